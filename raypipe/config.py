@@ -1,0 +1,182 @@
+"""What one trial is: a frozen, validated configuration with a stable hash.
+
+Ranges do not belong here: a range belongs to a study (`search_spaces/`), not to the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raypipe.errors import UserError, nearest
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Frozen):
+    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250)."""
+
+    name: Literal["conformer"] = "conformer"
+    kernels: Literal["rate", "paper"] = "rate"
+    """`rate`: the paper's temporal lengths (25, 75, 15 samples at 250 Hz) scaled to the data's sampling rate
+    (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate."""
+    filters: Annotated[int, Field(ge=1)] = 40
+    """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
+    depth: Annotated[int, Field(ge=0)] = 6
+    """Transformer blocks."""
+    heads: Annotated[int, Field(ge=1)] = 10
+    expansion: Annotated[int, Field(ge=1)] = 4
+    """Width of a block's feed-forward layer, in tokens."""
+    hidden: Annotated[int, Field(ge=1)] = 256
+    """Width of the head's first layer; its second is an eighth of it (256 and 32 in the paper)."""
+    dropout: Fraction = 0.5
+    """Dropout of the stem, the blocks and the head."""
+    features: Literal["mean", "log-power"] = "mean"
+    """What a token sums up: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
+    (square, mean, log: Schirrmeister et al. 2017), for tasks that live in rhythms."""
+    norm: Literal["channel", "window", "robust", "none"] = "channel"
+    """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
+    the relative power of channels; `robust` (median and MAD per channel); or `none`."""
+
+    @model_validator(mode="after")
+    def _heads_divide_filters(self) -> Self:
+        if self.filters % self.heads:
+            raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class OptimConfig(_Frozen):
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay."""
+
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    warmup: Fraction = 0.1
+    """Share of all steps over which the rate rises linearly from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient that is stepped with (SAM: the second gradient only); 0 clips nothing."""
+    ema: Fraction = 0.0
+    """Decay per step of the exponential moving average of weights that is evaluated and kept; 0 for none."""
+
+
+class SamConfig(_Frozen):
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its scale-invariant form ASAM."""
+
+    name: Literal["none", "sam", "asam"] = "none"
+    rho: Positive = 0.05
+    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) wants it 10 to 40 times larger."""
+
+
+class MixupConfig(_Frozen):
+    """Mixing of windows within a batch."""
+
+    name: Literal["none", "mixup", "cutmix"] = "none"
+    """`mixup` (Zhang et al. 2018, arXiv:1710.09412) or `cutmix` in time (after Yun et al. 2019, arXiv:1905.04899)."""
+    alpha: Positive = 0.3
+    """lambda ~ Beta(alpha, alpha)."""
+    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of batches that are mixed."""
+
+
+class LossConfig(_Frozen):
+    """The training loss. Trials are ranked by the task's metric, never by this."""
+
+    name: Literal["plain", "focal", "huber"] = "plain"
+    """`plain`: cross-entropy or mean squared error; `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
+    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only."""
+    gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    """Focusing exponent of `focal`; 0 is the plain loss."""
+    beta: Positive = 0.2
+    """Slope of Focal-R's sigmoid, per training-set standard deviation of the error."""
+    delta: Positive = 1.0
+    """Where Huber turns linear, in standard deviations of the training targets."""
+    smoothing: Fraction = 0.0
+    """Label smoothing (classes only)."""
+    balanced: bool = True
+    """Weight classes by inverse frequency in the training windows (classes only)."""
+
+
+class TrialConfig(_Frozen):
+    """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
+
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    sam: SamConfig = SamConfig()
+    mixup: MixupConfig = MixupConfig()
+    loss: LossConfig = LossConfig()
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a better score over all folds before the trial ends."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes a step costs: SAM pays twice."""
+        return 1 if self.sam.name == "none" else 2
+
+    def hash(self) -> str:
+        """Twelve hex digits that two configurations share only when they are equal."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
+    """Every name a search space may set, such as ``optim/lr``."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += parameter_names(inner, f"{prefix}{name}/")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"loss/gamma": 2}`` to ``{"loss": {"gamma": 2}}``; names without a slash and nested dicts stay."""
+    out: dict[str, Any] = {}
+    for name, value in flat.items():
+        here = out
+        *path, last = name.split("/")
+        for part in path:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise UserError(f"parameter '{name}': '{part}' is itself a parameter")
+        if isinstance(value, Mapping) and isinstance(here.get(last, {}), dict):
+            here.setdefault(last, {}).update(nest(value))
+        else:
+            here[last] = value
+    return out
+
+
+def parse_config(params: Mapping[str, Any], where: str = "configuration") -> TrialConfig:
+    """Validate parameters, flat (``loss/gamma``) or nested.
+
+    Raises
+    ------
+    UserError
+        Names an unknown parameter with the nearest right name, or the value that is out of range.
+    """
+    try:
+        return TrialConfig.model_validate(nest(params))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "/".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown parameter '{name}'; {nearest(name, parameter_names())}") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {given!r})"
+        raise UserError(f"{where}: parameter '{name}': {message}{shown}") from None

@@ -1,0 +1,184 @@
+"""Files that are written whole or not at all, in a local folder or behind a pyarrow.fs URI."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from raypipe.errors import UserError, disk_full
+
+TEMPORARY = ".part"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, flush it to the disk and rename it into place.
+
+    Raises
+    ------
+    DiskFullError
+        No room is left; `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise disk_full(error, path) or error from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Folder(Protocol):
+    """A place for named files; names are relative and use ``/``."""
+
+    where: str
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file whole or not at all."""
+
+    def read(self, name: str) -> bytes:
+        """Return the whole file; FileNotFoundError where there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Sorted names of all files below the folder `prefix`, temporary ones left out."""
+
+    def remove(self, name: str) -> None:
+        """Remove the file; nothing happens where there is none."""
+
+
+class LocalFolder:
+    """A folder of this machine or of a mounted file system."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.where = str(self.path)
+
+    def write(self, name: str, data: bytes) -> None:
+        write_whole(self.path / name, lambda file: file.write(data))
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def names(self, prefix: str = "") -> list[str]:
+        return sorted(self._walk(self.path / prefix))
+
+    def _walk(self, top: Path) -> Iterator[str]:
+        for folder, _, files in os.walk(top):
+            for file in files:
+                if not file.endswith(TEMPORARY):
+                    yield (Path(folder) / file).relative_to(self.path).as_posix()
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+
+class RemoteFolder:
+    """A folder behind a pyarrow.fs URI (``s3://``, ``gs://``, ``hdfs://``, ``file://``).
+
+    Object stores put a file whole or not at all. Other file systems get a temporary name and a rename.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from pyarrow import fs
+
+        try:
+            self._fs, self._root = fs.FileSystem.from_uri(uri)
+        except Exception as error:  # pyarrow has no common base class for these
+            raise UserError(f"{uri}: not a storage that pyarrow.fs can open ({str(error).splitlines()[0]})") from None
+        self.where = uri
+        self._renames = self._fs.type_name not in ("s3", "gcs", "abfs")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        if not self._renames:
+            with self._fs.open_output_stream(path) as file:
+                file.write(data)
+            return
+        folder, _, last = path.rpartition("/")
+        temporary = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+        self._fs.create_dir(folder, recursive=True)
+        try:
+            with self._fs.open_output_stream(temporary) as file:
+                file.write(data)
+            self._fs.move(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._fs.delete_file(temporary)
+            raise disk_full(error, f"{self.where}/{name}") or error from None
+
+    def read(self, name: str) -> bytes:
+        with self._fs.open_input_stream(self._path(name)) as file:
+            return bytes(file.read())
+
+    def exists(self, name: str) -> bool:
+        from pyarrow import fs
+
+        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
+
+    def names(self, prefix: str = "") -> list[str]:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True))
+        root = self._root.rstrip("/") + "/"
+        return sorted(
+            info.path.removeprefix(root)
+            for info in found
+            if info.type == fs.FileType.File and not info.path.endswith(TEMPORARY)
+        )
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
+
+
+def open_folder(where: str | Path) -> Folder:
+    """Open a local path or a pyarrow.fs URI; nothing is created before the first write."""
+    text = str(where)
+    return RemoteFolder(text) if "://" in text else LocalFolder(text)
+
+
+def read_json(folder: Folder, name: str) -> Any:
+    """Parse a JSON file of `folder`.
+
+    Raises
+    ------
+    UserError
+        The file is no whole JSON document.
+    """
+    try:
+        return json.loads(folder.read(name))
+    except ValueError:
+        raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy") from None
+
+
+def write_json(folder: Folder, name: str, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all."""
+    folder.write(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
