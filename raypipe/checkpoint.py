@@ -1,0 +1,41 @@
+"""Checkpoints: whole or noticed. A file carries the SHA-256 of what follows it and never runs code when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import torch
+
+from raypipe.errors import CheckpointError
+
+_MAGIC = b"raypipe-checkpoint-1\n"
+
+
+def dumps(state: dict[str, Any]) -> bytes:
+    """Pack tensors and plain values, headed by their digest."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    return _MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
+    """Unpack what `dumps` made (``torch.load(weights_only=True)``).
+
+    Raises
+    ------
+    CheckpointError
+        The data is truncated, altered or of another kind.
+    """
+    head = len(_MAGIC) + 32
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise CheckpointError(f"{name}: not a raypipe checkpoint")
+    payload = data[head:]
+    if hashlib.sha256(payload).digest() != data[len(_MAGIC) : head]:
+        raise CheckpointError(f"{name}: truncated or altered (its checksum differs)")
+    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name}: holds no state")
+    return state

@@ -1,0 +1,175 @@
+"""The referee of a trial: pools its folds' predictions, scores every epoch, keeps the best, says when it is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypipe.errors import CheckpointError, DiskFullError, UserError
+from raypipe.messages import FoldEpoch, Reply
+from raypipe.metrics import score
+from raypipe.share import Share, read_fold
+from raypipe.store import Epoch, OutOfFold, RunStore, State, TrialResult, best_epoch
+from raypipe.train import NonFiniteError
+from raypipe.windows import WindowStore
+
+
+class Referee:
+    """Scores a trial's epochs over all folds together, so that a configuration is judged and not a lucky fold.
+
+    The best epoch is one for all folds: chosen fold by fold, each model would be picked on the very windows that its
+    out-of-fold predictions are scored on.
+    """
+
+    def __init__(self, run: RunStore, windows: WindowStore, number: int) -> None:
+        self.run, self.windows, self.number = run, windows, number
+        self.config = run.config(number)
+        self.history = run.history(number)
+        self.validation = [run.folds.split(windows.subjects, fold)[1] for fold in range(run.folds.n_folds)]
+
+    @property
+    def done(self) -> int:
+        """Epochs that all folds have reported."""
+        return len(self.history)
+
+    @property
+    def best(self) -> int:
+        """Best epoch so far, 0 before the first."""
+        found = best_epoch(self.history, self.run.info.direction)
+        return found.epoch if found else 0
+
+    @property
+    def over(self) -> bool:
+        """All epochs are trained, or `patience` of them went by without a better score."""
+        return self.done >= self.config.epochs or self.done - self.best >= self.config.patience
+
+    def take(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
+        """Record an epoch that all folds have finished; one that is known already is given back as it was.
+
+        Raises
+        ------
+        NonFiniteError
+            The score is no number.
+        """
+        if epoch <= self.done:
+            return self.history[epoch - 1]
+        if epoch != self.done + 1 or sorted(outcomes) != list(range(len(self.validation))):
+            raise RuntimeError(f"epoch {epoch} with folds {sorted(outcomes)} after epoch {self.done}")
+        targets = self.windows.targets
+        parts = [outcomes[fold] for fold in range(len(self.validation))]
+        pooled = score(
+            self.run.info.metric,
+            np.concatenate([targets[index] for index in self.validation]),
+            np.concatenate([part.predictions for part in parts]),
+        )
+        if not np.isfinite(pooled):
+            raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
+        record = Epoch(
+            epoch=epoch,
+            passes=epoch * self.config.passes,
+            score=pooled,
+            fold_scores=[self._fold_score(fold, part.predictions) for fold, part in enumerate(parts)],
+            losses=[part.loss for part in parts],
+            seconds=max(part.seconds for part in parts),
+        )
+        self.history.append(record)
+        self.run.write_history(self.number, self.history)
+        return record
+
+    def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
+        value = score(self.run.info.metric, self.windows.targets[self.validation[fold]], predictions)
+        return float(value) if np.isfinite(value) else None  # a fold with one class only has no AUC
+
+
+def finish_trial(
+    run: RunStore,
+    windows: WindowStore,
+    number: int,
+    state: State,
+    reason: str,
+    failure: str | None = None,
+) -> TrialResult:
+    """Gather what a trial leaves (out-of-fold predictions and weights of its best epoch) and record its end.
+
+    Doing it again changes nothing: a trial whose result is there is given back as it is.
+    """
+    ended = run.result(number)
+    if ended is None:
+        history = run.history(number)
+        best = best_epoch(history, run.info.direction)
+        if best is not None and state != "failed":
+            try:
+                _gather(run, windows, number, best.epoch, weights=state != "pruned")
+            except (CheckpointError, FileNotFoundError) as error:
+                state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
+        ended = TrialResult(
+            number=number,
+            state=state,
+            score=best.score if best else None,
+            best_epoch=best.epoch if best else 0,
+            epochs=len(history),
+            seconds=sum(epoch.seconds for epoch in history),
+            reason=reason,
+            failure=failure,
+            finished=time.time(),
+        )
+        run.write_result(ended)
+    for fold in range(run.folds.n_folds):
+        run.drop_checkpoints(number, fold)
+    return ended
+
+
+def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, weights: bool) -> None:
+    index, folds, predictions = [], [], []
+    for fold in range(run.folds.n_folds):
+        state = read_fold(run, number, fold, epoch)
+        validation = run.folds.split(windows.subjects, fold)[1]
+        index.append(validation)
+        folds.append(np.full(len(validation), fold))
+        predictions.append(state["predictions"].numpy())
+        if weights:
+            extra = {"target.centre": state["centre"], "target.scale": state["scale"]}
+            tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
+            tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
+            run.write_weights(number, fold, tensors)
+    order = np.argsort(np.concatenate(index), kind="stable")
+    run.write_oof(
+        number,
+        OutOfFold(
+            np.concatenate(index)[order],
+            np.concatenate(folds)[order],
+            np.concatenate(predictions)[order].astype(np.float32),
+        ),
+    )
+
+
+def run_trial(
+    run: RunStore,
+    windows: WindowStore,
+    number: int,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    device: str = "cpu",
+) -> TrialResult:
+    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand."""
+    referee = Referee(run, windows, number)
+
+    def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
+        referee.take(epoch, outcomes)
+        return Reply(not referee.over, referee.best)
+
+    try:
+        if not referee.over:
+            share = Share(run, windows, number, range(run.folds.n_folds), device)
+            share.train(referee.done, report, interrupted)
+    except DiskFullError:
+        raise
+    except NonFiniteError as error:
+        return finish_trial(run, windows, number, "failed", str(error), "non-finite")
+    except UserError as error:
+        return finish_trial(run, windows, number, "failed", str(error), "bad-configuration")
+    return finish_trial(run, windows, number, "complete", "trained to the end")

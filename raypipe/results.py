@@ -1,0 +1,82 @@
+"""A run, read back: its trials as a table, its out-of-fold predictions, its ensemble. Ray need not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypipe.config import TrialConfig
+from raypipe.store import RunStore, best_epoch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raypipe.ensemble import Ensemble
+
+
+class Run:
+    """A run, to look at: ``Run("runs/first").trials``.
+
+    Parameters
+    ----------
+    run
+        Its folder or URI.
+    """
+
+    def __init__(self, run: RunStore | str | Path) -> None:
+        self.store = run if isinstance(run, RunStore) else RunStore.open(run)
+
+    @property
+    def where(self) -> str:
+        """Path or URI of the run."""
+        return self.store.where
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: how it went (state, score, best_epoch, epochs, seconds, reason) and its parameters."""
+        import pandas as pd
+
+        rows = []
+        for number in self.store.numbers():
+            history, ended = self.store.history(number), self.store.result(number)
+            best = best_epoch(history, self.store.info.direction)
+            row: dict[str, Any] = {
+                "number": number,
+                "state": ended.state if ended else "running",
+                "score": best.score if best else None,
+                "best_epoch": best.epoch if best else 0,
+                "epochs": len(history),
+                "seconds": sum(epoch.seconds for epoch in history),
+                "failure": ended.failure if ended else None,
+                "reason": ended.reason if ended else "",
+            }
+            rows.append(row | flat(self.store.config(number)))
+        return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
+
+    def oof(self, number: int) -> pd.DataFrame:
+        """Out-of-fold predictions of a trial: window, fold and one column an output."""
+        import pandas as pd
+
+        oof = self.store.oof(number)
+        names = self.store.info.classes or ["prediction"]
+        table = pd.DataFrame(oof.predictions, columns=pd.Index(names))
+        table.insert(0, "window", oof.windows)
+        table.insert(1, "fold", oof.folds)
+        return table
+
+    def ensemble(self, **options: Any) -> Ensemble:
+        """Fit an ensemble on out-of-fold predictions and score it on the held-out subjects; see `fit_ensemble`."""
+        from raypipe.ensemble import fit_ensemble
+
+        return fit_ensemble(self.store, **options)
+
+
+def flat(config: TrialConfig) -> dict[str, Any]:
+    """A configuration by parameter name, such as ``loss/gamma``."""
+    out: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            out |= {f"{name}/{inner}": v for inner, v in value.items()}
+        else:
+            out[name] = value
+    return out

@@ -1,0 +1,108 @@
+"""The learning rate as a function of the step, and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def lr_factor(step: int, total: int, warmup: float, kind: Literal["cosine", "constant"] = "cosine") -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then cosine decay towards 0, or none.
+
+    A function of the step alone, so a resumed run has no scheduler to restore. No step's rate is 0: the rise starts
+    one notch above it and the decay would reach it at step `total`.
+
+    Parameters
+    ----------
+    step
+        From 0.
+    total
+        Steps of the whole training.
+    warmup
+        Share of `total` that rises.
+    kind
+        `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts) or `constant`.
+    """
+    if step < 0 or total < 1 or not 0.0 <= warmup <= 1.0:
+        raise ValueError(f"step {step}, total {total} or warm-up {warmup} is out of range")
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, (step - rising) / max(1, total - rising))
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Ema:
+    """Exponential moving average of a model's weights; buffers are copied, not averaged.
+
+    Averaging would break integer buffers, and BatchNorm's statistics are averages already. The first steps count more
+    than `decay` says, ``min(decay, (1 + t) / (10 + t))`` (TensorFlow's ExponentialMovingAverage), or a short training
+    would keep a share of its random start.
+
+    Parameters
+    ----------
+    model
+        The live model.
+    decay
+        Per step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1) (given {decay})")
+        self.decay = decay
+        self.steps = 0
+        self._average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the live model's weights, after its optimiser's step."""
+        self.steps += 1
+        share = 1.0 - min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
+        averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in model.state_dict().items():
+            if name in averaged:
+                self._average[name].lerp_(tensor, share)
+            else:
+                self._average[name].copy_(tensor)
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Overwrite a model's weights and buffers with the average."""
+        model.load_state_dict(self._average)
+
+    @contextmanager
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """Within it the model has the averaged weights; after it, bit for bit its own."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        try:
+            self.apply_to(model)
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to save; it holds copies, so later updates do not change it."""
+        average: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self._average.items()}
+        return {"steps": self.steps, "average": average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state.
+
+        Raises
+        ------
+        ValueError
+            It is of another model.
+        """
+        average: dict[str, Tensor] = state["average"]
+        if {n: t.shape for n, t in average.items()} != {n: t.shape for n, t in self._average.items()}:
+            raise ValueError("this average is of another model")
+        for name, tensor in average.items():
+            self._average[name].copy_(tensor)
+        self.steps = int(state["steps"])

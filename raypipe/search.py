@@ -1,0 +1,149 @@
+"""Ray Tune's side of a sweep: OptunaSearch and a scheduler that leave every decision to the run's ledger."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from raypipe.errors import DiskFullError, UserError
+from raypipe.store import TrialResult
+from raypipe.study import STUDY_NAME, Ledger
+
+Watch = Callable[[str, dict[str, Any]], None]
+"""Told what happens: ``start``, ``epoch``, ``end`` and the trial's number, epoch, score, result."""
+
+SAME_FAILURES = 3
+
+
+class RunSearch(OptunaSearch):  # type: ignore[misc]
+    """OptunaSearch whose trials are the ledger's.
+
+    Ray's own tells trials that a scheduler stopped COMPLETE, leaves those with a NaN score RUNNING for ever, repeats
+    its first draws when it is seeded again, and keeps what it knows in snapshots; here the run's store and the study
+    are brought up to date at every event, and snapshots are left out.
+    """
+
+    def __init__(self, ledger: Ledger, storage: Any, *, deadline: float | None, watch: Watch) -> None:
+        mode = "min" if ledger.run.info.direction == "minimize" else "max"
+        super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
+        self.ledger = ledger
+        self.deadline = deadline
+        self.watch = watch
+        self.fatal: BaseException | None = None
+        self.timed_out = False
+        self._numbers: dict[str, int] = {}
+        self._stopping: dict[str, tuple[Any, str]] = {}
+        self._failures: Counter[tuple[str, str]] = Counter()
+        self._fine = False
+
+    def suggest(self, trial_id: str) -> Any:
+        """Hand Tune the ledger's next trial."""
+        while not self.fatal and not self._late():
+            try:
+                number = self.ledger.next()
+            except UserError as error:
+                self._count_failure("bad-configuration", str(error))
+                continue
+            except Exception as error:
+                self.fatal = error
+                break
+            if number is None:
+                break
+            self._numbers[trial_id] = number
+            self.watch("start", {"number": number, "config": self.ledger.run.config(number)})
+            return {"number": number}
+        return Searcher.FINISHED
+
+    def _late(self) -> bool:
+        self.timed_out = self.timed_out or (self.deadline is not None and time.time() > self.deadline)
+        return self.timed_out
+
+    def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial that has reported an epoch trains on."""
+        number = self._numbers[trial_id]
+        self.watch("epoch", {"number": number, "epoch": result["epoch"], "score": result["score"]})
+        try:
+            if not self.ledger.observe(number):
+                self._stopping[trial_id] = ("pruned", "stopped by successive halving")
+        except Exception as error:
+            self.fatal = error
+        if self._late():
+            self._stopping.setdefault(trial_id, ("stopped", "the time budget was used up"))
+        return not self.fatal and trial_id not in self._stopping
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler has asked `goes_on` already."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record a trial's end. One that was only interrupted stays open and is resumed by the next driver."""
+        number = self._numbers[trial_id]
+        result = result or {}
+        try:
+            if result.get("failure") == "disk-full":
+                self.fatal = DiskFullError(str(result["reason"]))
+            elif result.get("failure"):
+                self._end(self.ledger.close(number, "failed", str(result["reason"]), str(result["failure"])))
+            elif error:
+                self._end(self.ledger.close(number, "failed", "its slot died again and again", "lost-worker"))
+            elif trial_id in self._stopping:
+                state, reason = self._stopping.pop(trial_id)
+                self._end(self.ledger.close(number, state, reason))
+            elif result.get("done"):
+                self.ledger.observe(number)
+                self._end(self.ledger.close(number, "complete", "trained to the end"))
+        except Exception as problem:
+            self.fatal = self.fatal or problem
+
+    def _end(self, ended: TrialResult) -> None:
+        self.watch("end", {"number": ended.number, "result": ended})
+        if ended.state == "failed":
+            self._count_failure(ended.failure or "error", ended.reason)
+        else:
+            self._fine = True
+
+    def _count_failure(self, kind: str, reason: str) -> None:
+        way = kind, re.sub(r"\d+", "#", reason)
+        self._failures[way] += 1
+        if not self._fine and self._failures[way] >= SAME_FAILURES:
+            self.fatal = UserError(f"the first {SAME_FAILURES} trials failed the same way ({kind}): {reason}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the run's store and the study hold everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the run's store and the study hold everything."""
+
+
+class RunScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Passes on what the ledger (successive halving) and the time budget say of each epoch."""
+
+    def __init__(self, search: RunSearch) -> None:
+        super().__init__()
+        self._search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop the trial or let it go on."""
+        goes_on = self._search.goes_on(trial.trial_id, result)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+class RunStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends Tune when the sweep cannot go on."""
+
+    def __init__(self, search: RunSearch) -> None:
+        self._search = search
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether something fatal has happened."""
+        return self._search.fatal is not None

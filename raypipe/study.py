@@ -1,0 +1,247 @@
+"""The Optuna study beside the run's store: asks for trials, judges them, tells how each ended, exactly once.
+
+Neither Ray nor Tune is needed here. The run's store and the study are the truth of a sweep; whatever executes it may
+die at any moment and be replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from raypipe.errors import UserError
+from raypipe.files import Folder
+from raypipe.referee import finish_trial
+from raypipe.store import RunStore, State, TrialResult
+from raypipe.train import derive_seed
+from raypipe.windows import WindowStore
+
+STUDY_NAME = "raypipe"
+
+_TOLD = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
+    """Optuna's journal as numbered files, for storage that cannot append. One writer at a time: the run's driver."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._logs: list[dict[str, Any]] = []
+        self._files = 0
+
+    def _name(self, number: int) -> str:
+        return f"study/{number:08d}.jsonl"
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        while self._folder.exists(self._name(self._files)):
+            text = self._folder.read(self._name(self._files)).decode()
+            self._logs += [json.loads(line) for line in text.splitlines()]
+            self._files += 1
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.read_logs(0)
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._folder.write(self._name(self._files), text.encode())
+
+
+def open_journal(run: RunStore) -> Any:
+    """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files."""
+    if run.local is None:
+        return optuna.storages.JournalStorage(FolderJournal(run.folder))
+    path = run.local / "study.journal"
+    _mend(path)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _mend(path: Path) -> None:
+    """Drop what a killed driver left: a last line cut short, which Optuna cannot read past, and its lock."""
+    for lock in path.parent.glob(path.name + ".lock*"):
+        lock.unlink(missing_ok=True)
+    if path.is_file():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with open(path, "r+b") as file:
+                file.truncate(whole)
+
+
+class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
+    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934, algorithm 2) on stored scores alone.
+
+    At each rung (`grace`, `grace * eta`, ... passes over the training windows) a trial goes on if its best score so
+    far is in the best 1/eta of the trials that have reached the rung. Optuna's own SuccessiveHalvingPruner marks a
+    rung as passed before its caller has acted on the answer, so a driver killed in between would let a trial go on
+    that was to stop; this one keeps no state of its own.
+    """
+
+    def __init__(self, grace: int, eta: int = 3) -> None:
+        self.grace, self.eta = grace, eta
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial's last reported step crossed a rung that it does not pass."""
+        steps = sorted(trial.intermediate_values)
+        if not steps:
+            return False
+        before = steps[-2] if len(steps) > 1 else 0
+        rung = self.grace
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+        while rung <= steps[-1]:
+            if before < rung:
+                own = self._at(trial, rung, sign)
+                reached = [value for t in others if (value := self._at(t, rung, sign)) is not None]
+                better = sum(value < own for value in reached) if own is not None else 0
+                if better >= max(1, (len(reached) + 1) // self.eta):
+                    return True
+            rung *= self.eta
+        return False
+
+    @staticmethod
+    def _at(trial: FrozenTrial, rung: int, sign: float) -> float | None:
+        """Best score (lower is better) up to the first step at or past `rung`; None before it."""
+        steps = sorted(trial.intermediate_values)
+        first = next((step for step in steps if step >= rung), None)
+        if first is None:
+            return None
+        return min(sign * trial.intermediate_values[step] for step in steps if step <= first)
+
+
+class Ledger:
+    """A run's trials: which is next, whether one goes on, how each ended.
+
+    Opening it settles what a killed driver left: trials that ended but were not told, and trials in mid-air, which are
+    handed out again first, under their own numbers.
+
+    Parameters
+    ----------
+    run, windows
+        The run and its windows.
+    storage
+        From `open_journal`.
+    trials
+        How many trials the run is to have; None for no limit.
+    pruner
+        None lets every trial run to its end.
+    parallel
+        Trials that run at a time (the sampler then keeps away from those in flight).
+    """
+
+    def __init__(
+        self,
+        run: RunStore,
+        windows: WindowStore,
+        storage: Any,
+        *,
+        trials: int | None,
+        pruner: optuna.pruners.BasePruner | None = None,
+        parallel: int = 1,
+    ) -> None:
+        self.run, self.windows, self.trials, self.parallel = run, windows, trials, parallel
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=STUDY_NAME,
+            direction=run.info.direction,
+            pruner=pruner or optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        for point in run.space.start:
+            self.study.enqueue_trial(point, skip_if_exists=True)
+        self._waiting: deque[int] = deque()
+        self._settle()
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _settle(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state != TrialState.RUNNING:
+                continue
+            ended = self.run.result(trial.number)
+            if ended is not None:
+                self._tell(ended)
+            elif not self.run.has_trial(trial.number) or self.observe(trial.number):
+                self._waiting.append(trial.number)
+            else:
+                self.close(trial.number, "pruned", "stopped by successive halving")
+
+    @property
+    def asked(self) -> int:
+        """Trials that have been asked for, ended or not."""
+        return sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+
+    @property
+    def exhausted(self) -> bool:
+        """No trial is left to be handed out."""
+        return not self._waiting and self.trials is not None and self.asked >= self.trials
+
+    def next(self) -> int | None:
+        """Hand out a trial by number, recorded in the run; None when there is none left.
+
+        Raises
+        ------
+        UserError
+            The space drew a configuration that is not valid; the trial is recorded as failed.
+        """
+        if self._waiting:
+            number = self._waiting.popleft()
+        elif self.exhausted:
+            return None
+        else:
+            number = self._ask()
+        if not self.run.has_trial(number):
+            trial = optuna.Trial(self.study, self._trial(number)._trial_id)
+            try:
+                self.run.add_trial(number, self.run.space(trial))
+            except UserError as error:
+                self.study.tell(number, state=TrialState.FAIL)
+                raise UserError(f"trial {number}: {error}") from None
+        return number
+
+    def _ask(self) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # A seed per trial: one seed for the sampler would repeat its first draws after every restart.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=derive_seed("suggest", self.run.info.seed, self.asked) % 2**32,
+                multivariate=True,
+                group=True,
+                constant_liar=self.parallel > 1,
+            )
+            return int(self.study.ask().number)
+
+    def observe(self, number: int) -> bool:
+        """Bring the study up to date with a trial's history; whether the trial may go on."""
+        trial = self._trial(number)
+        handle = optuna.Trial(self.study, trial._trial_id)
+        for epoch in self.run.history(number):
+            if epoch.passes in trial.intermediate_values:
+                continue
+            handle.report(epoch.score, epoch.passes)
+        # The last step is asked again after a restart: the answer may not have been acted on.
+        return not self.study.pruner.prune(self.study, self._trial(number))
+
+    def close(self, number: int, state: State, reason: str, failure: str | None = None) -> TrialResult:
+        """Record a trial's end in the run, then in the study. Again, it changes nothing."""
+        ended = finish_trial(self.run, self.windows, number, state, reason, failure)
+        self._tell(ended)
+        return ended
+
+    def _tell(self, ended: TrialResult) -> None:
+        if self._trial(ended.number).state.is_finished():
+            return
+        state = _TOLD[ended.state]
+        self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)

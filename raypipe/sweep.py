@@ -1,0 +1,339 @@
+"""A sweep: a search space, a store of windows and a run folder go in; trained, scored trials come out.
+
+The same call begins a run, goes on with one that was killed, and does nothing when all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raypipe.errors import UserError
+from raypipe.files import read_json, write_json
+from raypipe.folds import make_folds
+from raypipe.lease import Lease
+from raypipe.results import Run
+from raypipe.space import SearchSpace, load_space
+from raypipe.store import RunInfo, RunStore, versions
+from raypipe.windows import WindowStore
+
+OPTIONS = "options.json"
+
+Watch = Callable[[str, dict[str, Any]], None]
+
+
+class Options(BaseModel):
+    """How a run is driven. The seed, the folds and the held-out subjects are fixed when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    trials: int = Field(20, ge=1)
+    """Trials the run is to have in all."""
+    folds: int = 5
+    held_out: float | list[str] = 0.2
+    seed: int = Field(0, ge=0)
+    workers: int | None = Field(None, ge=1)
+    """Train workers a trial; its folds are dealt among them. None: as many as keep the cores busy."""
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    concurrent: int | None = Field(None, ge=1)
+    """Trials at a time. None: as many as there is room for."""
+    time_budget: float | None = Field(None, gt=0)
+    """Seconds the run may be driven for in all; trials in flight then end with what they have."""
+    grace: int | None = Field(None, ge=1)
+    """Passes over the training windows before successive halving may stop a trial. None: a ninth of the longest."""
+    reduction: int = Field(3, ge=2)
+    """Successive halving keeps the best 1/reduction at each rung."""
+    prune: bool = True
+    """Whether successive halving stops trials at all."""
+    address: str | None = None
+    """A running Ray cluster; None starts Ray on this machine."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, for Ray's own scratch files."""
+
+
+def sweep(
+    space: str | Path, data: str | Path, run: str | Path, *, watch: Watch = lambda kind, news: None, **options: Any
+) -> Run:
+    """Search `space` on the windows of `data`, in the run folder `run`.
+
+    Parameters
+    ----------
+    space
+        A ``search_spaces/<name>.py``.
+    data
+        A store made by `prepare`.
+    run
+        Folder or pyarrow.fs URI. Where a run lies there already, it is continued; `space`, `data` and the fold map
+        must be the ones it was made with.
+    watch
+        Told of every event.
+    **options
+        See `Options`.
+
+    Returns
+    -------
+    Run
+        Its trials, out-of-fold predictions and ensemble, usable without Ray.
+
+    Raises
+    ------
+    UserError
+        Bad input; see the message.
+    """
+    chosen = _options(options)
+    windows = WindowStore(data)
+    store = _open(load_space(space), windows, str(run), chosen)
+    return _drive(store, windows, chosen, watch)
+
+
+def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
+    """Go on with a run as it was last driven; `changes` replace options (more trials, another address)."""
+    store = RunStore.open(run)
+    if not store.folder.exists(OPTIONS):
+        raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
+    chosen = _options({**read_json(store.folder, OPTIONS), **{k: v for k, v in changes.items() if v is not None}})
+    windows = WindowStore(store.info.data)
+    _same(store, windows, store.space, chosen)
+    return _drive(store, windows, chosen, watch)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+        raise UserError(f"{name}: {problem['msg']} (given {problem['input']!r})") from None
+
+
+def _open(space: SearchSpace, windows: WindowStore, where: str, options: Options) -> RunStore:
+    if RunStore.exists(where):
+        store = RunStore.open(where)
+        _same(store, windows, space, options)
+        return store
+    folds = make_folds(
+        windows.subjects,
+        windows.targets,
+        classes=bool(windows.classes),
+        n_folds=options.folds,
+        held_out=options.held_out,
+        seed=options.seed,
+    )
+    info = RunInfo(
+        created=time.time(),
+        data=str(windows.path),
+        data_hash=windows.data_hash,
+        task=windows.manifest.task,
+        kind=windows.kind,
+        metric=windows.metric,
+        direction="minimize" if windows.kind == "regression" else "maximize",
+        classes=windows.classes,
+        seed=options.seed,
+        space=space.name,
+        space_hash=space.hash,
+        folds_hash="",
+        versions=versions(),
+    )
+    return RunStore.create(where, info, folds, space)
+
+
+def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Options) -> None:
+    """Check that a run is continued with what it was made from."""
+    if windows.data_hash != store.info.data_hash:
+        raise UserError(
+            f"{store.where}: the run was made from other data ({store.info.data}, hash {store.info.data_hash[:12]}; "
+            f"{windows.path} has {windows.data_hash[:12]}); name a new run folder"
+        )
+    if space.hash != store.info.space_hash:
+        raise UserError(
+            f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
+        )
+    if options.folds != store.folds.n_folds:
+        raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
+    if options.seed != store.info.seed:
+        raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
+
+
+def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch) -> Run:
+    from raypipe.study import Halving, Ledger, open_journal
+
+    with Lease(store.folder) as lease:
+        write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
+        longest = _longest_trial(store.space)
+        grace = options.grace or max(1, round(longest / options.reduction**2))
+        pruner = Halving(grace, options.reduction) if options.prune else None
+        storage = open_journal(store)
+        with _quiet_optuna():
+            ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+            if not ledger.exhausted:
+                deadline = None
+                if options.time_budget is not None:
+                    deadline = time.time() + options.time_budget - lease.spent
+                _execute(store, windows, options, ledger, storage, deadline, watch)
+    return Run(store)
+
+
+def _longest_trial(space: SearchSpace) -> int:
+    """Passes of the longest of some drawn trials: successive halving's rungs are set below it."""
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [space(study.ask()) for _ in range(20)]
+    drawn += [space(optuna.trial.FixedTrial(point)) for point in space.start]
+    return max(config.epochs * config.passes for config in drawn)
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def crew_size(n_folds: int, slots_of_one: int) -> int:
+    """Workers a trial: the most among which the folds can be dealt with hardly any idle share.
+
+    Parameters
+    ----------
+    n_folds
+        Folds of a trial.
+    slots_of_one
+        Workers there is room for.
+    """
+    sizes = range(min(n_folds, max(1, slots_of_one)), 0, -1)
+    return next(w for w in sizes if n_folds / (w * -(-n_folds // w)) >= 0.95)
+
+
+def _execute(
+    store: RunStore,
+    windows: WindowStore,
+    options: Options,
+    ledger: Any,
+    storage: Any,
+    deadline: float | None,
+    watch: Watch,
+) -> None:
+    """Have Ray run what the ledger hands out."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its snapshots are not used
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    watch("launch", {"address": options.address})
+    noise = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
+        stack.enter_context(contextlib.redirect_stdout(noise))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        import ray
+        from ray import tune
+
+        from raypipe.desk import Desk
+        from raypipe.search import RunScheduler, RunSearch, RunStopper
+        from raypipe.trial import Crew, Slot
+
+        mine = not ray.is_initialized()
+        if mine:
+            _start_ray(options)
+            stack.callback(ray.shutdown)
+        workers, concurrent = _layout(options, store.folds.n_folds, ray.cluster_resources())
+        ledger.parallel = concurrent
+        watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
+        desk = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).remote()
+        crew = Crew(
+            run=store.where,
+            windows=str(windows.path),
+            desk=desk,
+            scratch=str(scratch),
+            workers=workers,
+            cpus=options.cpus_per_worker,
+            gpus=options.gpus_per_worker,
+        )
+        search = RunSearch(ledger, storage, deadline=deadline, watch=watch)
+        tuner = tune.Tuner(
+            # No CPU: the slot only waits for its workers. Ray refuses an empty request, hence a byte of memory.
+            tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=RunScheduler(search),
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="slots",
+                storage_path=str(scratch),
+                failure_config=tune.FailureConfig(max_failures=3),
+                stop=RunStopper(search),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if search.fatal:
+            raise search.fatal
+        if search.timed_out:
+            watch("late", {})
+
+
+def _start_ray(options: Options) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address:
+        try:
+            ray.init(address=options.address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--address {options.address}: no Ray cluster there ({str(error).splitlines()[0]})"
+            ) from None
+        return
+    modules = ["torch", "ray.train", "ray.tune", "raypipe.trial"]
+    ray.init(include_dashboard=False, _system_config={"preload_python_modules": modules}, **quiet)
+
+
+def _layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
+    """Workers a trial and trials at a time, from what the cluster has.
+
+    Raises
+    ------
+    UserError
+        Not even one worker group fits.
+    """
+    room = int(resources.get("CPU", 0) / options.cpus_per_worker)
+    if options.gpus_per_worker:
+        room = min(room, int(resources.get("GPU", 0) / options.gpus_per_worker))
+    wanted = min(options.workers, n_folds) if options.workers else crew_size(n_folds, room)
+    if room < wanted:
+        has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
+        needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
+        raise UserError(
+            f"{wanted} worker(s) of {needs} each do not fit: there are {has}; "
+            "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    fits = room // wanted
+    return wanted, min(options.concurrent, fits) if options.concurrent else fits
+
+
+def parse_held_out(text: str) -> float | Sequence[str]:
+    """``0.2`` to a share, ``NDAR1,NDAR2`` to names."""
+    try:
+        return float(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,209 @@
+"""Where trials run: a slot of Ray Tune with a group of Ray Train workers that lives on from trial to trial.
+
+Tune's usual pattern, a trainer inside each trial, starts a controller and a worker group for every trial (about 16 s).
+Here a `Slot` is started once, with `reuse_actors`: it keeps one Ray Train run going in a thread, whose workers serve
+trial after trial from the sweep's `Desk`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import PlacementGroupID, tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from raypipe.errors import DiskFullError, UserError
+from raypipe.messages import Failure, FoldEpoch, Job, Reply
+from raypipe.referee import Referee
+from raypipe.share import Share
+from raypipe.store import RunStore
+from raypipe.train import InterruptedEpochError, NonFiniteError
+from raypipe.windows import WindowStore
+
+# Seconds between two looks at whether the trial has moved on while an epoch is trained, and whether workers live.
+GLANCE = 0.2
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How trials are run: what every slot and worker of a sweep is given."""
+
+    run: str
+    windows: str
+    desk: Any
+    scratch: str
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def serve(order: dict[str, Any]) -> None:
+    """Serve trials on one Ray Train worker until the slot ends (the train function)."""
+    crew: Crew = order["crew"]
+    name: str = order["slot"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, int(crew.cpus)))
+    device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
+    group = ray.util.get_current_placement_group()
+    ray.get(crew.desk.join.remote(name, rank, os.getpid(), group.id.hex() if group else None))
+    run, windows = RunStore.open(crew.run), WindowStore(crew.windows)
+    seen = 0
+    while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
+        seen = job.seq
+        folds = range(rank, run.folds.n_folds, world)
+        _serve_job(crew, name, job, Share(run, windows, job.number, folds, device))
+
+
+def _serve_job(crew: Crew, name: str, job: Job, share: Share) -> None:
+    looked = time.monotonic()
+
+    def interrupted() -> bool:
+        nonlocal looked
+        if time.monotonic() - looked < GLANCE:
+            return False
+        looked = time.monotonic()
+        return bool(ray.get(crew.desk.moved.remote(name, job.seq)))
+
+    def report(epoch: int, outcomes: Any) -> Reply:
+        reply: Reply = ray.get(crew.desk.post.remote(name, job.seq, epoch, dict(outcomes)))
+        return reply
+
+    try:
+        share.train(job.done, report, interrupted)
+    except InterruptedEpochError:
+        return
+    except ray.exceptions.RayError:
+        raise  # the desk is gone: so is the sweep
+    except Exception as error:
+        ray.get(crew.desk.fail.remote(name, job.seq, describe(error)))
+
+
+def describe(error: Exception) -> Failure:
+    """Tell kinds of failure apart; none of these is cured by trying again."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, DiskFullError):
+        return Failure("disk-full", line)
+    if isinstance(error, NonFiniteError):
+        return Failure("non-finite", line)
+    if isinstance(error, UserError):
+        return Failure("bad-configuration", line)
+    return Failure("error", f"{type(error).__name__}: {line}", traceback.format_exc(limit=-8))
+
+
+class Slot(tune.Trainable):  # type: ignore[misc]
+    """A place where one trial after another runs. Tune steps it once an epoch of all folds."""
+
+    def setup(self, config: dict[str, Any], crew: Crew) -> None:
+        """Start the worker group and hand it the first trial."""
+        self.crew = crew
+        self.name = self.trial_id
+        self.run, self.windows = RunStore.open(crew.run), WindowStore(crew.windows)
+        # A slot that was killed leaves a worker group that holds on to its resources.
+        release(ray.get(crew.desk.close.remote(self.name)))
+        ray.get(crew.desk.open.remote(self.name))
+        self.broken: BaseException | None = None
+        self.thread = threading.Thread(target=self._keep_workers, daemon=True)
+        self.thread.start()
+        self._assign(config)
+
+    def _keep_workers(self) -> None:
+        trainer = DataParallelTrainer(
+            serve,
+            train_loop_config={"crew": self.crew, "slot": self.name},
+            scaling_config=ScalingConfig(
+                num_workers=self.crew.workers,
+                use_gpu=self.crew.gpus > 0,
+                resources_per_worker={"CPU": self.crew.cpus, **({"GPU": self.crew.gpus} if self.crew.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=f"slot-{self.name}",
+                storage_path=self.crew.scratch,
+                failure_config=FailureConfig(max_failures=-1),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self.broken = error
+
+    def _assign(self, config: dict[str, Any]) -> None:
+        self.referee = Referee(self.run, self.windows, int(config["number"]))
+        if not self.referee.over:
+            referee = self.referee
+            ray.get(self.crew.desk.assign.remote(self.name, referee.number, referee.done, referee.best))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial on the warm worker group."""
+        self._assign(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the next epoch of all folds and score it."""
+        referee = self.referee
+        if referee.over:  # a trial that a killed driver had left at its end
+            return self._report(done=True)
+        epoch = referee.done + 1
+        outcomes = self._collect(epoch)
+        if isinstance(outcomes, Failure):
+            return self._report(done=True, failure=outcomes)
+        try:
+            referee.take(epoch, outcomes)
+        except Exception as error:
+            return self._report(done=True, failure=describe(error))
+        ray.get(self.crew.desk.scored.remote(self.name, epoch, referee.best, referee.over))
+        return self._report(done=referee.over)
+
+    def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
+        while True:
+            found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE * 5))
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+            if not self.thread.is_alive():
+                raise RuntimeError(f"the worker group ended: {self.broken}")
+
+    def _report(self, *, done: bool, failure: Failure | None = None) -> dict[str, Any]:
+        referee = self.referee
+        latest = referee.history[-1] if referee.history else None
+        report: dict[str, Any] = {
+            "number": referee.number,
+            "epoch": referee.done,
+            "score": latest.score if latest else float("nan"),
+            "done": done,
+        }
+        if failure:
+            report |= {"failure": failure.kind, "reason": failure.reason, "trace": failure.trace}
+        return report
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the run's store holds every epoch's checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the run's store holds every epoch's checkpoints."""
+
+    def cleanup(self) -> None:
+        """End the worker group."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            group = ray.get(self.crew.desk.close.remote(self.name))
+            self.thread.join(timeout=10)
+            if self.thread.is_alive():
+                release(group)
+
+
+def release(group: str | None) -> None:
+    """Give back the resources of a worker group whose owner is gone."""
+    if not group:
+        return
+    found = placement_group_table().get(group)
+    if found and found["state"] != "REMOVED":
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
