@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 from typing import Any
 
 import torch
@@ -35,7 +36,10 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
     payload = data[head:]
     if hashlib.sha256(payload).digest() != data[len(_MAGIC) : head]:
         raise CheckpointError(f"{name}: truncated or altered (its checksum differs)")
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{name}: holds more than tensors and plain values; it is not loaded") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: holds no state")
     return state

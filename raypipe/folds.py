@@ -152,6 +152,11 @@ def _deal(
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     groups = np.array([str(s) for s in subjects_N])
-    kind = StratifiedGroupKFold if classes else GroupKFold
-    splits = kind(n_splits, shuffle=True, random_state=seed).split(groups, targets_N, groups)
-    return [sorted(set(groups[test].tolist())) for _, test in splits]
+    fewest = min(np.unique(targets_N, return_counts=True)[1]) if classes else 0
+    # Stratified splits of very few windows come out empty or not at all.
+    for kind in (StratifiedGroupKFold, GroupKFold) if fewest >= n_splits else (GroupKFold,):
+        splits = kind(n_splits, shuffle=True, random_state=seed).split(groups, targets_N, groups)
+        dealt = [sorted(set(groups[test].tolist())) for _, test in splits]
+        if all(dealt):
+            break
+    return dealt

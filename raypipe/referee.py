@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from raypipe.metrics import score
 from raypipe.share import Share, read_fold
 from raypipe.store import Epoch, OutOfFold, RunStore, State, TrialResult, best_epoch
 from raypipe.train import NonFiniteError
-from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.windows import WindowStore
 
 
 class Referee:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from raypipe.errors import CheckpointError
 from raypipe.messages import FoldEpoch, Reply
 from raypipe.store import RunStore
 from raypipe.train import FoldTrainer
-from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.windows import WindowStore
 
 log = logging.getLogger(__name__)
 

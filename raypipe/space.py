@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,27 @@ class SearchSpace:
             raise UserError(f"{self.name}: space(trial) must return a dict of constants or None")
         return parse_config({**recorder.values, **(constants or {})}, self.name)
 
+    def draw(self, draws: int) -> list[TrialConfig]:
+        """Draw configurations at random, the same ones every time.
+
+        Raises
+        ------
+        UserError
+            See `__call__`; also an error in the space's own code, with its line.
+        """
+        with quiet_optuna():
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+            drawn = []
+            for _ in range(draws):
+                trial = study.ask()
+                try:
+                    drawn.append(self(trial))
+                except UserError:
+                    raise
+                except Exception as error:
+                    raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+        return drawn
+
     def check(self, draws: int = 20) -> None:
         """Draw at random and try every `START` point, so that a bad space is known before anything is launched.
 
@@ -101,16 +123,7 @@ class SearchSpace:
         UserError
             See `__call__`; also a start point that lacks a parameter, has one too many, or is out of range.
         """
-        sampler = optuna.samplers.RandomSampler(seed=0)
-        study = optuna.create_study(sampler=sampler)
-        for _ in range(draws):
-            trial = study.ask()
-            try:
-                self(trial)
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+        self.draw(draws)
         for number, point in enumerate(self.start):
             try:
                 with warnings.catch_warnings():
@@ -124,6 +137,17 @@ class SearchSpace:
             extra = sorted(point.keys() - fixed.params.keys())
             if extra:
                 raise UserError(f"{self.name}: START[{number}] sets '{extra[0]}', which space(trial) does not ask for")
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own log lines out of the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _at(error: Exception, name: str) -> str:

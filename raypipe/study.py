@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -22,7 +22,9 @@ from raypipe.files import Folder
 from raypipe.referee import finish_trial
 from raypipe.store import RunStore, State, TrialResult
 from raypipe.train import derive_seed
-from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.windows import WindowStore
 
 STUDY_NAME = "raypipe"
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
 from raypipe.lease import Lease
 from raypipe.results import Run
-from raypipe.space import SearchSpace, load_space
+from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
 from raypipe.windows import WindowStore
 
@@ -174,8 +174,12 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch
         grace = options.grace or max(1, round(longest / options.reduction**2))
         pruner = Halving(grace, options.reduction) if options.prune else None
         storage = open_journal(store)
-        with _quiet_optuna():
+        with quiet_optuna():
             ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+            ranked = store.ranked()
+            best = (ranked[0].score, ranked[0].number) if ranked else None
+            news = {"trials": options.trials, "ended": len(store.results()), "best": best}
+            watch("open", news | {"direction": store.info.direction})
             if not ledger.exhausted:
                 deadline = None
                 if options.time_budget is not None:
@@ -188,22 +192,8 @@ def _longest_trial(space: SearchSpace) -> int:
     """Passes of the longest of some drawn trials: successive halving's rungs are set below it."""
     import optuna
 
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space(study.ask()) for _ in range(20)]
-    drawn += [space(optuna.trial.FixedTrial(point)) for point in space.start]
+    drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
     return max(config.epochs * config.passes for config in drawn)
-
-
-@contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    import optuna
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def crew_size(n_folds: int, slots_of_one: int) -> int:

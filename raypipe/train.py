@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from raypipe.mixup import mix
 from raypipe.models import build_model
 from raypipe.sam import Sam, optimizer_step
 from raypipe.schedule import Ema, lr_factor
-from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.windows import WindowStore
 
 EVALUATION_BATCH = 256
 
@@ -98,7 +100,7 @@ class FoldTrainer:
         ).to(self.device)
         weights = None
         if self.classes and config.loss.balanced:
-            weights = class_weights(torch.as_tensor(targets), self.classes).to(self.device)
+            weights = class_weights(targets, self.classes).to(self.device)
         self.loss = make_loss(config.loss, kind=windows.kind, n_classes=self.classes, class_weights=weights)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -108,9 +110,7 @@ class FoldTrainer:
         )
         self.sam = None
         if config.sam.name != "none":
-            self.sam = Sam(
-                self.model.parameters(), self.optimizer, rho=config.sam.rho, adaptive=config.sam.name == "asam"
-            )
+            self.sam = Sam(self.optimizer, rho=config.sam.rho, adaptive=config.sam.name == "asam")
         self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
 
     @property
@@ -144,15 +144,17 @@ class FoldTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * lr_factor(step, total, optim.warmup, optim.schedule)
 
-        def closure() -> torch.Tensor:
-            return self.loss(self.model(x_BCT), y)
+        prepared = self.model.prepare(x_BCT)
 
-        loss, skipped = optimizer_step(closure, self.model, self.optimizer, sam=self.sam, clip=optim.clip)
-        if skipped or not np.isfinite(loss):
+        def closure() -> torch.Tensor:
+            return self.loss(self.model(prepared, prepared=True), y)
+
+        taken = optimizer_step(closure, self.model, self.optimizer, self.sam, optim.clip)
+        if taken.skipped:
             raise NonFiniteError(f"fold {self.fold}, epoch {self.epoch + 1}: the training loss is not finite")
         if self.ema:
             self.ema.update(self.model)
-        return loss
+        return taken.loss
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seed = derive_seed("epoch", self.config.seed, self.fold, epoch)
@@ -167,7 +169,7 @@ class FoldTrainer:
             offsets = rng.integers(0, spare + 1, size=len(index)) if spare else None
             x_BCT = torch.from_numpy(self.windows.gather(index, offsets)).to(self.device)
             y = self._targets(index, offsets)
-            yield mix(self.config.mixup, x_BCT, y, n_classes=self.classes, rng=rng)
+            yield mix(self.config.mixup, x_BCT, y, rng=rng, kind=self.windows.kind, n_classes=self.classes)
 
     def _targets(self, index: Index, offsets: Index | None) -> torch.Tensor:
         if self.classes:

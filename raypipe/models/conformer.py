@@ -16,8 +16,8 @@ ALGORITHMS = ("fourier", "direct", "reference")
 FEATURES = ("mean", "log-power")
 NORMS = ("channel", "window", "robust", "none")
 
-_ROUNDING = 16  # a spread below this many units of rounding of the largest value is no signal
-_QUIET = 1e-3  # a channel is scaled up by no more than this share of the window's own scale would
+_ROUNDING = 16  # a spread below this many units of rounding of a channel's offset is no signal
+_QUIET = 1e-3  # no channel is divided by less than this share of the mean scale of the window's channels
 _ROBUST_LIMIT = 15.0
 _LOG_FLOOR = 1e-6
 
@@ -43,7 +43,8 @@ def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
 def normalise(x_BCT: Tensor, norm: str) -> Tensor:
     """Normalise each window by itself, so that volts and microvolts give the same numbers.
 
-    A channel that never moves becomes zeros, whatever its offset, and all thresholds are relative to the window.
+    A channel that never moves becomes zeros, whatever its offset; one a thousand times quieter than the window's
+    channels are on average is scaled up no further. All thresholds are relative.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
         Windows: batch, channels, samples.
     norm
         `channel`: zero mean and unit variance per channel; `window`: zero mean per channel and one root mean square
-        for all; `robust`: median and 1.4826 * median absolute deviation per channel (the standard deviation where more
-        than half of the samples agree), clipped to +-15; `none`.
+        for all; `robust`: median and 1.4826 * median absolute deviation per channel (the standard deviation where half
+        of the samples agree), clipped to +-15; `none`.
     """
     if norm == "none":
         return x_BCT
@@ -62,29 +63,25 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
     d_BCT = x_BCT - centre_BC1
     # Whether a channel is flat is decided by `where`, not by a small divisor: an offset of a volt leaves rounding
     # errors that would else be blown up to the size of a signal, and the square root of 0 has no finite gradient.
-    largest_BC1 = x_BCT.detach().abs().amax(-1, keepdim=True)
-    rounding_BC1 = largest_BC1 * (_ROUNDING * torch.finfo(x_BCT.dtype).eps)
+    rounding_BC1 = centre_BC1.detach().abs() * (_ROUNDING * torch.finfo(x_BCT.dtype).eps)
     power_BC1 = d_BCT.square().mean(-1, keepdim=True)
     flat_BC1 = power_BC1 <= rounding_BC1.square()
     d_BCT = d_BCT.masked_fill(flat_BC1, 0.0)
-    power_BC1 = power_BC1.masked_fill(flat_BC1, 0.0)
-    power_B11 = power_BC1.mean(1, keepdim=True)
-    rms_B11 = power_B11.masked_fill(power_B11 == 0.0, 1.0).sqrt()
     if norm == "window":
-        return d_BCT / rms_B11
+        power_B11 = power_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
+        return d_BCT / power_B11.masked_fill(power_B11 == 0.0, 1.0).sqrt()
     scale_BC1 = power_BC1.masked_fill(flat_BC1, 1.0).sqrt()
     if norm == "robust":
         mad_BC1 = 1.4826 * _median(d_BCT.abs())
         scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
-    d_BCT = d_BCT / torch.maximum(scale_BC1, _QUIET * rms_B11)
+    quiet_B11 = _QUIET * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
+    d_BCT = d_BCT / torch.maximum(scale_BC1, quiet_B11)
     return d_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else d_BCT
 
 
 def _median(x_BCT: Tensor) -> Tensor:
-    """Mean of the two middle values (`torch.median` takes the lower, `torch.quantile` refuses 16 million values)."""
-    ordered_BCT = x_BCT.sort(-1).values
-    last = x_BCT.shape[-1] - 1
-    return (ordered_BCT[..., last // 2, None] + ordered_BCT[..., (last + 1) // 2, None]) / 2
+    """Median over time, the lower of two middle values; a third of the time of a sort, and deterministic on a GPU."""
+    return x_BCT.topk(x_BCT.shape[-1] // 2 + 1, sorted=False).values.amin(-1, keepdim=True)
 
 
 def fast_length(n: int) -> int:
@@ -150,8 +147,8 @@ class Stem(nn.Module):
         if weight.is_meta:
             return
         frequency_N1 = torch.arange(self.length // 2 + 1)[:, None]
-        turns_NK = (frequency_N1 * torch.arange(self.kernel)) % self.length / float(self.length)
-        angle_NK = 2 * math.pi * turns_NK.double()
+        part_NK = (frequency_N1 * torch.arange(self.kernel)) % self.length
+        angle_NK = part_NK.double() * (2 * math.pi / self.length)
         self.cos_NK = torch.cos(angle_NK).to(weight)
         self.sin_NK = torch.sin(angle_NK).to(weight)
 
@@ -161,7 +158,7 @@ class Stem(nn.Module):
         return self
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Compute what needs no parameter: the spectrum (frequencies, B, C) for `fourier`, else the windows as given."""
+        """Compute what needs no parameter: the spectrum (frequencies, B, C) for `fourier`, else nothing."""
         if self.algorithm != "fourier":
             return x_BCT
         z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
@@ -189,6 +186,25 @@ class Stem(nn.Module):
         return y_BGT[..., : self.n_times - self.kernel + 1] + bias_G[:, None]
 
 
+class Dropout(nn.Module):
+    """Dropout with masks made of uniform numbers, four times quicker than `nn.Dropout` on a CPU; on a GPU, that one."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share `p` of the values in training and scale up the others."""
+        if not self.training or self.p == 0.0:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.p)
+        return x * (torch.rand_like(x) >= self.p).to(x.dtype).mul_(1.0 / (1.0 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: ``x + drop(attention(norm(x)))``, then ``x + drop(feed-forward(norm(x)))``.
 
@@ -198,7 +214,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -206,15 +222,18 @@ class Block(nn.Module):
         self.feed = nn.Sequential(
             nn.Linear(width, expansion * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(expansion * width, width),
         )
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x_BNF: Tensor) -> Tensor:
         """Map tokens (B, N, F) to tokens."""
         q, k, v = self.qkv(self.norm1(x_BNF)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHND = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        if x_BNF.is_cuda:
+            mixed_BHND = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.0)
+        else:  # on a CPU the built-in one takes twice as long to train, and has no rule for vmap
+            mixed_BHND = self.drop((q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)) @ v
         x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)))
         out: Tensor = x_BNF + self.drop(self.feed(self.norm2(x_BNF)))
         return out
@@ -293,7 +312,7 @@ class Conformer(nn.Module):
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
         self.pool = nn.AvgPool1d(pool, stride)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.pointwise = nn.Linear(filters, filters)
         self.blocks = nn.Sequential(*(Block(filters, heads, expansion, dropout) for _ in range(depth)))
         second = max(1, hidden // 8)
@@ -301,10 +320,10 @@ class Conformer(nn.Module):
             nn.Flatten(),
             nn.Linear(self.n_tokens * filters, hidden),
             nn.ELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, second),
             nn.ELU(),
-            nn.Dropout(0.6 * dropout),
+            Dropout(0.6 * dropout),
             nn.Linear(second, n_outputs),
         )
 

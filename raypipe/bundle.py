@@ -1,0 +1,339 @@
+"""Bundles: an ensemble as a folder that predicts anywhere raypipe is installed. No pickle is ever read, no Ray needed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raypipe.config import ModelConfig
+from raypipe.ensemble import Ensemble, Progress, build_module, read_members
+from raypipe.errors import UserError
+from raypipe.files import LocalFolder
+from raypipe.folds import FoldMap
+from raypipe.models.ensemble import EnsembleModule
+from raypipe.store import RunStore, versions
+from raypipe.verdict import predicted
+from raypipe.windows import WindowStore
+
+FORMAT = "raypipe-bundle/1"
+RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
+
+
+class Member(BaseModel):
+    """One fold model of one trial."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: int
+    fold: int
+    weight: float = Field(ge=0.0, le=1.0)
+    """Its share of the ensemble; the shares sum to one."""
+    centre: float
+    scale: float
+    model: ModelConfig
+
+
+class BundleInfo(BaseModel):
+    """What a bundle is made of (``bundle.json``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["raypipe-bundle/1"]
+    created: float
+    run: str
+    """Name of the run's folder."""
+    task: str
+    kind: Literal["regression", "classification"]
+    classes: list[str]
+    metric: str
+    channels: list[str]
+    sfreq: float = Field(gt=0.0)
+    window_samples: int = Field(ge=1)
+    n_times: int = Field(ge=1)
+    """Samples of a window that the model sees."""
+    n_outputs: int = Field(ge=1)
+    prepare: dict[str, Any]
+    """Settings of `prepare` that the windows were made with."""
+    method: str
+    members: list[Member] = Field(min_length=1)
+    configs: dict[int, dict[str, Any]]
+    """Each trial's whole configuration."""
+    config_hashes: dict[int, str]
+    fold_map: FoldMap
+    table: dict[str, dict[str, float | None]]
+    verdict: str
+    looks: int
+    seed: int
+    data_hash: str
+    versions: dict[str, str]
+
+    def spec(self) -> dict[str, Any]:
+        """What `EnsembleModule` is built from."""
+        spec: dict[str, Any] = self.model_dump(
+            mode="json", include={"kind", "n_times", "n_outputs", "sfreq", "members"}
+        )
+        return spec | {"n_channels": len(self.channels)}
+
+
+def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
+    """Write an ensemble as a bundle: ``members.safetensors``, ``README.md`` (a model card), ``bundle.json`` last.
+
+    Parameters
+    ----------
+    run, ensemble
+        The run and its ensemble.
+    out
+        A new or empty folder, or a bundle to replace.
+    windows
+        The run's windows; None opens the store it was made from.
+
+    Raises
+    ------
+    UserError
+        `out` holds something else, or weights are missing.
+    """
+    from safetensors.torch import save
+
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: a file; a bundle is a folder")
+    folder = LocalFolder(path)
+    foreign = [name for name in folder.names() if name not in (RECORD, TENSORS, CARD)]
+    if foreign:
+        raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
+    windows = WindowStore(run.info.data) if windows is None else windows
+    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
+    configs = {number: run.config(number) for number in ensemble.trials}
+    info = BundleInfo(
+        format=FORMAT,
+        created=time.time(),
+        run=run.where.rstrip("/").rpartition("/")[2],
+        task=run.info.task,
+        kind=run.info.kind,
+        classes=run.info.classes,
+        metric=run.info.metric,
+        channels=list(windows.channels),
+        sfreq=windows.sfreq,
+        window_samples=windows.window_samples,
+        n_times=windows.crop_samples,
+        n_outputs=windows.n_outputs,
+        prepare=prepare_settings(windows),
+        method=ensemble.method,
+        members=[Member.model_validate(member) for member in spec["members"]],
+        configs={number: config.model_dump(mode="json") for number, config in configs.items()},
+        config_hashes={number: config.hash() for number, config in configs.items()},
+        fold_map=run.folds,
+        table=ensemble.record()["table"],
+        verdict=ensemble.verdict,
+        looks=ensemble.looks,
+        seed=run.info.seed,
+        data_hash=run.info.data_hash,
+        versions=versions(),
+    )
+    folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
+    folder.write(TENSORS, save(state))
+    folder.write(CARD, model_card(info).encode())
+    folder.write(RECORD, (info.model_dump_json(indent=1) + "\n").encode())
+    return path
+
+
+def prepare_settings(windows: WindowStore) -> dict[str, Any]:
+    """Settings that the windows were made with, as JSON."""
+    settings: dict[str, Any] = windows.manifest.model_dump(mode="json", include={"task", "settings"})
+    return settings
+
+
+class LoadedEnsemble:
+    """A bundle, read back: ``load_ensemble("bundle").predict(x_NCT)``.
+
+    Parameters
+    ----------
+    info
+        Its record.
+    module
+        Its networks, in evaluation mode; maps windows in microvolts (B, C, T) to (B, outputs).
+    """
+
+    def __init__(self, info: BundleInfo, module: EnsembleModule) -> None:
+        self.info = info
+        self.module = module
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels, in the order that `predict` wants them."""
+        return self.info.channels
+
+    @property
+    def sfreq(self) -> float:
+        """Sampling rate in Hz."""
+        return self.info.sfreq
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none for regression."""
+        return self.info.classes
+
+    @torch.no_grad()
+    def predict(
+        self, x_NCT: NDArray[Any], *, batch_size: int = 64, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Predict windows.
+
+        Parameters
+        ----------
+        x_NCT
+            Windows in microvolts (N, channels, samples), channels in the order of `channels`.
+        batch_size
+            Windows computed at a time.
+        progress
+            Called with windows done, windows in all, and a text.
+
+        Returns
+        -------
+        answers
+            Regression: (N, 1) in target units. Classes: probabilities (N, n_classes).
+
+        Raises
+        ------
+        UserError
+            Another shape, or values that are not finite.
+        """
+        wanted = (len(self.channels), self.info.n_times)
+        x_NCT = np.asarray(x_NCT)
+        if x_NCT.ndim != 3 or x_NCT.shape[1:] != wanted:
+            raise UserError(
+                f"windows of shape {x_NCT.shape}: this ensemble takes (N, {wanted[0]} channels, {wanted[1]} samples at "
+                f"{self.sfreq:g} Hz)"
+            )
+        if not np.isfinite(x_NCT).all():
+            raise UserError(f"windows hold {int(np.sum(~np.isfinite(x_NCT)))} values that are not finite numbers")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be 1 or more")
+        out_NO = np.empty((len(x_NCT), self.info.n_outputs), dtype=np.float32)
+        for start in range(0, len(x_NCT), batch_size):
+            part = slice(start, start + batch_size)
+            x_BCT = torch.from_numpy(np.ascontiguousarray(x_NCT[part], dtype=np.float32))
+            out_NO[part] = self.module(x_BCT).numpy()
+            if progress:
+                progress(min(start + batch_size, len(x_NCT)), len(x_NCT), "windows")
+        return out_NO
+
+
+def load_ensemble(path: str | Path) -> LoadedEnsemble:
+    """Read a bundle.
+
+    Raises
+    ------
+    UserError
+        It is none, is damaged, or holds a pickle.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = LocalFolder(path)
+    if not folder.exists(RECORD):
+        raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
+    for name in folder.names():
+        if name not in (RECORD, TENSORS, CARD) and _is_pickle(folder.path / name):
+            raise UserError(f"{path}/{name}: a pickle, which may run code when it is read, is no part of a bundle")
+    try:
+        info = BundleInfo.model_validate_json(folder.read(RECORD))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = "/".join(map(str, problem["loc"]))
+        raise UserError(f"{path}/{RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
+    try:
+        module = build_module(info.spec(), load(folder.read(TENSORS)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: {TENSORS} is missing; copy the bundle again") from None
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None
+    return LoadedEnsemble(info, module)
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(2)
+    return path.suffix.lower() in _PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+
+
+def model_card(info: BundleInfo) -> str:
+    """The bundle's README: what it predicts, how well, from whom, and what it must not be used for."""
+    trials = sorted({member.trial for member in info.members}, key=[m.trial for m in info.members].index)
+    weights = {n: sum(m.weight for m in info.members if m.trial == n) for n in trials}
+    held_out = info.fold_map.held_out
+    learned = len(info.fold_map.fold_of) - len(held_out)
+    if info.kind == "classification":
+        answer = f"probabilities of {', '.join(f'`{name}`' for name in info.classes)}"
+    else:
+        answer = "one value a window, in the unit of the target"
+    lines = [
+        f"# Ensemble for {predicted(info.task)}",
+        "",
+        info.verdict,
+        "",
+        "## Scores",
+        "",
+        f"Metric: {info.metric}. Out-of-fold scores are optimistic: trials and epochs were chosen on them. Held-out "
+        f"subjects were seen by no choice (looked at {info.looks} time(s)).",
+        "",
+        "| predictor | out of fold | held out | 95 % interval over subjects |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {_number(row['oof'])} | {_number(row['held_out'])} | {_number(row['low'])} to "
+            f"{_number(row['high'])} |"
+            for name, row in info.table.items()
+        ),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from raypipe.bundle import load_ensemble",
+        "",
+        'ensemble = load_ensemble("this/folder")',
+        f"ensemble.predict(x)  # x: (N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz",
+        "```",
+        "",
+        f"or `raypipe predict this/folder RECORDINGS --out predictions.csv`. Output: {answer}.",
+        "",
+        f"Channels, in order: {', '.join(info.channels)}.",
+        "",
+        "## Members",
+        "",
+        f"{len(info.members)} networks: {len(trials)} trial(s) with {info.fold_map.n_folds} fold models each, weighted "
+        f"by `{info.method}` on out-of-fold predictions.",
+        "",
+        "| trial | weight | configuration |",
+        "|---|---|---|",
+        *(f"| {n} | {weights[n]:.3f} | `{info.config_hashes[n]}` |" for n in trials),
+        "",
+        "## Data",
+        "",
+        f"Task `{info.task}`; learned from {learned} subjects, scored on {len(held_out)} others. "
+        f"Windows: {info.window_samples / info.sfreq:g} s, data hash `{info.data_hash[:12]}`, seed {info.seed}.",
+        "",
+        "```json",
+        json.dumps(info.prepare, indent=1),
+        "```",
+        "",
+        "## Limits",
+        "",
+        "A research model of one data set. It has not been tested on other devices, ages or clinics than those of the "
+        "subjects above, and is no basis for a diagnosis.",
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in info.versions.items()) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -1,0 +1,316 @@
+"""The command line. Every verb does one step, says what it does, and can be run again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raypipe.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding, on Ray.\n\n"
+    "The order of things: [b]prepare[/b] recordings into windows, [b]sweep[/b] a search space over subject folds "
+    "(kill it at any moment and [b]resume[/b]), fit an [b]ensemble[/b] on out-of-fold predictions, [b]export[/b] and "
+    "[b]check[/b] it. [b]simulate[/b] makes data to try all of it on.",
+)
+console = Console()
+
+
+def _example(line: str) -> str:
+    return f"[dim]Example:[/dim]  {line}"
+
+
+RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pyarrow.fs URI such as s3://bucket/run.")]
+
+
+@app.command(epilog=_example("raypipe simulate demo/bids --subjects 24"))
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder for the BIDS tree.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 24,
+    channels: Annotated[int, typer.Option(min=2, help="Channels; the last is the flat reference.")] = 129,
+    trials: Annotated[int, typer.Option(min=1, help="Contrast-change trials a run.")] = 24,
+    runs: Annotated[int, typer.Option(min=1, help="Runs a subject.")] = 1,
+    sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    null: Annotated[bool, typer.Option("--null", help="Sever the link: nothing can be predicted.")] = False,
+) -> None:
+    """Make a BIDS tree of simulated EEG (BDF, HBN-like) with a known answer."""
+    from raypipe.console import Counter
+    from raypipe.simulate import simulate as make
+
+    with Counter(console, "simulating") as counter:
+        path = make(
+            out,
+            subjects=subjects,
+            channels=channels,
+            trials=trials,
+            runs=runs,
+            sfreq=sfreq,
+            seed=seed,
+            null=null,
+            progress=counter,
+        )
+    console.print(
+        f"{path}: {subjects} subjects, {channels} channels, {runs} run(s) of {trials} trials", highlight=False
+    )
+
+
+@app.command(epilog=_example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
+def prepare(
+    bids: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,set,vhdr,fif}.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What is predicted: challenge1, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the windows.")],
+    sfreq: Annotated[float | None, typer.Option(help="Resample to this rate in Hz.")] = None,
+    band: Annotated[tuple[float, float] | None, typer.Option(help="Band-pass, two numbers in Hz.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Names, by commas. Default: those common to all.")
+    ] = None,
+    window: Annotated[float | None, typer.Option(help="Window length in seconds. Default: the task's.")] = None,
+    crop: Annotated[float | None, typer.Option(help="Seconds of a window that the model sees.")] = None,
+    stride: Annotated[float | None, typer.Option(help="Seconds between windows. Default: no overlap.")] = None,
+    tmin: Annotated[float | None, typer.Option(help="Start of a window after its event, in seconds.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or float16 for half the space.")] = "float32",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Recordings read at a time. Default: one a core.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option(help="Leave out damaged recordings instead of stopping.")] = False,
+) -> None:
+    """Turn recordings into cached windows with targets. A second time it does only what has changed."""
+    from raypipe.console import Counter
+    from raypipe.prepare import prepare as make
+
+    with Counter(console, "preparing") as counter:
+        store = make(
+            bids,
+            task,
+            out,
+            sfreq=sfreq,
+            band=band,
+            channels=[name.strip() for name in channels.split(",")] if channels else None,
+            window=window,
+            crop=crop,
+            stride=stride,
+            tmin=tmin,
+            dtype=dtype,
+            jobs=jobs,
+            skip_unreadable=skip_unreadable,
+            progress=counter,
+        )
+    console.print(f"{out}: {store.describe()}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=_example("raypipe sweep search_spaces/focal_mixup_sam.py --data demo/store --run demo/run --trials 40")
+)
+def sweep(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="Search space, a Python file.")],
+    data: Annotated[Path, typer.Option(help="Windows made by prepare.")],
+    run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
+    trials: Annotated[int, typer.Option(help="Trials the run is to have in all.")] = 20,
+    folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
+    held_out: Annotated[str, typer.Option(help="Share of subjects, or their names, that no choice sees.")] = "0.2",
+    workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m, 2h: time the run may take in all.")] = None,
+    grace: Annotated[int | None, typer.Option(help="Passes over the data before a trial may be stopped.")] = None,
+    prune: Annotated[bool, typer.Option(help="Stop unpromising trials early (successive halving).")] = True,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Where Ray keeps its scratch files on a cluster.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
+    from raypipe.console import SweepView
+    from raypipe.sweep import parse_held_out
+    from raypipe.sweep import sweep as search
+
+    with SweepView(console) as view:
+        done = search(
+            space,
+            data,
+            run,
+            watch=view,
+            trials=trials,
+            folds=folds,
+            held_out=parse_held_out(held_out),
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            concurrent=concurrent,
+            time_budget=_seconds(time_budget),
+            grace=grace,
+            prune=prune,
+            address=address,
+            storage=storage,
+            seed=seed,
+        )
+    _print_status(done.where)
+
+
+@app.command(epilog=_example("raypipe resume demo/run --trials 60"))
+def resume(
+    run: RunArg,
+    trials: Annotated[int | None, typer.Option(help="A new number of trials in all.")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="A new time budget.")] = None,
+    address: Annotated[str | None, typer.Option(help="Another Ray cluster.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
+) -> None:
+    """Go on with a run: the same as its sweep command again."""
+    from raypipe.console import SweepView
+    from raypipe.sweep import resume as go_on
+
+    with SweepView(console) as view:
+        go_on(run, watch=view, trials=trials, time_budget=_seconds(time_budget), address=address, workers=workers)
+    _print_status(run)
+
+
+@app.command(epilog=_example("raypipe status demo/run"))
+def status(run: RunArg) -> None:
+    """Show trials, scores, failures and time left, while a run is driven and afterwards."""
+    _print_status(run)
+
+
+def _print_status(where: str) -> None:
+    from raypipe.console import duration
+    from raypipe.status import read_status
+    from raypipe.store import RunStore
+
+    found = read_status(RunStore.open(where))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("trial", "right"),
+        ("state", "left"),
+        (found.metric, "right"),
+        ("best epoch", "right"),
+        ("epochs", "right"),
+        ("time", "right"),
+        ("why", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for line in found.lines:
+        score = "" if line.score is None else f"{line.score:.4f}"
+        why = "" if line.state == "complete" else line.reason
+        epochs = f"{line.epochs}/{line.total}"
+        table.add_row(str(line.number), line.state, score, str(line.best_epoch), epochs, duration(line.seconds), why)
+    console.print(f"{found.where}: {found.task}, {found.driver}", highlight=False, soft_wrap=True)
+    console.print(table)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(found.counts.items())) or "no trial yet"
+    left = f"; about {duration(found.left)} left" if found.left is not None else ""
+    console.print(f"{len(found.lines)} of {found.asked} trials: {counts}{left}", highlight=False)
+
+
+@app.command(epilog=_example("raypipe ensemble demo/run --top 5"))
+def ensemble(
+    run: RunArg,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 5,
+    method: Annotated[str, typer.Option(help="How they are weighted: confidence, equal or best.")] = "confidence",
+) -> None:
+    """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
+    from raypipe.ensemble import fit_ensemble
+    from raypipe.report import write_report
+    from raypipe.store import RunStore
+
+    store = RunStore.open(run)
+    fitted = fit_ensemble(store, top=top, method=method)
+    fitted.save()
+    console.print(fitted.render())
+    console.print(fitted.verdict, highlight=False)
+    console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=_example("raypipe report demo/run"))
+def report(
+    run: RunArg,
+    out: Annotated[Path | None, typer.Option(help="HTML file. Default: report.html in the run.")] = None,
+) -> None:
+    """Write the run's report, one HTML file that opens anywhere."""
+    from raypipe.report import write_report
+    from raypipe.store import RunStore
+
+    console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=_example("raypipe export demo/run demo/submission.zip --format submission"))
+def export(
+    run: RunArg,
+    out: Annotated[Path, typer.Argument(help="Folder for a bundle, zip file for a submission.")],
+    format: Annotated[str | None, typer.Option(help="bundle or submission. Default: by OUT's name.")] = None,
+    also: Annotated[str | None, typer.Option(help="A second run, for the challenge's other half.")] = None,
+) -> None:
+    """Write the run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only)."""
+    from raypipe.export import export as write
+
+    console.print(write(run, out, format=format, also=also), highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=_example("raypipe check demo/submission.zip"))
+def check(
+    zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
+    bundle: Annotated[Path | None, typer.Option(help="A bundle whose answers it must give.")] = None,
+) -> None:
+    """Run the scorer's own loop on a submission, in a fresh process without raypipe and Ray."""
+    from raypipe.check import check_submission
+
+    found = check_submission(zip_file, bundle=bundle)
+    console.print(found.render())
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_example("raypipe predict demo/bundle demo/bids --out predictions.csv"))
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by export.")],
+    recordings: Annotated[Path, typer.Argument(metavar="RECORDING-OR-BIDS", help="A recording or a BIDS folder.")],
+    out: Annotated[Path, typer.Option(help="CSV file, a row a window.")],
+) -> None:
+    """Predict recordings that the ensemble has never seen."""
+    from raypipe.console import Counter
+    from raypipe.predict import predict as run_bundle
+
+    with Counter(console, "predicting") as counter:
+        table = run_bundle(bundle, recordings, out, progress=counter)
+    console.print(f"{out}: {len(table)} windows", highlight=False, soft_wrap=True)
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90s``, ``30m``, ``2h``, ``1.5d`` or a number of seconds."""
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        raise UserError(f"--time-budget {text}: not a time; say for example 90s, 30m or 2h") from None
+    if not seconds > 0:
+        raise UserError(f"--time-budget {text}: must be longer than nothing")
+    return seconds
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; bad input gives one line on standard error and exit status 2."""
+    from raypipe.folds import LeakError
+
+    os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
+    try:
+        app(arguments)
+    except (UserError, LeakError) as error:
+        print(f"raypipe: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,147 @@
+"""What long work looks like in a terminal: a live line where there is one, a plain line now and then where not."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
+
+from raypipe.config import TrialConfig
+from raypipe.results import flat
+from raypipe.store import TrialResult
+
+PLAIN_EVERY = 15.0
+
+
+def duration(seconds: float) -> str:
+    """``93`` to ``1:33``, ``3725`` to ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Counter(AbstractContextManager["Counter"]):
+    """Progress over a known number of things, as the callback ``(done, total, text)``."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console, self._what = console, what
+        self._live = console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(what, total=None, text="")
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Counter:
+        self._progress.start()
+        return self
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Show how far the work has come."""
+        self._progress.update(self._task, completed=done, total=total, text=text)
+        late = time.monotonic() - self._said > PLAIN_EVERY
+        if not self._live and (late or done == total):
+            self._said = time.monotonic()
+            self._console.print(f"{self._what}: {done}/{total} {text}".rstrip(), highlight=False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class SweepView(AbstractContextManager["SweepView"]):
+    """A sweep while it runs, as the callback `sweep` reports to."""
+
+    def __init__(self, console: Console, direction: str = "", trials: int | None = None) -> None:
+        self._console = console
+        self._trials = trials
+        self._direction = direction
+        self._started = self._said = time.monotonic()
+        self._best: tuple[float, int] | None = None
+        self._ended = 0
+        self._running: dict[int, str] = {}
+        self._status: Status | None = None
+
+    def __enter__(self) -> SweepView:
+        if self._console.is_terminal:
+            self._status = self._console.status("opening the run")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status:
+            self._status.stop()
+
+    def __call__(self, kind: str, news: dict[str, Any]) -> None:
+        """Show one event."""
+        getattr(self, f"_on_{kind}")(**news)
+        line = self._line()
+        if self._status:
+            self._status.update(line)
+        elif kind == "epoch" and time.monotonic() - self._said > PLAIN_EVERY:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        parts = [f"{duration(time.monotonic() - self._started)}", f"{self._ended}/{self._trials or '?'} trials ended"]
+        if self._best:
+            parts.append(f"best {self._best[0]:.4f} (trial {self._best[1]})")
+        parts += [f"trial {number}: {text}" for number, text in sorted(self._running.items())[:4]]
+        return "  ".join(parts)
+
+    def _on_open(self, trials: int, direction: str, ended: int, best: tuple[float, int] | None) -> None:
+        self._trials, self._direction, self._ended, self._best = trials, direction, ended, best
+        if ended:
+            self._say(f"going on: {ended} of {trials} trials have ended")
+
+    def _on_launch(self, address: str | None) -> None:
+        self._say(f"joining Ray at {address}" if address else "starting Ray on this machine")
+
+    def _on_layout(self, workers: int, concurrent: int, cpus: float) -> None:
+        self._say(f"{concurrent} trial(s) at a time, {workers} train worker(s) each with {cpus:g} core(s)")
+
+    def _on_start(self, number: int, config: TrialConfig) -> None:
+        default = flat(TrialConfig())
+        chosen = [f"{k}={_short(v)}" for k, v in flat(config).items() if v != default[k]]
+        self._running[number] = "starting"
+        self._say(f"trial {number}: {' '.join(chosen)}")
+
+    def _on_epoch(self, number: int, epoch: int, score: float) -> None:
+        self._running[number] = f"epoch {epoch}, score {score:.4f}"
+
+    def _on_end(self, number: int, result: TrialResult) -> None:
+        self._running.pop(number, None)
+        self._ended += 1
+        if result.score is not None and result.state != "failed":
+            sign = 1 if self._direction == "minimize" else -1
+            if self._best is None or sign * result.score < sign * self._best[0]:
+                self._best = (result.score, number)
+        score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
+        best = f", best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else ""
+        why = "" if result.state == "complete" else f": {result.reason}"
+        self._say(f"trial {number} {result.state}, {score}{best}, {duration(result.seconds)}{why}")
+
+    def _on_late(self) -> None:
+        self._say("the time budget is used up; a larger --time-budget goes on from here")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raypipe.errors import UserError
+from raypipe.files import open_folder
+from raypipe.lease import FILE, STALE, Lease, current
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_folder(tmp_path)
+
+
+def write(folder, **changes):
+    record = {
+        "id": "x",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.time() - 9,
+        "beat": time.time(),
+        "spent": 100.0,
+        "ended": False,
+    }
+    folder.write(FILE, json.dumps(record | changes).encode())
+
+
+def dead_pid():
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    return child.pid
+
+
+def test_a_second_driver_is_told_who_the_first_is(folder):
+    with Lease(folder), pytest.raises(UserError, match=rf"another raypipe is driving this run \(process {os.getpid()}"):
+        Lease(folder).__enter__()
+    with Lease(folder):
+        assert current(folder)["alive"]
+    assert not current(folder)["alive"]
+
+
+def test_a_driver_on_another_host_holds_while_it_beats(folder):
+    write(folder, host="elsewhere")
+    with pytest.raises(UserError, match="elsewhere"):
+        Lease(folder).__enter__()
+    write(folder, host="elsewhere", beat=time.time() - STALE - 1)
+    with Lease(folder):
+        pass
+
+
+def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(folder):
+    write(folder, pid=dead_pid())
+    with Lease(folder) as lease:
+        assert 100 <= lease.spent < 200
+    assert current(folder)["spent"] >= 100
+
+
+def test_nobody_yet(folder):
+    assert current(folder) is None
+    folder.write(FILE, b"{broken")
+    assert current(folder) is None
