@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raypipe.bundle import load_ensemble
+    from raypipe.driver import resume, sweep
     from raypipe.ensemble import fit_ensemble
     from raypipe.prepare import prepare
     from raypipe.results import Run
-    from raypipe.sweep import resume, sweep
 
 __all__ = ["Run", "fit_ensemble", "load_ensemble", "prepare", "resume", "sweep"]
 
@@ -19,8 +19,8 @@ _WHERE = {
     "fit_ensemble": "raypipe.ensemble",
     "load_ensemble": "raypipe.bundle",
     "prepare": "raypipe.prepare",
-    "resume": "raypipe.sweep",
-    "sweep": "raypipe.sweep",
+    "resume": "raypipe.driver",
+    "sweep": "raypipe.driver",
 }
 
 

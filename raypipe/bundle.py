@@ -1,8 +1,7 @@
-"""Bundles: an ensemble as a folder that predicts anywhere raypipe is installed. No pickle is ever read, no Ray needed."""
+"""Bundles: an ensemble as a folder that predicts wherever raypipe is installed. No pickle is ever read."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +12,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raypipe.config import ModelConfig
-from raypipe.ensemble import Ensemble, Progress, build_module, read_members
+from raypipe.ensemble import Ensemble, Progress
 from raypipe.errors import UserError
 from raypipe.files import LocalFolder
 from raypipe.folds import FoldMap
+from raypipe.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.store import RunStore, versions
 from raypipe.verdict import predicted
-from raypipe.windows import WindowStore
+from raypipe.windows import Plan, WindowStore
 
-FORMAT = "raypipe-bundle/1"
+FORMAT: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
 
@@ -60,8 +60,8 @@ class BundleInfo(BaseModel):
     n_times: int = Field(ge=1)
     """Samples of a window that the model sees."""
     n_outputs: int = Field(ge=1)
-    prepare: dict[str, Any]
-    """Settings of `prepare` that the windows were made with."""
+    prepare: Plan
+    """How recordings were cut into windows."""
     method: str
     members: list[Member] = Field(min_length=1)
     configs: dict[int, dict[str, Any]]
@@ -125,7 +125,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         window_samples=windows.window_samples,
         n_times=windows.crop_samples,
         n_outputs=windows.n_outputs,
-        prepare=prepare_settings(windows),
+        prepare=windows.manifest.plan,
         method=ensemble.method,
         members=[Member.model_validate(member) for member in spec["members"]],
         configs={number: config.model_dump(mode="json") for number, config in configs.items()},
@@ -143,12 +143,6 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     folder.write(CARD, model_card(info).encode())
     folder.write(RECORD, (info.model_dump_json(indent=1) + "\n").encode())
     return path
-
-
-def prepare_settings(windows: WindowStore) -> dict[str, Any]:
-    """Settings that the windows were made with, as JSON."""
-    settings: dict[str, Any] = windows.manifest.model_dump(mode="json", include={"task", "settings"})
-    return settings
 
 
 class LoadedEnsemble:
@@ -322,7 +316,7 @@ def model_card(info: BundleInfo) -> str:
         f"Windows: {info.window_samples / info.sfreq:g} s, data hash `{info.data_hash[:12]}`, seed {info.seed}.",
         "",
         "```json",
-        json.dumps(info.prepare, indent=1),
+        info.prepare.model_dump_json(indent=1),
         "```",
         "",
         "## Limits",

@@ -135,8 +135,8 @@ def sweep(
 ) -> None:
     """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
     from raypipe.console import SweepView
-    from raypipe.sweep import parse_held_out
-    from raypipe.sweep import sweep as search
+    from raypipe.driver import parse_held_out
+    from raypipe.driver import sweep as search
 
     with SweepView(console) as view:
         done = search(
@@ -171,7 +171,7 @@ def resume(
 ) -> None:
     """Go on with a run: the same as its sweep command again."""
     from raypipe.console import SweepView
-    from raypipe.sweep import resume as go_on
+    from raypipe.driver import resume as go_on
 
     with SweepView(console) as view:
         go_on(run, watch=view, trials=trials, time_budget=_seconds(time_budget), address=address, workers=workers)

@@ -66,7 +66,8 @@ class SweepView(AbstractContextManager["SweepView"]):
     """A sweep while it runs, as the callback `sweep` reports to."""
 
     def __init__(self, console: Console, direction: str = "", trials: int | None = None) -> None:
-        self._console = console
+        # Bound to the stream of now: while Ray runs, what it prints is kept out of the terminal.
+        self._console = Console(file=console.file, width=console.width)
         self._trials = trials
         self._direction = direction
         self._started = self._said = time.monotonic()

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from raypipe import verdict
 from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
-from raypipe.folds import Index, LeakError, audit
+from raypipe.folds import HELD_OUT, Index, LeakError, audit
+from raypipe.members import build_module, read_members
+from raypipe.metrics import constant_prediction
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.store import OutOfFold, RunStore, versions
 from raypipe.verdict import BEST, ENSEMBLE, EQUAL, Side
@@ -48,6 +50,13 @@ class HeldOut:
     """(N, outputs) of the ensemble: the value in target units, or class probabilities."""
     trials: NDArray[np.float32]
     """(T, N, outputs): each trial's mean over its fold models."""
+    constant: NDArray[np.float64]
+    """(outputs,): the training mean or class frequencies, the answer without EEG."""
+
+    @property
+    def side(self) -> Side:
+        """Targets and subjects, as scores take them."""
+        return Side(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Ensemble:
             with np.load(io.BytesIO(run.folder.read(ARRAYS)), allow_pickle=False) as arrays:
                 held_out = HeldOut(**{name: arrays[name] for name in HeldOut.__annotations__})
             table = pd.DataFrame.from_dict(record["table"], orient="index").astype(float).rename_axis("predictor")
+            table = table.astype({"subjects": int, "windows": int})
             weights = np.array(record["weights"], dtype=np.float64)
             trials = [int(number) for number in record["trials"]]
             return cls(run, record["method"], trials, weights, table, record["verdict"], held_out, record["looks"])
@@ -128,12 +138,17 @@ class Ensemble:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         own = "subject_" if "subject_held_out" in self.table else ""
-        metric = self.run.info.metric
+        metric = verdict.spoken(self.run.info.metric)
         columns = ["", f"out-of-fold {metric}", f"held-out {metric}", "95 % interval", "difference to no EEG"]
         for name in columns + (["per subject", "95 % interval"] if own else []):
             table.add_column(name, justify="right" if name else "left")
-        for name, row in self.table.iterrows():
-            cells = [str(name), f"{row['oof']:.4f}", f"{row['held_out']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"]
+        for predictor, row in self.table.iterrows():
+            cells = [
+                str(predictor),
+                f"{row['oof']:.4f}",
+                f"{row['held_out']:.4f}",
+                f"{row['low']:.4f} to {row['high']:.4f}",
+            ]
             cells.append(f"{row['difference']:+.4f} ({row['difference_low']:+.4f} to {row['difference_high']:+.4f})")
             if own:
                 cells += [
@@ -142,65 +157,6 @@ class Ensemble:
                 ]
             table.add_row(*cells)
         return table
-
-
-def ensemble_spec(run: RunStore, windows: WindowStore, trials: Sequence[int], weights: Sequence[float]) -> dict[str, Any]:
-    """Describe an ensemble's networks as `EnsembleModule` takes them; `centre` and `scale` still at 0 and 1."""
-    folds = range(run.folds.n_folds)
-    return {
-        "kind": run.info.kind,
-        "n_channels": windows.n_channels,
-        "n_times": windows.crop_samples,
-        "n_outputs": windows.n_outputs,
-        "sfreq": windows.sfreq,
-        "members": [
-            {
-                "trial": number,
-                "fold": fold,
-                "weight": float(weight) / len(folds),
-                "centre": 0.0,
-                "scale": 1.0,
-                "model": run.config(number).model.model_dump(mode="json"),
-            }
-            for number, weight in zip(trials, weights, strict=True)
-            for fold in folds
-        ],
-    }
-
-
-def read_members(
-    run: RunStore, windows: WindowStore, trials: Sequence[int], weights: Sequence[float]
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read the fold models of trials: the complete spec, and the state of `EnsembleModule`.
-
-    Raises
-    ------
-    UserError
-        A weights file is missing.
-    """
-    spec = ensemble_spec(run, windows, trials, weights)
-    state: dict[str, torch.Tensor] = {}
-    for number, member in enumerate(spec["members"]):
-        try:
-            tensors = run.weights(member["trial"], member["fold"])
-        except FileNotFoundError:
-            raise UserError(
-                f"{run.where}: trial {member['trial']} lacks the weights of fold {member['fold']}; restore the run "
-                "from a copy"
-            ) from None
-        member["centre"], member["scale"] = float(tensors["target.centre"]), float(tensors["target.scale"])
-        for name, tensor in tensors.items():
-            if name.startswith("model."):
-                state[f"members.{number}.{name.removeprefix('model.')}"] = tensor
-    return spec, state
-
-
-def build_module(spec: dict[str, Any], state: dict[str, torch.Tensor]) -> EnsembleModule:
-    """The module of a spec and its weights, in evaluation mode; the caller's random stream is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        module = EnsembleModule(spec)
-    module.load_state_dict(state)
-    return module.eval().requires_grad_(False)
 
 
 def fit_ensemble(
@@ -288,6 +244,7 @@ def fit_ensemble(
         targets=side.targets,
         predictions=rows[ENSEMBLE][1].astype(np.float32),
         trials=answers_TNO.astype(np.float32),
+        constant=constant_prediction(run.info.kind, search.targets, 1, len(windows.classes))[0],
     )
     return Ensemble(run, method, trials, weights, table, words, held_out, len(looks))
 

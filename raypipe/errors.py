@@ -22,6 +22,14 @@ class CheckpointError(Exception):
     """A checkpoint file is truncated, altered or of another kind; the one before it may still be good."""
 
 
+class InterruptedEpochError(Exception):
+    """The trial was taken off this worker in mid-epoch; its last checkpoint stands."""
+
+
+class NonFiniteError(Exception):
+    """The training loss, its gradient or the score is no longer a number."""
+
+
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
     """Turn "no space left" and "quota exceeded" into the line users see; None for any other error."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raypipe.errors import DiskFullError, NonFiniteError, UserError
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,28 @@ class Failure:
     kind: str
     reason: str
     trace: str = ""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How trials are run: what every slot and worker of a sweep is given."""
+
+    run: str
+    windows: str
+    desk: Any
+    scratch: str
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def describe(error: Exception) -> Failure:
+    """Tell kinds of failure apart; none of these is cured by trying again."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, DiskFullError):
+        return Failure("disk-full", line)
+    if isinstance(error, NonFiniteError):
+        return Failure("non-finite", line)
+    if isinstance(error, UserError):
+        return Failure("bad-configuration", line)
+    return Failure("error", f"{type(error).__name__}: {line}", traceback.format_exc(limit=-8))

@@ -22,6 +22,10 @@ _NA = ["n/a", "N/A", "NaN", "nan", ""]
 _COMPANIONS = {".set": (".fdt",), ".vhdr": (".vmrk", ".eeg")}
 
 
+class UnreadableError(UserError):
+    """A recording or a table beside it cannot be read; others may well be."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """One continuous EEG file.
@@ -126,7 +130,7 @@ def read_raw(recording: Recording) -> Any:
 
     Raises
     ------
-    UserError
+    UnreadableError
         The file is missing, truncated or unreadable; the line names it.
     """
     import mne
@@ -135,7 +139,7 @@ def read_raw(recording: Recording) -> Any:
     extension = path.suffix.lower()
     if not path.exists():
         what = "a link to data that was not fetched" if path.is_symlink() else "no such file"
-        raise UserError(f"{path}: {what}")
+        raise UnreadableError(f"{path}: {what}")
     if extension in (".bdf", ".edf"):
         _check_whole(path, bytes_per_sample=3 if extension == ".bdf" else 2)
     readers = {
@@ -150,7 +154,7 @@ def read_raw(recording: Recording) -> Any:
     except Exception as error:  # MNE's readers raise whatever their parsers do
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        raise UserError(f"{path}: cannot be read ({reason})") from None
+        raise UnreadableError(f"{path}: cannot be read ({reason})") from None
 
 
 def _check_whole(path: Path, bytes_per_sample: int) -> None:
@@ -163,14 +167,14 @@ def _check_whole(path: Path, bytes_per_sample: int) -> None:
             samples = file.read(n_signals * 8)
             record_samples = sum(int(samples[8 * i : 8 * i + 8]) for i in range(n_signals))
         except ValueError:
-            kind = "BDF" if bytes_per_sample == 3 else "EDF"
-            raise UserError(f"{path}: not an {kind} file (its header cannot be read)") from None
+            kind = "a BDF" if bytes_per_sample == 3 else "an EDF"
+            raise UnreadableError(f"{path}: not {kind} file (its header cannot be read)") from None
     if n_records == -1:
         return  # "unknown" (EDF specification): the recorder was interrupted, MNE counts the records by the size
     expected = header_bytes + n_records * record_samples * bytes_per_sample
     size = path.stat().st_size
     if size < expected:
-        raise UserError(f"{path}: truncated: its header announces {expected} bytes, the file has {size}")
+        raise UnreadableError(f"{path}: truncated: its header announces {expected} bytes, the file has {size}")
 
 
 def eeg_channels(recording: Recording, raw: Any) -> list[str]:
@@ -181,7 +185,7 @@ def eeg_channels(recording: Recording, raw: Any) -> list[str]:
 
     Raises
     ------
-    UserError
+    UnreadableError
         There is no EEG channel, or the sidecar is damaged.
     """
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
@@ -193,7 +197,7 @@ def eeg_channels(recording: Recording, raw: Any) -> list[str]:
             types |= {n: t.lower() for n, t in zip(known["name"], known["type"], strict=True) if n in types}
     names = [name for name in raw.ch_names if types[name] == "eeg"]
     if not names:
-        raise UserError(f"{recording.path}: no EEG channel (types: {', '.join(sorted(set(types.values())))})")
+        raise UnreadableError(f"{recording.path}: no EEG channel (types: {', '.join(sorted(set(types.values())))})")
     return names
 
 
@@ -209,27 +213,27 @@ def read_events(recording: Recording) -> pd.DataFrame:
 
     Raises
     ------
-    UserError
+    UnreadableError
         The file is missing or damaged, or lacks a column.
     """
     import pandas as pd
 
     path = recording.sidecar("events.tsv")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the task needs the recording's events")
+        raise UnreadableError(f"{path}: no such file; the task needs the recording's events")
     events = read_tsv(path, text=("value", "trial_type"))
     if "value" not in events.columns and "trial_type" in events.columns:
         events["value"] = events["trial_type"]
     for column in ("onset", "value"):
         if column not in events.columns:
-            raise UserError(f"{path}: no column '{column}'; {nearest(column, events.columns)}")
+            raise UnreadableError(f"{path}: no column '{column}'; {nearest(column, events.columns)}")
     if "duration" not in events.columns:
         events["duration"] = float("nan")
     for column in ("onset", "duration"):
         try:
             events[column] = pd.to_numeric(events[column]).astype(float)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: column '{column}' is not a number of seconds ({error})") from None
+            raise UnreadableError(f"{path}: column '{column}' is not a number of seconds ({error})") from None
     events["value"] = events["value"].fillna("n/a").astype(str)
     return events.dropna(subset=["onset"]).sort_values("onset", kind="stable", ignore_index=True)
 
@@ -265,7 +269,7 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
 
     Raises
     ------
-    UserError
+    UnreadableError
         The file is no table of tab-separated values in UTF-8.
     """
     import pandas as pd
@@ -283,4 +287,4 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
             low_memory=False,
         )
     except (ValueError, OSError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{path}: not a table of tab-separated values ({str(error).splitlines()[0]})") from None
+        raise UnreadableError(f"{path}: not a table of tab-separated values ({str(error).splitlines()[0]})") from None

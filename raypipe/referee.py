@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from raypipe.errors import CheckpointError, DiskFullError, UserError
-from raypipe.messages import FoldEpoch, Reply
+from raypipe.errors import CheckpointError, DiskFullError, InterruptedEpochError, NonFiniteError
+from raypipe.messages import FoldEpoch, Reply, describe
 from raypipe.metrics import score
-from raypipe.share import Share, read_fold
 from raypipe.store import Epoch, OutOfFold, RunStore, State, TrialResult, best_epoch
-from raypipe.train import NonFiniteError
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore
@@ -127,6 +124,10 @@ def finish_trial(
 
 
 def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, weights: bool) -> None:
+    import torch
+
+    from raypipe.share import read_fold
+
     index, folds, predictions = [], [], []
     for fold in range(run.folds.n_folds):
         state = read_fold(run, number, fold, epoch)
@@ -159,6 +160,8 @@ def run_trial(
     device: str = "cpu",
 ) -> TrialResult:
     """Run a whole trial in this process, without Ray, from wherever its checkpoints stand."""
+    from raypipe.share import Share
+
     referee = Referee(run, windows, number)
 
     def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
@@ -169,10 +172,9 @@ def run_trial(
         if not referee.over:
             share = Share(run, windows, number, range(run.folds.n_folds), device)
             share.train(referee.done, report, interrupted)
-    except DiskFullError:
+    except (DiskFullError, InterruptedEpochError):
         raise
-    except NonFiniteError as error:
-        return finish_trial(run, windows, number, "failed", str(error), "non-finite")
-    except UserError as error:
-        return finish_trial(run, windows, number, "failed", str(error), "bad-configuration")
+    except Exception as error:
+        failure = describe(error)
+        return finish_trial(run, windows, number, "failed", failure.reason, failure.kind)
     return finish_trial(run, windows, number, "complete", "trained to the end")

@@ -66,12 +66,11 @@ class Ema:
         """Take in the live model's weights, after its optimiser's step."""
         self.steps += 1
         share = 1.0 - min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
-        averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        for name, tensor in model.state_dict().items():
-            if name in averaged:
-                self._average[name].lerp_(tensor, share)
-            else:
-                self._average[name].copy_(tensor)
+        live = model.state_dict()
+        learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        torch._foreach_lerp_([self._average[name] for name in learned], [live[name] for name in learned], share)
+        for name in live.keys() - set(learned):
+            self._average[name].copy_(live[name])
 
     def apply_to(self, model: nn.Module) -> None:
         """Overwrite a model's weights and buffers with the average."""

@@ -115,6 +115,9 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         if not self._fine and self._failures[way] >= SAME_FAILURES:
             self.fatal = UserError(f"the first {SAME_FAILURES} trials failed the same way ({kind}): {reason}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, ("the search is made anew from the run's store",)  # Tune pickles it for a restore we never ask for
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the run's store and the study hold everything."""
 

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.errors import UserError
 from raypipe.files import Folder
 from raypipe.referee import finish_trial
+from raypipe.seeds import derive_seed
 from raypipe.store import RunStore, State, TrialResult
-from raypipe.train import derive_seed
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore

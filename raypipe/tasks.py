@@ -4,8 +4,9 @@ A specification is ``NAME:ARGUMENT[@BIDS-TASK,...]``; what follows ``@`` keeps r
 
 =============================================  =====================================================================
 ``participants:COLUMN[:KIND][@...]``           a column of participants.tsv, from windows side by side. KIND is
-                                               ``regression`` or ``classification``; without it, text and numbers of
-                                               exactly two distinct values are classes, other numbers are regressed on
+                                               ``regression`` or ``classification``; without it, text is classes,
+                                               and so are numbers if three or more subjects share two values; other
+                                               numbers are regressed on
 ``bids-task:A,B,...``                          which BIDS task a recording is of, from windows side by side
 ``events:A,B,...[@...]``                       which of these values an event has, from the window after it
 ``latency:A[,B...][@...]``                     the offset (s) at which a crop begins in the window after such an event
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from raypipe.errors import UserError, nearest
-from raypipe.recordings import Recording, read_events, read_participants
+from raypipe.recordings import Recording, UnreadableError, read_events, read_participants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,14 +159,16 @@ class Participants(Task):
         names = [str(s) for s in values.index]
         distinct = sorted(values.unique().tolist())
         numeric = values.dtype.kind in "iuf"
-        kind = self.kind or ("regression" if numeric and len(distinct) != 2 else "classification")
+        # Two subjects of two ages are no classes yet.
+        binary = len(distinct) == 2 < len(values)
+        kind = self.kind or ("regression" if numeric and not binary else "classification")
         if len(distinct) < 2:
             raise UserError(f"{where} is {distinct[0]} for every subject; there is nothing to predict")
         if kind == "regression":
             if not numeric:
                 raise UserError(f"{where} holds text ('{distinct[0]}'); regression needs numbers")
             return Labels(kind, (), dict(zip(names, map(float, values), strict=True)))
-        if len(distinct) == len(values) > 2:
+        if len(distinct) == len(values):
             raise UserError(f"{where} is different for every subject; classes need subjects that share one")
         index = {value: float(i) for i, value in enumerate(distinct)}
         classes = tuple(f"{value:g}" if numeric else str(value) for value in distinct)
@@ -297,7 +300,10 @@ def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Record
     missing = set(values)
     seen: set[str] = set()
     for recording in recordings:
-        here = set(read_events(recording)["value"])
+        try:
+            here = set(read_events(recording)["value"])
+        except UnreadableError:
+            continue  # the turn of the recording itself will tell
         seen |= here
         missing -= here
         if not missing:

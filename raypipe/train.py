@@ -6,7 +6,6 @@ the batches, mixing and dropout masks that it would have drawn had nothing happe
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,32 +17,21 @@ import torch
 from numpy.typing import NDArray
 
 from raypipe.config import TrialConfig
+from raypipe.errors import InterruptedEpochError, NonFiniteError
 from raypipe.folds import Index
 from raypipe.losses import class_weights, make_loss
 from raypipe.messages import FoldEpoch
 from raypipe.mixup import mix
 from raypipe.models import build_model
+from raypipe.models.conformer import normalise
 from raypipe.sam import Sam, optimizer_step
 from raypipe.schedule import Ema, lr_factor
+from raypipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore
 
 EVALUATION_BATCH = 256
-
-
-class InterruptedEpochError(Exception):
-    """The trial was taken off this worker in mid-epoch; its last checkpoint stands."""
-
-
-class NonFiniteError(Exception):
-    """The training loss or its gradient is no longer a number."""
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 63 bits for a named stream: the same on every machine and in every process."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 class FoldTrainer:
@@ -169,6 +157,9 @@ class FoldTrainer:
             offsets = rng.integers(0, spare + 1, size=len(index)) if spare else None
             x_BCT = torch.from_numpy(self.windows.gather(index, offsets)).to(self.device)
             y = self._targets(index, offsets)
+            if self.config.mixup.name != "none":
+                # Mixed as recorded, a loud window would count for more than its share.
+                x_BCT = normalise(x_BCT, self.config.model.norm)
             yield mix(self.config.mixup, x_BCT, y, rng=rng, kind=self.windows.kind, n_classes=self.classes)
 
     def _targets(self, index: Index, offsets: Index | None) -> torch.Tensor:

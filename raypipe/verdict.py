@@ -29,7 +29,10 @@ BASELINES: dict[str, str] = {"regression": "training mean", "classification": "c
 FEW = 20
 """Below this many subjects, a verdict says that the interval itself is rough."""
 
-LABELS = {"auc": "an AUC", "nrmse": "an NRMSE", "balanced_accuracy": "a balanced accuracy"}
+ENOUGH = 6
+"""Fewer subjects prove nothing at 95 %, even if all agree: signs that agree in all of n have a chance of 2^(1 - n)."""
+
+NAMES = {"auc": "AUC", "nrmse": "NRMSE", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,20 @@ def difference(metric: str, side: Side, a: Array, b: Array) -> Interval:
     return bootstrap_difference(metric, side.targets, a, b, side.subjects)
 
 
+def spoken(metric: str) -> str:
+    """A metric's name as people write it."""
+    return NAMES.get(metric, metric)
+
+
 def predicted(task: str) -> str:
     """What a task predicts, in words: ``participants:age`` to ``age``, ``events:A,B`` to ``A against B``."""
-    kind, _, rest = task.partition(":")
+    kind, _, rest = task.partition("@")[0].partition(":")
     if kind == "challenge1":
         return "the response time"
     if kind == "latency":
         return f"the latency of {rest}"
+    if kind == "participants":
+        return rest.removesuffix(":regression").removesuffix(":classification")
     return " against ".join(part.strip() for part in rest.split(",")) or kind
 
 
@@ -178,26 +188,27 @@ def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Int
     """
     own = "subject_" if "subject_held_out" in table else ""
     base = table.index[-1]
-    row, ground = table.loc[ENSEMBLE], table.loc[base]
+    row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
+    chance = float(table[own + "held_out"].iloc[-1])
     n = int(row["subjects"])
     better = -1.0 if get_metric(metric).direction == "minimize" else 1.0
-    value, low, high = (float(row[own + name]) for name in ("held_out", "low", "high"))
-    apart, apart_low, apart_high = (float(row[own + "difference" + end]) for end in ("", "_low", "_high"))
+    value, low, high = (row[own + name] for name in ("held_out", "low", "high"))
+    apart, apart_low, apart_high = (row[own + "difference" + end] for end in ("", "_low", "_high"))
     people = "subject" if n == 1 else "subjects"
     unit = "one mean prediction a subject" if own else f"{int(row['windows'])} windows"
-    what = predicted(task)
+    what, article = predicted(task), "an" if spoken(metric)[0] in "AN" else "a"
     if np.isnan(value):
         return (
             f"On the {n} held-out {people} the score is undefined (their targets are all the same): "
             f"nothing can be said about {what}. Hold out more subjects in a new run."
         )
-    out = [f"On {n} {people} that no choice has seen ({unit}) the ensemble reaches {LABELS.get(metric, metric)} of "]
+    out = [f"On {n} {people} that no choice has seen ({unit}) the ensemble reaches {article} {spoken(metric)} of "]
     if np.isnan(low):
-        out[0] += f"{value:.3f}; {_ground(metric, base, float(ground[own + 'held_out']))}."
+        out[0] += f"{value:.3f}; {_ground(metric, base, chance)}."
         out.append("With one subject no interval can be given, so this says nothing about new people.")
         return " ".join(out)
     out[0] += f"{value:.3f} (95 % interval over subjects {low:.3f} to {high:.3f}); "
-    out[0] += _ground(metric, base, float(ground[own + "held_out"]))
+    out[0] += _ground(metric, base, chance)
     if metric == "nrmse":
         out[0] += f", and the difference to it is {apart:+.3f} ({apart_low:+.3f} to {apart_high:+.3f})"
         words = "the interval of the difference"
@@ -205,17 +216,26 @@ def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Int
         words = "the interval"
     edges = sorted((better * apart_low, better * apart_high))
     if edges[0] > 0:
-        out[0] += ": it has learned something that carries over to new people."
+        out[0] += (
+            ": it has learned something that carries over to new people."
+            if n >= ENOUGH
+            else (
+                f". A good sign, but no evidence yet: that all of {n} {people} agree happens by luck alone in "
+                f"{100 * 2.0 ** (1 - n):.0f} % of cases."
+            )
+        )
     elif edges[1] < 0:
         out[0] += f": it is worse than no EEG at all; what it learned about {what} does not carry over to new people."
     else:
-        chance = "0" if metric == "nrmse" else f"chance ({float(ground[own + 'held_out']):.3g})"
-        out[0] += f": {words} contains {chance}, so there is no evidence that it predicts {what}."
+        nothing = "0" if metric == "nrmse" else f"chance ({chance:.3g})"
+        out[0] += f": {words} contains {nothing}, so there is no evidence that it predicts {what}."
     if own:
-        out.append(f"The target belongs to the person, so these {n} {people} are {n} data points, whatever the windows.")
-    if n < FEW:
+        out.append(
+            f"The target belongs to the person, so these {n} {people} are {n} data points, whatever the windows."
+        )
+    if ENOUGH <= n < FEW:
         out.append(f"{n} {people} are few: the interval itself is rough, and rather too narrow than too wide.")
-    if against_best is not None and not np.isnan(against_best.low):
+    if against_best is not None and n >= ENOUGH and against_best.low < against_best.high:
         edges = sorted((better * against_best.low, better * against_best.high))
         span = f"(difference {against_best.low:+.3f} to {against_best.high:+.3f})"
         if edges[0] > 0:

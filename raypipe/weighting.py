@@ -35,7 +35,7 @@ def confidence(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> 
 
 def best(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:
     """Give all weight to the best single trial: the first."""
-    return np.eye(len(oof_TNO))[0]
+    return np.asarray(np.eye(len(oof_TNO))[0])
 
 
 METHODS: dict[str, Method] = {"confidence": confidence, "equal": equal, "best": best}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from raypipe.config import TrialConfig, parse_config
 from raypipe.folds import make_folds
 from raypipe.space import SearchSpace
 from raypipe.store import RunInfo, RunStore
+from raypipe.windows import COLUMNS, Manifest, Plan, Settings, Shard, Summary, content_hash
 
 TINY = {
     "model/filters": 4,
@@ -95,3 +98,49 @@ def make_run(
 def tiny(**changes) -> TrialConfig:
     """A configuration that trains in well under a second; ``tiny(sam__name="sam")``."""
     return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
+
+
+def write_store(path: Path, toy: ToyWindows) -> Path:
+    """The toy windows as a store on disk, for workers in other processes."""
+    names = tuple(f"E{k + 1}" for k in range(toy.n_channels))
+    asked = {"task": "toy", "sfreq": None, "band": None, "channels": None, "window": None, "crop": None}
+    settings = Settings(**asked, stride=None, tmin=None, dtype="float32")
+    plan = Plan(
+        task="toy",
+        channels=names,
+        sfreq=toy.sfreq,
+        band=None,
+        window=toy.window_samples / toy.sfreq,
+        stride=1.0,
+        tmin=0.0,
+        window_samples=toy.window_samples,
+        crop_samples=toy.crop_samples,
+        target_is_offset=False,
+        dtype="float32",
+    )
+    shards, rows = [], []
+    (path / "shards").mkdir(parents=True)
+    for number, subject in enumerate(sorted(set(toy.subjects))):
+        index = np.flatnonzero(toy.subjects == subject)
+        shard = Shard(recording=f"sub-{subject}", rows=len(index), sha256=content_hash(toy.x[index]), fingerprint="toy")
+        np.save(path / shard.file, toy.x[index])
+        shards.append(shard)
+        for row, window in enumerate(index):
+            place = (window, shard.recording, subject, "", "toy", "", 2.0 * row, toy.targets[window], number, row, 0)
+            rows.append(place)
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False).encode()
+    (path / "windows.csv").write_bytes(table)
+    manifest = Manifest(
+        settings=settings,
+        plan=plan,
+        kind=toy.kind,
+        metric=toy.metric,
+        classes=tuple(toy.classes),
+        shards=tuple(shards),
+        table_sha256=hashlib.sha256(table).hexdigest(),
+        data_hash=hashlib.sha256(b"".join(s.sha256.encode() for s in shards)).hexdigest(),
+        summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards), left_out={}),
+        versions={},
+    )
+    (path / "manifest.json").write_text(manifest.model_dump_json())
+    return path

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raypipe.errors import InterruptedEpochError, NonFiniteError
 from raypipe.referee import Referee, finish_trial, run_trial
 from raypipe.share import Share
-from raypipe.train import FoldTrainer, InterruptedEpochError, NonFiniteError
+from raypipe.train import FoldTrainer
 from tests.toys import ToyWindows, make_run, tiny
 
 EVERYTHING = {"sam__name": "sam", "mixup__name": "mixup", "optim__ema": 0.9, "loss__name": "focal"}

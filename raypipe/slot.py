@@ -2,103 +2,46 @@
 
 Tune's usual pattern, a trainer inside each trial, starts a controller and a worker group for every trial (about 16 s).
 Here a `Slot` is started once, with `reuse_actors`: it keeps one Ray Train run going in a thread, whose workers serve
-trial after trial from the sweep's `Desk`.
+trial after trial from the sweep's `Desk`. No torch here: the slot only waits and scores.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import time
-import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray import PlacementGroupID, tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raypipe.errors import DiskFullError, UserError
-from raypipe.messages import Failure, FoldEpoch, Job, Reply
+from raypipe.messages import Crew, Failure, FoldEpoch, describe
 from raypipe.referee import Referee
-from raypipe.share import Share
 from raypipe.store import RunStore
-from raypipe.train import InterruptedEpochError, NonFiniteError
 from raypipe.windows import WindowStore
 
-# Seconds between two looks at whether the trial has moved on while an epoch is trained, and whether workers live.
-GLANCE = 0.2
-
-
-@dataclass(frozen=True)
-class Crew:
-    """How trials are run: what every slot and worker of a sweep is given."""
-
-    run: str
-    windows: str
-    desk: Any
-    scratch: str
-    workers: int
-    cpus: float
-    gpus: float
+# Seconds between two looks at whether the worker group lives.
+GLANCE = 1.0
 
 
 def serve(order: dict[str, Any]) -> None:
-    """Serve trials on one Ray Train worker until the slot ends (the train function)."""
-    crew: Crew = order["crew"]
-    name: str = order["slot"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, int(crew.cpus)))
-    device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
-    group = ray.util.get_current_placement_group()
-    ray.get(crew.desk.join.remote(name, rank, os.getpid(), group.id.hex() if group else None))
-    run, windows = RunStore.open(crew.run), WindowStore(crew.windows)
-    seen = 0
-    while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
-        seen = job.seq
-        folds = range(rank, run.folds.n_folds, world)
-        _serve_job(crew, name, job, Share(run, windows, job.number, folds, device))
+    """Train function: serve trials until the slot ends (imported where it runs, for torch's sake)."""
+    from raypipe.worker import serve as work
+
+    work(order)
 
 
-def _serve_job(crew: Crew, name: str, job: Job, share: Share) -> None:
-    looked = time.monotonic()
+class Workers(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train's group of workers, without the detached actor that polls for a dead controller.
 
-    def interrupted() -> bool:
-        nonlocal looked
-        if time.monotonic() - looked < GLANCE:
-            return False
-        looked = time.monotonic()
-        return bool(ray.get(crew.desk.moved.remote(name, job.seq)))
+    That actor asks Ray's state API, which needs a dashboard; a slot's own successor does its work (`release`).
+    """
 
-    def report(epoch: int, outcomes: Any) -> Reply:
-        reply: Reply = ray.get(crew.desk.post.remote(name, job.seq, epoch, dict(outcomes)))
-        return reply
-
-    try:
-        share.train(job.done, report, interrupted)
-    except InterruptedEpochError:
-        return
-    except ray.exceptions.RayError:
-        raise  # the desk is gone: so is the sweep
-    except Exception as error:
-        ray.get(crew.desk.fail.remote(name, job.seq, describe(error)))
-
-
-def describe(error: Exception) -> Failure:
-    """Tell kinds of failure apart; none of these is cured by trying again."""
-    line = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, DiskFullError):
-        return Failure("disk-full", line)
-    if isinstance(error, NonFiniteError):
-        return Failure("non-finite", line)
-    if isinstance(error, UserError):
-        return Failure("bad-configuration", line)
-    return Failure("error", f"{type(error).__name__}: {line}", traceback.format_exc(limit=-8))
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
@@ -118,7 +61,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._assign(config)
 
     def _keep_workers(self) -> None:
-        trainer = DataParallelTrainer(
+        trainer = Workers(
             serve,
             train_loop_config={"crew": self.crew, "slot": self.name},
             scaling_config=ScalingConfig(
@@ -166,7 +109,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
         while True:
-            found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE * 5))
+            found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE))
             if found is not None:
                 return found  # type: ignore[no-any-return]
             if not self.thread.is_alive():

@@ -225,6 +225,9 @@ def _execute(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its snapshots are not used
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    if not options.address:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not reclaimed
     watch("launch", {"address": options.address})
     noise = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -236,8 +239,9 @@ def _execute(
         from ray import tune
 
         from raypipe.desk import Desk
+        from raypipe.messages import Crew
         from raypipe.search import RunScheduler, RunSearch, RunStopper
-        from raypipe.trial import Crew, Slot
+        from raypipe.slot import Slot
 
         mine = not ray.is_initialized()
         if mine:
@@ -285,6 +289,7 @@ def _execute(
 def _start_ray(options: Options) -> None:
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address:
         try:
@@ -294,8 +299,7 @@ def _start_ray(options: Options) -> None:
                 f"--address {options.address}: no Ray cluster there ({str(error).splitlines()[0]})"
             ) from None
         return
-    modules = ["torch", "ray.train", "ray.tune", "raypipe.trial"]
-    ray.init(include_dashboard=False, _system_config={"preload_python_modules": modules}, **quiet)
+    ray.init(include_dashboard=False, **quiet)
 
 
 def _layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:

@@ -1,0 +1,51 @@
+# Two commands: `make sweep` (from nothing to a report, an ensemble and a checked zip) and `make test` (all that CI runs).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO := demo
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: sweep test lint types imports unit integration clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+sweep: $(STAMP)
+	$(BIN)/raypipe simulate $(DEMO)/bids
+	$(BIN)/raypipe prepare $(DEMO)/bids --task challenge1 --out $(DEMO)/store
+	$(BIN)/raypipe sweep search_spaces/demo.py --data $(DEMO)/store --run $(DEMO)/run --trials 8 --folds 4
+	$(BIN)/raypipe ensemble $(DEMO)/run
+	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/bundle
+	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/submission.zip
+	$(BIN)/raypipe check $(DEMO)/submission.zip --bundle $(DEMO)/bundle
+	@echo
+	@echo "report      $(DEMO)/run/report.html"
+	@echo "ensemble    $(DEMO)/bundle"
+	@echo "submission  $(DEMO)/submission.zip"
+
+test: lint types imports unit integration
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest tests/unit
+
+integration: $(STAMP)
+	$(BIN)/pytest tests/integration
+
+clean:
+	rm -rf $(DEMO)

@@ -1,0 +1,134 @@
+"""From what was asked and what the recordings are to one plan for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from raypipe.errors import UserError, nearest
+from raypipe.recordings import Recording
+from raypipe.tasks import Task
+from raypipe.windows import Plan, Settings
+
+Header = tuple[float, tuple[str, ...]]
+"""Sampling rate (Hz) and EEG channels of a recording."""
+
+
+def make_plan(
+    task: Task, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]
+) -> tuple[Plan, Counter[str]]:
+    """Fill in what the settings leave to the task and the recordings.
+
+    Returns
+    -------
+    plan, left_out
+        The plan, and how many EEG channels it leaves out.
+
+    Raises
+    ------
+    UserError
+        Recordings differ in rate, share no channel or lack one that is asked for; or a length is below one sample.
+    """
+    left_out: Counter[str] = Counter()
+    sfreq = asked.sfreq or _common_rate(recordings, [rate for rate, _ in headers])
+    if asked.channels:
+        channels = asked.channels
+        for recording, (_, names) in zip(recordings, headers, strict=True):
+            for name in channels:
+                if name not in names:
+                    raise UserError(f"{recording.path}: no EEG channel '{name}'; {nearest(name, names)}")
+    else:
+        channels = _common_channels(recordings, [names for _, names in headers], left_out)
+    window = asked.window or task.default_window
+    stride = asked.stride or window
+    crop = asked.crop or task.default_crop(window) or window
+    window_samples, crop_samples = round(window * sfreq), round(crop * sfreq)
+    if min(crop_samples, round(stride * sfreq)) < 1:
+        raise UserError(f"a window, crop or stride is shorter than a sample at {sfreq:g} Hz")
+    plan = Plan(
+        task=task.spec,
+        channels=channels,
+        sfreq=sfreq,
+        band=asked.band,
+        window=window,
+        stride=stride,
+        tmin=task.default_tmin if asked.tmin is None else asked.tmin,
+        window_samples=window_samples,
+        crop_samples=crop_samples,
+        target_is_offset=task.target_is_offset,
+        dtype=asked.dtype,
+    )
+    return plan, left_out
+
+
+def _common_rate(recordings: Sequence[Recording], rates: Sequence[float]) -> float:
+    first = dict(zip(reversed(rates), reversed(recordings), strict=True))
+    if len(first) > 1:
+        shown = ", ".join(f"{rate:g} Hz ({first[rate].path.name})" for rate in sorted(first))
+        raise UserError(f"recordings differ in sampling rate: {shown}; choose one with --sfreq")
+    return rates[0]
+
+
+def _common_channels(
+    recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], left_out: Counter[str]
+) -> tuple[str, ...]:
+    common = list(names[0])
+    for recording, here in zip(recordings, names, strict=True):
+        rest = [name for name in common if name in here]
+        if not rest:
+            raise UserError(
+                f"no EEG channel is common to all recordings: {recording.path.name} ({', '.join(here[:3])}, ...) has "
+                f"none of those up to it ({', '.join(common[:3])}, ...; {recordings[0].path.name})"
+            )
+        common = rest
+    left_out["EEG channels that not every recording has"] = len({n for here in names for n in here}) - len(common)
+    return tuple(common)
+
+
+def parse_settings(**asked: Any) -> Settings:
+    """Validate types of what was asked of `prepare`.
+
+    Raises
+    ------
+    UserError
+        Names the setting that is of the wrong type.
+    """
+    try:
+        return Settings(**asked)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{problem['loc'][0]} {problem['input']!r}: {problem['msg']}") from None
+
+
+def check_settings(task: Task, asked: Settings) -> None:
+    """Check values of settings against each other and against the task.
+
+    Raises
+    ------
+    UserError
+        Names the setting that is out of range or does not go with the task.
+    """
+    for name in ("sfreq", "window", "crop", "stride"):
+        value = getattr(asked, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} {value:g}: must be greater than 0")
+    if asked.band and not 0 <= asked.band[0] < asked.band[1]:
+        raise UserError(f"band {asked.band[0]:g} {asked.band[1]:g}: wants a lower and a higher edge, in Hz")
+    if asked.band and asked.sfreq and asked.band[1] > asked.sfreq / 2:
+        raise UserError(f"band: windows at {asked.sfreq:g} Hz hold nothing above {asked.sfreq / 2:g} Hz")
+    if asked.channels is not None and len(set(asked.channels)) != len(asked.channels):
+        raise UserError("channels: a name is there twice")
+    if asked.channels == ():
+        raise UserError("channels: the list is empty")
+    if task.event_locked and asked.stride is not None:
+        raise UserError(f"task '{task.spec}': its windows lie at events; leave out stride")
+    if not task.event_locked and asked.tmin is not None:
+        raise UserError(f"task '{task.spec}': its windows lie side by side; leave out tmin")
+    window = asked.window or task.default_window
+    if asked.crop is not None and asked.crop > window:
+        raise UserError(f"crop {asked.crop:g}: longer than the window ({window:g} s)")
+    if task.target_is_offset and asked.crop == window:
+        raise UserError(f"task '{task.spec}': the crop must be shorter than the window, or its offset is always 0")

@@ -1,0 +1,361 @@
+"""Turn recordings into a store of windows: in parallel, in bounded memory, and so that a killed run goes on.
+
+Every recording becomes a shard and a JSON file beside it that says from what it was made; the manifest comes last. A
+second run keeps every shard whose files, labels and plan are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from raypipe.errors import UserError
+from raypipe.files import TEMPORARY, write_whole
+from raypipe.planning import Header, check_settings, make_plan, parse_settings
+from raypipe.pool import run_all
+from raypipe.recordings import Recording, UnreadableError, find_recordings
+from raypipe.shards import Made, load_made, make_shard, probe
+from raypipe.tasks import Labels, Task, parse_task
+from raypipe.windows import (
+    COLUMNS,
+    MANIFEST,
+    SETTINGS,
+    SHARDS,
+    TABLE,
+    Manifest,
+    Plan,
+    Settings,
+    Summary,
+    WindowStore,
+    read_manifest,
+)
+
+Progress = Callable[[int, int, str], object]
+
+FEW = 200
+"""Headers of so many recordings are read faster than processes start."""
+
+
+def prepare(
+    bids: str | Path,
+    task: str,
+    out: str | Path,
+    *,
+    sfreq: float | None = None,
+    band: tuple[float, float] | None = None,
+    channels: Sequence[str] | None = None,
+    window: float | None = None,
+    crop: float | None = None,
+    stride: float | None = None,
+    tmin: float | None = None,
+    dtype: str = "float32",
+    jobs: int | None = None,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> WindowStore:
+    """Cut the recordings of a BIDS folder into windows with targets.
+
+    Run again, it reads only recordings that are new or changed; killed, it goes on where it was.
+
+    Parameters
+    ----------
+    bids
+        BIDS folder.
+    task
+        What is predicted; see `raypipe.tasks`.
+    out
+        Folder for the store: new, empty, or a store made with the same settings.
+    sfreq
+        Rate of the windows (Hz). Default: the recordings' own, if it is one.
+    band
+        Edges of a zero-phase FIR band-pass (Hz), MNE's default design; a lower edge of 0 makes it a low-pass.
+    channels
+        Names. Default: the EEG channels that all recordings have, in the first one's order.
+    window, stride, tmin
+        Seconds: length of a window, step between windows side by side, start of a window after its event. Default: the
+        task's; windows side by side do not overlap.
+    crop
+        Seconds of a window that a model sees at a time: at random places in training, at a fixed one in evaluation.
+        Default: all of it, and half of it for ``latency``.
+    dtype
+        Type of the stored samples; ``float16`` takes half the space and has 11 bits of precision.
+    jobs
+        Processes. Default: one a core. A script that calls this with more than one must be guarded by
+        ``if __name__ == "__main__":``, as for any use of multiprocessing.
+    skip_unreadable
+        Leave out recordings that cannot be read, and count them, instead of stopping at the first.
+    progress
+        Called as ``progress(recordings done, recordings in all, text)``.
+
+    Raises
+    ------
+    UserError
+        Anything that is wrong with the request, the folder or the recordings.
+    DiskFullError
+        No room is left; finished shards are kept.
+    """
+    say: Progress = progress or (lambda done, total, text: None)
+    asked = parse_settings(
+        task=task,
+        sfreq=sfreq,
+        band=band,
+        channels=channels,
+        window=window,
+        crop=crop,
+        stride=stride,
+        tmin=tmin,
+        dtype=dtype,
+    )
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs {jobs}: must be at least 1")
+    wanted = parse_task(task)
+    check_settings(wanted, asked)
+    work = _select(wanted, Path(bids))
+    folder = Path(out).expanduser().absolute()
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with _claim(folder, asked, work):
+        store = _up_to_date(folder, asked, work)
+        if store is None:
+            store = _build(folder, asked, work, jobs, skip_unreadable, say)
+        else:
+            say(len(work.recordings), len(work.recordings), "up to date, nothing to do")
+    return store
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What there is to cut."""
+
+    task: Task
+    labels: Labels
+    recordings: list[Recording]
+    left_out: Counter[str]
+
+    def labels_of(self, recording: Recording) -> Labels:
+        """The labels without other subjects' targets: what a shard depends on."""
+        if self.labels.by_subject is None:
+            return self.labels
+        own = {recording.subject: self.labels.by_subject[recording.subject]}
+        return Labels(self.labels.kind, self.labels.classes, own)
+
+
+def _select(task: Task, bids: Path) -> _Work:
+    recordings = task.select(find_recordings(bids))
+    labels = task.bind(recordings)
+    left_out: Counter[str] = Counter()
+    if labels.by_subject is not None:
+        known = [r for r in recordings if r.subject in labels.by_subject]
+        left_out["recordings of subjects without a target"] = len(recordings) - len(known)
+        recordings = known
+    _check_subjects({r.subject for r in recordings}, str(bids))
+    return _Work(task, labels, recordings, left_out)
+
+
+def _check_subjects(subjects: set[str], where: str) -> None:
+    if len(subjects) == 1:
+        raise UserError(f"{where}: windows of one subject only ('{subjects.pop()}'); subject folds need at least three")
+
+
+@contextlib.contextmanager
+def _claim(folder: Path, asked: Settings, work: _Work) -> Iterator[None]:
+    """Make the folder this run's own: no foreign files in it, the same settings, no second prepare."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, not a folder for windows")
+    path = folder / SETTINGS
+    made = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
+    if path.is_file() and made:
+        _check_same(path, asked)
+    elif not path.is_file() and _holds_files(folder):
+        raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
+    else:
+        write_whole(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
+    with open(path, "rb") as file:
+        _lock(file, folder)
+        if made and not made & {r.key for r in work.recordings}:
+            raise UserError(f"{folder}: holds windows of another data set; choose another folder")
+        yield
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(not entry.name.endswith(TEMPORARY) for entry in folder.iterdir())
+
+
+def _check_same(path: Path, asked: Settings) -> None:
+    try:
+        before = Settings.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
+    for name in Settings.model_fields:
+        old, new = getattr(before, name), getattr(asked, name)
+        if old != new:
+            raise UserError(
+                f"{path.parent}: was made with {name} {_show(old)}, not {_show(new)}; choose another folder for --out"
+            )
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "left to its default"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another prepare is at work there; wait for it to end") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _fingerprint(recording: Recording, plan: Plan, labels: Labels) -> str:
+    digest = hashlib.sha256(plan.model_dump_json().encode())
+    digest.update(repr((labels, recording.path.relative_to(recording.root).as_posix())).encode())
+    for path in recording.files():
+        # A link to data that was not fetched has no size; reading it will tell.
+        stat = path.stat() if path.exists() else path.lstat()
+        digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _up_to_date(folder: Path, asked: Settings, work: _Work) -> WindowStore | None:
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(folder)
+        if manifest.settings != asked:
+            return None
+        now = {r.key: _fingerprint(r, manifest.plan, work.labels_of(r)) for r in work.recordings}
+        if now != {shard.recording: shard.fingerprint for shard in manifest.shards}:
+            return None
+        if any(load_made(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
+            return None
+        store = WindowStore(folder)
+    except UserError:
+        return None  # damaged: it is made again from its shards
+    store.redone = 0
+    return store
+
+
+def _build(folder: Path, asked: Settings, work: _Work, jobs: int, skip: bool, say: Progress) -> WindowStore:
+    left_out = Counter(work.left_out)
+    recordings, headers = _headers(work, jobs if len(work.recordings) > FEW else 1, skip, left_out, say)
+    plan, channels_left_out = make_plan(work.task, asked, recordings, headers)
+    left_out += channels_left_out
+    prints = {r.key: _fingerprint(r, plan, work.labels_of(r)) for r in recordings}
+    (folder / MANIFEST).unlink(missing_ok=True)
+    _clean(folder, set(prints))
+    kept = {key: load_made(folder, key, prints[key]) for key in prints}
+    made: dict[str, Made] = {key: one for key, one in kept.items() if one is not None}
+    todo = [r for r in recordings if r.key not in made]
+    redone = 0
+    say(len(made), len(recordings), f"{len(made)} kept" if made else "")
+    calls = [(r, work.task.spec, work.labels_of(r), plan, folder, prints[r.key]) for r in todo]
+    with contextlib.closing(run_all(make_shard, calls, jobs)) as answers:
+        for place, answer in answers:
+            key = todo[place].key
+            if isinstance(answer, Made):
+                made[key] = answer
+                redone += 1
+                say(len(made), len(recordings), key)
+            elif skip and isinstance(answer, UnreadableError):
+                left_out["unreadable recordings"] += 1
+            else:
+                raise answer
+    ordered = [made[r.key] for r in recordings if r.key in made]
+    store = _finish(folder, asked, work, plan, ordered, left_out)
+    store.redone = redone
+    return store
+
+
+def _headers(
+    work: _Work, jobs: int, skip: bool, left_out: Counter[str], say: Progress
+) -> tuple[list[Recording], list[Header]]:
+    found: dict[int, Header] = {}
+    # Processes take longer to start than a few headers to read.
+    with contextlib.closing(run_all(probe, [(r,) for r in work.recordings], jobs)) as answers:
+        for place, answer in answers:
+            if isinstance(answer, tuple):
+                found[place] = answer
+                say(0, len(work.recordings), f"header of {work.recordings[place].key}")
+            elif skip and isinstance(answer, UnreadableError):
+                left_out["unreadable recordings"] += 1
+            else:
+                raise answer
+    if not found:
+        raise UserError("no recording can be read")
+    readable = [r for place, r in enumerate(work.recordings) if place in found]
+    headers = [found[place] for place in sorted(found)]
+    return readable, headers
+
+
+def _clean(folder: Path, keys: set[str]) -> None:
+    """Remove what a killed run left half-written, and shards of recordings that are gone."""
+    for path in (folder / SHARDS).glob("*"):
+        if path.name.endswith(TEMPORARY) or (path.suffix in (".npy", ".json") and path.stem not in keys):
+            path.unlink()
+
+
+def _finish(
+    folder: Path, asked: Settings, work: _Work, plan: Plan, made: list[Made], left_out: Counter[str]
+) -> WindowStore:
+    import mne
+    import pandas as pd
+
+    for one in made:
+        left_out.update(one.left_out)
+    rows = [
+        row | {"shard": number, "row": place} for number, one in enumerate(made) for place, row in enumerate(one.rows)
+    ]
+    left_out = +left_out
+    if not rows:
+        reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
+        raise UserError(f"task '{work.task.spec}': no window at all ({reasons or 'no matching event'})")
+    table = pd.DataFrame(rows)
+    if work.labels.classes:
+        table["target"] = table["target"].astype(int)
+        empty = set(range(len(work.labels.classes))) - set(table["target"])
+        if empty:
+            name = work.labels.classes[min(empty)]
+            raise UserError(f"task '{work.task.spec}': no window of class '{name}'")
+    table.insert(0, "window", range(len(table)))
+    subjects = set(table["subject"])
+    _check_subjects(subjects, str(folder))
+    text = table[list(COLUMNS)].to_csv(index=False, lineterminator="\n").encode()
+    table_sha256 = hashlib.sha256(text).hexdigest()
+    content = {
+        "shards": [one.shard.sha256 for one in made],
+        "table": table_sha256,
+        "plan": plan.model_dump(mode="json", include={"channels", "sfreq", "crop_samples", "target_is_offset"}),
+        "classes": work.labels.classes,
+    }
+    manifest = Manifest(
+        settings=asked,
+        plan=plan,
+        kind=work.labels.kind,
+        metric="nrmse" if work.labels.kind == "regression" else "auc",
+        classes=work.labels.classes,
+        shards=tuple(one.shard for one in made),
+        table_sha256=table_sha256,
+        data_hash=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        summary=Summary(
+            recordings=sum(one.shard.rows > 0 for one in made),
+            windows=len(table),
+            subjects=len(subjects),
+            left_out=dict(left_out),
+        ),
+        versions={"mne": mne.__version__},
+    )
+    write_whole(folder / TABLE, lambda file: file.write(text))
+    write_whole(folder / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode() + b"\n"))
+    return WindowStore(folder)

@@ -1,0 +1,283 @@
+"""A run's report: one HTML file that opens anywhere, the answer first, then what it rests on."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe import page, pictures
+from raypipe.config import TrialConfig
+from raypipe.ensemble import LOOKS, Ensemble
+from raypipe.files import read_json, write_whole
+from raypipe.metrics import score
+from raypipe.results import flat
+from raypipe.store import RunStore, State, TrialResult
+from raypipe.verdict import predicted, spoken
+
+NAME = "report.html"
+CURVES = 4
+"""Trials whose learning curves are shown."""
+
+STATES: tuple[State, ...] = ("complete", "stopped", "pruned", "failed")
+MEANING = (
+    "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
+    "Stopped: the time budget was used up."
+)
+
+
+def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
+    """Write a run's report; it may be unfinished or without an ensemble, and says so.
+
+    Parameters
+    ----------
+    run
+        The run.
+    out
+        HTML file; None for ``report.html`` in the run.
+
+    Returns
+    -------
+    where
+        Path of the file; its URI for a run that lies behind one.
+    """
+    text = render(run).encode()
+    if out is not None:
+        write_whole(Path(out), lambda file: file.write(text))
+        return Path(out)
+    run.folder.write(NAME, text)
+    return run.local / NAME if run.local else f"{run.where.rstrip('/')}/{NAME}"
+
+
+def render(run: RunStore) -> str:
+    """The report as HTML."""
+    ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
+    results = run.results()
+    name = run.where.rstrip("/").rpartition("/")[2]
+    ended = f"{len(results)} of {len(run.numbers())} trials ended"
+    parts = [
+        _answer(run, ensemble),
+        _search(run, results),
+        _held_out(run, ensemble) if ensemble else "",
+        _members(ensemble) if ensemble else "",
+        _ends(run, results),
+        _effort(run, results),
+        _recipe(run, results, name),
+    ]
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    return page.PAGE.substitute(
+        title=page.text(f"{predicted(run.info.task)}: run {name}"),
+        heading=page.text(f"Predicting {predicted(run.info.task)} from EEG"),
+        about=page.text(f"Run {name} · task {run.info.task} · {ended} · written {written}"),
+        body="\n".join(part for part in parts if part),
+    )
+
+
+def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
+    if ensemble is None:
+        best = run.ranked()
+        so_far = (
+            f" The best trial so far, number {best[0].number}, reaches {best[0].score:.4f} out of fold, which is "
+            "optimistic: it was chosen for that score."
+            if best
+            else ""
+        )
+        looks = len(read_json(run.folder, LOOKS)) if run.folder.exists(LOOKS) else 0
+        seen = "No ensemble has been fitted yet, so the held-out subjects have not been looked at: there is no answer."
+        if looks:
+            seen = f"The held-out subjects were looked at {looks} time(s), but no ensemble was saved."
+        return page.section(
+            "The answer",
+            f'<div class="verdict open"><p>{page.text(seen + so_far)}</p>',
+            "<p>Fit one with: <code>raypipe ensemble RUN</code></p></div>",
+        )
+    metric = spoken(run.info.metric)
+    own = "subject_held_out" in ensemble.table
+    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference to no EEG"]
+    if own:
+        head[2:2] = [f"{metric} held out, per subject", "95 % interval"]
+    rows = []
+    for predictor, row in ensemble.table.iterrows():
+        low, high = row["difference_low"], row["difference_high"]
+        is_base = predictor == ensemble.table.index[-1]
+        cells = [
+            str(predictor) + (f" ({ensemble.method})" if predictor == "ensemble" else ""),
+            page.number(row["oof"]),
+            page.number(row["held_out"]),
+            page.span(row["low"], row["high"]),
+            "" if is_base else f"{page.number(row['difference'], sign=True)} ({page.span(low, high, sign=True)})",
+        ]
+        if own:
+            cells[2:2] = [page.number(row["subject_held_out"]), page.span(row["subject_low"], row["subject_high"])]
+        rows.append(cells)
+    better = "lower" if run.info.direction == "minimize" else "higher"
+    first = ensemble.table.iloc[0]
+    notes = [
+        f"{metric}: {better} is better. Held out: {int(first['subjects'])} subjects, {int(first['windows'])} windows; "
+        "intervals by bootstrap over subjects.",
+        "Out-of-fold scores are optimistic: the trials and their epochs were chosen on them. Only the held-out columns "
+        "say what to expect of new people.",
+    ]
+    if run.info.metric == "auc":
+        notes.append(
+            "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
+            "lowest where the class is most frequent."
+        )
+    current = [result.number for result in run.ranked()[: len(ensemble.trials)]]
+    stale = (
+        "<p class='note'>The run has gone on since this ensemble was fitted: its best trials are others now.</p>"
+        if current != ensemble.trials
+        else ""
+    )
+    return page.section(
+        "The answer",
+        f'<div class="verdict"><p>{page.text(page.signs(ensemble.verdict))}</p></div>',
+        stale,
+        page.table(head, rows),
+        *(f'<p class="note">{page.text(note)}</p>' for note in notes),
+    )
+
+
+def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
+    if not any(result.score is not None for result in results):
+        return page.section("The search", "<p>No trial has ended with a score yet.</p>")
+    numbers = [result.number for result in run.ranked()[:CURVES]]
+    blocks = [
+        page.picture(
+            pictures.trials_in_order(run, results),
+            f"Out-of-fold {spoken(run.info.metric)} of every trial",
+            "Every trial's score over all folds, in the order they were begun.",
+        )
+    ]
+    curves = {number: history for number in numbers if (history := run.history(number))}
+    if curves:
+        blocks.append(
+            page.picture(
+                pictures.learning_curves(curves, run.info.metric),
+                f"Learning curves of trials {', '.join(map(str, curves))}",
+                "The best trials, epoch by epoch: the score over all folds; the band spans the folds.",
+            )
+        )
+    return page.section("The search", *blocks)
+
+
+def _held_out(run: RunStore, ensemble: Ensemble) -> str:
+    held, side = ensemble.held_out, ensemble.held_out.side
+    own = "subject_held_out" in ensemble.table
+    blocks = []
+    if run.info.kind == "regression":
+        one = side.per_subject()
+        y, p = (one.targets, side.mean(held.predictions)[:, 0]) if own else (held.targets, held.predictions[:, 0])
+        picture = pictures.truth(y, p, float(held.constant[0]), own)
+        blocks.append(
+            page.picture(picture, "Predicted against true values", "Held-out subjects: predicted against true.")
+        )
+    else:
+        picture = pictures.roc(held.targets, held.predictions, run.info.classes)
+        blocks.append(page.picture(picture, "ROC curve and calibration", "Held-out windows, all subjects pooled."))
+    names, values, without, label = per_subject(run, ensemble)
+    blocks.append(
+        page.picture(pictures.subjects_in_a_row(names, values, without, label), label, f"Each subject: {label}.")
+    )
+    return page.section("Held-out subjects", *blocks)
+
+
+def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[Any], NDArray[Any], str]:
+    """One score a held-out subject, of the ensemble and of the answer without EEG.
+
+    Regression: root mean square error in target units. Classes: AUC where every subject has all classes, else the mean
+    probability given to the true class.
+    """
+    held = ensemble.held_out
+    names = sorted(set(held.subjects.tolist()))
+    inside = [held.subjects == name for name in names]
+    n_classes = len(run.info.classes)
+    if not n_classes:
+        errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in inside]
+        without = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in inside]
+        return names, np.array(errors), np.array(without), "root mean square error (target units)"
+    if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in inside):
+        scores = [score("auc", held.targets[i], held.predictions[i]) for i in inside]
+        return names, np.array(scores), np.full(len(names), 0.5), "AUC within the subject"
+    given = held.predictions[np.arange(len(held.targets)), held.targets]
+    constant = held.constant[held.targets]
+    label = "mean probability of the true class"
+    return names, np.array([given[i].mean() for i in inside]), np.array([constant[i].mean() for i in inside]), label
+
+
+def _members(ensemble: Ensemble) -> str:
+    words = (
+        f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each trial stands for the mean of its "
+        f"{ensemble.run.folds.n_folds} fold models."
+    )
+    made = pictures.weights_in_a_row(ensemble.trials, ensemble.weights)
+    return page.section("The ensemble", page.picture(made, "Weight of each trial", words))
+
+
+def _ends(run: RunStore, results: Sequence[TrialResult]) -> str:
+    ended = {result.number for result in results}
+    counts = Counter(result.state for result in results)
+    open_ones = [number for number in run.numbers() if number not in ended]
+    words = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    words += [f"{len(open_ones)} not ended (interrupted or still running)"] if open_ones else []
+    blocks = [f"<p>{page.text(', '.join(words) or 'No trial has been started')}.</p>", f'<p class="note">{MEANING}</p>']
+    odd = [result for result in results if result.state in ("failed", "stopped")]
+    if odd:
+        rows = [[str(r.number), r.state, r.failure or "", str(r.epochs), r.reason] for r in odd]
+        blocks.append(page.table(["trial", "state", "kind", "epochs", "why"], rows, words={1, 2, 4}))
+    return page.section("How the trials ended", *blocks)
+
+
+def _effort(run: RunStore, results: Sequence[TrialResult]) -> str:
+    if not results:
+        return ""
+    total = sum(result.seconds for result in results)
+    groups: dict[str, list[TrialResult]] = {}
+    for result in results:
+        sam = run.config(result.number).sam.name
+        groups.setdefault(f"{result.state}, {'plain steps' if sam == 'none' else sam.upper() + ' steps'}", []).append(
+            result
+        )
+    rows = []
+    for name, group in sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])):
+        seconds, epochs = sum(r.seconds for r in group), sum(r.epochs for r in group)
+        share = f"{100 * seconds / total:.0f} %" if total else ""
+        each = f"{seconds / epochs:.2f} s" if epochs else ""
+        rows.append([name, str(len(group)), str(epochs), page.duration(seconds), share, each])
+    head = ["trials that", "trials", "epochs", "training time", "share", "one epoch"]
+    note = "Time of each epoch's slowest fold, added up; waiting and evaluation between epochs are not in it."
+    return page.section("Where the time went", page.table(head, rows), f'<p class="note">{note}</p>')
+
+
+def _recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
+    info, folds = run.info, run.folds
+    sizes = Counter(folds.fold_of.values())
+    seeds = sorted({run.config(result.number).seed for result in results})
+    facts = [
+        ["run", name],
+        ["task", info.task],
+        ["metric", f"{info.metric} ({info.direction})"],
+        ["search space", Path(info.space).name],
+        ["data hash", info.data_hash],
+        [
+            "fold map",
+            ", ".join(f"fold {f}: {sizes[f]} subjects" for f in range(folds.n_folds)) + f"; seed {folds.seed}",
+        ],
+        ["held out", f"{len(folds.held_out)} subjects: " + ", ".join(folds.held_out)],
+        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
+        ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
+    ]
+    blocks = [page.table(["", ""], facts, words={0, 1})]
+    ranked = run.ranked()
+    if ranked:
+        config, default = flat(run.config(ranked[0].number)), flat(TrialConfig())
+        rows = [[key, str(value), "" if value == default[key] else str(default[key])] for key, value in config.items()]
+        summary = f"Configuration of the best trial ({ranked[0].number}, hash {run.config(ranked[0].number).hash()})"
+        inner = page.table(["parameter", "value", "default, where it differs"], rows, words={0, 1, 2})
+        blocks.append(f"<h3>{page.text(summary)}</h3>{inner}")
+    return page.section("The recipe", *blocks)

@@ -1,0 +1,32 @@
+"""Data that tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raypipe.prepare import prepare
+from raypipe.simulate import simulate
+from raypipe.windows import WindowStore
+
+
+@pytest.fixture(scope="session")
+def tiny_bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six simulated subjects, 8 channels, 8 trials. Read-only: copy it to change it."""
+    return simulate(tmp_path_factory.mktemp("tiny") / "bids", subjects=6, channels=8, trials=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_bids: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowStore:
+    """Windows of `tiny_bids` for challenge1. Read-only."""
+    return prepare(tiny_bids, "challenge1", tmp_path_factory.mktemp("tiny") / "store", jobs=1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real recordings beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared/data beside the checkout")
+    return folder

@@ -1,0 +1,173 @@
+"""Sweeps on a real local Ray: the same numbers as a plain process, and as a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from raypipe import Run, resume, sweep
+from raypipe.errors import UserError
+from raypipe.referee import run_trial
+from raypipe.store import RunStore
+from raypipe.windows import WindowStore
+from tests.integration.conftest import wait_until
+
+pytestmark = pytest.mark.ray
+
+OPTIONS = {"trials": 3, "folds": 4, "workers": 2, "prune": False}
+FLAGS = ["--trials", 3, "--folds", 4, "--workers", 2, "--no-prune"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, tmp_path_factory):
+    """A run of the long space that nothing disturbed."""
+    return sweep(toy / "long.py", toy / "store", tmp_path_factory.mktemp("runs") / "undisturbed", **OPTIONS)
+
+
+def numbers(run: Run):
+    """Everything that must be the same: configurations, scores of every epoch, out-of-fold predictions."""
+    store = run.store
+    return {
+        n: (store.config(n), [e.score for e in store.history(n)], store.oof(n).predictions.tolist())
+        for n in store.numbers()
+    }
+
+
+def study_of(run: Run):
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(run.store.local / "study.journal"))
+    )
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
+    events = []
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=lambda k, n: events.append(k), **OPTIONS)
+    assert run.trials.state.tolist() == ["complete"] * 3
+    assert events.count("end") == 3
+    windows = WindowStore(toy / "store")
+    plain = RunStore.create(tmp_path / "plain", run.store.info, run.store.folds, run.store.space)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in run.store.numbers():
+            plain.add_trial(number, run.store.config(number))
+            run_trial(plain, windows, number)
+    finally:
+        torch.set_num_threads(threads)
+    assert numbers(Run(plain)) == numbers(run)
+    told = study_of(run).trials
+    assert [t.value for t in told] == [run.store.result(n).score for n in range(3)]
+    assert [t.state.name for t in told] == ["COMPLETE"] * 3
+    assert not [name for name in run.store.folder.names() if name.endswith(".ckpt")]
+
+    before = {name: run.store.folder.read(name) for name in run.store.folder.names("trials")}
+    again = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=lambda k, n: events.append(k), **OPTIONS)
+    assert "launch" not in events[len(events) - 1 :]
+    assert {name: again.store.folder.read(name) for name in again.store.folder.names("trials")} == before
+
+    longer = resume(tmp_path / "run", trials=4)
+    assert longer.trials.index.tolist() == [0, 1, 2, 3]
+    assert {n: v for n, v in numbers(longer).items() if n < 3} == numbers(Run(plain))
+
+
+def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy, tmp_path, drive, undisturbed):
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+    history = tmp_path / "run/trials/0000/history.json"
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    workers = driver.named("RayTrainWorker")
+    assert len(workers) == 2
+    driver.kill(workers[0])
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
+    assert [t.state.name for t in study_of(Run(tmp_path / "run")).trials] == ["COMPLETE"] * 3
+
+
+def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+    history = tmp_path / "run/trials/0000/history.json"
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    driver.kill(*driver.named("Slot"))
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
+
+
+def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, drive, undisturbed):
+    where = tmp_path / "run"
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", where, *FLAGS)
+    history = where / "trials/0001/history.json"
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 3, "trial 1's third epoch")
+    driver.kill()
+    driver.finish()
+    wait_until(lambda: not driver.orphans(), "Ray's processes to end with their driver")
+    finished = (where / "trials/0000/result.json").read_bytes()
+    done = len(json.loads(history.read_text()))
+    epochs = []
+
+    run = resume(where, watch=lambda kind, news: epochs.append(news) if kind == "epoch" else None)
+    assert numbers(run) == numbers(undisturbed)
+    assert (where / "trials/0000/result.json").read_bytes() == finished
+    assert min(news["epoch"] for news in epochs if news["number"] == 1) > done
+    trials = study_of(run).trials
+    assert [(t.number, t.state.name) for t in trials] == [(0, "COMPLETE"), (1, "COMPLETE"), (2, "COMPLETE")]
+
+
+def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
+    run = sweep(
+        toy / "space.py", toy / "store", tmp_path / "run", **(OPTIONS | {"trials": 6, "prune": True, "grace": 1})
+    )
+    table = run.trials
+    assert set(table.state) == {"complete", "pruned"}
+    stopped = table[table.state == "pruned"]
+    assert (stopped.epochs < 4).all()
+    assert (stopped.reason == "stopped by successive halving").all()
+    states = [t.state.name for t in study_of(run).trials]
+    assert [s == "PRUNED" for s in states] == (table.state == "pruned").tolist()
+    assert all(len(run.oof(n)) for n in table.index)
+
+
+def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path):
+    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", **(OPTIONS | {"trials": 50, "time_budget": 15}))
+    assert 1 <= len(run.trials) < 50
+    assert run.trials.state.iloc[-1] == "stopped"
+    assert run.store.ranked()
+
+
+def test_a_sweep_in_which_all_fail_the_same_way_ends_early_and_says_why(toy, tmp_path):
+    space = tmp_path / "bad.py"
+    space.write_text("def space(trial):\n    return {'loss/smoothing': 0.1, 'epochs': 2}\n")
+    with pytest.raises(UserError, match=r"first 3 trials failed the same way \(bad-configuration\): .*loss/smoothing"):
+        sweep(space, toy / "store", tmp_path / "run", **(OPTIONS | {"trials": 20}))
+    assert Run(tmp_path / "run").trials.failure.tolist() == ["bad-configuration"] * 3
+
+
+def test_workers_that_do_not_fit_are_one_line(toy, tmp_path):
+    with pytest.raises(UserError, match=r"4 worker\(s\) of 900 CPU"):
+        sweep(toy / "space.py", toy / "store", tmp_path / "run", trials=1, folds=4, workers=4, cpus_per_worker=900)
+
+
+def test_two_drivers_never_share_a_run(toy, tmp_path, drive):
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+    wait_until(lambda: (tmp_path / "run/driver.json").exists(), "the lease")
+    with pytest.raises(UserError, match="another raypipe is driving this run"):
+        resume(tmp_path / "run")
+    driver.kill()
+
+
+def test_a_run_behind_a_uri(toy, tmp_path):
+    run = sweep(toy / "space.py", toy / "store", f"file://{tmp_path}/run", **(OPTIONS | {"trials": 2}))
+    assert run.trials.state.tolist() == ["complete"] * 2
+    assert np.isfinite(run.oof(1).prediction).all()
+
+
+def test_oof_needs_no_ray(undisturbed):
+    assert np.array_equal(
+        undisturbed.oof(0).window,
+        undisturbed.store.folds.search_index(WindowStore(undisturbed.store.info.data).subjects),
+    )

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from raypipe.ensemble import LOOKS, fit_ensemble
+from raypipe.report import write_report
+from raypipe.store import RunStore
+from tests.toys import ToyWindows, make_run, tiny
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects text and pictures, and insists that tags are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag == "img":
+            self.images.append(attributes)
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:"), "nothing may be fetched from elsewhere"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def says(self, words: str) -> bool:
+        return words in re.sub(r"\s+", " ", " ".join(self.text))
+
+
+@pytest.fixture
+def copy(request, tmp_path):
+    def of(finished):
+        shutil.copytree(finished.run.local, tmp_path / "my-run", dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "my-run" / "ensemble", ignore_errors=True)
+        return RunStore.open(tmp_path / "my-run")
+
+    return of
+
+
+@pytest.mark.parametrize("kind", ["values", "classes"])
+def test_a_finished_run(kind, request, copy):
+    finished = request.getfixturevalue(kind)
+    run = copy(finished)
+    ensemble = fit_ensemble(run, windows=finished.windows)
+    ensemble.save()
+    path = write_report(run)
+    assert path == run.local / "report.html" and path.stat().st_size < 3e6
+    page = Page(path.read_text())
+    assert page.says(ensemble.verdict.replace("-0", "−0"))
+    for words in ("equal weights", "best single trial", run.info.data_hash, "optimistic", "Run my-run"):
+        assert page.says(words), words
+    assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
+    assert all(subject in path.read_text() for subject in run.folds.held_out)
+    assert len(page.images) == 5 and all(image["alt"] for image in page.images)
+    assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
+
+
+def test_before_there_is_an_ensemble(values, copy, tmp_path):
+    run = copy(values)
+    path = write_report(run, tmp_path / "elsewhere" / "r.html")
+    page = Page(path.read_text())
+    assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been looked at")
+    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 2
+    run.folder.write(LOOKS, b"[{}]")
+    assert Page(write_report(run).read_text()).says("were looked at 1 time(s), but no ensemble was saved")
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    assert Page(write_report(run).read_text()).says("No trial has been started")
+    run.add_trial(0, tiny())
+    page = Page(write_report(run).read_text())
+    assert page.says("1 not ended") and page.says("0 of 1 trials ended") and not page.images
+
+
+def test_an_ensemble_that_the_run_has_outgrown(values, copy):
+    run = copy(values)
+    fit_ensemble(run, top=2, windows=values.windows).save()
+    best = run.ranked()[0]
+    run.add_trial(4, run.config(best.number))
+    run.write_result(best.model_copy(update={"number": 4, "score": best.score - 1.0}))
+    assert Page(write_report(run).read_text()).says("The run has gone on since this ensemble was fitted")
+
+
+def test_through_a_uri(values, copy):
+    run = RunStore.open(copy(values).local.as_uri())
+    where = write_report(run)
+    assert where == f"{run.where}/report.html" and run.folder.exists("report.html")
+
+
+def test_three_classes_have_a_confusion_matrix():
+    import numpy as np
+
+    from raypipe import pictures
+
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), size=30)
+    made, again = (pictures.roc(np.arange(30) % 3, probabilities, ["a", "b", "c"]) for _ in range(2))
+    assert [axes.get_title() for axes in made.axes] == ["ROC", "confusion (windows)"]
+    assert pictures.svg_uri(made) == pictures.svg_uri(again)
+
+
+@pytest.mark.parametrize("scores", [[0.61, 0.7, 0.66, 0.72, 0.5, 0.58], [1.1, 0.99, 50.0, 1.0, 0.98, 1.2]])
+def test_every_good_trial_is_within_the_axis(values, scores):
+    from raypipe import pictures
+
+    direction = "maximize" if max(scores) < 1 else "minimize"
+    info = values.run.info.model_copy(update={"direction": direction, "metric": "auc" if max(scores) < 1 else "nrmse"})
+    run = RunStore(values.run.folder, info, values.run.folds, values.run.space)
+    first = values.run.results()[0]
+    results = [first.model_copy(update={"number": n, "score": s}) for n, s in enumerate(scores)]
+    axes = pictures.trials_in_order(run, results).axes[0]
+    low, high = axes.get_ylim()
+    assert all(low <= score <= high for score in scores if score < 2)
+    assert bool(axes.get_title(loc="right")) == (max(scores) > 2)
