@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from raypipe.bundle import load_ensemble
     from raypipe.driver import resume, sweep
     from raypipe.ensemble import fit_ensemble
-    from raypipe.prepare import prepare
+    from raypipe.preparation import prepare
     from raypipe.results import Run
 
 __all__ = ["Run", "fit_ensemble", "load_ensemble", "prepare", "resume", "sweep"]
@@ -18,7 +18,7 @@ _WHERE = {
     "Run": "raypipe.results",
     "fit_ensemble": "raypipe.ensemble",
     "load_ensemble": "raypipe.bundle",
-    "prepare": "raypipe.prepare",
+    "prepare": "raypipe.preparation",
     "resume": "raypipe.driver",
     "sweep": "raypipe.driver",
 }

@@ -90,7 +90,7 @@ def prepare(
 ) -> None:
     """Turn recordings into cached windows with targets. A second time it does only what has changed."""
     from raypipe.console import Counter
-    from raypipe.prepare import prepare as make
+    from raypipe.preparation import prepare as make
 
     with Counter(console, "preparing") as counter:
         store = make(

@@ -56,8 +56,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Iterable[in
 
 
 def number(value: float, sign: bool = False) -> str:
-    """A score with four decimals."""
-    return "undefined" if np.isnan(value) else f"{value:{'+' if sign else ''}.4f}".replace("-", "−")
+    """A score with three decimals."""
+    return "undefined" if np.isnan(value) else f"{value:{'+' if sign else ''}.3f}".replace("-", "−")
 
 
 def span(low: float, high: float, sign: bool = False) -> str:
@@ -100,6 +100,7 @@ th, td { padding: .32rem 1.3rem .32rem 0; }
 td { border-bottom: 1px solid #eceef2; vertical-align: top; overflow-wrap: anywhere; }
 .number { text-align: right; white-space: nowrap; }
 th.number { white-space: normal; }
+td:first-child { white-space: nowrap; }
 section:first-of-type tbody tr:first-child td { font-weight: 600; }
 figure { margin: 1.2rem 0 1.8rem; }
 figure img { max-width: 100%; height: auto; display: block; }

@@ -33,7 +33,6 @@ STYLE: dict[str, Any] = {
     "axes.grid": True,
     "grid.color": "#e8eaee",
     "axes.axisbelow": True,
-    "legend.frameon": False,
     "svg.hashsalt": "raypipe",
     "svg.fonttype": "path",
 }
@@ -127,7 +126,7 @@ def truth(y: NDArray[Any], predicted: NDArray[Any], mean: float, own: bool) -> F
     axes.set_xlabel("true" + (" (one point a subject)" if own else " (one point a window)"))
     axes.set_ylabel("predicted")
     axes.set_aspect("equal")
-    axes.legend(loc="upper left", fontsize=8.5)
+    axes.legend(loc="upper left", fontsize=8.5, frameon=False)
     return made
 
 
@@ -143,7 +142,7 @@ def roc(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) ->
             left.plot(false, true, color=CYCLE[(k - 1) % len(CYCLE)], lw=1.6, label=classes[k])
     left.set(xlabel="false positives", ylabel="true positives", aspect="equal", title="ROC")
     if left.get_legend_handles_labels()[0]:
-        left.legend(loc="lower right", fontsize=8.5)
+        left.legend(loc="lower right", fontsize=8.5, frameon=False)
     if len(classes) == 2:
         p = probabilities[:, 1]
         edges = np.unique(np.quantile(p, np.linspace(0, 1, 9)))
@@ -209,4 +208,4 @@ def _chance(axes: Axes, metric: str) -> None:
 
 def _legend_beside(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)

@@ -18,7 +18,7 @@ from raypipe.files import read_json, write_whole
 from raypipe.metrics import score
 from raypipe.results import flat
 from raypipe.store import RunStore, State, TrialResult
-from raypipe.verdict import predicted, spoken
+from raypipe.verdict import ENSEMBLE, predicted, spoken
 
 NAME = "report.html"
 CURVES = 4
@@ -97,24 +97,14 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
             "<p>Fit one with: <code>raypipe ensemble RUN</code></p></div>",
         )
     metric = spoken(run.info.metric)
-    own = "subject_held_out" in ensemble.table
-    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference to no EEG"]
-    if own:
-        head[2:2] = [f"{metric} held out, per subject", "95 % interval"]
-    rows = []
-    for predictor, row in ensemble.table.iterrows():
-        low, high = row["difference_low"], row["difference_high"]
-        is_base = predictor == ensemble.table.index[-1]
-        cells = [
-            str(predictor) + (f" ({ensemble.method})" if predictor == "ensemble" else ""),
-            page.number(row["oof"]),
-            page.number(row["held_out"]),
-            page.span(row["low"], row["high"]),
-            "" if is_base else f"{page.number(row['difference'], sign=True)} ({page.span(low, high, sign=True)})",
+    tables = [_scores(ensemble, metric, "")]
+    if "subject_held_out" in ensemble.table:
+        tables = [
+            "<h3>One mean prediction a subject: what counts here</h3>",
+            _scores(ensemble, metric, "subject_"),
+            "<h3>Every window by itself</h3>",
+            *tables,
         ]
-        if own:
-            cells[2:2] = [page.number(row["subject_held_out"]), page.span(row["subject_low"], row["subject_high"])]
-        rows.append(cells)
     better = "lower" if run.info.direction == "minimize" else "higher"
     first = ensemble.table.iloc[0]
     notes = [
@@ -138,9 +128,27 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
         "The answer",
         f'<div class="verdict"><p>{page.text(page.signs(ensemble.verdict))}</p></div>',
         stale,
-        page.table(head, rows),
+        *tables,
         *(f'<p class="note">{page.text(note)}</p>' for note in notes),
     )
+
+
+def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
+    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference to no EEG"]
+    rows = []
+    for predictor, row in ensemble.table.iterrows():
+        value, low, high = (row[f"{level}difference{end}"] for end in ("", "_low", "_high"))
+        apart = f"{page.number(value, sign=True)} ({page.span(low, high, sign=True)})"
+        rows.append(
+            [
+                str(predictor) + (f" ({ensemble.method})" if predictor == ENSEMBLE else ""),
+                page.number(row[f"{level}oof"]),
+                page.number(row[f"{level}held_out"]),
+                page.span(row[f"{level}low"], row[f"{level}high"]),
+                "" if predictor == ensemble.table.index[-1] else apart,
+            ]
+        )
+    return page.table(head, rows)
 
 
 def _search(run: RunStore, results: Sequence[TrialResult]) -> str:

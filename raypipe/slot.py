@@ -34,14 +34,17 @@ def serve(order: dict[str, Any]) -> None:
 
 
 class Workers(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's group of workers, without the detached actor that polls for a dead controller.
+    """Ray Train's group of workers, without two of its helpers.
 
-    That actor asks Ray's state API, which needs a dashboard; a slot's own successor does its work (`release`).
+    One is the detached actor that polls for a dead controller: it asks Ray's state API, which needs a dashboard, and a
+    slot's own successor does its work (`release`). The other is the manager of Ray Data's sets, an actor that imports
+    Ray Data for seconds and has nothing to manage here.
     """
 
+    _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.prepare import prepare
+from raypipe.preparation import prepare
 from raypipe.simulate import simulate
 from raypipe.windows import WindowStore
 

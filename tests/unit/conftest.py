@@ -10,7 +10,7 @@ import torch
 
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.files import read_json, write_json
-from raypipe.prepare import prepare
+from raypipe.preparation import prepare
 from raypipe.referee import finish_trial, run_trial
 from raypipe.simulate import simulate
 from raypipe.store import RunStore

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raypipe.prepare import prepare
+from raypipe.preparation import prepare
 from raypipe.recordings import Recording, eeg_channels, find_recordings, read_events, read_raw, recording_from_file
 from raypipe.tasks import contrast_trials, parse_task
 
@@ -17,26 +17,6 @@ pytestmark = pytest.mark.real
 
 EEG_19 = ["Fp1", "Fp2", "F3", "F4", "F7", "F8", "T3", "T4", "C3", "C4", "T5", "T6", "P3", "P4", "O1", "O2"]
 EEG_19 += ["Fz", "Cz", "Pz"]
-    "Fp1",
-    "Fp2",
-    "F3",
-    "F4",
-    "F7",
-    "F8",
-    "T3",
-    "T4",
-    "C3",
-    "C4",
-    "T5",
-    "T6",
-    "P3",
-    "P4",
-    "O1",
-    "O2",
-    "Fz",
-    "Cz",
-    "Pz",
-]
 
 
 def test_edf_channels_by_sidecar(real_data):

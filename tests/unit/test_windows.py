@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import UserError
-from raypipe.prepare import prepare
+from raypipe.preparation import prepare
 from raypipe.windows import COLUMNS, WindowStore, open_store
 
 

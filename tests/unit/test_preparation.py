@@ -16,7 +16,7 @@ import raypipe.shards
 from raypipe.cutting import lay_windows, read_windows, windows_of
 from raypipe.errors import DiskFullError, UserError
 from raypipe.pool import run_all
-from raypipe.prepare import prepare
+from raypipe.preparation import prepare
 from raypipe.recordings import find_recordings, read_raw
 from raypipe.tasks import parse_task
 from raypipe.windows import WindowStore
@@ -86,8 +86,8 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
     def never(*_):
         raise AssertionError("a recording was opened")
 
-    monkeypatch.setattr("raypipe.prepare.probe", never)
-    monkeypatch.setattr("raypipe.prepare.make_shard", never)
+    monkeypatch.setattr("raypipe.preparation.probe", never)
+    monkeypatch.setattr("raypipe.preparation.make_shard", never)
     said = []
     second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: said.append(a))
     assert second.redone == 0 and "up to date" in second.describe()
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on(bids, out, monkeypatch):
         done.append(recording.key)
         return real(recording, *rest)
 
-    monkeypatch.setattr("raypipe.prepare.make_shard", killed)
+    monkeypatch.setattr("raypipe.preparation.make_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(bids, TASK, out, jobs=1)
     with pytest.raises(UserError, match="prepare did not finish"):
