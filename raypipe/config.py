@@ -26,9 +26,10 @@ class ModelConfig(_Frozen):
     """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250)."""
 
     name: Literal["conformer"] = "conformer"
-    kernels: Literal["rate", "paper"] = "rate"
-    """`rate`: the paper's temporal lengths (25, 75, 15 samples at 250 Hz) scaled to the data's sampling rate
-    (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate."""
+    kernels: Literal["rate", "paper", "short"] = "rate"
+    """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
+    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate; `short`: as `rate` with
+    a pool of a third and a finer stride (10, 10, 4 at 100 Hz), for answers that lie in time."""
     filters: Annotated[int, Field(ge=1)] = 40
     """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
     depth: Annotated[int, Field(ge=0)] = 6

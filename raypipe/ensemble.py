@@ -133,29 +133,23 @@ class Ensemble:
             ) from None
 
     def render(self) -> Table:
-        """The scores as a table for the terminal."""
+        """The scores that count, as a table for a terminal of 80 columns: per subject where targets belong to them."""
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        own = "subject_" if "subject_held_out" in self.table else ""
+        level = "subject_" if "subject_held_out" in self.table else ""
         metric = verdict.spoken(self.run.info.metric)
-        columns = ["", f"out-of-fold {metric}", f"held-out {metric}", "95 % interval", "difference to no EEG"]
-        for name in columns + (["per subject", "95 % interval"] if own else []):
-            table.add_column(name, justify="right" if name else "left")
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+        for name in ("", "out of fold", f"held-out {metric}, 95 %", "difference to no EEG"):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for predictor, row in self.table.iterrows():
-            cells = [
+            value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
+            apart, least, most = (row[level + "difference" + end] for end in ("", "_low", "_high"))
+            table.add_row(
                 str(predictor),
-                f"{row['oof']:.4f}",
-                f"{row['held_out']:.4f}",
-                f"{row['low']:.4f} to {row['high']:.4f}",
-            ]
-            cells.append(f"{row['difference']:+.4f} ({row['difference_low']:+.4f} to {row['difference_high']:+.4f})")
-            if own:
-                cells += [
-                    f"{row['subject_held_out']:.4f}",
-                    f"{row['subject_low']:.4f} to {row['subject_high']:.4f}",
-                ]
-            table.add_row(*cells)
+                f"{row[level + 'oof']:.3f}",
+                f"{value:.3f} ({low:.3f} to {high:.3f})",
+                "" if predictor == self.table.index[-1] else f"{apart:+.3f} ({least:+.3f} to {most:+.3f})",
+            )
         return table
 
 

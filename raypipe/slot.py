@@ -21,16 +21,10 @@ from raypipe.messages import Crew, Failure, FoldEpoch, describe
 from raypipe.referee import Referee
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
+from raypipe.worker import serve
 
 # Seconds between two looks at whether the worker group lives.
 GLANCE = 1.0
-
-
-def serve(order: dict[str, Any]) -> None:
-    """Train function: serve trials until the slot ends (imported where it runs, for torch's sake)."""
-    from raypipe.worker import serve as work
-
-    work(order)
 
 
 class Workers(DataParallelTrainer):  # type: ignore[misc]

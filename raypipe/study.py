@@ -119,7 +119,7 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
         first = next((step for step in steps if step >= rung), None)
         if first is None:
             return None
-        return min(sign * trial.intermediate_values[step] for step in steps if step <= first)
+        return float(min(sign * trial.intermediate_values[step] for step in steps if step <= first))
 
 
 class Ledger:

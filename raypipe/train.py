@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -132,7 +132,7 @@ class FoldTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * lr_factor(step, total, optim.warmup, optim.schedule)
 
-        prepared = self.model.prepare(x_BCT)
+        prepared = cast(Any, self.model).prepare(x_BCT)
 
         def closure() -> torch.Tensor:
             return self.loss(self.model(prepared, prepared=True), y)

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raypipe.errors import UserError
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 TABLE = "windows.csv"
 SETTINGS = "settings.json"
@@ -96,7 +95,7 @@ class Summary(_Frozen):
 class Manifest(_Frozen):
     """Everything about a store but its windows. Written last: a store without one is unfinished."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     settings: Settings
     plan: Plan
     kind: Literal["regression", "classification"]
@@ -325,7 +324,7 @@ def content_hash(x_NCT: NDArray[Any]) -> str:
     digest = hashlib.sha256()
     step = max(1, _BLOCK // max(1, x_NCT[:1].nbytes))
     for start in range(0, len(x_NCT), step):
-        digest.update(np.ascontiguousarray(x_NCT[start : start + step]))
+        digest.update(np.ascontiguousarray(x_NCT[start : start + step]).data)
     return finish_hash(digest, x_NCT.shape, x_NCT.dtype)
 
 

@@ -1,19 +1,21 @@
-"""One Ray Train worker: serves its share of trial after trial from the sweep's desk."""
+"""One Ray Train worker: serves its share of trial after trial from the sweep's desk.
+
+torch is imported where it is used: the slot, which only hands `serve` over, does without.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from raypipe.errors import InterruptedEpochError
 from raypipe.messages import Crew, Job, Reply, describe
-from raypipe.share import Share
-from raypipe.store import RunStore
-from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.share import Share
 
 # Seconds between two looks at whether the trial has moved on while an epoch is trained.
 GLANCE = 0.2
@@ -21,6 +23,12 @@ GLANCE = 0.2
 
 def serve(order: dict[str, Any]) -> None:
     """Serve trials on one Ray Train worker until the slot ends (the train function)."""
+    import torch
+
+    from raypipe.share import Share
+    from raypipe.store import RunStore
+    from raypipe.windows import WindowStore
+
     crew: Crew = order["crew"]
     name: str = order["slot"]
     context = ray.train.get_context()

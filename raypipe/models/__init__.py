@@ -19,7 +19,7 @@ def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, 
     kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
     shortest = kernel + pool - 1
     if n_times < shortest:
-        hint = "" if cfg.kernels == "rate" else ", or model/kernels=rate"
+        hint = "" if cfg.kernels == "short" else ", or model/kernels=short"
         raise UserError(
             f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz) are too short for the conformer's "
             f"kernel of {kernel} and pool of {pool} samples: it needs {shortest} samples or more{hint}"

@@ -106,6 +106,7 @@ def test_parameter_counts_are_the_papers(shape: tuple[int, int, int], count: int
 def test_kernel_sizes() -> None:
     assert kernel_sizes(250, "rate") == kernel_sizes(100, "paper") == (25, 75, 15)
     assert kernel_sizes(100, "rate") == (10, 30, 6)
+    assert kernel_sizes(100, "short") == (10, 10, 4)
     assert kernel_sizes(1, "rate") == (1, 1, 1)
     with pytest.raises(ValueError, match="'rate' or 'paper'"):
         kernel_sizes(100, "auto")
@@ -234,7 +235,7 @@ def test_build_model_follows_its_configuration() -> None:
 
 
 def test_build_model_explains_short_windows() -> None:
-    with pytest.raises(UserError, match=r"90 samples \(0.9 s at 100 Hz\).*99 samples or more, or model/kernels=rate$"):
+    with pytest.raises(UserError, match=r"90 samples \(0.9 s at 100 Hz\).*99 samples or more, or model/kernels=short$"):
         build_model(ModelConfig(kernels="paper"), n_channels=4, n_times=90, n_outputs=1, sfreq=100)
     with pytest.raises(UserError, match=r"39 samples or more$"):
         build_model(ModelConfig(), n_channels=4, n_times=38, n_outputs=1, sfreq=100)
