@@ -77,9 +77,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
     sfreq: Annotated[float | None, typer.Option(help="Resample to this rate in Hz.")] = None,
     band: Annotated[tuple[float, float] | None, typer.Option(help="Band-pass, two numbers in Hz.")] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Names, by commas. Default: those common to all.")
-    ] = None,
+    channels: Annotated[str | None, typer.Option(help="Names, by commas. Default: those common to all.")] = None,
     window: Annotated[float | None, typer.Option(help="Window length in seconds. Default: the task's.")] = None,
     crop: Annotated[float | None, typer.Option(help="Seconds of a window that the model sees.")] = None,
     stride: Annotated[float | None, typer.Option(help="Seconds between windows. Default: no overlap.")] = None,

@@ -1,7 +1,7 @@
 """The search of `make sweep`: a small Conformer on 500 simulated contrast-change trials, in minutes on two cores.
 
-Why: shows conditionals (focal -> gamma, mixing -> alpha, SAM -> rho) and early stopping of trials at a size one can wait
-for. The answer is known to be in the data; a sweep that does not find it is broken.
+Why: shows conditionals (focal -> gamma, mixing -> alpha, SAM -> rho) and early stopping of trials while one waits.
+The answer is known to be in the data; a sweep that does not find it is broken.
 Expect: 8 trials of 4 folds in about five minutes, NRMSE of the ensemble well below 0.9.
 """
 

@@ -108,7 +108,7 @@ def test_kernel_sizes() -> None:
     assert kernel_sizes(100, "rate") == (10, 30, 6)
     assert kernel_sizes(100, "short") == (10, 10, 4)
     assert kernel_sizes(1, "rate") == (1, 1, 1)
-    with pytest.raises(ValueError, match="'rate' or 'paper'"):
+    with pytest.raises(ValueError, match="rate, paper, short"):
         kernel_sizes(100, "auto")
 
 
@@ -237,8 +237,8 @@ def test_build_model_follows_its_configuration() -> None:
 def test_build_model_explains_short_windows() -> None:
     with pytest.raises(UserError, match=r"90 samples \(0.9 s at 100 Hz\).*99 samples or more, or model/kernels=short$"):
         build_model(ModelConfig(kernels="paper"), n_channels=4, n_times=90, n_outputs=1, sfreq=100)
-    with pytest.raises(UserError, match=r"39 samples or more$"):
-        build_model(ModelConfig(), n_channels=4, n_times=38, n_outputs=1, sfreq=100)
+    with pytest.raises(UserError, match=r"19 samples or more$"):
+        build_model(ModelConfig(kernels="short"), n_channels=4, n_times=18, n_outputs=1, sfreq=100)
 
 
 def test_fastest_stem_leaves_no_trace() -> None:

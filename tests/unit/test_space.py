@@ -58,7 +58,7 @@ def write(tmp_path, text):
             r"START\[0\].*out of",
         ),
         (
-            "START = [{'optim/lr': 0.5, 'epochs': 3}]\ndef space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n",
+            "START = [{'optim/lr': 0.5, 'epochs': 3}]\ndef space(t):\n    t.suggest_float('optim/lr', 0.1, 1)\n",
             r"START\[0\] sets 'epochs', which",
         ),
     ],

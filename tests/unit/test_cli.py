@@ -1,0 +1,251 @@
+"""The command line: help with examples, and one clear line with exit status 2 for every bad input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+
+from raypipe import cli
+from raypipe.folds import make_folds
+from raypipe.store import RunStore
+from tests.toys import SPACE, ToyWindows, make_run, write_store
+
+VERBS = ["simulate", "prepare", "sweep", "resume", "status", "ensemble", "report", "export", "check", "predict"]
+
+
+def run(*arguments: object) -> int:
+    """Exit status of ``raypipe ARGUMENTS``."""
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail with one line; the line."""
+
+    def check(*arguments: object) -> str:
+        status = run(*arguments)
+        captured = capsys.readouterr()
+        assert status == 2, captured.out + captured.err
+        lines = captured.err.strip().splitlines()
+        assert len(lines) == 1, captured.err
+        assert lines[0].startswith("raypipe: error: ")
+        assert "Traceback" not in captured.out
+        return lines[0].removeprefix("raypipe: error: ")
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_store(folder / "store", ToyWindows())
+    (folder / "space.py").write_text(SPACE)
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    assert run(verb, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"raypipe {verb} " in " ".join(out.split())
+    assert "Example:" in out
+
+
+def test_help_lists_every_verb_and_importing_it_is_light():
+    code = "import sys, raypipe.cli; print(sorted(m for m in ('torch', 'ray', 'mne', 'optuna') if m in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    module = [sys.executable, "-m", "raypipe", "--help"]
+    out = subprocess.run(module, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"}).stdout
+    assert all(verb in out for verb in VERBS)
+
+
+def test_an_unknown_option_is_a_usage_error(capsys):
+    assert run("status", "--colour", "blue") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+# Recordings
+
+
+def test_no_such_folder(refused, tmp_path):
+    assert "no such folder" in refused("prepare", tmp_path / "x", "--task", "challenge1", "--out", tmp_path / "s")
+
+
+def test_a_folder_without_recordings(refused, tmp_path):
+    (tmp_path / "bids").mkdir()
+    message = refused("prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "s")
+    assert "sub-*" in message
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("bids-task:rest,contrastChangeDetection", "rest"),
+        ("participants:externalising", "did you mean 'externalizing'"),
+        ("events:left_targt,right_target", "did you mean 'left_target'"),
+        ("nothing:x", "nothing"),
+    ],
+)
+def test_a_task_that_the_data_lacks(refused, tiny_bids, tmp_path, task, message):
+    assert message in refused("prepare", tiny_bids, "--task", task, "--out", tmp_path / "s")
+
+
+def test_a_column_that_is_all_missing(refused, tiny_bids, tmp_path):
+    bids = shutil.copytree(tiny_bids, tmp_path / "bids")
+    table = (bids / "participants.tsv").read_text().splitlines()
+    rows = [table[0] + "\tiq"] + [row + "\tn/a" for row in table[1:]]
+    (bids / "participants.tsv").write_text("\n".join(rows) + "\n")
+    message = refused("prepare", bids, "--task", "participants:iq", "--out", tmp_path / "s")
+    assert "iq" in message and "n/a" in message
+
+
+def test_one_subject_only(refused, tiny_bids, tmp_path):
+    bids = shutil.copytree(tiny_bids, tmp_path / "bids")
+    for folder in sorted(bids.glob("sub-*"))[1:]:
+        shutil.rmtree(folder)
+    assert "one subject only" in refused("prepare", bids, "--task", "challenge1", "--out", tmp_path / "s")
+
+
+def test_recordings_without_a_common_channel(refused, tmp_path):
+    for subject, names in (("01", ["Fz", "Cz"]), ("02", ["A1", "B1"])):
+        folder = tmp_path / "bids" / f"sub-{subject}" / "eeg"
+        folder.mkdir(parents=True)
+        raw = mne.io.RawArray(np.zeros((2, 500)), mne.create_info(names, 100.0, "eeg"), verbose="error")
+        raw.save(folder / f"sub-{subject}_task-rest_eeg.fif", verbose="error")
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\tage\nsub-01\t20\nsub-02\t30\n")
+    message = refused("prepare", tmp_path / "bids", "--task", "participants:age", "--out", tmp_path / "s")
+    assert "common" in message and "sub-01" in message and "sub-02" in message
+
+
+def test_a_truncated_recording(refused, tiny_bids, tmp_path):
+    bids = shutil.copytree(tiny_bids, tmp_path / "bids")
+    path = next(iter(sorted(bids.rglob("*_eeg.bdf"))))
+    path.write_bytes(path.read_bytes()[:-5000])
+    message = refused("prepare", bids, "--task", "challenge1", "--out", tmp_path / "s")
+    assert path.name in message and "truncated" in message
+
+
+# Sweeps
+
+
+def test_no_such_store(refused, toy, tmp_path):
+    message = refused("sweep", toy / "space.py", "--data", tmp_path / "none", "--run", tmp_path / "r")
+    assert "no such folder of windows" in message
+
+
+def test_an_unknown_parameter_comes_with_the_nearest_right_name(refused, toy, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text("def space(trial):\n    trial.suggest_float('loss/gama', 0, 1)\n")
+    message = refused("sweep", space, "--data", toy / "store", "--run", tmp_path / "r")
+    assert "unknown parameter 'loss/gama'; did you mean 'loss/gamma'?" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_more_folds_than_subjects(refused, toy, tmp_path):
+    message = refused("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 9)
+    assert "9 folds need at least 9 subjects beside the 2 held out" in message
+
+
+def made(toy: Path, where: Path) -> RunStore:
+    """A run as `sweep` would have made it, with options, but not driven."""
+    toys = ToyWindows()
+    run = make_run(where, toys)
+    assert run.folds == make_folds(toys.subjects, toys.targets, classes=False, n_folds=3, seed=0)
+    return run
+
+
+def test_a_run_made_from_other_data(refused, toy, tmp_path):
+    made(toy, tmp_path / "r")
+    message = refused("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)
+    assert "made from other data" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--time-budget", "soon", "not a time"),
+        ("--time-budget", "-5m", "longer than nothing"),
+        ("--trials", 0, "--trials: Input should be greater than or equal to 1"),
+        ("--held-out", "2", "between 0 and 1"),
+        ("--held-out", "s99", "'s99' is not in the data"),
+        ("--folds", 1, "at least 2"),
+    ],
+)
+def test_options_out_of_range(refused, toy, tmp_path, option, value, message):
+    found = refused("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", option, value)
+    assert message in found
+
+
+@pytest.mark.parametrize("verb", ["status", "resume", "ensemble", "report"])
+def test_no_run_there(refused, tmp_path, verb):
+    assert "no raypipe run there" in refused(verb, tmp_path)
+
+
+def test_a_run_without_trials_has_no_ensemble(refused, toy, tmp_path):
+    made(toy, tmp_path / "r")
+    assert "trial" in refused("ensemble", tmp_path / "r")
+    assert "no ensemble yet" in refused("export", tmp_path / "r", tmp_path / "bundle")
+    assert "never driven" in refused("resume", tmp_path / "r")
+
+
+def test_status_of_a_run_that_was_never_driven(toy, tmp_path, capsys):
+    made(toy, tmp_path / "r")
+    assert run("status", tmp_path / "r") == 0
+    assert "never driven" in capsys.readouterr().out
+
+
+# What comes out
+
+
+def test_a_full_disk_while_exporting_is_one_line(refused, simulated, tmp_path, monkeypatch):
+    import errno
+
+    simulated.ensemble(top=1).save()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "no space left on the disk" in refused("export", simulated.run.where, tmp_path / "bundle")
+
+
+def test_export_says_which_formats_there_are(refused, simulated, tmp_path):
+    simulated.ensemble(top=1).save()
+    message = refused("export", simulated.run.where, tmp_path / "x", "--format", "onnx")
+    assert "bundle" in message and "submission" in message
+    same = refused("export", simulated.run.where, tmp_path / "x.zip", "--also", simulated.run.where)
+    assert "both runs answer challenge 1" in same
+
+
+def test_the_last_steps_by_command(simulated, tmp_path, capsys):
+    where = simulated.run.where
+    assert run("ensemble", where, "--top", 2) == 0
+    assert run("export", where, tmp_path / "bundle") == 0
+    assert run("export", where, tmp_path / "sub.zip") == 0
+    assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
+    assert run("status", where) == 0
+    out = capsys.readouterr().out
+    assert "held-out" in out or "held out" in out
+    assert "3 complete, 1 failed" in out
+    assert (Path(where) / "report.html").is_file()
+
+
+def test_check_fails_with_status_1_on_a_bad_submission(tmp_path, capsys):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as file:
+        file.writestr("submission.py", "class Submission:\n    pass\n")
+    assert run("check", tmp_path / "bad.zip") == 1
