@@ -29,7 +29,7 @@ class ModelConfig(_Frozen):
     kernels: Literal["rate", "paper", "short"] = "rate"
     """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
     data's sampling rate (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate; `short`: as `rate` with
-    a pool of a third and a finer stride (10, 10, 4 at 100 Hz), for answers that lie in time."""
+    a pool of a third (10, 10, 6 at 100 Hz), for answers that lie in time."""
     filters: Annotated[int, Field(ge=1)] = 40
     """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
     depth: Annotated[int, Field(ge=0)] = 6

@@ -21,6 +21,7 @@ RESTARTS = 4
 
 @dataclass
 class _Slot:
+    owner: Any = None
     job: Job | None = None
     stopped: bool = False
     scored: int = 0
@@ -35,7 +36,7 @@ class _Slot:
 
 
 class Desk:
-    """The actor's class; every method may be called remotely. Slots are named by their Tune trial."""
+    """The actor's class; every method may be called remotely. Slots go by the names they open with."""
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
@@ -55,9 +56,11 @@ class Desk:
 
     # The slot's side
 
-    async def open(self, name: str) -> None:
-        """A slot starts."""
-        self._slots[name] = _Slot()
+    async def open(self, name: str, owner: Any = None) -> dict[str, Any]:
+        """A slot starts; the owners (actor handles) of those that are open already."""
+        others = {other: slot.owner for other, slot in self._slots.items()}
+        self._slots[name] = _Slot(owner=owner)
+        return others
 
     async def close(self, name: str) -> str | None:
         """A slot ends; its workers' placement group, if one is known."""

@@ -161,6 +161,9 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
         )
     if options.folds != store.folds.n_folds:
         raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
+    before = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {}
+    if before and Options.model_validate(before).held_out != options.held_out:
+        raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
     if options.seed != store.info.seed:
         raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
 
@@ -282,6 +285,8 @@ def _execute(
         tuner.fit()
         if search.fatal:
             raise search.fatal
+        if search.interrupted:  # Tune takes the first Ctrl-C as a wish to stop in good order
+            raise KeyboardInterrupt
         if search.timed_out:
             watch("late", {})
 

@@ -40,6 +40,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         self.fatal: BaseException | None = None
         self.timed_out = False
         self._numbers: dict[str, int] = {}
+        self._open: set[int] = set()
         self._stopping: dict[str, tuple[Any, str]] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
         self._fine = False
@@ -58,6 +59,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             if number is None:
                 break
             self._numbers[trial_id] = number
+            self._open.add(number)
             self.watch("start", {"number": number, "config": self.ledger.run.config(number)})
             return {"number": number}
         return Searcher.FINISHED
@@ -102,7 +104,13 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         except Exception as problem:
             self.fatal = self.fatal or problem
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Tune came to its end before the trials did."""
+        return bool(self._open) or not (self.ledger.exhausted or self.timed_out)
+
     def _end(self, ended: TrialResult) -> None:
+        self._open.discard(ended.number)
         self.watch("end", {"number": ended.number, "result": ended})
         if ended.state == "failed":
             self._count_failure(ended.failure or "error", ended.reason)

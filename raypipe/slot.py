@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from typing import Any
 
 import ray
@@ -47,11 +48,12 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], crew: Crew) -> None:
         """Start the worker group and hand it the first trial."""
         self.crew = crew
-        self.name = self.trial_id
+        self.name = uuid.uuid4().hex[:8]
         self.run, self.windows = RunStore.open(crew.run), WindowStore(crew.windows)
+        owners = ray.get(crew.desk.open.remote(self.name, ray.get_runtime_context().current_actor))
         # A slot that was killed leaves a worker group that holds on to its resources.
-        release(ray.get(crew.desk.close.remote(self.name)))
-        ray.get(crew.desk.open.remote(self.name))
+        for name in dead(owners):
+            release(ray.get(crew.desk.close.remote(name)))
         self.broken: BaseException | None = None
         self.thread = threading.Thread(target=self._keep_workers, daemon=True)
         self.thread.start()
@@ -138,6 +140,19 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             self.thread.join(timeout=10)
             if self.thread.is_alive():
                 release(group)
+
+
+def dead(owners: dict[str, Any]) -> list[str]:
+    """Names of the slots whose actor has died. One that lives is at work, and does not answer within a second."""
+    asked = {owner.__ray_ready__.remote(): name for name, owner in owners.items()}
+    answers = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)[0] if asked else []
+    gone = []
+    for answer in answers:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayActorError:
+            gone.append(asked[answer])
+    return gone
 
 
 def release(group: str | None) -> None:

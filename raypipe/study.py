@@ -85,7 +85,8 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934, algorithm 2) on stored scores alone.
 
     At each rung (`grace`, `grace * eta`, ... passes over the training windows) a trial goes on if its best score so
-    far is in the best 1/eta of the trials that have reached the rung. Optuna's own SuccessiveHalvingPruner marks a
+    far is in the best 1/eta of the trials that have reached the rung, or if fewer than `eta` others have: an ensemble
+    wants more than one trial that was trained to its end. Optuna's own SuccessiveHalvingPruner marks a
     rung as passed before its caller has acted on the answer, so a driver killed in between would let a trial go on
     that was to stop; this one keeps no state of its own.
     """
@@ -107,7 +108,7 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
                 own = self._at(trial, rung, sign)
                 reached = [value for t in others if (value := self._at(t, rung, sign)) is not None]
                 better = sum(value < own for value in reached) if own is not None else 0
-                if better >= max(1, (len(reached) + 1) // self.eta):
+                if len(reached) >= self.eta and better >= (len(reached) + 1) // self.eta:
                     return True
             rung *= self.eta
         return False

@@ -26,7 +26,7 @@ RESPONSES = {
     "optim/lr": 1e-3,
     "optim/weight_decay": 1e-2,
     "model/dropout": 0.3,
-    "model/depth": 2,
+    "model/depth": 1,
     "model/kernels": "short",
     "model/norm": "channel",
     "model/features": "mean",
@@ -44,7 +44,7 @@ def space(trial):
     trial.suggest_float("optim/lr", 2e-4, 5e-3, log=True)
     trial.suggest_float("optim/weight_decay", 1e-4, 1e-1, log=True)
     trial.suggest_float("model/dropout", 0.1, 0.6)
-    trial.suggest_int("model/depth", 0, 4)
+    trial.suggest_int("model/depth", 0, 3)
     trial.suggest_categorical("model/kernels", ["rate", "paper", "short"])
     trial.suggest_categorical("model/norm", ["channel", "window"])
     trial.suggest_categorical("model/features", ["mean", "log-power"])
@@ -52,7 +52,7 @@ def space(trial):
         trial.suggest_float("loss/gamma", 0.5, 3.0)
     if trial.suggest_categorical("mixup/name", ["none", "mixup", "cutmix"]) != "none":
         trial.suggest_float("mixup/alpha", 0.1, 1.0)
-    constants = {"epochs": 20, "patience": 8, "model/hidden": 32}
+    constants = {"epochs": 16, "patience": 6, "model/hidden": 32}
     sam = trial.suggest_categorical("sam/name", ["none", "sam", "asam"])
     if sam != "none":
         rho = trial.suggest_float("sam/rho", 0.01, 0.2, log=True)

@@ -17,7 +17,7 @@ FEATURES = ("mean", "log-power")
 NORMS = ("channel", "window", "robust", "none")
 
 _ROUNDING = 16  # a spread below this many units of rounding of a channel's offset is no signal
-KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 10)}
+KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
 _QUIET = 1e-3  # no channel is divided by less than this share of the mean scale of the window's channels
 _ROBUST_LIMIT = 15.0
 _LOG_FLOOR = 1e-6
@@ -32,7 +32,7 @@ def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
         Sampling rate in Hz.
     kernels
         `paper`: 25, 75 and 15 at any rate; `rate`: as many seconds as those are at the paper's 250 Hz
-        (10, 30 and 6 at 100 Hz); `short`: 25, 25 and 10 at 250 Hz (10, 10 and 4), for answers that lie in time.
+        (10, 30 and 6 at 100 Hz); `short`: 25, 25 and 15 at 250 Hz (10, 10 and 6), for answers that lie in time.
     """
     if kernels not in KERNELS:
         raise ValueError(f"kernels must be one of {', '.join(KERNELS)} (given {kernels!r})")

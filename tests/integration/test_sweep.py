@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import optuna
@@ -90,14 +91,25 @@ def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy,
 
 def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
-    history = tmp_path / "run/trials/0000/history.json"
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    history = tmp_path / "run/trials/0001/history.json"  # its second trial, so that it is not known by its first
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "trial 1's second epoch")
     slots = driver.named("Slot") + driver.named("ResourceTrainable")  # what Tune calls it while it works
     assert len(slots) == 1
     driver.kill(*slots)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(toy, tmp_path, drive, undisturbed):
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+    history = tmp_path / "run/trials/0000/history.json"
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    driver.child.send_signal(signal.SIGINT)
+    out = driver.finish()
+    assert driver.child.returncode == 130, out
+    assert "the same command goes on from here" in out
+    assert numbers(resume(tmp_path / "run")) == numbers(undisturbed)
 
 
 def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, drive, undisturbed):

@@ -106,7 +106,7 @@ def test_parameter_counts_are_the_papers(shape: tuple[int, int, int], count: int
 def test_kernel_sizes() -> None:
     assert kernel_sizes(250, "rate") == kernel_sizes(100, "paper") == (25, 75, 15)
     assert kernel_sizes(100, "rate") == (10, 30, 6)
-    assert kernel_sizes(100, "short") == (10, 10, 4)
+    assert kernel_sizes(100, "short") == (10, 10, 6)
     assert kernel_sizes(1, "rate") == (1, 1, 1)
     with pytest.raises(ValueError, match="rate, paper, short"):
         kernel_sizes(100, "auto")

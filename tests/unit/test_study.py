@@ -159,22 +159,26 @@ def stops(pruner, *curves):
 
 def test_halving_stops_at_a_rung_only_and_keeps_the_best_third():
     pruner = Halving(grace=2, eta=3)
-    first = {1: 0.9, 2: 0.5}
-    assert not stops(pruner, first)  # alone at its rung
-    assert stops(pruner, first, {1: 0.9, 2: 0.6})
-    assert not stops(pruner, first, {1: 0.9, 2: 0.4})
-    assert not stops(pruner, first, {1: 0.99})  # before the rung
-    assert not stops(pruner, first, {1: 0.3, 2: 0.4, 3: 9.0})  # between rungs
-    five = [{2: v} for v in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    assert not stops(pruner, *five, {2: 0.15})
-    assert stops(pruner, *five, {2: 0.25})
+    five = [{1: 0.9, 2: v} for v in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert not stops(pruner, *five, {1: 0.9, 2: 0.15})
+    assert stops(pruner, *five, {1: 0.9, 2: 0.25})
+    assert not stops(pruner, *five, {1: 0.99})  # before the rung
+    assert not stops(pruner, *five, {1: 0.9, 2: 0.25, 3: 9.0})  # between rungs
+    assert not stops(pruner, *five, {1: 0.15, 2: 0.25})  # its best so far counts
+
+
+def test_halving_lets_the_first_trials_of_a_rung_go_on():
+    pruner = Halving(grace=2, eta=3)
+    assert not stops(pruner, {2: 0.1})
+    assert not stops(pruner, {2: 0.1}, {2: 0.2}, {2: 0.3})
+    assert stops(pruner, {2: 0.1}, {2: 0.2}, {2: 0.3}, {2: 0.4})
 
 
 def test_halving_counts_passes_so_that_sam_pays_for_its_second():
-    pruner = Halving(grace=3, eta=3)
-    plain = {1: 0.5, 2: 0.5, 3: 0.5}
-    assert not stops(pruner, plain, {2: 0.9})
-    assert stops(pruner, plain, {2: 0.9, 4: 0.9})
+    pruner = Halving(grace=3, eta=2)
+    plain = [{1: 0.5, 2: 0.5, 3: 0.5}] * 3
+    assert not stops(pruner, *plain, {2: 0.9})
+    assert stops(pruner, *plain, {2: 0.9, 4: 0.9})
 
 
 @settings(max_examples=60, deadline=None)

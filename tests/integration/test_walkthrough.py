@@ -1,0 +1,63 @@
+"""From a BIDS folder to predictions, by command line: the README's steps, on little and on real data."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from raypipe import Run, load_ensemble
+from raypipe.windows import WindowStore
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+
+
+def raypipe(*arguments: object) -> str:
+    """Run a command that must work; what it printed."""
+    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_from_simulation_to_predictions(tmp_path):
+    raypipe("simulate", tmp_path / "bids", "--subjects", 9, "--channels", 6, "--trials", 12)
+    prepared = raypipe("prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "store")
+    assert "windows of 6 channels x 200 samples" in prepared
+    raypipe(
+        "sweep", ROOT / "search_spaces/smoke.py", "--data", tmp_path / "store", "--run", tmp_path / "run",
+        "--trials", 2, "--folds", 3, "--no-prune",
+    )  # fmt: skip
+    fitted = raypipe("ensemble", tmp_path / "run", "--top", 2)
+    assert "report.html" in fitted
+    raypipe("export", tmp_path / "run", tmp_path / "bundle")
+    raypipe("export", tmp_path / "run", tmp_path / "submission.zip")
+    raypipe("check", tmp_path / "submission.zip", "--bundle", tmp_path / "bundle")
+    raypipe("predict", tmp_path / "bundle", tmp_path / "bids", "--out", tmp_path / "predictions.csv")
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    windows = WindowStore(tmp_path / "store")
+    assert len(table) >= len(windows)  # trials without a response are predicted too
+    predicted = load_ensemble(tmp_path / "bundle").predict(windows.gather(range(len(windows))))[:, 0]
+    assert set(predicted.round(3)) <= set(table.filter(like="predict").iloc[:, 0].round(3))
+    assert Run(tmp_path / "run").trials.state.tolist() == ["complete"] * 2
+
+
+@pytest.mark.real
+def test_the_readme_on_real_recordings(real_data, tmp_path):
+    steps = re.search(r"```sh\n(raypipe prepare .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    for line in steps.strip().splitlines():
+        line = line.replace("../shared/data", str(real_data)).replace(" arithmetic/", f" {tmp_path}/")
+        line = line.replace("search_spaces/focal_mixup_sam.py", str(ROOT / "search_spaces/smoke.py"))
+        line = re.sub(r"--trials \d+", "--trials 2", line)
+        raypipe(*shlex.split(line)[1:])
+    assert (tmp_path / "run/report.html").stat().st_size < 5e6
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table.groupby("recording").ngroups == 72
+    assert set(table["role"]) == {"learned from", "held out"}
