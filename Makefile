@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 sweep: $(STAMP)
-	$(BIN)/raypipe simulate $(DEMO)/bids
+	$(BIN)/raypipe simulate $(DEMO)/bids --subjects 32
 	$(BIN)/raypipe prepare $(DEMO)/bids --task challenge1 --out $(DEMO)/store
 	$(BIN)/raypipe sweep search_spaces/demo.py --data $(DEMO)/store --run $(DEMO)/run --trials 8 --folds 4
 	$(BIN)/raypipe ensemble $(DEMO)/run

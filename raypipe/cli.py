@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,12 +220,14 @@ def ensemble(
     method: Annotated[str, typer.Option(help="How they are weighted: confidence, equal or best.")] = "confidence",
 ) -> None:
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
+    from raypipe.console import Counter
     from raypipe.ensemble import fit_ensemble
     from raypipe.report import write_report
     from raypipe.store import RunStore
 
     store = RunStore.open(run)
-    fitted = fit_ensemble(store, top=top, method=method)
+    with Counter(console, "predicting held-out subjects") as counter:
+        fitted = fit_ensemble(store, top=top, method=method, progress=counter)
     fitted.save()
     console.print(fitted.render())
     console.print(fitted.verdict, highlight=False)
@@ -304,6 +308,9 @@ def main(arguments: list[str] | None = None) -> Any:
     from raypipe.folds import LeakError
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
+    if threading.current_thread() is threading.main_thread():
+        # A spot machine's notice, or a scheduler's: stop in good order, as after Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         app(arguments)
     except (UserError, LeakError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raypipe.errors import UserError
+from raypipe.errors import UserError, disk_full
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
 from raypipe.lease import Lease
@@ -171,13 +171,12 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
 def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch) -> Run:
     from raypipe.study import Halving, Ledger, open_journal
 
-    with Lease(store.folder) as lease:
-        write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
-        longest = _longest_trial(store.space)
-        grace = options.grace or max(1, round(longest / options.reduction**2))
-        pruner = Halving(grace, options.reduction) if options.prune else None
-        storage = open_journal(store)
-        with quiet_optuna():
+    try:
+        with Lease(store.folder) as lease, quiet_optuna():
+            write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
+            grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
+            pruner = Halving(grace, options.reduction) if options.prune else None
+            storage = open_journal(store)
             ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
             ranked = store.ranked()
             best = (ranked[0].score, ranked[0].number) if ranked else None
@@ -188,6 +187,8 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch
                 if options.time_budget is not None:
                     deadline = time.time() + options.time_budget - lease.spent
                 _execute(store, windows, options, ledger, storage, deadline, watch)
+    except OSError as error:  # Optuna's journal does not know of `DiskFullError`
+        raise disk_full(error, store.where) or error from None
     return Run(store)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 
 import numpy as np
 import optuna
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from raypipe import Run, resume, sweep
-from raypipe.errors import UserError
+from raypipe.errors import DiskFullError, UserError
 from raypipe.referee import run_trial
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
@@ -76,6 +77,17 @@ def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
     assert {n: v for n, v in numbers(longer).items() if n < 3} == numbers(Run(plain))
 
 
+def test_trials_beside_one_another_on_slots_of_one_worker(toy, tmp_path):
+    layouts = []
+    options = {"trials": 5, "folds": 3, "prune": False, "concurrent": 2, "workers": 1}
+    watch = lambda kind, news: layouts.append(news) if kind == "layout" else None  # noqa: E731
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=watch, **options)
+    assert (layouts[0]["workers"], layouts[0]["concurrent"]) == (1, 2)
+    assert run.trials.state.tolist() == ["complete"] * 5
+    assert len({tuple(c) for c in run.trials[["optim/lr", "sam/rho", "sam/name"]].to_numpy().tolist()}) == 5
+    assert [t.state.name for t in study_of(run).trials] == ["COMPLETE"] * 5
+
+
 def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy, tmp_path, drive, undisturbed):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0000/history.json"
@@ -101,11 +113,12 @@ def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path
     assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(toy, tmp_path, drive, undisturbed):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_notice_to_stop_leave_a_run_that_goes_on(toy, tmp_path, drive, undisturbed, sign):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0000/history.json"
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
-    driver.child.send_signal(signal.SIGINT)
+    driver.child.send_signal(sign)
     out = driver.finish()
     assert driver.child.returncode == 130, out
     assert "the same command goes on from here" in out
@@ -178,3 +191,23 @@ def test_a_run_behind_a_uri(toy, tmp_path):
     run = sweep(toy / "space.py", toy / "store", f"file://{tmp_path}/run", **(OPTIONS | {"trials": 2}))
     assert run.trials.state.tolist() == ["complete"] * 2
     assert np.isfinite(run.oof(1).prediction).all()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 KB, and how to make it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_stops_the_sweep_with_one_line_and_harms_nothing(toy, small_disk, undisturbed):
+    disk, enlarge = small_disk
+    with pytest.raises(DiskFullError, match=r"no space left on the disk; make room and run the same command again"):
+        sweep(toy / "long.py", toy / "store", disk / "run", **OPTIONS)
+    enlarge()
+    assert not list((disk / "run").rglob("*.part"))
+    assert numbers(resume(disk / "run")) == numbers(undisturbed)
