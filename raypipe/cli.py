@@ -197,7 +197,7 @@ def _print_status(where: str) -> None:
         (found.metric, "right"),
         ("best epoch", "right"),
         ("epochs", "right"),
-        ("time", "right"),
+        ("worker time", "right"),
         ("why", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ class Referee:
             score=pooled,
             fold_scores=[self._fold_score(fold, part.predictions) for fold, part in enumerate(parts)],
             losses=[part.loss for part in parts],
-            seconds=max(part.seconds for part in parts),
+            seconds=sum(part.seconds for part in parts),
         )
         self.history.append(record)
         self.run.write_history(self.number, self.history)

@@ -80,6 +80,7 @@ class Epoch(BaseModel):
     losses: list[float]
     """Mean training loss of each fold."""
     seconds: float
+    """Training and predicting, summed over the folds: seconds of one worker."""
 
 
 class TrialResult(BaseModel):
