@@ -187,6 +187,7 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch
                 if options.time_budget is not None:
                     deadline = time.time() + options.time_budget - lease.spent
                 _execute(store, windows, options, ledger, storage, deadline, watch)
+            store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
     return Run(store)

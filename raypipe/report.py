@@ -258,7 +258,7 @@ def _effort(run: RunStore, results: Sequence[TrialResult]) -> str:
         each = f"{seconds / epochs:.2f} s" if epochs else ""
         rows.append([name, str(len(group)), str(epochs), page.duration(seconds), share, each])
     head = ["trials that", "trials", "epochs", "training time", "share", "one epoch"]
-    note = "Time of each epoch's slowest fold, added up; waiting and evaluation between epochs are not in it."
+    note = "Training and predicting, summed over the folds (the time of one worker); waiting is not in it."
     return page.section("Where the time went", page.table(head, rows), f'<p class="note">{note}</p>')
 
 

@@ -293,6 +293,12 @@ class RunStore:
             if epoch not in keep:
                 self.folder.remove(self._checkpoint(number, fold, epoch))
 
+    def tidy(self) -> None:
+        """Remove checkpoints of trials that have ended: a worker may write its last one after the trial's end."""
+        for name in self.folder.names("trials"):
+            if name.endswith(".ckpt") and self.result(int(name.split("/")[1])) is not None:
+                self.folder.remove(name)
+
     # What a trial leaves
 
     def write_oof(self, number: int, oof: OutOfFold) -> None:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from raypipe.metrics import Kind
 
 Floats = NDArray[np.float64]
+SHARPEST = 16.0
+POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, SHARPEST)
+
 Method = Callable[[Sequence[NDArray[Any]], NDArray[Any], Kind], Floats]
 
 
@@ -20,17 +23,25 @@ def equal(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Float
 
 
 def confidence(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:
-    """Weigh each trial by its inverse mean squared error (classes: Brier score), normalised.
+    """Weigh each trial by a power of its inverse mean squared error (classes: Brier score), normalised.
 
-    The best weights there are if the trials' errors are unbiased and independent. Errors of networks trained on the
-    same people are far from independent, so compare with equal weights before believing in a gain.
+    The power 1 gives the best weights there are if the trials' errors are unbiased and independent. Those of networks
+    trained on the same people are neither: the trials share most of their error, and a weak one adds little but its
+    own. So the power, from 0 (equal weights) to `SHARPEST`, is the one whose weighted mean errs least out of fold: a
+    single number is fitted, and 1 is kept where none is better.
     """
     errors_T = np.array([squared_error(p_NO, y, kind) for p_NO in oof_TNO])
     perfect_T = errors_T == 0.0
     if perfect_T.any():
         return np.asarray(perfect_T / perfect_T.sum())
     inverse_T = errors_T.min() / errors_T  # the ratio, so that tiny errors do not overflow
-    return np.asarray(inverse_T / inverse_T.sum())
+    chosen_T, least = inverse_T / inverse_T.sum(), np.inf
+    for power in sorted(POWERS, key=lambda power: power != 1.0):
+        weights_T = inverse_T**power / np.sum(inverse_T**power)
+        error = squared_error(np.tensordot(weights_T, np.stack(oof_TNO).astype(np.float64), 1), y, kind)
+        if error < least * (1 - 1e-6):
+            chosen_T, least = weights_T, error
+    return np.asarray(chosen_T)
 
 
 def best(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:

@@ -157,6 +157,7 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
     states = [t.state.name for t in study_of(run).trials]
     assert [s == "PRUNED" for s in states] == (table.state == "pruned").tolist()
     assert all(len(run.oof(n)) for n in table.index)
+    assert not [name for name in run.store.folder.names() if name.endswith(".ckpt")]
 
 
 def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path):

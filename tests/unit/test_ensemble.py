@@ -61,12 +61,27 @@ def test_confidence_reaches_the_optimum_for_independent_errors(spreads, seed):
 def test_weights_of_hand_made_predictions():
     y = np.array([0.0, 1.0, 2.0, 3.0])
     near, far = (y + 1)[:, None], (y - 2)[:, None]  # mean squared errors 1 and 4
-    np.testing.assert_allclose(METHODS["confidence"]([near, far], y, "regression"), [0.8, 0.2])
+    # Two shares of the near one and one of the far one cancel their errors: the power 1/2 finds that.
+    np.testing.assert_allclose(METHODS["confidence"]([near, far], y, "regression"), [2 / 3, 1 / 3])
     np.testing.assert_array_equal(METHODS["confidence"]([y[:, None], far], y, "regression"), [1, 0])
     np.testing.assert_array_equal(METHODS["best"]([far, near], y, "regression"), [1, 0])
     sure, unsure = np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]])
     assert squared_error(unsure, np.array([0]), "classification") == 0.5
     np.testing.assert_array_equal(METHODS["confidence"]([unsure, sure], np.array([0]), "classification"), [0, 1])
+
+
+def test_confidence_keeps_a_weak_trial_from_spoiling_the_mean():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=500)
+    shared = 0.2 * rng.normal(size=500)
+    strong = [(y + shared + 0.05 * rng.normal(size=500))[:, None] for _ in range(2)]
+    weak = (y + shared + 0.6 * rng.normal(size=500))[:, None]
+    weights = METHODS["confidence"]([*strong, weak], y, "regression")
+    best = min(squared_error(one, y, "regression") for one in strong)
+    assert squared_error(mix([*strong, weak], weights), y, "regression") < best
+    assert (
+        squared_error(mix([*strong, weak], METHODS["equal"]([*strong, weak], y, "regression")), y, "regression") > best
+    )
 
 
 def test_scores_are_those_of_the_weighted_means(values):

@@ -51,6 +51,15 @@ def test_everything_comes_back(run):
     assert (again.history(9), again.result(9), again.checkpoints(9, 0)) == ([], None, [])
 
 
+def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
+    for number in (0, 1):
+        run.add_trial(number, tiny())
+        run.write_checkpoint(number, 2, 5, b"late")
+    run.write_result(result(0))
+    run.tidy()
+    assert (run.checkpoints(0, 2), run.checkpoints(1, 2)) == ([], [5])
+
+
 def test_ranking_leaves_out_what_left_no_weights(run):
     for number, changes in enumerate(
         [{"score": 0.9}, {"score": 0.3}, {"score": 0.1, "state": "failed"}, {"score": 0.2, "state": "pruned"}]
