@@ -210,28 +210,34 @@ def test_status_of_a_run_that_was_never_driven(toy, tmp_path, capsys):
 # What comes out
 
 
-def test_a_full_disk_while_exporting_is_one_line(refused, simulated, tmp_path, monkeypatch):
+@pytest.fixture
+def where(simulated, tmp_path) -> Path:
+    """A finished run of one's own: the shared one stays without an ensemble."""
+    return shutil.copytree(simulated.run.local, tmp_path / "finished")
+
+
+def test_a_full_disk_while_exporting_is_one_line(refused, where, tmp_path, monkeypatch):
     import errno
 
-    simulated.ensemble(top=1).save()
+    assert run("ensemble", where, "--top", 1) == 0
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "no space left on the disk" in refused("export", simulated.run.where, tmp_path / "bundle")
+    assert "no space left on the disk" in refused("export", where, tmp_path / "bundle")
 
 
-def test_export_says_which_formats_there_are(refused, simulated, tmp_path):
-    simulated.ensemble(top=1).save()
-    message = refused("export", simulated.run.where, tmp_path / "x", "--format", "onnx")
+def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
+    assert run("ensemble", where, "--top", 1) == 0
+    capsys.readouterr()
+    message = refused("export", where, tmp_path / "x", "--format", "onnx")
     assert "bundle" in message and "submission" in message
-    same = refused("export", simulated.run.where, tmp_path / "x.zip", "--also", simulated.run.where)
+    same = refused("export", where, tmp_path / "x.zip", "--also", where)
     assert "both runs answer challenge 1" in same
 
 
-def test_the_last_steps_by_command(simulated, tmp_path, capsys):
-    where = simulated.run.where
+def test_the_last_steps_by_command(where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
     assert run("export", where, tmp_path / "sub.zip") == 0
@@ -240,7 +246,7 @@ def test_the_last_steps_by_command(simulated, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "held-out" in out or "held out" in out
     assert "3 complete, 1 failed" in out
-    assert (Path(where) / "report.html").is_file()
+    assert (where / "report.html").is_file()
 
 
 def test_check_fails_with_status_1_on_a_bad_submission(tmp_path, capsys):
