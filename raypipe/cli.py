@@ -316,6 +316,10 @@ def main(arguments: list[str] | None = None) -> Any:
     except (UserError, LeakError) as error:
         print(f"raypipe: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"raypipe: error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

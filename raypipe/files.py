@@ -23,9 +23,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     DiskFullError
         No room is left; `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()

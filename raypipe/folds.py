@@ -119,6 +119,8 @@ def make_folds(
             raise UserError(f"held-out share {held_out}: must lie between 0 and 1, for example 0.2")
         n_out = max(1, round(held_out * len(names)))
     else:
+        if not held_out:
+            raise UserError("no held-out subject is named; name at least one, or a share such as 0.2")
         unknown = [s for s in held_out if s.removeprefix("sub-") not in names]
         if unknown:
             raise UserError(f"held-out subject '{unknown[0]}' is not in the data; {nearest(unknown[0], names)}")

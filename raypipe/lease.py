@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from raypipe.errors import UserError
-from raypipe.files import Folder, read_json, write_json
+from raypipe.files import Folder, LocalFolder, read_json, write_json
 
 BEAT = 5.0
 STALE = 60.0
 FILE = "driver.json"
+LOCK = "driver.lock"
+
+_HELD: set[str] = set()
 
 
 def current(folder: Folder) -> dict[str, Any] | None:
@@ -27,14 +33,22 @@ def current(folder: Folder) -> dict[str, Any] | None:
         record = dict(read_json(folder, FILE))
     except (UserError, FileNotFoundError):
         return None
-    return record | {"alive": _alive(record)}
+    return record | {"alive": _alive(folder, record)}
 
 
-def _alive(record: dict[str, Any]) -> bool:
-    if record.get("ended") or time.time() - float(record["beat"]) > STALE:
+def _alive(folder: Folder, record: dict[str, Any]) -> bool:
+    if record.get("ended"):
         return False
-    if record["host"] != socket.gethostname():
+    here = record["host"] == socket.gethostname()
+    if here and isinstance(folder, LocalFolder):
+        # The kernel frees a lock with its process, whereas process numbers come round again (in containers at once).
+        return _locked(folder.path / LOCK)
+    if time.time() - float(record["beat"]) > STALE:
+        return False
+    if not here:
         return True
+    if record["pid"] == os.getpid():
+        return record["id"] in _HELD
     try:
         os.kill(int(record["pid"]), 0)
     except ProcessLookupError:
@@ -42,6 +56,35 @@ def _alive(record: dict[str, Any]) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process of this host holds the lock."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock has been made, or the file system has none
+        return False
+    return False
+
+
+def _lock(path: Path) -> int | None:
+    """Take the lock; None where another process of this host has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    for _ in range(20):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)  # a `status` that looks takes it for a moment
+        except OSError:
+            return handle  # a file system without locks: the heartbeat is what there is
+        else:
+            return handle
+    os.close(handle)
+    return None
 
 
 class Lease:
@@ -58,6 +101,7 @@ class Lease:
         self._stop = threading.Event()
         self._record: dict[str, Any] = {}
         self._before = 0.0
+        self._handle: int | None = None
 
     @property
     def spent(self) -> float:
@@ -66,6 +110,10 @@ class Lease:
 
     def __enter__(self) -> Lease:
         last = current(self._folder)
+        if isinstance(self._folder, LocalFolder) and not (last and last["alive"]):
+            self._handle = _lock(self._folder.path / LOCK)
+            if self._handle is None:
+                last = (current(self._folder) or {"pid": "unknown", "host": "this host"}) | {"alive": True}
         if last and last["alive"]:
             raise UserError(
                 f"{self._folder.where}: another raypipe is driving this run (process {last['pid']} on {last['host']}); "
@@ -74,6 +122,7 @@ class Lease:
         self._before = float(last["spent"]) if last else 0.0
         now = time.time()
         self._record = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "started": now}
+        _HELD.add(str(self._record["id"]))
         self._beat()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
@@ -85,6 +134,11 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(BEAT):
             with suppress(Exception):  # a full disk or a storage that stalls is the sweep's to report
+                found = current(self._folder)
+                if found and found["id"] != self._record["id"]:
+                    # Two drivers came at one moment, or this one slept for longer than a lease: the later one has it.
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
                 self._beat()
 
     def __exit__(
@@ -93,4 +147,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with suppress(Exception):
-            self._beat(ended=True)
+            if (found := current(self._folder)) and found["id"] == self._record["id"]:
+                self._beat(ended=True)
+        _HELD.discard(str(self._record["id"]))
+        if self._handle is not None:
+            os.close(self._handle)

@@ -68,10 +68,10 @@ class Share:
         epochs = self.run.config(self.number).epochs
         for epoch in range(done + 1, epochs + 1):
             reply = report(epoch, {fold: self._epoch(fold, epoch, interrupted) for fold in self.folds})
+            if not reply.go:
+                return  # the trial is being finished, or is another worker's by now: its checkpoints are not ours
             for fold in self.folds:
                 self.run.drop_checkpoints(self.number, fold, keep=(epoch, epoch - 1, reply.best))
-            if not reply.go:
-                return
 
     def _epoch(self, fold: int, epoch: int, interrupted: Callable[[], bool]) -> FoldEpoch:
         trainer = self._trainers.get(fold)

@@ -86,10 +86,16 @@ class SearchSpace:
         Raises
         ------
         UserError
-            The space names an unknown parameter or draws a value out of range.
+            The space names an unknown parameter, draws a value out of range, or its code fails (with its line).
         """
         recorder = _Recorder(trial)
-        constants = self._module["space"](recorder)
+        space = self._module["space"]
+        try:
+            constants = space(recorder)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
         if constants is not None and not isinstance(constants, Mapping):
             raise UserError(f"{self.name}: space(trial) must return a dict of constants or None")
         return parse_config({**recorder.values, **(constants or {})}, self.name)
@@ -100,20 +106,11 @@ class SearchSpace:
         Raises
         ------
         UserError
-            See `__call__`; also an error in the space's own code, with its line.
+            See `__call__`.
         """
         with quiet_optuna():
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-            drawn = []
-            for _ in range(draws):
-                trial = study.ask()
-                try:
-                    drawn.append(self(trial))
-                except UserError:
-                    raise
-                except Exception as error:
-                    raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
-        return drawn
+            return [self(study.ask()) for _ in range(draws)]
 
     def check(self, draws: int = 20) -> None:
         """Draw at random and try every `START` point, so that a bad space is known before anything is launched.

@@ -71,7 +71,9 @@ def read_status(run: RunStore) -> Status:
                 reason=ended.reason if ended else "",
             )
         )
-    asked = int(read_json(run.folder, "options.json")["trials"]) if run.folder.exists("options.json") else len(lines)
+    options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
+    asked = int(options.get("trials", len(lines)))
+    late = driver is not None and options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]
     over = sum(line.state not in ("running", "interrupted") for line in lines)
     left = None
     if driver is None:
@@ -80,8 +82,12 @@ def read_status(run: RunStore) -> Status:
         words = f"running (process {driver['pid']} on {driver['host']}, {round(time.time() - driver['beat'])} s ago)"
         if over:
             left = max(0.0, (float(driver["spent"]) / over) * (asked - over))
-    elif over >= asked or driver.get("ended"):
-        words = "finished" if over >= asked else "stopped; go on with: raypipe resume RUN"
+    elif over >= asked:
+        words = "finished"
+    elif late:
+        words = "its time budget is used up; go on with: raypipe resume RUN --time-budget MORE"
+    elif driver.get("ended"):
+        words = "stopped; go on with: raypipe resume RUN"
     else:
         words = "its driver died; go on with: raypipe resume RUN"
     return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left)

@@ -204,8 +204,10 @@ class Ledger:
         elif self.exhausted:
             return None
         else:
-            number = self._ask()
+            self._seed(self.asked)
+            number = int(self.study.ask().number)
         if not self.run.has_trial(number):
+            self._seed(number)
             trial = optuna.Trial(self.study, self._trial(number)._trial_id)
             try:
                 self.run.add_trial(number, self.run.space(trial))
@@ -214,17 +216,16 @@ class Ledger:
                 raise UserError(f"trial {number}: {error}") from None
         return number
 
-    def _ask(self) -> int:
+    def _seed(self, number: int) -> None:
+        """Give the sampler the stream of trial `number`: one seed for all would repeat draws after every restart."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A seed per trial: one seed for the sampler would repeat its first draws after every restart.
             self.study.sampler = optuna.samplers.TPESampler(
-                seed=derive_seed("suggest", self.run.info.seed, self.asked) % 2**32,
+                seed=derive_seed("suggest", self.run.info.seed, number) % 2**32,
                 multivariate=True,
                 group=True,
                 constant_liar=self.parallel > 1,
             )
-            return int(self.study.ask().number)
 
     def observe(self, number: int) -> bool:
         """Bring the study up to date with a trial's history; whether the trial may go on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import optuna
@@ -44,6 +45,11 @@ def study_of(run: Run):
         optuna.storages.journal.JournalFileBackend(str(run.store.local / "study.journal"))
     )
     return optuna.load_study(study_name=None, storage=storage)
+
+
+def cli_output(*arguments):
+    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
@@ -192,6 +198,13 @@ def test_a_run_behind_a_uri(toy, tmp_path):
     run = sweep(toy / "space.py", toy / "store", f"file://{tmp_path}/run", **(OPTIONS | {"trials": 2}))
     assert run.trials.state.tolist() == ["complete"] * 2
     assert np.isfinite(run.oof(1).prediction).all()
+    longer = resume(run.where, trials=3)
+    assert longer.trials.state.tolist() == ["complete"] * 3
+    fitted = longer.ensemble(top=2)
+    fitted.save()
+    assert fitted.table.loc["ensemble", "held_out"] > 0
+    assert cli_output("status", run.where).count("complete") == 4
+    assert "bundle" in cli_output("export", run.where, tmp_path / "bundle")
 
 
 @pytest.fixture

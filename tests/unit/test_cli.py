@@ -181,12 +181,20 @@ def test_a_run_made_from_other_data(refused, toy, tmp_path):
         ("--trials", 0, "--trials: Input should be greater than or equal to 1"),
         ("--held-out", "2", "between 0 and 1"),
         ("--held-out", "s99", "'s99' is not in the data"),
+        ("--held-out", ",", "no held-out subject is named"),
         ("--folds", 1, "at least 2"),
     ],
 )
 def test_options_out_of_range(refused, toy, tmp_path, option, value, message):
     found = refused("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", option, value)
     assert message in found
+
+
+@pytest.mark.parametrize("place", ["a-file", "/proc/nowhere"])
+def test_a_run_where_nothing_can_be_written(refused, toy, tmp_path, place):
+    (tmp_path / "a-file").write_text("")
+    message = refused("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / place, "--folds", 3)
+    assert Path(place).name in message
 
 
 @pytest.mark.parametrize("verb", ["status", "resume", "ensemble", "report"])

@@ -62,6 +62,31 @@ def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(fo
     assert current(folder)["spent"] >= 100
 
 
+def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
+    write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
+    assert not current(folder)["alive"]
+    with Lease(folder):
+        pass
+
+
+def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
+    with Lease(folder):
+        write(folder, host="elsewhere", id="other")
+    assert current(folder)["id"] == "other"
+
+
+def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
+    folder = open_folder(f"file://{tmp_path}")
+    with Lease(folder), pytest.raises(UserError, match="another raypipe"):
+        Lease(folder).__enter__()
+    write(folder)
+    with Lease(folder):
+        pass
+    write(folder, pid=1)
+    with pytest.raises(UserError, match="process 1 on"):
+        Lease(folder).__enter__()
+
+
 def test_nobody_yet(folder):
     assert current(folder) is None
     folder.write(FILE, b"{broken")

@@ -71,9 +71,27 @@ def test_a_killed_driver_leaves_nothing_lost_and_nothing_asked_twice(tmp_path, w
     assert [again.next() for _ in range(4)] == [0, 1, 3, 4]
     assert again.next() is None
     assert states(run) == [TrialState.RUNNING] * 2 + [TrialState.PRUNED] + [TrialState.RUNNING] * 2
-    assert [run.config(n) for n in range(4)] == configs
+    assert [run.config(n) for n in range(3)] == configs[:3]
+    assert run.config(3) == configs[3]  # drawn again from the stream of its number, or kept as it was drawn
     assert len(again.study.trials) == 5
     assert again.study.trials[0].intermediate_values == {1: 0.5}
+
+
+def test_a_driver_killed_between_asking_and_recording_draws_the_same(tmp_path, windows, monkeypatch):
+    run = make_run(tmp_path / "a", windows)
+    book = ledger(run, windows)
+    undisturbed = [run.config(book.next()) for _ in range(3)]
+
+    run = make_run(tmp_path / "b", windows)
+    book = ledger(run, windows)
+    assert [run.config(book.next()) for _ in range(2)] == undisturbed[:2]
+    monkeypatch.setattr(type(run.space), "__call__", lambda self, trial: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        book.next()
+    monkeypatch.undo()
+    again = ledger(RunStore.open(tmp_path / "b"), windows)
+    assert [again.next() for _ in range(3)] == [0, 1, 2]
+    assert run.config(2) == undisturbed[2]
 
 
 def test_the_same_history_gives_the_same_suggestions_after_a_restart(tmp_path, windows):

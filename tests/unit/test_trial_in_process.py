@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raypipe.errors import InterruptedEpochError, NonFiniteError
+from raypipe.messages import Reply
 from raypipe.referee import Referee, finish_trial, run_trial
 from raypipe.share import Share
 from raypipe.train import FoldTrainer
@@ -113,6 +114,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, c
     assert run_trial(run, windows, 0).score == expected.score
     assert "trial 0, fold 1, epoch 2: truncated or altered" in caplog.text
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+
+
+def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny(epochs=6))
+    replies = {1: Reply(True, 1), 2: Reply(True, 1), 3: Reply(True, 1), 4: Reply(False, 0)}
+    Share(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
+    assert [run.checkpoints(0, fold) for fold in range(3)] == [[1, 2, 3, 4]] * 3
 
 
 def test_patience_ends_a_trial_and_the_best_epoch_counts(tmp_path):
