@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raypipe.errors import UserError
+from raypipe.errors import InterruptedSweepError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -308,9 +306,6 @@ def main(arguments: list[str] | None = None) -> Any:
     from raypipe.folds import LeakError
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
-    if threading.current_thread() is threading.main_thread():
-        # A spot machine's notice, or a scheduler's: stop in good order, as after Ctrl-C.
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         app(arguments)
     except (UserError, LeakError) as error:
@@ -320,6 +315,6 @@ def main(arguments: list[str] | None = None) -> Any:
         where = f"{error.filename}: " if error.filename else ""
         print(f"raypipe: error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (InterruptedSweepError, KeyboardInterrupt):
         print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -9,7 +9,9 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raypipe.errors import UserError, disk_full
+from raypipe.errors import InterruptedSweepError, UserError, disk_full
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
 from raypipe.lease import Lease
@@ -252,6 +254,10 @@ def _execute(
         if mine:
             _start_ray(options)
             stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler ends the process at once. A notice to stop is Tune's first Ctrl-C.
+            before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            stack.callback(signal.signal, signal.SIGTERM, before)
         workers, concurrent = _layout(options, store.folds.n_folds, ray.cluster_resources())
         ledger.parallel = concurrent
         watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
@@ -288,7 +294,7 @@ def _execute(
         if search.fatal:
             raise search.fatal
         if search.interrupted:  # Tune takes the first Ctrl-C as a wish to stop in good order
-            raise KeyboardInterrupt
+            raise InterruptedSweepError
         if search.timed_out:
             watch("late", {})
 

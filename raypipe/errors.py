@@ -22,6 +22,10 @@ class CheckpointError(Exception):
     """A checkpoint file is truncated, altered or of another kind; the one before it may still be good."""
 
 
+class InterruptedSweepError(Exception):
+    """The sweep was asked to stop (Ctrl-C, SIGTERM) and has stopped in good order."""
+
+
 class InterruptedEpochError(Exception):
     """The trial was taken off this worker in mid-epoch; its last checkpoint stands."""
 

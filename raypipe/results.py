@@ -33,7 +33,7 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial: how it went (state, score, best_epoch, epochs, seconds, reason) and its parameters."""
+        """One row a trial: how it went (state, score, best_epoch, epochs `trained`, seconds, reason) and its parameters."""
         import pandas as pd
 
         rows = []
@@ -45,7 +45,7 @@ class Run:
                 "state": ended.state if ended else "running",
                 "score": best.score if best else None,
                 "best_epoch": best.epoch if best else 0,
-                "epochs": len(history),
+                "trained": len(history),
                 "seconds": sum(epoch.seconds for epoch in history),
                 "failure": ended.failure if ended else None,
                 "reason": ended.reason if ended else "",

@@ -140,11 +140,6 @@ class RunScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._search = search
 
-    @property
-    def supports_buffered_results(self) -> bool:
-        """No: Tune would hold back epochs of a quick trial, and the trial would train on without being judged."""
-        return False
-
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop the trial or let it go on."""
         goes_on = self._search.goes_on(trial.trial_id, result)

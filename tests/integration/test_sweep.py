@@ -158,7 +158,7 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
     table = run.trials
     assert set(table.state) == {"complete", "pruned"}
     stopped = table[table.state == "pruned"]
-    assert (stopped.epochs < 4).all()
+    assert (stopped.trained < 4).all()
     assert (stopped.reason == "stopped by successive halving").all()
     states = [t.state.name for t in study_of(run).trials]
     assert [s == "PRUNED" for s in states] == (table.state == "pruned").tolist()

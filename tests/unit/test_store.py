@@ -76,6 +76,8 @@ def test_trials_as_a_table(run):
     table = Run(run.where).trials
     assert table.state.tolist() == ["complete", "running"]
     assert table["sam/name"].tolist() == ["none", "sam"]
+    assert table["trained"].tolist() == [0, 0]
+    assert table["epochs"].tolist() == [4, 4]  # the parameter
 
 
 def test_no_run_there(tmp_path):
