@@ -33,7 +33,7 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial: how it went (state, score, best_epoch, epochs `trained`, seconds, reason) and its parameters."""
+        """One row a trial: its state, score, best_epoch, epochs `trained`, seconds and reason, then its parameters."""
         import pandas as pd
 
         rows = []
