@@ -1,18 +1,21 @@
 """EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), its stem computed in the frequency domain.
 
-This file needs torch (2.2 or later) and nothing else: submissions carry it as it is.
+This file needs torch (2.2 or later) and its neighbour stem.py: submissions carry both as they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-ALGORITHMS = ("fourier", "direct", "reference")
+if __package__:
+    from raypipe.models.stem import Stem
+else:  # in a submission, where the files lie side by side
+    from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
+
 FEATURES = ("mean", "log-power")
 NORMS = ("channel", "window", "robust", "none")
 
@@ -21,6 +24,7 @@ KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
 _QUIET = 1e-3  # no channel is divided by less than this share of the mean scale of the window's channels
 _ROBUST_LIMIT = 15.0
 _LOG_FLOOR = 1e-6
+_SHORT_ROW = 12
 
 
 def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
@@ -85,119 +89,43 @@ def _median(x_BCT: Tensor) -> Tensor:
     return x_BCT.topk(x_BCT.shape[-1] // 2 + 1, sorted=False).values.amin(-1, keepdim=True)
 
 
-def fast_length(n: int) -> int:
-    """The smallest even number from `n` on whose prime factors are 2, 3, 5 and 7."""
-    n += n % 2
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 2
+class Masks:
+    """Dropout masks drawn beforehand, taken slice by slice in the order in which layers drop.
 
-
-class Stem(nn.Module):
-    """The Conformer's two convolutions: temporal (1 -> F, 1 x K), then spatial (F -> F, C x 1), with biases.
-
-    Nothing stands between them, so they are one linear map of the window,
-    ``y[b,g,t] = sum_ck W[g,c,k] x[b,c,t+k] + b[g] + sum_fc v[g,f,c] a[f]`` with ``W[g,c,k] = sum_f v[g,f,c] w[f,k]``.
-    Parameters keep the two layers' names and shapes; `algorithm`, which may be changed at any time, says how the
-    map is computed, and the results differ by rounding only:
-
-    - ``fourier``: W is made at each frequency from the transformed temporal kernels, and one complex product a
-      frequency replaces the correlation. No output wraps around, since no sum reaches beyond sample T - 1.
-    - ``direct``: W, then one 1-D convolution.
-    - ``reference``: the two layers, one after the other (an intermediate of B x F x C x T).
+    Whoever trains draws them from a stream of its own (see `Conformer.dropout_plan`): SAM's two passes share them, and
+    a fold draws the same ones whether it is trained alone, beside others, or stacked with them.
 
     Parameters
     ----------
-    n_channels, n_times
-        C and T, the shape of a window.
-    filters
-        F, of both layers.
-    kernel
-        K, in samples.
-    algorithm
-        One of the above.
+    scale_M
+        For each value that is dropped or kept, 0 or 1 / (1 - p).
     """
 
-    def __init__(
-        self, n_channels: int, n_times: int, *, filters: int = 40, kernel: int = 25, algorithm: str = "fourier"
-    ) -> None:
-        super().__init__()
-        if kernel > n_times:
-            raise ValueError(f"a window of {n_times} samples is shorter than the kernel of {kernel}")
-        self.n_channels, self.n_times, self.kernel = n_channels, n_times, kernel
-        self.algorithm = algorithm
-        self.length = fast_length(n_times)
-        self.temporal = nn.Conv2d(1, filters, (1, kernel))
-        self.spatial = nn.Conv2d(filters, filters, (n_channels, 1))
-        self.cos_NK: Tensor
-        self.sin_NK: Tensor
-        self._make_basis()
+    def __init__(self, scale_M: Tensor) -> None:
+        self._scale_M, self._taken = scale_M, 0
 
-    def _make_basis(self) -> None:
-        """Make the DFT of K taps at the N = length // 2 + 1 frequencies, conjugated (a correlation, not a convolution).
-
-        Neither parameter nor buffer: it is not state. Made in float64 and rounded once, so it is made anew when the
-        module changes its dtype, and left alone when `torch.func` moves a skeleton to the meta device.
-        """
-        weight = self.temporal.weight
-        if weight.is_meta:
-            return
-        frequency_N1 = torch.arange(self.length // 2 + 1)[:, None]
-        part_NK = (frequency_N1 * torch.arange(self.kernel)) % self.length
-        angle_NK = part_NK.double() * (2 * math.pi / self.length)
-        self.cos_NK = torch.cos(angle_NK).to(weight)
-        self.sin_NK = torch.sin(angle_NK).to(weight)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stem:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._make_basis()
-        return self
-
-    def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Compute what needs no parameter: the spectrum (frequencies, B, C) for `fourier`, else nothing."""
-        if self.algorithm != "fourier":
-            return x_BCT
-        z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
-        return z_BCN.permute(2, 0, 1).contiguous()
-
-    def forward(self, x_BCT: Tensor, *, prepared: bool = False) -> Tensor:
-        """Filter windows (B, C, T), or what `prepare` made of them, to (B, F, T - K + 1)."""
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} (given {self.algorithm!r})")
-        if self.algorithm == "reference":
-            two_BGT: Tensor = self.spatial(self.temporal(x_BCT.unsqueeze(1))).squeeze(2)
-            return two_BGT
-        z = x_BCT if prepared else self.prepare(x_BCT)
-        assert self.temporal.bias is not None and self.spatial.bias is not None
-        w_FK = self.temporal.weight[:, 0, 0]
-        v_GFC = self.spatial.weight[..., 0]
-        bias_G = self.spatial.bias + v_GFC.sum(2) @ self.temporal.bias
-        if self.algorithm == "direct":
-            return F.conv1d(z, torch.einsum("gfc,fk->gck", v_GFC, w_FK), bias_G)
-        with torch.autocast(z.device.type, enabled=False):  # there is no complex bfloat16
-            v_FX = v_GFC.permute(1, 2, 0).flatten(1)
-            w_NX = torch.complex((self.cos_NK @ w_FK.T) @ v_FX, (self.sin_NK @ w_FK.T) @ v_FX)
-            y_NBG = torch.bmm(z, w_NX.view(len(w_NX), self.n_channels, -1))
-            y_BGT: Tensor = torch.fft.irfft(y_NBG.permute(1, 2, 0), n=self.length)
-        return y_BGT[..., : self.n_times - self.kernel + 1] + bias_G[:, None]
+    def take(self, x: Tensor) -> Tensor:
+        """The next mask, of `x`'s shape and type."""
+        start, self._taken = self._taken, self._taken + x.numel()
+        return self._scale_M[start : self._taken].view(x.shape).to(x.dtype)
 
 
 class Dropout(nn.Module):
-    """Dropout with masks made of uniform numbers, four times quicker than `nn.Dropout` on a CPU; on a GPU, that one."""
+    """Dropout with masks that are given or, where none are, made of uniform numbers.
+
+    On a CPU that is four times quicker than `nn.Dropout`.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         """Zero a share `p` of the values in training and scale up the others."""
         if not self.training or self.p == 0.0:
             return x
+        if masks is not None:
+            return x * masks.take(x)
         if x.is_cuda:
             return F.dropout(x, self.p)
         return x * (torch.rand_like(x) >= self.p).to(x.dtype).mul_(1.0 / (1.0 - self.p))
@@ -215,7 +143,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.inner = heads, expansion * width
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -228,16 +156,38 @@ class Block(nn.Module):
         )
         self.drop = Dropout(dropout)
 
-    def forward(self, x_BNF: Tensor) -> Tensor:
+    def forward(self, x_BNF: Tensor, masks: Masks | None = None) -> Tensor:
         """Map tokens (B, N, F) to tokens."""
         q, k, v = self.qkv(self.norm1(x_BNF)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if x_BNF.is_cuda:
-            mixed_BHND = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.0)
-        else:  # on a CPU the built-in one takes twice as long to train, and has no rule for vmap
-            mixed_BHND = self.drop((q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)) @ v
-        x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)))
-        out: Tensor = x_BNF + self.drop(self.feed(self.norm2(x_BNF)))
+        # Written out: of a few tokens torch's own takes twice as long to train on a CPU, draws its own masks, and has
+        # no rule for vmap.
+        shares_BHNN = softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2))
+        mixed_BHND = self.drop(shares_BHNN, masks) @ v
+        x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)), masks)
+        out: Tensor = x_BNF + self.drop(in_order(self.feed, self.norm2(x_BNF), masks), masks)
         return out
+
+    def dropout_plan(self, batch: int, n_tokens: int) -> list[tuple[int, float]]:
+        """Sizes and rates of the masks that a pass takes, in order."""
+        token, inner = batch * n_tokens * self.projection.in_features, batch * n_tokens * self.inner
+        return [(size, self.drop.p) for size in (batch * self.heads * n_tokens**2, token, inner, token)]
+
+
+def softmax(x_BHNN: Tensor) -> Tensor:
+    """Softmax over the last axis; on a CPU, over a short one, through a copy in which that axis comes first.
+
+    Rows of seven leave vector units idle: the way round takes a third of the time (of 27, more than the straight one).
+    """
+    if x_BHNN.is_cuda or x_BHNN.shape[-1] > _SHORT_ROW:
+        return x_BHNN.softmax(-1)
+    return x_BHNN.flatten(0, -2).t().contiguous().softmax(0).t().reshape(x_BHNN.shape)
+
+
+def in_order(layers: nn.Sequential, x: Tensor, masks: Masks | None) -> Tensor:
+    """Apply layers one after the other, handing `masks` to those that drop."""
+    for layer in layers:
+        x = layer(x, masks) if isinstance(layer, (Dropout, Block)) else layer(x)
+    return x
 
 
 class Conformer(nn.Module):
@@ -310,6 +260,7 @@ class Conformer(nn.Module):
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
         self.features, self.norm = features, norm
+        self.filters, self.hidden, self.dropout = filters, hidden, dropout
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
         self.pool = nn.AvgPool1d(pool, stride)
@@ -338,13 +289,25 @@ class Conformer(nn.Module):
             raise ValueError(f"expected windows (B, {self.n_channels}, {self.n_times}), got {tuple(x_BCT.shape)}")
         return self.stem.prepare(normalise(x_BCT, self.norm))
 
-    def forward(self, x: Tensor, *, prepared: bool = False) -> Tensor:
-        """Map windows (B, C, T) in any unit, or what `prepare` made of them, to (B, n_outputs)."""
+    def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
+        """Sizes and rates of the masks that a training pass over `batch` windows takes, in order (see `Masks`)."""
+        plan = [(batch * self.n_tokens * self.filters, self.dropout)]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            plan += block.dropout_plan(batch, self.n_tokens)
+        plan += [(batch * self.hidden, self.dropout), (batch * max(1, self.hidden // 8), 0.6 * self.dropout)]
+        return [part for part in plan if part[1]]
+
+    def forward(self, x: Tensor, *, prepared: bool = False, scale_M: Tensor | None = None) -> Tensor:
+        """Map windows (B, C, T) in any unit, or what `prepare` made of them, to (B, n_outputs).
+
+        In training, `scale_M` holds dropout masks in the order of `dropout_plan`; without it, they are drawn.
+        """
+        masks = None if scale_M is None else Masks(scale_M)
         y_BFT = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
         if self.features == "mean":
             tokens_BFN = self.pool(F.elu(y_BFT))
         else:
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
-        tokens_BNF = self.pointwise(self.drop(tokens_BFN).transpose(1, 2))
-        out: Tensor = self.head(self.blocks(tokens_BNF))
-        return out
+        tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))
+        return in_order(self.head, in_order(self.blocks, tokens_BNF, masks), masks)

@@ -1,6 +1,6 @@
 """A weighted mean of networks as one module: what ensembles are scored with, what bundles and submissions hold.
 
-This file needs torch (2.2 or later) and its neighbour conformer.py: submissions carry both as they are.
+This file needs torch (2.2 or later) and its neighbours conformer.py and stem.py: submissions carry them as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 if __package__:
     from raypipe.models.conformer import Conformer, kernel_sizes
-else:  # in a submission, where both files lie side by side
+else:  # in a submission, where the files lie side by side
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 

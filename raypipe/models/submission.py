@@ -1,4 +1,4 @@
-"""The entry point of a submission, shipped as it is under the name submission.py beside conformer.py and ensemble.py.
+"""The entry point of a submission, shipped as it is under the name submission.py beside the files of its networks.
 
 It needs torch (2.2 or later). Weights that are missing or do not fit raise; there are no random ones to fall back on.
 """

@@ -1,0 +1,93 @@
+"""What a user would pick instead: braindecode's models, a plain SAM, plain loops over folds. Written well, not badly.
+
+Needs braindecode, which raypipe does not: ``pip install -c constraints.txt braindecode==1.8.1`` in an environment of
+its own (with a CPU torch its torchaudio does not import, and none of the models here use it; it is stubbed).
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def braindecode_models() -> Any:
+    """The module `braindecode.models`.
+
+    Raises
+    ------
+    SystemExit
+        braindecode is not installed; says how to get it.
+    """
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        for name in ("functional", "transforms"):
+            stub: Any = types.ModuleType(f"torchaudio.{name}")
+            stub.__getattr__ = _missing
+            sys.modules[f"torchaudio.{name}"] = stub
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        vars(sys.modules["torchaudio"]).update(
+            {n: sys.modules[f"torchaudio.{n}"] for n in ("functional", "transforms")}
+        )
+    try:
+        import braindecode.models as models
+    except ImportError as error:
+        raise SystemExit(
+            f"{error}\nthis benchmark compares with braindecode: "
+            "pip install -c constraints.txt --no-deps braindecode==1.8.1, and what it asks for"
+        ) from None
+    return models
+
+
+def _missing(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (nn.Module,), {})
+
+
+def conformer(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
+    """braindecode's EEGConformer with the paper's sizes."""
+    model: nn.Module = braindecode_models().EEGConformer(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs)
+    return model
+
+
+def eegnex(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
+    """EEGNeX, the network of the challenge's start kit."""
+    model: nn.Module = braindecode_models().EEGNeX(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=100)
+    return model
+
+
+def sam_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer, rho: float = 0.05) -> float:
+    """SAM as its tutorials write it: climb, step back, step. No regard to BatchNorm or to dropout masks."""
+    optimizer.zero_grad()
+    loss = closure()
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters]))
+        climbs = [p.grad * (rho / (norm + 1e-12)) for p in parameters]
+        for parameter, climb in zip(parameters, climbs, strict=True):
+            parameter.add_(climb)
+    optimizer.zero_grad()
+    closure().backward()
+    with torch.no_grad():
+        for parameter, climb in zip(parameters, climbs, strict=True):
+            parameter.sub_(climb)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def plain_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
+    """One AdamW step."""
+    optimizer.zero_grad()
+    loss = closure()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())

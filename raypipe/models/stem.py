@@ -1,0 +1,117 @@
+"""The Conformer's stem: two convolutions that are one linear map, computed in the frequency domain or as one.
+
+This file needs torch (2.2 or later) and nothing else: submissions carry it as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+ALGORITHMS = ("fourier", "direct", "reference")
+
+
+def fast_length(n: int) -> int:
+    """The smallest even number from `n` on whose prime factors are 2, 3, 5 and 7."""
+    n += n % 2
+    while True:
+        rest = n
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 2
+
+
+class Stem(nn.Module):
+    """The Conformer's two convolutions: temporal (1 -> F, 1 x K), then spatial (F -> F, C x 1), with biases.
+
+    Nothing stands between them, so they are one linear map of the window,
+    ``y[b,g,t] = sum_ck W[g,c,k] x[b,c,t+k] + b[g] + sum_fc v[g,f,c] a[f]`` with ``W[g,c,k] = sum_f v[g,f,c] w[f,k]``.
+    Parameters keep the two layers' names and shapes; `algorithm`, which may be changed at any time, says how the
+    map is computed, and the results differ by rounding only:
+
+    - ``fourier``: W is made at each frequency from the transformed temporal kernels, and one complex product a
+      frequency replaces the correlation. No output wraps around, since no sum reaches beyond sample T - 1.
+    - ``direct``: W, then one 1-D convolution.
+    - ``reference``: the two layers, one after the other (an intermediate of B x F x C x T).
+
+    Parameters
+    ----------
+    n_channels, n_times
+        C and T, the shape of a window.
+    filters
+        F, of both layers.
+    kernel
+        K, in samples.
+    algorithm
+        One of the above.
+    """
+
+    def __init__(
+        self, n_channels: int, n_times: int, *, filters: int = 40, kernel: int = 25, algorithm: str = "fourier"
+    ) -> None:
+        super().__init__()
+        if kernel > n_times:
+            raise ValueError(f"a window of {n_times} samples is shorter than the kernel of {kernel}")
+        self.n_channels, self.n_times, self.kernel = n_channels, n_times, kernel
+        self.algorithm = algorithm
+        self.length = fast_length(n_times)
+        self.temporal = nn.Conv2d(1, filters, (1, kernel))
+        self.spatial = nn.Conv2d(filters, filters, (n_channels, 1))
+        self.cos_NK: Tensor
+        self.sin_NK: Tensor
+        self._make_basis()
+
+    def _make_basis(self) -> None:
+        """Make the DFT of K taps at the N = length // 2 + 1 frequencies, conjugated (a correlation, not a convolution).
+
+        Neither parameter nor buffer: it is not state. Made in float64 and rounded once, so it is made anew when the
+        module changes its dtype, and left alone when `torch.func` moves a skeleton to the meta device.
+        """
+        weight = self.temporal.weight
+        if weight.is_meta:
+            return
+        frequency_N1 = torch.arange(self.length // 2 + 1)[:, None]
+        part_NK = (frequency_N1 * torch.arange(self.kernel)) % self.length
+        angle_NK = part_NK.double() * (2 * math.pi / self.length)
+        self.cos_NK = torch.cos(angle_NK).to(weight)
+        self.sin_NK = torch.sin(angle_NK).to(weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stem:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._make_basis()
+        return self
+
+    def prepare(self, x_BCT: Tensor) -> Tensor:
+        """Compute what needs no parameter: the spectrum (frequencies, B, C) for `fourier`, else nothing."""
+        if self.algorithm != "fourier":
+            return x_BCT
+        z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
+        return z_BCN.permute(2, 0, 1).contiguous()
+
+    def forward(self, x_BCT: Tensor, *, prepared: bool = False) -> Tensor:
+        """Filter windows (B, C, T), or what `prepare` made of them, to (B, F, T - K + 1)."""
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} (given {self.algorithm!r})")
+        if self.algorithm == "reference":
+            two_BGT: Tensor = self.spatial(self.temporal(x_BCT.unsqueeze(1))).squeeze(2)
+            return two_BGT
+        z = x_BCT if prepared else self.prepare(x_BCT)
+        assert self.temporal.bias is not None and self.spatial.bias is not None
+        w_FK = self.temporal.weight[:, 0, 0]
+        v_GFC = self.spatial.weight[..., 0]
+        bias_G = self.spatial.bias + v_GFC.sum(2) @ self.temporal.bias
+        if self.algorithm == "direct":
+            return F.conv1d(z, torch.einsum("gfc,fk->gck", v_GFC, w_FK), bias_G)
+        with torch.autocast(z.device.type, enabled=False):  # there is no complex bfloat16
+            v_FX = v_GFC.permute(1, 2, 0).flatten(1)
+            w_NX = torch.complex((self.cos_NK @ w_FK.T) @ v_FX, (self.sin_NK @ w_FK.T) @ v_FX)
+            y_NBG = torch.bmm(z, w_NX.view(len(w_NX), self.n_channels, -1))
+            y_BGT: Tensor = torch.fft.irfft(y_NBG.permute(1, 2, 0), n=self.length)
+        return y_BGT[..., : self.n_times - self.kernel + 1] + bias_G[:, None]

@@ -1,0 +1,55 @@
+"""AdamW without torch's compiler."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from raypipe.optim import AdamW
+
+ROOT = Path(__file__).parents[2]
+
+EPOCH = """
+import sys
+import numpy as np
+from raypipe.stack import FoldStack
+from raypipe.train import FoldTrainer
+from tests.toys import ToyWindows, tiny
+
+folds = [
+    FoldTrainer(tiny(sam__name="sam", optim__ema=0.9), ToyWindows(), np.arange(40), np.arange(40, 64), fold=fold)
+    for fold in range(2)
+]
+for fold in folds:
+    fold.run_epoch()
+    fold.load_state_dict(fold.state_dict())
+FoldStack(folds).run_epoch()
+print([name for name in ("torch._dynamo", "sympy", "sklearn") if name in sys.modules])
+"""
+
+
+def test_the_same_path_as_torchs_to_the_bit() -> None:
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(5, 3)]
+    models.append(copy.deepcopy(models[0]))
+    ours, theirs = (
+        cls(model.parameters(), lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1)
+        for cls, model in zip((AdamW, torch.optim.AdamW), models, strict=True)
+    )
+    for step in range(5):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            model(torch.full((2, 5), float(step))).square().sum().backward()
+            optimizer.step()
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert a.equal(b) and a.requires_grad
+
+
+def test_training_imports_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", EPOCH], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
