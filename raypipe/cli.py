@@ -127,13 +127,14 @@ def sweep(
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m, 2h: time the run may take in all.")] = None,
     grace: Annotated[int | None, typer.Option(help="Passes over the data before a trial may be stopped.")] = None,
     prune: Annotated[bool, typer.Option(help="Stop unpromising trials early (successive halving).")] = True,
+    stem: Annotated[str, typer.Option(help="auto (measured), fourier or direct: the stem's algorithm.")] = "auto",
+    stack: Annotated[str, typer.Option(help="auto (measured), on or off: folds trained as one program.")] = "auto",
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
     storage: Annotated[str | None, typer.Option(help="Where Ray keeps its scratch files on a cluster.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
     from raypipe.console import SweepView
-    from raypipe.driver import parse_held_out
     from raypipe.driver import sweep as search
 
     with SweepView(console) as view:
@@ -144,7 +145,7 @@ def sweep(
             watch=view,
             trials=trials,
             folds=folds,
-            held_out=parse_held_out(held_out),
+            held_out=_held_out(held_out),
             workers=workers,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
@@ -152,6 +153,8 @@ def sweep(
             time_budget=_seconds(time_budget),
             grace=grace,
             prune=prune,
+            stem=stem,
+            stack=stack,
             address=address,
             storage=storage,
             seed=seed,
@@ -299,6 +302,14 @@ def _seconds(text: str | None) -> float | None:
     if not seconds > 0:
         raise UserError(f"--time-budget {text}: must be longer than nothing")
     return seconds
+
+
+def _held_out(text: str) -> float | list[str]:
+    """``0.2`` to a share, ``NDAR1,NDAR2`` to names."""
+    try:
+        return float(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -71,22 +71,37 @@ class OptimConfig(_Frozen):
 
 
 class SamConfig(_Frozen):
-    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its scale-invariant form ASAM."""
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its kin."""
 
-    name: Literal["none", "sam", "asam"] = "none"
+    name: Literal["none", "sam", "asam", "looksam", "msam"] = "none"
+    """`sam`; `asam`, its scale-invariant form; `looksam`, SAM at every few steps; `msam`, which climbs against the
+    momentum and costs one pass. See `sam.Sam`."""
     rho: Positive = 0.05
-    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) wants it 10 to 40 times larger."""
+    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) wants it 10 to 40 times larger, MSAM
+    (Becker et al. 2024, arXiv:2401.12033) about 10 times."""
+    only: Literal["all", "norm"] = "all"
+    """Which parameters are perturbed: `norm`, those of the normalisation layers (SAM-ON, Mueller et al. 2023,
+    arXiv:2306.04226)."""
+    every: Annotated[int, Field(ge=2)] = 5
+    """LookSAM (Liu et al. 2022, arXiv:2203.02714): steps from one second gradient to the next."""
+    alpha: Positive = 0.7
+    """LookSAM: norm of the reused part, in norms of the gradient."""
 
 
 class MixupConfig(_Frozen):
     """Mixing of windows within a batch."""
 
-    name: Literal["none", "mixup", "cutmix"] = "none"
-    """`mixup` (Zhang et al. 2018, arXiv:1710.09412) or `cutmix` in time (after Yun et al. 2019, arXiv:1905.04899)."""
+    name: Literal["none", "mixup", "cmixup", "cutmix", "cutmix-channels"] = "none"
+    """`mixup` (Zhang et al. 2018, arXiv:1710.09412); `cmixup`, with partners of near targets (Yao et al. 2022,
+    arXiv:2210.05775); `cutmix` in time or over channels (after Yun et al. 2019, arXiv:1905.04899)."""
     alpha: Positive = 0.3
     """lambda ~ Beta(alpha, alpha)."""
     prob: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of batches that are mixed."""
+    bandwidth: Positive = 0.5
+    """C-Mixup: width of the kernel that partners are drawn by, in standard deviations of the training targets."""
+    other_subject: bool = False
+    """Whether a partner must be of another subject; where a batch holds one subject only, windows stay as they are."""
 
 
 class LossConfig(_Frozen):
@@ -118,14 +133,20 @@ class TrialConfig(_Frozen):
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
     patience: Annotated[int, Field(ge=1)] = 10
-    """Epochs without a better score over all folds before the trial ends."""
+    """Epochs without a better score before training ends; see `early_stop`."""
+    early_stop: Literal["trial", "fold"] = "trial"
+    """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold sets subjects of its
+    training side apart, chooses its epoch by them and stops by itself; no choice sees the scored windows."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's passes (autocast); `auto` is bfloat16 on a GPU that has it, else float32. The Fourier stem, the
+    loss and the optimiser stay in float32."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
 
     @property
-    def passes(self) -> int:
-        """Forward and backward passes a step costs: SAM pays twice."""
-        return 1 if self.sam.name == "none" else 2
+    def passes(self) -> float:
+        """Forward and backward passes a step costs: SAM pays twice, LookSAM once and a share, MSAM once."""
+        return {"none": 1.0, "msam": 1.0, "looksam": 1.0 + 1.0 / self.sam.every}.get(self.sam.name, 2.0)
 
     def hash(self) -> str:
         """Twelve hex digits that two configurations share only when they are equal."""

@@ -1,4 +1,4 @@
-"""The desk between a sweep's slots and its train workers: hands trials out, collects epochs, says when to move on.
+"""The desk between slots and groups of train workers: hands trials out, collects epochs, says when to move on.
 
 One asyncio actor a sweep. It holds nothing that a crash could lose: what it passes on is written in the run's store
 first, and a worker or a slot that starts again asks it, or the store, where things stand.
@@ -7,7 +7,8 @@ first, and a worker or a slot that starts again asks it, or the store, where thi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,14 @@ from raypipe.messages import Failure, FoldEpoch, Job, Reply
 AHEAD = 2
 # A trial whose workers die this often without finishing an epoch is at fault itself.
 RESTARTS = 4
+# Seconds after which another worker may do what one has claimed, should nobody have noticed that it is gone.
+CLAIM = 60.0
 
 
 @dataclass
-class _Slot:
+class _Group:
     owner: Any = None
+    broken: Failure | None = None
     job: Job | None = None
     stopped: bool = False
     scored: int = 0
@@ -30,133 +34,188 @@ class _Slot:
     failure: Failure | None = None
     outcomes: dict[int, dict[int, FoldEpoch]] = field(default_factory=dict)
     restarts: int = 0
-    workers: dict[int, int] = field(default_factory=dict)
-    group: str | None = None
+    ranks: set[int] = field(default_factory=set)
+    placement: str | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
 class Desk:
-    """The actor's class; every method may be called remotely. Slots go by the names they open with."""
+    """The actor's class; every method may be called remotely. Everything goes by a group's name."""
 
     def __init__(self) -> None:
-        self._slots: dict[str, _Slot] = {}
+        self._groups: dict[str, _Group] = {}
+        self._claims: dict[str, tuple[str, float]] = {}
 
-    async def _wait(self, slot: _Slot, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        async with slot.changed:
-            waiting: Awaitable[Any] = slot.changed.wait_for(ready)
+    async def _wait(self, group: _Group, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        async with group.changed:
+            waiting: Awaitable[Any] = group.changed.wait_for(ready)
             try:
                 await asyncio.wait_for(waiting, timeout)
             except TimeoutError:
                 return False
         return True
 
-    async def _notify(self, slot: _Slot) -> None:
-        async with slot.changed:
-            slot.changed.notify_all()
+    async def _notify(self, group: _Group) -> None:
+        async with group.changed:
+            group.changed.notify_all()
+
+    # The driver's side
+
+    async def open(self, name: str) -> None:
+        """A worker group is started."""
+        self._groups[name] = _Group()
+
+    async def close(self, name: str) -> str | None:
+        """A worker group is to end; its placement group, if it is known."""
+        group = self._groups.pop(name, None)
+        if group is None:
+            return None
+        group.stopped = True
+        await self._notify(group)
+        return group.placement
+
+    async def placement(self, name: str) -> str | None:
+        """Placement group of a worker group's last start, if it is known."""
+        group = self._groups.get(name)
+        return group.placement if group else None
+
+    async def broken(self, name: str, reason: str) -> None:
+        """A worker group cannot be kept running, which no trial is to blame for."""
+        group = self._groups.get(name)
+        if group is not None:
+            group.broken = Failure("no-workers", reason)
+            await self._notify(group)
 
     # The slot's side
 
-    async def open(self, name: str, owner: Any = None) -> dict[str, Any]:
-        """A slot starts; the owners (actor handles) of those that are open already."""
-        others = {other: slot.owner for other, slot in self._slots.items()}
-        self._slots[name] = _Slot(owner=owner)
-        return others
+    async def owners(self) -> dict[str, Any]:
+        """Worker groups and the slots (actor handles) that have them, or None."""
+        return {name: group.owner for name, group in self._groups.items()}
 
-    async def close(self, name: str) -> str | None:
-        """A slot ends; its workers' placement group, if one is known."""
-        slot = self._slots.pop(name, None)
-        if slot is None:
-            return None
-        slot.stopped = True
-        await self._notify(slot)
-        return slot.group
+    async def take(self, owner: Any, gone: Sequence[Any] = ()) -> str | None:
+        """A slot takes a worker group that nobody has, or that belongs to one of those `gone`; None if there is none.
+
+        Owners are named, not groups: another slot may have taken the group since this one looked.
+        """
+        for name, group in self._groups.items():
+            if group.owner is None or group.owner in gone:
+                group.owner = owner
+                return name
+        return None
+
+    async def leave(self, name: str, owner: Any) -> None:
+        """A slot ends, and leaves its worker group to another; nobody waits for its trial any more."""
+        group = self._groups.get(name)
+        if group is not None and group.owner == owner:
+            group.owner, group.over = None, True
+            await self._notify(group)
 
     async def assign(self, name: str, number: int, done: int, best: int) -> int:
-        """Hand a trial to the slot's workers, in place of the one before; its sequence number."""
-        slot = self._slots[name]
-        seq = slot.job.seq + 1 if slot.job else 1
-        slot.job = Job(seq, number, done)
-        slot.scored, slot.best, slot.over = done, best, False
-        slot.failure, slot.outcomes, slot.restarts = None, {}, 0
-        await self._notify(slot)
+        """Hand a trial to the group's workers, in place of the one before; its sequence number."""
+        group = self._groups[name]
+        seq = group.job.seq + 1 if group.job else 1
+        group.job = Job(seq, number, done)
+        group.scored, group.best, group.over = done, best, False
+        group.failure, group.outcomes, group.restarts = None, {}, 0
+        await self._notify(group)
         return seq
 
     async def collect(
         self, name: str, epoch: int, n_folds: int, timeout: float
     ) -> dict[int, FoldEpoch] | Failure | None:
         """What every fold gave at `epoch`, or why there will be nothing; None when `timeout` seconds went by."""
-        slot = self._slots[name]
+        group = self._groups[name]
         await self._wait(
-            slot, lambda: slot.failure is not None or len(slot.outcomes.get(epoch, ())) == n_folds, timeout
+            group, lambda: self._failure(group) is not None or len(group.outcomes.get(epoch, ())) == n_folds, timeout
         )
-        if len(slot.outcomes.get(epoch, ())) == n_folds:
-            return slot.outcomes.pop(epoch)
-        return slot.failure
+        if len(group.outcomes.get(epoch, ())) == n_folds:
+            return group.outcomes.pop(epoch)
+        return self._failure(group)
+
+    @staticmethod
+    def _failure(group: _Group) -> Failure | None:
+        return group.failure or group.broken
 
     async def scored(self, name: str, epoch: int, best: int, over: bool) -> None:
         """The slot has scored `epoch`: workers may go further."""
-        slot = self._slots[name]
-        slot.scored, slot.best, slot.over, slot.restarts = epoch, best, over, 0
-        await self._notify(slot)
+        group = self._groups[name]
+        group.scored, group.best, group.over, group.restarts = epoch, best, over, 0
+        await self._notify(group)
 
     # The workers' side
 
-    async def join(self, name: str, rank: int, pid: int, group: str | None) -> None:
-        """A worker starts, or starts again."""
-        slot = self._slots[name]
-        again = rank in slot.workers
-        slot.workers[rank], slot.group = pid, group
-        if again and rank == 0 and slot.job is not None and slot.failure is None:
-            slot.restarts += 1
-            if slot.restarts >= RESTARTS:
-                slot.failure = Failure(
-                    "lost-worker", f"its workers died {slot.restarts} times in epoch {slot.scored + 1}"
+    async def join(self, name: str, rank: int, placement: str | None) -> None:
+        """A worker starts, or starts again. One of a group that was closed meanwhile gets no job and ends."""
+        self._drop_claims(name)
+        group = self._groups.get(name)
+        if group is None:
+            return
+        again = rank in group.ranks
+        group.ranks.add(rank)
+        group.placement = placement
+        if again and rank == 0 and group.job is not None and group.failure is None:
+            group.restarts += 1
+            if group.restarts >= RESTARTS:
+                group.failure = Failure(
+                    "lost-worker", f"its workers died {group.restarts} times in epoch {group.scored + 1}"
                 )
-                await self._notify(slot)
+                await self._notify(group)
 
     async def next_job(self, name: str, seen: int) -> Job | None:
-        """The slot's job, as soon as it is newer than `seen`; None when the slot ends."""
-        slot = self._slots.get(name)
-        if slot is None:
+        """The group's job, as soon as it is newer than `seen`; None when the group ends."""
+        group = self._groups.get(name)
+        if group is None:
             return None
-        await self._wait(slot, lambda: slot.stopped or self._open_job(slot, seen) is not None)
-        job = None if slot.stopped else self._open_job(slot, seen)
+        await self._wait(group, lambda: group.stopped or self._open_job(group, seen) is not None)
+        job = None if group.stopped else self._open_job(group, seen)
         # A worker that starts again goes on after the last epoch that was scored.
-        return None if job is None else Job(job.seq, job.number, slot.scored)
+        return None if job is None else Job(job.seq, job.number, group.scored)
 
     @staticmethod
-    def _open_job(slot: _Slot, seen: int) -> Job | None:
-        if slot.job is None or slot.job.seq <= seen or slot.over or slot.failure:
+    def _open_job(group: _Group, seen: int) -> Job | None:
+        if group.job is None or group.job.seq <= seen or group.over or group.failure:
             return None
-        return slot.job
+        return group.job
 
     async def moved(self, name: str, seq: int) -> bool:
         """Whether the job `seq` is over for its workers."""
-        slot = self._slots.get(name)
-        return slot is None or self._moved(slot, seq)
+        group = self._groups.get(name)
+        return group is None or self._moved(group, seq)
 
     @staticmethod
-    def _moved(slot: _Slot, seq: int) -> bool:
-        return slot.stopped or slot.over or slot.failure is not None or slot.job is None or slot.job.seq != seq
+    def _moved(group: _Group, seq: int) -> bool:
+        return group.stopped or group.over or group.failure is not None or group.job is None or group.job.seq != seq
+
+    async def claim(self, name: str, key: str) -> bool:
+        """Whether a worker may do what only one should (a measurement); the others wait and are asked to look again.
+
+        A claim ends when a worker of its group starts again or fails.
+        """
+        now = time.monotonic()
+        if key in self._claims and now - self._claims[key][1] < CLAIM:
+            await asyncio.sleep(0.2)
+            return False
+        self._claims[key] = name, now
+        return True
+
+    def _drop_claims(self, name: str) -> None:
+        self._claims = {key: claim for key, claim in self._claims.items() if claim[0] != name}
 
     async def post(self, name: str, seq: int, epoch: int, outcomes: dict[int, FoldEpoch]) -> Reply:
         """Hand in an epoch of some folds; answers when the next one may start."""
-        slot = self._slots.get(name)
-        if slot is None or self._moved(slot, seq):
+        group = self._groups.get(name)
+        if group is None or self._moved(group, seq):
             return Reply(False, 0)
-        if epoch > slot.scored:
-            slot.outcomes.setdefault(epoch, {}).update(outcomes)
-            await self._notify(slot)
-        await self._wait(slot, lambda: self._moved(slot, seq) or slot.scored >= epoch + 1 - AHEAD)
-        return Reply(not self._moved(slot, seq), slot.best)
+        if epoch > group.scored:
+            group.outcomes.setdefault(epoch, {}).update(outcomes)
+            await self._notify(group)
+        await self._wait(group, lambda: self._moved(group, seq) or group.scored >= epoch + 1 - AHEAD)
+        return Reply(not self._moved(group, seq), group.best)
 
     async def fail(self, name: str, seq: int, failure: Failure) -> None:
         """A fold cannot go on, and so neither can its trial."""
-        slot = self._slots.get(name)
-        if slot is not None and not self._moved(slot, seq):
-            slot.failure = failure
-            await self._notify(slot)
-
-    async def workers(self) -> dict[str, dict[int, int]]:
-        """Process ids of the train workers by slot and rank."""
-        return {name: dict(slot.workers) for name, slot in self._slots.items()}
+        self._drop_claims(name)
+        group = self._groups.get(name)
+        if group is not None and not self._moved(group, seq):
+            group.failure = failure
+            await self._notify(group)

@@ -14,9 +14,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -58,6 +58,10 @@ class Options(BaseModel):
     """Successive halving keeps the best 1/reduction at each rung."""
     prune: bool = True
     """Whether successive halving stops trials at all."""
+    stem: Literal["auto", "fourier", "direct"] = "auto"
+    """How the Conformer's stem is computed. auto: the quicker, as measured at the start and recorded."""
+    stack: Literal["auto", "on", "off"] = "auto"
+    """Whether a worker trains its folds as one program. auto: as measured at the start and recorded."""
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine."""
     storage: str | None = None
@@ -200,7 +204,7 @@ def _longest_trial(space: SearchSpace) -> int:
     import optuna
 
     drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
-    return max(config.epochs * config.passes for config in drawn)
+    return int(max(config.epochs * config.passes for config in drawn))
 
 
 def crew_size(n_folds: int, slots_of_one: int) -> int:
@@ -246,6 +250,7 @@ def _execute(
         from ray import tune
 
         from raypipe.desk import Desk
+        from raypipe.groups import Groups
         from raypipe.messages import Crew
         from raypipe.search import RunScheduler, RunSearch, RunStopper
         from raypipe.slot import Slot
@@ -270,7 +275,11 @@ def _execute(
             workers=workers,
             cpus=options.cpus_per_worker,
             gpus=options.gpus_per_worker,
+            stem=options.stem,
+            stack=options.stack,
         )
+        groups = Groups(crew, concurrent)
+        stack.callback(groups.close)
         search = RunSearch(ledger, storage, deadline=deadline, watch=watch)
         tuner = tune.Tuner(
             # No CPU: the slot only waits for its workers. Ray refuses an empty request, hence a byte of memory.
@@ -336,11 +345,3 @@ def _layout(options: Options, n_folds: int, resources: dict[str, float]) -> tupl
         )
     fits = room // wanted
     return wanted, min(options.concurrent, fits) if options.concurrent else fits
-
-
-def parse_held_out(text: str) -> float | Sequence[str]:
-    """``0.2`` to a share, ``NDAR1,NDAR2`` to names."""
-    try:
-        return float(text)
-    except ValueError:
-        return [name.strip() for name in text.split(",") if name.strip()]

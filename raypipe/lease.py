@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from raypipe.errors import UserError
-from raypipe.files import Folder, LocalFolder, read_json, write_json
+from raypipe.files import Folder, LocalFolder, lock, read_json, write_json
 
 BEAT = 5.0
 STALE = 60.0
@@ -62,12 +61,9 @@ def _locked(path: Path) -> bool:
     """Whether a process of this host holds the lock."""
     try:
         with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock has been made, or the file system has none
+            return not lock(file, shared=True)
+    except OSError:  # no lock has been made
         return False
-    return False
 
 
 def _lock(path: Path) -> int | None:
@@ -75,14 +71,9 @@ def _lock(path: Path) -> int | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     for _ in range(20):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)  # a `status` that looks takes it for a moment
-        except OSError:
-            return handle  # a file system without locks: the heartbeat is what there is
-        else:
+        if lock(handle):  # or the file system has none: the heartbeat is what there is
             return handle
+        time.sleep(0.02)  # a `status` that looks takes it for a moment
     os.close(handle)
     return None
 

@@ -21,6 +21,10 @@ class FoldEpoch:
     predictions: NDArray[np.float32]
     """(V, outputs) of the fold's validation windows: values in target units, or class probabilities."""
     seconds: float
+    by_fold: bool = False
+    """The fold chooses its epoch by itself, and the predictions are those of the chosen one."""
+    stopped: bool = False
+    """The fold has stopped by itself."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Job:
-    """A trial on a slot, to be trained from the epoch after `done`. `seq` counts the slot's jobs."""
+    """A trial for a worker group, to be trained from the epoch after `done`. `seq` counts the group's jobs."""
 
     seq: int
     number: int
@@ -62,6 +66,8 @@ class Crew:
     workers: int
     cpus: float
     gpus: float
+    stem: str
+    stack: str
 
 
 def describe(error: Exception) -> Failure:

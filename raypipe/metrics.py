@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from raypipe.errors import UserError, nearest
 
@@ -96,6 +95,8 @@ def auc(y: ArrayLike, scores: ArrayLike) -> float:
     n_classes = scores_NK.shape[1]
     if len(np.unique(y_N)) < n_classes or not np.isfinite(scores_NK).all():
         return float("nan")
+    from sklearn.metrics import roc_auc_score  # scikit-learn takes most of a second to import
+
     return float(np.mean([roc_auc_score(y_N == k, scores_NK[:, k]) for k in _ranked_classes(n_classes)]))
 
 
@@ -117,6 +118,8 @@ def balanced_accuracy(y: ArrayLike, scores: ArrayLike) -> float:
     y_N, scores_NK = _classes(y, scores)
     if len(y_N) == 0 or not np.isfinite(scores_NK).all():
         return float("nan")
+    from sklearn.metrics import balanced_accuracy_score
+
     with warnings.catch_warnings():  # a class may be predicted that does not occur
         warnings.simplefilter("ignore", UserWarning)
         return float(balanced_accuracy_score(y_N, scores_NK.argmax(1)))

@@ -7,7 +7,6 @@ second run keeps every shard whose files, labels and plan are the same.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from raypipe.errors import UserError
-from raypipe.files import TEMPORARY, write_whole
+from raypipe.files import TEMPORARY, lock, write_whole
 from raypipe.planning import Header, check_settings, make_plan, parse_settings
 from raypipe.pool import run_all
 from raypipe.recordings import Recording, UnreadableError, find_recordings
@@ -175,19 +174,16 @@ def _claim(folder: Path, asked: Settings, work: _Work) -> Iterator[None]:
     made = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
     if path.is_file() and made:
         _check_same(path, asked)
-    elif not path.is_file() and _holds_files(folder):
+    elif not path.is_file() and folder.is_dir() and any(not e.name.endswith(TEMPORARY) for e in folder.iterdir()):
         raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
     else:
         write_whole(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
     with open(path, "rb") as file:
-        _lock(file, folder)
+        if not lock(file):
+            raise UserError(f"{folder}: another prepare is at work there; wait for it to end")
         if made and not made & {r.key for r in work.recordings}:
             raise UserError(f"{folder}: holds windows of another data set; choose another folder")
         yield
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(not entry.name.endswith(TEMPORARY) for entry in folder.iterdir())
 
 
 def _check_same(path: Path, asked: Settings) -> None:
@@ -207,15 +203,6 @@ def _show(value: Any) -> str:
     if value is None:
         return "left to its default"
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
-
-
-def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder}: another prepare is at work there; wait for it to end") from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def _fingerprint(recording: Recording, plan: Plan, labels: Labels) -> str:

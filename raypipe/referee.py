@@ -44,7 +44,9 @@ class Referee:
 
     @property
     def over(self) -> bool:
-        """All epochs are trained, or `patience` of them went by without a better score."""
+        """All epochs are trained, or `patience` of them went by without a better score (for each fold, by its own)."""
+        if self.history and self.history[-1].over:
+            return True
         return self.done >= self.config.epochs or self.done - self.best >= self.config.patience
 
     def take(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
@@ -70,11 +72,13 @@ class Referee:
             raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
         record = Epoch(
             epoch=epoch,
-            passes=epoch * self.config.passes,
+            passes=int(epoch * self.config.passes),
             score=pooled,
             fold_scores=[self._fold_score(fold, part.predictions) for fold, part in enumerate(parts)],
             losses=[part.loss for part in parts],
             seconds=sum(part.seconds for part in parts),
+            by_fold=any(part.by_fold for part in parts),
+            over=all(part.stopped for part in parts),
         )
         self.history.append(record)
         self.run.write_history(self.number, self.history)
@@ -158,8 +162,10 @@ def run_trial(
     *,
     interrupted: Callable[[], bool] = lambda: False,
     device: str = "cpu",
+    stem: str = "fourier",
+    stacked: bool = False,
 ) -> TrialResult:
-    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand."""
+    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand; see `Share`."""
     from raypipe.share import Share
 
     referee = Referee(run, windows, number)
@@ -170,7 +176,7 @@ def run_trial(
 
     try:
         if not referee.over:
-            share = Share(run, windows, number, range(run.folds.n_folds), device)
+            share = Share(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
             share.train(referee.done, report, interrupted)
     except (DiskFullError, InterruptedEpochError):
         raise

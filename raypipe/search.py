@@ -91,6 +91,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         try:
             if result.get("failure") == "disk-full":
                 self.fatal = DiskFullError(str(result["reason"]))
+            elif result.get("failure") == "no-workers":
+                self.fatal = UserError(f"{result['reason']}; the same command goes on from here")
             elif result.get("failure"):
                 self._end(self.ledger.close(number, "failed", str(result["reason"]), str(result["failure"])))
             elif error:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from raypipe import checkpoint
-from raypipe.errors import CheckpointError
+from raypipe.errors import CheckpointError, InterruptedEpochError
+from raypipe.feed import Feed
 from raypipe.messages import FoldEpoch, Reply
+from raypipe.stack import FoldStack, stackable
 from raypipe.store import RunStore
 from raypipe.train import FoldTrainer
 
@@ -28,82 +30,159 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[int, FoldEpoch]], Reply]
 
 
-@dataclass
 class Share:
     """The folds of one trial that one worker trains.
 
     Parameters
     ----------
     run, windows
-        The run and the windows it is trained on.
+        The run and the windows it is trained on (a store of them, or a `Feed`).
     number
         The trial.
     folds
         Which of its folds.
     device
-        Where to compute.
+        Where to compute; a `Feed` knows.
+    stem, stacked
+        How: the stem's algorithm, and whether the folds are trained as one program. A trial that goes on must keep
+        both to repeat its numbers to the bit.
     """
 
-    run: RunStore
-    windows: WindowStore
-    number: int
-    folds: Sequence[int]
-    device: str = "cpu"
-    _trainers: dict[int, FoldTrainer] = field(default_factory=dict, repr=False)
+    def __init__(
+        self,
+        run: RunStore,
+        windows: WindowStore | Feed,
+        number: int,
+        folds: Sequence[int],
+        device: str = "cpu",
+        *,
+        stem: str = "fourier",
+        stacked: bool = False,
+    ) -> None:
+        self.run, self.number, self.folds = run, number, list(folds)
+        self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
+        self.stem, self.stacked = stem, stacked
+        self._trainers: dict[int, FoldTrainer] = {}
+        self._stack: FoldStack | None = None
+        self._found: dict[int, set[int]] | None = None
 
     def train(self, done: int, report: Report, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Train from the epoch after `done` until `report` says to stop or the epochs are used up.
 
         Epochs that were trained before a crash but not reported are read from their checkpoints, not trained again.
+        Checkpoints are written, and then epochs reported, by another thread while the next epoch is trained.
 
         Parameters
         ----------
         done
             Epochs that have been reported by all folds.
         report
-            Called with the epoch and what each fold of this share gave.
+            Called with the epoch and what each fold of this share gave, once its checkpoints are whole.
         interrupted
             Asked before every batch; True raises `train.InterruptedEpochError`.
         """
         epochs = self.run.config(self.number).epochs
-        for epoch in range(done + 1, epochs + 1):
-            reply = report(epoch, {fold: self._epoch(fold, epoch, interrupted) for fold in self.folds})
-            if not reply.go:
-                return  # the trial is being finished, or is another worker's by now: its checkpoints are not ours
-            for fold in self.folds:
-                self.run.drop_checkpoints(self.number, fold, keep=(epoch, epoch - 1, reply.best))
+        with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as other:
+            waiting: Future[bool] | None = None
 
-    def _epoch(self, fold: int, epoch: int, interrupted: Callable[[], bool]) -> FoldEpoch:
-        trainer = self._trainers.get(fold)
-        if trainer is None:
-            trainer = self._trainers[fold] = self._trainer(fold)
-        found = self._read(fold, epoch)
-        if found is not None:
-            trainer.load_state_dict(found)
-            return as_fold_epoch(found)
-        if trainer.epoch != epoch - 1:
-            self._rewind(trainer, epoch - 1)
-        while trainer.epoch < epoch:
-            outcome = trainer.run_epoch(interrupted)
-        state = trainer.state_dict() | {
-            "weights": trainer.weights(),
-            "loss": outcome.loss,
-            "predictions": torch.from_numpy(outcome.predictions),
-            "seconds": outcome.seconds,
+            def over() -> bool:
+                return waiting is not None and waiting.done() and not waiting.result()
+
+            for epoch in range(done + 1, epochs + 1):
+                try:
+                    outcomes, states = self._epoch(epoch, lambda: over() or interrupted())
+                except InterruptedEpochError:
+                    if over():
+                        return
+                    raise
+                if waiting is not None and not waiting.result():
+                    return
+                waiting = other.submit(self._hand_in, epoch, outcomes, states, report)
+            if waiting is not None:
+                waiting.result()
+
+    def _hand_in(
+        self, epoch: int, outcomes: dict[int, FoldEpoch], states: dict[int, dict[str, Any]], report: Report
+    ) -> bool:
+        """Write an epoch's checkpoints, report it, and drop older ones; whether to go on."""
+        for fold, state in states.items():
+            self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state))
+        reply = report(epoch, outcomes)
+        if reply.go:  # else the trial is being finished, or is another worker's by now: its checkpoints are not ours
+            for fold in self.folds:
+                # Later ones were left by a crash: they are read, and not written again.
+                self.run.drop_checkpoints(self.number, fold, keep=(epoch - 1, reply.best), before=epoch)
+        return reply.go
+
+    def _epoch(
+        self, epoch: int, interrupted: Callable[[], bool]
+    ) -> tuple[dict[int, FoldEpoch], dict[int, dict[str, Any]]]:
+        """What every fold gives at `epoch`, and the states that are still to be written."""
+        if not self._trainers:
+            self._trainers = {fold: self._trainer(fold) for fold in self.folds}
+        if self.stacked and stackable(list(self._trainers.values())):
+            return self._together(self.folds, epoch, interrupted)
+        outcomes: dict[int, FoldEpoch] = {}
+        states: dict[int, dict[str, Any]] = {}
+        for fold in self.folds:
+            one = self._together([fold], epoch, interrupted)
+            outcomes |= one[0]
+            states |= one[1]
+        return outcomes, states
+
+    def _together(
+        self, folds: Sequence[int], epoch: int, interrupted: Callable[[], bool]
+    ) -> tuple[dict[int, FoldEpoch], dict[int, dict[str, Any]]]:
+        """Bring folds to `epoch`: from their checkpoints if all have one, else training all of them on together."""
+        trainers = [self._trainers[fold] for fold in folds]
+        if any(trainer.epoch != epoch - 1 for trainer in trainers) or epoch in self._known(folds):
+            found = [self._read(fold, epoch) for fold in folds]
+            states = [state for state in found if state is not None]
+            if len(states) == len(folds):
+                for trainer, state in zip(trainers, states, strict=True):
+                    trainer.load_state_dict(state)
+                return {f: as_fold_epoch(s) for f, s in zip(folds, states, strict=True)}, {}
+            self._rewind(folds, epoch - 1)
+            trainers = [self._trainers[fold] for fold in folds]
+        while trainers[0].epoch < epoch:
+            outcomes = self._run_epoch(trainers, interrupted)
+        return dict(zip(folds, outcomes, strict=True)), {
+            fold: trainer.state_dict() | _outcome_state(trainer, outcome)
+            for fold, trainer, outcome in zip(folds, trainers, outcomes, strict=True)
         }
-        self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state))
-        return outcome
+
+    def _run_epoch(self, trainers: list[FoldTrainer], interrupted: Callable[[], bool]) -> list[FoldEpoch]:
+        going = [trainer for trainer in trainers if not trainer.stopped]
+        if not stackable(going):
+            return [trainer.run_epoch(interrupted) for trainer in trainers]
+        if self._stack is None or self._stack.trainers != going:
+            self._stack = FoldStack(going)
+        given = dict(zip(going, self._stack.run_epoch(interrupted), strict=True))
+        return [given[t] if t in given else t.run_epoch(interrupted) for t in trainers]
 
     def _trainer(self, fold: int) -> FoldTrainer:
-        train, validation = self.run.folds.split(self.windows.subjects, fold)
-        return FoldTrainer(self.run.config(self.number), self.windows, train, validation, fold=fold, device=self.device)
+        train, validation = self.run.folds.split(self.feed.windows.subjects, fold)
+        config = self.run.config(self.number)
+        return FoldTrainer(config, self.feed, train, validation, fold=fold, stem=self.stem)
 
-    def _rewind(self, trainer: FoldTrainer, latest: int) -> None:
-        """Load the newest whole checkpoint up to epoch `latest`, if there is one."""
-        for epoch in reversed(self.run.checkpoints(self.number, trainer.fold)):
-            if epoch <= latest and (state := self._read(trainer.fold, epoch)) is not None:
-                trainer.load_state_dict(state)
+    def _known(self, folds: Sequence[int]) -> set[int]:
+        """Epochs that checkpoints lie there of; looked up once, at the first epoch after a start."""
+        if self._found is None:
+            self._found = {fold: set(self.run.checkpoints(self.number, fold)) for fold in self.folds}
+        return set().union(*(self._found[fold] for fold in folds))
+
+    def _rewind(self, folds: Sequence[int], latest: int) -> None:
+        """Go back to the newest epoch up to `latest` of which all folds have a whole checkpoint, or to the start."""
+        common = set.intersection(*(set(self.run.checkpoints(self.number, fold)) for fold in folds))
+        for epoch in sorted((epoch for epoch in common if epoch <= latest), reverse=True):
+            found = [self._read(fold, epoch) for fold in folds]
+            states = [state for state in found if state is not None]
+            if len(states) == len(folds):
+                for fold, state in zip(folds, states, strict=True):
+                    self._trainers[fold].load_state_dict(state)
                 return
+        if any(self._trainers[fold].epoch for fold in folds):
+            self._trainers |= {fold: self._trainer(fold) for fold in folds}
 
     def _read(self, fold: int, epoch: int) -> dict[str, Any] | None:
         try:
@@ -113,6 +192,17 @@ class Share:
         except CheckpointError as error:
             log.warning("%s: using the one before it", error)
             return None
+
+
+def _outcome_state(trainer: FoldTrainer, outcome: FoldEpoch) -> dict[str, Any]:
+    return {
+        "weights": trainer.weights(),
+        "loss": outcome.loss,
+        "predictions": torch.from_numpy(outcome.predictions),
+        "seconds": outcome.seconds,
+        "by_fold": outcome.by_fold,
+        "stopped": outcome.stopped,
+    }
 
 
 def read_fold(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
@@ -131,4 +221,5 @@ def read_fold(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, An
 
 def as_fold_epoch(state: Mapping[str, Any]) -> FoldEpoch:
     """What the epoch of a checkpoint gave."""
-    return FoldEpoch(state["loss"], np.asarray(state["predictions"].numpy()), state["seconds"])
+    predictions = np.asarray(state["predictions"].numpy())
+    return FoldEpoch(state["loss"], predictions, state["seconds"], state["by_fold"], state["stopped"])

@@ -1,83 +1,39 @@
-"""Where trials run: a slot of Ray Tune with a group of Ray Train workers that lives on from trial to trial.
+"""Where trials run: a slot of Ray Tune, which hands trial after trial to a worker group, waits and scores.
 
-Tune's usual pattern, a trainer inside each trial, starts a controller and a worker group for every trial (about 16 s).
-Here a `Slot` is started once, with `reuse_actors`: it keeps one Ray Train run going in a thread, whose workers serve
-trial after trial from the sweep's `Desk`. No torch here: the slot only waits and scores.
+Neither torch nor Ray Train here: a slot is up in seconds, while the workers still start.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import uuid
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
-from ray import PlacementGroupID, tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray import tune
 
 from raypipe.messages import Crew, Failure, FoldEpoch, describe
 from raypipe.referee import Referee
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
-from raypipe.worker import serve
 
-# Seconds between two looks at whether the worker group lives.
+# Seconds a question to the desk may wait for an answer.
 GLANCE = 1.0
-
-
-class Workers(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's group of workers, without two of its helpers.
-
-    One is the detached actor that polls for a dead controller: it asks Ray's state API, which needs a dashboard, and a
-    slot's own successor does its work (`release`). The other is the manager of Ray Data's sets, an actor that imports
-    Ray Data for seconds and has nothing to manage here.
-    """
-
-    _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
+# Looks for a free worker group, a second apart, before a slot gives up.
+LOOKS = 60
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
     """A place where one trial after another runs. Tune steps it once an epoch of all folds."""
 
     def setup(self, config: dict[str, Any], crew: Crew) -> None:
-        """Start the worker group and hand it the first trial."""
+        """Take a worker group and hand it the first trial."""
         self.crew = crew
-        self.name = uuid.uuid4().hex[:8]
+        self.me = ray.get_runtime_context().current_actor
+        self.name = take_group(crew.desk, self.me)
         self.run, self.windows = RunStore.open(crew.run), WindowStore(crew.windows)
-        owners = ray.get(crew.desk.open.remote(self.name, ray.get_runtime_context().current_actor))
-        # A slot that was killed leaves a worker group that holds on to its resources.
-        for name in dead(owners):
-            release(ray.get(crew.desk.close.remote(name)))
-        self.broken: BaseException | None = None
-        self.thread = threading.Thread(target=self._keep_workers, daemon=True)
-        self.thread.start()
         self._assign(config)
-
-    def _keep_workers(self) -> None:
-        trainer = Workers(
-            serve,
-            train_loop_config={"crew": self.crew, "slot": self.name},
-            scaling_config=ScalingConfig(
-                num_workers=self.crew.workers,
-                use_gpu=self.crew.gpus > 0,
-                resources_per_worker={"CPU": self.crew.cpus, **({"GPU": self.crew.gpus} if self.crew.gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=f"slot-{self.name}",
-                storage_path=self.crew.scratch,
-                failure_config=FailureConfig(max_failures=-1),
-            ),
-        )
-        try:
-            trainer.fit()
-        except BaseException as error:
-            self.broken = error
 
     def _assign(self, config: dict[str, Any]) -> None:
         self.referee = Referee(self.run, self.windows, int(config["number"]))
@@ -111,8 +67,6 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE))
             if found is not None:
                 return found  # type: ignore[no-any-return]
-            if not self.thread.is_alive():
-                raise RuntimeError(f"the worker group ended: {self.broken}")
 
     def _report(self, *, done: bool, failure: Failure | None = None) -> dict[str, Any]:
         referee = self.referee
@@ -134,18 +88,32 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Nothing: the run's store holds every epoch's checkpoints."""
 
     def cleanup(self) -> None:
-        """End the worker group."""
+        """Leave the worker group to another slot."""
         with contextlib.suppress(ray.exceptions.RayError):
-            group = ray.get(self.crew.desk.close.remote(self.name))
-            self.thread.join(timeout=10)
-            if self.thread.is_alive():
-                release(group)
+            ray.get(self.crew.desk.leave.remote(self.name, self.me))
 
 
-def dead(owners: dict[str, Any]) -> list[str]:
-    """Names of the slots whose actor has died. One that lives is at work, and does not answer within a second."""
-    asked = {owner.__ray_ready__.remote(): name for name, owner in owners.items()}
-    answers = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)[0] if asked else []
+def take_group(desk: Any, me: Any) -> str:
+    """Take a worker group that no slot has, or whose slot has died.
+
+    Raises
+    ------
+    RuntimeError
+        All are taken by slots that live.
+    """
+    for _ in range(LOOKS):
+        owners = ray.get(desk.owners.remote())
+        name = ray.get(desk.take.remote(me, dead(owners.values())))
+        if name is not None:
+            return str(name)
+        time.sleep(GLANCE)  # slots that are idle answer at once
+    raise RuntimeError(f"no worker group is free: {', '.join(owners)} are taken by slots that live")
+
+
+def dead(owners: Iterable[Any]) -> list[Any]:
+    """Those slots that have died. One that lives is at work, and does not answer within a second."""
+    asked = {owner.__ray_ready__.remote(): owner for owner in owners if owner is not None}
+    answers = ray.wait(list(asked), num_returns=len(asked), timeout=GLANCE)[0] if asked else []
     gone = []
     for answer in answers:
         try:
@@ -153,12 +121,3 @@ def dead(owners: dict[str, Any]) -> list[str]:
         except ray.exceptions.RayActorError:
             gone.append(asked[answer])
     return gone
-
-
-def release(group: str | None) -> None:
-    """Give back the resources of a worker group whose owner is gone."""
-    if not group:
-        return
-    found = placement_group_table().get(group)
-    if found and found["state"] != "REMOVED":
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

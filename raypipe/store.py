@@ -7,6 +7,7 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``space.py``                          the copy of the search space that the run uses
 ``run.json``                          what the run is made of, with hashes; written last, makes it a run
 ``study.journal``                     the Optuna study (journal storage: optuna-dashboard reads it)
+``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.compute`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          score over all folds, and each fold's, after every epoch
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two and the best are kept
@@ -21,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -81,6 +83,10 @@ class Epoch(BaseModel):
     """Mean training loss of each fold."""
     seconds: float
     """Training and predicting, summed over the folds: seconds of one worker."""
+    by_fold: bool = False
+    """Each fold chooses its epoch by itself (on subjects of its training side): the latest epoch holds the choices."""
+    over: bool = False
+    """Every fold has stopped by itself."""
 
 
 class TrialResult(BaseModel):
@@ -114,9 +120,11 @@ class OutOfFold:
 
 
 def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
-    """The epoch with the best score over all folds; the first of equals."""
+    """The epoch with the best score over all folds, the first of equals; the latest where folds choose themselves."""
     if not history:
         return None
+    if history[-1].by_fold:
+        return history[-1]
     return min(history, key=lambda e: e.score if direction == "minimize" else -e.score)
 
 
@@ -130,10 +138,7 @@ class RunStore:
     """A run folder, open. Make one with `create`, find one with `open`."""
 
     def __init__(self, folder: Folder, info: RunInfo, folds: FoldMap, space: SearchSpace) -> None:
-        self.folder = folder
-        self.info = info
-        self.folds = folds
-        self.space = space
+        self.folder, self.info, self.folds, self.space = folder, info, folds, space
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunStore.open, (self.folder.where,)
@@ -260,14 +265,24 @@ class RunStore:
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
-        ended = (self.result(number) for number in self.numbers())
-        return [result for result in ended if result is not None]
+        return [result for number in self.numbers() if (result := self.result(number)) is not None]
 
     def ranked(self) -> list[TrialResult]:
         """Trials with weights (complete, or stopped by the time budget), best first; ties go to the lower number."""
         sign = 1.0 if self.info.direction == "minimize" else -1.0
         usable = [r for r in self.results() if r.state in ("complete", "stopped") and r.score is not None]
         return sorted(usable, key=lambda r: (sign * (r.score or 0.0), r.number))
+
+    # How trials are computed
+
+    def compute(self, key: str) -> dict[str, Any] | None:
+        """What was chosen for a shape of network and data (`raypipe.compute`), or None."""
+        name = f"compute/{key}.json"
+        return dict(read_json(self.folder, name)) if self.folder.exists(name) else None
+
+    def write_compute(self, key: str, record: dict[str, Any]) -> None:
+        """Keep a choice."""
+        write_json(self.folder, f"compute/{key}.json", record)
 
     # Checkpoints
 
@@ -287,10 +302,10 @@ class RunStore:
         names = self.folder.names(self._trial(number, f"fold-{fold}"))
         return sorted(int(name[-9:-5]) for name in names if name.endswith(".ckpt"))
 
-    def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = ()) -> None:
-        """Remove a fold's checkpoints but those of the epochs `keep`."""
+    def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = (), before: float = math.inf) -> None:
+        """Remove a fold's checkpoints of epochs `before` one, but those of the epochs `keep`."""
         for epoch in self.checkpoints(number, fold):
-            if epoch not in keep:
+            if epoch < before and epoch not in keep:
                 self.folder.remove(self._checkpoint(number, fold, epoch))
 
     def tidy(self) -> None:

@@ -1,30 +1,34 @@
 """The fold loop: train one fold's model for one epoch, predict its validation windows, save everything, go on exactly.
 
 Every random stream is derived from (seed, fold, epoch), never carried along: a fold that starts again at epoch 7 draws
-the batches, mixing and dropout masks that it would have drawn had nothing happened, on any worker.
+the batches, mixing and dropout masks that it would have drawn had nothing happened, on any worker, alone or stacked.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from raypipe import sam
 from raypipe.config import TrialConfig
 from raypipe.errors import InterruptedEpochError, NonFiniteError
+from raypipe.feed import Feed
 from raypipe.folds import Index
+from raypipe.inner import InnerChoice, set_apart
 from raypipe.losses import class_weights, make_loss
+from raypipe.masks import MaskSource
 from raypipe.messages import FoldEpoch
 from raypipe.mixup import mix
 from raypipe.models import build_model
-from raypipe.models.conformer import normalise
-from raypipe.sam import Sam, optimizer_step
+from raypipe.models.conformer import Conformer, normalise
+from raypipe.optim import AdamW
 from raypipe.schedule import Ema, lr_factor
 from raypipe.seeds import derive_seed
 
@@ -32,6 +36,19 @@ if TYPE_CHECKING:
     from raypipe.windows import WindowStore
 
 EVALUATION_BATCH = 256
+MOST_OVERFLOWS = 50
+"""Steps in a row that float16 may skip, each with half the scale of the one before."""
+
+
+class Batch(NamedTuple):
+    """What one step is computed from."""
+
+    x: Tensor
+    """Windows (B, C, T)."""
+    y: Tensor
+    """Standardised values (B,), classes (B,), or class shares (B, K)."""
+    masks: Tensor | None
+    """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
 
 
 class FoldTrainer:
@@ -42,13 +59,15 @@ class FoldTrainer:
     config
         The trial's configuration.
     windows
-        The store of windows.
+        The store of windows, or a `Feed` of it; a store is fed to `device`.
     train, validation
         Window indices of the fold's two sides.
     fold
         Number of the fold: it names the random streams.
     device
-        Where to compute.
+        Where to compute; a `Feed` knows.
+    stem
+        How the stem is computed (see `Stem`).
 
     Notes
     -----
@@ -59,55 +78,76 @@ class FoldTrainer:
     def __init__(
         self,
         config: TrialConfig,
-        windows: WindowStore,
+        windows: WindowStore | Feed,
         train: Index,
         validation: Index,
         *,
         fold: int,
         device: str = "cpu",
+        stem: str = "fourier",
     ) -> None:
         self.config = config
-        self.windows = windows
-        self.train, self.validation = train, validation
-        self.fold = fold
-        self.device = torch.device(device)
-        self.epoch = 0
+        self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
+        self.windows = windows = self.feed.windows
+        self.device = self.feed.device
+        self.fold, self.epoch = fold, 0
+        self.validation = validation
+        self.train, self.inner = train, np.empty(0, np.int64)
+        if config.early_stop == "fold":
+            self.train, self.inner = set_apart(train, windows.subjects[train], seed=config.seed, fold=fold)
+        self.choice = InnerChoice(windows.metric, minimize=windows.kind == "regression") if len(self.inner) else None
         self.classes = len(windows.classes)
-        targets = windows.targets[train]
+        targets = windows.targets[self.train]
         self.centre, self.scale = 0.0, 1.0
         if not self.classes:
             self.centre = float(np.mean(targets, dtype=np.float64))
             self.scale = float(np.std(targets, dtype=np.float64)) or 1.0
         torch.manual_seed(derive_seed("weights", config.seed))
-        self.model = build_model(
-            config.model,
-            n_channels=windows.n_channels,
-            n_times=windows.crop_samples,
-            n_outputs=windows.n_outputs,
-            sfreq=windows.sfreq,
+        self.model = cast(
+            Conformer,
+            build_model(
+                config.model,
+                n_channels=windows.n_channels,
+                n_times=windows.crop_samples,
+                n_outputs=windows.n_outputs,
+                sfreq=windows.sfreq,
+            ),
         ).to(self.device)
-        weights = None
-        if self.classes and config.loss.balanced:
-            weights = class_weights(targets, self.classes).to(self.device)
+        self.model.stem.algorithm = stem
+        balanced = self.classes and config.loss.balanced
+        weights = class_weights(targets, self.classes).to(self.device) if balanced else None
         self.loss = make_loss(config.loss, kind=windows.kind, n_classes=self.classes, class_weights=weights)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            weight_decay=config.optim.weight_decay,
-        )
+        optim = config.optim
+        self.optimizer = AdamW(self.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.sam = None
         if config.sam.name != "none":
-            self.sam = Sam(self.optimizer, rho=config.sam.rho, adaptive=config.sam.name == "asam")
-        self.ema = Ema(self.model, config.optim.ema) if config.optim.ema else None
+            self.sam = sam.Sam(
+                self.optimizer,
+                rho=config.sam.rho,
+                method=config.sam.name,
+                parameters=sam.norm_parameters(self.model) if config.sam.only == "norm" else None,
+                every=config.sam.every,
+                alpha=config.sam.alpha,
+            )
+        self.dtype = autocast_type(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+        self.overflows = 0
+        self.ema = Ema(self.model, optim.ema) if optim.ema else None
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch; the last, smaller batch is left out where there is a whole one."""
         return max(1, len(self.train) // self.config.batch_size)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the fold has stopped by itself."""
+        return self.choice is not None and self.epoch - self.choice.epoch >= self.config.patience
+
+    # One epoch, in the pieces that a stack of folds runs side by side.
+
     def run_epoch(self, interrupted: Callable[[], bool] = lambda: False) -> FoldEpoch:
-        """Train one epoch and predict the validation windows.
+        """Train one epoch and predict the validation windows; a fold that has stopped gives what it gave before.
 
         Raises
         ------
@@ -118,51 +158,111 @@ class FoldTrainer:
         """
         start = time.perf_counter()
         losses = []
+        if not self.stopped:
+            self.begin()
+            for step, batch in enumerate(self.batches()):
+                if interrupted():
+                    raise InterruptedEpochError
+                losses.append(self.step(batch, step))
+        return self.end(losses, time.perf_counter() - start)
+
+    def begin(self) -> None:
+        """Make ready for an epoch."""
         self.model.train()
-        for step, (x_BCT, y) in enumerate(self._batches(self.epoch + 1)):
-            if interrupted():
-                raise InterruptedEpochError
-            losses.append(self._step(x_BCT, y, self.epoch * self.steps_per_epoch + step))
-        self.epoch += 1
-        return FoldEpoch(float(np.mean(losses)), self.predict(self.validation), time.perf_counter() - start)
+        if self.sam:
+            self.sam.restart()
 
-    def _step(self, x_BCT: torch.Tensor, y: torch.Tensor, step: int) -> float:
-        optim = self.config.optim
-        total = self.config.epochs * self.steps_per_epoch
+    def step(self, batch: Batch, step: int) -> float:
+        """Take the epoch's step number `step`; its loss."""
+        self.set_rate(step)
+        prepared = self.model.prepare(batch.x)
+
+        def closure() -> Tensor:
+            return self.loss_of(self.forward(self.model, prepared, batch.masks), batch.y)
+
+        taken = sam.optimizer_step(
+            closure, self.model, self.optimizer, self.sam, self.config.optim.clip, scaler=self.scaler
+        )
+        self.after(taken)
+        return taken.loss
+
+    def set_rate(self, step: int) -> None:
+        """Set the learning rate of the epoch's step number `step`."""
+        optim, total = self.config.optim, self.config.epochs * self.steps_per_epoch
+        factor = lr_factor(self.epoch * self.steps_per_epoch + step, total, optim.warmup, optim.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * lr_factor(step, total, optim.warmup, optim.schedule)
+            group["lr"] = optim.lr * factor
 
-        prepared = cast(Any, self.model).prepare(x_BCT)
+    def forward(self, model: Callable[..., Tensor], prepared: Tensor, masks: Tensor | None) -> Tensor:
+        """Run a network, in the trial's precision, on what its `prepare` made."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return model(prepared, prepared=True, scale_M=masks)
 
-        def closure() -> torch.Tensor:
-            return self.loss(self.model(prepared, prepared=True), y)
+    def loss_of(self, raw: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of a batch."""
+        return self.loss(raw.float(), y)
 
-        taken = optimizer_step(closure, self.model, self.optimizer, self.sam, optim.clip)
-        if taken.skipped:
+    def after(self, taken: sam.Step) -> None:
+        """Take note of a step.
+
+        Raises
+        ------
+        NonFiniteError
+            It was skipped, and not for float16's short range.
+        """
+        self.overflows = self.overflows + 1 if taken.skipped else 0
+        excused = self.scaler is not None and np.isfinite(taken.loss) and self.overflows <= MOST_OVERFLOWS
+        if taken.skipped and not excused:
             raise NonFiniteError(f"fold {self.fold}, epoch {self.epoch + 1}: the training loss is not finite")
         if self.ema:
             self.ema.update(self.model)
-        return taken.loss
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seed = derive_seed("epoch", self.config.seed, self.fold, epoch)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - for models that draw from NumPy's global stream
+    def end(self, losses: list[float], seconds: float) -> FoldEpoch:
+        """End an epoch that was trained for `seconds`: predict, and choose, where the fold does so by itself."""
+        start = time.perf_counter()
+        stopped, loss = self.stopped, float(np.mean(losses)) if losses else float("nan")
+        self.epoch += 1
+        if self.choice is None:
+            predictions = self.predict(self.validation)
+            return FoldEpoch(loss, predictions, seconds + time.perf_counter() - start)
+        if not stopped and self.choice.look(self.epoch, self.windows.targets[self.inner], self.predict(self.inner)):
+            self.choice.keep(self._weights(), self.predict(self.validation), loss)
+        return FoldEpoch(
+            self.choice.loss if stopped else loss,
+            self.choice.predictions,
+            seconds + time.perf_counter() - start,
+            by_fold=True,
+            stopped=self.stopped,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the next epoch."""
+        return self.feed.ahead(self._batches(derive_seed("epoch", self.config.seed, self.fold, self.epoch + 1)))
+
+    def _batches(self, seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
+        masks = MaskSource(derive_seed("masks", seed), self.device)
         order = rng.permutation(self.train)
         spare = self.windows.window_samples - self.windows.crop_samples
         for step in range(self.steps_per_epoch):
             index = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
             offsets = rng.integers(0, spare + 1, size=len(index)) if spare else None
-            x_BCT = torch.from_numpy(self.windows.gather(index, offsets)).to(self.device)
+            x_BCT = self.feed.gather(index, offsets)
             y = self._targets(index, offsets)
             if self.config.mixup.name != "none":
                 # Mixed as recorded, a loud window would count for more than its share.
-                x_BCT = normalise(x_BCT, self.config.model.norm)
-            yield mix(self.config.mixup, x_BCT, y, rng=rng, kind=self.windows.kind, n_classes=self.classes)
+                x_BCT, y = mix(
+                    self.config.mixup,
+                    normalise(x_BCT, self.config.model.norm),
+                    y,
+                    rng=rng,
+                    kind=self.windows.kind,
+                    n_classes=self.classes,
+                    subjects=self.windows.subjects[index],
+                )
+            yield Batch(x_BCT, y, masks.draw(self.model.dropout_plan(len(index))))
 
-    def _targets(self, index: Index, offsets: Index | None) -> torch.Tensor:
+    def _targets(self, index: Index, offsets: Index | None) -> Tensor:
         if self.classes:
             return torch.as_tensor(self.windows.targets[index], dtype=torch.int64, device=self.device)
         y = self.windows.targets[index] if offsets is None else self.windows.target_at(index, offsets)
@@ -175,20 +275,25 @@ class FoldTrainer:
         parts = []
         with self.ema.swapped(self.model) if self.ema else nullcontext():
             for start in range(0, len(index), EVALUATION_BATCH):
-                x_BCT = torch.from_numpy(self.windows.gather(index[start : start + EVALUATION_BATCH]))
-                parts.append(self.model(x_BCT.to(self.device)).float().cpu())
+                x_BCT = self.feed.gather(index[start : start + EVALUATION_BATCH])
+                parts.append(self.forward(self.model, self.model.prepare(x_BCT), None).float().cpu())
         raw = torch.cat(parts)
         answer = torch.softmax(raw, dim=1) if self.classes else raw * self.scale + self.centre
         return answer.numpy()
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """What is evaluated and shipped: the model's state (the moving average, if one is kept)."""
+    # State
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated and shipped: the model's state (the average, if one is kept; the chosen epoch's)."""
+        return self.choice.weights if self.choice is not None and self.choice.weights else self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
         with self.ema.swapped(self.model) if self.ema else nullcontext():
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            return cast(dict[str, Tensor], _copied(self.model.state_dict()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on exactly after this epoch; random streams follow from its number."""
-        return {
+        """Everything needed to go on exactly after this epoch, as copies; random streams follow from its number."""
+        state = {
             "config": self.config.hash(),
             "fold": self.fold,
             "epoch": self.epoch,
@@ -197,7 +302,10 @@ class FoldTrainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "choice": self.choice.state_dict() if self.choice else None,
         }
+        return cast(dict[str, Any], _copied(state))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken.
@@ -216,5 +324,25 @@ class FoldTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.choice:
+            self.choice.load_state_dict(state["choice"])
         self.centre, self.scale = state["centre"], state["scale"]
         self.epoch = state["epoch"]
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a network's passes are computed in."""
+    if precision == "auto":
+        fit = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fit else torch.float32
+    return cast(torch.dtype, getattr(torch, precision))
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, list | tuple) else state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import resource
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
@@ -168,6 +169,7 @@ class WindowStore:
         self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
         # Every memory map keeps a file descriptor, and a large data set has more recordings than a process may open.
         self._most_maps = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._lock = threading.Lock()  # folds that are trained side by side fetch their batches side by side
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -218,15 +220,27 @@ class WindowStore:
             A shard is missing or has another size than the manifest says.
         """
         index = np.asarray(index_B, np.int64)
-        offsets = self._offset_N[index] if offset_B is None else np.asarray(offset_B, np.int64)
+        offsets = self.offsets(index) if offset_B is None else np.asarray(offset_B, np.int64)
         if offsets.shape != index.shape:
             raise IndexError(f"{len(index)} windows, but {len(offsets)} offsets")
         if len(index) and (offsets.min() < 0 or offsets.max() > self.window_samples - self.crop_samples):
             raise IndexError(f"offsets must lie within 0 and {self.window_samples - self.crop_samples}")
-        out = np.empty((len(index), self.n_channels, self.crop_samples), np.float32)
-        places = zip(self._shard_N[index].tolist(), self._row_N[index].tolist(), offsets.tolist(), strict=True)
+        return self._copy(index, offsets, self.crop_samples)
+
+    def whole(self, index_B: ArrayLike) -> NDArray[np.float32]:
+        """Whole windows (B, C, window_samples), in microvolts."""
+        index = np.asarray(index_B, np.int64)
+        return self._copy(index, np.zeros_like(index), self.window_samples)
+
+    def offsets(self, index_B: ArrayLike) -> NDArray[np.int64]:
+        """Samples (B,) from the start of each window to the crop that is evaluated."""
+        return np.asarray(self._offset_N[np.asarray(index_B, np.int64)])
+
+    def _copy(self, index_B: NDArray[np.int64], offset_B: NDArray[np.int64], samples: int) -> NDArray[np.float32]:
+        out = np.empty((len(index_B), self.n_channels, samples), np.float32)
+        places = zip(self._shard_N[index_B].tolist(), self._row_N[index_B].tolist(), offset_B.tolist(), strict=True)
         for x_CT, (shard, row, offset) in zip(out, places, strict=True):
-            x_CT[:] = self._map(shard)[row, :, offset : offset + self.crop_samples]
+            x_CT[:] = self._map(shard)[row, :, offset : offset + samples]
         return out
 
     def target_at(self, index_B: ArrayLike, offset_B: ArrayLike) -> NDArray[np.float32]:
@@ -248,13 +262,14 @@ class WindowStore:
                 raise UserError(f"{self.path / shard.file}: damaged (its content is not what prepare wrote); {_AGAIN}")
 
     def _map(self, shard: int) -> NDArray[Any]:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        while len(self._maps) >= self._most_maps:
-            self._maps.popitem(last=False)
-        mapped = self._maps[shard] = self._open(self.manifest.shards[shard])
-        return mapped
+        with self._lock:
+            if shard in self._maps:
+                self._maps.move_to_end(shard)
+                return self._maps[shard]
+            while len(self._maps) >= self._most_maps:
+                self._maps.popitem(last=False)
+            mapped = self._maps[shard] = self._open(self.manifest.shards[shard])
+            return mapped
 
     def _open(self, shard: Shard) -> NDArray[Any]:
         path = self.path / shard.file
@@ -289,11 +304,6 @@ class WindowStore:
 
 
 _AGAIN = "delete it and run prepare again"
-
-
-def open_store(path: str | Path) -> WindowStore:
-    """Open the store in the folder `path`; see `WindowStore` for the errors."""
-    return WindowStore(path)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -1,12 +1,12 @@
 """One Ray Train worker: serves its share of trial after trial from the sweep's desk.
 
-torch is imported where it is used: the slot, which only hands `serve` over, does without.
+torch is imported where it is used: the driver, which only hands `serve` over, does without.
 """
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,30 +22,43 @@ GLANCE = 0.2
 
 
 def serve(order: dict[str, Any]) -> None:
-    """Serve trials on one Ray Train worker until the slot ends (the train function)."""
+    """Serve trials on one Ray Train worker until its group ends (the train function)."""
     import torch
 
+    from raypipe.compute import Wishes, choose
+    from raypipe.feed import Feed
     from raypipe.share import Share
     from raypipe.store import RunStore
     from raypipe.windows import WindowStore
 
     crew: Crew = order["crew"]
-    name: str = order["slot"]
+    name: str = order["group"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(crew.cpus)))
     device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
-    group = ray.util.get_current_placement_group()
-    ray.get(crew.desk.join.remote(name, rank, os.getpid(), group.id.hex() if group else None))
-    run, windows = RunStore.open(crew.run), WindowStore(crew.windows)
+    placement = ray.util.get_current_placement_group()
+    ray.get(crew.desk.join.remote(name, rank, placement.id.hex() if placement else None))
+    run, feed = RunStore.open(crew.run), Feed(WindowStore(crew.windows), device)
+    wishes = Wishes(stem=crew.stem, stack=crew.stack)  # type: ignore[arg-type]
+    folds = range(rank, run.folds.n_folds, world)
+
+    def claim(key: str) -> bool:
+        if ray.get(crew.desk.moved.remote(name, seen)):
+            raise InterruptedEpochError
+        return bool(ray.get(crew.desk.claim.remote(name, key)))
+
+    def share(number: int) -> Share:
+        how = choose(run, feed, run.config(number), folds, wishes, claim)
+        return Share(run, feed, number, folds, stem=how.stem, stacked=how.stacked)
+
     seen = 0
     while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
         seen = job.seq
-        folds = range(rank, run.folds.n_folds, world)
-        _serve_job(crew, name, job, Share(run, windows, job.number, folds, device))
+        _serve_job(crew, name, job, share)
 
 
-def _serve_job(crew: Crew, name: str, job: Job, share: Share) -> None:
+def _serve_job(crew: Crew, name: str, job: Job, share: Callable[[int], Share]) -> None:
     looked = time.monotonic()
 
     def interrupted() -> bool:
@@ -60,7 +73,7 @@ def _serve_job(crew: Crew, name: str, job: Job, share: Share) -> None:
         return reply
 
     try:
-        share.train(job.done, report, interrupted)
+        share(job.number).train(job.done, report, interrupted)
     except InterruptedEpochError:
         return
     except ray.exceptions.RayError:

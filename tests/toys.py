@@ -67,6 +67,12 @@ class ToyWindows:
         offset = np.zeros(len(index), int) if offset is None else offset
         return np.stack([self.x[i, :, o : o + self.crop_samples] for i, o in zip(index, offset, strict=True)])
 
+    def whole(self, index):
+        return self.x[index]
+
+    def offsets(self, index):
+        return np.zeros(len(index), np.int64)
+
     def target_at(self, index, offset):
         return self.targets[index]
 

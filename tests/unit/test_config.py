@@ -25,7 +25,7 @@ def test_flat_names_and_nested_sections_may_mix():
         ({"loss/gama": 1}, "unknown parameter 'loss/gama'; did you mean 'loss/gamma'"),
         ({"epoch": 3}, "did you mean 'epochs'"),
         ({"sam/rho": 0}, "parameter 'sam/rho': Input should be greater than 0"),
-        ({"sam/name": "sharp"}, "parameter 'sam/name'.*'none', 'sam' or 'asam'"),
+        ({"sam/name": "sharp"}, "parameter 'sam/name'.*'none', 'sam', 'asam', 'looksam' or 'msam'"),
         ({"model/filters": 41}, r"must be a multiple of heads \(10\)"),
         ({"epochs": "many"}, "parameter 'epochs'.*given 'many'"),
         ({"epochs": 3, "epochs/x": 1}, "'epochs' is itself a parameter"),

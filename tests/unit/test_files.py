@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import DiskFullError, UserError
-from raypipe.files import LocalFolder, RemoteFolder, open_folder, read_json, write_json, write_whole
+from raypipe.files import LocalFolder, RemoteFolder, lock, open_folder, read_json, write_json, write_whole
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -87,3 +88,26 @@ def test_json_round_trip_and_damage(tmp_path):
 def test_a_uri_of_no_known_storage_is_one_line():
     with pytest.raises(UserError, match="ftp://x: not a storage"):
         open_folder("ftp://x")
+
+
+def test_a_lock_is_one_files_and_looks_may_share_it(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path, "rb") as one, open(path, "rb") as other:
+        assert lock(one)
+        assert not lock(other)
+        assert not lock(other, shared=True)
+        one.close()
+        assert lock(other)
+    with open(path, "rb") as one, open(path, "rb") as other:
+        assert lock(one, shared=True) and lock(other, shared=True)
+        assert not lock(one)
+
+
+def test_a_file_system_without_locks_gives_them_to_everyone(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open(tmp_path / "lock", "wb") as file:
+        assert lock(file) and lock(file, shared=True)

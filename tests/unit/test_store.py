@@ -51,6 +51,15 @@ def test_everything_comes_back(run):
     assert (again.history(9), again.result(9), again.checkpoints(9, 0)) == ([], None, [])
 
 
+def test_later_checkpoints_can_be_left_alone(run):
+    for epoch in range(1, 7):
+        run.write_checkpoint(0, 1, epoch, b"state")
+    run.drop_checkpoints(0, 1, keep=(2,), before=5)
+    assert run.checkpoints(0, 1) == [2, 5, 6]
+    run.drop_checkpoints(0, 1)
+    assert run.checkpoints(0, 1) == []
+
+
 def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
     for number in (0, 1):
         run.add_trial(number, tiny())

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import UserError
 from raypipe.preparation import prepare
-from raypipe.windows import COLUMNS, WindowStore, open_store
+from raypipe.windows import COLUMNS, WindowStore
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +93,38 @@ def test_pickle_reopens(tiny_store):
 
 
 def test_few_memory_maps_are_enough(tiny_store):
-    store = open_store(tiny_store.path)
+    store = WindowStore(tiny_store.path)
     store._most_maps = 2
     index = np.random.default_rng(0).permutation(len(store))
     np.testing.assert_array_equal(store.gather(index), tiny_store.gather(index))
     assert len(store._maps) == 2
 
 
+def test_threads_may_read_side_by_side(tiny_store):
+    """Each fold of a stack fetches its batches in a thread of its own."""
+    store = WindowStore(tiny_store.path)
+    store._most_maps = 1
+    index = np.random.default_rng(0).permutation(len(store))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(lambda _: store.gather(index), range(40)))
+    finally:
+        sys.setswitchinterval(before)
+    want = tiny_store.gather(index)
+    assert all(np.array_equal(got, want) for got in read)
+
+
 def test_folders_that_are_no_store(tmp_path, copy):
     with pytest.raises(UserError, match="no such folder of windows"):
-        open_store(tmp_path / "none")
+        WindowStore(tmp_path / "none")
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="not a store of windows"):
-        open_store(tmp_path / "other")
+        WindowStore(tmp_path / "other")
     (copy / "manifest.json").unlink()
     with pytest.raises(UserError, match="prepare did not finish; run the same prepare command again"):
-        open_store(copy)
+        WindowStore(copy)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +139,13 @@ def test_damaged_manifest_or_table(copy, name, spoil):
     path = copy / name
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{name}: damaged"):
-        open_store(copy)
+        WindowStore(copy)
 
 
 def test_missing_table(copy):
     (copy / "windows.csv").unlink()
     with pytest.raises(UserError, match=r"windows\.csv: missing"):
-        open_store(copy)
+        WindowStore(copy)
 
 
 def test_damaged_shards_are_named(copy):
@@ -136,16 +154,16 @@ def test_damaged_shards_are_named(copy):
     data[-5] ^= 1
     shards[2].write_bytes(data)
     with pytest.raises(UserError, match=rf"{shards[2].name}: damaged"):
-        open_store(copy).verify()
+        WindowStore(copy).verify()
     shards[2].write_bytes(data[:-100])
     with pytest.raises(UserError, match=rf"{shards[2].name}: damaged"):
-        open_store(copy).gather(range(len(open_store(copy))))
+        WindowStore(copy).gather(range(len(WindowStore(copy))))
     shards[2].write_bytes(b"")
     with pytest.raises(UserError, match=rf"{shards[2].name}: damaged \(empty"):
-        open_store(copy).verify()
+        WindowStore(copy).verify()
     shards[2].unlink()
     with pytest.raises(UserError, match=rf"{shards[2].name}: missing"):
-        open_store(copy).gather(range(len(open_store(copy))))
+        WindowStore(copy).gather(range(len(WindowStore(copy))))
     np.save(shards[2], np.zeros((1, 8, 200), np.float32))
     with pytest.raises(UserError, match=rf"{shards[2].name}: damaged \(6528 bytes, not"):
-        open_store(copy).verify()
+        WindowStore(copy).verify()

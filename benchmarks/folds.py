@@ -1,0 +1,150 @@
+"""Five folds, an epoch each: stacked, one by one, and a plain PyTorch loop with braindecode's network.
+
+    python benchmarks/folds.py                       # 5 folds of 2,000 training windows, one thread
+    python benchmarks/folds.py --device cuda         # the same on a GPU
+
+Everybody trains every fold with SAM and predicts its validation windows at the end of the epoch, in one process. The
+plain loop is a DataLoader over tensors in memory, shuffled, windows normalised beforehand; it is timed over its first
+`--peer-folds` folds (they all cost the same) and multiplied up. `the same, raypipe's network` is that loop with our
+Conformer in it: what the network gives is so told apart from what the fold loop gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks import peers
+from benchmarks.timing import where_and_when
+from raypipe.config import TrialConfig, parse_config
+from raypipe.feed import Feed
+from raypipe.models import Conformer
+from raypipe.models.conformer import normalise
+from raypipe.stack import FoldStack
+from raypipe.store import RunStore
+from raypipe.train import FoldTrainer
+from tests.toys import ToyWindows, make_run
+
+
+def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> ToyWindows:
+    toy = ToyWindows(subjects=subjects, each=n_windows // subjects, channels=channels)
+    toy.sfreq, toy.crop_samples, toy.window_samples = 250.0, samples, samples
+    toy.x = np.random.default_rng(0).normal(size=(len(toy), channels, samples)).astype(np.float32)
+    return toy
+
+
+def trainers(run: RunStore, feed: Feed, config: TrialConfig) -> list[FoldTrainer]:
+    splits = [run.folds.split(feed.windows.subjects, fold) for fold in range(run.folds.n_folds)]
+    return [FoldTrainer(config, feed, *split, fold=fold) for fold, split in enumerate(splits)]
+
+
+def plain_epoch(
+    build: Callable[[int, int], torch.nn.Module], toy: ToyWindows, run: RunStore, config: TrialConfig, device: str
+) -> Callable[[int], None]:
+    """An epoch of one fold, as a careful person's script does it."""
+    x_NCT = normalise(torch.from_numpy(toy.x), "channel")
+    y_N1 = torch.from_numpy(toy.targets)[:, None]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    models = {}
+
+    def epoch(fold: int) -> None:
+        train, validation = run.folds.split(toy.subjects, fold)
+        if fold not in models:
+            model = build(toy.n_channels, toy.crop_samples).to(device)
+            models[fold] = model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        model, optimizer = models[fold]
+        fit = DataLoader(
+            TensorDataset(x_NCT[train], y_N1[train]),
+            batch_size=config.batch_size,
+            shuffle=True,
+            drop_last=True,
+            pin_memory=device == "cuda",
+        )
+        model.train()
+        for x_BCT, y_B1 in fit:
+            x_BCT, y_B1 = x_BCT.to(device, non_blocking=True), y_B1.to(device, non_blocking=True)
+
+            def closure(x_BCT: torch.Tensor = x_BCT, y_B1: torch.Tensor = y_B1) -> torch.Tensor:
+                with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                    raw = model(x_BCT)
+                return torch.nn.functional.mse_loss(raw.float(), y_B1)
+
+            peers.sam_step(closure, optimizer)
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(validation), 256):
+                model(x_NCT[validation[start : start + 256]].to(device))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return epoch
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"folds": 5, "windows": 2000, "channels": 129, "samples": 200, "batch": 64, "threads": 1, "epochs": 3}
+    for name, value in (sizes | {"peer-folds": 1}).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    n = args.windows * args.folds // (args.folds - 1)
+    toy = windows_of(n, args.channels, args.samples, 4 * args.folds)
+    options = {"model/kernels": "paper", "batch_size": args.batch, "sam/name": "sam", "epochs": 100}
+    config = parse_config(options)
+    print(where_and_when(args.device))
+    print(f"{args.folds} folds of {args.windows} training windows {args.channels} x {args.samples}, batch {args.batch}")
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(Path(folder) / "run", toy, n_folds=args.folds)
+        feed = Feed(toy, args.device)  # type: ignore[arg-type]
+        alone, stack = trainers(run, feed, config), FoldStack(trainers(run, feed, config))
+        plain = {
+            "plain loop, braindecode's network": plain_epoch(peers.conformer, toy, run, config, args.device),
+            "the same, raypipe's network": plain_epoch(
+                lambda channels, samples: Conformer(channels, samples, 1, norm="none"), toy, run, config, args.device
+            ),
+        }
+        if args.device == "cuda":  # not for what is first done there
+            stack.run_epoch()
+            for trainer in alone:
+                trainer.run_epoch()
+            for epoch in plain.values():
+                epoch(0)
+        found: dict[str, list[float]] = {"raypipe, stacked": [], "raypipe, one by one": []}
+        for _ in range(args.epochs):
+            found["raypipe, stacked"].append(timed(stack.run_epoch, args.device))
+            found["raypipe, one by one"].append(timed(lambda: [t.run_epoch() for t in alone], args.device))
+        for name, epoch in plain.items():
+            part = timed(lambda epoch=epoch: [epoch(fold) for fold in range(args.peer_folds)], args.device)  # type: ignore[misc]
+            found[name] = [part * args.folds / args.peer_folds]
+    seconds = {name: sorted(times)[len(times) // 2] for name, times in found.items()}
+    best = min(seconds["raypipe, stacked"], seconds["raypipe, one by one"])
+    print(f"\n{'an epoch of all folds':36}{'s':>10}{'over raypipe best':>20}")
+    for name, value in seconds.items():
+        print(f"{name:36}{value:10.2f}{value / best:19.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""How the cost of an epoch grows with folds, windows, channels and workers: a table, and `benchmarks/scale.png`.
+
+    python benchmarks/scale.py
+
+Base: 4 folds of 1,000 windows 32 x 200, SAM, batch 64, one thread in one process; along each axis one number changes.
+Windows are memory-mapped from a store on disk, as in a sweep. `per window` is the time of one training window of one
+fold, its share of predicting the validation windows included: flat means linear growth. Workers are Ray Train's, a
+sweep of one trial; the time is that of its later epochs, checkpoints included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import itertools
+
+import numpy as np
+import torch
+
+from benchmarks.folds import trainers
+from benchmarks.timing import where_and_when
+from raypipe import sweep
+from raypipe.config import parse_config
+from raypipe.feed import Feed
+from raypipe.windows import WindowStore
+from tests.toys import ToyWindows, make_run, write_store
+
+BASE = {"folds": 4, "windows": 1000, "channels": 32}
+AXES = {"folds": [2, 4, 8], "windows": [1000, 4000, 16000, 64000], "channels": [16, 32, 64, 128, 256]}
+OPTIONS: dict[str, Any] = {"model/kernels": "paper", "batch_size": 64, "sam/name": "sam", "epochs": 4, "patience": 4}
+SPACE = f'''"""One point."""
+START = [{{"optim/lr": 0.001}}]
+def space(trial):
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    return {OPTIONS!r}
+'''
+
+
+def store_of(folder: Path, windows: int, channels: int, folds: int) -> Path:
+    """A store of noise whose folds have `windows` training windows each."""
+    subjects = 4 * folds
+    toy = ToyWindows(subjects=subjects, each=round(windows * folds / (folds - 1) / subjects), channels=1)
+    toy.sfreq, toy.crop_samples, toy.window_samples, toy.n_channels = 250.0, 200, 200, channels
+    toy.x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, (len(toy), channels, 200))
+    rng = np.random.default_rng(0)
+    for start in range(0, len(toy), 1024):
+        part = toy.x[start : start + 1024]
+        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+    write_store(folder / "store", toy)
+    (folder / "x.npy").unlink()
+    return folder / "store"
+
+
+def epoch_seconds(folds: int, windows: int, channels: int, epochs: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        store = WindowStore(store_of(Path(name), windows, channels, folds))
+        run = make_run(Path(name) / "run", store, n_folds=folds)  # type: ignore[arg-type]
+        every = trainers(run, Feed(store), parse_config(OPTIONS | {"epochs": 100}))
+        times = []
+        for _ in range(epochs):
+            start = time.perf_counter()
+            for trainer in every:
+                trainer.run_epoch()
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def sweep_seconds(workers: int, windows: int = 4000) -> float:
+    """Seconds from epoch to epoch in a sweep, training by `workers`."""
+    seen: list[float] = []
+
+    def watch(kind: str, news: dict[str, Any]) -> None:
+        if kind in ("epoch", "end"):
+            seen.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as name:
+        store = store_of(Path(name), windows, BASE["channels"], BASE["folds"])
+        (Path(name) / "space.py").write_text(SPACE)
+        sweep(Path(name) / "space.py", store, Path(name) / "run", trials=1, folds=4, workers=workers, watch=watch)
+    return min(b - a for a, b in itertools.pairwise(seen))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=2, help="measured; the quickest counts")
+    parser.add_argument("--most", type=int, default=64000, help="windows a fold; 64,000 of 32 x 200 are 2.2 GB on disk")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(where_and_when())
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for axis, values in AXES.items():
+        print(f"\n{axis:>10}{'epoch, s':>12}{'per window, ms':>17}")
+        for value in values:
+            if axis == "windows" and value > args.most:
+                continue
+            size = BASE | {axis: value}
+            seconds = epoch_seconds(**size, epochs=1 if size["windows"] > 10000 else args.epochs)
+            each = 1e3 * seconds / size["folds"] / size["windows"]
+            found.setdefault(axis, []).append((value, seconds, each))
+            print(f"{value:10}{seconds:12.2f}{each:17.3f}", flush=True)
+    print(f"\n{'workers':>10}{'epoch, s':>12}{'speed-up':>17}")
+    for workers in (1, 2):
+        seconds = sweep_seconds(workers)
+        found.setdefault("workers", []).append(
+            (workers, seconds, found.get("workers", [(0, seconds, 0)])[0][1] / seconds)
+        )
+        print(f"{workers:10}{seconds:12.2f}{found['workers'][-1][2]:16.2f}x", flush=True)
+    draw(found)
+
+
+def draw(found: dict[str, list[tuple[int, float, float]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3), layout="constrained")
+    for ax, (axis, rows) in zip(axes, found.items(), strict=True):
+        values, seconds, _ = zip(*rows, strict=True)
+        ax.loglog(values, seconds, "o-", label="measured")
+        growth = -1 if axis == "workers" else 1
+        ax.loglog(values, [seconds[0] * (v / values[0]) ** growth for v in values], "k:", label="proportional")
+        ax.set_xticks(values, [f"{v:,}" for v in values])
+        ax.minorticks_off()
+        ax.set_xlabel(axis)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds an epoch, all folds")
+    axes[0].legend(frameon=False)
+    figure.savefig(ROOT / "benchmarks" / "scale.png", dpi=110)
+    print("\nbenchmarks/scale.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The same search four ways: trials per hour of raypipe, of Optuna with a plain loop, and of a plain Ray Tune script.
+
+    python benchmarks/sweep.py                               # everybody, 12 trials each: well over an hour on two cores
+    python benchmarks/sweep.py --peer-trials 4               # peers with braindecode's network run 4 of the 12 trials
+
+Twelve configurations of learning rate and rho, four folds, five epochs, SAM, batch 64 of 129 x 200, on two cores; every
+contestant trains the very same steps on the same windows and scores the pooled validation windows after every epoch.
+
+a. Optuna alone: two joblib processes of one thread, a plain loop over folds, windows in memory.
+b. Ray Tune: OptunaSearch, one trial an actor of one core, one fold after another, windows memory-mapped, actors reused.
+
+Both once with braindecode's EEGConformer and once with raypipe's, which tells what the network gives from what folding
+and orchestration give. Times are of the whole call, start-up included. None of the peers saves a checkpoint; raypipe
+does, after every epoch of every fold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from benchmarks import peers
+from benchmarks.folds import windows_of
+from benchmarks.timing import where_and_when
+from raypipe import sweep
+from raypipe.folds import make_folds
+from raypipe.metrics import score
+from raypipe.models import Conformer
+from raypipe.models.conformer import normalise
+from tests.toys import write_store
+
+FOLDS, EPOCHS, BATCH = 4, 5, 64
+POINTS = [{"lr": lr, "rho": rho} for lr in (3e-4, 1e-3, 3e-3) for rho in (0.02, 0.05, 0.1, 0.2)]
+SPACE = f'''"""Twelve points."""
+START = {[{"optim/lr": p["lr"], "sam/name": "sam", "sam/rho": p["rho"]} for p in POINTS]!r}
+def space(trial):
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    trial.suggest_categorical("sam/name", ["sam"])
+    trial.suggest_float("sam/rho", 0.01, 0.5, log=True)
+    return {{"epochs": {EPOCHS}, "patience": {EPOCHS}, "batch_size": {BATCH}, "model/kernels": "paper"}}
+'''
+NETWORKS: dict[str, Callable[[int, int], torch.nn.Module]] = {
+    "braindecode's": peers.conformer,
+    "raypipe's": lambda channels, samples: Conformer(channels, samples, 1, norm="none"),
+}
+
+
+def plain_trial(where: str, network: str, point: dict[str, float], report: Callable[[float], None]) -> float:
+    """All folds, epoch by epoch one fold after another; reports the pooled score after every epoch."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    x_NCT = np.load(Path(where) / "x.npy", mmap_mode="r")
+    y_N = np.load(Path(where) / "y.npy")
+    subjects = np.load(Path(where) / "subjects.npy")
+    folds = make_folds(subjects, y_N, classes=False, n_folds=FOLDS, seed=0)
+    splits = [folds.split(subjects, fold) for fold in range(FOLDS)]
+    torch.manual_seed(0)
+    models = [NETWORKS[network](*x_NCT.shape[1:]) for _ in range(FOLDS)]
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=point["lr"], weight_decay=1e-2) for m in models]
+    rng = np.random.default_rng(0)
+    value = float("nan")
+    for _ in range(EPOCHS):
+        predictions = []
+        for (train, validation), model, optimizer in zip(splits, models, optimizers, strict=True):
+            order = rng.permutation(train)
+            model.train()
+            for step in range(len(order) // BATCH):
+                index = order[step * BATCH : (step + 1) * BATCH]
+                x_BCT, y_B1 = torch.from_numpy(x_NCT[index]), torch.from_numpy(y_N[index])[:, None]
+                peers.sam_step(
+                    lambda m=model, x=x_BCT, y=y_B1: torch.nn.functional.mse_loss(m(x), y), optimizer, point["rho"]
+                )
+            model.eval()
+            with torch.no_grad():
+                predictions.append(model(torch.from_numpy(x_NCT[validation])).numpy())
+        pooled = np.concatenate([y_N[validation] for _, validation in splits])
+        value = score("nrmse", pooled, np.concatenate(predictions))
+        report(value)
+    return value
+
+
+def by_optuna(where: str, network: str, trials: int) -> float:
+    import joblib
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    start = time.perf_counter()
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    for point in POINTS[:trials]:
+        study.enqueue_trial(point)
+    spaces = {
+        "lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "rho": optuna.distributions.FloatDistribution(0.01, 0.5, log=True),
+    }
+    asked = [study.ask(spaces) for _ in range(trials)]  # known points: nobody waits for a sampler
+    values = joblib.Parallel(n_jobs=2)(
+        joblib.delayed(plain_trial)(where, network, trial.params, lambda _: None) for trial in asked
+    )
+    for trial, value in zip(asked, values, strict=True):
+        study.tell(trial, value)
+    return time.perf_counter() - start
+
+
+def _tune_trial(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    point = {key: config[key] for key in ("lr", "rho")}
+    plain_trial(config["where"], config["network"], point, lambda value: tune.report({"score": value}))
+
+
+def by_tune(where: str, network: str, trials: int) -> float:
+    start = time.perf_counter()
+    import logging
+
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    with tempfile.TemporaryDirectory() as storage:
+        space = {
+            "lr": tune.loguniform(1e-4, 1e-2),
+            "rho": tune.loguniform(0.01, 0.5),
+            "where": where,
+            "network": network,
+        }
+        search = OptunaSearch(metric="score", mode="min", points_to_evaluate=POINTS[:trials])
+        tuner = tune.Tuner(
+            tune.with_resources(_tune_trial, {"cpu": 1}),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=search, num_samples=trials, reuse_actors=True, metric="score", mode="min"
+            ),
+            run_config=tune.RunConfig(storage_path=storage, verbose=0),
+        )
+        results = tuner.fit()
+        assert not results.errors, results.errors
+    seconds = time.perf_counter() - start
+    ray.shutdown()
+    return seconds
+
+
+def by_raypipe(folder: Path, trials: int) -> tuple[float, float]:
+    """Seconds of the call, and seconds of training over seconds of two cores since the first step."""
+    (folder / "space.py").write_text(SPACE)
+    start = time.perf_counter()
+    run = sweep(
+        folder / "space.py",
+        folder / "store",
+        folder / "run",
+        trials=trials,
+        folds=FOLDS,
+        prune=False,
+        watch=lambda kind, news: None,
+    )
+    seconds = time.perf_counter() - start
+    return seconds, sum(e.seconds for n in run.trials.index for e in run.store.history(n)) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=1024, help="in all")
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--peer-trials", type=int, help="of the peers with braindecode's network")
+    parser.add_argument("--only", nargs="*", default=["raypipe", "optuna", "tune"])
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    toy = windows_of(args.windows, 129, 200, 16)
+    toy.x = normalise(torch.from_numpy(toy.x), "channel").numpy()
+    print(where_and_when())
+    print(
+        f"{args.trials} configurations x {FOLDS} folds x {EPOCHS} epochs, {len(toy)} windows, {FOLDS * EPOCHS} epochs"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_store(folder / "store", toy)
+        for key, array in {"x": toy.x, "y": toy.targets, "subjects": toy.subjects}.items():
+            np.save(folder / f"{key}.npy", array)
+        hourly: dict[str, float] = {}
+
+        def add(label: str, trials: int, seconds: float, more: str = "") -> None:
+            hourly[label] = 3600 * trials / seconds
+            print(f"{label:44}{trials:3} trials{seconds:9.1f} s{hourly[label]:10.0f} trials/h{more}", flush=True)
+
+        if "raypipe" in args.only:
+            seconds, training = by_raypipe(folder, args.trials)
+            add("raypipe", args.trials, seconds, f"  ({training:.1f} s of training a core)")
+        for network in ("raypipe's", "braindecode's"):
+            count = args.trials if network == "raypipe's" else args.peer_trials or args.trials
+            for label, by in {"optuna": by_optuna, "tune": by_tune}.items():
+                if label in args.only:
+                    add(f"{label}, plain loop, {network} network", count, by(str(folder), network, count))
+    for label, rate in hourly.items():
+        if "raypipe" in hourly and label != "raypipe":
+            print(f"raypipe over {label:40}{hourly['raypipe'] / rate:7.2f}x")
+
+
+if __name__ == "__main__":
+    main()
