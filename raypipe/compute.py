@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from raypipe.config import TrialConfig
+from raypipe.config import SamConfig, TrialConfig
 from raypipe.feed import Feed
 from raypipe.models.conformer import Conformer
 from raypipe.stack import FoldStack, stackable
@@ -96,7 +96,8 @@ def choose(
 
 def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], wishes: Wishes, what: str) -> Compute:
     # The steps that are timed change nothing, or the loss might leave the numbers, which is for the trial to find out.
-    config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": STILL})})
+    # SAM's second pass would cost either way the same again.
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": STILL}), "sam": SamConfig()})
 
     def trainer(fold: int, stem: str = "fourier") -> FoldTrainer:
         return FoldTrainer(config, feed, *run.folds.split(feed.windows.subjects, fold), fold=fold, stem=stem)

@@ -24,7 +24,7 @@ CLAIM = 60.0
 
 @dataclass
 class _Group:
-    owner: Any = None
+    owner: bytes | None = None
     broken: Failure | None = None
     job: Job | None = None
     stopped: bool = False
@@ -88,11 +88,11 @@ class Desk:
 
     # The slot's side
 
-    async def owners(self) -> dict[str, Any]:
-        """Worker groups and the slots (actor handles) that have them, or None."""
+    async def owners(self) -> dict[str, bytes | None]:
+        """Worker groups and the slots (pickled actor handles) that have them, or None."""
         return {name: group.owner for name, group in self._groups.items()}
 
-    async def take(self, owner: Any, gone: Sequence[Any] = ()) -> str | None:
+    async def take(self, owner: bytes, gone: Sequence[bytes] = ()) -> str | None:
         """A slot takes a worker group that nobody has, or that belongs to one of those `gone`; None if there is none.
 
         Owners are named, not groups: another slot may have taken the group since this one looked.
@@ -103,7 +103,7 @@ class Desk:
                 return name
         return None
 
-    async def leave(self, name: str, owner: Any) -> None:
+    async def leave(self, name: str, owner: bytes) -> None:
         """A slot ends, and leaves its worker group to another; nobody waits for its trial any more."""
         group = self._groups.get(name)
         if group is not None and group.owner == owner:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
-import signal
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raypipe.errors import InterruptedSweepError, UserError, disk_full
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
+from raypipe.launch import Cluster
 from raypipe.lease import Lease
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
@@ -99,8 +96,11 @@ def sweep(
     """
     chosen = _options(options)
     windows = WindowStore(data)
-    store = _open(load_space(space), windows, str(run), chosen)
-    return _drive(store, windows, chosen, watch)
+    source = load_space(space)
+    with Cluster(chosen.address, watch) as cluster:
+        if not RunStore.exists(run):  # one that is there may have nothing left to do
+            cluster.start()
+        return _drive(_open(source, windows, str(run), chosen), windows, chosen, cluster, watch)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
@@ -111,7 +111,8 @@ def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes
     chosen = _options({**read_json(store.folder, OPTIONS), **{k: v for k, v in changes.items() if v is not None}})
     windows = WindowStore(store.info.data)
     _same(store, windows, store.space, chosen)
-    return _drive(store, windows, chosen, watch)
+    with Cluster(chosen.address, watch) as cluster:
+        return _drive(store, windows, chosen, cluster, watch)
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -174,7 +175,7 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
         raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
 
 
-def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch) -> Run:
+def _drive(store: RunStore, windows: WindowStore, options: Options, cluster: Cluster, watch: Watch) -> Run:
     from raypipe.study import Halving, Ledger, open_journal
 
     try:
@@ -192,7 +193,7 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, watch: Watch
                 deadline = None
                 if options.time_budget is not None:
                     deadline = time.time() + options.time_budget - lease.spent
-                _execute(store, windows, options, ledger, storage, deadline, watch)
+                _execute(store, windows, options, ledger, storage, deadline, cluster, watch)
             store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
@@ -228,22 +229,14 @@ def _execute(
     ledger: Any,
     storage: Any,
     deadline: float | None,
+    cluster: Cluster,
     watch: Watch,
 ) -> None:
     """Have Ray run what the ledger hands out."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # its snapshots are not used
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    if not options.address:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not reclaimed
-    watch("launch", {"address": options.address})
-    noise = io.StringIO()
+    cluster.start()
     with contextlib.ExitStack() as stack:
         scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
-        stack.enter_context(contextlib.redirect_stdout(noise))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         import ray
@@ -255,14 +248,6 @@ def _execute(
         from raypipe.search import RunScheduler, RunSearch, RunStopper
         from raypipe.slot import Slot
 
-        mine = not ray.is_initialized()
-        if mine:
-            _start_ray(options)
-            stack.callback(ray.shutdown)
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own handler ends the process at once. A notice to stop is Tune's first Ctrl-C.
-            before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-            stack.callback(signal.signal, signal.SIGTERM, before)
         workers, concurrent = _layout(options, store.folds.n_folds, ray.cluster_resources())
         ledger.parallel = concurrent
         watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
@@ -277,6 +262,7 @@ def _execute(
             gpus=options.gpus_per_worker,
             stem=options.stem,
             stack=options.stack,
+            grows=bool(options.address),
         )
         groups = Groups(crew, concurrent)
         stack.callback(groups.close)
@@ -306,22 +292,6 @@ def _execute(
             raise InterruptedSweepError
         if search.timed_out:
             watch("late", {})
-
-
-def _start_ray(options: Options) -> None:
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if options.address:
-        try:
-            ray.init(address=options.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--address {options.address}: no Ray cluster there ({str(error).splitlines()[0]})"
-            ) from None
-        return
-    ray.init(include_dashboard=False, **quiet)
 
 
 def _layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:

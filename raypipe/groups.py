@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -30,6 +31,18 @@ STARTS = 4
 FAREWELL = 10.0
 
 
+class _Still(FixedScalingPolicy):  # type: ignore[misc]
+    """As many workers as asked for, of a machine that does not grow.
+
+    Ray's own first waits for an actor of Ray Data that passes requests on to an autoscaler: 2 to 3 s of a start.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Nothing: nobody is asked for more machines."""
+
+    def _maybe_send_resource_request(self) -> None: ...
+
+
 class Workers(DataParallelTrainer):  # type: ignore[misc]
     """Ray Train's group of workers, without two of its helpers.
 
@@ -38,10 +51,17 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
     for seconds and has nothing to manage here.
     """
 
+    grows = True
+    """Whether the cluster may get more machines when they are asked for."""
     _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if not self.grows:
+            parts["scaling_policy"] = _Still(self.scaling_config)
+        return super()._initialize_and_run_controller(**parts)
 
 
 class Groups:
@@ -82,7 +102,7 @@ class Groups:
 
     def _trainer(self, name: str) -> Workers:
         crew = self.crew
-        return Workers(
+        trainer = Workers(
             serve,
             train_loop_config={"crew": crew, "group": name.rsplit("-", 1)[0]},
             scaling_config=ScalingConfig(
@@ -92,6 +112,8 @@ class Groups:
             ),
             run_config=RunConfig(name=name, storage_path=crew.scratch, failure_config=FailureConfig(max_failures=-1)),
         )
+        trainer.grows = crew.grows
+        return trainer
 
     def close(self) -> None:
         """Send the workers home."""

@@ -68,6 +68,8 @@ class Crew:
     gpus: float
     stem: str
     stack: str
+    grows: bool
+    """Whether the cluster may grow (`groups.Workers`)."""
 
 
 def describe(error: Exception) -> Failure:

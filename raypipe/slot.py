@@ -30,7 +30,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], crew: Crew) -> None:
         """Take a worker group and hand it the first trial."""
         self.crew = crew
-        self.me = ray.get_runtime_context().current_actor
+        # As bytes, for the desk compares slots only, and would import half of Ray to unpack one.
+        self.me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
         self.name = take_group(crew.desk, self.me)
         self.run, self.windows = RunStore.open(crew.run), WindowStore(crew.windows)
         self._assign(config)
@@ -93,7 +94,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             ray.get(self.crew.desk.leave.remote(self.name, self.me))
 
 
-def take_group(desk: Any, me: Any) -> str:
+def take_group(desk: Any, me: bytes) -> str:
     """Take a worker group that no slot has, or whose slot has died.
 
     Raises
@@ -110,9 +111,9 @@ def take_group(desk: Any, me: Any) -> str:
     raise RuntimeError(f"no worker group is free: {', '.join(owners)} are taken by slots that live")
 
 
-def dead(owners: Iterable[Any]) -> list[Any]:
+def dead(owners: Iterable[bytes | None]) -> list[bytes]:
     """Those slots that have died. One that lives is at work, and does not answer within a second."""
-    asked = {owner.__ray_ready__.remote(): owner for owner in owners if owner is not None}
+    asked = {ray.cloudpickle.loads(owner).__ray_ready__.remote(): owner for owner in owners if owner is not None}
     answers = ray.wait(list(asked), num_returns=len(asked), timeout=GLANCE)[0] if asked else []
     gone = []
     for answer in answers:
