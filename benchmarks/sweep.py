@@ -160,9 +160,10 @@ def by_tune(where: str, network: str, trials: int) -> float:
     return seconds
 
 
-def by_raypipe(folder: Path, trials: int) -> tuple[float, float]:
-    """Seconds of the call, and seconds of training over seconds of two cores since the first step."""
+def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
+    """Seconds of the call, and in words where they went."""
     (folder / "space.py").write_text(SPACE)
+    seen: list[tuple[float, str, tuple[float, float]]] = []
     start = time.perf_counter()
     run = sweep(
         folder / "space.py",
@@ -171,10 +172,27 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, float]:
         trials=trials,
         folds=FOLDS,
         prune=False,
-        watch=lambda kind, news: None,
+        watch=lambda kind, news: seen.append((time.perf_counter(), kind, processor_seconds())),
     )
     seconds = time.perf_counter() - start
-    return seconds, sum(e.seconds for n in run.trials.index for e in run.store.history(n)) / 2
+    (first, _, begun), (last, _, ended) = [
+        [e for e in seen if e[1] == kind][i] for kind, i in (("epoch", 0), ("end", -1))
+    ]
+    busy = (ended[0] - begun[0]) / (ended[1] - begun[1])
+    epochs = [epoch for number in run.trials.index for epoch in run.store.history(number)]
+    training = sum(epoch.seconds for epoch in epochs[1:]) / 2
+    return seconds, (
+        f"  (first epoch after {first - start:.1f} s; from then on cores {busy:.0%} busy, "
+        f"training {training / (last - first):.0%} of the time)"
+    )
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Ticks that the machine's processors were busy, and all."""
+    with open("/proc/stat") as file:
+        ticks = [float(part) for part in file.readline().split()[1:9]]
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
 
 
 def main() -> None:
@@ -203,8 +221,7 @@ def main() -> None:
             print(f"{label:44}{trials:3} trials{seconds:9.1f} s{hourly[label]:10.0f} trials/h{more}", flush=True)
 
         if "raypipe" in args.only:
-            seconds, training = by_raypipe(folder, args.trials)
-            add("raypipe", args.trials, seconds, f"  ({training:.1f} s of training a core)")
+            add("raypipe", args.trials, *by_raypipe(folder, args.trials))
         for network in ("raypipe's", "braindecode's"):
             count = args.trials if network == "raypipe's" else args.peer_trials or args.trials
             for label, by in {"optuna": by_optuna, "tune": by_tune}.items():

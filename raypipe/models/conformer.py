@@ -66,22 +66,23 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
         raise ValueError(f"norm must be one of {', '.join(NORMS)} (given {norm!r})")
     centre_BC1 = _median(x_BCT) if norm == "robust" else x_BCT.mean(-1, keepdim=True)
     d_BCT = x_BCT - centre_BC1
-    # Whether a channel is flat is decided by `where`, not by a small divisor: an offset of a volt leaves rounding
+    # Whether a channel is flat is decided by comparison, not by a small divisor: an offset of a volt leaves rounding
     # errors that would else be blown up to the size of a signal, and the square root of 0 has no finite gradient.
     rounding_BC1 = centre_BC1.detach().abs() * (_ROUNDING * torch.finfo(x_BCT.dtype).eps)
-    power_BC1 = d_BCT.square().mean(-1, keepdim=True)
-    flat_BC1 = power_BC1 <= rounding_BC1.square()
-    d_BCT = d_BCT.masked_fill(flat_BC1, 0.0)
+    spread_BC1 = torch.linalg.vector_norm(d_BCT, dim=-1, keepdim=True) / math.sqrt(x_BCT.shape[-1])
+    flat_BC1 = spread_BC1 <= rounding_BC1
     if norm == "window":
-        power_B11 = power_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
-        return d_BCT / power_B11.masked_fill(power_B11 == 0.0, 1.0).sqrt()
-    scale_BC1 = power_BC1.masked_fill(flat_BC1, 1.0).sqrt()
-    if norm == "robust":
-        mad_BC1 = 1.4826 * _median(d_BCT.abs())
-        scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
-    quiet_B11 = _QUIET * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
-    d_BCT = d_BCT / torch.maximum(scale_BC1, quiet_B11)
-    return d_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else d_BCT
+        power_B11 = spread_BC1.masked_fill(flat_BC1, 0.0).square().mean(1, keepdim=True)
+        scale_BC1 = power_B11.masked_fill(power_B11 == 0.0, 1.0).sqrt()
+    else:
+        scale_BC1 = spread_BC1
+        if norm == "robust":
+            mad_BC1 = 1.4826 * _median(d_BCT.abs())
+            scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
+        quiet_B11 = _QUIET * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
+        scale_BC1 = torch.maximum(scale_BC1.masked_fill(flat_BC1, 1.0), quiet_B11)
+    y_BCT = d_BCT * scale_BC1.reciprocal().masked_fill(flat_BC1, 0.0)
+    return y_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else y_BCT
 
 
 def _median(x_BCT: Tensor) -> Tensor:
@@ -99,15 +100,22 @@ class Masks:
     ----------
     scale_M
         For each value that is dropped or kept, 0 or 1 / (1 - p).
+    batch, first
+        Of a part of a batch: the windows that the masks are for, and which of them is the part's first.
     """
 
-    def __init__(self, scale_M: Tensor) -> None:
+    def __init__(self, scale_M: Tensor, batch: int = 0, first: int = 0) -> None:
         self._scale_M, self._taken = scale_M, 0
+        self._batch, self._first = batch, first
 
     def take(self, x: Tensor) -> Tensor:
         """The next mask, of `x`'s shape and type."""
-        start, self._taken = self._taken, self._taken + x.numel()
-        return self._scale_M[start : self._taken].view(x.shape).to(x.dtype)
+        size = x.numel() // len(x) * self._batch if self._batch else x.numel()
+        start, self._taken = self._taken, self._taken + size
+        mask = self._scale_M[start : self._taken]
+        if self._batch:
+            mask = mask.view(self._batch, -1)[self._first : self._first + len(x)]
+        return mask.view(x.shape).to(x.dtype)
 
 
 class Dropout(nn.Module):
@@ -303,8 +311,15 @@ class Conformer(nn.Module):
 
         In training, `scale_M` holds dropout masks in the order of `dropout_plan`; without it, they are drawn.
         """
-        masks = None if scale_M is None else Masks(scale_M)
-        y_BFT = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
+        return self.back(self.front(x, prepared=prepared), None if scale_M is None else Masks(scale_M))
+
+    def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+        """The part that sees a batch as a whole, up to BatchNorm: windows to (B, filters, T - kernel + 1)."""
+        out: Tensor = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
+        return out
+
+    def back(self, y_BFT: Tensor, masks: Masks | None = None) -> Tensor:
+        """The rest, in which every window goes its own way: what `front` gave to (B, n_outputs)."""
         if self.features == "mean":
             tokens_BFN = self.pool(F.elu(y_BFT))
         else:

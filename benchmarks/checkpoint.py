@@ -1,0 +1,75 @@
+"""What a checkpoint of every fold after every epoch costs an epoch.
+
+    python benchmarks/checkpoint.py                  # 4 folds of 2,000 training windows 129 x 200, SAM, one thread
+
+The same trial in one process, epoch by epoch in turns: written (a whole state a fold, with its digest, flushed to the
+disk, by another thread while the next epoch is trained) and not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import itertools
+
+import torch
+
+from benchmarks.folds import windows_of
+from benchmarks.timing import where_and_when
+from raypipe.config import parse_config
+from raypipe.messages import Reply
+from raypipe.share import Share
+from raypipe.store import RunStore
+from tests.toys import make_run
+
+
+def epochs_of(share: Share, count: int) -> list[float]:
+    """Seconds from one report to the next; all but the first, which the start is in."""
+    seen: list[float] = []
+
+    def report(epoch: int, outcomes: object) -> Reply:
+        seen.append(time.perf_counter())
+        return Reply(len(seen) <= count, epoch)
+
+    share.train(0, report)
+    return [b - a for a, b in itertools.pairwise(seen)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"folds": 4, "windows": 2000, "channels": 129, "samples": 200, "epochs": 3, "rounds": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    toy = windows_of(args.windows * args.folds // (args.folds - 1), args.channels, args.samples, 4 * args.folds)
+    config = parse_config({"model/kernels": "paper", "sam/name": "sam", "epochs": 50, "patience": 50})
+    print(where_and_when())
+    found: dict[str, list[float]] = {"written": [], "not written": []}
+    with tempfile.TemporaryDirectory() as name:
+        for turn in range(args.rounds):
+            for way, seconds in found.items():
+                run = make_run(Path(name) / f"{way}-{turn}", toy, n_folds=args.folds)
+                run.add_trial(0, config)
+                share = Share(run, toy, 0, range(args.folds))  # type: ignore[arg-type]
+                if way == "written":
+                    seconds += epochs_of(share, args.epochs)
+                    size = sum(f.stat().st_size for f in Path(run.where).rglob("*.ckpt")) / 2**20
+                else:
+                    with patch.object(RunStore, "write_checkpoint"):
+                        seconds += epochs_of(share, args.epochs)
+    for way, seconds in found.items():
+        print(f"an epoch of {args.folds} folds, checkpoints {way:12}{statistics.median(seconds):8.3f} s")
+    cost = statistics.median(found["written"]) / statistics.median(found["not written"]) - 1
+    print(f"cost of a checkpoint: {cost:.1%} of an epoch ({size:.0f} MiB lay there at the end)")
+
+
+if __name__ == "__main__":
+    main()
