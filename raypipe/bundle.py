@@ -18,12 +18,15 @@ from raypipe.files import LocalFolder
 from raypipe.folds import FoldMap
 from raypipe.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.records import digest
+from raypipe.remote import shown
 from raypipe.store import RunStore, versions
 from raypipe.verdict import predicted
 from raypipe.windows import Plan, WindowStore
 
 FORMAT: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
+FILES = (RECORD, TENSORS, CARD)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
 
 
@@ -74,6 +77,8 @@ class BundleInfo(BaseModel):
     seed: int
     data_hash: str
     versions: dict[str, str]
+    sha256: dict[str, str] = {}
+    """Checksums of the other files; empty in bundles of raypipe 0.1."""
 
     def spec(self) -> dict[str, Any]:
         """What `EnsembleModule` is built from."""
@@ -98,7 +103,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     Raises
     ------
     UserError
-        `out` holds something else, or weights are missing.
+        `out` holds something else, or weights are damaged or missing.
     """
     from safetensors.torch import save
 
@@ -106,16 +111,17 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: a file; a bundle is a folder")
     folder = LocalFolder(path)
-    foreign = [name for name in folder.names() if name not in (RECORD, TENSORS, CARD)]
+    foreign = [name for name in folder.names() if name not in FILES]
     if foreign:
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     windows = WindowStore(run.info.data) if windows is None else windows
+    run.require_whole(ensemble.trials)
     spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
     configs = {number: run.config(number) for number in ensemble.trials}
     info = BundleInfo(
         format=FORMAT,
         created=time.time(),
-        run=run.where.rstrip("/").rpartition("/")[2],
+        run=shown(run.where).rpartition("/")[2],
         task=run.info.task,
         kind=run.info.kind,
         classes=run.info.classes,
@@ -138,9 +144,11 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         data_hash=run.info.data_hash,
         versions=versions(),
     )
+    files = {TENSORS: save(state), CARD: model_card(info).encode()}
+    info = info.model_copy(update={"sha256": {name: digest(data) for name, data in files.items()}})
     folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
-    folder.write(TENSORS, save(state))
-    folder.write(CARD, model_card(info).encode())
+    for name, data in files.items():
+        folder.write(name, data)
     folder.write(RECORD, (info.model_dump_json(indent=1) + "\n").encode())
     return path
 
@@ -227,7 +235,7 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     Raises
     ------
     UserError
-        It is none, is damaged, or holds a pickle.
+        It is none, is damaged, or holds a file that is no part of a bundle: a pickle might run code.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -236,8 +244,9 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     if not folder.exists(RECORD):
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
     for name in folder.names():
-        if name not in (RECORD, TENSORS, CARD) and _is_pickle(folder.path / name):
-            raise UserError(f"{path}/{name}: a pickle, which may run code when it is read, is no part of a bundle")
+        if name not in FILES:
+            what = ": a pickle, which may run code when it is read" if _is_pickle(folder.path / name) else ""
+            raise UserError(f"{path}/{name}{what}: no part of a bundle; remove it if you know it")
     try:
         info = BundleInfo.model_validate_json(folder.read(RECORD))
     except ValidationError as error:
@@ -245,9 +254,13 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
         where = "/".join(map(str, problem["loc"]))
         raise UserError(f"{path}/{RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
     try:
-        module = build_module(info.spec(), load(folder.read(TENSORS)))
+        tensors = folder.read(TENSORS)
     except FileNotFoundError:
         raise UserError(f"{path}: {TENSORS} is missing; copy the bundle again") from None
+    if info.sha256.get(TENSORS, digest(tensors)) != digest(tensors):
+        raise UserError(f"{path}/{TENSORS}: damaged (its checksum is not the one in {RECORD}); copy the bundle again")
+    try:
+        module = build_module(info.spec(), load(tensors))
     except (SafetensorError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None

@@ -82,6 +82,8 @@ def check_submission(
 ) -> CheckReport:
     """Unpack a submission and run the scorer's loop on it.
 
+    Its code is run, in a process of its own but with your rights: check what you have made or read.
+
     Parameters
     ----------
     path
@@ -140,13 +142,19 @@ def _unpack(report: CheckReport, folder: Path) -> bool:
 
 
 def _unsafe(members: list[zipfile.ZipInfo]) -> str | None:
+    seen: set[str] = set()
     for member in members:
-        name = member.filename
+        name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
         pure = PurePosixPath(name.replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        if not pure.name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
             return f"'{name}' would be written outside the folder it is unpacked to"
-        if stat.S_ISLNK(member.external_attr >> 16):
+        if stat.S_ISLNK(kind):
             return f"'{name}' is a link"
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            return f"'{name}' is no file"
+        if name in seen:
+            return f"'{name}' is in it twice: which of them counts depends on who unpacks it"
+        seen.add(name)
     size = sum(member.file_size for member in members)
     return f"unpacked it would take {size / 2**30:.1f} GB" if size > LARGEST else None
 

@@ -40,6 +40,8 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(f"{name}: holds more than tensors and plain values; it is not loaded") from None
+    except Exception as error:  # forged, for its checksum is right: torch has no common class for what it may find
+        raise CheckpointError(f"{name}: not what raypipe writes ({type(error).__name__})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: holds no state")
     return state

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ class Ensemble:
             weights = np.array(record["weights"], dtype=np.float64)
             trials = [int(number) for number in record["trials"]]
             return cls(run, record["method"], trials, weights, table, record["verdict"], held_out, record["looks"])
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (KeyError, ValueError, TypeError, OSError, BadZipFile) as error:
             raise UserError(
                 f"{run.where}/{RECORD}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
             ) from None
@@ -184,7 +185,7 @@ def fit_ensemble(
     Raises
     ------
     UserError
-        No trial can be used, the method is unknown, or the windows are not the run's.
+        No trial can be used, one of the best is damaged, the method is unknown, or the windows are not the run's.
     LeakError
         Out-of-fold predictions do not follow the run's fold map.
     """
@@ -201,6 +202,7 @@ def fit_ensemble(
             f"{windows.path}: not the windows that {run.where} was made from (hash {windows.data_hash[:12]}, the run "
             f"has {run.info.data_hash[:12]})"
         )
+    run.require_whole(trials)
     index, out = run.folds.search_index(windows.subjects), run.folds.held_out_index(windows.subjects)
     audit(windows.subjects, {"search": index, "held-out": out})
     folds = run.folds.folds(windows.subjects)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -14,8 +15,12 @@ class UserError(Exception):
     """
 
 
-class DiskFullError(UserError):
-    """No room is left where raypipe writes; what was written before is whole and the same command goes on."""
+class StorageError(UserError):
+    """The storage cannot be used any longer; what was written before is whole and the same command goes on."""
+
+
+class DiskFullError(StorageError):
+    """No room is left where raypipe writes."""
 
 
 class CheckpointError(Exception):
@@ -24,6 +29,22 @@ class CheckpointError(Exception):
 
 class InterruptedSweepError(Exception):
     """The sweep was asked to stop (Ctrl-C, SIGTERM) and has stopped in good order."""
+
+
+class LostSweepError(Exception):
+    """What executes the sweep has died (its desk, Ray Tune), for which no trial is to blame; it is begun again.
+
+    Parameters
+    ----------
+    reason
+        Who died, in words.
+    progress
+        Whether an epoch was finished before.
+    """
+
+    def __init__(self, reason: str, progress: bool) -> None:
+        super().__init__(reason)
+        self.progress = progress
 
 
 class InterruptedEpochError(Exception):
@@ -36,11 +57,36 @@ class NonFiniteError(Exception):
 
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
     """Turn "no space left" and "quota exceeded" into the line users see; None for any other error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
         return None
     return DiskFullError(
         f"{where}: no space left on the disk; make room and run the same command again (nothing written so far is lost)"
     )
+
+
+# What object stores say; they have no error numbers.
+_FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
+
+
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "bad_alloc",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, torch's on host or GPU, or the machine's, for which Ray kills a process.
+
+    Told by names, since neither torch nor Ray is imported here.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol
 
 from raypipe.errors import UserError, disk_full
-
-TEMPORARY = ".part"
+from raypipe.remote import TEMPORARY as TEMPORARY
+from raypipe.remote import RemoteFolder
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -79,6 +79,9 @@ class Folder(Protocol):
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below the folder `prefix`, temporary ones left out."""
 
+    def temporary(self) -> list[str]:
+        """Sorted names of temporary files: being written, or left by who was killed in the midst of it."""
+
     def remove(self, name: str) -> None:
         """Remove the file; nothing happens where there is none."""
 
@@ -100,78 +103,18 @@ class LocalFolder:
         return (self.path / name).is_file()
 
     def names(self, prefix: str = "") -> list[str]:
-        return sorted(self._walk(self.path / prefix))
+        return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(TEMPORARY))
+
+    def temporary(self) -> list[str]:
+        return sorted(name for name in self._walk(self.path) if name.endswith(TEMPORARY))
 
     def _walk(self, top: Path) -> Iterator[str]:
         for folder, _, files in os.walk(top):
             for file in files:
-                if not file.endswith(TEMPORARY):
-                    yield (Path(folder) / file).relative_to(self.path).as_posix()
+                yield (Path(folder) / file).relative_to(self.path).as_posix()
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
-
-
-class RemoteFolder:
-    """A folder behind a pyarrow.fs URI (``s3://``, ``gs://``, ``hdfs://``, ``file://``).
-
-    Object stores put a file whole or not at all. Other file systems get a temporary name and a rename.
-    """
-
-    def __init__(self, uri: str) -> None:
-        from pyarrow import fs
-
-        try:
-            self._fs, self._root = fs.FileSystem.from_uri(uri)
-        except Exception as error:  # pyarrow has no common base class for these
-            raise UserError(f"{uri}: not a storage that pyarrow.fs can open ({str(error).splitlines()[0]})") from None
-        self.where = uri
-        self._renames = self._fs.type_name not in ("s3", "gcs", "abfs")
-
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
-
-    def write(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        if not self._renames:
-            with self._fs.open_output_stream(path) as file:
-                file.write(data)
-            return
-        folder, _, last = path.rpartition("/")
-        temporary = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
-        self._fs.create_dir(folder, recursive=True)
-        try:
-            with self._fs.open_output_stream(temporary) as file:
-                file.write(data)
-            self._fs.move(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._fs.delete_file(temporary)
-            raise disk_full(error, f"{self.where}/{name}") or error from None
-
-    def read(self, name: str) -> bytes:
-        with self._fs.open_input_stream(self._path(name)) as file:
-            return bytes(file.read())
-
-    def exists(self, name: str) -> bool:
-        from pyarrow import fs
-
-        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
-
-    def names(self, prefix: str = "") -> list[str]:
-        from pyarrow import fs
-
-        found = self._fs.get_file_info(fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True))
-        root = self._root.rstrip("/") + "/"
-        return sorted(
-            info.path.removeprefix(root)
-            for info in found
-            if info.type == fs.FileType.File and not info.path.endswith(TEMPORARY)
-        )
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(self._path(name))
 
 
 def open_folder(where: str | Path) -> Folder:
@@ -188,10 +131,11 @@ def read_json(folder: Folder, name: str) -> Any:
     UserError
         The file is no whole JSON document.
     """
-    try:
-        return json.loads(folder.read(name))
-    except ValueError:
-        raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy") from None
+    for _ in range(2):
+        # Twice, for a file that is rewritten meanwhile: pyarrow asks a store for its length and then for its bytes.
+        with contextlib.suppress(ValueError):
+            return json.loads(folder.read(name))
+    raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy")
 
 
 def write_json(folder: Folder, name: str, value: Any) -> None:

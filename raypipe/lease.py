@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from raypipe.errors import UserError
+from raypipe.errors import StorageError, UserError
 from raypipe.files import Folder, LocalFolder, lock, read_json, write_json
 
 BEAT = 5.0
@@ -30,6 +30,8 @@ def current(folder: Folder) -> dict[str, Any] | None:
         return None
     try:
         record = dict(read_json(folder, FILE))
+    except StorageError:  # who does not know whether there is a driver must not become one
+        raise
     except (UserError, FileNotFoundError):
         return None
     return record | {"alive": _alive(folder, record)}

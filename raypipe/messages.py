@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import DiskFullError, NonFiniteError, UserError
+from raypipe.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
+
+OUT_OF_MEMORY = "out-of-memory"
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ class Crew:
 
 
 def describe(error: Exception) -> Failure:
-    """Tell kinds of failure apart; none of these is cured by trying again."""
+    """Tell kinds of failure apart; of these, only memory that ran out is worth a second try (`raypipe.retries`)."""
     line = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, DiskFullError):
         return Failure("disk-full", line)
+    if isinstance(error, StorageError):
+        return Failure("storage", line)
     if isinstance(error, NonFiniteError):
         return Failure("non-finite", line)
     if isinstance(error, UserError):
         return Failure("bad-configuration", line)
-    return Failure("error", f"{type(error).__name__}: {line}", traceback.format_exc(limit=-8))
+    trace = traceback.format_exc(limit=-8)
+    if out_of_memory(error):
+        place = "GPU" if "CUDA" in str(error) else "host"
+        return Failure(OUT_OF_MEMORY, f"no memory left on the {place}" + (f": {line}" if line else ""), trace)
+    return Failure("error", f"{type(error).__name__}: {line}", trace)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import CheckpointError, DiskFullError, InterruptedEpochError, NonFiniteError
-from raypipe.messages import FoldEpoch, Reply, describe
+from raypipe.errors import CheckpointError, InterruptedEpochError, NonFiniteError, StorageError
+from raypipe.logs import TrialLog
+from raypipe.messages import Failure, FoldEpoch, Reply, describe
 from raypipe.metrics import score
+from raypipe.retries import second_try
 from raypipe.store import Epoch, OutOfFold, RunStore, State, TrialResult, best_epoch
 
 if TYPE_CHECKING:
@@ -96,18 +98,21 @@ def finish_trial(
     state: State,
     reason: str,
     failure: str | None = None,
+    trace: str = "",
 ) -> TrialResult:
     """Gather what a trial leaves (out-of-fold predictions and weights of its best epoch) and record its end.
 
-    Doing it again changes nothing: a trial whose result is there is given back as it is.
+    Doing it again changes nothing: a trial whose result is there is given back as it is. `trace`, the end of a
+    traceback, goes into the trial's log.
     """
     ended = run.result(number)
     if ended is None:
         history = run.history(number)
         best = best_epoch(history, run.info.direction)
+        files = run.records_left(number)
         if best is not None and state != "failed":
             try:
-                _gather(run, windows, number, best.epoch, weights=state != "pruned")
+                files |= _gather(run, windows, number, best.epoch, weights=state != "pruned")
             except (CheckpointError, FileNotFoundError) as error:
                 state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
         ended = TrialResult(
@@ -120,18 +125,23 @@ def finish_trial(
             reason=reason,
             failure=failure,
             finished=time.time(),
+            files=files,
         )
+        kind = f" ({failure})" if failure else ""
+        TrialLog(run.folder, number, "end").say(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
         run.write_result(ended)
     for fold in range(run.folds.n_folds):
         run.drop_checkpoints(number, fold)
     return ended
 
 
-def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, weights: bool) -> None:
+def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, weights: bool) -> dict[str, str]:
+    """Write what the folds' checkpoints of `epoch` give; the files' entries in `TrialResult.files`."""
     import torch
 
     from raypipe.share import read_fold
 
+    files: dict[str, str] = {}
     index, folds, predictions = [], [], []
     for fold in range(run.folds.n_folds):
         state = read_fold(run, number, fold, epoch)
@@ -143,16 +153,14 @@ def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, wei
             extra = {"target.centre": state["centre"], "target.scale": state["scale"]}
             tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
             tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
-            run.write_weights(number, fold, tensors)
+            files |= run.write_weights(number, fold, tensors)
     order = np.argsort(np.concatenate(index), kind="stable")
-    run.write_oof(
-        number,
-        OutOfFold(
-            np.concatenate(index)[order],
-            np.concatenate(folds)[order],
-            np.concatenate(predictions)[order].astype(np.float32),
-        ),
+    oof = OutOfFold(
+        np.concatenate(index)[order],
+        np.concatenate(folds)[order],
+        np.concatenate(predictions)[order].astype(np.float32),
     )
+    return files | run.write_oof(number, oof)
 
 
 def run_trial(
@@ -169,18 +177,24 @@ def run_trial(
     from raypipe.share import Share
 
     referee = Referee(run, windows, number)
+    failure: Failure | None = None
+
+    def train() -> None:
+        share = Share(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
+        share.train(referee.done, report, interrupted)
 
     def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
         referee.take(epoch, outcomes)
         return Reply(not referee.over, referee.best)
 
-    try:
-        if not referee.over:
-            share = Share(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
-            share.train(referee.done, report, interrupted)
-    except (DiskFullError, InterruptedEpochError):
-        raise
-    except Exception as error:
-        failure = describe(error)
-        return finish_trial(run, windows, number, "failed", failure.reason, failure.kind)
+    while failure is None and not referee.over:
+        try:
+            train()
+            break
+        except (StorageError, InterruptedEpochError):
+            raise
+        except Exception as error:
+            failure = second_try(run, number, describe(error), "process")
+    if failure is not None:
+        return finish_trial(run, windows, number, "failed", failure.reason, failure.kind, failure.trace)
     return finish_trial(run, windows, number, "complete", "trained to the end")

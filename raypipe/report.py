@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe import page, pictures
-from raypipe.config import TrialConfig
+from raypipe.config import TrialConfig, flat
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.metrics import score
-from raypipe.results import flat
+from raypipe.remote import shown
 from raypipe.store import RunStore, State, TrialResult
 from raypipe.verdict import ENSEMBLE, predicted, spoken
 
@@ -51,14 +51,14 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
         write_whole(Path(out), lambda file: file.write(text))
         return Path(out)
     run.folder.write(NAME, text)
-    return run.local / NAME if run.local else f"{run.where.rstrip('/')}/{NAME}"
+    return run.local / NAME if run.local else f"{shown(run.where)}/{NAME}"
 
 
 def render(run: RunStore) -> str:
     """The report as HTML."""
     ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
     results = run.results()
-    name = run.where.rstrip("/").rpartition("/")[2]
+    name = shown(run.where).rpartition("/")[2]
     ended = f"{len(results)} of {len(run.numbers())} trials ended"
     parts = [
         _answer(run, ensemble),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raypipe.config import TrialConfig
+from raypipe.config import flat
 from raypipe.store import RunStore, best_epoch
 
 if TYPE_CHECKING:
@@ -69,14 +69,3 @@ class Run:
         from raypipe.ensemble import fit_ensemble
 
         return fit_ensemble(self.store, **options)
-
-
-def flat(config: TrialConfig) -> dict[str, Any]:
-    """A configuration by parameter name, such as ``loss/gamma``."""
-    out: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            out |= {f"{name}/{inner}": v for inner, v in value.items()}
-        else:
-            out[name] = value
-    return out

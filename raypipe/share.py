@@ -16,7 +16,9 @@ import torch
 from raypipe import checkpoint
 from raypipe.errors import CheckpointError, InterruptedEpochError
 from raypipe.feed import Feed
+from raypipe.logs import TrialLog
 from raypipe.messages import FoldEpoch, Reply
+from raypipe.retries import retry_of
 from raypipe.stack import FoldStack, stackable
 from raypipe.store import RunStore
 from raypipe.train import FoldTrainer
@@ -46,6 +48,8 @@ class Share:
     stem, stacked
         How: the stem's algorithm, and whether the folds are trained as one program. A trial that goes on must keep
         both to repeat its numbers to the bit.
+    who
+        Whose part of the trial's log this is.
     """
 
     def __init__(
@@ -58,10 +62,14 @@ class Share:
         *,
         stem: str = "fourier",
         stacked: bool = False,
+        who: str = "process",
     ) -> None:
         self.run, self.number, self.folds = run, number, list(folds)
         self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
         self.stem, self.stacked = stem, stacked
+        retry = retry_of(run, number)
+        self.micro_batch = retry.micro_batch if retry else None
+        self.log = TrialLog(run.folder, number, who)
         self._trainers: dict[int, FoldTrainer] = {}
         self._stack: FoldStack | None = None
         self._found: dict[int, set[int]] | None = None
@@ -82,6 +90,7 @@ class Share:
             Asked before every batch; True raises `train.InterruptedEpochError`.
         """
         epochs = self.run.config(self.number).epochs
+        self.log.say(f"{self._work()}: {f'goes on after epoch {done}' if done else 'starts'}")
         with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as other:
             waiting: Future[bool] | None = None
 
@@ -100,6 +109,12 @@ class Share:
                 waiting = other.submit(self._hand_in, epoch, outcomes, states, report)
             if waiting is not None:
                 waiting.result()
+
+    def _work(self) -> str:
+        way = (
+            f"micro-batches of {self.micro_batch}" if self.micro_batch else "stacked" if self.stacked else "one by one"
+        )
+        return f"folds {', '.join(map(str, self.folds))} on {self.feed.device.type}, {self.stem} stem, {way}"
 
     def _hand_in(
         self, epoch: int, outcomes: dict[int, FoldEpoch], states: dict[int, dict[str, Any]], report: Report
@@ -147,8 +162,7 @@ class Share:
         while trainers[0].epoch < epoch:
             outcomes = self._run_epoch(trainers, interrupted)
         return dict(zip(folds, outcomes, strict=True)), {
-            fold: trainer.state_dict() | _outcome_state(trainer, outcome)
-            for fold, trainer, outcome in zip(folds, trainers, outcomes, strict=True)
+            fold: _state(trainer, outcome) for fold, trainer, outcome in zip(folds, trainers, outcomes, strict=True)
         }
 
     def _run_epoch(self, trainers: list[FoldTrainer], interrupted: Callable[[], bool]) -> list[FoldEpoch]:
@@ -163,7 +177,9 @@ class Share:
     def _trainer(self, fold: int) -> FoldTrainer:
         train, validation = self.run.folds.split(self.feed.windows.subjects, fold)
         config = self.run.config(self.number)
-        return FoldTrainer(config, self.feed, train, validation, fold=fold, stem=self.stem)
+        return FoldTrainer(
+            config, self.feed, train, validation, fold=fold, stem=self.stem, micro_batch=self.micro_batch
+        )
 
     def _known(self, folds: Sequence[int]) -> set[int]:
         """Epochs that checkpoints lie there of; looked up once, at the first epoch after a start."""
@@ -180,6 +196,7 @@ class Share:
             if len(states) == len(folds):
                 for fold, state in zip(folds, states, strict=True):
                     self._trainers[fold].load_state_dict(state)
+                self.log.say(f"folds {', '.join(map(str, folds))} taken up from their checkpoints of epoch {epoch}")
                 return
         if any(self._trainers[fold].epoch for fold in folds):
             self._trainers |= {fold: self._trainer(fold) for fold in folds}
@@ -191,12 +208,15 @@ class Share:
             return None
         except CheckpointError as error:
             log.warning("%s: using the one before it", error)
+            self.log.say(f"{error}: using the one before it")
             return None
 
 
-def _outcome_state(trainer: FoldTrainer, outcome: FoldEpoch) -> dict[str, Any]:
-    return {
-        "weights": trainer.weights(),
+def _state(trainer: FoldTrainer, outcome: FoldEpoch) -> dict[str, Any]:
+    """What a checkpoint holds; weights that are the model's own are the same tensors, which are written once."""
+    state = trainer.state_dict()
+    return state | {
+        "weights": trainer.weights() if trainer.chooses_weights else state["model"],
         "loss": outcome.loss,
         "predictions": torch.from_numpy(outcome.predictions),
         "seconds": outcome.seconds,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raypipe.errors import InterruptedEpochError
 from raypipe.messages import FoldEpoch
-from raypipe.sam import Step, Steps, frozen_statistics, steps
+from raypipe.steps import Step, Steps, frozen_statistics, steps
 from raypipe.train import Batch, FoldTrainer
 
 Tensors = dict[str, Tensor]
@@ -123,8 +123,8 @@ class FoldStack:
 
 
 def stackable(trainers: Sequence[FoldTrainer]) -> bool:
-    """Whether folds can be stacked: more than one, and no loss scale of their own (float16)."""
-    return len(trainers) > 1 and trainers[0].scaler is None
+    """Whether folds can be stacked: more than one, no loss scale of their own (float16), and memory not short."""
+    return len(trainers) > 1 and trainers[0].scaler is None and not trainers[0].micro_batch
 
 
 def _send(one: Steps, loss: float) -> bool | Step:

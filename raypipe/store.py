@@ -13,125 +13,42 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two and the best are kept
 ``trials/0007/oof.npz``               out-of-fold predictions of the best epoch
 ``trials/0007/fold-2.safetensors``    the weights that made them
-``trials/0007/result.json``           how the trial ended; its presence means that it did
+``trials/0007/result.json``           how the trial ended, with checksums of what it left; its presence means that
+                                      it did
 ====================================  ==================================================================
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
-import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
 
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError
 from raypipe.files import Folder, LocalFolder, open_folder, read_json, write_json
 from raypipe.folds import FoldMap
+from raypipe.records import (
+    Epoch,
+    History,
+    OutOfFold,
+    RunInfo,
+    State,
+    TrialRecord,
+    TrialResult,
+    best_epoch,
+    digest,
+    pack_oof,
+    unpack,
+    valid,
+    versions,
+)
 from raypipe.space import SearchSpace
 
-FORMAT = "raypipe-run/1"
-
-State = Literal["complete", "pruned", "stopped", "failed"]
-
-
-class RunInfo(BaseModel):
-    """What a run is made of (``run.json``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = FORMAT
-    created: float
-    data: str
-    data_hash: str
-    task: str
-    kind: Literal["regression", "classification"]
-    metric: str
-    direction: Literal["minimize", "maximize"]
-    classes: list[str]
-    seed: int
-    space: str
-    space_hash: str
-    folds_hash: str
-    versions: dict[str, str]
-
-
-class Epoch(BaseModel):
-    """One epoch of one trial over all its folds (``history.json``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epoch: int
-    passes: int
-    """Forward and backward passes over the training windows so far (SAM: two an epoch); ASHA's resource."""
-    score: float
-    """The task's metric over the pooled out-of-fold predictions of this epoch."""
-    fold_scores: list[float | None]
-    """Each fold's own score; None where it has none (AUC of one class)."""
-    losses: list[float]
-    """Mean training loss of each fold."""
-    seconds: float
-    """Training and predicting, summed over the folds: seconds of one worker."""
-    by_fold: bool = False
-    """Each fold chooses its epoch by itself (on subjects of its training side): the latest epoch holds the choices."""
-    over: bool = False
-    """Every fold has stopped by itself."""
-
-
-class TrialResult(BaseModel):
-    """How a trial ended (``result.json``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: int
-    state: State
-    score: float | None
-    """Score over all folds at the best epoch; None where no epoch was finished."""
-    best_epoch: int
-    epochs: int
-    seconds: float
-    reason: str
-    failure: str | None = None
-    """Kind of failure: bad-configuration, non-finite, error, lost-worker."""
-    finished: float
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Out-of-fold predictions of one trial: each window predicted by the fold model that never saw its subject."""
-
-    windows: NDArray[np.int64]
-    """(N,) window numbers in the store of windows, ascending."""
-    folds: NDArray[np.int64]
-    """(N,) fold that each belongs to."""
-    predictions: NDArray[np.float32]
-    """(N, outputs): the value in target units, or class probabilities."""
-
-
-def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
-    """The epoch with the best score over all folds, the first of equals; the latest where folds choose themselves."""
-    if not history:
-        return None
-    if history[-1].by_fold:
-        return history[-1]
-    return min(history, key=lambda e: e.score if direction == "minimize" else -e.score)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    packages = ("raypipe", "torch", "ray", "optuna", "mne", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+__all__ = ["Epoch", "OutOfFold", "RunInfo", "RunStore", "State", "TrialResult", "best_epoch", "versions"]
 
 
 class RunStore:
@@ -174,7 +91,7 @@ class RunStore:
         text = folds.model_dump_json(indent=1).encode()
         folder.write("folds.json", text)
         folder.write("space.py", space.source.encode())
-        info = info.model_copy(update={"folds_hash": hashlib.sha256(text).hexdigest()})
+        info = info.model_copy(update={"folds_hash": digest(text)})
         write_json(folder, "run.json", info.model_dump(mode="json"))
         return cls.open(where)
 
@@ -190,22 +107,18 @@ class RunStore:
         folder = open_folder(where)
         if not folder.exists("run.json"):
             raise UserError(f"{where}: no raypipe run there; make one with: raypipe sweep SPACE --data STORE --run RUN")
-        try:
-            info = RunInfo.model_validate(read_json(folder, "run.json"))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise UserError(f"{where}/run.json: {'/'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        info = valid(RunInfo, folder, "run.json")
         try:
             folds_text, space_text = folder.read("folds.json"), folder.read("space.py")
         except FileNotFoundError as error:
             raise UserError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
-        if hashlib.sha256(folds_text).hexdigest() != info.folds_hash:
+        if digest(folds_text) != info.folds_hash:
             raise UserError(
                 f"{where}/folds.json: changed since the run was made, but a run's fold map is frozen: restore it"
             )
-        space = SearchSpace(space_text.decode(), info.space)
-        if space.hash != info.space_hash:
+        if digest(space_text) != info.space_hash:
             raise UserError(f"{where}/space.py: changed since the run was made; another space needs another run folder")
+        space = SearchSpace(space_text.decode(), info.space)
         return cls(folder, info, FoldMap.model_validate_json(folds_text), space)
 
     # Trials
@@ -221,8 +134,8 @@ class RunStore:
 
     def add_trial(self, number: int, config: TrialConfig) -> None:
         """Record a configuration under its number."""
-        record = {"number": number, "started": time.time(), "config": config.model_dump(mode="json")}
-        write_json(self.folder, self._trial(number, "trial.json"), record)
+        record = TrialRecord(number=number, started=time.time(), config=config)
+        write_json(self.folder, self._trial(number, "trial.json"), record.model_dump(mode="json"))
 
     def has_trial(self, number: int) -> bool:
         """Whether the trial has been recorded."""
@@ -230,15 +143,15 @@ class RunStore:
 
     def config(self, number: int) -> TrialConfig:
         """Configuration of a trial."""
-        return TrialConfig.model_validate(self._record(number)["config"])
+        return self._record(number).config
 
     def started(self, number: int) -> float:
         """Unix time at which a trial was first asked for."""
-        return float(self._record(number)["started"])
+        return self._record(number).started
 
-    def _record(self, number: int) -> dict[str, Any]:
+    def _record(self, number: int) -> TrialRecord:
         try:
-            return dict(read_json(self.folder, self._trial(number, "trial.json")))
+            return valid(TrialRecord, self.folder, self._trial(number, "trial.json"))
         except FileNotFoundError:
             raise UserError(f"{self.where}: no trial {number}") from None
 
@@ -247,7 +160,7 @@ class RunStore:
         name = self._trial(number, "history.json")
         if not self.folder.exists(name):
             return []
-        return [Epoch.model_validate(record) for record in read_json(self.folder, name)]
+        return valid(History, self.folder, name).root
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
@@ -257,7 +170,7 @@ class RunStore:
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
         name = self._trial(number, "result.json")
-        return TrialResult.model_validate(read_json(self.folder, name)) if self.folder.exists(name) else None
+        return valid(TrialResult, self.folder, name) if self.folder.exists(name) else None
 
     def write_result(self, result: TrialResult) -> None:
         """Record a trial's end."""
@@ -309,18 +222,23 @@ class RunStore:
                 self.folder.remove(self._checkpoint(number, fold, epoch))
 
     def tidy(self) -> None:
-        """Remove checkpoints of trials that have ended: a worker may write its last one after the trial's end."""
+        """Remove what nobody needs when a sweep has ended.
+
+        Checkpoints of trials that have ended: a worker may write its last one after the trial's end. And temporary
+        files of who was killed while writing, but not those that `report` and `ensemble` may have in hand.
+        """
+        for name in self.folder.temporary():
+            if name.startswith(("trials/", "compute/", "study/")) or ("/" not in name and ".json." in name):
+                self.folder.remove(name)
         for name in self.folder.names("trials"):
             if name.endswith(".ckpt") and self.result(int(name.split("/")[1])) is not None:
                 self.folder.remove(name)
 
     # What a trial leaves
 
-    def write_oof(self, number: int, oof: OutOfFold) -> None:
-        """Record out-of-fold predictions."""
-        buffer = io.BytesIO()
-        np.savez(buffer, windows=oof.windows, folds=oof.folds, predictions=oof.predictions)
-        self.folder.write(self._trial(number, "oof.npz"), buffer.getvalue())
+    def write_oof(self, number: int, oof: OutOfFold) -> dict[str, str]:
+        """Record out-of-fold predictions; gives the file's entry in `TrialResult.files`."""
+        return self._leave(number, "oof.npz", pack_oof(oof))
 
     def oof(self, number: int) -> OutOfFold:
         """Out-of-fold predictions of a trial.
@@ -328,23 +246,99 @@ class RunStore:
         Raises
         ------
         UserError
-            The trial has left none.
+            The trial has left none, or they are damaged.
         """
         try:
-            data = self.folder.read(self._trial(number, "oof.npz"))
+            left: OutOfFold = self._left(number, "oof.npz")
         except FileNotFoundError:
             raise UserError(f"{self.where}: trial {number} has no out-of-fold predictions") from None
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return OutOfFold(arrays["windows"], arrays["folds"], arrays["predictions"])
+        return left
 
-    def write_weights(self, number: int, fold: int, tensors: dict[str, Any]) -> None:
-        """Keep the weights of a fold's best epoch (safetensors)."""
+    def write_weights(self, number: int, fold: int, tensors: dict[str, Any]) -> dict[str, str]:
+        """Keep the weights of a fold's best epoch (safetensors); gives the file's entry in `TrialResult.files`."""
         from safetensors.torch import save
 
-        self.folder.write(self._trial(number, f"fold-{fold}.safetensors"), save(tensors))
+        return self._leave(number, f"fold-{fold}.safetensors", save(tensors))
 
     def weights(self, number: int, fold: int) -> dict[str, Any]:
-        """Weights of a fold's best epoch."""
-        from safetensors.torch import load
+        """Weights of a fold's best epoch.
 
-        return dict(load(self.folder.read(self._trial(number, f"fold-{fold}.safetensors"))))
+        Raises
+        ------
+        FileNotFoundError
+            There are none.
+        UserError
+            They are damaged.
+        """
+        return dict(self._left(number, f"fold-{fold}.safetensors"))
+
+    def records_left(self, number: int) -> dict[str, str]:
+        """Entries in `TrialResult.files` of a trial's configuration and history, as they are now."""
+        there = [name for name in ("trial.json", "history.json") if self.folder.exists(self._trial(number, name))]
+        return {name: digest(self.folder.read(self._trial(number, name))) for name in there}
+
+    def _leave(self, number: int, name: str, data: bytes) -> dict[str, str]:
+        self.folder.write(self._trial(number, name), data)
+        return {name: digest(data)}
+
+    def _left(self, number: int, name: str) -> Any:
+        """Read a file that a trial has left, as it was when the trial ended."""
+        data = self.folder.read(self._trial(number, name))
+        ended = self.result(number)
+        try:
+            if ended is not None and ended.files.get(name, digest(data)) != digest(data):
+                raise ValueError("its checksum is not the one that the trial left")
+            return unpack(name, data)
+        except ValueError as error:
+            problem = str(error).splitlines()[0]
+            path = f"{self.where}/{self._trial(number, name)}"
+            raise UserError(f"{path}: damaged ({problem}); restore it from a copy") from None
+
+    def verify(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
+        """Read what trials have left, and compare it with the checksums in their results.
+
+        Parameters
+        ----------
+        numbers
+            The trials; None for all.
+
+        Returns
+        -------
+        dict
+            By name in the run, a line on each file that is damaged or missing; empty where all is well.
+        """
+        if numbers is None:
+            numbers = sorted({int(name.split("/")[1]) for name in self.folder.names("trials")})
+        found: dict[str, str] = {}
+        for number in numbers:
+            for name in self._expected(number):
+                path = self._trial(number, name)
+                try:
+                    self._left(number, name)
+                except FileNotFoundError:
+                    found[path] = f"{self.where}/{path}: missing; restore it from a copy"
+                except UserError as error:
+                    found[path] = str(error)
+        return found
+
+    def _expected(self, number: int) -> list[str]:
+        """Names of what a trial must have by now."""
+        try:
+            ended = self.result(number)
+        except UserError:
+            return ["result.json"]
+        if ended is None or ended.files:
+            return sorted(ended.files) if ended else ["trial.json"]
+        names = ["trial.json", "history.json"] if ended.epochs else ["trial.json"]
+        names += ["oof.npz"] if ended.epochs and ended.state != "failed" else []
+        kept = ended.epochs and ended.state in ("complete", "stopped")
+        return names + [f"fold-{fold}.safetensors" for fold in range(self.folds.n_folds if kept else 0)]
+
+    def require_whole(self, numbers: Iterable[int]) -> None:
+        """Raise a UserError that names every file of these trials that is damaged or missing."""
+        damaged = self.verify(numbers)
+        if len(damaged) > 1:
+            names = ", ".join(damaged)
+            raise UserError(f"{self.where}: {len(damaged)} files are damaged or missing: {names}; restore them")
+        for line in damaged.values():
+            raise UserError(line)

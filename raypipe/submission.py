@@ -57,7 +57,7 @@ def export_submission(
     Raises
     ------
     UserError
-        A run has no ensemble, its answer is not one number, or there is no such challenge.
+        A run has no ensemble or a damaged one, its answer is not one number, or there is no such challenge.
     """
     if not isinstance(ensembles, Mapping):
         store = ensembles if isinstance(ensembles, RunStore) else ensembles.run
@@ -100,6 +100,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
             "export a bundle instead"
         )
     windows = WindowStore(run.info.data) if windows is None else windows
+    run.require_whole(ensemble.trials)
     spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raypipe import sam
+from raypipe import passes
 from raypipe.config import TrialConfig
 from raypipe.errors import InterruptedEpochError, NonFiniteError
 from raypipe.feed import Feed
@@ -29,8 +30,10 @@ from raypipe.mixup import mix
 from raypipe.models import build_model
 from raypipe.models.conformer import Conformer, normalise
 from raypipe.optim import AdamW
+from raypipe.sam import Sam, norm_parameters
 from raypipe.schedule import Ema, lr_factor
 from raypipe.seeds import derive_seed
+from raypipe.steps import Step, optimizer_step
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore
@@ -68,6 +71,8 @@ class FoldTrainer:
         Where to compute; a `Feed` knows.
     stem
         How the stem is computed (see `Stem`).
+    micro_batch
+        Windows whose gradients are computed at a time, where memory is short (see `passes.gradients`).
 
     Notes
     -----
@@ -85,8 +90,9 @@ class FoldTrainer:
         fold: int,
         device: str = "cpu",
         stem: str = "fourier",
+        micro_batch: int | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.micro_batch = config, micro_batch
         self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
         self.windows = windows = self.feed.windows
         self.device = self.feed.device
@@ -121,15 +127,15 @@ class FoldTrainer:
         self.optimizer = AdamW(self.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.sam = None
         if config.sam.name != "none":
-            self.sam = sam.Sam(
+            self.sam = Sam(
                 self.optimizer,
                 rho=config.sam.rho,
                 method=config.sam.name,
-                parameters=sam.norm_parameters(self.model) if config.sam.only == "norm" else None,
+                parameters=norm_parameters(self.model) if config.sam.only == "norm" else None,
                 every=config.sam.every,
                 alpha=config.sam.alpha,
             )
-        self.dtype = autocast_type(config.precision, self.device)
+        self.dtype = passes.autocast_type(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.overflows = 0
         self.ema = Ema(self.model, optim.ema) if optim.ema else None
@@ -176,13 +182,14 @@ class FoldTrainer:
         """Take the epoch's step number `step`; its loss."""
         self.set_rate(step)
         prepared = self.model.prepare(batch.x)
-
-        def closure() -> Tensor:
-            return self.loss_of(self.forward(self.model, prepared, batch.masks), batch.y)
-
-        taken = sam.optimizer_step(
-            closure, self.model, self.optimizer, self.sam, self.config.optim.clip, scaler=self.scaler
-        )
+        how = self.model, self.optimizer, self.sam, self.config.optim.clip
+        if self.micro_batch:
+            given = self.model, prepared, batch.y, batch.masks, self.micro_batch, self.loss_of
+            in_parts = partial(passes.gradients, *given, dtype=self.dtype, scaler=self.scaler)
+            taken = passes.optimizer_step(in_parts, *how, scaler=self.scaler)
+        else:
+            whole = lambda: self.loss_of(self.forward(self.model, prepared, batch.masks), batch.y)  # noqa: E731
+            taken = optimizer_step(whole, *how, scaler=self.scaler)
         self.after(taken)
         return taken.loss
 
@@ -195,14 +202,14 @@ class FoldTrainer:
 
     def forward(self, model: Callable[..., Tensor], prepared: Tensor, masks: Tensor | None) -> Tensor:
         """Run a network, in the trial's precision, on what its `prepare` made."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with passes.autocast(self.device, self.dtype):
             return model(prepared, prepared=True, scale_M=masks)
 
     def loss_of(self, raw: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch."""
         return self.loss(raw.float(), y)
 
-    def after(self, taken: sam.Step) -> None:
+    def after(self, taken: Step) -> None:
         """Take note of a step.
 
         Raises
@@ -272,16 +279,22 @@ class FoldTrainer:
     def predict(self, index: Index) -> NDArray[np.float32]:
         """Predict windows in evaluation mode (N,) -> (N, outputs), in target units or as probabilities."""
         self.model.eval()
+        size = max(1, EVALUATION_BATCH * (self.micro_batch or self.config.batch_size) // self.config.batch_size)
         parts = []
         with self.ema.swapped(self.model) if self.ema else nullcontext():
-            for start in range(0, len(index), EVALUATION_BATCH):
-                x_BCT = self.feed.gather(index[start : start + EVALUATION_BATCH])
+            for start in range(0, len(index), size):
+                x_BCT = self.feed.gather(index[start : start + size])
                 parts.append(self.forward(self.model, self.model.prepare(x_BCT), None).float().cpu())
         raw = torch.cat(parts)
         answer = torch.softmax(raw, dim=1) if self.classes else raw * self.scale + self.centre
         return answer.numpy()
 
     # State
+
+    @property
+    def chooses_weights(self) -> bool:
+        """Whether `weights` are other than the model's."""
+        return self.ema is not None or (self.choice is not None and bool(self.choice.weights))
 
     def weights(self) -> dict[str, Tensor]:
         """What is evaluated and shipped: the model's state (the average, if one is kept; the chosen epoch's)."""
@@ -330,14 +343,6 @@ class FoldTrainer:
             self.choice.load_state_dict(state["choice"])
         self.centre, self.scale = state["centre"], state["scale"]
         self.epoch = state["epoch"]
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype:
-    """The type that a network's passes are computed in."""
-    if precision == "auto":
-        fit = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fit else torch.float32
-    return cast(torch.dtype, getattr(torch, precision))
 
 
 def _copied(state: Any) -> Any:

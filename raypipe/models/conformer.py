@@ -81,7 +81,7 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
             scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
         quiet_B11 = _QUIET * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
         scale_BC1 = torch.maximum(scale_BC1.masked_fill(flat_BC1, 1.0), quiet_B11)
-    y_BCT = d_BCT * scale_BC1.reciprocal().masked_fill(flat_BC1, 0.0)
+    y_BCT: Tensor = d_BCT * scale_BC1.reciprocal().masked_fill(flat_BC1, 0.0)
     return y_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else y_BCT
 
 
@@ -115,7 +115,8 @@ class Masks:
         mask = self._scale_M[start : self._taken]
         if self._batch:
             mask = mask.view(self._batch, -1)[self._first : self._first + len(x)]
-        return mask.view(x.shape).to(x.dtype)
+        taken: Tensor = mask.view(x.shape).to(x.dtype)
+        return taken
 
 
 class Dropout(nn.Module):

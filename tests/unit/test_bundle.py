@@ -14,6 +14,7 @@ from raypipe.config import ModelConfig
 from raypipe.errors import UserError
 from raypipe.models import build_model
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.testing import truncate
 
 
 @pytest.fixture(scope="module", params=["values", "classes"])
@@ -107,8 +108,10 @@ def test_export_replaces_a_bundle_but_nothing_else(made, tmp_path):
         (lambda b: change(b, format="raypipe-bundle/9"), "format: "),
         (lambda b: change(b, n_outputs=5), "not the weights that bundle.json describes"),
         (lambda b: (b / TENSORS).unlink(), "members.safetensors is missing"),
-        (lambda b: (b / TENSORS).write_bytes(b"12345"), "not the weights"),
-        (lambda b: (b / TENSORS).write_bytes((b / TENSORS).read_bytes()[:-40]), "not the weights"),
+        (lambda b: (b / TENSORS).write_bytes(b"12345"), r"members\.safetensors: damaged"),
+        (lambda b: change(b, sha256={}) or (b / TENSORS).write_bytes(b"12345"), "not the weights"),
+        (lambda b: truncate(b / TENSORS, 0.9), r"members\.safetensors: damaged"),
+        (lambda b: change(b, sha256={}) or truncate(b / TENSORS, 0.9), "not the weights"),
         (lambda b: (b / "extra.pt").write_bytes(b""), "a pickle"),
         (lambda b: (b / "notes.txt").write_bytes(pickle.dumps([1])), "a pickle"),
     ],

@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from raypipe.bundle import export_bundle
 from raypipe.ensemble import LOOKS, RECORD, Ensemble, fit_ensemble, mix
 from raypipe.errors import UserError
 from raypipe.folds import LeakError
 from raypipe.metrics import Interval, score
 from raypipe.referee import finish_trial
 from raypipe.store import OutOfFold, RunStore
+from raypipe.submission import export_submission
+from raypipe.testing import flip, truncate
 from raypipe.verdict import Side, predicted, score_table, target_per_subject, write_verdict
 from raypipe.weighting import METHODS, squared_error
 from tests.toys import ToyWindows, make_run, tiny
@@ -196,17 +199,37 @@ def test_out_of_fold_predictions_are_audited(classes, tmp_path, tamper):
         windows[-1] = run.folds.held_out_index(classes.windows.subjects)[0]
     else:
         predictions[3] = np.nan
-    run.write_oof(number, OutOfFold(windows, folds, predictions))
+    left = run.write_oof(number, OutOfFold(windows, folds, predictions))
+    run.write_result(run.result(number).model_copy(update={"files": left}))  # a trial that left just these
     with pytest.raises(UserError if tamper == "not finite" else LeakError, match=f"trial {number}"):
         fit_ensemble(run, windows=classes.windows)
 
 
-def test_a_missing_weights_file_is_named(classes, tmp_path):
+def test_damaged_members_are_named_and_not_shipped(classes, tmp_path):
     run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
-    number = run.ranked()[0].number
-    (run.local / f"trials/{number:04d}/fold-1.safetensors").unlink()
-    with pytest.raises(UserError, match=f"trial {number} lacks the weights of fold 1"):
-        fit_ensemble(run, windows=classes.windows)
+    fitted = fit_ensemble(run, top=1, windows=classes.windows)
+    fitted.save()
+    (number,) = fitted.trials
+    trial = run.local / f"trials/{number:04d}"
+    (trial / "fold-1.safetensors").unlink()
+    flip(trial / "oof.npz", 0.9)
+    attempts = [
+        lambda: fit_ensemble(run, windows=classes.windows),
+        lambda: export_bundle(run, fitted, tmp_path / "bundle", windows=classes.windows),
+        lambda: export_submission(fitted, tmp_path / "out.zip", windows={2: classes.windows, 1: classes.windows}),
+    ]
+    for attempt in attempts:
+        with pytest.raises(UserError, match=rf"2 files .*{number:04d}/fold-1.safetensors.*{number:04d}/oof.npz"):
+            attempt()
+    assert not (tmp_path / "bundle").exists() and not (tmp_path / "out.zip").exists()
+
+
+def test_a_saved_ensemble_that_is_damaged_is_one_line(classes, tmp_path):
+    run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
+    fit_ensemble(run, top=1, windows=classes.windows).save()
+    truncate(run.local / "ensemble/held_out.npz", 0.5)
+    with pytest.raises(UserError, match="damaged"):
+        Ensemble.load(run)
 
 
 # Scores and words on hand-made predictions

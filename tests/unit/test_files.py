@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 
 from raypipe.errors import DiskFullError, UserError
-from raypipe.files import LocalFolder, RemoteFolder, lock, open_folder, read_json, write_json, write_whole
+from raypipe.files import LocalFolder, lock, open_folder, read_json, write_json, write_whole
+from raypipe.remote import RemoteFolder
+from raypipe.testing import FailingFolder, Killed
+from tests.storage import DyingFileSystem, MemoryStore, dying_at
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -53,6 +59,117 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path_f
         write_whole(path, write)
     assert path.read_bytes() == old
     assert list(folder.iterdir()) == [path]
+
+
+# Dead at any step
+
+
+class Disk:
+    """A folder of this machine."""
+
+    def __init__(self, path):
+        self.path = path
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        with dying_at(step):
+            yield LocalFolder(self.path)
+
+    def healthy(self):
+        return LocalFolder(self.path)
+
+
+class Renaming(Disk):
+    """A file system behind a URI that can rename."""
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        yield self.healthy(step)
+
+    def healthy(self, step=1 << 30):
+        files = DyingFileSystem(fs.LocalFileSystem(), step)
+        return RemoteFolder(f"file://{self.path}", filesystem=(files, self.path))
+
+
+class Objects(Disk):
+    """An object store."""
+
+    def __init__(self, path):
+        self.store = MemoryStore()
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        begin = len(self.store.calls)
+        self.store.lost = step % 2 == 1  # the answer comes too late, or the question does
+        self.store.fault = lambda number, call: Killed() if number >= begin + step // 2 else None
+        yield RemoteFolder("s3://bucket", filesystem=(self.store, "bucket"))
+        self.store.fault = lambda number, call: None
+
+    def healthy(self):
+        self.store.fault = lambda number, call: None
+        return RemoteFolder("s3://bucket", filesystem=(self.store, "bucket"))
+
+
+@pytest.mark.parametrize("kind", [Disk, Renaming, Objects])
+@settings(max_examples=150, deadline=None)
+@given(
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b/c", "b/d"]), st.one_of(st.none(), st.binary(max_size=9)), st.integers(0, 11)
+        ),
+        max_size=10,
+    )
+)
+def test_a_process_that_dies_at_any_step_leaves_every_file_old_or_new(kind, calls):
+    with tempfile.TemporaryDirectory() as path:
+        storage, model = kind(path), {}
+        for name, data, step in calls:
+            allowed = [data]
+            try:
+                with storage.dying(step) as folder:
+                    folder.remove(name) if data is None else folder.write(name, data)
+            except Killed:
+                allowed.append(model.get(name))
+            folder = storage.healthy()  # opened again
+            found = {other: folder.read(other) for other in folder.names()}
+            assert found.get(name) in allowed
+            assert {k: v for k, v in found.items() if k != name} == {k: v for k, v in model.items() if k != name}
+            model = found
+
+
+def test_the_dying_disk_dies_at_every_step_of_a_write(tmp_path):
+    """Else the test above would show nothing."""
+    seen = {}
+    for step in range(12):
+        path = tmp_path / str(step)
+        path.mkdir()
+        (path / "a").write_bytes(b"old!")
+        with contextlib.suppress(Killed), dying_at(step):
+            LocalFolder(path).write("a", b"new!")
+        seen[step] = sorted(p.read_bytes() for p in path.iterdir())
+    assert seen[0] == seen[1] == [b"old!"]
+    assert seen[2] == [b"ne", b"old!"]
+    assert seen[3] == seen[4] == [b"new!", b"old!"]
+    assert all(files == [b"new!"] for step, files in seen.items() if step >= 5)
+
+
+@pytest.mark.parametrize(("when", "left"), [("before", b"old"), ("after", b"new")])
+def test_a_failing_folder_fails_where_it_is_told(tmp_path, when, left):
+    inner = LocalFolder(tmp_path)
+    inner.write("a", b"old")
+    folder = FailingFolder(inner, 1, times=1, error=OSError("no"), when=when, calls=["write"])
+    folder.write("b", b"1")
+    assert folder.read("a") == b"old"
+    with pytest.raises(OSError, match="no"):
+        folder.write("a", b"new")
+    assert inner.read("a") == left
+    folder.write("a", b"again")
+    assert (inner.read("a"), folder.count) == (b"again", 3)
+    dead = FailingFolder(inner, 0, when=when)
+    for call in (lambda: dead.write("a", b"new"), lambda: dead.remove("b"), lambda: dead.names()):
+        with pytest.raises(Killed):
+            call()
+    assert inner.read("a") == (b"again" if when == "before" else b"new") and inner.exists("b")
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from raypipe.errors import UserError
+from raypipe.errors import StorageError, UserError
 from raypipe.files import open_folder
 from raypipe.lease import FILE, STALE, Lease, current
+from raypipe.testing import FailingFolder
 
 
 @pytest.fixture
@@ -85,6 +86,15 @@ def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
     write(folder, pid=1)
     with pytest.raises(UserError, match="process 1 on"):
         Lease(folder).__enter__()
+
+
+def test_a_storage_that_fails_is_not_taken_for_nobody(folder):
+    with Lease(folder):
+        away = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
+        for look in (lambda: current(away), lambda: Lease(away).__enter__()):
+            with pytest.raises(StorageError):
+                look()
+        assert away.count == 2
 
 
 def test_nobody_yet(folder):

@@ -13,7 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from raypipe.config import SamConfig, TrialConfig
 from raypipe.models import Conformer
-from raypipe.sam import Method, Sam, Step, frozen_statistics, norm_parameters, optimizer_step
+from raypipe.sam import Method, Sam, norm_parameters
+from raypipe.steps import Step, frozen_statistics, optimizer_step
 
 METHODS: list[Method] = ["sam", "asam", "looksam", "msam"]
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from raypipe.sam import Method, Sam, Step, optimizer_step
+from raypipe.sam import Method, Sam
+from raypipe.steps import Step, optimizer_step
 
 STEPS, EACH = 5, 8
 RHO = 0.3

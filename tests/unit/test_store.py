@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe import checkpoint
-from raypipe.errors import CheckpointError, UserError
+from raypipe.errors import UserError
+from raypipe.files import LocalFolder
+from raypipe.referee import finish_trial
 from raypipe.results import Run
 from raypipe.store import Epoch, OutOfFold, RunStore, TrialResult
+from raypipe.testing import FailingFolder, Killed
+from tests.storage import dying_at
 from tests.toys import ToyWindows, make_run, tiny
 
 
@@ -67,6 +71,17 @@ def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
     run.write_result(result(0))
     run.tidy()
     assert (run.checkpoints(0, 2), run.checkpoints(1, 2)) == ([], [5])
+
+
+def test_temporary_files_of_the_killed_are_tidied_away(run):
+    ours = ["trials/0000/fold-1/.epoch-0002.ckpt.0a1b2c3d.part", "compute/.key.json.0a1b2c3d.part"]
+    ours += [".driver.json.0a1b2c3d.part"]
+    others = [".report.html.0a1b2c3d.part", "ensemble/.ensemble.json.0a1b2c3d.part"]
+    for name in ours + others:
+        run.folder.write(name, b"half")
+    assert run.folder.temporary() == sorted(ours + others)
+    run.tidy()
+    assert run.folder.temporary() == others
 
 
 def test_ranking_leaves_out_what_left_no_weights(run):
@@ -130,38 +145,190 @@ def test_a_trial_that_is_not_there(run):
         run.oof(5)
 
 
-def test_checkpoints_hold_what_they_were_given():
-    state = {"a": torch.randn(3), "b": {"c": [1, 2.5, None, "x"]}}
-    again = checkpoint.loads(checkpoint.dumps(state))
-    assert again["a"].equal(state["a"])
-    assert again["b"] == state["b"]
+# Damage
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_a_checkpoint_that_is_cut_or_flipped_anywhere_is_noticed(data):
-    whole = checkpoint.dumps({"a": torch.arange(4)})
+def left(run, number=0, **changes):
+    """A trial that has ended, of made-up states."""
+    drive(run, ToyWindows(), [number], [])
+    if changes:
+        run.write_result(run.result(number).model_copy(update=changes))
+    return run
+
+
+def drive(run, windows, numbers, ended):
+    """What a sweep does to a run's folder, from wherever it stands: each trial two epochs; the second is the best."""
+    for number in numbers:
+        if not run.has_trial(number):
+            run.add_trial(number, tiny())
+        history = run.history(number)
+        for epoch in range(len(history) + 1, 3):
+            for fold in range(3):
+                _, validation = run.folds.split(windows.subjects, fold)
+                predictions = torch.full((len(validation), 1), 100.0 * number + 10 * fold + epoch)
+                state = {"predictions": predictions, "weights": {"w": predictions[:2]}, "centre": 0.0, "scale": 1.0}
+                run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
+            scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}
+            history.append(Epoch(epoch=epoch, passes=epoch, **scores))
+            run.write_history(number, history)
+            for fold in range(3):
+                run.drop_checkpoints(number, fold, keep=(epoch - 1,), before=epoch)
+        ended.append(finish_trial(run, windows, number, "complete", "trained to the end"))
+
+
+FILES = ["fold-0.safetensors", "fold-1.safetensors", "fold-2.safetensors", "history.json", "oof.npz", "trial.json"]
+
+
+def test_a_trial_leaves_checksums_of_all_it_leaves(run):
+    left(run)
+    assert sorted(run.result(0).files) == FILES
+    assert run.verify() == {}
+    run.require_whole([0])
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", [*FILES, "result.json"])
+def test_a_file_that_is_cut_is_named_with_and_without_checksums(tmp_path, name, old):
+    run = left(make_run(tmp_path, ToyWindows()), **({"files": {}} if old else {}))
+    path = tmp_path / "trials/0000" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    damaged = run.verify()
+    assert list(damaged) == [f"trials/0000/{name}"]
+    for line in (damaged[f"trials/0000/{name}"], *refusals(lambda: run.require_whole([0]))):
+        assert line.startswith(f"{path}: damaged (") and "\n" not in line
+    path.unlink()
+    assert name == "result.json" or run.verify() == {f"trials/0000/{name}": f"{path}: missing; restore it from a copy"}
+
+
+def refusals(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    yield str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_byte_that_flips_in_what_a_trial_left_is_noticed(tmp_path_factory, data):
+    run = left(make_run(tmp_path_factory.mktemp("run"), ToyWindows()))
+    name = data.draw(st.sampled_from(FILES))
+    path = run.local / "trials/0000" / name
+    whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
-    if data.draw(st.booleans()):
-        damaged = whole[:place]
-    else:
-        damaged = whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :]
-    with pytest.raises(CheckpointError):
-        checkpoint.loads(damaged)
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :])
+    assert list(run.verify([0])) == [f"trials/0000/{name}"]
+    if not name.endswith(".json"):
+        with pytest.raises(UserError, match=rf"{name}: damaged \(its checksum is not the one that the trial left\)"):
+            run.oof(0) if name == "oof.npz" else run.weights(0, int(name[5]))
 
 
-def test_a_checkpoint_never_runs_code(tmp_path):
-    import hashlib
-    import io
+def test_several_damaged_files_are_all_named(run):
+    left(run)
+    left(run, 1)
+    run.folder.write("trials/0000/oof.npz", b"PK")
+    run.folder.remove("trials/0001/fold-2.safetensors")
+    with pytest.raises(UserError, match=r"2 files .*: trials/0000/oof.npz, trials/0001/fold-2.safetensors; restore"):
+        run.require_whole([0, 1])
+    run.require_whole([])
 
-    class Evil:
-        def __reduce__(self):
-            return (tmp_path.joinpath("owned").touch, ())
 
-    buffer = io.BytesIO()
-    torch.save({"a": Evil()}, buffer)
-    payload = buffer.getvalue()
-    forged = b"raypipe-checkpoint-1\n" + hashlib.sha256(payload).digest() + payload
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
-        checkpoint.loads(forged)
-    assert not (tmp_path / "owned").exists()
+def test_results_of_older_versions_are_read(tmp_path):
+    run = left(make_run(tmp_path, ToyWindows()))
+    path = tmp_path / "trials/0000/result.json"
+    record = json.loads(path.read_text())
+    del record["files"]
+    path.write_text(json.dumps(record))
+    assert run.result(0).files == {} and run.verify() == {}
+    assert run.oof(0).predictions[0] == run.oof(0).folds[0] * 10 + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("trial.json", '{"number": 0, "started": 1.0, "config": {"epochs": -3}}', r"trial.json: config/epochs: "),
+        ("trial.json", "[]", r"trial.json: Input should be"),
+        ("history.json", '[{"epoch": "one"}]', r"history.json: 0/epoch: "),
+        ("result.json", '{"number": 0, "state": "fine"}', r"result.json: state: "),
+    ],
+)
+def test_records_are_checked_against_their_schema(run, name, text, message):
+    left(run)
+    run.folder.write(f"trials/0000/{name}", text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        (run.config(0), run.history(0), run.result(0))
+    assert "\n" not in str(caught.value)
+
+
+# Dead at any step
+
+NEVER = 1 << 30
+
+
+def contents(run):
+    """All that lies in a run but times of day and logs."""
+    found = {name: run.folder.read(name) for name in run.folder.names() if "/log/" not in name}
+    for name in [name for name in found if name.rpartition("/")[2] in ("trial.json", "result.json")]:
+        files = {"files": {k: v for k, v in json.loads(found[name]).get("files", {}).items() if k != "trial.json"}}
+        found[name] = json.loads(found[name]) | {"started": 0, "finished": 0} | files
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", ToyWindows())
+    drive(run, ToyWindows(), [0, 1], [])
+    return contents(run)
+
+
+def check_what_is_left(where, ended, seen):
+    """Nothing that had ended is lost, and no epoch."""
+    if not RunStore.exists(where):
+        assert not ended and not seen
+        return
+    run = RunStore.open(where)
+    assert [run.result(each.number) for each in ended] == ended
+    for number, epochs in seen.items():
+        assert len(run.history(number)) >= epochs
+
+
+@settings(max_examples=60, deadline=None)
+@given(deaths=st.lists(st.integers(0, 330), min_size=1, max_size=4))
+def test_a_run_cut_off_at_any_step_on_the_disk_goes_on_with_nothing_lost(tmp_path_factory, undisturbed, deaths):
+    where, windows, ended, seen = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), [], {}
+    write = RunStore.write_history
+
+    def write_and_see(run, number, history):
+        write(run, number, history)
+        seen[number] = len(history)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunStore, "write_history", write_and_see)
+        for step in [*deaths, NEVER]:
+            try:
+                with dying_at(step):
+                    run = RunStore.open(where) if RunStore.exists(where) else make_run(where, windows)
+                    drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
+            except Killed:
+                assert step != NEVER
+            check_what_is_left(where, ended, seen)
+    run = RunStore.open(where)
+    for number in (0, 1):
+        finish_trial(run, windows, number, "complete", "again")  # as the ledger does; tidies up
+    assert contents(run) == undisturbed
+    assert run.verify() == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(at=st.integers(0, 45), when=st.sampled_from(["before", "after"]))
+def test_a_run_cut_off_at_any_write_of_any_storage_goes_on(tmp_path_factory, undisturbed, at, when):
+    where, windows, ended = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), []
+    run = make_run(where, windows)
+    dying = FailingFolder(LocalFolder(where), at, when=when, calls=("write", "remove"))
+    try:
+        drive(RunStore(dying, run.info, run.folds, run.space), windows, [0, 1], ended)
+    except Killed:
+        check_what_is_left(where, ended, {})
+    run = RunStore.open(where)
+    drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
+    for number in (0, 1):
+        finish_trial(run, windows, number, "complete", "again")
+    assert contents(run) == undisturbed

@@ -1,0 +1,83 @@
+"""Logs of trials: entries of several writers in order, short, and never a reason to fail."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.errors import DiskFullError
+from raypipe.files import LocalFolder, open_folder
+from raypipe.logs import ENTRY, LIMIT, TrialLog, _shortened, read_log
+
+
+@pytest.fixture(params=["folder", "uri"])
+def folder(request, tmp_path):
+    return open_folder(tmp_path if request.param == "folder" else f"file://{tmp_path}")
+
+
+def test_writers_of_one_log_are_read_in_order_of_time(folder):
+    slot, worker = TrialLog(folder, 7, "slot"), TrialLog(folder, 7, "group-0-worker-1")
+    slot.say("one")
+    worker.say("two")
+    slot.say("three\nTraceback\n  here")
+    TrialLog(folder, 8, "slot").say("of another trial")
+    lines = read_log(folder, 7)
+    assert [re.sub(r"^\S+ \S+Z ", "", line) for line in lines] == [
+        "slot: one",
+        "group-0-worker-1: two",
+        "slot: three",
+        "  Traceback",
+        "    here",
+    ]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ slot: one", lines[0])
+    assert read_log(folder, 9) == []
+
+
+def test_a_writer_that_starts_again_goes_on_with_its_file(folder):
+    TrialLog(folder, 0, "slot").say("before")
+    TrialLog(folder, 0, "slot").say("after")
+    assert [line.split("slot: ")[1] for line in read_log(folder, 0)] == ["before", "after"]
+
+
+def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
+    folder = LocalFolder(tmp_path)
+    log = TrialLog(folder, 0, "slot")
+    for number in range(300):
+        log.say(f"entry {number} " + "x" * 200)
+    assert len(folder.read(log.name)) <= LIMIT
+    lines = read_log(folder, 0)
+    assert "earlier entries were left out" in lines[0]
+    numbers = [int(re.search(r"entry (\d+)", line)[1]) for line in lines[1:]]
+    assert numbers == list(range(numbers[0], 300))
+    assert len(numbers) > 30
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(0, 9000))
+def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
+    text = f"start {first.splitlines()[0] if first.splitlines() else ''}\n" + "y" * length + "\nthe end"
+    kept = _shortened(text)
+    assert kept.startswith("start ")
+    assert kept.endswith("the end")
+    assert len(kept) <= ENTRY + 100
+
+
+def test_lines_that_look_like_entries_are_none(tmp_path):
+    folder = LocalFolder(tmp_path)
+    TrialLog(folder, 0, "slot").say("it broke\n2020-01-01T00:00:00.000Z not an entry")
+    TrialLog(folder, 0, "slot").say("more")
+    lines = read_log(folder, 0)
+    assert len(lines) == 3 and lines[0].endswith("it broke") and lines[2].endswith("more")
+
+
+@pytest.mark.parametrize("error", [DiskFullError("full"), OSError("stalled")])
+def test_a_log_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    folder = LocalFolder(tmp_path)
+    monkeypatch.setattr(folder, "write", full)
+    TrialLog(folder, 0, "slot").say("lost")
+    assert read_log(folder, 0) == []
