@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO := demo
+N := 30
+SEED := 0
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: sweep test lint types imports unit integration clean
+.PHONY: sweep test lint types imports unit integration chaos-ci chaos clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +31,7 @@ sweep: $(STAMP)
 	@echo "ensemble    $(DEMO)/bundle"
 	@echo "submission  $(DEMO)/submission.zip"
 
-test: lint types imports unit integration
+test: lint types imports unit integration chaos-ci
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,6 +48,13 @@ unit: $(STAMP)
 
 integration: $(STAMP)
 	$(BIN)/pytest tests/integration
+
+chaos-ci: $(STAMP)
+	$(BIN)/pytest tests/chaos
+
+# Kills at random moments in N runs, from seed SEED on; one seed again: make chaos N=1 SEED=7
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --runs $(N) --seed $(SEED)
 
 clean:
 	rm -rf $(DEMO)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from raypipe.errors import InterruptedSweepError, UserError
 
@@ -129,9 +128,14 @@ def sweep(
     prune: Annotated[bool, typer.Option(help="Stop unpromising trials early (successive halving).")] = True,
     stem: Annotated[str, typer.Option(help="auto (measured), fourier or direct: the stem's algorithm.")] = "auto",
     stack: Annotated[str, typer.Option(help="auto (measured), on or off: folds trained as one program.")] = "auto",
-    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; default: this machine.", envvar="RAY_ADDRESS")
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="Where Ray keeps its scratch files on a cluster.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    warm_start: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run whose trials a new run's sampler begins with.")
+    ] = None,
 ) -> None:
     """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
     from raypipe.console import SweepView
@@ -142,6 +146,7 @@ def sweep(
             space,
             data,
             run,
+            warm_start=warm_start,
             watch=view,
             trials=trials,
             folds=folds,
@@ -167,7 +172,7 @@ def resume(
     run: RunArg,
     trials: Annotated[int | None, typer.Option(help="A new number of trials in all.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="A new time budget.")] = None,
-    address: Annotated[str | None, typer.Option(help="Another Ray cluster.")] = None,
+    address: Annotated[str | None, typer.Option(help="Another Ray cluster.", envvar="RAY_ADDRESS")] = None,
     workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
 ) -> None:
     """Go on with a run: the same as its sweep command again."""
@@ -186,32 +191,28 @@ def status(run: RunArg) -> None:
 
 
 def _print_status(where: str) -> None:
-    from raypipe.console import duration
+    from raypipe.console import show_status
     from raypipe.status import read_status
     from raypipe.store import RunStore
 
-    found = read_status(RunStore.open(where))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("trial", "right"),
-        ("state", "left"),
-        (found.metric, "right"),
-        ("best epoch", "right"),
-        ("epochs", "right"),
-        ("worker time", "right"),
-        ("why", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for line in found.lines:
-        score = "" if line.score is None else f"{line.score:.4f}"
-        why = "" if line.state == "complete" else line.reason
-        epochs = f"{line.epochs}/{line.total}"
-        table.add_row(str(line.number), line.state, score, str(line.best_epoch), epochs, duration(line.seconds), why)
-    console.print(f"{found.where}: {found.task}, {found.driver}", highlight=False, soft_wrap=True)
-    console.print(table)
-    counts = ", ".join(f"{n} {state}" for state, n in sorted(found.counts.items())) or "no trial yet"
-    left = f"; about {duration(found.left)} left" if found.left is not None else ""
-    console.print(f"{len(found.lines)} of {found.asked} trials: {counts}{left}", highlight=False)
+    show_status(console, read_status(RunStore.open(where)))
+
+
+@app.command(epilog=_example("raypipe logs demo/run 7"))
+def logs(
+    run: RunArg,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Number of the trial.")],
+) -> None:
+    """Show what happened to a trial, as its workers, its slot and the driver have written it down."""
+    from raypipe.logs import read_log
+    from raypipe.store import RunStore
+
+    store = RunStore.open(run)
+    lines = read_log(store.folder, trial)
+    if not lines and not store.has_trial(trial):
+        raise UserError(f"{store.where}: no trial {trial}")
+    for line in lines or [f"trial {trial} has no log yet"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(epilog=_example("raypipe ensemble demo/run --top 5"))

@@ -183,6 +183,17 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def flat(config: TrialConfig) -> dict[str, Any]:
+    """A configuration by parameter name, such as ``loss/gamma``."""
+    out: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            out |= {f"{name}/{inner}": v for inner, v in value.items()}
+        else:
+            out[name] = value
+    return out
+
+
 def parse_config(params: Mapping[str, Any], where: str = "configuration") -> TrialConfig:
     """Validate parameters, flat (``loss/gamma``) or nested.
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
+from rich.table import Table
+from rich.text import Text
 
-from raypipe.config import TrialConfig
-from raypipe.results import flat
+from raypipe.config import TrialConfig, flat
 from raypipe.store import TrialResult
+
+if TYPE_CHECKING:
+    from raypipe.status import Status as RunStatus
 
 PLAIN_EVERY = 15.0
 
@@ -116,6 +120,9 @@ class SweepView(AbstractContextManager["SweepView"]):
     def _on_launch(self, address: str | None) -> None:
         self._say(f"joining Ray at {address}" if address else "starting Ray on this machine")
 
+    def _on_warm(self, run: str, trials: int, finished: int) -> None:
+        self._say(f"warm start: the sampler begins with {trials} of the {finished} trials of {run}")
+
     def _on_layout(self, workers: int, concurrent: int, cpus: float) -> None:
         self._say(f"{concurrent} trial(s) at a time, {workers} train worker(s) each with {cpus:g} core(s)")
 
@@ -140,8 +147,51 @@ class SweepView(AbstractContextManager["SweepView"]):
         why = "" if result.state == "complete" else f": {result.reason}"
         self._say(f"trial {number} {result.state}, {score}{best}, {duration(result.seconds)}{why}")
 
+    def _on_drain(self, running: int) -> None:
+        self._say(f"stopping: {running} trial(s) finish the epoch under way; Ctrl-C again stops now")
+
+    def _on_again(self, reason: str) -> None:
+        self._running.clear()
+        self._say(f"{reason}; going on from the run's records")
+
     def _on_late(self) -> None:
         self._say("the time budget is used up; a larger --time-budget goes on from here")
+
+
+def show_status(console: Console, found: RunStatus) -> None:
+    """Print a run's state."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("trial", "right"),
+        ("state", "left"),
+        (found.metric, "right"),
+        ("best epoch", "right"),
+        ("epochs", "right"),
+        ("worker time", "right"),
+        ("why", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for line in found.lines:
+        score = "" if line.score is None else f"{line.score:.4f}"
+        why = "" if line.state == "complete" else Text(line.reason)
+        epochs = f"{line.epochs}/{line.total}" if line.total else ""
+        table.add_row(str(line.number), line.state, score, str(line.best_epoch), epochs, duration(line.seconds), why)
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"{found.where}: {found.task}, {found.driver}")
+    console.print(table)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.most_common())
+    states = [
+        f"{n} {state}" + (f" ({kinds})" if state == "failed" else "") for state, n in sorted(found.counts.items())
+    ]
+    left = f"; about {duration(found.left)} left" if found.left is not None else ""
+    say(f"{len(found.lines)} of {found.asked} trials: {', '.join(states) or 'no trial yet'}{left}")
+    for failed in found.latest:
+        say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {found.where} {failed.number}")
+        for text in failed.log:
+            say(f"  {text}", "dim")
 
 
 def _short(value: Any) -> str:

@@ -61,6 +61,10 @@ class Desk:
 
     # The driver's side
 
+    async def live(self) -> None:
+        """Never answers: a call that comes to an end says that the desk has."""
+        await asyncio.Event().wait()
+
     async def open(self, name: str) -> None:
         """A worker group is started."""
         self._groups[name] = _Group()
@@ -211,6 +215,17 @@ class Desk:
             await self._notify(group)
         await self._wait(group, lambda: self._moved(group, seq) or group.scored >= epoch + 1 - AHEAD)
         return Reply(not self._moved(group, seq), group.best)
+
+    async def lost(self, name: str, failure: Failure | None = None) -> int | None:
+        """One of the group's workers has died, with `failure` if its trial is to blame; the trial, if there is one."""
+        self._drop_claims(name)
+        group = self._groups.get(name)
+        if group is None or group.job is None or self._moved(group, group.job.seq):
+            return None
+        if failure is not None:
+            group.failure = failure
+            await self._notify(group)
+        return group.job.number
 
     async def fail(self, name: str, seq: int, failure: Failure) -> None:
         """A fold cannot go on, and so neither can its trial."""

@@ -5,18 +5,16 @@ The same call begins a run, goes on with one that was killed, and does nothing w
 
 from __future__ import annotations
 
-import contextlib
-import io
-import tempfile
+import functools
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raypipe.errors import InterruptedSweepError, UserError, disk_full
+from raypipe.errors import UserError, disk_full
+from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
 from raypipe.launch import Cluster
@@ -25,6 +23,9 @@ from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
 from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.warm import WarmStart
 
 OPTIONS = "options.json"
 
@@ -66,7 +67,13 @@ class Options(BaseModel):
 
 
 def sweep(
-    space: str | Path, data: str | Path, run: str | Path, *, watch: Watch = lambda kind, news: None, **options: Any
+    space: str | Path,
+    data: str | Path,
+    run: str | Path,
+    *,
+    warm_start: str | Path | None = None,
+    watch: Watch = lambda kind, news: None,
+    **options: Any,
 ) -> Run:
     """Search `space` on the windows of `data`, in the run folder `run`.
 
@@ -79,6 +86,9 @@ def sweep(
     run
         Folder or pyarrow.fs URI. Where a run lies there already, it is continued; `space`, `data` and the fold map
         must be the ones it was made with.
+    warm_start
+        A run of the same task and metric, in whatever search space: a new run's sampler begins with what its trials
+        have shown (see `raypipe.warm`). Where `run` lies there already, it is not looked at.
     watch
         Told of every event.
     **options
@@ -98,9 +108,12 @@ def sweep(
     windows = WindowStore(data)
     source = load_space(space)
     with Cluster(chosen.address, watch) as cluster:
+        warm = None
         if not RunStore.exists(run):  # one that is there may have nothing left to do
+            if warm_start is not None:
+                warm = _warm(warm_start, source, windows, watch)
             cluster.start()
-        return _drive(_open(source, windows, str(run), chosen), windows, chosen, cluster, watch)
+        return _drive(_open(source, windows, str(run), chosen, warm), windows, chosen, cluster, watch)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
@@ -124,7 +137,17 @@ def _options(given: dict[str, Any]) -> Options:
         raise UserError(f"{name}: {problem['msg']} (given {problem['input']!r})") from None
 
 
-def _open(space: SearchSpace, windows: WindowStore, where: str, options: Options) -> RunStore:
+def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, watch: Watch) -> WarmStart:
+    from raypipe.warm import warm_start
+
+    warm = warm_start(RunStore.open(where), space, task=windows.manifest.task, metric=windows.metric)
+    watch("warm", {"run": warm.run, "trials": len(warm.trials), "finished": warm.finished})
+    return warm
+
+
+def _open(
+    space: SearchSpace, windows: WindowStore, where: str, options: Options, warm: WarmStart | None = None
+) -> RunStore:
     if RunStore.exists(where):
         store = RunStore.open(where)
         _same(store, windows, space, options)
@@ -151,6 +174,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: Options
         space_hash=space.hash,
         folds_hash="",
         versions=versions(),
+        warm=warm.model_dump(mode="json") if warm else None,
     )
     return RunStore.create(where, info, folds, space)
 
@@ -184,7 +208,8 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, cluster: Clu
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
             pruner = Halving(grace, options.reduction) if options.prune else None
             storage = open_journal(store)
-            ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+            open_ledger = functools.partial(Ledger, store, windows, storage, trials=options.trials, pruner=pruner)
+            ledger = open_ledger()
             ranked = store.ranked()
             best = (ranked[0].score, ranked[0].number) if ranked else None
             news = {"trials": options.trials, "ended": len(store.results()), "best": best}
@@ -193,7 +218,8 @@ def _drive(store: RunStore, windows: WindowStore, options: Options, cluster: Clu
                 deadline = None
                 if options.time_budget is not None:
                     deadline = time.time() + options.time_budget - lease.spent
-                _execute(store, windows, options, ledger, storage, deadline, cluster, watch)
+                run = functools.partial(execute, store, windows, options, storage, deadline, cluster, watch)
+                supervise(run, ledger, open_ledger, cluster, watch)
             store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
@@ -206,112 +232,3 @@ def _longest_trial(space: SearchSpace) -> int:
 
     drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
     return int(max(config.epochs * config.passes for config in drawn))
-
-
-def crew_size(n_folds: int, slots_of_one: int) -> int:
-    """Workers a trial: the most among which the folds can be dealt with hardly any idle share.
-
-    Parameters
-    ----------
-    n_folds
-        Folds of a trial.
-    slots_of_one
-        Workers there is room for.
-    """
-    sizes = range(min(n_folds, max(1, slots_of_one)), 0, -1)
-    return next(w for w in sizes if n_folds / (w * -(-n_folds // w)) >= 0.95)
-
-
-def _execute(
-    store: RunStore,
-    windows: WindowStore,
-    options: Options,
-    ledger: Any,
-    storage: Any,
-    deadline: float | None,
-    cluster: Cluster,
-    watch: Watch,
-) -> None:
-    """Have Ray run what the ledger hands out."""
-    cluster.start()
-    with contextlib.ExitStack() as stack:
-        scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        import ray
-        from ray import tune
-
-        from raypipe.desk import Desk
-        from raypipe.groups import Groups
-        from raypipe.messages import Crew
-        from raypipe.search import RunScheduler, RunSearch, RunStopper
-        from raypipe.slot import Slot
-
-        workers, concurrent = _layout(options, store.folds.n_folds, ray.cluster_resources())
-        ledger.parallel = concurrent
-        watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
-        desk = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).remote()
-        crew = Crew(
-            run=store.where,
-            windows=str(windows.path),
-            desk=desk,
-            scratch=str(scratch),
-            workers=workers,
-            cpus=options.cpus_per_worker,
-            gpus=options.gpus_per_worker,
-            stem=options.stem,
-            stack=options.stack,
-            grows=bool(options.address),
-        )
-        groups = Groups(crew, concurrent)
-        stack.callback(groups.close)
-        search = RunSearch(ledger, storage, deadline=deadline, watch=watch)
-        tuner = tune.Tuner(
-            # No CPU: the slot only waits for its workers. Ray refuses an empty request, hence a byte of memory.
-            tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=RunScheduler(search),
-                num_samples=-1,
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="slots",
-                storage_path=str(scratch),
-                failure_config=tune.FailureConfig(max_failures=3),
-                stop=RunStopper(search),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-        if search.fatal:
-            raise search.fatal
-        if search.interrupted:  # Tune takes the first Ctrl-C as a wish to stop in good order
-            raise InterruptedSweepError
-        if search.timed_out:
-            watch("late", {})
-
-
-def _layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
-    """Workers a trial and trials at a time, from what the cluster has.
-
-    Raises
-    ------
-    UserError
-        Not even one worker group fits.
-    """
-    room = int(resources.get("CPU", 0) / options.cpus_per_worker)
-    if options.gpus_per_worker:
-        room = min(room, int(resources.get("GPU", 0) / options.gpus_per_worker))
-    wanted = min(options.workers, n_folds) if options.workers else crew_size(n_folds, room)
-    if room < wanted:
-        has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
-        needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
-        raise UserError(
-            f"{wanted} worker(s) of {needs} each do not fit: there are {has}; "
-            "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
-        )
-    fits = room // wanted
-    return wanted, min(options.concurrent, fits) if options.concurrent else fits

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from typing import Any
 
 import ray
 from ray import PlacementGroupID
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raypipe.messages import Crew
+from raypipe.errors import out_of_memory
+from raypipe.files import open_folder
+from raypipe.logs import TrialLog
+from raypipe.messages import OUT_OF_MEMORY, Crew, Failure
 from raypipe.worker import serve
 
 log = logging.getLogger(__name__)
@@ -29,18 +39,93 @@ log = logging.getLogger(__name__)
 STARTS = 4
 # Seconds that groups are given to end in good order.
 FAREWELL = 10.0
+# Seconds that a group waits for room for all its workers before it goes on with fewer.
+ABSENCE = 30.0
+# Seconds between two looks of a group with fewer workers for room for all.
+LOOK = 30.0
 
 
-class _Still(FixedScalingPolicy):  # type: ignore[misc]
-    """As many workers as asked for, of a machine that does not grow.
+class Elastic(FixedScalingPolicy):  # type: ignore[misc]
+    """As many workers as asked for; fewer where a lost machine does not come back, and all once there is room again.
 
-    Ray's own first waits for an actor of Ray Data that passes requests on to an autoscaler: 2 to 3 s of a start.
+    Ray's own policy for this resizes whenever another group takes or gives back resources, and asks Ray Data's
+    autoscaler first: 2 to 3 s of a start, on a machine that cannot grow.
+
+    Parameters
+    ----------
+    scaling_config
+        The workers asked for.
+    grows
+        Whether the cluster may get more machines when they are asked for.
     """
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Nothing: nobody is asked for more machines."""
+    def __init__(self, scaling_config: ScalingConfig, *, grows: bool) -> None:
+        super().__init__(scaling_config)
+        self._grows, self._begun = grows, False
+        self._held: str | None = None  # placement group of the latest workers
+        self._short = self._looked = math.inf  # since when there is too little room; last look for more
 
-    def _maybe_send_resource_request(self) -> None: ...
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for machines."""
+        if self._grows:
+            super().after_controller_start(train_run_context)
+
+    def _maybe_send_resource_request(self) -> None:
+        if self._grows:
+            super()._maybe_send_resource_request()
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """All workers, at first and where they fit; what fits, where they have not for `ABSENCE`."""
+        self._maybe_send_resource_request()
+        wanted = int(self.scaling_config.num_workers)
+        fits = room(self._each, self._held) if self._begun else wanted
+        self._begun = True
+        self._looked = now = time.monotonic()
+        if fits >= wanted:
+            self._short = math.inf
+        else:
+            self._short = min(self._short, now)
+            if not fits or now - self._short < ABSENCE:
+                return NoopDecision()
+        return ResizeDecision(min(fits, wanted), self._each)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """All workers again, once there is room for those that are missing."""
+        self._maybe_send_resource_request()
+        self._held = worker_group_state.placement_group_handle.placement_group.id.hex()
+        missing = int(self.scaling_config.num_workers) - worker_group_state.num_workers
+        now = time.monotonic()
+        if missing <= 0 or now - self._looked < LOOK:
+            return NoopDecision()
+        self._looked = now
+        if room(self._each) < missing:
+            return NoopDecision()
+        return ResizeDecision(int(self.scaling_config.num_workers), self._each)
+
+    @property
+    def _each(self) -> dict[str, float]:
+        return dict(self.scaling_config._resources_per_worker_not_none)
+
+
+def room(each: dict[str, float], held: str | None = None) -> int:
+    """How many workers of so many resources each the cluster's machines have room for now.
+
+    Parameters
+    ----------
+    each
+        What a worker needs, by resource.
+    held
+        A placement group of such workers that will be given back: what it holds of machines that live counts too.
+    """
+    free = ray._private.state.available_resources_per_node()
+    needs = [(name, amount) for name, amount in each.items() if amount > 0]
+    fits = sum(int(min(node.get(name, 0.0) // amount for name, amount in needs)) for node in free.values())
+    group = placement_group_table().get(held) if held else None
+    if group and group["state"] != "REMOVED":
+        fits += sum(node in free for node in group["bundles_to_node_id"].values())
+    return fits
 
 
 class Workers(DataParallelTrainer):  # type: ignore[misc]
@@ -59,9 +144,38 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        if not self.grows:
-            parts["scaling_policy"] = _Still(self.scaling_config)
+        parts["scaling_policy"] = Elastic(self.scaling_config, grows=self.grows)
         return super()._initialize_and_run_controller(**parts)
+
+
+class Witness(UserCallback):  # type: ignore[misc]
+    """Sees a group's workers die, in its controller: writes it into the trial's log, and tells the desk why.
+
+    A trial is to blame for one that Ray has killed to save the machine's memory; else the machine is.
+    """
+
+    def __init__(self, crew: Crew, group: str) -> None:
+        self.crew, self.group = crew, group
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Take note. Whatever goes wrong here must not end the controller."""
+        with contextlib.suppress(Exception):
+            self._note(worker_exceptions)
+
+    def _note(self, worker_exceptions: dict[int, Exception]) -> None:
+        # Ray Train wraps what its polling met.
+        causes = {rank: getattr(e, "health_check_failure", e) for rank, e in worker_exceptions.items()}
+        starved = next((cause for cause in causes.values() if out_of_memory(cause)), None)
+        failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {_line(starved)}") if starved else None
+        number = ray.get(self.crew.desk.lost.remote(self.group, failure))
+        if number is not None:
+            log = TrialLog(open_folder(self.crew.run), number, self.group)
+            for rank, cause in causes.items():
+                log.say(f"worker {rank} died ({_line(cause)}); the group starts again")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Groups:
@@ -91,40 +205,56 @@ class Groups:
             try:
                 self._trainer(f"{name}-{start}").fit()
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = _line(error)
             if self._closing:
                 return
             log.warning("%s ended (%s)", name, reason)
-            with contextlib.suppress(Exception):
+            try:
                 release(ray.get(self.crew.desk.placement.remote(name)))
+            except ray.exceptions.ActorDiedError:
+                return  # the desk is gone: the sweep begins again, with other groups
+            except Exception as error:
+                log.warning("%s: its placement group is not given back (%s)", name, _line(error))
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.crew.desk.broken.remote(name, f"its workers could not be kept running: {reason}"))
 
     def _trainer(self, name: str) -> Workers:
-        crew = self.crew
+        crew, group = self.crew, name.rsplit("-", 1)[0]
         trainer = Workers(
             serve,
-            train_loop_config={"crew": crew, "group": name.rsplit("-", 1)[0]},
+            train_loop_config={"crew": crew, "group": group},
             scaling_config=ScalingConfig(
                 num_workers=crew.workers,
                 use_gpu=crew.gpus > 0,
                 resources_per_worker={"CPU": crew.cpus, **({"GPU": crew.gpus} if crew.gpus else {})},
             ),
-            run_config=RunConfig(name=name, storage_path=crew.scratch, failure_config=FailureConfig(max_failures=-1)),
+            run_config=RunConfig(
+                name=name,
+                storage_path=crew.scratch,
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[Witness(crew, group)],
+            ),
         )
         trainer.grows = crew.grows
         return trainer
 
-    def close(self) -> None:
-        """Send the workers home."""
+    def close(self, *, now: bool = False) -> None:
+        """Send the workers home; `now`, without waiting for them."""
         self._closing = True
-        with contextlib.suppress(ray.exceptions.RayError):
-            placements = [ray.get(self.crew.desk.close.remote(name)) for name in self.names]
-            deadline = time.monotonic() + FAREWELL
-            for thread, placement in zip(self._threads, placements, strict=True):
-                thread.join(timeout=max(0.0, deadline - time.monotonic()))
-                if thread.is_alive():
+        placements = [self._closed(name) for name in self.names]
+        deadline = time.monotonic() + (0.0 if now else FAREWELL)
+        for thread, placement in zip(self._threads, placements, strict=True):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                with contextlib.suppress(ray.exceptions.RayError):
                     release(placement)
+
+    def _closed(self, name: str) -> str | None:
+        """Have the desk close a group; its placement group, if that is known and there is a desk."""
+        try:
+            return ray.get(self.crew.desk.close.remote(name))  # type: ignore[no-any-return]
+        except ray.exceptions.RayError:
+            return None
 
 
 def release(group: str | None) -> None:

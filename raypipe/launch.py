@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +22,7 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `on_first_interrupt`
 }
 
 
@@ -39,7 +40,7 @@ class Cluster:
     def __init__(self, address: str | None, watch: Callable[[str, dict[str, Any]], None]) -> None:
         self._address, self._watch = address, watch
         self._stack = contextlib.ExitStack()
-        self._started = False
+        self._started = self._ours = False
 
     def __enter__(self) -> Cluster:
         return self
@@ -67,19 +68,52 @@ class Cluster:
             others = threading.Thread(target=_import_the_rest, daemon=True)
             others.start()
             if not ray.is_initialized():
+                self._ours = True
                 _init(self._address)
                 self._stack.callback(ray.shutdown)
             others.join()
         if threading.current_thread() is threading.main_thread():
-            # Ray's own handler ends the process at once. A notice to stop is Tune's first Ctrl-C.
+            # Ray's own handler ends the process at once. A notice to stop is a Ctrl-C.
             before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
             self._stack.callback(signal.signal, signal.SIGTERM, before)
+
+    def restart(self) -> None:
+        """Leave Ray and join or start it anew, so that all that the sweep held is given back.
+
+        A Ray that was there before the block stays.
+        """
+        if not self._ours:
+            return
+        import ray
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            ray.shutdown()
+            _init(self._address)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             self._stack.close()
+
+
+@contextlib.contextmanager
+def on_first_interrupt(then: Callable[[], None]) -> Iterator[None]:
+    """Within it, the first Ctrl-C only calls `then`; the next does what a Ctrl-C did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        then()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _import_the_rest() -> None:
@@ -95,7 +129,8 @@ def _init(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        ray.init(include_dashboard=False, **quiet)
+        # Without an address, Ray joins whatever cluster was last started on this machine, by anyone.
+        ray.init(address="local", include_dashboard=False, **quiet)
         return
     try:
         ray.init(address=address, **quiet)

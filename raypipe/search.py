@@ -13,14 +13,24 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from raypipe.errors import DiskFullError, UserError
+from raypipe.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.store import TrialResult
-from raypipe.study import STUDY_NAME, Ledger
+from raypipe.study import STUDY_NAME, DrawError, Ledger
 
 Watch = Callable[[str, dict[str, Any]], None]
 """Told what happens: ``start``, ``epoch``, ``end`` and the trial's number, epoch, score, result."""
 
 SAME_FAILURES = 3
+PATIENCE = 1.0
+ADVICE = {
+    "bad-configuration": "correct the search space and name a new run folder",
+    "non-finite": "try lower values of optim/lr, or look for values in the windows that are not finite",
+    "out-of-memory": "let the search space draw a smaller batch_size or model, or run fewer trials at a time",
+    "lost-worker": "see whether the machines stay up and have the memory",
+    "error": "no configuration may be at fault",
+}
+"""What to do when every trial fails, by kind of failure."""
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 class RunSearch(OptunaSearch):  # type: ignore[misc]
@@ -31,27 +41,39 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     are brought up to date at every event, and snapshots are left out.
     """
 
-    def __init__(self, ledger: Ledger, storage: Any, *, deadline: float | None, watch: Watch) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        storage: Any,
+        *,
+        deadline: float | None,
+        watch: Watch,
+        lost: Callable[[float], bool] = lambda seconds: False,
+    ) -> None:
         mode = "min" if ledger.run.info.direction == "minimize" else "max"
         super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
         self.ledger = ledger
         self.deadline = deadline
         self.watch = watch
+        self._lost = lost
+        self.progress = False
         self.fatal: BaseException | None = None
         self.timed_out = False
         self._numbers: dict[str, int] = {}
         self._open: set[int] = set()
         self._stopping: dict[str, tuple[Any, str]] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
-        self._fine = False
+        self._fine = any(result.state != "failed" for result in ledger.run.results())
+        self.draining = False
+        self._announced = False
 
     def suggest(self, trial_id: str) -> Any:
         """Hand Tune the ledger's next trial."""
-        while not self.fatal and not self._late():
+        while not (self.fatal or self.draining or self._late()):
             try:
                 number = self.ledger.next()
-            except UserError as error:
-                self._count_failure("bad-configuration", str(error))
+            except DrawError as error:
+                self._end(error.result)
                 continue
             except Exception as error:
                 self.fatal = error
@@ -71,6 +93,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial that has reported an epoch trains on."""
         number = self._numbers[trial_id]
+        self.progress = True
         self.watch("epoch", {"number": number, "epoch": result["epoch"], "score": result["score"]})
         try:
             if not self.ledger.observe(number):
@@ -79,7 +102,23 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self.fatal = error
         if self._late():
             self._stopping.setdefault(trial_id, ("stopped", "the time budget was used up"))
-        return not self.fatal and trial_id not in self._stopping
+        return not (self.fatal or self.draining or trial_id in self._stopping)
+
+    def drain(self) -> None:
+        """Start no trial any more, and leave those that run after the epoch under way, for another driver."""
+        self.draining = True
+
+    def announce(self) -> None:
+        """Say so, once, from where it may be said: `drain` may have been called from a signal handler."""
+        if self.draining and not self._announced:
+            self._announced = True
+            self.watch("drain", {"running": len(self._open)})
+
+    def desk_is_lost(self, seconds: float = 0.0) -> bool:
+        """Whether the desk has died, or is seen to have within so many seconds; the sweep is then begun again."""
+        if self.fatal is None and self._lost(seconds):
+            self.fatal = LostSweepError("the sweep's desk has died", self.progress)
+        return isinstance(self.fatal, LostSweepError)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler has asked `goes_on` already."""
@@ -91,10 +130,15 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         try:
             if result.get("failure") == "disk-full":
                 self.fatal = DiskFullError(str(result["reason"]))
+            elif result.get("failure") == "storage":
+                self.fatal = StorageError(str(result["reason"]))
             elif result.get("failure") == "no-workers":
                 self.fatal = UserError(f"{result['reason']}; the same command goes on from here")
             elif result.get("failure"):
-                self._end(self.ledger.close(number, "failed", str(result["reason"]), str(result["failure"])))
+                given = str(result["reason"]), str(result["failure"]), str(result.get("trace", ""))
+                self._end(self.ledger.close(number, "failed", *given))
+            elif error and self.desk_is_lost(PATIENCE):
+                return  # it is why the slot died, again and again
             elif error:
                 self._end(self.ledger.close(number, "failed", "its slot died again and again", "lost-worker"))
             elif trial_id in self._stopping:
@@ -115,15 +159,20 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         self._open.discard(ended.number)
         self.watch("end", {"number": ended.number, "result": ended})
         if ended.state == "failed":
-            self._count_failure(ended.failure or "error", ended.reason)
+            self._count_failure(ended)
         else:
             self._fine = True
 
-    def _count_failure(self, kind: str, reason: str) -> None:
-        way = kind, re.sub(r"\d+", "#", reason)
+    def _count_failure(self, ended: TrialResult) -> None:
+        kind = ended.failure or "error"
+        # Reasons of one kind of failure differ by numbers that mean nothing here: bytes, epochs, drawn values.
+        way = kind, "" if kind in ("non-finite", "out-of-memory", "lost-worker") else _NUMBER.sub("#", ended.reason)
         self._failures[way] += 1
         if not self._fine and self._failures[way] >= SAME_FAILURES:
-            self.fatal = UserError(f"the first {SAME_FAILURES} trials failed the same way ({kind}): {reason}")
+            self.fatal = UserError(
+                f"the first {SAME_FAILURES} trials failed the same way ({kind}): {ended.reason}; "
+                f"{ADVICE.get(kind, ADVICE['error'])}; more in: raypipe logs {self.ledger.run.where} {ended.number}"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, ("the search is made anew from the run's store",)  # Tune pickles it for a restore we never ask for
@@ -158,5 +207,6 @@ class RunStopper(tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Whether something fatal has happened."""
-        return self._search.fatal is not None
+        """Whether something fatal has happened; Tune asks all the time."""
+        self._search.announce()
+        return self._search.desk_is_lost() or self._search.fatal is not None

@@ -15,6 +15,7 @@ from ray import tune
 
 from raypipe.messages import Crew, Failure, FoldEpoch, describe
 from raypipe.referee import Referee
+from raypipe.retries import second_try
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
@@ -39,8 +40,11 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _assign(self, config: dict[str, Any]) -> None:
         self.referee = Referee(self.run, self.windows, int(config["number"]))
         if not self.referee.over:
-            referee = self.referee
-            ray.get(self.crew.desk.assign.remote(self.name, referee.number, referee.done, referee.best))
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        referee = self.referee
+        ray.get(self.crew.desk.assign.remote(self.name, referee.number, referee.done, referee.best))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial on the warm worker group."""
@@ -66,8 +70,19 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
         while True:
             found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE))
+            if isinstance(found, Failure):
+                found = self._second_try(found)
             if found is not None:
                 return found  # type: ignore[no-any-return]
+
+    def _second_try(self, failure: Failure) -> Failure | None:
+        try:
+            found = second_try(self.run, self.referee.number, failure, "slot")
+        except Exception as error:
+            return describe(error)
+        if found is None:
+            self._hand_over()
+        return found
 
     def _report(self, *, done: bool, failure: Failure | None = None) -> dict[str, Any]:
         referee = self.referee

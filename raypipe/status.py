@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 from raypipe.files import read_json
 from raypipe.lease import current
+from raypipe.logs import read_log
 from raypipe.store import RunStore, best_epoch
+
+FEW, LAST = 3, 6
+"""How many failed trials are shown with how many last lines of their logs."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,16 @@ class Line:
     total: int
     seconds: float
     reason: str
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a failed trial's log."""
+
+    number: int
+    kind: str
+    log: list[str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Status:
     """Trials the run is to have."""
     left: float | None
     """Rough seconds to the end, by the mean of the trials that have ended; None before the first."""
+    latest: list[Failed]
+    """The newest of the failed trials."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -47,8 +63,8 @@ class Status:
 
     @property
     def failures(self) -> Counter[str]:
-        """Failed trials by reason."""
-        return Counter(line.reason for line in self.lines if line.state == "failed")
+        """Failed trials by kind."""
+        return Counter(line.failure or "error" for line in self.lines if line.state == "failed")
 
 
 def read_status(run: RunStore) -> Status:
@@ -56,7 +72,9 @@ def read_status(run: RunStore) -> Status:
     driver = current(run.folder)
     alive = bool(driver and driver["alive"])
     lines = []
-    for number in run.numbers():
+    recorded = set(run.numbers())
+    refused = {int(name.split("/")[1]) for name in run.folder.names("trials") if name.endswith("/result.json")}
+    for number in sorted(recorded | refused):  # an invalid draw has an end, and no configuration
         history, ended = run.history(number), run.result(number)
         best = best_epoch(history, run.info.direction)
         lines.append(
@@ -66,9 +84,10 @@ def read_status(run: RunStore) -> Status:
                 score=best.score if best else None,
                 best_epoch=best.epoch if best else 0,
                 epochs=len(history),
-                total=run.config(number).epochs,
+                total=run.config(number).epochs if number in recorded else 0,
                 seconds=sum(epoch.seconds for epoch in history),
                 reason=ended.reason if ended else "",
+                failure=ended.failure if ended else None,
             )
         )
     options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
@@ -90,4 +109,6 @@ def read_status(run: RunStore) -> Status:
         words = "stopped; go on with: raypipe resume RUN"
     else:
         words = "its driver died; go on with: raypipe resume RUN"
-    return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left)
+    failed = [line for line in lines if line.state == "failed"][-FEW:]
+    latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
+    return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left, latest)

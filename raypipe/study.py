@@ -17,11 +17,12 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from raypipe.errors import UserError
+from raypipe.errors import StorageError, UserError
 from raypipe.files import Folder
 from raypipe.referee import finish_trial
 from raypipe.seeds import derive_seed
 from raypipe.store import RunStore, State, TrialResult
+from raypipe.warm import begin, is_warm
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore
@@ -49,8 +50,8 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         while self._folder.exists(self._name(self._files)):
-            text = self._folder.read(self._name(self._files)).decode()
-            self._logs += [json.loads(line) for line in text.splitlines()]
+            name = self._name(self._files)
+            self._logs += _lines(self._folder.read(name), f"{self._folder.where}/{name}")
             self._files += 1
         return self._logs[log_number_from:]
 
@@ -58,6 +59,14 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         self.read_logs(0)
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._folder.write(self._name(self._files), text.encode())
+
+
+def _lines(data: bytes, where: str) -> list[dict[str, Any]]:
+    """Entries of a journal, each a line."""
+    try:
+        return [json.loads(line) for line in data.splitlines()]
+    except ValueError:
+        raise UserError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy") from None
 
 
 def open_journal(run: RunStore) -> Any:
@@ -79,6 +88,7 @@ def _mend(path: Path) -> None:
         if whole < len(data):
             with open(path, "r+b") as file:
                 file.truncate(whole)
+        _lines(data[:whole], str(path))
 
 
 class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
@@ -101,7 +111,7 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
             return False
         before = steps[-2] if len(steps) > 1 else 0
         rung = self.grace
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and not is_warm(t)]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
         while rung <= steps[-1]:
             if before < rung:
@@ -123,11 +133,20 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
         return float(min(sign * trial.intermediate_values[step] for step in steps if step <= first))
 
 
+class DrawError(UserError):
+    """The space drew a configuration that is not valid; `result` is what its trial ended with."""
+
+    def __init__(self, result: TrialResult) -> None:
+        super().__init__(f"trial {result.number}: {result.reason}")
+        self.result = result
+
+
 class Ledger:
     """A run's trials: which is next, whether one goes on, how each ended.
 
     Opening it settles what a killed driver left: trials that ended but were not told, and trials in mid-air, which are
-    handed out again first, under their own numbers.
+    handed out again first, under their own numbers. A trial's number is Optuna's, everywhere: where a run begins with
+    another's trials (`raypipe.warm`), those have the first numbers, and the run's own follow.
 
     Parameters
     ----------
@@ -161,8 +180,13 @@ class Ledger:
             pruner=pruner or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
+        self._warm = begin(self.study, run)
+        # Optuna's own `skip_if_exists` would leave out a point that only another run has trained.
+        queued = [trial.system_attrs.get("fixed_params") for trial in self.study.get_trials(deepcopy=False)]
         for point in run.space.start:
-            self.study.enqueue_trial(point, skip_if_exists=True)
+            if point not in queued:
+                self.study.enqueue_trial(point)
+                queued.append(point)
         self._waiting: deque[int] = deque()
         self._settle()
 
@@ -183,8 +207,9 @@ class Ledger:
 
     @property
     def asked(self) -> int:
-        """Trials that have been asked for, ended or not."""
-        return sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+        """Trials of this run that have been asked for, ended or not."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len([trial for trial in trials if trial.state != TrialState.WAITING]) - self._warm
 
     @property
     def exhausted(self) -> bool:
@@ -196,7 +221,7 @@ class Ledger:
 
         Raises
         ------
-        UserError
+        DrawError
             The space drew a configuration that is not valid; the trial is recorded as failed.
         """
         if self._waiting:
@@ -204,16 +229,18 @@ class Ledger:
         elif self.exhausted:
             return None
         else:
-            self._seed(self.asked)
+            self._seed(self._warm + self.asked)
             number = int(self.study.ask().number)
         if not self.run.has_trial(number):
             self._seed(number)
             trial = optuna.Trial(self.study, self._trial(number)._trial_id)
             try:
-                self.run.add_trial(number, self.run.space(trial))
+                config = self.run.space(trial)
+            except StorageError:
+                raise
             except UserError as error:
-                self.study.tell(number, state=TrialState.FAIL)
-                raise UserError(f"trial {number}: {error}") from None
+                raise DrawError(self.close(number, "failed", str(error), "bad-configuration")) from None
+            self.run.add_trial(number, config)
         return number
 
     def _seed(self, number: int) -> None:
@@ -238,9 +265,9 @@ class Ledger:
         # The last step is asked again after a restart: the answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
 
-    def close(self, number: int, state: State, reason: str, failure: str | None = None) -> TrialResult:
+    def close(self, number: int, state: State, reason: str, failure: str | None = None, trace: str = "") -> TrialResult:
         """Record a trial's end in the run, then in the study. Again, it changes nothing."""
-        ended = finish_trial(self.run, self.windows, number, state, reason, failure)
+        ended = finish_trial(self.run, self.windows, number, state, reason, failure, trace)
         self._tell(ended)
         return ended
 

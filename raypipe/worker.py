@@ -5,6 +5,8 @@ torch is imported where it is used: the driver, which only hands `serve` over, d
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raypipe.errors import InterruptedEpochError
-from raypipe.messages import Crew, Job, Reply, describe
+from raypipe.messages import OUT_OF_MEMORY, Crew, Job, Reply, describe
 
 if TYPE_CHECKING:
     from raypipe.share import Share
@@ -23,10 +25,16 @@ GLANCE = 0.2
 
 def serve(order: dict[str, Any]) -> None:
     """Serve trials on one Ray Train worker until its group ends (the train function)."""
+    with contextlib.suppress(ray.exceptions.ActorDiedError):  # the desk is gone: the sweep is over, or begins again
+        _serve(order)
+
+
+def _serve(order: dict[str, Any]) -> None:
     import torch
 
     from raypipe.compute import Wishes, choose
     from raypipe.feed import Feed
+    from raypipe.retries import retry_of
     from raypipe.share import Share
     from raypipe.store import RunStore
     from raypipe.windows import WindowStore
@@ -48,9 +56,14 @@ def serve(order: dict[str, Any]) -> None:
             raise InterruptedEpochError
         return bool(ray.get(crew.desk.claim.remote(name, key)))
 
+    who = f"{name}-worker-{rank}"
+
     def share(number: int) -> Share:
+        if retry_of(run, number):  # a measurement would fill the memory again
+            stem = "direct" if crew.stem == "direct" else "fourier"
+            return Share(run, feed, number, folds, stem=stem, who=who)
         how = choose(run, feed, run.config(number), folds, wishes, claim)
-        return Share(run, feed, number, folds, stem=how.stem, stacked=how.stacked)
+        return Share(run, feed, number, folds, stem=how.stem, stacked=how.stacked, who=who)
 
     seen = 0
     while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
@@ -77,6 +90,20 @@ def _serve_job(crew: Crew, name: str, job: Job, share: Callable[[int], Share]) -
     except InterruptedEpochError:
         return
     except ray.exceptions.RayError:
-        raise  # the desk is gone: so is the sweep
+        raise  # the desk's, not the trial's
     except Exception as error:
-        ray.get(crew.desk.fail.remote(name, job.seq, describe(error)))
+        failure = describe(error)
+    else:
+        return
+    if failure.kind == OUT_OF_MEMORY:
+        _make_room()
+    ray.get(crew.desk.fail.remote(name, job.seq, failure))
+
+
+def _make_room() -> None:
+    """Give back what a failed trial held on to, before a slot hands over the next."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

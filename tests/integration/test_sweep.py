@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import optuna
 import pytest
 import torch
 
@@ -16,37 +15,11 @@ from raypipe import Run, resume, sweep
 from raypipe.errors import DiskFullError, UserError
 from raypipe.referee import run_trial
 from raypipe.store import RunStore
+from raypipe.testing import small_disk
 from raypipe.windows import WindowStore
-from tests.integration.conftest import wait_until
+from tests.sweeps import FLAGS, OPTIONS, numbers, study_of, wait_until
 
 pytestmark = pytest.mark.ray
-
-# Computed one way, so that two runs can be compared to the bit; `auto` measures, and may choose either in either run.
-HOW = {"stem": "fourier", "stack": "off"}
-OPTIONS = {"trials": 3, "folds": 4, "workers": 2, "prune": False, **HOW}
-FLAGS = ["--trials", 3, "--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--stack", "off"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy, tmp_path_factory):
-    """A run of the long space that nothing disturbed."""
-    return sweep(toy / "long.py", toy / "store", tmp_path_factory.mktemp("runs") / "undisturbed", **OPTIONS)
-
-
-def numbers(run: Run):
-    """Everything that must be the same: configurations, scores of every epoch, out-of-fold predictions."""
-    store = run.store
-    return {
-        n: (store.config(n), [e.score for e in store.history(n)], store.oof(n).predictions.tolist())
-        for n in store.numbers()
-    }
-
-
-def study_of(run: Run):
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(run.store.local / "study.journal"))
-    )
-    return optuna.load_study(study_name=None, storage=storage)
 
 
 def cli_output(*arguments):
@@ -115,7 +88,7 @@ def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path
     history = tmp_path / "run/trials/0001/history.json"  # its second trial, so that it is not known by its first
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "trial 1's second epoch")
     # The second is what Tune calls it while it works, which may begin between the two looks.
-    slots = {*driver.named("Slot"), *driver.named("ResourceTrainable")}
+    slots = driver.named("Slot", "ResourceTrainable")
     assert len(slots) == 1
     driver.kill(*slots)
     out = driver.finish()
@@ -142,7 +115,7 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, dr
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 3, "trial 1's third epoch")
     driver.kill()
     driver.finish()
-    wait_until(lambda: not driver.orphans(), "workers and slots to end with their driver")
+    wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     finished = (where / "trials/0000/result.json").read_bytes()
     done = len(json.loads(history.read_text()))
     epochs = []
@@ -212,20 +185,19 @@ def test_a_run_behind_a_uri(toy, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 400 KB, and how to make it larger."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(tmp_path):
+    """A file system of 400 KB, and how to make it another size."""
+    try:
+        with small_disk(tmp_path / "disk", "400k") as resize:
+            yield tmp_path / "disk", resize
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
-def test_a_full_disk_stops_the_sweep_with_one_line_and_harms_nothing(toy, small_disk, undisturbed):
-    disk, enlarge = small_disk
+def test_a_full_disk_stops_the_sweep_with_one_line_and_harms_nothing(toy, disk, undisturbed):
+    disk, resize = disk
     with pytest.raises(DiskFullError, match=r"no space left on the disk; make room and run the same command again"):
         sweep(toy / "long.py", toy / "store", disk / "run", **OPTIONS)
-    enlarge()
+    resize("100m")
     assert not list((disk / "run").rglob("*.part"))
     assert numbers(resume(disk / "run")) == numbers(undisturbed)

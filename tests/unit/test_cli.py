@@ -14,10 +14,10 @@ import pytest
 
 from raypipe import cli
 from raypipe.folds import make_folds
-from raypipe.store import RunStore
-from tests.toys import SPACE, ToyWindows, make_run, write_store
+from raypipe.store import Epoch, RunStore, TrialResult
+from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
-VERBS = ["simulate", "prepare", "sweep", "resume", "status", "ensemble", "report", "export", "check", "predict"]
+VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "ensemble", "report", "export", "check", "predict"]
 
 
 def run(*arguments: object) -> int:
@@ -146,6 +146,35 @@ def test_no_such_store(refused, toy, tmp_path):
     assert "no such folder of windows" in message
 
 
+def test_a_warm_start_from_what_is_no_run_or_of_another_task(refused, toy, tmp_path):
+    flags = (toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)
+    assert "no raypipe run there" in refused("sweep", *flags, "--warm-start", tmp_path / "none")
+    make_run(tmp_path / "old", ToyWindows(classes=True))
+    message = refused("sweep", *flags, "--warm-start", tmp_path / "old")
+    assert "its trials predict toy by auc, not toy by nrmse" in message
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_warm_start_is_kept_in_the_run_and_not_looked_at_again(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("raypipe.launch.Cluster.start", lambda self: None)
+    monkeypatch.setattr("raypipe.driver.execute", lambda *_: None)
+    old = make_run(tmp_path / "old", ToyWindows())
+    old.add_trial(0, tiny())
+    old.write_history(0, [Epoch(epoch=1, passes=1, score=0.5, fold_scores=[0.5], losses=[0.5], seconds=1)])
+    end = {"score": 0.5, "best_epoch": 1, "epochs": 1, "seconds": 1, "reason": "toy", "finished": 0}
+    old.write_result(TrialResult(number=0, state="complete", **end))
+    flags = ("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)
+    assert run(*flags, "--warm-start", old.where) == 0
+    assert "the sampler begins with 1 of the 1 trials of" in capsys.readouterr().out.replace("\n", " ")
+    made = RunStore.open(tmp_path / "r")
+    shutil.rmtree(tmp_path / "old")
+    assert run(*flags, "--warm-start", old.where) == 0
+    assert "warm start" not in capsys.readouterr().out
+    assert RunStore.open(tmp_path / "r").info == made.info
+    assert made.info.warm["run"] == old.where
+    assert made.numbers() == []
+
+
 def test_an_unknown_parameter_comes_with_the_nearest_right_name(refused, toy, tmp_path):
     space = tmp_path / "space.py"
     space.write_text("def space(trial):\n    trial.suggest_float('loss/gama', 0, 1)\n")
@@ -216,6 +245,30 @@ def test_status_of_a_run_that_was_never_driven(toy, tmp_path, capsys):
 
 
 # What comes out
+
+
+def test_logs_say_what_happened_to_a_trial(simulated, refused, capsys):
+    assert run("logs", simulated.run.where, 3) == 0
+    assert "end: failed (non-finite) after epoch 0: epoch 1: the loss is <not> a number" in capsys.readouterr().out
+    assert run("logs", simulated.run.where, 0) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].endswith("process: folds 0, 1, 2 on cpu, fourier stem, one by one: starts")
+    assert out[-1].endswith("end: complete after epoch 3: trained to the end")
+    assert "no trial 99" in refused("logs", simulated.run.where, 99)
+
+
+def test_a_trial_without_a_log_says_so(toy, tmp_path, capsys):
+    made(toy, tmp_path / "r").add_trial(0, tiny())
+    assert run("logs", tmp_path / "r", 0) == 0
+    assert capsys.readouterr().out == "trial 0 has no log yet\n"
+
+
+def test_status_shows_why_trials_failed(simulated, capsys):
+    assert run("status", simulated.run.where) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 trials: 3 complete, 1 failed (1 non-finite)" in out
+    assert f"trial 3 failed (non-finite); more in: raypipe logs {simulated.run.where} 3" in out
+    assert "after epoch 0: epoch 1: the loss is <not> a number" in out
 
 
 @pytest.fixture

@@ -240,6 +240,38 @@ def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
     run(scenario)
 
 
+def test_a_lost_worker_is_told_of_with_the_trial_it_worked_on():
+    async def scenario(desk):
+        assert await desk.lost("g") is None
+        seq = await desk.assign("g", 7, 0, 0)
+        assert await desk.lost("g") == 7
+        assert not await desk.moved("g", seq)
+        await desk.scored("g", 4, 4, True)
+        assert await desk.lost("g", Failure("out-of-memory", "late")) is None
+        assert await desk.lost("gone") is None
+
+    run(scenario)
+
+
+def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_handed_out_like_any_other():
+    async def scenario(desk):
+        await desk.join("g", 0, None)
+        seq = await desk.assign("g", 7, 2, 2)
+        collected = asyncio.create_task(desk.collect("g", 3, 1, SOON))
+        assert await pending(collected)
+        assert await desk.lost("g", Failure("out-of-memory", "killed")) == 7
+        assert await collected == Failure("out-of-memory", "killed")
+        for _ in range(RESTARTS):  # of a trial that is at fault, its workers' deaths are not counted
+            await desk.join("g", 0, None)
+        again = asyncio.create_task(desk.next_job("g", 0))
+        assert await pending(again)
+        assert await desk.assign("g", 7, 2, 2) == seq + 1
+        assert await again == Job(seq + 1, 7, 2)
+        assert await desk.collect("g", 3, 1, 0.01) is None
+
+    run(scenario)
+
+
 def test_a_claim_is_one_workers_and_the_others_wait():
     async def scenario(desk):
         await desk.open("h")

@@ -54,6 +54,28 @@ def test_the_python_of_the_readme_compiles_and_names_what_exists():
     assert all(callable(scope[name]) for name in ("prepare", "sweep", "load_ensemble"))
 
 
+FAULTS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (ROOT / "docs/faults.md").read_text().splitlines()
+    if line.startswith("| ") and "`tests/" in line
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[row[0] for row in FAULTS])
+def test_every_test_that_the_table_of_faults_names_is_there(fault):
+    assert len(fault) == 3
+    named = re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", fault[2])
+    assert len(named) == fault[2].count("::") > 0
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path} has no {test}"
+
+
+def test_every_fault_has_a_test():
+    rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) - len(FAULTS) == sum(line.startswith("| what can fail") for line in rows)
+    assert len(FAULTS) > 20
+
+
 def test_every_room_is_on_the_map():
     page = (ROOT / "ARCHITECTURE.md").read_text()
     rooms = {p.stem for p in (ROOT / "raypipe").glob("*.py")} - {"__init__", "__main__"}

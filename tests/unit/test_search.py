@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from types import SimpleNamespace
 
-from raypipe.errors import DiskFullError, UserError
-from raypipe.search import SAME_FAILURES, RunSearch
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from raypipe.errors import DiskFullError, InterruptedEpochError, LostSweepError, StorageError, UserError
+from raypipe.logs import read_log
+from raypipe.referee import run_trial
+from raypipe.search import ADVICE, SAME_FAILURES, RunScheduler, RunSearch, RunStopper
+from raypipe.status import read_status
 from raypipe.study import Ledger, open_journal
-from tests.toys import ToyWindows, make_run
+from tests.toys import SPACE, ToyWindows, make_run
 
 
 @pytest.fixture
@@ -17,6 +25,21 @@ def search(tmp_path):
     storage = open_journal(run)
     ledger = Ledger(run, windows, storage, trials=9)
     return RunSearch(ledger, storage, deadline=None, watch=lambda kind, news: None)
+
+
+def test_a_desk_that_has_died_is_no_trials_fault(search):
+    search.suggest("a")
+    assert not search.desk_is_lost()
+    waited = []
+    search._lost = lambda seconds: waited.append(seconds) or True
+    search.on_trial_complete("a", None, error=True)  # its slot could not do without
+    assert waited[0] > 0  # the slot may have seen it before the driver does
+    assert isinstance(search.fatal, LostSweepError)
+    assert not search.fatal.progress
+    assert search.ledger.run.results() == []
+    assert RunStopper(search).stop_all()
+    again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    assert again.next() == 0
 
 
 def fail(search, name, failure, reason):
@@ -37,6 +60,7 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(search):
     ("failure", "kind", "message"),
     [
         ("disk-full", DiskFullError, "^no space left$"),
+        ("storage", StorageError, "^no space left$"),
         ("no-workers", UserError, "^no space left; the same command goes on from here$"),
     ],
 )
@@ -51,9 +75,183 @@ def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_leaves_the_trial_open
     assert again.next() == number
 
 
-def test_trials_that_fail_the_same_way_from_the_first_end_the_sweep(search):
+@pytest.mark.parametrize("kind", sorted(ADVICE))
+def test_trials_that_fail_the_same_way_from_the_first_end_the_sweep(search, kind):
     for trial in range(SAME_FAILURES):
         assert search.fatal is None
-        fail(search, str(trial), "error", f"fold {trial} broke")
-    with pytest.raises(UserError, match=r"first 3 trials failed the same way \(error\): fold 2 broke"):
+        number = fail(search, str(trial), kind, f"fold {trial}: it broke at 0x7f{trial}a, {trial}.5e-0{trial + 1}")
+    assert RunStopper(search).stop_all()
+    where = search.ledger.run.where
+    with pytest.raises(UserError) as stopped:
         raise search.fatal
+    assert str(stopped.value) == (
+        f"the first 3 trials failed the same way ({kind}): fold 2: it broke at 0x7f2a, 2.5e-03; "
+        f"{ADVICE[kind]}; more in: raypipe logs {where} {number}"
+    )
+    assert search.suggest("next") == "FINISHED"
+
+
+def test_memory_is_memory_whatever_its_reason_says(search):
+    for trial, size in enumerate(("20 MiB", "2 GiB", "host")):
+        fail(search, str(trial), "out-of-memory", f"no memory left: {size}")
+    assert "out-of-memory" in str(search.fatal)
+
+
+def test_trials_that_fail_in_different_ways_are_no_reason_to_stop(search):
+    for trial, reason in enumerate(("ValueError: a", "KeyError: b", "TypeError: c", "ValueError: d")):
+        fail(search, str(trial), "error", reason)
+    assert search.fatal is None
+
+
+def finished(search, epochs=None):
+    """Have a trial trained for `epochs`, or to its end; its number."""
+    name = f"tune-{len(search._numbers)}"
+    number = search.suggest(name)["number"]
+    run = search.ledger.run
+    if epochs is None:
+        run_trial(run, search.ledger.windows, number)
+    else:
+        with pytest.raises(InterruptedEpochError):
+            run_trial(run, search.ledger.windows, number, interrupted=lambda: len(run.history(number)) == epochs)
+    history = run.history(number)
+    return name, number, {"number": number, "epoch": len(history), "score": history[-1].score, "done": epochs is None}
+
+
+def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
+    name, _, result = finished(search)
+    search.on_trial_complete(name, result)
+    again = RunSearch(search.ledger, search._storage, deadline=None, watch=lambda kind, news: None)
+    for one in (search, again):
+        for trial in range(SAME_FAILURES):
+            fail(one, str(trial), "error", "it broke")
+        assert one.fatal is None
+
+
+class Never(optuna.pruners.BasePruner):
+    """Stops every trial."""
+
+    def prune(self, study, trial):
+        return True
+
+
+def told(run):
+    """By trial: the ends that the study was told of, as its journal has them."""
+    ends = {}
+    for line in (run.local / "study.journal").read_text().splitlines():
+        log = json.loads(line)
+        if log["op_code"] == 6 and TrialState(log["state"]).is_finished():
+            ends.setdefault(log["trial_id"], []).append(TrialState(log["state"]).name)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "expected"),
+    [
+        ("done", "complete", "COMPLETE"),
+        ("halved", "pruned", "PRUNED"),
+        ("late", "stopped", "PRUNED"),
+        ("slot", "failed", "FAIL"),
+        ("non-finite", "failed", "FAIL"),
+        ("out-of-memory", "failed", "FAIL"),
+        ("error", "failed", "FAIL"),
+        ("lost-worker", "failed", "FAIL"),
+        ("bad-configuration", "failed", "FAIL"),
+        ("damaged", "failed", "FAIL"),
+    ],
+)
+def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expected):
+    """With an epoch trained and scored before it, which must not make a failed trial a good one."""
+    ledger = search.ledger
+    name, number, result = finished(search, epochs=None if end == "done" else 2)
+    if end == "halved":
+        ledger.study.pruner = Never()
+    if end == "late":
+        search.deadline = 0.0
+    if end == "damaged":
+        for path in ledger.run.local.rglob("*.ckpt"):
+            path.write_bytes(path.read_bytes()[:-9])
+        search.deadline = 0.0
+    scheduler = RunScheduler(search)
+    decision = None
+    if end in ("halved", "late", "damaged"):
+        decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
+    elif end not in ("done", "slot"):
+        result |= {"failure": end, "reason": "it broke", "trace": "Traceback\n  line", "done": True}
+    assert decision in (None, "STOP")
+    search.on_trial_complete(name, None if end == "slot" else result, error=end == "slot")
+    search.on_trial_complete(name, result)  # Tune tells once; should it ever tell again, nothing happens
+    Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    assert search.fatal is None
+    ended = ledger.run.result(number)
+    assert (ended.state, ended.epochs) == (state, 4 if end == "done" else 2)
+    assert told(ledger.run) == {number: [expected]}
+    trial = ledger.study.get_trials()[number]
+    assert trial.state.name == expected
+    assert trial.value == (ended.score if end == "done" else None) or expected == "PRUNED"
+    assert [r.number for r in ledger.run.ranked()] == ([number] if state in ("complete", "stopped") else [])
+    log = read_log(ledger.run.folder, number)
+    assert f"end: {state}" in "\n".join(log[-3:])
+    if "trace" in result:
+        assert log[-2:] == ["  Traceback", "    line"]
+
+
+def test_a_score_that_is_no_number_is_told_as_failed(search, monkeypatch):
+    name = "a"
+    number = search.suggest(name)["number"]
+    monkeypatch.setattr("raypipe.referee.score", lambda *_: float("nan"))
+    ended = run_trial(search.ledger.run, search.ledger.windows, number)
+    assert (ended.state, ended.failure, ended.score) == ("failed", "non-finite", None)
+    result = {"number": number, "epoch": 0, "score": float("nan"), "done": True}
+    search.on_trial_complete(name, result | {"failure": ended.failure, "reason": ended.reason})
+    assert told(search.ledger.run) == {number: ["FAIL"]}
+
+
+def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
+    windows, seen = ToyWindows(), []
+    space = SPACE.replace('"optim/lr", 1e-4, 1e-2', '"optim/lr", -1e-2, 1e-2').replace(", log=True)", ")", 1)
+    space = space.replace("START = ", "START = [] and ")
+    run = make_run(tmp_path / "run", windows, space=space)
+    storage = open_journal(run)
+    search = RunSearch(
+        Ledger(run, windows, storage, trials=6), storage, deadline=None, watch=lambda kind, news: seen.append(kind)
+    )
+    good = []
+    while (answer := search.suggest(str(len(good)))) != "FINISHED":
+        good.append(answer["number"])
+    assert search.fatal is None
+    bad = sorted(set(range(6)) - set(good))
+    assert good and bad
+    assert seen.count("end") == len(bad)
+    assert told(run) == {number: ["FAIL"] for number in bad}
+    for number in bad:
+        ended = run.result(number)
+        assert (ended.failure, ended.epochs) == ("bad-configuration", 0)
+        assert "parameter 'optim/lr'" in ended.reason
+    assert read_status(run).failures == {"bad-configuration": len(bad)}
+    assert len(read_status(run).lines) == 6
+
+
+def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search):
+    seen = []
+    search.watch = lambda kind, news: seen.append((kind, news))
+    name, number, result = finished(search, epochs=1)
+    stopper, scheduler = RunStopper(search), RunScheduler(search)
+    assert not stopper.stop_all()
+    search.drain()
+    assert search.suggest("another") == "FINISHED"
+    assert not stopper.stop_all() and not stopper.stop_all()
+    assert [news for kind, news in seen if kind == "drain"] == [{"running": 1}]
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
+    search.on_trial_complete(name, result)
+    assert search.interrupted
+    assert told(search.ledger.run) == {}
+    again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    assert again.next() == number
+    assert again.study.trials[number].intermediate_values == {1: result["score"]}
+
+
+def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):
+    name, number, result = finished(search)
+    search.drain()
+    search.on_trial_complete(name, result)
+    assert told(search.ledger.run) == {number: ["COMPLETE"]}

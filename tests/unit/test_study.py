@@ -13,6 +13,7 @@ from raypipe.files import open_folder
 from raypipe.referee import finish_trial, run_trial
 from raypipe.store import Epoch, RunStore
 from raypipe.study import FolderJournal, Halving, Ledger, open_journal
+from raypipe.testing import flip
 from tests.toys import SPACE, ToyWindows, make_run
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -131,6 +132,17 @@ def test_a_journal_cut_short_by_a_kill_is_mended(tmp_path, windows):
     (tmp_path / "study.journal.lock").symlink_to(journal)
     assert ledger(run, windows).next() == 0
     assert journal.read_bytes().startswith(data)
+
+
+@pytest.mark.parametrize("where", ["{}/run", "file://{}/run"])
+def test_a_damaged_journal_is_one_line(tmp_path, windows, where):
+    run = make_run(where.format(tmp_path), windows)
+    ledger(run, windows).next()
+    journal = max((tmp_path / "run").glob("study*/*.jsonl"), default=tmp_path / "run/study.journal")
+    flip(journal, 0.01)
+    with pytest.raises(UserError, match=rf"{journal.name}: damaged") as caught:
+        ledger(RunStore.open(run.where), windows)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_invalid_draw_fails_that_trial_and_names_the_parameter(tmp_path, windows):

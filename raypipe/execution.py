@@ -1,0 +1,178 @@
+"""Has Ray run what a run's ledger hands out: desk, worker groups, Tune. What executes may die; then it begins again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raypipe.errors import InterruptedSweepError, LostSweepError, UserError
+from raypipe.launch import Cluster, on_first_interrupt
+from raypipe.store import RunStore
+from raypipe.windows import WindowStore
+
+if TYPE_CHECKING:
+    from raypipe.driver import Options
+    from raypipe.study import Ledger
+
+Watch = Callable[[str, dict[str, Any]], None]
+
+LIVES = 4
+"""Times on end that what executes a sweep may die without an epoch in between."""
+
+
+def supervise(
+    run: Callable[[Ledger], None], ledger: Ledger, open_ledger: Callable[[], Ledger], cluster: Cluster, watch: Watch
+) -> None:
+    """Execute a sweep; again, as another driver would, where what executes it has died.
+
+    Parameters
+    ----------
+    run
+        Has the trials of a ledger run until none is left; `LostSweepError` where it cannot.
+    ledger, open_ledger
+        The ledger, and what opens it anew: that settles what was left in mid-air.
+    cluster
+        Started anew in between.
+    watch
+        Told of it.
+
+    Raises
+    ------
+    UserError
+        It died again and again without an epoch in between.
+    """
+    lives = LIVES
+    while not ledger.exhausted:
+        try:
+            return run(ledger)
+        except LostSweepError as error:
+            lives = LIVES if error.progress else lives - 1
+            if not lives:
+                raise UserError(f"{error}, {LIVES} times on end; the same command goes on from here") from error
+            watch("again", {"reason": str(error)})
+        cluster.restart()
+        ledger = open_ledger()
+
+
+def execute(
+    store: RunStore,
+    windows: WindowStore,
+    options: Options,
+    storage: Any,
+    deadline: float | None,
+    cluster: Cluster,
+    watch: Watch,
+    ledger: Ledger,
+) -> None:
+    """Have Ray run what the ledger hands out."""
+    cluster.start()
+    with contextlib.ExitStack() as stack:
+        scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        import ray
+        from ray import tune
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from raypipe.desk import Desk
+        from raypipe.groups import Groups
+        from raypipe.messages import Crew
+        from raypipe.search import RunScheduler, RunSearch, RunStopper
+        from raypipe.slot import Slot
+
+        workers, concurrent = layout(options, store.folds.n_folds, ray.cluster_resources())
+        ledger.parallel = concurrent
+        watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
+        # Beside the driver: it is lost with the driver's node only.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(Desk).remote()
+        ends = desk.live.remote()
+        crew = Crew(
+            run=store.where,
+            windows=str(windows.path),
+            desk=desk,
+            scratch=str(scratch),
+            workers=workers,
+            cpus=options.cpus_per_worker,
+            gpus=options.gpus_per_worker,
+            stem=options.stem,
+            stack=options.stack,
+            grows=bool(options.address),
+        )
+        lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
+        search = RunSearch(ledger, storage, deadline=deadline, watch=watch, lost=lost)
+        try:
+            groups = Groups(crew, concurrent)
+            stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
+            tuner = tune.Tuner(
+                # No CPU: the slot only waits for its workers. Ray refuses an empty request, hence a byte of memory.
+                tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=search,
+                    scheduler=RunScheduler(search),
+                    num_samples=-1,
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="slots",
+                    storage_path=str(scratch),
+                    failure_config=tune.FailureConfig(max_failures=3),
+                    stop=RunStopper(search),
+                    verbose=0,
+                ),
+            )
+            with on_first_interrupt(search.drain):
+                tuner.fit()
+        except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
+            # Of an actor that Ray has killed to save memory, for one, Tune does not take care.
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({line})", search.progress)
+        if search.fatal and not (search.draining and isinstance(search.fatal, LostSweepError)):
+            raise search.fatal
+        if search.interrupted:
+            raise InterruptedSweepError
+        if search.timed_out:
+            watch("late", {})
+
+
+def layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
+    """Workers a trial and trials at a time, from what the cluster has.
+
+    Raises
+    ------
+    UserError
+        Not even one worker group fits.
+    """
+    room = int(resources.get("CPU", 0) / options.cpus_per_worker)
+    if options.gpus_per_worker:
+        room = min(room, int(resources.get("GPU", 0) / options.gpus_per_worker))
+    wanted = min(options.workers, n_folds) if options.workers else crew_size(n_folds, room)
+    if room < wanted:
+        has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
+        needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
+        raise UserError(
+            f"{wanted} worker(s) of {needs} each do not fit: there are {has}; "
+            "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    fits = room // wanted
+    return wanted, min(options.concurrent, fits) if options.concurrent else fits
+
+
+def crew_size(n_folds: int, slots_of_one: int) -> int:
+    """Workers a trial: the most among which the folds can be dealt with hardly any idle share.
+
+    Parameters
+    ----------
+    n_folds
+        Folds of a trial.
+    slots_of_one
+        Workers there is room for.
+    """
+    sizes = range(min(n_folds, max(1, slots_of_one)), 0, -1)
+    return next(w for w in sizes if n_folds / (w * -(-n_folds // w)) >= 0.95)

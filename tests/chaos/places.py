@@ -1,0 +1,150 @@
+"""Where a sweep runs: on a Ray of its own, or on three nodes that outlive it. Both leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from raypipe.testing import descendants, ray_processes, title
+from tests.sweeps import AGENTS, Driver, wait_until
+
+# Class names of actors as Ray shows them; a slot bears the name that Tune gives it while it works.
+ACTORS = {
+    "worker": ("RayTrainWorker",),
+    "slot": ("Slot", "ResourceTrainable"),
+    "controller": ("TrainController",),
+    "desk": ("Desk",),
+}
+# Of the cluster and not of a sweep: passes requests for machines on to an autoscaler, for whoever asks next too.
+LASTING = ("_AutoscalingCoordinatorActor",)
+# Ray's agents take up to a minute to notice that their raylet is gone.
+AGENTS_LEAVE = 150.0
+
+
+class Alone:
+    """The driver starts Ray, as on a laptop."""
+
+    name = "alone"
+    flags: tuple[object, ...] = ()
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
+        self._drivers: list[Driver] = []
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Fails where one of Ray's agents has outlived its sweep for good."""
+        try:
+            wait_until(lambda: not any(d.orphans() for d in self._drivers), "Ray's agents to end", AGENTS_LEAVE)
+        finally:
+            for driver in self._drivers:
+                driver.end()
+
+    def drive(self, *command: object) -> Driver:
+        """Start a driver."""
+        self._drivers.append(Driver(*command, *self.flags, env=self.env))
+        return self._drivers[-1]
+
+    def find(self, driver: Driver, victim: str) -> list[int]:
+        """Processes of a kind that work for this driver."""
+        return sorted(driver.named(*ACTORS[victim]))
+
+    def settle(self, drivers: list[Driver]) -> None:
+        """Wait until nothing of these drivers is left but agents, which have until the end of the block."""
+        wait_until(lambda: not any(d.orphans(agents=False) for d in drivers), "all processes of the sweep to end")
+
+
+class Nodes:
+    """A Ray of three nodes with a core each; drivers join it, and live on the first.
+
+    Its control store (GCS) is kept on disk, so that it can be killed and started again.
+    """
+
+    name = "nodes"
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
+
+    def __enter__(self) -> Nodes:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        with contextlib.ExitStack() as stack:
+            before = dict(os.environ)
+            stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+            kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-"))
+            os.environ.update(
+                self.env, RAY_USAGE_STATS_ENABLED="0", RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=kept
+            )
+            self.cluster: Any = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+            )
+            stack.callback(self.cluster.shutdown)
+            self.spare = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+            ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+            stack.callback(ray.shutdown)
+            self._stack = stack.pop_all()
+        self.flags: tuple[object, ...] = ("--address", self.cluster.address)
+        self._seen: set[int] = set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def drive(self, *command: object) -> Driver:
+        """Start a driver."""
+        return Driver(*command, *self.flags, env=self.env)
+
+    def find(self, driver: Driver, victim: str) -> list[int]:
+        """Processes of a kind; there is one driver at a time."""
+        return sorted(ray_processes(self._look(), *ACTORS[victim]))
+
+    def _look(self) -> set[int]:
+        """Processes below this one, and those seen there before: one that loses its node is nobody's child."""
+        self._seen |= set(descendants(os.getpid()))
+        return self._seen
+
+    def lose_node(self, choice: float) -> None:
+        """SIGKILL all processes of a node other than the drivers'."""
+        self._look()
+        node = self.spare.pop(int(choice * len(self.spare)))
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def restart_store(self) -> None:
+        """SIGKILL the control store, and start it again from what it has kept."""
+        self.cluster.head_node.kill_gcs_server()
+        self.cluster.head_node.start_gcs_server()
+
+    def settle(self, drivers: list[Driver]) -> None:
+        """Wait until no process works and nothing is held, and start nodes for those that were lost."""
+        wait_until(lambda: not self._busy(), "all processes of the sweep to end")
+        wait_until(lambda: not self._held(), "all resources to be given back")
+        for driver in drivers:
+            driver.end()
+        while len(self.spare) < 2:
+            self.spare.append(self.cluster.add_node(num_cpus=1))
+
+    def _busy(self) -> list[str]:
+        titles = [title(pid) for pid in self._look()]
+        return [
+            t
+            for t in titles
+            if t.startswith("ray::") and not t.startswith(tuple(f"ray::{name}" for name in ("IDLE", *LASTING, *AGENTS)))
+        ]
+
+    @staticmethod
+    def _held() -> dict[str, float]:
+        """Resources that somebody holds. Objects in memory are not: Ray frees them when it likes."""
+        import ray
+
+        free = ray.available_resources()
+        total = {k: v for k, v in ray.cluster_resources().items() if k != "object_store_memory"}
+        return {name: amount for name, amount in total.items() if free.get(name, 0.0) != amount}
+
+
+PLACES = {"alone": Alone, "nodes": Nodes}

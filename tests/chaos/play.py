@@ -1,0 +1,179 @@
+"""One disturbed run: played, and compared with the undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raypipe.store import RunStore
+from raypipe.testing import inject, kill
+from tests.chaos.places import Alone, Nodes
+from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, TRIALS, Strike
+from tests.sweeps import Driver, traced, tracing, wait_until
+from tests.toys import ToyWindows, write_store
+
+ROOT = Path(__file__).parents[2]
+ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
+CREATE, TELL = 4, 6
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Write the windows and the search space; the environment in which every epoch leaves a trace."""
+    write_store(folder / "store", ToyWindows(subjects=8, each=40))
+    (folder / "space.py").write_text(SOURCE)
+    env = inject(folder / "hook", tracing() | {"raypipe.groups": "module.ABSENCE = 5.0"})
+    return {"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}"}
+
+
+@dataclass
+class Played:
+    """What happened in one run."""
+
+    kills: list[str] = field(default_factory=list)
+    """Who was killed."""
+    repeated: list[int] = field(default_factory=list)
+    """For each kill, how many epochs the fold that lost most had to begin again."""
+    work: list[int] = field(default_factory=list)
+    """For each kill, epochs of single folds that were begun again."""
+    seconds: float = 0.0
+
+
+def play(place: Alone | Nodes, folder: Path, name: str, strikes: Sequence[Strike], suicides: int = 0) -> Played:
+    """Drive a sweep to its end, whatever is killed meanwhile: the driver is started again by the same command.
+
+    `suicides` is how often a driver is to kill itself, by faults that were armed in the place.
+
+    Raises
+    ------
+    AssertionError
+        It did not end well, or left something behind.
+    """
+    run, played, times = folder / name, Played(), []
+    command = ("sweep", folder / "space.py", "--data", folder / "store", "--run", run, *FLAGS)
+    began = time.monotonic()
+    drivers = [place.drive(*command)]
+    finished: dict[str, int] = {}
+    try:
+        for strike in strikes:
+            wait_until(lambda s=strike: s.at.reached(run) or _over(drivers[-1]), str(strike.at))
+            finished |= _finished(run)
+            if not _strike(place, drivers[-1], strike):
+                break
+            times.append(time.time())
+            played.kills.append(strike.victim)
+            if strike.victim == "driver":
+                drivers[-1].child.wait()
+                drivers.append(place.drive(*command))
+        for _ in range(suicides):
+            drivers[-1].finish()
+            times.append(time.time())
+            assert drivers[-1].child.returncode == -signal.SIGKILL
+            drivers.append(place.drive(*command))
+        out = drivers[-1].finish()
+        assert drivers[-1].child.returncode == 0, out
+        place.settle(drivers)
+    except BaseException:
+        for driver in drivers:
+            driver.end()
+        raise
+    played.seconds = time.monotonic() - began
+    _check(run, finished)
+    _count(run, times, played)
+    return played
+
+
+def _over(driver: Driver) -> bool:
+    return driver.child.poll() is not None
+
+
+def _strike(place: Alone | Nodes, driver: Driver, strike: Strike) -> bool:
+    """Kill the victim; False where the sweep was over before."""
+    if strike.victim == "driver":
+        driver.kill()
+        return True
+    if strike.victim == "node":
+        assert isinstance(place, Nodes)
+        place.lose_node(strike.choice)
+        return not _over(driver)
+    if strike.victim == "store":
+        assert isinstance(place, Nodes)
+        place.restart_store()
+        return not _over(driver)
+    # Those who have just been killed may still be on their way back.
+    found: Any = wait_until(lambda: _over(driver) or place.find(driver, strike.victim), f"a {strike.victim} to kill")
+    if found is True:
+        return False
+    kill(found[int(strike.choice * len(found))])
+    return True
+
+
+def _finished(run: Path) -> dict[str, int]:
+    """What trials that have ended have left, and when it was written."""
+    ended = [path.parent for path in (run / "trials").glob("*/result.json")]
+    return {
+        str(file): file.stat().st_mtime_ns for trial in ended for file in trial.glob("*.*") if file.suffix != ".part"
+    }
+
+
+def _check(run: Path, finished: dict[str, int]) -> None:
+    """Nothing was told or done twice, and nothing lies about."""
+    again = [name for name, written in finished.items() if Path(name).stat().st_mtime_ns != written]
+    assert not again, f"written again after the trial had ended: {again}"
+    left = [str(p) for p in run.rglob("*") if p.name.endswith((".part", ".ckpt"))]
+    assert not left, f"left behind: {left}"
+    log = [json.loads(line) for line in (run / "study.journal").read_text().splitlines()]
+    assert sum(entry["op_code"] == CREATE for entry in log) == TRIALS
+    told = Counter(e["trial_id"] for e in log if e["op_code"] == TELL and e["state"] in ENDED)
+    assert sorted(told.values()) == [1] * TRIALS, f"trials told their end so often: {told}"
+    store = RunStore.open(run)
+    late = [b for b in traced(run) if b.at > (store.result(b.number) or _never(b.number)).finished]
+    assert not late, f"trained after the trial had ended: {late}"
+
+
+def _never(number: int) -> Any:
+    raise AssertionError(f"trial {number} has no end")
+
+
+def _count(run: Path, times: Sequence[float], played: Played) -> None:
+    """Which epochs were begun again after each kill."""
+    begun: Counter[tuple[int, int, int]] = Counter()
+    again: list[Counter[tuple[int, int]]] = [Counter() for _ in times]
+    for epoch in traced(run):
+        key = epoch.number, epoch.fold, epoch.epoch
+        begun[key] += 1
+        if begun[key] > 1:
+            after = [n for n, at in enumerate(times) if at <= epoch.at]
+            assert after, f"{epoch} was begun again, and nobody had been killed"
+            again[after[-1]][epoch.number, epoch.fold] += 1
+    assert len(begun) == TRIALS * FOLDS * EPOCHS
+    played.repeated = [max(folds.values(), default=0) for folds in again]
+    played.work = [sum(folds.values()) for folds in again]
+
+
+def numbers(run: Path) -> dict[int, Any]:
+    """All that must be the same to the bit: configurations, scores, out-of-fold predictions, weights, ends."""
+    store = RunStore.open(run)
+    return {
+        number: {
+            "config": store.config(number),
+            "history": [epoch.model_dump(exclude={"seconds"}) for epoch in store.history(number)],
+            "oof": [a.tobytes() for a in (lambda o: (o.windows, o.folds, o.predictions))(store.oof(number))],
+            "weights": [store.folder.read(f"trials/{number:04d}/fold-{fold}.safetensors") for fold in range(FOLDS)],
+            "result": (store.result(number) or _never(number)).model_dump(exclude={"seconds", "finished", "files"}),
+        }
+        for number in store.numbers()
+    }
+
+
+def differences(run: Path, reference: dict[int, Any]) -> list[str]:
+    """Where a run's numbers are not the reference's."""
+    found = numbers(run)
+    if list(found) != list(reference):
+        return [f"trials {list(found)}, not {list(reference)}"]
+    return [f"trial {n}: {k}" for n, parts in reference.items() for k, part in parts.items() if found[n][k] != part]

@@ -1,0 +1,150 @@
+"""Kinds of failure and ways of stopping, on a real local Ray. Faults come from outside, by `raypipe.testing.inject`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe import Run, resume
+from raypipe.logs import read_log
+from raypipe.referee import run_trial
+from raypipe.retries import retry_of
+from raypipe.store import RunStore
+from raypipe.testing import inject
+from raypipe.windows import WindowStore
+from tests.sweeps import wait_until
+
+pytestmark = pytest.mark.ray
+
+FLAGS = ["--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--stack", "off"]
+
+# Memory runs out in epoch 3 of fold 2, unless it is trained in micro-batches.
+STARVED = """
+import torch
+step = module.FoldTrainer.step
+def starved(self, batch, n):
+    if self.fold == 2 and self.epoch == 2 and self.micro_batch is None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return step(self, batch, n)
+module.FoldTrainer.step = starved
+"""
+
+# No step fits, however small.
+BROKEN = """
+def broken(self, batch, n):
+    raise MemoryError
+module.FoldTrainer.step = broken
+"""
+
+# Epoch 3 does not begin before the file GATE is there.
+GATED = """
+import os, time
+step = module.FoldTrainer.step
+def gated(self, batch, n):
+    while self.epoch == 2 and not os.path.exists({gate!r}):
+        time.sleep(0.02)
+    return step(self, batch, n)
+module.FoldTrainer.step = gated
+"""
+
+
+def plain(run: RunStore, where, numbers) -> RunStore:
+    """The same trials in this process, undisturbed."""
+    made = RunStore.create(where, run.info, run.folds, run.space)
+    windows = WindowStore(run.info.data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in numbers:
+            made.add_trial(number, run.config(number))
+            run_trial(made, windows, number)
+    finally:
+        torch.set_num_threads(threads)
+    return made
+
+
+def cli(*arguments) -> str:
+    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
+    ).stdout
+
+
+def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_path, drive):
+    where, env = tmp_path / "run", inject(tmp_path / "hook", {"raypipe.train": STARVED})
+    options = ["--data", toy / "store", "--run", where, "--trials", 2, *FLAGS]
+    driver = drive("sweep", toy / "space.py", *options, env=env)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    run = RunStore.open(where)
+    undisturbed = plain(run, tmp_path / "plain", (0, 1))
+    for number in (0, 1):
+        assert run.result(number).state == "complete"
+        assert retry_of(run, number).micro_batch == 4
+        for one, other in zip(run.history(number), undisturbed.history(number), strict=True):
+            assert one.score == pytest.approx(other.score, rel=1e-3)
+        np.testing.assert_allclose(run.oof(number).predictions, undisturbed.oof(number).predictions, atol=5e-3)
+        log = "\n".join(read_log(run.folder, number))
+        assert (
+            "slot: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; tried once more" in log
+        )
+        assert "in starved" in log
+        for rank, folds in ((0, "0, 2"), (1, "1, 3")):
+            worker = f"group-0-worker-{rank}: folds {folds} on cpu, fourier stem"
+            assert f"{worker}, one by one: starts" in log
+            assert f"{worker}, micro-batches of 4: goes on after epoch 2" in log
+    assert cli("logs", where, 1).splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
+
+
+def test_a_sweep_in_which_nothing_fits_stops_and_says_so(toy, tmp_path, drive):
+    where, env = tmp_path / "run", inject(tmp_path / "hook", {"raypipe.train": BROKEN})
+    options = ["--data", toy / "store", "--run", where, "--trials", 20, *FLAGS]
+    driver = drive("sweep", toy / "space.py", *options, env=env)
+    out = driver.finish()
+    assert driver.child.returncode == 2, out
+    assert "the first 3 trials failed the same way (out-of-memory): no memory left on the host" in out
+    assert f"more in: raypipe logs {where} 2" in out
+    assert Run(where).trials.failure.tolist() == ["out-of-memory"] * 3
+    said = cli("status", where)
+    assert "3 of 20 trials: 3 failed (3 out-of-memory)" in said
+    assert said.count("tried once more in micro-batches of 4") == 3
+    assert "MemoryError" in said
+
+
+@pytest.mark.parametrize("how", ["once", "twice"])
+def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(toy, tmp_path, drive, how):
+    where, gate = tmp_path / "run", tmp_path / "gate"
+    env = inject(tmp_path / "hook", {"raypipe.train": GATED.format(gate=str(gate))})
+    options = ["--data", toy / "store", "--run", where, "--trials", 1, *FLAGS]
+    driver = drive("sweep", toy / "long.py", *options, env=env)
+    history = where / "trials/0000/history.json"
+
+    def epochs() -> int:
+        return len(json.loads(history.read_text())) if history.exists() else 0
+
+    wait_until(lambda: epochs() == 2, "the second epoch")
+    os.killpg(driver.child.pid, signal.SIGINT)  # as a terminal does: everyone hears it
+    wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")
+    assert driver.child.poll() is None
+    if how == "once":
+        gate.touch()
+    else:
+        os.killpg(driver.child.pid, signal.SIGINT)
+    out = driver.finish()
+    assert driver.child.returncode == 130, out
+    assert out.endswith("raypipe: interrupted; the same command goes on from here\n"), out
+    assert "Traceback" not in out
+    assert epochs() == (3 if how == "once" else 2)
+    wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
+    run = resume(where).store
+    undisturbed = plain(run, tmp_path / "plain", [0])
+    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
+    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
+    assert [t.state for t in run.results()] == ["complete"]

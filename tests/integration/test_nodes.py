@@ -1,0 +1,89 @@
+"""Three nodes of Ray on this machine: some are lost for a while, or the control store is. The numbers stay the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raypipe import Run
+from raypipe.files import LocalFolder
+from raypipe.logs import read_log
+from raypipe.testing import inject
+from tests.chaos.places import Nodes
+from tests.sweeps import FLAGS, numbers, wait_until
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+
+# Nobody waits long for a machine, and epoch 8 does not begin before the file GATE is there.
+IMPATIENT = "module.ABSENCE = module.LOOK = 1.0"
+GATED = """
+import os, time
+step = module.FoldTrainer.step
+def gated(self, batch, n):
+    while self.epoch == 7 and not os.path.exists({gate!r}):
+        time.sleep(0.02)
+    return step(self, batch, n)
+module.FoldTrainer.step = gated
+"""
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def nodes(tmp_path, gate):
+    env = inject(tmp_path / "hook", {"raypipe.groups": IMPATIENT, "raypipe.train": GATED.format(gate=str(gate))})
+    with Nodes({"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}"}) as place:
+        yield place
+
+
+def epochs(run: Path) -> int:
+    history = run / "trials/0000/history.json"
+    return len(json.loads(history.read_text())) if history.exists() else 0
+
+
+def starts(run: Path, worker: str) -> int:
+    """How often a worker with these folds has begun or gone on with the trial."""
+    lines = read_log(LocalFolder(run), 0)
+    return sum(f"{worker} on cpu" in line and ": folds" in line for line in lines)
+
+
+def sweep(nodes: Nodes, toy: Path, run: Path):
+    flags = [*FLAGS, "--trials", 1]
+    return nodes.drive("sweep", toy / "long.py", "--data", toy / "store", "--run", run, *flags)
+
+
+def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(toy, tmp_path, nodes, gate, undisturbed):
+    run = tmp_path / "run"
+    driver = sweep(nodes, toy, run)
+    wait_until(lambda: epochs(run) >= 2, "the second epoch")
+    assert starts(run, "worker-1: folds 1, 3") == 1
+    nodes.lose_node(0.0)
+    nodes.lose_node(0.0)
+    wait_until(lambda: starts(run, "worker-0: folds 0, 1, 2, 3") == 1, "one worker to go on with all folds")
+    nodes.cluster.add_node(num_cpus=1)
+    wait_until(lambda: starts(run, "worker-1: folds 1, 3") == 2, "the second worker to be back")
+    gate.touch()
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert numbers(Run(run))[0] == numbers(undisturbed)[0]
+
+
+def test_a_control_store_that_is_kept_may_be_killed_and_started_again(toy, tmp_path, nodes, gate, undisturbed):
+    run = tmp_path / "run"
+    driver = sweep(nodes, toy, run)
+    wait_until(lambda: epochs(run) >= 2, "the second epoch")
+    nodes.cluster.head_node.kill_gcs_server()
+    before = epochs(run)
+    wait_until(lambda: epochs(run) > before, "an epoch without the control store")
+    nodes.cluster.head_node.start_gcs_server()
+    gate.touch()
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert numbers(Run(run))[0] == numbers(undisturbed)[0]

@@ -1,0 +1,91 @@
+"""What of Ray a sweep takes, and how it is begun again where what executes it has died."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.driver import Options
+from raypipe.errors import LostSweepError, UserError
+from raypipe.execution import LIVES, crew_size, supervise
+from raypipe.execution import layout as fit
+
+
+@pytest.mark.parametrize(
+    ("folds", "room", "size"), [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)]
+)
+def test_workers_a_trial(folds, room, size):
+    assert crew_size(folds, room) == size
+
+
+@given(st.integers(2, 20), st.integers(1, 64))
+def test_hardly_any_worker_idles(folds, room):
+    size = crew_size(folds, room)
+    assert 1 <= size <= min(folds, room)
+    assert folds / (size * -(-folds // size)) >= 0.95
+
+
+def layout(n_folds=4, cpus=2.0, gpus=0.0, **options):
+    return fit(Options(**options), n_folds, {"CPU": cpus, "GPU": gpus})
+
+
+def test_all_that_fits_runs_at_a_time():
+    assert layout() == (2, 1)
+    assert layout(n_folds=5) == (1, 2)
+    assert layout(cpus=16) == (4, 4)
+    assert layout(cpus=16, concurrent=2) == (4, 2)
+    assert layout(cpus=16, concurrent=99) == (4, 4)
+    assert layout(cpus=16, workers=8) == (4, 4)  # no more workers than folds
+    assert layout(cpus=16, gpus=2, gpus_per_worker=0.25) == (4, 2)
+
+
+def test_what_does_not_fit_is_one_line():
+    with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.*there are 2 CPU"):
+        layout(workers=4)
+    with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
+        layout(gpus_per_worker=1)
+
+
+class Deaths:
+    """Executes a sweep and dies, again and again, with or without an epoch before."""
+
+    def __init__(self, *progress: bool):
+        self.progress, self.ledgers, self.restarts, self.said = list(progress), [], 0, []
+        self.exhausted = False
+
+    def run(self, ledger):
+        self.ledgers.append(ledger)
+        if self.progress:
+            raise LostSweepError("the desk has died", self.progress.pop(0))
+
+    def restart(self):
+        self.restarts += 1
+
+    def supervised(self):
+        supervise(self.run, self, lambda: Deaths(), self, lambda kind, news: self.said.append((kind, news["reason"])))
+
+
+def test_a_sweep_whose_executor_dies_begins_again_with_a_ledger_of_its_own():
+    deaths = Deaths(False, True, False)
+    deaths.supervised()
+    assert deaths.said == [("again", "the desk has died")] * 3
+    assert deaths.restarts == 3
+    assert len(set(map(id, deaths.ledgers))) == 4
+
+
+def test_deaths_without_an_epoch_in_between_are_counted():
+    Deaths(*[False] * (LIVES - 1)).supervised()
+    Deaths(*[False] * (LIVES - 1), True, *[False] * (LIVES - 1)).supervised()
+    deaths = Deaths(*[False] * LIVES)
+    with pytest.raises(UserError, match=rf"the desk has died, {LIVES} times on end; the same command goes on"):
+        deaths.supervised()
+    assert deaths.restarts == LIVES - 1
+
+
+def test_nothing_is_executed_where_the_dead_one_had_done_all():
+    deaths = Deaths(True)
+    done = Deaths()
+    done.exhausted = True
+    supervise(deaths.run, deaths, lambda: done, deaths, lambda kind, news: None)
+    assert deaths.ledgers == [deaths]

@@ -1,0 +1,67 @@
+"""Ray is started here where nobody names a cluster; Ctrl-C, once and twice, in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from raypipe import launch
+from raypipe.launch import on_first_interrupt
+
+
+def interrupt() -> None:
+    """Have this process interrupted, and give its interpreter a chance to notice."""
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+
+
+def test_the_first_ctrl_c_asks_and_the_second_stops():
+    before, asked = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), on_first_interrupt(lambda: asked.append(1)):
+        interrupt()
+        assert asked == [1]
+        interrupt()
+    assert asked == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_afterwards_a_ctrl_c_is_what_it_was():
+    before, asked = signal.getsignal(signal.SIGINT), []
+    with on_first_interrupt(lambda: asked.append(1)):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert asked == []
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with on_first_interrupt(lambda: None):
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkeypatch):
+    """Ray's own `init` joins whatever `ray start` of anybody has left its address in the temporary folder."""
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda *_: "127.0.0.1:6379")
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"127.0.0.1:6379"})
+    given = []
+    monkeypatch.setattr(ray, "init", lambda address=None, **_: given.append(canonicalize_bootstrap_address(address)))
+    ray.init()
+    assert str(given.pop()).endswith(":6379")
+    launch._init(None)
+    assert given == [None]
