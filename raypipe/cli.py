@@ -136,6 +136,9 @@ def sweep(
     warm_start: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run whose trials a new run's sampler begins with.")
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A pretrained run, or its exported encoder, to start from.")
+    ] = None,
 ) -> None:
     """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
     from raypipe.console import SweepView
@@ -147,6 +150,7 @@ def sweep(
             data,
             run,
             warm_start=warm_start,
+            init=init,
             watch=view,
             trials=trials,
             folds=folds,
@@ -167,6 +171,75 @@ def sweep(
     _print_status(done.where)
 
 
+@app.command(epilog=_example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
+def pretrain(
+    objective: Annotated[str, typer.Argument(metavar="mae|simclr", help="What is learnt, without targets.")],
+    data: Annotated[Path, typer.Option(help="Windows made by prepare.")],
+    run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
+    epochs: Annotated[int, typer.Option(help="Epochs.")] = 20,
+    batch: Annotated[int, typer.Option(help="Windows of a step, over all workers.")] = 64,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Windows a worker passes at a time.")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    mask: Annotated[float, typer.Option(help="MAE: share of patches that are masked.")] = 0.75,
+    temperature: Annotated[float, typer.Option(help="SimCLR: of the softmax.")] = 0.5,
+    negatives: Annotated[str, typer.Option(help="SimCLR: all, other-subject or same-subject.")] = "all",
+    time_shift: Annotated[bool, typer.Option(help="SimCLR: shift in time too; not for response times.")] = False,
+    set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a search space, e.g. model/patch=50.")] = None,
+    folds: Annotated[int, typer.Option(help="Subject folds, as of the sweep it is for.")] = 5,
+    held_out: Annotated[str, typer.Option(help="Share of subjects, or their names, that are not seen.")] = "0.2",
+    serves: Annotated[str | None, typer.Option(metavar="RUN", help="Take the fold map of this run instead.")] = None,
+    fold_wise: Annotated[bool, typer.Option("--fold-wise", help="An encoder a fold, without its subjects.")] = False,
+    probe_every: Annotated[int, typer.Option(min=0, help="Epochs between linear probes; 0 for none.")] = 5,
+    workers: Annotated[int, typer.Option(help="Workers that share a batch (Ray Train if more than one).")] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Pretrain an encoder without labels, for sweeps with --init. The same command goes on after a crash."""
+    from raypipe.console import Counter
+    from raypipe.pretrain import parse_values
+    from raypipe.pretrain import pretrain as begin
+
+    if objective not in ("mae", "simclr"):
+        raise UserError(f"pretrain {objective}: no such objective; there is mae and simclr")
+    params: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "optim/lr": lr, "pretrain/mask": mask}
+    params |= {"pretrain/temperature": temperature, "pretrain/negatives": negatives, "pretrain/time_shift": time_shift}
+    with Counter(console, f"pretraining ({objective})") as counter:
+        begin(
+            objective,  # type: ignore[arg-type]
+            data,
+            run,
+            params=params | parse_values(set or []),
+            folds=folds,
+            held_out=_held_out(held_out),
+            seed=seed,
+            serves=serves,
+            fold_wise=fold_wise,
+            probe_every=probe_every,
+            micro_batch=micro_batch,
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            address=address,
+            progress=counter,
+        )
+    _print_pretrained(run)
+
+
+def _print_pretrained(where: str) -> None:
+    from raypipe.pretrain_report import status_lines
+
+    for line in status_lines(where):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _is_pretrained(where: str) -> bool:
+    from raypipe.pretrained import PretrainedRun
+
+    return PretrainedRun.exists(where)
+
+
 @app.command(epilog=_example("raypipe resume demo/run --trials 60"))
 def resume(
     run: RunArg,
@@ -176,6 +249,16 @@ def resume(
     workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
 ) -> None:
     """Go on with a run: the same as its sweep command again."""
+    if _is_pretrained(run):
+        from raypipe.console import Counter
+        from raypipe.pretrain import resume as pretrain_on
+
+        if trials is not None or time_budget is not None:
+            raise UserError(f"{run}: a pretrained run has no --trials and no --time-budget")
+        with Counter(console, "pretraining") as counter:
+            pretrain_on(run, workers=workers, address=address, progress=counter)
+        _print_pretrained(run)
+        return
     from raypipe.console import SweepView
     from raypipe.driver import resume as go_on
 
@@ -187,7 +270,10 @@ def resume(
 @app.command(epilog=_example("raypipe status demo/run"))
 def status(run: RunArg) -> None:
     """Show trials, scores, failures and time left, while a run is driven and afterwards."""
-    _print_status(run)
+    if _is_pretrained(run):
+        _print_pretrained(run)
+    else:
+        _print_status(run)
 
 
 def _print_status(where: str) -> None:
@@ -245,6 +331,11 @@ def report(
     from raypipe.report import write_report
     from raypipe.store import RunStore
 
+    if _is_pretrained(run):
+        from raypipe.pretrain_report import write_pretrain_report
+
+        console.print(f"report: {write_pretrain_report(run, out)}", highlight=False, soft_wrap=True)
+        return
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
 
 
@@ -258,6 +349,13 @@ def export(
     """Write the run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only)."""
     from raypipe.export import export as write
 
+    if _is_pretrained(run):
+        from raypipe.pretrained import export_encoder
+
+        if format is not None or also is not None:
+            raise UserError(f"{run}: a pretrained run is exported as an encoder; leave out --format and --also")
+        console.print(export_encoder(run, out), highlight=False, soft_wrap=True)
+        return
     console.print(write(run, out, format=format, also=also), highlight=False, soft_wrap=True)
 
 

@@ -77,6 +77,8 @@ def choose(
         Asked with the choice's key before it is measured; False waits for another worker's measurement and looks
         again. Asked again and again, it answers True in the end.
     """
+    if config.model.name != "conformer":  # no stem, no stack: nothing to choose
+        return Compute(stem="fourier", stacked=False, what=config.model.name, seconds={})
     device = torch.cuda.get_device_name(feed.device) if feed.device.type == "cuda" else "cpu"
     windows, model = feed.windows, config.model
     what = (

@@ -23,9 +23,13 @@ class _Frozen(BaseModel):
 
 
 class ModelConfig(_Frozen):
-    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250)."""
+    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), or a transformer over patches."""
 
-    name: Literal["conformer"] = "conformer"
+    name: Literal["conformer", "vit"] = "conformer"
+    """`vit`: a token is a patch of one channel (`models.vit`); only this one can be pretrained. It looks at `filters`,
+    `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
+    patch: Annotated[int, Field(ge=2)] = 25
+    """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
     """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
     data's sampling rate (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate; `short`: as `rate` with
@@ -122,6 +126,43 @@ class LossConfig(_Frozen):
     """Weight classes by inverse frequency in the training windows (classes only)."""
 
 
+class PretrainConfig(_Frozen):
+    """Self-supervised pretraining in place of training; a linear probe then predicts (see `pretraining`)."""
+
+    name: Literal["none", "mae", "simclr"] = "none"
+    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377); `simclr` (Chen et al. 2020, arXiv:2002.05709)."""
+    mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """MAE: share of patches that are masked."""
+    decoder_width: Annotated[int, Field(ge=1)] = 32
+    decoder_depth: Annotated[int, Field(ge=0)] = 1
+    temperature: Positive = 0.5
+    """SimCLR: of the softmax over similarities."""
+    projection: Annotated[int, Field(ge=1)] = 32
+    """SimCLR: width of what the projection head gives."""
+    strength: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """SimCLR: of the changes that make a view."""
+    time_shift: bool = False
+    """SimCLR: whether views are shifted in time; not where the answer lies in time."""
+    negatives: Literal["all", "other-subject", "same-subject"] = "all"
+    """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts them `weight` times."""
+    weight: Positive = 2.0
+
+
+class InitConfig(_Frozen):
+    """Where training starts: at random, or at the pretrained encoder that the sweep was given (``--init``)."""
+
+    name: Literal["none", "pretrained"] = "none"
+    tune: Literal["full", "frozen", "lora"] = "full"
+    """What is trained: everything; the head alone; or the head and low-rank changes of the blocks' linear layers (LoRA,
+    Hu et al. 2022, arXiv:2106.09685), which are merged into the weights that are kept."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """LoRA: rank of a change."""
+    alpha: Positive = 16.0
+    """LoRA: a change counts alpha / rank times."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
+
+
 class TrialConfig(_Frozen):
     """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
 
@@ -130,6 +171,8 @@ class TrialConfig(_Frozen):
     sam: SamConfig = SamConfig()
     mixup: MixupConfig = MixupConfig()
     loss: LossConfig = LossConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    init: InitConfig = InitConfig()
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=2)] = 64
     patience: Annotated[int, Field(ge=1)] = 10
@@ -143,6 +186,14 @@ class TrialConfig(_Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
 
+    @model_validator(mode="after")
+    def _only_a_vit_is_pretrained(self) -> Self:
+        if self.model.name != "vit" and (self.pretrain.name != "none" or self.init.name != "none"):
+            raise ValueError("pretraining and init/name=pretrained need model/name=vit")
+        if self.pretrain.name != "none" and self.init.name != "none":
+            raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
+        return self
+
     @property
     def passes(self) -> float:
         """Forward and backward passes a step costs: SAM pays twice, LookSAM once and a share, MSAM once."""
@@ -150,7 +201,14 @@ class TrialConfig(_Frozen):
 
     def hash(self) -> str:
         """Twelve hex digits that two configurations share only when they are equal."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        values = self.model_dump(mode="json")
+        # What came later is left out where it says nothing, so that older checkpoints still belong to their trials.
+        for name in ("pretrain", "init"):
+            if getattr(self, name).name == "none":
+                del values[name]
+        if self.model.name == "conformer":
+            del values["model"]["patch"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

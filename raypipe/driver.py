@@ -17,6 +17,7 @@ from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
+from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease
 from raypipe.results import Run
@@ -72,6 +73,7 @@ def sweep(
     run: str | Path,
     *,
     warm_start: str | Path | None = None,
+    init: str | Path | None = None,
     watch: Watch = lambda kind, news: None,
     **options: Any,
 ) -> Run:
@@ -89,6 +91,9 @@ def sweep(
     warm_start
         A run of the same task and metric, in whatever search space: a new run's sampler begins with what its trials
         have shown (see `raypipe.warm`). Where `run` lies there already, it is not looked at.
+    init
+        A pretrained run, or an encoder exported from one, that configurations with ``init/name=pretrained`` start from.
+        It is copied into a new run; where `run` lies there already, it is not looked at.
     watch
         Told of every event.
     **options
@@ -113,7 +118,7 @@ def sweep(
             if warm_start is not None:
                 warm = _warm(warm_start, source, windows, watch)
             cluster.start()
-        return _drive(_open(source, windows, str(run), chosen, warm), windows, chosen, cluster, watch)
+        return _drive(_open(source, windows, str(run), chosen, warm, init), windows, chosen, cluster, watch)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
@@ -146,12 +151,19 @@ def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, watch: Wa
 
 
 def _open(
-    space: SearchSpace, windows: WindowStore, where: str, options: Options, warm: WarmStart | None = None
+    space: SearchSpace,
+    windows: WindowStore,
+    where: str,
+    options: Options,
+    warm: WarmStart | None = None,
+    init: str | Path | None = None,
 ) -> RunStore:
     if RunStore.exists(where):
         store = RunStore.open(where)
         _same(store, windows, space, options)
         return store
+    if init is None and needs_encoder(space):
+        raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
     folds = make_folds(
         windows.subjects,
         windows.targets,
@@ -160,6 +172,7 @@ def _open(
         held_out=options.held_out,
         seed=options.seed,
     )
+    begun = take_in(init, where, folds, space) if init is not None else None
     info = RunInfo(
         created=time.time(),
         data=str(windows.path),
@@ -175,6 +188,7 @@ def _open(
         folds_hash="",
         versions=versions(),
         warm=warm.model_dump(mode="json") if warm else None,
+        init=begun,
     )
     return RunStore.create(where, info, folds, space)
 

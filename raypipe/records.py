@@ -46,6 +46,8 @@ class RunInfo(BaseModel):
     versions: dict[str, str]
     warm: dict[str, Any] | None = None
     """What the study begins with (`raypipe.warm`)."""
+    init: dict[str, Any] | None = None
+    """The pretrained run whose encoders lie in the run's ``init``: its place, objective and their checksums."""
 
 
 class Epoch(BaseModel):
@@ -88,6 +90,8 @@ class TrialResult(BaseModel):
     finished: float
     files: dict[str, str] = {}
     """SHA-256 of what the trial has left, by name in its folder; empty in runs of raypipe 0.1."""
+    initial: list[str] = []
+    """By fold, what tells initial weights apart (`finetuning.initial_id`): folds that share it can be averaged."""
 
 
 class TrialRecord(BaseModel):

@@ -110,9 +110,10 @@ def finish_trial(
         history = run.history(number)
         best = best_epoch(history, run.info.direction)
         files = run.records_left(number)
+        initial: list[str] = []
         if best is not None and state != "failed":
             try:
-                files |= _gather(run, windows, number, best.epoch, weights=state != "pruned")
+                files |= _gather(run, windows, number, best.epoch, initial, weights=state != "pruned")
             except (CheckpointError, FileNotFoundError) as error:
                 state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
         ended = TrialResult(
@@ -126,6 +127,7 @@ def finish_trial(
             failure=failure,
             finished=time.time(),
             files=files,
+            initial=initial,
         )
         kind = f" ({failure})" if failure else ""
         TrialLog(run.folder, number, "end").say(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
@@ -135,7 +137,9 @@ def finish_trial(
     return ended
 
 
-def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, weights: bool) -> dict[str, str]:
+def _gather(
+    run: RunStore, windows: WindowStore, number: int, epoch: int, initial: list[str], *, weights: bool
+) -> dict[str, str]:
     """Write what the folds' checkpoints of `epoch` give; the files' entries in `TrialResult.files`."""
     import torch
 
@@ -145,6 +149,7 @@ def _gather(run: RunStore, windows: WindowStore, number: int, epoch: int, *, wei
     index, folds, predictions = [], [], []
     for fold in range(run.folds.n_folds):
         state = read_fold(run, number, fold, epoch)
+        initial.append(str(state.get("initial", "")))
         validation = run.folds.split(windows.subjects, fold)[1]
         index.append(validation)
         folds.append(np.full(len(validation), fold))

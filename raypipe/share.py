@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from raypipe.errors import CheckpointError, InterruptedEpochError
 from raypipe.feed import Feed
 from raypipe.logs import TrialLog
 from raypipe.messages import FoldEpoch, Reply
+from raypipe.pretraining import PretrainTrainer
 from raypipe.retries import retry_of
 from raypipe.stack import FoldStack, stackable
 from raypipe.store import RunStore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+Trainer = FoldTrainer | PretrainTrainer
 Report = Callable[[int, Mapping[int, FoldEpoch]], Reply]
 
 
@@ -70,7 +72,7 @@ class Share:
         retry = retry_of(run, number)
         self.micro_batch = retry.micro_batch if retry else None
         self.log = TrialLog(run.folder, number, who)
-        self._trainers: dict[int, FoldTrainer] = {}
+        self._trainers: dict[int, Trainer] = {}
         self._stack: FoldStack | None = None
         self._found: dict[int, set[int]] | None = None
 
@@ -135,7 +137,7 @@ class Share:
         """What every fold gives at `epoch`, and the states that are still to be written."""
         if not self._trainers:
             self._trainers = {fold: self._trainer(fold) for fold in self.folds}
-        if self.stacked and stackable(list(self._trainers.values())):
+        if self.stacked and stackable(cast(list[FoldTrainer], list(self._trainers.values()))):
             return self._together(self.folds, epoch, interrupted)
         outcomes: dict[int, FoldEpoch] = {}
         states: dict[int, dict[str, Any]] = {}
@@ -165,8 +167,8 @@ class Share:
             fold: _state(trainer, outcome) for fold, trainer, outcome in zip(folds, trainers, outcomes, strict=True)
         }
 
-    def _run_epoch(self, trainers: list[FoldTrainer], interrupted: Callable[[], bool]) -> list[FoldEpoch]:
-        going = [trainer for trainer in trainers if not trainer.stopped]
+    def _run_epoch(self, trainers: list[Trainer], interrupted: Callable[[], bool]) -> list[FoldEpoch]:
+        going = cast(list[FoldTrainer], [trainer for trainer in trainers if not trainer.stopped])
         if not stackable(going):
             return [trainer.run_epoch(interrupted) for trainer in trainers]
         if self._stack is None or self._stack.trainers != going:
@@ -174,11 +176,20 @@ class Share:
         given = dict(zip(going, self._stack.run_epoch(interrupted), strict=True))
         return [given[t] if t in given else t.run_epoch(interrupted) for t in trainers]
 
-    def _trainer(self, fold: int) -> FoldTrainer:
+    def _trainer(self, fold: int) -> Trainer:
         train, validation = self.run.folds.split(self.feed.windows.subjects, fold)
         config = self.run.config(self.number)
+        if config.pretrain.name != "none":
+            return PretrainTrainer(config, self.feed, train, validation, fold=fold)
         return FoldTrainer(
-            config, self.feed, train, validation, fold=fold, stem=self.stem, micro_batch=self.micro_batch
+            config,
+            self.feed,
+            train,
+            validation,
+            fold=fold,
+            stem=self.stem,
+            micro_batch=self.micro_batch,
+            encoder=self.run.encoder(fold) if config.init.name != "none" else None,
         )
 
     def _known(self, folds: Sequence[int]) -> set[int]:
@@ -212,7 +223,7 @@ class Share:
             return None
 
 
-def _state(trainer: FoldTrainer, outcome: FoldEpoch) -> dict[str, Any]:
+def _state(trainer: Trainer, outcome: FoldEpoch) -> dict[str, Any]:
     """What a checkpoint holds; weights that are the model's own are the same tensors, which are written once."""
     state = trainer.state_dict()
     return state | {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raypipe.errors import InterruptedEpochError
 from raypipe.messages import FoldEpoch
+from raypipe.models.conformer import Conformer
 from raypipe.steps import Step, Steps, frozen_statistics, steps
 from raypipe.train import Batch, FoldTrainer
 
@@ -123,8 +124,10 @@ class FoldStack:
 
 
 def stackable(trainers: Sequence[FoldTrainer]) -> bool:
-    """Whether folds can be stacked: more than one, no loss scale of their own (float16), and memory not short."""
-    return len(trainers) > 1 and trainers[0].scaler is None and not trainers[0].micro_batch
+    """Whether folds can be stacked: several Conformers, no loss scale of their own (float16), memory not short."""
+    if len(trainers) < 2 or not isinstance(trainers[0].model, Conformer):
+        return False
+    return trainers[0].scaler is None and not trainers[0].micro_batch
 
 
 def _send(one: Steps, loss: float) -> bool | Step:

@@ -7,6 +7,7 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``space.py``                          the copy of the search space that the run uses
 ``run.json``                          what the run is made of, with hashes; written last, makes it a run
 ``study.journal``                     the Optuna study (journal storage: optuna-dashboard reads it)
+``init/encoder.safetensors``           the pretrained encoder that trials start from, where there is one
 ``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.compute`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          score over all folds, and each fold's, after every epoch
@@ -85,7 +86,8 @@ class RunStore:
             Something else lies there.
         """
         folder = open_folder(where)
-        foreign = [n for n in folder.names() if n not in ("folds.json", "space.py") and not n.startswith("study")]
+        begun = ("study", "init/")
+        foreign = [n for n in folder.names() if n not in ("folds.json", "space.py") and not n.startswith(begun)]
         if foreign:
             raise UserError(f"{where}: not a raypipe run, and not empty ({foreign[0]}); name a new folder")
         text = folds.model_dump_json(indent=1).encode()
@@ -185,6 +187,33 @@ class RunStore:
         sign = 1.0 if self.info.direction == "minimize" else -1.0
         usable = [r for r in self.results() if r.state in ("complete", "stopped") and r.score is not None]
         return sorted(usable, key=lambda r: (sign * (r.score or 0.0), r.number))
+
+    # Where trials start
+
+    def write_encoder(self, name: str, data: bytes) -> None:
+        """Keep a pretrained encoder (safetensors) under ``init``, before the run is made."""
+        self.folder.write(f"init/{name}", data)
+
+    def encoder(self, fold: int) -> dict[str, Any] | None:
+        """Weights of the pretrained encoder that a fold starts from; None where the run has none.
+
+        Raises
+        ------
+        UserError
+            They are damaged.
+        """
+        files = (self.info.init or {}).get("files", {})
+        name = f"encoder-fold-{fold}.safetensors"
+        name = name if name in files else "encoder.safetensors"
+        if name not in files:
+            return None
+        try:
+            data = self.folder.read(f"init/{name}")
+        except FileNotFoundError:
+            raise UserError(f"{self.where}/init/{name}: missing; restore it from a copy") from None
+        if digest(data) != files[name]:
+            raise UserError(f"{self.where}/init/{name}: damaged (its checksum differs); restore it from a copy")
+        return dict(unpack(name, data))
 
     # How trials are computed
 

@@ -24,7 +24,7 @@ from raypipe.windows import WindowStore
 
 FORMAT = "raypipe-submission/1"
 MANIFEST = "manifest.json"
-CODE = ("submission.py", "ensemble.py", "conformer.py", "stem.py")
+CODE = ("submission.py", "ensemble.py", "conformer.py", "vit.py", "stem.py")
 """Files of `raypipe.models` that a submission holds, word for word."""
 
 INPUT_SCALE = 1e6

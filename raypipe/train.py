@@ -7,7 +7,7 @@ the batches, mixing and dropout masks that it would have drawn had nothing happe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -19,15 +19,17 @@ from torch import Tensor
 
 from raypipe import passes
 from raypipe.config import TrialConfig
-from raypipe.errors import InterruptedEpochError, NonFiniteError
+from raypipe.electrodes import place_electrodes
+from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.feed import Feed
+from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.folds import Index
 from raypipe.inner import InnerChoice, set_apart
 from raypipe.losses import class_weights, make_loss
 from raypipe.masks import MaskSource
 from raypipe.messages import FoldEpoch
 from raypipe.mixup import mix
-from raypipe.models import build_model
+from raypipe.models import ViT, build_model
 from raypipe.models.conformer import Conformer, normalise
 from raypipe.optim import AdamW
 from raypipe.sam import Sam, norm_parameters
@@ -73,6 +75,13 @@ class FoldTrainer:
         How the stem is computed (see `Stem`).
     micro_batch
         Windows whose gradients are computed at a time, where memory is short (see `passes.gradients`).
+    encoder
+        Weights of a pretrained encoder, for configurations that start from one.
+
+    Raises
+    ------
+    UserError
+        The configuration starts from a pretrained encoder, and there is none or one of other sizes.
 
     Notes
     -----
@@ -91,6 +100,7 @@ class FoldTrainer:
         device: str = "cpu",
         stem: str = "fourier",
         micro_batch: int | None = None,
+        encoder: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.micro_batch = config, micro_batch
         self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
@@ -119,12 +129,22 @@ class FoldTrainer:
                 sfreq=windows.sfreq,
             ),
         ).to(self.device)
-        self.model.stem.algorithm = stem
+        if config.model.name == "vit":
+            place_electrodes(cast(ViT, self.model), windows)
+        else:
+            self.model.stem.algorithm = stem
+        if config.init.name == "pretrained":
+            if encoder is None:
+                raise UserError("init/name=pretrained: this run has no pretrained encoder; give one with --init RUN")
+            start_from(self.model, encoder)
+        self.initial = initial_id(self.model)
+        choose_trained(self.model, config.init)
         balanced = self.classes and config.loss.balanced
         weights = class_weights(targets, self.classes).to(self.device) if balanced else None
         self.loss = make_loss(config.loss, kind=windows.kind, n_classes=self.classes, class_weights=weights)
         optim = config.optim
-        self.optimizer = AdamW(self.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        groups = parameter_groups(self.model, config.init)
+        self.optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.sam = None
         if config.sam.name != "none":
             self.sam = Sam(
@@ -198,7 +218,7 @@ class FoldTrainer:
         optim, total = self.config.optim, self.config.epochs * self.steps_per_epoch
         factor = lr_factor(self.epoch * self.steps_per_epoch + step, total, optim.warmup, optim.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * factor
+            group["lr"] = optim.lr * factor * group["rate"]
 
     def forward(self, model: Callable[..., Tensor], prepared: Tensor, masks: Tensor | None) -> Tensor:
         """Run a network, in the trial's precision, on what its `prepare` made."""
@@ -294,7 +314,8 @@ class FoldTrainer:
     @property
     def chooses_weights(self) -> bool:
         """Whether `weights` are other than the model's."""
-        return self.ema is not None or (self.choice is not None and bool(self.choice.weights))
+        lora = self.config.init.name != "none" and self.config.init.tune == "lora"
+        return lora or self.ema is not None or (self.choice is not None and bool(self.choice.weights))
 
     def weights(self) -> dict[str, Tensor]:
         """What is evaluated and shipped: the model's state (the average, if one is kept; the chosen epoch's)."""
@@ -302,12 +323,13 @@ class FoldTrainer:
 
     def _weights(self) -> dict[str, Tensor]:
         with self.ema.swapped(self.model) if self.ema else nullcontext():
-            return cast(dict[str, Tensor], _copied(self.model.state_dict()))
+            return cast(dict[str, Tensor], _copied(merged(self.model, self.model.state_dict())))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly after this epoch, as copies; random streams follow from its number."""
         state = {
             "config": self.config.hash(),
+            "initial": self.initial,
             "fold": self.fold,
             "epoch": self.epoch,
             "centre": self.centre,

@@ -45,6 +45,7 @@ class ToyWindows:
         n = subjects * each
         self.sfreq = 50.0
         self.crop_samples, self.window_samples = 64, 64 + spare
+        self.channels = [f"E{k + 1}" for k in range(channels)]
         self.n_channels, self.n_outputs = channels, 2 if classes else 1
         self.classes = ["off", "on"] if classes else []
         self.kind = "classification" if classes else "regression"

@@ -9,8 +9,9 @@ from torch import nn
 from raypipe.config import ModelConfig
 from raypipe.errors import UserError, nearest
 from raypipe.models.conformer import Conformer, kernel_sizes
+from raypipe.models.vit import ViT
 
-__all__ = ["MODELS", "Conformer", "build_model", "kernel_sizes"]
+__all__ = ["MODELS", "Conformer", "ViT", "build_model", "kernel_sizes"]
 
 
 def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> nn.Module:
@@ -40,7 +41,27 @@ def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, 
     )
 
 
-MODELS: dict[str, Callable[[ModelConfig, int, int, int, float], nn.Module]] = {"conformer": _conformer}
+def _vit(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> nn.Module:
+    if n_times < 2 * cfg.patch:
+        raise UserError(
+            f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz) hold no two patches of "
+            f"model/patch={cfg.patch} samples"
+        )
+    return ViT(
+        n_channels,
+        n_times,
+        n_outputs,
+        patch=cfg.patch,
+        width=cfg.filters,
+        depth=cfg.depth,
+        heads=cfg.heads,
+        expansion=cfg.expansion,
+        dropout=cfg.dropout,
+        norm=cfg.norm,
+    )
+
+
+MODELS: dict[str, Callable[[ModelConfig, int, int, int, float], nn.Module]] = {"conformer": _conformer, "vit": _vit}
 """Builders by the name that `ModelConfig.name` gives."""
 
 

@@ -1,6 +1,6 @@
 """A weighted mean of networks as one module: what ensembles are scored with, what bundles and submissions hold.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py and stem.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours conformer.py, vit.py and stem.py: submissions carry them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from torch import Tensor, nn
 
 if __package__:
     from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.vit import ViT
 else:  # in a submission, where the files lie side by side
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
     kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
+    options.pop("patch", None)
     return Conformer(n_channels, n_times, n_outputs, kernel=kernel, pool=pool, stride=stride, **options)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer}
+def _vit(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
+    names = ("patch", "depth", "heads", "expansion", "dropout", "norm")
+    return ViT(n_channels, n_times, n_outputs, width=options["filters"], **{name: options[name] for name in names})
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "vit": _vit}
 """Builders by the name in a trial's ``model/name``; its other ``model/`` parameters are their keywords."""
 
 

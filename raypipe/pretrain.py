@@ -1,0 +1,194 @@
+"""Pretraining, driven: in this process, or by Ray Train with several workers; the same call goes on after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from raypipe.config import TrialConfig, parse_config
+from raypipe.errors import InterruptedEpochError, InterruptedSweepError, UserError
+from raypipe.files import read_json, write_json
+from raypipe.folds import FoldMap, make_folds
+from raypipe.launch import Cluster, on_first_interrupt
+from raypipe.lease import Lease
+from raypipe.pretrain_work import Progress, tell, work
+from raypipe.pretrained import PretrainedRun, PretrainInfo
+from raypipe.records import versions
+from raypipe.store import RunStore
+from raypipe.windows import WindowStore
+
+LOOK = 0.5
+OPTIONS = "options.json"
+
+
+def pretrain(
+    objective: Literal["mae", "simclr"],
+    data: str | Path,
+    run: str | Path,
+    *,
+    params: dict[str, Any] | None = None,
+    folds: int = 5,
+    held_out: float | list[str] = 0.2,
+    seed: int = 0,
+    serves: str | Path | None = None,
+    fold_wise: bool = False,
+    probe_every: int = 5,
+    micro_batch: int | None = None,
+    workers: int = 1,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    address: str | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> PretrainedRun:
+    """Pretrain an encoder on windows of all subjects that are not held out.
+
+    Parameters
+    ----------
+    objective, data, run
+        What is learnt, from which store of windows, and the folder or URI where it is kept; one that is there goes on.
+    params
+        Values of a `TrialConfig`, such as ``{"epochs": 20, "model/depth": 4}``.
+    folds, held_out, seed
+        As of the sweep that the encoder is for: the same store and values give the same fold map.
+    serves
+        A run whose fold map is taken instead, so that its held-out subjects are not seen.
+    fold_wise
+        One encoder a fold, which has not seen the fold's subjects either.
+    probe_every
+        Epochs from one linear probe to the next; 0 for none.
+    micro_batch
+        Windows a worker keeps the activations of at a time.
+    workers, cpus_per_worker, gpus_per_worker, address
+        More than one worker, or an address, are run by Ray Train. They may change from one call to the next.
+
+    Raises
+    ------
+    UserError
+        Bad input, or the run was made otherwise.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: must be 1 or more")
+    windows = WindowStore(data)
+    given = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
+    config = parse_config({**given, **(params or {}), "pretrain/name": objective, "seed": seed}, "pretrain")
+    if PretrainedRun.exists(run):
+        store = PretrainedRun(run)
+        _same(store, windows, config, fold_wise)
+    else:
+        made = _fold_map(windows, folds, held_out, seed, serves)
+        info = PretrainInfo(
+            created=time.time(),
+            data=str(windows.path),
+            data_hash=windows.data_hash,
+            task=windows.manifest.task,
+            metric=windows.metric,
+            channels=windows.channels,
+            n_times=windows.crop_samples,
+            sfreq=windows.sfreq,
+            config=config,
+            folds_hash="",
+            fold_wise=fold_wise,
+            probe_every=probe_every,
+            micro_batch=micro_batch,
+            versions=versions(),
+        )
+        store = PretrainedRun.create(run, info, made)
+    layout = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker, "address": address}
+    return _drive(store, layout, progress)
+
+
+def resume(
+    run: str | Path,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> PretrainedRun:
+    """Go on with pretraining, as it was last driven or with another number of workers."""
+    store = PretrainedRun(run)
+    layout = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {"workers": 1, "cpus": 1, "gpus": 0}
+    changes = {"workers": workers, "address": address}
+    return _drive(store, layout | {k: v for k, v in changes.items() if v is not None}, progress)
+
+
+def parse_values(given: list[str]) -> dict[str, Any]:
+    """``["model/patch=50"]`` to parameters.
+
+    Raises
+    ------
+    UserError
+        One has no ``=``.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--set {text}: say NAME=VALUE, for example model/patch=50")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _fold_map(
+    windows: WindowStore, folds: int, held_out: float | list[str], seed: int, serves: str | Path | None
+) -> FoldMap:
+    if serves is None:
+        return make_folds(
+            windows.subjects,
+            windows.targets,
+            classes=bool(windows.classes),
+            n_folds=folds,
+            held_out=held_out,
+            seed=seed,
+        )
+    served = RunStore.open(serves).folds
+    new = sorted({str(s) for s in windows.subjects} - served.fold_of.keys())
+    # Subjects that the run does not have are learnt from in every fold; the map gives them the folds in turn.
+    extra = {subject: number % served.n_folds for number, subject in enumerate(new)}
+    return served.model_copy(update={"fold_of": served.fold_of | extra})
+
+
+def _same(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_wise: bool) -> None:
+    if store.info.data_hash != windows.data_hash:
+        raise UserError(f"{store.where}: it was pretrained on other data ({store.info.data}); name a new run folder")
+    if store.info.config != config or store.info.fold_wise != fold_wise:
+        raise UserError(f"{store.where}: it was begun with other settings, and they are frozen; name a new run folder")
+
+
+def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> PretrainedRun:
+    with Lease(store.folder):
+        write_json(store.folder, OPTIONS, layout)
+        if store.over:
+            return store
+        if layout["workers"] > 1 or layout.get("address"):
+            _with_ray(store, layout, progress)
+        else:
+            stop = threading.Event()
+            with on_first_interrupt(stop.set):
+                try:
+                    work(store.where, progress=progress, interrupted=stop.is_set)
+                except InterruptedEpochError:
+                    raise InterruptedSweepError from None
+        store.finish()
+    return store
+
+
+def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> None:
+    with Cluster(layout.get("address"), lambda kind, news: None) as cluster:
+        cluster.start()
+        from raypipe.pretrain_group import fit
+
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
+            done: list[Exception | None] = []
+            thread = threading.Thread(target=lambda: done.append(fit(store.where, layout, scratch)), daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(LOOK)
+                tell(store, progress)
+        if done[0] is not None:
+            line = (str(done[0]).strip().splitlines() or [type(done[0]).__name__])[-1]
+            raise UserError(f"pretraining has stopped ({line}); the same command goes on from here") from done[0]

@@ -1,0 +1,53 @@
+"""A linear probe: what a straight line can read off a network's features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+STRENGTHS = tuple(float(v) for v in np.logspace(-2, 4, 7))
+
+
+def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a linear map from features to targets: ridge regression (strength by leave-one-out) or logistic regression.
+
+    Features are standardised for the fit; what comes back applies to them as they are.
+
+    Parameters
+    ----------
+    x_NF
+        Features of training windows.
+    targets_N
+        Values, or classes.
+    n_classes
+        0 for regression.
+
+    Returns
+    -------
+    weight, bias
+        (O, F) and (O,): values, or logits of the classes.
+    """
+    from sklearn.linear_model import LogisticRegression, RidgeCV
+
+    centre_F, spread_F = x_NF.mean(0, dtype=np.float64), x_NF.std(0, dtype=np.float64)
+    spread_F[spread_F < 1e-6] = 1.0
+    z_NF = (x_NF - centre_F) / spread_F
+    weight = np.zeros((n_classes or 1, x_NF.shape[1]))
+    bias = np.zeros(n_classes or 1)
+    if not n_classes:
+        ridge = RidgeCV(alphas=STRENGTHS).fit(z_NF, targets_N)
+        weight[0], bias[0] = ridge.coef_, ridge.intercept_
+    elif len(present := np.unique(targets_N)) == 1:
+        bias[present[0]] = 10.0
+    else:
+        logistic = LogisticRegression(class_weight="balanced", max_iter=500, C=0.1).fit(z_NF, targets_N)
+        bias[:] = -30.0  # of classes that are not there
+        rows = np.vstack((np.zeros_like(logistic.coef_), logistic.coef_)) if len(present) == 2 else logistic.coef_
+        offsets = np.array([0.0, logistic.intercept_[0]]) if len(present) == 2 else logistic.intercept_
+        weight[present], bias[present] = rows, offsets
+    weight = weight / spread_F
+    bias = bias - weight @ centre_F
+    return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)

@@ -1,0 +1,35 @@
+"""Fine-tuning of a pretrained encoder: all of it, its head alone, or low-rank changes; how fast, and how deep.
+
+Why: with few labels it is not clear beforehand whether an encoder should be trained on, and how much. Full training
+with a smaller rate for lower blocks, LoRA and a frozen encoder are drawn side by side, all from one `--init RUN`.
+
+Expect: the start points are the three ways at usual rates. model/* must be as pretrained (these are the defaults of
+`raypipe pretrain`). Trials with one seed start from the same weights, so that they can be averaged.
+"""
+
+START = [
+    {"init/tune": "full", "init/layer_decay": 0.75, "optim/lr": 5e-4, "model/dropout": 0.1},
+    {"init/tune": "lora", "init/rank": 4, "optim/lr": 1e-3, "model/dropout": 0.1},
+    {"init/tune": "frozen", "optim/lr": 5e-3, "model/dropout": 0.1},
+]
+
+
+def space(trial):
+    """Draw one configuration."""
+    tune = trial.suggest_categorical("init/tune", ["full", "lora", "frozen"])
+    if tune == "full":
+        trial.suggest_float("init/layer_decay", 0.5, 1.0)
+    if tune == "lora":
+        trial.suggest_categorical("init/rank", [2, 4, 8])
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("model/dropout", 0.0, 0.4)
+    return {
+        "init/name": "pretrained",
+        "model/name": "vit",
+        "model/filters": 64,
+        "model/heads": 4,
+        "model/depth": 4,
+        "optim/weight_decay": 0.05,
+        "epochs": 16,
+        "patience": 6,
+    }
