@@ -1,0 +1,191 @@
+"""Pretrained runs, from the command to fine-tuning, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe import cli
+from raypipe.config import parse_config
+from raypipe.driver import _open, _options
+from raypipe.errors import InterruptedEpochError, UserError
+from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
+from raypipe.folds import LeakError
+from raypipe.models.vit import ViT
+from raypipe.pretrain import pretrain
+from raypipe.pretrain_report import status_lines
+from raypipe.pretrain_work import work
+from raypipe.pretrained import PretrainedRun, export_encoder, load_encoder
+from raypipe.referee import run_trial
+from raypipe.space import SearchSpace
+from raypipe.windows import WindowStore
+from tests.toys import ToyWindows, make_run, write_store
+
+SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8}
+PARAMS = SMALL | {"epochs": 3}
+SPACE = f"""
+START = [{{"init/tune": "full"}}]
+def space(trial):
+    trial.suggest_categorical("init/tune", ["full", "lora", "frozen"])
+    return {SMALL | {"init/name": "pretrained", "model/name": "vit", "epochs": 2}!r}
+"""
+SHIPPED = Path(__file__).parents[2] / "search_spaces"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return write_store(tmp_path_factory.mktemp("toy") / "store", ToyWindows())
+
+
+@pytest.fixture(scope="module")
+def encoder(store) -> Path:
+    run = store.parent / "mae"
+    pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    return run
+
+
+def test_a_pretrained_run_is_whole(encoder, tmp_path):
+    run = PretrainedRun(encoder)
+    history = run.history("all")
+    assert [epoch.epoch for epoch in history] == [1, 2, 3]
+    assert all(epoch.probe is not None for epoch in history)
+    assert len(run.checkpoints("all")) == 2
+    assert "finished" in status_lines(encoder)[-1]
+    export_encoder(encoder, tmp_path / "out")
+    x = torch.randn(2, 3, 64)
+    one, two = load_encoder(encoder), load_encoder(tmp_path / "out")
+    assert one.features(x).shape == (2, 8)
+    assert torch.equal(one.features(x), two.features(x))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
+    looks = iter([False] * 10 + [True] * 9)
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.pretrain.work", lambda where, **_: work(where, interrupted=lambda: next(looks)))
+        with pytest.raises(BaseException) as stopped:
+            pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert isinstance(stopped.value.__context__ or stopped.value, InterruptedEpochError)
+    assert 0 < len(PretrainedRun(tmp_path / "run").history("all")) < 3
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_passed_over(store, encoder, tmp_path):
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    for name in ("encoder.safetensors", "card.json"):
+        run.folder.remove(name)
+    run.folder.write("all/epoch-0003.ckpt", b"raypipe-checkpoint-1\nnothing")
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
+def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_path):
+    seen: set[str] = set()
+    gather = WindowStore.gather
+
+    def watched(self, index, offset=None):
+        seen.update(self.subjects[np.asarray(index)])
+        return gather(self, index, offset)
+
+    monkeypatch.setattr(WindowStore, "gather", watched)
+    run = pretrain("simclr", store, tmp_path / "run", params=PARAMS | {"epochs": 1}, folds=3)
+    assert seen
+    assert not seen & set(run.folds.held_out)
+
+
+def opened(store, where, encoder, **options):
+    return _open(
+        SearchSpace(SPACE, "s.py"), WindowStore(store), str(where), _options({"folds": 3, **options}), None, encoder
+    )
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
+def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune):
+    run, windows = opened(store, tmp_path / "run", encoder), WindowStore(store)
+    base = SMALL | {"init/name": "pretrained", "init/tune": tune, "model/name": "vit", "epochs": 2}
+    for number, rate in enumerate((1e-3, 1e-2)):
+        run.add_trial(number, parse_config(base | {"optim/lr": rate, "init/layer_decay": 0.7}))
+        assert run_trial(run, windows, number).state == "complete"
+    one, two = run.result(0), run.result(1)
+    assert one.initial == two.initial
+    assert len(set(one.initial)) == 1
+    assert len(one.initial[0]) == 16
+    left, start = run.weights(0, 0), load_encoder(encoder).state_dict()
+    changed = [n for n, t in start.items() if not torch.equal(t.nan_to_num(), left[f"model.{n}"].nan_to_num())]
+    if tune == "frozen":
+        assert set(changed) <= {"head.weight", "head.bias"}
+    elif tune == "lora":
+        linear = ("qkv.weight", "projection.weight", "feed.0.weight", "feed.3.weight")
+        assert all(n.startswith("head.") or n.endswith(linear) for n in changed)
+        assert any("qkv" in n for n in changed)
+    else:
+        assert "embed.weight" in changed
+
+
+def test_an_encoder_that_has_seen_held_out_subjects_is_refused(store, encoder, tmp_path):
+    held = [PretrainedRun(encoder).folds.held_out[0]]
+    others = [s for s in PretrainedRun(encoder).folds.fold_of if s not in PretrainedRun(encoder).folds.held_out]
+    with pytest.raises(LeakError, match=others[0]):
+        opened(store, tmp_path / "run", encoder, held_out=[others[0]])
+    opened(store, tmp_path / "fine", encoder, held_out=held)
+
+
+def test_a_space_that_needs_an_encoder_says_so(store, encoder, tmp_path):
+    with pytest.raises(UserError, match="--init RUN"):
+        opened(store, tmp_path / "run", None)
+    with pytest.raises(UserError, match="no pretrained encoder"):
+        opened(store, tmp_path / "run", tmp_path / "nothing")
+
+
+def test_an_encoder_of_other_sizes_is_one_line():
+    one, two = ViT(3, 64, 1, patch=16, width=8, heads=2), ViT(3, 64, 1, patch=16, width=16, heads=2)
+    with pytest.raises(UserError, match="model/filters"):
+        start_from(one, two.state_dict())
+
+
+def test_another_montage_takes_the_weights_and_keeps_its_electrodes():
+    one, two = ViT(3, 64, 1, patch=16, width=8, heads=2), ViT(5, 96, 2, patch=16, width=8, heads=2)
+    two.places.positions.copy_(torch.randn(5, 3))
+    before = two.places.positions.clone()
+    start_from(two, one.state_dict())
+    assert torch.equal(two.places.positions, before)
+    assert torch.equal(two.embed.weight, one.embed.weight)
+    assert initial_id(one) != initial_id(two)
+
+
+def test_lora_is_nothing_at_first_and_rates_fall_with_depth():
+    model = ViT(3, 64, 1, patch=16, width=8, heads=2, depth=2, dropout=0.0)
+    x, before = torch.randn(2, 3, 64), None
+    before = model(x)
+    init = parse_config({"model/name": "vit", "init/name": "pretrained", "init/layer_decay": 0.5}).init
+    rates = [group["rate"] for group in parameter_groups(model, init)]
+    assert rates == [1.0, 0.5, 0.25, 0.125]
+    names = set(model.state_dict())
+    choose_trained(model, init.model_copy(update={"tune": "lora"}))
+    torch.testing.assert_close(model(x), before)
+    assert set(merged(model, model.state_dict())) == names
+
+
+@pytest.mark.parametrize("name", ["pretrain_mae", "pretrain_simclr", "finetune"])
+def test_shipped_spaces_run_at_toy_size(name, store, encoder, tmp_path):
+    space, windows = SearchSpace((SHIPPED / f"{name}.py").read_text(), name), WindowStore(store)
+    small = {"filters": 8, "heads": 2, "depth": 1, "patch": 16}
+    drawn = space.draw(1)[0].model_dump()
+    config = parse_config(drawn | {"model": drawn["model"] | small, "batch_size": 8, "epochs": 1, "patience": 1})
+    run = opened(store, tmp_path / "run", encoder) if name == "finetune" else make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
+    run.add_trial(0, config)
+    result = run_trial(run, windows, 0)
+    assert result.state == "complete", result.reason
+
+
+def test_the_command_line(store, encoder, tmp_path, capsys):
+    cli.app(["status", str(encoder)], standalone_mode=False)
+    cli.app(["report", str(encoder), "--out", str(tmp_path / "page.html")], standalone_mode=False)
+    assert "<figure>" in (tmp_path / "page.html").read_text()
+    cli.app(["export", str(encoder), str(tmp_path / "enc")], standalone_mode=False)
+    assert (tmp_path / "enc/card.json").exists()
+    with pytest.raises(UserError, match="frozen"):
+        pretrain("simclr", store, encoder, params=PARAMS, folds=3)
