@@ -102,7 +102,7 @@ def nt_xent(
         logits_AV = (
             logits_AV.masked_fill(same_AV, -torch.inf)
             if negatives == "other-subject"
-            else logits_AV + same_AV * math.log(weight)
+            else logits_AV + same_AV.to(logits_AV.dtype) * math.log(weight)
         )
     # The partner is neither excluded nor up-weighted; the anchor itself never takes part.
     logits_AV = logits_AV.clone()
