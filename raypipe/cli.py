@@ -218,8 +218,17 @@ def logs(
 @app.command(epilog=_example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 5,
-    method: Annotated[str, typer.Option(help="How they are weighted: confidence, equal or best.")] = "confidence",
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 10,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto: the best by nested cross-validation over subjects; all: as auto, with a "
+            "table of every method; or one of best, equal, average, inverse-mse, confidence, softmax, sample, "
+            "member-sample, greedy, ridge, boosting."
+        ),
+    ] = "auto",
+    max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights that may be shipped.")] = None,
 ) -> None:
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
     from raypipe.console import Counter
@@ -229,9 +238,12 @@ def ensemble(
 
     store = RunStore.open(run)
     with Counter(console, "predicting held-out subjects") as counter:
-        fitted = fit_ensemble(store, top=top, method=method, progress=counter)
+        fitted = fit_ensemble(store, top=top, method=method, max_members=max_members, max_mb=max_mb, progress=counter)
     fitted.save()
     console.print(fitted.render())
+    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s)", highlight=False)
+    for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
+        console.print(f"{name} was left out: {reason}", highlight=False)
     console.print(fitted.verdict, highlight=False)
     console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
 

@@ -24,7 +24,7 @@ from raypipe.windows import WindowStore
 
 FORMAT = "raypipe-submission/1"
 MANIFEST = "manifest.json"
-CODE = ("submission.py", "ensemble.py", "conformer.py", "stem.py")
+CODE = ("submission.py", "ensemble.py", "combine.py", "conformer.py", "stacked.py", "stem.py")
 """Files of `raypipe.models` that a submission holds, word for word."""
 
 INPUT_SCALE = 1e6
@@ -101,7 +101,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         )
     windows = WindowStore(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
+    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))
