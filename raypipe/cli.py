@@ -233,7 +233,7 @@ def ensemble(
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
     from raypipe.console import Counter
     from raypipe.ensemble import fit_ensemble
-    from raypipe.report import write_report
+    from raypipe.report import write_plots, write_report
     from raypipe.store import RunStore
 
     store = RunStore.open(run)
@@ -245,6 +245,7 @@ def ensemble(
     for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
         console.print(f"{name} was left out: {reason}", highlight=False)
     console.print(fitted.verdict, highlight=False)
+    write_plots(store, fitted)
     console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
 
 

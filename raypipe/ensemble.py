@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = "raypipe-ensemble/1"
 RECORD, ARRAYS, LOOKS = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/looks.json"
+TABLE = "ensemble/table.csv"
 BATCH = 256
 ALL = "all"
 ROWS = {"best": BEST, "equal": EQUAL}
@@ -93,10 +94,11 @@ class Ensemble:
     """Methods that could not be used, and why."""
 
     def save(self) -> None:
-        """Write the ensemble to its run: ``ensemble/held_out.npz``, then ``ensemble/ensemble.json``."""
+        """Write the ensemble to its run: ``ensemble/held_out.npz`` and ``ensemble/table.csv``, then its record."""
         buffer = io.BytesIO()
         np.savez(buffer, **vars(self.held_out))
         self.run.folder.write(ARRAYS, buffer.getvalue())
+        self.run.folder.write(TABLE, self.table.to_csv().encode())
         write_json(self.run.folder, RECORD, self.record())
 
     def record(self) -> dict[str, Any]:

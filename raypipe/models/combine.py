@@ -53,7 +53,8 @@ def _numbers(values: Any, like: Tensor) -> Tensor:
 
 
 def _linear(rule: Rule, answers_MNO: Tensor, variances_MN: Tensor | None) -> Tensor:
-    return torch.einsum("m,mno->no", _numbers(rule["weights"], answers_MNO), answers_MNO) + rule["intercept"]
+    mixed_NO: Tensor = torch.einsum("m,mno->no", _numbers(rule["weights"], answers_MNO), answers_MNO)
+    return mixed_NO + float(rule["intercept"])
 
 
 def _precision(rule: Rule, answers_MNO: Tensor, variances_MN: Tensor | None) -> Tensor:
