@@ -18,7 +18,8 @@ def likeness(diversity: dict[str, Any]) -> Figure:
     r_MM, names = np.array(diversity["correlations"]), diversity["members"]
     side = 2.2 + 0.34 * len(names)
     made, (axes,) = figure(side + 2.2, side)
-    drawn = axes.imshow(r_MM, cmap="viridis", vmin=np.floor(10 * r_MM.min()) / 10 if len(r_MM) > 1 else 0.0, vmax=1.0)
+    lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
+    drawn = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)
     axes.grid(False)
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=90, fontsize=8)
@@ -27,7 +28,7 @@ def likeness(diversity: dict[str, Any]) -> Figure:
         for (row, column), r in np.ndenumerate(r_MM):
             axes.text(
                 column, row, f"{r:.2f}".lstrip("0"), ha="center", va="center", fontsize=7,
-                color=INK if r > (1.0 + drawn.norm.vmin) / 2 else "white",
+                color=INK if r > (1.0 + lowest) / 2 else "white",
             )  # fmt: skip
     made.colorbar(drawn, ax=axes, label="correlation of errors", shrink=0.8)
     return made
