@@ -66,11 +66,13 @@ def simulate(
 
 @app.command(epilog=_example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
-    bids: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,set,vhdr,fif}.")],
+    bids: Annotated[
+        list[Path], typer.Argument(help="BIDS folders, or a folder of them: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,...}.")
+    ],
     task: Annotated[
         str,
         typer.Option(
-            help="What is predicted: challenge1, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
+            help="Predicted: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
@@ -118,7 +120,9 @@ def sweep(
     run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
     trials: Annotated[int, typer.Option(help="Trials the run is to have in all.")] = 20,
     folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
-    held_out: Annotated[str, typer.Option(help="Share of subjects, or their names, that no choice sees.")] = "0.2",
+    held_out: Annotated[
+        str, typer.Option(help="Share of subjects, or names (also of releases, R5), that no choice sees.")
+    ] = "auto",
     workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
@@ -305,8 +309,10 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _held_out(text: str) -> float | list[str]:
-    """``0.2`` to a share, ``NDAR1,NDAR2`` to names."""
+def _held_out(text: str) -> float | list[str] | str:
+    """``0.2`` to a share, ``NDAR1,NDAR2`` to names; ``auto`` stays."""
+    if text == "auto":
+        return text
     try:
         return float(text)
     except ValueError:

@@ -40,6 +40,8 @@ class Recording:
     session: str | None = None
     task: str | None = None
     run: str | None = None
+    release: str | None = None
+    """Of HBN-EEG, such as ``R5``."""
 
     @property
     def key(self) -> str:

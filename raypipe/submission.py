@@ -32,8 +32,8 @@ INPUT_SCALE = 1e6
 
 
 def challenge_of(task: str) -> int:
-    """Which challenge a task answers: 2 (what kind of person) for ``participants:``, else 1 (response times)."""
-    return 2 if task.startswith("participants:") else 1
+    """Which challenge a task answers: 2 (what kind of person) for ``participants:`` too, else 1 (response times)."""
+    return 2 if task.startswith(("challenge2", "participants:")) else 1
 
 
 def export_submission(
