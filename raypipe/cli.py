@@ -252,17 +252,44 @@ def report(
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=_example("raypipe export demo/run demo/submission.zip --format submission"))
+@app.command(epilog=_example("raypipe export run1 run2 submission.zip"))
 def export(
-    run: RunArg,
-    out: Annotated[Path, typer.Argument(help="Folder for a bundle, zip file for a submission.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [RUN2] OUT", help="One run, or one for each challenge; then a folder or a zip."),
+    ],
     format: Annotated[str | None, typer.Option(help="bundle or submission. Default: by OUT's name.")] = None,
-    also: Annotated[str | None, typer.Option(help="A second run, for the challenge's other half.")] = None,
 ) -> None:
-    """Write the run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only)."""
+    """Write a run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only).
+
+    A submission takes two runs, one for each half of the challenge.
+    """
     from raypipe.export import export as write
 
-    console.print(write(run, out, format=format, also=also), highlight=False, soft_wrap=True)
+    if not 2 <= len(paths) <= 3:
+        raise UserError(f"export takes one run or two, then what to write: RUN [RUN2] OUT (given {len(paths)} names)")
+    run, *also, out = paths
+    console.print(write(run, out, format=format, also=also[0] if also else None), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=_example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store")
+)
+def score(
+    submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
+    task: Annotated[list[str], typer.Option(help="challenge1 or challenge2; twice for the overall score.")],
+    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for that task, in the same order.")],
+    release: Annotated[str | None, typer.Option(help="Only subjects of this release, such as R5.")] = None,
+    subjects: Annotated[str, typer.Option(help="new: whom the models have not learned from; or all.")] = "new",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Score a submission as the challenge's organisers do: NRMSE, RMSE, R2, and overall for both tasks."""
+    from raypipe.scoring import score_submission
+
+    if len(task) != len(data) or len(set(task)) != len(task):
+        raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
+    stores = dict(zip(task, data, strict=True))
+    console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
 
 
 @app.command(epilog=_example("raypipe check demo/submission.zip"))

@@ -1,6 +1,7 @@
 """A weighted mean of networks as one module: what ensembles are scored with, what bundles and submissions hold.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py and stem.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours conformer.py, readout.py, stem.py and tcn.py: submissions carry
+them as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 if __package__:
     from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.tcn import Tcn
 else:  # in a submission, where the files lie side by side
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
@@ -22,7 +25,12 @@ def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **op
     return Conformer(n_channels, n_times, n_outputs, kernel=kernel, pool=pool, stride=stride, **options)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer}
+def _tcn(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
+    used = {name: options[name] for name in ("filters", "depth", "dropout", "norm", "bins")}
+    return Tcn(n_channels, n_times, n_outputs, **used)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "tcn": _tcn}
 """Builders by the name in a trial's ``model/name``; its other ``model/`` parameters are their keywords."""
 
 

@@ -294,7 +294,7 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     capsys.readouterr()
     message = refused("export", where, tmp_path / "x", "--format", "onnx")
     assert "bundle" in message and "submission" in message
-    same = refused("export", where, tmp_path / "x.zip", "--also", where)
+    same = refused("export", where, where, tmp_path / "x.zip")
     assert "both runs answer challenge 1" in same
 
 
