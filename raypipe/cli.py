@@ -34,7 +34,9 @@ RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pya
 
 @app.command(epilog=_example("raypipe simulate demo/bids --subjects 24"))
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Folder for the BIDS tree.")],
+    out: Annotated[
+        list[str], typer.Argument(metavar="[hbn] OUT", help="Folder for the BIDS tree; hbn: releases R1 and R5 in it.")
+    ],
     subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 24,
     channels: Annotated[int, typer.Option(min=2, help="Channels; the last is the flat reference.")] = 129,
     trials: Annotated[int, typer.Option(min=1, help="Contrast-change trials a run.")] = 24,
@@ -42,14 +44,29 @@ def simulate(
     sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     null: Annotated[bool, typer.Option("--null", help="Sever the link: nothing can be predicted.")] = False,
+    events: Annotated[Path | None, typer.Option(help="hbn: a folder of real event files to take events from.")] = None,
 ) -> None:
     """Make a BIDS tree of simulated EEG (BDF, HBN-like) with a known answer."""
     from raypipe.console import Counter
     from raypipe.simulate import simulate as make
+    from raypipe.simulate_release import simulate_release
 
+    release, folder = (out[0] == "hbn", out[-1]) if len(out) == 2 else (False, out[0])
+    if len(out) > 2 or (len(out) == 2 and not release):
+        raise UserError(f"simulate takes one folder, or hbn and a folder (given {' '.join(out)})")
+    if events is not None and not release:
+        raise UserError("--events: goes with simulate hbn OUT")
+    if release:
+        with Counter(console, "simulating") as counter:
+            simulate_release(
+                folder, events=events, subjects=subjects, channels=channels, trials=trials, seed=seed, null=null,
+                progress=counter,
+            )  # fmt: skip
+        console.print(f"{folder}: R1 and R5 with {subjects} subjects each, {channels} channels", highlight=False)
+        return
     with Counter(console, "simulating") as counter:
         path = make(
-            out,
+            folder,
             subjects=subjects,
             channels=channels,
             trials=trials,
@@ -67,7 +84,7 @@ def simulate(
 @app.command(epilog=_example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
-        list[Path], typer.Argument(help="BIDS folders, or a folder of them: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,...}.")
+        list[str], typer.Argument(help="BIDS folders, or a folder of them: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,...}.")
     ],
     task: Annotated[
         str,
@@ -86,14 +103,20 @@ def prepare(
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the space.")] = "float32",
     jobs: Annotated[int | None, typer.Option(min=1, help="Recordings read at a time. Default: one a core.")] = None,
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out damaged recordings instead of stopping.")] = False,
+    mini: Annotated[bool, typer.Option("--mini", help="Of hbn:R1 to hbn:R11: the small version.")] = False,
+    cache: Annotated[Path, typer.Option(help="Where hbn:R1 to hbn:R11 are downloaded to.")] = Path("hbn"),
 ) -> None:
     """Turn recordings into cached windows with targets. A second time it does only what has changed."""
     from raypipe.console import Counter
+    from raypipe.fetch import SCHEME, fetch
     from raypipe.preparation import prepare as make
 
+    folders: list[str | Path] = []
+    for name in bids:
+        folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]
     with Counter(console, "preparing") as counter:
         store = make(
-            bids,
+            folders,
             task,
             out,
             sfreq=sfreq,
@@ -226,6 +249,7 @@ def ensemble(
     method: Annotated[str, typer.Option(help="How they are weighted: confidence, equal or best.")] = "confidence",
 ) -> None:
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
+    from raypipe.baselines import write_baselines
     from raypipe.console import Counter
     from raypipe.ensemble import fit_ensemble
     from raypipe.report import write_report
@@ -235,6 +259,7 @@ def ensemble(
     with Counter(console, "predicting held-out subjects") as counter:
         fitted = fit_ensemble(store, top=top, method=method, progress=counter)
     fitted.save()
+    write_baselines(store)
     console.print(fitted.render())
     console.print(fitted.verdict, highlight=False)
     console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)

@@ -245,4 +245,5 @@ def describe_row(recording: Recording, row: Row) -> dict[str, Any]:
         "offset": row.offset,
         "release": recording.release or "",
         "mark": row.mark,
+        "age": "" if recording.age is None else f"{recording.age:g}",
     }

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from raypipe.errors import UserError
@@ -83,15 +84,23 @@ def participants(root: Path) -> pd.DataFrame | None:
 
 
 def with_releases(recordings: Iterable[Recording]) -> list[Recording]:
-    """Note each recording's release: by its folder's name, else by participants.tsv (`release_number`)."""
+    """Note each recording's release, by its folder's name, else by participants.tsv (`release_number`), and its age."""
     out = []
     for recording in recordings:
         release = release_of(recording.root.name)
-        table = None if release else participants(recording.root)
-        if table is not None and "release_number" in table.columns and recording.subject in table.index:
+        table, age = participants(recording.root), None
+        if table is not None and "age" in table.columns and recording.subject in table.index:
+            years = pd.to_numeric(pd.Series([table.at[recording.subject, "age"]]), errors="coerce").iloc[0]
+            age = float(years) if np.isfinite(years) else None
+        if (
+            release is None
+            and table is not None
+            and "release_number" in table.columns
+            and recording.subject in table.index
+        ):
             value: Any = table.at[recording.subject, "release_number"]
             release = None if pd.isna(value) else str(value)
-        out.append(replace(recording, release=release))
+        out.append(replace(recording, release=release, age=age))
     return out
 
 

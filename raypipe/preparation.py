@@ -224,7 +224,9 @@ def _show(value: Any) -> str:
 def _fingerprint(recording: Recording, plan: Plan, work: _Work) -> str:
     labels = work.labels_of(recording)
     digest = hashlib.sha256(plan.model_dump_json().encode())
-    digest.update(repr((labels, recording.release, recording.path.relative_to(recording.root).as_posix())).encode())
+    digest.update(
+        repr((labels, recording.release, recording.age, recording.path.relative_to(recording.root).as_posix())).encode()
+    )
     for path in [*recording.files(), *work.task.beside(recording)]:
         # A link to data that was not fetched has no size; reading it will tell.
         stat = path.stat() if path.exists() else path.lstat()

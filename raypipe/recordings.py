@@ -42,6 +42,8 @@ class Recording:
     run: str | None = None
     release: str | None = None
     """Of HBN-EEG, such as ``R5``."""
+    age: float | None = None
+    """Of the subject, in years."""
 
     @property
     def key(self) -> str:

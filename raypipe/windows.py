@@ -22,7 +22,7 @@ TABLE = "windows.csv"
 SETTINGS = "settings.json"
 SHARDS = "shards"
 COLUMNS = ("window", "recording", "subject", "session", "task", "run", "onset", "target", "shard", "row", "offset")
-EXTRA = ("release", "mark")
+EXTRA = ("release", "mark", "age")
 """Columns that the table has only where a window has something in them."""
 
 HEADER_BYTES = 128
@@ -135,7 +135,7 @@ class WindowStore:
     table
         A row a window: `window` (0 to N-1), `recording`, `subject`, `session`, `task`, `run`, `onset` (s from the
         recording's start), `target`, `shard`, `row` in it, `offset` (samples: where the crop that is evaluated begins);
-        of HBN-EEG also `release`, and `mark` where the task marks windows.
+        where they are known also `release` and `age`, and `mark` where the task marks windows.
     targets
         (N,) float32 values, or int64 classes.
     subjects
