@@ -122,6 +122,9 @@ def prepare(
     wanted = parse_task(task)
     check_settings(wanted, asked)
     folders = [bids] if isinstance(bids, str | Path) else list(bids)
+    for name in folders:
+        if "://" in str(name):
+            raise UserError(f"{name}: recordings are read from folders; mount the bucket, or copy it here first")
     work = _select(wanted, [Path(folder) for folder in folders])
     folder = Path(out).expanduser().absolute()
     jobs = jobs or len(os.sched_getaffinity(0))
