@@ -39,7 +39,8 @@ def gate(tmp_path):
 @pytest.fixture
 def nodes(tmp_path, gate):
     env = inject(tmp_path / "hook", {"raypipe.groups": IMPATIENT, "raypipe.train": GATED.format(gate=str(gate))})
-    with Nodes({"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}"}) as place:
+    env = {"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    with Nodes(env) as place:
         yield place
 
 
@@ -67,7 +68,7 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(toy, tmp
     nodes.lose_node(0.0)
     nodes.lose_node(0.0)
     wait_until(lambda: starts(run, "worker-0: folds 0, 1, 2, 3") == 1, "one worker to go on with all folds")
-    nodes.cluster.add_node(num_cpus=1)
+    nodes.fill(1)
     wait_until(lambda: starts(run, "worker-1: folds 1, 3") == 2, "the second worker to be back")
     gate.touch()
     out = driver.finish()
@@ -79,10 +80,10 @@ def test_a_control_store_that_is_kept_may_be_killed_and_started_again(toy, tmp_p
     run = tmp_path / "run"
     driver = sweep(nodes, toy, run)
     wait_until(lambda: epochs(run) >= 2, "the second epoch")
-    nodes.cluster.head_node.kill_gcs_server()
+    nodes.kill_store()
     before = epochs(run)
     wait_until(lambda: epochs(run) > before, "an epoch without the control store")
-    nodes.cluster.head_node.start_gcs_server()
+    nodes.start_store()
     gate.touch()
     out = driver.finish()
     assert driver.child.returncode == 0, out
