@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_
         for rank, folds in ((0, "0, 2"), (1, "1, 3")):
             worker = f"group-0-worker-{rank}: folds {folds} on cpu, fourier stem"
             assert f"{worker}, one by one: starts" in log
-            assert f"{worker}, micro-batches of 4: goes on after epoch 2" in log
+            # Epoch 2 may not have been scored yet when memory runs out at the first step of epoch 3.
+            assert re.search(f"{re.escape(worker)}, micro-batches of 4: goes on after epoch [12]", log)
     assert cli("logs", where, 1).splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
 
@@ -114,8 +116,8 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(toy, tmp_path, drive):
     assert Run(where).trials.failure.tolist() == ["out-of-memory"] * 3
     said = cli("status", where)
     assert "3 of 20 trials: 3 failed (3 out-of-memory)" in said
-    assert said.count("tried once more in micro-batches of 4") == 3
-    assert "MemoryError" in said
+    assert said.count("no memory left on the host (also in micro-batches of 4)") == 3
+    assert said.count("in broken\n      MemoryError") == 3
 
 
 @pytest.mark.parametrize("how", ["once", "twice"])
