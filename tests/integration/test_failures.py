@@ -117,7 +117,7 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(toy, tmp_path, drive):
     said = cli("status", where)
     assert "3 of 20 trials: 3 failed (3 out-of-memory)" in said
     assert said.count("no memory left on the host (also in micro-batches of 4)") == 3
-    assert said.count("in broken\n      MemoryError") == 3
+    assert said.count("in broken\n    MemoryError") == 3
 
 
 @pytest.mark.parametrize("how", ["once", "twice"])
