@@ -55,18 +55,22 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
     ----------
     scaling_config
         The workers asked for.
-    grows
-        Whether the cluster may get more machines when they are asked for.
+    crew, group
+        Whose they are.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, *, grows: bool) -> None:
+    def __init__(self, scaling_config: ScalingConfig, crew: Crew, group: str) -> None:
         super().__init__(scaling_config)
-        self._grows, self._begun = grows, False
+        self._crew, self._group = crew, group
+        self._grows, self._begun = crew.grows, False
         self._held: str | None = None  # placement group of the latest workers
         self._short = self._looked = math.inf  # since when there is too little room; last look for more
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Ask for machines."""
+        """Tell the desk who controls the group, and ask for machines."""
+        me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+        if not ray.get(self._crew.desk.control.remote(self._group, me)):
+            raise RuntimeError(f"{self._group} was closed before it began")
         if self._grows:
             super().after_controller_start(train_run_context)
 
@@ -136,15 +140,16 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
     for seconds and has nothing to manage here.
     """
 
-    grows = True
-    """Whether the cluster may get more machines when they are asked for."""
+    crew: Crew
+    group: str
+    """Whose workers they are."""
     _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["scaling_policy"] = Elastic(self.scaling_config, grows=self.grows)
+        parts["scaling_policy"] = Elastic(self.scaling_config, self.crew, self.group)
         return super()._initialize_and_run_controller(**parts)
 
 
@@ -235,26 +240,33 @@ class Groups:
                 callbacks=[Witness(crew, group)],
             ),
         )
-        trainer.grows = crew.grows
+        trainer.crew, trainer.group = crew, group
         return trainer
 
     def close(self, *, now: bool = False) -> None:
-        """Send the workers home; `now`, without waiting for them."""
+        """Send the workers home; `now`, without waiting for them.
+
+        No thread may still wait for its group when Ray is left: Ray would end the process.
+        """
         self._closing = True
-        placements = [self._closed(name) for name in self.names]
+        left = [self._closed(name) for name in self.names]
         deadline = time.monotonic() + (0.0 if now else FAREWELL)
-        for thread, placement in zip(self._threads, placements, strict=True):
+        for thread, (placement, controller) in zip(self._threads, left, strict=True):
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 with contextlib.suppress(ray.exceptions.RayError):
+                    if controller:
+                        ray.kill(ray.cloudpickle.loads(controller))
                     release(placement)
+        for thread in self._threads:
+            thread.join(timeout=FAREWELL)
 
-    def _closed(self, name: str) -> str | None:
-        """Have the desk close a group; its placement group, if that is known and there is a desk."""
+    def _closed(self, name: str) -> tuple[str | None, bytes | None]:
+        """Have the desk close a group; its placement group and controller, if they are known and there is a desk."""
         try:
             return ray.get(self.crew.desk.close.remote(name))  # type: ignore[no-any-return]
         except ray.exceptions.RayError:
-            return None
+            return None, None
 
 
 def release(group: str | None) -> None:

@@ -153,7 +153,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             elif trial_id in self._stopping:
                 state, reason = self._stopping.pop(trial_id)
                 self._end(self.ledger.close(number, state, reason))
-            elif result.get("done"):
+            elif result.get("over"):
                 self.ledger.observe(number)
                 self._end(self.ledger.close(number, "complete", "trained to the end"))
         except Exception as problem:

@@ -118,7 +118,8 @@ def finished(search, epochs=None):
         with pytest.raises(InterruptedEpochError):
             run_trial(run, search.ledger.windows, number, interrupted=lambda: len(run.history(number)) == epochs)
     history = run.history(number)
-    return name, number, {"number": number, "epoch": len(history), "score": history[-1].score, "done": epochs is None}
+    report = {"number": number, "epoch": len(history), "score": history[-1].score}
+    return name, number, report | {"done": epochs is None, "over": epochs is None}
 
 
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
@@ -181,6 +182,7 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     decision = None
     if end in ("halved", "late", "damaged"):
         decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
+        result |= {"done": True}  # as Tune does where a scheduler stops a trial
     elif end not in ("done", "slot"):
         result |= {"failure": end, "reason": "it broke", "trace": "Traceback\n  line", "done": True}
     assert decision in (None, "STOP")
@@ -279,12 +281,21 @@ def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search
     assert not stopper.stop_all() and not stopper.stop_all()
     assert [news for kind, news in seen if kind == "drain"] == [{"running": 1}]
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
-    search.on_trial_complete(name, result)
+    search.on_trial_complete(name, result | {"done": True})  # as Tune does where a scheduler stops a trial
     assert search.interrupted
     assert told(search.ledger.run) == {}
     again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
     assert again.next() == number
     assert again.study.trials[number].intermediate_values == {1: result["score"]}
+
+
+def test_a_sweep_that_cannot_go_on_leaves_its_trials_open(search, monkeypatch):
+    name, number, result = finished(search, epochs=1)
+    monkeypatch.setattr(search.ledger, "observe", lambda _: (_ for _ in ()).throw(DiskFullError("full")))
+    assert not search.goes_on(name, result)
+    search.on_trial_complete(name, result | {"done": True})
+    assert search.ledger.run.result(number) is None
+    assert told(search.ledger.run) == {}
 
 
 def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):
