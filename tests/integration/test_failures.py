@@ -143,7 +143,8 @@ def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(toy, tmp_path,
     assert driver.child.returncode == 130, out
     assert out.endswith("raypipe: interrupted; the same command goes on from here\n"), out
     assert "Traceback" not in out
-    assert epochs() == (3 if how == "once" else 2)
+    # Once: the epoch under way is the third, or still the second where the driver has not heard of that yet.
+    assert epochs() in ((2, 3) if how == "once" else (2,))
     wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     run = resume(where).store
     undisturbed = plain(run, tmp_path / "plain", [0])
