@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,11 +145,17 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
     assert not [name for name in run.store.folder.names() if name.endswith(".ckpt")]
 
 
-def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path):
-    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", **(OPTIONS | {"trials": 50, "time_budget": 15}))
-    assert 1 <= len(run.trials) < 50
-    assert run.trials.state.iloc[-1] == "stopped"
-    assert run.store.ranked()
+def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, monkeypatch):
+    def watch(kind, news):
+        if kind == "epoch" and (news["number"], news["epoch"]) == (1, 2):
+            monkeypatch.setattr("raypipe.search.time", SimpleNamespace(time=lambda: math.inf))
+
+    options = OPTIONS | {"trials": 50, "time_budget": 3600, "concurrent": 1}
+    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=watch, **options)
+    assert run.trials.state.tolist() == ["complete", "stopped"]
+    assert run.trials.reason[1] == "the time budget was used up"
+    assert run.trials.trained.tolist() == [12, 2]
+    assert {result.number for result in run.store.ranked()} == {0, 1}
 
 
 def test_a_sweep_in_which_all_fail_the_same_way_ends_early_and_says_why(toy, tmp_path):
