@@ -27,7 +27,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raypipe.errors import out_of_memory
+from raypipe.errors import first_line, out_of_memory
 from raypipe.files import open_folder
 from raypipe.logs import TrialLog
 from raypipe.messages import OUT_OF_MEMORY, Crew, Failure
@@ -171,16 +171,12 @@ class Witness(UserCallback):  # type: ignore[misc]
         # Ray Train wraps what its polling met.
         causes = {rank: getattr(e, "health_check_failure", e) for rank, e in worker_exceptions.items()}
         starved = next((cause for cause in causes.values() if out_of_memory(cause)), None)
-        failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {_line(starved)}") if starved else None
+        failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {first_line(starved)}") if starved else None
         number = ray.get(self.crew.desk.lost.remote(self.group, failure))
         if number is not None:
             log = TrialLog(open_folder(self.crew.run), number, self.group)
             for rank, cause in causes.items():
-                log.say(f"worker {rank} died ({_line(cause)}); the group starts again")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                log.say(f"worker {rank} died ({first_line(cause)}); the group starts again")
 
 
 class Groups:
@@ -210,7 +206,7 @@ class Groups:
             try:
                 self._trainer(f"{name}-{start}").fit()
             except Exception as error:
-                reason = _line(error)
+                reason = first_line(error)
             if self._closing:
                 return
             log.warning("%s ended (%s)", name, reason)
@@ -219,7 +215,7 @@ class Groups:
             except ray.exceptions.ActorDiedError:
                 return  # the desk is gone: the sweep begins again, with other groups
             except Exception as error:
-                log.warning("%s: its placement group is not given back (%s)", name, _line(error))
+                log.warning("%s: its placement group is not given back (%s)", name, first_line(error))
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.crew.desk.broken.remote(name, f"its workers could not be kept running: {reason}"))
 

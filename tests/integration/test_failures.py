@@ -18,9 +18,8 @@ from raypipe.logs import read_log
 from raypipe.referee import run_trial
 from raypipe.retries import retry_of
 from raypipe.store import RunStore
-from raypipe.testing import inject
 from raypipe.windows import WindowStore
-from tests.sweeps import wait_until
+from tests.sweeps import gated, injected, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -44,16 +43,16 @@ def broken(self, batch, n):
 module.FoldTrainer.step = broken
 """
 
-# Epoch 3 does not begin before the file GATE is there.
-GATED = """
-import os, time
-step = module.FoldTrainer.step
-def gated(self, batch, n):
-    while self.epoch == 2 and not os.path.exists({gate!r}):
-        time.sleep(0.02)
-    return step(self, batch, n)
-module.FoldTrainer.step = gated
-"""
+
+@pytest.fixture
+def drive_with(toy, tmp_path, drive):
+    """Start a sweep in whose processes something is injected; its run is ``run``."""
+
+    def start(after, space, trials):
+        options = ["--data", toy / "store", "--run", tmp_path / "run", "--trials", trials, *FLAGS]
+        return drive("sweep", toy / space, *options, env=injected(tmp_path / "hook", after))
+
+    return start
 
 
 def plain(run: RunStore, where, numbers) -> RunStore:
@@ -78,10 +77,9 @@ def cli(*arguments) -> str:
     ).stdout
 
 
-def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_path, drive):
-    where, env = tmp_path / "run", inject(tmp_path / "hook", {"raypipe.train": STARVED})
-    options = ["--data", toy / "store", "--run", where, "--trials", 2, *FLAGS]
-    driver = drive("sweep", toy / "space.py", *options, env=env)
+def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path, drive_with):
+    where = tmp_path / "run"
+    driver = drive_with({"raypipe.train": STARVED}, "space.py", trials=2)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     run = RunStore.open(where)
@@ -105,10 +103,9 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_
     assert cli("logs", where, 1).splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
 
-def test_a_sweep_in_which_nothing_fits_stops_and_says_so(toy, tmp_path, drive):
-    where, env = tmp_path / "run", inject(tmp_path / "hook", {"raypipe.train": BROKEN})
-    options = ["--data", toy / "store", "--run", where, "--trials", 20, *FLAGS]
-    driver = drive("sweep", toy / "space.py", *options, env=env)
+def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
+    where = tmp_path / "run"
+    driver = drive_with({"raypipe.train": BROKEN}, "space.py", trials=20)
     out = driver.finish()
     assert driver.child.returncode == 2, out
     assert "the first 3 trials failed the same way (out-of-memory): no memory left on the host" in out
@@ -121,11 +118,9 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(toy, tmp_path, drive):
 
 
 @pytest.mark.parametrize("how", ["once", "twice"])
-def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(toy, tmp_path, drive, how):
+def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, drive_with, how):
     where, gate = tmp_path / "run", tmp_path / "gate"
-    env = inject(tmp_path / "hook", {"raypipe.train": GATED.format(gate=str(gate))})
-    options = ["--data", toy / "store", "--run", where, "--trials", 1, *FLAGS]
-    driver = drive("sweep", toy / "long.py", *options, env=env)
+    driver = drive_with(gated(gate, epoch=3), "long.py", trials=1)
     history = where / "trials/0000/history.json"
 
     def epochs() -> int:

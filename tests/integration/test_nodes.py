@@ -10,25 +10,13 @@ import pytest
 from raypipe import Run
 from raypipe.files import LocalFolder
 from raypipe.logs import read_log
-from raypipe.testing import inject
 from tests.chaos.places import Nodes
-from tests.sweeps import FLAGS, numbers, wait_until
+from tests.sweeps import FLAGS, gated, injected, numbers, wait_until
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
-
-# Nobody waits long for a machine, and epoch 8 does not begin before the file GATE is there.
-IMPATIENT = "module.ABSENCE = module.LOOK = 1.0"
-GATED = """
-import os, time
-step = module.FoldTrainer.step
-def gated(self, batch, n):
-    while self.epoch == 7 and not os.path.exists({gate!r}):
-        time.sleep(0.02)
-    return step(self, batch, n)
-module.FoldTrainer.step = gated
-"""
+# Nobody waits long for a machine.
+IMPATIENT = {"raypipe.groups": "module.ABSENCE = module.LOOK = 1.0"}
 
 
 @pytest.fixture
@@ -38,9 +26,8 @@ def gate(tmp_path):
 
 @pytest.fixture
 def nodes(tmp_path, gate):
-    env = inject(tmp_path / "hook", {"raypipe.groups": IMPATIENT, "raypipe.train": GATED.format(gate=str(gate))})
-    env = {"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-    with Nodes(env) as place:
+    env = injected(tmp_path / "hook", IMPATIENT | gated(gate, epoch=8))
+    with Nodes(env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}) as place:
         yield place
 
 

@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from raypipe.referee import run_trial
 from raypipe.store import RunStore
 from raypipe.testing import small_disk
 from raypipe.windows import WindowStore
-from tests.sweeps import FLAGS, OPTIONS, numbers, study_of, wait_until
+from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -72,8 +73,9 @@ def test_trials_beside_one_another_on_slots_of_one_worker(toy, tmp_path):
     assert [t.state.name for t in study_of(run).trials] == ["COMPLETE"] * 5
 
 
-def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy, tmp_path, drive, undisturbed):
-    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_number(toy, tmp_path, drive, undisturbed):
+    env = injected(tmp_path / "hook", tracing())
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS, env=env)
     history = tmp_path / "run/trials/0000/history.json"
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
     workers = driver.named("RayTrainWorker")
@@ -83,6 +85,11 @@ def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy,
     assert driver.child.returncode == 0, out
     assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
     assert [t.state.name for t in study_of(Run(tmp_path / "run")).trials] == ["COMPLETE"] * 3
+    begun = Counter((one.number, one.fold, one.epoch) for one in traced(tmp_path / "run"))
+    assert sorted(begun) == [(n, fold, epoch) for n in range(3) for fold in range(4) for epoch in range(1, 13)]
+    assert max(begun.values()) == 2
+    again = Counter(fold for (_, fold, _), times in begun.items() if times > 1)
+    assert max(again.values()) <= 2  # the epoch under way, and the one whose checkpoint was still being written
 
 
 def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
