@@ -86,9 +86,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
                 break
             if number is None:
                 self._all_out = True
-                if self._open:
-                    continue
-                break
+                return None if self._open else Searcher.FINISHED
             self._numbers[trial_id] = number
             self._open.add(number)
             self.watch("start", {"number": number, "config": self.ledger.run.config(number)})
