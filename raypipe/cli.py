@@ -23,6 +23,8 @@ app = typer.Typer(
     "[b]check[/b] it. [b]simulate[/b] makes data to try all of it on.",
 )
 console = Console()
+INTERRUPTED = 130
+"""Exit status after a Ctrl-C."""
 
 
 def _example(line: str) -> str:
@@ -371,13 +373,22 @@ def _held_out(text: str) -> float | list[str] | str:
         return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _run(arguments: list[str] | None) -> None:
+    try:
+        app(arguments)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
+            raise KeyboardInterrupt from None
+        raise
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; bad input gives one line on standard error and exit status 2."""
     from raypipe.folds import LeakError
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     try:
-        app(arguments)
+        _run(arguments)
     except (UserError, LeakError) as error:
         print(f"raypipe: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -387,4 +398,4 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(2)
     except (InterruptedSweepError, KeyboardInterrupt):
         print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.challenge import scorer_offsets
-from raypipe.errors import UserError, nearest
+from raypipe.errors import UserError, first_line, nearest
 from raypipe.recordings import Recording, UnreadableError, read_raw
 from raypipe.tasks import Labels, Layout, Span, Task
 from raypipe.windows import Plan
@@ -160,8 +160,8 @@ class _Reader:
         try:
             x_CT: NDArray[np.float64] = self._raw[picks, begin:end][0]
         except Exception as error:  # MNE's readers raise whatever their parsers do
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnreadableError(f"{self._recording.path}: its signal cannot be read ({reason})") from None
+            problem = f"its signal cannot be read ({first_line(error)})"
+            raise UnreadableError(f"{self._recording.path}: {problem}") from None
         if self._band:
             from mne.filter import filter_data
 

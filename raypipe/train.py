@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from raypipe import passes
 from raypipe.config import TrialConfig
 from raypipe.errors import InterruptedEpochError, NonFiniteError
-from raypipe.feed import Feed
+from raypipe.feed import Batch, Feed
 from raypipe.folds import Index
 from raypipe.inner import InnerChoice, set_apart
 from raypipe.losses import class_weights, make_loss
@@ -41,17 +41,6 @@ if TYPE_CHECKING:
 EVALUATION_BATCH = 256
 MOST_OVERFLOWS = 50
 """Steps in a row that float16 may skip, each with half the scale of the one before."""
-
-
-class Batch(NamedTuple):
-    """What one step is computed from."""
-
-    x: Tensor
-    """Windows (B, C, T)."""
-    y: Tensor
-    """Standardised values (B,), classes (B,), or class shares (B, K)."""
-    masks: Tensor | None
-    """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
 
 
 class FoldTrainer:
