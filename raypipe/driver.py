@@ -17,6 +17,7 @@ from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
+from raypipe.hbn import WARM_UP, subjects_of
 from raypipe.launch import Cluster
 from raypipe.lease import Lease
 from raypipe.results import Run
@@ -40,7 +41,9 @@ class Options(BaseModel):
     trials: int = Field(20, ge=1)
     """Trials the run is to have in all."""
     folds: int = 5
-    held_out: float | list[str] = 0.2
+    held_out: float | list[str] | Literal["auto"] = "auto"
+    """Share of subjects, or names of subjects and releases of HBN-EEG. auto: the challenge's warm-up release R5 where
+    the store holds it among others, else a fifth."""
     seed: int = Field(0, ge=0)
     workers: int | None = Field(None, ge=1)
     """Train workers a trial; its folds are dealt among them. None: as many as keep the cores busy."""
@@ -106,6 +109,7 @@ def sweep(
     """
     chosen = _options(options)
     windows = WindowStore(data)
+    chosen = chosen.model_copy(update={"held_out": _held_out(chosen.held_out, windows)})
     source = load_space(space)
     with Cluster(chosen.address, watch) as cluster:
         warm = None
@@ -114,6 +118,14 @@ def sweep(
                 warm = _warm(warm_start, source, windows, watch)
             cluster.start()
         return _drive(_open(source, windows, str(run), chosen, warm), windows, chosen, cluster, watch)
+
+
+def _held_out(asked: float | list[str] | str, windows: WindowStore) -> float | list[str]:
+    releases = windows.releases
+    if asked == "auto":
+        several = len(set(releases.values())) > 1 and WARM_UP in releases.values()
+        return subjects_of([WARM_UP], releases) if several else 0.2
+    return subjects_of(asked, releases) if isinstance(asked, list) else float(asked)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
@@ -157,7 +169,7 @@ def _open(
         windows.targets,
         classes=bool(windows.classes),
         n_folds=options.folds,
-        held_out=options.held_out,
+        held_out=_held_out(options.held_out, windows),
         seed=options.seed,
     )
     info = RunInfo(

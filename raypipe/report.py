@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe import diversity, page, pictures
+from raypipe.baselines import read_baselines
 from raypipe.config import TrialConfig, flat
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
@@ -72,6 +73,7 @@ def render(run: RunStore) -> str:
         _answer(run, ensemble),
         _search(run, results),
         _held_out(run, ensemble) if ensemble else "",
+        _baselines(run) if ensemble else "",
         _members(ensemble) if ensemble else "",
         _ends(run, results),
         _effort(run, results),
@@ -157,6 +159,22 @@ def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
             ]
         )
     return page.table(head, rows)
+
+
+def _baselines(run: RunStore) -> str:
+    found = read_baselines(run)
+    if not found:
+        return ""
+    rows = [
+        [
+            row["name"] + ("" if row["usable"] else " (not usable at inference: no scorer gives it)"),
+            page.number(row["score"]),
+        ]
+        for row in found
+    ]
+    note = "Classic baselines, fitted on all subjects that are not held out, the ridge penalty chosen by subject folds."
+    head = ["baseline", f"{spoken(run.info.metric)} held out"]
+    return page.section("Without a network", page.table(head, rows), f'<p class="note">{note}</p>')
 
 
 def _search(run: RunStore, results: Sequence[TrialResult]) -> str:

@@ -1,7 +1,7 @@
 """Networks and how they are combined as one module: what ensembles are scored with, what is shipped.
 
-This file needs torch (2.2 or later) and its neighbours combine.py, conformer.py,
-stacked.py and stem.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours combine.py, conformer.py, readout.py, stacked.py, stem.py and
+tcn.py: submissions carry them as they are.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ if __package__:
     from raypipe.models.combine import combine
     from raypipe.models.conformer import Conformer, kernel_sizes
     from raypipe.models.stacked import Stacks
+    from raypipe.models.tcn import Tcn
 else:  # in a submission, where the files lie side by side
     from combine import combine  # type: ignore[import-not-found,no-redef,unused-ignore]
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stacked import Stacks  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
@@ -27,7 +29,12 @@ def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **op
     return Conformer(n_channels, n_times, n_outputs, kernel=kernel, pool=pool, stride=stride, **options)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer}
+def _tcn(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
+    used = {name: options[name] for name in ("filters", "depth", "dropout", "norm", "bins")}
+    return Tcn(n_channels, n_times, n_outputs, **used)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "tcn": _tcn}
 """Builders by the name in a trial's ``model/name``; its other ``model/`` parameters are their keywords."""
 
 
