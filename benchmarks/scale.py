@@ -111,12 +111,11 @@ def main() -> None:
             found.setdefault(axis, []).append((value, seconds, each))
             print(f"{value:10}{seconds:12.2f}{each:17.3f}", flush=True)
     print(f"\n{'workers':>10}{'epoch, s':>12}{'speed-up':>17}")
+    rows = found["workers"] = []
     for workers in (1, 2):
         seconds = sweep_seconds(workers)
-        found.setdefault("workers", []).append(
-            (workers, seconds, found.get("workers", [(0, seconds, 0)])[0][1] / seconds)
-        )
-        print(f"{workers:10}{seconds:12.2f}{found['workers'][-1][2]:16.2f}x", flush=True)
+        rows.append((workers, seconds, rows[0][1] / seconds if rows else 1.0))
+        print(f"{workers:10}{seconds:12.2f}{rows[-1][2]:16.2f}x", flush=True)
     draw(found)
 
 

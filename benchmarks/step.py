@@ -26,10 +26,11 @@ from benchmarks import peers
 from benchmarks.roofline import roofline
 from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
 from raypipe.config import parse_config
+from raypipe.feed import Batch
 from raypipe.masks import MaskSource
 from raypipe.models.conformer import normalise
 from raypipe.models.exchange import to_braindecode
-from raypipe.train import Batch, FoldTrainer
+from raypipe.train import FoldTrainer
 from tests.toys import ToyWindows
 
 METHODS: dict[str, dict[str, Any]] = {

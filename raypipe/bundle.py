@@ -66,6 +66,8 @@ class BundleInfo(BaseModel):
     prepare: Plan
     """How recordings were cut into windows."""
     method: str
+    rule: dict[str, Any] | None = None
+    """How members are combined (`raypipe.models.combine`); None for their weighted mean."""
     members: list[Member] = Field(min_length=1)
     configs: dict[int, dict[str, Any]]
     """Each trial's whole configuration."""
@@ -85,7 +87,7 @@ class BundleInfo(BaseModel):
         spec: dict[str, Any] = self.model_dump(
             mode="json", include={"kind", "n_times", "n_outputs", "sfreq", "members"}
         )
-        return spec | {"n_channels": len(self.channels)}
+        return spec | {"n_channels": len(self.channels)} | ({"rule": self.rule} if self.rule else {})
 
 
 def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
@@ -116,7 +118,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     windows = WindowStore(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
+    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
     configs = {number: run.config(number) for number in ensemble.trials}
     info = BundleInfo(
         format=FORMAT,
@@ -133,6 +135,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         n_outputs=windows.n_outputs,
         prepare=windows.manifest.plan,
         method=ensemble.method,
+        rule=None if ensemble.rule is None else dict(ensemble.rule),
         members=[Member.model_validate(member) for member in spec["members"]],
         configs={number: config.model_dump(mode="json") for number, config in configs.items()},
         config_hashes={number: config.hash() for number, config in configs.items()},

@@ -104,7 +104,7 @@ def check_submission(
     with tempfile.TemporaryDirectory(prefix="raypipe-check-") as scratch:
         folder = Path(scratch) / "submission"
         folder.mkdir()
-        if not _unpack(report, folder):
+        if not unpack(report, folder):
             return report
         manifest = _manifest(report, folder)
         requests = _requests(report, manifest, None if bundle is None else load_ensemble(bundle))
@@ -113,7 +113,8 @@ def check_submission(
     return report
 
 
-def _unpack(report: CheckReport, folder: Path) -> bool:
+def unpack(report: CheckReport, folder: Path) -> bool:
+    """Unpack a submission that is safe and flat; else add a line that says why not."""
     path = report.path
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -132,7 +133,8 @@ def _unpack(report: CheckReport, folder: Path) -> bool:
         deep = [name for name in names if "/" in name]
         if deep:
             where = "" if "submission.py" in names else "; the scorer looks for submission.py at the top"
-            return report.add("flat", False, f"'{deep[0]}' lies in a folder; all files must be at the top{where}")
+            mend = "zip the files, not the folder"
+            return report.add("flat", False, f"'{deep[0]}' lies in a folder; all must be at the top{where}: {mend}")
         try:
             for member in members:
                 (folder / member.filename).write_bytes(archive.read(member))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,8 @@ app = typer.Typer(
     "[b]check[/b] it. [b]simulate[/b] makes data to try all of it on.",
 )
 console = Console()
+INTERRUPTED = 130
+"""Exit status after a Ctrl-C."""
 
 
 def _example(line: str) -> str:
@@ -34,7 +36,9 @@ RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pya
 
 @app.command(epilog=_example("raypipe simulate demo/bids --subjects 24"))
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Folder for the BIDS tree.")],
+    out: Annotated[
+        list[str], typer.Argument(metavar="[hbn] OUT", help="Folder for the BIDS tree; hbn: releases R1 and R5 in it.")
+    ],
     subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 24,
     channels: Annotated[int, typer.Option(min=2, help="Channels; the last is the flat reference.")] = 129,
     trials: Annotated[int, typer.Option(min=1, help="Contrast-change trials a run.")] = 24,
@@ -42,14 +46,29 @@ def simulate(
     sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     null: Annotated[bool, typer.Option("--null", help="Sever the link: nothing can be predicted.")] = False,
+    events: Annotated[Path | None, typer.Option(help="hbn: a folder of real event files to take events from.")] = None,
 ) -> None:
     """Make a BIDS tree of simulated EEG (BDF, HBN-like) with a known answer."""
     from raypipe.console import Counter
     from raypipe.simulate import simulate as make
+    from raypipe.simulate_release import simulate_release
 
+    release, folder = (out[0] == "hbn", out[-1]) if len(out) == 2 else (False, out[0])
+    if len(out) > 2 or (len(out) == 2 and not release):
+        raise UserError(f"simulate takes one folder, or hbn and a folder (given {' '.join(out)})")
+    if events is not None and not release:
+        raise UserError("--events: goes with simulate hbn OUT")
+    if release:
+        with Counter(console, "simulating") as counter:
+            simulate_release(
+                folder, events=events, subjects=subjects, channels=channels, trials=trials, seed=seed, null=null,
+                progress=counter,
+            )  # fmt: skip
+        console.print(f"{folder}: R1 and R5 with {subjects} subjects each, {channels} channels", highlight=False)
+        return
     with Counter(console, "simulating") as counter:
         path = make(
-            out,
+            folder,
             subjects=subjects,
             channels=channels,
             trials=trials,
@@ -66,11 +85,13 @@ def simulate(
 
 @app.command(epilog=_example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
-    bids: Annotated[Path, typer.Argument(help="BIDS folder: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,set,vhdr,fif}.")],
+    bids: Annotated[
+        list[str], typer.Argument(help="BIDS folders, or a folder of them: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,...}.")
+    ],
     task: Annotated[
         str,
         typer.Option(
-            help="What is predicted: challenge1, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
+            help="Predicted: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
@@ -84,14 +105,20 @@ def prepare(
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the space.")] = "float32",
     jobs: Annotated[int | None, typer.Option(min=1, help="Recordings read at a time. Default: one a core.")] = None,
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out damaged recordings instead of stopping.")] = False,
+    mini: Annotated[bool, typer.Option("--mini", help="Of hbn:R1 to hbn:R11: the small version.")] = False,
+    cache: Annotated[Path, typer.Option(help="Where hbn:R1 to hbn:R11 are downloaded to.")] = Path("hbn"),
 ) -> None:
     """Turn recordings into cached windows with targets. A second time it does only what has changed."""
     from raypipe.console import Counter
+    from raypipe.fetch import SCHEME, fetch
     from raypipe.preparation import prepare as make
 
+    folders: list[str | Path] = []
+    for name in bids:
+        folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]
     with Counter(console, "preparing") as counter:
         store = make(
-            bids,
+            folders,
             task,
             out,
             sfreq=sfreq,
@@ -118,7 +145,9 @@ def sweep(
     run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
     trials: Annotated[int, typer.Option(help="Trials the run is to have in all.")] = 20,
     folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
-    held_out: Annotated[str, typer.Option(help="Share of subjects, or their names, that no choice sees.")] = "0.2",
+    held_out: Annotated[
+        str, typer.Option(help="Share of subjects, or names (also of releases, R5), that no choice sees.")
+    ] = "auto",
     workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
@@ -186,7 +215,9 @@ def pretrain(
     time_shift: Annotated[bool, typer.Option(help="SimCLR: shift in time too; not for response times.")] = False,
     set: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a search space, e.g. model/patch=50.")] = None,
     folds: Annotated[int, typer.Option(help="Subject folds, as of the sweep it is for.")] = 5,
-    held_out: Annotated[str, typer.Option(help="Share of subjects, or their names, that are not seen.")] = "0.2",
+    held_out: Annotated[
+        str, typer.Option(help="Share of subjects, or names (also of releases, R5), that are not seen.")
+    ] = "auto",
     serves: Annotated[str | None, typer.Option(metavar="RUN", help="Take the fold map of this run instead.")] = None,
     fold_wise: Annotated[bool, typer.Option("--fold-wise", help="An encoder a fold, without its subjects.")] = False,
     probe_every: Annotated[int, typer.Option(min=0, help="Epochs between linear probes; 0 for none.")] = 5,
@@ -304,21 +335,36 @@ def logs(
 @app.command(epilog=_example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 5,
-    method: Annotated[str, typer.Option(help="How they are weighted: confidence, equal or best.")] = "confidence",
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 10,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto: the best by nested cross-validation over subjects; all: as auto, with a "
+            "table of every method; or one of best, equal, average, inverse-mse, confidence, softmax, sample, "
+            "member-sample, greedy, ridge, boosting."
+        ),
+    ] = "auto",
+    max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights that may be shipped.")] = None,
 ) -> None:
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
+    from raypipe.baselines import write_baselines
     from raypipe.console import Counter
     from raypipe.ensemble import fit_ensemble
-    from raypipe.report import write_report
+    from raypipe.report import write_plots, write_report
     from raypipe.store import RunStore
 
     store = RunStore.open(run)
     with Counter(console, "predicting held-out subjects") as counter:
-        fitted = fit_ensemble(store, top=top, method=method, progress=counter)
+        fitted = fit_ensemble(store, top=top, method=method, max_members=max_members, max_mb=max_mb, progress=counter)
     fitted.save()
+    write_baselines(store)
     console.print(fitted.render())
+    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s)", highlight=False)
+    for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
+        console.print(f"{name} was left out: {reason}", highlight=False)
     console.print(fitted.verdict, highlight=False)
+    write_plots(store, fitted)
     console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
 
 
@@ -339,24 +385,51 @@ def report(
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=_example("raypipe export demo/run demo/submission.zip --format submission"))
+@app.command(epilog=_example("raypipe export run1 run2 submission.zip"))
 def export(
-    run: RunArg,
-    out: Annotated[Path, typer.Argument(help="Folder for a bundle, zip file for a submission.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [RUN2] OUT", help="One run, or one for each challenge; then a folder or a zip."),
+    ],
     format: Annotated[str | None, typer.Option(help="bundle or submission. Default: by OUT's name.")] = None,
-    also: Annotated[str | None, typer.Option(help="A second run, for the challenge's other half.")] = None,
 ) -> None:
-    """Write the run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only)."""
+    """Write a run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only).
+
+    A submission takes two runs, one for each half of the challenge.
+    """
     from raypipe.export import export as write
 
+    if not 2 <= len(paths) <= 3:
+        raise UserError(f"export takes one run or two, then what to write: RUN [RUN2] OUT (given {len(paths)} names)")
+    run, *also, out = paths
     if _is_pretrained(run):
         from raypipe.pretrained import export_encoder
 
-        if format is not None or also is not None:
-            raise UserError(f"{run}: a pretrained run is exported as an encoder; leave out --format and --also")
-        console.print(export_encoder(run, out), highlight=False, soft_wrap=True)
+        if format is not None or also:
+            raise UserError(f"{run}: a pretrained run is exported as an encoder: no second run, no --format")
+        console.print(export_encoder(run, Path(out)), highlight=False, soft_wrap=True)
         return
-    console.print(write(run, out, format=format, also=also), highlight=False, soft_wrap=True)
+    console.print(write(run, out, format=format, also=also[0] if also else None), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=_example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store")
+)
+def score(
+    submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
+    task: Annotated[list[str], typer.Option(help="challenge1 or challenge2; twice for the overall score.")],
+    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for that task, in the same order.")],
+    release: Annotated[str | None, typer.Option(help="Only subjects of this release, such as R5.")] = None,
+    subjects: Annotated[str, typer.Option(help="new: whom the models have not learned from; or all.")] = "new",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Score a submission as the challenge's organisers do: NRMSE, RMSE, R2, and overall for both tasks."""
+    from raypipe.scoring import score_submission
+
+    if len(task) != len(data) or len(set(task)) != len(task):
+        raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
+    stores = dict(zip(task, data, strict=True))
+    console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
 
 
 @app.command(epilog=_example("raypipe check demo/submission.zip"))
@@ -403,12 +476,23 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _held_out(text: str) -> float | list[str]:
-    """``0.2`` to a share, ``NDAR1,NDAR2`` to names."""
+def _held_out(text: str) -> float | list[str] | Literal["auto"]:
+    """``0.2`` to a share, ``NDAR1,NDAR2`` to names; ``auto`` stays."""
+    if text == "auto":
+        return "auto"
     try:
         return float(text)
     except ValueError:
         return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _run(arguments: list[str] | None) -> None:
+    try:
+        app(arguments)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
+            raise KeyboardInterrupt from None
+        raise
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -417,7 +501,7 @@ def main(arguments: list[str] | None = None) -> Any:
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     try:
-        app(arguments)
+        _run(arguments)
     except (UserError, LeakError) as error:
         print(f"raypipe: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -427,4 +511,4 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(2)
     except (InterruptedSweepError, KeyboardInterrupt):
         print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -84,7 +84,8 @@ def choose(
     what = (
         f"{device}, {torch.get_num_threads()} thread(s), {len(folds)} fold(s) of {windows.n_channels} x "
         f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "
-        f"kernels {model.kernels}, {model.filters} filters, depth {model.depth}"
+        f"{'' if model.name == 'conformer' else model.name + ', '}kernels {model.kernels}, {model.filters} filters, "
+        f"depth {model.depth}"
     )
     key = hashlib.sha256(json.dumps([what, wishes.model_dump()]).encode()).hexdigest()[:12]
     while (known := run.compute(key)) is None:
@@ -106,7 +107,7 @@ def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], w
 
     seconds: dict[str, float] = {}
     stem: Literal["fourier", "direct"] = "direct" if wishes.stem == "direct" else "fourier"
-    if wishes.stem == "auto":
+    if wishes.stem == "auto" and config.model.name == "conformer":
         one = trainer(folds[0])
         seconds |= stem_seconds(one.model, next(one.batches()).x)
         stem = "direct" if seconds["direct"] < MARGIN * seconds["fourier"] else "fourier"

@@ -23,11 +23,13 @@ class _Frozen(BaseModel):
 
 
 class ModelConfig(_Frozen):
-    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), or a transformer over patches."""
+    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), a small TCN, or a transformer over
+    patches."""
 
-    name: Literal["conformer", "vit"] = "conformer"
-    """`vit`: a token is a patch of one channel (`models.vit`); only this one can be pretrained. It looks at `filters`,
-    `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
+    name: Literal["conformer", "tcn", "vit"] = "conformer"
+    """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); of what follows it uses `filters`, `depth`,
+    `dropout`, `norm` and `bins`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); only this one can be
+    pretrained; it uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
     patch: Annotated[int, Field(ge=2)] = 25
     """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
@@ -52,9 +54,15 @@ class ModelConfig(_Frozen):
     """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
     the relative power of channels; `robust` (median and MAD per channel); or `none`."""
 
+    bins: Annotated[int, Field(ge=0)] = 0
+    """Regression: 0 for one number, or the bins of a distribution over the standardised target, whose mean is the
+    answer (soft-argmax). `loss/name=kl` needs them; other losses see the mean."""
+
     @model_validator(mode="after")
     def _heads_divide_filters(self) -> Self:
-        if self.filters % self.heads:
+        if self.bins == 1:
+            raise ValueError("bins must be 0, or 2 or more")
+        if self.name == "conformer" and self.filters % self.heads:
             raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
         return self
 
@@ -111,9 +119,12 @@ class MixupConfig(_Frozen):
 class LossConfig(_Frozen):
     """The training loss. Trials are ranked by the task's metric, never by this."""
 
-    name: Literal["plain", "focal", "huber"] = "plain"
+    name: Literal["plain", "focal", "huber", "kl"] = "plain"
     """`plain`: cross-entropy or mean squared error; `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
-    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only."""
+    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only; `kl`:
+    the divergence of the network's distribution from a Gaussian around the target, regression with `model/bins`."""
+    width: Positive = 0.3
+    """Standard deviation of `kl`'s Gaussian, in standard deviations of the training targets."""
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     """Focusing exponent of `focal`; 0 is the plain loss."""
     beta: Positive = 0.2
@@ -183,6 +194,15 @@ class TrialConfig(_Frozen):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the network's passes (autocast); `auto` is bfloat16 on a GPU that has it, else float32. The Fourier stem, the
     loss and the optimiser stay in float32."""
+    sampling: Literal["window", "subject"] = "window"
+    """Which windows make up an epoch: every one once, or, for as many draws, first a `subject` and then one of the
+    subject's windows: nobody counts for more than another."""
+    target_scale: Literal["standard", "robust"] = "standard"
+    """What regression targets are scaled by, over the training windows: mean and standard deviation, or median and
+    1.4826 * median absolute deviation."""
+    shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Regression: how far answers are drawn to the training mean; 1 answers nothing else. Where most of a target is
+    noise, the best answer is near it."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
 
@@ -192,6 +212,12 @@ class TrialConfig(_Frozen):
             raise ValueError("pretraining and init/name=pretrained need model/name=vit")
         if self.pretrain.name != "none" and self.init.name != "none":
             raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
+        return self
+
+    @model_validator(mode="after")
+    def _kl_needs_bins(self) -> Self:
+        if self.loss.name == "kl" and not self.model.bins:
+            raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
         return self
 
     @property

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import UserError, nearest
+from raypipe.challenge import scorer_offsets
+from raypipe.errors import UserError, first_line, nearest
 from raypipe.recordings import Recording, UnreadableError, read_raw
 from raypipe.tasks import Labels, Layout, Span, Task
 from raypipe.windows import Plan
@@ -40,6 +41,7 @@ class Row:
     target: float
     offset: int
     """Samples from the window's start to the crop with which it is evaluated."""
+    mark: str = ""
 
 
 def lay_windows(
@@ -48,13 +50,17 @@ def lay_windows(
     """Find the windows of a recording that lie within it, by ascending onset, and count those left out.
 
     The crop of a window whose target is the crop's offset is drawn from a seed made of the recording's key and the
-    window's onset: uniform over whole samples, the same on every machine. Other crops lie in the middle.
+    window's onset: uniform over whole samples, the same on every machine. Other crops lie in the middle, or
+    where the challenge's scorer draws them.
     """
     n_samples = int(raw.n_times * plan.sfreq / raw.info["sfreq"] + 1e-6)
     layout = Layout(plan.window, plan.stride, plan.tmin)
     cut = task.windows(recording, n_samples / plan.sfreq, layout, labels)
     rows = [_place(recording, span, plan) for span in sorted(cut.spans, key=lambda span: span.onset)]
     inside = [row for row in rows if 0 <= row.start <= n_samples - plan.window_samples]
+    if plan.crops == "scorer":
+        drawn = scorer_offsets(len(inside), plan.window_samples - plan.crop_samples)
+        inside = [replace(row, offset=offset) for row, offset in zip(inside, drawn, strict=True)]
     cut.left_out[OUTSIDE] += len(rows) - len(inside)
     return inside, +cut.left_out
 
@@ -67,7 +73,7 @@ def _place(recording: Recording, span: Span, plan: Plan) -> Row:
         seed = hashlib.sha256(f"{recording.key}/{span.onset:.6f}".encode()).digest()
         offset = int.from_bytes(seed[:8], "little") % (spare + 1)
         target = offset / plan.sfreq
-    return Row(span.onset, round(span.onset * plan.sfreq), target, offset)
+    return Row(span.onset, round(span.onset * plan.sfreq), target, offset, span.mark)
 
 
 def read_windows(
@@ -154,8 +160,8 @@ class _Reader:
         try:
             x_CT: NDArray[np.float64] = self._raw[picks, begin:end][0]
         except Exception as error:  # MNE's readers raise whatever their parsers do
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UnreadableError(f"{self._recording.path}: its signal cannot be read ({reason})") from None
+            problem = f"its signal cannot be read ({first_line(error)})"
+            raise UnreadableError(f"{self._recording.path}: {problem}") from None
         if self._band:
             from mne.filter import filter_data
 
@@ -237,4 +243,7 @@ def describe_row(recording: Recording, row: Row) -> dict[str, Any]:
         "onset": row.onset,
         "target": row.target,
         "offset": row.offset,
+        "release": recording.release or "",
+        "mark": row.mark,
+        "age": "" if recording.age is None else f"{recording.age:g}",
     }

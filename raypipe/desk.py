@@ -36,6 +36,7 @@ class _Group:
     restarts: int = 0
     ranks: set[int] = field(default_factory=set)
     placement: str | None = None
+    controller: bytes | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
@@ -69,14 +70,21 @@ class Desk:
         """A worker group is started."""
         self._groups[name] = _Group()
 
-    async def close(self, name: str) -> str | None:
-        """A worker group is to end; its placement group, if it is known."""
+    async def control(self, name: str, controller: bytes) -> bool:
+        """A worker group's controller (a pickled actor handle) starts; False if the group was closed meanwhile."""
+        group = self._groups.get(name)
+        if group is not None:
+            group.controller = controller
+        return group is not None
+
+    async def close(self, name: str) -> tuple[str | None, bytes | None]:
+        """A worker group is to end; its placement group and its controller, if they are known."""
         group = self._groups.pop(name, None)
         if group is None:
-            return None
+            return None, None
         group.stopped = True
         await self._notify(group)
-        return group.placement
+        return group.placement, group.controller
 
     async def placement(self, name: str) -> str | None:
         """Placement group of a worker group's last start, if it is known."""

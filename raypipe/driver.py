@@ -17,6 +17,7 @@ from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
 from raypipe.folds import make_folds
+from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease
@@ -41,7 +42,9 @@ class Options(BaseModel):
     trials: int = Field(20, ge=1)
     """Trials the run is to have in all."""
     folds: int = 5
-    held_out: float | list[str] = 0.2
+    held_out: float | list[str] | Literal["auto"] = "auto"
+    """Share of subjects, or names of subjects and releases of HBN-EEG. auto: the challenge's warm-up release R5 where
+    the store holds it among others, else a fifth."""
     seed: int = Field(0, ge=0)
     workers: int | None = Field(None, ge=1)
     """Train workers a trial; its folds are dealt among them. None: as many as keep the cores busy."""
@@ -111,6 +114,7 @@ def sweep(
     """
     chosen = _options(options)
     windows = WindowStore(data)
+    chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     source = load_space(space)
     with Cluster(chosen.address, watch) as cluster:
         warm = None
@@ -169,7 +173,7 @@ def _open(
         windows.targets,
         classes=bool(windows.classes),
         n_folds=options.folds,
-        held_out=options.held_out,
+        held_out=held_out_of(options.held_out, windows.releases),
         seed=options.seed,
     )
     begun = take_in(init, where, folds, space) if init is not None else None

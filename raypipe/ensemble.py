@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 from raypipe import verdict
 from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
-from raypipe.folds import HELD_OUT, Index, LeakError, audit
-from raypipe.members import build_module, read_members
+from raypipe.folds import HELD_OUT, Index
+from raypipe.leaks import audit_store
+from raypipe.members import build_module, most_members, read_members
+from raypipe.methods import METHODS
 from raypipe.metrics import constant_prediction
+from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.store import OutOfFold, RunStore, versions
+from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
+from raypipe.oof import Floats, read_members_oof
+from raypipe.standing import nested_columns, nested_words
+from raypipe.store import RunStore, versions
 from raypipe.verdict import BEST, ENSEMBLE, EQUAL, Side
-from raypipe.weighting import METHODS, Floats, equal
 from raypipe.windows import WindowStore
 
 if TYPE_CHECKING:
@@ -32,7 +37,11 @@ if TYPE_CHECKING:
 
 FORMAT = "raypipe-ensemble/1"
 RECORD, ARRAYS, LOOKS = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/looks.json"
+TABLE = "ensemble/table.csv"
 BATCH = 256
+ALL = "all"
+ROWS = {"best": BEST, "equal": EQUAL}
+"""Methods whose rows in the table have names of their own."""
 
 Progress = Callable[[int, int, str], object]
 
@@ -62,27 +71,34 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A weighted mean of trials, each the mean of its fold models."""
+    """Trials and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) fold by fold."""
 
     run: RunStore
     method: str
     trials: list[int]
     """Trial numbers, best out-of-fold score first."""
     weights: Floats
-    """(T,) none negative, sum one."""
+    """(T,) none negative, sum one; of a rule whose weights are of another kind, what is nearest to that."""
     table: pd.DataFrame
-    """Scores; see `verdict.score_table`."""
+    """Scores; see `verdict.score_table` and `standing.nested_columns`."""
     verdict: str
     """What the held-out scores show, in words."""
     held_out: HeldOut
     looks: int
     """How often this run has been scored on its held-out subjects, this time included."""
+    rule: Rule | None = None
+    """How the trials are combined, where `weights` do not say it all."""
+    diversity: dict[str, Any] | None = None
+    """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
+    left_out: dict[str, str] | None = None
+    """Methods that could not be used, and why."""
 
     def save(self) -> None:
-        """Write the ensemble to its run: ``ensemble/held_out.npz``, then ``ensemble/ensemble.json``."""
+        """Write the ensemble to its run: ``ensemble/held_out.npz`` and ``ensemble/table.csv``, then its record."""
         buffer = io.BytesIO()
         np.savez(buffer, **vars(self.held_out))
         self.run.folder.write(ARRAYS, buffer.getvalue())
+        self.run.folder.write(TABLE, self.table.to_csv().encode())
         write_json(self.run.folder, RECORD, self.record())
 
     def record(self) -> dict[str, Any]:
@@ -97,6 +113,9 @@ class Ensemble:
             "table": {str(name): row for name, row in table.to_dict("index").items()},
             "verdict": self.verdict,
             "looks": self.looks,
+            "rule": self.rule,
+            "diversity": self.diversity,
+            "left_out": self.left_out,
             "data_hash": self.run.info.data_hash,
             "versions": versions(),
         }
@@ -127,7 +146,9 @@ class Ensemble:
             table = table.astype({"subjects": int, "windows": int})
             weights = np.array(record["weights"], dtype=np.float64)
             trials = [int(number) for number in record["trials"]]
-            return cls(run, record["method"], trials, weights, table, record["verdict"], held_out, record["looks"])
+            fitted = trials, weights, table, record["verdict"], held_out, record["looks"]
+            extra = {name: record.get(name) for name in ("rule", "diversity", "left_out")}  # none in raypipe 0.1
+            return cls(run, record["method"], *fitted, **extra)
         except (KeyError, ValueError, TypeError, OSError, BadZipFile) as error:
             raise UserError(
                 f"{run.where}/{RECORD}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
@@ -140,14 +161,15 @@ class Ensemble:
         level = "subject_" if "subject_held_out" in self.table else ""
         metric = verdict.spoken(self.run.info.metric)
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-        for name in ("", "out of fold", f"held-out {metric}, 95 %", "difference to no EEG"):
+        nested = "nested" in self.table
+        for name in ("", "nested" if nested else "out of fold", f"held-out {metric}, 95 %", "difference to no EEG"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
         for predictor, row in self.table.iterrows():
             value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
             apart, least, most = (row[level + "difference" + end] for end in ("", "_low", "_high"))
             table.add_row(
                 str(predictor),
-                f"{row[level + 'oof']:.3f}",
+                f"{row['nested'] if nested else row[level + 'oof']:.3f}",
                 f"{value:.3f} ({low:.3f} to {high:.3f})",
                 "" if predictor == self.table.index[-1] else f"{apart:+.3f} ({least:+.3f} to {most:+.3f})",
             )
@@ -157,12 +179,14 @@ class Ensemble:
 def fit_ensemble(
     run: RunStore,
     *,
-    top: int = 5,
-    method: str = "confidence",
+    top: int = 10,
+    method: str = AUTO,
+    max_members: int | None = None,
+    max_mb: float | None = None,
     windows: WindowStore | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
-    """Weigh the best trials by their out-of-fold predictions, then score once on the held-out subjects.
+    """Combine the best trials by their out-of-fold predictions, then score once on the held-out subjects.
 
     Parameters
     ----------
@@ -171,7 +195,10 @@ def fit_ensemble(
     top
         How many of the best trials at most.
     method
-        Name in `weighting.METHODS`.
+        Name in `methods.METHODS`; ``auto`` for the one with the best nested score; ``all`` for the same with every
+        method scored on the held-out subjects too.
+    max_members, max_mb
+        Networks (a trial has one a fold) and megabytes of weights that may be shipped.
     windows
         The run's windows; None opens the store it was made from.
     progress
@@ -185,12 +212,13 @@ def fit_ensemble(
     Raises
     ------
     UserError
-        No trial can be used, one of the best is damaged, the method is unknown, or the windows are not the run's.
+        No trial can be used, one of the best is damaged, the method is unknown or does not suit, the limits leave no
+        trial, or the windows are not the run's.
     LeakError
-        Out-of-fold predictions do not follow the run's fold map.
+        Out-of-fold predictions do not follow the run's fold map, or the windows do not.
     """
-    if method not in METHODS:
-        raise UserError(f"--method {method}: there is no such method; {nearest(method, METHODS)}")
+    if method not in (AUTO, ALL, *METHODS):
+        raise UserError(f"--method {method}: there is no such method; {nearest(method, [AUTO, ALL, *METHODS])}")
     if top < 1:
         raise UserError(f"--top {top}: an ensemble needs at least one trial")
     trials = [result.number for result in run.ranked()[:top]]
@@ -203,46 +231,92 @@ def fit_ensemble(
             f"has {run.info.data_hash[:12]})"
         )
     run.require_whole(trials)
-    index, out = run.folds.search_index(windows.subjects), run.folds.held_out_index(windows.subjects)
-    audit(windows.subjects, {"search": index, "held-out": out})
-    folds = run.folds.folds(windows.subjects)
-    oof = [_audited(run.oof(number), number, index, folds[index]) for number in trials]
-    search = Side(windows.targets[index], windows.subjects[index], folds[index])
-    weights = METHODS[method](oof, search.targets, run.info.kind)
-    if np.any(weights < 0) or not np.isclose(weights.sum(), 1.0):
-        raise RuntimeError(f"method '{method}' gave weights {weights} that are no shares of one")
+    audit_store(windows, run.folds)
+    members = read_members_oof(run, trials, windows.subjects, windows.targets)
+    most = most_members(run, trials, max_members, max_mb)
 
-    spec, state = read_members(run, windows, trials, weights.tolist())
-    answers_TNO = _answers(build_module(spec, state), windows, out, len(trials), progress)
-    looks = _count_look(run, trials, method)
-    side = Side(windows.targets[out], windows.subjects[out], folds[out])
-    rows = {
-        ENSEMBLE: (mix(oof, weights), mix(answers_TNO, weights)),
-        EQUAL: (mix(oof, equal(oof, search.targets, run.info.kind)), answers_TNO.mean(axis=0)),
-        BEST: (oof[0].astype(np.float64), answers_TNO[0]),
+    # All that is fitted and chosen, on out-of-fold predictions.
+    open_choice = method in (AUTO, ALL)
+    wanted = list(METHODS) if open_choice else list(dict.fromkeys(["best", "equal", method]))
+    judged = judge(members, wanted, most=most, auto=open_choice)
+    if not open_choice and method in judged.left_out:
+        raise UserError(f"--method {method}: {judged.left_out[method]}; use --method auto")
+    usable = [name for name in wanted if name not in judged.left_out]
+    chosen = judged.winner(run.info.metric, usable) if open_choice else method
+    rules = {
+        name: (METHODS[name].fit if name == "best" else limited(METHODS[name].fit, most))(members) for name in usable
     }
-    table = verdict.score_table(run.info.metric, run.info.kind, len(windows.classes), rows, search, side)
+    diversity = {
+        "members": members.names,
+        "correlations": correlations(members).round(4).tolist(),
+        "curve": curve(members),
+    }
+
+    spec, state = read_members(run, windows, trials, [1.0 / len(trials)] * len(trials))
+    out = run.folds.held_out_index(windows.subjects)
+    answers_TFNO = _answers(build_module(spec, state), windows, out, len(trials), progress)
+    looks = _count_look(run, trials, method)
+    side = Side(windows.targets[out], windows.subjects[out], run.folds.folds(windows.subjects)[out])
+    search = Side(members.targets, members.subjects, members.folds)
+    shown = {ENSEMBLE: chosen, EQUAL: "equal", BEST: "best"}
+    if method == ALL:
+        shown |= {name: name for name in usable if name not in ROWS}
+    rows = {row: (applied(rules[name], members), _by_fold(rules[name], answers_TFNO)) for row, name in shown.items()}
+    nested = {row: judged.predictions[name] for row, name in shown.items()}
+    if open_choice:
+        nested[ENSEMBLE] = judged.predictions[AUTO]
+    n_classes = len(windows.classes)
+    table = verdict.score_table(run.info.metric, run.info.kind, n_classes, rows, search, side)
+    given = {row: held_out for row, (_, held_out) in rows.items()}
+    table = nested_columns(table, members, nested, given, side, BEST, n_classes)
     against = None
-    if len(trials) > 1 and weights[0] < 1.0:
+    if len(trials) > 1 and chosen != "best":
         own = "subject_held_out" in table
         level, both = (side.per_subject() if own else side), (rows[ENSEMBLE][1], rows[BEST][1])
         pair = tuple(side.mean(each) if own else each for each in both)
         against = verdict.difference(run.info.metric, level, *pair)
     words = verdict.write_verdict(table, run.info.metric, run.info.task, against)
+    if len(trials) > 1:
+        words += " " + nested_words(table, ENSEMBLE, BEST, minimize=run.info.direction == "minimize")
     if len(looks) > 1:
         words += (
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
             "several looks would make the score optimistic."
         )
+    places, weights, rule = _shipped(rules[chosen], len(trials))
     held_out = HeldOut(
         windows=out,
         subjects=np.array([str(subject) for subject in side.subjects]),
         targets=side.targets,
         predictions=rows[ENSEMBLE][1].astype(np.float32),
-        trials=answers_TNO.astype(np.float32),
-        constant=constant_prediction(run.info.kind, search.targets, 1, len(windows.classes))[0],
+        trials=answers_TFNO[places].mean(axis=1).astype(np.float32),
+        constant=constant_prediction(run.info.kind, search.targets, 1, n_classes)[0],
     )
-    return Ensemble(run, method, trials, weights, table, words, held_out, len(looks))
+    kept = [trials[place] for place in places]
+    return Ensemble(run, chosen, kept, weights, table, words, held_out, len(looks), rule, diversity, judged.left_out)
+
+
+def _shipped(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
+    """Places of the trials that a rule uses, their weights, and the rule for them, where weights alone do not do."""
+    if rule["kind"] != "linear":
+        places = list(rule.get("only", range(n)))
+        shares = np.array(rule.get("weights", np.ones(len(places))), dtype=np.float64)
+        return places, shares / shares.sum(), {name: part for name, part in rule.items() if name != "only"}
+    weights = np.array(rule["weights"], dtype=np.float64)
+    used = np.flatnonzero(weights > 0).tolist() or [0]
+    total = weights[used].sum()
+    if rule["intercept"] == 0.0 and np.isclose(total, 1.0):
+        return used, weights[used] / total, None
+    shares = weights[used] / total if total > 0 else np.full(len(used), 1.0 / len(used))
+    return used, shares, {**rule, "weights": weights[used].tolist()}
+
+
+def _by_fold(rule: Rule, answers_TFNO: Floats) -> Floats:
+    """Apply a rule to the models of each fold, as it was fitted, and average over folds (N, outputs)."""
+    some_TFNO = answers_TFNO[rule["only"]] if "only" in rule else answers_TFNO
+    answers = torch.from_numpy(np.ascontiguousarray(some_TFNO))
+    folds = [combine(rule, answers[:, fold]) for fold in range(answers.shape[1])]
+    return np.asarray(torch.stack(folds).mean(0).numpy())
 
 
 def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats) -> Floats:
@@ -251,34 +325,19 @@ def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats)
     return np.asarray(np.einsum("t,tno->no", weights, stacked_TNO))
 
 
-def _audited(oof: OutOfFold, number: int, index: Index, folds_N: Index) -> NDArray[np.float32]:
-    """Check that a trial's predictions are those of the run's fold map: each window by the fold that left it out."""
-    if not np.array_equal(oof.windows, index):
-        raise LeakError(
-            f"trial {number}: its {len(oof.windows)} out-of-fold windows are not the {len(index)} windows of the "
-            "run's search subjects"
-        )
-    if not np.array_equal(oof.folds, folds_N):
-        wrong = int(np.sum(oof.folds != folds_N))
-        raise LeakError(f"trial {number}: {wrong} out-of-fold predictions come from another fold than the map says")
-    if not np.isfinite(oof.predictions).all():
-        raise UserError(f"trial {number}: its out-of-fold predictions are not all finite")
-    return oof.predictions
-
-
 @torch.no_grad()
 def _answers(
     module: EnsembleModule, windows: WindowStore, index: Index, n_trials: int, progress: Progress | None
 ) -> Floats:
-    """Each trial's mean over its fold models, (T, N, outputs)."""
+    """What each trial's fold models answer, (T, F, N, outputs)."""
     parts = []
     for start in range(0, len(index), BATCH):
         some = index[start : start + BATCH]
         answers_MBO = module.answers(torch.from_numpy(windows.gather(some))).double().numpy()
-        parts.append(answers_MBO.reshape(n_trials, -1, *answers_MBO.shape[1:]).mean(axis=1))
+        parts.append(answers_MBO.reshape(n_trials, -1, *answers_MBO.shape[1:]))
         if progress:
             progress(min(start + BATCH, len(index)), len(index), "held-out windows")
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=2)
 
 
 def _count_look(run: RunStore, trials: list[int], method: str) -> list[dict[str, Any]]:

@@ -55,6 +55,11 @@ class NonFiniteError(Exception):
     """The training loss, its gradient or the score is no longer a number."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
     """Turn "no space left" and "quota exceeded" into the line users see; None for any other error."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
@@ -66,7 +71,6 @@ def disk_full(error: OSError, where: object) -> DiskFullError | None:
 
 # What object stores say; they have no error numbers.
 _FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
-
 
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",

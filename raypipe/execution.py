@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raypipe.errors import InterruptedSweepError, LostSweepError, UserError
+from raypipe.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
@@ -131,8 +131,7 @@ def execute(
                 tuner.fit()
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
             # Of an actor that Ray has killed to save memory, for one, Tune does not take care.
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({line})", search.progress)
+            search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({first_line(error)})", search.progress)
         if search.fatal and not (search.draining and isinstance(search.fatal, LostSweepError)):
             raise search.fatal
         if search.interrupted:

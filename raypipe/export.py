@@ -39,13 +39,13 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     ensemble = Ensemble.load(RunStore.open(run))
     if chosen == "bundle":
         if also:
-            raise UserError("--also: a bundle holds one run's ensemble; only a submission answers two challenges")
+            raise UserError("a bundle holds one run's ensemble; only a submission (.zip) takes two runs")
         return export_bundle(ensemble.run, ensemble, out)
     ensembles = {challenge_of(ensemble.run.info.task): ensemble}
     if also:
         other = Ensemble.load(RunStore.open(also))
         half = challenge_of(other.run.info.task)
         if half in ensembles:
-            raise UserError(f"--also {also}: both runs answer challenge {half} ({other.run.info.task})")
+            raise UserError(f"{also}: both runs answer challenge {half} ({other.run.info.task})")
         ensembles[half] = other
     return export_submission(ensembles, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ T = TypeVar("T")
 RESIDENT_SHARE = 0.5
 """A store is kept on a GPU where it fills no more than this share of the memory that is free."""
 _BLOCK = 1024
+
+
+class Batch(NamedTuple):
+    """What one step is computed from."""
+
+    x: Tensor
+    """Windows (B, C, T)."""
+    y: Tensor
+    """Standardised values (B,), classes (B,), or class shares (B, K)."""
+    masks: Tensor | None
+    """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
 
 
 class Feed:

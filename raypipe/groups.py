@@ -27,7 +27,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raypipe.errors import out_of_memory
+from raypipe.errors import first_line, out_of_memory
 from raypipe.files import open_folder
 from raypipe.logs import TrialLog
 from raypipe.messages import OUT_OF_MEMORY, Crew, Failure
@@ -55,18 +55,22 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
     ----------
     scaling_config
         The workers asked for.
-    grows
-        Whether the cluster may get more machines when they are asked for.
+    crew, group
+        Whose they are.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, *, grows: bool) -> None:
+    def __init__(self, scaling_config: ScalingConfig, crew: Crew, group: str) -> None:
         super().__init__(scaling_config)
-        self._grows, self._begun = grows, False
+        self._crew, self._group = crew, group
+        self._grows, self._begun = crew.grows, False
         self._held: str | None = None  # placement group of the latest workers
         self._short = self._looked = math.inf  # since when there is too little room; last look for more
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Ask for machines."""
+        """Tell the desk who controls the group, and ask for machines."""
+        me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+        if not ray.get(self._crew.desk.control.remote(self._group, me)):
+            raise RuntimeError(f"{self._group} was closed before it began")
         if self._grows:
             super().after_controller_start(train_run_context)
 
@@ -136,15 +140,16 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
     for seconds and has nothing to manage here.
     """
 
-    grows = True
-    """Whether the cluster may get more machines when they are asked for."""
+    crew: Crew
+    group: str
+    """Whose workers they are."""
     _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["scaling_policy"] = Elastic(self.scaling_config, grows=self.grows)
+        parts["scaling_policy"] = Elastic(self.scaling_config, self.crew, self.group)
         return super()._initialize_and_run_controller(**parts)
 
 
@@ -166,16 +171,12 @@ class Witness(UserCallback):  # type: ignore[misc]
         # Ray Train wraps what its polling met.
         causes = {rank: getattr(e, "health_check_failure", e) for rank, e in worker_exceptions.items()}
         starved = next((cause for cause in causes.values() if out_of_memory(cause)), None)
-        failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {_line(starved)}") if starved else None
+        failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {first_line(starved)}") if starved else None
         number = ray.get(self.crew.desk.lost.remote(self.group, failure))
         if number is not None:
             log = TrialLog(open_folder(self.crew.run), number, self.group)
             for rank, cause in causes.items():
-                log.say(f"worker {rank} died ({_line(cause)}); the group starts again")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                log.say(f"worker {rank} died ({first_line(cause)}); the group starts again")
 
 
 class Groups:
@@ -205,7 +206,7 @@ class Groups:
             try:
                 self._trainer(f"{name}-{start}").fit()
             except Exception as error:
-                reason = _line(error)
+                reason = first_line(error)
             if self._closing:
                 return
             log.warning("%s ended (%s)", name, reason)
@@ -214,7 +215,7 @@ class Groups:
             except ray.exceptions.ActorDiedError:
                 return  # the desk is gone: the sweep begins again, with other groups
             except Exception as error:
-                log.warning("%s: its placement group is not given back (%s)", name, _line(error))
+                log.warning("%s: its placement group is not given back (%s)", name, first_line(error))
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.crew.desk.broken.remote(name, f"its workers could not be kept running: {reason}"))
 
@@ -235,26 +236,33 @@ class Groups:
                 callbacks=[Witness(crew, group)],
             ),
         )
-        trainer.grows = crew.grows
+        trainer.crew, trainer.group = crew, group
         return trainer
 
     def close(self, *, now: bool = False) -> None:
-        """Send the workers home; `now`, without waiting for them."""
+        """Send the workers home; `now`, without waiting for them.
+
+        No thread may still wait for its group when Ray is left: Ray would end the process.
+        """
         self._closing = True
-        placements = [self._closed(name) for name in self.names]
+        left = [self._closed(name) for name in self.names]
         deadline = time.monotonic() + (0.0 if now else FAREWELL)
-        for thread, placement in zip(self._threads, placements, strict=True):
+        for thread, (placement, controller) in zip(self._threads, left, strict=True):
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 with contextlib.suppress(ray.exceptions.RayError):
+                    if controller:
+                        ray.kill(ray.cloudpickle.loads(controller))
                     release(placement)
+        for thread in self._threads:
+            thread.join(timeout=FAREWELL)
 
-    def _closed(self, name: str) -> str | None:
-        """Have the desk close a group; its placement group, if that is known and there is a desk."""
+    def _closed(self, name: str) -> tuple[str | None, bytes | None]:
+        """Have the desk close a group; its placement group and controller, if they are known and there is a desk."""
         try:
             return ray.get(self.crew.desk.close.remote(name))  # type: ignore[no-any-return]
         except ray.exceptions.RayError:
-            return None
+            return None, None
 
 
 def release(group: str | None) -> None:

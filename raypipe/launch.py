@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from raypipe.errors import UserError
+from raypipe.errors import UserError, first_line
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `on_first_interrupt`
 }
@@ -123,16 +123,38 @@ def _import_the_rest() -> None:
         import raypipe.study  # noqa: F401
 
 
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that is started within listen on this machine's loopback only, as Ray itself does on a Mac.
+
+    Its GCS, raylet and workers would listen on every interface. A node's address follows from this setting; one of
+    127.0.0.1 that `ray.init` is given is replaced by the address that others reach.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    kept = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if kept is not None:
+            os.environ[name] = kept
+
+
 def _init(address: str | None) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        # Without an address, Ray joins whatever cluster was last started on this machine, by anyone.
-        ray.init(address="local", include_dashboard=False, **quiet)
+        with _on_loopback():
+            # Without an address, Ray joins whatever cluster was last started on this machine, by anyone.
+            ray.init(address="local", include_dashboard=False, **quiet)
         return
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None
+        raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)})") from None

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from raypipe.errors import UserError
 from raypipe.files import Folder
+from raypipe.records import in_trial
 
 LIMIT = 16_000
 """Characters of one writer's file; older entries make room for newer ones."""
@@ -37,7 +38,7 @@ class TrialLog:
 
     def __init__(self, folder: Folder, number: int, who: str) -> None:
         self.folder, self.who = folder, who
-        self.name = f"{_folder(number)}/{who}.txt"
+        self.name = in_trial(number, f"log/{who}.txt")
 
     def say(self, text: str) -> None:
         """Add an entry of one or more lines. One that cannot be written is dropped: no trial fails for its log."""
@@ -58,7 +59,7 @@ class TrialLog:
 def read_log(folder: Folder, number: int) -> list[str]:
     """A trial's log in order of time, line by line: ``2026-11-25 03:46:21Z slot: ...``; empty where there is none."""
     found = []
-    for name in folder.names(_folder(number)):
+    for name in folder.names(in_trial(number, "log")):
         who = name.rpartition("/")[2].removesuffix(".txt")
         with contextlib.suppress(FileNotFoundError):
             found += [(*entry.split(" ", 1), who) for entry in _entries(folder.read(name).decode(errors="replace"))]
@@ -66,10 +67,6 @@ def read_log(folder: Folder, number: int) -> list[str]:
     for stamp, text, who in sorted(found, key=lambda part: part[0]):
         lines += f"{stamp[:10]} {stamp[11:19]}Z {who}: {text}".splitlines()
     return lines
-
-
-def _folder(number: int) -> str:
-    return f"trials/{number:04d}/log"
 
 
 def _entries(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.config import LossConfig
 from raypipe.errors import UserError
+from raypipe.models.readout import bin_centres, expectation
 
 Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -20,10 +21,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
 
 
-def make_loss(cfg: LossConfig, *, kind: Kind, n_classes: int = 0, class_weights: Tensor | None = None) -> Loss:
+def make_loss(
+    cfg: LossConfig, *, kind: Kind, n_classes: int = 0, class_weights: Tensor | None = None, bins: int = 0
+) -> Loss:
     """Build the mean loss over a batch: ``loss(pred, target) -> scalar``.
 
-    Regression takes predictions (B, 1) and targets (B,), both in standard deviations of the training targets.
+    Regression takes predictions (B, 1), or with `bins` logits (B, bins) of a distribution, and targets (B,), both in
+    standard deviations of the training targets.
     Classification takes logits (B, n_classes) and classes (B,) or, after mixing, class shares (B, n_classes).
 
     Parameters
@@ -39,6 +43,9 @@ def make_loss(cfg: LossConfig, *, kind: Kind, n_classes: int = 0, class_weights:
         The batch's mean is a plain one, so weights should average to 1 over the training windows. (PyTorch divides
         by the weights' sum for hard targets and by B for soft ones; here both mean the same.)
 
+    bins
+        Of a regression's distribution; 0 for predictions that are one number.
+
     Raises
     ------
     UserError
@@ -49,11 +56,14 @@ def make_loss(cfg: LossConfig, *, kind: Kind, n_classes: int = 0, class_weights:
     if kind == "regression":
         if cfg.smoothing:
             raise UserError(f"loss/smoothing: labels are smoothed for classes only, this task is a {kind} (use 0)")
-        return {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
+        if cfg.name == "kl":
+            return _divergence(cfg.width)
+        loss = {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
+        return (lambda logits_BK, target_B: loss(expectation(logits_BK), target_B)) if bins else loss
     if kind != "classification":
         raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
-    if cfg.name == "huber":
-        raise UserError(f"loss/name: 'huber' is for regression, this task is a {kind} (use 'plain' or 'focal')")
+    if cfg.name in ("huber", "kl"):
+        raise UserError(f"loss/name: '{cfg.name}' is for regression, this task is a {kind} (use 'plain' or 'focal')")
     if n_classes < 2:
         raise ValueError(f"a classification needs two classes or more (given {n_classes})")
     weights_K = class_weights if cfg.balanced else None
@@ -116,6 +126,26 @@ def _focal_r(gamma: float, beta: float) -> Loss:
         return (e_B.square() * (0.5 * beta * e_B.abs()).tanh().clamp_min(_TINY).pow(gamma)).mean()
 
     return focal_r
+
+
+def _divergence(width: float) -> Loss:
+    """Kullback-Leibler divergence of a distribution over bins from a Gaussian around the target, cut to the bins.
+
+    After label distribution learning (Geng 2016, arXiv:1408.6027, eq. 3).
+    """
+
+    def divergence(logits_BK: Tensor, target_B: Tensor) -> Tensor:
+        if logits_BK.ndim != 2 or logits_BK.shape[1] < 2 or target_B.shape != logits_BK.shape[:1]:
+            raise ValueError(
+                f"kl needs logits (B, bins) and targets (B,), got {tuple(logits_BK.shape)} and {tuple(target_B.shape)}"
+            )
+        centre_K = bin_centres(logits_BK)
+        # A target beyond the bins counts as one at their edge: its Gaussian would else be cut to nothing.
+        target_B1 = target_B.clamp(centre_K[0], centre_K[-1])[:, None]
+        log_t_BK = (-0.5 * ((centre_K - target_B1) / width).square()).log_softmax(1)
+        return (log_t_BK.exp() * (log_t_BK - logits_BK.log_softmax(1))).sum(1).mean()
+
+    return divergence
 
 
 def _focal(n_classes: int, weights_K: Tensor | None, gamma: float, smoothing: float) -> Loss:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from raypipe.windows import WindowStore
 
 
 def ensemble_spec(
-    run: RunStore, windows: WindowStore, trials: Sequence[int], weights: Sequence[float]
+    run: RunStore,
+    windows: WindowStore,
+    trials: Sequence[int],
+    weights: Sequence[float],
+    rule: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe an ensemble's networks as `EnsembleModule` takes them; `centre` and `scale` still at 0 and 1."""
     folds = range(run.folds.n_folds)
-    return {
+    spec = {
         "kind": run.info.kind,
         "n_channels": windows.n_channels,
         "n_times": windows.crop_samples,
@@ -37,10 +42,15 @@ def ensemble_spec(
             for fold in folds
         ],
     }
+    return spec if rule is None else spec | {"rule": dict(rule)}
 
 
 def read_members(
-    run: RunStore, windows: WindowStore, trials: Sequence[int], weights: Sequence[float]
+    run: RunStore,
+    windows: WindowStore,
+    trials: Sequence[int],
+    weights: Sequence[float],
+    rule: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read the fold models of trials: the complete spec, and the state of `EnsembleModule`.
 
@@ -49,7 +59,7 @@ def read_members(
     UserError
         A weights file is missing.
     """
-    spec = ensemble_spec(run, windows, trials, weights)
+    spec = ensemble_spec(run, windows, trials, weights, rule)
     state: dict[str, torch.Tensor] = {}
     for number, member in enumerate(spec["members"]):
         try:
@@ -72,3 +82,32 @@ def build_module(spec: dict[str, Any], state: dict[str, torch.Tensor]) -> Ensemb
         module = EnsembleModule(spec)
     module.load_state_dict(state)
     return module.eval().requires_grad_(False)
+
+
+def most_members(run: RunStore, trials: Sequence[int], max_members: int | None, max_mb: float | None) -> int | None:
+    """How many of these trials may be shipped within a number of networks and of megabytes; None for all.
+
+    Any choice among the trials fits: the largest of them are counted.
+
+    Raises
+    ------
+    UserError
+        Not even one trial fits.
+    """
+    n_folds, most = run.folds.n_folds, len(trials)
+    if max_members is not None:
+        most = min(most, max_members // n_folds)
+        if most < 1:
+            raise UserError(f"--max-members {max_members}: a trial has {n_folds} networks, one a fold; allow {n_folds}")
+    if max_mb is not None:
+        sizes = sorted((_megabytes(run, number) for number in trials), reverse=True)
+        fits = sum(total <= max_mb for total in itertools.accumulate(sizes))
+        if fits < 1:
+            raise UserError(f"--max-mb {max_mb:g}: the {n_folds} networks of a trial take up to {sizes[0]:.2f} MB")
+        most = min(most, fits)
+    return most if most < len(trials) else None
+
+
+def _megabytes(run: RunStore, number: int) -> float:
+    folds = (run.weights(number, fold) for fold in range(run.folds.n_folds))
+    return float(sum(t.numel() * t.element_size() for tensors in folds for t in tensors.values())) / 1e6

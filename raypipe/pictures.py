@@ -53,12 +53,17 @@ def figure(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 def svg_uri(made: Figure) -> str:
     """The figure as a data URI; the same figure gives the same text."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(made)).decode()
+
+
+def svg(made: Figure) -> bytes:
+    """The figure as SVG; the same figure gives the same bytes."""
     import matplotlib
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         made.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def trials_in_order(run: RunStore, results: Sequence[TrialResult]) -> Figure:

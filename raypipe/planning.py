@@ -43,7 +43,7 @@ def make_plan(
     else:
         channels = _common_channels(recordings, [names for _, names in headers], left_out)
     window = asked.window or task.default_window
-    stride = asked.stride or window
+    stride = asked.stride or task.default_stride or window
     crop = asked.crop or task.default_crop(window) or window
     window_samples, crop_samples = round(window * sfreq), round(crop * sfreq)
     if min(crop_samples, round(stride * sfreq)) < 1:
@@ -60,6 +60,7 @@ def make_plan(
         crop_samples=crop_samples,
         target_is_offset=task.target_is_offset,
         dtype=asked.dtype,
+        crops="scorer" if task.scorer_crops else "own",
     )
     return plan, left_out
 

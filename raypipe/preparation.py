@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from raypipe.errors import UserError
 from raypipe.files import TEMPORARY, lock, write_whole
+from raypipe.hbn import release_folders, with_releases
 from raypipe.planning import Header, check_settings, make_plan, parse_settings
 from raypipe.pool import run_all
 from raypipe.recordings import Recording, UnreadableError, find_recordings
@@ -27,6 +28,7 @@ from raypipe.shards import Made, load_made, make_shard, probe
 from raypipe.tasks import Labels, Task, parse_task
 from raypipe.windows import (
     COLUMNS,
+    EXTRA,
     MANIFEST,
     SETTINGS,
     SHARDS,
@@ -46,7 +48,7 @@ FEW = 200
 
 
 def prepare(
-    bids: str | Path,
+    bids: str | Path | Sequence[str | Path],
     task: str,
     out: str | Path,
     *,
@@ -69,7 +71,7 @@ def prepare(
     Parameters
     ----------
     bids
-        BIDS folder.
+        BIDS folder, a folder of such folders (releases of HBN-EEG side by side), or several of them.
     task
         What is predicted; see `raypipe.tasks`.
     out
@@ -119,7 +121,11 @@ def prepare(
         raise UserError(f"jobs {jobs}: must be at least 1")
     wanted = parse_task(task)
     check_settings(wanted, asked)
-    work = _select(wanted, Path(bids))
+    folders = [bids] if isinstance(bids, str | Path) else list(bids)
+    for name in folders:
+        if "://" in str(name):
+            raise UserError(f"{name}: recordings are read from folders; mount the bucket, or copy it here first")
+    work = _select(wanted, [Path(folder) for folder in folders])
     folder = Path(out).expanduser().absolute()
     jobs = jobs or len(os.sched_getaffinity(0))
     with _claim(folder, asked, work):
@@ -148,16 +154,29 @@ class _Work:
         return Labels(self.labels.kind, self.labels.classes, own)
 
 
-def _select(task: Task, bids: Path) -> _Work:
-    recordings = task.select(find_recordings(bids))
+def _select(task: Task, folders: Sequence[Path]) -> _Work:
+    recordings, left_out = task.sift(with_releases(task.select(_find(folders))))
+    if not recordings:
+        reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
+        raise UserError(f"task '{task.spec}': no recording is left ({reasons})")
     labels = task.bind(recordings)
-    left_out: Counter[str] = Counter()
     if labels.by_subject is not None:
         known = [r for r in recordings if r.subject in labels.by_subject]
         left_out["recordings of subjects without a target"] = len(recordings) - len(known)
         recordings = known
-    _check_subjects({r.subject for r in recordings}, str(bids))
+    _check_subjects({r.subject for r in recordings}, ", ".join(map(str, folders)))
     return _Work(task, labels, recordings, left_out)
+
+
+def _find(folders: Sequence[Path]) -> list[Recording]:
+    """The recordings of BIDS folders, and of releases that lie side by side in a folder."""
+    by_key: dict[str, Recording] = {}
+    for root in dict.fromkeys(inside for folder in folders for inside in release_folders(folder)):
+        for recording in find_recordings(root):
+            twin = by_key.setdefault(recording.key, recording)
+            if twin is not recording:
+                raise UserError(f"{recording.path}: {twin.path} is the same recording; name one of the folders")
+    return list(by_key.values())
 
 
 def _check_subjects(subjects: set[str], where: str) -> None:
@@ -205,10 +224,13 @@ def _show(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
 
 
-def _fingerprint(recording: Recording, plan: Plan, labels: Labels) -> str:
+def _fingerprint(recording: Recording, plan: Plan, work: _Work) -> str:
+    labels = work.labels_of(recording)
     digest = hashlib.sha256(plan.model_dump_json().encode())
-    digest.update(repr((labels, recording.path.relative_to(recording.root).as_posix())).encode())
-    for path in recording.files():
+    digest.update(
+        repr((labels, recording.release, recording.age, recording.path.relative_to(recording.root).as_posix())).encode()
+    )
+    for path in [*recording.files(), *work.task.beside(recording)]:
         # A link to data that was not fetched has no size; reading it will tell.
         stat = path.stat() if path.exists() else path.lstat()
         digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
@@ -222,7 +244,7 @@ def _up_to_date(folder: Path, asked: Settings, work: _Work) -> WindowStore | Non
         manifest = read_manifest(folder)
         if manifest.settings != asked:
             return None
-        now = {r.key: _fingerprint(r, manifest.plan, work.labels_of(r)) for r in work.recordings}
+        now = {r.key: _fingerprint(r, manifest.plan, work) for r in work.recordings}
         if now != {shard.recording: shard.fingerprint for shard in manifest.shards}:
             return None
         if any(load_made(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
@@ -239,7 +261,7 @@ def _build(folder: Path, asked: Settings, work: _Work, jobs: int, skip: bool, sa
     recordings, headers = _headers(work, jobs if len(work.recordings) > FEW else 1, skip, left_out, say)
     plan, channels_left_out = make_plan(work.task, asked, recordings, headers)
     left_out += channels_left_out
-    prints = {r.key: _fingerprint(r, plan, work.labels_of(r)) for r in recordings}
+    prints = {r.key: _fingerprint(r, plan, work) for r in recordings}
     (folder / MANIFEST).unlink(missing_ok=True)
     _clean(folder, set(prints))
     kept = {key: load_made(folder, key, prints[key]) for key in prints}
@@ -318,7 +340,8 @@ def _finish(
     table.insert(0, "window", range(len(table)))
     subjects = set(table["subject"])
     _check_subjects(subjects, str(folder))
-    text = table[list(COLUMNS)].to_csv(index=False, lineterminator="\n").encode()
+    extra = [name for name in EXTRA if name in table and table[name].fillna("").astype(bool).any()]
+    text = table[[*COLUMNS, *extra]].to_csv(index=False, lineterminator="\n").encode()
     table_sha256 = hashlib.sha256(text).hexdigest()
     content = {
         "shards": [one.shard.sha256 for one in made],

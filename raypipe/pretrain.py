@@ -14,6 +14,7 @@ from raypipe.config import TrialConfig, parse_config
 from raypipe.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.files import read_json, write_json
 from raypipe.folds import FoldMap, make_folds
+from raypipe.hbn import held_out_of
 from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.lease import Lease
 from raypipe.pretrain_work import Progress, tell, work
@@ -33,7 +34,7 @@ def pretrain(
     *,
     params: dict[str, Any] | None = None,
     folds: int = 5,
-    held_out: float | list[str] = 0.2,
+    held_out: float | list[str] | Literal["auto"] = "auto",
     seed: int = 0,
     serves: str | Path | None = None,
     fold_wise: bool = False,
@@ -134,7 +135,7 @@ def parse_values(given: list[str]) -> dict[str, Any]:
 
 
 def _fold_map(
-    windows: WindowStore, folds: int, held_out: float | list[str], seed: int, serves: str | Path | None
+    windows: WindowStore, folds: int, held_out: float | list[str] | str, seed: int, serves: str | Path | None
 ) -> FoldMap:
     if serves is None:
         return make_folds(
@@ -142,7 +143,7 @@ def _fold_map(
             windows.targets,
             classes=bool(windows.classes),
             n_folds=folds,
-            held_out=held_out,
+            held_out=held_out_of(held_out, windows.releases),
             seed=seed,
         )
     served = RunStore.open(serves).folds

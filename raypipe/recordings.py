@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raypipe.errors import UserError, nearest
+from raypipe.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,10 @@ class Recording:
     session: str | None = None
     task: str | None = None
     run: str | None = None
+    release: str | None = None
+    """Of HBN-EEG, such as ``R5``."""
+    age: float | None = None
+    """Of the subject, in years."""
 
     @property
     def key(self) -> str:
@@ -287,4 +291,4 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
             low_memory=False,
         )
     except (ValueError, OSError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        raise UnreadableError(f"{path}: not a table of tab-separated values ({str(error).splitlines()[0]})") from None
+        raise UnreadableError(f"{path}: not a table of tab-separated values ({first_line(error)})") from None

@@ -109,6 +109,11 @@ class History(RootModel[list[Epoch]]):
     """A trial's epochs (``history.json``)."""
 
 
+def in_trial(number: int, name: str = "") -> str:
+    """Where a file of a trial lies in its run."""
+    return f"trials/{number:04d}/{name}"
+
+
 def valid(kind: type[Model], folder: Folder, name: str) -> Model:
     """Read a JSON file and check it against its schema.
 

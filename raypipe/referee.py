@@ -155,7 +155,7 @@ def _gather(
         folds.append(np.full(len(validation), fold))
         predictions.append(state["predictions"].numpy())
         if weights:
-            extra = {"target.centre": state["centre"], "target.scale": state["scale"]}
+            extra = {"target.centre": state["answer"][0], "target.scale": state["answer"][1]}
             tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
             tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
             files |= run.write_weights(number, fold, tensors)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from raypipe.errors import StorageError, UserError, disk_full
+from raypipe.errors import StorageError, UserError, disk_full, first_line
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +54,6 @@ T = TypeVar("T")
 def shown(uri: str) -> str:
     """A URI for people: without the keys and settings that it may carry."""
     return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0].rstrip("/")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def refusal(error: OSError, where: str) -> StorageError | None:

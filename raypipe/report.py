@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe import page, pictures
+from raypipe import diversity, page, pictures
+from raypipe.baselines import read_baselines
 from raypipe.config import TrialConfig, flat
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
@@ -54,6 +55,14 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
     return run.local / NAME if run.local else f"{shown(run.where)}/{NAME}"
 
 
+def write_plots(run: RunStore, ensemble: Ensemble) -> None:
+    """Write the pictures of an ensemble's members beside its table: ``ensemble/curve.svg``, ``ensemble/errors.svg``."""
+    if ensemble.diversity:
+        curve = diversity.worth(ensemble.diversity, run.info.metric)
+        run.folder.write("ensemble/curve.svg", pictures.svg(curve))
+        run.folder.write("ensemble/errors.svg", pictures.svg(diversity.likeness(ensemble.diversity)))
+
+
 def render(run: RunStore) -> str:
     """The report as HTML."""
     ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
@@ -64,6 +73,7 @@ def render(run: RunStore) -> str:
         _answer(run, ensemble),
         _search(run, results),
         _held_out(run, ensemble) if ensemble else "",
+        _baselines(run) if ensemble else "",
         _members(ensemble) if ensemble else "",
         _ends(run, results),
         _effort(run, results),
@@ -151,6 +161,22 @@ def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
     return page.table(head, rows)
 
 
+def _baselines(run: RunStore) -> str:
+    found = read_baselines(run)
+    if not found:
+        return ""
+    rows = [
+        [
+            row["name"] + ("" if row["usable"] else " (not usable at inference: no scorer gives it)"),
+            page.number(row["score"]),
+        ]
+        for row in found
+    ]
+    note = "Classic baselines, fitted on all subjects that are not held out, the ridge penalty chosen by subject folds."
+    head = ["baseline", f"{spoken(run.info.metric)} held out"]
+    return page.section("Without a network", page.table(head, rows), f'<p class="note">{note}</p>')
+
+
 def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
     if not any(result.score is not None for result in results):
         return page.section("The search", "<p>No trial has ended with a score yet.</p>")
@@ -224,7 +250,41 @@ def _members(ensemble: Ensemble) -> str:
         f"{ensemble.run.folds.n_folds} fold models."
     )
     made = pictures.weights_in_a_row(ensemble.trials, ensemble.weights)
-    return page.section("The ensemble", page.picture(made, "Weight of each trial", words))
+    blocks = [page.picture(made, "Weight of each trial", words), *_nested(ensemble)]
+    return page.section("The ensemble", *blocks)
+
+
+def _nested(ensemble: Ensemble) -> list[str]:
+    """Nested scores and the members' diversity; none for ensembles of raypipe 0.1."""
+    if "nested" not in ensemble.table or not ensemble.diversity:
+        return []
+    metric = ensemble.run.info.metric
+    rows = []
+    for name, row in ensemble.table.iterrows():
+        apart, low, high = (row[f"nested_to_best{end}"] for end in ("", "_low", "_high"))
+        rows.append(
+            [
+                str(name),
+                page.number(row["nested"]),
+                page.span(row["nested_low"], row["nested_high"]),
+                page.number(row["optimism"], sign=True),
+                f"{page.number(apart, sign=True)} ({page.span(low, high, sign=True)})",
+            ]
+        )
+    head = ["predictor", f"nested {spoken(metric)}", "95 % interval", "nested minus naive", "difference to best trial"]
+    note = (
+        "Nested: weights, the choice of trial and of method were made on other subjects than those scored. Naive: on "
+        "the same ones. Windows by themselves; intervals by bootstrap over subjects."
+    )
+    alike = diversity.likeness(ensemble.diversity)
+    more = diversity.worth(ensemble.diversity, metric)
+    order = "The order of members is found on other subjects than those scored."
+    return [
+        page.table(head, rows),
+        f'<p class="note">{page.text(note)}</p>',
+        page.picture(more, "Nested score against the number of members", f"What more members are worth. {order}"),
+        page.picture(alike, "Correlation of the members' errors", "How alike the members' errors are."),
+    ]
 
 
 def _ends(run: RunStore, results: Sequence[TrialResult]) -> str:

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from raypipe.files import write_json
 from raypipe.logs import TrialLog
 from raypipe.messages import OUT_OF_MEMORY, Failure
-from raypipe.records import valid
+from raypipe.records import in_trial, valid
 from raypipe.store import RunStore
+
+FILE = "retry.json"
 
 
 class Retry(BaseModel):
@@ -25,7 +27,7 @@ class Retry(BaseModel):
 
 def retry_of(run: RunStore, number: int) -> Retry | None:
     """How the trial is tried again; None in its first try."""
-    name = _name(number)
+    name = in_trial(number, FILE)
     return valid(Retry, run.folder, name) if run.folder.exists(name) else None
 
 
@@ -52,11 +54,7 @@ def second_try(run: RunStore, number: int, failure: Failure, who: str) -> Failur
     if before is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     half = (run.config(number).batch_size + 1) // 2
-    write_json(run.folder, _name(number), Retry(micro_batch=half, reason=failure.reason).model_dump())
+    write_json(run.folder, in_trial(number, FILE), Retry(micro_batch=half, reason=failure.reason).model_dump())
     text = f"{failure.reason}; tried once more in micro-batches of {half}\n{failure.trace}"
     TrialLog(run.folder, number, who).say(text)
     return None
-
-
-def _name(number: int) -> str:
-    return f"trials/{number:04d}/retry.json"

@@ -10,7 +10,9 @@ import importlib.abc
 import importlib.machinery
 import json
 import math
+import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 N_WINDOWS = 8
+BATCH = 64
+TIMED = 8
+HIDDEN = 100_000
+"""Windows of a hidden release of some 300 people, both challenges, roughly."""
+SLOWEST = 0.5
+MOST_MEMORY = 18.0
 SEED = 20251115
 TOLERANCE = 1e-5  # of the largest answer: float32 rounding differs with the batch size
 
@@ -113,14 +121,16 @@ class Examination:
         self.check("same answers twice", self._twice)
         self.check("flat channels", self._flat)
         self.check("volts and microvolts", self._units)
+        self.check("time", self._time)
+        self.check("memory", self._memory)
 
     def _loads(self) -> str:
         found = getattr(self.submission, "Submission", None)
-        assert found is not None, "submission.py defines no class Submission"
+        assert found is not None, "submission.py defines no class Submission; the scorer calls Submission"
         if not hasattr(found, self.getter):
             others = [name for name in dir(found) if name.startswith("get_")]
             have = f"; it has {', '.join(others)}" if others else ""
-            raise AssertionError(f"class Submission has no {self.getter}, which the scorer calls{have}")
+            raise AssertionError(f"class Submission has no {self.getter}, which the scorer calls{have}; rename it")
         self.model = self.make()
         assert isinstance(self.model, torch.nn.Module), (
             f"{self.getter}() returns a {type(self.model).__name__}, not a torch.nn.Module"
@@ -130,7 +140,8 @@ class Examination:
 
     def _evaluation(self) -> str:
         training = [name or "the model" for name, module in self.model.named_modules() if module.training]
-        assert not training, f"{len(training)} module(s) are in training mode: {training[0]}"
+        mend = "call .eval() before returning the model"
+        assert not training, f"{len(training)} module(s) are in training mode: {training[0]}; {mend}"
         return "no dropout, no batch statistics"
 
     def _shape(self) -> str:
@@ -152,21 +163,32 @@ class Examination:
         return f"{len(wanted)} answers equal {source}"
 
     def _order(self) -> str:
-        backwards = ask(self.model, self.x_NCT[::-1], self.device)[::-1]
-        worst = close(backwards, self.answers)
-        assert worst is None, f"in another order, answers change by up to {worst:.3g}: the model remembers windows"
+        order = np.random.RandomState(1).permutation(len(self.x_NCT))
+        shuffled = dict(zip(order.tolist(), ask(self.model, self.x_NCT[order], self.device), strict=True))
+        worst = close([shuffled[i] for i in range(len(order))], self.answers)
+        assert worst is None, (
+            f"in another order, answers change by up to {worst:.3g}: the model remembers windows; keep no state "
+            "between calls of forward"
+        )
         return "another order gives the same answers"
 
     def _batch(self) -> str:
         with torch.inference_mode():
-            together = self.model(torch.from_numpy(self.x_NCT).to(self.device)).cpu().numpy()[:, 0].tolist()
-        worst = close(together, self.answers)
-        assert worst is None, f"in one batch, answers change by up to {worst:.3g}: windows influence each other"
-        return f"1 and {len(self.x_NCT)} at a time give the same answers"
+            # As many as 64, each beside others than when asked alone.
+            order = np.arange(BATCH) % len(self.x_NCT)
+            together = self.model(torch.from_numpy(self.x_NCT[order]).to(self.device)).cpu().numpy()[:, 0].tolist()
+        worst = close(together, [self.answers[i] for i in order])
+        assert worst is None, (
+            f"in one batch, answers change by up to {worst:.3g}: windows influence each other; take nothing (mean, "
+            "rank, BatchNorm in training mode) over the batch"
+        )
+        return f"1 and {BATCH} at a time give the same answers"
 
     def _twice(self) -> str:
         worst = close(ask(self.make(), self.x_NCT, self.device), self.answers)
-        assert worst is None, f"a second model's answers differ by up to {worst:.3g}: something is random"
+        assert worst is None, (
+            f"a second model's answers differ by up to {worst:.3g}: something is random; load all weights, call .eval()"
+        )
         return "a second model gives the same answers"
 
     def _flat(self) -> str:
@@ -174,15 +196,75 @@ class Examination:
         x_NCT[0, ::2] = 0.0
         x_NCT[1] = 1e-3
         answers = ask(self.model, x_NCT, self.device)
-        assert all(map(math.isfinite, answers)), "a flat channel makes answers that are no numbers"
+        assert all(map(math.isfinite, answers)), (
+            "a flat channel makes answers that are no numbers; Cz is always flat: divide by max(spread, tiny)"
+        )
         return "finite with channels, and a whole window, that never move"
 
     def _units(self) -> str:
         answers = ask(self.model, self.x_NCT * np.float32(1e6), self.device)
-        assert all(map(math.isfinite, answers)), "microvolts in place of volts make answers that are no numbers"
+        assert all(map(math.isfinite, answers)), (
+            "microvolts in place of volts make answers that are no numbers; normalise each window in forward"
+        )
         if close(answers, self.answers) is None:
             return "the same answers in either unit"
         return "finite in either unit (the answers differ: give it volts)"
+
+    def _time(self) -> str:
+        start = time.perf_counter()
+        ask(self.model, self.x_NCT[:TIMED], self.device)
+        each = (time.perf_counter() - start) / TIMED
+        text = f"{1e3 * each:.1f} ms a window ({self.device}), {each * HIDDEN / 60:.0f} min for {HIDDEN:,} windows"
+        assert each < SLOWEST, f"{text}: too slow; take fewer trials (raypipe ensemble --top) or smaller networks"
+        return text
+
+    def _memory(self) -> str:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        weights = sum(t.numel() * t.element_size() for t in tensors) / 2**30
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+        if self.device.startswith("cuda"):
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        text = f"{weights:.2f} GB of weights, {peak:.2f} GB in all"
+        assert max(weights, peak) < MOST_MEMORY, (
+            f"{text}; the scorer's GPU has 20 GB: take fewer trials (raypipe ensemble --top) or smaller networks"
+        )
+        return text
+
+
+def answers_of(model: Any, job: dict[str, Any], device: str) -> list[float]:
+    """Score the windows of a store as the challenge does: one at a time, in the table's order, in volts.
+
+    Parameters
+    ----------
+    job
+        ``shards``: files of windows in microvolts (N, C, T); ``windows``: for each its shard, row and offset;
+        ``samples``: length of a crop.
+    """
+    answers: list[float] = []
+    open_shard, x_NCT = -1, np.empty(0)
+    with torch.inference_mode():
+        for shard, row, offset in job["windows"]:
+            if shard != open_shard:
+                open_shard, x_NCT = shard, np.load(job["shards"][shard], mmap_mode="r")
+            x_CT = x_NCT[row, :, offset : offset + job["samples"]].astype(np.float32) * np.float32(1e-6)
+            y = model.forward(torch.from_numpy(x_CT[None]).to(dtype=torch.float32, device=device))
+            answers.append(float(y.detach().cpu().numpy()[0][0]))
+    return answers
+
+
+def score(folder: Path, request: dict[str, Any]) -> dict[str, list[float]]:
+    """Answers of the submission in `folder` by challenge."""
+    sys.meta_path.insert(0, Fence({path.stem for path in folder.glob("*.py")}))
+    sys.path.insert(0, str(folder))
+    import submission  # type: ignore[import-not-found,unused-ignore]
+
+    made = submission.Submission(request["sfreq"], request["device"])
+    out: dict[str, list[float]] = {}
+    for challenge, job in request["score"].items():
+        model = getattr(made, f"get_model_challenge_{challenge}")()
+        model.eval()
+        out[challenge] = answers_of(model, job, request["device"])
+    return out
 
 
 def main(folder: Path, request: dict[str, Any]) -> dict[str, list[tuple[str, bool, str]]]:
@@ -206,5 +288,5 @@ def main(folder: Path, request: dict[str, Any]) -> dict[str, list[tuple[str, boo
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    found = main(Path(sys.argv[1]), asked)
+    found: Any = (score if "score" in asked else main)(Path(sys.argv[1]), asked)
     Path(sys.argv[3]).write_text(json.dumps(found), encoding="utf-8")

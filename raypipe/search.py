@@ -21,6 +21,8 @@ Watch = Callable[[str, dict[str, Any]], None]
 """Told what happens: ``start``, ``epoch``, ``end`` and the trial's number, epoch, score, result."""
 
 SAME_FAILURES = 3
+SLOTS = 3
+"""Slots that a trial may outlive, each with the lives that Tune gives it, before it fails."""
 PATIENCE = 1.0
 ADVICE = {
     "bad-configuration": "correct the search space and name a new run folder",
@@ -63,13 +65,17 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         self._open: set[int] = set()
         self._stopping: dict[str, tuple[Any, str]] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
+        self._deaths: Counter[int] = Counter()
+        self._all_out = False
         self._fine = any(result.state != "failed" for result in ledger.run.results())
         self.draining = False
         self._announced = False
 
     def suggest(self, trial_id: str) -> Any:
-        """Hand Tune the ledger's next trial."""
+        """Hand Tune the ledger's next trial; None while there is no other than those that run."""
         while not (self.fatal or self.draining or self._late()):
+            if self._all_out and self._open:
+                return None  # Tune asks again: one of them may be put back
             try:
                 number = self.ledger.next()
             except DrawError as error:
@@ -79,7 +85,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
                 self.fatal = error
                 break
             if number is None:
-                break
+                self._all_out = True
+                return None if self._open else Searcher.FINISHED
             self._numbers[trial_id] = number
             self._open.add(number)
             self.watch("start", {"number": number, "config": self.ledger.run.config(number)})
@@ -140,15 +147,25 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             elif error and self.desk_is_lost(PATIENCE):
                 return  # it is why the slot died, again and again
             elif error:
-                self._end(self.ledger.close(number, "failed", "its slot died again and again", "lost-worker"))
+                self._again(number)
             elif trial_id in self._stopping:
                 state, reason = self._stopping.pop(trial_id)
                 self._end(self.ledger.close(number, state, reason))
-            elif result.get("done"):
+            elif result.get("over"):
                 self.ledger.observe(number)
                 self._end(self.ledger.close(number, "complete", "trained to the end"))
         except Exception as problem:
             self.fatal = self.fatal or problem
+
+    def _again(self, number: int) -> None:
+        """Hand a trial out again whose slot has died; Tune gives up at once where one dies between two trials."""
+        self._deaths[number] += 1
+        if self._deaths[number] < SLOTS:
+            self._open.discard(number)
+            self.ledger.put_back(number)
+            self._all_out = False
+        else:
+            self._end(self.ledger.close(number, "failed", "its slot died again and again", "lost-worker"))
 
     @property
     def interrupted(self) -> bool:

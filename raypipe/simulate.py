@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ FACTOR = (0.04, 0.73)
 """Mean and SD of the externalizing factor in HBN-EEG."""
 
 _BLOCKS = (94, 95, 96)
-_LEAD, _TAIL, _GAP = 2.0, 4.0, 2.6
+LEAD, _TAIL, _GAP = 2.0, 4.0, 2.6
 _SOURCES = 24
 _MICROVOLT = 1000
 """Digital steps per microvolt."""
@@ -57,6 +57,14 @@ class _Trial:
     pressed: bool
 
 
+@dataclass(frozen=True)
+class Template:
+    """A real run's events, and its trials: start, stimulus (s) and response time (s; NaN where there is none)."""
+
+    text: str
+    trials: tuple[tuple[float, float, float], ...]
+
+
 def simulate(
     out: str | Path,
     *,
@@ -67,6 +75,9 @@ def simulate(
     sfreq: float = 100,
     seed: int = 0,
     null: bool = False,
+    prefix: str = "",
+    release: str = "SIM",
+    templates: Sequence[Template] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Write a BIDS folder of simulated subjects.
@@ -88,6 +99,10 @@ def simulate(
         Subject k is the same for any number of subjects.
     null
         Draw response times and factors apart from the EEG, so that nothing can be predicted.
+    prefix, release
+        Before every subject's label, and in participants.tsv.
+    templates
+        Events of real runs, taken in turn; none for simulated ones.
     progress
         Called as ``progress(subjects done, subjects in all, text)``.
 
@@ -124,10 +139,11 @@ def simulate(
     for number in range(subjects):
         rng = np.random.default_rng([seed, number])
         factors = rng.normal(*FACTOR, size=2)
-        name = f"sub-SIM{number:04d}"
+        name = f"sub-{prefix}SIM{number:04d}"
         if not (folder / name).is_dir():
-            _write_subject(folder, name, design, rng, float(factors[0]))
-        rows.append(_participant(name, design, float(factors[1 if null else 0]), number))
+            template = templates[number % len(templates)] if templates else None
+            _write_subject(folder, name, design, rng, float(factors[0]), template)
+        rows.append(_participant(name, design, float(factors[1 if null else 0]), number, release))
         if progress:
             progress(number + 1, subjects, name)
     header = list(rows[0])
@@ -174,12 +190,12 @@ def _write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def _participant(name: str, design: _Design, factor: float, number: int) -> dict[str, str]:
+def _participant(name: str, design: _Design, factor: float, number: int, release: str) -> dict[str, str]:
     rng = np.random.default_rng([design.seed, number, 1])
     others = rng.normal(0, 0.8, size=3)
     return {
         "participant_id": name,
-        "release_number": "SIM",
+        "release_number": release,
         "sex": "FM"[int(rng.integers(2))],
         "age": f"{rng.uniform(5, 21):.4f}",
         "ehq_total": f"{rng.uniform(-100, 100):.2f}",
@@ -195,7 +211,9 @@ def _participant(name: str, design: _Design, factor: float, number: int) -> dict
     }
 
 
-def _write_subject(folder: Path, name: str, design: _Design, rng: np.random.Generator, factor: float) -> None:
+def _write_subject(
+    folder: Path, name: str, design: _Design, rng: np.random.Generator, factor: float, template: Template | None
+) -> None:
     """Write all files of a subject into a folder that gets its name once it is complete."""
     for left in folder.glob(f".{name}.*{TEMPORARY}"):
         shutil.rmtree(left)
@@ -203,11 +221,14 @@ def _write_subject(folder: Path, name: str, design: _Design, rng: np.random.Gene
     mean_rt, severed_mean = rng.normal(RT_MEAN, RT_BETWEEN, size=2)
     try:
         for run in range(1, design.runs + 1):
-            times = _trials(design, rng, float(mean_rt), float(severed_mean))
+            if template is None:
+                times = _trials(design, rng, float(mean_rt), float(severed_mean))
+            else:
+                times = _trials_like(template, design, rng, float(severed_mean))
             x_CT = _signal(design, rng, times, factor)
             stem = temporary / "eeg" / f"{name}_task-{CONTRAST_TASK}_run-{run}_"
             _write_bdf(Path(f"{stem}eeg.bdf"), x_CT, design)
-            _write_text(Path(f"{stem}events.tsv"), _events(times, _BLOCKS[run - 1]))
+            _write_text(Path(f"{stem}events.tsv"), template.text if template else _events(times, _BLOCKS[run - 1]))
             _write_text(Path(f"{stem}channels.tsv"), _channels(design))
             sidecar = {
                 "TaskName": CONTRAST_TASK,
@@ -229,7 +250,7 @@ def _write_subject(folder: Path, name: str, design: _Design, rng: np.random.Gene
 
 def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean: float) -> list[_Trial]:
     times = []
-    clock = _LEAD
+    clock = LEAD
     for _ in range(design.trials):
         rt = _draw_rt(rng, mean)
         severed = _draw_rt(rng, severed_mean)
@@ -245,6 +266,16 @@ def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean
             )
         )
         clock = stimulus + _GAP + float(rng.uniform(0, 0.3))
+    return times
+
+
+def _trials_like(template: Template, design: _Design, rng: np.random.Generator, mean: float) -> list[_Trial]:
+    """A real run's trials; what is evoked follows its response times or, where the link is severed, other ones."""
+    times = []
+    for start, stimulus, rt in template.trials:
+        severed, side, pressed = _draw_rt(rng, mean), int(rng.integers(2)), math.isfinite(rt)
+        evoked = severed if design.null or not pressed else rt
+        times.append(_Trial(start=start, stimulus=stimulus, rt=evoked, shown_rt=rt, side=side, pressed=pressed))
     return times
 
 
@@ -345,7 +376,7 @@ def _channels(design: _Design) -> str:
 
 def _events(times: list[_Trial], block: int) -> str:
     rows: list[tuple[float, str, Any, str]] = [
-        (_LEAD / 2, f"contrastChangeB{_BLOCKS.index(block) + 1}_start", block, "n/a")
+        (LEAD / 2, f"contrastChangeB{_BLOCKS.index(block) + 1}_start", block, "n/a")
     ]
     for trial in times:
         side = ("left", "right")[trial.side]

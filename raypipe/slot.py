@@ -92,6 +92,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             "epoch": referee.done,
             "score": latest.score if latest else float("nan"),
             "done": done,
+            "over": done,  # Tune sets `done` itself where it stops a trial
         }
         if failure:
             report |= {"failure": failure.kind, "reason": failure.reason, "trace": failure.trace}

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from raypipe.errors import InterruptedEpochError
+from raypipe.feed import Batch
 from raypipe.messages import FoldEpoch
 from raypipe.models.conformer import Conformer
 from raypipe.steps import Step, Steps, frozen_statistics, steps
-from raypipe.train import Batch, FoldTrainer
+from raypipe.train import FoldTrainer
 
 Tensors = dict[str, Tensor]
 

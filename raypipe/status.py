@@ -72,9 +72,8 @@ def read_status(run: RunStore) -> Status:
     driver = current(run.folder)
     alive = bool(driver and driver["alive"])
     lines = []
-    recorded = set(run.numbers())
-    refused = {int(name.split("/")[1]) for name in run.folder.names("trials") if name.endswith("/result.json")}
-    for number in sorted(recorded | refused):  # an invalid draw has an end, and no configuration
+    recorded, ended_ones = set(run.numbers()), set(run.numbers("result.json"))
+    for number in sorted(recorded | ended_ones):  # an invalid draw has an end, and no configuration
         history, ended = run.history(number), run.result(number)
         best = best_epoch(history, run.info.direction)
         lines.append(

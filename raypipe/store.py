@@ -14,6 +14,8 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two and the best are kept
 ``trials/0007/oof.npz``               out-of-fold predictions of the best epoch
 ``trials/0007/fold-2.safetensors``    the weights that made them
+``trials/0007/log/<who>.txt``         what happened to it, by each of its writers (`raypipe.logs`)
+``trials/0007/retry.json``            how it is tried again, had it run out of memory (`raypipe.retries`)
 ``trials/0007/result.json``           how the trial ended, with checksums of what it left; its presence means that
                                       it did
 ====================================  ==================================================================
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.config import TrialConfig
-from raypipe.errors import UserError
+from raypipe.errors import UserError, first_line
 from raypipe.files import Folder, LocalFolder, open_folder, read_json, write_json
 from raypipe.folds import FoldMap
 from raypipe.records import (
@@ -42,6 +44,7 @@ from raypipe.records import (
     TrialResult,
     best_epoch,
     digest,
+    in_trial,
     pack_oof,
     unpack,
     valid,
@@ -125,23 +128,19 @@ class RunStore:
 
     # Trials
 
-    @staticmethod
-    def _trial(number: int, name: str = "") -> str:
-        return f"trials/{number:04d}/{name}"
-
-    def numbers(self) -> list[int]:
-        """Numbers of all trials, in order."""
+    def numbers(self, having: str = "trial.json") -> list[int]:
+        """Numbers of all trials that have such a file, in order."""
         found = (name.split("/") for name in self.folder.names("trials"))
-        return sorted({int(parts[1]) for parts in found if len(parts) == 3 and parts[2] == "trial.json"})
+        return sorted({int(parts[1]) for parts in found if parts[2:] == [having]})
 
     def add_trial(self, number: int, config: TrialConfig) -> None:
         """Record a configuration under its number."""
         record = TrialRecord(number=number, started=time.time(), config=config)
-        write_json(self.folder, self._trial(number, "trial.json"), record.model_dump(mode="json"))
+        write_json(self.folder, in_trial(number, "trial.json"), record.model_dump(mode="json"))
 
     def has_trial(self, number: int) -> bool:
         """Whether the trial has been recorded."""
-        return self.folder.exists(self._trial(number, "trial.json"))
+        return self.folder.exists(in_trial(number, "trial.json"))
 
     def config(self, number: int) -> TrialConfig:
         """Configuration of a trial."""
@@ -153,13 +152,13 @@ class RunStore:
 
     def _record(self, number: int) -> TrialRecord:
         try:
-            return valid(TrialRecord, self.folder, self._trial(number, "trial.json"))
+            return valid(TrialRecord, self.folder, in_trial(number, "trial.json"))
         except FileNotFoundError:
             raise UserError(f"{self.where}: no trial {number}") from None
 
     def history(self, number: int) -> list[Epoch]:
         """Epochs of a trial that every fold has finished."""
-        name = self._trial(number, "history.json")
+        name = in_trial(number, "history.json")
         if not self.folder.exists(name):
             return []
         return valid(History, self.folder, name).root
@@ -167,16 +166,16 @@ class RunStore:
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
         text = json.dumps([epoch.model_dump() for epoch in history], indent=0)
-        self.folder.write(self._trial(number, "history.json"), text.encode())
+        self.folder.write(in_trial(number, "history.json"), text.encode())
 
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
-        name = self._trial(number, "result.json")
+        name = in_trial(number, "result.json")
         return valid(TrialResult, self.folder, name) if self.folder.exists(name) else None
 
     def write_result(self, result: TrialResult) -> None:
         """Record a trial's end."""
-        write_json(self.folder, self._trial(result.number, "result.json"), result.model_dump(mode="json"))
+        write_json(self.folder, in_trial(result.number, "result.json"), result.model_dump(mode="json"))
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
@@ -229,7 +228,7 @@ class RunStore:
     # Checkpoints
 
     def _checkpoint(self, number: int, fold: int, epoch: int) -> str:
-        return self._trial(number, f"fold-{fold}/epoch-{epoch:04d}.ckpt")
+        return in_trial(number, f"fold-{fold}/epoch-{epoch:04d}.ckpt")
 
     def write_checkpoint(self, number: int, fold: int, epoch: int, data: bytes) -> None:
         """Keep a fold's state after `epoch`."""
@@ -241,7 +240,7 @@ class RunStore:
 
     def checkpoints(self, number: int, fold: int) -> list[int]:
         """Epochs of a fold's checkpoints, ascending."""
-        names = self.folder.names(self._trial(number, f"fold-{fold}"))
+        names = self.folder.names(in_trial(number, f"fold-{fold}"))
         return sorted(int(name[-9:-5]) for name in names if name.endswith(".ckpt"))
 
     def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = (), before: float = math.inf) -> None:
@@ -303,25 +302,24 @@ class RunStore:
 
     def records_left(self, number: int) -> dict[str, str]:
         """Entries in `TrialResult.files` of a trial's configuration and history, as they are now."""
-        there = [name for name in ("trial.json", "history.json") if self.folder.exists(self._trial(number, name))]
-        return {name: digest(self.folder.read(self._trial(number, name))) for name in there}
+        there = [name for name in ("trial.json", "history.json") if self.folder.exists(in_trial(number, name))]
+        return {name: digest(self.folder.read(in_trial(number, name))) for name in there}
 
     def _leave(self, number: int, name: str, data: bytes) -> dict[str, str]:
-        self.folder.write(self._trial(number, name), data)
+        self.folder.write(in_trial(number, name), data)
         return {name: digest(data)}
 
     def _left(self, number: int, name: str) -> Any:
         """Read a file that a trial has left, as it was when the trial ended."""
-        data = self.folder.read(self._trial(number, name))
+        data = self.folder.read(in_trial(number, name))
         ended = self.result(number)
         try:
             if ended is not None and ended.files.get(name, digest(data)) != digest(data):
                 raise ValueError("its checksum is not the one that the trial left")
             return unpack(name, data)
         except ValueError as error:
-            problem = str(error).splitlines()[0]
-            path = f"{self.where}/{self._trial(number, name)}"
-            raise UserError(f"{path}: damaged ({problem}); restore it from a copy") from None
+            path = f"{self.where}/{in_trial(number, name)}"
+            raise UserError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
 
     def verify(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
         """Read what trials have left, and compare it with the checksums in their results.
@@ -341,7 +339,7 @@ class RunStore:
         found: dict[str, str] = {}
         for number in numbers:
             for name in self._expected(number):
-                path = self._trial(number, name)
+                path = in_trial(number, name)
                 try:
                     self._left(number, name)
                 except FileNotFoundError:

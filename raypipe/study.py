@@ -216,6 +216,10 @@ class Ledger:
         """No trial is left to be handed out."""
         return not self._waiting and self.trials is not None and self.asked >= self.trials
 
+    def put_back(self, number: int) -> None:
+        """Have a trial that was handed out, and has not ended, handed out again before any other."""
+        self._waiting.appendleft(number)
+
     def next(self) -> int | None:
         """Hand out a trial by number, recorded in the run; None when there is none left.
 

@@ -17,6 +17,7 @@ from raypipe import models
 from raypipe.ensemble import Ensemble
 from raypipe.errors import UserError
 from raypipe.files import write_whole
+from raypipe.folds import HELD_OUT
 from raypipe.members import build_module, read_members
 from raypipe.scorer import SEED, reference_windows
 from raypipe.store import RunStore
@@ -24,7 +25,17 @@ from raypipe.windows import WindowStore
 
 FORMAT = "raypipe-submission/1"
 MANIFEST = "manifest.json"
-CODE = ("submission.py", "ensemble.py", "conformer.py", "vit.py", "stem.py")
+CODE = (
+    "submission.py",
+    "ensemble.py",
+    "combine.py",
+    "conformer.py",
+    "readout.py",
+    "stacked.py",
+    "stem.py",
+    "tcn.py",
+    "vit.py",
+)
 """Files of `raypipe.models` that a submission holds, word for word."""
 
 INPUT_SCALE = 1e6
@@ -32,8 +43,13 @@ INPUT_SCALE = 1e6
 
 
 def challenge_of(task: str) -> int:
-    """Which challenge a task answers: 2 (what kind of person) for ``participants:``, else 1 (response times)."""
-    return 2 if task.startswith("participants:") else 1
+    """Which challenge a task answers: 2 (what kind of person) for ``participants:`` too, else 1 (response times)."""
+    return 2 if task.startswith(("challenge2", "participants:")) else 1
+
+
+def subject_mark(subject: str) -> str:
+    """What a submission says of a subject that it was learned from: enough to be recognised by, not the label."""
+    return hashlib.sha256(subject.encode()).hexdigest()[:16]
 
 
 def export_submission(
@@ -101,7 +117,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         )
     windows = WindowStore(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist())
+    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))
@@ -117,6 +133,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         "channels": list(windows.channels),
         "data_hash": run.info.data_hash,
         "method": ensemble.method,
+        "learned_from": sorted(subject_mark(s) for s, fold in run.folds.fold_of.items() if fold != HELD_OUT),
         "reference": {"seed": SEED, "answers": reference.tolist()},
     }
     return entry, buffer.getvalue()

@@ -10,7 +10,14 @@ A specification is ``NAME:ARGUMENT[@BIDS-TASK,...]``; what follows ``@`` keeps r
 ``bids-task:A,B,...``                          which BIDS task a recording is of, from windows side by side
 ``events:A,B,...[@...]``                       which of these values an event has, from the window after it
 ``latency:A[,B...][@...]``                     the offset (s) at which a crop begins in the window after such an event
-``challenge1``                                 response time in HBN-EEG's contrast-change detection
+``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:
+                                               ``drop-duplicates`` (trials of a block that an earlier run of the
+                                               subject holds already), ``mark-early`` (the table's column `mark` says
+                                               ``early`` where a button was pressed before the target) and those of
+                                               ``challenge2``
+``challenge2[:OPTION,...][@...]``              externalizing, of contrast-change recordings or those after the @.
+                                               Options: ``with-excluded`` (keep the nine subjects that the start kit
+                                               leaves out), ``no-caution`` (leave out recordings so marked)
 =============================================  =====================================================================
 
 A new task is a class with `windows` and, where the data decides on kind or classes, `bind`, entered in `TASKS`.
@@ -18,123 +25,24 @@ A new task is a class with `windows` and, where the data decides on kind or clas
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-import numpy as np
+import pandas as pd
 
+from raypipe.challenge import (
+    CONTRAST_TASK,
+    Challenge2,
+    contrast_trials,
+    parse_challenge1,
+    parse_challenge2,
+)
 from raypipe.errors import UserError, nearest
+from raypipe.laying import Cut, Kind, Labels, Layout, Span, Task, side_by_side, split_names
 from raypipe.recordings import Recording, UnreadableError, read_events, read_participants
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Kind = Literal["regression", "classification"]
-
-CONTRAST_TASK = "contrastChangeDetection"
-_TARGETS = ("left_target", "right_target")
-_PRESSES = ("left_buttonPress", "right_buttonPress")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shape of windows, in seconds."""
-
-    window: float
-    stride: float
-    """From one window to the next, where windows lie side by side."""
-    tmin: float
-    """From an event to the start of its window."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the data says about a task's targets."""
-
-    kind: Kind
-    classes: tuple[str, ...] = ()
-    """Names of the classes; a target is an index into them. Empty for regression."""
-    by_subject: dict[str, float] | None = None
-    """Target of each subject, where it is one for all of a subject's windows; subjects without one are missing."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A window before it is read."""
-
-    onset: float
-    """Start in seconds from the recording's start."""
-    target: float = float("nan")
-    """Value, or index of the class; NaN where unknown."""
-
-
-@dataclass
-class Cut:
-    """Windows of one recording, and how many were left out for which reason."""
-
-    spans: list[Span]
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Task(ABC):
-    """One kind of target. Made by `parse_task`."""
-
-    spec: str
-    bids_tasks: tuple[str, ...] = ()
-    """Recordings of these BIDS tasks only; empty for all."""
-
-    default_window: ClassVar[float] = 2.0
-    default_tmin: ClassVar[float] = 0.0
-    event_locked: ClassVar[bool] = False
-    """Windows lie at events; otherwise side by side."""
-    target_is_offset: ClassVar[bool] = False
-    """The target is where in its window a crop begins, whatever `windows` says."""
-
-    def default_crop(self, window: float) -> float | None:
-        """Seconds of a window that a model sees at a time; None for all of it."""
-        return window / 2 if self.target_is_offset else None
-
-    def select(self, recordings: Sequence[Recording]) -> list[Recording]:
-        """Keep the recordings that the task is about.
-
-        Raises
-        ------
-        UserError
-            A BIDS task that no recording is of.
-        """
-        if not self.bids_tasks:
-            return list(recordings)
-        there = sorted({r.task for r in recordings if r.task})
-        for name in self.bids_tasks:
-            if name not in there:
-                raise UserError(f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, there)}")
-        return [r for r in recordings if r.task in self.bids_tasks]
-
-    def bind(self, recordings: Sequence[Recording]) -> Labels:
-        """Look up kind and classes in the data.
-
-        Raises
-        ------
-        UserError
-            The data lacks what the task names.
-        """
-        return Labels("regression")
-
-    @abstractmethod
-    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
-        """Lay the windows of one recording.
-
-        Parameters
-        ----------
-        duration
-            Length of the recording in seconds.
-        labels
-            What `bind` found. None to lay windows for prediction: targets are NaN and need not be known.
-        """
+__all__ = ["CONTRAST_TASK", "TASKS", "Cut", "Kind", "Labels", "Layout", "Span", "Task", "contrast_trials", "parse_task"]
 
 
 @dataclass(frozen=True)
@@ -145,13 +53,18 @@ class Participants(Task):
     kind: Kind | None = None
 
     def bind(self, recordings: Sequence[Recording]) -> Labels:
-        root = recordings[0].root
-        table = read_participants(root)
-        where = f"{root / 'participants.tsv'}: column '{self.column}'"
-        if self.column not in table.columns:
-            raise UserError(
-                f"{root / 'participants.tsv'}: no column '{self.column}'; {nearest(self.column, table.columns)}"
-            )
+        roots = list({r.root: None for r in recordings})
+        tables = []
+        for root in roots:
+            here = read_participants(root)
+            if self.column not in here.columns:
+                raise UserError(
+                    f"{root / 'participants.tsv'}: no column '{self.column}'; {nearest(self.column, here.columns)}"
+                )
+            tables.append(here[[self.column]])
+        table = tables[0] if len(tables) == 1 else pd.concat(tables)
+        table = table[~table.index.duplicated()]  # several folders, each with all subjects' rows
+        where = f"{roots[0] / 'participants.tsv'}: column '{self.column}'"
         subjects = {r.subject for r in recordings}
         values = table[self.column][table.index.isin(subjects)].dropna()
         if values.empty:
@@ -176,7 +89,7 @@ class Participants(Task):
 
     def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
         known = (labels.by_subject or {}) if labels else {}
-        return _side_by_side(duration, layout, known.get(recording.subject, float("nan")))
+        return side_by_side(duration, layout, known.get(recording.subject, float("nan")))
 
 
 @dataclass(frozen=True)
@@ -188,7 +101,7 @@ class BidsTask(Task):
 
     def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
         target = labels.classes.index(recording.task or "") if labels else float("nan")
-        return _side_by_side(duration, layout, float(target))
+        return side_by_side(duration, layout, float(target))
 
 
 @dataclass(frozen=True)
@@ -225,77 +138,6 @@ class Latency(Events):
         return super().windows(recording, duration, layout, None)
 
 
-@dataclass(frozen=True)
-class Challenge1(Task):
-    """Response time after a contrast change, as the EEG Foundation Challenge 2025 defines it.
-
-    Window from +0.5 s to +2.5 s after the target, response time in seconds from the target (`contrast_trials`).
-    """
-
-    bids_tasks: tuple[str, ...] = (CONTRAST_TASK,)
-
-    default_tmin: ClassVar[float] = 0.5
-    event_locked: ClassVar[bool] = True
-
-    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
-        trials = contrast_trials(read_events(recording))
-        shown = trials.dropna(subset=["stimulus"])
-        usable = shown.dropna(subset=["rt"]) if labels else shown
-        targets = usable["rt"] if labels else usable["rt"] * float("nan")
-        cut = Cut([Span(s + layout.tmin, rt) for s, rt in zip(usable["stimulus"], targets, strict=True)])
-        cut.left_out["trials without a target"] = len(trials) - len(shown)
-        cut.left_out["trials without a response"] = len(shown) - len(usable)
-        return cut
-
-
-def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
-    """Find stimulus and response of every contrast-change trial of a run.
-
-    A trial goes from one ``contrastTrial_start`` to the next; the run's last start opens none. Its stimulus is the
-    first target in it, its response the first button press of either side at or after the stimulus. Source: EEGDash,
-    ``eegdash/hbn/windows.py``, the challenge organisers' code.
-
-    Parameters
-    ----------
-    events
-        Columns `onset` (s) and `value`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a trial: `start`, `stimulus`, `response` (s from the recording's start) and `rt` (response - stimulus,
-        s); NaN where there is none.
-    """
-    import pandas as pd
-
-    events = events.sort_values("onset", kind="stable")
-    onset = events["onset"].to_numpy(float)
-    value = events["value"].astype(str)
-    starts = onset[(value == "contrastTrial_start").to_numpy()]
-    stimuli = onset[value.isin(_TARGETS).to_numpy()]
-    presses = onset[value.isin(_PRESSES).to_numpy()]
-    stimulus = _first_in(stimuli, starts[:-1], starts[1:])
-    response = _first_in(presses, stimulus, starts[1:])
-    return pd.DataFrame(
-        {"start": starts[:-1], "stimulus": stimulus, "response": response, "rt": response - stimulus}, dtype=float
-    )
-
-
-def _first_in(times: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """First of the sorted `times` in each half-open interval; NaN where there is none."""
-    padded = np.append(times, np.inf)
-    first = padded[np.searchsorted(times, begin)]
-    return np.where(first < end, first, np.nan)
-
-
-def _side_by_side(duration: float, layout: Layout, target: float) -> Cut:
-    # A microsecond of grace: a window that ends with the recording is not lost to rounding.
-    count = int(np.floor((duration - layout.window + 1e-6) / layout.stride)) + 1
-    if count < 1:
-        return Cut([], Counter({"recordings shorter than a window": 1}))
-    return Cut([Span(i * layout.stride, target) for i in range(count)])
-
-
 def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Recording]) -> None:
     missing = set(values)
     seen: set[str] = set()
@@ -312,16 +154,6 @@ def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Record
     raise UserError(f"task '{task.spec}': no event has the value '{name}'; {nearest(name, sorted(seen))}")
 
 
-def _names(spec: str, argument: str, at_least: int) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in argument.split(",") if name.strip())
-    if len(names) < at_least:
-        raise UserError(f"task '{spec}': needs at least {at_least} name{'s' * (at_least > 1)}, separated by commas")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"task '{spec}': '{twice[0]}' is there twice")
-    return names
-
-
 def _parse_participants(spec: str, argument: str) -> Task:
     column, _, last = argument.rpartition(":")
     if column and last in ("regression", "classification"):
@@ -331,18 +163,13 @@ def _parse_participants(spec: str, argument: str) -> Task:
     return Participants(spec, column=argument)
 
 
-def _parse_challenge1(spec: str, argument: str) -> Task:
-    if argument:
-        raise UserError(f"task '{spec}': challenge1 takes no argument")
-    return Challenge1(spec)
-
-
 TASKS: dict[str, Callable[[str, str], Task]] = {
     "participants": _parse_participants,
-    "bids-task": lambda spec, argument: BidsTask(spec, bids_tasks=_names(spec, argument, 2)),
-    "events": lambda spec, argument: Events(spec, values=_names(spec, argument, 2)),
-    "latency": lambda spec, argument: Latency(spec, values=_names(spec, argument, 1)),
-    "challenge1": _parse_challenge1,
+    "bids-task": lambda spec, argument: BidsTask(spec, bids_tasks=split_names(spec, argument, 2)),
+    "events": lambda spec, argument: Events(spec, values=split_names(spec, argument, 2)),
+    "latency": lambda spec, argument: Latency(spec, values=split_names(spec, argument, 1)),
+    "challenge1": parse_challenge1,
+    "challenge2": parse_challenge2,
 }
 """Name of a task to the function that makes it from the whole specification and its argument."""
 
@@ -362,6 +189,6 @@ def parse_task(spec: str) -> Task:
     task = TASKS[name](spec.strip(), argument.strip())
     if not at:
         return task
-    if task.bids_tasks:
+    if task.bids_tasks and not isinstance(task, Challenge2):
         raise UserError(f"task '{spec}': {name} itself says which recordings it is about; leave out '@{only}'")
-    return replace(task, bids_tasks=_names(spec, only, 1))
+    return replace(task, bids_tasks=split_names(spec, only, 1))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from raypipe import passes
 from raypipe.config import TrialConfig
 from raypipe.electrodes import place_electrodes
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
-from raypipe.feed import Feed
+from raypipe.feed import Batch, Feed
 from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.folds import Index
 from raypipe.inner import InnerChoice, set_apart
@@ -43,17 +43,6 @@ if TYPE_CHECKING:
 EVALUATION_BATCH = 256
 MOST_OVERFLOWS = 50
 """Steps in a row that float16 may skip, each with half the scale of the one before."""
-
-
-class Batch(NamedTuple):
-    """What one step is computed from."""
-
-    x: Tensor
-    """Windows (B, C, T)."""
-    y: Tensor
-    """Standardised values (B,), classes (B,), or class shares (B, K)."""
-    masks: Tensor | None
-    """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
 
 
 class FoldTrainer:
@@ -114,25 +103,23 @@ class FoldTrainer:
         self.choice = InnerChoice(windows.metric, minimize=windows.kind == "regression") if len(self.inner) else None
         self.classes = len(windows.classes)
         targets = windows.targets[self.train]
-        self.centre, self.scale = 0.0, 1.0
+        self.centre, self.scale, self.mean = 0.0, 1.0, 0.0
         if not self.classes:
-            self.centre = float(np.mean(targets, dtype=np.float64))
-            self.scale = float(np.std(targets, dtype=np.float64)) or 1.0
+            self.centre, self.scale = target_scale(targets, config.target_scale)
+            self.mean = float(np.mean(targets, dtype=np.float64))
         torch.manual_seed(derive_seed("weights", config.seed))
-        self.model = cast(
-            Conformer,
-            build_model(
-                config.model,
-                n_channels=windows.n_channels,
-                n_times=windows.crop_samples,
-                n_outputs=windows.n_outputs,
-                sfreq=windows.sfreq,
-            ),
+        model = build_model(
+            config.model,
+            n_channels=windows.n_channels,
+            n_times=windows.crop_samples,
+            n_outputs=windows.n_outputs,
+            sfreq=windows.sfreq,
         ).to(self.device)
-        if config.model.name == "vit":
-            place_electrodes(cast(ViT, self.model), windows)
-        else:
-            self.model.stem.algorithm = stem
+        if isinstance(model, ViT):
+            place_electrodes(model, windows)
+        elif isinstance(model, Conformer):
+            model.stem.algorithm = stem
+        self.model = cast(Conformer, model)  # the others have its prepare, dropout_plan and forward
         if config.init.name == "pretrained":
             if encoder is None:
                 raise UserError("init/name=pretrained: this run has no pretrained encoder; give one with --init RUN")
@@ -141,7 +128,9 @@ class FoldTrainer:
         choose_trained(self.model, config.init)
         balanced = self.classes and config.loss.balanced
         weights = class_weights(targets, self.classes).to(self.device) if balanced else None
-        self.loss = make_loss(config.loss, kind=windows.kind, n_classes=self.classes, class_weights=weights)
+        self.loss = make_loss(
+            config.loss, kind=windows.kind, n_classes=self.classes, class_weights=weights, bins=config.model.bins
+        )
         optim = config.optim
         groups = parameter_groups(self.model, config.init)
         self.optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
@@ -269,7 +258,7 @@ class FoldTrainer:
     def _batches(self, seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
         masks = MaskSource(derive_seed("masks", seed), self.device)
-        order = rng.permutation(self.train)
+        order = self._order(rng)
         spare = self.windows.window_samples - self.windows.crop_samples
         for step in range(self.steps_per_epoch):
             index = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
@@ -289,6 +278,18 @@ class FoldTrainer:
                 )
             yield Batch(x_BCT, y, masks.draw(self.model.dropout_plan(len(index))))
 
+    def _order(self, rng: np.random.Generator) -> Index:
+        """The windows of an epoch."""
+        if self.config.sampling == "window":
+            return rng.permutation(self.train)
+        _, person_N = np.unique(self.windows.subjects[self.train], return_inverse=True)
+        by_person = np.argsort(person_N, kind="stable")
+        count_S = np.bincount(person_N)
+        first_S = np.cumsum(count_S) - count_S
+        drawn = rng.integers(0, len(count_S), size=len(self.train))
+        drawn_N: Index = self.train[by_person[first_S[drawn] + rng.integers(0, count_S[drawn])]]
+        return drawn_N
+
     def _targets(self, index: Index, offsets: Index | None) -> Tensor:
         if self.classes:
             return torch.as_tensor(self.windows.targets[index], dtype=torch.int64, device=self.device)
@@ -306,10 +307,20 @@ class FoldTrainer:
                 x_BCT = self.feed.gather(index[start : start + size])
                 parts.append(self.forward(self.model, self.model.prepare(x_BCT), None).float().cpu())
         raw = torch.cat(parts)
-        answer = torch.softmax(raw, dim=1) if self.classes else raw * self.scale + self.centre
+        answer = torch.softmax(raw, dim=1) if self.classes else raw * self.out_scale + self.out_centre
         return answer.numpy()
 
     # State
+
+    @property
+    def out_scale(self) -> float:
+        """What the network's answer is multiplied by, `shrink` included."""
+        return self.scale * (1.0 - self.config.shrink)
+
+    @property
+    def out_centre(self) -> float:
+        """What is then added: answers are drawn to the training mean by `shrink`."""
+        return self.centre + self.config.shrink * (self.mean - self.centre)
 
     @property
     def chooses_weights(self) -> bool:
@@ -334,6 +345,7 @@ class FoldTrainer:
             "epoch": self.epoch,
             "centre": self.centre,
             "scale": self.scale,
+            "answer": [self.out_centre, self.out_scale],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
@@ -365,6 +377,16 @@ class FoldTrainer:
             self.choice.load_state_dict(state["choice"])
         self.centre, self.scale = state["centre"], state["scale"]
         self.epoch = state["epoch"]
+
+
+def target_scale(targets: NDArray[Any], how: str) -> tuple[float, float]:
+    """Centre and scale of regression targets (N,): mean and SD, or, `robust`, median and 1.4826 * MAD (SD if 0)."""
+    values = np.asarray(targets, np.float64)
+    spread = float(values.std()) or 1.0
+    if how == "standard":
+        return float(values.mean()), spread
+    centre = float(np.median(values))
+    return centre, float(1.4826 * np.median(np.abs(values - centre))) or spread
 
 
 def _copied(state: Any) -> Any:

@@ -163,6 +163,8 @@ def predicted(task: str) -> str:
     kind, _, rest = task.partition("@")[0].partition(":")
     if kind == "challenge1":
         return "the response time"
+    if kind == "challenge2":
+        return "the externalizing factor"
     if kind == "latency":
         return f"the latency of {rest}"
     if kind == "participants":

@@ -22,6 +22,8 @@ TABLE = "windows.csv"
 SETTINGS = "settings.json"
 SHARDS = "shards"
 COLUMNS = ("window", "recording", "subject", "session", "task", "run", "onset", "target", "shard", "row", "offset")
+EXTRA = ("release", "mark", "age")
+"""Columns that the table has only where a window has something in them."""
 
 HEADER_BYTES = 128
 """Of a ``.npy`` file with three axes."""
@@ -64,6 +66,8 @@ class Plan(_Frozen):
     crop_samples: int
     target_is_offset: bool
     dtype: Literal["float16", "float32"]
+    crops: Literal["own", "scorer"] = "own"
+    """Where crops that are evaluated lie: `scorer`, where the challenge's scorer draws them."""
 
 
 class Shard(_Frozen):
@@ -130,7 +134,8 @@ class WindowStore:
         What the store is.
     table
         A row a window: `window` (0 to N-1), `recording`, `subject`, `session`, `task`, `run`, `onset` (s from the
-        recording's start), `target`, `shard`, `row` in it, `offset` (samples: where the crop that is evaluated begins).
+        recording's start), `target`, `shard`, `row` in it, `offset` (samples: where the crop that is evaluated begins);
+        where they are known also `release` and `age`, and `mark` where the task marks windows.
     targets
         (N,) float32 values, or int64 classes.
     subjects
@@ -243,6 +248,13 @@ class WindowStore:
             x_CT[:] = self._map(shard)[row, :, offset : offset + samples]
         return out
 
+    @property
+    def releases(self) -> dict[str, str]:
+        """Release of each subject; empty where the table has none."""
+        if "release" not in self.table:
+            return {}
+        return dict(zip(self.subjects.tolist(), self.table["release"].astype(str), strict=True))
+
     def target_at(self, index_B: ArrayLike, offset_B: ArrayLike) -> NDArray[np.float32]:
         """Regression targets (B,) of crops that begin `offset_B` samples into their windows."""
         if self.target_is_offset:
@@ -298,7 +310,7 @@ class WindowStore:
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise UserError(f"{path}: damaged (its content is not what prepare wrote); {_AGAIN}")
         # Numbers as text first: pandas' fast parser may miss the last digit of what was written.
-        text = dict.fromkeys(("recording", "subject", "session", "task", "run", "onset", "target"), str)
+        text = dict.fromkeys(("recording", "subject", "session", "task", "run", "onset", "target", *EXTRA), str)
         table = pd.read_csv(path, dtype=text, keep_default_na=False)
         return table.astype({"onset": float, "target": float})
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from raypipe import Run
-from raypipe.testing import kill, ray_processes, session, title
+from raypipe.testing import inject, kill, ray_processes, session, title
 
 # Computed one way, so that two runs can be compared to the bit; `auto` measures, and may choose either in either run.
 HOW = {"stem": "fourier", "stack": "off"}
 OPTIONS = {"trials": 3, "folds": 4, "workers": 2, "prune": False, **HOW}
 FLAGS = ["--trials", 3, "--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--stack", "off"]
+
+ROOT = Path(__file__).parents[1]
 
 PATIENCE = 240.0
 
@@ -84,9 +86,31 @@ class Driver:
         self.child.wait()
 
 
+def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
+    """`inject`, for code that imports from the tests."""
+    return {"PYTHONPATH": f"{inject(folder, after)['PYTHONPATH']}:{ROOT}"}
+
+
 def tracing() -> dict[str, str]:
     """For `inject`: every epoch that a fold begins, repeated ones too, leaves a line that `traced` reads."""
     return {"raypipe.share": "import tests.sweeps as t; t.trace(module.Share)"}
+
+
+def gated(gate: Path, epoch: int) -> dict[str, str]:
+    """For `inject`: no fold takes a step of this epoch before the file `gate` is there."""
+    return {"raypipe.train": f"import tests.sweeps as t; t.hold(module.FoldTrainer, {str(gate)!r}, {epoch})"}
+
+
+def hold(trainer: Any, gate: str, epoch: int) -> None:
+    """Have `train.FoldTrainer` wait for a file."""
+    step = trainer.step
+
+    def gated_step(self: Any, batch: Any, n: int) -> float:
+        if self.epoch == epoch - 1:
+            wait_until(Path(gate).exists, f"{gate} to be there")
+        return float(step(self, batch, n))
+
+    trainer.step = gated_step
 
 
 @dataclass(frozen=True)

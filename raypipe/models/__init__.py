@@ -9,9 +9,10 @@ from torch import nn
 from raypipe.config import ModelConfig
 from raypipe.errors import UserError, nearest
 from raypipe.models.conformer import Conformer, kernel_sizes
+from raypipe.models.tcn import Tcn
 from raypipe.models.vit import ViT
 
-__all__ = ["MODELS", "Conformer", "ViT", "build_model", "kernel_sizes"]
+__all__ = ["MODELS", "Conformer", "Tcn", "ViT", "build_model", "kernel_sizes"]
 
 
 def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> nn.Module:
@@ -38,6 +39,7 @@ def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, 
         dropout=cfg.dropout,
         features=cfg.features,
         norm=cfg.norm,
+        bins=cfg.bins,
     )
 
 
@@ -61,7 +63,24 @@ def _vit(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq:
     )
 
 
-MODELS: dict[str, Callable[[ModelConfig, int, int, int, float], nn.Module]] = {"conformer": _conformer, "vit": _vit}
+def _tcn(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> nn.Module:
+    return Tcn(
+        n_channels,
+        n_times,
+        n_outputs,
+        filters=cfg.filters,
+        depth=cfg.depth,
+        dropout=cfg.dropout,
+        bins=cfg.bins,
+        norm=cfg.norm,
+    )
+
+
+MODELS: dict[str, Callable[[ModelConfig, int, int, int, float], nn.Module]] = {
+    "conformer": _conformer,
+    "tcn": _tcn,
+    "vit": _vit,
+}
 """Builders by the name that `ModelConfig.name` gives."""
 
 
@@ -77,4 +96,6 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     """
     if cfg.name not in MODELS:
         raise UserError(f"model/name: there is no network '{cfg.name}'; {nearest(cfg.name, MODELS)}")
+    if cfg.bins and n_outputs != 1:
+        raise UserError(f"model/bins: for regression only, and this task has {n_outputs} classes (use 0)")
     return MODELS[cfg.name](cfg, n_channels, n_times, n_outputs, sfreq)

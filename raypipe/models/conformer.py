@@ -1,6 +1,6 @@
 """EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), its stem computed in the frequency domain.
 
-This file needs torch (2.2 or later) and its neighbour stem.py: submissions carry both as they are.
+This file needs torch (2.2 or later) and its neighbours readout.py and stem.py: submissions carry them as they are.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
+    from raypipe.models.readout import expectation
     from raypipe.models.stem import Stem
 else:  # in a submission, where the files lie side by side
+    from readout import expectation  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FEATURES = ("mean", "log-power")
@@ -225,6 +227,9 @@ class Conformer(nn.Module):
         `mean` of ELU activations (the paper), or `log-power`: square, average, log (Schirrmeister et al. 2017).
     norm
         See `normalise`.
+    bins
+        Of a regression: 0, or the bins of a distribution over the standardised target. While training, the network
+        gives their logits (B, bins), in evaluation their soft-argmax (see `raypipe.models.readout`).
 
     Raises
     ------
@@ -255,8 +260,11 @@ class Conformer(nn.Module):
         dropout: float = 0.5,
         features: str = "mean",
         norm: str = "channel",
+        bins: int = 0,
     ) -> None:
         super().__init__()
+        if bins and n_outputs != 1:
+            raise ValueError("bins are for regression")
         if n_times < kernel + pool - 1:
             raise ValueError(
                 f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
@@ -268,7 +276,7 @@ class Conformer(nn.Module):
             raise ValueError(f"unknown features {features!r} or norm {norm!r}; there is {FEATURES} and {NORMS}")
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
-        self.features, self.norm = features, norm
+        self.features, self.norm, self.bins = features, norm, bins
         self.filters, self.hidden, self.dropout = filters, hidden, dropout
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
@@ -285,7 +293,7 @@ class Conformer(nn.Module):
             nn.Linear(hidden, second),
             nn.ELU(),
             Dropout(0.6 * dropout),
-            nn.Linear(second, n_outputs),
+            nn.Linear(second, bins or n_outputs),
         )
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
@@ -326,4 +334,5 @@ class Conformer(nn.Module):
         else:
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
         tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))
-        return in_order(self.head, in_order(self.blocks, tokens_BNF, masks), masks)
+        out_BK = in_order(self.head, in_order(self.blocks, tokens_BNF, masks), masks)
+        return expectation(out_BK) if self.bins and not self.training else out_BK

@@ -1,6 +1,7 @@
-"""A weighted mean of networks as one module: what ensembles are scored with, what bundles and submissions hold.
+"""Networks and how they are combined as one module: what ensembles are scored with, what is shipped.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py, vit.py and stem.py: submissions carry them.
+This file needs torch (2.2 or later) and its neighbours combine.py, conformer.py, readout.py, stacked.py, stem.py,
+tcn.py and vit.py: submissions carry them as they are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 if __package__:
+    from raypipe.models.combine import combine
     from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.stacked import Stacks
+    from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
 else:  # in a submission, where the files lie side by side
+    from combine import combine  # type: ignore[import-not-found,no-redef,unused-ignore]
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from stacked import Stacks  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
     from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
@@ -25,26 +32,34 @@ def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **op
     return Conformer(n_channels, n_times, n_outputs, kernel=kernel, pool=pool, stride=stride, **options)
 
 
+def _tcn(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
+    used = {name: options[name] for name in ("filters", "depth", "dropout", "norm", "bins")}
+    return Tcn(n_channels, n_times, n_outputs, **used)
+
+
 def _vit(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
     names = ("patch", "depth", "heads", "expansion", "dropout", "norm")
     return ViT(n_channels, n_times, n_outputs, width=options["filters"], **{name: options[name] for name in names})
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "vit": _vit}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "tcn": _tcn, "vit": _vit}
 """Builders by the name in a trial's ``model/name``; its other ``model/`` parameters are their keywords."""
 
 
 class EnsembleModule(nn.Module):
-    """Networks and their weights: maps windows (B, C, T) to the weighted mean of the members' answers.
+    """Networks and how they are combined: maps windows (B, C, T) to one answer.
 
     A member's answer is its output times `scale` plus `centre` (regression: target units) or its softmax (classes).
+    Without a rule, the answer is the members' weighted mean. A rule (`combine`) was fitted on answers of single fold
+    models, so it is applied to the models of each fold, and the answers of the folds are averaged.
 
     Parameters
     ----------
     spec
         As a bundle's and a submission's JSON give it: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
-        ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration).
+        ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). With a ``rule``, members
+        are in order of trial, then fold, and every trial has the same folds.
 
     Notes
     -----
@@ -63,23 +78,45 @@ class EnsembleModule(nn.Module):
             build = NETWORKS[options.pop("name")]
             networks.append(build(*self.shape, int(spec["n_outputs"]), float(spec["sfreq"]), **options))
         self.members = nn.ModuleList(networks)
+        self.rule: Mapping[str, Any] | None = spec.get("rule")
+        self.n_folds = len({int(member["fold"]) for member in spec["members"]})
+        if self.rule is not None and len(networks) % self.n_folds:
+            raise ValueError(f"{len(networks)} members are not {self.n_folds} folds of each trial")
+        self.stacks = Stacks(self.members)
         self.weights: list[float] = [float(member["weight"]) for member in spec["members"]]
         self.centres: list[float] = [float(member["centre"]) for member in spec["members"]]
         self.scales: list[float] = [float(member["scale"]) for member in spec["members"]]
 
     def answers(self, x_BCT: Tensor) -> Tensor:
         """Each member's answers (members, B, n_outputs) to windows in microvolts (B, C, T)."""
+        raws = self.stacks(x_BCT) if not torch.is_grad_enabled() and not self.training else None
         answers = []
-        for network, centre, scale in zip(self.members, self.centres, self.scales):  # noqa: B905 - runs on 3.9 too
-            raw_BO = network(x_BCT)
+        for place, (network, centre, scale) in enumerate(zip(self.members, self.centres, self.scales)):  # noqa: B905 - 3.9
+            raw_BO = network(x_BCT) if raws is None else raws[place]
             answers.append(torch.softmax(raw_BO, dim=1) if self.classes else raw_BO * scale + centre)
         return torch.stack(answers)
+
+    def by_fold(self, answers_MBO: Tensor) -> Tensor:
+        """Sort members' answers: (folds, trials, B, n_outputs)."""
+        return answers_MBO.view(-1, self.n_folds, *answers_MBO.shape[1:]).transpose(0, 1)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Map windows in microvolts (B, C, T) to the ensemble's answers (B, n_outputs)."""
         answers_MBO = self.answers(x_BCT)
+        if self.rule is not None:
+            return torch.stack([combine(self.rule, each_TBO) for each_TBO in self.by_fold(answers_MBO)]).mean(0)
         weights_M = torch.tensor(self.weights, dtype=answers_MBO.dtype, device=answers_MBO.device)
         return torch.einsum("m,mbo->bo", weights_M, answers_MBO)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnsembleModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.stacks.forget()
+        return self
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Take up weights; see `torch.nn.Module.load_state_dict`."""
+        self.stacks.forget()
+        return super().load_state_dict(*args, **options)
 
 
 class ScorerModule(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raypipe.testing import descendants, ray_processes, title
@@ -75,17 +75,14 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         with contextlib.ExitStack() as stack:
-            before = dict(os.environ)
-            stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
-            kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-"))
-            os.environ.update(
-                self.env, RAY_USAGE_STATS_ENABLED="0", RAY_gcs_storage="rocksdb", RAY_gcs_storage_path=kept
-            )
-            self.cluster: Any = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-            )
+            self._kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-"))
+            with self._environment():
+                self.cluster: Any = Cluster(
+                    initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+                )
             stack.callback(self.cluster.shutdown)
-            self.spare = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+            self.spare: list[Any] = []
+            self.fill()
             ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
             stack.callback(ray.shutdown)
             self._stack = stack.pop_all()
@@ -96,9 +93,27 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """What the nodes' processes are started in. Not kept: another Ray of this process would take its store."""
+        before = dict(os.environ)
+        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": self._kept}
+        os.environ.update(self.env | kept, RAY_USAGE_STATS_ENABLED="0")
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
     def drive(self, *command: object) -> Driver:
         """Start a driver."""
         return Driver(*command, *self.flags, env=self.env)
+
+    def fill(self, nodes: int = 2) -> None:
+        """Start nodes until there are so many beside the drivers'."""
+        with self._environment():
+            while len(self.spare) < nodes:
+                self.spare.append(self.cluster.add_node(num_cpus=1))
 
     def find(self, driver: Driver, victim: str) -> list[int]:
         """Processes of a kind; there is one driver at a time."""
@@ -115,10 +130,14 @@ class Nodes:
         node = self.spare.pop(int(choice * len(self.spare)))
         self.cluster.remove_node(node, allow_graceful=False)
 
-    def restart_store(self) -> None:
-        """SIGKILL the control store, and start it again from what it has kept."""
+    def kill_store(self) -> None:
+        """SIGKILL the control store."""
         self.cluster.head_node.kill_gcs_server()
-        self.cluster.head_node.start_gcs_server()
+
+    def start_store(self) -> None:
+        """Start it again from what it has kept."""
+        with self._environment():
+            self.cluster.head_node.start_gcs_server()
 
     def settle(self, drivers: list[Driver]) -> None:
         """Wait until no process works and nothing is held, and start nodes for those that were lost."""
@@ -126,8 +145,7 @@ class Nodes:
         wait_until(lambda: not self._held(), "all resources to be given back")
         for driver in drivers:
             driver.end()
-        while len(self.spare) < 2:
-            self.spare.append(self.cluster.add_node(num_cpus=1))
+        self.fill()
 
     def _busy(self) -> list[str]:
         titles = [title(pid) for pid in self._look()]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.testing import Kill, arming, inject
+from raypipe.testing import Kill, arming
 from tests.chaos.conftest import SEEDS
 from tests.chaos.places import Alone, Nodes
 from tests.chaos.plan import VICTIMS, draw, moments
 from tests.chaos.play import differences, play
-from tests.sweeps import tracing
+from tests.sweeps import injected
 
 pytestmark = pytest.mark.ray
 
@@ -38,7 +38,7 @@ def test_whoever_is_killed_the_numbers_are_the_same(seed, field, reference):
 
 def test_kills_at_the_worst_places(field, reference, tmp_path):
     """In a file, between a checkpoint and its report, and between two steps that belong together."""
-    folder, nodes = field
+    folder, _ = field
     state = str(tmp_path / "state")
     workers = [
         Kill(state, "0000/fold-1/epoch-0002", when="amid"),
@@ -52,9 +52,7 @@ def test_kills_at_the_worst_places(field, reference, tmp_path):
         Kill(state, "0001/trial", when="before"),  # asked for, and not recorded
         Kill(state, "0001/fold-1/epoch-0006", call="remove", when="after"),
     ]
-    env = nodes.env | inject(tmp_path / "hook", tracing() | arming(*workers, *slots, *drivers))
-    env["PYTHONPATH"] = f"{env['PYTHONPATH']}:{nodes.env['PYTHONPATH']}"
-    with Alone(env) as place:
+    with Alone(injected(tmp_path / "hook", arming(*workers, *slots, *drivers))) as place:
         play(place, folder, "worst", [], suicides=len(drivers))
     assert differences(folder / "worst", reference) == []
     assert len({path.name.rpartition(".")[0] for path in (tmp_path / "state").iterdir()}) == 9

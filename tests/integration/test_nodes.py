@@ -10,25 +10,13 @@ import pytest
 from raypipe import Run
 from raypipe.files import LocalFolder
 from raypipe.logs import read_log
-from raypipe.testing import inject
 from tests.chaos.places import Nodes
-from tests.sweeps import FLAGS, numbers, wait_until
+from tests.sweeps import FLAGS, gated, injected, numbers, wait_until
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
-
-# Nobody waits long for a machine, and epoch 8 does not begin before the file GATE is there.
-IMPATIENT = "module.ABSENCE = module.LOOK = 1.0"
-GATED = """
-import os, time
-step = module.FoldTrainer.step
-def gated(self, batch, n):
-    while self.epoch == 7 and not os.path.exists({gate!r}):
-        time.sleep(0.02)
-    return step(self, batch, n)
-module.FoldTrainer.step = gated
-"""
+# Nobody waits long for a machine.
+IMPATIENT = {"raypipe.groups": "module.ABSENCE = module.LOOK = 1.0"}
 
 
 @pytest.fixture
@@ -38,8 +26,8 @@ def gate(tmp_path):
 
 @pytest.fixture
 def nodes(tmp_path, gate):
-    env = inject(tmp_path / "hook", {"raypipe.groups": IMPATIENT, "raypipe.train": GATED.format(gate=str(gate))})
-    with Nodes({"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}"}) as place:
+    env = injected(tmp_path / "hook", IMPATIENT | gated(gate, epoch=8))
+    with Nodes(env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}) as place:
         yield place
 
 
@@ -67,7 +55,7 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(toy, tmp
     nodes.lose_node(0.0)
     nodes.lose_node(0.0)
     wait_until(lambda: starts(run, "worker-0: folds 0, 1, 2, 3") == 1, "one worker to go on with all folds")
-    nodes.cluster.add_node(num_cpus=1)
+    nodes.fill(1)
     wait_until(lambda: starts(run, "worker-1: folds 1, 3") == 2, "the second worker to be back")
     gate.touch()
     out = driver.finish()
@@ -79,10 +67,10 @@ def test_a_control_store_that_is_kept_may_be_killed_and_started_again(toy, tmp_p
     run = tmp_path / "run"
     driver = sweep(nodes, toy, run)
     wait_until(lambda: epochs(run) >= 2, "the second epoch")
-    nodes.cluster.head_node.kill_gcs_server()
+    nodes.kill_store()
     before = epochs(run)
     wait_until(lambda: epochs(run) > before, "an epoch without the control store")
-    nodes.cluster.head_node.start_gcs_server()
+    nodes.start_store()
     gate.touch()
     out = driver.finish()
     assert driver.child.returncode == 0, out

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from raypipe.referee import run_trial
 from raypipe.store import RunStore
 from raypipe.testing import small_disk
 from raypipe.windows import WindowStore
-from tests.sweeps import FLAGS, OPTIONS, numbers, study_of, wait_until
+from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -70,8 +73,9 @@ def test_trials_beside_one_another_on_slots_of_one_worker(toy, tmp_path):
     assert [t.state.name for t in study_of(run).trials] == ["COMPLETE"] * 5
 
 
-def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy, tmp_path, drive, undisturbed):
-    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
+def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_number(toy, tmp_path, drive, undisturbed):
+    env = injected(tmp_path / "hook", tracing())
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS, env=env)
     history = tmp_path / "run/trials/0000/history.json"
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
     workers = driver.named("RayTrainWorker")
@@ -81,6 +85,11 @@ def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_no_number(toy,
     assert driver.child.returncode == 0, out
     assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
     assert [t.state.name for t in study_of(Run(tmp_path / "run")).trials] == ["COMPLETE"] * 3
+    begun = Counter((one.number, one.fold, one.epoch) for one in traced(tmp_path / "run"))
+    assert sorted(begun) == [(n, fold, epoch) for n in range(3) for fold in range(4) for epoch in range(1, 13)]
+    assert max(begun.values()) == 2
+    again = Counter(fold for (_, fold, _), times in begun.items() if times > 1)
+    assert max(again.values()) <= 2  # the epoch under way, and the one whose checkpoint was still being written
 
 
 def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
@@ -143,11 +152,17 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
     assert not [name for name in run.store.folder.names() if name.endswith(".ckpt")]
 
 
-def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path):
-    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", **(OPTIONS | {"trials": 50, "time_budget": 15}))
-    assert 1 <= len(run.trials) < 50
-    assert run.trials.state.iloc[-1] == "stopped"
-    assert run.store.ranked()
+def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, monkeypatch):
+    def watch(kind, news):
+        if kind == "epoch" and (news["number"], news["epoch"]) == (1, 2):
+            monkeypatch.setattr("raypipe.search.time", SimpleNamespace(time=lambda: math.inf))
+
+    options = OPTIONS | {"trials": 50, "time_budget": 3600, "concurrent": 1}
+    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=watch, **options)
+    assert run.trials.state.tolist() == ["complete", "stopped"]
+    assert run.trials.reason[1] == "the time budget was used up"
+    assert run.trials.trained.tolist() == [12, 2]
+    assert {result.number for result in run.store.ranked()} == {0, 1}
 
 
 def test_a_sweep_in_which_all_fail_the_same_way_ends_early_and_says_why(toy, tmp_path):

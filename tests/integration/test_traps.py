@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raypipe import Run, resume, sweep
 from raypipe.errors import InterruptedSweepError
-from raypipe.testing import truncate
-from tests.sweeps import FLAGS, OPTIONS, numbers, study_of, wait_until
+from raypipe.launch import Cluster
+from raypipe.testing import descendants, title, truncate
+from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -56,6 +58,57 @@ def test_every_trial_is_told_as_what_it_was(toy, tmp_path):
     assert np.isfinite([r.score for r in run.store.ranked()]).all()
     best = run.store.ranked()[0]
     assert study_of(run).best_trial.number == best.number
+
+
+# What Tune's loop dies of when Ray has killed a trial's actor for memory: `OutOfMemoryError` is no `RayActorError`.
+DYING = """
+import os
+step = module.TuneController.step
+def dying(self):
+    step(self)
+    if any(trial.last_result.get("epoch", 0) >= 3 for trial in self.get_trials()) and not os.path.exists({mark!r}):
+        open({mark!r}, "w").close()
+        raise RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory.")
+module.TuneController.step = dying
+"""
+
+
+def test_a_tune_that_dies_of_a_kill_for_memory_is_begun_again(toy, tmp_path, drive, undisturbed):
+    where, mark = tmp_path / "run", tmp_path / "dead"
+    env = injected(tmp_path / "hook", {"ray.tune.execution.tune_controller": DYING.format(mark=str(mark))})
+    driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", where, *FLAGS, env=env)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert mark.exists()
+    assert "Ray Tune has died (Caught unexpected exception: Task was killed" in out
+    assert "going on from the run's records" in out
+    assert numbers(Run(where)) == numbers(undisturbed)
+    assert [(t.number, t.state.name) for t in study_of(Run(where)).trials] == [(n, "COMPLETE") for n in range(3)]
+
+
+def test_a_ray_of_our_own_listens_on_loopback_only():
+    """Ray's own listens on every interface."""
+    with Cluster(None, lambda kind, news: None) as cluster:
+        cluster.start()
+        import ray
+
+        ray.get(ray.remote(lambda: None).remote())  # a worker listens too
+        mine = [os.getpid(), *descendants(os.getpid())]
+        found = {title(pid): listens(pid) for pid in mine if listens(pid)}
+    assert any("gcs_server" in name for name in found) and any("raylet" in name for name in found)
+    assert {where for addresses in found.values() for where in addresses} <= {LOOPBACK_4, LOOPBACK_6}
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+LOOPBACK_4, LOOPBACK_6 = "0100007F", "0000000000000000FFFF00000100007F"  # as proc(5) writes addresses
+
+
+def listens(pid: int) -> set[str]:
+    """Addresses on which a process listens."""
+    files = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    inodes = {name[8:-1] for name in files if name.startswith("socket:[")}
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 @pytest.fixture

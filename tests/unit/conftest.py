@@ -28,7 +28,7 @@ class Finished:
     bids: Path | None = None
 
     def ensemble(self, **options) -> Ensemble:
-        return fit_ensemble(self.run, windows=self.windows, **options)
+        return fit_ensemble(self.run, windows=self.windows, **{"method": "confidence"} | options)
 
 
 def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, **info) -> Finished:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from raypipe import cli
+from raypipe.errors import InterruptedSweepError, UserError
 from raypipe.folds import make_folds
 from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
@@ -77,6 +78,27 @@ def test_an_unknown_option_is_a_usage_error(capsys):
 
 
 # Recordings
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedSweepError])
+def test_whatever_a_ctrl_c_ends_says_how_to_go_on(error, capsys, monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise error
+
+    monkeypatch.setattr("raypipe.store.RunStore.open", interrupt)
+    assert run("status", tmp_path) == 130
+    assert capsys.readouterr().err.endswith("raypipe: interrupted; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize(("given", "joined"), [((), "here:6379"), (("--address", "there:6379"), "there:6379")])
+def test_the_cluster_is_the_one_that_is_named(given, joined, refused, toy, tmp_path, monkeypatch):
+    def join(*_, address, **__):
+        raise UserError(f"no Ray at {address}")
+
+    monkeypatch.setenv("RAY_ADDRESS", "here:6379")
+    monkeypatch.setattr("raypipe.driver.sweep", join)
+    flags = ("--data", toy / "store", "--run", tmp_path / "run", *given)
+    assert refused("sweep", toy / "space.py", *flags) == f"no Ray at {joined}"
 
 
 def test_no_such_folder(refused, tmp_path):
@@ -294,7 +316,7 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     capsys.readouterr()
     message = refused("export", where, tmp_path / "x", "--format", "onnx")
     assert "bundle" in message and "submission" in message
-    same = refused("export", where, tmp_path / "x.zip", "--also", where)
+    same = refused("export", where, where, tmp_path / "x.zip")
     assert "both runs answer challenge 1" in same
 
 

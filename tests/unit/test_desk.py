@@ -152,18 +152,20 @@ def test_a_death_an_epoch_is_forgiven():
     run(scenario)
 
 
-def test_a_closed_group_sends_its_workers_home_and_names_its_placement():
+def test_a_closed_group_sends_its_workers_home_and_names_its_placement_and_controller():
     async def scenario(desk):
+        assert await desk.control("g", b"handle")
         assert await desk.placement("g") is None
         await desk.join("g", 0, "abc")
         assert await desk.placement("g") == "abc"
         waiting = asyncio.create_task(desk.next_job("g", 0))
         assert await pending(waiting)
-        assert await desk.close("g") == "abc"
+        assert await desk.close("g") == ("abc", b"handle")
         assert await waiting is None
         assert await desk.next_job("g", 0) is None
         assert await desk.placement("g") is None
-        assert await desk.close("g") is None
+        assert await desk.close("g") == (None, None)
+        assert not await desk.control("g", b"late")
 
     run(scenario)
 

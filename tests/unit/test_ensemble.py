@@ -94,9 +94,9 @@ def test_scores_are_those_of_the_weighted_means(values):
     oof = [run.oof(number) for number in ensemble.trials]
     y = windows.targets[oof[0].windows]
     expected = METHODS["confidence"]([o.predictions for o in oof], y, "regression")
-    np.testing.assert_array_equal(ensemble.weights, expected)
+    np.testing.assert_allclose(ensemble.weights, expected)
     table = ensemble.table
-    assert table.loc["ensemble", "oof"] == score("nrmse", y, mix([o.predictions for o in oof], expected))
+    assert table.loc["ensemble", "oof"] == pytest.approx(score("nrmse", y, mix([o.predictions for o in oof], expected)))
     assert table.loc["best single trial", "oof"] == pytest.approx(run.ranked()[0].score)
     held = ensemble.held_out
     assert set(held.subjects) == set(run.folds.held_out)

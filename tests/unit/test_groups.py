@@ -101,7 +101,8 @@ def machines(monkeypatch):
 
 
 def elastic(workers: int = 3) -> Elastic:
-    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
+    crew = SimpleNamespace(grows=False)
+    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), crew, "group-0")
 
 
 def running(policy: Elastic, workers: int) -> int | None:

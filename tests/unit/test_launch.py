@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from raypipe import launch
+from raypipe.errors import UserError
 from raypipe.launch import on_first_interrupt
 
 
@@ -65,3 +66,27 @@ def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkey
     assert str(given.pop()).endswith(":6379")
     launch._init(None)
     assert given == [None]
+
+
+def test_no_cluster_at_an_address_is_one_line(monkeypatch):
+    import ray
+
+    def refuse(**_):
+        raise ConnectionError("ray://x could not be reached\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=r"^--address x: no Ray cluster there \(ray://x could not be reached\)$"):
+        launch._init("x")
+
+
+def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
+    import ray
+    from ray._private import ray_constants
+
+    name, seen = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, []
+    monkeypatch.setenv(name, "before")
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append((os.environ[name], ray_constants.ENABLE_RAY_CLUSTER)))
+    launch._init(None)
+    launch._init("there:6379")
+    assert seen == [("0", False), ("before", True)]
+    assert (os.environ[name], ray_constants.ENABLE_RAY_CLUSTER) == ("before", True)

@@ -11,7 +11,7 @@ import pytest
 
 from raypipe.preparation import prepare
 from raypipe.recordings import Recording, eeg_channels, find_recordings, read_events, read_raw, recording_from_file
-from raypipe.tasks import contrast_trials, parse_task
+from raypipe.tasks import Labels, Layout, contrast_trials, parse_task
 
 pytestmark = pytest.mark.real
 
@@ -132,3 +132,51 @@ def test_hbn_participants(real_data):
     labels = parse_task("participants:externalizing@contrastChangeDetection").bind(recordings)
     assert labels.kind == "regression" and labels.by_subject["NDARAC904DMU"] == 0.325
     assert parse_task("participants:sex").bind(recordings).classes == ("F", "M")
+
+
+def test_hbn_distribution_of_response_times(trials):
+    """Constants of the simulation and the docs, from the organisers' trials of all 5390 runs."""
+    inner = trials[~trials["last"]]
+    usable = inner[inner["has_resp"]]
+    rt, runs = usable["rt"], inner.groupby(["ds", "participant_id", "run"])["has_resp"].sum()
+    assert len(trials) == 141_826 and len(inner) == 136_436
+    assert abs(inner["has_stim"].mean() - 0.998) < 5e-4 and abs(inner["has_resp"].mean() - 0.851) < 5e-4
+    assert runs.median() == 22 and (runs == 0).sum() == 9 and (runs < 5).sum() in (53, 62)
+    assert rt.min() == pytest.approx(0.006) and rt.max() == pytest.approx(2.498) and abs(rt.skew() + 0.86) < 0.01
+    found = rt.quantile([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]).tolist()
+    np.testing.assert_allclose(found, [0.19, 0.92, 1.38, 1.626, 1.87, 2.21, 2.36], atol=0.006)
+    assert abs((rt < 0.5).mean() - 0.024) < 1e-3
+    early = usable["n_presses_before_stim"] > 0
+    assert abs(early.mean() - 0.122) < 1e-3 and abs(rt[early].mean() - 1.44) < 5e-3
+    by_subject = usable.groupby("participant_id")["rt"]
+    assert abs(by_subject.mean().std() - 0.214) < 5e-3 and by_subject.size().median() == 64
+
+
+def test_early_presses_equal_the_table(real_data, trials):
+    """On every run whose events are there, for trials with a target."""
+    runs = dict(list(trials[~trials["last"]].groupby(["ds", "participant_id", "run"])))
+    early = differ = 0
+    for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
+        expected = runs[path.parts[-4], path.parts[-3], int(re.search(r"run-(\d+)", path.name)[1])]
+        recording = Recording(path.with_name(path.name.replace("events.tsv", "eeg.bdf")), real_data, path.parts[-3])
+        found = contrast_trials(read_events(recording))["early"].to_numpy()
+        wanted = ((expected["n_presses_before_stim"] > 0) & expected["has_stim"]).to_numpy()
+        early, differ = early + int(wanted.sum()), differ + int((found != wanted).sum())
+    # Where a press shares its onset with a target or a start, the table goes by their order in the file.
+    assert (early, differ) == (1615, 8)
+
+
+def test_hbn_duplicated_blocks(real_data):
+    """Real runs that repeat a block of another run of the same person are found; most people have none."""
+    option = parse_task("challenge1:drop-duplicates")
+    copies, people = 0, set()
+    for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
+        subject = path.parts[-3].removeprefix("sub-")
+        run = re.search(r"run-(\d+)", path.name)[1]
+        eeg = path.with_name(path.name.replace("events.tsv", "eeg.bdf"))
+        recording = Recording(eeg, real_data, subject, task="contrastChangeDetection", run=run)
+        cut = option.windows(recording, 1e4, Layout(2, 2, 0.5), Labels("regression"))
+        found = cut.left_out["trials of a block that an earlier run repeats"]
+        copies += found
+        people |= {subject} if found else set()
+    assert (copies, len(people)) == (628, 31)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.errors import DiskFullError, StorageError, UserError
+from raypipe.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.files import open_folder, read_json
-from raypipe.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, first_line, refusal, shown
+from raypipe.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, refusal, shown
 from tests.storage import Clock, MemoryStore
 
 URI = "s3://bucket/run"

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from raypipe.errors import DiskFullError, InterruptedEpochError, LostSweepError, StorageError, UserError
 from raypipe.logs import read_log
 from raypipe.referee import run_trial
-from raypipe.search import ADVICE, SAME_FAILURES, RunScheduler, RunSearch, RunStopper
+from raypipe.search import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
 from raypipe.status import read_status
 from raypipe.study import Ledger, open_journal
 from tests.toys import SPACE, ToyWindows, make_run
@@ -44,8 +44,12 @@ def test_a_desk_that_has_died_is_no_trials_fault(search):
 
 def fail(search, name, failure, reason):
     number = search.suggest(name)["number"]
-    search.on_trial_complete(name, {"number": number, "failure": failure, "reason": reason, "done": True})
+    fail_as(search, name, failure, reason)
     return number
+
+
+def fail_as(search, name, failure, reason):
+    search.on_trial_complete(name, {"failure": failure, "reason": reason, "done": True})
 
 
 def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(search):
@@ -114,7 +118,8 @@ def finished(search, epochs=None):
         with pytest.raises(InterruptedEpochError):
             run_trial(run, search.ledger.windows, number, interrupted=lambda: len(run.history(number)) == epochs)
     history = run.history(number)
-    return name, number, {"number": number, "epoch": len(history), "score": history[-1].score, "done": epochs is None}
+    report = {"number": number, "epoch": len(history), "score": history[-1].score}
+    return name, number, report | {"done": epochs is None, "over": epochs is None}
 
 
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
@@ -167,6 +172,8 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
         ledger.study.pruner = Never()
     if end == "late":
         search.deadline = 0.0
+    if end == "slot":
+        search._deaths[number] = SLOTS - 1
     if end == "damaged":
         for path in ledger.run.local.rglob("*.ckpt"):
             path.write_bytes(path.read_bytes()[:-9])
@@ -175,6 +182,7 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     decision = None
     if end in ("halved", "late", "damaged"):
         decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
+        result |= {"done": True}  # as Tune does where a scheduler stops a trial
     elif end not in ("done", "slot"):
         result |= {"failure": end, "reason": "it broke", "trace": "Traceback\n  line", "done": True}
     assert decision in (None, "STOP")
@@ -193,6 +201,37 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     assert f"end: {state}" in "\n".join(log[-3:])
     if "trace" in result:
         assert log[-2:] == ["  Traceback", "    line"]
+
+
+def test_a_trial_whose_slot_dies_between_two_trials_is_handed_out_again(search):
+    """Tune gives up at once on a trial whose actor it cannot reset (found by chaos seed 7)."""
+    first, second = search.suggest("a")["number"], search.suggest("b")["number"]
+    search.on_trial_complete("a", None, error=True)
+    assert search.ledger.run.results() == []
+    assert search.suggest("c")["number"] == first
+    assert search.suggest("d")["number"] not in (first, second)
+
+
+def test_a_trial_that_outlives_no_slot_fails(search):
+    numbers = []
+    for attempt in range(SLOTS):
+        numbers.append(search.suggest(str(attempt))["number"])
+        search.on_trial_complete(str(attempt), None, error=True)
+    assert numbers == [0] * SLOTS
+    assert search.ledger.run.result(0).failure == "lost-worker"
+    assert search.suggest("next")["number"] == 1
+
+
+def test_tune_is_not_told_that_all_is_over_while_a_trial_may_come_back(search):
+    numbers = [search.suggest(str(n))["number"] for n in range(9)]
+    assert search.suggest("another") is None
+    search.on_trial_complete("8", None, error=True)
+    assert search.suggest("again")["number"] == numbers[8]
+    assert search.suggest("another") is None
+    for name in ["again", *map(str, range(8))]:
+        fail_as(search, name, "error", f"it broke {name}")
+    assert search.suggest("another") == "FINISHED"
+    assert not search._open
 
 
 def test_a_score_that_is_no_number_is_told_as_failed(search, monkeypatch):
@@ -216,7 +255,7 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
         Ledger(run, windows, storage, trials=6), storage, deadline=None, watch=lambda kind, news: seen.append(kind)
     )
     good = []
-    while (answer := search.suggest(str(len(good)))) != "FINISHED":
+    while (answer := search.suggest(str(len(good)))) is not None:
         good.append(answer["number"])
     assert search.fatal is None
     bad = sorted(set(range(6)) - set(good))
@@ -242,12 +281,21 @@ def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search
     assert not stopper.stop_all() and not stopper.stop_all()
     assert [news for kind, news in seen if kind == "drain"] == [{"running": 1}]
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
-    search.on_trial_complete(name, result)
+    search.on_trial_complete(name, result | {"done": True})  # as Tune does where a scheduler stops a trial
     assert search.interrupted
     assert told(search.ledger.run) == {}
     again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
     assert again.next() == number
     assert again.study.trials[number].intermediate_values == {1: result["score"]}
+
+
+def test_a_sweep_that_cannot_go_on_leaves_its_trials_open(search, monkeypatch):
+    name, number, result = finished(search, epochs=1)
+    monkeypatch.setattr(search.ledger, "observe", lambda _: (_ for _ in ()).throw(DiskFullError("full")))
+    assert not search.goes_on(name, result)
+    search.on_trial_complete(name, result | {"done": True})
+    assert search.ledger.run.result(number) is None
+    assert told(search.ledger.run) == {}
 
 
 def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):

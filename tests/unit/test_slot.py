@@ -73,7 +73,7 @@ def test_a_trial_out_of_memory_is_handed_out_once_more_and_goes_on(slot, monkeyp
 
     monkeypatch.setattr(Slot, "_hand_over", then_post)
     report = slot.step()
-    assert (report["epoch"], report["done"], "failure" in report) == (2, False, False)
+    assert (report["epoch"], report["over"], "failure" in report) == (2, False, False)
     assert (slot.job().seq, slot.job().number, slot.job().done) == (before.seq + 1, 0, 1)
     assert retry_of(slot.run, 0).micro_batch == 4
 

@@ -96,7 +96,7 @@ def test_a_submission_passes_every_check(submission, simulated, tmp_path):
     report = check_submission(submission, bundle=bundle)
     assert report.ok, str(report)
     assert report.challenges == [1] and "holds only challenge 1" in str(report)
-    assert len(report.lines) == 12 and "FAIL" not in str(report) and "those of the bundle given" in str(report)
+    assert len(report.lines) == 14 and "FAIL" not in str(report) and "those of the bundle given" in str(report)
     with zipfile.ZipFile(submission) as archive:
         assert sorted(archive.namelist()) == sorted([*CODE, "manifest.json", "model_challenge_1.pt"])
 
@@ -148,7 +148,7 @@ def test_bad_exports(simulated, classes, tmp_path):
 
 def test_challenge_of_a_task():
     assert challenge_of("challenge1") == challenge_of("latency:x") == 1
-    assert challenge_of("participants:externalizing") == 2
+    assert challenge_of("participants:externalizing") == challenge_of("challenge2") == 2
 
 
 # Tampered zips fail, and for the right reason

@@ -39,7 +39,7 @@ def subjects(root: Path, column: str, **values: str) -> list[Recording]:
     [
         ("chalenge1", "unknown task 'chalenge1'; did you mean 'challenge1'"),
         ("", "unknown task ''"),
-        ("challenge1:x", "takes no argument"),
+        ("challenge1:drop-duplicate", "unknown option 'drop-duplicate'; did you mean 'drop-duplicates'"),
         ("challenge1@rest", "itself says which recordings"),
         ("bids-task:rest", "needs at least 2 names"),
         ("events:a", "needs at least 2 names"),

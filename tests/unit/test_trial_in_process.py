@@ -79,7 +79,7 @@ def test_a_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, windo
             break
         except InterruptedEpochError:
             assert attempts < 50
-    assert attempts > 2
+    assert attempts > 1  # how many depends on how soon the other thread says that all folds have stopped
     assert [(e.score, e.losses) for e in run.history(0)] == [(e.score, e.losses) for e in whole.history(0)]
     assert (result.score, result.best_epoch) == (expected.score, expected.best_epoch)
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
@@ -101,25 +101,20 @@ def test_numbers_do_not_depend_on_how_folds_are_dealt_to_workers(tmp_path, windo
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, caplog):
-    windows, config = ToyWindows(), tiny(epochs=3)
+    windows, config = ToyWindows(), tiny(epochs=5)
     whole, expected = trial(tmp_path / "whole", windows, config)
     run = make_run(tmp_path / "damaged", windows)
     run.add_trial(0, config)
-    batches = 0
-
-    def die_in_the_third_epoch():
-        nonlocal batches
-        batches += 1
-        return len(run.history(0)) == 2
-
+    # Epochs are reported by another thread, while the next one is trained or waits for it.
     with pytest.raises(InterruptedEpochError):
-        run_trial(run, windows, 0, interrupted=die_in_the_third_epoch)
-    path = tmp_path / "damaged" / "trials/0000/fold-1/epoch-0002.ckpt"
+        run_trial(run, windows, 0, interrupted=lambda: len(run.history(0)) >= 2)
+    newest = run.checkpoints(0, 1)[-1]
+    path = tmp_path / f"damaged/trials/0000/fold-1/epoch-{newest:04d}.ckpt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     assert run_trial(run, windows, 0).score == expected.score
-    assert "trial 0, fold 1, epoch 2: truncated or altered" in caplog.text
+    assert f"trial 0, fold 1, epoch {newest}: truncated or altered" in caplog.text
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
 
 

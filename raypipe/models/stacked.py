@@ -1,0 +1,122 @@
+"""Networks of one shape passed through as one: their parameters stacked, their stems one convolution.
+
+This file needs torch (2.2 or later) and its neighbour conformer.py: submissions carry both as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+if __package__:
+    from raypipe.models.conformer import Conformer, normalise
+else:  # in a submission, where the files lie side by side
+    from conformer import Conformer, normalise  # type: ignore[import-not-found,no-redef,unused-ignore]
+
+MOST = 8
+"""Largest batch that is stacked: of more windows, each network keeps a core busy, and its own stem is the quicker."""
+
+
+class _Back(nn.Module):
+    """What follows BatchNorm."""
+
+    def __init__(self, network: Conformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, y_BFT: Tensor) -> Tensor:
+        return self.network.back(y_BFT)
+
+
+class ConformerStack:
+    """Conformers of one architecture, in evaluation mode.
+
+    Stem and BatchNorm of all are one convolution, whose kernels are composed once (they depend on no window); what
+    follows is vectorised over the networks (`torch.func.vmap`).
+    """
+
+    def __init__(self, networks: Sequence[Conformer]) -> None:
+        self.norm, self.n = networks[0].norm, len(networks)
+        kernels, biases = zip(*map(_composed, networks))  # noqa: B905 - runs on 3.9 too
+        self.kernels, self.biases = torch.cat(kernels), torch.cat(biases)
+        shell = copy.deepcopy(networks[0]).eval()
+        for name in ("stem", "batch_norm"):
+            delattr(shell, name)
+        self._back = _Back(shell)
+        states = [dict(network.named_parameters()) for network in networks]
+        inner = [name for name in states[0] if not name.startswith(("stem.", "batch_norm."))]
+        self._parameters = {f"network.{name}": torch.stack([s[name].detach() for s in states]) for name in inner}
+
+    def __call__(self, x_BCT: Tensor) -> Tensor:
+        """Map windows (B, C, T) to the networks' outputs (M, B, n_outputs)."""
+        y_BXT = F.conv1d(normalise(x_BCT, self.norm), self.kernels, self.biases)
+
+        def back(parameters: dict[str, Tensor], y_BFT: Tensor) -> Any:
+            return torch.func.functional_call(self._back, parameters, (y_BFT,))
+
+        out: Tensor = torch.func.vmap(back, in_dims=(0, 1))(
+            self._parameters, y_BXT.view(len(x_BCT), self.n, -1, y_BXT.shape[2])
+        )
+        return out
+
+
+def _composed(network: Conformer) -> tuple[Tensor, Tensor]:
+    """Stem and BatchNorm as one 1-D convolution: kernel (F, C, K) and bias (F,)."""
+    stem, norm = network.stem, network.batch_norm
+    w_FK, v_GFC = stem.temporal.weight.detach()[:, 0, 0], stem.spatial.weight.detach()[..., 0]
+    assert stem.temporal.bias is not None and stem.spatial.bias is not None
+    assert norm.running_mean is not None and norm.running_var is not None
+    bias_G = stem.spatial.bias.detach() + v_GFC.sum(2) @ stem.temporal.bias.detach()
+    scale_G = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+    kernel_GCK = torch.einsum("gfc,fk->gck", v_GFC, w_FK) * scale_G[:, None, None]
+    return kernel_GCK, (bias_G - norm.running_mean) * scale_G + norm.bias.detach()
+
+
+class Stacks:
+    """All networks of an ensemble, those of one architecture stacked; made at the first pass, from weights as they are.
+
+    Parameters
+    ----------
+    networks
+        Live modules; call `forget` when their weights or their device change.
+    """
+
+    def __init__(self, networks: nn.ModuleList) -> None:
+        self._networks = [networks]  # in a list, which keeps a module's children from being counted twice
+        self._stacks: list[tuple[list[int], ConformerStack]] | None = None
+
+    def forget(self) -> None:
+        """Drop what was made from weights that have changed."""
+        self._stacks = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stacks:
+        return Stacks(copy.deepcopy(self._networks[0], memo))
+
+    def __call__(self, x_BCT: Tensor) -> list[Tensor] | None:
+        """Outputs (B, n_outputs) of each network; None where stacking would not pay or networks are of another kind."""
+        networks = list(self._networks[0])
+        if len(x_BCT) > MOST or len(networks) < 2 or not all(isinstance(network, Conformer) for network in networks):
+            return None
+        if self._stacks is None:
+            groups: dict[Any, list[int]] = {}
+            for place, network in enumerate(networks):
+                groups.setdefault(_architecture(network), []).append(place)
+            self._stacks = [(places, ConformerStack([networks[p] for p in places])) for places in groups.values()]  # type: ignore[misc]
+        out: list[Tensor] = [x_BCT] * len(networks)
+        for places, stack in self._stacks:
+            for place, raw_BO in zip(places, stack(x_BCT)):  # noqa: B905 - runs on 3.9 too
+                out[place] = raw_BO
+        return out
+
+
+def _architecture(network: Any) -> tuple[Any, ...]:
+    """What two networks must share to be stacked: shapes of all parameters, and what these do not tell."""
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.named_parameters())
+    heads = tuple(block.heads for block in network.blocks)
+    pool = network.pool
+    return (shapes, network.norm, network.features, heads, tuple(pool.kernel_size), tuple(pool.stride), network.n_times)
