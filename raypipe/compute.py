@@ -113,7 +113,11 @@ def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], w
         stem = "direct" if seconds["direct"] < MARGIN * seconds["fourier"] else "fourier"
     stacked = wishes.stack == "on" and len(folds) > 1
     # Two folds tell: what a stack saves is the launching of kernels, which a second fold has for nothing.
-    pair = [trainer(fold, stem) for fold in folds[:2]] if wishes.stack == "auto" else []
+    pair = (
+        [trainer(fold, stem) for fold in folds[:2]]
+        if wishes.stack == "auto" and config.model.name == "conformer"
+        else []
+    )
     if stackable(pair):
         batches = [next(t.batches()) for t in pair]
         stack = FoldStack(pair)
