@@ -1,0 +1,98 @@
+"""A run looked at: its state, logs, ensemble and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raypipe.errors import UserError
+from raypipe.verbs.common import (
+    RunArg,
+    app,
+    console,
+    example,
+    is_pretrained,
+    print_pretrained,
+    print_status,
+)
+
+
+@app.command(epilog=example("raypipe status demo/run"))
+def status(run: RunArg) -> None:
+    """Show trials, scores, failures and time left, while a run is driven and afterwards."""
+    if is_pretrained(run):
+        print_pretrained(run)
+    else:
+        print_status(run)
+
+
+@app.command(epilog=example("raypipe logs demo/run 7"))
+def logs(
+    run: RunArg,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Number of the trial.")],
+) -> None:
+    """Show what happened to a trial, as its workers, its slot and the driver have written it down."""
+    from raypipe.logs import read_log
+    from raypipe.store import RunStore
+
+    store = RunStore.open(run)
+    lines = read_log(store.folder, trial)
+    if not lines and not store.has_trial(trial):
+        raise UserError(f"{store.where}: no trial {trial}")
+    for line in lines or [f"trial {trial} has no log yet"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(epilog=example("raypipe ensemble demo/run --top 5"))
+def ensemble(
+    run: RunArg,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 10,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto: the best by nested cross-validation over subjects; all: as auto, with a "
+            "table of every method; or one of best, equal, average, inverse-mse, confidence, softmax, sample, "
+            "member-sample, greedy, ridge, boosting."
+        ),
+    ] = "auto",
+    max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights that may be shipped.")] = None,
+) -> None:
+    """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
+    from raypipe.baselines import write_baselines
+    from raypipe.console import Counter
+    from raypipe.ensemble import fit_ensemble
+    from raypipe.report import write_plots, write_report
+    from raypipe.store import RunStore
+
+    store = RunStore.open(run)
+    with Counter(console, "predicting held-out subjects") as counter:
+        fitted = fit_ensemble(store, top=top, method=method, max_members=max_members, max_mb=max_mb, progress=counter)
+    fitted.save()
+    write_baselines(store)
+    console.print(fitted.render())
+    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s)", highlight=False)
+    for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
+        console.print(f"{name} was left out: {reason}", highlight=False)
+    console.print(fitted.verdict, highlight=False)
+    write_plots(store, fitted)
+    console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=example("raypipe report demo/run"))
+def report(
+    run: RunArg,
+    out: Annotated[Path | None, typer.Option(help="HTML file. Default: report.html in the run.")] = None,
+) -> None:
+    """Write the run's report, one HTML file that opens anywhere."""
+    from raypipe.report import write_report
+    from raypipe.store import RunStore
+
+    if is_pretrained(run):
+        from raypipe.pretrain_report import write_pretrain_report
+
+        console.print(f"report: {write_pretrain_report(run, out)}", highlight=False, soft_wrap=True)
+        return
+    console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
