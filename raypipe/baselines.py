@@ -16,6 +16,7 @@ from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT
 from raypipe.metrics import score
+from raypipe.mirror import open_windows
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
@@ -40,7 +41,7 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[d
     """
     if run.info.kind != "regression":
         return []
-    windows = WindowStore(run.info.data) if windows is None else windows
+    windows = open_windows(run.info.data) if windows is None else windows
     folds_N = run.folds.folds(windows.subjects)
     train, test = np.flatnonzero(folds_N != HELD_OUT), np.flatnonzero(folds_N == HELD_OUT)
     train = train[:: max(1, -(-len(train) // MOST))]

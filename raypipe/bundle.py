@@ -17,6 +17,7 @@ from raypipe.errors import UserError
 from raypipe.files import LocalFolder
 from raypipe.folds import FoldMap
 from raypipe.members import build_module, read_members
+from raypipe.mirror import open_windows
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.records import digest
 from raypipe.remote import shown
@@ -116,7 +117,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     foreign = [name for name in folder.names() if name not in FILES]
     if foreign:
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
-    windows = WindowStore(run.info.data) if windows is None else windows
+    windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
     spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
     configs = {number: run.config(number) for number in ensemble.trials}

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from raypipe.errors import InterruptedSweepError, UserError
-from raypipe.verbs import data, search, see, ship  # noqa: F401 - in the order that --help has them
+from raypipe.verbs import data, search, see, ship, submit  # noqa: F401 - in the order that --help has them
 from raypipe.verbs.common import app
 
 __all__ = ["app", "main"]
@@ -25,12 +25,20 @@ def _run(arguments: list[str] | None) -> None:
         raise
 
 
+def _refuse_other_versions() -> None:
+    if "RAYPIPE_EXPECTS" in os.environ:  # in a job
+        from raypipe.jobs import refuse_other_versions
+
+        refuse_other_versions()
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; bad input gives one line on standard error and exit status 2."""
     from raypipe.folds import LeakError
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     try:
+        _refuse_other_versions()
         _run(arguments)
     except (UserError, LeakError) as error:
         print(f"raypipe: error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease
+from raypipe.mirror import open_windows
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
@@ -113,7 +114,7 @@ def sweep(
         Bad input; see the message.
     """
     chosen = _options(options)
-    windows = WindowStore(data)
+    windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     source = load_space(space)
     with Cluster(chosen.address, watch) as cluster:
@@ -131,7 +132,7 @@ def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes
     if not store.folder.exists(OPTIONS):
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
     chosen = _options({**read_json(store.folder, OPTIONS), **{k: v for k, v in changes.items() if v is not None}})
-    windows = WindowStore(store.info.data)
+    windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
     with Cluster(chosen.address, watch) as cluster:
         return _drive(store, windows, chosen, cluster, watch)
@@ -179,7 +180,7 @@ def _open(
     begun = take_in(init, where, folds, space) if init is not None else None
     info = RunInfo(
         created=time.time(),
-        data=str(windows.path),
+        data=windows.where,
         data_hash=windows.data_hash,
         task=windows.manifest.task,
         kind=windows.kind,
@@ -202,7 +203,7 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
     if windows.data_hash != store.info.data_hash:
         raise UserError(
             f"{store.where}: the run was made from other data ({store.info.data}, hash {store.info.data_hash[:12]}; "
-            f"{windows.path} has {windows.data_hash[:12]}); name a new run folder"
+            f"{windows.where} has {windows.data_hash[:12]}); name a new run folder"
         )
     if space.hash != store.info.space_hash:
         raise UserError(

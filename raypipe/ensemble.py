@@ -23,6 +23,7 @@ from raypipe.leaks import audit_store
 from raypipe.members import build_module, most_members, read_members
 from raypipe.methods import METHODS
 from raypipe.metrics import constant_prediction
+from raypipe.mirror import open_windows
 from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
@@ -224,10 +225,10 @@ def fit_ensemble(
     trials = [result.number for result in run.ranked()[:top]]
     if not trials:
         raise UserError(_nothing(run))
-    windows = WindowStore(run.info.data) if windows is None else windows
+    windows = open_windows(run.info.data) if windows is None else windows
     if windows.data_hash != run.info.data_hash:
         raise UserError(
-            f"{windows.path}: not the windows that {run.where} was made from (hash {windows.data_hash[:12]}, the run "
+            f"{windows.where}: not the windows that {run.where} was made from (hash {windows.data_hash[:12]}, the run "
             f"has {run.info.data_hash[:12]})"
         )
     run.require_whole(trials)

@@ -17,6 +17,7 @@ from raypipe.folds import FoldMap, make_folds
 from raypipe.hbn import held_out_of
 from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.lease import Lease
+from raypipe.mirror import open_windows
 from raypipe.pretrain_work import Progress, tell, work
 from raypipe.pretrained import PretrainedRun, PretrainInfo
 from raypipe.records import versions
@@ -74,7 +75,7 @@ def pretrain(
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: must be 1 or more")
-    windows = WindowStore(data)
+    windows = open_windows(data)
     given = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
     config = parse_config({**given, **(params or {}), "pretrain/name": objective, "seed": seed}, "pretrain")
     if PretrainedRun.exists(run):
@@ -84,7 +85,7 @@ def pretrain(
         made = _fold_map(windows, folds, held_out, seed, serves)
         info = PretrainInfo(
             created=time.time(),
-            data=str(windows.path),
+            data=windows.where,
             data_hash=windows.data_hash,
             task=windows.manifest.task,
             metric=windows.metric,

@@ -103,10 +103,10 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
 
     from raypipe.feed import Feed
     from raypipe.mae import draw_masks, pick
+    from raypipe.mirror import open_windows
     from raypipe.pretraining import Pretrainer
-    from raypipe.windows import WindowStore
 
-    feed = Feed(WindowStore(run.info.data))
+    feed = Feed(open_windows(run.info.data))
     out = run.folds.held_out_index(feed.windows.subjects)
     one = Pretrainer(run.info.config, feed, np.arange(max(2, len(feed.windows))), part=state["part"])
     one.load_state_dict(state)

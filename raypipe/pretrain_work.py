@@ -15,10 +15,10 @@ from raypipe.errors import UserError
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, Index
 from raypipe.metrics import score
+from raypipe.mirror import open_windows
 from raypipe.pretrained import PretrainedRun, PretrainEpoch
 from raypipe.pretraining import Pretrainer, copied
 from raypipe.probe import fit_probe
-from raypipe.windows import WindowStore
 
 Progress = Callable[[int, int, str], None]
 
@@ -48,7 +48,7 @@ def work(
 ) -> None:
     """Train what is left of a pretrained run's encoders, as worker `rank` of `world`, from their checkpoints."""
     store = PretrainedRun(where)
-    feed = Feed(WindowStore(store.info.data), device)
+    feed = Feed(open_windows(store.info.data), device)
     if feed.windows.data_hash != store.info.data_hash:
         raise UserError(f"{store.info.data}: changed since the run was made; name a new run folder")
     for part in store.parts:

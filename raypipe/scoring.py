@@ -22,6 +22,7 @@ from raypipe import scorer
 from raypipe.challenge import CONTRAST_TASK
 from raypipe.check import CheckReport, unpack
 from raypipe.errors import UserError, nearest
+from raypipe.mirror import open_windows
 from raypipe.submission import MANIFEST, subject_mark
 from raypipe.windows import WindowStore
 
@@ -148,7 +149,7 @@ def score_submission(
         notes: list[str] = []
         for name, where in stores.items():
             number = TASKS[name]
-            store = WindowStore(where)
+            store = open_windows(where)
             chosen[number] = store, _choose(store, name, learned.get(str(number)), release, whose, notes)
             jobs[str(number)] = _job(*chosen[number])
         request = {"device": device, "sfreq": next(iter(chosen.values()))[0].sfreq, "score": jobs}

@@ -14,10 +14,10 @@ import ray
 from ray import tune
 
 from raypipe.messages import Crew, Failure, FoldEpoch, describe
+from raypipe.mirror import open_windows
 from raypipe.referee import Referee
 from raypipe.retries import second_try
 from raypipe.store import RunStore
-from raypipe.windows import WindowStore
 
 # Seconds a question to the desk may wait for an answer.
 GLANCE = 1.0
@@ -34,7 +34,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         # As bytes, for the desk compares slots only, and would import half of Ray to unpack one.
         self.me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
         self.name = take_group(crew.desk, self.me)
-        self.run, self.windows = RunStore.open(crew.run), WindowStore(crew.windows)
+        self.run, self.windows = RunStore.open(crew.run), open_windows(crew.windows)
         self._assign(config)
 
     def _assign(self, config: dict[str, Any]) -> None:

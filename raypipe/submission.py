@@ -19,6 +19,7 @@ from raypipe.errors import UserError
 from raypipe.files import write_whole
 from raypipe.folds import HELD_OUT
 from raypipe.members import build_module, read_members
+from raypipe.mirror import open_windows
 from raypipe.scorer import SEED, reference_windows
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
@@ -115,7 +116,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
             f"{run.where}: it predicts {len(run.info.classes)} classes, but the scorer reads one number a window; "
             "export a bundle instead"
         )
-    windows = WindowStore(run.info.data) if windows is None else windows
+    windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
     spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)

@@ -130,6 +130,8 @@ class WindowStore:
 
     Attributes
     ----------
+    where
+        The folder, or the URI that the store was fetched from (`mirror.MirroredStore`).
     manifest
         What the store is.
     table
@@ -153,6 +155,7 @@ class WindowStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
+        self.where = str(self.path)
         self.manifest = read_manifest(self.path)
         self.table = self._read_table()
         plan = self.manifest.plan
@@ -179,11 +182,11 @@ class WindowStore:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __reduce__(self) -> tuple[type[WindowStore], tuple[Path]]:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return WindowStore, (self.path,)
 
     def __repr__(self) -> str:
-        return f"<WindowStore {self.path}: {self.describe()}>"
+        return f"<WindowStore {self.where}: {self.describe()}>"
 
     def describe(self) -> str:
         """One line for people: what is in the store, what was left out, and how much was done for it just now."""
@@ -284,7 +287,9 @@ class WindowStore:
             return mapped
 
     def _open(self, shard: Shard) -> NDArray[Any]:
-        path = self.path / shard.file
+        return self._mapped(self.path / shard.file, shard)
+
+    def _mapped(self, path: Path, shard: Shard) -> NDArray[Any]:
         shape = (shard.rows, self.n_channels, self.window_samples)
         dtype = np.dtype(self.manifest.plan.dtype)
         count = shape[0] * shape[1] * shape[2]

@@ -34,10 +34,10 @@ def _serve(order: dict[str, Any]) -> None:
 
     from raypipe.compute import Wishes, choose
     from raypipe.feed import Feed
+    from raypipe.mirror import open_windows
     from raypipe.retries import retry_of
     from raypipe.share import Share
     from raypipe.store import RunStore
-    from raypipe.windows import WindowStore
 
     crew: Crew = order["crew"]
     name: str = order["group"]
@@ -47,7 +47,7 @@ def _serve(order: dict[str, Any]) -> None:
     device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
     placement = ray.util.get_current_placement_group()
     ray.get(crew.desk.join.remote(name, rank, placement.id.hex() if placement else None))
-    run, feed = RunStore.open(crew.run), Feed(WindowStore(crew.windows), device)
+    run, feed = RunStore.open(crew.run), Feed(open_windows(crew.windows), device)
     wishes = Wishes(stem=crew.stem, stack=crew.stack)  # type: ignore[arg-type]
     folds = range(rank, run.folds.n_folds, world)
 

@@ -26,7 +26,7 @@ from raypipe.verbs.common import (
 )
 def sweep(
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="Search space, a Python file.")],
-    data: Annotated[Path, typer.Option(help="Windows made by prepare.")],
+    data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
     run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
     trials: Annotated[int, typer.Option(help="Trials the run is to have in all.")] = 20,
     folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
@@ -88,7 +88,7 @@ def sweep(
 @app.command(epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
 def pretrain(
     objective: Annotated[str, typer.Argument(metavar="mae|simclr", help="What is learnt, without targets.")],
-    data: Annotated[Path, typer.Option(help="Windows made by prepare.")],
+    data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
     run: Annotated[str, typer.Option(help="Run folder or pyarrow.fs URI; one that is there is continued.")],
     epochs: Annotated[int, typer.Option(help="Epochs.")] = 20,
     batch: Annotated[int, typer.Option(help="Windows of a step, over all workers.")] = 64,

@@ -30,19 +30,48 @@ def status(run: RunArg) -> None:
 
 @app.command(epilog=example("raypipe logs demo/run 7"))
 def logs(
-    run: RunArg,
-    trial: Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="Number of the trial.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|JOB", help="Run, with a trial; or a job, alone.")],
+    trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", min=0, help="Number of the trial.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Of a job: until it is over.")] = False,
+    cluster: Annotated[
+        str, typer.Option(metavar="URL", help="The job's cluster.", envvar="RAY_API_SERVER_ADDRESS")
+    ] = "http://127.0.0.1:8265",
 ) -> None:
-    """Show what happened to a trial, as its workers, its slot and the driver have written it down."""
+    """Show what happened to a trial, as its workers, its slot and the driver wrote it down; or what a job prints."""
+    if trial is None:
+        _job_logs(run, cluster, follow)
+        return
     from raypipe.logs import read_log
     from raypipe.store import RunStore
 
+    if follow:
+        raise UserError("--follow: goes with a job, not with a trial")
     store = RunStore.open(run)
     lines = read_log(store.folder, trial)
     if not lines and not store.has_trial(trial):
         raise UserError(f"{store.where}: no trial {trial}")
     for line in lines or [f"trial {trial} has no log yet"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _job_logs(job: str, cluster: str, follow: bool) -> None:
+    from raypipe.jobs import Jobs
+    from raypipe.store import RunStore
+
+    if RunStore.exists(job):
+        raise UserError(f"{job}: a run; say which trial: raypipe logs {job} TRIAL")
+    there = Jobs(cluster)
+
+    def write(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+
+    if not follow:
+        write(there.logs(job))
+        return
+    ended = there.follow(job, write)
+    console.print(f"{job}: {ended.lower()}", highlight=False)
+    if ended != "SUCCEEDED":
+        raise typer.Exit(1)
 
 
 @app.command(epilog=example("raypipe ensemble demo/run --top 5"))

@@ -1,0 +1,210 @@
+"""Commands run on a cluster by Ray's Jobs API: submitted from anywhere that reaches its dashboard, then left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raypipe.errors import UserError, first_line
+
+EXPECTS = "RAYPIPE_EXPECTS"
+"""Environment variable of a job: the versions that it was submitted with, as JSON."""
+
+LOCAL = "http://127.0.0.1:8265"
+"""Where `ray dashboard` and `ssh -L` put a cluster's dashboard."""
+
+_SHIPPED = ("ray", "torch", "optuna", "numpy", "pydantic")
+_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Job(NamedTuple):
+    """A job, as lists show it."""
+
+    name: str
+    status: str
+    command: str
+    begun: datetime | None
+    message: str
+
+
+class Jobs:
+    """The jobs of a cluster.
+
+    Parameters
+    ----------
+    address
+        Of its dashboard, such as ``http://127.0.0.1:8265``.
+
+    Raises
+    ------
+    UserError
+        Nothing answers there, the cluster has another Ray, or this machine has no ``ray[default]``.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        try:
+            from ray.job_submission import JobSubmissionClient
+
+            self._client: Any = JobSubmissionClient(address)
+        except ConnectionError:
+            raise UserError(
+                f"--cluster {address}: no Ray dashboard answers there; reach one with "
+                f"`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then say {LOCAL}"
+            ) from None
+        except (RuntimeError, ValueError) as error:
+            if "ray[default]" in str(error):
+                raise UserError("jobs need Ray's dashboard client: pip install 'raypipe[cluster]'") from None
+            raise UserError(f"--cluster {address}: {first_line(error)}") from None
+
+    def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:
+        """Have the cluster's head run a raypipe command; the job's name. It returns at once.
+
+        The command's code is this machine's raypipe, shipped as it is; its packages are the cluster's, and the job
+        refuses to begin where their versions differ.
+
+        Parameters
+        ----------
+        command
+            Words after ``raypipe``.
+        run
+            The run that it drives: one job at a time.
+        files
+            Files beside which the command is run.
+
+        Raises
+        ------
+        UserError
+            A job is at work on the run.
+        """
+        stem = job_stem(run)
+        before = [job for job in self.list() if job.name.rpartition("-")[0] == stem]
+        for job in before:
+            if job.status not in _OVER:
+                raise UserError(f"{run}: job {job.name} is at work on it; look with raypipe logs {job.name} -f")
+        name = f"{stem}-{1 + max((int(job.name.rpartition('-')[2]) for job in before), default=0)}"
+        with tempfile.TemporaryDirectory(prefix="raypipe-job-") as folder:
+            for file in files:
+                shutil.copy(file, folder)
+            runtime_env = {
+                "working_dir": folder,
+                "py_modules": [str(Path(__file__).parent)],
+                "excludes": ["__pycache__"],
+                "env_vars": {EXPECTS: json.dumps(own_versions()), "RAY_USAGE_STATS_ENABLED": "0"},
+            }
+            try:
+                return str(
+                    self._client.submit_job(
+                        entrypoint=shlex.join(["python", "-m", "raypipe", *command]),
+                        submission_id=name,
+                        runtime_env=runtime_env,
+                        metadata={"run": run},
+                    )
+                )
+            except RuntimeError as error:
+                raise UserError(f"--cluster {self.address}: refused ({first_line(error)})") from None
+
+    def list(self) -> list[Job]:
+        """All submitted jobs, the newest first."""
+        found = [job for job in self._client.list_jobs() if job.submission_id]
+        found.sort(key=lambda job: job.start_time or 0, reverse=True)
+        return [
+            Job(
+                name=job.submission_id,
+                status=str(getattr(job.status, "value", job.status)),
+                command=job.entrypoint.removeprefix("python -m raypipe "),
+                begun=datetime.fromtimestamp(job.start_time / 1e3) if job.start_time else None,
+                message=(job.message or "").partition("\n")[0],
+            )
+            for job in found
+        ]
+
+    def _known(self, name: str) -> None:
+        if name not in {job.name for job in self.list()}:
+            raise UserError(f"{name}: no such job on {self.address}; raypipe jobs lists them")
+
+    def logs(self, name: str) -> str:
+        """What a job has printed so far."""
+        self._known(name)
+        return str(self._client.get_job_logs(name))
+
+    def follow(self, name: str, write: Callable[[str], None]) -> str:
+        """Hand on what a job prints until it is over; how it ended."""
+        self._known(name)
+
+        async def read() -> None:
+            async for text in self._client.tail_job_logs(name):
+                write(text)
+
+        asyncio.run(read())
+        status = self._client.get_job_status(name)
+        return str(getattr(status, "value", status))
+
+    def stop(self, name: str) -> None:
+        """End a job; its run stays, and goes on when it is submitted again."""
+        self._known(name)
+        self._client.stop_job(name)
+
+
+def job_stem(run: str) -> str:
+    """What the names of a run's jobs begin with: readable, and another one for another run."""
+    plain = run.partition("?")[0].rstrip("/")
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", plain.rpartition("/")[2]).strip("-") or "run"
+    return f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+
+
+def own_versions() -> dict[str, str]:
+    """Versions that must be the same where a job is submitted and where it runs."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python} | {name: version(name).partition("+")[0] for name in _SHIPPED}
+
+
+def refuse_other_versions() -> None:
+    """Compare this process with where its job was submitted.
+
+    Raises
+    ------
+    UserError
+        Names what differs.
+    """
+    text = os.environ.get(EXPECTS)
+    if not text:
+        return
+    here, there = own_versions(), json.loads(text)
+    odd = [
+        f"{name} {here.get(name, 'missing')} here, {want} there"
+        for name, want in there.items()
+        if here.get(name) != want
+    ]
+    if odd:
+        raise UserError(
+            f"this cluster is not what the job was submitted with: {'; '.join(odd)}; "
+            "install both with -c constraints.txt"
+        )
+
+
+def refuse_local(option: str, where: str) -> None:
+    """Refuse a place that a cluster cannot see.
+
+    Raises
+    ------
+    UserError
+        `where` is a path of this machine.
+    """
+    if "://" not in where and not Path(where).is_absolute():
+        raise UserError(
+            f"{option} {where}: a folder of this machine, which the cluster does not see; "
+            "say s3://..., or the absolute path of a file system that all its machines share"
+        )

@@ -1,0 +1,116 @@
+"""Work on a cluster: submitted, watched, stopped; stores and runs carried to and from shared storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raypipe.errors import UserError
+from raypipe.verbs.common import RunArg, app, console, example
+
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        metavar="URL", help="The cluster's dashboard, as ssh brings it here.", envvar="RAY_API_SERVER_ADDRESS"
+    ),
+]
+SUBMITTED = ("sweep", "resume", "pretrain", "ensemble", "report")
+LOCAL = "http://127.0.0.1:8265"
+
+
+@app.command(
+    epilog=example("raypipe submit sweep search_spaces/latency.py --data s3://lab/store --run s3://lab/run"),
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def submit(
+    context: typer.Context,
+    verb: Annotated[str, typer.Argument(metavar="VERB ...", help="A command as on this machine: sweep, resume, ...")],
+    cluster: ClusterOption = LOCAL,
+) -> None:
+    """Run a command on a cluster's head; returns at once. Submitted again after a crash, it goes on."""
+    from raypipe.jobs import Jobs, refuse_local
+
+    if verb not in SUBMITTED:
+        raise UserError(f"submit {verb}: not submitted; there is {', '.join(SUBMITTED)}")
+    words = list(context.args)
+    values = _parsed(verb, words)
+    run = str(values["run"])
+    for option in ("run", "data", "init", "warm_start", "serves"):
+        if values.get(option) is not None:
+            refuse_local(
+                "RUN" if option == "run" and verb != "sweep" else f"--{option.replace('_', '-')}", str(values[option])
+            )
+    files = []
+    if values.get("space"):
+        space = Path(values["space"])
+        if not space.is_file():
+            raise UserError(f"{space}: no such search space")
+        files.append(space)
+        words[words.index(str(values["space"]))] = space.name
+    name = Jobs(cluster).submit([verb, *words], run, files)
+    console.print(f"{name}: submitted; raypipe logs {name} -f, raypipe status {run}", highlight=False, soft_wrap=True)
+
+
+def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
+    """Values of a command's options; a mistake in them is told here and not by a job."""
+    command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    return dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
+
+
+@app.command(epilog=example("raypipe jobs"))
+def jobs(cluster: ClusterOption = LOCAL) -> None:
+    """List a cluster's jobs, the newest first."""
+    from rich.table import Table
+
+    from raypipe.jobs import Jobs
+
+    found = Jobs(cluster).list()
+    if not found:
+        console.print("no jobs yet")
+        return
+    table = Table("job", "status", "since", "command", box=None)
+    for job in found:
+        table.add_row(job.name, job.status.lower(), f"{job.begun:%Y-%m-%d %H:%M}" if job.begun else "", job.command)
+    console.print(table)
+
+
+@app.command(epilog=example("raypipe stop run-1a2b3c-1"))
+def stop(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Name, as raypipe jobs lists it.")],
+    cluster: ClusterOption = LOCAL,
+) -> None:
+    """End a job. Its run stays as it is; submit the same command again and it goes on."""
+    from raypipe.jobs import Jobs
+
+    Jobs(cluster).stop(job)
+    console.print(f"{job}: told to stop", highlight=False)
+
+
+@app.command(epilog=example("raypipe push demo/store s3://lab/store"))
+def push(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Windows made by prepare.")],
+    target: Annotated[str, typer.Argument(metavar="URI", help="Folder or pyarrow.fs URI to copy them to.")],
+) -> None:
+    """Copy a store of windows to shared storage, from which a cluster's machines fetch it once each."""
+    from raypipe.console import Counter
+    from raypipe.transfer import push_store
+
+    with Counter(console, "copying") as counter:
+        count = push_store(str(store), target, progress=counter)
+    console.print(f"{target}: {count} files", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=example("raypipe pull s3://lab/run run"))
+def pull(
+    run: RunArg,
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Folder to copy it to.")],
+) -> None:
+    """Copy a run from shared storage to this machine."""
+    from raypipe.console import Counter
+    from raypipe.transfer import pull_run
+
+    with Counter(console, "copying") as counter:
+        count = pull_run(run, target, progress=counter)
+    console.print(f"{target}: {count} files", highlight=False, soft_wrap=True)
