@@ -245,7 +245,7 @@ def answers_of(model: Any, job: dict[str, Any], device: str) -> list[float]:
     with torch.inference_mode():
         for shard, row, offset in job["windows"]:
             if shard != open_shard:
-                open_shard, x_NCT = shard, np.load(job["shards"][shard], mmap_mode="r")
+                open_shard, x_NCT = shard, np.load(job["shards"][shard], mmap_mode="r", allow_pickle=False)
             x_CT = x_NCT[row, :, offset : offset + job["samples"]].astype(np.float32) * np.float32(1e-6)
             y = model.forward(torch.from_numpy(x_CT[None]).to(dtype=torch.float32, device=device))
             answers.append(float(y.detach().cpu().numpy()[0][0]))

@@ -12,7 +12,8 @@ from raypipe.members import build_module, read_members
 from raypipe.referee import run_trial
 from raypipe.stack import FoldStack
 from raypipe.train import FoldTrainer, target_scale
-from tests.toys import ToyWindows, make_run, tiny
+from raypipe.windows import WindowStore
+from tests.toys import ToyWindows, make_run, tiny, write_store
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_a_distribution_trains_alone_and_stacked_with_the_same_numbers(toy, name
 
 
 def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy, tmp_path):
+    toy = WindowStore(write_store(tmp_path / "store", toy))
     run = make_run(tmp_path / "run", toy)
     changes = {"model__name": "tcn", "model__bins": 16, "loss__name": "kl", "shrink": 0.3, "target_scale": "robust"}
     run.add_trial(0, tiny(epochs=2, batch_size=16, **changes))

@@ -44,7 +44,7 @@ def test_describes_itself(tiny_store):
     assert tiny_store.sfreq == 100.0
     assert tiny_store.window_samples == tiny_store.crop_samples == 200
     assert not tiny_store.target_is_offset
-    assert list(tiny_store.table.columns) == list(COLUMNS)
+    assert list(tiny_store.table.columns) == [*COLUMNS, "release", "age"]
     assert tiny_store.table["window"].tolist() == list(range(len(tiny_store)))
     assert tiny_store.targets.dtype == np.float32 and len(tiny_store.targets) == len(tiny_store)
     assert sorted(set(tiny_store.subjects)) == [f"SIM{i:04d}" for i in range(6)]
