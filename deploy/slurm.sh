@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# A sweep in one Slurm allocation: a head on the first node, a worker on every node, the sweep on the head.
+#   sbatch deploy/slurm.sh search_spaces/latency.py --data /shared/store --run /shared/run --trials 200
+# Submitted again after a time-out or a crash, it goes on. --data and --run lie where all nodes see them.
+#SBATCH --job-name=raypipe
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gres=gpu:1
+#SBATCH --time=24:00:00
+# A minute before the time is up the sweep ends the epoch under way:
+#SBATCH --signal=B:TERM@60
+set -euo pipefail
+
+export RAY_USAGE_STATS_ENABLED=0
+port=${RAYPIPE_PORT:-6379}
+cpus=${SLURM_CPUS_PER_TASK:-1}
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}'):$port
+
+# Whoever reaches a Ray cluster runs code on it: a token of this job alone keeps the other users of the nodes out.
+RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
+
+srun --overlap --nodes=1 --ntasks=1 -w "$head" \
+  ray start --head --port="$port" --num-cpus="$cpus" --include-dashboard=false --block &
+cluster=("$!")
+# shellcheck disable=SC2317  # called by the trap
+end() { kill "${cluster[@]}" 2>/dev/null || true; }
+trap end EXIT
+
+# The head answers before anybody joins it.
+for _ in $(seq 60); do
+  ray health-check --address "$address" >/dev/null 2>&1 && break
+  sleep 1
+done
+for node in "${nodes[@]:1}"; do
+  srun --overlap --nodes=1 --ntasks=1 -w "$node" ray start --address="$address" --num-cpus="$cpus" --block &
+  cluster+=("$!")
+done
+
+python -m raypipe sweep "$@" --address "$address" &
+sweep=$!
+trap 'kill -TERM "$sweep"' TERM
+status=0
+wait "$sweep" || status=$?
+if kill -0 "$sweep" 2>/dev/null; then # the notice came: it ends its epochs
+  status=0
+  wait "$sweep" || status=$?
+fi
+exit "$status"

@@ -1,0 +1,116 @@
+"""cluster.yaml and deploy/: valid by Ray's own schema, and true to the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = (ROOT / "cluster.yaml").read_text()
+RAY = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+
+
+def validated(text):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load(text))
+    validate_config(config)
+    return config
+
+
+def on_premise():
+    """The file with the alternative at its end taken, as its comments say."""
+    text, _, end = CLUSTER.partition("# provider:\n")
+    config = yaml.safe_load(text)
+    for name in ("head_node_type", "available_node_types", "max_workers"):
+        del config[name]
+    lines = ("# provider:\n" + end).splitlines()
+    local = yaml.safe_load("\n".join(line[2:] for line in lines if not line.startswith("# (")))
+    return yaml.safe_dump(config | local)
+
+
+def test_the_cluster_is_valid_as_written_and_with_machines_of_ones_own():
+    cloud, own = validated(CLUSTER), validated(on_premise())
+    assert cloud["provider"]["type"] == "aws" and own["provider"]["type"] == "local"
+    assert own["max_workers"] == len(own["provider"]["worker_ips"]) == 2
+
+
+def test_a_mistake_would_be_noticed():
+    with pytest.raises(Exception, match="idle_time"):
+        validated(CLUSTER.replace("idle_timeout_minutes", "idle_time"))
+
+
+def test_the_head_takes_no_trials_and_workers_are_spot():
+    kinds = yaml.safe_load(CLUSTER)["available_node_types"]
+    assert kinds["head"]["resources"] == {"CPU": 0, "GPU": 0}
+    assert kinds["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_nothing_is_open_to_the_world_and_nothing_secret_is_in_it():
+    assert "--dashboard-host=127.0.0.1" in CLUSTER and "0.0.0.0" not in CLUSTER
+    starts = [line for key in ("head", "worker") for line in yaml.safe_load(CLUSTER)[f"{key}_start_ray_commands"]]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+    assert not re.search(r"AKIA|aws_secret|password:", CLUSTER)
+    assert "RAY_gcs_storage=rocksdb" in CLUSTER
+
+
+def test_the_job_for_kubernetes_has_what_kuberay_asks_for():
+    job = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"]["entrypoint"].startswith("python -m raypipe sweep ")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == RAY
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "KubeRay takes strings only"
+        (container,) = group["template"]["spec"]["containers"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_the_slurm_script_is_clean():
+    subprocess.run(["bash", "-n", ROOT / "deploy/slurm.sh"], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed; bash has parsed the script")
+    subprocess.run(["shellcheck", ROOT / "deploy/slurm.sh"], check=True)
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_the_slurm_script_starts_a_head_then_workers_then_the_sweep_and_ends_them(tmp_path, status):
+    """With stand-ins for Slurm's and Ray's commands, which write down how they were called."""
+    says = tmp_path / "says"
+    stubs = {
+        "scontrol": "printf 'n1\\nn2\\nn3\\n'",
+        "srun": 'node=; while [ "$1" != ray ] && [ "$1" != hostname ]; do [ "$1" = -w ] && node=$2; shift; done; '
+        'if [ "$1" = hostname ]; then echo "10.0.0.1 10.0.0.9"; else export NODE=$node; exec "$@"; fi',
+        "ray": f'[ "$1" = health-check ] && exit 0; echo "$NODE: $* auth=$RAY_AUTH_MODE" >> {says}; '
+        'test -n "$RAY_AUTH_TOKEN" || exit 9; exec sleep 600',
+        "python": f"until [ \"$(grep -c 'ray\\|start' {says})\" = 3 ]; do :; done; "
+        f'echo "sweep: $*" >> {says}; exit {status}',
+    }
+    for name, body in stubs.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_PER_TASK": "4"}
+    done = subprocess.run(["bash", ROOT / "deploy/slurm.sh", "space.py", "--run", "/r"], env=env, timeout=120)
+    assert done.returncode == status
+    *starts, sweep = says.read_text().splitlines()
+    assert sorted(line.partition(" --num")[0] for line in starts) == [
+        "n1: start --head --port=6379",
+        "n2: start --address=10.0.0.1:6379",
+        "n3: start --address=10.0.0.1:6379",
+    ]
+    assert all(line.endswith("auth=token") for line in starts)
+    assert sweep == "sweep: -m raypipe sweep space.py --run /r --address 10.0.0.1:6379"
+    left = subprocess.run(["pgrep", "-f", f"{tmp_path}/bin/ray"], capture_output=True, text=True).stdout
+    assert left == ""

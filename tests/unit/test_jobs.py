@@ -1,0 +1,174 @@
+"""Jobs, against a stand-in for Ray's client: what is submitted, refused and shown. tests/cluster has a real head."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from raypipe import cli, jobs
+from raypipe.errors import UserError
+from raypipe.jobs import EXPECTS, Jobs, job_stem, own_versions, refuse_other_versions
+
+ROOT = Path(__file__).parents[2]
+SPACE = str(ROOT / "search_spaces/latency.py")
+
+
+class Cluster:
+    """What a head would keep."""
+
+    def __init__(self):
+        self.jobs, self.stopped, self.shipped = [], [], []
+
+    def __call__(self, address):
+        return self
+
+    def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
+        self.shipped = sorted(path.name for path in Path(runtime_env["working_dir"]).iterdir())
+        begun = 1000 * len(self.jobs) + 1
+        self.jobs.append(
+            SimpleNamespace(
+                submission_id=submission_id, status="RUNNING", entrypoint=entrypoint, start_time=begun,
+                message="at work\nsince", runtime_env=runtime_env, metadata=metadata,
+            )
+        )  # fmt: skip
+        return submission_id
+
+    def list_jobs(self):
+        return [*self.jobs, SimpleNamespace(submission_id=None, status="RUNNING")]  # a driver that nobody submitted
+
+    def get_job_logs(self, name):
+        return f"log of {name}\n"
+
+    async def tail_job_logs(self, name):
+        yield "one\n"
+        yield "two\n"
+
+    def get_job_status(self, name):
+        return next(job.status for job in self.jobs if job.submission_id == name)
+
+    def stop_job(self, name):
+        self.stopped.append(name)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    cluster, module = Cluster(), ModuleType("ray.job_submission")
+    module.JobSubmissionClient = cluster
+    monkeypatch.setitem(sys.modules, "ray.job_submission", module)
+    return cluster
+
+
+def typed(capsys, *words):
+    """Exit status, output and error of a command."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    told = capsys.readouterr()
+    return end.value.code, told.out, told.err
+
+
+def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, capsys):
+    status, out, _ = typed(
+        capsys, "submit", "sweep", SPACE, "--data", "s3://lab/store", "--run", "s3://lab/runs/night", "--trials", 9
+    )
+    (job,) = cluster.jobs
+    assert (status, job.submission_id) == (0, f"{job_stem('s3://lab/runs/night')}-1")
+    assert job.entrypoint == (
+        "python -m raypipe sweep latency.py --data s3://lab/store --run s3://lab/runs/night --trials 9"
+    )
+    assert cluster.shipped == ["latency.py"]
+    assert job.runtime_env["py_modules"] == [str(ROOT / "raypipe")]
+    assert json.loads(job.runtime_env["env_vars"][EXPECTS]) == own_versions()
+    assert job.submission_id in out
+
+
+def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys):
+    words = ("submit", "resume", "s3://lab/run")
+    assert typed(capsys, *words)[0] == 0
+    status, _, error = typed(capsys, *words)
+    assert status == 2 and f"job {cluster.jobs[0].submission_id} is at work on it" in error
+    cluster.jobs[0].status = "FAILED"
+    assert typed(capsys, *words)[0] == 0
+    assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "2"]
+    assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run is nobody else's"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("sweep", SPACE, "--data", "demo/store", "--run", "s3://lab/run"),
+            "data demo/store: a folder of this",
+        ),
+        (("sweep", SPACE, "--data", "s3://lab/store", "--run", "run"), "run run: a folder of this machine"),
+        (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "No such option"),
+        (("check", "s3://a/c"), "submit check: not submitted"),
+    ],
+)
+def test_mistakes_are_told_here_and_nothing_is_submitted(cluster, capsys, words, told):
+    status, _, error = typed(capsys, "submit", *words)
+    assert status == 2 and told in error
+    assert cluster.jobs == []
+
+
+def test_jobs_are_listed_read_followed_and_stopped(cluster, capsys):
+    assert "no jobs yet" in typed(capsys, "jobs")[1]
+    typed(capsys, "submit", "resume", "s3://lab/run")
+    name = cluster.jobs[0].submission_id
+    assert name in typed(capsys, "jobs")[1]
+    assert [job.message for job in Jobs("x").list()] == ["at work"]
+    assert typed(capsys, "logs", name)[:2] == (0, f"log of {name}\n")
+    cluster.jobs[0].status = "SUCCEEDED"
+    assert typed(capsys, "logs", name, "-f")[:2] == (0, f"one\ntwo\n{name}: succeeded\n")
+    cluster.jobs[0].status = "FAILED"
+    assert typed(capsys, "logs", name, "-f")[0] == 1, "for scripts that wait"
+    assert typed(capsys, "stop", name)[0] == 0 and cluster.stopped == [name]
+    for words in (("logs", "none-1"), ("logs", "none-1", "-f"), ("stop", "none-1")):
+        status, _, error = typed(capsys, *words)
+        assert status == 2 and "none-1: no such job" in error
+
+
+def test_logs_of_a_run_want_a_trial(values, cluster, capsys):
+    status, _, error = typed(capsys, "logs", values.run.where)
+    assert status == 2 and "say which trial" in error
+    assert typed(capsys, "logs", values.run.where, 0)[0] == 0
+    assert "--follow" in typed(capsys, "logs", values.run.where, 0, "-f")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("Failed to connect"), "no Ray dashboard answers there"),
+        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), "raypipe[cluster]"),
+        (RuntimeError("Ray version mismatch: 2.61\nmore"), "Ray version mismatch: 2.61"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys, error, told):
+    def refuse(address):
+        raise error
+
+    monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
+    status, _, line = typed(capsys, "jobs", "--cluster", "http://127.0.0.1:1")
+    assert status == 2 and told in line and line.count("\n") == 1
+
+
+def test_a_cluster_with_other_versions_refuses_the_job(monkeypatch, capsys):
+    refuse_other_versions()
+    monkeypatch.setenv(EXPECTS, json.dumps(own_versions()))
+    refuse_other_versions()
+    monkeypatch.setenv(EXPECTS, json.dumps(own_versions() | {"optuna": "4.0"}))
+    with pytest.raises(UserError, match=r"optuna .* here, 4\.0 there; install both with -c constraints\.txt"):
+        refuse_other_versions()
+    assert typed(capsys, "status", "demo/run")[0] == 2
+
+
+def test_names_of_jobs_are_readable_and_one_for_each_run():
+    assert job_stem("s3://lab/runs/night?endpoint_override=x") == job_stem("s3://lab/runs/night/")
+    assert job_stem("s3://lab/runs/night").startswith("night-")
+    assert job_stem("s3://lab/a/run") != job_stem("s3://lab/b/run")
+    assert job_stem("/").startswith("run-")
+    assert jobs.LOCAL.startswith("http://127.0.0.1")
