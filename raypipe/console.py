@@ -150,6 +150,9 @@ class SweepView(AbstractContextManager["SweepView"]):
     def _on_drain(self, running: int) -> None:
         self._say(f"stopping: {running} trial(s) finish the epoch under way; Ctrl-C again stops now")
 
+    def _on_wait(self, reason: str) -> None:
+        self._say(f"waiting for the cluster to grow: {reason}")
+
     def _on_again(self, reason: str) -> None:
         self._running.clear()
         self._say(f"{reason}; going on from the run's records")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from raypipe.study import Ledger
 
 Watch = Callable[[str, dict[str, Any]], None]
+
+PATIENCE = 600.0
+"""Seconds that a cluster without room is waited for: a machine from a cloud takes minutes."""
 
 LIVES = 4
 """Times on end that what executes a sweep may die without an epoch in between."""
@@ -85,7 +89,7 @@ def execute(
         from raypipe.search import RunScheduler, RunSearch, RunStopper
         from raypipe.slot import Slot
 
-        workers, concurrent = layout(options, store.folds.n_folds, ray.cluster_resources())
+        workers, concurrent = room(options, store.folds.n_folds, watch)
         ledger.parallel = concurrent
         watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
         # Beside the driver: it is lost with the driver's node only.
@@ -138,6 +142,48 @@ def execute(
             raise InterruptedSweepError
         if search.timed_out:
             watch("late", {})
+
+
+def room(
+    options: Options,
+    n_folds: int,
+    watch: Watch,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, int]:
+    """`layout` on this Ray. A cluster that has less room than was asked for is asked for machines, and waited for.
+
+    Raises
+    ------
+    UserError
+        Nothing fits; on a cluster, even after ten minutes.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    begun: float | None = None
+    while True:
+        refusal, found = None, None
+        try:
+            found = layout(options, n_folds, ray.cluster_resources())
+        except UserError as error:
+            refusal = error
+        enough = found is not None and found[1] >= (options.concurrent or 1)
+        if not options.address or enough or (begun is not None and clock() - begun > PATIENCE):
+            break
+        if begun is None:
+            begun = clock()
+            watch("wait", {"reason": str(refusal or f"room for {found[1] if found else 0} trial(s) at a time")})
+            one = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
+            wanted = {name: amount for name, amount in one.items() if amount}
+            request_resources(bundles=[wanted] * min(options.workers or 1, n_folds) * (options.concurrent or 1))
+        sleep(1)
+    if begun is not None:
+        request_resources(bundles=[])  # from here on the workers ask for themselves
+    if found is None:
+        assert refusal is not None
+        raise refusal
+    return found
 
 
 def layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -55,6 +56,7 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every upload
         try:
             from ray.job_submission import JobSubmissionClient
 

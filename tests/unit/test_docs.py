@@ -14,8 +14,9 @@ from raypipe.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = sorted(
-    set(re.findall(r"^raypipe .*$", README, re.MULTILINE))
+    {line for text in (README, *DOCS) for line in re.findall(r"^raypipe .*$", text, re.MULTILINE)}
     | {"raypipe " + c for c in re.findall(r"^\t\$\(BIN\)/raypipe (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 )
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raypipe.driver import Options
 from raypipe.errors import LostSweepError, UserError
-from raypipe.execution import LIVES, crew_size, supervise
+from raypipe.execution import LIVES, crew_size, room, supervise
 from raypipe.execution import layout as fit
 
 
@@ -45,6 +45,45 @@ def test_what_does_not_fit_is_one_line():
         layout(workers=4)
     with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
         layout(gpus_per_worker=1)
+
+
+class Growing:
+    """A cluster that gets a CPU a second, up to some; what it is asked for."""
+
+    def __init__(self, monkeypatch, most):
+        self.seconds, self.most, self.asked, self.said = 0.0, most, [], []
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": min(self.seconds, self.most)})
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(bundles))
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+
+    def room(self, **options):
+        say = lambda kind, news: self.said.append((kind, news["reason"]))  # noqa: E731
+        return room(Options(**options), 4, say, clock=lambda: self.seconds, sleep=self.sleep)
+
+
+def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
+    cluster = Growing(monkeypatch, most=8)
+    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 3)
+    assert cluster.seconds == 6
+    assert cluster.asked == [[{"CPU": 1}] * 6, []], "asked once, and no more than was needed is kept"
+    assert len(cluster.said) == 1 and "do not fit: there are 0 CPU" in cluster.said[0][1]
+
+
+def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_line(monkeypatch):
+    cluster = Growing(monkeypatch, most=4)
+    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 2)
+    assert 600 < cluster.seconds < 610
+    with pytest.raises(UserError, match="there are 0 CPU"):
+        Growing(monkeypatch, most=0).room(address="auto")
+
+
+def test_this_machine_does_not_grow(monkeypatch):
+    cluster = Growing(monkeypatch, most=8)
+    with pytest.raises(UserError, match="do not fit"):
+        cluster.room()
+    assert (cluster.seconds, cluster.asked) == (0, [])
 
 
 class Deaths:
