@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.cache import open_windows
 from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT
 from raypipe.metrics import score
-from raypipe.mirror import open_windows
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raypipe.cache import open_windows
 from raypipe.config import ModelConfig
 from raypipe.ensemble import Ensemble, Progress
 from raypipe.errors import UserError
 from raypipe.files import LocalFolder
 from raypipe.folds import FoldMap
 from raypipe.members import build_module, read_members
-from raypipe.mirror import open_windows
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.records import digest
 from raypipe.remote import shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raypipe.cache import open_windows
 from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
@@ -21,7 +22,6 @@ from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease
-from raypipe.mirror import open_windows
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypipe import verdict
+from raypipe.cache import open_windows
 from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT, Index
@@ -23,7 +24,6 @@ from raypipe.leaks import audit_store
 from raypipe.members import build_module, most_members, read_members
 from raypipe.methods import METHODS
 from raypipe.metrics import constant_prediction
-from raypipe.mirror import open_windows
 from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.nested import AUTO, applied, correlations, curve, judge, limited

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from raypipe.cache import open_windows
 from raypipe.config import TrialConfig, parse_config
 from raypipe.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.files import read_json, write_json
@@ -17,7 +18,6 @@ from raypipe.folds import FoldMap, make_folds
 from raypipe.hbn import held_out_of
 from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.lease import Lease
-from raypipe.mirror import open_windows
 from raypipe.pretrain_work import Progress, tell, work
 from raypipe.pretrained import PretrainedRun, PretrainInfo
 from raypipe.records import versions

@@ -101,9 +101,9 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     """Three held-out windows: signal, what was seen, what was rebuilt."""
     import torch
 
+    from raypipe.cache import open_windows
     from raypipe.feed import Feed
     from raypipe.mae import draw_masks, pick
-    from raypipe.mirror import open_windows
     from raypipe.pretraining import Pretrainer
 
     feed = Feed(open_windows(run.info.data))

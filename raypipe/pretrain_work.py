@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from raypipe.cache import open_windows
 from raypipe.errors import UserError
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, Index
 from raypipe.metrics import score
-from raypipe.mirror import open_windows
 from raypipe.pretrained import PretrainedRun, PretrainEpoch
 from raypipe.pretraining import Pretrainer, copied
 from raypipe.probe import fit_probe

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raypipe import scorer
+from raypipe.cache import open_windows
 from raypipe.challenge import CONTRAST_TASK
 from raypipe.check import CheckReport, unpack
 from raypipe.errors import UserError, nearest
-from raypipe.mirror import open_windows
 from raypipe.submission import MANIFEST, subject_mark
 from raypipe.windows import WindowStore
 

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from raypipe.cache import open_windows
 from raypipe.messages import Crew, Failure, FoldEpoch, describe
-from raypipe.mirror import open_windows
 from raypipe.referee import Referee
 from raypipe.retries import second_try
 from raypipe.store import RunStore

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from raypipe import models
+from raypipe.cache import open_windows
 from raypipe.ensemble import Ensemble
 from raypipe.errors import UserError
 from raypipe.files import write_whole
 from raypipe.folds import HELD_OUT
 from raypipe.members import build_module, read_members
-from raypipe.mirror import open_windows
 from raypipe.scorer import SEED, reference_windows
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore

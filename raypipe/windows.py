@@ -131,7 +131,7 @@ class WindowStore:
     Attributes
     ----------
     where
-        The folder, or the URI that the store was fetched from (`mirror.MirroredStore`).
+        The folder, or the URI that the store was fetched from (`cache.CachedStore`).
     manifest
         What the store is.
     table

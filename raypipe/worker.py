@@ -32,9 +32,9 @@ def serve(order: dict[str, Any]) -> None:
 def _serve(order: dict[str, Any]) -> None:
     import torch
 
+    from raypipe.cache import open_windows
     from raypipe.compute import Wishes, choose
     from raypipe.feed import Feed
-    from raypipe.mirror import open_windows
     from raypipe.retries import retry_of
     from raypipe.share import Share
     from raypipe.store import RunStore

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from raypipe import cli
+from raypipe.cache import LIMIT, Cache, CachedStore, open_windows
 from raypipe.errors import UserError
-from raypipe.mirror import LIMIT, Cache, MirroredStore, open_windows
 from raypipe.transfer import copy_folder, push_store
 from raypipe.windows import WindowStore
 from tests.toys import ToyWindows, write_store
@@ -60,13 +60,13 @@ def test_each_shard_is_fetched_once_for_all_processes_and_by_its_content(store, 
         path.unlink()  # whoever fetched again would fail
     again = pickle.loads(pickle.dumps(first))
     np.testing.assert_array_equal(again.gather([3]), store.gather([3]))
-    program = f"from raypipe.mirror import open_windows; print(len(open_windows({uri!r}).gather([0, 40])))"
+    program = f"from raypipe.cache import open_windows; print(len(open_windows({uri!r}).gather([0, 40])))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "2\n"
 
 
 def test_a_small_cache_keeps_what_was_used_last_and_what_is_mapped_stays_readable(store, uri, cache):
     size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
-    small = MirroredStore(uri, Cache(cache, limit=2 * size))
+    small = CachedStore(uri, Cache(cache, limit=2 * size))
     assert shards(cache) == []  # it does not fit: fetched as it is used
     whole = store.gather(np.arange(len(store)))
     for _ in range(2):  # the second time from maps whose files are gone
@@ -78,7 +78,7 @@ def test_a_small_cache_keeps_what_was_used_last_and_what_is_mapped_stays_readabl
 def test_two_processes_fetch_a_shard_once(store, uri, cache):
     reads = []
     there = Cache(cache)
-    mirrored = MirroredStore(uri, there)
+    mirrored = CachedStore(uri, there)
     read = mirrored._folder.read
     mirrored._folder.read = lambda name: reads.append(name) or read(name)
     path = mirrored._local(store.manifest.shards[0])

@@ -35,7 +35,7 @@ def open_windows(where: str | Path) -> WindowStore:
     UserError
         No store there, or a damaged one.
     """
-    return MirroredStore(str(where)) if "://" in str(where) else WindowStore(where)
+    return CachedStore(str(where)) if "://" in str(where) else WindowStore(where)
 
 
 class Cache:
@@ -124,7 +124,7 @@ class Cache:
             there -= each
 
 
-class MirroredStore(WindowStore):
+class CachedStore(WindowStore):
     """Windows behind a URI. Pickled by it: another machine fetches its own.
 
     All shards are fetched at once where they fit into the cache, else each at its first use.
@@ -166,7 +166,7 @@ class MirroredStore(WindowStore):
         return local
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return MirroredStore, (self.where,)
+        return CachedStore, (self.where,)
 
     def _shape(self, shard: Shard) -> tuple[int, ...]:
         return shard.rows, self.n_channels, self.window_samples
