@@ -155,7 +155,9 @@ def _gather(
         folds.append(np.full(len(validation), fold))
         predictions.append(state["predictions"].numpy())
         if weights:
-            extra = {"target.centre": state["answer"][0], "target.scale": state["answer"][1]}
+            # The first runs' checkpoints hold no `answer`: nothing was drawn to the mean then.
+            centre, scale = state.get("answer", (state["centre"], state["scale"]))
+            extra = {"target.centre": centre, "target.scale": scale}
             tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
             tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
             files |= run.write_weights(number, fold, tensors)
