@@ -174,6 +174,10 @@ class InitConfig(_Frozen):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
+_LATER = {"": ("sampling", "target_scale", "shrink"), "model": ("bins",), "loss": ("width",)}
+"""Parameters that the first runs did not have, by their part."""
+
+
 class TrialConfig(_Frozen):
     """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
 
@@ -234,6 +238,11 @@ class TrialConfig(_Frozen):
                 del values[name]
         if self.model.name == "conformer":
             del values["model"]["patch"]
+        for part, names in _LATER.items():
+            here, among = (getattr(self, part), values[part]) if part else (self, values)
+            for name in names:
+                if getattr(here, name) == type(here).model_fields[name].default:
+                    del among[name]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

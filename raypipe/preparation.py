@@ -11,27 +11,23 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
+from raypipe.claim import claim, clean
 from raypipe.errors import UserError
-from raypipe.files import TEMPORARY, lock, write_whole
-from raypipe.hbn import release_folders, with_releases
+from raypipe.files import write_whole
+from raypipe.mirror import mirrored
 from raypipe.planning import Header, check_settings, make_plan, parse_settings
 from raypipe.pool import run_all
-from raypipe.recordings import Recording, UnreadableError, find_recordings
+from raypipe.recordings import Recording, UnreadableError
+from raypipe.selection import Work, check_subjects, fingerprint, select
 from raypipe.shards import Made, load_made, make_shard, probe
-from raypipe.tasks import Labels, Task, parse_task
+from raypipe.tasks import parse_task
 from raypipe.windows import (
     COLUMNS,
     EXTRA,
     MANIFEST,
-    SETTINGS,
-    SHARDS,
     TABLE,
     Manifest,
     Plan,
@@ -71,7 +67,8 @@ def prepare(
     Parameters
     ----------
     bids
-        BIDS folder, a folder of such folders (releases of HBN-EEG side by side), or several of them.
+        BIDS folder, a folder of such folders (releases of HBN-EEG side by side), or several of them. A pyarrow.fs URI
+        (``s3://bucket/folder``) will do: tables are fetched first, a recording for as long as it is read.
     task
         What is predicted; see `raypipe.tasks`.
     out
@@ -121,130 +118,27 @@ def prepare(
         raise UserError(f"jobs {jobs}: must be at least 1")
     wanted = parse_task(task)
     check_settings(wanted, asked)
-    folders = [bids] if isinstance(bids, str | Path) else list(bids)
-    for name in folders:
-        if "://" in str(name):
-            raise UserError(f"{name}: recordings are read from folders; mount the bucket, or copy it here first")
-    work = _select(wanted, [Path(folder) for folder in folders])
     folder = Path(out).expanduser().absolute()
     jobs = jobs or len(os.sched_getaffinity(0))
-    with _claim(folder, asked, work):
-        store = _up_to_date(folder, asked, work)
-        if store is None:
-            store = _build(folder, asked, work, jobs, skip_unreadable, say)
-        else:
-            say(len(work.recordings), len(work.recordings), "up to date, nothing to do")
+    with mirrored([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
+        work = select(wanted, folders)
+        with claim(folder, asked, {r.key for r in work.recordings}):
+            store = _up_to_date(folder, asked, work)
+            if store is None:
+                store = _build(folder, asked, work, jobs, skip_unreadable, say)
+            else:
+                say(len(work.recordings), len(work.recordings), "up to date, nothing to do")
     return store
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What there is to cut."""
-
-    task: Task
-    labels: Labels
-    recordings: list[Recording]
-    left_out: Counter[str]
-
-    def labels_of(self, recording: Recording) -> Labels:
-        """The labels without other subjects' targets: what a shard depends on."""
-        if self.labels.by_subject is None:
-            return self.labels
-        own = {recording.subject: self.labels.by_subject[recording.subject]}
-        return Labels(self.labels.kind, self.labels.classes, own)
-
-
-def _select(task: Task, folders: Sequence[Path]) -> _Work:
-    recordings, left_out = task.sift(with_releases(task.select(_find(folders))))
-    if not recordings:
-        reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-        raise UserError(f"task '{task.spec}': no recording is left ({reasons})")
-    labels = task.bind(recordings)
-    if labels.by_subject is not None:
-        known = [r for r in recordings if r.subject in labels.by_subject]
-        left_out["recordings of subjects without a target"] = len(recordings) - len(known)
-        recordings = known
-    _check_subjects({r.subject for r in recordings}, ", ".join(map(str, folders)))
-    return _Work(task, labels, recordings, left_out)
-
-
-def _find(folders: Sequence[Path]) -> list[Recording]:
-    """The recordings of BIDS folders, and of releases that lie side by side in a folder."""
-    by_key: dict[str, Recording] = {}
-    for root in dict.fromkeys(inside for folder in folders for inside in release_folders(folder)):
-        for recording in find_recordings(root):
-            twin = by_key.setdefault(recording.key, recording)
-            if twin is not recording:
-                raise UserError(f"{recording.path}: {twin.path} is the same recording; name one of the folders")
-    return list(by_key.values())
-
-
-def _check_subjects(subjects: set[str], where: str) -> None:
-    if len(subjects) == 1:
-        raise UserError(f"{where}: windows of one subject only ('{subjects.pop()}'); subject folds need at least three")
-
-
-@contextlib.contextmanager
-def _claim(folder: Path, asked: Settings, work: _Work) -> Iterator[None]:
-    """Make the folder this run's own: no foreign files in it, the same settings, no second prepare."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, not a folder for windows")
-    path = folder / SETTINGS
-    made = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
-    if path.is_file() and made:
-        _check_same(path, asked)
-    elif not path.is_file() and folder.is_dir() and any(not e.name.endswith(TEMPORARY) for e in folder.iterdir()):
-        raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
-    else:
-        write_whole(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
-    with open(path, "rb") as file:
-        if not lock(file):
-            raise UserError(f"{folder}: another prepare is at work there; wait for it to end")
-        if made and not made & {r.key for r in work.recordings}:
-            raise UserError(f"{folder}: holds windows of another data set; choose another folder")
-        yield
-
-
-def _check_same(path: Path, asked: Settings) -> None:
-    try:
-        before = Settings.model_validate_json(path.read_bytes())
-    except ValidationError:
-        raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
-    for name in Settings.model_fields:
-        old, new = getattr(before, name), getattr(asked, name)
-        if old != new:
-            raise UserError(
-                f"{path.parent}: was made with {name} {_show(old)}, not {_show(new)}; choose another folder for --out"
-            )
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "left to its default"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
-
-
-def _fingerprint(recording: Recording, plan: Plan, work: _Work) -> str:
-    labels = work.labels_of(recording)
-    digest = hashlib.sha256(plan.model_dump_json().encode())
-    digest.update(
-        repr((labels, recording.release, recording.age, recording.path.relative_to(recording.root).as_posix())).encode()
-    )
-    for path in [*recording.files(), *work.task.beside(recording)]:
-        # A link to data that was not fetched has no size; reading it will tell.
-        stat = path.stat() if path.exists() else path.lstat()
-        digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _up_to_date(folder: Path, asked: Settings, work: _Work) -> WindowStore | None:
+def _up_to_date(folder: Path, asked: Settings, work: Work) -> WindowStore | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = read_manifest(folder)
         if manifest.settings != asked:
             return None
-        now = {r.key: _fingerprint(r, manifest.plan, work) for r in work.recordings}
+        now = {r.key: fingerprint(r, manifest.plan, work) for r in work.recordings}
         if now != {shard.recording: shard.fingerprint for shard in manifest.shards}:
             return None
         if any(load_made(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
@@ -256,14 +150,14 @@ def _up_to_date(folder: Path, asked: Settings, work: _Work) -> WindowStore | Non
     return store
 
 
-def _build(folder: Path, asked: Settings, work: _Work, jobs: int, skip: bool, say: Progress) -> WindowStore:
+def _build(folder: Path, asked: Settings, work: Work, jobs: int, skip: bool, say: Progress) -> WindowStore:
     left_out = Counter(work.left_out)
     recordings, headers = _headers(work, jobs if len(work.recordings) > FEW else 1, skip, left_out, say)
     plan, channels_left_out = make_plan(work.task, asked, recordings, headers)
     left_out += channels_left_out
-    prints = {r.key: _fingerprint(r, plan, work) for r in recordings}
+    prints = {r.key: fingerprint(r, plan, work) for r in recordings}
     (folder / MANIFEST).unlink(missing_ok=True)
-    _clean(folder, set(prints))
+    clean(folder, set(prints))
     kept = {key: load_made(folder, key, prints[key]) for key in prints}
     made: dict[str, Made] = {key: one for key, one in kept.items() if one is not None}
     todo = [r for r in recordings if r.key not in made]
@@ -288,7 +182,7 @@ def _build(folder: Path, asked: Settings, work: _Work, jobs: int, skip: bool, sa
 
 
 def _headers(
-    work: _Work, jobs: int, skip: bool, left_out: Counter[str], say: Progress
+    work: Work, jobs: int, skip: bool, left_out: Counter[str], say: Progress
 ) -> tuple[list[Recording], list[Header]]:
     found: dict[int, Header] = {}
     # Processes take longer to start than a few headers to read.
@@ -308,15 +202,8 @@ def _headers(
     return readable, headers
 
 
-def _clean(folder: Path, keys: set[str]) -> None:
-    """Remove what a killed run left half-written, and shards of recordings that are gone."""
-    for path in (folder / SHARDS).glob("*"):
-        if path.name.endswith(TEMPORARY) or (path.suffix in (".npy", ".json") and path.stem not in keys):
-            path.unlink()
-
-
 def _finish(
-    folder: Path, asked: Settings, work: _Work, plan: Plan, made: list[Made], left_out: Counter[str]
+    folder: Path, asked: Settings, work: Work, plan: Plan, made: list[Made], left_out: Counter[str]
 ) -> WindowStore:
     import mne
     import pandas as pd
@@ -339,7 +226,7 @@ def _finish(
             raise UserError(f"task '{work.task.spec}': no window of class '{name}'")
     table.insert(0, "window", range(len(table)))
     subjects = set(table["subject"])
-    _check_subjects(subjects, str(folder))
+    check_subjects(subjects, str(folder))
     extra = [name for name in EXTRA if name in table and table[name].fillna("").astype(bool).any()]
     text = table[[*COLUMNS, *extra]].to_csv(index=False, lineterminator="\n").encode()
     table_sha256 = hashlib.sha256(text).hexdigest()

@@ -5,12 +5,15 @@ Not mne-bids: it refuses sidecars of HBN-EEG releases 10 and 11, whose types and
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import UserError, first_line, nearest
+from raypipe.mirror import Mirror
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +47,8 @@ class Recording:
     """Of HBN-EEG, such as ``R5``."""
     age: float | None = None
     """Of the subject, in years."""
+    mirror: Mirror | None = None
+    """Where its files are fetched from while it is read; None for files of this machine."""
 
     @property
     def key(self) -> str:
@@ -54,15 +59,48 @@ class Recording:
         """Path of the file beside it that ends in `suffix`, such as ``events.tsv``."""
         return self.path.with_name(f"{self.key}_{suffix}")
 
+    def companions(self) -> list[Path]:
+        """Other files of its signal that are there."""
+        paths = [self.path.with_suffix(ext) for ext in _COMPANIONS.get(self.path.suffix.lower(), ())]
+        return [path for path in paths if path.is_file()]
+
     def files(self) -> list[Path]:
         """The files that decide its windows: the recording with its companions, then the sidecars that are there."""
-        companions = [self.path.with_suffix(ext) for ext in _COMPANIONS.get(self.path.suffix.lower(), ())]
-        beside = [*companions, self.sidecar("events.tsv"), self.sidecar("channels.tsv")]
-        return [self.path, *(path for path in beside if path.is_file())]
+        beside = [self.sidecar("events.tsv"), self.sidecar("channels.tsv")]
+        return [self.path, *self.companions(), *(path for path in beside if path.is_file())]
+
+    @contextlib.contextmanager
+    def at_hand(self, *, header: bool = False) -> Iterator[None]:
+        """Have its signal on this machine for as long as this lasts; its header is enough where `header` is set."""
+        if self.mirror is None:
+            yield
+            return
+        kind = self.path.suffix.lower()
+        split = self.path.parent.glob(self.path.name.replace("_split-01_", "_split-*_"))
+        paths = sorted({*split, self.path, *self.companions()})
+        if header and kind == ".vhdr":
+            paths = [path for path in paths if path.suffix.lower() != ".eeg"]
+        try:
+            if header and kind in (".bdf", ".edf"):
+                self.mirror.fetch(paths, 256)
+                with contextlib.suppress(ValueError), open(self.path, "rb") as file:
+                    self.mirror.fetch(paths, int(file.read(192)[184:]))
+            else:
+                self.mirror.fetch(paths)
+            yield
+        finally:
+            self.mirror.empty(paths)
 
 
-def find_recordings(root: str | Path) -> list[Recording]:
+def find_recordings(root: str | Path, mirror: Mirror | None = None) -> list[Recording]:
     """List the recordings of a BIDS folder, sorted by path.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    mirror
+        The mirror that it lies in.
 
     Raises
     ------
@@ -82,7 +120,7 @@ def find_recordings(root: str | Path) -> list[Recording]:
         raise UserError(f"{root}: no recording there; raypipe looks for {LAYOUT}")
     by_key: dict[str, Recording] = {}
     for path in sorted(found):
-        recording = _parse(path, root)
+        recording = _parse(path, root, mirror)
         twin = by_key.setdefault(recording.key, recording)
         if twin is not recording:
             raise UserError(f"{path}: {twin.path.name} is the same recording in another format; keep one of them")
@@ -106,7 +144,7 @@ def recording_from_file(path: str | Path) -> Recording:
     return _parse(path, root)
 
 
-def _parse(path: Path, root: Path) -> Recording:
+def _parse(path: Path, root: Path, mirror: Mirror | None = None) -> Recording:
     entities = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
     return Recording(
         path=path,
@@ -115,6 +153,7 @@ def _parse(path: Path, root: Path) -> Recording:
         session=entities.get("ses"),
         task=entities.get("task"),
         run=entities.get("run"),
+        mirror=mirror,
     )
 
 

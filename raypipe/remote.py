@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from raypipe.errors import StorageError, UserError, disk_full, first_line
 
@@ -49,6 +49,18 @@ _PASSING = {
 }
 
 T = TypeVar("T")
+
+_CHUNK = 1 << 23
+
+
+class Entry(NamedTuple):
+    """A file of a listing."""
+
+    name: str
+    size: int
+    """Bytes."""
+    changed: int
+    """Nanoseconds since 1970; 0 where the storage does not say."""
 
 
 def shown(uri: str) -> str:
@@ -225,6 +237,38 @@ class RemoteFolder:
         with self._fs.open_input_stream(path) as file:
             return bytes(file.read())
 
+    def copy(self, name: str, file: BinaryIO, most: int | None = None) -> int:
+        """Copy a file's bytes, or its first `most`, to the start of an open file, a piece at a time.
+
+        Returns
+        -------
+        int
+            Bytes copied.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        """
+        return self._patiently(f"reading {name}", lambda: self._copy(self._path(name), file, most))
+
+    def _copy(self, path: str, file: BinaryIO, most: int | None) -> int:
+        file.seek(0)
+        done = 0
+        # As a file, which asks for ranges: a stream would be sent whole.
+        with self._fs.open_input_file(path) as source:
+            while piece := source.read(_CHUNK if most is None else min(_CHUNK, most - done)):
+                file.write(piece)
+                done += len(piece)
+        return done
+
+    def listing(self) -> list[Entry]:
+        """All files below the folder, sorted by name, temporary ones left out."""
+        found = self._patiently("listing it", self._entries)
+        if not found:
+            self._look_for_bucket()
+        return sorted(entry for entry in found if not entry.name.endswith(TEMPORARY))
+
     def exists(self, name: str) -> bool:
         found = self._patiently(f"looking for {name}", lambda: self._type(self._path(name)))
         if found == "File":
@@ -250,10 +294,19 @@ class RemoteFolder:
         return str(self._fs.get_file_info(path).type.name)
 
     def _list(self, path: str) -> list[str]:
+        return [str(info.path) for info in self._files(path)]
+
+    def _entries(self) -> list[Entry]:
+        return [
+            Entry(str(info.path).removeprefix(f"{self._root}/"), int(info.size or 0), int(info.mtime_ns or 0))
+            for info in self._files(self._path(""))
+        ]
+
+    def _files(self, path: str) -> list[Any]:
         from pyarrow import fs
 
         found = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
-        return [str(info.path) for info in found if info.type == fs.FileType.File]
+        return [info for info in found if info.type == fs.FileType.File]
 
     def _look_for_bucket(self) -> None:
         """Tell a bucket that is not there from a folder that is empty, once."""

@@ -34,8 +34,9 @@ class Made(BaseModel):
 
 def probe(recording: Recording) -> tuple[float, tuple[str, ...]]:
     """Sampling rate (Hz) and EEG channels by a recording's header."""
-    raw = read_raw(recording)
-    return float(raw.info["sfreq"]), tuple(eeg_channels(recording, raw))
+    with recording.at_hand(header=True):
+        raw = read_raw(recording)
+        return float(raw.info["sfreq"]), tuple(eeg_channels(recording, raw))
 
 
 def load_made(folder: Path, key: str, fingerprint: str) -> Made | None:
@@ -63,6 +64,11 @@ def make_shard(recording: Recording, task: str, labels: Labels, plan: Plan, fold
     UserError
         The recording cannot be read, or the disk is full.
     """
+    with recording.at_hand():
+        return _make_shard(recording, task, labels, plan, folder, fingerprint)
+
+
+def _make_shard(recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> Made:
     raw = read_raw(recording)
     rows, left_out = lay_windows(recording, raw, parse_task(task), plan, labels)
     _sidecar(folder, recording.key).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import UserError, disk_full
 from raypipe.files import TEMPORARY, write_whole
+from raypipe.simulate_signal import Trial, signal
 from raypipe.tasks import CONTRAST_TASK
 
 Array = NDArray[np.float64]
@@ -29,7 +30,6 @@ FACTOR = (0.04, 0.73)
 
 _BLOCKS = (94, 95, 96)
 LEAD, _TAIL, _GAP = 2.0, 4.0, 2.6
-_SOURCES = 24
 _MICROVOLT = 1000
 """Digital steps per microvolt."""
 _SPAN = 8_000_000
@@ -43,18 +43,6 @@ class _Design:
     sfreq: float
     seed: int
     null: bool
-
-
-@dataclass(frozen=True)
-class _Trial:
-    start: float
-    stimulus: float
-    rt: float
-    """What the evoked response follows (s from the stimulus)."""
-    shown_rt: float
-    """What events.tsv says: `rt`, or a time drawn apart from it where the link is severed."""
-    side: int
-    pressed: bool
 
 
 @dataclass(frozen=True)
@@ -225,7 +213,9 @@ def _write_subject(
                 times = _trials(design, rng, float(mean_rt), float(severed_mean))
             else:
                 times = _trials_like(template, design, rng, float(severed_mean))
-            x_CT = _signal(design, rng, times, factor)
+            seconds = math.ceil(times[-1].stimulus + _GAP + _TAIL)
+            apart = factor - FACTOR[0]
+            x_CT = signal(rng, times, apart, channels=design.channels, sfreq=design.sfreq, seconds=seconds)
             stem = temporary / "eeg" / f"{name}_task-{CONTRAST_TASK}_run-{run}_"
             _write_bdf(Path(f"{stem}eeg.bdf"), x_CT, design)
             _write_text(Path(f"{stem}events.tsv"), template.text if template else _events(times, _BLOCKS[run - 1]))
@@ -248,7 +238,7 @@ def _write_subject(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean: float) -> list[_Trial]:
+def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean: float) -> list[Trial]:
     times = []
     clock = LEAD
     for _ in range(design.trials):
@@ -256,7 +246,7 @@ def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean
         severed = _draw_rt(rng, severed_mean)
         stimulus = clock + float(rng.choice([1.0, 1.2, 1.4]))
         times.append(
-            _Trial(
+            Trial(
                 start=clock,
                 stimulus=stimulus,
                 rt=rt,
@@ -269,13 +259,13 @@ def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean
     return times
 
 
-def _trials_like(template: Template, design: _Design, rng: np.random.Generator, mean: float) -> list[_Trial]:
+def _trials_like(template: Template, design: _Design, rng: np.random.Generator, mean: float) -> list[Trial]:
     """A real run's trials; what is evoked follows its response times or, where the link is severed, other ones."""
     times = []
     for start, stimulus, rt in template.trials:
         severed, side, pressed = _draw_rt(rng, mean), int(rng.integers(2)), math.isfinite(rt)
         evoked = severed if design.null or not pressed else rt
-        times.append(_Trial(start=start, stimulus=stimulus, rt=evoked, shown_rt=rt, side=side, pressed=pressed))
+        times.append(Trial(start=start, stimulus=stimulus, rt=evoked, shown_rt=rt, side=side, pressed=pressed))
     return times
 
 
@@ -284,67 +274,6 @@ def _draw_rt(rng: np.random.Generator, mean: float) -> float:
         rt = float(rng.normal(mean, RT_WITHIN))
         if RT_RANGE[0] < rt < RT_RANGE[1]:
             return rt
-
-
-def _signal(design: _Design, rng: np.random.Generator, times: list[_Trial], factor: float) -> Array:
-    """Return (C, T) in microvolts; whole seconds long."""
-    n = math.ceil(times[-1].stimulus + _GAP + _TAIL) * round(design.sfreq)
-    place_C3 = _positions(design.channels - 1)
-    x_CT = _topographies(place_C3, _directions(_SOURCES), 0.6) @ (7.0 * _coloured(rng, _SOURCES, n, design.sfreq))
-    alpha_ST = _rhythm(rng, 3, n, design.sfreq, 10.0) * rng.uniform(3, 8)
-    x_CT += _topographies(place_C3, np.array([[-0.4, -0.9, 0.2], [0.0, -1.0, 0.2], [0.4, -0.9, 0.2]]), 0.5) @ alpha_ST
-    theta_ST = _rhythm(rng, 1, n, design.sfreq, 6.0) * 3.0 * math.exp(0.7 * (factor - FACTOR[0]))
-    x_CT += _topographies(place_C3, np.array([[0.0, 0.6, 0.8]]), 0.5) @ theta_ST
-    evoked_ET = np.zeros((3, n))
-    time = np.arange(n) / design.sfreq
-    for trial in times:
-        if not trial.pressed:
-            continue
-        t = time - trial.stimulus - trial.rt
-        gain = rng.uniform(0.7, 1.3)
-        rise, fall = np.exp(-((t / 0.25) ** 2) / 2), np.exp(-((t / 0.12) ** 2) / 2)
-        evoked_ET[0] += gain * 18.0 * np.where(t < 0, rise, fall)
-        # The motor potential peaks just before the press, over the hemisphere opposite to the hand.
-        evoked_ET[2 - trial.side] -= gain * 10.0 * np.exp(-(((t + 0.06) / 0.1) ** 2) / 2)
-    x_CT += _topographies(place_C3, np.array([[0.0, -0.3, 0.95], [-0.6, 0.0, 0.8], [0.6, 0.0, 0.8]]), 0.45) @ evoked_ET
-    x_CT += rng.normal(0, 2.0, size=x_CT.shape)
-    return np.vstack([x_CT, np.zeros((1, n))])
-
-
-def _positions(count: int) -> Array:
-    """Electrodes on the upper part of a unit sphere, spread by the golden angle; x right, y front, z up."""
-    index = np.arange(count)
-    z = 1 - 1.4 * (index + 0.5) / count
-    angle = index * math.pi * (3 - math.sqrt(5))
-    radius = np.sqrt(1 - z**2)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
-
-
-def _directions(count: int) -> Array:
-    """Where the sources of background activity lie: the same head for everyone."""
-    vector = np.random.default_rng(20).normal(size=(count, 3))
-    return np.asarray(vector / np.linalg.norm(vector, axis=1, keepdims=True), dtype=float)
-
-
-def _topographies(place_C3: Array, source_S3: Array, width: float) -> Array:
-    """(C, S): Gaussian fall-off with the distance from each source, peak 1."""
-    distance = np.linalg.norm(place_C3[:, None] - source_S3[None], axis=2)
-    return np.asarray(np.exp(-((distance / width) ** 2) / 2), dtype=float)
-
-
-def _coloured(rng: np.random.Generator, count: int, n: int, sfreq: float) -> Array:
-    """Noise of unit variance with power 1/f above 1 Hz, (count, n)."""
-    frequency = np.fft.rfftfreq(n, 1 / sfreq)
-    spectrum = np.fft.rfft(rng.normal(size=(count, n))) / np.sqrt(np.maximum(frequency, 1.0)) * (frequency > 0.3)
-    x = np.fft.irfft(spectrum, n)
-    return np.asarray(x / x.std(axis=1, keepdims=True), dtype=float)
-
-
-def _rhythm(rng: np.random.Generator, count: int, n: int, sfreq: float, centre: float) -> Array:
-    """Noise of unit variance in a band of about 2 Hz around `centre`, (count, n)."""
-    frequency = np.fft.rfftfreq(n, 1 / sfreq)
-    x = np.fft.irfft(np.fft.rfft(rng.normal(size=(count, n))) * np.exp(-((frequency - centre) ** 2) / 2), n)
-    return np.asarray(x / x.std(axis=1, keepdims=True), dtype=float)
 
 
 def _names(design: _Design) -> list[str]:
@@ -374,7 +303,7 @@ def _channels(design: _Design) -> str:
     return "name\ttype\tunits\n" + "".join(f"{name}\tEEG\tuV\n" for name in _names(design))
 
 
-def _events(times: list[_Trial], block: int) -> str:
+def _events(times: list[Trial], block: int) -> str:
     rows: list[tuple[float, str, Any, str]] = [
         (LEAD / 2, f"contrastChangeB{_BLOCKS.index(block) + 1}_start", block, "n/a")
     ]

@@ -67,7 +67,7 @@ def simulate(
 @app.command(epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
-        list[str], typer.Argument(help="BIDS folders, or a folder of them: sub-*/[ses-*/]eeg/*_eeg.{bdf,edf,...}.")
+        list[str], typer.Argument(help="BIDS folders, or a folder of them, here or s3://: sub-*/[ses-*/]eeg/*_eeg.*.")
     ],
     task: Annotated[
         str,

@@ -199,8 +199,3 @@ def test_two_releases_in_one_store(two_releases, tmp_path):
 def test_marks_are_a_column_only_where_there_are_some(two_releases, tmp_path):
     plain = prepare(two_releases, "challenge1", tmp_path / "plain", jobs=1)
     assert "mark" not in plain.table and Counter(plain.releases.values()) == {"R1": 3, "R5": 3}
-
-
-def test_a_uri_of_recordings_is_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="s3://bucket/R5: recordings are read from folders; mount the bucket"):
-        prepare("s3://bucket/R5", "challenge1", tmp_path / "store")

@@ -150,16 +150,23 @@ def test_raw_stays_on_disk_and_fif_agrees(bids, tmp_path):
     np.testing.assert_allclose(again.get_data(), raw.get_data(), atol=1e-12, rtol=1e-6)
 
 
-def test_brainvision(tmp_path):
-    x_TC = np.arange(40, dtype="<f4").reshape(20, 2)
-    (tmp_path / "a.eeg").write_bytes(x_TC.tobytes())
-    (tmp_path / "a.vmrk").write_text("Brain Vision Data Exchange Marker File, Version 1.0\n[Marker Infos]\n")
-    (tmp_path / "a.vhdr").write_text(
-        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile=a.eeg\nMarkerFile=a.vmrk\n"
+def write_brainvision(path, x_TC) -> None:
+    """Two channels, Fz and Cz, at 100 Hz in microvolts."""
+    name = path.stem
+    path.with_suffix(".eeg").write_bytes(x_TC.tobytes())
+    path.with_suffix(".vmrk").write_text("Brain Vision Data Exchange Marker File, Version 1.0\n[Marker Infos]\n")
+    path.write_text(
+        f"Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nDataFile={name}.eeg\n"
+        f"MarkerFile={name}.vmrk\n"
         "DataFormat=BINARY\nDataOrientation=MULTIPLEXED\nNumberOfChannels=2\nSamplingInterval=10000\n"
         "[Binary Infos]\nBinaryFormat=IEEE_FLOAT_32\n[Channel Infos]\nCh1=Fz,,1,\u00b5V\nCh2=Cz,,1,\u00b5V\n",
         encoding="utf-8",
     )
+
+
+def test_brainvision(tmp_path):
+    x_TC = np.arange(40, dtype="<f4").reshape(20, 2)
+    write_brainvision(tmp_path / "a.vhdr", x_TC)
     recording = recording_from_file(tmp_path / "a.vhdr")
     raw = read_raw(recording)
     assert raw.info["sfreq"] == 100 and eeg_channels(recording, raw) == ["Fz", "Cz"]

@@ -11,7 +11,7 @@ from raypipe.errors import InterruptedEpochError, NonFiniteError
 from raypipe.messages import Reply
 from raypipe.metrics import score
 from raypipe.referee import Referee, finish_trial, run_trial
-from raypipe.share import Share
+from raypipe.share import Share, read_fold
 from raypipe.stack import FoldStack
 from raypipe.train import FoldTrainer
 from tests.toys import ToyWindows, make_run, tiny
@@ -116,6 +116,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, c
     assert run_trial(run, windows, 0).score == expected.score
     assert f"trial 0, fold 1, epoch {newest}: truncated or altered" in caplog.text
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+
+
+def test_a_run_begun_before_answers_were_kept_goes_on(tmp_path, monkeypatch):
+    """Checkpoints of the first runs have no `answer`."""
+    windows, config = ToyWindows(), tiny()
+    whole, expected = trial(tmp_path / "whole", windows, config)
+    run = make_run(tmp_path / "old", windows)
+    run.add_trial(0, config)
+    state_dict = FoldTrainer.state_dict
+    with monkeypatch.context() as then:
+        then.setattr(
+            FoldTrainer, "state_dict", lambda self: {k: v for k, v in state_dict(self).items() if k != "answer"}
+        )
+        with pytest.raises(InterruptedEpochError):
+            run_trial(run, windows, 0, interrupted=lambda: len(run.history(0)) >= config.epochs - 1)
+    assert "answer" not in read_fold(run, 0, 0, run.checkpoints(0, 0)[-1])
+    assert run_trial(run, windows, 0).score == expected.score
+    for name, tensor in whole.weights(0, 1).items():
+        assert tensor.equal(run.weights(0, 1)[name]), name
 
 
 def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_path):
