@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -55,22 +56,18 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
     ----------
     scaling_config
         The workers asked for.
-    crew, group
-        Whose they are.
+    grows
+        Whether the cluster may grow when it is asked to.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, crew: Crew, group: str) -> None:
+    def __init__(self, scaling_config: ScalingConfig, *, grows: bool) -> None:
         super().__init__(scaling_config)
-        self._crew, self._group = crew, group
-        self._grows, self._begun = crew.grows, False
+        self._grows, self._begun = grows, False
         self._held: str | None = None  # placement group of the latest workers
         self._short = self._looked = math.inf  # since when there is too little room; last look for more
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Tell the desk who controls the group, and ask for machines."""
-        me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
-        if not ray.get(self._crew.desk.control.remote(self._group, me)):
-            raise RuntimeError(f"{self._group} was closed before it began")
+        """Ask for machines."""
         if self._grows:
             super().after_controller_start(train_run_context)
 
@@ -113,6 +110,21 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
         return dict(self.scaling_config._resources_per_worker_not_none)
 
 
+class _Announced(Elastic):
+    """Of a group that a sweep's desk knows."""
+
+    def __init__(self, scaling_config: ScalingConfig, crew: Crew, group: str) -> None:
+        super().__init__(scaling_config, grows=crew.grows)
+        self._crew, self._group = crew, group
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Tell the desk who controls the group, and ask for machines."""
+        me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
+        if not ray.get(self._crew.desk.control.remote(self._group, me)):
+            raise RuntimeError(f"{self._group} was closed before it began")
+        super().after_controller_start(train_run_context)
+
+
 def room(each: dict[str, float], held: str | None = None) -> int:
     """How many workers of so many resources each the cluster's machines have room for now.
 
@@ -140,17 +152,15 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
     for seconds and has nothing to manage here.
     """
 
-    crew: Crew
-    group: str
-    """Whose workers they are."""
+    policies: Mapping[str, Any]
+    """Of Ray Train's controller, by the name it gives them: ``scaling_policy`` and others; set before `fit`."""
     _NOT_NEEDED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._NOT_NEEDED]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["scaling_policy"] = Elastic(self.scaling_config, self.crew, self.group)
-        return super()._initialize_and_run_controller(**parts)
+        return super()._initialize_and_run_controller(**{**parts, **self.policies})
 
 
 class Witness(UserCallback):  # type: ignore[misc]
@@ -236,7 +246,7 @@ class Groups:
                 callbacks=[Witness(crew, group)],
             ),
         )
-        trainer.crew, trainer.group = crew, group
+        trainer.policies = {"scaling_policy": _Announced(trainer.scaling_config, crew, group)}
         return trainer
 
     def close(self, *, now: bool = False) -> None:

@@ -182,15 +182,22 @@ def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> 
 def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> None:
     with Cluster(layout.get("address"), lambda kind, news: None) as cluster:
         cluster.start()
-        from raypipe.pretrain_group import fit
+        from raypipe.pretrain_group import Pretraining, said
 
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
-            done: list[Exception | None] = []
-            thread = threading.Thread(target=lambda: done.append(fit(store.where, layout, scratch)), daemon=True)
-            thread.start()
-            while thread.is_alive():
-                thread.join(LOOK)
-                tell(store, progress)
-        if done[0] is not None:
-            line = (str(done[0]).strip().splitlines() or [type(done[0]).__name__])[-1]
-            raise UserError(f"pretraining has stopped ({line}); the same command goes on from here") from done[0]
+            stop = threading.Event()
+            going = Pretraining(store.where, layout, scratch)
+            with contextlib.closing(going), on_first_interrupt(stop.set):
+                while not going.over(LOOK):
+                    tell(store, progress)
+                    if stop.is_set():
+                        going.drain()
+            tell(store, progress)
+        if isinstance(going.error, UserError):
+            raise going.error
+        if going.error is not None:
+            raise UserError(
+                f"pretraining has stopped ({said(going.error)}); the same command goes on from here"
+            ) from going.error
+        if not all(store.folder.exists(store.encoder_name(part)) for part in store.parts):
+            raise InterruptedSweepError

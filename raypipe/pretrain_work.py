@@ -45,8 +45,12 @@ def work(
     device: str = "cpu",
     progress: Progress = lambda done, total, text: None,
     interrupted: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train what is left of a pretrained run's encoders, as worker `rank` of `world`, from their checkpoints."""
+    """Train what is left of a pretrained run's encoders, as worker `rank` of `world`, from their checkpoints.
+
+    `interrupted` ends an epoch in its midst; `stopping`, asked by the first worker, ends them all after an epoch.
+    """
     store = PretrainedRun(where)
     feed = Feed(open_windows(store.info.data), device)
     if feed.windows.data_hash != store.info.data_hash:
@@ -71,12 +75,26 @@ def work(
             if rank == 0:
                 _record(store, part, one, fold, loss, start)
                 tell(store, progress)
+            if _all(stopping() if rank == 0 else False, world):
+                return
         if rank == 0:
             store.write_encoder(part, copied(one.encoder.state_dict()))
         if world > 1:
             import torch.distributed as dist
 
             dist.barrier()  # the next part is looked up only once this one's encoder is there
+
+
+def _all(said: bool, world: int) -> bool:
+    """What the first worker has said, known to all."""
+    if world == 1:
+        return said
+    import torch
+    import torch.distributed as dist
+
+    answer = torch.tensor(float(said), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(answer, 0)
+    return bool(answer)
 
 
 def _agreed(store: PretrainedRun, part: str, world: int) -> dict[str, Any] | None:

@@ -349,8 +349,7 @@ class PretrainTrainer:
             "fold": self.fold,
             "module": state["model"],
             "model": self.weights(),
-            "centre": 0.0,
-            "scale": 1.0,
+            "answer": [0.0, 1.0],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -101,8 +101,7 @@ def machines(monkeypatch):
 
 
 def elastic(workers: int = 3) -> Elastic:
-    crew = SimpleNamespace(grows=False)
-    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), crew, "group-0")
+    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
 
 
 def running(policy: Elastic, workers: int) -> int | None:

@@ -73,6 +73,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeyp
     assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
 
 
+def test_asked_to_stop_it_ends_with_the_epoch_under_way(store, encoder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.pretrain.work", lambda where, **_: work(where, stopping=lambda: True))
+        patch.setattr(PretrainedRun, "finish", lambda self: None)
+        run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert len(run.history("all")) == 1
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
 def test_a_damaged_checkpoint_is_passed_over(store, encoder, tmp_path):
     run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
     for name in ("encoder.safetensors", "card.json"):

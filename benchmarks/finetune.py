@@ -1,0 +1,156 @@
+"""What pretraining is worth: rest or arithmetic (eegmat) with a fifth of the labels, on people nobody has learnt from.
+
+For each seed, the subjects are dealt into folds; for each fold, an encoder is pretrained on all recordings of the others
+and then trained on the labels of a fifth of them, and the fold's subjects are predicted. All fine-tuning takes the
+same number of steps on the same windows. A probe is logistic regression on frozen features; that of an untrained network
+is its control. Scores are AUCs over all folds' predictions together, the mean of the seeds; intervals are bootstrapped
+over subjects, and "to scratch" is the paired difference. Rows are printed after every seed, so it may be stopped.
+
+    raypipe prepare ../shared/data/eegmat_bids --task bids-task:rest,arithmetic --window 4 --out eegmat
+    python benchmarks/finetune.py eegmat
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from benchmarks.timing import where_and_when
+from raypipe.config import parse_config
+from raypipe.feed import Feed
+from raypipe.metrics import auc
+from raypipe.pretraining import Pretrainer, features, make_encoder
+from raypipe.probe import fit_probe
+from raypipe.seeds import derive_seed
+from raypipe.train import FoldTrainer
+from raypipe.windows import WindowStore
+
+SHARE = 0.2
+SHAPE = {"model/name": "vit", "model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}
+KINDS = ("mae", "simclr")
+Index = NDArray[np.int64]
+
+
+def area(y: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    """AUC of scores of the second class."""
+    return auc(y, np.stack((-scores, scores), 1))
+
+
+class Table:
+    """Predictions of every row, and what they cost."""
+
+    def __init__(self, windows: WindowStore, bootstraps: int = 200) -> None:
+        self.windows = windows
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._predictions: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+        subjects = np.unique(windows.subjects)
+        rows = {s: np.flatnonzero(windows.subjects == s) for s in subjects}
+        rng = np.random.default_rng(0)
+        draws = [rng.choice(subjects, len(subjects)) for _ in range(bootstraps)]
+        self._samples = [np.concatenate([rows[s] for s in draw]) for draw in draws]
+
+    def add(self, name: str, seed: int, index: Index, chance: NDArray[np.float32]) -> None:
+        """Record the chance of the second class for windows of a fold."""
+        kept = self._predictions[name]
+        if len(kept) <= seed:
+            kept.append(np.full(len(self.windows), np.nan))
+        kept[seed][index] = chance
+
+    def timed(self, name: str, work: Callable[[], object]) -> None:
+        start = time.perf_counter()
+        work()
+        self.seconds[name] += time.perf_counter() - start
+
+    def _scores(self, name: str) -> NDArray[np.float64]:
+        """Mean AUC of the seeds for all subjects, then for each bootstrap sample of them."""
+        whole = np.arange(len(self.windows))
+        y, seeds = self.windows.targets, self._predictions[name]
+        return np.array([np.mean([area(y[i], p[i]) for p in seeds]) for i in [whole, *self._samples]])
+
+    def __str__(self) -> str:
+        scratch = self._scores("from scratch")
+        lines = [f"{'':28}{'AUC (95 %)':>24}{'to scratch':>28}{'by seed':>24}{'s':>8}"]
+        for name, seeds in self._predictions.items():
+            scores = self._scores(name)
+            low, high = np.quantile(scores[1:], (0.025, 0.975))
+            gain = scores - scratch
+            worse, better = np.quantile(gain[1:], (0.025, 0.975))
+            each = " ".join(f"{area(self.windows.targets, p):.3f}" for p in seeds)
+            paired = f"{gain[0]:+.3f} ({worse:+.3f} to {better:+.3f})" if name != "from scratch" else ""
+            interval = f"{scores[0]:.3f} ({low:.3f} to {high:.3f})"
+            lines.append(f"{name:28}{interval:>24}{paired:>28}{each:>24}{self.seconds[name]:8.0f}")
+        return "\n".join(lines)
+
+
+def fifth(windows: WindowStore, train: Index, seed: int, fold: int) -> Index:
+    """Windows of a fifth of the training subjects."""
+    subjects = np.unique(windows.subjects[train])
+    rng = np.random.default_rng(derive_seed("labels", seed, fold))
+    chosen = rng.choice(subjects, max(2, round(SHARE * len(subjects))), replace=False)
+    return train[np.isin(windows.subjects[train], chosen)]
+
+
+def one_fold(
+    args: argparse.Namespace, feed: Feed, table: Table, seed: int, fold: int, train: Index, out: Index
+) -> None:
+    windows, labelled = feed.windows, fifth(feed.windows, train, seed, fold)
+    steps = max(1, len(labelled) // args.batch)
+    common = SHAPE | {"seed": seed, "batch_size": args.batch}
+    tuned = common | {"epochs": max(1, round(args.steps / steps)), "optim/lr": args.lr}
+
+    def tune(name: str, config: dict[str, object], encoder: dict[str, torch.Tensor] | None) -> None:
+        trainer = FoldTrainer(parse_config(config), feed, labelled, out[:1], fold=fold, encoder=encoder)
+        for _ in range(trainer.config.epochs):
+            trainer.run_epoch()
+        table.add(name, seed, out, trainer.predict(out)[:, 1])
+
+    def probe(name: str, network: torch.nn.Module) -> None:
+        weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)  # type: ignore[arg-type]
+        raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()  # type: ignore[arg-type]
+        table.add(name, seed, out, raw[:, 1] - raw[:, 0])
+
+    table.timed("from scratch", lambda: tune("from scratch", tuned, None))
+    table.timed("untrained, probe", lambda: probe("untrained, probe", make_encoder(parse_config(common), windows)))
+    start = {"init/name": "pretrained", "init/tune": "full", "init/layer_decay": args.layer_decay}
+    for kind in KINDS:
+        asked = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
+        asked |= {"pretrain/time_shift": True} if kind == "simclr" else {}
+        pretrainer = Pretrainer(parse_config(asked), feed, train, part=fold)
+        table.timed(f"{kind}, pretraining", lambda one=pretrainer: [one.run_epoch() for _ in range(args.epochs)])  # type: ignore[misc]
+        encoder = pretrainer.encoder
+        table.timed(f"{kind}, probe", lambda one=encoder: probe(f"{kind}, probe", one))  # type: ignore[misc]
+        table.timed(f"{kind}, full", lambda one=encoder: tune(f"{kind}, full", tuned | start, one.state_dict()))  # type: ignore[misc]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store")
+    for name, value in {"seeds": 3, "folds": 2, "epochs": 6, "steps": 60, "batch": 32, "threads": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of all fine-tuning")
+    parser.add_argument("--layer-decay", type=float, default=0.75)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    windows = WindowStore(args.store)
+    feed, table = Feed(windows), Table(windows)
+    print(where_and_when(), flush=True)
+    for seed in range(args.seeds):
+        deal = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)
+        for fold, (train, out) in enumerate(deal.split(windows.targets, windows.targets, windows.subjects)):
+            one_fold(args, feed, table, seed, fold, train, out)
+        print(f"\n{seed + 1} seed(s)\n{table}", flush=True)
+        for kind in KINDS:
+            print(f"{kind}: {table.seconds[f'{kind}, pretraining']:.0f} s of pretraining", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Pretraining by two workers on a real local Ray, one of which is killed; then a sweep that starts from its encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raypipe import sweep
+from raypipe.launch import Cluster
+from raypipe.pretrain import pretrain
+from raypipe.pretrained import PretrainedRun
+from raypipe.testing import Kill, arming
+from tests.sweeps import injected
+from tests.toys import ToyWindows, write_store
+
+pytestmark = pytest.mark.ray
+
+SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 32}
+HOW = {"params": SMALL | {"epochs": 4}, "folds": 2, "probe_every": 0}
+FINETUNE = (Path(__file__).parents[2] / "search_spaces/finetune.py").read_text()
+TOY = "\n    return {**found(trial), **" + repr(SMALL | {"epochs": 2, "patience": 2}) + "}\n"
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """A folder with a store, while Ray is there in whose processes the second run dies as it writes epoch 3."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_store(folder / "store", ToyWindows(subjects=8, each=12))
+    kill = Kill(state=str(folder / "kills"), name=r"all/epoch-0003", nth=2, when="amid")
+    with pytest.MonkeyPatch.context() as patch, Cluster(None, lambda kind, news: None) as cluster:
+        for name, value in injected(folder / "hook", arming(kill)).items():
+            patch.setenv(name, value)
+        cluster.start()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def two(room) -> dict[str, PretrainedRun]:
+    """Runs of two workers each: undisturbed, and with the first worker killed in the midst of a checkpoint."""
+    return {name: pretrain("simclr", room / "store", room / name, workers=2, **HOW) for name in ("calm", "killed")}
+
+
+def losses(run: PretrainedRun) -> list[float]:
+    return [epoch.loss for epoch in run.history("all")]
+
+
+def encoder(run: PretrainedRun) -> bytes:
+    return run.folder.read("encoder.safetensors")
+
+
+def test_two_workers_train_what_one_does(room, two):
+    alone = pretrain("simclr", room / "store", room / "alone", workers=1, **HOW)
+    np.testing.assert_allclose(losses(two["calm"]), losses(alone), atol=1e-4)
+    assert len(losses(alone)) == 4
+
+
+def test_a_worker_killed_changes_nothing(room, two):
+    # Counted were: the calm run's third epoch, the killed one's, and the same again by who came after.
+    assert len(list((room / "kills").iterdir())) == 3
+    assert losses(two["killed"]) == losses(two["calm"])
+    assert encoder(two["killed"]) == encoder(two["calm"])
+
+
+def test_a_sweep_starts_from_the_encoder(room, two):
+    space = room / "space.py"
+    space.write_text(FINETUNE.replace("def space(", "def found(") + "\n\ndef space(trial):" + TOY)
+    run = sweep(space, room / "store", room / "fine", init=room / "killed", trials=3, folds=2, workers=1, prune=False)
+    results = run.store.results()
+    assert [result.state for result in results] == ["complete"] * 3
+    assert {run.store.config(n).init.tune for n in run.store.numbers()} == {"full", "lora", "frozen"}
+    # Full and frozen fine-tuning begin at the same weights, so their networks can be averaged.
+    assert results[0].initial == results[2].initial
+    assert run.store.info.init["objective"] == "simclr"

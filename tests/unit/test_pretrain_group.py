@@ -1,0 +1,35 @@
+"""What is made of workers' errors; no Ray is started."""
+
+from __future__ import annotations
+
+import pytest
+from ray.train import FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+
+from raypipe.errors import NonFiniteError, UserError
+from raypipe.pretrain_group import LIVES, _Patient, hopeless, said
+
+
+def died(*causes: Exception) -> WorkerGroupError:
+    wrapped = [
+        UserExceptionWithTraceback(cause, f"Traceback:\n  ...\n{type(cause).__name__}: {cause}") for cause in causes
+    ]
+    return WorkerGroupError("...", dict(enumerate(wrapped)))
+
+
+@pytest.mark.parametrize("cause", [UserError("other data"), NonFiniteError("no number")])
+def test_what_would_happen_again_ends_pretraining(cause):
+    error = died(RuntimeError("Connection closed by peer"), cause)
+    assert hopeless(error) is cause
+    assert _Patient(FailureConfig(LIVES)).make_decision(error) is FailureDecision.RAISE
+
+
+def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
+    error = died(RuntimeError("Connection closed by peer"))
+    policy = _Patient(FailureConfig(LIVES))
+    decisions = [policy.make_decision(error) for _ in range(LIVES + 1)]
+    assert decisions == [FailureDecision.RETRY] * LIVES + [FailureDecision.RAISE]
+    assert hopeless(error) is None
+    assert said(error) == "RuntimeError: Connection closed by peer"
+    assert said(ValueError("one\ntwo")) == "one"
