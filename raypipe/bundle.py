@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raypipe.cache import open_windows
 from raypipe.config import ModelConfig
-from raypipe.ensemble import Ensemble, Progress
+from raypipe.ensemble import Ensemble
 from raypipe.errors import UserError
 from raypipe.files import LocalFolder
 from raypipe.folds import FoldMap
 from raypipe.members import build_module, read_members
+from raypipe.mixing import Progress
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.records import digest
 from raypipe.remote import shown
@@ -69,6 +70,8 @@ class BundleInfo(BaseModel):
     method: str
     rule: dict[str, Any] | None = None
     """How members are combined (`raypipe.models.combine`); None for their weighted mean."""
+    soup: list[int] = []
+    """Trials whose weights each member is the mean of, where they were averaged."""
     members: list[Member] = Field(min_length=1)
     configs: dict[int, dict[str, Any]]
     """Each trial's whole configuration."""
@@ -119,7 +122,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule)
+    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
     configs = {number: run.config(number) for number in ensemble.trials}
     info = BundleInfo(
         format=FORMAT,
@@ -137,6 +140,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         prepare=windows.manifest.plan,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
+        soup=ensemble.soup.trials if ensemble.soup else [],
         members=[Member.model_validate(member) for member in spec["members"]],
         configs={number: config.model_dump(mode="json") for number, config in configs.items()},
         config_hashes={number: config.hash() for number, config in configs.items()},
@@ -279,8 +283,8 @@ def _is_pickle(path: Path) -> bool:
 
 def model_card(info: BundleInfo) -> str:
     """The bundle's README: what it predicts, how well, from whom, and what it must not be used for."""
-    trials = sorted({member.trial for member in info.members}, key=[m.trial for m in info.members].index)
-    weights = {n: sum(m.weight for m in info.members if m.trial == n) for n in trials}
+    trials = info.soup or list(dict.fromkeys(member.trial for member in info.members))
+    weights = {n: 1 / len(trials) if info.soup else sum(m.weight for m in info.members if m.trial == n) for n in trials}
     held_out = info.fold_map.held_out
     learned = len(info.fold_map.fold_of) - len(held_out)
     if info.kind == "classification":
@@ -320,8 +324,11 @@ def model_card(info: BundleInfo) -> str:
         "",
         "## Members",
         "",
-        f"{len(info.members)} networks: {len(trials)} trial(s) with {info.fold_map.n_folds} fold models each, weighted "
-        f"by `{info.method}` on out-of-fold predictions.",
+        f"{len(info.members)} networks, one a fold, each the mean of the weights of {len(info.soup)} trial(s) "
+        f"(`{info.method}`)."
+        if info.soup
+        else f"{len(info.members)} networks: {len(trials)} trial(s) with {info.fold_map.n_folds} fold models each, "
+        f"weighted by `{info.method}` on out-of-fold predictions.",
         "",
         "| trial | weight | configuration |",
         "|---|---|---|",

@@ -191,6 +191,8 @@ def show_status(console: Console, found: RunStatus) -> None:
     ]
     left = f"; about {duration(found.left)} left" if found.left is not None else ""
     say(f"{len(found.lines)} of {found.asked} trials: {', '.join(states) or 'no trial yet'}{left}")
+    for spread in found.spreads:
+        say(spread.words(found.metric))
     for failed in found.latest:
         say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {found.where} {failed.number}")
         for text in failed.log:

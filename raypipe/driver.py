@@ -128,14 +128,47 @@ def sweep(
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
     """Go on with a run as it was last driven; `changes` replace options (more trials, another address)."""
+    return _resume(run, watch, {name: value for name, value in changes.items() if value is not None})
+
+
+def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple[int, int] | None = None) -> Run:
     store = RunStore.open(run)
     if not store.folder.exists(OPTIONS):
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
-    chosen = _options({**read_json(store.folder, OPTIONS), **{k: v for k, v in changes.items() if v is not None}})
+    chosen = _options({**read_json(store.folder, OPTIONS), **changes})
     windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
     with Cluster(chosen.address, watch) as cluster:
-        return _drive(store, windows, chosen, cluster, watch)
+        return _drive(store, windows, chosen, cluster, watch, again)
+
+
+def rerun(
+    run: str | Path, *, top: int = 3, seeds: int = 5, watch: Watch = lambda kind, news: None, **changes: Any
+) -> Run:
+    """Train a run's best trials again on new seeds, as trials of the same run on the same folds.
+
+    The same call after a crash, and `resume`, go on with what is missing. A time budget of the run is lifted, unless
+    `changes` give one.
+
+    Parameters
+    ----------
+    run
+        The run.
+    top
+        How many of its best trials; reruns are never rerun.
+    seeds
+        How many new seeds for each.
+    watch, **changes
+        As for `resume`.
+
+    Raises
+    ------
+    UserError
+        No trial is complete, or the run was never driven.
+    """
+    return _resume(
+        run, watch, {"time_budget": None} | {k: v for k, v in changes.items() if v is not None}, (top, seeds)
+    )
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -218,15 +251,25 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
         raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
 
 
-def _drive(store: RunStore, windows: WindowStore, options: Options, cluster: Cluster, watch: Watch) -> Run:
+def _drive(
+    store: RunStore,
+    windows: WindowStore,
+    options: Options,
+    cluster: Cluster,
+    watch: Watch,
+    again: tuple[int, int] | None = None,
+) -> Run:
     from raypipe.study import Halving, Ledger, open_journal
 
     try:
         with Lease(store.folder) as lease, quiet_optuna():
+            storage = open_journal(store)
+            if again is not None:
+                total = Ledger(store, windows, storage, trials=None).ask_again(*again)
+                options = options.model_copy(update={"trials": total})
             write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
             pruner = Halving(grace, options.reduction) if options.prune else None
-            storage = open_journal(store)
             open_ledger = functools.partial(Ledger, store, windows, storage, trials=options.trials, pruner=pruner)
             ledger = open_ledger()
             ranked = store.ranked()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from raypipe import verdict
@@ -21,13 +19,14 @@ from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT, Index
 from raypipe.leaks import audit_store
-from raypipe.members import build_module, most_members, read_members
+from raypipe.members import Soup, build_module, most_members, read_members
 from raypipe.methods import METHODS
 from raypipe.metrics import constant_prediction
-from raypipe.models.combine import Rule, combine
-from raypipe.models.ensemble import EnsembleModule
+from raypipe.mixing import Progress, by_fold, member_answers, shipped
+from raypipe.models.combine import Rule
 from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
-from raypipe.oof import Floats, read_members_oof
+from raypipe.oof import Floats, Members, read_members_oof
+from raypipe.soup import SOUPS, Made, Pot, kin, make, soup_words
 from raypipe.standing import nested_columns, nested_words
 from raypipe.store import RunStore, versions
 from raypipe.verdict import BEST, ENSEMBLE, EQUAL, Side
@@ -39,12 +38,9 @@ if TYPE_CHECKING:
 FORMAT = "raypipe-ensemble/1"
 RECORD, ARRAYS, LOOKS = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/looks.json"
 TABLE = "ensemble/table.csv"
-BATCH = 256
 ALL = "all"
 ROWS = {"best": BEST, "equal": EQUAL}
 """Methods whose rows in the table have names of their own."""
-
-Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
@@ -93,14 +89,17 @@ class Ensemble:
     """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
     left_out: dict[str, str] | None = None
     """Methods that could not be used, and why."""
+    soup: Soup | None = None
+    """Networks that stand for those of the trials, where their weights were averaged (`raypipe.soup`)."""
 
     def save(self) -> None:
-        """Write the ensemble to its run: ``ensemble/held_out.npz`` and ``ensemble/table.csv``, then its record."""
+        """Write the ensemble to its run: arrays (``ensemble/``), ``ensemble/table.csv``, then its record."""
         buffer = io.BytesIO()
         np.savez(buffer, **vars(self.held_out))
         self.run.folder.write(ARRAYS, buffer.getvalue())
         self.run.folder.write(TABLE, self.table.to_csv().encode())
-        write_json(self.run.folder, RECORD, self.record())
+        soup = self.soup.save(self.run) if self.soup else None
+        write_json(self.run.folder, RECORD, self.record() | ({"soup": soup} if soup else {}))
 
     def record(self) -> dict[str, Any]:
         """What `save` writes as JSON."""
@@ -149,7 +148,8 @@ class Ensemble:
             trials = [int(number) for number in record["trials"]]
             fitted = trials, weights, table, record["verdict"], held_out, record["looks"]
             extra = {name: record.get(name) for name in ("rule", "diversity", "left_out")}  # none in raypipe 0.1
-            return cls(run, record["method"], *fitted, **extra)
+            soup = Soup.load(run, record["soup"]) if "soup" in record else None
+            return cls(run, record["method"], *fitted, **extra, soup=soup)
         except (KeyError, ValueError, TypeError, OSError, BadZipFile) as error:
             raise UserError(
                 f"{run.where}/{RECORD}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
@@ -196,8 +196,8 @@ def fit_ensemble(
     top
         How many of the best trials at most.
     method
-        Name in `methods.METHODS`; ``auto`` for the one with the best nested score; ``all`` for the same with every
-        method scored on the held-out subjects too.
+        Name in `methods.METHODS` or `soup.SOUPS`; ``auto`` for the one of METHODS with the best nested score; ``all``
+        for the same with every method, soups too, scored on the held-out subjects.
     max_members, max_mb
         Networks (a trial has one a fold) and megabytes of weights that may be shipped.
     windows
@@ -218,8 +218,9 @@ def fit_ensemble(
     LeakError
         Out-of-fold predictions do not follow the run's fold map, or the windows do not.
     """
-    if method not in (AUTO, ALL, *METHODS):
-        raise UserError(f"--method {method}: there is no such method; {nearest(method, [AUTO, ALL, *METHODS])}")
+    names = [AUTO, ALL, *METHODS, *SOUPS]
+    if method not in names:
+        raise UserError(f"--method {method}: there is no such method; {nearest(method, names)}")
     if top < 1:
         raise UserError(f"--top {top}: an ensemble needs at least one trial")
     trials = [result.number for result in run.ranked()[:top]]
@@ -238,7 +239,7 @@ def fit_ensemble(
 
     # All that is fitted and chosen, on out-of-fold predictions.
     open_choice = method in (AUTO, ALL)
-    wanted = list(METHODS) if open_choice else list(dict.fromkeys(["best", "equal", method]))
+    wanted = list(METHODS) if open_choice else [name for name in METHODS if name in ("best", "equal", method)]
     judged = judge(members, wanted, most=most, auto=open_choice)
     if not open_choice and method in judged.left_out:
         raise UserError(f"--method {method}: {judged.left_out[method]}; use --method auto")
@@ -253,17 +254,30 @@ def fit_ensemble(
         "curve": curve(members),
     }
 
+    soups, family = _soups(run, windows, members, trials, method, judged.left_out, progress)
+
     spec, state = read_members(run, windows, trials, [1.0 / len(trials)] * len(trials))
     out = run.folds.held_out_index(windows.subjects)
-    answers_TFNO = _answers(build_module(spec, state), windows, out, len(trials), progress)
+    answers_TFNO = member_answers(build_module(spec, state), windows, out, len(trials), progress)
+    soup_answers = {
+        name: member_answers(
+            build_module(*read_members(run, windows, trials, [], soup=made.soup)), windows, out, 1, progress
+        )[0].mean(axis=0)
+        for name, made in soups.items()
+    }
     looks = _count_look(run, trials, method)
     side = Side(windows.targets[out], windows.subjects[out], run.folds.folds(windows.subjects)[out])
     search = Side(members.targets, members.subjects, members.folds)
     shown = {ENSEMBLE: chosen, EQUAL: "equal", BEST: "best"}
     if method == ALL:
-        shown |= {name: name for name in usable if name not in ROWS}
-    rows = {row: (applied(rules[name], members), _by_fold(rules[name], answers_TFNO)) for row, name in shown.items()}
-    nested = {row: judged.predictions[name] for row, name in shown.items()}
+        shown |= {name: name for name in [*usable, *soups] if name not in ROWS}
+    rows, nested = {}, {}
+    for row, name in shown.items():
+        if name in soups:
+            rows[row], nested[row] = (soups[name].answers, soup_answers[name]), soups[name].nested
+        else:
+            rows[row] = applied(rules[name], members), by_fold(rules[name], answers_TFNO)
+            nested[row] = judged.predictions[name]
     if open_choice:
         nested[ENSEMBLE] = judged.predictions[AUTO]
     n_classes = len(windows.classes)
@@ -279,12 +293,19 @@ def fit_ensemble(
     words = verdict.write_verdict(table, run.info.metric, run.info.task, against)
     if len(trials) > 1:
         words += " " + nested_words(table, ENSEMBLE, BEST, minimize=run.info.direction == "minimize")
+    if chosen in soups:
+        words += " " + soup_words(chosen, soups[chosen], trials, family)
     if len(looks) > 1:
         words += (
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
             "several looks would make the score optimistic."
         )
-    places, weights, rule = _shipped(rules[chosen], len(trials))
+    made = soups.get(chosen)
+    if made is None:
+        places, weights, rule = shipped(rules[chosen], len(trials))
+    else:
+        places = [trials.index(number) for number in made.soup.trials]
+        weights, rule = np.full(len(places), 1.0 / len(places)), None
     held_out = HeldOut(
         windows=out,
         subjects=np.array([str(subject) for subject in side.subjects]),
@@ -294,51 +315,32 @@ def fit_ensemble(
         constant=constant_prediction(run.info.kind, search.targets, 1, n_classes)[0],
     )
     kept = [trials[place] for place in places]
-    return Ensemble(run, chosen, kept, weights, table, words, held_out, len(looks), rule, diversity, judged.left_out)
+    fitted = kept, weights, table, words, held_out, len(looks), rule, diversity, judged.left_out
+    return Ensemble(run, chosen, *fitted, soup=made.soup if made else None)
 
 
-def _shipped(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
-    """Places of the trials that a rule uses, their weights, and the rule for them, where weights alone do not do."""
-    if rule["kind"] != "linear":
-        places = list(rule.get("only", range(n)))
-        shares = np.array(rule.get("weights", np.ones(len(places))), dtype=np.float64)
-        return places, shares / shares.sum(), {name: part for name, part in rule.items() if name != "only"}
-    weights = np.array(rule["weights"], dtype=np.float64)
-    used = np.flatnonzero(weights > 0).tolist() or [0]
-    total = weights[used].sum()
-    if rule["intercept"] == 0.0 and np.isclose(total, 1.0):
-        return used, weights[used] / total, None
-    shares = weights[used] / total if total > 0 else np.full(len(used), 1.0 / len(used))
-    return used, shares, {**rule, "weights": weights[used].tolist()}
-
-
-def _by_fold(rule: Rule, answers_TFNO: Floats) -> Floats:
-    """Apply a rule to the models of each fold, as it was fitted, and average over folds (N, outputs)."""
-    some_TFNO = answers_TFNO[rule["only"]] if "only" in rule else answers_TFNO
-    answers = torch.from_numpy(np.ascontiguousarray(some_TFNO))
-    folds = [combine(rule, answers[:, fold]) for fold in range(answers.shape[1])]
-    return np.asarray(torch.stack(folds).mean(0).numpy())
-
-
-def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats) -> Floats:
-    """Weighted mean of trials' predictions, (T, N, outputs) -> (N, outputs)."""
-    stacked_TNO = np.asarray(predictions_TNO, dtype=np.float64)
-    return np.asarray(np.einsum("t,tno->no", weights, stacked_TNO))
-
-
-@torch.no_grad()
-def _answers(
-    module: EnsembleModule, windows: WindowStore, index: Index, n_trials: int, progress: Progress | None
-) -> Floats:
-    """What each trial's fold models answer, (T, F, N, outputs)."""
-    parts = []
-    for start in range(0, len(index), BATCH):
-        some = index[start : start + BATCH]
-        answers_MBO = module.answers(torch.from_numpy(windows.gather(some))).double().numpy()
-        parts.append(answers_MBO.reshape(n_trials, -1, *answers_MBO.shape[1:]))
-        if progress:
-            progress(min(start + BATCH, len(index)), len(index), "held-out windows")
-    return np.concatenate(parts, axis=2)
+def _soups(
+    run: RunStore,
+    windows: WindowStore,
+    members: Members,
+    trials: list[int],
+    method: str,
+    left_out: dict[str, str],
+    progress: Progress | None,
+) -> tuple[dict[str, Made], list[int]]:
+    """The soups that a method wants, by name, and the trials that they are of."""
+    wanted = [method] if method in SOUPS else list(SOUPS) if method == ALL else []
+    if not wanted:
+        return {}, []
+    try:
+        family = kin(run, trials)
+    except UserError as error:
+        if method != ALL:
+            raise
+        left_out |= {name: str(error) for name in wanted}
+        return {}, []
+    pot = Pot(run, windows, members.only([trials.index(number) for number in family]), family, progress)
+    return {name: make(pot, name) for name in wanted}, family
 
 
 def _count_look(run: RunStore, trials: list[int], method: str) -> list[dict[str, Any]]:

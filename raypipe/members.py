@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from raypipe.errors import UserError
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.records import digest, unpack
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
@@ -45,35 +47,100 @@ def ensemble_spec(
     return spec if rule is None else spec | {"rule": dict(rule)}
 
 
+@dataclass(frozen=True)
+class Soup:
+    """Networks whose weights are means of trials' networks, one a fold (`raypipe.soup`)."""
+
+    trials: list[int]
+    """Ingredients: numbers of trials that share a network and an initialisation."""
+    folds: list[dict[str, torch.Tensor]]
+    """By fold, tensors as `RunStore.weights` gives them."""
+
+    def save(self, run: RunStore) -> dict[str, Any]:
+        """Write the weights to the run; the record of them that `load` takes."""
+        from safetensors.torch import save
+
+        files = {f"ensemble/soup-fold-{fold}.safetensors": save(tensors) for fold, tensors in enumerate(self.folds)}
+        for name, data in files.items():
+            run.folder.write(name, data)
+        return {"trials": self.trials, "files": {name: digest(data) for name, data in files.items()}}
+
+    @classmethod
+    def load(cls, run: RunStore, record: Mapping[str, Any]) -> Soup:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            A file is missing, damaged or of another ensemble.
+        """
+        folds = []
+        for name, expected in record["files"].items():
+            if not run.folder.exists(name) or digest(data := run.folder.read(name)) != expected:
+                raise ValueError(f"{name} is missing, or its checksum differs")
+            folds.append(dict(unpack(name, data)))
+        return cls([int(number) for number in record["trials"]], folds)
+
+
+def fold_tensors(run: RunStore, number: int, fold: int) -> dict[str, torch.Tensor]:
+    """Weights of a trial's fold model.
+
+    Raises
+    ------
+    UserError
+        They are missing or damaged.
+    """
+    try:
+        return run.weights(number, fold)
+    except FileNotFoundError:
+        raise UserError(
+            f"{run.where}: trial {number} lacks the weights of fold {fold}; restore the run from a copy"
+        ) from None
+
+
+def _filled(
+    spec: dict[str, Any], networks: Sequence[Mapping[str, torch.Tensor]]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A spec with its members' `centre` and `scale`, and the state of `EnsembleModule`."""
+    state: dict[str, torch.Tensor] = {}
+    for place, (member, tensors) in enumerate(zip(spec["members"], networks, strict=True)):
+        member["centre"], member["scale"] = float(tensors["target.centre"]), float(tensors["target.scale"])
+        for name, tensor in tensors.items():
+            if name.startswith("model."):
+                state[f"members.{place}.{name.removeprefix('model.')}"] = tensor
+    return spec, state
+
+
+def read_soup(
+    run: RunStore, windows: WindowStore, number: int, networks: Mapping[int, Mapping[str, torch.Tensor]]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """As `read_members`, of networks like those of trial `number`, by fold, weighted alike."""
+    spec = ensemble_spec(run, windows, [number], [1.0])
+    members = [member | {"weight": 1.0 / len(networks)} for member in spec["members"] if member["fold"] in networks]
+    return _filled(spec | {"members": members}, [networks[member["fold"]] for member in members])
+
+
 def read_members(
     run: RunStore,
     windows: WindowStore,
     trials: Sequence[int],
     weights: Sequence[float],
     rule: Mapping[str, Any] | None = None,
+    soup: Soup | None = None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read the fold models of trials: the complete spec, and the state of `EnsembleModule`.
+
+    Where there is a soup, its networks stand for those of the trials.
 
     Raises
     ------
     UserError
         A weights file is missing.
     """
+    if soup is not None:
+        return read_soup(run, windows, soup.trials[0], dict(enumerate(soup.folds)))
     spec = ensemble_spec(run, windows, trials, weights, rule)
-    state: dict[str, torch.Tensor] = {}
-    for number, member in enumerate(spec["members"]):
-        try:
-            tensors = run.weights(member["trial"], member["fold"])
-        except FileNotFoundError:
-            raise UserError(
-                f"{run.where}: trial {member['trial']} lacks the weights of fold {member['fold']}; restore the run "
-                "from a copy"
-            ) from None
-        member["centre"], member["scale"] = float(tensors["target.centre"]), float(tensors["target.scale"])
-        for name, tensor in tensors.items():
-            if name.startswith("model."):
-                state[f"members.{number}.{name.removeprefix('model.')}"] = tensor
-    return spec, state
+    return _filled(spec, [fold_tensors(run, member["trial"], member["fold"]) for member in spec["members"]])
 
 
 def build_module(spec: dict[str, Any], state: dict[str, torch.Tensor]) -> EnsembleModule:

@@ -10,10 +10,10 @@ import pandas as pd
 
 from raypipe.bundle import LoadedEnsemble, load_ensemble
 from raypipe.cutting import windows_of
-from raypipe.ensemble import Progress
 from raypipe.errors import UserError
 from raypipe.files import write_whole
 from raypipe.folds import HELD_OUT
+from raypipe.mixing import Progress
 from raypipe.recordings import Recording, find_recordings, recording_from_file
 from raypipe.tasks import Task, parse_task
 

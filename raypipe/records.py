@@ -103,6 +103,8 @@ class TrialRecord(BaseModel):
     started: float
     """Unix time at which it was first asked for."""
     config: TrialConfig
+    rerun_of: int | None = None
+    """The trial whose configuration it is, with another seed (`raypipe.rerun`)."""
 
 
 class History(RootModel[list[Epoch]]):

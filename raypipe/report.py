@@ -128,10 +128,11 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
             "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
             "lowest where the class is most frequent."
         )
-    current = [result.number for result in run.ranked()[: len(ensemble.trials)]]
+    considered = (ensemble.diversity or {}).get("members") or [f"trial {number}" for number in ensemble.trials]
+    current = [f"trial {result.number}" for result in run.ranked()[: len(considered)]]
     stale = (
         "<p class='note'>The run has gone on since this ensemble was fitted: its best trials are others now.</p>"
-        if current != ensemble.trials
+        if current != considered
         else ""
     )
     return page.section(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raypipe.files import read_json
 from raypipe.lease import current
 from raypipe.logs import read_log
+from raypipe.rerun import Spread, spreads
 from raypipe.store import RunStore, best_epoch
 
 FEW, LAST = 3, 6
@@ -55,6 +56,8 @@ class Status:
     """Rough seconds to the end, by the mean of the trials that have ended; None before the first."""
     latest: list[Failed]
     """The newest of the failed trials."""
+    spreads: list[Spread] = field(default_factory=list)
+    """Trials that were trained again on new seeds."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -110,4 +113,5 @@ def read_status(run: RunStore) -> Status:
         words = "its driver died; go on with: raypipe resume RUN"
     failed = [line for line in lines if line.state == "failed"][-FEW:]
     latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
-    return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left, latest)
+    again = spreads(run)
+    return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left, latest, again)

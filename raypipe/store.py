@@ -133,10 +133,11 @@ class RunStore:
         found = (name.split("/") for name in self.folder.names("trials"))
         return sorted({int(parts[1]) for parts in found if parts[2:] == [having]})
 
-    def add_trial(self, number: int, config: TrialConfig) -> None:
-        """Record a configuration under its number."""
-        record = TrialRecord(number=number, started=time.time(), config=config)
-        write_json(self.folder, in_trial(number, "trial.json"), record.model_dump(mode="json"))
+    def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
+        """Record a configuration under its number, and the trial whose it is with another seed, if it is."""
+        record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
+        left_out = {"rerun_of"} if rerun_of is None else None
+        write_json(self.folder, in_trial(number, "trial.json"), record.model_dump(mode="json", exclude=left_out))
 
     def has_trial(self, number: int) -> bool:
         """Whether the trial has been recorded."""
@@ -145,6 +146,10 @@ class RunStore:
     def config(self, number: int) -> TrialConfig:
         """Configuration of a trial."""
         return self._record(number).config
+
+    def rerun_of(self, number: int) -> int | None:
+        """The trial that a trial trains again on another seed, or None."""
+        return self._record(number).rerun_of
 
     def started(self, number: int) -> float:
         """Unix time at which a trial was first asked for."""

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raypipe.errors import StorageError, UserError
 from raypipe.files import Folder
 from raypipe.referee import finish_trial
+from raypipe.rerun import ask_again, config_again, is_rerun
 from raypipe.seeds import derive_seed
 from raypipe.store import RunStore, State, TrialResult
 from raypipe.warm import begin, is_warm
@@ -111,7 +112,8 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
             return False
         before = steps[-2] if len(steps) > 1 else 0
         rung = self.grace
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and not is_warm(t)]
+        drawn = [t for t in study.get_trials(deepcopy=False) if not is_warm(t) and not is_rerun(t)]
+        others = [t for t in drawn if t.number != trial.number]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
         while rung <= steps[-1]:
             if before < rung:
@@ -211,6 +213,13 @@ class Ledger:
         trials = self.study.get_trials(deepcopy=False)
         return len([trial for trial in trials if trial.state != TrialState.WAITING]) - self._warm
 
+    def ask_again(self, top: int, seeds: int) -> int:
+        """Queue the best trials with new seeds (`raypipe.rerun`); how many trials the run has with all that wait."""
+        ask_again(self.study, self.run, top, seeds)
+        waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
+        self.trials = self.asked + len(waiting)
+        return self.trials
+
     @property
     def exhausted(self) -> bool:
         """No trial is left to be handed out."""
@@ -238,13 +247,14 @@ class Ledger:
         if not self.run.has_trial(number):
             self._seed(number)
             trial = optuna.Trial(self.study, self._trial(number)._trial_id)
+            rerun = config_again(self.run, self._trial(number))
             try:
-                config = self.run.space(trial)
+                config, of = rerun or (self.run.space(trial), None)
             except StorageError:
                 raise
             except UserError as error:
                 raise DrawError(self.close(number, "failed", str(error), "bad-configuration")) from None
-            self.run.add_trial(number, config)
+            self.run.add_trial(number, config, of)
         return number
 
     def _seed(self, number: int) -> None:
@@ -266,6 +276,8 @@ class Ledger:
             if epoch.passes in trial.intermediate_values:
                 continue
             handle.report(epoch.score, epoch.passes)
+        if is_rerun(trial):
+            return True
         # The last step is asked again after a restart: the answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
 

@@ -75,7 +75,9 @@ def warm_start(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> 
         raise UserError(
             f"--warm-start {old.where}: its trials predict {old.info.task} by {old.info.metric}, not {task} by {metric}"
         )
-    finished = [r for r in old.results() if r.state != "failed" and r.score is not None]
+    finished = [
+        r for r in old.results() if r.state != "failed" and r.score is not None and old.rerun_of(r.number) is None
+    ]
     if not finished:
         raise UserError(f"--warm-start {old.where}: no trial of it has ended with a score")
     trials, why = [], ""

@@ -143,6 +143,27 @@ def pretrain(
     print_pretrained(run)
 
 
+@app.command(epilog=example("raypipe rerun demo/run --top 3 --seeds 5"))
+def rerun(
+    run: RunArg,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="New seeds for each.")] = 5,
+    time_budget: Annotated[str | None, typer.Option(help="Time the run may take in all. Default: no end.")] = None,
+    address: Annotated[str | None, typer.Option(help="Another Ray cluster.", envvar="RAY_ADDRESS")] = None,
+    workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
+) -> None:
+    """Train the best trials again on new seeds: how much was luck, and more members. The same command goes on."""
+    from raypipe.console import SweepView
+    from raypipe.driver import rerun as train_again
+
+    if is_pretrained(run):
+        raise UserError(f"{run}: a pretrained run has no trials to train again")
+    budget = seconds_of(time_budget)
+    with SweepView(console) as view:
+        train_again(run, top=top, seeds=seeds, watch=view, time_budget=budget, address=address, workers=workers)
+    print_status(run)
+
+
 @app.command(epilog=example("raypipe resume demo/run --trials 60"))
 def resume(
     run: RunArg,

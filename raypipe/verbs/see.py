@@ -83,7 +83,8 @@ def ensemble(
         typer.Option(
             help="auto: the best by nested cross-validation over subjects; all: as auto, with a "
             "table of every method; or one of best, equal, average, inverse-mse, confidence, softmax, sample, "
-            "member-sample, greedy, ridge, boosting."
+            "member-sample, greedy, ridge, boosting; or soup (greedy), uniform-soup: averaged weights, one network a "
+            "fold, of trials that share their start."
         ),
     ] = "auto",
     max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,

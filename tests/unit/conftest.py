@@ -31,7 +31,7 @@ class Finished:
         return fit_ensemble(self.run, windows=self.windows, **{"method": "confidence"} | options)
 
 
-def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, **info) -> Finished:
+def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, seeds=(0, 1, 2), **info) -> Finished:
     windows = WindowStore(store)
     where = make_run(root / "run", windows).folder
     write_json(where, "run.json", read_json(where, "run.json") | {"data": str(store)} | info)
@@ -39,7 +39,7 @@ def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, *
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for number, lr in enumerate((3e-3, 1e-2, 1e-3)):
-        run.add_trial(number, tiny(optim__lr=lr, epochs=epochs, batch_size=16, seed=number))
+        run.add_trial(number, tiny(optim__lr=lr, epochs=epochs, batch_size=16, seed=seeds[number]))
         run_trial(run, windows, number)
     torch.set_num_threads(threads)
     run.add_trial(3, tiny(optim__lr=1.0))

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from raypipe.bundle import export_bundle
-from raypipe.ensemble import LOOKS, RECORD, Ensemble, fit_ensemble, mix
+from raypipe.ensemble import LOOKS, RECORD, Ensemble, fit_ensemble
 from raypipe.errors import UserError
 from raypipe.folds import LeakError
 from raypipe.metrics import Interval, score
+from raypipe.mixing import mix
 from raypipe.referee import finish_trial
 from raypipe.store import OutOfFold, RunStore
 from raypipe.submission import export_submission
