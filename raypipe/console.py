@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
@@ -17,6 +18,8 @@ from raypipe.config import TrialConfig, flat
 from raypipe.store import TrialResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raypipe.status import Status as RunStatus
 
 PLAIN_EVERY = 15.0
@@ -192,6 +195,22 @@ def show_status(console: Console, found: RunStatus) -> None:
         say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {found.where} {failed.number}")
         for text in failed.log:
             say(f"  {text}", "dim")
+
+
+def show_trials(console: Console, found: pd.DataFrame) -> None:
+    """Print a run's trials with the parameters in which they differ, as wide as that is."""
+    from raypipe.trials import searched
+
+    shown = ["state", "score", "trained", "seconds", *searched(found), "failure"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("number", *shown):
+        table.add_column(Text(name), justify="left" if name in ("state", "failure") else "right", no_wrap=True)
+    for number, row in found[shown].astype(object).iterrows():
+        cells = ["" if value is None or value != value else _short(value) for value in row]
+        cells[1] = f"{row['score']:.4f}" if cells[1] else ""
+        table.add_row(str(number), *map(Text, cells))
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # else rich would cut numbers short
 
 
 def _short(value: Any) -> str:

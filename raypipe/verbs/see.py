@@ -45,6 +45,32 @@ def logs(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command(epilog=example("raypipe trials demo/run --csv trials.csv"))
+def trials(
+    run: RunArg,
+    csv: Annotated[str | None, typer.Option(metavar="OUT", help="Write a CSV file; - for standard output.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="OUT", help="Write JSON, a list of objects; - as above.")] = None,
+    parquet: Annotated[str | None, typer.Option(metavar="OUT", help="Write a Parquet file.")] = None,
+) -> None:
+    """Show or write every trial: score, each fold's score, parameters, epochs, seconds, failure and reason."""
+    from raypipe.console import show_trials
+    from raypipe.store import RunStore
+    from raypipe.trials import packed, trials_table, write_table
+
+    if parquet == "-":
+        raise UserError("--parquet -: Parquet is not text; name a file")
+    found = trials_table(RunStore.open(run))
+    given = {kind: out for kind, out in (("csv", csv), ("json", json), ("parquet", parquet)) if out is not None}
+    for kind, out in given.items():
+        if out == "-":
+            typer.echo(packed(found, kind), nl=False)
+        else:
+            write_table(found, kind, out)
+            console.print(f"{out}: {len(found)} trials", highlight=False, markup=False, soft_wrap=True)
+    if not given:
+        show_trials(console, found)
+
+
 @app.command(epilog=example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
