@@ -20,6 +20,7 @@ from raypipe.store import TrialResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.compare import Comparison
     from raypipe.status import Status as RunStatus
 
 PLAIN_EVERY = 15.0
@@ -211,6 +212,48 @@ def show_trials(console: Console, found: pd.DataFrame) -> None:
         table.add_row(str(number), *map(Text, cells))
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     Console(width=max(console.width, needed)).print(table)  # else rich would cut numbers short
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Print runs beside each other; what stands in the way of a comparison comes first."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    first, *others = found.runs
+    for name, grounds, pairs in zip(others, found.grounds, found.pairs, strict=True):
+        say(f"{name} against {first}", "bold")
+        for ground in grounds:
+            say(f"  {ground.words}", None if ground.same else "bold yellow")
+        for each in pairs:
+            unit = f"{each.windows} windows" if each.windows else "one mean prediction a subject"
+            say(
+                f"  {each.what}: {found.metric} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
+                f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "
+                f"{unit}): {each.words(found.metric)}"
+            )
+            if each.odd:
+                say(f"    {each.odd} in both runs have different targets: left out", "bold yellow")
+        if not pairs:
+            say("  NOTHING IN COMMON: no window and no subject that both predict", "bold yellow")
+    say("Out-of-fold scores of best trials are optimistic, the more so the more trials a run has.", "dim")
+    for title, frame in (("parameters of the best trials that differ", found.parameters), ("cost", found.cost)):
+        say(title, "bold")
+        if not len(frame):
+            say("  none")
+            continue
+        table = Table(box=None, header_style="bold")
+        table.add_column("")
+        for column in frame.columns:
+            table.add_column(Text(str(column).replace("_", " ")), justify="right")
+        for label, row in frame.astype(object).iterrows():
+            cells = [_took(value) if str(name).endswith("seconds") else _short(value) for name, value in row.items()]
+            table.add_row(Text(str(label)), *map(Text, cells))
+        console.print(table)
+
+
+def _took(seconds: float) -> str:
+    return "unknown" if seconds != seconds else duration(seconds)
 
 
 def _short(value: Any) -> str:

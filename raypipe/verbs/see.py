@@ -122,3 +122,15 @@ def report(
         console.print(f"report: {write_pretrain_report(run, out)}", highlight=False, soft_wrap=True)
         return
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=example("raypipe compare demo/run demo/other"))
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN1 RUN2...", help="Runs; each is compared with the first.")],
+) -> None:
+    """Compare runs over the same subjects: differences with intervals, data and folds, parameters, cost."""
+    from raypipe.compare import compare_runs
+    from raypipe.console import show_comparison
+    from raypipe.store import RunStore
+
+    show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))
