@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from raypipe.errors import UserError
 from raypipe.verbs.common import (
@@ -134,3 +136,28 @@ def compare(
     from raypipe.store import RunStore
 
     show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))
+
+
+@app.command(epilog=example("raypipe doctor demo/run"))
+def doctor(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[STORE-OR-RUN]", help="A store, run, pretrained run, bundle or storage.")
+    ] = None,
+) -> None:
+    """Check this machine, and a store or run or a storage's URI; say of each finding how to mend it.
+
+    Leaves with exit status 1 if something is broken.
+    """
+    from raypipe.doctor import diagnose
+    from raypipe.machine import examine
+
+    styles = {"ok": "green", "look": "yellow", "broken": "bold red"}
+    broken = 0
+    local = target if target is not None and "://" not in target else "."
+    for found in chain(examine(local), diagnose(target) if target is not None else ()):
+        broken += found.level == "broken"
+        line = found.what + (f"; mend: {found.mend}" if found.mend else "")
+        console.print(Text(f"{found.level:<7}", styles[found.level]), Text(line), soft_wrap=True)
+    if broken:
+        console.print(f"{broken} broken", style="bold red", highlight=False)
+        raise typer.Exit(1)

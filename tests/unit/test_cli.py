@@ -19,7 +19,7 @@ from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
 VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "trials", "ensemble", "report", "export", "check"]
-VERBS += ["predict", "compare"]
+VERBS += ["predict", "compare", "doctor"]
 
 
 def run(*arguments: object) -> int:
