@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
@@ -17,6 +18,9 @@ from raypipe.config import TrialConfig, flat
 from raypipe.store import TrialResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from raypipe.compare import Comparison
     from raypipe.status import Status as RunStatus
 
 PLAIN_EVERY = 15.0
@@ -197,6 +201,64 @@ def show_status(console: Console, found: RunStatus) -> None:
         say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {found.where} {failed.number}")
         for text in failed.log:
             say(f"  {text}", "dim")
+
+
+def show_trials(console: Console, found: pd.DataFrame) -> None:
+    """Print a run's trials with the parameters in which they differ, as wide as that is."""
+    from raypipe.trials import searched
+
+    shown = ["state", "score", "trained", "seconds", *searched(found), "failure"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("number", *shown):
+        table.add_column(Text(name), justify="left" if name in ("state", "failure") else "right", no_wrap=True)
+    for number, row in found[shown].astype(object).iterrows():
+        cells = ["" if value is None or value != value else _short(value) for value in row]
+        cells[1] = f"{row['score']:.4f}" if cells[1] else ""
+        table.add_row(str(number), *map(Text, cells))
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # else rich would cut numbers short
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Print runs beside each other; what stands in the way of a comparison comes first."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    first, *others = found.runs
+    for name, grounds, pairs in zip(others, found.grounds, found.pairs, strict=True):
+        say(f"{name} against {first}", "bold")
+        for ground in grounds:
+            say(f"  {ground.words}", None if ground.same else "bold yellow")
+        for each in pairs:
+            unit = f"{each.windows} windows" if each.windows else "one mean prediction a subject"
+            say(
+                f"  {each.what}: {found.metric} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
+                f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "
+                f"{unit}): {each.words(found.metric)}"
+            )
+            if each.odd:
+                say(f"    {each.odd} in both runs have different targets: left out", "bold yellow")
+        if not pairs:
+            say("  NOTHING IN COMMON: no window and no subject that both predict", "bold yellow")
+    say("Out-of-fold scores of best trials are optimistic, the more so the more trials a run has.", "dim")
+    for title, frame in (("parameters of the best trials that differ", found.parameters), ("cost", found.cost)):
+        say(title, "bold")
+        if not len(frame):
+            say("  none")
+            continue
+        table = Table(box=None, header_style="bold")
+        table.add_column("")
+        for column in frame.columns:
+            table.add_column(Text(str(column).replace("_", " ")), justify="right")
+        for label, row in frame.astype(object).iterrows():
+            cells = [_took(value) if str(name).endswith("seconds") else _short(value) for name, value in row.items()]
+            table.add_row(Text(str(label)), *map(Text, cells))
+        console.print(table)
+
+
+def _took(seconds: float) -> str:
+    return "unknown" if seconds != seconds else duration(seconds)
 
 
 def _short(value: Any) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raypipe.config import flat
-from raypipe.store import RunStore, best_epoch
+from raypipe.store import RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,25 +32,10 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial: its state, score, best_epoch, epochs `trained`, seconds and reason, then its parameters."""
-        import pandas as pd
+        """One row a trial: state, score, each fold's score, time, failure and parameters; see `trials_table`."""
+        from raypipe.trials import trials_table
 
-        rows = []
-        for number in self.store.numbers():
-            history, ended = self.store.history(number), self.store.result(number)
-            best = best_epoch(history, self.store.info.direction)
-            row: dict[str, Any] = {
-                "number": number,
-                "state": ended.state if ended else "running",
-                "score": best.score if best else None,
-                "best_epoch": best.epoch if best else 0,
-                "trained": len(history),
-                "seconds": sum(epoch.seconds for epoch in history),
-                "failure": ended.failure if ended else None,
-                "reason": ended.reason if ended else "",
-            }
-            rows.append(row | flat(self.store.config(number)))
-        return pd.DataFrame(rows).set_index("number") if rows else pd.DataFrame()
+        return trials_table(self.store)
 
     def oof(self, number: int) -> pd.DataFrame:
         """Out-of-fold predictions of a trial: window, fold and one column an output."""

@@ -7,6 +7,7 @@ import mmap
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,9 +273,17 @@ class WindowStore:
         UserError
             Names the shard that is damaged.
         """
+        for line in self.damaged():
+            raise UserError(line)
+
+    def damaged(self) -> Iterator[str]:
+        """Read everything once, and give a line on each shard that is missing or not what the manifest says."""
         for number, shard in enumerate(self.manifest.shards):
-            if shard.rows and content_hash(self._map(number)) != shard.sha256:
-                raise UserError(f"{self.path / shard.file}: damaged (its content is not what prepare wrote); {_AGAIN}")
+            try:
+                if shard.rows and content_hash(self._map(number)) != shard.sha256:
+                    yield f"{self.path / shard.file}: damaged (its content is not what prepare wrote); {_AGAIN}"
+            except UserError as error:
+                yield str(error)
 
     def _map(self, shard: int) -> NDArray[Any]:
         with self._lock:

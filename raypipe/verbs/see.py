@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from raypipe.errors import UserError
 from raypipe.verbs.common import (
@@ -74,6 +76,32 @@ def _job_logs(job: str, cluster: str, follow: bool) -> None:
         raise typer.Exit(1)
 
 
+@app.command(epilog=example("raypipe trials demo/run --csv trials.csv"))
+def trials(
+    run: RunArg,
+    csv: Annotated[str | None, typer.Option(metavar="OUT", help="Write a CSV file; - for standard output.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="OUT", help="Write JSON, a list of objects; - as above.")] = None,
+    parquet: Annotated[str | None, typer.Option(metavar="OUT", help="Write a Parquet file.")] = None,
+) -> None:
+    """Show or write every trial: score, each fold's score, parameters, epochs, seconds, failure and reason."""
+    from raypipe.console import show_trials
+    from raypipe.store import RunStore
+    from raypipe.trials import packed, trials_table, write_table
+
+    if parquet == "-":
+        raise UserError("--parquet -: Parquet is not text; name a file")
+    found = trials_table(RunStore.open(run))
+    given = {kind: out for kind, out in (("csv", csv), ("json", json), ("parquet", parquet)) if out is not None}
+    for kind, out in given.items():
+        if out == "-":
+            typer.echo(packed(found, kind), nl=False)
+        else:
+            write_table(found, kind, out)
+            console.print(f"{out}: {len(found)} trials", highlight=False, markup=False, soft_wrap=True)
+    if not given:
+        show_trials(console, found)
+
+
 @app.command(epilog=example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
@@ -126,3 +154,40 @@ def report(
         console.print(f"report: {write_pretrain_report(run, out)}", highlight=False, soft_wrap=True)
         return
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=example("raypipe compare demo/run demo/other"))
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN1 RUN2...", help="Runs; each is compared with the first.")],
+) -> None:
+    """Compare runs over the same subjects: differences with intervals, data and folds, parameters, cost."""
+    from raypipe.compare import compare_runs
+    from raypipe.console import show_comparison
+    from raypipe.store import RunStore
+
+    show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))
+
+
+@app.command(epilog=example("raypipe doctor demo/run"))
+def doctor(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[STORE-OR-RUN]", help="A store, run, pretrained run, bundle or storage.")
+    ] = None,
+) -> None:
+    """Check this machine, and a store or run or a storage's URI; say of each finding how to mend it.
+
+    Leaves with exit status 1 if something is broken.
+    """
+    from raypipe.doctor import diagnose
+    from raypipe.machine import examine
+
+    styles = {"ok": "green", "look": "yellow", "broken": "bold red"}
+    broken = 0
+    local = target if target is not None and "://" not in target else "."
+    for found in chain(examine(local), diagnose(target) if target is not None else ()):
+        broken += found.level == "broken"
+        line = found.what + (f"; mend: {found.mend}" if found.mend else "")
+        console.print(Text(f"{found.level:<7}", styles[found.level]), Text(line), soft_wrap=True)
+    if broken:
+        console.print(f"{broken} broken", style="bold red", highlight=False)
+        raise typer.Exit(1)

@@ -18,7 +18,8 @@ from raypipe.folds import make_folds
 from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
-VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "ensemble", "report", "export", "check", "predict"]
+VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "trials", "ensemble", "report", "export", "check"]
+VERBS += ["predict", "compare", "doctor"]
 
 
 def run(*arguments: object) -> int:
