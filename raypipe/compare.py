@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from raypipe.cache import open_windows
 from raypipe.config import flat
 from raypipe.ensemble import Ensemble
 from raypipe.errors import UserError
@@ -115,7 +116,7 @@ def _windows(runs: Sequence[RunStore]) -> list[WindowStore]:
         if wanted in found:
             continue
         try:
-            store = WindowStore(run.info.data)
+            store = open_windows(run.info.data)
             if store.data_hash != wanted:
                 raise UserError(f"{store.path}: prepared again since {run.where} was made: other windows lie there now")
             found[wanted] = store

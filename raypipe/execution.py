@@ -173,7 +173,10 @@ def room(
             break
         if begun is None:
             begun = clock()
-            watch("wait", {"reason": str(refusal or f"room for {found[1] if found else 0} trial(s) at a time")})
+            some = (
+                f"room for {found[1]} trial(s) at a time; --concurrent {found[1]} begins at once" if found else refusal
+            )
+            watch("wait", {"reason": str(some)})
             one = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
             wanted = {name: amount for name, amount in one.items() if amount}
             request_resources(bundles=[wanted] * min(options.workers or 1, n_folds) * (options.concurrent or 1))
