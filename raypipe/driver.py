@@ -21,7 +21,7 @@ from raypipe.folds import make_folds
 from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
-from raypipe.lease import Lease
+from raypipe.lease import Lease, current, taken
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
@@ -134,6 +134,9 @@ def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes
 def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple[int, int] | None = None) -> Run:
     store = RunStore.open(run)
     if not store.folder.exists(OPTIONS):
+        last = current(store.folder)
+        if last and last["alive"]:  # its driver has only just begun
+            raise taken(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
     chosen = _options({**read_json(store.folder, OPTIONS), **changes})
     windows = open_windows(store.info.data)

@@ -37,6 +37,14 @@ def current(folder: Folder) -> dict[str, Any] | None:
     return record | {"alive": _alive(folder, record)}
 
 
+def taken(folder: Folder, last: dict[str, Any]) -> UserError:
+    """What a second driver is told."""
+    return UserError(
+        f"{folder.where}: another raypipe is driving this run (process {last['pid']} on {last['host']}); "
+        "look on with: raypipe status RUN"
+    )
+
+
 def _alive(folder: Folder, record: dict[str, Any]) -> bool:
     if record.get("ended"):
         return False
@@ -108,10 +116,7 @@ class Lease:
             if self._handle is None:
                 last = (current(self._folder) or {"pid": "unknown", "host": "this host"}) | {"alive": True}
         if last and last["alive"]:
-            raise UserError(
-                f"{self._folder.where}: another raypipe is driving this run (process {last['pid']} on {last['host']}); "
-                "look on with: raypipe status RUN"
-            )
+            raise taken(self._folder, last)
         self._before = float(last["spent"]) if last else 0.0
         now = time.time()
         self._record = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "started": now}

@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from raypipe.driver import resume
 from raypipe.errors import StorageError, UserError
 from raypipe.files import open_folder
 from raypipe.lease import FILE, STALE, Lease, current
 from raypipe.testing import FailingFolder
+from tests.toys import ToyWindows, make_run
 
 
 @pytest.fixture
@@ -101,3 +103,11 @@ def test_nobody_yet(folder):
     assert current(folder) is None
     folder.write(FILE, b"{broken")
     assert current(folder) is None
+
+
+def test_a_run_whose_driver_has_only_just_begun_is_being_driven(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    with pytest.raises(UserError, match="never driven"):
+        resume(run.where)
+    with Lease(run.folder), pytest.raises(UserError, match="another raypipe is driving this run"):
+        resume(run.where)
