@@ -18,7 +18,20 @@ from raypipe.folds import make_folds
 from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
-VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "ensemble", "report", "export", "check", "predict"]
+VERBS = [
+    "simulate",
+    "prepare",
+    "sweep",
+    "rerun",
+    "resume",
+    "status",
+    "logs",
+    "ensemble",
+    "report",
+    "export",
+    "check",
+    "predict",
+]
 
 
 def run(*arguments: object) -> int:
@@ -248,7 +261,7 @@ def test_a_run_where_nothing_can_be_written(refused, toy, tmp_path, place):
     assert Path(place).name in message
 
 
-@pytest.mark.parametrize("verb", ["status", "resume", "ensemble", "report"])
+@pytest.mark.parametrize("verb", ["status", "resume", "rerun", "ensemble", "report"])
 def test_no_run_there(refused, tmp_path, verb):
     assert "no raypipe run there" in refused(verb, tmp_path)
 
