@@ -18,6 +18,7 @@ from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.metrics import score
 from raypipe.remote import shown
+from raypipe.rerun import spreads
 from raypipe.store import RunStore, State, TrialResult
 from raypipe.verdict import ENSEMBLE, predicted, spoken
 
@@ -198,7 +199,19 @@ def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
                 "The best trials, epoch by epoch: the score over all folds; the band spans the folds.",
             )
         )
-    return page.section("The search", *blocks)
+    return page.section("The search", *blocks, *_seeds(run))
+
+
+def _seeds(run: RunStore) -> list[str]:
+    """Scores of trials that were trained again on new seeds; nothing where none was."""
+    rows = [
+        [str(s.trial), *map(page.number, (s.found, s.mean, s.sd)), str(len(s.again))] for s in spreads(run) if s.again
+    ]
+    if not rows:
+        return []
+    note = "As found, a score is the best of many, and so optimistic; on new seeds, only the epoch was chosen by it."
+    head = ["trial", "as found", "mean on new seeds", "SD", "seeds"]
+    return [page.table(head, rows), f'<p class="note">{page.text(note)}</p>']
 
 
 def _held_out(run: RunStore, ensemble: Ensemble) -> str:
@@ -246,10 +259,13 @@ def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[A
 
 
 def _members(ensemble: Ensemble) -> str:
-    words = (
-        f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each trial stands for the mean of its "
-        f"{ensemble.run.folds.n_folds} fold models."
-    )
+    if ensemble.soup is not None:
+        words = "Each fold's network is the mean of these trials' weights; the answers of the folds are averaged."
+    else:
+        words = (
+            f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each trial stands for the mean of its "
+            f"{ensemble.run.folds.n_folds} fold models."
+        )
     made = pictures.weights_in_a_row(ensemble.trials, ensemble.weights)
     blocks = [page.picture(made, "Weight of each trial", words), *_nested(ensemble)]
     return page.section("The ensemble", *blocks)

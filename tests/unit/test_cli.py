@@ -18,8 +18,8 @@ from raypipe.folds import make_folds
 from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
-VERBS = ["simulate", "prepare", "sweep", "resume", "status", "logs", "trials", "ensemble", "report", "export", "check"]
-VERBS += ["predict", "compare", "doctor"]
+VERBS = ["simulate", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble", "report", "export"]
+VERBS += ["check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop", "push", "pull"]
 
 
 def run(*arguments: object) -> int:
@@ -249,7 +249,7 @@ def test_a_run_where_nothing_can_be_written(refused, toy, tmp_path, place):
     assert Path(place).name in message
 
 
-@pytest.mark.parametrize("verb", ["status", "resume", "ensemble", "report"])
+@pytest.mark.parametrize("verb", ["status", "resume", "rerun", "ensemble", "report"])
 def test_no_run_there(refused, tmp_path, verb):
     assert "no raypipe run there" in refused(verb, tmp_path)
 

@@ -5,10 +5,13 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
+from raypipe import driver
 from raypipe.console import show_status
 from raypipe.ensemble import fit_ensemble
 from raypipe.errors import UserError
+from raypipe.files import read_json, write_json
 from raypipe.referee import run_trial
+from raypipe.report import write_report
 from raypipe.rerun import Spread, is_rerun, spreads
 from raypipe.status import read_status
 from raypipe.store import RunStore
@@ -146,6 +149,36 @@ def test_reruns_join_the_ensemble_and_status_tells_their_spread(tmp_path):
     assert [t.state for t in book.study.trials[:3]] == [TrialState.COMPLETE] * 3
     fitted = fit_ensemble(run, windows=windows, method="equal")
     assert sorted(fitted.trials) == [0, 1, 2]
+    fitted.save()
+    assert "mean on new seeds" in write_report(run).read_text()
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     show_status(console, read_status(run))
     assert "on 2 new seeds" in console.export_text()
+
+
+def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, windows, monkeypatch):
+    store = write_store(tmp_path / "store", ToyWindows(subjects=8, each=4))
+    windows = WindowStore(store)
+    run = make_run(tmp_path / "run", windows, n_folds=2)
+    write_json(run.folder, "run.json", read_json(run.folder, "run.json") | {"data": str(store)})
+    with pytest.raises(UserError, match="never driven"):
+        driver.rerun(run.where, top=1, seeds=2)
+    spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
+    write_json(run.folder, driver.OPTIONS, spent)
+    run = RunStore.open(run.where)
+    scored(run, windows, ledger(run, windows, 2), [0.5, 0.4])
+    trained = []
+
+    def in_process(execute, book, *rest):  # what Ray would do
+        scores = [0.6] * (book.trials - book.asked)
+        trained.append(len(scores))
+        scored(run, windows, book, scores)
+
+    monkeypatch.setattr(driver, "supervise", in_process)
+    driver.rerun(run.where, top=1, seeds=2)
+    driver.rerun(run.where, top=1, seeds=2)
+    assert trained == [2] and [run.rerun_of(number) for number in run.numbers()] == [None, None, 1, 1]
+    options = read_json(run.folder, driver.OPTIONS)
+    assert options["trials"] == 4 and options["time_budget"] is None
+    driver.resume(run.where, trials=5)
+    assert trained == [2, 1] and run.rerun_of(4) is None
