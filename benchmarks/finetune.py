@@ -1,10 +1,11 @@
 """What pretraining is worth: rest or arithmetic (eegmat) with a fifth of the labels, on people nobody has learnt from.
 
-For each seed, the subjects are dealt into folds; for each fold, an encoder is pretrained on all recordings of the others
-and then trained on the labels of a fifth of them, and the fold's subjects are predicted. All fine-tuning takes the
-same number of steps on the same windows. A probe is logistic regression on frozen features; that of an untrained network
-is its control. Scores are AUCs over all folds' predictions together, the mean of the seeds; intervals are bootstrapped
-over subjects, and "to scratch" is the paired difference. Rows are printed after every seed, so it may be stopped.
+For each seed, the subjects are dealt into folds; for each fold, an encoder is pretrained on all recordings of the
+others and then trained on the labels of a fifth of them, and the fold's subjects are predicted. All fine-tuning takes
+the same number of steps on the same windows. A probe is logistic regression on frozen features; that of an untrained
+network is its control. Scores are AUCs over all folds' predictions together, the mean of the seeds; intervals are
+bootstrapped over subjects, and "to scratch" is the paired difference. Rows are printed after every seed, so it may be
+stopped.
 
     raypipe prepare ../shared/data/eegmat_bids --task bids-task:rest,arithmetic --window 4 --out eegmat
     python benchmarks/finetune.py eegmat
@@ -27,6 +28,7 @@ from benchmarks.timing import where_and_when
 from raypipe.config import parse_config
 from raypipe.feed import Feed
 from raypipe.metrics import auc
+from raypipe.models.vit import ViT
 from raypipe.pretraining import Pretrainer, features, make_encoder
 from raypipe.probe import fit_probe
 from raypipe.seeds import derive_seed
@@ -64,9 +66,9 @@ class Table:
             kept.append(np.full(len(self.windows), np.nan))
         kept[seed][index] = chance
 
-    def timed(self, name: str, work: Callable[[], object]) -> None:
+    def timed(self, name: str, work: Callable[..., object], *arguments: object) -> None:
         start = time.perf_counter()
-        work()
+        work(name, *arguments)
         self.seconds[name] += time.perf_counter() - start
 
     def _scores(self, name: str) -> NDArray[np.float64]:
@@ -112,22 +114,25 @@ def one_fold(
             trainer.run_epoch()
         table.add(name, seed, out, trainer.predict(out)[:, 1])
 
-    def probe(name: str, network: torch.nn.Module) -> None:
-        weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)  # type: ignore[arg-type]
-        raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()  # type: ignore[arg-type]
+    def probe(name: str, network: ViT) -> None:
+        weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)
+        raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()
         table.add(name, seed, out, raw[:, 1] - raw[:, 0])
 
-    table.timed("from scratch", lambda: tune("from scratch", tuned, None))
-    table.timed("untrained, probe", lambda: probe("untrained, probe", make_encoder(parse_config(common), windows)))
+    def pretrain(name: str, pretrainer: Pretrainer) -> None:
+        for _ in range(args.epochs):
+            pretrainer.run_epoch()
+
+    table.timed("from scratch", tune, tuned, None)
+    table.timed("untrained, probe", probe, make_encoder(parse_config(common), windows))
     start = {"init/name": "pretrained", "init/tune": "full", "init/layer_decay": args.layer_decay}
     for kind in KINDS:
         asked = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
         asked |= {"pretrain/time_shift": True} if kind == "simclr" else {}
         pretrainer = Pretrainer(parse_config(asked), feed, train, part=fold)
-        table.timed(f"{kind}, pretraining", lambda one=pretrainer: [one.run_epoch() for _ in range(args.epochs)])  # type: ignore[misc]
-        encoder = pretrainer.encoder
-        table.timed(f"{kind}, probe", lambda one=encoder: probe(f"{kind}, probe", one))  # type: ignore[misc]
-        table.timed(f"{kind}, full", lambda one=encoder: tune(f"{kind}, full", tuned | start, one.state_dict()))  # type: ignore[misc]
+        table.timed(f"{kind}, pretraining", pretrain, pretrainer)
+        table.timed(f"{kind}, probe", probe, pretrainer.encoder)
+        table.timed(f"{kind}, full", tune, tuned | start, pretrainer.encoder.state_dict())
 
 
 def main() -> None:
