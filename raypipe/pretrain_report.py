@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raypipe import page
 from raypipe.files import open_folder
+from raypipe.folds import Index
 from raypipe.lease import current
 from raypipe.pictures import BLUE, CHANCE, GREY, ORANGE, figure
 from raypipe.pretrained import PretrainedRun
@@ -82,6 +84,8 @@ def _caption(run: PretrainedRun) -> str:
 
 def curves(run: PretrainedRun) -> Figure:
     """Loss and probe scores by epoch."""
+    from matplotlib.ticker import MaxNLocator
+
     made, (left, right) = figure(8.0, 3.0, 2)
     for part in run.parts:
         history = run.history(part)
@@ -92,13 +96,22 @@ def curves(run: PretrainedRun) -> Figure:
     if math.isfinite(chance):
         right.axhline(chance, color=GREY, lw=1, ls="--", label=words)
         right.legend(frameon=False)
-    left.set(xlabel="epoch", ylabel="loss")
-    right.set(xlabel="epoch", ylabel=f"probe, {run.info.metric}")
+    epochs = run.info.config.epochs
+    for axis, label in ((left, "loss"), (right, f"probe, {run.info.metric}")):
+        axis.set(xlabel="epoch", ylabel=label, xlim=(0, epochs + 1))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return made
 
 
+def _spread(subjects_N: NDArray[np.str_], index: Index, count: int = 3) -> Index:
+    """Windows of as many subjects as there are, the middle one of each first."""
+    rows = [index[subjects_N[index] == subject] for subject in np.unique(subjects_N[index])]
+    turns = [own[len(own) // 2 - turn] for turn in range(count) for own in rows if turn <= len(own) // 2]
+    return np.array(turns[:count])
+
+
 def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
-    """Three held-out windows: signal, what was seen, what was rebuilt."""
+    """Held-out windows, three if there are: signal, what was seen, what was rebuilt."""
     import torch
 
     from raypipe.cache import open_windows
@@ -111,14 +124,16 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     one = Pretrainer(run.info.config, feed, np.arange(max(2, len(feed.windows))), part=state["part"])
     one.load_state_dict(state)
     encoder, module = one.encoder, one.module.eval()
-    index = out[np.linspace(0, len(out) - 1, 3).astype(int)]
-    visible, masked = draw_masks(3, encoder.n_tokens, run.info.config.pretrain.mask, torch.Generator().manual_seed(0))
+    index = _spread(feed.windows.subjects, out)
+    visible, masked = draw_masks(
+        len(index), encoder.n_tokens, run.info.config.pretrain.mask, torch.Generator().manual_seed(0)
+    )
     patches_BNS = encoder.cut(feed.gather(index))
     with torch.no_grad():
         guess_BMS = module.rebuild(patches_BNS, visible, masked)  # type: ignore[operator]
     true_BMS = pick(patches_BNS, masked)
     guess_BMS = guess_BMS * true_BMS.std(2, keepdim=True, correction=0) + true_BMS.mean(2, keepdim=True)
-    made, axes = figure(10.0, 4.2, 3)
+    made, axes = figure(10.0, 4.2, len(index))
     per = encoder.n_patches
     for b, axis in enumerate(axes):
         shown = min(SHOWN, encoder.n_channels)

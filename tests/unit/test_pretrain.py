@@ -16,7 +16,7 @@ from raypipe.finetuning import choose_trained, initial_id, merged, parameter_gro
 from raypipe.folds import LeakError
 from raypipe.models.vit import ViT
 from raypipe.pretrain import pretrain
-from raypipe.pretrain_report import status_lines
+from raypipe.pretrain_report import _spread, curves, status_lines
 from raypipe.pretrain_work import work
 from raypipe.pretrained import PretrainedRun, export_encoder, load_encoder
 from raypipe.referee import run_trial
@@ -189,6 +189,16 @@ def test_shipped_spaces_run_at_toy_size(name, store, encoder, tmp_path):
     run.add_trial(0, config)
     result = run_trial(run, windows, 0)
     assert result.state == "complete", result.reason
+
+
+def test_pictures_show_several_people_and_whole_epochs(encoder):
+    subjects = np.repeat(["a", "b", "c", "d"], [5, 1, 4, 2])
+    assert _spread(subjects, np.arange(12)).tolist() == [2, 5, 8]
+    assert _spread(subjects, np.arange(6)).tolist() == [2, 5, 1]
+    assert _spread(subjects, np.array([5])).tolist() == [5]
+    for axis in curves(PretrainedRun(encoder)).axes:
+        assert axis.get_xlim() == (0, 4)
+        assert all(tick == round(tick) for tick in axis.get_xticks())
 
 
 def test_the_command_line(store, encoder, tmp_path, capsys):
