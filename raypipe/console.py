@@ -178,7 +178,8 @@ def show_status(console: Console, found: RunStatus) -> None:
         ("why", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for line in found.lines:
+    lines = found.shown()
+    for line in lines:
         score = "" if line.score is None else f"{line.score:.4f}"
         why = "" if line.state == "complete" else Text(line.reason)
         epochs = f"{line.epochs}/{line.total}" if line.total else ""
@@ -189,6 +190,10 @@ def show_status(console: Console, found: RunStatus) -> None:
 
     say(f"{found.where}: {found.task}, {found.driver}")
     console.print(table)
+    if len(lines) < len(found.lines):
+        say(
+            f"{len(found.lines) - len(lines)} more are not shown here; all of them: raypipe trials {found.where}", "dim"
+        )
     kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.most_common())
     states = [
         f"{n} {state}" + (f" ({kinds})" if state == "failed" else "") for state, n in sorted(found.counts.items())

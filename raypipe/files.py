@@ -110,8 +110,10 @@ class LocalFolder:
 
     def _walk(self, top: Path) -> Iterator[str]:
         for folder, _, files in os.walk(top):
-            for file in files:
-                yield (Path(folder) / file).relative_to(self.path).as_posix()
+            if files:
+                below = Path(folder).relative_to(self.path).as_posix()
+                before = "" if below == "." else f"{below}/"
+                yield from (before + file for file in files)  # a path object for each would take most of a listing
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

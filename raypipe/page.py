@@ -107,6 +107,8 @@ figure img { max-width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
 code { font: .88em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; background: #eef0f4; padding: .1em .35em;
   border-radius: 3px; }
+pre { font: .8rem/1.4 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; background: #f5f6f8;
+  padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
 @media print { body { font-size: 10.5pt; } main { max-width: none; padding: 0; } figure, tr, .verdict { break-inside:
   avoid; } h2, h3 { break-after: avoid; } .wide { overflow: visible; } }
 </style>

@@ -25,9 +25,9 @@ from raypipe.errors import CheckpointError, UserError
 from raypipe.files import Folder, open_folder, read_json, write_json
 from raypipe.folds import FoldMap
 from raypipe.models import build_model
-from raypipe.records import digest, unpack, valid
+from raypipe.records import PRETRAINED, digest, unpack, valid
 
-INFO, CARD = "pretrain.json", "card.json"
+INFO, CARD = PRETRAINED, "card.json"
 
 
 class PretrainInfo(BaseModel):

@@ -19,6 +19,8 @@ from raypipe.errors import UserError
 from raypipe.files import Folder, read_json
 
 FORMAT = "raypipe-run/1"
+PRETRAINED = "pretrain.json"
+"""The file that tells a pretrained run from a sweep's (`raypipe.pretrained`)."""
 
 State = Literal["complete", "pruned", "stopped", "failed"]
 
@@ -126,6 +128,10 @@ def valid(kind: type[Model], folder: Folder, name: str) -> Model:
     UserError
         It is damaged, or was changed.
     """
+    try:
+        return kind.model_validate_json(folder.read(name))  # three times as fast as from what json.loads gives
+    except ValidationError:
+        pass  # it may be rewritten meanwhile, and is read once more
     try:
         return kind.model_validate(read_json(folder, name))
     except ValidationError as error:

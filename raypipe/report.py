@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from raypipe import diversity, page, pictures
 from raypipe.baselines import read_baselines
 from raypipe.config import TrialConfig, flat
+from raypipe.course import commands, course
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.metrics import score
@@ -76,6 +77,7 @@ def render(run: RunStore) -> str:
         _held_out(run, ensemble) if ensemble else "",
         _baselines(run) if ensemble else "",
         _members(ensemble) if ensemble else "",
+        *course(run, results),
         _ends(run, results),
         _effort(run, results),
         _recipe(run, results, name),
@@ -365,4 +367,4 @@ def _recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
         summary = f"Configuration of the best trial ({ranked[0].number}, hash {run.config(ranked[0].number).hash()})"
         inner = page.table(["parameter", "value", "default, where it differs"], rows, words={0, 1, 2})
         blocks.append(f"<h3>{page.text(summary)}</h3>{inner}")
-    return page.section("The recipe", *blocks)
+    return page.section("The recipe", *blocks, commands(run))

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from raypipe.config import TrialConfig, parse_config
 from raypipe.errors import UserError
 
@@ -108,6 +106,8 @@ class SearchSpace:
         UserError
             See `__call__`.
         """
+        import optuna  # here: those who only read a run need not wait for it
+
         with quiet_optuna():
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
             return [self(study.ask()) for _ in range(draws)]
@@ -120,6 +120,8 @@ class SearchSpace:
         UserError
             See `__call__`; also a start point that lacks a parameter, has one too many, or is out of range.
         """
+        import optuna
+
         self.draw(draws)
         for number, point in enumerate(self.start):
             try:
@@ -139,6 +141,8 @@ class SearchSpace:
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Keep Optuna's own log lines out of the terminal."""
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from raypipe.files import read_json
 from raypipe.lease import current
 from raypipe.logs import read_log
+from raypipe.metrics import get_metric
 from raypipe.rerun import Spread, spreads
-from raypipe.store import RunStore, best_epoch
+from raypipe.store import RunStore, TrialResult, best_epoch
 
+MOST, BEST = 40, 10
+"""How many trials `Status.shown` gives at most, and how many of them for their scores."""
 FEW, LAST = 3, 6
 """How many failed trials are shown with how many last lines of their logs."""
 
@@ -59,6 +62,16 @@ class Status:
     spreads: list[Spread] = field(default_factory=list)
     """Trials that were trained again on new seeds."""
 
+    def shown(self, most: int = MOST) -> list[Line]:
+        """What is worth a line, in order: trials under way, the best, then the newest, `most` in all."""
+        sign = -1.0 if get_metric(self.metric).direction == "maximize" else 1.0
+        ranked = [line for line in self.lines if line.score is not None and line.state != "failed"]
+        ranked.sort(key=lambda line: sign * (line.score or 0.0))
+        under_way = [line for line in self.lines if line.state in ("running", "interrupted")]
+        wanted = [*under_way, *ranked[:BEST], *reversed(self.lines)]
+        kept = list({line.number: line for line in wanted}.values())[:most]
+        return sorted(kept, key=lambda line: line.number)
+
     @property
     def counts(self) -> Counter[str]:
         """Trials by state."""
@@ -70,28 +83,47 @@ class Status:
         return Counter(line.failure or "error" for line in self.lines if line.state == "failed")
 
 
+def _ended(ended: TrialResult, total: int) -> Line:
+    return Line(
+        number=ended.number,
+        state=ended.state,
+        score=ended.score,
+        best_epoch=ended.best_epoch,
+        epochs=ended.epochs,
+        total=total,
+        seconds=ended.seconds,
+        reason=ended.reason,
+        failure=ended.failure,
+    )
+
+
+def _open(run: RunStore, number: int, total: int, alive: bool) -> Line:
+    """A trial that has not ended: what its epochs so far say."""
+    history = run.history(number)
+    best = best_epoch(history, run.info.direction)
+    return Line(
+        number=number,
+        state="running" if alive else "interrupted",
+        score=best.score if best else None,
+        best_epoch=best.epoch if best else 0,
+        epochs=len(history),
+        total=total,
+        seconds=sum(epoch.seconds for epoch in history),
+        reason="",
+    )
+
+
 def read_status(run: RunStore) -> Status:
     """Read a run's state."""
     driver = current(run.folder)
     alive = bool(driver and driver["alive"])
     lines = []
-    recorded, ended_ones = set(run.numbers()), set(run.numbers("result.json"))
-    for number in sorted(recorded | ended_ones):  # an invalid draw has an end, and no configuration
-        history, ended = run.history(number), run.result(number)
-        best = best_epoch(history, run.info.direction)
-        lines.append(
-            Line(
-                number=number,
-                state=ended.state if ended else ("running" if alive else "interrupted"),
-                score=best.score if best else None,
-                best_epoch=best.epoch if best else 0,
-                epochs=len(history),
-                total=run.config(number).epochs if number in recorded else 0,
-                seconds=sum(epoch.seconds for epoch in history),
-                reason=ended.reason if ended else "",
-                failure=ended.failure if ended else None,
-            )
-        )
+    for number, names in sorted(run.listing().items()):
+        if names.isdisjoint(("trial.json", "result.json")):
+            continue
+        total = run.config(number).epochs if "trial.json" in names else 0  # an invalid draw has an end only
+        ended = run.result(number) if "result.json" in names else None
+        lines.append(_ended(ended, total) if ended else _open(run, number, total, alive))
     options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
     asked = int(options.get("trials", len(lines)))
     late = driver is not None and options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]

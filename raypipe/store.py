@@ -130,8 +130,16 @@ class RunStore:
 
     def numbers(self, having: str = "trial.json") -> list[int]:
         """Numbers of all trials that have such a file, in order."""
-        found = (name.split("/") for name in self.folder.names("trials"))
-        return sorted({int(parts[1]) for parts in found if parts[2:] == [having]})
+        return sorted(number for number, names in self.listing().items() if having in names)
+
+    def listing(self) -> dict[int, set[str]]:
+        """Names of the files in every trial's folder, by number; those in folders below are left out."""
+        found: dict[int, set[str]] = {}
+        for name in self.folder.names("trials"):
+            parts = name.split("/")
+            if len(parts) == 3:
+                found.setdefault(int(parts[1]), set()).add(parts[2])
+        return found
 
     def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
         """Record a configuration under its number, and the trial whose it is with another seed, if it is."""

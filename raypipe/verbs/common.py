@@ -31,9 +31,10 @@ def example(line: str) -> str:
 
 def is_pretrained(where: str) -> bool:
     """Whether a run is one of `pretrain`."""
-    from raypipe.pretrained import PretrainedRun
+    from raypipe.files import open_folder
+    from raypipe.records import PRETRAINED
 
-    return PretrainedRun.exists(where)
+    return open_folder(where).exists(PRETRAINED)  # without torch, which takes seconds to import
 
 
 def print_pretrained(where: str) -> None:

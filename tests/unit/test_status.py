@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
+from raypipe.console import show_status
 from raypipe.logs import TrialLog
 from raypipe.referee import finish_trial
-from raypipe.status import FEW, LAST, read_status
-from raypipe.store import Epoch
+from raypipe.status import FEW, LAST, MOST, read_status
+from raypipe.store import Epoch, TrialResult
 from tests.toys import ToyWindows, make_run, tiny
 
 KINDS = ["out-of-memory", "error", "error", "non-finite", None]
@@ -50,3 +52,51 @@ def test_a_failed_trial_keeps_its_score_and_is_never_ranked(run):
     assert (ended.score, ended.best_epoch) == (1e-9, 1)
     assert read_status(run).lines[4].score == 1e-9
     assert run.ranked() == []
+
+
+def test_of_many_trials_those_are_shown_that_say_something(tmp_path, capsys):
+    run = make_run(tmp_path / "run", ToyWindows())
+    end = {"best_epoch": 1, "epochs": 3, "seconds": 2.0, "reason": "toy", "finished": 0.0}
+    for number in range(MOST + 30):
+        run.add_trial(number, tiny())
+        state = "failed" if number == 5 else "complete"
+        if number != 2:
+            run.write_result(TrialResult(number=number, state=state, score=1.0 + abs(number - 10) / 100, **end))
+    found = read_status(run)
+    shown = [line.number for line in found.shown()]
+    assert len(shown) == MOST and shown == sorted(shown)
+    best = {10, *range(11, 15), *range(6, 10)}  # the failed one is none of them
+    assert {2, *best, *range(MOST + 15, MOST + 30)} <= set(shown)
+    assert found.shown(most=1)[0].number == 2, "what is under way comes first"
+    show_status(Console(width=100), found)
+    out = capsys.readouterr().out
+    assert "30 more are not shown here; all of them: raypipe trials" in out.replace("\n", " ")
+
+
+def test_a_trial_that_has_ended_costs_two_small_files(tmp_path, monkeypatch):
+    """A thousand of them must answer in two seconds; histories grow with the epochs."""
+    run = make_run(tmp_path / "run", ToyWindows())
+    end = {"best_epoch": 1, "epochs": 3, "seconds": 2.0, "reason": "toy", "finished": 0.0}
+    for number in range(3):
+        run.add_trial(number, tiny())
+        run.write_result(TrialResult(number=number, state="complete", score=1.0, **end))
+    read: list[str] = []
+    folder = type(run.folder)
+    plain = folder.read
+    monkeypatch.setattr(folder, "read", lambda self, name: (read.append(name), plain(self, name))[1])
+    monkeypatch.setattr(folder, "names", counted := Counted(folder.names))
+    read_status(run)
+    assert len([name for name in read if name.startswith("trials/")]) == 6
+    assert counted.calls == 1, "one listing; behind a URI each is a request for every thousand files"
+
+
+class Counted:
+    def __init__(self, plain):
+        self.plain, self.calls = plain, 0
+
+    def __get__(self, folder, kind):
+        def call(*given):
+            self.calls += 1
+            return self.plain(folder, *given)
+
+        return call

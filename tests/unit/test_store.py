@@ -98,7 +98,7 @@ def test_trials_as_a_table(run):
     run.add_trial(1, tiny(sam__name="sam"))
     run.write_result(result(0))
     table = Run(run.where).trials
-    assert table.state.tolist() == ["complete", "running"]
+    assert table.state.tolist() == ["complete", "interrupted"]
     assert table["sam/name"].tolist() == ["none", "sam"]
     assert table["trained"].tolist() == [0, 0]
     assert table["epochs"].tolist() == [4, 4]  # the parameter
@@ -166,7 +166,13 @@ def drive(run, windows, numbers, ended):
             for fold in range(3):
                 _, validation = run.folds.split(windows.subjects, fold)
                 predictions = torch.full((len(validation), 1), 100.0 * number + 10 * fold + epoch)
-                state = {"predictions": predictions, "weights": {"w": predictions[:2]}, "centre": 0.0, "scale": 1.0}
+                state = {
+                    "predictions": predictions,
+                    "weights": {"w": predictions[:2]},
+                    "centre": 0.0,
+                    "scale": 1.0,
+                    "answer": [0.0, 1.0],
+                }
                 run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
             scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}
             history.append(Epoch(epoch=epoch, passes=epoch, **scores))
