@@ -75,7 +75,7 @@ def render(run: RunStore) -> str:
         _answer(run, ensemble),
         _search(run, results),
         _held_out(run, ensemble) if ensemble else "",
-        _baselines(run) if ensemble else "",
+        _baselines(run, ensemble) if ensemble else "",
         _members(ensemble) if ensemble else "",
         *course(run, results),
         _ends(run, results),
@@ -165,11 +165,12 @@ def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
     return page.table(head, rows)
 
 
-def _baselines(run: RunStore) -> str:
+def _baselines(run: RunStore, ensemble: Ensemble) -> str:
     found = read_baselines(run)
     if not found:
         return ""
-    rows = [
+    rows = [["for comparison: the ensemble", page.number(float(ensemble.table["held_out"][ENSEMBLE]))]]
+    rows += [
         [
             row["name"] + ("" if row["usable"] else " (not usable at inference: no scorer gives it)"),
             page.number(row["score"]),

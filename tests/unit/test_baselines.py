@@ -19,7 +19,10 @@ def test_baselines_are_scored_on_the_held_out_and_shown(simulated):
     assert read_baselines(run) == list(rows.values())
     from raypipe.report import _baselines
 
-    assert "not usable at inference" in _baselines(run)
+    ensemble = simulated.ensemble(top=2)
+    shown = _baselines(run, ensemble)
+    assert "not usable at inference" in shown
+    assert "the ensemble" in shown and f"{ensemble.table.at['ensemble', 'held_out']:.3f}" in shown
 
 
 def test_classes_have_none(classes):
