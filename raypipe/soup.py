@@ -273,7 +273,7 @@ def soup_words(name: str, made: Made, trials: Sequence[int], family: Sequence[in
     if strangers := [str(number) for number in trials if number not in family]:
         one = len(strangers) == 1
         words += (
-            f" Trial{'' if one else 's'} {', '.join(strangers)} could not be averaged with {'it' if one else 'them'}: "
+            f" Trial{'' if one else 's'} {', '.join(strangers)} {'was' if one else 'were'} not tried: "
             f"{'it is another network or' if one else 'they are other networks or'} started from other weights."
         )
     if name == GREEDY:
