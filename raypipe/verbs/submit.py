@@ -59,7 +59,7 @@ def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     return dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
 
 
-@app.command(epilog=example("raypipe jobs"))
+@app.command(epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))
 def jobs(cluster: ClusterOption = LOCAL) -> None:
     """List a cluster's jobs, the newest first."""
     from rich.table import Table
