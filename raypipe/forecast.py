@@ -1,0 +1,242 @@
+"""What a sweep will take, told before it is launched: time, memory and disk, from a few steps of some of its trials."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import torch
+
+from raypipe import checkpoint
+from raypipe.cache import open_windows
+from raypipe.compute import stem_seconds
+from raypipe.config import InitConfig, TrialConfig
+from raypipe.driver import Options
+from raypipe.errors import UserError
+from raypipe.execution import layout
+from raypipe.feed import Feed
+from raypipe.folds import FoldMap, make_folds
+from raypipe.hbn import held_out_of
+from raypipe.models import Conformer
+from raypipe.space import load_space
+from raypipe.train import FoldTrainer
+
+MOST = 6
+"""Configurations that are measured: the START points, then draws."""
+STEPS = 3
+"""Steps that are timed of each, after one that is not."""
+START_UP = 30.0
+"""Seconds from the command to the first epoch (benchmarks/RESULTS.md)."""
+
+Progress = Callable[[int, int, str], object]
+
+
+class Measured(NamedTuple):
+    """What one configuration takes."""
+
+    step: float
+    """Seconds of a step of one fold, as are `epoch`, for an epoch with its validation, and `trial`, for all epochs of
+    all folds on one worker."""
+    epoch: float
+    trial: float
+    checkpoint: int
+    """Bytes of a fold's checkpoint, and of what a trial leaves when it has ended (`result`)."""
+    result: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep takes if no trial stops early: early stopping and halving make it less."""
+
+    trials: int
+    folds: int
+    workers: int
+    """Of a trial."""
+    concurrent: int
+    cpus: float
+    """Cores a worker, and GPUs (`gpus`)."""
+    gpus: float
+    device: str
+    measured: list[Measured]
+    memory: int
+    """Peak resident bytes of the process that measured, which had one fold."""
+
+    def seconds(self, trial: float) -> float:
+        """Seconds of the sweep if every trial took `trial` seconds of one worker."""
+        busiest = -(-self.folds // self.workers) / self.folds  # the worker with the most folds
+        rounds = -(-self.trials // self.concurrent)
+        return START_UP + rounds * trial * busiest
+
+    @property
+    def likely(self) -> float:
+        """Seconds by the mean of the configurations."""
+        return self.seconds(statistics.fmean(m.trial for m in self.measured))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Seconds if all trials were as the quickest of them, and as the slowest."""
+        trials = [m.trial for m in self.measured]
+        return self.seconds(min(trials)), self.seconds(max(trials))
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all workers."""
+        return statistics.fmean(m.trial for m in self.measured) * self.trials * self.gpus / 3600
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the run: what trials leave, and three checkpoints a fold of those under way."""
+        left = self.trials * max(m.result for m in self.measured)
+        return left + 3 * self.folds * self.concurrent * max(m.checkpoint for m in self.measured)
+
+    def render(self) -> str:
+        """The forecast in words."""
+        steps, epochs = [m.step for m in self.measured], [m.epoch for m in self.measured]
+        low, high = self.range
+        lines = [
+            f"{self.trials} trials of {self.folds} folds: {self.concurrent} at a time, "
+            f"{self.workers} worker(s) each with {self.cpus:g} core(s)"
+            + (f" and {self.gpus:g} GPU(s)" if self.gpus else ""),
+            f"measured   {len(self.measured)} configurations on this machine's {self.device}: a step takes "
+            f"{_span(steps)}, an epoch of a fold {_span(epochs)}",
+            f"time       {_clock(self.likely)} ({_clock(low)} to {_clock(high)}, were all as the quickest or slowest)",
+        ]
+        if self.gpus:
+            lines.append(f"GPU-hours  {self.gpu_hours:.2g}")
+        lines += [
+            f"memory     {_size(self.memory)} a worker with one fold, of the machine",
+            f"disk       {_size(self.disk)} in the run",
+            "Early stopping and halving make it less; cores that share their memory's speed make it more.",
+        ]
+        return "\n".join(lines)
+
+
+def forecast(
+    space: str | Path,
+    data: str | Path,
+    *,
+    cpus: float,
+    gpus: float = 0,
+    progress: Progress = lambda *_: None,
+    **options: Any,
+) -> Forecast:
+    """Measure a few steps of a space's START points and of some draws, and reckon what the sweep takes.
+
+    Parameters
+    ----------
+    space, data
+        As of `sweep`.
+    cpus, gpus
+        What the sweep will have in all.
+    progress
+        Told of configurations measured, of how many, and a text.
+    **options
+        As of `sweep`: `trials`, `folds`, `held_out`, `workers`, `cpus_per_worker`, `gpus_per_worker`, `concurrent`.
+
+    Raises
+    ------
+    UserError
+        Bad input, or workers that do not fit.
+    """
+    chosen = Options(**{name: value for name, value in options.items() if value is not None})
+    source, windows = load_space(space), open_windows(data)
+    held_out = held_out_of(chosen.held_out, windows.releases)
+    folds = make_folds(
+        windows.subjects,
+        windows.targets,
+        classes=bool(windows.classes),
+        n_folds=chosen.folds,
+        held_out=held_out,
+        seed=chosen.seed,
+    )
+    workers, concurrent = layout(chosen, folds.n_folds, {"CPU": cpus, "GPU": gpus})
+    device = "cuda" if chosen.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    if chosen.gpus_per_worker and device == "cpu":
+        raise UserError("--gpus-per-worker: this machine has no GPU to measure on; run plan where there is one")
+    source.check()
+    points = [source(optuna.trial.FixedTrial(point)) for point in source.start]
+    configs = [*points, *source.draw(MOST)][:MOST]
+    threads, feed = torch.get_num_threads(), Feed(windows, device)
+    torch.set_num_threads(max(1, int(chosen.cpus_per_worker)))
+    found = []
+    try:
+        for number, config in enumerate(configs):
+            progress(number, len(configs), "configurations measured")
+            found.append(_measure(config, feed, folds))
+    finally:
+        torch.set_num_threads(threads)
+    return Forecast(
+        trials=chosen.trials,
+        folds=folds.n_folds,
+        workers=workers,
+        concurrent=concurrent,
+        cpus=chosen.cpus_per_worker,
+        gpus=chosen.gpus_per_worker,
+        device=torch.cuda.get_device_name(0) if device == "cuda" else "processor",
+        measured=found,
+        memory=_peak(),
+    )
+
+
+def _measure(config: TrialConfig, feed: Feed, folds: FoldMap) -> Measured:
+    # Of an encoder that is not at hand, the cost is that of training all of it.
+    config = config.model_copy(update={"init": InitConfig()})
+    train, validation = folds.split(feed.windows.subjects, 0)
+    trainer = FoldTrainer(config, feed, train, validation, fold=0)
+    batches = trainer.batches()
+    batch = next(batches)
+    if isinstance(trainer.model, Conformer):
+        times = stem_seconds(trainer.model, batch.x)
+        trainer.model.stem.algorithm = min(times, key=times.__getitem__)
+    trainer.begin()
+    trainer.step(batch, 0)
+    step = statistics.median(_timed(partial(trainer.step, batch, number)) for number in range(1, STEPS + 1))
+    some = validation[: 4 * config.batch_size]
+    state: dict[str, Any] = {}
+    predicting = _timed(lambda: state.update(predictions=torch.from_numpy(trainer.predict(some)))) / max(1, len(some))
+    epoch = trainer.steps_per_epoch * step + predicting * len(validation)
+    whole = len(checkpoint.dumps(trainer.state_dict() | state))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
+    predictions = len(feed.windows) * feed.windows.n_outputs * 4
+    return Measured(
+        step, epoch, epoch * config.epochs * folds.n_folds, whole, folds.n_folds * weights + 2 * predictions
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _span(seconds: list[float]) -> str:
+    middle, low, high = statistics.median(seconds), min(seconds), max(seconds)
+    return f"{middle:.2g} s ({low:.2g} to {high:.2g})"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raypipe import cli
+from raypipe.errors import UserError
+from raypipe.forecast import START_UP, Forecast, Measured, forecast
+from raypipe.referee import run_trial
+from raypipe.store import RunStore
+from raypipe.windows import WindowStore
+from tests.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("forecast") / "store", ToyWindows())
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "space.py"
+    path.write_text(SPACE)
+    return path
+
+
+def made(trial=(60.0,), **changes):
+    measured = [Measured(0.1, 1.0, seconds, 1000, 500) for seconds in trial]
+    fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "processor"}
+    return Forecast(**(fields | changes), measured=measured, memory=10**9)
+
+
+def test_time_goes_by_rounds_of_trials_and_the_busiest_worker():
+    assert made().likely == START_UP + 4 * 60 / 2
+    assert made(workers=4, concurrent=1).likely == START_UP + 8 * 60 / 4
+    assert made(folds=5, workers=2).likely == START_UP + 4 * 60 * 3 / 5, "one of the two has three of the five folds"
+    assert made(trials=9).likely == START_UP + 5 * 60 / 2, "the last round is not full"
+
+
+def test_the_range_is_of_the_quickest_and_the_slowest():
+    both = made(trial=(30.0, 90.0))
+    assert both.range == (START_UP + 60, START_UP + 180)
+    assert both.likely == START_UP + 120
+
+
+def test_gpu_hours_and_disk():
+    assert made(gpus=0.5).gpu_hours == pytest.approx(8 * 60 * 0.5 / 3600)
+    assert made().disk == 8 * 500 + 3 * 4 * 2 * 1000
+    assert "GPU-hours" in made(gpus=0.5).render() and "GPU-hours" not in made().render()
+
+
+def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space, store, tmp_path):
+    seen = []
+    found = forecast(space, store, cpus=4, trials=6, folds=3, progress=lambda *news: seen.append(news[:2]))
+    assert seen == [(number, 6) for number in range(6)]
+    assert (found.trials, found.folds, found.workers, found.concurrent) == (6, 3, 3, 1)
+    for one in found.measured:
+        assert 0 < one.step < one.epoch < one.trial
+        assert one.trial == pytest.approx(one.epoch * TINY["epochs"] * 3)
+    windows = WindowStore(store)
+    run = make_run(tmp_path / "run", windows)
+    run.add_trial(0, tiny())
+    run_trial(run, windows, 0)
+    folder = Path(RunStore.open(run.where).local) / "trials/0000"
+    left = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npz", ".safetensors"))
+    assert 0.3 * left < found.measured[0].result < left, "headers are not reckoned"
+
+
+def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
+    options = {"trials": 12, "folds": 3}
+    assert forecast(space, store, cpus=6, **options).concurrent == 2
+    with pytest.raises(UserError, match=r"worker\(s\) of 4 CPU"):
+        forecast(space, store, cpus=2, cpus_per_worker=4, **options)
+
+
+def test_a_bad_space_is_one_line(tmp_path, store):
+    bad = tmp_path / "bad.py"
+    bad.write_text(SPACE.replace('START = [{"optim/lr": 0.003', 'START = [{"optim/lr": 3'))
+    with pytest.raises(UserError, match=r"START\[0\]"):
+        forecast(bad, store, cpus=1)
+
+
+def test_the_command_line(space, store, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", str(space), "--data", str(store), "--folds", "3", "--trials", "5", "--cpus", "2"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    for words in ("5 trials of 3 folds", "measured   6 configurations", "time ", "memory ", "disk ", "halving"):
+        assert words in out
