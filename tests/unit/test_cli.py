@@ -19,7 +19,8 @@ from raypipe.store import Epoch, RunStore, TrialResult
 from tests.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
 VERBS = ["simulate", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble", "report", "export"]
-VERBS += ["plan", "check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop", "push", "pull"]
+VERBS += ["plan", "check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop"]
+VERBS += ["push", "pull"]
 
 
 def run(*arguments: object) -> int:
