@@ -6,6 +6,7 @@ the search space, so the sampler learns nothing from it, and successive halving 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError
-from raypipe.store import RunStore
+from raypipe.store import RunStore, TrialResult
 
 OF, SEED = "rerun_of", "rerun_seed"
 """User attributes of a trial of the study that trains another one again: which, and with what seed."""
@@ -91,14 +92,22 @@ class Spread:
         return line + (f"; {self.unfinished} without a score" if self.unfinished else "")
 
 
-def spreads(run: RunStore) -> list[Spread]:
-    """Of every trial that was trained again, best first as they were found."""
+def spreads(
+    run: RunStore, reruns: Mapping[int, int | None] | None = None, results: Iterable[TrialResult] | None = None
+) -> list[Spread]:
+    """Of every trial that was trained again, best first as they were found.
+
+    `reruns` (`RunStore.rerun_of` of every trial) and `results` are given where they have been read already.
+    """
+    if reruns is None:
+        reruns = {number: run.rerun_of(number) for number in run.numbers()}
     again: dict[int, list[int]] = {}
-    for number in run.numbers():
-        of = run.rerun_of(number)
+    for number, of in reruns.items():
         if of is not None:
             again.setdefault(of, []).append(number)
-    scores = {result.number: float(result.score or 0.0) for result in run.ranked()}
+    if not again:
+        return []
+    scores = {result.number: float(result.score or 0.0) for result in run.ranked(results)}
     found = []
     for of in sorted(again, key=list(scores).index):
         done = {number: scores[number] for number in again[of] if number in scores}

@@ -117,12 +117,18 @@ def read_status(run: RunStore) -> Status:
     """Read a run's state."""
     driver = current(run.folder)
     alive = bool(driver and driver["alive"])
-    lines = []
+    lines: list[Line] = []
+    reruns: dict[int, int | None] = {}
+    results: list[TrialResult] = []
     for number, names in sorted(run.listing().items()):
         if names.isdisjoint(("trial.json", "result.json")):
             continue
-        total = run.config(number).epochs if "trial.json" in names else 0  # an invalid draw has an end only
+        record = run.record(number) if "trial.json" in names else None  # an invalid draw has an end only
+        if record:
+            reruns[number] = record.rerun_of
+        total = record.config.epochs if record else 0
         ended = run.result(number) if "result.json" in names else None
+        results += [ended] if ended else []
         lines.append(_ended(ended, total) if ended else _open(run, number, total, alive))
     options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
     asked = int(options.get("trials", len(lines)))
@@ -145,5 +151,5 @@ def read_status(run: RunStore) -> Status:
         words = "its driver died; go on with: raypipe resume RUN"
     failed = [line for line in lines if line.state == "failed"][-FEW:]
     latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
-    again = spreads(run)
+    again = spreads(run, reruns, results)
     return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left, latest, again)

@@ -153,17 +153,18 @@ class RunStore:
 
     def config(self, number: int) -> TrialConfig:
         """Configuration of a trial."""
-        return self._record(number).config
+        return self.record(number).config
 
     def rerun_of(self, number: int) -> int | None:
         """The trial that a trial trains again on another seed, or None."""
-        return self._record(number).rerun_of
+        return self.record(number).rerun_of
 
     def started(self, number: int) -> float:
         """Unix time at which a trial was first asked for."""
-        return self._record(number).started
+        return self.record(number).started
 
-    def _record(self, number: int) -> TrialRecord:
+    def record(self, number: int) -> TrialRecord:
+        """What was recorded of a trial when it was first asked for."""
         try:
             return valid(TrialRecord, self.folder, in_trial(number, "trial.json"))
         except FileNotFoundError:
@@ -194,10 +195,14 @@ class RunStore:
         """All trials that have ended, by number."""
         return [result for number in self.numbers() if (result := self.result(number)) is not None]
 
-    def ranked(self) -> list[TrialResult]:
-        """Trials with weights (complete, or stopped by the time budget), best first; ties go to the lower number."""
+    def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
+        """Trials with weights (complete, or stopped by the time budget), best first; ties go to the lower number.
+
+        `results` are all results, where they have been read already.
+        """
         sign = 1.0 if self.info.direction == "minimize" else -1.0
-        usable = [r for r in self.results() if r.state in ("complete", "stopped") and r.score is not None]
+        results = self.results() if results is None else results
+        usable = [r for r in results if r.state in ("complete", "stopped") and r.score is not None]
         return sorted(usable, key=lambda r: (sign * (r.score or 0.0), r.number))
 
     # Where trials start

@@ -58,7 +58,7 @@ class ToyWindows:
         self.x = (rng.normal(size=(n, channels, self.window_samples)) + 3 * level[:, None, None] * bump).astype(
             np.float32
         )
-        self.path = Path("toy")
+        self.path, self.where = Path("toy"), "toy"
         self.data_hash = "toy"
 
     def __len__(self) -> int:
