@@ -23,9 +23,6 @@ from raypipe.errors import UserError, first_line
 EXPECTS = "RAYPIPE_EXPECTS"
 """Environment variable of a job: the versions that it was submitted with, as JSON."""
 
-LOCAL = "http://127.0.0.1:8265"
-"""Where `ray dashboard` and `ssh -L` put a cluster's dashboard."""
-
 _SHIPPED = ("ray", "torch", "optuna", "numpy", "pydantic")
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -64,7 +61,7 @@ class Jobs:
         except ConnectionError:
             raise UserError(
                 f"--cluster {address}: no Ray dashboard answers there; reach one with "
-                f"`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then say {LOCAL}"
+                f"`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then say http://127.0.0.1:8265"
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):

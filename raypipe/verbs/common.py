@@ -21,6 +21,15 @@ app = typer.Typer(
 )
 console = Console()
 
+LOCAL = "http://127.0.0.1:8265"
+"""Where `ray dashboard` and `ssh -L` put a cluster's dashboard."""
+
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        metavar="URL", help="The cluster's dashboard, as ssh brings it here.", envvar="RAY_API_SERVER_ADDRESS"
+    ),
+]
 RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pyarrow.fs URI such as s3://bucket/run.")]
 
 

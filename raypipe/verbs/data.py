@@ -14,8 +14,11 @@ from raypipe.verbs.common import (
     example,
 )
 
+PANEL = "Recordings"
+"""Under which `raypipe --help` lists these verbs."""
 
-@app.command(epilog=example("raypipe simulate demo/bids --subjects 24"))
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe simulate demo/bids --subjects 24"))
 def simulate(
     out: Annotated[
         list[str], typer.Argument(metavar="[hbn] OUT", help="Folder for the BIDS tree; hbn: releases R1 and R5 in it.")
@@ -64,7 +67,7 @@ def simulate(
     )
 
 
-@app.command(epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
         list[str], typer.Argument(help="BIDS folders, or a folder of them, here or s3://: sub-*/[ses-*/]eeg/*_eeg.*.")

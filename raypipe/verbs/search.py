@@ -20,9 +20,52 @@ from raypipe.verbs.common import (
     seconds_of,
 )
 
+PANEL = "Searching and training"
+"""Under which `raypipe --help` lists these verbs."""
+
 
 @app.command(
-    epilog=example("raypipe sweep search_spaces/focal_mixup_sam.py --data demo/store --run demo/run --trials 40")
+    rich_help_panel=PANEL,
+    epilog=example("raypipe plan search_spaces/focal_mixup_sam.py --data demo/store --trials 200 --cpus 64"),
+)
+def plan(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="Search space, a Python file.")],
+    data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the sweep.")] = 20,
+    folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
+    cpus: Annotated[float | None, typer.Option(help="Cores that it will have. Default: this machine's.")] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs that it will have.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
+) -> None:
+    """Say how long a sweep takes, and how much disk and memory, from a few steps on this machine."""
+    import os
+
+    from raypipe.console import Counter
+    from raypipe.forecast import forecast
+
+    with Counter(console, "planning") as counter:
+        found = forecast(
+            space,
+            data,
+            cpus=cpus or float(os.cpu_count() or 1),
+            gpus=gpus,
+            trials=trials,
+            folds=folds,
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            concurrent=concurrent,
+            progress=counter,
+        )
+    console.print(found.render(), highlight=False, soft_wrap=True)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=example("raypipe sweep search_spaces/focal_mixup_sam.py --data demo/store --run demo/run --trials 40"),
 )
 def sweep(
     space: Annotated[Path, typer.Argument(metavar="SPACE", help="Search space, a Python file.")],
@@ -85,7 +128,7 @@ def sweep(
     print_status(done.where)
 
 
-@app.command(epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
 def pretrain(
     objective: Annotated[str, typer.Argument(metavar="mae|simclr", help="What is learnt, without targets.")],
     data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
@@ -143,7 +186,7 @@ def pretrain(
     print_pretrained(run)
 
 
-@app.command(epilog=example("raypipe rerun demo/run --top 3 --seeds 5"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe rerun demo/run --top 3 --seeds 5"))
 def rerun(
     run: RunArg,
     top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 3,
@@ -164,43 +207,7 @@ def rerun(
     print_status(run)
 
 
-@app.command(epilog=example("raypipe plan search_spaces/focal_mixup_sam.py --data demo/store --trials 200 --cpus 64"))
-def plan(
-    space: Annotated[Path, typer.Argument(metavar="SPACE", help="Search space, a Python file.")],
-    data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
-    trials: Annotated[int, typer.Option(min=1, help="Trials of the sweep.")] = 20,
-    folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
-    cpus: Annotated[float | None, typer.Option(help="Cores that it will have. Default: this machine's.")] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs that it will have.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
-    cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
-) -> None:
-    """Say how long a sweep takes, and how much disk and memory, from a few steps on this machine."""
-    import os
-
-    from raypipe.console import Counter
-    from raypipe.forecast import forecast
-
-    with Counter(console, "planning") as counter:
-        found = forecast(
-            space,
-            data,
-            cpus=cpus or float(os.cpu_count() or 1),
-            gpus=gpus,
-            trials=trials,
-            folds=folds,
-            workers=workers,
-            cpus_per_worker=cpus_per_worker,
-            gpus_per_worker=gpus_per_worker,
-            concurrent=concurrent,
-            progress=counter,
-        )
-    console.print(found.render(), highlight=False, soft_wrap=True)
-
-
-@app.command(epilog=example("raypipe resume demo/run --trials 60"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
 def resume(
     run: RunArg,
     trials: Annotated[int | None, typer.Option(help="A new number of trials in all.")] = None,

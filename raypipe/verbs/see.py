@@ -11,6 +11,8 @@ from rich.text import Text
 
 from raypipe.errors import UserError
 from raypipe.verbs.common import (
+    LOCAL,
+    ClusterOption,
     RunArg,
     app,
     console,
@@ -20,8 +22,11 @@ from raypipe.verbs.common import (
     print_status,
 )
 
+PANEL = "Looking"
+"""Under which `raypipe --help` lists these verbs."""
 
-@app.command(epilog=example("raypipe status demo/run"))
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe status demo/run"))
 def status(run: RunArg) -> None:
     """Show trials, scores, failures and time left, while a run is driven and afterwards."""
     if is_pretrained(run):
@@ -30,14 +35,12 @@ def status(run: RunArg) -> None:
         print_status(run)
 
 
-@app.command(epilog=example("raypipe logs demo/run 7"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe logs demo/run 7"))
 def logs(
     run: Annotated[str, typer.Argument(metavar="RUN|JOB", help="Run, with a trial; or a job, alone.")],
     trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", min=0, help="Number of the trial.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Of a job: until it is over.")] = False,
-    cluster: Annotated[
-        str, typer.Option(metavar="URL", help="The job's cluster.", envvar="RAY_API_SERVER_ADDRESS")
-    ] = "http://127.0.0.1:8265",
+    cluster: ClusterOption = LOCAL,
 ) -> None:
     """Show what happened to a trial, as its workers, its slot and the driver wrote it down; or what a job prints."""
     if trial is None:
@@ -76,7 +79,7 @@ def _job_logs(job: str, cluster: str, follow: bool) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog=example("raypipe trials demo/run --csv trials.csv"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe trials demo/run --csv trials.csv"))
 def trials(
     run: RunArg,
     csv: Annotated[str | None, typer.Option(metavar="OUT", help="Write a CSV file; - for standard output.")] = None,
@@ -102,7 +105,7 @@ def trials(
         show_trials(console, found)
 
 
-@app.command(epilog=example("raypipe ensemble demo/run --top 5"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
     top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 10,
@@ -139,7 +142,7 @@ def ensemble(
     console.print(f"report: {write_report(store)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=example("raypipe report demo/run"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe report demo/run"))
 def report(
     run: RunArg,
     out: Annotated[Path | None, typer.Option(help="HTML file. Default: report.html in the run.")] = None,
@@ -156,7 +159,7 @@ def report(
     console.print(f"report: {write_report(RunStore.open(run), out)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=example("raypipe compare demo/run demo/other"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe compare demo/run demo/other"))
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN1 RUN2...", help="Runs; each is compared with the first.")],
 ) -> None:
@@ -168,7 +171,7 @@ def compare(
     show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))
 
 
-@app.command(epilog=example("raypipe doctor demo/run"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe doctor demo/run"))
 def doctor(
     target: Annotated[
         str | None, typer.Argument(metavar="[STORE-OR-RUN]", help="A store, run, pretrained run, bundle or storage.")

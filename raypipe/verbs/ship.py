@@ -15,8 +15,11 @@ from raypipe.verbs.common import (
     is_pretrained,
 )
 
+PANEL = "Shipping"
+"""Under which `raypipe --help` lists these verbs."""
 
-@app.command(epilog=example("raypipe export run1 run2 submission.zip"))
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe export run1 run2 submission.zip"))
 def export(
     paths: Annotated[
         list[str],
@@ -44,7 +47,8 @@ def export(
 
 
 @app.command(
-    epilog=example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store")
+    rich_help_panel=PANEL,
+    epilog=example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store"),
 )
 def score(
     submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
@@ -63,7 +67,7 @@ def score(
     console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
 
 
-@app.command(epilog=example("raypipe check demo/submission.zip"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip"))
 def check(
     zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
     bundle: Annotated[Path | None, typer.Option(help="A bundle whose answers it must give.")] = None,
@@ -77,7 +81,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog=example("raypipe predict demo/bundle demo/bids --out predictions.csv"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe predict demo/bundle demo/bids --out predictions.csv"))
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by export.")],
     recordings: Annotated[Path, typer.Argument(metavar="RECORDING-OR-BIDS", help="A recording or a BIDS folder.")],

@@ -8,19 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from raypipe.errors import UserError
-from raypipe.verbs.common import RunArg, app, console, example
+from raypipe.verbs.common import LOCAL, ClusterOption, RunArg, app, console, example
 
-ClusterOption = Annotated[
-    str,
-    typer.Option(
-        metavar="URL", help="The cluster's dashboard, as ssh brings it here.", envvar="RAY_API_SERVER_ADDRESS"
-    ),
-]
-SUBMITTED = ("sweep", "resume", "pretrain", "ensemble", "report")
-LOCAL = "http://127.0.0.1:8265"
+PANEL = "Cluster and storage"
+"""Under which `raypipe --help` lists these verbs."""
+
+SUBMITTED = ("sweep", "rerun", "resume", "pretrain", "ensemble", "report")
+"""What a cluster's head can be told to do."""
 
 
 @app.command(
+    rich_help_panel=PANEL,
     epilog=example("raypipe submit sweep search_spaces/latency.py --data s3://lab/store --run s3://lab/run"),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
@@ -59,7 +57,7 @@ def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     return dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
 
 
-@app.command(epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))
 def jobs(cluster: ClusterOption = LOCAL) -> None:
     """List a cluster's jobs, the newest first."""
     from rich.table import Table
@@ -76,7 +74,7 @@ def jobs(cluster: ClusterOption = LOCAL) -> None:
     console.print(table)
 
 
-@app.command(epilog=example("raypipe stop run-1a2b3c-1"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe stop run-1a2b3c-1"))
 def stop(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Name, as raypipe jobs lists it.")],
     cluster: ClusterOption = LOCAL,
@@ -88,7 +86,7 @@ def stop(
     console.print(f"{job}: told to stop", highlight=False)
 
 
-@app.command(epilog=example("raypipe push demo/store s3://lab/store"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe push demo/store s3://lab/store"))
 def push(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Windows made by prepare.")],
     target: Annotated[str, typer.Argument(metavar="URI", help="Folder or pyarrow.fs URI to copy them to.")],
@@ -102,7 +100,7 @@ def push(
     console.print(f"{target}: {count} files", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=example("raypipe pull s3://lab/run run"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe pull s3://lab/run run"))
 def pull(
     run: RunArg,
     target: Annotated[str, typer.Argument(metavar="OUT", help="Folder to copy it to.")],
