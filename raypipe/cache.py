@@ -8,16 +8,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import UserError
 from raypipe.files import Folder, lock, open_folder, write_whole
+from raypipe.remote import refuse_keys
 from raypipe.windows import HEADER_BYTES, MANIFEST, SETTINGS, TABLE, Shard, WindowStore, content_hash
 
 CACHE, LIMIT = "RAYPIPE_CACHE", "RAYPIPE_CACHE_GB"
@@ -25,6 +26,8 @@ CACHE, LIMIT = "RAYPIPE_CACHE", "RAYPIPE_CACHE_GB"
 (default: nine tenths of what is free or already used by them)."""
 
 _AT_A_TIME = 8
+
+T = TypeVar("T")
 
 
 def open_windows(where: str | Path) -> WindowStore:
@@ -70,8 +73,10 @@ class Cache:
                 found = path.stat()
                 yield found.st_mtime, found.st_size, path
 
-    def get(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder) -> Path:
-        """Path of a shard's file, fetched from `folder` unless it is there; one process of a machine fetches it.
+    def use(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder, how: Callable[[Path], T]) -> T:
+        """What `how` makes of a shard's file, which is not removed meanwhile.
+
+        It is fetched from `folder` unless it is there; one process of a machine fetches it.
 
         Parameters
         ----------
@@ -79,6 +84,8 @@ class Cache:
             What is wanted, and the array that it must hold.
         folder
             The store's.
+        how
+            Given the file's path.
 
         Raises
         ------
@@ -91,8 +98,8 @@ class Cache:
                 data = self._fetched(shard, shape, dtype, folder)
                 self._make_room(len(data))
                 write_whole(path, lambda file: file.write(data))
-        os.utime(path)
-        return path
+            os.utime(path)
+            return how(path)
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -120,8 +127,10 @@ class Cache:
         for _, each, path in held:
             if there + size <= self.limit:
                 return
-            path.unlink(missing_ok=True)
-            there -= each
+            with open(path.with_suffix(".lock"), "wb") as file:
+                if lock(file):  # or it is being mapped
+                    path.unlink(missing_ok=True)
+                    there -= each
 
 
 class CachedStore(WindowStore):
@@ -138,6 +147,7 @@ class CachedStore(WindowStore):
     """
 
     def __init__(self, uri: str, cache: Cache | None = None) -> None:
+        refuse_keys(uri)
         self._folder, self._cache = open_folder(uri), cache or Cache()
         super().__init__(self._small_files(uri))
         self.where = uri
@@ -145,7 +155,7 @@ class CachedStore(WindowStore):
         itemsize = np.dtype(self.manifest.plan.dtype).itemsize
         if sum(HEADER_BYTES + math.prod(self._shape(shard)) * itemsize for shard in whole) <= self._cache.limit:
             with ThreadPoolExecutor(_AT_A_TIME) as pool:
-                list(pool.map(self._local, whole))
+                list(pool.map(lambda shard: self._use(shard, Path), whole))
 
     def _small_files(self, uri: str) -> Path:
         """Copy the manifest and the table; the folder on this machine that holds them."""
@@ -171,8 +181,8 @@ class CachedStore(WindowStore):
     def _shape(self, shard: Shard) -> tuple[int, ...]:
         return shard.rows, self.n_channels, self.window_samples
 
-    def _local(self, shard: Shard) -> Path:
-        return self._cache.get(shard, self._shape(shard), self.manifest.plan.dtype, self._folder)
+    def _use(self, shard: Shard, how: Callable[[Path], T]) -> T:
+        return self._cache.use(shard, self._shape(shard), self.manifest.plan.dtype, self._folder, how)
 
     def _open(self, shard: Shard) -> NDArray[Any]:
-        return self._mapped(self._local(shard), shard)
+        return self._use(shard, lambda path: self._mapped(path, shard))

@@ -16,6 +16,7 @@ import numpy as np
 
 from raypipe import checkpoint
 from raypipe.bundle import load_ensemble
+from raypipe.cache import open_windows
 from raypipe.ensemble import Ensemble
 from raypipe.errors import CheckpointError, UserError, first_line
 from raypipe.files import Folder, open_folder
@@ -58,7 +59,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
                 "ok", f"{shown(where)}: a bundle, whole: {bundle.info.task}, {len(bundle.info.members)} models"
             )
         elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
-            yield from _windows(WindowStore(where))
+            yield from _windows(open_windows(where))
         elif "://" not in where:
             there = "not a store, run, pretrained run or bundle" if Path(where).exists() else "no such folder"
             yield Finding("broken", f"{where}: {there}", "name what raypipe prepare, sweep, pretrain or export wrote")
@@ -88,14 +89,15 @@ def reachable(folder: Folder) -> Finding:
 
 
 def _windows(windows: WindowStore) -> Iterator[Finding]:
+    place = shown(windows.where)
     damaged = 0
     for line in windows.damaged():
         damaged += 1
         yield Finding("broken", line)
     if not damaged:
-        yield Finding("ok", f"{windows.path}: whole: {windows.describe()}")
+        yield Finding("ok", f"{place}: whole: {windows.describe()}")
     if windows.kind == "regression" and not np.isfinite(windows.targets).all():
-        yield Finding("broken", f"{windows.path}: targets that are no numbers", "correct the table and prepare again")
+        yield Finding("broken", f"{place}: targets that are no numbers", "correct the table and prepare again")
     yield from _copies(windows)
 
 
@@ -111,7 +113,7 @@ def _copies(windows: WindowStore) -> Iterator[Finding]:
             names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
             yield Finding(
                 "broken",
-                f"{windows.path}: {names} hold the same samples, but belong to different people",
+                f"{shown(windows.where)}: {names} hold the same samples, but belong to different people",
                 "remove one of them and prepare again: in different folds they are a leak",
             )
 
@@ -193,15 +195,15 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
 def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
     """The windows that a run was made from: there, the same, whole, and on their own sides of the fold map."""
     try:
-        windows = WindowStore(run.info.data)
+        windows = open_windows(run.info.data)
     except UserError as error:
         yield Finding("broken", f"its windows cannot be opened: {first_line(error)}")
         return
     if windows.data_hash != run.info.data_hash:
         yield Finding(
             "broken",
-            f"{windows.path}: not the windows that the run was made from (hash {windows.data_hash[:12]}, the run has "
-            f"{run.info.data_hash[:12]})",
+            f"{shown(windows.where)}: not the windows that the run was made from (hash "
+            f"{windows.data_hash[:12]}, the run has {run.info.data_hash[:12]})",
             "prepare them again from the same recordings, or name a new run",
         )
         return

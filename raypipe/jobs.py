@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raypipe.errors import UserError, first_line
+from raypipe.remote import refuse_keys
 
 EXPECTS = "RAYPIPE_EXPECTS"
 """Environment variable of a job: the versions that it was submitted with, as JSON."""
@@ -195,13 +196,14 @@ def refuse_other_versions() -> None:
 
 
 def refuse_local(option: str, where: str) -> None:
-    """Refuse a place that a cluster cannot see.
+    """Refuse a place that a cluster cannot see, or that would put keys on its record.
 
     Raises
     ------
     UserError
-        `where` is a path of this machine.
+        `where` is a path of this machine, or a URI with keys in it.
     """
+    refuse_keys(where)
     if "://" not in where and not Path(where).is_absolute():
         raise UserError(
             f"{option} {where}: a folder of this machine, which the cluster does not see; "

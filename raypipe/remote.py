@@ -68,6 +68,21 @@ def shown(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0].rstrip("/")
 
 
+def refuse_keys(uri: str) -> None:
+    """Refuse a URI with keys in it where it would be kept in records that others read.
+
+    Raises
+    ------
+    UserError
+        Without the keys.
+    """
+    if re.search(r"//[^/@]*@", uri):
+        raise UserError(
+            f"{shown(uri)}: leave the keys out of the URI, which is kept on record; put them into the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a role"
+        )
+
+
 def refusal(error: OSError, where: str) -> StorageError | None:
     """The line users see, for an answer that asking again will not change; None for a server that only fails."""
     full = disk_full(error, where)

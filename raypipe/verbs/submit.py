@@ -46,7 +46,7 @@ def submit(
         if not space.is_file():
             raise UserError(f"{space}: no such search space")
         files.append(space)
-        words[words.index(str(values["space"]))] = space.name
+        words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
     name = Jobs(cluster).submit([verb, *words], run, files)
     console.print(f"{name}: submitted; raypipe logs {name} -f, raypipe status {run}", highlight=False, soft_wrap=True)
 

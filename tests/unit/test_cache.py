@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,11 +82,11 @@ def test_two_processes_fetch_a_shard_once(store, uri, cache):
     mirrored = CachedStore(uri, there)
     read = mirrored._folder.read
     mirrored._folder.read = lambda name: reads.append(name) or read(name)
-    path = mirrored._local(store.manifest.shards[0])
-    path.unlink()
-    mirrored._local(store.manifest.shards[0])
-    mirrored._local(store.manifest.shards[0])
-    assert reads == [store.manifest.shards[0].file]
+    shard = store.manifest.shards[0]
+    mirrored._use(shard, Path).unlink()
+    mirrored._use(shard, Path)
+    mirrored._use(shard, Path)
+    assert reads == [shard.file]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut", "flipped"])
@@ -152,3 +153,23 @@ def test_the_command_line_pushes_a_store_and_pulls_a_run(values, tmp_path, capsy
     with pytest.raises(SystemExit) as end:
         cli.main(["push", str(tmp_path), "file:///nowhere"])
     assert end.value.code == 2 and "not a store of windows" in capsys.readouterr().err
+
+
+def test_what_is_being_mapped_is_not_removed_for_room(store, uri, cache):
+    size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
+    small = CachedStore(uri, Cache(cache, limit=size))
+    first, second = store.manifest.shards[:2]
+
+    def while_mapped(path):
+        small._use(second, Path)  # wants the room
+        return path.is_file()
+
+    assert small._use(first, while_mapped)
+    small._use(store.manifest.shards[2], Path)
+    assert not (cache / f"{first.sha256}.npy").is_file(), "not in use, it goes"
+
+
+def test_keys_in_a_uri_would_be_kept_in_a_runs_records(cache):
+    with pytest.raises(UserError, match="leave the keys out") as error:
+        open_windows("s3://key:geheim@lab/store")
+    assert "geheim" not in str(error.value)

@@ -17,6 +17,7 @@ from raypipe.machine import Finding
 from raypipe.pretrain import pretrain
 from raypipe.records import OutOfFold
 from raypipe.store import RunStore
+from raypipe.transfer import push_store
 from raypipe.windows import WindowStore
 from tests.toys import ToyWindows, make_run, tiny, write_store
 
@@ -186,3 +187,11 @@ def test_exit_status(store, monkeypatch, capsys, whole):
     out = capsys.readouterr().out
     assert int(end.value.code or 0) == int(not whole)
     assert "look    a machine" in out and ("1 broken" in out) != whole
+
+
+def test_a_store_behind_a_uri(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path / "cache"))
+    push_store(str(store), f"file://{tmp_path}/shared")
+    found = list(diagnose(f"file://{tmp_path}/shared"))
+    assert [finding.level for finding in found] == ["ok", "ok"], found
+    assert "whole" in found[1].what

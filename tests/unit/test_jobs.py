@@ -85,6 +85,13 @@ def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, ca
     assert job.submission_id in out
 
 
+def test_a_space_may_be_named_as_a_shell_completes_it(cluster, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ("submit", "sweep", "--data", "s3://a/b", "--run", "s3://a/c", "./search_spaces/latency.py")
+    assert typed(capsys, *words)[0] == 0
+    assert cluster.jobs[0].entrypoint.endswith("--run s3://a/c latency.py")
+
+
 def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys):
     words = ("submit", "resume", "s3://lab/run")
     assert typed(capsys, *words)[0] == 0
@@ -104,6 +111,7 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
             "data demo/store: a folder of this",
         ),
         (("sweep", SPACE, "--data", "s3://lab/store", "--run", "run"), "run run: a folder of this machine"),
+        (("sweep", SPACE, "--data", "s3://k:geheim@lab/store", "--run", "s3://a/c"), "leave the keys out of the URI"),
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "No such option"),
         (("check", "s3://a/c"), "submit check: not submitted"),
@@ -111,7 +119,7 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
 )
 def test_mistakes_are_told_here_and_nothing_is_submitted(cluster, capsys, words, told):
     status, _, error = typed(capsys, "submit", *words)
-    assert status == 2 and told in error
+    assert status == 2 and told in error and "geheim" not in error
     assert cluster.jobs == []
 
 
