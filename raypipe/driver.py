@@ -17,7 +17,7 @@ from raypipe.cache import open_windows
 from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
 from raypipe.files import read_json, write_json
-from raypipe.folds import make_folds
+from raypipe.folds import folds_of
 from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
@@ -205,14 +205,7 @@ def _open(
         return store
     if init is None and needs_encoder(space):
         raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
-    folds = make_folds(
-        windows.subjects,
-        windows.targets,
-        classes=bool(windows.classes),
-        n_folds=options.folds,
-        held_out=held_out_of(options.held_out, windows.releases),
-        seed=options.seed,
-    )
+    folds = folds_of(windows, options.folds, options.held_out, options.seed)
     begun = take_in(init, where, folds, space) if init is not None else None
     info = RunInfo(
         created=time.time(),

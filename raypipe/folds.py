@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from raypipe.errors import UserError, nearest
+from raypipe.hbn import held_out_of
+
+if TYPE_CHECKING:
+    from raypipe.windows import WindowStore
 
 HELD_OUT = -1
 
@@ -162,3 +166,15 @@ def _deal(
         if all(dealt):
             break
     return dealt
+
+
+def folds_of(windows: WindowStore, n_folds: int, held_out: float | Sequence[str] | str, seed: int) -> FoldMap:
+    """`make_folds` of a store, whose releases may be named in `held_out`; the same call gives the same map."""
+    return make_folds(
+        windows.subjects,
+        windows.targets,
+        classes=bool(windows.classes),
+        n_folds=n_folds,
+        held_out=held_out_of(held_out, windows.releases),
+        seed=seed,
+    )

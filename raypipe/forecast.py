@@ -23,8 +23,7 @@ from raypipe.driver import Options
 from raypipe.errors import UserError
 from raypipe.execution import layout
 from raypipe.feed import Feed
-from raypipe.folds import FoldMap, make_folds
-from raypipe.hbn import held_out_of
+from raypipe.folds import FoldMap, folds_of
 from raypipe.models import Conformer
 from raypipe.space import load_space
 from raypipe.train import FoldTrainer
@@ -148,15 +147,7 @@ def forecast(
     """
     chosen = Options(**{name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
-    held_out = held_out_of(chosen.held_out, windows.releases)
-    folds = make_folds(
-        windows.subjects,
-        windows.targets,
-        classes=bool(windows.classes),
-        n_folds=chosen.folds,
-        held_out=held_out,
-        seed=chosen.seed,
-    )
+    folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
     workers, concurrent = layout(chosen, folds.n_folds, {"CPU": cpus, "GPU": gpus})
     device = "cuda" if chosen.gpus_per_worker and torch.cuda.is_available() else "cpu"
     if chosen.gpus_per_worker and device == "cpu":

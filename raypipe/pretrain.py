@@ -14,8 +14,7 @@ from raypipe.cache import open_windows
 from raypipe.config import TrialConfig, parse_config
 from raypipe.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.files import read_json, write_json
-from raypipe.folds import FoldMap, make_folds
-from raypipe.hbn import held_out_of
+from raypipe.folds import FoldMap, folds_of
 from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.lease import Lease
 from raypipe.pretrain_work import Progress, tell, work
@@ -139,14 +138,7 @@ def _fold_map(
     windows: WindowStore, folds: int, held_out: float | list[str] | str, seed: int, serves: str | Path | None
 ) -> FoldMap:
     if serves is None:
-        return make_folds(
-            windows.subjects,
-            windows.targets,
-            classes=bool(windows.classes),
-            n_folds=folds,
-            held_out=held_out_of(held_out, windows.releases),
-            seed=seed,
-        )
+        return folds_of(windows, folds, held_out, seed)
     served = RunStore.open(serves).folds
     new = sorted({str(s) for s in windows.subjects} - served.fold_of.keys())
     # Subjects that the run does not have are learnt from in every fold; the map gives them the folds in turn.
