@@ -33,11 +33,13 @@ _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
 
 
 class Member(BaseModel):
-    """One fold model of one trial."""
+    """One fold model of one trial, or of a snapshot of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: int
+    epoch: int = 0
+    """Of a snapshot; 0 for the trial's best epoch."""
     fold: int
     weight: float = Field(ge=0.0, le=1.0)
     """Its share of the ensemble; the shares sum to one."""
@@ -72,6 +74,8 @@ class BundleInfo(BaseModel):
     """How members are combined (`raypipe.models.combine`); None for their weighted mean."""
     soup: list[int] = []
     """Trials whose weights each member is the mean of, where they were averaged."""
+    soup_epochs: list[int] = []
+    """For each of them the epoch, 0 for the best."""
     members: list[Member] = Field(min_length=1)
     configs: dict[int, dict[str, Any]]
     """Each trial's whole configuration."""
@@ -122,7 +126,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
+    spec, state = read_members(run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
     configs = {number: run.config(number) for number in ensemble.trials}
     info = BundleInfo(
         format=FORMAT,
@@ -140,7 +144,8 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         prepare=windows.manifest.plan,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
-        soup=ensemble.soup.trials if ensemble.soup else [],
+        soup=[member.trial for member in ensemble.soup.members] if ensemble.soup else [],
+        soup_epochs=[member.epoch for member in ensemble.soup.members] if ensemble.soup else [],
         members=[Member.model_validate(member) for member in spec["members"]],
         configs={number: config.model_dump(mode="json") for number, config in configs.items()},
         config_hashes={number: config.hash() for number, config in configs.items()},
@@ -283,8 +288,17 @@ def _is_pickle(path: Path) -> bool:
 
 def model_card(info: BundleInfo) -> str:
     """The bundle's README: what it predicts, how well, from whom, and what it must not be used for."""
-    trials = info.soup or list(dict.fromkeys(member.trial for member in info.members))
-    weights = {n: 1 / len(trials) if info.soup else sum(m.weight for m in info.members if m.trial == n) for n in trials}
+    if info.soup:
+        epochs = info.soup_epochs or [0] * len(info.soup)
+        parts = {pair: 1 / len(info.soup) for pair in zip(info.soup, epochs, strict=True)}
+    else:
+        parts = {}
+        for member in info.members:
+            pair = member.trial, member.epoch
+            parts[pair] = parts.get(pair, 0.0) + member.weight
+    kinds = f"{len({trial for trial, _ in parts})} trial(s)"
+    if snapshots := sum(epoch > 0 for _, epoch in parts):
+        kinds += f", {snapshots} of their snapshots,"
     held_out = info.fold_map.held_out
     learned = len(info.fold_map.fold_of) - len(held_out)
     if info.kind == "classification":
@@ -324,15 +338,14 @@ def model_card(info: BundleInfo) -> str:
         "",
         "## Members",
         "",
-        f"{len(info.members)} networks, one a fold, each the mean of the weights of {len(info.soup)} trial(s) "
-        f"(`{info.method}`)."
+        f"{len(info.members)} networks, one a fold, each the mean of the weights of {kinds} (`{info.method}`)."
         if info.soup
-        else f"{len(info.members)} networks: {len(trials)} trial(s) with {info.fold_map.n_folds} fold models each, "
+        else f"{len(info.members)} networks: {kinds} with {info.fold_map.n_folds} fold models each, "
         f"weighted by `{info.method}` on out-of-fold predictions.",
         "",
-        "| trial | weight | configuration |",
-        "|---|---|---|",
-        *(f"| {n} | {weights[n]:.3f} | `{info.config_hashes[n]}` |" for n in trials),
+        "| trial | epoch | weight | configuration |",
+        "|---|---|---|---|",
+        *(f"| {n} | {e or 'best'} | {weight:.3f} | `{info.config_hashes[n]}` |" for (n, e), weight in parts.items()),
         "",
         "## Data",
         "",

@@ -16,7 +16,7 @@ from raypipe.lease import current
 from raypipe.mixing import mix
 from raypipe.oof import read_members_oof
 from raypipe.pairing import Answers, Pair, pair, window_keys
-from raypipe.store import RunStore
+from raypipe.store import Member, RunStore
 from raypipe.trials import trials_table
 from raypipe.verdict import Side
 from raypipe.windows import WindowStore
@@ -131,15 +131,16 @@ def _windows(runs: Sequence[RunStore]) -> list[WindowStore]:
 def _answers(run: RunStore, windows: WindowStore) -> dict[str, Answers]:
     keys = window_keys(windows)
     best = run.ranked()[0].number
-    members = read_members_oof(run, [best], windows.subjects, windows.targets)
+    members = read_members_oof(run, [Member(best)], windows.subjects, windows.targets)
     side = Side(members.targets, members.subjects, members.folds)
     found = {TRIAL: Answers(keys[members.windows], side, members.answers[0])}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)
-        members = read_members_oof(run, ensemble.trials, windows.subjects, windows.targets)
-        rule = ensemble.rule
-        oof = members.combined(rule) if rule else mix(members.answers, ensemble.weights)
-        found[FITTED] = Answers(keys[members.windows], side, oof)
+        if ensemble.soup is None:  # what a soup answers out of fold is not what its ingredients answer
+            members = read_members_oof(run, ensemble.members, windows.subjects, windows.targets)
+            rule = ensemble.rule
+            oof = members.combined(rule) if rule else mix(members.answers, ensemble.weights)
+            found[FITTED] = Answers(keys[members.windows], side, oof)
         held = ensemble.held_out
         found[HELD_OUT] = Answers(keys[held.windows], held.side, held.predictions)
     return found

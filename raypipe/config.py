@@ -56,26 +56,38 @@ class ModelConfig(_Frozen):
 
     bins: Annotated[int, Field(ge=0)] = 0
     """Regression: 0 for one number, or the bins of a distribution over the standardised target, whose mean is the
-    answer (soft-argmax). `loss/name=kl` needs them; other losses see the mean."""
+    answer (soft-argmax). `loss/name=kl` needs them; other losses see the mean. The distribution's variance tells how
+    sure the network is."""
+    variance: bool = False
+    """Regression: whether the network also tells the variance of its answer, for ensembles that weigh each window by
+    it; with `loss/name=nll` only."""
 
     @model_validator(mode="after")
     def _heads_divide_filters(self) -> Self:
         if self.bins == 1:
             raise ValueError("bins must be 0, or 2 or more")
+        if self.bins and self.variance:
+            raise ValueError("bins tell a variance already: leave variance False")
+        if self.name == "vit" and (self.bins or self.variance):
+            raise ValueError("bins and variance are for name=conformer and tcn, not for vit")
         if self.name == "conformer" and self.filters % self.heads:
             raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
         return self
 
 
 class OptimConfig(_Frozen):
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay."""
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a schedule of the learning rate."""
 
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     warmup: Fraction = 0.1
-    """Share of all steps over which the rate rises linearly from zero."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    """Share of all steps over which the rate rises linearly from zero; of `cyclic`, share of the first cycle's."""
+    schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
+    """`cyclic`: cosine decay begun again `cycles` times; the weights at the end of each cycle are kept, and are members
+    of ensembles (snapshots: Huang et al. 2017, arXiv:1704.00109)."""
+    cycles: Annotated[int, Field(ge=2)] = 4
+    """Of `cyclic`: how many, as equal in epochs as can be."""
     clip: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient that is stepped with (SAM: the second gradient only); 0 clips nothing."""
     ema: Fraction = 0.0
@@ -119,12 +131,16 @@ class MixupConfig(_Frozen):
 class LossConfig(_Frozen):
     """The training loss. Trials are ranked by the task's metric, never by this."""
 
-    name: Literal["plain", "focal", "huber", "kl"] = "plain"
+    name: Literal["plain", "focal", "huber", "kl", "nll"] = "plain"
     """`plain`: cross-entropy or mean squared error; `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
     classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only; `kl`:
-    the divergence of the network's distribution from a Gaussian around the target, regression with `model/bins`."""
+    the divergence of the network's distribution from a Gaussian around the target, regression with `model/bins`;
+    `nll`: Gaussian likelihood of the target, regression with `model/variance`."""
     width: Positive = 0.3
     """Standard deviation of `kl`'s Gaussian, in standard deviations of the training targets."""
+    variance_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """`nll`: windows count by their told variance to this power (beta-NLL, Seitzer et al. 2022, arXiv:2203.09168): 0 is
+    the likelihood itself, which gives up on what is hard; 1 moves the answer as squared error does."""
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     """Focusing exponent of `focal`; 0 is the plain loss."""
     beta: Positive = 0.2
@@ -174,7 +190,12 @@ class InitConfig(_Frozen):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
-_LATER = {"": ("sampling", "target_scale", "shrink"), "model": ("bins",), "loss": ("width",)}
+_LATER = {
+    "": ("sampling", "target_scale", "shrink"),
+    "model": ("bins", "variance"),
+    "optim": ("cycles",),
+    "loss": ("width", "variance_power"),
+}
 """Parameters that the first runs did not have, by their part."""
 
 
@@ -222,7 +243,27 @@ class TrialConfig(_Frozen):
     def _kl_needs_bins(self) -> Self:
         if self.loss.name == "kl" and not self.model.bins:
             raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
+        if (self.loss.name == "nll") != self.model.variance:
+            raise ValueError("loss/name=nll and model/variance=True go together: set both or neither")
         return self
+
+    @model_validator(mode="after")
+    def _cycles_are_of_epochs(self) -> Self:
+        if self.optim.schedule == "cyclic":
+            if self.epochs < self.optim.cycles:
+                raise ValueError(f"{self.optim.cycles} cycles (optim/cycles) need as many epochs (given {self.epochs})")
+            if self.early_stop == "fold":
+                raise ValueError("optim/schedule=cyclic needs early_stop=trial: folds end their cycles together")
+            if self.pretrain.name != "none":
+                raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
+        return self
+
+    @property
+    def cycle_ends(self) -> list[int]:
+        """Epochs that end a cycle of the learning rate; none without cycles."""
+        if self.optim.schedule != "cyclic":
+            return []
+        return [round(self.epochs * cycle / self.optim.cycles) for cycle in range(1, self.optim.cycles + 1)]
 
     @property
     def passes(self) -> float:

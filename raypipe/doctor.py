@@ -27,7 +27,7 @@ from raypipe.machine import Finding
 from raypipe.oof import read_members_oof
 from raypipe.pretrained import INFO, PretrainedRun, encoder_files
 from raypipe.remote import Patience, RemoteFolder, shown
-from raypipe.store import RunStore
+from raypipe.store import Member, RunStore
 from raypipe.windows import MANIFEST, SETTINGS, WindowStore
 
 SECONDS = 10.0
@@ -210,10 +210,11 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
     yield from _windows(windows)
     audit_store(windows, run.folds)
     yield Finding("ok", "no leak: no subject, recording or copy of one stands on two sides of the fold map")
-    trials = [result.number for result in run.ranked()]
-    if trials and whole:
-        read_members_oof(run, trials, windows.subjects, windows.targets)
-        yield Finding("ok", f"out-of-fold predictions of {len(trials)} trial(s) follow the fold map and are finite")
+    ranked = run.ranked()
+    if ranked and whole:
+        members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
+        read_members_oof(run, members, windows.subjects, windows.targets)
+        yield Finding("ok", f"out-of-fold predictions of {len(ranked)} trial(s) follow the fold map and are finite")
 
 
 def _pretrained(where: str) -> Iterator[Finding]:

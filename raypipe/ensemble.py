@@ -19,8 +19,8 @@ from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT, Index
 from raypipe.leaks import audit_store
-from raypipe.members import Soup, build_module, most_members, read_members
-from raypipe.methods import METHODS
+from raypipe.members import Soup, build_module, listed, most_members, read_members, unlisted
+from raypipe.methods import METHODS, ranking
 from raypipe.metrics import constant_prediction
 from raypipe.mixing import Progress, by_fold, member_answers, shipped
 from raypipe.models.combine import Rule
@@ -28,7 +28,7 @@ from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
 from raypipe.oof import Floats, Members, read_members_oof
 from raypipe.soup import SOUPS, Made, Pot, kin, make, soup_words
 from raypipe.standing import nested_columns, nested_words
-from raypipe.store import RunStore, versions
+from raypipe.store import Member, RunStore, versions
 from raypipe.verdict import BEST, ENSEMBLE, EQUAL, Side
 from raypipe.windows import WindowStore
 
@@ -56,7 +56,7 @@ class HeldOut:
     predictions: NDArray[np.float32]
     """(N, outputs) of the ensemble: the value in target units, or class probabilities."""
     trials: NDArray[np.float32]
-    """(T, N, outputs): each trial's mean over its fold models."""
+    """(M, N, outputs): each member's mean over its fold models."""
     constant: NDArray[np.float64]
     """(outputs,): the training mean or class frequencies, the answer without EEG."""
 
@@ -68,14 +68,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Trials and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) fold by fold."""
+    """Members and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) fold by fold."""
 
     run: RunStore
     method: str
-    trials: list[int]
-    """Trial numbers, best out-of-fold score first."""
+    members: list[Member]
+    """Trials, and snapshots of them, best out-of-fold score first."""
     weights: Floats
-    """(T,) none negative, sum one; of a rule whose weights are of another kind, what is nearest to that."""
+    """(M,) none negative, sum one; of a rule whose weights are of another kind, what is nearest to that."""
     table: pd.DataFrame
     """Scores; see `verdict.score_table` and `standing.nested_columns`."""
     verdict: str
@@ -84,13 +84,18 @@ class Ensemble:
     looks: int
     """How often this run has been scored on its held-out subjects, this time included."""
     rule: Rule | None = None
-    """How the trials are combined, where `weights` do not say it all."""
+    """How the members are combined, where `weights` do not say it all."""
     diversity: dict[str, Any] | None = None
     """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
     left_out: dict[str, str] | None = None
     """Methods that could not be used, and why."""
     soup: Soup | None = None
     """Networks that stand for those of the trials, where their weights were averaged (`raypipe.soup`)."""
+
+    @property
+    def trials(self) -> list[int]:
+        """Numbers of the members' trials, each once."""
+        return list(dict.fromkeys(member.trial for member in self.members))
 
     def save(self) -> None:
         """Write the ensemble to its run: arrays (``ensemble/``), ``ensemble/table.csv``, then its record."""
@@ -108,7 +113,7 @@ class Ensemble:
             "format": FORMAT,
             "created": time.time(),
             "method": self.method,
-            "trials": self.trials,
+            **listed(self.members),
             "weights": self.weights.tolist(),
             "table": {str(name): row for name, row in table.to_dict("index").items()},
             "verdict": self.verdict,
@@ -145,8 +150,7 @@ class Ensemble:
             table = pd.DataFrame.from_dict(record["table"], orient="index").astype(float).rename_axis("predictor")
             table = table.astype({"subjects": int, "windows": int})
             weights = np.array(record["weights"], dtype=np.float64)
-            trials = [int(number) for number in record["trials"]]
-            fitted = trials, weights, table, record["verdict"], held_out, record["looks"]
+            fitted = unlisted(record), weights, table, record["verdict"], held_out, record["looks"]
             extra = {name: record.get(name) for name in ("rule", "diversity", "left_out")}  # none in raypipe 0.1
             soup = Soup.load(run, record["soup"]) if "soup" in record else None
             return cls(run, record["method"], *fitted, **extra, soup=soup)
@@ -223,9 +227,11 @@ def fit_ensemble(
         raise UserError(f"--method {method}: there is no such method; {nearest(method, names)}")
     if top < 1:
         raise UserError(f"--top {top}: an ensemble needs at least one trial")
-    trials = [result.number for result in run.ranked()[:top]]
-    if not trials:
+    ranked = run.ranked()[:top]
+    if not ranked:
         raise UserError(_nothing(run))
+    trials = [result.number for result in ranked]
+    candidates = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
     windows = open_windows(run.info.data) if windows is None else windows
     if windows.data_hash != run.info.data_hash:
         raise UserError(
@@ -234,8 +240,10 @@ def fit_ensemble(
         )
     run.require_whole(trials)
     audit_store(windows, run.folds)
-    members = read_members_oof(run, trials, windows.subjects, windows.targets)
-    most = most_members(run, trials, max_members, max_mb)
+    members = read_members_oof(run, candidates, windows.subjects, windows.targets)
+    order = ranking(members)
+    candidates, members = [candidates[place] for place in order], members.only(order)
+    most = most_members(run, candidates, max_members, max_mb)
 
     # All that is fitted and chosen, on out-of-fold predictions.
     open_choice = method in (AUTO, ALL)
@@ -254,17 +262,16 @@ def fit_ensemble(
         "curve": curve(members),
     }
 
-    soups, family = _soups(run, windows, members, trials, method, judged.left_out, progress)
+    soups, family = _soups(run, windows, members, candidates, method, judged.left_out, progress)
 
-    spec, state = read_members(run, windows, trials, [1.0 / len(trials)] * len(trials))
+    n = len(candidates)
+    module = build_module(*read_members(run, windows, candidates, [1.0 / n] * n))
     out = run.folds.held_out_index(windows.subjects)
-    answers_TFNO = member_answers(build_module(spec, state), windows, out, len(trials), progress)
-    soup_answers = {
-        name: member_answers(
-            build_module(*read_members(run, windows, trials, [], soup=made.soup)), windows, out, 1, progress
-        )[0].mean(axis=0)
-        for name, made in soups.items()
-    }
+    answers_MFNO, variances_MFN = member_answers(module, windows, out, n, progress)
+    soup_answers = {}
+    for name, made in soups.items():
+        module = build_module(*read_members(run, windows, candidates, [], soup=made.soup))
+        soup_answers[name] = member_answers(module, windows, out, 1, progress)[0][0].mean(axis=0)
     looks = _count_look(run, trials, method)
     side = Side(windows.targets[out], windows.subjects[out], run.folds.folds(windows.subjects)[out])
     search = Side(members.targets, members.subjects, members.folds)
@@ -276,7 +283,7 @@ def fit_ensemble(
         if name in soups:
             rows[row], nested[row] = (soups[name].answers, soup_answers[name]), soups[name].nested
         else:
-            rows[row] = applied(rules[name], members), by_fold(rules[name], answers_TFNO)
+            rows[row] = applied(rules[name], members), by_fold(rules[name], answers_MFNO, variances_MFN)
             nested[row] = judged.predictions[name]
     if open_choice:
         nested[ENSEMBLE] = judged.predictions[AUTO]
@@ -285,62 +292,70 @@ def fit_ensemble(
     given = {row: held_out for row, (_, held_out) in rows.items()}
     table = nested_columns(table, members, nested, given, side, BEST, n_classes)
     against = None
-    if len(trials) > 1 and chosen != "best":
+    if n > 1 and chosen != "best":
         own = "subject_held_out" in table
         level, both = (side.per_subject() if own else side), (rows[ENSEMBLE][1], rows[BEST][1])
         pair = tuple(side.mean(each) if own else each for each in both)
         against = verdict.difference(run.info.metric, level, *pair)
     words = verdict.write_verdict(table, run.info.metric, run.info.task, against)
-    if len(trials) > 1:
+    if n > 1:
         words += " " + nested_words(table, ENSEMBLE, BEST, minimize=run.info.direction == "minimize")
     if chosen in soups:
-        words += " " + soup_words(chosen, soups[chosen], trials, family)
+        words += " " + soup_words(chosen, soups[chosen], candidates, family)
     if len(looks) > 1:
         words += (
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
             "several looks would make the score optimistic."
         )
-    made = soups.get(chosen)
-    if made is None:
-        places, weights, rule = shipped(rules[chosen], len(trials))
+    brewed = soups.get(chosen)
+    if brewed is None:
+        places, weights, rule = shipped(rules[chosen], n)
     else:
-        places = [trials.index(number) for number in made.soup.trials]
+        places = [candidates.index(member) for member in brewed.soup.members]
         weights, rule = np.full(len(places), 1.0 / len(places)), None
     held_out = HeldOut(
         windows=out,
         subjects=np.array([str(subject) for subject in side.subjects]),
         targets=side.targets,
         predictions=rows[ENSEMBLE][1].astype(np.float32),
-        trials=answers_TFNO[places].mean(axis=1).astype(np.float32),
+        trials=answers_MFNO[places].mean(axis=1).astype(np.float32),
         constant=constant_prediction(run.info.kind, search.targets, 1, n_classes)[0],
     )
-    kept = [trials[place] for place in places]
+    kept = [candidates[place] for place in places]
     fitted = kept, weights, table, words, held_out, len(looks), rule, diversity, judged.left_out
-    return Ensemble(run, chosen, *fitted, soup=made.soup if made else None)
+    return Ensemble(run, chosen, *fitted, soup=brewed.soup if brewed else None)
 
 
 def _soups(
     run: RunStore,
     windows: WindowStore,
     members: Members,
-    trials: list[int],
+    candidates: list[Member],
     method: str,
     left_out: dict[str, str],
     progress: Progress | None,
-) -> tuple[dict[str, Made], list[int]]:
-    """The soups that a method wants, by name, and the trials that they are of."""
+) -> tuple[dict[str, Made], list[Member]]:
+    """The soups that a method wants, by name, and the members that they are of."""
     wanted = [method] if method in SOUPS else list(SOUPS) if method == ALL else []
     if not wanted:
         return {}, []
     try:
-        family = kin(run, trials)
+        family = kin(run, candidates)
     except UserError as error:
         if method != ALL:
             raise
         left_out |= {name: str(error) for name in wanted}
         return {}, []
-    pot = Pot(run, windows, members.only([trials.index(number) for number in family]), family, progress)
-    return {name: make(pot, name) for name in wanted}, family
+    pot = Pot(run, windows, members.only([candidates.index(member) for member in family]), family, progress)
+    made = {}
+    for name in wanted:
+        try:
+            made[name] = make(pot, name)
+        except UserError as error:
+            if method != ALL:
+                raise
+            left_out[name] = str(error)
+    return made, family
 
 
 def _count_look(run: RunStore, trials: list[int], method: str) -> list[dict[str, Any]]:

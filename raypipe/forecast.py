@@ -197,9 +197,8 @@ def _measure(config: TrialConfig, feed: Feed, folds: FoldMap) -> Measured:
     whole = len(checkpoint.dumps(trainer.state_dict() | state))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
     predictions = len(feed.windows) * feed.windows.n_outputs * 4
-    return Measured(
-        step, epoch, epoch * config.epochs * folds.n_folds, whole, folds.n_folds * weights + 2 * predictions
-    )
+    left = (1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions)
+    return Measured(step, epoch, epoch * config.epochs * folds.n_folds, whole, left)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.config import LossConfig
 from raypipe.errors import UserError
-from raypipe.models.readout import bin_centres, expectation
+from raypipe.models.readout import bin_centres, expectation, told
 
 Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -26,8 +26,8 @@ def make_loss(
 ) -> Loss:
     """Build the mean loss over a batch: ``loss(pred, target) -> scalar``.
 
-    Regression takes predictions (B, 1), or with `bins` logits (B, bins) of a distribution, and targets (B,), both in
-    standard deviations of the training targets.
+    Regression takes predictions (B, 1), or with `bins` logits (B, bins) of a distribution, or for `nll` predictions and
+    logarithms of their variances (B, 2), and targets (B,), all in standard deviations of the training targets.
     Classification takes logits (B, n_classes) and classes (B,) or, after mixing, class shares (B, n_classes).
 
     Parameters
@@ -58,11 +58,13 @@ def make_loss(
             raise UserError(f"loss/smoothing: labels are smoothed for classes only, this task is a {kind} (use 0)")
         if cfg.name == "kl":
             return _divergence(cfg.width)
+        if cfg.name == "nll":
+            return _likelihood(cfg.variance_power)
         loss = {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
         return (lambda logits_BK, target_B: loss(expectation(logits_BK), target_B)) if bins else loss
     if kind != "classification":
         raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
-    if cfg.name in ("huber", "kl"):
+    if cfg.name in ("huber", "kl", "nll"):
         raise UserError(f"loss/name: '{cfg.name}' is for regression, this task is a {kind} (use 'plain' or 'focal')")
     if n_classes < 2:
         raise ValueError(f"a classification needs two classes or more (given {n_classes})")
@@ -146,6 +148,23 @@ def _divergence(width: float) -> Loss:
         return (log_t_BK.exp() * (log_t_BK - logits_BK.log_softmax(1))).sum(1).mean()
 
     return divergence
+
+
+def _likelihood(power: float) -> Loss:
+    """Negative Gaussian log-likelihood (Nix & Weigend 1994) without its constant, weighted by the variance to a power,
+    itself held fixed: beta-NLL (Seitzer et al. 2022, arXiv:2203.09168, eq. 4)."""
+
+    def likelihood(out_B2: Tensor, target_B: Tensor) -> Tensor:
+        if out_B2.ndim != 2 or out_B2.shape[1] != 2 or target_B.shape != out_B2.shape[:1]:
+            raise ValueError(
+                f"nll needs values and log-variances (B, 2) and targets (B,), got {tuple(out_B2.shape)} and "
+                f"{tuple(target_B.shape)}"
+            )
+        value_B, variance_B = told(out_B2).unbind(1)
+        surprise_B = 0.5 * (variance_B.log() + (value_B - target_B).square() / variance_B)
+        return (surprise_B * variance_B.detach().pow(power)).mean()
+
+    return likelihood
 
 
 def _focal(n_classes: int, weights_K: Tensor | None, gamma: float, smoothing: float) -> Loss:

@@ -12,14 +12,14 @@ import torch
 from raypipe.errors import UserError
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.records import digest, unpack
-from raypipe.store import RunStore
+from raypipe.store import Member, RunStore
 from raypipe.windows import WindowStore
 
 
 def ensemble_spec(
     run: RunStore,
     windows: WindowStore,
-    trials: Sequence[int],
+    members: Sequence[Member],
     weights: Sequence[float],
     rule: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -33,14 +33,15 @@ def ensemble_spec(
         "sfreq": windows.sfreq,
         "members": [
             {
-                "trial": number,
+                "trial": member.trial,
+                **({"epoch": member.epoch} if member.epoch else {}),
                 "fold": fold,
                 "weight": float(weight) / len(folds),
                 "centre": 0.0,
                 "scale": 1.0,
-                "model": run.config(number).model.model_dump(mode="json"),
+                "model": run.config(member.trial).model.model_dump(mode="json"),
             }
-            for number, weight in zip(trials, weights, strict=True)
+            for member, weight in zip(members, weights, strict=True)
             for fold in folds
         ],
     }
@@ -49,10 +50,10 @@ def ensemble_spec(
 
 @dataclass(frozen=True)
 class Soup:
-    """Networks whose weights are means of trials' networks, one a fold (`raypipe.soup`)."""
+    """Networks whose weights are means of members' networks, one a fold (`raypipe.soup`)."""
 
-    trials: list[int]
-    """Ingredients: numbers of trials that share a network and an initialisation."""
+    members: list[Member]
+    """Ingredients: trials and snapshots that share a network and an initialisation."""
     folds: list[dict[str, torch.Tensor]]
     """By fold, tensors as `RunStore.weights` gives them."""
 
@@ -63,7 +64,8 @@ class Soup:
         files = {f"ensemble/soup-fold-{fold}.safetensors": save(tensors) for fold, tensors in enumerate(self.folds)}
         for name, data in files.items():
             run.folder.write(name, data)
-        return {"trials": self.trials, "files": {name: digest(data) for name, data in files.items()}}
+        checksums = {name: digest(data) for name, data in files.items()}
+        return {**listed(self.members), "files": checksums}
 
     @classmethod
     def load(cls, run: RunStore, record: Mapping[str, Any]) -> Soup:
@@ -79,11 +81,24 @@ class Soup:
             if not run.folder.exists(name) or digest(data := run.folder.read(name)) != expected:
                 raise ValueError(f"{name} is missing, or its checksum differs")
             folds.append(dict(unpack(name, data)))
-        return cls([int(number) for number in record["trials"]], folds)
+        return cls(unlisted(record), folds)
 
 
-def fold_tensors(run: RunStore, number: int, fold: int) -> dict[str, torch.Tensor]:
-    """Weights of a trial's fold model.
+def listed(members: Sequence[Member]) -> dict[str, list[int]]:
+    """Members as a record's JSON has them: `trials`, and `epochs` where any is a snapshot."""
+    epochs = {"epochs": [member.epoch for member in members]} if any(member.epoch for member in members) else {}
+    return {"trials": [member.trial for member in members], **epochs}
+
+
+def unlisted(record: Mapping[str, Any]) -> list[Member]:
+    """Read what `listed` made; raises what a damaged record deserves."""
+    trials = [int(number) for number in record["trials"]]
+    epochs = [int(epoch) for epoch in record.get("epochs") or [0] * len(trials)]
+    return [Member(*pair) for pair in zip(trials, epochs, strict=True)]
+
+
+def fold_tensors(run: RunStore, member: Member, fold: int) -> dict[str, torch.Tensor]:
+    """Weights of a member's fold model.
 
     Raises
     ------
@@ -91,10 +106,10 @@ def fold_tensors(run: RunStore, number: int, fold: int) -> dict[str, torch.Tenso
         They are missing or damaged.
     """
     try:
-        return run.weights(number, fold)
+        return run.weights(member.trial, fold, member.epoch)
     except FileNotFoundError:
         raise UserError(
-            f"{run.where}: trial {number} lacks the weights of fold {fold}; restore the run from a copy"
+            f"{run.where}: {member} lacks the weights of fold {fold}; restore the run from a copy"
         ) from None
 
 
@@ -112,10 +127,10 @@ def _filled(
 
 
 def read_soup(
-    run: RunStore, windows: WindowStore, number: int, networks: Mapping[int, Mapping[str, torch.Tensor]]
+    run: RunStore, windows: WindowStore, like: Member, networks: Mapping[int, Mapping[str, torch.Tensor]]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """As `read_members`, of networks like those of trial `number`, by fold, weighted alike."""
-    spec = ensemble_spec(run, windows, [number], [1.0])
+    """As `read_members`, of networks like those of a member, by fold, weighted alike."""
+    spec = ensemble_spec(run, windows, [like], [1.0])
     members = [member | {"weight": 1.0 / len(networks)} for member in spec["members"] if member["fold"] in networks]
     return _filled(spec | {"members": members}, [networks[member["fold"]] for member in members])
 
@@ -123,14 +138,14 @@ def read_soup(
 def read_members(
     run: RunStore,
     windows: WindowStore,
-    trials: Sequence[int],
+    members: Sequence[Member],
     weights: Sequence[float],
     rule: Mapping[str, Any] | None = None,
     soup: Soup | None = None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read the fold models of trials: the complete spec, and the state of `EnsembleModule`.
+    """Read the fold models of members: the complete spec, and the state of `EnsembleModule`.
 
-    Where there is a soup, its networks stand for those of the trials.
+    Where there is a soup, its networks stand for those of the members.
 
     Raises
     ------
@@ -138,9 +153,9 @@ def read_members(
         A weights file is missing.
     """
     if soup is not None:
-        return read_soup(run, windows, soup.trials[0], dict(enumerate(soup.folds)))
-    spec = ensemble_spec(run, windows, trials, weights, rule)
-    return _filled(spec, [fold_tensors(run, member["trial"], member["fold"]) for member in spec["members"]])
+        return read_soup(run, windows, soup.members[0], dict(enumerate(soup.folds)))
+    spec = ensemble_spec(run, windows, members, weights, rule)
+    return _filled(spec, [fold_tensors(run, member, fold) for member in members for fold in range(run.folds.n_folds)])
 
 
 def build_module(spec: dict[str, Any], state: dict[str, torch.Tensor]) -> EnsembleModule:
@@ -151,28 +166,28 @@ def build_module(spec: dict[str, Any], state: dict[str, torch.Tensor]) -> Ensemb
     return module.eval().requires_grad_(False)
 
 
-def most_members(run: RunStore, trials: Sequence[int], max_members: int | None, max_mb: float | None) -> int | None:
-    """How many of these trials may be shipped within a number of networks and of megabytes; None for all.
+def most_members(run: RunStore, members: Sequence[Member], max_members: int | None, max_mb: float | None) -> int | None:
+    """How many of these members may be shipped within a number of networks and of megabytes; None for all.
 
-    Any choice among the trials fits: the largest of them are counted.
+    Any choice among the members fits: the largest of them are counted.
 
     Raises
     ------
     UserError
-        Not even one trial fits.
+        Not even one member fits.
     """
-    n_folds, most = run.folds.n_folds, len(trials)
+    n_folds, most = run.folds.n_folds, len(members)
     if max_members is not None:
         most = min(most, max_members // n_folds)
         if most < 1:
             raise UserError(f"--max-members {max_members}: a trial has {n_folds} networks, one a fold; allow {n_folds}")
     if max_mb is not None:
-        sizes = sorted((_megabytes(run, number) for number in trials), reverse=True)
+        sizes = sorted((_megabytes(run, member.trial) for member in members), reverse=True)
         fits = sum(total <= max_mb for total in itertools.accumulate(sizes))
         if fits < 1:
             raise UserError(f"--max-mb {max_mb:g}: the {n_folds} networks of a trial take up to {sizes[0]:.2f} MB")
         most = min(most, fits)
-    return most if most < len(trials) else None
+    return most if most < len(members) else None
 
 
 def _megabytes(run: RunStore, number: int) -> float:

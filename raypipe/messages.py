@@ -21,7 +21,8 @@ class FoldEpoch:
     loss: float
     """Mean training loss."""
     predictions: NDArray[np.float32]
-    """(V, outputs) of the fold's validation windows: values in target units, or class probabilities."""
+    """(V, outputs) of the fold's validation windows: values in target units, or class probabilities; where the network
+    tells variances, a column more."""
     seconds: float
     by_fold: bool = False
     """The fold chooses its epoch by itself, and the predictions are those of the chosen one."""

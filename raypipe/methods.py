@@ -97,6 +97,20 @@ def _average(members: Members) -> Rule:
     return linear(np.isin(np.arange(len(order)), order[:count]) / count)
 
 
+def _snapshots(members: Members) -> Rule:
+    """Equal weights over the best member's trial: what one training gives for the price of one (Huang et al. 2017)."""
+    assert members.trials is not None
+    best = members.trials[ranking(members)[0]]
+    inside_M = np.array([trial == best for trial in members.trials])
+    return linear(inside_M / inside_M.sum())
+
+
+def _no_snapshots(members: Members) -> str | None:
+    if members.trials is None or len(set(members.trials)) == len(members.trials):
+        return "no trial has kept snapshots; they come with optim/schedule=cyclic"
+    return None
+
+
 def _inverse(members: Members) -> Rule:
     errors_M = np.maximum(members.errors, 1e-12 * members.errors.max() + 1e-300)
     return linear((1 / errors_M) / np.sum(1 / errors_M))
@@ -155,11 +169,12 @@ def _sample(members: Members, *, by_member: bool) -> Rule:
     if members.kind == "classification":
         return _by_entropy(members, by_member=by_member)
     assert members.variances is not None
-    wrong_MN = members.answers[:, :, 0] - members.targets
-    if by_member:
-        pairs = [_calibrated(wrong_N, told_N) for wrong_N, told_N in zip(wrong_MN, members.variances, strict=True)]
-    else:
-        pairs = [_calibrated(wrong_MN.ravel(), members.variances.ravel())] * len(wrong_MN)
+    wrong_MN, told_MN = members.answers[:, :, 0] - members.targets, members.variances
+    pairs = [_calibrated(wrong_N, told_N) for wrong_N, told_N in zip(wrong_MN, told_MN, strict=True)]
+    if not by_member:  # those that tell a variance share one calibration
+        telling = [place for place, told_N in enumerate(told_MN) if told_N.any()]
+        shared = _calibrated(wrong_MN[telling].ravel(), told_MN[telling].ravel())
+        pairs = [shared if place in telling else own for place, own in enumerate(pairs)]
     return {"kind": "precision", "scale": [a for a, _ in pairs], "floor": [b for _, b in pairs]}
 
 
@@ -362,6 +377,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("best", "the best single member", _best),
         Method("equal", "equal weights over all members", _equal),
+        Method("snapshots", "equal weights over the best trial and its snapshots", _snapshots, _no_snapshots),
         Method("average", "equal weights over the best n members", _average),
         Method("inverse-mse", "weights by inverse mean squared error", _inverse),
         Method("confidence", "weights by a power of the inverse mean squared error", _power),

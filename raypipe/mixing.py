@@ -35,11 +35,15 @@ def shipped(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
     return used, shares, {**rule, "weights": weights[used].tolist()}
 
 
-def by_fold(rule: Rule, answers_TFNO: Floats) -> Floats:
+def by_fold(rule: Rule, answers_TFNO: Floats, variances_TFN: Floats | None = None) -> Floats:
     """Apply a rule to the models of each fold, as it was fitted, and average over folds (N, outputs)."""
-    some_TFNO = answers_TFNO[rule["only"]] if "only" in rule else answers_TFNO
-    answers = torch.from_numpy(np.ascontiguousarray(some_TFNO))
-    folds = [combine(rule, answers[:, fold]) for fold in range(answers.shape[1])]
+    places = list(rule.get("only", range(len(answers_TFNO))))
+    answers = torch.from_numpy(answers_TFNO[places])
+    tells = variances_TFN is not None and variances_TFN[places].any()  # as `Members.only` and `EnsembleModule.told`
+    told = torch.from_numpy(variances_TFN[places]) if variances_TFN is not None and tells else None
+    folds = [
+        combine(rule, answers[:, fold], None if told is None else told[:, fold]) for fold in range(answers.shape[1])
+    ]
     return np.asarray(torch.stack(folds).mean(0).numpy())
 
 
@@ -51,14 +55,16 @@ def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats)
 
 @torch.no_grad()
 def member_answers(
-    module: EnsembleModule, windows: WindowStore, index: Index, n_trials: int, progress: Progress | None
-) -> Floats:
-    """What each trial's fold models answer, (T, F, N, outputs)."""
-    parts = []
+    module: EnsembleModule, windows: WindowStore, index: Index, n: int, progress: Progress | None
+) -> tuple[Floats, Floats | None]:
+    """What the fold models of each of `n` members answer (n, F, N, outputs), and variances (n, F, N) if any tells."""
+    parts, told = [], []
     for start in range(0, len(index), BATCH):
         some = index[start : start + BATCH]
-        answers_MBO = module.answers(torch.from_numpy(windows.gather(some))).double().numpy()
-        parts.append(answers_MBO.reshape(n_trials, -1, *answers_MBO.shape[1:]))
+        answers_MBO, variances_MB = module.told(torch.from_numpy(windows.gather(some)))
+        parts.append(answers_MBO.double().numpy().reshape(n, -1, *answers_MBO.shape[1:]))
+        if variances_MB is not None:
+            told.append(variances_MB.double().numpy().reshape(n, -1, len(some)))
         if progress:
             progress(min(start + BATCH, len(index)), len(index), "held-out windows")
-    return np.concatenate(parts, axis=2)
+    return np.concatenate(parts, axis=2), np.concatenate(told, axis=2) if told else None

@@ -15,7 +15,7 @@ from raypipe.errors import UserError
 from raypipe.folds import Index, LeakError
 from raypipe.metrics import Kind, score
 from raypipe.models.combine import Rule, combine
-from raypipe.store import OutOfFold, RunStore
+from raypipe.store import Member, OutOfFold, RunStore
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +39,9 @@ class Members:
     metric: str
     kind: Kind
     variances: Floats | None = None
-    """(M, N) variances in squared target units, where members tell them."""
+    """(M, N) variances in squared target units, where any member tells them; zeros of one that does not."""
+    trials: list[int] | None = None
+    """(M,) numbers of the members' trials; snapshots share theirs."""
 
     def rows(self, inside: NDArray[Any]) -> Members:
         """Some of the windows, by mask or index."""
@@ -56,9 +58,13 @@ class Members:
     def only(self, places: Sequence[int]) -> Members:
         """Some of the members, by their places."""
         some = list(places)
-        variances = None if self.variances is None else self.variances[some]
+        variances = None if self.variances is None or not self.variances[some].any() else self.variances[some]
         return replace(
-            self, names=[self.names[place] for place in some], answers=self.answers[some], variances=variances
+            self,
+            names=[self.names[place] for place in some],
+            answers=self.answers[some],
+            variances=variances,
+            trials=None if self.trials is None else [self.trials[place] for place in some],
         )
 
     @property
@@ -101,15 +107,17 @@ class Members:
         return pd.concat(parts, ignore_index=True)
 
 
-def read_members_oof(run: RunStore, trials: Sequence[int], subjects: NDArray[Any], targets: NDArray[Any]) -> Members:
-    """Read trials' out-of-fold predictions, each checked against the run's fold map.
+def read_members_oof(
+    run: RunStore, members: Sequence[Member], subjects: NDArray[Any], targets: NDArray[Any]
+) -> Members:
+    """Read members' out-of-fold predictions, each checked against the run's fold map.
 
     Parameters
     ----------
     run
         The run.
-    trials
-        Numbers of trials that have left predictions.
+    members
+        Trials that have left predictions, and snapshots of them.
     subjects, targets
         Of all windows of the store.
 
@@ -118,13 +126,16 @@ def read_members_oof(run: RunStore, trials: Sequence[int], subjects: NDArray[Any
     LeakError
         A window was predicted by a network of another fold than the map says, or is a held-out subject's.
     UserError
-        A trial's predictions are missing, damaged or not finite.
+        A member's predictions are missing, damaged or not finite.
     """
     index = run.folds.search_index(subjects)
     folds_N = run.folds.folds(subjects)[index]
-    answers = [audited(run.oof(number), number, index, folds_N) for number in trials]
+    left = [run.oof(*member) for member in members]
+    answers = [audited(oof, member, index, folds_N) for oof, member in zip(left, members, strict=True)]
+    none = np.zeros(len(index))
+    told = [none if oof.variances is None else oof.variances.astype(np.float64) for oof in left]
     return Members(
-        names=[f"trial {number}" for number in trials],
+        names=[str(member) for member in members],
         answers=np.stack(answers).astype(np.float64),
         targets=targets[index],
         subjects=np.array([str(subject) for subject in subjects[index]]),
@@ -132,19 +143,21 @@ def read_members_oof(run: RunStore, trials: Sequence[int], subjects: NDArray[Any
         windows=index,
         metric=run.info.metric,
         kind=run.info.kind,
+        variances=np.stack(told) if any(oof.variances is not None for oof in left) else None,
+        trials=[member.trial for member in members],
     )
 
 
-def audited(oof: OutOfFold, number: int, index: Index, folds_N: Index) -> NDArray[np.float32]:
-    """Check that a trial's predictions are those of the run's fold map: each window by the fold that left it out."""
+def audited(oof: OutOfFold, member: Member, index: Index, folds_N: Index) -> NDArray[np.float32]:
+    """Check that a member's predictions are those of the run's fold map: each window by the fold that left it out."""
     if not np.array_equal(oof.windows, index):
         raise LeakError(
-            f"trial {number}: its {len(oof.windows)} out-of-fold windows are not the {len(index)} windows of the "
+            f"{member}: its {len(oof.windows)} out-of-fold windows are not the {len(index)} windows of the "
             "run's search subjects"
         )
     if not np.array_equal(oof.folds, folds_N):
         wrong = int(np.sum(oof.folds != folds_N))
-        raise LeakError(f"trial {number}: {wrong} out-of-fold predictions come from another fold than the map says")
-    if not np.isfinite(oof.predictions).all():
-        raise UserError(f"trial {number}: its out-of-fold predictions are not all finite")
+        raise LeakError(f"{member}: {wrong} out-of-fold predictions come from another fold than the map says")
+    if not np.isfinite(oof.predictions).all() or (oof.variances is not None and not np.isfinite(oof.variances).all()):
+        raise UserError(f"{member}: its out-of-fold predictions are not all finite")
     return oof.predictions

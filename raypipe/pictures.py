@@ -190,15 +190,15 @@ def subjects_in_a_row(names: Sequence[str], own: NDArray[Any], without: NDArray[
     return made
 
 
-def weights_in_a_row(trials: Sequence[int], weights: NDArray[Any]) -> Figure:
-    """The trials' shares."""
-    made, (axes,) = figure(8.4, 0.65 + 0.27 * len(trials))
-    y = np.arange(len(trials))[::-1]
+def weights_in_a_row(names: Sequence[str], weights: NDArray[Any]) -> Figure:
+    """The members' shares."""
+    made, (axes,) = figure(8.4, 0.65 + 0.27 * len(names))
+    y = np.arange(len(names))[::-1]
     axes.barh(y, weights, height=0.6, color=BLUE)
-    axes.axvline(1.0 / len(trials), color=GREY, lw=1, ls="--")
+    axes.axvline(1.0 / len(names), color=GREY, lw=1, ls="--")
     for place, weight in zip(y, weights, strict=True):
         axes.text(weight + 0.005, place, f"{weight:.3f}", va="center", fontsize=8.5, bbox=PAPER)
-    axes.set_yticks(y, [f"trial {number}" for number in trials])
+    axes.set_yticks(y, names)
     axes.set_xlim(0, min(1.0, float(np.max(weights))) * 1.15)
     axes.set_xlabel("weight (dashed: equal)")
     axes.grid(False)

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,8 @@ class TrialResult(BaseModel):
     finished: float
     files: dict[str, str] = {}
     """SHA-256 of what the trial has left, by name in its folder; empty in runs of raypipe 0.1."""
+    snapshots: list[int] = []
+    """Epochs that ended a cycle of the learning rate and whose weights and predictions were kept too."""
     initial: list[str] = []
     """By fold, what tells initial weights apart (`finetuning.initial_id`): folds that share it can be averaged."""
 
@@ -111,6 +113,22 @@ class TrialRecord(BaseModel):
 
 class History(RootModel[list[Epoch]]):
     """A trial's epochs (``history.json``)."""
+
+
+class Member(NamedTuple):
+    """Networks of a trial, one a fold: those of its best epoch, or a snapshot, those of another."""
+
+    trial: int
+    epoch: int = 0
+    """Of a snapshot; 0 for the best."""
+
+    def __str__(self) -> str:
+        return f"trial {self.trial}" + (f" at epoch {self.epoch}" if self.epoch else "")
+
+    def file(self, name: str) -> str:
+        """What a file of the trial, such as ``oof.npz``, is called for this member."""
+        stem, dot, kind = name.partition(".")
+        return f"{stem}-epoch-{self.epoch:04d}{dot}{kind}" if self.epoch else name
 
 
 def in_trial(number: int, name: str = "") -> str:
@@ -150,6 +168,8 @@ class OutOfFold:
     """(N,) fold that each belongs to."""
     predictions: NDArray[np.float32]
     """(N, outputs): the value in target units, or class probabilities."""
+    variances: NDArray[np.float32] | None = None
+    """(N,) of the values, in squared target units, where the network tells them."""
 
 
 def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
@@ -175,7 +195,10 @@ def digest(data: bytes) -> str:
 def pack_oof(oof: OutOfFold) -> bytes:
     """Out-of-fold predictions as a file."""
     buffer = io.BytesIO()
-    np.savez(buffer, windows=oof.windows, folds=oof.folds, predictions=oof.predictions)
+    arrays: dict[str, Any] = {"windows": oof.windows, "folds": oof.folds, "predictions": oof.predictions}
+    if oof.variances is not None:
+        arrays["variances"] = oof.variances
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -190,9 +213,10 @@ def unpack(name: str, data: bytes) -> Any:
     if name in _RECORDS:
         return _RECORDS[name].model_validate_json(data)
     try:
-        if name == "oof.npz":
+        if name.startswith("oof"):
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return OutOfFold(arrays["windows"], arrays["folds"], arrays["predictions"])
+                told = arrays.get("variances")
+                return OutOfFold(arrays["windows"], arrays["folds"], arrays["predictions"], told)
         from safetensors.torch import load
 
         return load(data)

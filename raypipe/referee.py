@@ -14,7 +14,7 @@ from raypipe.logs import TrialLog
 from raypipe.messages import Failure, FoldEpoch, Reply, describe
 from raypipe.metrics import score
 from raypipe.retries import second_try
-from raypipe.store import Epoch, OutOfFold, RunStore, State, TrialResult, best_epoch
+from raypipe.store import Epoch, Member, OutOfFold, RunStore, State, TrialResult, best_epoch
 
 if TYPE_CHECKING:
     from raypipe.windows import WindowStore
@@ -46,9 +46,14 @@ class Referee:
 
     @property
     def over(self) -> bool:
-        """All epochs are trained, or `patience` of them went by without a better score (for each fold, by its own)."""
+        """All epochs are trained, or `patience` of them went by without a better score (for each fold, by its own).
+
+        Where the learning rate goes in cycles, patience ends with a cycle only.
+        """
         if self.history and self.history[-1].over:
             return True
+        if self.config.cycle_ends and self.done not in self.config.cycle_ends:
+            return False
         return self.done >= self.config.epochs or self.done - self.best >= self.config.patience
 
     def take(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
@@ -68,7 +73,7 @@ class Referee:
         pooled = score(
             self.run.info.metric,
             np.concatenate([targets[index] for index in self.validation]),
-            np.concatenate([part.predictions for part in parts]),
+            np.concatenate([part.predictions for part in parts])[:, : self.windows.n_outputs],
         )
         if not np.isfinite(pooled):
             raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
@@ -87,7 +92,8 @@ class Referee:
         return record
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
-        value = score(self.run.info.metric, self.windows.targets[self.validation[fold]], predictions)
+        targets = self.windows.targets[self.validation[fold]]
+        value = score(self.run.info.metric, targets, predictions[:, : self.windows.n_outputs])
         return float(value) if np.isfinite(value) else None  # a fold with one class only has no AUC
 
 
@@ -110,12 +116,23 @@ def finish_trial(
         history = run.history(number)
         best = best_epoch(history, run.info.direction)
         files = run.records_left(number)
+        log = TrialLog(run.folder, number, "end")
         initial: list[str] = []
+        snapshots: list[int] = []
         if best is not None and state != "failed":
             try:
-                files |= _gather(run, windows, number, best.epoch, initial, weights=state != "pruned")
+                files |= _gather(run, windows, Member(number), best.epoch, initial, weights=state != "pruned")
             except (CheckpointError, FileNotFoundError) as error:
                 state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
+        if best is not None and state not in ("failed", "pruned"):
+            for epoch in run.config(number).cycle_ends:
+                if epoch > len(history) or epoch == best.epoch:
+                    continue
+                try:
+                    files |= _gather(run, windows, Member(number, epoch), epoch, [], weights=True)
+                    snapshots.append(epoch)
+                except (CheckpointError, FileNotFoundError) as error:
+                    log.say(f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}")
         ended = TrialResult(
             number=number,
             state=state,
@@ -128,9 +145,10 @@ def finish_trial(
             finished=time.time(),
             files=files,
             initial=initial,
+            snapshots=snapshots,
         )
         kind = f" ({failure})" if failure else ""
-        TrialLog(run.folder, number, "end").say(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
+        log.say(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
         run.write_result(ended)
     for fold in range(run.folds.n_folds):
         run.drop_checkpoints(number, fold)
@@ -138,9 +156,9 @@ def finish_trial(
 
 
 def _gather(
-    run: RunStore, windows: WindowStore, number: int, epoch: int, initial: list[str], *, weights: bool
+    run: RunStore, windows: WindowStore, member: Member, epoch: int, initial: list[str], *, weights: bool
 ) -> dict[str, str]:
-    """Write what the folds' checkpoints of `epoch` give; the files' entries in `TrialResult.files`."""
+    """Write what the folds' checkpoints of `epoch` give as a member's; the files' entries in `TrialResult.files`."""
     import torch
 
     from raypipe.share import read_fold
@@ -148,7 +166,7 @@ def _gather(
     files: dict[str, str] = {}
     index, folds, predictions = [], [], []
     for fold in range(run.folds.n_folds):
-        state = read_fold(run, number, fold, epoch)
+        state = read_fold(run, member.trial, fold, epoch)
         initial.append(str(state.get("initial", "")))
         validation = run.folds.split(windows.subjects, fold)[1]
         index.append(validation)
@@ -160,14 +178,20 @@ def _gather(
             extra = {"target.centre": centre, "target.scale": scale}
             tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
             tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
-            files |= run.write_weights(number, fold, tensors)
+            files |= run.write_weights(member.trial, fold, tensors, member.epoch)
     order = np.argsort(np.concatenate(index), kind="stable")
+    # A checkpoint of a version without variances has no column of them.
+    tells = all(part.shape[1] > windows.n_outputs for part in predictions)
+    answers = np.concatenate([part[:, : windows.n_outputs] for part in predictions])[order].astype(np.float32)
     oof = OutOfFold(
         np.concatenate(index)[order],
         np.concatenate(folds)[order],
-        np.concatenate(predictions)[order].astype(np.float32),
+        answers,
+        np.concatenate([part[:, windows.n_outputs] for part in predictions])[order].astype(np.float32)
+        if tells
+        else None,
     )
-    return files | run.write_oof(number, oof)
+    return files | run.write_oof(member.trial, oof, member.epoch)
 
 
 def run_trial(

@@ -131,7 +131,8 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
             "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
             "lowest where the class is most frequent."
         )
-    considered = (ensemble.diversity or {}).get("members") or [f"trial {number}" for number in ensemble.trials]
+    named = (ensemble.diversity or {}).get("members") or [str(member) for member in ensemble.members]
+    considered = [name for name in named if " at " not in name]  # snapshots go with their trials
     current = [f"trial {result.number}" for result in run.ranked()[: len(considered)]]
     stale = (
         "<p class='note'>The run has gone on since this ensemble was fitted: its best trials are others now.</p>"
@@ -263,14 +264,14 @@ def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[A
 
 def _members(ensemble: Ensemble) -> str:
     if ensemble.soup is not None:
-        words = "Each fold's network is the mean of these trials' weights; the answers of the folds are averaged."
+        words = "Each fold's network is the mean of these members' weights; the answers of the folds are averaged."
     else:
         words = (
-            f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each trial stands for the mean of its "
-            f"{ensemble.run.folds.n_folds} fold models."
+            f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each member stands for the mean of "
+            f"its {ensemble.run.folds.n_folds} fold models."
         )
-    made = pictures.weights_in_a_row(ensemble.trials, ensemble.weights)
-    blocks = [page.picture(made, "Weight of each trial", words), *_nested(ensemble)]
+    made = pictures.weights_in_a_row([str(member) for member in ensemble.members], ensemble.weights)
+    blocks = [page.picture(made, "Weight of each member", words), *_nested(ensemble)]
     return page.section("The ensemble", *blocks)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def lr_factor(step: int, total: int, warmup: float, kind: Literal["cosine", "constant"] = "cosine") -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine decay towards 0, or none.
+def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: Sequence[int] = ()) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then cosine decay, once or in cycles, or none.
 
     A function of the step alone, so a resumed run has no scheduler to restore. No step's rate is 0: the rise starts
     one notch above it and the decay would reach it at step `total`.
@@ -24,18 +24,25 @@ def lr_factor(step: int, total: int, warmup: float, kind: Literal["cosine", "con
     total
         Steps of the whole training.
     warmup
-        Share of `total` that rises.
+        Share of `total` that rises; of `cyclic`, of the first cycle.
     kind
-        `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts) or `constant`.
+        `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts), `cyclic` (with restarts) or
+        `constant`.
+    ends
+        Of `cyclic`: for each cycle, the step after its last.
     """
     if step < 0 or total < 1 or not 0.0 <= warmup <= 1.0:
         raise ValueError(f"step {step}, total {total} or warm-up {warmup} is out of range")
-    rising = round(warmup * total)
+    rising = round(warmup * (ends[0] if kind == "cyclic" else total))
     if step < rising:
         return (step + 1) / (rising + 1)
     if kind == "constant":
         return 1.0
-    done = min(1.0, (step - rising) / max(1, total - rising))
+    begun = rising
+    if kind == "cyclic":
+        total = next((end for end in ends if step < end), total)
+        begun = max([rising, *(end for end in ends if end <= step)])
+    done = min(1.0, (step - begun) / max(1, total - begun))
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 

@@ -72,6 +72,7 @@ class Share:
         retry = retry_of(run, number)
         self.micro_batch = retry.micro_batch if retry else None
         self.log = TrialLog(run.folder, number, who)
+        self._ends = run.config(number).cycle_ends
         self._trainers: dict[int, Trainer] = {}
         self._stack: FoldStack | None = None
         self._found: dict[int, set[int]] | None = None
@@ -128,7 +129,7 @@ class Share:
         if reply.go:  # else the trial is being finished, or is another worker's by now: its checkpoints are not ours
             for fold in self.folds:
                 # Later ones were left by a crash: they are read, and not written again.
-                self.run.drop_checkpoints(self.number, fold, keep=(epoch - 1, reply.best), before=epoch)
+                self.run.drop_checkpoints(self.number, fold, keep=(epoch - 1, reply.best, *self._ends), before=epoch)
         return reply.go
 
     def _epoch(

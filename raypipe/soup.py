@@ -6,6 +6,7 @@ one choice for all folds: made fold by fold, each soup would be picked on the ve
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,15 @@ from raypipe.metrics import get_metric, score
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.oof import Floats, Members
 from raypipe.seeds import derive_seed
-from raypipe.store import RunStore
+from raypipe.store import Member, RunStore
 from raypipe.windows import WindowStore
 
-UNIFORM, GREEDY = "uniform-soup", "soup"
-SOUPS = {UNIFORM: "the mean of all kindred trials' weights", GREEDY: "the mean of weights, trial by trial if it helps"}
+UNIFORM, GREEDY, SWA = "uniform-soup", "soup", "swa"
+SOUPS = {
+    UNIFORM: "the mean of all kindred members' weights",
+    GREEDY: "the mean of weights, member by member if it helps",
+    SWA: "the mean of the weights of the best trial and its snapshots (Izmailov et al. 2018, arXiv:1803.05407)",
+}
 HALVES = 2
 """Groups of subjects: ingredients are chosen on one, and the soup is scored on the other, both ways."""
 BATCH = 256
@@ -94,32 +99,39 @@ def stranger(run: RunStore, a: int, b: int) -> str | None:
     return "they started from other weights"
 
 
-def require_kin(run: RunStore, trials: Sequence[int]) -> None:
-    """Refuse trials whose networks cannot be averaged.
+def require_kin(run: RunStore, members: Sequence[Member]) -> None:
+    """Refuse members whose networks cannot be averaged.
 
     Raises
     ------
     UserError
         Names two trials, and why.
     """
-    for number in trials[1:]:
-        if reason := stranger(run, trials[0], number):
-            raise UserError(f"no soup of trials {trials[0]} and {number}: {reason}")
+    first = members[0].trial
+    for number in dict.fromkeys(member.trial for member in members[1:]):
+        if number != first and (reason := stranger(run, first, number)):
+            raise UserError(f"no soup of trials {first} and {number}: {reason}")
 
 
-def kin(run: RunStore, trials: Sequence[int]) -> list[int]:
-    """The best-placed of these trials that has kin among them, and its kin, in the order given.
+def kin(run: RunStore, members: Sequence[Member]) -> list[Member]:
+    """The best-placed of these members that has kin among them, and its kin, in the order given.
 
     Raises
     ------
     UserError
         No two of them can be averaged.
     """
-    for place, number in enumerate(trials):
+
+    @functools.cache
+    def apart(a: int, b: int) -> bool:
+        return a != b and stranger(run, a, b) is not None
+
+    for place, one in enumerate(members):
         # Kinship is an equivalence, so nobody before this one is its kin.
-        found = [number, *(other for other in trials[place + 1 :] if stranger(run, number, other) is None)]
+        found = [one, *(other for other in members[place + 1 :] if not apart(one.trial, other.trial))]
         if len(found) > 1:
             return found
+    trials = [member.trial for member in members]
     names = ", ".join(map(str, trials))
     if len(trials) < 2:
         raise UserError(f"--method soup: only trial {names} is there, and a soup needs two")
@@ -163,7 +175,7 @@ def greedy(members: Members, answers: Answers, inside: NDArray[np.bool_]) -> Pla
 
 
 class Pot:
-    """Makes soups of a run's trials; what each answers is kept, for choices on other subjects try the same ones.
+    """Makes soups of a run's members; what each answers is kept, for choices on other subjects try the same ones.
 
     Parameters
     ----------
@@ -171,8 +183,8 @@ class Pot:
         The run and its windows.
     members
         Out-of-fold answers of the candidates.
-    trials
-        Their numbers.
+    ingredients
+        The candidates.
     progress
         Called with folds done, folds in all, and a text.
     """
@@ -182,27 +194,28 @@ class Pot:
         run: RunStore,
         windows: WindowStore,
         members: Members,
-        trials: Sequence[int],
+        ingredients: Sequence[Member],
         progress: Progress | None = None,
     ) -> None:
-        require_kin(run, trials)
-        self.run, self.windows, self.members, self.trials = run, windows, members, list(trials)
+        require_kin(run, ingredients)
+        self.run, self.windows, self.members, self.ingredients = run, windows, members, list(ingredients)
         self.progress = progress
-        self._weights = [[fold_tensors(run, n, fold) for fold in range(run.folds.n_folds)] for n in trials]
-        self._known: dict[Places, Floats] = {(p,): members.answers[p] for p in range(len(self.trials))}
+        folds = range(run.folds.n_folds)
+        self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in ingredients]
+        self._known: dict[Places, Floats] = {(p,): members.answers[p] for p in range(len(self.ingredients))}
 
     def soup(self, places: Places) -> Soup:
-        """The soup of some trials: for each fold the averaged weights, with statistics of its training windows."""
+        """The soup of some members: for each fold the averaged weights, with statistics of its training windows."""
         folds = []
         for fold in range(self.run.folds.n_folds):
             tensors = average([self._weights[place][fold] for place in places])
             if len(places) > 1:
                 self._refresh(places, fold, tensors)
             folds.append(tensors)
-        return Soup([self.trials[place] for place in places], folds)
+        return Soup([self.ingredients[place] for place in places], folds)
 
     def answers(self, places: Places) -> Floats:
-        """What the soup of some trials answers out of fold (N, outputs); of one trial, what it has left."""
+        """What the soup of some members answers out of fold (N, outputs); of one, what it has left."""
         if places not in self._known:
             soup = self.soup(places)
             out_NO = np.empty_like(self.members.goals)
@@ -222,7 +235,7 @@ class Pot:
             tensors |= {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
 
     def _module(self, place: int, fold: int, tensors: Mapping[str, Tensor]) -> EnsembleModule:
-        return build_module(*read_soup(self.run, self.windows, self.trials[place], {fold: tensors}))
+        return build_module(*read_soup(self.run, self.windows, self.ingredients[place], {fold: tensors}))
 
     def _training(self, fold: int) -> Iterable[Tensor]:
         """A fold's training windows in whole batches, mixed: neighbours are of one subject, and vary too little."""
@@ -251,10 +264,22 @@ class Made:
 
 
 def make(pot: Pot, name: str) -> Made:
-    """Make the soup of that name of all that is in the pot."""
+    """Make the soup of that name of all that is in the pot.
+
+    Raises
+    ------
+    UserError
+        It is to be of snapshots, and the best trial in the pot has none.
+    """
     members = pot.members
-    if name == UNIFORM:
-        places = tuple(range(len(pot.trials)))
+    if name != GREEDY:
+        places = tuple(range(len(pot.ingredients)))
+    if name == SWA:
+        best = pot.ingredients[0].trial
+        places = tuple(place for place in places if pot.ingredients[place].trial == best)
+        if len(places) < 2:
+            raise UserError(f"--method swa: trial {best} has kept no snapshots; they come with optim/schedule=cyclic")
+    if name != GREEDY:
         return Made(pot.soup(places), pot.answers(places), pot.answers(places))
     nested_NO = np.empty_like(members.goals)
     for fit_N, judge_N in splits(members, HALVES):
@@ -263,14 +288,16 @@ def make(pot: Pot, name: str) -> Made:
     return Made(pot.soup(places), pot.answers(places), nested_NO)
 
 
-def soup_words(name: str, made: Made, trials: Sequence[int], family: Sequence[int]) -> str:
+def soup_words(name: str, made: Made, members: Sequence[Member], family: Sequence[Member]) -> str:
     """What was averaged, what was left out and why, and how the choice bears on the scores."""
-    used = ", ".join(str(number) for number in made.soup.trials)
-    if len(made.soup.trials) > 1:
-        words = f"Each fold's network is the mean of the weights of trials {used}."
+    used = ", ".join(map(str, made.soup.members))
+    if len(made.soup.members) > 1:
+        words = f"Each fold's network is the mean of the weights of {used}."
     else:
-        words = f"The greedy soup is trial {used} alone: averaging any other with it made the score worse."
-    if strangers := [str(number) for number in trials if number not in family]:
+        words = f"The greedy soup is {used} alone: averaging any other with it made the score worse."
+    related = {member.trial for member in family}
+    strangers = [str(n) for n in dict.fromkeys(member.trial for member in members) if n not in related]
+    if strangers and name != SWA:
         one = len(strangers) == 1
         words += (
             f" Trial{'' if one else 's'} {', '.join(strangers)} {'was' if one else 'were'} not tried: "

@@ -11,9 +11,10 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.compute`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          score over all folds, and each fold's, after every epoch
-``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two and the best are kept
+``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two, the best, and ends of cycles are kept
 ``trials/0007/oof.npz``               out-of-fold predictions of the best epoch
 ``trials/0007/fold-2.safetensors``    the weights that made them
+``trials/0007/oof-epoch-0010.npz``    those of a snapshot, the end of a cycle of the learning rate; so its weights
 ``trials/0007/log/<who>.txt``         what happened to it, by each of its writers (`raypipe.logs`)
 ``trials/0007/retry.json``            how it is tried again, had it run out of memory (`raypipe.retries`)
 ``trials/0007/result.json``           how the trial ended, with checksums of what it left; its presence means that
@@ -37,6 +38,7 @@ from raypipe.folds import FoldMap
 from raypipe.records import (
     Epoch,
     History,
+    Member,
     OutOfFold,
     RunInfo,
     State,
@@ -52,7 +54,7 @@ from raypipe.records import (
 )
 from raypipe.space import SearchSpace
 
-__all__ = ["Epoch", "OutOfFold", "RunInfo", "RunStore", "State", "TrialResult", "best_epoch", "versions"]
+__all__ = ["Epoch", "Member", "OutOfFold", "RunInfo", "RunStore", "State", "TrialResult", "best_epoch", "versions"]
 
 
 class RunStore:
@@ -282,12 +284,12 @@ class RunStore:
 
     # What a trial leaves
 
-    def write_oof(self, number: int, oof: OutOfFold) -> dict[str, str]:
-        """Record out-of-fold predictions; gives the file's entry in `TrialResult.files`."""
-        return self._leave(number, "oof.npz", pack_oof(oof))
+    def write_oof(self, number: int, oof: OutOfFold, epoch: int = 0) -> dict[str, str]:
+        """Record out-of-fold predictions, of a snapshot with its epoch; the file's entry in `TrialResult.files`."""
+        return self._leave(number, Member(number, epoch).file("oof.npz"), pack_oof(oof))
 
-    def oof(self, number: int) -> OutOfFold:
-        """Out-of-fold predictions of a trial.
+    def oof(self, number: int, epoch: int = 0) -> OutOfFold:
+        """Out-of-fold predictions of a trial, or of its snapshot of `epoch`.
 
         Raises
         ------
@@ -295,19 +297,19 @@ class RunStore:
             The trial has left none, or they are damaged.
         """
         try:
-            left: OutOfFold = self._left(number, "oof.npz")
+            left: OutOfFold = self._left(number, Member(number, epoch).file("oof.npz"))
         except FileNotFoundError:
-            raise UserError(f"{self.where}: trial {number} has no out-of-fold predictions") from None
+            raise UserError(f"{self.where}: {Member(number, epoch)} has no out-of-fold predictions") from None
         return left
 
-    def write_weights(self, number: int, fold: int, tensors: dict[str, Any]) -> dict[str, str]:
-        """Keep the weights of a fold's best epoch (safetensors); gives the file's entry in `TrialResult.files`."""
+    def write_weights(self, number: int, fold: int, tensors: dict[str, Any], epoch: int = 0) -> dict[str, str]:
+        """Keep the weights of a fold's best epoch, or of a snapshot (safetensors); its entry in `TrialResult.files`."""
         from safetensors.torch import save
 
-        return self._leave(number, f"fold-{fold}.safetensors", save(tensors))
+        return self._leave(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), save(tensors))
 
-    def weights(self, number: int, fold: int) -> dict[str, Any]:
-        """Weights of a fold's best epoch.
+    def weights(self, number: int, fold: int, epoch: int = 0) -> dict[str, Any]:
+        """Weights of a fold's best epoch, or of its snapshot of `epoch`.
 
         Raises
         ------
@@ -316,7 +318,7 @@ class RunStore:
         UserError
             They are damaged.
         """
-        return dict(self._left(number, f"fold-{fold}.safetensors"))
+        return dict(self._left(number, Member(number, epoch).file(f"fold-{fold}.safetensors")))
 
     def records_left(self, number: int) -> dict[str, str]:
         """Entries in `TrialResult.files` of a trial's configuration and history, as they are now."""

@@ -272,11 +272,12 @@ class Ledger:
         """Bring the study up to date with a trial's history; whether the trial may go on."""
         trial = self._trial(number)
         handle = optuna.Trial(self.study, trial._trial_id)
-        for epoch in self.run.history(number):
-            if epoch.passes in trial.intermediate_values:
-                continue
+        ends, history = self.run.config(number).cycle_ends, self.run.history(number)
+        for epoch in history:
+            if epoch.passes in trial.intermediate_values or (ends and epoch.epoch not in ends):
+                continue  # within a cycle the learning rate is high, and no score says what the trial is worth
             handle.report(epoch.score, epoch.passes)
-        if is_rerun(trial):
+        if is_rerun(trial) or (ends and history and history[-1].epoch not in ends):
             return True
         # The last step is asked again after a restart: the answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))

@@ -118,7 +118,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         )
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.trials, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
+    spec, state = read_members(run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))

@@ -205,7 +205,8 @@ class FoldTrainer:
     def set_rate(self, step: int) -> None:
         """Set the learning rate of the epoch's step number `step`."""
         optim, total = self.config.optim, self.config.epochs * self.steps_per_epoch
-        factor = lr_factor(self.epoch * self.steps_per_epoch + step, total, optim.warmup, optim.schedule)
+        ends = [epoch * self.steps_per_epoch for epoch in self.config.cycle_ends]
+        factor = lr_factor(self.epoch * self.steps_per_epoch + step, total, optim.warmup, optim.schedule, ends)
         for group in self.optimizer.param_groups:
             group["lr"] = optim.lr * factor * group["rate"]
 
@@ -241,7 +242,8 @@ class FoldTrainer:
         if self.choice is None:
             predictions = self.predict(self.validation)
             return FoldEpoch(loss, predictions, seconds + time.perf_counter() - start)
-        if not stopped and self.choice.look(self.epoch, self.windows.targets[self.inner], self.predict(self.inner)):
+        inner = self.predict(self.inner)[:, : self.windows.n_outputs] if not stopped else None
+        if inner is not None and self.choice.look(self.epoch, self.windows.targets[self.inner], inner):
             self.choice.keep(self._weights(), self.predict(self.validation), loss)
         return FoldEpoch(
             self.choice.loss if stopped else loss,
@@ -298,7 +300,10 @@ class FoldTrainer:
 
     @torch.no_grad()
     def predict(self, index: Index) -> NDArray[np.float32]:
-        """Predict windows in evaluation mode (N,) -> (N, outputs), in target units or as probabilities."""
+        """Predict windows in evaluation mode (N,) -> (N, outputs), in target units or as probabilities.
+
+        Where the network tells the variance of its answers, it is one column more, in squared target units.
+        """
         self.model.eval()
         size = max(1, EVALUATION_BATCH * (self.micro_batch or self.config.batch_size) // self.config.batch_size)
         parts = []
@@ -307,8 +312,10 @@ class FoldTrainer:
                 x_BCT = self.feed.gather(index[start : start + size])
                 parts.append(self.forward(self.model, self.model.prepare(x_BCT), None).float().cpu())
         raw = torch.cat(parts)
-        answer = torch.softmax(raw, dim=1) if self.classes else raw * self.out_scale + self.out_centre
-        return answer.numpy()
+        if self.classes:
+            return torch.softmax(raw, dim=1).numpy()
+        value_N1, variance_N = raw[:, :1] * self.out_scale + self.out_centre, raw[:, 1:] * self.out_scale**2
+        return torch.cat([value_N1, variance_N], dim=1).numpy()
 
     # State
 

@@ -40,6 +40,7 @@ def _conformer(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, 
         features=cfg.features,
         norm=cfg.norm,
         bins=cfg.bins,
+        variance=cfg.variance,
     )
 
 
@@ -73,6 +74,7 @@ def _tcn(cfg: ModelConfig, n_channels: int, n_times: int, n_outputs: int, sfreq:
         dropout=cfg.dropout,
         bins=cfg.bins,
         norm=cfg.norm,
+        variance=cfg.variance,
     )
 
 
@@ -98,4 +100,6 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         raise UserError(f"model/name: there is no network '{cfg.name}'; {nearest(cfg.name, MODELS)}")
     if cfg.bins and n_outputs != 1:
         raise UserError(f"model/bins: for regression only, and this task has {n_outputs} classes (use 0)")
+    if cfg.variance and n_outputs != 1:
+        raise UserError(f"model/variance: for regression only, and this task has {n_outputs} classes (use False)")
     return MODELS[cfg.name](cfg, n_channels, n_times, n_outputs, sfreq)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.readout import expectation
+    from raypipe.models.readout import moments, told
     from raypipe.models.stem import Stem
 else:  # in a submission, where the files lie side by side
-    from readout import expectation  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from readout import moments, told  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FEATURES = ("mean", "log-power")
@@ -229,7 +229,11 @@ class Conformer(nn.Module):
         See `normalise`.
     bins
         Of a regression: 0, or the bins of a distribution over the standardised target. While training, the network
-        gives their logits (B, bins), in evaluation their soft-argmax (see `raypipe.models.readout`).
+        gives their logits (B, bins), in evaluation their mean, the answer, and variance (B, 2): see
+        `raypipe.models.readout`.
+    variance
+        Of a regression: whether the network tells the variance of its answer. While training, it gives the answer and
+        the variance's logarithm (B, 2), in evaluation answer and variance (B, 2).
 
     Raises
     ------
@@ -261,10 +265,11 @@ class Conformer(nn.Module):
         features: str = "mean",
         norm: str = "channel",
         bins: int = 0,
+        variance: bool = False,
     ) -> None:
         super().__init__()
-        if bins and n_outputs != 1:
-            raise ValueError("bins are for regression")
+        if (bins or variance) and n_outputs != 1:
+            raise ValueError("bins and variance are for regression")
         if n_times < kernel + pool - 1:
             raise ValueError(
                 f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
@@ -276,7 +281,7 @@ class Conformer(nn.Module):
             raise ValueError(f"unknown features {features!r} or norm {norm!r}; there is {FEATURES} and {NORMS}")
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
-        self.features, self.norm, self.bins = features, norm, bins
+        self.features, self.norm, self.bins, self.variance = features, norm, bins, variance
         self.filters, self.hidden, self.dropout = filters, hidden, dropout
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
@@ -293,7 +298,7 @@ class Conformer(nn.Module):
             nn.Linear(hidden, second),
             nn.ELU(),
             Dropout(0.6 * dropout),
-            nn.Linear(second, bins or n_outputs),
+            nn.Linear(second, bins or n_outputs + variance),
         )
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
@@ -335,4 +340,6 @@ class Conformer(nn.Module):
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
         tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))
         out_BK = in_order(self.head, in_order(self.blocks, tokens_BNF, masks), masks)
-        return expectation(out_BK) if self.bins and not self.training else out_BK
+        if self.training or not (self.bins or self.variance):
+            return out_BK
+        return moments(out_BK) if self.bins else told(out_BK)

@@ -34,6 +34,7 @@ def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **op
 
 def _tcn(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
     used = {name: options[name] for name in ("filters", "depth", "dropout", "norm", "bins")}
+    used["variance"] = options.get("variance", False)  # runs of raypipe 0.1 have none
     return Tcn(n_channels, n_times, n_outputs, **used)
 
 
@@ -50,6 +51,7 @@ class EnsembleModule(nn.Module):
     """Networks and how they are combined: maps windows (B, C, T) to one answer.
 
     A member's answer is its output times `scale` plus `centre` (regression: target units) or its softmax (classes).
+    Networks of a regression may give a second column, the variance of their answer.
     Without a rule, the answer is the members' weighted mean. A rule (`combine`) was fitted on answers of single fold
     models, so it is applied to the models of each fold, and the answers of the folds are averaged.
 
@@ -83,28 +85,44 @@ class EnsembleModule(nn.Module):
         if self.rule is not None and len(networks) % self.n_folds:
             raise ValueError(f"{len(networks)} members are not {self.n_folds} folds of each trial")
         self.stacks = Stacks(self.members)
+        self.n_outputs = int(spec["n_outputs"])
+        self.tells = [bool(getattr(each, "bins", 0) or getattr(each, "variance", False)) for each in networks]
         self.weights: list[float] = [float(member["weight"]) for member in spec["members"]]
         self.centres: list[float] = [float(member["centre"]) for member in spec["members"]]
         self.scales: list[float] = [float(member["scale"]) for member in spec["members"]]
 
     def answers(self, x_BCT: Tensor) -> Tensor:
         """Each member's answers (members, B, n_outputs) to windows in microvolts (B, C, T)."""
+        return self.told(x_BCT)[0]
+
+    def told(self, x_BCT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Each member's answers, and the variances of them (members, B) that it tells, in squared target units.
+
+        A member that tells none has zeros; without any that does, there are no variances.
+        """
         raws = self.stacks(x_BCT) if not torch.is_grad_enabled() and not self.training else None
-        answers = []
+        answers, variances = [], []
         for place, (network, centre, scale) in enumerate(zip(self.members, self.centres, self.scales)):  # noqa: B905 - 3.9
             raw_BO = network(x_BCT) if raws is None else raws[place]
-            answers.append(torch.softmax(raw_BO, dim=1) if self.classes else raw_BO * scale + centre)
-        return torch.stack(answers)
+            if self.classes:
+                answers.append(torch.softmax(raw_BO, dim=1))
+                continue
+            answers.append(raw_BO[:, : self.n_outputs] * scale + centre)
+            variances.append(raw_BO[:, 1] * scale**2 if self.tells[place] else torch.zeros_like(raw_BO[:, 0]))
+        return torch.stack(answers), torch.stack(variances) if any(self.tells) else None
 
-    def by_fold(self, answers_MBO: Tensor) -> Tensor:
-        """Sort members' answers: (folds, trials, B, n_outputs)."""
-        return answers_MBO.view(-1, self.n_folds, *answers_MBO.shape[1:]).transpose(0, 1)
+    def by_fold(self, members_MB: Tensor) -> Tensor:
+        """Sort what members give, (members, B, ...), by fold: (folds, trials, B, ...)."""
+        return members_MB.view(-1, self.n_folds, *members_MB.shape[1:]).transpose(0, 1)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Map windows in microvolts (B, C, T) to the ensemble's answers (B, n_outputs)."""
-        answers_MBO = self.answers(x_BCT)
+        answers_MBO, variances_MB = self.told(x_BCT)
         if self.rule is not None:
-            return torch.stack([combine(self.rule, each_TBO) for each_TBO in self.by_fold(answers_MBO)]).mean(0)
+            answers_FTBO = self.by_fold(answers_MBO)
+            variances_F = [None] * self.n_folds if variances_MB is None else list(self.by_fold(variances_MB))
+            folds = [combine(self.rule, answers_FTBO[fold], told) for fold, told in enumerate(variances_F)]
+            return torch.stack(folds).mean(0)
         weights_M = torch.tensor(self.weights, dtype=answers_MBO.dtype, device=answers_MBO.device)
         return torch.einsum("m,mbo->bo", weights_M, answers_MBO)
 

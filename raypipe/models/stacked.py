@@ -53,7 +53,7 @@ class ConformerStack:
         self._parameters = {f"network.{name}": torch.stack([s[name].detach() for s in states]) for name in inner}
 
     def __call__(self, x_BCT: Tensor) -> Tensor:
-        """Map windows (B, C, T) to the networks' outputs (M, B, n_outputs)."""
+        """Map windows (B, C, T) to the networks' outputs (M, B, n_outputs), or (M, B, 2) where they tell variances."""
         y_BXT = F.conv1d(normalise(x_BCT, self.norm), self.kernels, self.biases)
 
         def back(parameters: dict[str, Tensor], y_BFT: Tensor) -> Any:
@@ -119,4 +119,6 @@ def _architecture(network: Any) -> tuple[Any, ...]:
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.named_parameters())
     heads = tuple(block.heads for block in network.blocks)
     pool = network.pool
-    return (shapes, network.norm, network.features, heads, tuple(pool.kernel_size), tuple(pool.stride), network.n_times)
+    told = (network.bins, network.variance)
+    sizes = (tuple(pool.kernel_size), tuple(pool.stride), network.n_times)
+    return (shapes, network.norm, network.features, heads, told, sizes)

@@ -14,10 +14,10 @@ from torch.nn import functional as F  # noqa: N812
 
 if __package__:
     from raypipe.models.conformer import Dropout, Masks, normalise
-    from raypipe.models.readout import expectation
+    from raypipe.models.readout import moments, told
 else:  # in a submission, where the files lie side by side
     from conformer import Dropout, Masks, normalise  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from readout import expectation  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from readout import moments, told  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 class TcnBlock(nn.Module):
@@ -42,8 +42,8 @@ class Tcn(nn.Module):
     """Spatial filters, `depth` dilated depthwise blocks, and an answer from every moment.
 
     A regression with `bins` has one logit a moment, resampled to the bins: while it trains, it gives those logits
-    (B, bins); in evaluation their soft-argmax (B, 1). Response times run with the window's time, so bin and moment
-    go together, and the network need only say when. Without bins, and for classes, moments are averaged.
+    (B, bins); in evaluation their mean and variance (B, 2). Response times run with the window's time, so bin and
+    moment go together, and the network need only say when. Without bins, and for classes, moments are averaged.
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ class Tcn(nn.Module):
         Width, blocks, and dropout after each.
     bins
         0, or bins of the distribution (see `raypipe.models.readout`).
+    variance
+        Of a regression: whether the network tells the variance of its answer, as `Conformer` does.
     norm
         See `raypipe.models.conformer.normalise`.
     """
@@ -74,23 +76,24 @@ class Tcn(nn.Module):
         dropout: float = 0.2,
         bins: int = 0,
         norm: str = "channel",
+        variance: bool = False,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel ({kernel}) must be odd")
         if n_times < pool:
             raise ValueError(f"a window of {n_times} samples is shorter than the pool of {pool}")
-        if bins and n_outputs != 1:
-            raise ValueError("bins are for regression")
+        if (bins or variance) and n_outputs != 1:
+            raise ValueError("bins and variance are for regression")
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
-        self.norm, self.bins, self.filters, self.dropout = norm, bins, filters, dropout
+        self.norm, self.bins, self.filters, self.dropout, self.variance = norm, bins, filters, dropout, variance
         self.n_moments = n_times // pool
         self.spatial = nn.Conv1d(n_channels, filters, 1)
         self.temporal = nn.Conv1d(filters, filters, kernel, padding=kernel // 2, groups=filters)
         self.pool = nn.AvgPool1d(pool)
         self.blocks = nn.ModuleList(TcnBlock(filters, kernel, 2**i, dropout) for i in range(depth))
         self.head_norm = nn.GroupNorm(1, filters)
-        self.head = nn.Conv1d(filters, 1 if bins else n_outputs, 1)
+        self.head = nn.Conv1d(filters, 1 if bins else n_outputs + variance, 1)
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
         """Normalise: what no parameter takes part in."""
@@ -118,9 +121,10 @@ class Tcn(nn.Module):
             y_BFT = block(y_BFT, masks)
         z_BKT: Tensor = self.head(self.head_norm(y_BFT))
         if not self.bins:
-            return z_BKT.mean(-1)
+            out_BK = z_BKT.mean(-1)
+            return told(out_BK) if self.variance and not self.training else out_BK
         logits_BK = (z_BKT @ self._resample(z_BKT))[:, 0]
-        return logits_BK if self.training else expectation(logits_BK)
+        return logits_BK if self.training else moments(logits_BK)
 
     def _resample(self, like: Tensor) -> Tensor:
         """Linear interpolation from moments to bins, (T, K): a matrix, so that vmap has a rule for it."""

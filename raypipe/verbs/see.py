@@ -113,9 +113,9 @@ def ensemble(
         str,
         typer.Option(
             help="auto: the best by nested cross-validation over subjects; all: as auto, with a "
-            "table of every method; or one of best, equal, average, inverse-mse, confidence, softmax, sample, "
-            "member-sample, greedy, ridge, boosting; or soup (greedy), uniform-soup: averaged weights, one network a "
-            "fold, of trials that share their start."
+            "table of every method; or one of best, equal, snapshots, average, inverse-mse, confidence, softmax, "
+            "sample, member-sample, greedy, ridge, boosting; or soup (greedy), uniform-soup, swa (snapshots): averaged "
+            "weights, one network a fold, of members that share their start. See docs/ensembles.md."
         ),
     ] = "auto",
     max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,
@@ -134,7 +134,9 @@ def ensemble(
     fitted.save()
     write_baselines(store)
     console.print(fitted.render())
-    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s)", highlight=False)
+    snapshots = sum(member.epoch > 0 for member in fitted.members)
+    more = f" and {snapshots} snapshot(s)" if snapshots else ""
+    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s){more}", highlight=False)
     for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
         console.print(f"{name} was left out: {reason}", highlight=False)
     console.print(fitted.verdict, highlight=False)

@@ -42,6 +42,16 @@ def test_every_command_parses(command):
             assert (ROOT / word).is_file()
 
 
+SPACES = [
+    block for text in DOCS for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def space" in block
+]
+
+
+@pytest.mark.parametrize("source", SPACES, ids=lambda source: source.splitlines()[0])
+def test_the_search_spaces_of_the_docs_are_valid(source):
+    SearchSpace(source, "docs").check()
+
+
 def test_the_search_space_of_the_readme_is_valid():
     (source,) = (block for block in python_blocks() if "START" in block)
     SearchSpace(source, "README").check()

@@ -19,7 +19,7 @@ from raypipe.oof import Members, read_members_oof
 from raypipe.referee import run_trial
 from raypipe.report import write_report
 from raypipe.soup import Pot, average, greedy, kin, make, refresh, require_kin, stranger
-from raypipe.store import RunStore
+from raypipe.store import Member, RunStore
 from raypipe.submission import export_submission
 from raypipe.testing import flip
 from tests.toys import ToyWindows, tiny, write_store
@@ -37,8 +37,9 @@ def siblings(tmp_path_factory) -> Finished:
 
 
 def pot_of(made: Finished, trials: list[int]) -> Pot:
-    members = read_members_oof(made.run, trials, made.windows.subjects, made.windows.targets)
-    return Pot(made.run, made.windows, members, trials)
+    some = [Member(number) for number in trials]
+    members = read_members_oof(made.run, some, made.windows.subjects, made.windows.targets)
+    return Pot(made.run, made.windows, members, some)
 
 
 def test_what_is_no_float_is_copied_and_never_averaged():
@@ -129,18 +130,18 @@ def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_on_what_it_chose_by
     made = make(pot, "soup")
     found = score("nrmse", pot.members.targets, made.answers)
     assert found <= pot.members.scores().min()
-    assert np.isfinite(made.nested).all() and set(made.soup.trials) <= {0, 1, 2}
+    assert np.isfinite(made.nested).all() and {member.trial for member in made.soup.members} <= {0, 1, 2}
     uniform = make(pot, "uniform-soup")
-    assert uniform.soup.trials == [0, 1, 2]
+    assert uniform.soup.members == [Member(0), Member(1), Member(2)]
     np.testing.assert_array_equal(uniform.answers, uniform.nested)  # nothing was chosen
 
 
 def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path):
     run = siblings.run
-    require_kin(run, [0, 1, 2])
+    require_kin(run, [Member(0), Member(1), Member(2)])
     with pytest.raises(UserError, match=r"no soup of trials 0 and 4: they started from other weights, seeds 5 and 6"):
         pot_of(siblings, [0, 1, 4])
-    assert kin(run, [4, 2, 0]) == [2, 0]
+    assert kin(run, [Member(4), Member(2), Member(0)]) == [Member(2), Member(0)]
     ranked = ", ".join(str(result.number) for result in values.run.ranked())
     with pytest.raises(UserError, match=f"no two of the trials {ranked} can be averaged"):
         values.ensemble(method="soup")
@@ -161,14 +162,14 @@ def test_a_soup_is_shipped_as_one_network_a_fold(siblings, tmp_path, method):
     assert ("nested one is of soups chosen on half" in made.verdict) == (method == "soup")
     made.save()
     loaded = Ensemble.load(run)
-    assert loaded.soup is not None and loaded.soup.trials == made.trials
+    assert loaded.soup is not None and loaded.soup.members == made.members
     bundle = load_ensemble(export_bundle(run, loaded, tmp_path / "bundle", windows=windows))
     assert len(bundle.module.members) == run.folds.n_folds
     some = made.held_out.windows
     np.testing.assert_allclose(bundle.predict(windows.gather(some)), made.held_out.predictions, atol=1e-5)
     assert f"the mean of the weights of {len(made.trials)} trial(s)" in (tmp_path / "bundle/README.md").read_text()
     assert export_submission({1: loaded}, tmp_path / "s.zip", windows={1: windows}).is_file()
-    assert "the mean of these trials' weights" in html.unescape(write_report(loaded.run).read_text())
+    assert "the mean of these members' weights" in html.unescape(write_report(loaded.run).read_text())
     flip(tmp_path / "run/ensemble/soup-fold-1.safetensors")
     with pytest.raises(UserError, match=r"soup-fold-1.*checksum.*fit the ensemble again"):
         Ensemble.load(run)

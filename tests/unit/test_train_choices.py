@@ -11,6 +11,7 @@ from raypipe.folds import make_folds
 from raypipe.members import build_module, read_members
 from raypipe.referee import run_trial
 from raypipe.stack import FoldStack
+from raypipe.store import Member
 from raypipe.train import FoldTrainer, target_scale
 from raypipe.windows import WindowStore
 from tests.toys import ToyWindows, make_run, tiny, write_store
@@ -79,7 +80,7 @@ def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy,
     run.add_trial(0, tiny(epochs=2, batch_size=16, **changes))
     run_trial(run, toy, 0)
     ensemble = fit_ensemble(run, windows=toy, top=1)
-    module = build_module(*read_members(run, toy, [0], [1.0]))
+    module = build_module(*read_members(run, toy, [Member(0)], [1.0]))
     with torch.no_grad():
         answers = module(torch.from_numpy(toy.gather(ensemble.held_out.windows))).numpy()
     np.testing.assert_allclose(answers, ensemble.held_out.predictions, atol=1e-4)

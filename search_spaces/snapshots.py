@@ -1,0 +1,22 @@
+"""Several networks from each training: a learning rate that goes in cycles, whose ends become members of the ensemble.
+
+Why: a snapshot ensemble costs one training where an ensemble of as many networks costs several (Huang et al. 2017), and
+the mean of the snapshots' weights is often the flattest of the minima that the cycles came by (Izmailov et al. 2018).
+It pays where a trial takes long and few can be afforded; given many trials, different configurations err more
+differently than snapshots of one. `raypipe ensemble RUN --method all` shows both: `snapshots` and `swa`.
+
+Expect: trials are judged, and stopped, at the ends of cycles only. Nothing is gained by fewer than about ten epochs a
+cycle.
+"""
+
+START = [{"optim/lr": 2e-3, "optim/cycles": 4, "sam/name": "none", "model/dropout": 0.3}]
+
+
+def space(trial):
+    """Draw one configuration."""
+    trial.suggest_float("optim/lr", 5e-4, 1e-2, log=True)
+    trial.suggest_int("optim/cycles", 3, 6)
+    trial.suggest_float("model/dropout", 0.1, 0.5)
+    if trial.suggest_categorical("sam/name", ["none", "sam"]) == "sam":
+        trial.suggest_float("sam/rho", 0.02, 0.2, log=True)
+    return {"optim/schedule": "cyclic", "epochs": 40, "patience": 20, "model/kernels": "short", "model/hidden": 64}
