@@ -23,7 +23,7 @@ WANTED = {
         "model/name": {"conformer", "tcn"},
         "model/kernels": {"rate", "paper", "short"},
         "model/norm": {"channel", "window", "robust"},
-        "loss/name": {"plain", "huber", "focal", "kl"},
+        "loss/name": {"plain", "huber", "focal", "kl", "nll"},
         "mixup/name": {"none", "mixup", "cmixup"},
         "sam/name": {"none", "sam", "asam", "looksam", "msam"},
         "target_scale": {"standard", "robust"},

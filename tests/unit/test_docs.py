@@ -32,7 +32,7 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command):
-    words = shlex.split(command.replace("$(DEMO)", "demo"))[1:]
+    words = shlex.split(command.replace("$(DEMO)", "demo"), comments=True)[1:]
     verbs = typer.main.get_command(cli.app)
     with verbs.make_context("raypipe", list(words)) as context:
         name, verb, rest = verbs.resolve_command(context, list(words))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,7 +106,9 @@ def test_temperatures_undo_exaggeration():
 @pytest.mark.parametrize("kind", ["values", "classes"])
 def test_rules_are_plain_numbers_and_depend_on_no_other_sample(name, kind):
     members = classes(n=400) if kind == "classes" else independent((1.0, 2.0, 3.0), n=400)[0]
-    if METHODS[name].refusal(members):
+    if name == "snapshots":
+        members = replace(members, trials=[0, 0, 1])
+    elif METHODS[name].refusal(members):
         members = values(members.answers[:, :, 0], members.targets, np.full((3, 400), 1.0))
     rule = json.loads(json.dumps(METHODS[name].fit(members)))
     assert METHODS[name].fit(members) == rule  # again the same
@@ -185,3 +188,24 @@ def test_curve_and_correlations():
     r_MM = correlations(members)
     np.testing.assert_allclose(np.diag(r_MM), 1.0)
     assert np.abs(r_MM - np.eye(3)).max() < 0.06
+
+
+def test_who_tells_no_variance_has_one_weight_among_those_who_do():
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=6_000)
+    told_MN = np.exp(rng.normal(size=(2, 6_000)))
+    wrong_MN = np.concatenate([np.sqrt(told_MN), np.full((1, 6_000), 1.3)]) * rng.normal(size=(3, 6_000))
+    members = values(y + wrong_MN, y, np.concatenate([told_MN, np.zeros((1, 6_000))]))
+    for name in ("sample", "member-sample"):
+        rule = METHODS[name].fit(members)
+        assert rule["scale"][2] == 0.0 and rule["floor"][2] == pytest.approx(1.3**2, rel=0.05)
+        assert rule["scale"][:2] == pytest.approx([1.0, 1.0], abs=0.1)
+        assert mse(members, name) < 1.02 * best_error(members, np.concatenate([told_MN, np.full((1, 6_000), 1.69)]))
+
+
+def test_snapshots_are_those_of_the_best_members_trial():
+    members = replace(independent((1.0, 2.0, 3.0, 1.5))[0], trials=[7, 4, 4, 7])
+    assert METHODS["snapshots"].fit(members)["weights"] == [0.5, 0.0, 0.0, 0.5]
+    assert METHODS["snapshots"].refusal(members) is None
+    for trials in (None, [1, 2, 3, 4]):
+        assert "optim/schedule=cyclic" in METHODS["snapshots"].refusal(replace(members, trials=trials))

@@ -38,8 +38,8 @@ def test_shapes_in_training_and_evaluation(name, bins):
     model = build(name=name, bins=bins, kernels="short")
     x_BCT = torch.randn(4, 5, 60)
     assert model.train()(x_BCT).shape == (4, bins or 1)
-    answers_B1 = model.eval()(x_BCT)
-    assert answers_B1.shape == (4, 1) and answers_B1.abs().max() < 4
+    answers_B1 = model.eval()(x_BCT)  # with bins, a second column: the variance
+    assert answers_B1.shape == (4, 2 if bins else 1) and answers_B1[:, 0].abs().max() < 4
     one_by_one = torch.cat([model(x_BCT[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(one_by_one, answers_B1, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(1e6 * x_BCT), answers_B1, atol=1e-4, rtol=1e-4)
@@ -96,7 +96,7 @@ def test_what_cannot_be_built():
     for wrong in (lambda: Tcn(5, 60, 1, kernel=4), lambda: Tcn(5, 1, 1), lambda: Tcn(5, 60, 3, bins=8)):
         with pytest.raises(ValueError):
             wrong()
-    with pytest.raises(ValueError, match="bins are for regression"):
+    with pytest.raises(ValueError, match="bins and variance are for regression"):
         Conformer(5, 100, 2, kernel=5, pool=5, stride=5, bins=8)
     with pytest.raises(UserError, match="model/bins: for regression only, and this task has 3 classes"):
         build_model(ModelConfig(bins=8), n_outputs=3, **SHAPE)
