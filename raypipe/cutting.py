@@ -203,15 +203,16 @@ def _filter_reach(recording: Recording, rate: float, n_times: int, band: tuple[f
 
 def windows_of(
     recording: Recording, task: Task, plan: Plan, labels: Labels | None = None
-) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+) -> tuple[pd.DataFrame, Iterator[NDArray[np.float32]]]:
     """Cut one recording for prediction: without `labels`, targets are NaN and need not be known.
 
     Returns
     -------
     table
         A row a window: `recording`, `subject`, `session`, `task`, `run`, `onset` (s), `target`, `offset` (samples).
-    x_NCT
-        (N, C, crop_samples) crops with which windows are evaluated, in microvolts.
+    crops
+        Those with which the windows are evaluated, in microvolts, (n, C, crop_samples) of some rows after the other:
+        the recording is read as they are taken.
 
     Raises
     ------
@@ -222,14 +223,12 @@ def windows_of(
 
     raw = read_raw(recording)
     rows, _ = lay_windows(recording, raw, task, plan, labels)
-    x_NCT = np.empty((len(rows), len(plan.channels), plan.crop_samples), np.float32)
-    done = 0
-    for group, part_NCT in read_windows(recording, raw, rows, plan):
-        for row, x_CT in zip(group, part_NCT, strict=True):
-            x_NCT[done] = x_CT[:, row.offset : row.offset + plan.crop_samples]
-            done += 1
     table = pd.DataFrame([describe_row(recording, row) for row in rows], columns=list(ROW_COLUMNS))
-    return table, x_NCT
+    crops = (
+        np.stack([x_CT[:, r.offset : r.offset + plan.crop_samples] for r, x_CT in zip(group, x_NCT, strict=True)])
+        for group, x_NCT in read_windows(recording, raw, rows, plan)
+    )
+    return table, crops
 
 
 def describe_row(recording: Recording, row: Row) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from raypipe.bundle import LoadedEnsemble, load_ensemble
@@ -93,10 +94,11 @@ def _find(recordings: str | Path, task: Task) -> list[Recording]:
 
 
 def _predict_one(ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str) -> Iterator[pd.DataFrame]:
-    rows, x_NCT = windows_of(recording, task, ensemble.info.prepare)
+    rows, crops = windows_of(recording, task, ensemble.info.prepare)
     if len(rows) == 0:
         return
-    answers = ensemble.predict(x_NCT, batch_size=BATCH).astype(float)
+    # Windows are cut a stretch of the recording at a time: memory does not grow with its length.
+    answers = np.concatenate([ensemble.predict(x_NCT, batch_size=BATCH) for x_NCT in crops]).astype(float)
     fold = ensemble.info.fold_map.fold_of.get(recording.subject)
     role = "new" if fold is None else "held out" if fold == HELD_OUT else "learned from"
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]

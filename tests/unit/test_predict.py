@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from raypipe.bundle import export_bundle
+from raypipe import cutting
+from raypipe.bundle import LoadedEnsemble, export_bundle
 from raypipe.errors import UserError
 from raypipe.predict import predict
 
@@ -114,3 +116,19 @@ def test_a_missing_channel_is_named(simulated, bundle):
     odd = plan.model_copy(update={"channels": ("E999", *plan.channels[1:])})
     with pytest.raises(UserError, match="no channel 'E999'"):
         predict(LoadedEnsemble(found.info.model_copy(update={"prepare": odd}), found.module), simulated.bids)
+
+
+def test_a_recording_is_predicted_a_stretch_at_a_time(simulated, bundle, monkeypatch):
+    file = sorted(simulated.bids.glob("sub-*/eeg/*_eeg.bdf"))[0]
+    whole, held = predict(bundle, file), []
+    given = LoadedEnsemble.predict
+
+    def watched(self, x_NCT, **options):
+        held.append(len(x_NCT))
+        return given(self, x_NCT, **options)
+
+    monkeypatch.setattr(LoadedEnsemble, "predict", watched)
+    monkeypatch.setattr(cutting, "read_windows", partial(cutting.read_windows, piece_bytes=8 * 4 * 600))
+    table = predict(bundle, file)
+    assert len(held) > 3 and sum(held) == len(table) and max(held) < len(table) / 2
+    np.testing.assert_allclose(table["prediction"], whole["prediction"], rtol=1e-4)

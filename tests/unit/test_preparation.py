@@ -424,7 +424,8 @@ def test_reading_is_in_pieces(tiny_bids, tiny_store):
 
 def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
     recording = find_recordings(tiny_bids)[0]
-    table, x_NCT = windows_of(recording, parse_task(TASK), tiny_store.manifest.plan)
+    table, crops = windows_of(recording, parse_task(TASK), tiny_store.manifest.plan)
+    x_NCT = np.concatenate(list(crops))
     assert len(table) == 8 == len(x_NCT)
     assert table["target"].isna().all()
     stored = tiny_store.table[tiny_store.table["recording"] == recording.key]
@@ -435,7 +436,7 @@ def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
 def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
     plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77")})
     with pytest.raises(UserError, match="no channel 'E77'; did you mean 'E7'"):
-        windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)
+        next(windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)[1])
 
 
 def test_manifest_says_how_it_was_made(tiny_store):
