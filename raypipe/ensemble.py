@@ -2,183 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from raypipe import verdict
 from raypipe.cache import open_windows
+from raypipe.distill import distill
 from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
-from raypipe.folds import HELD_OUT, Index
+from raypipe.fitted import Ensemble, HeldOut
 from raypipe.leaks import audit_store
-from raypipe.members import Soup, build_module, listed, most_members, read_members, unlisted
+from raypipe.members import build_module, most_members, read_members
 from raypipe.methods import METHODS, ranking
 from raypipe.metrics import constant_prediction
 from raypipe.mixing import Progress, by_fold, member_answers, shipped
-from raypipe.models.combine import Rule
 from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
 from raypipe.oof import Floats, Members, read_members_oof
 from raypipe.soup import SOUPS, Made, Pot, kin, make, soup_words
 from raypipe.standing import nested_columns, nested_words
-from raypipe.store import Member, RunStore, versions
-from raypipe.verdict import BEST, ENSEMBLE, EQUAL, Side
+from raypipe.store import Member, RunStore
+from raypipe.verdict import BEST, DISTILLED, ENSEMBLE, EQUAL, Side, student_words
 from raypipe.windows import WindowStore
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["Ensemble", "HeldOut", "fit_ensemble"]
 
-FORMAT = "raypipe-ensemble/1"
-RECORD, ARRAYS, LOOKS = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/looks.json"
-TABLE = "ensemble/table.csv"
+LOOKS = "ensemble/looks.json"
 ALL = "all"
 ROWS = {"best": BEST, "equal": EQUAL}
 """Methods whose rows in the table have names of their own."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Predictions for the windows of the held-out subjects."""
-
-    windows: Index
-    """(N,) window numbers in the store."""
-    subjects: NDArray[np.str_]
-    """(N,)."""
-    targets: NDArray[Any]
-    """(N,) values, or class numbers."""
-    predictions: NDArray[np.float32]
-    """(N, outputs) of the ensemble: the value in target units, or class probabilities."""
-    trials: NDArray[np.float32]
-    """(M, N, outputs): each member's mean over its fold models."""
-    constant: NDArray[np.float64]
-    """(outputs,): the training mean or class frequencies, the answer without EEG."""
-
-    @property
-    def side(self) -> Side:
-        """Targets and subjects, as scores take them."""
-        return Side(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Members and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) fold by fold."""
-
-    run: RunStore
-    method: str
-    members: list[Member]
-    """Trials, and snapshots of them, best out-of-fold score first."""
-    weights: Floats
-    """(M,) none negative, sum one; of a rule whose weights are of another kind, what is nearest to that."""
-    table: pd.DataFrame
-    """Scores; see `verdict.score_table` and `standing.nested_columns`."""
-    verdict: str
-    """What the held-out scores show, in words."""
-    held_out: HeldOut
-    looks: int
-    """How often this run has been scored on its held-out subjects, this time included."""
-    rule: Rule | None = None
-    """How the members are combined, where `weights` do not say it all."""
-    diversity: dict[str, Any] | None = None
-    """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
-    left_out: dict[str, str] | None = None
-    """Methods that could not be used, and why."""
-    soup: Soup | None = None
-    """Networks that stand for those of the trials, where their weights were averaged (`raypipe.soup`)."""
-
-    @property
-    def trials(self) -> list[int]:
-        """Numbers of the members' trials, each once."""
-        return list(dict.fromkeys(member.trial for member in self.members))
-
-    def save(self) -> None:
-        """Write the ensemble to its run: arrays (``ensemble/``), ``ensemble/table.csv``, then its record."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **vars(self.held_out))
-        self.run.folder.write(ARRAYS, buffer.getvalue())
-        self.run.folder.write(TABLE, self.table.to_csv().encode())
-        soup = self.soup.save(self.run) if self.soup else None
-        write_json(self.run.folder, RECORD, self.record() | ({"soup": soup} if soup else {}))
-
-    def record(self) -> dict[str, Any]:
-        """What `save` writes as JSON."""
-        table = self.table.astype(object).where(self.table.notna(), None)
-        return {
-            "format": FORMAT,
-            "created": time.time(),
-            "method": self.method,
-            **listed(self.members),
-            "weights": self.weights.tolist(),
-            "table": {str(name): row for name, row in table.to_dict("index").items()},
-            "verdict": self.verdict,
-            "looks": self.looks,
-            "rule": self.rule,
-            "diversity": self.diversity,
-            "left_out": self.left_out,
-            "data_hash": self.run.info.data_hash,
-            "versions": versions(),
-        }
-
-    @staticmethod
-    def exists(run: RunStore) -> bool:
-        """Whether the run has a saved ensemble."""
-        return run.folder.exists(RECORD)
-
-    @classmethod
-    def load(cls, run: RunStore) -> Ensemble:
-        """Read the ensemble that `save` wrote.
-
-        Raises
-        ------
-        UserError
-            The run has none, or it is damaged.
-        """
-        if not cls.exists(run):
-            raise UserError(f"{run.where}: no ensemble yet; fit one with: raypipe ensemble RUN")
-        record = read_json(run.folder, RECORD)
-        try:
-            if record["format"] != FORMAT:
-                raise ValueError(f"format {record['format']}")
-            with np.load(io.BytesIO(run.folder.read(ARRAYS)), allow_pickle=False) as arrays:
-                held_out = HeldOut(**{name: arrays[name] for name in HeldOut.__annotations__})
-            table = pd.DataFrame.from_dict(record["table"], orient="index").astype(float).rename_axis("predictor")
-            table = table.astype({"subjects": int, "windows": int})
-            weights = np.array(record["weights"], dtype=np.float64)
-            fitted = unlisted(record), weights, table, record["verdict"], held_out, record["looks"]
-            extra = {name: record.get(name) for name in ("rule", "diversity", "left_out")}  # none in raypipe 0.1
-            soup = Soup.load(run, record["soup"]) if "soup" in record else None
-            return cls(run, record["method"], *fitted, **extra, soup=soup)
-        except (KeyError, ValueError, TypeError, OSError, BadZipFile) as error:
-            raise UserError(
-                f"{run.where}/{RECORD}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
-            ) from None
-
-    def render(self) -> Table:
-        """The scores that count, as a table for a terminal of 80 columns: per subject where targets belong to them."""
-        from rich.table import Table
-
-        level = "subject_" if "subject_held_out" in self.table else ""
-        metric = verdict.spoken(self.run.info.metric)
-        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-        nested = "nested" in self.table
-        for name in ("", "nested" if nested else "out of fold", f"held-out {metric}, 95 %", "difference to no EEG"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for predictor, row in self.table.iterrows():
-            value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
-            apart, least, most = (row[level + "difference" + end] for end in ("", "_low", "_high"))
-            table.add_row(
-                str(predictor),
-                f"{row['nested'] if nested else row[level + 'oof']:.3f}",
-                f"{value:.3f} ({low:.3f} to {high:.3f})",
-                "" if predictor == self.table.index[-1] else f"{apart:+.3f} ({least:+.3f} to {most:+.3f})",
-            )
-        return table
 
 
 def fit_ensemble(
@@ -188,6 +42,7 @@ def fit_ensemble(
     method: str = AUTO,
     max_members: int | None = None,
     max_mb: float | None = None,
+    distilled: bool = False,
     windows: WindowStore | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
@@ -204,6 +59,8 @@ def fit_ensemble(
         for the same with every method, soups too, scored on the held-out subjects.
     max_members, max_mb
         Networks (a trial has one a fold) and megabytes of weights that may be shipped.
+    distilled
+        Ship one network that was trained to answer as the ensemble does (`raypipe.distill`).
     windows
         The run's windows; None opens the store it was made from.
     progress
@@ -269,16 +126,22 @@ def fit_ensemble(
     out = run.folds.held_out_index(windows.subjects)
     answers_MFNO, variances_MFN = member_answers(module, windows, out, n, progress)
     soup_answers = {}
-    for name, made in soups.items():
-        module = build_module(*read_members(run, windows, candidates, [], soup=made.soup))
+    for name, each in soups.items():
+        module = build_module(*read_members(run, windows, candidates, [], soup=each.soup))
         soup_answers[name] = member_answers(module, windows, out, 1, progress)[0][0].mean(axis=0)
+    if open_choice:
+        taught = judged.predictions[AUTO]
+    else:
+        taught = soups[chosen].nested if chosen in soups else judged.predictions[chosen]
+    student = distill(run, windows, candidates[0], members.windows, taught, progress) if distilled else None
     looks = _count_look(run, trials, method)
     side = Side(windows.targets[out], windows.subjects[out], run.folds.folds(windows.subjects)[out])
     search = Side(members.targets, members.subjects, members.folds)
     shown = {ENSEMBLE: chosen, EQUAL: "equal", BEST: "best"}
     if method == ALL:
         shown |= {name: name for name in [*usable, *soups] if name not in ROWS}
-    rows, nested = {}, {}
+    rows: dict[str, tuple[Floats | None, Floats]] = {}
+    nested: dict[str, Floats] = {}
     for row, name in shown.items():
         if name in soups:
             rows[row], nested[row] = (soups[name].answers, soup_answers[name]), soups[name].nested
@@ -286,7 +149,10 @@ def fit_ensemble(
             rows[row] = applied(rules[name], members), by_fold(rules[name], answers_MFNO, variances_MFN)
             nested[row] = judged.predictions[name]
     if open_choice:
-        nested[ENSEMBLE] = judged.predictions[AUTO]
+        nested[ENSEMBLE] = taught
+    if student is not None:
+        module = build_module(*read_members(run, windows, candidates, [], soup=student))
+        rows[DISTILLED] = None, member_answers(module, windows, out, 1, progress)[0][0].mean(axis=0)
     n_classes = len(windows.classes)
     table = verdict.score_table(run.info.metric, run.info.kind, n_classes, rows, search, side)
     given = {row: held_out for row, (_, held_out) in rows.items()}
@@ -300,30 +166,33 @@ def fit_ensemble(
     words = verdict.write_verdict(table, run.info.metric, run.info.task, against)
     if n > 1:
         words += " " + nested_words(table, ENSEMBLE, BEST, minimize=run.info.direction == "minimize")
-    if chosen in soups:
+    if student is not None:
+        words += " " + student_words(table, ENSEMBLE, DISTILLED, run.info.metric)
+    elif chosen in soups:
         words += " " + soup_words(chosen, soups[chosen], candidates, family)
     if len(looks) > 1:
         words += (
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
             "several looks would make the score optimistic."
         )
-    brewed = soups.get(chosen)
-    if brewed is None:
+    made = soups.get(chosen)
+    brewed = student or (made.soup if made else None)
+    if made is None:
         places, weights, rule = shipped(rules[chosen], n)
     else:
-        places = [candidates.index(member) for member in brewed.soup.members]
+        places = [candidates.index(member) for member in made.soup.members]
         weights, rule = np.full(len(places), 1.0 / len(places)), None
     held_out = HeldOut(
         windows=out,
         subjects=np.array([str(subject) for subject in side.subjects]),
         targets=side.targets,
-        predictions=rows[ENSEMBLE][1].astype(np.float32),
+        predictions=rows[ENSEMBLE if student is None else DISTILLED][1].astype(np.float32),
         trials=answers_MFNO[places].mean(axis=1).astype(np.float32),
         constant=constant_prediction(run.info.kind, search.targets, 1, n_classes)[0],
     )
     kept = [candidates[place] for place in places]
     fitted = kept, weights, table, words, held_out, len(looks), rule, diversity, judged.left_out
-    return Ensemble(run, chosen, *fitted, soup=brewed.soup if brewed else None)
+    return Ensemble(run, chosen, *fitted, soup=brewed)
 
 
 def _soups(

@@ -56,6 +56,8 @@ class Soup:
     """Ingredients: trials and snapshots that share a network and an initialisation."""
     folds: list[dict[str, torch.Tensor]]
     """By fold, tensors as `RunStore.weights` gives them."""
+    student: bool = False
+    """There is one network, which was trained to answer as the members do together (`raypipe.distill`)."""
 
     def save(self, run: RunStore) -> dict[str, Any]:
         """Write the weights to the run; the record of them that `load` takes."""
@@ -65,7 +67,7 @@ class Soup:
         for name, data in files.items():
             run.folder.write(name, data)
         checksums = {name: digest(data) for name, data in files.items()}
-        return {**listed(self.members), "files": checksums}
+        return {**listed(self.members), "files": checksums, **({"student": True} if self.student else {})}
 
     @classmethod
     def load(cls, run: RunStore, record: Mapping[str, Any]) -> Soup:
@@ -81,7 +83,7 @@ class Soup:
             if not run.folder.exists(name) or digest(data := run.folder.read(name)) != expected:
                 raise ValueError(f"{name} is missing, or its checksum differs")
             folds.append(dict(unpack(name, data)))
-        return cls(unlisted(record), folds)
+        return cls(unlisted(record), folds, bool(record.get("student", False)))
 
 
 def listed(members: Sequence[Member]) -> dict[str, list[int]]:

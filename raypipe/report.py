@@ -263,7 +263,12 @@ def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[A
 
 
 def _members(ensemble: Ensemble) -> str:
-    if ensemble.soup is not None:
+    if ensemble.soup is not None and ensemble.soup.student:
+        words = (
+            f"The ensemble that was distilled, by '{ensemble.method}'. What is shipped is one network that was trained "
+            "to answer as it does."
+        )
+    elif ensemble.soup is not None:
         words = "Each fold's network is the mean of these members' weights; the answers of the folds are averaged."
     else:
         words = (

@@ -57,6 +57,9 @@ def nested_columns(
     rows = []
     naive = table["oof"].to_numpy(dtype=float).tolist()
     for name, before in zip(table.index, naive, strict=True):
+        if str(name) in held_out and str(name) not in nested:  # a network that has learned from all these subjects
+            rows.append(_apart("to_best", metric, side, held_out[str(name)], held_out[best]))
+            continue
         predictions = nested.get(str(name), constant_NO)
         inner = interval(metric, search, predictions)
         value = score(metric, search.targets, predictions)

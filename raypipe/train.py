@@ -261,10 +261,9 @@ class FoldTrainer:
         rng = np.random.default_rng(seed)
         masks = MaskSource(derive_seed("masks", seed), self.device)
         order = self._order(rng)
-        spare = self.windows.window_samples - self.windows.crop_samples
         for step in range(self.steps_per_epoch):
             index = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            offsets = rng.integers(0, spare + 1, size=len(index)) if spare else None
+            offsets = self._offsets(rng, index)
             x_BCT = self.feed.gather(index, offsets)
             y = self._targets(index, offsets)
             if self.config.mixup.name != "none":
@@ -291,6 +290,11 @@ class FoldTrainer:
         drawn = rng.integers(0, len(count_S), size=len(self.train))
         drawn_N: Index = self.train[by_person[first_S[drawn] + rng.integers(0, count_S[drawn])]]
         return drawn_N
+
+    def _offsets(self, rng: np.random.Generator, index: Index) -> Index | None:
+        """Where windows are cropped; None for the crops that they are evaluated with."""
+        spare = self.windows.window_samples - self.windows.crop_samples
+        return rng.integers(0, spare + 1, size=len(index)) if spare else None
 
     def _targets(self, index: Index, offsets: Index | None) -> Tensor:
         if self.classes:

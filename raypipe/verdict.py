@@ -22,7 +22,7 @@ from raypipe.metrics import (
 
 Array = NDArray[Any]
 
-ENSEMBLE, EQUAL, BEST = "ensemble", "equal weights", "best single trial"
+ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single trial", "distilled"
 BASELINES: dict[str, str] = {"regression": "training mean", "classification": "class frequencies"}
 """What is predicted without any EEG, by kind of task."""
 
@@ -67,7 +67,7 @@ def score_table(
     metric: str,
     kind: Kind,
     n_classes: int,
-    predictions: Mapping[str, tuple[Array, Array]],
+    predictions: Mapping[str, tuple[Array | None, Array]],
     search: Side,
     held_out: Side,
 ) -> pd.DataFrame:
@@ -78,7 +78,8 @@ def score_table(
     metric, kind, n_classes
         Of the task.
     predictions
-        Row name to out-of-fold predictions and predictions of the held-out windows, each (N, outputs).
+        Row name to out-of-fold predictions (None of what has none) and predictions of the held-out windows, each
+        (N, outputs).
     search, held_out
         The two sides.
 
@@ -96,7 +97,10 @@ def score_table(
     table["windows"] = len(held_out.targets)
     both = Side(*(np.concatenate(pair) for pair in zip(_parts(search), _parts(held_out), strict=True)))
     if target_per_subject(both):
-        means = {name: (search.mean(oof), held_out.mean(out)) for name, (oof, out) in predictions.items()}
+        means = {
+            name: (None if oof is None else search.mean(oof), held_out.mean(out))
+            for name, (oof, out) in predictions.items()
+        }
         inner = _level(metric, kind, n_classes, means, search.per_subject(), held_out.per_subject(), kind_of)
         table = table.join(inner.add_prefix("subject_"))
     return table
@@ -110,7 +114,7 @@ def _level(
     metric: str,
     kind: Kind,
     n_classes: int,
-    predictions: dict[str, tuple[Array, Array]],
+    predictions: dict[str, tuple[Array | None, Array]],
     search: Side,
     held_out: Side,
     baseline: str,
@@ -127,7 +131,7 @@ def _level(
         value = score(metric, held_out.targets, out)
         rows.append(
             {
-                "oof": score(metric, search.targets, oof),
+                "oof": float("nan") if oof is None else score(metric, search.targets, oof),
                 "held_out": value,
                 "low": inner.low,
                 "high": inner.high,
@@ -253,3 +257,13 @@ def _ground(metric: str, name: str, value: float) -> str:
     if metric == "auc":
         return "chance is 0.5"
     return f"the {name}, without any EEG, {'give' if name.endswith('s') else 'gives'} {value:.3f}"
+
+
+def student_words(table: pd.DataFrame, ensemble: str, student: str, metric: str) -> str:
+    """What is shipped where an ensemble was distilled, and what that costs."""
+    column = "subject_held_out" if "subject_held_out" in table else "held_out"
+    own, theirs = (float(table[column].to_dict()[row]) for row in (student, ensemble))
+    return (
+        f"What is shipped is one network, trained on all search subjects to answer as the ensemble does: its held-out "
+        f"{spoken(metric)} is {own:.3f}, the ensemble's {theirs:.3f}. It has no out-of-fold score."
+    )

@@ -120,6 +120,9 @@ def ensemble(
     ] = "auto",
     max_members: Annotated[int | None, typer.Option(min=1, help="Networks that may be shipped.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights that may be shipped.")] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Ship one network, trained to answer as the ensemble does.")
+    ] = False,
 ) -> None:
     """Fit an ensemble on out-of-fold predictions; score it on the held-out subjects."""
     from raypipe.baselines import write_baselines
@@ -130,12 +133,21 @@ def ensemble(
 
     store = RunStore.open(run)
     with Counter(console, "predicting held-out subjects") as counter:
-        fitted = fit_ensemble(store, top=top, method=method, max_members=max_members, max_mb=max_mb, progress=counter)
+        fitted = fit_ensemble(
+            store,
+            top=top,
+            method=method,
+            max_members=max_members,
+            max_mb=max_mb,
+            distilled=distill,
+            progress=counter,
+        )
     fitted.save()
     write_baselines(store)
     console.print(fitted.render())
     snapshots = sum(member.epoch > 0 for member in fitted.members)
     more = f" and {snapshots} snapshot(s)" if snapshots else ""
+    more += ", distilled into one network" if distill else ""
     console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s){more}", highlight=False)
     for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
         console.print(f"{name} was left out: {reason}", highlight=False)

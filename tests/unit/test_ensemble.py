@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from raypipe.bundle import export_bundle
-from raypipe.ensemble import LOOKS, RECORD, Ensemble, fit_ensemble
+from raypipe.ensemble import LOOKS, Ensemble, fit_ensemble
 from raypipe.errors import UserError
+from raypipe.fitted import RECORD
 from raypipe.folds import LeakError
 from raypipe.metrics import Interval, score
 from raypipe.mixing import mix

@@ -1,0 +1,104 @@
+"""One network that answers as an ensemble does: what it learns from, how it is scored, that it is what is shipped."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.bundle import export_bundle, load_ensemble
+from raypipe.cli import main
+from raypipe.distill import LABELS, _Student, distill
+from raypipe.ensemble import Ensemble, fit_ensemble
+from raypipe.errors import UserError
+from raypipe.feed import Feed
+from raypipe.report import write_report
+from raypipe.store import Member, RunStore
+from tests.toys import ToyWindows, make_run, tiny
+from tests.unit.conftest import Finished
+
+
+@pytest.fixture(params=["values", "classes"])
+def made(request, tmp_path) -> Finished:
+    given: Finished = request.getfixturevalue(request.param)
+    return Finished(RunStore.open(shutil.copytree(given.run.local, tmp_path / "run")), given.windows)
+
+
+def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made):
+    run, windows = made.run, made.windows
+    index = run.folds.search_index(windows.subjects)
+    rng = np.random.default_rng(0)
+    answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
+    one = _Student(run.config(0), Feed(windows), index, index[:0], fold=3)
+    one.answers_NO = np.full((len(windows), answers.shape[1]), np.nan)
+    one.answers_NO[index] = answers
+    some = index[:5]
+    given = one._targets(some, np.array([1, 2, 0, 1, 2])).numpy()
+    if windows.classes:
+        expected = LABELS * np.eye(2)[windows.targets[some]] + (1 - LABELS) * answers[:5]
+    else:
+        expected = (LABELS * windows.targets[some] + (1 - LABELS) * answers[:5, 0] - one.centre) / one.scale
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    targets = torch.cat([batch.y for batch in one.batches()])
+    assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never asked for
+
+
+def test_distilling_again_gives_the_same_network(made):
+    run, windows = made.run, made.windows
+    index = run.folds.search_index(windows.subjects)
+    answers = np.full((len(index), windows.n_outputs), 0.5)
+    said: list[tuple[int, int, str]] = []
+    one, other = (
+        distill(run, windows, Member(0), index, answers, lambda *news: said.append(news)).folds[0] for _ in range(2)
+    )
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    best = run.result(0).best_epoch
+    assert [news[:2] for news in said] == 2 * [(epoch, best) for epoch in range(1, best + 1)]
+
+
+def test_one_network_is_shipped_scored_and_told(made, tmp_path):
+    run, windows = made.run, made.windows
+    plain = fit_ensemble(run, windows=windows, method="equal")
+    fitted = fit_ensemble(run, windows=windows, method="equal", distilled=True)
+    rows = fitted.table
+    assert list(rows.index)[:2] == ["ensemble", "equal weights"] and "distilled" in rows.index
+    assert rows.loc["ensemble", "held_out"] == plain.table.loc["ensemble", "held_out"]
+    assert np.isnan(rows.loc["distilled", "oof"]) and np.isnan(rows.loc["distilled", "nested"])
+    # It has learned what its teacher knows: far better than no EEG, and not far from the teacher.
+    gain = rows["held_out"] - rows["held_out"].iloc[-1]
+    assert gain["distilled"] / gain["ensemble"] > 0.7
+    assert "What is shipped is one network" in fitted.verdict
+    fitted.save()
+    loaded = Ensemble.load(run)
+    assert loaded.soup.student and len(loaded.soup.folds) == 1
+    assert loaded.table.loc["distilled"].isna().any()
+    bundle = load_ensemble(export_bundle(run, loaded, tmp_path / "bundle", windows=windows))
+    assert len(bundle.module.members) == 1
+    given = bundle.predict(windows.gather(fitted.held_out.windows))
+    np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
+    assert "One network, which has the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
+    page = html.unescape(Path(write_report(run)).read_text())
+    assert "one network that was trained to answer as it does" in page and "NaN" not in page and ">nan<" not in page
+
+
+def test_by_the_command_line(made, capsys):
+    run = made.run
+    with pytest.raises(SystemExit) as ended:
+        main(["ensemble", str(run.local), "--method", "best", "--distill"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "shipped: best, 1 trial(s), distilled into one network" in shown and "distilled" in shown
+    assert json.loads((run.local / "ensemble/ensemble.json").read_text())["soup"]["student"] is True
+
+
+def test_a_student_of_a_pretrained_trial_is_refused(tmp_path):
+    toy = ToyWindows()
+    run = make_run(tmp_path / "run", toy)
+    run.add_trial(0, tiny(model__name="vit", init__name="pretrained"))
+    with pytest.raises(UserError, match=r"--distill: trial 0, .* started from a pretrained encoder"):
+        distill(run, toy, Member(0), np.arange(4), np.zeros((4, 1)))
