@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from raypipe.lease import Lease, current, taken
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
+from raypipe.trackers import Tracked, require
 from raypipe.windows import WindowStore
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Options(BaseModel):
     """How the Conformer's stem is computed. auto: the quicker, as measured at the start and recorded."""
     stack: Literal["auto", "on", "off"] = "auto"
     """Whether a worker trains its folds as one program. auto: as measured at the start and recorded."""
+    track: list[str] = ["tensorboard"]
+    """Who is told of trials' curves (`raypipe.trackers`)."""
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine."""
     storage: str | None = None
@@ -114,6 +118,7 @@ def sweep(
         Bad input; see the message.
     """
     chosen = _options(options)
+    require(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     source = load_space(space)
@@ -257,8 +262,9 @@ def _drive(
 ) -> Run:
     from raypipe.study import Halving, Ledger, open_journal
 
+    require(options.track)
     try:
-        with Lease(store.folder) as lease, quiet_optuna():
+        with Lease(store.folder) as lease, quiet_optuna(), closing(Tracked(store, options.track, watch)) as watch:
             storage = open_journal(store)
             if again is not None:
                 total = Ledger(store, windows, storage, trials=None).ask_again(*again)

@@ -89,6 +89,9 @@ def sweep(
         str | None, typer.Option(help="Ray cluster; default: this machine.", envvar="RAY_ADDRESS")
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Where Ray keeps its scratch files on a cluster.")] = None,
+    track: Annotated[
+        list[str], typer.Option(help="Who is told of curves: tensorboard, mlflow, wandb; may be given twice; or none.")
+    ] = ["tensorboard"],  # noqa: B006 - typer copies it
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     warm_start: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run whose trials a new run's sampler begins with.")
@@ -123,6 +126,7 @@ def sweep(
             stack=stack,
             address=address,
             storage=storage,
+            track=[name for name in track if name != "none"],
             seed=seed,
         )
     print_status(done.where)

@@ -105,6 +105,18 @@ def trials(
         show_trials(console, found)
 
 
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe dashboard demo/run"))
+def dashboard(
+    run: RunArg,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 8080,
+) -> None:
+    """Open optuna-dashboard on a run's study, while it runs or later; Ctrl-C ends it. Extra: raypipe[dashboard]."""
+    from raypipe.dashboard import serve
+    from raypipe.store import RunStore
+
+    serve(RunStore.open(run), port, lambda where: console.print(f"{where}  (Ctrl-C ends it)", highlight=False))
+
+
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe ensemble demo/run --top 5"))
 def ensemble(
     run: RunArg,
