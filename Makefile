@@ -9,7 +9,7 @@ SEED := 0
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: sweep test lint types imports unit integration chaos-ci chaos clean
+.PHONY: docs sweep test lint types imports unit integration chaos-ci chaos clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ chaos-ci: $(STAMP)
 # Kills at random moments in N runs, from seed SEED on; one seed again: make chaos N=1 SEED=7
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --runs $(N) --seed $(SEED)
+
+docs: $(STAMP)
+	$(BIN)/python docs/api.py build/api
+	@echo "build/api/index.html"
 
 clean:
 	rm -rf $(DEMO)

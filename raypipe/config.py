@@ -41,6 +41,7 @@ class ModelConfig(_Frozen):
     depth: Annotated[int, Field(ge=0)] = 6
     """Transformer blocks."""
     heads: Annotated[int, Field(ge=1)] = 10
+    """Attention heads of a block."""
     expansion: Annotated[int, Field(ge=1)] = 4
     """Width of a block's feed-forward layer, in tokens."""
     hidden: Annotated[int, Field(ge=1)] = 256
@@ -79,8 +80,11 @@ class OptimConfig(_Frozen):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a schedule of the learning rate."""
 
     lr: Positive = 1e-3
+    """Peak of the learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    """Decoupled decay of weights, in learning rates a step."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the running means of gradients and of their squares."""
     warmup: Fraction = 0.1
     """Share of all steps over which the rate rises linearly from zero; of `cyclic`, share of the first cycle's."""
     schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
@@ -161,7 +165,9 @@ class PretrainConfig(_Frozen):
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     """MAE: share of patches that are masked."""
     decoder_width: Annotated[int, Field(ge=1)] = 32
+    """MAE: width of the decoder's tokens."""
     decoder_depth: Annotated[int, Field(ge=0)] = 1
+    """MAE: the decoder's transformer blocks."""
     temperature: Positive = 0.5
     """SimCLR: of the softmax over similarities."""
     projection: Annotated[int, Field(ge=1)] = 32
@@ -173,12 +179,14 @@ class PretrainConfig(_Frozen):
     negatives: Literal["all", "other-subject", "same-subject"] = "all"
     """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts them `weight` times."""
     weight: Positive = 2.0
+    """SimCLR: what a window of the same subject counts as a negative, with `negatives=same-subject`."""
 
 
 class InitConfig(_Frozen):
     """Where training starts: at random, or at the pretrained encoder that the sweep was given (``--init``)."""
 
     name: Literal["none", "pretrained"] = "none"
+    """`pretrained`: at the encoder that ``--init`` gave the run; `model/name=vit` only."""
     tune: Literal["full", "frozen", "lora"] = "full"
     """What is trained: everything; the head alone; or the head and low-rank changes of the blocks' linear layers (LoRA,
     Hu et al. 2022, arXiv:2106.09685), which are merged into the weights that are kept."""
@@ -210,7 +218,9 @@ class TrialConfig(_Frozen):
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
     epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over the training windows at most; the learning rate's schedule is laid over all of them."""
     batch_size: Annotated[int, Field(ge=2)] = 64
+    """Windows a step, of each fold."""
     patience: Annotated[int, Field(ge=1)] = 10
     """Epochs without a better score before training ends; see `early_stop`."""
     early_stop: Literal["trial", "fold"] = "trial"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import typer
 
 from raypipe import cli
+from raypipe.config import parameter_names
 from raypipe.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,30 @@ def test_every_fault_has_a_test():
     rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) - len(FAULTS) == sum(line.startswith("| what can fail") for line in rows)
     assert len(FAULTS) > 20
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_parameters_is_that_of_the_program():
+    text = (ROOT / "docs/search-spaces.md").read_text()
+    assert script("parameters").page(text) == text, "run: python docs/parameters.py"
+    rows = re.findall(r"^\| `([\w/]+)` \| `[^`]+` \| \S.* \| \S.* \|$", text, re.MULTILINE)
+    assert rows == parameter_names()
+
+
+def test_the_reference_has_every_module_and_the_public_names(tmp_path, monkeypatch):
+    api = script("api")
+    assert {"raypipe.sam", "raypipe.models.conformer", "raypipe.verbs.see"} <= set(api.modules())
+    monkeypatch.setattr("sys.argv", ["api.py", str(tmp_path), "raypipe", "raypipe.sam"])
+    api.main()
+    first, sam = (tmp_path / "raypipe.html").read_text(), (tmp_path / "raypipe/sam.html").read_text()
+    assert "load_ensemble" in first and "A store made by" in first  # a parameter's description of `sweep`
+    assert "Foret" in sam and "<h6" in sam  # numpydoc's sections as headings
 
 
 def test_every_room_is_on_the_map():
