@@ -161,6 +161,9 @@ class SweepView(AbstractContextManager["SweepView"]):
         self._running.clear()
         self._say(f"{reason}; going on from the run's records")
 
+    def _on_silent(self) -> None:
+        self._say("a slot has fallen silent: its trial goes on in another")
+
     def _on_late(self) -> None:
         self._say("the time budget is used up; a larger --time-budget goes on from here")
 

@@ -46,6 +46,7 @@ class Desk:
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
         self._claims: dict[str, tuple[str, float]] = {}
+        self._beats: dict[bytes, float] = {}
 
     async def _wait(self, group: _Group, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         async with group.changed:
@@ -112,8 +113,23 @@ class Desk:
         for name, group in self._groups.items():
             if group.owner is None or group.owner in gone:
                 group.owner = owner
+                self._beats[owner] = time.monotonic()
                 return name
         return None
+
+    async def beat(self, owner: bytes) -> None:
+        """A slot lives."""
+        if owner in self._beats:
+            self._beats[owner] = time.monotonic()
+
+    async def silent(self, seconds: float) -> list[bytes]:
+        """Slots that have a group and have not been heard of for so long; each is named once in that time."""
+        now = time.monotonic()
+        owners = {group.owner for group in self._groups.values() if group.owner is not None}
+        self._beats = {owner: last for owner, last in self._beats.items() if owner in owners}
+        found = [owner for owner, last in self._beats.items() if now - last > seconds]
+        self._beats |= dict.fromkeys(found, now)
+        return found
 
     async def leave(self, name: str, owner: bytes) -> None:
         """A slot ends, and leaves its worker group to another; nobody waits for its trial any more."""

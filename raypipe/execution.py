@@ -86,6 +86,7 @@ def execute(
         from raypipe.desk import Desk
         from raypipe.groups import Groups
         from raypipe.messages import Crew
+        from raypipe.pulse import Watchdog
         from raypipe.search import RunScheduler, RunSearch, RunStopper
         from raypipe.slot import Slot
 
@@ -109,7 +110,8 @@ def execute(
             grows=bool(options.address),
         )
         lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
-        search = RunSearch(ledger, storage, deadline=deadline, watch=watch, lost=lost)
+        watchdog = Watchdog(desk, tell=lambda: watch("silent", {}))
+        search = RunSearch(ledger, storage, deadline=deadline, watch=watch, lost=lost, look=watchdog.look)
         try:
             groups = Groups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))

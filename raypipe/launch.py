@@ -21,6 +21,7 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # ten minutes is how long a lost one may else go unnoticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `on_first_interrupt`
 }

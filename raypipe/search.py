@@ -51,13 +51,14 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         deadline: float | None,
         watch: Watch,
         lost: Callable[[float], bool] = lambda seconds: False,
+        look: Callable[[], object] = lambda: None,
     ) -> None:
         mode = "min" if ledger.run.info.direction == "minimize" else "max"
         super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
         self.ledger = ledger
         self.deadline = deadline
         self.watch = watch
-        self._lost = lost
+        self._lost, self.look = lost, look
         self.progress = False
         self.fatal: BaseException | None = None
         self.timed_out = False
@@ -226,4 +227,5 @@ class RunStopper(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Whether something fatal has happened; Tune asks all the time."""
         self._search.announce()
+        self._search.look()
         return self._search.desk_is_lost() or self._search.fatal is not None

@@ -15,6 +15,7 @@ from ray import tune
 
 from raypipe.cache import open_windows
 from raypipe.messages import Crew, Failure, FoldEpoch, describe
+from raypipe.pulse import beat
 from raypipe.referee import Referee
 from raypipe.retries import second_try
 from raypipe.store import RunStore
@@ -34,6 +35,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         # As bytes, for the desk compares slots only, and would import half of Ray to unpack one.
         self.me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
         self.name = take_group(crew.desk, self.me)
+        self.beating = beat(crew.desk, self.me)
         self.run, self.windows = RunStore.open(crew.run), open_windows(crew.windows)
         self._assign(config)
 
@@ -106,6 +108,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """Leave the worker group to another slot."""
+        self.beating.set()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.crew.desk.leave.remote(self.name, self.me))
 

@@ -117,6 +117,25 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
     assert said.count("in broken\n    MemoryError") == 3
 
 
+def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
+    """As one does whose death Ray has missed, for its control store died in that moment."""
+    where, gate = tmp_path / "run", tmp_path / "gate"
+    hooks = gated(gate, epoch=2) | {"raypipe.pulse": "module.SILENCE = 8.0; module.LOOK = 1.0"}
+    driver = drive_with(hooks, "space.py", trials=1)
+    history = where / "trials/0000/history.json"
+    wait_until(history.exists, "the first epoch")
+    (slot,) = wait_until(lambda: driver.named("Slot", "ResourceTrainable"), "the slot")
+    os.kill(slot, signal.SIGSTOP)
+    wait_until(lambda: "fallen silent: its trial goes on in another" in driver.said(), "the driver to notice")
+    gate.touch()
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    run = RunStore.open(where)
+    undisturbed = plain(run, tmp_path / "plain", [0])
+    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
+    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
+
+
 @pytest.mark.parametrize("how", ["once", "twice"])
 def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, drive_with, how):
     where, gate = tmp_path / "run", tmp_path / "gate"

@@ -302,3 +302,28 @@ def test_a_claim_does_not_outlive_its_worker(end, monkeypatch):
         assert await desk.claim("h", "key")
 
     run(scenario)
+
+
+def test_a_slot_that_is_not_heard_of_is_named_once_in_a_while(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("raypipe.desk.time.monotonic", lambda: clock[0])
+
+    async def scenario(desk):
+        await desk.open("h")
+        assert [await desk.take(slot) for slot in (b"one", b"two")] == ["g", "h"]
+        clock[0] += 50
+        await desk.beat(b"two")
+        await desk.beat(b"a stranger")
+        assert await desk.silent(60) == []
+        clock[0] += 20
+        assert await desk.silent(60) == [b"one"]
+        assert await desk.silent(60) == []  # it is being dealt with
+        clock[0] += 61
+        await desk.beat(b"two")
+        assert await desk.silent(60) == [b"one"]
+        assert await desk.take(b"three", [b"one"]) == "g"
+        await desk.leave("h", b"two")
+        clock[0] += 61
+        assert await desk.silent(60) == [b"three"]
+
+    run(scenario)
