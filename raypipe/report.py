@@ -17,6 +17,7 @@ from raypipe.baselines import read_baselines
 from raypipe.course import course, recipe
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
+from raypipe.filters import filters
 from raypipe.metrics import score
 from raypipe.remote import shown
 from raypipe.rerun import spreads
@@ -77,6 +78,7 @@ def render(run: RunStore) -> str:
         _held_out(run, ensemble) if ensemble else "",
         _baselines(run, ensemble) if ensemble else "",
         _members(ensemble) if ensemble else "",
+        filters(run),
         *course(run, results),
         _ends(run, results),
         _effort(run, results),
