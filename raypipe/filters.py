@@ -225,7 +225,8 @@ def _some(run: RunStore, windows: WindowStore, config: ModelConfig) -> Array:
 def _grid(numbers: Any, whole_GCK: Array, sfreq: float, maps: tuple[Any, Array, Any] | None) -> Figure:
     """A column a filter: its map, where there are any, kernel and spectrum."""
     n, rows = len(numbers), 3 if maps else 2
-    made, every = figure(8.4, 1.3 * rows + 0.3, n, rows=rows)
+    heights = {"height_ratios": [1.5] * (rows - 2) + [1, 1]}
+    made, every = figure(8.4, 4.9 if maps else 2.9, n, rows=rows, gridspec_kw=heights)
     table = np.array(every, dtype=object).reshape(rows, n)
     kernel_GK = leading(whole_GCK)[1]
     frequencies, gain_GN = spectra(whole_GCK, sfreq)

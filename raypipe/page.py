@@ -109,6 +109,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 .verdict.open { border-color: var(--grey); background: var(--open); }
 .verdict p { margin: .7rem 0; font-size: 1.08rem; }
 .wide, .paper { overflow-x: auto; }
+.paper { width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font: .86rem/1.45 system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans",
   sans-serif; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; border-bottom: 1.5px solid var(--head); vertical-align: bottom; }

@@ -61,14 +61,14 @@ def test_a_finished_run(kind, request, copy):
     ensemble = fit_ensemble(run, windows=finished.windows)
     ensemble.save()
     path = write_report(run)
-    assert path == run.local / "report.html" and path.stat().st_size < 3e6
+    assert path == run.local / "report.html" and path.stat().st_size < 5e6
     page = Page(path.read_text())
     assert page.says(ensemble.verdict.replace("-0", "−0"))
     for words in ("equal weights", "best single trial", run.info.data_hash, "optimistic", "Run my-run"):
         assert page.says(words), words
     assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
     assert all(subject in path.read_text() for subject in run.folds.held_out)
-    assert len(page.images) == 8 and all(image["alt"] for image in page.images)
+    assert len(page.images) == 10 and all(image["alt"] for image in page.images)
     assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
 
 
@@ -77,7 +77,7 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     path = write_report(run, tmp_path / "elsewhere" / "r.html")
     page = Page(path.read_text())
     assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been looked at")
-    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 3
+    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 5
     run.folder.write(LOOKS, b"[{}]")
     assert Page(write_report(run).read_text()).says("were looked at 1 time(s), but no ensemble was saved")
 
