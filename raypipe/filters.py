@@ -188,7 +188,7 @@ def _blocks(run: RunStore, number: int) -> list[str]:
     elif len(known) < windows.n_channels:
         blocks.append(_note(f"The maps show the {len(known)} of {windows.n_channels} channels with known positions."))
     kernels = found.temporal
-    caption = f"All {len(kernels)} temporal filters, a row each, by the frequency that they pass most."
+    caption = f"All {len(kernels)} filters of the layer in time by itself, a row each, by the frequency they pass most."
     blocks.append(
         page.picture(
             lambda: _rows(kernels, windows.sfreq), f"{len(kernels)} temporal filters and their spectra", caption
@@ -236,7 +236,7 @@ def _grid(numbers: Any, whole_GCK: Array, sfreq: float, maps: tuple[Any, Array, 
         title = f"filter {number}"
         if maps:
             _map(top[0], maps[0], maps[1][place])
-            title += f"\n{maps[2][place]:.0%}"
+            title += f"\n{100 * maps[2][place]:.0f} %"
         table[0, place].set_title(title, fontsize=8.5)
         middle.axhline(0, color=GREY, lw=0.8)
         middle.plot(time, kernel_GK[place], color=BLUE, lw=1.4)

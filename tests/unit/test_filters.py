@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from raypipe import filters as room
-from raypipe import page
 from raypipe.electrodes import positions, scalp
 from raypipe.files import read_json, write_json
 from raypipe.filters import FEWEST, TITLE, WINDOWS, filters, filters_of, leading, patterns, spectra
@@ -147,8 +146,6 @@ def test_a_run_without_a_trained_network_has_no_section(tmp_path):
 def test_nothing_that_goes_wrong_costs_the_report(told, monkeypatch):
     monkeypatch.setattr(room, "patterns", lambda *_: 1 / 0)
     assert re.search(rf"<h2[^>]*>{TITLE}</h2>.*could not be shown \(ZeroDivisionError\)", filters(told.run))
-    line = page.picture(lambda: 1 / 0, "A <title>", "caption")
-    assert line.startswith('<p class="note">A &lt;title&gt;: this picture could not be drawn (ZeroDivisionError')
 
 
 def test_a_transformer_over_patches_is_said_to_have_none(copy):

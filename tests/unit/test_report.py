@@ -99,6 +99,21 @@ def test_an_ensemble_that_the_run_has_outgrown(values, copy):
     assert Page(write_report(run).read_text()).says("The run has gone on since this ensemble was fitted")
 
 
+def test_a_picture_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
+    from raypipe import pictures
+
+    monkeypatch.setattr(pictures, "trials_in_order", lambda *_: 1 / 0)
+    page = Page(write_report(copy(values)).read_text())
+    assert page.says("this picture could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 4
+
+
+def test_pictures_have_a_size_and_escaped_words():
+    from raypipe import page, pictures
+
+    html = page.picture(lambda: pictures.figure(5.0, 2.0)[0], "A <title>", "a <caption>")
+    assert 'alt="A &lt;title&gt;" width="480" height="192"' in html and "a &lt;caption&gt;" in html
+
+
 def test_through_a_uri(values, copy):
     run = RunStore.open(copy(values).local.as_uri())
     where = write_report(run)
