@@ -32,7 +32,7 @@ Array = NDArray[np.float32]
 TITLE = "What the network looks for"
 SHOWN = 6
 """Filters that are drawn."""
-WINDOWS, VALUES = 128, 1 << 24
+WINDOWS, VALUES = 128, 1 << 23
 """Windows that covariances are taken from at most, and samples of all channels."""
 FEWEST = 8
 """Electrodes without which there is no map."""
