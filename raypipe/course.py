@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from raypipe import page
+from raypipe.config import TrialConfig, flat
 from raypipe.files import read_json
 from raypipe.logs import read_log
-from raypipe.pictures import BLUE, GREY, INK, ORANGE, figure
+from raypipe.pictures import BLUE, GREY, INK, ORANGE, STYLE, figure
 from raypipe.space import quiet_optuna
 from raypipe.store import RunStore, TrialResult
 from raypipe.trials import searched, trials_table
@@ -52,9 +55,23 @@ def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
     """
     import optuna
 
+    made = _study(table, direction)
+    if made is None:
+        return {}
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(made, evaluator=judge)
+    return {str(name): float(share) for name, share in found.items()}
+
+
+def _study(table: pd.DataFrame, direction: str) -> Any:
+    """The trials as a study of Optuna's, over the ranges that were seen; None where there is nothing to compare."""
+    import optuna
+
     names = searched(table)
     if not names or table["score"].nunique() < 2:
-        return {}
+        return None
     domains = {name: _domain(table[name]) for name in names}
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -62,9 +79,7 @@ def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
         for _, row in table.iterrows():
             params = {name: _plain(row[name], domains[name]) for name in names}
             made.add_trial(optuna.trial.create_trial(params=params, distributions=domains, value=float(row["score"])))
-        judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(made, evaluator=judge)
-    return {str(name): float(share) for name, share in found.items()}
+    return made
 
 
 def _domain(values: pd.Series[Any]) -> Any:
@@ -109,14 +124,54 @@ def _parameters(run: RunStore) -> str:
     )
     said = ", ".join(f"{name} {shares[name]:.0%}" for name in names[:3])
     blocks = [
-        page.picture(_bars(names, shares), f"Importance of parameters: {said}", note),
+        page.picture(lambda: _bars(names, shares), f"Importance of parameters: {said}", note),
         page.picture(
-            parallel(table, names, spoken(run.info.metric), run.info.direction),
+            lambda: parallel(table, names, spoken(run.info.metric), run.info.direction),
             "Parallel coordinates: the parameters and score of every trial",
             "A line a trial, from parameter to parameter; the best in orange, darker is better.",
         ),
     ]
+    if len(names) > 1:
+        first, second = names[:2]
+        caption = (
+            f"The score over {first} and {second}, the two that mattered most, interpolated between trials (the "
+            "dots): away from them it is a guess."
+        )
+        blocks.append(
+            page.picture(
+                lambda: contour(table, [first, second], spoken(run.info.metric), run.info.direction),
+                f"Contour plot of the score over {first} and {second}",
+                caption,
+            )
+        )
     return page.section(title, *blocks)
+
+
+def contour(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
+    """Optuna's contour plot of the score over two parameters, in the report's style."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from optuna.visualization.matplotlib import plot_contour
+
+    with (
+        quiet_optuna(),
+        warnings.catch_warnings(),
+        matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": True}),
+    ):
+        warnings.simplefilter("ignore")
+        # It sets a style for good, and its figure is pyplot's to keep: both end here.
+        axes = plot_contour(_study(table, direction), params=list(names), target_name=f"out-of-fold {metric}")
+        made: Figure = axes.get_figure()
+        plt.close(made)
+        made.set_size_inches(7.0, 4.2)
+        made.set_facecolor("white")
+        axes.set_title("")
+        axes.grid(False)
+        for text in (axes.xaxis.label, axes.yaxis.label, made.axes[-1].yaxis.label):
+            text.set(color=INK, fontsize=9.5)
+        for each in made.axes:
+            each.tick_params(which="both", colors="#4a505c", labelsize=8.5)
+    return made
 
 
 def _bars(names: Sequence[str], shares: dict[str, float]) -> Figure:
@@ -205,6 +260,18 @@ def _timeline(run: RunStore, results: Sequence[TrialResult]) -> str:
         return ""
     again = {result.number: sum(" goes on after epoch " in line for line in read_log(run.folder, result.number))
              for result, _ in rows}  # fmt: skip
+    gone_on = [number for number, times in again.items() if times]
+    failed = sum(result.state == "failed" for result, _ in rows)
+    said = f"{failed} failed; {len(gone_on)} were interrupted and went on from a checkpoint"
+    drawn = page.picture(
+        lambda: _spans(rows, gone_on),
+        f"Timeline of {len(rows)} trials: {said}",
+        f"From when a trial was asked for to its end. {said}.",
+    )
+    return page.section("When the trials ran", drawn)
+
+
+def _spans(rows: Sequence[tuple[TrialResult, float]], gone_on: Sequence[int]) -> Figure:
     first = min(started for _, started in rows)
     made, (axes,) = figure(8.4, min(7.0, 0.9 + 0.16 * len(rows)))
     longest = max(result.finished for result, _ in rows) - first
@@ -215,22 +282,14 @@ def _timeline(run: RunStore, results: Sequence[TrialResult]) -> str:
             starts = [(started - first) / unit for _, started in these]
             widths = [max(0.0, result.finished - started) / unit for result, started in these]
             axes.barh([r.number for r, _ in these], widths, left=starts, height=0.7, color=colour, label=state)
-    gone_on = [(result, started) for result, started in rows if again[result.number]]
     if gone_on:
-        x = [(result.finished - first) / unit for result, _ in gone_on]
-        axes.plot(x, [r.number for r, _ in gone_on], "D", color=INK, ms=4, ls="none", label="was interrupted, went on")
+        x = [(result.finished - first) / unit for result, _ in rows if result.number in gone_on]
+        axes.plot(x, gone_on, "D", color=INK, ms=4, ls="none", label="was interrupted, went on")
     axes.invert_yaxis()
     axes.locator_params(axis="y", integer=True)
     axes.set(xlabel=f"{name} since the first trial was asked for", ylabel="trial")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
-    failed = sum(result.state == "failed" for result, _ in rows)
-    said = f"{failed} failed; {len(gone_on)} were interrupted and went on from a checkpoint"
-    return page.section(
-        "When the trials ran",
-        page.picture(
-            made, f"Timeline of {len(rows)} trials: {said}", f"From when a trial was asked for to its end. {said}."
-        ),
-    )
+    return made
 
 
 def commands(run: RunStore) -> str:
@@ -258,3 +317,33 @@ def commands(run: RunStore) -> str:
     listing = "".join(f"<code>{page.text(line)}</code><br>" for line in lines)
     source = f"<details><summary>space.py</summary><pre>{page.text(run.space.source)}</pre></details>"
     return f"<h3>To run it again</h3><p class='note'>{page.text(note)}</p><p>{listing}</p>{source}"
+
+
+def recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
+    """What the run was made of, and how to make it again: the last section of the report."""
+    info, folds = run.info, run.folds
+    sizes = Counter(folds.fold_of.values())
+    seeds = sorted({run.config(result.number).seed for result in results})
+    facts = [
+        ["run", name],
+        ["task", info.task],
+        ["metric", f"{info.metric} ({info.direction})"],
+        ["search space", Path(info.space).name],
+        ["data hash", info.data_hash],
+        [
+            "fold map",
+            ", ".join(f"fold {f}: {sizes[f]} subjects" for f in range(folds.n_folds)) + f"; seed {folds.seed}",
+        ],
+        ["held out", f"{len(folds.held_out)} subjects: " + ", ".join(folds.held_out)],
+        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
+        ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
+    ]
+    blocks = [page.table(["", ""], facts, words={0, 1})]
+    ranked = run.ranked()
+    if ranked:
+        config, default = flat(run.config(ranked[0].number)), flat(TrialConfig())
+        rows = [[key, str(value), "" if value == default[key] else str(default[key])] for key, value in config.items()]
+        summary = f"Configuration of the best trial ({ranked[0].number}, hash {run.config(ranked[0].number).hash()})"
+        inner = page.table(["parameter", "value", "default, where it differs"], rows, words={0, 1, 2})
+        blocks.append(f"<h3>{page.text(summary)}</h3>{inner}")
+    return page.section("The recipe", *blocks, commands(run))

@@ -17,7 +17,7 @@ def likeness(diversity: dict[str, Any]) -> Figure:
     """The members' correlations of errors: what is near 1 brings nothing new."""
     r_MM, names = np.array(diversity["correlations"]), diversity["members"]
     side = 2.2 + 0.34 * len(names)
-    made, (axes,) = figure(side + 2.2, side)
+    made, (axes,) = figure(side + 1.3, side)
     lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
     drawn = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)
     axes.grid(False)

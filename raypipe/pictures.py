@@ -40,14 +40,16 @@ PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 MANY = 400  # from so many points on, a scatter is kept as pixels
 
 
-def figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` x `height` inches with a row of axes, in the report's style."""
+def figure(
+    width: float, height: float, columns: int = 1, *, rows: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with rows of axes, listed row by row, in the report's style."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         made = Figure(figsize=(width, height), layout="constrained")
-        axes = np.atleast_1d(made.subplots(1, columns, **options)).ravel().tolist()
+        axes = np.atleast_1d(made.subplots(rows, columns, **options)).ravel().tolist()
     return made, axes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,12 @@ def status_lines(where: str | Path) -> list[str]:
 def write_pretrain_report(where: str | Path, out: str | Path | None = None) -> str:
     """Write a pretrained run's page, one HTML file; where it lies."""
     run = PretrainedRun(where)
-    blocks = [page.section("Curves", page.picture(curves(run), "loss and probe by epoch", _caption(run)))]
+    blocks = [page.section("Curves", page.picture(lambda: curves(run), "loss and probe by epoch", _caption(run)))]
     state = run.latest(run.parts[0])
     if run.info.config.pretrain.name == "mae" and state is not None:
         words = "Held-out windows: grey, the signal; blue, the patches that the encoder saw; orange, those it rebuilt."
         words += " A rebuilt patch is shown at the mean and scale of the true one, which the network does not predict."
-        blocks.append(page.section("Rebuilt", page.picture(rebuilt(run, state), "rebuilt windows", words)))
+        blocks.append(page.section("Rebuilt", page.picture(partial(rebuilt, run, state), "rebuilt windows", words)))
     rows = [(name, str(value)) for name, value in run.info.config.pretrain.model_dump().items()]
     blocks.append(page.section("Settings", page.table(("setting", "value"), rows, words=(0, 1))))
     heading = f"Pretraining: {run.info.config.pretrain.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from raypipe import diversity, page, pictures
 from raypipe.baselines import read_baselines
-from raypipe.config import TrialConfig, flat
-from raypipe.course import commands, course
+from raypipe.course import course, recipe
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
+from raypipe.filters import filters
 from raypipe.metrics import score
 from raypipe.remote import shown
 from raypipe.rerun import spreads
@@ -77,10 +78,11 @@ def render(run: RunStore) -> str:
         _held_out(run, ensemble) if ensemble else "",
         _baselines(run, ensemble) if ensemble else "",
         _members(ensemble) if ensemble else "",
+        filters(run),
         *course(run, results),
         _ends(run, results),
         _effort(run, results),
-        _recipe(run, results, name),
+        recipe(run, results, name),
     ]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     return page.PAGE.substitute(
@@ -189,7 +191,7 @@ def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
     numbers = [result.number for result in run.ranked()[:CURVES]]
     blocks = [
         page.picture(
-            pictures.trials_in_order(run, results),
+            lambda: pictures.trials_in_order(run, results),
             f"Out-of-fold {spoken(run.info.metric)} of every trial",
             "Every trial's score over all folds, in the order they were begun.",
         )
@@ -198,7 +200,7 @@ def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
     if curves:
         blocks.append(
             page.picture(
-                pictures.learning_curves(curves, run.info.metric),
+                lambda: pictures.learning_curves(curves, run.info.metric),
                 f"Learning curves of trials {', '.join(map(str, curves))}",
                 "The best trials, epoch by epoch: the score over all folds; the band spans the folds.",
             )
@@ -225,17 +227,14 @@ def _held_out(run: RunStore, ensemble: Ensemble) -> str:
     if run.info.kind == "regression":
         one = side.per_subject()
         y, p = (one.targets, side.mean(held.predictions)[:, 0]) if own else (held.targets, held.predictions[:, 0])
-        picture = pictures.truth(y, p, float(held.constant[0]), own)
-        blocks.append(
-            page.picture(picture, "Predicted against true values", "Held-out subjects: predicted against true.")
-        )
+        draw = partial(pictures.truth, y, p, float(held.constant[0]), own)
+        blocks.append(page.picture(draw, "Predicted against true values", "Held-out subjects: predicted against true."))
     else:
-        picture = pictures.roc(held.targets, held.predictions, run.info.classes)
-        blocks.append(page.picture(picture, "ROC curve and calibration", "Held-out windows, all subjects pooled."))
+        draw = partial(pictures.roc, held.targets, held.predictions, run.info.classes)
+        blocks.append(page.picture(draw, "ROC curve and calibration", "Held-out windows, all subjects pooled."))
     names, values, without, label = per_subject(run, ensemble)
-    blocks.append(
-        page.picture(pictures.subjects_in_a_row(names, values, without, label), label, f"Each subject: {label}.")
-    )
+    row = partial(pictures.subjects_in_a_row, names, values, without, label)
+    blocks.append(page.picture(row, label, f"Each subject: {label}."))
     return page.section("Held-out subjects", *blocks)
 
 
@@ -275,8 +274,8 @@ def _members(ensemble: Ensemble) -> str:
             f"Weights by '{ensemble.method}', from out-of-fold predictions only. Each member stands for the mean of "
             f"its {ensemble.run.folds.n_folds} fold models."
         )
-    made = pictures.weights_in_a_row([str(member) for member in ensemble.members], ensemble.weights)
-    blocks = [page.picture(made, "Weight of each member", words), *_nested(ensemble)]
+    draw = partial(pictures.weights_in_a_row, [str(member) for member in ensemble.members], ensemble.weights)
+    blocks = [page.picture(draw, "Weight of each member", words), *_nested(ensemble)]
     return page.section("The ensemble", *blocks)
 
 
@@ -302,8 +301,8 @@ def _nested(ensemble: Ensemble) -> list[str]:
         "Nested: weights, the choice of trial and of method were made on other subjects than those scored. Naive: on "
         "the same ones. Windows by themselves; intervals by bootstrap over subjects."
     )
-    alike = diversity.likeness(ensemble.diversity)
-    more = diversity.worth(ensemble.diversity, metric)
+    alike = partial(diversity.likeness, ensemble.diversity)
+    more = partial(diversity.worth, ensemble.diversity, metric)
     order = "The order of members is found on other subjects than those scored."
     return [
         page.table(head, rows),
@@ -346,32 +345,3 @@ def _effort(run: RunStore, results: Sequence[TrialResult]) -> str:
     head = ["trials that", "trials", "epochs", "training time", "share", "one epoch"]
     note = "Training and predicting, summed over the folds (the time of one worker); waiting is not in it."
     return page.section("Where the time went", page.table(head, rows), f'<p class="note">{note}</p>')
-
-
-def _recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
-    info, folds = run.info, run.folds
-    sizes = Counter(folds.fold_of.values())
-    seeds = sorted({run.config(result.number).seed for result in results})
-    facts = [
-        ["run", name],
-        ["task", info.task],
-        ["metric", f"{info.metric} ({info.direction})"],
-        ["search space", Path(info.space).name],
-        ["data hash", info.data_hash],
-        [
-            "fold map",
-            ", ".join(f"fold {f}: {sizes[f]} subjects" for f in range(folds.n_folds)) + f"; seed {folds.seed}",
-        ],
-        ["held out", f"{len(folds.held_out)} subjects: " + ", ".join(folds.held_out)],
-        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
-        ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
-    ]
-    blocks = [page.table(["", ""], facts, words={0, 1})]
-    ranked = run.ranked()
-    if ranked:
-        config, default = flat(run.config(ranked[0].number)), flat(TrialConfig())
-        rows = [[key, str(value), "" if value == default[key] else str(default[key])] for key, value in config.items()]
-        summary = f"Configuration of the best trial ({ranked[0].number}, hash {run.config(ranked[0].number).hash()})"
-        inner = page.table(["parameter", "value", "default, where it differs"], rows, words={0, 1, 2})
-        blocks.append(f"<h3>{page.text(summary)}</h3>{inner}")
-    return page.section("The recipe", *blocks, commands(run))

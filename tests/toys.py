@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,22 @@ SPACE = SPACE.replace('"optim/lr": 0.003}', '"optim/lr": 0.003, "sam/name": "non
 class ToyWindows:
     """Windows in memory: the target is the amplitude of a bump (regression) or whether there is one (classes)."""
 
-    def __init__(self, subjects: int = 8, each: int = 8, channels: int = 3, *, classes: bool = False, spare: int = 0):
+    def __init__(
+        self,
+        subjects: int = 8,
+        each: int = 8,
+        channels: int = 3,
+        *,
+        classes: bool = False,
+        spare: int = 0,
+        names: Sequence[str] = (),
+    ):
+        channels = len(names) or channels
         rng = np.random.default_rng(0)
         n = subjects * each
         self.sfreq = 50.0
         self.crop_samples, self.window_samples = 64, 64 + spare
-        self.channels = [f"E{k + 1}" for k in range(channels)]
+        self.channels = list(names) or [f"E{k + 1}" for k in range(channels)]
         self.n_channels, self.n_outputs = channels, 2 if classes else 1
         self.classes = ["off", "on"] if classes else []
         self.kind = "classification" if classes else "regression"
@@ -109,7 +120,7 @@ def tiny(**changes) -> TrialConfig:
 
 def write_store(path: Path, toy: ToyWindows) -> Path:
     """The toy windows as a store on disk, for workers in other processes."""
-    names = tuple(f"E{k + 1}" for k in range(toy.n_channels))
+    names = tuple(toy.channels)
     asked = {"task": "toy", "sfreq": None, "band": None, "channels": None, "window": None, "crop": None}
     settings = Settings(**asked, stride=None, tmin=None, dtype="float32")
     plan = Plan(

@@ -6,9 +6,11 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from raypipe.baselines import write_baselines
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.files import read_json, write_json
 from raypipe.preparation import prepare
@@ -69,6 +71,33 @@ def values(tmp_path_factory) -> Finished:
     """A regression that can be learned, from forty toy subjects."""
     root = tmp_path_factory.mktemp("values")
     return finish(root, write_store(root / "store", ToyWindows(subjects=40, each=6)), task="latency:bump", epochs=4)
+
+
+TEN_TWENTY = [
+    *("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz"),
+    *("C4", "T8", "P7", "P3", "Pz", "P4", "P8", "O1", "O2"),
+]
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory) -> Finished:
+    """A run whose report has every section: electrodes with names, and trials enough, of which most are made up."""
+    root = tmp_path_factory.mktemp("told")
+    toy = ToyWindows(subjects=16, each=4, names=TEN_TWENTY)
+    made = finish(root, write_store(root / "store", toy), task="latency:bump", epochs=2)
+    run, rng = made.run, np.random.default_rng(0)
+    like, histories = run.results()[0], run.history(0)
+    for number in range(4, 16):
+        loss = "huber" if number % 2 else "plain"
+        config = tiny(optim__lr=float(10 ** rng.uniform(-4, -2)), loss__name=loss, epochs=2)
+        run.add_trial(number, config)
+        run.write_history(number, [epoch.model_copy(update={"score": 1.5}) for epoch in histories])
+        state, score = ("pruned", 1.9) if number > 13 else ("complete", 1.3 + 0.01 * number)
+        change = {"number": number, "state": state, "score": score, "epochs": 1 if number > 13 else 2, "files": {}}
+        run.write_result(like.model_copy(update=change))
+    made.ensemble(top=3).save()
+    write_baselines(run)
+    return made
 
 
 @dataclass

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from raypipe.course import commands, course, importances, parallel, saved
+from raypipe.course import commands, contour, course, importances, parallel, saved
 from raypipe.files import write_json
 from raypipe.folds import make_folds
 from raypipe.logs import TrialLog
@@ -74,6 +74,19 @@ def test_lines_of_parallel_coordinates_end_at_the_scores(run):
     assert {line.get_ydata()[1] for line in lines} == {0.0, 1.0}
 
 
+def test_the_contour_plot_has_every_trial_and_leaves_no_trace(run):
+    from matplotlib import pyplot, rcParams
+
+    table = trials_table(run)
+    table = table[table["state"] == "complete"]
+    style, open_ones = dict(rcParams), pyplot.get_fignums()
+    axes, bar = contour(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
+    assert {axes.get_xlabel(), axes.get_ylabel()} == {"optim/lr", "loss/name"} and "NRMSE" in bar.get_ylabel()
+    dots = [c for c in axes.collections if len(c.get_offsets()) == 12]
+    assert len(dots) == 1 and len(axes.collections) > 2
+    assert dict(rcParams) == style and pyplot.get_fignums() == open_ones
+
+
 def test_halving_saved_what_its_trials_had_left(run):
     assert saved(run, run.results()) == (3, 3 + 2, 10.0 * 5)
 
@@ -84,6 +97,7 @@ def test_sections_say_what_they_have(run):
     assert titles == ["Which parameters mattered", "What halving saved", "When the trials ran"]
     assert "stopped 2 of 14 trials early, after 3 epochs of the 8" in sections[1]
     assert "1 were interrupted and went on" in sections[2] and "0 failed" in sections[2]
+    assert sections[0].count("<img") == 3 and "Contour plot of the score over optim/lr and" in sections[0]
     assert all('alt="' in section for section in (sections[0], sections[2]))
 
 

@@ -61,14 +61,14 @@ def test_a_finished_run(kind, request, copy):
     ensemble = fit_ensemble(run, windows=finished.windows)
     ensemble.save()
     path = write_report(run)
-    assert path == run.local / "report.html" and path.stat().st_size < 3e6
+    assert path == run.local / "report.html" and path.stat().st_size < 5e6
     page = Page(path.read_text())
     assert page.says(ensemble.verdict.replace("-0", "−0"))
     for words in ("equal weights", "best single trial", run.info.data_hash, "optimistic", "Run my-run"):
         assert page.says(words), words
     assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
     assert all(subject in path.read_text() for subject in run.folds.held_out)
-    assert len(page.images) == 8 and all(image["alt"] for image in page.images)
+    assert len(page.images) == 10 and all(image["alt"] for image in page.images)
     assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
 
 
@@ -77,7 +77,7 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     path = write_report(run, tmp_path / "elsewhere" / "r.html")
     page = Page(path.read_text())
     assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been looked at")
-    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 3
+    assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 5
     run.folder.write(LOOKS, b"[{}]")
     assert Page(write_report(run).read_text()).says("were looked at 1 time(s), but no ensemble was saved")
 
@@ -97,6 +97,21 @@ def test_an_ensemble_that_the_run_has_outgrown(values, copy):
     run.add_trial(4, run.config(best.number))
     run.write_result(best.model_copy(update={"number": 4, "score": best.score - 1.0}))
     assert Page(write_report(run).read_text()).says("The run has gone on since this ensemble was fitted")
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
+    from raypipe import pictures
+
+    monkeypatch.setattr(pictures, "trials_in_order", lambda *_: 1 / 0)
+    page = Page(write_report(copy(values)).read_text())
+    assert page.says("this picture could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 4
+
+
+def test_pictures_have_a_size_and_escaped_words():
+    from raypipe import page, pictures
+
+    html = page.picture(lambda: pictures.figure(5.0, 2.0)[0], "A <title>", "a <caption>")
+    assert 'alt="A &lt;title&gt;" width="480" height="192"' in html and "a &lt;caption&gt;" in html
 
 
 def test_through_a_uri(values, copy):
