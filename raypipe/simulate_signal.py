@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 
 _SOURCES = 24
 """Of background activity."""
+_NET = 128
+"""Electrodes of a HydroCel net beside its reference."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,17 @@ def signal(
 
 
 def _positions(count: int) -> Array:
-    """Electrodes on the upper part of a unit sphere, spread by the golden angle; x right, y front, z up."""
+    """Electrodes on a unit sphere; x right, y front, z up.
+
+    All of a HydroCel net sit where their names say. Fewer are spread over the upper part by the golden angle: a net's
+    first ones lie together on the right of the forehead, where little is to be seen of a response.
+    """
+    if count == _NET:
+        import mne
+
+        places = mne.channels.make_standard_montage("GSN-HydroCel-128").get_positions()["ch_pos"]
+        found_C3 = np.array([places[f"E{number}"] for number in range(1, count + 1)])
+        return np.asarray(found_C3 / np.linalg.norm(found_C3, axis=1, keepdims=True))
     index = np.arange(count)
     z = 1 - 1.4 * (index + 0.5) / count
     angle = index * math.pi * (3 - math.sqrt(5))
