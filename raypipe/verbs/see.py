@@ -110,7 +110,7 @@ def dashboard(
     run: RunArg,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine.")] = 8080,
 ) -> None:
-    """Open optuna-dashboard on a run's study, while it runs or later; Ctrl-C ends it. Extra: raypipe[dashboard]."""
+    """Open optuna-dashboard (an extra) on a run's study, while it runs or later; Ctrl-C ends it."""
     from raypipe.dashboard import serve
     from raypipe.store import RunStore
 
