@@ -26,7 +26,9 @@ def on_premise() -> dict[str, Any]:
 def of_hosts(name: str, addresses: Sequence[str], key: Path) -> str:
     """The same for these hosts, the head first: a head that runs no trials, workers of one core.
 
-    Nothing is installed on them, for they have this machine's files; all else is as the file says.
+    Nothing is installed on them, for they have this machine's files. Their object stores are small, and their agents'
+    ports are told: a raylet that must wait for these dies after 15 s, which is short for three hosts on two cores. All
+    else is as the file says.
     """
     head, *workers = addresses
     config = on_premise()
@@ -35,8 +37,9 @@ def of_hosts(name: str, addresses: Sequence[str], key: Path) -> str:
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
     config["setup_commands"] = []
     del config["file_mounts"]["~/raypipe-src"]
-    for kind, more in (("head", f" --node-ip-address={head} --num-cpus=0"), ("worker", " --num-cpus=1")):
+    frugal = "--object-store-memory=200000000 --dashboard-agent-grpc-port=6400 --runtime-env-agent-port=6401"
+    for kind, more in (("head", f"--node-ip-address={head} --num-cpus=0"), ("worker", "--num-cpus=1")):
         commands = config[f"{kind}_start_ray_commands"]
         (start,) = (n for n, command in enumerate(commands) if "ray start" in command)
-        commands[start] += more
+        commands[start] += f" {more} {frugal}"
     return yaml.safe_dump(config)
