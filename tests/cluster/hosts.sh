@@ -3,8 +3,8 @@
 # and /dev/shm, and an sshd that lets root in by a key made for the occasion. All other files are this machine's.
 # Needs root, for namespaces, links, mounts and sshd are root's to make; and iproute2, openssh-server, util-linux, rsync
 # (with which `ray up` copies files). Nothing that STATE does not name is touched.
-#   hosts.sh up STATE BIN N [NAME=VALUE ...]   N <= 10 hosts, 10.77.0.10, .11, ...; BIN holds the `ray` and `python` that
-#                                              they run, and NAME is in the environment of whoever logs in
+#   hosts.sh up STATE BIN N [NAME=VALUE ...]   N <= 10 hosts, 10.77.0.10, .11, ...; BIN holds the `ray` and `python`
+#                                              that they run, and NAME is in the environment of whoever logs in
 #   hosts.sh cut|mend STATE I                  take host I's link down, or up again
 #   hosts.sh kill STATE I                      SIGKILL all that runs on host I
 #   hosts.sh down STATE
@@ -24,7 +24,8 @@ become() { # host I, within its namespaces
   chmod 600 "$home/root/.ssh/authorized_keys"
   echo "export PATH=$bin:\$PATH" | tee "$home/root/.bash_profile" >"$home/root/.bashrc"
   # Root's home is elsewhere on this host; /root itself, where a Python may lie, stays in sight.
-  awk -F: -v OFS=: -v home="$home/root" '$1 == "root" { $6 = home; $7 = "/bin/bash" } { print }' /etc/passwd >"$home/passwd"
+  awk -F: -v OFS=: -v home="$home/root" '$1 == "root" { $6 = home; $7 = "/bin/bash" } { print }' \
+    /etc/passwd >"$home/passwd"
   mount --bind "$home/passwd" /etc/passwd
   mount -t tmpfs -o size=4g tmpfs /tmp/ray
   mount -t tmpfs -o size=4g tmpfs /dev/shm
@@ -68,12 +69,12 @@ up() { # N hosts
   done
 }
 
-kill_host() { # and wait until it is gone
+kill_host() { # and wait until it is dead, reaped or not
   local pid
   pid=$(cat "$state/host$1.pid" 2>/dev/null) || return 0
   rm "$state/host$1.pid"
   kill -9 "$pid" 2>/dev/null || true # its first process follows it, and with that all of its namespace
-  tail --pid="$pid" -f /dev/null
+  while grep -q '^State:[[:space:]]*[^Z]' "/proc/$pid/status" 2>/dev/null; do sleep 0.1; done
 }
 
 down() {
