@@ -99,7 +99,7 @@ def execute(
         ends = desk.live.remote()
         crew = Crew(
             run=store.where,
-            windows=str(windows.path),
+            windows=windows.where,
             desk=desk,
             scratch=str(scratch),
             workers=workers,

@@ -1,15 +1,17 @@
-"""Storage that fails as it is told: an object store in memory, a proxy in front of a server, a disk that dies."""
+"""An S3 server; storage that fails as told: an object store in memory, a proxy before a server, a disk that dies."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import itertools
+import logging
 import os
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,45 @@ from unittest import mock
 from pyarrow import fs
 
 from raypipe.testing import Killed
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+"""Environment of who uses an `s3_server`; without the last, the search for keys leaves this machine."""
+
+
+@dataclass
+class Server:
+    """An S3 server of this machine, with a bucket."""
+
+    host: str
+    port: int
+    bucket: str
+    _folders: itertools.count = field(default_factory=itertools.count)
+
+    def uri(self, path: str) -> str:
+        """URI of a bucket and a folder in it."""
+        return f"s3://{path}?scheme=http&endpoint_override={self.host}:{self.port}&region=us-east-1"
+
+    def new_folder(self) -> str:
+        """URI of a folder that nobody has used yet."""
+        return self.uri(f"{self.bucket}/run-{next(self._folders)}")
+
+
+@contextlib.contextmanager
+def s3_server(host: str = "127.0.0.1") -> Iterator[Server]:
+    """Serve a bucket at an address of this machine, to whoever comes with whatever keys; this process has some."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it tells of every request
+    server = ThreadedMotoServer(host, port=0, verbose=False)
+    server.start()
+    try:
+        port = server.get_host_and_port()[1]
+        with mock.patch.dict(os.environ, KEYS):
+            options = {"endpoint_override": f"{host}:{port}", "scheme": "http", "region": "us-east-1"}
+            fs.S3FileSystem(allow_bucket_creation=True, **options).create_dir("raypipe-tests")
+            yield Server(host, port, "raypipe-tests")
+    finally:
+        server.stop()
 
 
 class Clock:

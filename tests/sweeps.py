@@ -28,14 +28,14 @@ PATIENCE = 240.0
 AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
 
 
-def wait_until(ready: Callable[[], object], what: str, patience: float = PATIENCE) -> object:
-    """Look again and again until `ready` is true."""
+def wait_until(ready: Callable[[], object], what: str, patience: float = PATIENCE, pause: float = 0.02) -> object:
+    """Look again and again until `ready` is true, every `pause` seconds."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         found = ready()
         if found:
             return found
-        time.sleep(0.02)  # between two looks at a condition
+        time.sleep(pause)  # between two looks at a condition
     raise AssertionError(f"waited in vain for {what}")
 
 

@@ -186,9 +186,11 @@ def test_two_drivers_never_share_a_run(toy, tmp_path, drive):
     driver.kill()
 
 
-def test_a_run_behind_a_uri(toy, tmp_path):
-    run = sweep(toy / "space.py", toy / "store", f"file://{tmp_path}/run", **(OPTIONS | {"trials": 2}))
+def test_windows_and_a_run_behind_uris(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path / "cache"))
+    run = sweep(toy / "space.py", f"file://{toy}/store", f"file://{tmp_path}/run", **(OPTIONS | {"trials": 2}))
     assert run.trials.state.tolist() == ["complete"] * 2
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 8
     assert np.isfinite(run.oof(1).prediction).all()
     longer = resume(run.where, trials=3)
     assert longer.trials.state.tolist() == ["complete"] * 3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from raypipe.referee import finish_trial, run_trial
 from raypipe.simulate import simulate
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
+from tests.storage import s3_server
 from tests.toys import ToyWindows, make_run, tiny, write_store
 
 
@@ -100,37 +100,8 @@ def told(tmp_path_factory) -> Finished:
     return made
 
 
-@dataclass
-class Server:
-    """An S3 server of this machine, with a bucket."""
-
-    port: int
-    bucket: str
-    _folders: itertools.count = field(default_factory=itertools.count)
-
-    def uri(self, path: str) -> str:
-        """URI of a bucket and a folder in it."""
-        return f"s3://{path}?scheme=http&endpoint_override=127.0.0.1:{self.port}&region=us-east-1"
-
-    def new_folder(self) -> str:
-        """URI of a folder that nobody has used yet."""
-        return self.uri(f"{self.bucket}/run-{next(self._folders)}")
-
-
 @pytest.fixture(scope="session")
 def s3():
-    """A server without a care for keys; what reads them from the environment finds some."""
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    port = server.get_host_and_port()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # else the search for keys leaves this machine
-        options = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "region": "us-east-1"}
-        fs.S3FileSystem(allow_bucket_creation=True, **options).create_dir("raypipe-tests")
-        yield Server(port, "raypipe-tests")
-    server.stop()
+    """A server without a care for keys."""
+    with s3_server() as server:
+        yield server

@@ -7,13 +7,12 @@ import re
 import shutil
 import stat
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = (ROOT / "cluster.yaml").read_text()
+from tests.cluster.config import CLUSTER, ROOT, of_hosts, on_premise
+
 RAY = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
 
@@ -25,21 +24,19 @@ def validated(text):
     return config
 
 
-def on_premise():
-    """The file with the alternative at its end taken, as its comments say."""
-    text, _, end = CLUSTER.partition("# provider:\n")
-    config = yaml.safe_load(text)
-    for name in ("head_node_type", "available_node_types", "max_workers"):
-        del config[name]
-    lines = ("# provider:\n" + end).splitlines()
-    local = yaml.safe_load("\n".join(line[2:] for line in lines if not line.startswith("# (")))
-    return yaml.safe_dump(config | local)
-
-
 def test_the_cluster_is_valid_as_written_and_with_machines_of_ones_own():
-    cloud, own = validated(CLUSTER), validated(on_premise())
+    cloud, own = validated(CLUSTER), validated(yaml.safe_dump(on_premise()))
     assert cloud["provider"]["type"] == "aws" and own["provider"]["type"] == "local"
     assert own["max_workers"] == len(own["provider"]["worker_ips"]) == 2
+
+
+def test_the_cluster_of_the_tests_is_valid_and_differs_in_its_machines_only(tmp_path):
+    hosts = validated(of_hosts("three", ["192.0.2.1", "192.0.2.2", "192.0.2.3"], tmp_path / "key"))
+    assert hosts["provider"]["worker_ips"] == ["192.0.2.2", "192.0.2.3"]
+    assert set(hosts["file_mounts"]) == {"~/.ray/auth_token"} and hosts["setup_commands"] == []
+    for kind in ("head", "worker"):
+        ours, theirs = (cluster[f"{kind}_start_ray_commands"] for cluster in (hosts, on_premise()))
+        assert [command.partition(" --n")[0] for command in ours] == theirs
 
 
 def test_a_mistake_would_be_noticed():
@@ -76,11 +73,12 @@ def test_the_job_for_kubernetes_has_what_kuberay_asks_for():
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_the_slurm_script_is_clean():
-    subprocess.run(["bash", "-n", ROOT / "deploy/slurm.sh"], check=True)
+@pytest.mark.parametrize("script", ["deploy/slurm.sh", "tests/cluster/hosts.sh"])
+def test_the_scripts_are_clean(script):
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed; bash has parsed the script")
-    subprocess.run(["shellcheck", ROOT / "deploy/slurm.sh"], check=True)
+    subprocess.run(["shellcheck", ROOT / script], check=True)
 
 
 @pytest.mark.parametrize("status", [0, 2])

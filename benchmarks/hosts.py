@@ -1,0 +1,107 @@
+"""What a second host is worth: trials an hour of a sweep on one host of one core, and on two.
+
+    python benchmarks/hosts.py                   # as root, with what tests/cluster needs; ten minutes or more
+
+The hosts are those of tests/cluster: namespaces with an sshd each, `ray up`, windows and run behind s3://, a submitted
+job. Each worker host has a core of this machine to itself; head, driver and storage take what is left of both. Twelve
+trials of SAM, four folds, batch 64 of 129 x 200 as in benchmarks/sweep.py. Told are the whole job and the part from the
+end of the first trial on, in which nothing starts up any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.folds import windows_of
+from benchmarks.timing import where_and_when
+from raypipe import Run
+from raypipe.testing import descendants
+from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
+from tests.storage import KEYS, Server, s3_server
+from tests.toys import write_store
+
+SPACE = """"Points of a plane."
+def space(trial):
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    trial.suggest_categorical("sam/name", ["sam"])
+    trial.suggest_float("sam/rho", 0.01, 0.5, log=True)
+    return {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": 64, "model/kernels": "paper"}
+"""
+FLAGS = ["--folds", "4", "--no-prune", "--stem", "fourier", "--stack", "off", "--workers", "1", "--concurrent"]
+"""Two hosts take a trial each; then no trial waits for the slower half of its folds."""
+
+
+def pin(hosts: Hosts, count: int) -> None:
+    """Give each worker host a core; what is started there later inherits it from sshd."""
+    for host in range(1, count + 1):
+        top = int((hosts.folder / f"host{host}.pid").read_text())
+        for pid in (top, *descendants(top)):
+            os.sched_setaffinity(pid, {sorted(os.sched_getaffinity(0))[(host - 1) % os.cpu_count()]})
+
+
+def rates(folder: Path, count: int, trials: int) -> tuple[float, float]:
+    """Trials an hour on so many worker hosts: of the whole job, and once it runs."""
+    place = folder / f"on-{count}"
+    place.mkdir()
+    env = KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150", "PYTHONPATH": _path()}
+    with Hosts(place / "hosts", 1 + count, env) as hosts, Laptop(place / "laptop", hosts) as laptop:
+        pin(hosts, count)
+        laptop.up()
+        with s3_server(GATEWAY) as server:
+            _run(folder, laptop, server, count, trials)
+            laptop.raypipe("pull", server.uri(f"{server.bucket}/run"), place / "run")
+    run = Run(place / "run").store
+    ends = sorted(result.finished for n in run.numbers() if (result := run.result(n)) and result.state == "complete")
+    assert len(ends) == trials
+    first = ends[count - 1]  # all hosts have ended a trial
+    return 3600 * trials / (ends[-1] - run.info.created), 3600 * (trials - count) / (ends[-1] - first)
+
+
+def _run(folder: Path, laptop: Laptop, server: Server, count: int, trials: int) -> None:
+    store, run = (server.uri(f"{server.bucket}/{name}") for name in ("store", "run"))
+    laptop.raypipe("push", folder / "store", store)
+    command = ["sweep", folder / "space.py", "--data", store, "--run", run, *FLAGS, count, "--trials", trials]
+    job = re.search(r"(\S+): submitted", laptop.raypipe("submit", *laptop.cluster, *command))
+    assert job
+    follow = laptop.driver("logs", job[1], "-f", *laptop.cluster)
+    try:
+        out = follow.finish(3600)
+        assert follow.child.returncode == 0, out
+    finally:
+        follow.end()
+
+
+def _path() -> str:
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
+    asked = parser.parse_args()
+    if reasons := missing():
+        sys.exit("; ".join(reasons))
+    with tempfile.TemporaryDirectory(prefix="raypipe-hosts-") as name:
+        folder = Path(name)
+        write_store(folder / "store", windows_of(512, 129, 200, 16))
+        (folder / "space.py").write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
+        found = {count: rates(folder, count, asked.trials) for count in (1, 2)}
+    print(where_and_when(), f"{os.cpu_count()} cores")
+    for count, (whole, running) in found.items():
+        print(f"{count} worker host(s): {whole:6.1f} trials an hour, start included; {running:6.1f} once it runs")
+    print(
+        f"two over one: {found[2][0] / found[1][0]:.2f}x, start included; {found[2][1] / found[1][1]:.2f}x once it runs"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Hosts that hosts.sh makes, and a Ray cluster that `ray up` makes of them, as somebody at a laptop would."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raypipe.testing import descendants, kill, session, title
+from tests.cluster.config import of_hosts
+from tests.sweeps import Driver, wait_until
+
+GATEWAY = "10.77.0.254"
+"""This machine, as the hosts see it."""
+
+SCRIPT = Path(__file__).with_name("hosts.sh")
+BIN = Path(sys.executable).parent
+PROBE = "unshare --uts --ipc --net --pid --fork --mount --mount-proc ip link add probe type bridge"
+# Not Ray's log monitor: it outlives a raylet that has lost its head, and is ended by the next `ray up` or a `ray stop`.
+RAYS = ("ray::", "raylet", "gcs_server", "ray/dashboard", "ray/autoscaler", "raypipe sweep")
+"""One of these is in the title of whatever belongs to Ray, or to what runs on it."""
+
+
+def missing() -> list[str]:
+    """Why this machine cannot be several hosts; empty where it can."""
+    if os.geteuid() != 0:
+        return ["not root, who alone makes namespaces, links and mounts"]
+    tools = {
+        "ip": "iproute2",
+        "sshd": "openssh-server",
+        "ssh": "openssh-client",
+        "rsync": "rsync",
+        "unshare": "util-linux",
+    }
+    reasons = [f"no {tool} (package {package})" for tool, package in tools.items() if shutil.which(tool) is None]
+    # What `import ray.dashboard.optional_deps` asks for first; an import would stay in this process.
+    if any(importlib.util.find_spec(name) is None for name in ("aiohttp", "aiohttp_cors", "opencensus")):
+        reasons.append("no ray[default] (pip install -c constraints.txt 'raypipe[cluster]')")
+    if not (BIN / "ray").exists():
+        reasons.append(f"no {BIN / 'ray'}, which hosts would run")
+    if not reasons and subprocess.run(PROBE.split(), capture_output=True).returncode:
+        reasons.append(
+            "this root may make no namespaces or bridges (a container without CAP_SYS_ADMIN, CAP_NET_ADMIN?)"
+        )
+    return reasons
+
+
+class Hosts:
+    """Some hosts, up for the length of a `with` block.
+
+    Parameters
+    ----------
+    folder
+        What they leave on disk, their homes too.
+    count
+        How many.
+    env
+        Environment of whoever logs in, and so of all that Ray runs on them.
+    """
+
+    def __init__(self, folder: Path, count: int, env: Mapping[str, str]) -> None:
+        self.folder, self._count, self._env = folder, count, dict(env)
+        self.key = folder / "ssh/id"
+
+    def __enter__(self) -> Hosts:
+        try:
+            self._do("up", BIN, self._count, *(f"{name}={value}" for name, value in self._env.items()))
+            for host in range(self._count):
+                wait_until(lambda host=host: self._answers(host), f"host {host} to answer: {self._log(host)}", 60)
+        except BaseException:
+            self._do("down")
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do("down")
+
+    def _do(self, command: str, *arguments: object) -> None:
+        words = [SCRIPT, command, self.folder, *map(str, arguments)]
+        # Not a pipe, which would stay open with the hosts.
+        with (self.folder.parent / "hosts.log").open("a+") as said:
+            if subprocess.run(words, stdout=said, stderr=said, timeout=60).returncode:
+                raise RuntimeError(f"hosts.sh {command}: {Path(said.name).read_text()[-400:]}")
+
+    def _answers(self, host: int) -> bool:
+        try:
+            socket.create_connection((self.address(host), 22), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def _log(self, host: int) -> str:
+        return (self.folder / f"host{host}.log").read_text()[-400:]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of all of them."""
+        return [self.address(host) for host in range(self._count)]
+
+    @staticmethod
+    def address(host: int) -> str:
+        """Of one."""
+        return f"10.77.0.1{host}"
+
+    def cut(self, host: int) -> None:
+        """Take its link down: what runs there goes on, alone."""
+        self._do("cut", host)
+
+    def mend(self, host: int) -> None:
+        """Take the link up again."""
+        self._do("mend", host)
+
+    def kill(self, host: int) -> None:
+        """SIGKILL all that runs there, at once; it does not come back."""
+        self._do("kill", host)
+
+    def processes(self, host: int) -> list[str]:
+        """Titles of all that runs there."""
+        file = self.folder / f"host{host}.pid"
+        return [name for pid in descendants(int(file.read_text())) if (name := title(pid))] if file.exists() else []
+
+    def rays(self) -> list[str]:
+        """Titles of what belongs to Ray, on all hosts."""
+        return [t for host in range(self._count) for t in self.processes(host) if any(word in t for word in RAYS)]
+
+
+class Laptop:
+    """From where the cluster is made and used: a home with the cluster's token in it, and a tunnel to its dashboard.
+
+    Parameters
+    ----------
+    folder
+        The home, made here.
+    hosts
+        The machines, the head first.
+    """
+
+    def __init__(self, folder: Path, hosts: Hosts) -> None:
+        folder.mkdir()
+        self.folder, self.hosts = folder, hosts
+        self.config = folder / "cluster.yaml"
+        self.config.write_text(of_hosts("raypipe-hosts", hosts.addresses, hosts.key))
+        self.env = {
+            "HOME": str(folder),
+            "RAY_TMPDIR": str(folder),  # where `ray up` keeps what it knows of the hosts
+            "RAY_AUTH_MODE": "token",
+            "RAY_UP_enable_autoscaler_v2": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self._tunnel: subprocess.Popen[Any] | None = None
+        self.cluster: tuple[str, ...] = ()
+        """What tells a raypipe command where the cluster is, once it is up."""
+
+    def __enter__(self) -> Laptop:
+        self.ray("get-auth-token", "--generate")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tunnel:
+            kill(*session(self._tunnel.pid))
+            self._tunnel.wait()
+
+    def ray(self, *words: object) -> str:
+        """Run a command of Ray's; what it printed.
+
+        Raises
+        ------
+        AssertionError
+            It failed.
+        """
+        with (self.folder / "ray.log").open("w+") as said:  # not a pipe: ssh's masters outlive the command
+            command = [BIN / "ray", *map(str, words)]
+            done = subprocess.run(
+                command, stdout=said, stderr=said, stdin=subprocess.DEVNULL, env=os.environ | self.env, timeout=300
+            )
+            out = Path(said.name).read_text()
+        assert done.returncode == 0, out
+        return out
+
+    def up(self) -> None:
+        """`ray up`, and a tunnel by `ray dashboard`."""
+        self.ray("up", "-y", "--no-config-cache", self.config)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.cluster = ("--cluster", f"http://127.0.0.1:{port}")
+        self._tunnel = subprocess.Popen(
+            [BIN / "ray", "dashboard", "--port", str(port), self.config],
+            env=os.environ | self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(self._open, "the tunnel to the dashboard", 120)
+
+    def _open(self) -> bool:
+        driver = self.driver("jobs", *self.cluster)
+        try:
+            driver.finish(60)
+            return driver.child.returncode == 0
+        finally:
+            driver.end()
+
+    def down(self) -> None:
+        """`ray down`."""
+        self.ray("down", "-y", self.config)
+
+    def driver(self, *words: object) -> Driver:
+        """Start a raypipe command."""
+        return Driver(*words, env=self.env)
+
+    def raypipe(self, *words: object) -> str:
+        """Run a raypipe command to its end; what it printed.
+
+        Raises
+        ------
+        AssertionError
+            It failed.
+        """
+        driver = self.driver(*words)
+        try:
+            out = driver.finish(120)
+            assert driver.child.returncode == 0, out
+            return out
+        finally:
+            driver.end()
