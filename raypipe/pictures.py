@@ -199,7 +199,7 @@ def weights_in_a_row(names: Sequence[str], weights: NDArray[Any]) -> Figure:
     axes.barh(y, weights, height=0.6, color=BLUE)
     axes.axvline(1.0 / len(names), color=GREY, lw=1, ls="--")
     for place, weight in zip(y, weights, strict=True):
-        axes.text(weight + 0.005, place, f"{weight:.3f}", va="center", fontsize=8.5, bbox=PAPER)
+        axes.text(weight + 0.01 * float(np.max(weights)), place, f"{weight:.3f}", va="center", fontsize=8.5, bbox=PAPER)
     axes.set_yticks(y, names)
     axes.set_xlim(0, min(1.0, float(np.max(weights))) * 1.15)
     axes.set_xlabel("weight (dashed: equal)")
