@@ -28,8 +28,8 @@ class ModelConfig(_Frozen):
 
     name: Literal["conformer", "tcn", "vit"] = "conformer"
     """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); of what follows it uses `filters`, `depth`,
-    `dropout`, `norm` and `bins`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); only this one can be
-    pretrained; it uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
+    `dropout`, `norm`, `bins` and `variance`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); only this
+    one can be pretrained; it uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
     patch: Annotated[int, Field(ge=2)] = 25
     """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
@@ -69,8 +69,8 @@ class ModelConfig(_Frozen):
             raise ValueError("bins must be 0, or 2 or more")
         if self.bins and self.variance:
             raise ValueError("bins tell a variance already: leave variance False")
-        if self.name == "vit" and (self.bins or self.variance):
-            raise ValueError("bins and variance are for name=conformer and tcn, not for vit")
+        if self.name == "vit" and self.variance:
+            raise ValueError("variance is for name=conformer and tcn, not for vit")
         if self.name == "conformer" and self.filters % self.heads:
             raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
         return self

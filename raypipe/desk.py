@@ -47,6 +47,7 @@ class Desk:
         self._groups: dict[str, _Group] = {}
         self._claims: dict[str, tuple[str, float]] = {}
         self._beats: dict[bytes, float] = {}
+        self._asked = time.monotonic()
 
     async def _wait(self, group: _Group, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         async with group.changed:
@@ -125,6 +126,10 @@ class Desk:
     async def silent(self, seconds: float) -> list[bytes]:
         """Slots that have a group and have not been heard of for so long; each is named once in that time."""
         now = time.monotonic()
+        stood_still = now - self._asked > seconds  # so did the beats that wait behind this question
+        self._asked = now
+        if stood_still:
+            self._beats = dict.fromkeys(self._beats, now)
         owners = {group.owner for group in self._groups.values() if group.owner is not None}
         self._beats = {owner: last for owner, last in self._beats.items() if owner in owners}
         found = [owner for owner, last in self._beats.items() if now - last > seconds]

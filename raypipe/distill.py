@@ -13,6 +13,7 @@ from raypipe.feed import Feed
 from raypipe.folds import Index
 from raypipe.members import Soup
 from raypipe.oof import Floats
+from raypipe.retries import retry_of
 from raypipe.store import Member, RunStore
 from raypipe.train import FoldTrainer
 from raypipe.windows import WindowStore
@@ -37,7 +38,23 @@ class _Student(FoldTrainer):
         if self.classes:
             shares_BK = torch.nn.functional.one_hot(labels, self.classes).to(given_BO)
             return torch.lerp(given_BO, shares_BK, LABELS)
-        return torch.lerp((given_BO[:, 0] - self.centre) / self.scale, labels, LABELS)
+        # The student's answer is shrunk as its trial's is, and the ensemble's answers are shrunk already.
+        return torch.lerp((given_BO[:, 0] - self.out_centre) / (self.out_scale or self.scale), labels, LABELS)
+
+
+def require_scratch(run: RunStore, like: Member) -> None:
+    """Refuse a student that would have the network of a trial which started from a pretrained encoder.
+
+    Raises
+    ------
+    UserError
+        It would: that network has learned from more than a student sees.
+    """
+    if run.config(like.trial).init.name != "none":
+        raise UserError(
+            f"--distill: trial {like.trial}, whose network the student would have, started from a pretrained encoder; "
+            "take --method soup for one network a fold"
+        )
 
 
 def distill(
@@ -48,7 +65,10 @@ def distill(
     answers_NO: Floats,
     progress: Progress | None = None,
 ) -> Soup:
-    """Train one network on all search subjects, with the configuration of a trial and for as long as was best for it.
+    """Train one network on all search subjects, with the configuration of a trial, up to the trial's best epoch.
+
+    (Where its folds chose their epochs themselves, up to the last that one of them trained.) It is trained in this
+    process, on its GPU if there is one.
 
     Parameters
     ----------
@@ -72,16 +92,14 @@ def distill(
     Raises
     ------
     UserError
-        The trial started from a pretrained encoder: its network has learned from more than a student sees.
+        See `require_scratch`.
     """
-    config, result = run.config(like.trial), run.result(like.trial)
-    if config.init.name != "none":
-        raise UserError(
-            f"--distill: trial {like.trial}, whose network the student would have, started from a pretrained encoder; "
-            "take --method soup for one network a fold"
-        )
+    require_scratch(run, like)
+    config, result, retry = run.config(like.trial), run.result(like.trial), retry_of(run, like.trial)
     given = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
-    student = _Student(given, Feed(windows), index, index[:0], fold=run.folds.n_folds)
+    feed = Feed(windows, "cuda" if torch.cuda.is_available() else "cpu")
+    micro_batch = retry.micro_batch if retry else None
+    student = _Student(given, feed, index, index[:0], fold=run.folds.n_folds, micro_batch=micro_batch)
     student.answers_NO = np.zeros((len(windows), answers_NO.shape[1]))
     student.answers_NO[index] = answers_NO
     epochs = result.best_epoch if result is not None else config.epochs

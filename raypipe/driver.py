@@ -68,7 +68,7 @@ class Options(BaseModel):
     stack: Literal["auto", "on", "off"] = "auto"
     """Whether a worker trains its folds as one program. auto: as measured at the start and recorded."""
     track: list[str] = ["tensorboard"]
-    """Who is told of trials' curves (`raypipe.trackers`)."""
+    """Who is told of trials' curves (`raypipe.trackers`); none: an empty list."""
     address: str | None = None
     """A running Ray cluster; None starts Ray on this machine."""
     storage: str | None = None
@@ -262,7 +262,6 @@ def _drive(
 ) -> Run:
     from raypipe.study import Halving, Ledger, open_journal
 
-    require(options.track)
     try:
         with Lease(store.folder) as lease, quiet_optuna(), closing(Tracked(store, options.track, watch)) as watch:
             storage = open_journal(store)

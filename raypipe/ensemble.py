@@ -10,7 +10,7 @@ import numpy as np
 
 from raypipe import verdict
 from raypipe.cache import open_windows
-from raypipe.distill import distill
+from raypipe.distill import distill, require_scratch
 from raypipe.errors import UserError, nearest
 from raypipe.files import read_json, write_json
 from raypipe.fitted import Ensemble, HeldOut
@@ -96,6 +96,8 @@ def fit_ensemble(
             f"has {run.info.data_hash[:12]})"
         )
     run.require_whole(trials)
+    if distilled:
+        require_scratch(run, candidates[0])
     audit_store(windows, run.folds)
     members = read_members_oof(run, candidates, windows.subjects, windows.targets)
     order = ranking(members)
@@ -179,6 +181,7 @@ def fit_ensemble(
     brewed = student or (made.soup if made else None)
     if made is None:
         places, weights, rule = shipped(rules[chosen], n)
+        rule = None if student is not None else rule  # the student answers by itself
     else:
         places = [candidates.index(member) for member in made.soup.members]
         weights, rule = np.full(len(places), 1.0 / len(places)), None

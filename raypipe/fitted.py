@@ -80,8 +80,9 @@ class Ensemble:
 
     @property
     def trials(self) -> list[int]:
-        """Numbers of the members' trials, each once."""
-        return list(dict.fromkeys(member.trial for member in self.members))
+        """Numbers of the trials of members, and of what stands for them, each once."""
+        others = self.soup.members if self.soup else []
+        return list(dict.fromkeys(member.trial for member in [*self.members, *others]))
 
     def save(self) -> None:
         """Write the ensemble to its run: arrays (``ensemble/``), ``ensemble/table.csv``, then its record."""

@@ -98,11 +98,17 @@ def _average(members: Members) -> Rule:
 
 
 def _snapshots(members: Members) -> Rule:
-    """Equal weights over the best member's trial: what one training gives for the price of one (Huang et al. 2017)."""
-    assert members.trials is not None
-    best = members.trials[ranking(members)[0]]
-    inside_M = np.array([trial == best for trial in members.trials])
+    """Equal weights over the best trial that has snapshots: what one training gives (Huang et al. 2017)."""
+    inside_M = np.isin(np.arange(len(members.names)), with_snapshots(members))
     return linear(inside_M / inside_M.sum())
+
+
+def with_snapshots(members: Members) -> list[int]:
+    """Places of the best member whose trial has others too, and of these; of the best one alone where none has."""
+    trials = members.trials or list(range(len(members.names)))
+    order = ranking(members)
+    best = next((trials[place] for place in order if trials.count(trials[place]) > 1), trials[order[0]])
+    return [place for place, trial in enumerate(trials) if trial == best]
 
 
 def _no_snapshots(members: Members) -> str | None:
@@ -168,12 +174,13 @@ def _calibrated(wrong_N: Floats, told_N: Floats | None) -> tuple[float, float]:
 def _sample(members: Members, *, by_member: bool) -> Rule:
     if members.kind == "classification":
         return _by_entropy(members, by_member=by_member)
-    assert members.variances is not None
-    wrong_MN, told_MN = members.answers[:, :, 0] - members.targets, members.variances
+    wrong_MN = members.answers[:, :, 0] - members.targets
+    # None of some of the members, where others tell variances: each then has one weight for all windows.
+    told_MN = np.zeros_like(wrong_MN) if members.variances is None else members.variances
     pairs = [_calibrated(wrong_N, told_N) for wrong_N, told_N in zip(wrong_MN, told_MN, strict=True)]
     if not by_member:  # those that tell a variance share one calibration
         telling = [place for place, told_N in enumerate(told_MN) if told_N.any()]
-        shared = _calibrated(wrong_MN[telling].ravel(), told_MN[telling].ravel())
+        shared = _calibrated(wrong_MN[telling].ravel(), told_MN[telling].ravel()) if telling else (0.0, 0.0)
         pairs = [shared if place in telling else own for place, own in enumerate(pairs)]
     return {"kind": "precision", "scale": [a for a, _ in pairs], "floor": [b for _, b in pairs]}
 

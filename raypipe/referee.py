@@ -73,7 +73,8 @@ class Referee:
         pooled = score(
             self.run.info.metric,
             np.concatenate([targets[index] for index in self.validation]),
-            np.concatenate([part.predictions for part in parts])[:, : self.windows.n_outputs],
+            # A checkpoint of a version without variances has no column of them.
+            np.concatenate([part.predictions[:, : self.windows.n_outputs] for part in parts]),
         )
         if not np.isfinite(pooled):
             raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")

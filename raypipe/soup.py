@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raypipe.errors import UserError
 from raypipe.folds import Index
 from raypipe.members import Soup, build_module, fold_tensors, read_soup
-from raypipe.methods import ranking, splits
+from raypipe.methods import ranking, splits, with_snapshots
 from raypipe.metrics import get_metric, score
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.oof import Floats, Members
@@ -269,22 +269,22 @@ def make(pot: Pot, name: str) -> Made:
     Raises
     ------
     UserError
-        It is to be of snapshots, and the best trial in the pot has none.
+        It is to be of snapshots, and no trial in the pot has any.
     """
     members = pot.members
-    if name != GREEDY:
+    if name == UNIFORM:
         places = tuple(range(len(pot.ingredients)))
-    if name == SWA:
-        best = pot.ingredients[0].trial
-        places = tuple(place for place in places if pot.ingredients[place].trial == best)
-        if len(places) < 2:
-            raise UserError(f"--method swa: trial {best} has kept no snapshots; they come with optim/schedule=cyclic")
-    if name != GREEDY:
         return Made(pot.soup(places), pot.answers(places), pot.answers(places))
+    if name == SWA and len(with_snapshots(members)) < 2:
+        raise UserError("--method swa: no trial has kept snapshots; they come with optim/schedule=cyclic")
+
+    def choose(inside_N: NDArray[np.bool_]) -> Places:
+        return tuple(with_snapshots(members.rows(inside_N))) if name == SWA else greedy(members, pot.answers, inside_N)
+
     nested_NO = np.empty_like(members.goals)
     for fit_N, judge_N in splits(members, HALVES):
-        nested_NO[judge_N] = pot.answers(greedy(members, pot.answers, fit_N))[judge_N]
-    places = greedy(members, pot.answers, np.ones(len(members.targets), dtype=bool))
+        nested_NO[judge_N] = pot.answers(choose(fit_N))[judge_N]
+    places = choose(np.ones(len(members.targets), dtype=bool))
     return Made(pot.soup(places), pot.answers(places), nested_NO)
 
 
@@ -303,6 +303,8 @@ def soup_words(name: str, made: Made, members: Sequence[Member], family: Sequenc
             f" Trial{'' if one else 's'} {', '.join(strangers)} {'was' if one else 'were'} not tried: "
             f"{'it is another network or' if one else 'they are other networks or'} started from other weights."
         )
+    if name == SWA:
+        words += " Its nested score is of the trial that was best on half of the subjects, scored on the other half."
     if name == GREEDY:
         words += (
             " The soup's own out-of-fold score is optimistic, for its ingredients were chosen on those very windows; "

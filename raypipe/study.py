@@ -45,6 +45,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         self._folder = folder
         self._logs: list[dict[str, Any]] = []
         self._files = 0
+        self.frozen = False
 
     def _name(self, number: int) -> str:
         return f"study/{number:08d}.jsonl"
@@ -57,6 +58,8 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self.frozen:
+            raise UserError(f"{self._folder.where}: its study can be looked at here, not changed")
         self.read_logs(0)
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._folder.write(self._name(self._files), text.encode())
@@ -70,12 +73,18 @@ def _lines(data: bytes, where: str) -> list[dict[str, Any]]:
         raise UserError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy") from None
 
 
-def open_journal(run: RunStore) -> Any:
-    """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files."""
+def open_journal(run: RunStore, *, mend: bool = True) -> Any:
+    """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files.
+
+    Only who holds the run's lease may `mend` what a killed driver left; behind a URI, only they may write.
+    """
     if run.local is None:
-        return optuna.storages.JournalStorage(FolderJournal(run.folder))
+        journal = FolderJournal(run.folder)
+        journal.frozen = not mend
+        return optuna.storages.JournalStorage(journal)
     path = run.local / "study.journal"
-    _mend(path)
+    if mend:
+        _mend(path)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +21,10 @@ from raypipe.remote import shown
 from raypipe.store import Epoch, RunStore, TrialResult
 
 log = logging.getLogger(__name__)
+
+NONE = "none"
+PATIENCE = 30.0
+"""Seconds that a driver which ends waits for what is still to be told."""
 
 Watch = Callable[[str, dict[str, Any]], None]
 
@@ -87,30 +93,41 @@ class MLflow:
         name = label(run)
         there = self._client.get_experiment_by_name(name)
         self._experiment = there.experiment_id if there else self._client.create_experiment(name)
-        self._ids: dict[int, str] = {}
+        self._ids: dict[int, tuple[str, int]] = {}
 
-    def _id(self, number: int) -> str:
+    def _of(self, number: int) -> tuple[str, int]:
+        """The trial's run, and the last epoch that it was told of before this driver."""
         if number not in self._ids:
+            from mlflow.entities import Param
+
             tag = f"{self._run.info.created}-{number}"
             found = self._client.search_runs([self._experiment], f"tags.`raypipe.trial` = '{tag}'", max_results=1)
             if found:
-                self._ids[number] = found[0].info.run_id
+                identity = found[0].info.run_id
+                told = max((metric.step for metric in self._client.get_metric_history(identity, "score")), default=0)
             else:
                 tags = {"raypipe.trial": tag, "raypipe.run": shown(self._run.where)}
                 made = self._client.create_run(self._experiment, run_name=f"trial {number}", tags=tags)
-                self._ids[number] = made.info.run_id
-                for name, value in flat(self._run.config(number)).items():
-                    self._client.log_param(self._ids[number], name, value)
+                identity, told = made.info.run_id, 0
+                config = flat(self._run.config(number))
+                self._client.log_batch(identity, params=[Param(name, str(value)) for name, value in config.items()])
+            self._ids[number] = identity, told
         return self._ids[number]
 
     def epoch(self, number: int, epoch: Epoch) -> None:
         """Score over all folds, mean training loss, and each fold's score."""
-        for name, value in scalars(epoch).items():
-            self._client.log_metric(self._id(number), name.replace("/", "."), value, step=epoch.epoch)
+        from mlflow.entities import Metric
+
+        identity, told = self._of(number)
+        if epoch.epoch > told:
+            now = int(1000 * time.time())
+            values = {name.replace("/", "."): value for name, value in scalars(epoch).items()}
+            metrics = [Metric(name, value, now, epoch.epoch) for name, value in values.items()]
+            self._client.log_batch(identity, metrics=metrics)
 
     def end(self, result: TrialResult) -> None:
         """The best score, and how the trial ended."""
-        identity = self._id(result.number)
+        identity, _ = self._of(result.number)
         if result.score is not None:
             self._client.log_metric(identity, "best_score", result.score)
         self._client.set_tag(identity, "raypipe.reason", result.reason)
@@ -145,7 +162,9 @@ class WandB:
 
     def epoch(self, number: int, epoch: Epoch) -> None:
         """Score over all folds, mean training loss, and each fold's score."""
-        self._of(number).log(scalars(epoch), step=epoch.epoch)
+        told = self._of(number)
+        if epoch.epoch >= told.step:  # of a run that is gone on with: the step after its last
+            told.log(scalars(epoch), step=epoch.epoch)
 
     def end(self, result: TrialResult) -> None:
         """The best score, and how the trial ended."""
@@ -188,44 +207,95 @@ def require(names: Sequence[str]) -> None:
         Says which, and what to install.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"--track {name}: there is no such tracker; {nearest(name, [*TRACKERS, 'none'])}")
-        if importlib.util.find_spec(TRACKERS[name][1]) is None:
+        if name not in (*TRACKERS, NONE):
+            raise UserError(f"--track {name}: there is no such tracker; {nearest(name, [*TRACKERS, NONE])}")
+        if name != NONE and not installed(name):
             raise UserError(f"--track {name}: not installed here; pip install 'raypipe[{name}]'")
 
 
+def installed(name: str) -> bool:
+    """Whether a tracker's package is there; a folder of that name, such as wandb's own for its files, is none."""
+    found = importlib.util.find_spec(TRACKERS[name][1])
+    return found is not None and found.origin is not None
+
+
 class Tracked:
-    """Tells trackers of a run's events, and then whoever watches it."""
+    """Tells trackers of a run's events, from a thread of its own: the sweep waits for no service.
+
+    At the first event of a trial, all its epochs are told, so that what an earlier driver had no time for is there too.
+
+    Parameters
+    ----------
+    run
+        The run.
+    names
+        Of `TRACKERS`; those whose package is missing are left out with a warning.
+    watch
+        Who is told of every event, at once.
+    """
 
     def __init__(self, run: RunStore, names: Sequence[str], watch: Watch) -> None:
         self._run, self._watch = run, watch
         self._trackers: dict[str, Tracker] = {}
-        for name in names:
-            if name == "tensorboard" and run.local is None:
-                continue  # its event files are appended to, which storage behind a URI does not know
-            self._try(name, partial(self._begin, name))
+        self._told: dict[int, int] = {}
+        self._events: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        # What tensorboard writes is appended to, which storage behind a URI does not know.
+        wanted = [name for name in names if name != NONE and (name != "tensorboard" or run.local is not None)]
+        for name in wanted:
+            if not installed(name):
+                log.warning("%s is not told: it is not installed here", name)
+        self._names = [name for name in wanted if installed(name)]
+        self._thread = threading.Thread(target=self._keep, name="raypipe-trackers", daemon=True)
+        self._thread.start()
 
     def __call__(self, kind: str, news: dict[str, Any]) -> None:
         """An event of the driver's."""
-        for name, tracker in list(self._trackers.items()):
-            if kind == "epoch":
-                epoch = self._run.history(news["number"])[news["epoch"] - 1]
-                self._try(name, partial(tracker.epoch, news["number"], epoch))
-            elif kind == "end":
-                self._try(name, partial(tracker.end, news["result"]))
+        if kind == "epoch":
+            self._events.put((kind, news["number"]))
+        elif kind == "end":
+            self._events.put((kind, news["result"]))
         self._watch(kind, news)
 
     def close(self) -> None:
-        """This driver tells no more."""
+        """This driver tells no more; what is still to be told has half a minute."""
+        self._events.put(None)
+        self._thread.join(PATIENCE)
+
+    def _keep(self) -> None:
+        for name in list(self._names):
+            self._try(name, partial(self._begin, name))
+        while (event := self._events.get()) is not None:
+            kind, what = event
+            number = what.number if kind == "end" else what
+            try:
+                # One that drew an invalid configuration was never recorded.
+                history = self._run.history(number) if self._run.has_trial(number) else None
+            except Exception as error:  # a storage that fails is the sweep's to deal with
+                log.warning("trial %d: an epoch is told later: %s", number, first_line(error))
+                continue
+            if history is not None:
+                self._tell(number, history, what if kind == "end" else None)
         for name, tracker in list(self._trackers.items()):
             self._try(name, tracker.close)
+
+    def _tell(self, number: int, history: Sequence[Epoch], result: TrialResult | None) -> None:
+        fresh = history[self._told.get(number, 0) :]
+        self._told[number] = len(history)
+        for name, tracker in list(self._trackers.items()):
+            for epoch in fresh:
+                self._try(name, partial(tracker.epoch, number, epoch))
+            if result is not None:
+                self._try(name, partial(tracker.end, result))
 
     def _begin(self, name: str) -> None:
         self._trackers[name] = TRACKERS[name][0](self._run)
 
     def _try(self, name: str, tell: Callable[[], object]) -> None:
+        if name not in self._names:
+            return
         try:
             tell()
         except Exception as error:  # whatever a service, or the network to it, does
+            self._names.remove(name)
             self._trackers.pop(name, None)
             log.warning("%s is told no more: %s: %s", name, type(error).__name__, first_line(error))

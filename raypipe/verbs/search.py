@@ -126,7 +126,7 @@ def sweep(
             stack=stack,
             address=address,
             storage=storage,
-            track=[name for name in track if name != "none"],
+            track=track,
             seed=seed,
         )
     print_status(done.where)

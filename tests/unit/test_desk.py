@@ -311,19 +311,38 @@ def test_a_slot_that_is_not_heard_of_is_named_once_in_a_while(monkeypatch):
     async def scenario(desk):
         await desk.open("h")
         assert [await desk.take(slot) for slot in (b"one", b"two")] == ["g", "h"]
-        clock[0] += 50
-        await desk.beat(b"two")
-        await desk.beat(b"a stranger")
-        assert await desk.silent(60) == []
-        clock[0] += 20
-        assert await desk.silent(60) == [b"one"]
-        assert await desk.silent(60) == []  # it is being dealt with
-        clock[0] += 61
-        await desk.beat(b"two")
-        assert await desk.silent(60) == [b"one"]
+
+        async def later(seconds, *beating):
+            found = []
+            for _ in range(seconds):
+                clock[0] += 1
+                for slot in beating:
+                    await desk.beat(slot)
+                found += await desk.silent(60)
+            return found
+
+        assert await later(60, b"two", b"a stranger") == []
+        assert await later(1, b"two") == [b"one"]
+        assert await later(60, b"two") == []  # it is being dealt with
+        assert await later(1, b"two") == [b"one"]
         assert await desk.take(b"three", [b"one"]) == "g"
         await desk.leave("h", b"two")
-        clock[0] += 61
-        assert await desk.silent(60) == [b"three"]
+        assert await later(61) == [b"three"]
+
+    run(scenario)
+
+
+def test_a_desk_that_stood_still_takes_nobody_for_dead(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("raypipe.desk.time.monotonic", lambda: clock[0])
+
+    async def scenario(desk):
+        assert await desk.take(b"one") == "g"
+        clock[0] += 500  # its beats wait behind the question
+        assert await desk.silent(60) == []
+        clock[0] += 30
+        assert await desk.silent(60) == []
+        clock[0] += 31
+        assert await desk.silent(60) == [b"one"]
 
     run(scenario)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
 
-from raypipe.errors import UserError
+from raypipe.errors import StorageError, UserError
 from raypipe.referee import finish_trial
 from raypipe.store import Epoch, RunStore, TrialResult
 from raypipe.trackers import TRACKERS, Tracked, require
@@ -67,14 +68,15 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     tell(first, run, [0.9, 0.5])
     first.close()
     again = Tracked(run, ["tensorboard"], lambda kind, news: seen.append(kind))
-    tell(again, run, [0.4], begin=3)
+    run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune tells of a last epoch by the trial's end alone
     again("end", {"number": 0, "result": ended()})
     again.close()
-    assert seen == ["epoch", "epoch", "epoch", "end"]
+    assert seen == ["epoch", "epoch", "end"]
     found = events(run.local / "tensorboard/trial-0000")
     scores = [(step, values["score"]) for step, values in found if "score" in values]
-    assert scores == [(1, pytest.approx(0.9)), (2, pytest.approx(0.5)), (3, pytest.approx(0.4))]
-    assert [values["loss"] for _, values in found if "loss" in values] == [2.0, 2.0, 2.0]
+    # All of a trial is told again at its first event, and TensorBoard drops what it had from there on.
+    assert scores[-3:] == [(1, pytest.approx(0.9)), (2, pytest.approx(0.5)), (3, pytest.approx(0.4))]
+    assert [values["loss"] for _, values in found if "loss" in values][-3:] == [2.0, 2.0, 2.0]
     assert {name for _, values in found for name in values} >= {"fold/0", "fold/2", "best_score"}
     assert not any("fold/1" in values for _, values in found)
 
@@ -83,6 +85,7 @@ def test_runs_behind_uris_have_no_event_files(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
     tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
     tell(tracked, run, [0.9])
+    tracked.close()
     assert not list(Path(run.where).rglob("events.*"))
 
 
@@ -136,11 +139,15 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
             made[run_name] = {"tags": tags, "metrics": [], "params": {}}
             return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_name))
 
-        def log_param(self, key, name, value):
-            made[key]["params"][name] = value
+        def get_metric_history(self, key, name):
+            return [types.SimpleNamespace(step=m[2]) for m in made[key]["metrics"] if m[0] == name]
 
-        def log_metric(self, key, name, value, step=None):
-            made[key]["metrics"].append((name, value, step))
+        def log_batch(self, key, metrics=(), params=()):
+            made[key]["metrics"] += [(name, value, step) for name, value, _, step in metrics]
+            made[key]["params"] |= dict(params)
+
+        def log_metric(self, key, name, value):
+            made[key]["metrics"].append((name, value, None))
 
         def set_tag(self, key, name, value):
             made[key]["tags"][name] = value
@@ -152,7 +159,13 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
     tracking.MlflowClient = Client
     monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
     monkeypatch.setitem(sys.modules, "mlflow.tracking", tracking)
-    tell(Tracked(run, ["mlflow"], lambda kind, news: None), run, [0.9, 0.5])
+    entities = types.ModuleType("mlflow.entities")
+    entities.Metric, entities.Param = (lambda *given: given), (lambda *given: given)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr("raypipe.trackers.installed", lambda name: True)
+    first = Tracked(run, ["mlflow"], lambda kind, news: None)
+    tell(first, run, [0.9, 0.5])
+    first.close()
     again = Tracked(run, ["mlflow"], lambda kind, news: None)
     tell(again, run, [0.4], begin=3)
     again("end", {"number": 0, "result": ended("pruned")})
@@ -160,7 +173,9 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
     assert list(made) == ["trial 0"]
     told = made["trial 0"]
     assert [m for m in told["metrics"] if m[0] == "score"] == [("score", 0.9, 1), ("score", 0.5, 2), ("score", 0.4, 3)]
-    assert told["params"]["optim/lr"] == 2e-3 and told["status"] == "KILLED" and told["tags"]["raypipe.reason"] == "toy"
+    assert (
+        told["params"]["optim/lr"] == "0.002" and told["status"] == "KILLED" and told["tags"]["raypipe.reason"] == "toy"
+    )
 
 
 def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
@@ -169,7 +184,7 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
     class Told:
         def __init__(self, **options):
             opened.append(options)
-            self.summary = {}
+            self.summary, self.step = {}, len(logged)  # what was logged before, "finish" among it
 
         def log(self, values, step):
             logged.append((step, values["score"]))
@@ -181,19 +196,21 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
     wandb.init = lambda **options: Told(**options)
     wandb.Settings = lambda **options: options
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("raypipe.trackers.installed", lambda name: True)
     first = Tracked(run, ["wandb"], lambda kind, news: None)
     tell(first, run, [0.9])
     first.close()
     again = Tracked(run, ["wandb"], lambda kind, news: None)
     tell(again, run, [0.5], begin=2)
     again("end", {"number": 0, "result": ended("failed", None)})
+    again.close()
     assert logged == [(1, 0.9), ("finish", 0), (2, 0.5), ("finish", 1)]
     assert opened[0]["id"] == opened[1]["id"] and opened[1]["resume"] == "allow"
     assert opened[0]["config"]["optim/lr"] == 2e-3 and opened[0]["group"] == "run"
 
 
 def test_unknown_and_missing_trackers_are_refused(monkeypatch):
-    require(["tensorboard"])
+    require(["tensorboard", "none"])
     with pytest.raises(UserError, match="--track tensorbord: there is no such tracker; did you mean 'tensorboard'"):
         require(["tensorbord"])
     monkeypatch.setitem(TRACKERS, "wandb", (TRACKERS["wandb"][0], "no_such_package"))
@@ -207,3 +224,58 @@ def test_a_trial_that_failed_before_an_epoch_is_told(run):
     tracked("end", {"number": 0, "result": result})
     tracked.close()
     assert events(run.local / "tensorboard") == []
+
+
+def test_a_trial_that_was_never_recorded_is_not_told_and_hurts_nobody(run, caplog):
+    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    drawn = ended("failed", None).model_copy(update={"number": 1})
+    tracked("end", {"number": 1, "result": drawn})
+    tell(tracked, run, [0.9])
+    tracked.close()
+    assert [step for step, _ in events(run.local / "tensorboard")] == [1, 1, 1, 1] and not caplog.text
+
+
+def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
+    let = threading.Event()
+
+    class Slow:
+        def __init__(self, run):
+            self.told = []
+            slow.append(self)
+
+        def epoch(self, number, epoch):
+            assert let.wait(60)
+            self.told.append(epoch.epoch)
+
+        def end(self, result):
+            self.told.append("end")
+
+        def close(self):
+            pass
+
+    slow: list[Slow] = []
+    monkeypatch.setitem(TRACKERS, "wandb", (Slow, "json"))
+    tracked = Tracked(run, ["wandb"], lambda kind, news: None)
+    tell(tracked, run, [0.9, 0.8, 0.7])
+    tracked("end", {"number": 0, "result": ended()})  # all of it while the first epoch is still being told
+    let.set()
+    tracked.close()
+    assert slow[0].told == [1, 2, 3, "end"]
+
+
+def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
+    seen: list[str] = []
+    tracked = Tracked(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    with monkeypatch.context() as then:
+        then.setattr(RunStore, "history", lambda self, number: (_ for _ in ()).throw(StorageError("no answer")))
+        tracked("epoch", {"number": 0, "epoch": 1, "score": 0.9})
+        tracked.close()
+    assert seen == ["epoch"] and "told later: no answer" in caplog.text
+
+
+def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkeypatch, caplog):
+    monkeypatch.setitem(TRACKERS, "mlflow", (TRACKERS["mlflow"][0], "no_such_package"))
+    tracked = Tracked(run, ["mlflow", "none"], lambda kind, news: None)
+    tell(tracked, run, [0.9])
+    tracked.close()
+    assert "mlflow is not told: it is not installed here" in caplog.text
