@@ -18,6 +18,7 @@ from raypipe.distill import LABELS, _Student, distill
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.errors import UserError
 from raypipe.feed import Feed
+from raypipe.methods import METHODS, Method, linear
 from raypipe.report import write_report
 from raypipe.store import Member, RunStore
 from tests.toys import ToyWindows, make_run, tiny
@@ -85,6 +86,39 @@ def test_one_network_is_shipped_scored_and_told(made, tmp_path):
     assert "One network, which has the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
     page = re.sub(r'src="data:[^"]*"', "", html.unescape(Path(write_report(run)).read_text()))
     assert "one network that was trained to answer as it does" in page and "NaN" not in page and ">nan<" not in page
+
+
+@pytest.mark.parametrize("method", ["ridge", "boosting", "greedy"])
+def test_whatever_its_teacher_was_the_student_answers_alone(made, tmp_path, method):
+    run, windows = made.run, made.windows
+    fitted = fit_ensemble(run, windows=windows, method=method, distilled=True)
+    assert fitted.rule is None
+    given = load_ensemble(export_bundle(run, fitted, tmp_path / "bundle", windows=windows)).predict(
+        windows.gather(fitted.held_out.windows)
+    )
+    np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
+
+
+def test_a_student_of_a_trial_that_was_left_out_is_shipped(made, tmp_path, monkeypatch):
+    run, windows = made.run, made.windows
+    best = run.ranked()[0].number
+    others = lambda members: linear(np.array([0.0, 0.5, 0.5]))  # noqa: E731 - all but the best
+    monkeypatch.setitem(METHODS, "ridge", Method("ridge", "", others))
+    fitted = fit_ensemble(run, windows=windows, method="ridge", distilled=True)
+    assert best not in [member.trial for member in fitted.members] and best in fitted.trials
+    export_bundle(run, fitted, tmp_path / "bundle", windows=windows)
+    assert f"has the configuration of trial {best}" in (tmp_path / "bundle/README.md").read_text()
+
+
+def test_a_shrunken_teacher_is_not_shrunk_again(values):
+    run, windows = values.run, values.windows
+    index = run.folds.search_index(windows.subjects)
+    config = run.config(0).model_copy(update={"shrink": 0.5})
+    one = _Student(config, Feed(windows), index, index[:0], fold=3)
+    perfect = one.centre + 0.5 * (windows.targets - one.centre)  # the label, drawn half-way to the mean
+    one.answers_NO = perfect[:, None].astype(np.float64)
+    labels = (windows.targets[index[:9]] - one.centre) / one.scale
+    np.testing.assert_allclose(one._targets(index[:9], None).numpy(), labels, atol=1e-5)
 
 
 def test_by_the_command_line(made, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from raypipe.bundle import export_bundle, load_ensemble
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.errors import InterruptedEpochError, UserError
 from raypipe.members import Soup
-from raypipe.oof import read_members_oof
+from raypipe.methods import splits
+from raypipe.metrics import score
+from raypipe.oof import Members, read_members_oof
 from raypipe.referee import Referee, finish_trial, run_trial
 from raypipe.report import write_report
-from raypipe.soup import average
+from raypipe.soup import HALVES, average, make
 from raypipe.store import Epoch, Member, RunStore
 from raypipe.study import Halving, Ledger, open_journal
 from raypipe.testing import flip
@@ -201,6 +204,7 @@ def test_the_mean_of_snapshots_is_a_soup(made):
     mean = average([run.weights(0, 2, member.epoch) for member in fitted.soup.members])
     torch.testing.assert_close(fitted.soup.folds[2][name], mean[name])
     assert "the mean of the weights of trial 0" in fitted.verdict and "not tried" not in fitted.verdict
+    assert "the trial that was best on half of the subjects" in fitted.verdict
     both = fit_ensemble(run, windows=windows, method="all")
     assert {"snapshots", "swa", "uniform-soup", "soup"} <= set(both.table.index)
 
@@ -215,3 +219,23 @@ def test_without_snapshots_both_say_why(made, tmp_path):
             fit_ensemble(run, windows=made.windows, method=method)
     left = fit_ensemble(run, windows=made.windows, method="all").left_out
     assert "optim/schedule=cyclic" in left["snapshots"] and "optim/schedule=cyclic" in left["swa"]
+
+
+def test_the_trial_whose_snapshots_are_taken_is_chosen_on_other_subjects():
+    rng = np.random.default_rng(0)
+    y, subjects = rng.normal(size=80), np.repeat(np.arange(20), 4)
+    answers = np.repeat((y + rng.normal(size=(4, 80)))[:, :, None], 1, axis=2)
+    groups = next(splits_of(y, subjects))
+    answers[:2, groups, 0], answers[2:, ~groups, 0] = y[groups], y[~groups]  # either trial is perfect on one half
+    zeros = np.zeros(80, np.int64)
+    names = ["a", "a at 2", "b", "b at 2"]
+    members = Members(names, answers, y, subjects, zeros, np.arange(80), "nrmse", "regression", trials=[0, 0, 1, 1])
+    pot = SimpleNamespace(members=members, soup=lambda places: places, answers=lambda p: answers[list(p)].mean(0))
+    made = make(pot, "swa")
+    assert score("nrmse", y, made.nested) > score("nrmse", y, answers[0])  # each half by the trial that is bad there
+
+
+def splits_of(y, subjects):
+    zeros = np.zeros(len(y), np.int64)
+    members = Members(["a"], y[None, :, None], y, subjects, zeros, np.arange(len(y)), "nrmse", "regression")
+    return (fit_N for fit_N, _ in splits(members, HALVES))

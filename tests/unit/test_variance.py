@@ -14,12 +14,14 @@ from raypipe.ensemble import fit_ensemble
 from raypipe.errors import UserError
 from raypipe.losses import make_loss
 from raypipe.members import build_module, read_members
+from raypipe.messages import FoldEpoch
+from raypipe.methods import METHODS
 from raypipe.metrics import score
 from raypipe.models import build_model
 from raypipe.models.readout import bin_centres, moments, told
 from raypipe.models.stacked import ConformerStack
 from raypipe.oof import read_members_oof
-from raypipe.referee import run_trial
+from raypipe.referee import Referee, run_trial
 from raypipe.stack import FoldStack
 from raypipe.store import Member
 from raypipe.train import FoldTrainer
@@ -60,12 +62,13 @@ def test_configurations_that_do_not_go_together():
         ({"loss/name": "nll"}, "go together"),
         ({"model/variance": True}, "go together"),
         ({"model/variance": True, "model/bins": 8, "loss/name": "nll"}, "tell a variance already"),
-        ({"model/name": "vit", "model/bins": 8}, "not for vit"),
+        ({"model/name": "vit", "model/variance": True, "loss/name": "nll"}, "not for vit"),
     ):
         with pytest.raises(UserError, match=words):
             parse_config(wrong)
     with pytest.raises(UserError, match="model/variance: for regression only, and this task has 3 classes"):
         build_model(ModelConfig(variance=True), **SHAPE | {"n_outputs": 3})
+    assert parse_config({"model/name": "vit", "model/bins": 8}).model.bins == 8  # there are runs that have it
     assert tiny().hash() == tiny(model__variance=False, loss__variance_power=0.5).hash()
 
 
@@ -170,3 +173,33 @@ def test_what_is_shipped_weighs_by_told_variances_as_the_scores_did(made, tmp_pa
     if method != "boosting" and most is None:
         flat = fitted.rule["scale"][[member.trial for member in fitted.members].index(2)]
         assert flat == 0.0 and max(fitted.rule["scale"]) > 0  # who tells none has one weight for all windows
+
+
+@pytest.mark.parametrize("method", ["auto", "sample", "member-sample"])
+def test_members_without_a_variance_may_be_all_that_fit(tmp_path, method):
+    windows = WindowStore(write_store(tmp_path / "store", noisy(subjects=15, each=6)))
+    run = make_run(tmp_path / "run", windows)
+    for number, changes in enumerate([{}, {"optim__lr": 3e-3}, NLL]):
+        run.add_trial(number, tiny(epochs=2, batch_size=16, **changes))
+        run_trial(run, windows, number)
+    for most in (3, 6):
+        fitted = fit_ensemble(run, windows=windows, method=method, max_members=most)
+        assert len(fitted.members) <= most // 3 and np.isfinite(fitted.held_out.predictions).all()
+    rule = (
+        METHODS[method].fit(read_members_oof(run, [Member(0), Member(1)], windows.subjects, windows.targets))
+        if (method != "auto")
+        else None
+    )
+    assert rule is None or rule["scale"] == [0.0, 0.0]
+
+
+def test_checkpoints_from_before_variances_stand_beside_new_ones(tmp_path):
+    toy = ToyWindows()
+    run = make_run(tmp_path / "run", toy)
+    run.add_trial(0, tiny(model__bins=8, model__kernels="short"))
+    referee = Referee(run, toy, 0)
+    parts = {
+        fold: FoldEpoch(1.0, np.full((len(index), 1 if fold == 1 else 2), fold, np.float32), 0.1)
+        for fold, index in enumerate(referee.validation)
+    }
+    assert np.isfinite(referee.take(1, parts).score)
