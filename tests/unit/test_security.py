@@ -274,6 +274,7 @@ ALLOWED = {
     ("space.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
     ("slot.py", "ray.cloudpickle.loads"),  # an actor's handle, made by this very sweep
     ("groups.py", "ray.cloudpickle.loads"),  # the same
+    ("pulse.py", "ray.cloudpickle.loads"),  # the same
     ("pretrain_group.py", "ray.cloudpickle.loads"),  # of this very pretraining
 }
 
