@@ -55,19 +55,28 @@ class Watchdog:
     ) -> None:
         self._desk, self._tell, self._every = desk, tell, every
         self._silence = SILENCE if silence is None else silence
+        self._named: set[bytes] = set()
         self._asked: Any = None
         self._looked = time.monotonic()
 
-    def look(self) -> None:
-        """Never waits: takes an answer that has come, or asks when it is time to."""
+    def look(self) -> bool:
+        """Take an answer that has come, or ask when it is time to; it never waits.
+
+        True where a slot that was declared dead still has its group when it has been silent for as long again: nobody
+        has followed it (its successor's start was lost with the control store too), and only a new beginning helps.
+        """
         if self._asked is None:
             if time.monotonic() - self._looked >= self._every:
                 self._asked = self._desk.silent.remote(self._silence)
-            return
+            return False
         if not ray.wait([self._asked], timeout=0)[0]:
-            return
+            return False
         asked, self._asked, self._looked = self._asked, None, time.monotonic()
         with contextlib.suppress(ray.exceptions.RayError):  # of a desk that has died, which is noticed elsewhere
             for slot in ray.get(asked):
+                if slot in self._named:
+                    return True
+                self._named.add(slot)
                 ray.kill(ray.cloudpickle.loads(slot))
                 self._tell()
+        return False

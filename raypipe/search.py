@@ -51,7 +51,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         deadline: float | None,
         watch: Watch,
         lost: Callable[[float], bool] = lambda seconds: False,
-        look: Callable[[], object] = lambda: None,
+        look: Callable[[], bool] = lambda: False,
     ) -> None:
         mode = "min" if ledger.run.info.direction == "minimize" else "max"
         super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
@@ -227,5 +227,6 @@ class RunStopper(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Whether something fatal has happened; Tune asks all the time."""
         self._search.announce()
-        self._search.look()
+        if self._search.look() and self._search.fatal is None:
+            self._search.fatal = LostSweepError("nothing followed a slot that died", self._search.progress)
         return self._search.desk_is_lost() or self._search.fatal is not None

@@ -57,8 +57,10 @@ def test_silent_slots_are_declared_dead_without_waiting(cluster, monkeypatch):
     dog.look()
     assert len(desk.silent.calls) == 1  # not before it is time again
     clock[0] = 10.0
-    dog.look()
+    assert not dog.look()
     assert len(desk.silent.calls) == 2
+    assert dog.look()  # nobody has taken its place, and it is named again
+    assert cluster.killed == ["slot"] and told == [1]
 
 
 def test_a_desk_that_has_died_is_not_the_watchdogs_care(cluster):

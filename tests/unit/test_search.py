@@ -303,3 +303,10 @@ def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):
     search.drain()
     search.on_trial_complete(name, result)
     assert told(search.ledger.run) == {number: ["COMPLETE"]}
+
+
+def test_a_slot_that_nothing_follows_has_the_sweep_begun_again(search):
+    assert not RunStopper(search).stop_all() and search.fatal is None
+    search.look = lambda: True
+    assert RunStopper(search).stop_all()
+    assert isinstance(search.fatal, LostSweepError) and "nothing followed a slot" in str(search.fatal)
