@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from raypipe.errors import UserError
 from raypipe.feed import Feed
 from raypipe.folds import Index
 from raypipe.members import Soup
+from raypipe.mixing import Progress
 from raypipe.oof import Floats
 from raypipe.retries import retry_of
 from raypipe.store import Member, RunStore
@@ -20,8 +19,6 @@ from raypipe.windows import WindowStore
 
 LABELS = 0.5
 """Share of the label in what the student learns; the rest is what the ensemble answered."""
-
-Progress = Callable[[int, int, str], object]
 
 
 class _Student(FoldTrainer):

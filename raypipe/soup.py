@@ -21,6 +21,7 @@ from raypipe.folds import Index
 from raypipe.members import Soup, build_module, fold_tensors, read_soup
 from raypipe.methods import ranking, splits, with_snapshots
 from raypipe.metrics import get_metric, score
+from raypipe.mixing import Progress
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.oof import Floats, Members
 from raypipe.seeds import derive_seed
@@ -39,7 +40,6 @@ BATCH = 256
 MOST = 64 * BATCH
 """Training windows that BatchNorm's statistics are taken over; of more, so many are drawn."""
 
-Progress = Callable[[int, int, str], object]
 Places = tuple[int, ...]
 Answers = Callable[[Places], Floats]
 
