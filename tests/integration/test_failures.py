@@ -136,6 +136,25 @@ def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
     assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
 
 
+def test_where_nothing_follows_a_silent_slot_the_sweep_begins_again(tmp_path, drive_with):
+    """As where its successor's start was lost with the control store: here, declaring it dead has no effect."""
+    where, gate = tmp_path / "run", tmp_path / "gate"
+    deaf = "module.SILENCE = 8.0; module.ray = type('Deaf', (), vars(module.ray) | {'kill': staticmethod(print)})"
+    driver = drive_with(gated(gate, epoch=2) | {"raypipe.pulse": deaf}, "space.py", trials=1)
+    history = where / "trials/0000/history.json"
+    wait_until(history.exists, "the first epoch")
+    (slot,) = wait_until(lambda: driver.named("Slot", "ResourceTrainable"), "the slot")
+    os.kill(slot, signal.SIGSTOP)
+    wait_until(lambda: "nothing followed a slot that died" in driver.said(), "the driver to begin again")
+    gate.touch()
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    run = RunStore.open(where)
+    undisturbed = plain(run, tmp_path / "plain", [0])
+    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
+    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
+
+
 @pytest.mark.parametrize("how", ["once", "twice"])
 def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, drive_with, how):
     where, gate = tmp_path / "run", tmp_path / "gate"
