@@ -23,6 +23,7 @@ from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease, current, taken
+from raypipe.referee import without_eeg
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
 from raypipe.store import RunInfo, RunStore, versions
@@ -271,12 +272,15 @@ def _drive(
             write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
             pruner = Halving(grace, options.reduction) if options.prune else None
-            open_ledger = functools.partial(Ledger, store, windows, storage, trials=options.trials, pruner=pruner)
+
+            def open_ledger() -> Ledger:
+                ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+                for result in ledger.settled:
+                    watch("settled", {"number": result.number, "result": result})
+                return ledger
+
             ledger = open_ledger()
-            ranked = store.ranked()
-            best = (ranked[0].score, ranked[0].number) if ranked else None
-            news = {"trials": options.trials, "ended": len(store.results()), "best": best}
-            watch("open", news | {"direction": store.info.direction})
+            watch("open", _news(store, windows) | {"trials": options.trials})
             if not ledger.exhausted:
                 deadline = None
                 if options.time_budget is not None:
@@ -287,6 +291,22 @@ def _drive(
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
     return Run(store)
+
+
+def _news(store: RunStore, windows: WindowStore) -> dict[str, Any]:
+    """What a run has come to before this driver."""
+    results = store.results()
+    ranked = store.ranked(results)
+    return {
+        "where": store.where,
+        "metric": store.info.metric,
+        "direction": store.info.direction,
+        "baseline": without_eeg(store, windows),
+        "ended": len(results),
+        "states": [result.state for result in results],
+        "failures": [result.failure or "error" for result in results if result.state == "failed"],
+        "best": (ranked[0].score, ranked[0].number) if ranked else None,
+    }
 
 
 def _longest_trial(space: SearchSpace) -> int:

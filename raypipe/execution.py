@@ -92,7 +92,9 @@ def execute(
 
         workers, concurrent = room(options, store.folds.n_folds, watch)
         ledger.parallel = concurrent
-        watch("layout", {"workers": workers, "concurrent": concurrent, "cpus": options.cpus_per_worker})
+        there, each = ray.cluster_resources(), {"cpus": options.cpus_per_worker, "gpus": options.gpus_per_worker}
+        all_of = {"cores": there.get("CPU", 0.0), "GPUs": there.get("GPU", 0.0)}
+        watch("layout", {"workers": workers, "concurrent": concurrent} | each | all_of)
         # Beside the driver: it is lost with the driver's node only.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         desk = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(Desk).remote()

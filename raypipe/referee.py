@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raypipe.errors import CheckpointError, InterruptedEpochError, NonFiniteError, StorageError
 from raypipe.logs import TrialLog
 from raypipe.messages import Failure, FoldEpoch, Reply, describe
-from raypipe.metrics import score
+from raypipe.metrics import constant_prediction, score
 from raypipe.retries import second_try
 from raypipe.store import Epoch, Member, OutOfFold, RunStore, State, TrialResult, best_epoch
 
@@ -230,3 +230,19 @@ def run_trial(
     if failure is not None:
         return finish_trial(run, windows, number, "failed", failure.reason, failure.kind, failure.trace)
     return finish_trial(run, windows, number, "complete", "trained to the end")
+
+
+def without_eeg(run: RunStore, windows: WindowStore) -> float:
+    """Score, out of fold, of one who knows the training targets and no EEG: what a trial has to beat.
+
+    Of an AUC it is 0.5: pooled over folds, training frequencies score less, since each fold's come from the others.
+    """
+    if run.info.metric == "auc":
+        return 0.5
+    inside, predictions = [], []
+    for fold in range(run.folds.n_folds):
+        train, validation = run.folds.split(windows.subjects, fold)
+        inside.append(validation)
+        known = windows.targets[train]
+        predictions.append(constant_prediction(run.info.kind, known, len(validation), len(windows.classes)))
+    return score(run.info.metric, windows.targets[np.concatenate(inside)], np.concatenate(predictions))

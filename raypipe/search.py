@@ -102,7 +102,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         """Whether a trial that has reported an epoch trains on."""
         number = self._numbers[trial_id]
         self.progress = True
-        self.watch("epoch", {"number": number, "epoch": result["epoch"], "score": result["score"]})
+        self.watch("epoch", {"number": number} | {name: result[name] for name in ("epoch", "score", "folds")})
         try:
             if not self.ledger.observe(number):
                 self._stopping[trial_id] = ("pruned", "stopped by successive halving")

@@ -93,6 +93,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             "number": referee.number,
             "epoch": referee.done,
             "score": latest.score if latest else float("nan"),
+            "folds": latest.fold_scores if latest else [],
             "done": done,
             "over": done,  # Tune sets `done` itself where it stops a trial
         }

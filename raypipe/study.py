@@ -156,8 +156,9 @@ class Ledger:
     """A run's trials: which is next, whether one goes on, how each ended.
 
     Opening it settles what a killed driver left: trials that ended but were not told, and trials in mid-air, which are
-    handed out again first, under their own numbers. A trial's number is Optuna's, everywhere: where a run begins with
-    another's trials (`raypipe.warm`), those have the first numbers, and the run's own follow.
+    handed out again first, under their own numbers (`settled` are the ends that were told so late). A trial's number is
+    Optuna's, everywhere: where a run begins with another's trials (`raypipe.warm`), those have the first numbers, and
+    the run's own follow.
 
     Parameters
     ----------
@@ -199,6 +200,7 @@ class Ledger:
                 self.study.enqueue_trial(point)
                 queued.append(point)
         self._waiting: deque[int] = deque()
+        self.settled: list[TrialResult] = []
         self._settle()
 
     def _trial(self, number: int) -> FrozenTrial:
@@ -211,10 +213,11 @@ class Ledger:
             ended = self.run.result(trial.number)
             if ended is not None:
                 self._tell(ended)
+                self.settled.append(ended)
             elif not self.run.has_trial(trial.number) or self.observe(trial.number):
                 self._waiting.append(trial.number)
             else:
-                self.close(trial.number, "pruned", "stopped by successive halving")
+                self.settled.append(self.close(trial.number, "pruned", "stopped by successive halving"))
 
     @property
     def asked(self) -> int:

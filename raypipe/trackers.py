@@ -252,8 +252,8 @@ class Tracked:
         """An event of the driver's."""
         if kind == "epoch":
             self._events.put((kind, news["number"]))
-        elif kind == "end":
-            self._events.put((kind, news["result"]))
+        elif kind in ("end", "settled"):
+            self._events.put(("end", news["result"]))
         self._watch(kind, news)
 
     def close(self) -> None:

@@ -101,8 +101,8 @@ def sweep(
     ] = None,
 ) -> None:
     """Search a space over subject folds. The same command begins, goes on after a crash, and extends."""
-    from raypipe.console import SweepView
     from raypipe.driver import sweep as search
+    from raypipe.live import SweepView
 
     with SweepView(console) as view:
         done = search(
@@ -200,8 +200,8 @@ def rerun(
     workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
 ) -> None:
     """Train the best trials again on new seeds: how much was luck, and more members. The same command goes on."""
-    from raypipe.console import SweepView
     from raypipe.driver import rerun as train_again
+    from raypipe.live import SweepView
 
     if is_pretrained(run):
         raise UserError(f"{run}: a pretrained run has no trials to train again")
@@ -230,8 +230,8 @@ def resume(
             pretrain_on(run, workers=workers, address=address, progress=counter)
         print_pretrained(run)
         return
-    from raypipe.console import SweepView
     from raypipe.driver import resume as go_on
+    from raypipe.live import SweepView
 
     with SweepView(console) as view:
         go_on(run, watch=view, trials=trials, time_budget=seconds_of(time_budget), address=address, workers=workers)

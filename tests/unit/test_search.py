@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from raypipe.errors import DiskFullError, InterruptedEpochError, LostSweepError, StorageError, UserError
 from raypipe.logs import read_log
-from raypipe.referee import run_trial
+from raypipe.referee import finish_trial, run_trial
 from raypipe.search import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
 from raypipe.status import read_status
 from raypipe.study import Ledger, open_journal
@@ -118,7 +118,7 @@ def finished(search, epochs=None):
         with pytest.raises(InterruptedEpochError):
             run_trial(run, search.ledger.windows, number, interrupted=lambda: len(run.history(number)) == epochs)
     history = run.history(number)
-    report = {"number": number, "epoch": len(history), "score": history[-1].score}
+    report = {"number": number, "epoch": len(history), "score": history[-1].score, "folds": history[-1].fold_scores}
     return name, number, report | {"done": epochs is None, "over": epochs is None}
 
 
@@ -130,6 +130,16 @@ def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
         for trial in range(SAME_FAILURES):
             fail(one, str(trial), "error", "it broke")
         assert one.fatal is None
+
+
+def test_an_end_that_was_not_told_is_settled_by_the_next_ledger_and_named(search):
+    _, number, _ = finished(search)
+    ledger = search.ledger
+    assert ledger.settled == []
+    ended = finish_trial(ledger.run, ledger.windows, number, "complete", "trained to the end")  # killed before it told
+    again = Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    assert [result.number for result in again.settled] == [number] and again.settled[0] == ended
+    assert Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9).settled == []
 
 
 class Never(optuna.pruners.BasePruner):
@@ -240,7 +250,7 @@ def test_a_score_that_is_no_number_is_told_as_failed(search, monkeypatch):
     monkeypatch.setattr("raypipe.referee.score", lambda *_: float("nan"))
     ended = run_trial(search.ledger.run, search.ledger.windows, number)
     assert (ended.state, ended.failure, ended.score) == ("failed", "non-finite", None)
-    result = {"number": number, "epoch": 0, "score": float("nan"), "done": True}
+    result = {"number": number, "epoch": 0, "score": float("nan"), "folds": [], "done": True}
     search.on_trial_complete(name, result | {"failure": ended.failure, "reason": ended.reason})
     assert told(search.ledger.run) == {number: ["FAIL"]}
 

@@ -81,6 +81,16 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     assert not any("fold/1" in values for _, values in found)
 
 
+def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
+    run.write_history(0, epochs([0.9, 0.5, 0.4]))
+    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    tracked("settled", {"number": 0, "result": ended()})
+    tracked.close()
+    found = events(run.local / "tensorboard/trial-0000")
+    assert [step for step, values in found if "score" in values] == [1, 2, 3]
+    assert any("best_score" in values for _, values in found)
+
+
 def test_runs_behind_uris_have_no_event_files(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
     tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
