@@ -28,8 +28,8 @@ class ModelConfig(_Frozen):
 
     name: Literal["conformer", "tcn", "vit"] = "conformer"
     """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); of what follows it uses `filters`, `depth`,
-    `dropout`, `norm`, `bins` and `variance`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); only this
-    one can be pretrained; it uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
+    `dropout`, `norm`, `bins` and `variance`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
+    uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
     patch: Annotated[int, Field(ge=2)] = 25
     """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
@@ -161,7 +161,8 @@ class PretrainConfig(_Frozen):
     """Self-supervised pretraining in place of training; a linear probe then predicts (see `pretraining`)."""
 
     name: Literal["none", "mae", "simclr"] = "none"
-    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377); `simclr` (Chen et al. 2020, arXiv:2002.05709)."""
+    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377), of `model/name=vit`; `simclr` (Chen et al. 2020,
+    arXiv:2002.05709), of `vit` or, by ``raypipe pretrain``, `conformer`."""
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     """MAE: share of patches that are masked."""
     decoder_width: Annotated[int, Field(ge=1)] = 32
@@ -186,7 +187,7 @@ class InitConfig(_Frozen):
     """Where training starts: at random, or at the pretrained encoder that the sweep was given (``--init``)."""
 
     name: Literal["none", "pretrained"] = "none"
-    """`pretrained`: at the encoder that ``--init`` gave the run; `model/name=vit` only."""
+    """`pretrained`: at the encoder that ``--init`` gave the run, of `model/name=vit` or `conformer`."""
     tune: Literal["full", "frozen", "lora"] = "full"
     """What is trained: everything; the head alone; or the head and low-rank changes of the blocks' linear layers (LoRA,
     Hu et al. 2022, arXiv:2106.09685), which are merged into the weights that are kept."""
@@ -242,9 +243,11 @@ class TrialConfig(_Frozen):
     """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
 
     @model_validator(mode="after")
-    def _only_a_vit_is_pretrained(self) -> Self:
-        if self.model.name != "vit" and (self.pretrain.name != "none" or self.init.name != "none"):
-            raise ValueError("pretraining and init/name=pretrained need model/name=vit")
+    def _some_networks_are_pretrained(self) -> Self:
+        if self.model.name == "tcn" and (self.pretrain.name != "none" or self.init.name != "none"):
+            raise ValueError("pretraining and init/name=pretrained need model/name=vit or conformer")
+        if self.pretrain.name == "mae" and self.model.name != "vit":
+            raise ValueError("pretrain/name=mae needs model/name=vit: it leaves patches out before the first layer")
         if self.pretrain.name != "none" and self.init.name != "none":
             raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
         return self

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from raypipe.config import InitConfig
 from raypipe.errors import UserError
-from raypipe.models.vit import ViT
+from raypipe.models import Conformer, ViT
 
 OWN = ("head.", "places.positions")
 """What a network keeps of its own: its head, and where its own electrodes are."""
@@ -51,6 +51,11 @@ def start_from(model: nn.Module, encoder: Mapping[str, Tensor], where: str = "--
             "model/expansion as it was pretrained"
         )
     for name, tensor in taken.items():
+        if name == "stem.spatial.weight" and tensor.shape[2] != own[name].shape[2]:
+            raise UserError(
+                f"{where}: the encoder has {tensor.shape[2]} channels, these windows {own[name].shape[2]}; a conformer "
+                "keeps to its montage (model/name=vit does not)"
+            )
         if tensor.shape != own[name].shape:
             raise UserError(
                 f"{where}: the encoder's {name} is {tuple(tensor.shape)}, this network's {tuple(own[name].shape)}; set "
@@ -72,7 +77,7 @@ def choose_trained(model: nn.Module, init: InitConfig) -> None:
     """Leave only those parameters to be trained that `init` says."""
     if init.name == "none" or init.tune == "full":
         return
-    assert isinstance(model, ViT)
+    assert isinstance(model, Conformer | ViT)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
     if init.tune == "lora":
@@ -82,11 +87,17 @@ def choose_trained(model: nn.Module, init: InitConfig) -> None:
                 parametrize.register_parametrization(layer, "weight", change)
 
 
+def keep_statistics(model: nn.Module, init: InitConfig) -> None:
+    """Have a BatchNorm below a frozen trunk normalise as it was pretrained; called where training mode begins."""
+    if isinstance(model, Conformer) and init.name != "none" and init.tune != "full":
+        model.batch_norm.eval()
+
+
 def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]:
     """Parameters to be trained, by the factor of their learning rate (``rate``): 1 for the head, less below it."""
     if init.name == "none":
         return [{"params": list(model.parameters()), "rate": 1.0}]
-    assert isinstance(model, ViT)
+    assert isinstance(model, Conformer | ViT)
     depth = len(model.blocks)
     groups: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

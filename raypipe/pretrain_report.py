@@ -118,6 +118,7 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     from raypipe.cache import open_windows
     from raypipe.feed import Feed
     from raypipe.mae import draw_masks, pick
+    from raypipe.models import ViT
     from raypipe.pretraining import Pretrainer
 
     feed = Feed(open_windows(run.info.data))
@@ -125,6 +126,7 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     one = Pretrainer(run.info.config, feed, np.arange(max(2, len(feed.windows))), part=state["part"])
     one.load_state_dict(state)
     encoder, module = one.encoder, one.module.eval()
+    assert isinstance(encoder, ViT)
     index = _spread(feed.windows.subjects, out)
     visible, masked = draw_masks(
         len(index), encoder.n_tokens, run.info.config.pretrain.mask, torch.Generator().manual_seed(0)

@@ -242,12 +242,14 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
     name = PretrainedRun.encoder_name("all" if fold is None else f"fold-{fold}")
     if name not in files:
         raise UserError(f"{where}: no {name}; there is {', '.join(sorted(files))}")
-    tensors = dict(unpack(name, files[name]))
+    tensors, chosen = dict(unpack(name, files[name])), ModelConfig.model_validate(card["model"])
+    # A head that tells a distribution, or a variance, answers one value by several numbers.
+    last = max((n for n in tensors if n.startswith("head.") and n.endswith("bias")), key=lambda n: (len(n), n))
     model = build_model(
-        ModelConfig.model_validate(card["model"]),
+        chosen,
         n_channels=card["n_channels"],
         n_times=card["n_times"],
-        n_outputs=len(tensors["head.bias"]),
+        n_outputs=1 if chosen.bins or chosen.variance else len(tensors[last]),
         sfreq=card["sfreq"],
     )
     model.load_state_dict(tensors)

@@ -23,11 +23,11 @@ from raypipe.electrodes import place_electrodes
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.feed import Feed
 from raypipe.folds import Index
+from raypipe.lagged import Lagged
 from raypipe.mae import MaskedAutoencoder, draw_masks
 from raypipe.messages import FoldEpoch
-from raypipe.models import build_model
+from raypipe.models import Conformer, ViT, build_model
 from raypipe.models.conformer import Dropout
-from raypipe.models.vit import ViT
 from raypipe.optim import AdamW
 from raypipe.probe import fit_probe
 from raypipe.schedule import lr_factor
@@ -58,11 +58,11 @@ def split(batch: int, world: int) -> list[int]:
     return [batch // world + (rank < batch % world) for rank in range(world)]
 
 
-def make_encoder(config: TrialConfig, windows: Any) -> ViT:
-    """A new encoder for the windows of a store, its electrodes in their places; weights follow from the seed."""
+def make_encoder(config: TrialConfig, windows: Any) -> Conformer | ViT:
+    """A new encoder for the windows of a store, a ViT's electrodes in their places; weights follow from the seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
     encoder = cast(
-        ViT,
+        Conformer | ViT,
         build_model(
             config.model,
             n_channels=windows.n_channels,
@@ -71,7 +71,8 @@ def make_encoder(config: TrialConfig, windows: Any) -> ViT:
             sfreq=windows.sfreq,
         ),
     )
-    place_electrodes(encoder, windows)
+    if isinstance(encoder, ViT):
+        place_electrodes(encoder, windows)
     return encoder
 
 
@@ -125,7 +126,9 @@ class Pretrainer:
         self.encoder.head.requires_grad_(False)
         chosen = config.pretrain
         self.module: nn.Module
+        self.lagged = Lagged(self.encoder.batch_norm, world) if isinstance(self.encoder, Conformer) else None
         if chosen.name == "mae":
+            assert isinstance(self.encoder, ViT)  # `TrialConfig` has seen to it
             self.module = MaskedAutoencoder(self.encoder, width=chosen.decoder_width, depth=chosen.decoder_depth)
         elif chosen.name == "simclr":
             self.module = SimCLR(self.encoder, projection=chosen.projection)
@@ -235,7 +238,17 @@ class Pretrainer:
                         time_shift=chosen.time_shift,
                     )
                 ]
-        return self.encoder.prepare(torch.cat([*both[0], *both[1]]))
+        return torch.cat([*both[0], *both[1]])
+
+    def _settle(self, x_VCT: Tensor) -> None:
+        """Have a BatchNorm go by what it has seen; by this batch, whole, where that is nothing."""
+        if self.lagged is None:
+            return
+        self.lagged.layer.eval()
+        if self.lagged.empty:
+            with torch.no_grad(), self.lagged.looking():
+                self.encoder.front(x_VCT)
+            self.lagged.update()
 
     def _simclr(self, drawn: Drawn) -> Tensor:
         x_VCT, n, chosen = self._views(drawn), len(drawn.windows), self.config.pretrain
@@ -243,11 +256,13 @@ class Pretrainer:
         # without gradients, then piece by piece with the gradient that the loss has at them (Gao et al. 2021,
         # arXiv:2101.06983).
         pieces = list(self._parts(2 * n))
-        if len(pieces) == 1:
-            z_VP = self.parallel(x_VCT)
-        else:
-            with torch.no_grad():
-                z_VP = torch.cat([self.module(x_VCT[rows]) for rows, _ in pieces])
+        self._settle(x_VCT)
+        with self.lagged.looking() if self.lagged else nullcontext():
+            if len(pieces) == 1:
+                z_VP = self.parallel(x_VCT)
+            else:
+                with torch.no_grad():
+                    z_VP = torch.cat([self.module(x_VCT[rows]) for rows, _ in pieces])
         leaf_VP = z_VP.detach().requires_grad_()
         every_NP = torch.cat([gather(half_nP, self.sizes) for half_nP in leaf_VP.split(n)])
         subjects = np.unique(self.feed.windows.subjects[drawn.batch], return_inverse=True)[1]
@@ -269,6 +284,8 @@ class Pretrainer:
             for rows, within in pieces:
                 with within:
                     self.parallel(x_VCT[rows]).backward(gradient_VP[rows])
+        if self.lagged:
+            self.lagged.update()
         return loss.detach()
 
     @torch.no_grad()
@@ -316,8 +333,10 @@ class PretrainTrainer:
     def __init__(self, config: TrialConfig, feed: Feed, train: Index, validation: Index, *, fold: int) -> None:
         self.config, self.feed, self.fold = config, feed, fold
         self.train, self.validation = train, validation
+        if config.model.name != "vit":  # what is shipped has the probe for its head
+            raise UserError("pretrain/name in a search space needs model/name=vit; use: raypipe pretrain simclr")
         self.pretrainer = Pretrainer(config, feed, train, part=fold)
-        self.model = self.pretrainer.encoder
+        self.model = cast(ViT, self.pretrainer.encoder)
 
     @property
     def epoch(self) -> int:
@@ -358,7 +377,7 @@ class PretrainTrainer:
 
 
 @torch.no_grad()
-def features(encoder: ViT, feed: Feed, index: Index) -> NDArray[np.float32]:
+def features(encoder: Conformer | ViT, feed: Feed, index: Index) -> NDArray[np.float32]:
     """Features (N, F) of windows, in evaluation mode."""
     training = encoder.training
     encoder.eval()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from raypipe.models.vit import ViT
+from raypipe.models import Conformer, ViT
 
 Negatives = Literal["all", "other-subject", "same-subject"]
 
@@ -114,7 +114,7 @@ def nt_xent(
 class SimCLR(nn.Module):
     """An encoder and the projection head that is dropped afterwards (Chen et al. 2020, sec. 4.2)."""
 
-    def __init__(self, encoder: ViT, *, projection: int = 32) -> None:
+    def __init__(self, encoder: Conformer | ViT, *, projection: int = 32) -> None:
         super().__init__()
         self.encoder = encoder
         self.project = nn.Sequential(

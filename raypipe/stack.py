@@ -128,6 +128,8 @@ def stackable(trainers: Sequence[FoldTrainer]) -> bool:
     """Whether folds can be stacked: several Conformers, no loss scale of their own (float16), memory not short."""
     if len(trainers) < 2 or not isinstance(trainers[0].model, Conformer):
         return False
+    if trainers[0].config.init.name != "none":  # only some of their parameters may be trained
+        return False
     return trainers[0].scaler is None and not trainers[0].micro_batch
 
 

@@ -22,7 +22,7 @@ from raypipe.config import TrialConfig
 from raypipe.electrodes import place_electrodes
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.feed import Batch, Feed
-from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
+from raypipe.finetuning import choose_trained, initial_id, keep_statistics, merged, parameter_groups, start_from
 from raypipe.folds import Index
 from raypipe.inner import InnerChoice, set_apart
 from raypipe.losses import class_weights, make_loss
@@ -184,6 +184,7 @@ class FoldTrainer:
     def begin(self) -> None:
         """Make ready for an epoch."""
         self.model.train()
+        keep_statistics(self.model, self.config.init)
         if self.sam:
             self.sam.restart()
 

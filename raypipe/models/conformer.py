@@ -281,7 +281,7 @@ class Conformer(nn.Module):
             raise ValueError(f"unknown features {features!r} or norm {norm!r}; there is {FEATURES} and {NORMS}")
         self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
-        self.features, self.norm, self.bins, self.variance = features, norm, bins, variance
+        self.summary, self.norm, self.bins, self.variance = features, norm, bins, variance
         self.filters, self.hidden, self.dropout = filters, hidden, dropout
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
@@ -332,14 +332,27 @@ class Conformer(nn.Module):
         out: Tensor = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
         return out
 
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.filters
+
+    def features(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+        """A window's vector (B, filters): the mean of its tokens behind the blocks; what probes look at."""
+        return self.encode(self.front(x, prepared=prepared)).mean(1)
+
     def back(self, y_BFT: Tensor, masks: Masks | None = None) -> Tensor:
         """The rest, in which every window goes its own way: what `front` gave to (B, n_outputs)."""
-        if self.features == "mean":
+        out_BK = in_order(self.head, self.encode(y_BFT, masks), masks)
+        if self.training or not (self.bins or self.variance):
+            return out_BK
+        return moments(out_BK) if self.bins else told(out_BK)
+
+    def encode(self, y_BFT: Tensor, masks: Masks | None = None) -> Tensor:
+        """Tokens (B, N, F) behind the blocks, of what `front` gave."""
+        if self.summary == "mean":
             tokens_BFN = self.pool(F.elu(y_BFT))
         else:
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
         tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))
-        out_BK = in_order(self.head, in_order(self.blocks, tokens_BNF, masks), masks)
-        if self.training or not (self.bins or self.variance):
-            return out_BK
-        return moments(out_BK) if self.bins else told(out_BK)
+        return in_order(self.blocks, tokens_BNF, masks)

@@ -121,4 +121,4 @@ def _architecture(network: Any) -> tuple[Any, ...]:
     pool = network.pool
     told = (network.bins, network.variance)
     sizes = (tuple(pool.kernel_size), tuple(pool.stride), network.n_times)
-    return (shapes, network.norm, network.features, heads, told, sizes)
+    return (shapes, network.norm, network.summary, heads, told, sizes)

@@ -231,7 +231,7 @@ def test_build_model_follows_its_configuration() -> None:
     cfg = ModelConfig(filters=8, heads=2, depth=1, hidden=16, dropout=0.25, features="log-power", norm="window")
     model = build_model(cfg, n_channels=4, n_times=100, n_outputs=2, sfreq=100)
     assert isinstance(model, Conformer)
-    assert (model.n_tokens, model.features, model.norm, len(model.blocks)) == (11, "log-power", "window", 1)
+    assert (model.n_tokens, model.summary, model.norm, len(model.blocks)) == (11, "log-power", "window", 1)
     assert model.stem.kernel == 10
     assert [m.p for m in model.head if isinstance(m, Dropout)] == pytest.approx([0.25, 0.15])
     assert model.train()(torch.randn(3, 4, 100)).shape == (3, 2)

@@ -14,7 +14,7 @@ from raypipe.driver import _open, _options
 from raypipe.errors import InterruptedEpochError, UserError
 from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.folds import LeakError
-from raypipe.models.vit import ViT
+from raypipe.models import Conformer, ViT
 from raypipe.pretrain import pretrain
 from raypipe.pretrain_report import _spread, curves, status_lines
 from raypipe.pretrain_work import work
@@ -26,6 +26,7 @@ from tests.toys import ToyWindows, make_run, write_store
 
 SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8}
 PARAMS = SMALL | {"epochs": 3}
+CONFORMER = SMALL | {"model/name": "conformer"}
 SPACE = f"""
 START = [{{"init/tune": "full"}}]
 def space(trial):
@@ -44,6 +45,13 @@ def store(tmp_path_factory) -> Path:
 def encoder(store) -> Path:
     run = store.parent / "mae"
     pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def conformer(store) -> Path:
+    run = store.parent / "conformer"
+    pretrain("simclr", store, run, params=CONFORMER | {"epochs": 2}, folds=3, probe_every=1)
     return run
 
 
@@ -179,13 +187,14 @@ def test_lora_is_nothing_at_first_and_rates_fall_with_depth():
     assert set(merged(model, model.state_dict())) == names
 
 
-@pytest.mark.parametrize("name", ["pretrain_mae", "pretrain_simclr", "finetune"])
-def test_shipped_spaces_run_at_toy_size(name, store, encoder, tmp_path):
+@pytest.mark.parametrize("name", ["pretrain_mae", "pretrain_simclr", "finetune", "finetune_conformer"])
+def test_shipped_spaces_run_at_toy_size(name, store, encoder, conformer, tmp_path):
     space, windows = SearchSpace((SHIPPED / f"{name}.py").read_text(), name), WindowStore(store)
     small = {"filters": 8, "heads": 2, "depth": 1, "patch": 16}
     drawn = space.draw(1)[0].model_dump()
     config = parse_config(drawn | {"model": drawn["model"] | small, "batch_size": 8, "epochs": 1, "patience": 1})
-    run = opened(store, tmp_path / "run", encoder) if name == "finetune" else make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
+    start = {"finetune": encoder, "finetune_conformer": conformer}.get(name)
+    run = opened(store, tmp_path / "run", start) if start else make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
     run.add_trial(0, config)
     result = run_trial(run, windows, 0)
     assert result.state == "complete", result.reason
@@ -209,3 +218,63 @@ def test_the_command_line(store, encoder, tmp_path, capsys):
     assert (tmp_path / "enc/card.json").exists()
     with pytest.raises(UserError, match="frozen"):
         pretrain("simclr", store, encoder, params=PARAMS, folds=3)
+
+
+def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
+    assert all(epoch.probe is not None for epoch in PretrainedRun(conformer).history("all"))
+    export_encoder(conformer, tmp_path / "out")
+    one, x = load_encoder(tmp_path / "out"), torch.randn(2, 3, 64)
+    assert isinstance(one, Conformer)
+    assert one.features(x).shape == (2, 8)
+    # A window's vector is its own: no batch around it changes it.
+    torch.testing.assert_close(one.features(x)[:1], one.features(x[:1]))
+    assert int(one.batch_norm.num_batches_tracked) > 1
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
+def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
+    space = SPACE.replace("'vit'", "'conformer'")
+    options = _options({"folds": 3})
+    run = _open(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, None, conformer)
+    config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
+    run.add_trial(0, config)
+    assert run_trial(run, WindowStore(store), 0).state == "complete"
+    left, start = run.weights(0, 0), load_encoder(conformer).state_dict()
+    changed = {n for n, t in start.items() if not torch.equal(t, left[f"model.{n}"])}
+    if tune == "full":
+        assert {"batch_norm.running_mean", "stem.temporal.weight"} <= changed
+    else:  # what is frozen sees the statistics that it was pretrained with
+        assert not {name for name in changed if name.startswith(("stem", "batch_norm", "pointwise"))}
+        assert any("qkv" in name for name in changed) == (tune == "lora")
+    assert any(name.startswith("head") for name in changed)
+
+
+def test_a_conformer_keeps_to_its_montage():
+    one, two = (
+        Conformer(3, 64, 1, kernel=5, pool=8, filters=8, heads=2),
+        Conformer(4, 64, 1, kernel=5, pool=8, filters=8, heads=2),
+    )
+    with pytest.raises(UserError, match="has 3 channels, these windows 4"):
+        start_from(two, one.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model/name": "conformer", "pretrain/name": "mae"}, "mae needs model/name=vit"),
+        ({"model/name": "tcn", "pretrain/name": "simclr"}, "model/name=vit or conformer"),
+        ({"model/name": "tcn", "init/name": "pretrained"}, "model/name=vit or conformer"),
+    ],
+)
+def test_networks_that_cannot_be_pretrained_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(given)
+
+
+def test_a_conformers_pretraining_is_no_trial(store, tmp_path):
+    windows = WindowStore(store)
+    run = make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
+    run.add_trial(0, parse_config(CONFORMER | {"pretrain/name": "simclr", "epochs": 1}))
+    result = run_trial(run, windows, 0)
+    assert (result.state, result.failure) == ("failed", "bad-configuration")
+    assert "raypipe pretrain simclr" in result.reason

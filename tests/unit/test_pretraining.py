@@ -19,13 +19,15 @@ from raypipe.simclr import gather, nt_xent
 from tests.toys import ToyWindows, tiny
 
 VIT = {"model__name": "vit", "model__filters": 8, "model__patch": 16, "batch_size": 10, "epochs": 4}
-KINDS = ("mae", "simclr")
+KINDS = ("mae", "simclr", "conformer")
+"""The last is SimCLR of a Conformer."""
 STEPS = 20
 
 
 def config(kind: str, **changes):
-    negatives = {"pretrain__negatives": "same-subject"} if kind == "simclr" else {}
-    return tiny(**(VIT | {"pretrain__name": kind} | negatives | changes))
+    own = {} if kind == "mae" else {"pretrain__negatives": "same-subject"}
+    own |= {"model__name": "conformer", "model__heads": 2} if kind == "conformer" else {}
+    return tiny(**(VIT | {"pretrain__name": "mae" if kind == "mae" else "simclr"} | own | changes))
 
 
 def pretrainer(kind: str, **options) -> Pretrainer:
@@ -72,7 +74,7 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("how", ["mae", "simclr", "mae-micro", "simclr-micro"])
+@pytest.mark.parametrize("how", [*KINDS, *(f"{kind}-micro" for kind in KINDS)])
 def test_two_workers_train_what_one_does(two, how):
     alone = losses_of(pretrainer(how.split("-")[0]))
     assert len(alone) >= STEPS

@@ -1,0 +1,37 @@
+"""Fine-tuning of a Conformer that SimCLR has pretrained: all of it, its head alone, or low-rank changes.
+
+    raypipe pretrain simclr --data STORE --run PRETRAINED --set model/name=conformer
+
+Why: where a Conformer is the network to beat, its stem may have learnt its filters from recordings without labels. The
+new head is large (it sees every token), so that full training at a small rate for what lies below is the first point.
+
+Expect: model/* must be as pretrained (these are what the command above has), as must the channels. Under a frozen or
+low-rank trunk BatchNorm keeps the statistics that it was pretrained with.
+"""
+
+START = [
+    {"init/tune": "full", "init/layer_decay": 0.75, "optim/lr": 5e-4, "model/dropout": 0.25, "sam/name": "none"},
+    {"init/tune": "full", "init/layer_decay": 0.75, "optim/lr": 5e-4, "model/dropout": 0.25, "sam/name": "sam"},
+    {"init/tune": "frozen", "optim/lr": 1e-3, "model/dropout": 0.25, "sam/name": "none"},
+]
+
+
+def space(trial):
+    """Draw one configuration."""
+    tune = trial.suggest_categorical("init/tune", ["full", "lora", "frozen"])
+    if tune == "full":
+        trial.suggest_float("init/layer_decay", 0.5, 1.0)
+    if tune == "lora":
+        trial.suggest_categorical("init/rank", [2, 4, 8])
+    trial.suggest_categorical("sam/name", ["none", "sam"])
+    trial.suggest_float("optim/lr", 1e-4, 3e-3, log=True)
+    trial.suggest_float("model/dropout", 0.0, 0.5)
+    return {
+        "init/name": "pretrained",
+        "model/name": "conformer",
+        "model/filters": 64,
+        "model/heads": 4,
+        "model/depth": 4,
+        "epochs": 16,
+        "patience": 6,
+    }
