@@ -28,7 +28,7 @@ from benchmarks.timing import where_and_when
 from raypipe.config import parse_config
 from raypipe.feed import Feed
 from raypipe.metrics import auc
-from raypipe.models.vit import ViT
+from raypipe.models import Conformer, ViT
 from raypipe.pretraining import Pretrainer, features, make_encoder
 from raypipe.probe import fit_probe
 from raypipe.seeds import derive_seed
@@ -36,8 +36,16 @@ from raypipe.train import FoldTrainer
 from raypipe.windows import WindowStore
 
 SHARE = 0.2
-SHAPE = {"model/name": "vit", "model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}
-KINDS = ("mae", "simclr")
+SHAPE = {"model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}
+NETWORKS = {"ViT": "vit", "Conformer": "conformer"}
+KINDS = {"ViT": ("mae", "simclr"), "Conformer": ("simclr",)}
+"""What each network is pretrained by."""
+WAYS = {
+    "full": {},
+    "LoRA": {"init/tune": "lora"},
+    "frozen": {"init/tune": "frozen"},
+}
+"""Ways of fine-tuning; those other than `full` are tried on the ViT that MAE has pretrained."""
 Index = NDArray[np.int64]
 
 
@@ -78,17 +86,17 @@ class Table:
         return np.array([np.mean([area(y[i], p[i]) for p in seeds]) for i in [whole, *self._samples]])
 
     def __str__(self) -> str:
-        scratch = self._scores("from scratch")
-        lines = [f"{'':28}{'AUC (95 %)':>24}{'to scratch':>28}{'by seed':>24}{'s':>8}"]
+        scratch = {network: self._scores(f"{network}, from scratch") for network in NETWORKS}
+        lines = [f"{'':32}{'AUC (95 %)':>24}{'to scratch':>28}{'by seed':>24}{'s':>8}"]
         for name, seeds in self._predictions.items():
             scores = self._scores(name)
             low, high = np.quantile(scores[1:], (0.025, 0.975))
-            gain = scores - scratch
+            gain = scores - scratch[name.partition(",")[0]]
             worse, better = np.quantile(gain[1:], (0.025, 0.975))
             each = " ".join(f"{area(self.windows.targets, p):.3f}" for p in seeds)
-            paired = f"{gain[0]:+.3f} ({worse:+.3f} to {better:+.3f})" if name != "from scratch" else ""
+            paired = f"{gain[0]:+.3f} ({worse:+.3f} to {better:+.3f})" if "scratch" not in name else ""
             interval = f"{scores[0]:.3f} ({low:.3f} to {high:.3f})"
-            lines.append(f"{name:28}{interval:>24}{paired:>28}{each:>24}{self.seconds[name]:8.0f}")
+            lines.append(f"{name:32}{interval:>24}{paired:>28}{each:>24}{self.seconds[name]:8.0f}")
         return "\n".join(lines)
 
 
@@ -105,8 +113,6 @@ def one_fold(
 ) -> None:
     windows, labelled = feed.windows, fifth(feed.windows, train, seed, fold)
     steps = max(1, len(labelled) // args.batch)
-    common = SHAPE | {"seed": seed, "batch_size": args.batch}
-    tuned = common | {"epochs": max(1, round(args.steps / steps)), "optim/lr": args.lr}
 
     def tune(name: str, config: dict[str, object], encoder: dict[str, torch.Tensor] | None) -> None:
         trainer = FoldTrainer(parse_config(config), feed, labelled, out[:1], fold=fold, encoder=encoder)
@@ -114,7 +120,7 @@ def one_fold(
             trainer.run_epoch()
         table.add(name, seed, out, trainer.predict(out)[:, 1])
 
-    def probe(name: str, network: ViT) -> None:
+    def probe(name: str, network: Conformer | ViT) -> None:
         weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)
         raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()
         table.add(name, seed, out, raw[:, 1] - raw[:, 0])
@@ -123,16 +129,23 @@ def one_fold(
         for _ in range(args.epochs):
             pretrainer.run_epoch()
 
-    table.timed("from scratch", tune, tuned, None)
-    table.timed("untrained, probe", probe, make_encoder(parse_config(common), windows))
-    start = {"init/name": "pretrained", "init/tune": "full", "init/layer_decay": args.layer_decay}
-    for kind in KINDS:
-        asked = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
-        asked |= {"pretrain/time_shift": True} if kind == "simclr" else {}
-        pretrainer = Pretrainer(parse_config(asked), feed, train, part=fold)
-        table.timed(f"{kind}, pretraining", pretrain, pretrainer)
-        table.timed(f"{kind}, probe", probe, pretrainer.encoder)
-        table.timed(f"{kind}, full", tune, tuned | start, pretrainer.encoder.state_dict())
+    for network, kinds in KINDS.items():
+        common = SHAPE | {"model/name": NETWORKS[network], "seed": seed, "batch_size": args.batch}
+        tuned = common | {"epochs": max(1, round(args.steps / steps)), "optim/lr": args.lr}
+        table.timed(f"{network}, from scratch", tune, tuned, None)
+        if network == "ViT":  # a Conformer's BatchNorm has no statistics before it has seen windows
+            table.timed(f"{network}, untrained, probe", probe, make_encoder(parse_config(common), windows))
+        start = {"init/name": "pretrained", "init/layer_decay": args.layer_decay}
+        for kind in kinds:
+            asked = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
+            asked |= {"pretrain/time_shift": True} if kind == "simclr" else {}
+            pretrainer = Pretrainer(parse_config(asked), feed, train, part=fold)
+            own = f"{network}, {kind}"
+            table.timed(f"{own}, pretraining", pretrain, pretrainer)
+            table.timed(f"{own}, probe", probe, pretrainer.encoder)
+            for way, values in WAYS.items():
+                if way == "full" or kind == "mae":
+                    table.timed(f"{own}, {way}", tune, tuned | start | values, pretrainer.encoder.state_dict())
 
 
 def main() -> None:
@@ -153,8 +166,8 @@ def main() -> None:
         for fold, (train, out) in enumerate(deal.split(windows.targets, windows.targets, windows.subjects)):
             one_fold(args, feed, table, seed, fold, train, out)
         print(f"\n{seed + 1} seed(s)\n{table}", flush=True)
-        for kind in KINDS:
-            print(f"{kind}: {table.seconds[f'{kind}, pretraining']:.0f} s of pretraining", flush=True)
+        for own in (f"{network}, {kind}" for network, kinds in KINDS.items() for kind in kinds):
+            print(f"{own}: {table.seconds[f'{own}, pretraining']:.0f} s of pretraining", flush=True)
 
 
 if __name__ == "__main__":
