@@ -7,7 +7,6 @@ rounding.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
@@ -25,11 +24,9 @@ from raypipe.feed import Feed
 from raypipe.folds import Index
 from raypipe.lagged import Lagged
 from raypipe.mae import MaskedAutoencoder, draw_masks
-from raypipe.messages import FoldEpoch
 from raypipe.models import Conformer, ViT, build_model
 from raypipe.models.conformer import Dropout
 from raypipe.optim import AdamW
-from raypipe.probe import fit_probe
 from raypipe.schedule import lr_factor
 from raypipe.seeds import derive_seed
 from raypipe.simclr import SimCLR, gather, nt_xent
@@ -319,63 +316,6 @@ class Pretrainer:
         self.epoch = state["epoch"]
 
 
-class PretrainTrainer:
-    """A fold whose training is pretraining, on its training subjects alone; a linear probe predicts the others.
-
-    It stands where a `FoldTrainer` does, so a sweep over pretraining is judged by the probe's score over all folds.
-    """
-
-    stopped = False
-    scaler = None
-    micro_batch = None
-    chooses_weights = False
-
-    def __init__(self, config: TrialConfig, feed: Feed, train: Index, validation: Index, *, fold: int) -> None:
-        self.config, self.feed, self.fold = config, feed, fold
-        self.train, self.validation = train, validation
-        if config.model.name != "vit":  # what is shipped has the probe for its head
-            raise UserError("pretrain/name in a search space needs model/name=vit; use: raypipe pretrain simclr")
-        self.pretrainer = Pretrainer(config, feed, train, part=fold)
-        self.model = cast(ViT, self.pretrainer.encoder)
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return self.pretrainer.epoch
-
-    def run_epoch(self, interrupted: Callable[[], bool] = lambda: False) -> FoldEpoch:
-        """Pretrain one epoch, fit the probe on the training windows, predict the validation windows."""
-        start = time.perf_counter()
-        loss = self.pretrainer.run_epoch(interrupted)
-        windows = self.feed.windows
-        weight, bias = fit_probe(
-            self.pretrainer.features(self.train), windows.targets[self.train], len(windows.classes)
-        )
-        with torch.no_grad():
-            self.model.head.weight.copy_(weight)
-            self.model.head.bias.copy_(bias)
-        predictions = predict(self.model, self.feed, self.validation, classes=bool(windows.classes))
-        return FoldEpoch(loss, predictions, time.perf_counter() - start)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The encoder with the probe as its head."""
-        return cast(dict[str, Tensor], copied(self.model.state_dict()))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on; `model` is what is shipped."""
-        state = self.pretrainer.state_dict()
-        return state | {
-            "fold": self.fold,
-            "module": state["model"],
-            "model": self.weights(),
-            "answer": [0.0, 1.0],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
-        self.pretrainer.load_state_dict(state | {"model": state["module"]})
-
-
 @torch.no_grad()
 def features(encoder: Conformer | ViT, feed: Feed, index: Index) -> NDArray[np.float32]:
     """Features (N, F) of windows, in evaluation mode."""
@@ -385,15 +325,6 @@ def features(encoder: Conformer | ViT, feed: Feed, index: Index) -> NDArray[np.f
     parts = [encoder.features(feed.gather(piece)).float().cpu() for piece in pieces]
     encoder.train(training)
     return torch.cat(parts).numpy()
-
-
-@torch.no_grad()
-def predict(encoder: ViT, feed: Feed, index: Index, *, classes: bool) -> NDArray[np.float32]:
-    """Predictions (N, outputs) of windows: values, or probabilities."""
-    x_NF = torch.from_numpy(features(encoder, feed, index)).to(feed.device)
-    raw = encoder.head(x_NF).cpu()
-    answer: NDArray[np.float32] = (raw.softmax(1) if classes else raw).numpy()
-    return answer
 
 
 def copied(state: Any) -> Any:

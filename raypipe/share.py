@@ -18,7 +18,7 @@ from raypipe.errors import CheckpointError, InterruptedEpochError
 from raypipe.feed import Feed
 from raypipe.logs import TrialLog
 from raypipe.messages import FoldEpoch, Reply
-from raypipe.pretraining import PretrainTrainer
+from raypipe.pretrain_trial import PretrainTrainer
 from raypipe.retries import retry_of
 from raypipe.stack import FoldStack, stackable
 from raypipe.store import RunStore

@@ -174,10 +174,10 @@ class RunStore:
 
     def history(self, number: int) -> list[Epoch]:
         """Epochs of a trial that every fold has finished."""
-        name = in_trial(number, "history.json")
-        if not self.folder.exists(name):
+        try:
+            return valid(History, self.folder, in_trial(number, "history.json")).root
+        except FileNotFoundError:
             return []
-        return valid(History, self.folder, name).root
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
@@ -186,8 +186,10 @@ class RunStore:
 
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
-        name = in_trial(number, "result.json")
-        return valid(TrialResult, self.folder, name) if self.folder.exists(name) else None
+        try:
+            return valid(TrialResult, self.folder, in_trial(number, "result.json"))
+        except FileNotFoundError:
+            return None
 
     def write_result(self, result: TrialResult) -> None:
         """Record a trial's end."""

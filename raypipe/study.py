@@ -200,6 +200,7 @@ class Ledger:
                 self.study.enqueue_trial(point)
                 queued.append(point)
         self._waiting: deque[int] = deque()
+        self._ends: dict[int, list[int]] = {}
         self.settled: list[TrialResult] = []
         self._settle()
 
@@ -284,7 +285,9 @@ class Ledger:
         """Bring the study up to date with a trial's history; whether the trial may go on."""
         trial = self._trial(number)
         handle = optuna.Trial(self.study, trial._trial_id)
-        ends, history = self.run.config(number).cycle_ends, self.run.history(number)
+        if number not in self._ends:
+            self._ends[number] = self.run.config(number).cycle_ends
+        ends, history = self._ends[number], self.run.history(number)
         for epoch in history:
             if epoch.passes in trial.intermediate_values or (ends and epoch.epoch not in ends):
                 continue  # within a cycle the learning rate is high, and no score says what the trial is worth

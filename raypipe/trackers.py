@@ -250,10 +250,9 @@ class Tracked:
 
     def __call__(self, kind: str, news: dict[str, Any]) -> None:
         """An event of the driver's."""
-        if kind == "epoch":
-            self._events.put((kind, news["number"]))
-        elif kind in ("end", "settled"):
-            self._events.put(("end", news["result"]))
+        told = {"epoch": "number", "end": "result", "settled": "result"}
+        if self._names and kind in told:
+            self._events.put(("epoch" if kind == "epoch" else "end", news[told[kind]]))
         self._watch(kind, news)
 
     def close(self) -> None:

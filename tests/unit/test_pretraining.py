@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 
 from raypipe.errors import InterruptedEpochError, UserError
 from raypipe.feed import Feed
-from raypipe.pretraining import Pretrainer, PretrainTrainer, split
+from raypipe.pretrain_trial import PretrainTrainer
+from raypipe.pretraining import Pretrainer, split
 from raypipe.simclr import gather, nt_xent
 from tests.toys import ToyWindows, tiny
 

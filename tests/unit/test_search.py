@@ -15,6 +15,7 @@ from raypipe.referee import finish_trial, run_trial
 from raypipe.search import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
 from raypipe.status import read_status
 from raypipe.study import Ledger, open_journal
+from raypipe.testing import FailingFolder
 from tests.toys import SPACE, ToyWindows, make_run
 
 
@@ -140,6 +141,17 @@ def test_an_end_that_was_not_told_is_settled_by_the_next_ledger_and_named(search
     again = Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
     assert [result.number for result in again.settled] == [number] and again.settled[0] == ended
     assert Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9).settled == []
+
+
+def test_a_report_costs_the_driver_one_read_of_the_storage(search):
+    _, number, _ = finished(search, epochs=2)
+    ledger = search.ledger
+    ledger.run.folder = counted = FailingFolder(ledger.run.folder, at=10**9)
+    assert ledger.observe(number)
+    before = counted.count
+    assert before <= 2  # the configuration, once a trial
+    assert ledger.observe(number)
+    assert counted.count - before == 1
 
 
 class Never(optuna.pruners.BasePruner):

@@ -1,0 +1,176 @@
+"""A thousand trials, two hundred at once: what is asked of Tune, the ledger, the desk and the store around training.
+
+    python benchmarks/crowd.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
+
+Trials are simulated (`raypipe.simulated`): slots sleep and report. All else is as in any sweep, on nodes of this
+machine that claim cores which it does not have. Told are, for a third of the trials at a time, so that one sees what
+grows:
+
+- overhead: seconds of a trial beyond those that it sleeps, from being handed out to its end (median);
+- driver: its seconds of processor a trial, and its memory;
+- operations of the run's storage by the driver, a report;
+- sizes of the study's journal and of what Tune itself writes;
+- restore: from the same command again, one trial more, to that trial's start, and the part of it that opens the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import where_and_when
+from raypipe import sweep
+from raypipe.driver import _open, _options
+from raypipe.files import LocalFolder
+from raypipe.simulated import prepare_simulation, simulated
+from raypipe.space import load_space
+from raypipe.study import Ledger, open_journal
+from raypipe.testing import descendants
+from raypipe.windows import WindowStore
+from tests.toys import ToyWindows, write_store
+
+SPACE = '''"""Four parameters."""
+def space(trial):
+    trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
+    trial.suggest_float("model/dropout", 0.0, 0.6)
+    if trial.suggest_categorical("sam/name", ["none", "sam"]) == "sam":
+        trial.suggest_float("sam/rho", 0.01, 0.5, log=True)
+    return {"epochs": EPOCHS, "patience": EPOCHS}
+'''
+CALLS = ("write", "read", "exists", "names", "remove")
+
+
+class Meter:
+    """Counts what this process asks of local storage, and follows a sweep's events."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.begun: dict[int, float] = {}
+        self.lasted: list[float] = []
+        self.reports = 0
+        self.marks: list[dict[str, Any]] = []
+        self.every = 0
+        for name in CALLS:
+            setattr(LocalFolder, name, self._counted(name, getattr(LocalFolder, name)))
+
+    def _counted(self, name: str, call: Any) -> Any:
+        def counted(folder: LocalFolder, *given: Any) -> Any:
+            self.calls[name] += 1
+            return call(folder, *given)
+
+        return counted
+
+    def __call__(self, kind: str, news: dict[str, Any]) -> None:
+        if kind == "start":
+            self.begun[news["number"]] = time.perf_counter()
+        elif kind == "epoch":
+            self.reports += 1
+        elif kind == "end":
+            self.lasted.append(time.perf_counter() - self.begun[news["number"]])
+            if len(self.lasted) % self.every == 0:
+                self.mark()
+
+    def mark(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        self.marks.append(
+            {
+                "ended": len(self.lasted),
+                "clock": time.perf_counter(),
+                "cpu": used.ru_utime + used.ru_stime,
+                "calls": sum(self.calls.values()),
+                "reports": self.reports,
+                "memory": used.ru_maxrss / 1024,
+            }
+        )
+
+
+def slept(run: Any, numbers: range, seconds: float) -> float:
+    """Median seconds that trials slept: `seconds` an epoch."""
+    return statistics.median(seconds * len(run.history(number)) for number in numbers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"trials": 1000, "concurrent": 200, "epochs": 5, "nodes": 8}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of an epoch")
+    asked = parser.parse_args()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="crowd-") as name:
+        folder = Path(name)
+        store = write_store(folder / "store", ToyWindows(subjects=10, each=4))
+        space = folder / "space.py"
+        space.write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
+        options: dict[str, Any] = {
+            "folds": 2, "workers": 1, "concurrent": asked.concurrent, "track": [], "storage": str(folder / "tune"),
+        }  # fmt: skip
+        windows = WindowStore(store)
+        run = _open(load_space(space), windows, str(folder / "run"), _options(options), None)
+        prepare_simulation(run, windows, folder / "packed", asked.seconds)
+        cores = -(-asked.concurrent // asked.nodes)
+        node = {"num_cpus": cores, "object_store_memory": 10**8}
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        try:
+            for _ in range(asked.nodes - 1):
+                cluster.add_node(**node)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            options["address"] = cluster.address
+            meter = Meter()
+            meter.every = max(1, asked.trials // 3)
+            start = time.perf_counter()
+            with simulated():
+                meter.mark()
+                sweep(space, store, folder / "run", trials=asked.trials, watch=meter, **options)
+                took = time.perf_counter() - start
+                processes = len(descendants(os.getpid()))
+                opened = time.perf_counter()
+                Ledger(run, windows, open_journal(run), trials=asked.trials)
+                opened = time.perf_counter() - opened
+                again, first = time.perf_counter(), []
+                note = lambda kind, news: first.append(time.perf_counter()) if kind == "start" else None  # noqa: E731
+                sweep(space, store, folder / "run", trials=asked.trials + 1, watch=note, **options)
+            print(f"{where_and_when()}: {asked}")
+            _print(asked, meter, run, took)
+            print(f"processes at the end: {processes}")
+            print(f"restore: {first[0] - again:.1f} s to the next trial, of which {opened:.1f} s to open the ledger")
+            sizes = {
+                "the study's journal": (folder / "run").glob("study*"),
+                "Tune's files": (folder / "tune").rglob("*"),
+            }
+            for what, found in sizes.items():
+                files = [path for path in found if path.is_file()]
+                print(f"{what}: {sum(p.stat().st_size for p in files) / 1e6:.2f} MB in {len(files)} file(s)")
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def _print(asked: argparse.Namespace, meter: Meter, run: Any, took: float) -> None:
+    ideal = sum(asked.seconds * len(run.history(n)) for n in run.numbers()) / asked.concurrent
+    print(f"{took:.0f} s in all; {ideal:.0f} s if {asked.concurrent} slept without a pause ({ideal / took:.0%})")
+    print(f"{'trials':>8}{'overhead a trial':>18}{'driver a trial':>16}{'driver':>10}{'storage calls a report':>24}")
+    for before, mark in zip(meter.marks, meter.marks[1:], strict=False):
+        inside = range(before["ended"], mark["ended"])
+        over = statistics.median(meter.lasted[n] for n in inside) - slept(run, inside, asked.seconds)
+        cpu = (mark["cpu"] - before["cpu"]) / len(inside)
+        calls = (mark["calls"] - before["calls"]) / (mark["reports"] - before["reports"])
+        print(f"{mark['ended']:>8}{over:>16.2f} s{cpu:>14.2f} s{mark['memory']:>7.0f} MB{calls:>24.1f}")
+    print("storage calls by kind: " + ", ".join(f"{count} {name}" for name, count in meter.calls.most_common()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Sweeps without training: slots that sleep and report, to learn what a thousand trials ask of all the rest.
+
+Tune, the ledger and its study, the desk, the heartbeats and the run's store are the real ones; only workers are left
+out. What a fold would have given is made up, and its checkpoint is one that was packed beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from raypipe import slot
+from raypipe.files import read_json
+from raypipe.messages import Crew, Failure, FoldEpoch
+from raypipe.seeds import derive_seed
+from raypipe.slot import Slot
+from raypipe.store import RunStore
+from raypipe.windows import WindowStore
+
+PLAN = "simulated.json"
+"""Beside the checkpoints, in the run's folder: seconds an epoch."""
+
+
+class SimulatedSlot(Slot):
+    """A slot whose workers are a pause: `seconds` of the plan, a tenth more or less by trial and epoch."""
+
+    def _assign(self, config: dict[str, Any]) -> None:
+        super()._assign(config)
+        self.plan = read_json(self.run.folder, PLAN)
+
+    def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
+        number, referee = self.referee.number, self.referee
+        rng = np.random.default_rng(derive_seed("simulated", number, epoch))
+        time.sleep(self.plan["seconds"] * rng.uniform(0.9, 1.1))
+        good = np.random.default_rng(derive_seed("simulated", number)).uniform(0.1, 0.9)
+        given = {}
+        for fold, index in enumerate(referee.validation):
+            self.run.write_checkpoint(number, fold, epoch, Path(self.plan["folder"], f"fold-{fold}").read_bytes())
+            self.run.drop_checkpoints(number, fold, keep=(epoch, referee.best), before=epoch)
+            y_V1 = self.windows.targets[index][:, None].astype(np.float32)
+            noise_V1 = rng.normal(size=y_V1.shape).astype(np.float32) * (0.5 + good / epoch)
+            given[fold] = FoldEpoch(0.5 + good / epoch, y_V1 + noise_V1, self.plan["seconds"])
+        return given
+
+
+class SimulatedGroups:
+    """Worker groups that the desk knows of, and that nobody is in."""
+
+    def __init__(self, crew: Crew, count: int) -> None:
+        ray.get([crew.desk.open.remote(f"group-{number}") for number in range(count)])
+
+    def close(self, *, now: bool = False) -> None:
+        """Nothing: there is nobody to send home."""
+
+
+@contextlib.contextmanager
+def simulated() -> Iterator[None]:
+    """Within it, sweeps of this process are simulated; their runs need what `prepare_simulation` leaves."""
+    from raypipe import groups  # a slot's process does without
+
+    kept = slot.Slot, groups.Groups
+    slot.Slot, groups.Groups = SimulatedSlot, SimulatedGroups  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        slot.Slot, groups.Groups = kept  # type: ignore[misc]
+
+
+def prepare_simulation(run: RunStore, windows: WindowStore, folder: Path, seconds: float, weights: int = 1000) -> None:
+    """Pack a checkpoint for each fold, with so many weights, and write the plan of a run.
+
+    Raises
+    ------
+    ValueError
+        The task has classes: only regressions are simulated.
+    """
+    import torch
+
+    from raypipe import checkpoint
+    from raypipe.files import write_json
+
+    if windows.classes:
+        raise ValueError("only regressions are simulated")
+    folder.mkdir(parents=True, exist_ok=True)
+    for fold in range(run.folds.n_folds):
+        count = len(run.folds.split(windows.subjects, fold)[1])
+        state = {
+            "initial": "simulated",
+            "predictions": torch.zeros(count, 1),
+            "weights": {"head.weight": torch.zeros(weights)},
+            "answer": [0.0, 1.0],
+        }
+        (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
+    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder)})
