@@ -23,6 +23,7 @@ from raypipe.hbn import held_out_of
 from raypipe.initial import needs_encoder, take_in
 from raypipe.launch import Cluster
 from raypipe.lease import Lease, current, taken
+from raypipe.records import OPTIONS
 from raypipe.referee import without_eeg
 from raypipe.results import Run
 from raypipe.space import SearchSpace, load_space, quiet_optuna
@@ -33,7 +34,6 @@ from raypipe.windows import WindowStore
 if TYPE_CHECKING:
     from raypipe.warm import WarmStart
 
-OPTIONS = "options.json"
 
 Watch = Callable[[str, dict[str, Any]], None]
 

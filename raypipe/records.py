@@ -19,6 +19,8 @@ from raypipe.errors import UserError
 from raypipe.files import Folder, read_json
 
 FORMAT = "raypipe-run/1"
+OPTIONS = "options.json"
+"""Of a run: how it was last driven."""
 PRETRAINED = "pretrain.json"
 """The file that tells a pretrained run from a sweep's (`raypipe.pretrained`)."""
 

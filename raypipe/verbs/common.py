@@ -63,6 +63,15 @@ def print_status(where: str) -> None:
     show_status(console, read_status(RunStore.open(where)))
 
 
+def print_outlook(where: str) -> None:
+    """What a search has cost, and what to do next."""
+    from raypipe.outlook import outlook
+    from raypipe.store import RunStore
+
+    for line in outlook(RunStore.open(where)).lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def seconds_of(text: str | None) -> float | None:
     """``90s``, ``30m``, ``2h``, ``1.5d`` or a number of seconds."""
     if text is None:

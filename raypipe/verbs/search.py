@@ -15,6 +15,7 @@ from raypipe.verbs.common import (
     example,
     held_out_of,
     is_pretrained,
+    print_outlook,
     print_pretrained,
     print_status,
     seconds_of,
@@ -130,6 +131,7 @@ def sweep(
             seed=seed,
         )
     print_status(done.where)
+    print_outlook(done.where)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
@@ -209,6 +211,7 @@ def rerun(
     with SweepView(console) as view:
         train_again(run, top=top, seeds=seeds, watch=view, time_budget=budget, address=address, workers=workers)
     print_status(run)
+    print_outlook(run)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
@@ -236,3 +239,4 @@ def resume(
     with SweepView(console) as view:
         go_on(run, watch=view, trials=trials, time_budget=seconds_of(time_budget), address=address, workers=workers)
     print_status(run)
+    print_outlook(run)
