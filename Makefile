@@ -30,6 +30,7 @@ sweep: $(STAMP)
 	@echo "report      $(DEMO)/run/report.html"
 	@echo "ensemble    $(DEMO)/bundle"
 	@echo "submission  $(DEMO)/submission.zip"
+	@echo "raypipe     in $(BIN): . $(BIN)/activate"
 
 test: lint types imports unit integration chaos-ci cluster
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import optuna
 
-from raypipe.errors import UserError
+from raypipe.errors import UserError, install
 from raypipe.store import RunStore
 from raypipe.study import STUDY_NAME, open_journal
 
@@ -32,7 +32,7 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
     try:
         from optuna_dashboard import wsgi
     except ImportError:
-        raise UserError("dashboard: optuna-dashboard is not installed here; pip install 'raypipe[dashboard]'") from None
+        raise UserError(f"dashboard: optuna-dashboard is not installed here; {install('dashboard')}") from None
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):

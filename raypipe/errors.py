@@ -93,6 +93,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
+def install(extra: str) -> str:
+    """How an extra is installed; raypipe itself is on no index."""
+    return f"in raypipe's clone: pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest of `names`, or a listing of them when none is close."""
     known = [str(n) for n in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raypipe.errors import UserError, nearest
+from raypipe.errors import UserError, install, nearest
 from raypipe.hbn import RELEASES
 
 SCHEME = "hbn:"
@@ -44,7 +44,7 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
     except ImportError:
         place = bucket_of(release, mini=mini)
         raise UserError(
-            f"{name}: needs eegdash (pip install 'raypipe[hbn]'); without it, copy the release with: "
+            f"{name}: needs eegdash ({install('hbn')}); without it, copy the release with: "
             f"aws s3 cp --recursive --no-sign-request {place} {place.rpartition('/')[2]}, and prepare that folder"
         ) from None
     cache.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raypipe.errors import UserError, first_line
+from raypipe.errors import UserError, first_line, install
 from raypipe.remote import refuse_keys
 
 EXPECTS = "RAYPIPE_EXPECTS"
@@ -66,7 +66,7 @@ class Jobs:
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):
-                raise UserError("jobs need Ray's dashboard client: pip install 'raypipe[cluster]'") from None
+                raise UserError(f"jobs need Ray's dashboard client: {install('cluster')}") from None
             raise UserError(f"--cluster {address}: {first_line(error)}") from None
 
     def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:

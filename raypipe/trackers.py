@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from raypipe.config import flat
-from raypipe.errors import UserError, first_line, nearest
+from raypipe.errors import UserError, first_line, install, nearest
 from raypipe.remote import shown
 from raypipe.store import Epoch, RunStore, TrialResult
 
@@ -210,7 +210,7 @@ def require(names: Sequence[str]) -> None:
         if name not in (*TRACKERS, NONE):
             raise UserError(f"--track {name}: there is no such tracker; {nearest(name, [*TRACKERS, NONE])}")
         if name != NONE and not installed(name):
-            raise UserError(f"--track {name}: not installed here; pip install 'raypipe[{name}]'")
+            raise UserError(f"--track {name}: not installed here; {install(name)}")
 
 
 def installed(name: str) -> bool:

@@ -41,7 +41,7 @@ def missing() -> list[str]:
     reasons = [f"no {tool} (package {package})" for tool, package in tools.items() if shutil.which(tool) is None]
     # What `import ray.dashboard.optional_deps` asks for first; an import would stay in this process.
     if any(importlib.util.find_spec(name) is None for name in ("aiohttp", "aiohttp_cors", "opencensus")):
-        reasons.append("no ray[default] (pip install -c constraints.txt 'raypipe[cluster]')")
+        reasons.append("no ray[default] (pip install -c constraints.txt -e '.[cluster]')")
     if not (BIN / "ray").exists():
         reasons.append(f"no {BIN / 'ray'}, which hosts would run")
     if not reasons and subprocess.run(PROBE.split(), capture_output=True).returncode:

@@ -53,7 +53,8 @@ def test_from_simulation_to_predictions(tmp_path):
 
 @pytest.mark.real
 def test_the_readme_on_real_recordings(real_data, tmp_path):
-    steps = re.search(r"```sh\n(raypipe prepare .*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    readme = (ROOT / "README.md").read_text()
+    steps = re.search(r"```sh\n(raypipe prepare .*?)```", readme, re.DOTALL).group(1)
     for line in steps.strip().splitlines():
         line = line.replace("../shared/data", str(real_data)).replace(" arithmetic/", f" {tmp_path}/")
         line = line.replace("search_spaces/focal_mixup_sam.py", str(ROOT / "search_spaces/smoke.py"))
@@ -63,3 +64,9 @@ def test_the_readme_on_real_recordings(real_data, tmp_path):
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert table.groupby("recording").ngroups == 72
     assert set(table["role"]) == {"learned from", "held out"}
+
+    (block,) = re.findall(r"```python\n(from raypipe import .*?)```", readme, re.DOTALL)
+    block = block.replace("../shared/data", str(real_data)).replace('"arithmetic/', f'"{tmp_path}/')
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "OutOfFold" in done.stdout and "lr" in done.stdout

@@ -66,7 +66,7 @@ def test_what_is_missing_is_said(tmp_path, run, monkeypatch):
     with pytest.raises(UserError, match="no study yet; begin with: raypipe sweep"):
         serve(empty, free_port(), lambda where: None)
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
-    with pytest.raises(UserError, match=r"pip install 'raypipe\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[dashboard\]'"):
         serve(run, free_port(), lambda where: None)
 
 

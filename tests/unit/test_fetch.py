@@ -10,7 +10,9 @@ from raypipe.fetch import bucket_of, fetch
 
 def test_without_eegdash_one_line_says_how_to_get_the_data(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "eegdash", None)
-    with pytest.raises(UserError, match=r"pip install 'raypipe\[hbn\]'.*s3://nmdatasets/NeurIPS25/R5_mini_L100_bdf"):
+    with pytest.raises(
+        UserError, match=r"pip install -c constraints.txt -e '.\[hbn\]'.*s3://nmdatasets/NeurIPS25/R5_mini_L100_bdf"
+    ):
         fetch("hbn:R5", tmp_path, mini=True)
     with pytest.raises(UserError, match=r"hbn:R55: no such release; did you mean 'R5'"):
         fetch("hbn:R55", tmp_path)

@@ -151,7 +151,7 @@ def test_logs_of_a_run_want_a_trial(values, cluster, capsys):
     ("error", "told"),
     [
         (ConnectionError("Failed to connect"), "no Ray dashboard answers there"),
-        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), "raypipe[cluster]"),
+        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), ".[cluster]"),
         (RuntimeError("Ray version mismatch: 2.61\nmore"), "Ray version mismatch: 2.61"),
     ],
 )

@@ -224,7 +224,10 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch):
     with pytest.raises(UserError, match="--track tensorbord: there is no such tracker; did you mean 'tensorboard'"):
         require(["tensorbord"])
     monkeypatch.setitem(TRACKERS, "wandb", (TRACKERS["wandb"][0], "no_such_package"))
-    with pytest.raises(UserError, match=r"--track wandb: not installed here; pip install 'raypipe\[wandb\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"--track wandb: not installed here; in raypipe's clone: pip install -c constraints.txt -e '.\[wandb\]'",
+    ):
         require(["wandb"])
 
 
