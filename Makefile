@@ -44,8 +44,9 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+# A file of tests at a time on each of two cores, each with one thread
 unit: $(STAMP)
-	$(BIN)/pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n 2 --dist loadfile
 
 integration: $(STAMP)
 	$(BIN)/pytest tests/integration

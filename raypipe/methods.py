@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from raypipe.folds import Index
 from raypipe.metrics import get_metric, score
-from raypipe.models.combine import Rule, entropy, features, temper
+from raypipe.models.combine import Rule, features
 from raypipe.oof import Floats, Members
-from raypipe.weighting import confidence, equal
+from raypipe.sureness import by_sample, tells_no_sureness
+from raypipe.weighting import confidence
 
 INNER = 4
 """Groups of subjects that a method's own choices are cross-validated over."""
 
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-SHARPNESS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 BAGS, PICKS = 10, 15
 ROUNDS = 40
 
@@ -142,80 +142,6 @@ def _softmax(members: Members) -> Rule:
             mixed_NO = np.tensordot(_cooled(errors_M, temperature), wrong_MNO[:, judge_N], 1)
             found_T[place] += (mixed_NO**2).sum()
     return linear(_cooled(members.errors, TEMPERATURES[int(found_T.argmin())]))
-
-
-# Weights a sample
-
-
-def _tells_no_sureness(members: Members) -> str | None:
-    if members.kind == "regression" and members.variances is None:
-        return "no member tells a variance beside its value"
-    return None
-
-
-def _calibrated(wrong_N: Floats, told_N: Floats | None) -> tuple[float, float]:
-    """Scale and floor of the variance ``scale * told + floor`` under which errors are likeliest (Gaussian)."""
-    mean = max(float(np.mean(wrong_N**2)), 1e-300)
-    if told_N is None or not np.isfinite(told_N).all() or np.ptp(told_N) == 0.0:
-        return 0.0, mean
-    from scipy.optimize import minimize
-
-    unit_N, square_N = told_N / told_N.mean(), wrong_N**2 / mean
-
-    def surprise(ab: Floats) -> tuple[float, Floats]:
-        v_N = ab[0] * unit_N + ab[1]
-        slope_N = 0.5 * (1.0 / v_N - square_N / v_N**2) / len(v_N)
-        return float(np.mean(0.5 * (np.log(v_N) + square_N / v_N))), np.array([slope_N @ unit_N, slope_N.sum()])
-
-    found = minimize(surprise, np.array([0.5, 0.5]), jac=True, bounds=[(0.0, 1e3), (1e-4, 1e3)], method="L-BFGS-B")
-    return float(found.x[0] * mean / told_N.mean()), float(found.x[1] * mean)
-
-
-def _sample(members: Members, *, by_member: bool) -> Rule:
-    if members.kind == "classification":
-        return _by_entropy(members, by_member=by_member)
-    wrong_MN = members.answers[:, :, 0] - members.targets
-    # None of some of the members, where others tell variances: each then has one weight for all windows.
-    told_MN = np.zeros_like(wrong_MN) if members.variances is None else members.variances
-    pairs = [_calibrated(wrong_N, told_N) for wrong_N, told_N in zip(wrong_MN, told_MN, strict=True)]
-    if not by_member:  # those that tell a variance share one calibration
-        telling = [place for place, told_N in enumerate(told_MN) if told_N.any()]
-        shared = _calibrated(wrong_MN[telling].ravel(), told_MN[telling].ravel()) if telling else (0.0, 0.0)
-        pairs = [shared if place in telling else own for place, own in enumerate(pairs)]
-    return {"kind": "precision", "scale": [a for a, _ in pairs], "floor": [b for _, b in pairs]}
-
-
-def _by_entropy(members: Members, *, by_member: bool) -> Rule:
-    answers_MNK = torch.from_numpy(members.answers)
-    temperatures = [temperature(p_NK, members.targets) for p_NK in members.answers]
-    p_MNK = temper(answers_MNK, torch.tensor(temperatures, dtype=torch.float64))
-    entropy_MN = entropy(p_MNK).numpy()
-    calm = p_MNK.numpy()
-    weigh = confidence if by_member else equal
-    weights_M = weigh([*calm], members.targets, members.kind)
-    least, chosen = np.inf, 0.0
-    for gamma in SHARPNESS:
-        shares_MN = weights_M[:, None] * np.exp(-gamma * entropy_MN)
-        mixed_NK = np.einsum("mn,mnk->nk", shares_MN / shares_MN.sum(0), calm)
-        error = float(np.mean(np.sum((mixed_NK - members.goals) ** 2, axis=1)))
-        if error < least * (1 - 1e-6):
-            least, chosen = error, gamma
-    return {"kind": "entropy", "weights": weights_M.tolist(), "temperatures": temperatures, "gamma": chosen}
-
-
-def temperature(p_NK: Floats, classes_N: NDArray[Any]) -> float:
-    """Temperature that makes class probabilities likeliest (Guo et al. 2017, arXiv:1706.04599), from 0.1 to 10."""
-    from scipy.optimize import minimize_scalar
-
-    log_NK, rows = np.log(np.maximum(p_NK, 1e-7)), np.arange(len(p_NK))
-
-    def surprise(log_t: float) -> float:
-        z_NK = log_NK / np.exp(log_t)
-        top_N = z_NK.max(1)
-        return float(np.mean(top_N + np.log(np.exp(z_NK - top_N[:, None]).sum(1)) - z_NK[rows, classes_N]))
-
-    found = minimize_scalar(surprise, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
-    return float(np.exp(found.x))
 
 
 # Selection and stacking
@@ -389,10 +315,10 @@ METHODS: dict[str, Method] = {
         Method("inverse-mse", "weights by inverse mean squared error", _inverse),
         Method("confidence", "weights by a power of the inverse mean squared error", _power),
         Method("softmax", "weights by a softmax of the errors, its temperature cross-validated", _softmax),
-        Method("sample", "weights a sample, by entropy or told variance", lambda m: _sample(m, by_member=False),
-               _tells_no_sureness),
-        Method("member-sample", "weights by member and sample", lambda m: _sample(m, by_member=True),
-               _tells_no_sureness),
+        Method("sample", "weights a sample, by entropy or told variance", lambda m: by_sample(m, by_member=False),
+               tells_no_sureness),
+        Method("member-sample", "weights by member and sample", lambda m: by_sample(m, by_member=True),
+               tells_no_sureness),
         Method("greedy", "greedy selection with replacement, bagged", _greedy),
         Method("ridge", "non-negative ridge stacking", _ridge),
         Method("boosting", "gradient boosting on confidence features", _boosting, _too_few_classes),

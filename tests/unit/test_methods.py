@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.methods import METHODS, deal, forward, splits, temperature
+from raypipe.methods import METHODS, deal, forward, splits
 from raypipe.metrics import score
 from raypipe.models.combine import combine
 from raypipe.nested import AUTO, applied, choose, correlations, cross_predict, curve, judge, limited
 from raypipe.oof import Members
+from raypipe.sureness import temperature
 
 
 def values(answers_MN, y, variances=None, subjects=20) -> Members:
