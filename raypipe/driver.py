@@ -264,7 +264,12 @@ def _drive(
     from raypipe.study import Halving, Ledger, open_journal
 
     try:
-        with Lease(store.folder) as lease, quiet_optuna(), closing(Tracked(store, options.track, watch)) as watch:
+        with (
+            Lease(store.folder) as lease,
+            cluster.noise.kept(store.folder),
+            quiet_optuna(),
+            closing(Tracked(store, options.track, watch)) as watch,
+        ):
             storage = open_journal(store)
             if again is not None:
                 total = Ledger(store, windows, storage, trials=None).ask_again(*again)

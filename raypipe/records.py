@@ -72,6 +72,8 @@ class Epoch(BaseModel):
     """Each fold chooses its epoch by itself (on subjects of its training side): the latest epoch holds the choices."""
     over: bool = False
     """Every fold has stopped by itself."""
+    finished: float = 0.0
+    """Unix time at which it was scored; 0 in runs that were made before it was kept."""
 
 
 class TrialResult(BaseModel):

@@ -9,6 +9,7 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``study.journal``                     the Optuna study (journal storage: optuna-dashboard reads it)
 ``init/encoder.safetensors``           the pretrained encoder that trials start from, where there is one
 ``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.compute`)
+``log/ray.txt``                       what Ray has printed, its end (`raypipe.noise`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          score over all folds, and each fold's, after every epoch
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two, the best, and ends of cycles are kept
@@ -278,7 +279,7 @@ class RunStore:
         files of who was killed while writing, but not those that `report` and `ensemble` may have in hand.
         """
         for name in self.folder.temporary():
-            if name.startswith(("trials/", "compute/", "study/")) or ("/" not in name and ".json." in name):
+            if name.startswith(("trials/", "compute/", "study/", "log/")) or ("/" not in name and ".json." in name):
                 self.folder.remove(name)
         for name in self.folder.names("trials"):
             if name.endswith(".ckpt") and self.result(int(name.split("/")[1])) is not None:

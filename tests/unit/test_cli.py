@@ -281,6 +281,41 @@ def test_logs_say_what_happened_to_a_trial(simulated, refused, capsys):
     assert "no trial 99" in refused("logs", simulated.run.where, 99)
 
 
+def test_logs_has_a_line_for_every_epoch_and_follows_a_trial_to_its_end(simulated, capsys, monkeypatch):
+    assert run("logs", simulated.run.where, 0) == 0
+    plain = capsys.readouterr().out
+    epochs = [line for line in plain.splitlines() if "Z epoch " in line]
+    first = simulated.run.history(0)[0]
+    assert len(epochs) == 3 and f"epoch 1: score {first.score:.4f} (folds " in epochs[0]
+    assert run("logs", simulated.run.where, 0, "-f") == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_followed_trial_that_nobody_drives_and_a_ctrl_c_are_no_errors(toy, tmp_path, capsys, monkeypatch):
+    made(toy, tmp_path / "r").add_trial(0, tiny())
+    assert run("logs", tmp_path / "r", 0, "-f") == 0
+    assert "nobody drives the run; go on with: raypipe resume" in capsys.readouterr().out
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raypipe.lease.current", lambda folder: {"alive": True})
+    monkeypatch.setattr("time.sleep", interrupt)
+    assert run("logs", tmp_path / "r", 0, "-f") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_logs_of_a_run_alone_are_what_ray_printed(toy, tmp_path, capsys, refused):
+    store = made(toy, tmp_path / "r")
+    assert run("logs", tmp_path / "r") == 0
+    assert "Ray has printed nothing yet" in capsys.readouterr().out
+    store.folder.write("log/ray.txt", b"Slot 7: said\n")
+    assert run("logs", tmp_path / "r") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "Slot 7: said" and f"raypipe logs {tmp_path / 'r'} TRIAL" in out[1]
+    assert "goes with a trial or a job" in refused("logs", tmp_path / "r", "-f")
+
+
 def test_a_trial_without_a_log_says_so(toy, tmp_path, capsys):
     made(toy, tmp_path / "r").add_trial(0, tiny())
     assert run("logs", tmp_path / "r", 0) == 0

@@ -140,11 +140,10 @@ def test_jobs_are_listed_read_followed_and_stopped(cluster, capsys):
         assert status == 2 and "none-1: no such job" in error
 
 
-def test_logs_of_a_run_want_a_trial(values, cluster, capsys):
-    status, _, error = typed(capsys, "logs", values.run.where)
-    assert status == 2 and "say which trial" in error
-    assert typed(capsys, "logs", values.run.where, 0)[0] == 0
-    assert "--follow" in typed(capsys, "logs", values.run.where, 0, "-f")[2]
+def test_a_run_is_not_taken_for_a_job(values, cluster, capsys):
+    status, out, _ = typed(capsys, "logs", values.run.where)
+    assert status == 0 and f"raypipe logs {values.run.where} TRIAL" in out
+    assert "--follow" in typed(capsys, "logs", values.run.where, "-f")[2]
 
 
 @pytest.mark.parametrize(
