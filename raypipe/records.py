@@ -22,6 +22,13 @@ FORMAT = "raypipe-run/1"
 PRETRAINED = "pretrain.json"
 """The file that tells a pretrained run from a sweep's (`raypipe.pretrained`)."""
 
+_OTHER = {
+    "manifest.json": "a store of windows, not a run",
+    "settings.json": "a store of windows that prepare did not finish, not a run",
+    PRETRAINED: "a run of raypipe pretrain, which has no trials",
+    "bundle.json": "a bundle, not a run",
+}
+
 State = Literal["complete", "pruned", "stopped", "failed"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -136,6 +143,11 @@ class Member(NamedTuple):
 def in_trial(number: int, name: str = "") -> str:
     """Where a file of a trial lies in its run."""
     return f"trials/{number:04d}/{name}"
+
+
+def other_than_run(folder: Folder) -> str | None:
+    """What of raypipe's lies in a folder that is no sweep's run, in words; None where it is nothing that is known."""
+    return next((words for name, words in _OTHER.items() if folder.exists(name)), None)
 
 
 def valid(kind: type[Model], folder: Folder, name: str) -> Model:

@@ -245,6 +245,8 @@ def doctor(
     styles = {"ok": "green", "look": "yellow", "broken": "bold red"}
     broken = 0
     local = target if target is not None and "://" not in target else "."
+    if not Path(local).expanduser().exists():
+        raise UserError(f"{target}: no such folder; name what raypipe prepare, sweep, pretrain or export wrote")
     for found in chain(examine(local), diagnose(target) if target is not None else ()):
         broken += found.level == "broken"
         line = found.what + (f"; mend: {found.mend}" if found.mend else "")
