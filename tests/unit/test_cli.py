@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mne
 import numpy as np
+import pandas as pd
 import pytest
 
 from raypipe import cli
@@ -90,11 +91,11 @@ P = ("prepare", "x", "--task", "challenge1")
         (("ensemble", "r", "--top=x"), "ensemble --top x: must be a valid integer"),
         (
             (*P, "--band", "40,4", "--out", "o"),
-            "prepare --band 40,4: must be a valid number (Band-pass: two numbers in",
+            "prepare --band 40,4: must be a valid number (Band-pass",
         ),
         (
             (*P, "--out", "o", "--band", "40,4"),
-            "prepare --band 40,4: requires 2 arguments (Band-pass: two numbers in Hz, ",
+            "prepare --band 40,4: requires 2 arguments (Band-pass: ",
         ),
         (("swep", "x"), "swep: no such verb; did you mean 'sweep'?"),
         (("status", "a", "b"), "status: got unexpected extra argument(s) (b); see raypipe status --help"),
@@ -451,9 +452,14 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     assert "both runs answer challenge 1" in same
 
 
-def test_the_last_steps_by_command(where, tmp_path, capsys):
+def test_the_last_steps_by_command(simulated, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
+    capsys.readouterr()
+    assert run("predict", tmp_path / "bundle", simulated.bids, "--out", tmp_path / "answers.csv") == 0
+    roles = pd.read_csv(tmp_path / "answers.csv")["role"].value_counts()
+    told = f"{roles['learned from']} of subjects in training, {roles['held out']} of held-out subjects, 0 of unknown"
+    assert told in capsys.readouterr().out
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
     assert run("status", where) == 0
