@@ -28,8 +28,7 @@ def _run(arguments: list[str] | None) -> None:
         sys.exit(2)
     if status == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
         raise KeyboardInterrupt
-    if status:
-        sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _refuse_other_versions() -> None:

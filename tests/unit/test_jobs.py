@@ -113,7 +113,7 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
         (("sweep", SPACE, "--data", "s3://lab/store", "--run", "run"), "run run: a folder of this machine"),
         (("sweep", SPACE, "--data", "s3://k:geheim@lab/store", "--run", "s3://a/c"), "leave the keys out of the URI"),
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
-        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "No such option"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
         (("check", "s3://a/c"), "submit check: not submitted"),
     ],
 )
