@@ -1,12 +1,13 @@
 """What needs no deep network, scored on the held-out subjects: every report shows it beside the ensemble.
 
-Ridge regression (RidgeClassifier's kin is left out: for regression only) on log band power and on the log-covariance of
-principal components (the log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965), its penalty chosen by
-subject folds of the training side; and, where the store knows ages, ridge on age alone, which no scorer gives.
+Ridge regression, or logistic regression of classes, on log band power and on the log-covariance of principal components
+(the log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965), its penalty chosen by subject folds of the training
+side; and, where the store knows ages, the same on age alone, which no scorer gives.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from raypipe.cache import open_windows
 from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
 from raypipe.folds import HELD_OUT
-from raypipe.metrics import score
+from raypipe.metrics import constant_prediction, score
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
@@ -26,38 +27,45 @@ BANDS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
 COMPONENTS = 16
 MOST = 6000
 """Training windows; more are thinned evenly."""
+STRENGTHS = tuple(10.0**-power for power in range(7))
+"""Inverse penalties that are tried."""
 _BATCH = 256
 
 Array = NDArray[np.float64]
 
 
 def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[dict[str, Any]]:
-    """Score the baselines of a regression on its held-out subjects, and keep them with the ensemble.
+    """Score the baselines of a run's task on its held-out subjects, and keep them with the ensemble.
 
     Returns
     -------
     list
-        For each: ``name``, ``score`` (the run's metric on held-out windows) and ``usable`` at inference.
+        For each: ``name``, ``score`` (the run's metric on held-out windows, None where it is undefined) and ``usable``
+        at inference.
     """
-    if run.info.kind != "regression":
-        return []
     windows = open_windows(run.info.data) if windows is None else windows
     folds_N = run.folds.folds(windows.subjects)
     train, test = np.flatnonzero(folds_N != HELD_OUT), np.flatnonzero(folds_N == HELD_OUT)
+    constant = constant_prediction(run.info.kind, windows.targets[train], len(test), len(windows.classes))
     train = train[:: max(1, -(-len(train) // MOST))]
-    targets = windows.targets.astype(np.float64)
-    mean = float(targets[folds_N != HELD_OUT].mean())
-    rows = [_row("training mean", run, targets[test], np.full(len(test), mean), usable=True)]
+    targets, subjects = windows.targets, windows.subjects[train]
+    regression = run.info.kind == "regression"
+    kin, nothing = ("ridge", "training mean") if regression else ("logistic regression", "training frequencies")
+
+    def fit(x_train: Array, x_test: Array) -> Array:
+        if regression:
+            return _ridge(x_train, targets[train].astype(np.float64), subjects, x_test)
+        return _logistic(x_train, targets[train].astype(np.int64), subjects, x_test, len(windows.classes))
+
+    rows = [_row(nothing, run, targets[test], constant, usable=True)]
     ages = _ages(windows)
     if ages is not None and np.isfinite(ages[train]).any():
         filled = np.where(np.isfinite(ages), ages, np.nanmean(ages[train]))[:, None]
-        answers = _ridge(filled[train], targets[train], windows.subjects[train], filled[test])
-        rows.append(_row("ridge on age alone", run, targets[test], answers, usable=False))
+        rows.append(_row(f"{kin} on age alone", run, targets[test], fit(filled[train], filled[test]), usable=False))
     axes = _components(windows, train)
-    features = {part: _features(windows, index, axes) for part, index in (("train", train), ("test", test))}
-    for number, name in enumerate(("ridge on band power", "ridge on log-covariance")):
-        answers = _ridge(features["train"][number], targets[train], windows.subjects[train], features["test"][number])
-        rows.append(_row(name, run, targets[test], answers, usable=True))
+    features = zip(_features(windows, train, axes), _features(windows, test, axes), strict=True)
+    for name, (x_train, x_test) in zip(("band power", "log-covariance"), features, strict=True):
+        rows.append(_row(f"{kin} on {name}", run, targets[test], fit(x_train, x_test), usable=True))
     write_json(run.folder, RECORD, rows)
     return rows
 
@@ -71,8 +79,9 @@ def read_baselines(run: RunStore) -> list[dict[str, Any]]:
     return found
 
 
-def _row(name: str, run: RunStore, targets: Array, answers: Array, *, usable: bool) -> dict[str, Any]:
-    return {"name": name, "score": float(score(run.info.metric, targets, answers[:, None])), "usable": usable}
+def _row(name: str, run: RunStore, targets: NDArray[Any], answers: Array, *, usable: bool) -> dict[str, Any]:
+    value = float(score(run.info.metric, targets, answers))
+    return {"name": name, "score": value if np.isfinite(value) else None, "usable": usable}
 
 
 def _ages(windows: WindowStore) -> Array | None:
@@ -123,8 +132,44 @@ def _ridge(x: Array, y: Array, subjects: NDArray[Any], x_test: Array) -> Array:
     from sklearn.preprocessing import StandardScaler
 
     folds = min(5, len(np.unique(subjects)))
-    grid = {"ridge__alpha": np.logspace(0, 6, 7)}
+    grid = {"ridge__alpha": [1 / strength for strength in STRENGTHS]}
     model = make_pipeline(StandardScaler(), Ridge())
     search = GridSearchCV(model, grid, cv=GroupKFold(folds), scoring="neg_mean_squared_error")
     search.fit(x, y, groups=subjects)
-    return np.asarray(search.predict(x_test), np.float64)
+    return np.asarray(search.predict(x_test), np.float64)[:, None]
+
+
+def _logistic(x: Array, y: NDArray[np.int64], subjects: NDArray[Any], x_test: Array, n_classes: int) -> Array:
+    """Probabilities (N, K) by logistic regression, its penalty the one of least log loss over subject folds.
+
+    A side of a fold may lack a class: its probability is then 0, and columns stay in the order of the store's classes.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    sides = list(GroupKFold(min(5, len(np.unique(subjects)))).split(x, y, groups=subjects))
+    losses = []
+    for strength in STRENGTHS:
+        held = np.empty((len(y), n_classes))
+        for inside, outside in sides:
+            held[outside] = _probabilities(x[inside], y[inside], x[outside], n_classes, strength)
+        losses.append(-np.log(np.maximum(held[np.arange(len(y)), y], 1e-6)).mean())
+    return _probabilities(x, y, x_test, n_classes, STRENGTHS[int(np.argmin(losses))])
+
+
+def _probabilities(x: Array, y: NDArray[np.int64], x_test: Array, n_classes: int, strength: float) -> Array:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    told = np.zeros((len(x_test), n_classes))
+    seen = np.unique(y)
+    if len(seen) == 1:
+        told[:, seen] = 1.0
+        return told
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+    with warnings.catch_warnings():  # close to its optimum is close enough
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, y)
+    told[:, seen] = model.predict_proba(x_test)
+    return told

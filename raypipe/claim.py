@@ -23,7 +23,7 @@ def claim(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
     folder
         For windows; made if need be.
     asked
-        Settings that what is there must have been made with.
+        Settings that the windows that are there must have been made with.
     keys
         Of the recordings; some of what is there must be of these.
 
@@ -36,7 +36,9 @@ def claim(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
         raise UserError(f"{folder}: a file, not a folder for windows")
     path = folder / SETTINGS
     made = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
-    if path.is_file() and made:
+    # Recordings without a window leave no shard to protect: a prepare that found none at all may be put right.
+    finished = any((folder / SHARDS / f"{stem}.npy").is_file() for stem in made)
+    if path.is_file() and finished:
         _check_same(path, asked)
     elif not path.is_file() and folder.is_dir() and any(not e.name.endswith(TEMPORARY) for e in folder.iterdir()):
         raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
@@ -45,7 +47,7 @@ def claim(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
     with open(path, "rb") as file:
         if not lock(file):
             raise UserError(f"{folder}: another prepare is at work there; wait for it to end")
-        if made and not made & keys:
+        if finished and not made & keys:
             raise UserError(f"{folder}: holds windows of another data set; choose another folder")
         yield
 

@@ -9,6 +9,7 @@ from typing import Any
 from raypipe.errors import InterruptedSweepError, UserError
 from raypipe.verbs import data, search, see, ship, submit  # noqa: F401 - in the order that --help has them
 from raypipe.verbs.common import app
+from raypipe.verbs.misuse import UsageError, said
 
 __all__ = ["app", "main"]
 
@@ -18,11 +19,16 @@ INTERRUPTED = 130
 
 def _run(arguments: list[str] | None) -> None:
     try:
-        app(arguments)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
-            raise KeyboardInterrupt from None
-        raise
+        status = app(arguments, standalone_mode=False)
+    except UsageError as error:
+        line = said(error, sys.argv[1:] if arguments is None else arguments)
+        if line:
+            raise UserError(line) from None
+        print(error.format_message(), end="")  # click's help, for who has said nothing
+        sys.exit(2)
+    if status == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
+        raise KeyboardInterrupt
+    sys.exit(status or 0)
 
 
 def _refuse_other_versions() -> None:

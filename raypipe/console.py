@@ -156,7 +156,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
         table = Table(box=None, header_style="bold")
         table.add_column("")
         for column in frame.columns:
-            table.add_column(Text(str(column).replace("_", " ")), justify="right")
+            table.add_column(Text(str(column).replace("seconds", "time").replace("_", " ")), justify="right")
         for label, row in frame.astype(object).iterrows():
             cells = [_took(value) if str(name).endswith("seconds") else short(value) for name, value in row.items()]
             table.add_row(Text(str(label)), *map(Text, cells))

@@ -125,11 +125,10 @@ def sweep(
     source = load_space(space)
     with Cluster(chosen.address, watch) as cluster:
         warm = None
-        if not RunStore.exists(run):  # one that is there may have nothing left to do
-            if warm_start is not None:
-                warm = _warm(warm_start, source, windows, watch)
-            cluster.start()
-        return _drive(_open(source, windows, str(run), chosen, warm, init), windows, chosen, cluster, watch)
+        if warm_start is not None and not RunStore.exists(run):
+            warm = _warm(warm_start, source, windows, watch)
+        store = _open(source, windows, str(run), chosen, warm, init, begin=cluster.start)
+        return _drive(store, windows, chosen, cluster, watch)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> Run:
@@ -204,7 +203,12 @@ def _open(
     options: Options,
     warm: WarmStart | None = None,
     init: str | Path | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> RunStore:
+    """The run, made where there is none; `begin` is called once nothing that is known keeps it from being made.
+
+    A run that is there may have nothing left to do: for it nothing is begun.
+    """
     if RunStore.exists(where):
         store = RunStore.open(where)
         _same(store, windows, space, options)
@@ -212,6 +216,8 @@ def _open(
     if init is None and needs_encoder(space):
         raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
     folds = folds_of(windows, options.folds, options.held_out, options.seed)
+    RunStore.require_room(where)
+    begin()
     begun = take_in(init, where, folds, space) if init is not None else None
     info = RunInfo(
         created=time.time(),
@@ -264,11 +270,19 @@ def _drive(
     from raypipe.study import Halving, Ledger, open_journal
 
     try:
-        with Lease(store.folder) as lease, quiet_optuna(), closing(Tracked(store, options.track, watch)) as watch:
+        with (
+            Lease(store.folder) as lease,
+            cluster.noise.kept(store.folder),
+            quiet_optuna(),
+            closing(Tracked(store, options.track, watch)) as watch,
+        ):
             storage = open_journal(store)
             if again is not None:
                 total = Ledger(store, windows, storage, trials=None).ask_again(*again)
                 options = options.model_copy(update={"trials": total})
+            elif options.trials < (there := len(store.listing())):
+                watch("fewer", {"asked": options.trials, "there": there})
+                options = options.model_copy(update={"trials": there})
             write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
             pruner = Halving(grace, options.reduction) if options.prune else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import tempfile
 import time
 import warnings
@@ -76,7 +75,7 @@ def execute(
     cluster.start()
     with contextlib.ExitStack() as stack:
         scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stdout(cluster.noise))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         import ray

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from raypipe.errors import UserError, first_line
+from raypipe.noise import Noise
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,10 +36,16 @@ class Cluster:
         Of a running cluster; None starts Ray on this machine.
     watch
         Told of the start.
+
+    Attributes
+    ----------
+    noise
+        Takes what Ray prints.
     """
 
     def __init__(self, address: str | None, watch: Callable[[str, dict[str, Any]], None]) -> None:
         self._address, self._watch = address, watch
+        self.noise = Noise()
         self._stack = contextlib.ExitStack()
         self._started = self._ours = False
 
@@ -62,7 +68,7 @@ class Cluster:
         if not self._address:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not reclaimed
         self._watch("launch", {"address": self._address})
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.redirect_stdout(self.noise), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
 
@@ -70,8 +76,10 @@ class Cluster:
             others.start()
             if not ray.is_initialized():
                 self._ours = True
+                self._stack.enter_context(_ray_logs_to(self.noise))
                 _init(self._address)
                 self._stack.callback(ray.shutdown)
+                _listen(self.noise)
             others.join()
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler ends the process at once. A notice to stop is a Ctrl-C.
@@ -87,14 +95,15 @@ class Cluster:
             return
         import ray
 
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(self.noise):
             ray.shutdown()
             _init(self._address)
+            _listen(self.noise)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(self.noise):
             self._stack.close()
 
 
@@ -145,11 +154,30 @@ def _on_loopback() -> Iterator[None]:
             os.environ[name] = kept
 
 
+@contextlib.contextmanager
+def _ray_logs_to(noise: Noise) -> Iterator[None]:
+    """Have Ray's own logger write to `noise` and not to the terminal."""
+    logger = logging.getLogger("ray")
+    before, logger.handlers = logger.handlers, [logging.StreamHandler(noise)]
+    try:
+        yield
+    finally:
+        logger.handlers = before
+
+
+def _listen(noise: Noise) -> None:
+    """Have what Ray's processes print handed to `noise`, and not printed here."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as heard
+
+    for name in ("ray_print_logs", "raypipe"):  # the first is Ray's, of `log_to_driver`
+        heard.remove_handler(name)
+    heard.add_handler("raypipe", noise.hear)
+
+
 def _init(address: str | None) -> None:
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if not address:
         with _on_loopback():
             # Without an address, Ray joins whatever cluster was last started on this machine, by anyone.

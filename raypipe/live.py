@@ -261,6 +261,9 @@ class SweepView(AbstractContextManager["SweepView"]):
         if news["ended"]:
             self._say(f"going on: {news['ended']} of {news['trials']} trials have ended")
 
+    def _on_fewer(self, asked: int, there: int) -> None:
+        self._say(f"--trials {asked}: the run has {there} trials already, and keeps them")
+
     def _on_launch(self, address: str | None) -> None:
         self._say(f"joining Ray at {address}" if address else "starting Ray on this machine")
 
@@ -290,7 +293,7 @@ class SweepView(AbstractContextManager["SweepView"]):
         score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
         best = f", {self._best()}" if self.sweep.best else ""
         why = "" if result.state == "complete" else f": {result.reason}"
-        self._say(f"trial {number} {result.state}, {score}{best}, {duration(result.seconds)}{why}")
+        self._say(f"trial {number} {result.state}, {score}{best}, {duration(result.seconds)} of workers{why}")
 
     def _on_drain(self, running: int) -> None:
         self._say(f"stopping: {running} trial(s) finish the epoch under way; Ctrl-C again stops now")

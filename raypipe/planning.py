@@ -117,7 +117,9 @@ def check_settings(task: Task, asked: Settings) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} {value:g}: must be greater than 0")
     if asked.band and not 0 <= asked.band[0] < asked.band[1]:
-        raise UserError(f"band {asked.band[0]:g} {asked.band[1]:g}: wants a lower and a higher edge, in Hz")
+        raise UserError(
+            f"band {asked.band[0]:g} {asked.band[1]:g}: wants a lower and a higher edge in Hz, such as 0.5 40"
+        )
     if asked.band and asked.sfreq and asked.band[1] > asked.sfreq / 2:
         raise UserError(f"band: windows at {asked.sfreq:g} Hz hold nothing above {asked.sfreq / 2:g} Hz")
     if asked.channels is not None and len(set(asked.channels)) != len(asked.channels):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import tempfile
 import threading
 import time
@@ -172,11 +171,11 @@ def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> 
 
 
 def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> None:
-    with Cluster(layout.get("address"), lambda kind, news: None) as cluster:
+    with Cluster(layout.get("address"), lambda kind, news: None) as cluster, cluster.noise.kept(store.folder):
         cluster.start()
         from raypipe.pretrain_group import Pretraining, said
 
-        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
+        with contextlib.redirect_stdout(cluster.noise), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
             stop = threading.Event()
             going = Pretraining(store.where, layout, scratch)
             with contextlib.closing(going), on_first_interrupt(stop.set):

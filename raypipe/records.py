@@ -24,6 +24,13 @@ OPTIONS = "options.json"
 PRETRAINED = "pretrain.json"
 """The file that tells a pretrained run from a sweep's (`raypipe.pretrained`)."""
 
+_OTHER = {
+    "manifest.json": "a store of windows, not a run",
+    "settings.json": "a store of windows that prepare did not finish, not a run",
+    PRETRAINED: "a run of raypipe pretrain, which has no trials",
+    "bundle.json": "a bundle, not a run",
+}
+
 State = Literal["complete", "pruned", "stopped", "failed"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -74,6 +81,8 @@ class Epoch(BaseModel):
     """Each fold chooses its epoch by itself (on subjects of its training side): the latest epoch holds the choices."""
     over: bool = False
     """Every fold has stopped by itself."""
+    finished: float = 0.0
+    """Unix time at which it was scored; 0 in runs that were made before it was kept."""
 
 
 class TrialResult(BaseModel):
@@ -136,6 +145,11 @@ class Member(NamedTuple):
 def in_trial(number: int, name: str = "") -> str:
     """Where a file of a trial lies in its run."""
     return f"trials/{number:04d}/{name}"
+
+
+def other_than_run(folder: Folder) -> str | None:
+    """What of raypipe's lies in a folder that is no sweep's run, in words; None where it is nothing that is known."""
+    return next((words for name, words in _OTHER.items() if folder.exists(name)), None)
 
 
 def valid(kind: type[Model], folder: Folder, name: str) -> Model:

@@ -87,6 +87,7 @@ class Referee:
             seconds=sum(part.seconds for part in parts),
             by_fold=any(part.by_fold for part in parts),
             over=all(part.stopped for part in parts),
+            finished=time.time(),
         )
         self.history.append(record)
         self.run.write_history(self.number, self.history)

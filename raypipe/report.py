@@ -176,11 +176,11 @@ def _baselines(run: RunStore, ensemble: Ensemble) -> str:
     rows += [
         [
             row["name"] + ("" if row["usable"] else " (not usable at inference: no scorer gives it)"),
-            page.number(row["score"]),
+            page.number(float("nan") if row["score"] is None else row["score"]),
         ]
         for row in found
     ]
-    note = "Classic baselines, fitted on all subjects that are not held out, the ridge penalty chosen by subject folds."
+    note = "Classic baselines, fitted on all subjects that are not held out, the penalty chosen by subject folds."
     head = ["baseline", f"{spoken(run.info.metric)} held out"]
     return page.section("Without a network", page.table(head, rows), f'<p class="note">{note}</p>')
 

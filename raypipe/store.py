@@ -9,6 +9,7 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 ``study.journal``                     the Optuna study (journal storage: optuna-dashboard reads it)
 ``init/encoder.safetensors``           the pretrained encoder that trials start from, where there is one
 ``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.compute`)
+``log/ray.txt``                       what Ray has printed, its end (`raypipe.noise`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          score over all folds, and each fold's, after every epoch
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state; the newest two, the best, and ends of cycles are kept
@@ -47,6 +48,7 @@ from raypipe.records import (
     best_epoch,
     digest,
     in_trial,
+    other_than_run,
     pack_oof,
     unpack,
     valid,
@@ -81,6 +83,16 @@ class RunStore:
         """Whether there is a run at `where`."""
         return open_folder(where).exists("run.json")
 
+    @staticmethod
+    def require_room(where: str | Path) -> None:
+        """Refuse a folder in which something else lies than what a run begins with."""
+        folder = open_folder(where)
+        begun = ("study", "init/")
+        foreign = [n for n in folder.names() if n not in ("folds.json", "space.py") and not n.startswith(begun)]
+        if foreign:
+            there = other_than_run(folder) or f"not a raypipe run, and not empty ({foreign[0]})"
+            raise UserError(f"{where}: {there}; name a new folder")
+
     @classmethod
     def create(cls, where: str | Path, info: RunInfo, folds: FoldMap, space: SearchSpace) -> RunStore:
         """Make a run.
@@ -91,10 +103,7 @@ class RunStore:
             Something else lies there.
         """
         folder = open_folder(where)
-        begun = ("study", "init/")
-        foreign = [n for n in folder.names() if n not in ("folds.json", "space.py") and not n.startswith(begun)]
-        if foreign:
-            raise UserError(f"{where}: not a raypipe run, and not empty ({foreign[0]}); name a new folder")
+        cls.require_room(where)
         text = folds.model_dump_json(indent=1).encode()
         folder.write("folds.json", text)
         folder.write("space.py", space.source.encode())
@@ -113,7 +122,8 @@ class RunStore:
         """
         folder = open_folder(where)
         if not folder.exists("run.json"):
-            raise UserError(f"{where}: no raypipe run there; make one with: raypipe sweep SPACE --data STORE --run RUN")
+            there = other_than_run(folder) or "no raypipe run there"
+            raise UserError(f"{where}: {there}; make one with: raypipe sweep SPACE --data STORE --run RUN")
         info = valid(RunInfo, folder, "run.json")
         try:
             folds_text, space_text = folder.read("folds.json"), folder.read("space.py")
@@ -278,7 +288,7 @@ class RunStore:
         files of who was killed while writing, but not those that `report` and `ensemble` may have in hand.
         """
         for name in self.folder.temporary():
-            if name.startswith(("trials/", "compute/", "study/")) or ("/" not in name and ".json." in name):
+            if name.startswith(("trials/", "compute/", "study/", "log/")) or ("/" not in name and ".json." in name):
                 self.folder.remove(name)
         for name in self.folder.names("trials"):
             if name.endswith(".ckpt") and self.result(int(name.split("/")[1])) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Literal
 
 import typer
@@ -21,6 +22,22 @@ app = typer.Typer(
 )
 console = Console()
 
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raypipe {version('raypipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
 LOCAL = "http://127.0.0.1:8265"
 """Where `ray dashboard` and `ssh -L` put a cluster's dashboard."""
 
@@ -33,9 +50,9 @@ ClusterOption = Annotated[
 RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pyarrow.fs URI such as s3://bucket/run.")]
 
 
-def example(line: str) -> str:
+def example(line: str, other: str | None = None) -> str:
     """What stands below a verb's help."""
-    return f"[dim]Example:[/dim]  {line}"
+    return f"[dim]Example:[/dim]  {line}" + (f"  [dim]or[/dim]  {other}" if other else "")
 
 
 def is_pretrained(where: str) -> bool:

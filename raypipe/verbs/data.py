@@ -70,17 +70,24 @@ def simulate(
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
-        list[str], typer.Argument(help="BIDS folders, or a folder of them, here or s3://: sub-*/[ses-*/]eeg/*_eeg.*.")
+        list[str],
+        typer.Argument(
+            metavar="BIDS", help="BIDS folders, or a folder of them, here or s3://: sub-*/\\[ses-*/]eeg/*_eeg.*."
+        ),
     ],
     task: Annotated[
         str,
         typer.Option(
-            help="Predicted: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A."
+            help="Predicted: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A; with "
+            "@TASK behind it from recordings of that BIDS task only; challenge1:OPTION,... See docs/tasks.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
     sfreq: Annotated[float | None, typer.Option(help="Resample to this rate in Hz.")] = None,
-    band: Annotated[tuple[float, float] | None, typer.Option(help="Band-pass, two numbers in Hz.")] = None,
+    band: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Band-pass: two numbers in Hz, such as --band 0.5 40."),
+    ] = None,
     channels: Annotated[str | None, typer.Option(help="Names, by commas. Default: those common to all.")] = None,
     window: Annotated[float | None, typer.Option(help="Window length in seconds. Default: the task's.")] = None,
     crop: Annotated[float | None, typer.Option(help="Seconds of a window that the model sees.")] = None,

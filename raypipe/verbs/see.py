@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -22,6 +23,10 @@ from raypipe.verbs.common import (
     print_status,
 )
 
+if TYPE_CHECKING:
+    from raypipe.files import Folder
+    from raypipe.store import RunStore
+
 PANEL = "Looking"
 """Under which `raypipe --help` lists these verbs."""
 
@@ -35,40 +40,67 @@ def status(run: RunArg) -> None:
         print_status(run)
 
 
-@app.command(rich_help_panel=PANEL, epilog=example("raypipe logs demo/run 7"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe logs demo/run 7 -f"))
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN|JOB", help="Run, with a trial; or a job, alone.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|JOB", help="Run: with a trial, or alone for what Ray printed. Or a job.")
+    ],
     trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", min=0, help="Number of the trial.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Of a job: until it is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the trial or the job has ended.")] = False,
     cluster: ClusterOption = LOCAL,
 ) -> None:
-    """Show what happened to a trial, as its workers, its slot and the driver wrote it down; or what a job prints."""
-    if trial is None:
-        _job_logs(run, cluster, follow)
-        return
-    from raypipe.logs import read_log
+    """Show what happened to a trial, epoch by epoch; or what Ray printed during a run; or what a job prints."""
+    from raypipe.files import open_folder
     from raypipe.store import RunStore
 
-    if follow:
-        raise UserError("--follow: goes with a job, not with a trial")
-    store = RunStore.open(run)
-    lines = read_log(store.folder, trial)
-    if not lines and not store.has_trial(trial):
+    if trial is not None:
+        with contextlib.suppress(KeyboardInterrupt):
+            _trial_logs(RunStore.open(run), trial, follow)
+    elif RunStore.exists(run) or is_pretrained(run):
+        _ray_logs(open_folder(run), follow)
+    else:
+        _job_logs(run, cluster, follow)
+
+
+def _write(text: str, end: str = "\n") -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True, end=end)
+
+
+def _trial_logs(store: RunStore, trial: int, follow: bool) -> None:
+    from raypipe.lease import current
+    from raypipe.logs import follow_log, read_log
+
+    def alive() -> bool:
+        return bool((current(store.folder) or {}).get("alive"))
+
+    if not store.has_trial(trial) and not read_log(store.folder, trial):
         raise UserError(f"{store.where}: no trial {trial}")
-    for line in lines or [f"trial {trial} has no log yet"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    none = True
+    for line in follow_log(store.folder, trial, alive) if follow else read_log(store.folder, trial):
+        _write(line)
+        none = False
+    if none:
+        _write(f"trial {trial} has no log yet")
+    if follow and store.result(trial) is None:
+        _write(f"trial {trial} has not ended, but nobody drives the run; go on with: raypipe resume {store.where}")
+
+
+def _ray_logs(folder: Folder, follow: bool) -> None:
+    from raypipe.noise import FILE, read_noise
+
+    if follow:
+        raise UserError(f"--follow: goes with a trial or a job: raypipe logs {folder.where} TRIAL -f")
+    _write(read_noise(folder).rstrip() or "Ray has printed nothing yet")
+    _write(f"this is {folder.where}/{FILE}; a trial's own log: raypipe logs {folder.where} TRIAL")
 
 
 def _job_logs(job: str, cluster: str, follow: bool) -> None:
     from raypipe.jobs import Jobs
-    from raypipe.store import RunStore
 
-    if RunStore.exists(job):
-        raise UserError(f"{job}: a run; say which trial: raypipe logs {job} TRIAL")
     there = Jobs(cluster)
 
     def write(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+        _write(text, end="")
 
     if not follow:
         write(there.logs(job))
@@ -213,6 +245,8 @@ def doctor(
     styles = {"ok": "green", "look": "yellow", "broken": "bold red"}
     broken = 0
     local = target if target is not None and "://" not in target else "."
+    if not Path(local).expanduser().exists():
+        raise UserError(f"{target}: no such folder; name what raypipe prepare, sweep, pretrain or export wrote")
     for found in chain(examine(local), diagnose(target) if target is not None else ()):
         broken += found.level == "broken"
         line = found.what + (f"; mend: {found.mend}" if found.mend else "")

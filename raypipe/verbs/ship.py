@@ -18,8 +18,14 @@ from raypipe.verbs.common import (
 PANEL = "Shipping"
 """Under which `raypipe --help` lists these verbs."""
 
+ROLES = {"learned from": "of subjects in training", "held out": "of held-out subjects", "new": "of unknown subjects"}
+"""Of whom the windows may be that `predict` has predicted."""
 
-@app.command(rich_help_panel=PANEL, epilog=example("raypipe export run1 run2 submission.zip"))
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=example("raypipe export demo/run demo/bundle", "raypipe export run1 run2 submission.zip"),
+)
 def export(
     paths: Annotated[
         list[str],
@@ -93,4 +99,5 @@ def predict(
 
     with Counter(console, "predicting") as counter:
         table = run_bundle(bundle, recordings, out, progress=counter)
-    console.print(f"{out}: {len(table)} windows", highlight=False, soft_wrap=True)
+    roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
+    console.print(f"{out}: {len(table)} windows: {', '.join(roles)}", highlight=False, soft_wrap=True)

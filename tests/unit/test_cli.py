@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import mne
 import numpy as np
+import pandas as pd
 import pytest
 
 from raypipe import cli
@@ -74,9 +76,57 @@ def test_help_lists_every_verb_and_importing_it_is_light():
     assert all(verb in out for verb in VERBS)
 
 
-def test_an_unknown_option_is_a_usage_error(capsys):
-    assert run("status", "--colour", "blue") == 2
-    assert "No such option" in capsys.readouterr().err
+P = ("prepare", "x", "--task", "challenge1")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((*P, "--windw", 4), "prepare --windw: no such option; did you mean '--window'?"),
+        (("sweep", "x", "--trial", 2), "sweep --trial: no such option; did you mean '--trials'?"),
+        (P, "prepare: --out is missing (Folder for the windows)"),
+        (("prepare",), "prepare: BIDS is missing (BIDS folders, or a folder of them, here or s3://: sub-*/[ses-*/]"),
+        (("logs", "demo/run", "zero"), "logs TRIAL: must be a valid integer (Number of the trial)"),
+        (("ensemble", "r", "--top", 0), "ensemble --top 0: must be greater than or equal to 1 (How many of the best"),
+        (("ensemble", "r", "--top=x"), "ensemble --top x: must be a valid integer"),
+        (
+            (*P, "--band", "40,4", "--out", "o"),
+            "prepare --band 40,4: must be a valid number (Band-pass",
+        ),
+        (
+            (*P, "--out", "o", "--band", "40,4"),
+            "prepare --band 40,4: requires 2 arguments (Band-pass: ",
+        ),
+        (("swep", "x"), "swep: no such verb; did you mean 'sweep'?"),
+        (("status", "a", "b"), "status: got unexpected extra argument(s) (b); see raypipe status --help"),
+        (("submit", "sweep", "x", "--dta", "s"), "submit sweep --dta: no such option; did you mean '--data'?"),
+        (("--vesion",), "raypipe --vesion: no such option; did you mean '--version'?"),
+    ],
+)
+def test_misuse_is_one_line_that_says_what_would_be_right(refused, words, line):
+    assert refused(*words).startswith(line)
+
+
+def test_without_a_word_help_is_shown(capsys):
+    assert run() == 2
+    out = "".join(capsys.readouterr())
+    assert "Usage" in out and "raypipe: error" not in out
+
+
+def test_the_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"raypipe {version('raypipe')}\n"
+
+
+def test_help_says_what_forms_there_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("prepare", "--help") == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "@TASK" in out and "challenge1:OPTION" in out and "--band 0.5 40" in out and "[ses-*/]" in out
+    assert run("export", "--help") == 0
+    assert "raypipe export demo/run demo/bundle or raypipe export run1 run2" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 # Recordings
@@ -255,6 +305,51 @@ def test_no_run_there(refused, tmp_path, verb):
     assert "no raypipe run there" in refused(verb, tmp_path)
 
 
+@pytest.mark.parametrize("verb", ["status", "resume", "rerun", "ensemble", "report", "trials", "logs"])
+def test_a_store_is_no_run(refused, toy, verb):
+    assert "a store of windows, not a run" in refused(verb, toy / "store", *([0] if verb == "logs" else []))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--folds", 1), "needs at least 2"),
+        (("--folds", 100), "100 folds need at least 100 subjects"),
+        (("--held-out", 37), "must lie between 0 and 1"),
+        (("--run", "STORE"), "a store of windows, not a run; name a new folder"),
+    ],
+)
+def test_a_sweep_is_checked_before_ray_is_started(refused, toy, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("raypipe.launch.Cluster.start", lambda self: pytest.fail("Ray was started"))
+    options = [toy / "store" if word == "STORE" else word for word in options]
+    flags = ("--data", toy / "store", "--folds", 3, "--run", tmp_path / "r", *options)
+    assert message in refused("sweep", toy / "space.py", *flags)
+
+
+def test_fewer_trials_than_there_are_leave_a_run_what_it_has(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("raypipe.launch.Cluster.start", lambda self: None)
+    monkeypatch.setattr("raypipe.driver.execute", lambda *_: None)
+    flags = ("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3, "--trials")
+    assert run(*flags, 4) == 0
+    store = RunStore.open(tmp_path / "r")
+    for number in range(3):
+        store.add_trial(number, tiny())
+    capsys.readouterr()
+    assert run(*flags, 2) == 0
+    out = capsys.readouterr().out
+    assert "--trials 2: the run has 3 trials already, and keeps them" in out and "3 of 3 trials" in out
+    assert run("resume", tmp_path / "r", "--trials", 1) == 0
+    assert "3 of 3 trials" in capsys.readouterr().out
+    assert run(*flags, 4) == 0
+    assert "--trials 4" not in capsys.readouterr().out, (
+        "more than there are, though fewer than ever asked for, are meant"
+    )
+
+
+def test_the_doctor_is_sent_nowhere(refused, tmp_path):
+    assert "no such folder; name what" in refused("doctor", tmp_path / "nowhere")
+
+
 def test_a_run_without_trials_has_no_ensemble(refused, toy, tmp_path):
     made(toy, tmp_path / "r")
     assert "trial" in refused("ensemble", tmp_path / "r")
@@ -279,6 +374,41 @@ def test_logs_say_what_happened_to_a_trial(simulated, refused, capsys):
     assert out[0].endswith("process: folds 0, 1, 2 on cpu, fourier stem, one by one: starts")
     assert out[-1].endswith("end: complete after epoch 3: trained to the end")
     assert "no trial 99" in refused("logs", simulated.run.where, 99)
+
+
+def test_logs_has_a_line_for_every_epoch_and_follows_a_trial_to_its_end(simulated, capsys, monkeypatch):
+    assert run("logs", simulated.run.where, 0) == 0
+    plain = capsys.readouterr().out
+    epochs = [line for line in plain.splitlines() if "Z epoch " in line]
+    first = simulated.run.history(0)[0]
+    assert len(epochs) == 3 and f"epoch 1: score {first.score:.4f} (folds " in epochs[0]
+    assert run("logs", simulated.run.where, 0, "-f") == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_followed_trial_that_nobody_drives_and_a_ctrl_c_are_no_errors(toy, tmp_path, capsys, monkeypatch):
+    made(toy, tmp_path / "r").add_trial(0, tiny())
+    assert run("logs", tmp_path / "r", 0, "-f") == 0
+    assert "nobody drives the run; go on with: raypipe resume" in capsys.readouterr().out
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raypipe.lease.current", lambda folder: {"alive": True})
+    monkeypatch.setattr("time.sleep", interrupt)
+    assert run("logs", tmp_path / "r", 0, "-f") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_logs_of_a_run_alone_are_what_ray_printed(toy, tmp_path, capsys, refused):
+    store = made(toy, tmp_path / "r")
+    assert run("logs", tmp_path / "r") == 0
+    assert "Ray has printed nothing yet" in capsys.readouterr().out
+    store.folder.write("log/ray.txt", b"Slot 7: said\n")
+    assert run("logs", tmp_path / "r") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "Slot 7: said" and f"raypipe logs {tmp_path / 'r'} TRIAL" in out[1]
+    assert "goes with a trial or a job" in refused("logs", tmp_path / "r", "-f")
 
 
 def test_a_trial_without_a_log_says_so(toy, tmp_path, capsys):
@@ -322,15 +452,19 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     assert "both runs answer challenge 1" in same
 
 
-def test_the_last_steps_by_command(where, tmp_path, capsys):
+def test_the_last_steps_by_command(simulated, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
+    out = capsys.readouterr().out
+    assert "held-out" in out or "held out" in out
+    assert run("predict", tmp_path / "bundle", simulated.bids, "--out", tmp_path / "answers.csv") == 0
+    roles = pd.read_csv(tmp_path / "answers.csv")["role"].value_counts()
+    told = f"{roles['learned from']} of subjects in training, {roles['held out']} of held-out subjects, 0 of unknown"
+    assert told in capsys.readouterr().out
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
     assert run("status", where) == 0
-    out = capsys.readouterr().out
-    assert "held-out" in out or "held out" in out
-    assert "3 complete, 1 failed" in out
+    assert "3 complete, 1 failed" in capsys.readouterr().out
     assert (where / "report.html").is_file()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from raypipe import cli
 from raypipe.compare import FITTED, HELD_OUT, TRIAL, compare_runs
+from raypipe.console import show_comparison
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
@@ -70,6 +73,9 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
     assert compare_runs([b, a]).pairs[0][0].words("nrmse") == "worse"
     assert found.parameters.loc["optim/lr"].tolist() == [3e-3, 1e-2] and len(found.parameters) == 1
     assert found.cost["worker_seconds"].tolist() == [30.0, 30.0]
+    console = Console(file=io.StringIO(), width=160)
+    show_comparison(console, found)
+    assert "worker time" in console.file.getvalue() and "seconds" not in console.file.getvalue()
 
 
 def test_other_folds_are_said_loudly_and_only_people_that_both_predict_are_paired(store, tmp_path):

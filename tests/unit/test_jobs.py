@@ -113,7 +113,7 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
         (("sweep", SPACE, "--data", "s3://lab/store", "--run", "run"), "run run: a folder of this machine"),
         (("sweep", SPACE, "--data", "s3://k:geheim@lab/store", "--run", "s3://a/c"), "leave the keys out of the URI"),
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
-        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "No such option"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
         (("check", "s3://a/c"), "submit check: not submitted"),
     ],
 )
@@ -140,11 +140,10 @@ def test_jobs_are_listed_read_followed_and_stopped(cluster, capsys):
         assert status == 2 and "none-1: no such job" in error
 
 
-def test_logs_of_a_run_want_a_trial(values, cluster, capsys):
-    status, _, error = typed(capsys, "logs", values.run.where)
-    assert status == 2 and "say which trial" in error
-    assert typed(capsys, "logs", values.run.where, 0)[0] == 0
-    assert "--follow" in typed(capsys, "logs", values.run.where, 0, "-f")[2]
+def test_a_run_is_not_taken_for_a_job(values, cluster, capsys):
+    status, out, _ = typed(capsys, "logs", values.run.where)
+    assert status == 0 and f"raypipe logs {values.run.where} TRIAL" in out
+    assert "--follow" in typed(capsys, "logs", values.run.where, "-f")[2]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,12 @@ def test_a_trial_that_fails_before_its_first_epoch(view):
     assert "failures: 1 bad-configuration" in shown(view)
 
 
+def test_the_end_of_a_trial_says_whose_time_it_took(view, clock):
+    play(view, clock, 0, 2)
+    view("end", {"number": 0, "result": ended(0)})
+    assert view._console.file.getvalue().splitlines()[-1].endswith("1:01 of workers")
+
+
 def test_a_run_that_goes_on_is_shown_as_it_stands(clock):
     view = SweepView(Console(file=io.StringIO(), width=160), clock)
     view("settled", {"number": 2, "result": ended(2)})  # `open` counts it

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import DiskFullError
-from raypipe.files import LocalFolder, open_folder
-from raypipe.logs import ENTRY, LIMIT, TrialLog, _shortened, read_log
+from raypipe.files import LocalFolder, open_folder, write_json
+from raypipe.logs import ENTRY, LIMIT, TrialLog, _shortened, follow_log, read_log
+from raypipe.records import Epoch, in_trial
 
 
 @pytest.fixture(params=["folder", "uri"])
@@ -81,3 +82,50 @@ def test_a_log_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch, 
     monkeypatch.setattr(folder, "write", full)
     TrialLog(folder, 0, "slot").say("lost")
     assert read_log(folder, 0) == []
+
+
+def scored(folder, number, *epochs):
+    """A history of epochs, each scored at a second of 1970."""
+    history = [
+        Epoch(epoch=n, passes=n, score=n / 10, fold_scores=[0.25, None], losses=[1.0], seconds=n, finished=second)
+        for n, second in enumerate(epochs, 1)
+    ]
+    write_json(folder, in_trial(number, "history.json"), [epoch.model_dump() for epoch in history])
+
+
+def test_every_epoch_has_a_line_made_of_the_history(folder):
+    folder.write(in_trial(7, "log/slot.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
+    scored(folder, 7, 10.0, 20.0)
+    assert read_log(folder, 7) == [
+        "1970-01-01 00:00:10Z epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers",
+        "1970-01-01 00:00:15Z slot: begun again",
+        "1970-01-01 00:00:20Z epoch 2: score 0.2000 (folds 0.2500 -), 2.0 s of workers",
+    ]
+    assert folder.names("trials/0007/log") == ["trials/0007/log/slot.txt"], "nothing was written for an epoch"
+
+
+@pytest.mark.parametrize("damage", [b"[{", b"{}"])
+def test_a_damaged_history_does_not_hide_the_log(folder, damage):
+    TrialLog(folder, 0, "slot").say("here")
+    folder.write(in_trial(0, "history.json"), damage)
+    assert len(read_log(folder, 0)) == 1
+
+
+def test_a_log_is_followed_until_its_trial_has_ended(folder):
+    log = TrialLog(folder, 7, "slot")
+    log.say("starts")
+    told = follow_log(folder, 7, alive=lambda: True, pause=0)
+    assert next(told).endswith("slot: starts")
+    scored(folder, 7, 10.0)
+    assert next(told).endswith("epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers")
+    for number in range(60):  # until the oldest make room
+        log.say(f"{number} " + "x" * 400)
+    TrialLog(folder, 7, "end").say("complete")
+    folder.write(in_trial(7, "result.json"), b"{}")
+    rest = list(told)
+    assert rest[-1].endswith("end: complete") and not [line for line in rest if "left out" in line or "starts" in line]
+
+
+def test_nobody_follows_a_run_that_nobody_drives(folder):
+    TrialLog(folder, 7, "slot").say("starts")
+    assert len(list(follow_log(folder, 7, alive=lambda: False))) == 1

@@ -179,6 +179,15 @@ def test_other_settings_want_another_folder(bids, out):
         prepare(bids, "participants:age", out, jobs=1)
 
 
+def test_settings_that_left_no_window_may_change(bids, out):
+    with pytest.raises(UserError, match="no window at all"):
+        prepare(bids, "participants:age", out, window=400, jobs=1)
+    assert list((out / "shards").glob("*.json")) and not list((out / "shards").glob("*.npy"))
+    store = prepare(bids, "participants:age", out, window=4, jobs=1)
+    assert store.manifest.settings.window == 4 and len(store) > 0
+    store.verify()
+
+
 def test_settings_that_never_made_a_shard_may_change(bids, out):
     rewrite(find_recordings(bids)[1], sfreq=50)
     with pytest.raises(UserError, match=r"differ in sampling rate: 50 Hz \(sub-SIM0001.*\), 100 Hz \(sub-SIM0000"):

@@ -95,8 +95,8 @@ def test_a_trial_gives_the_numbers_of_a_local_one(bucket, tmp_path):
         assert result.state == "complete" and run.verify() == {}
         runs.append(RunStore.open(where))
     here, there = runs
-    assert [e.model_dump(exclude={"seconds"}) for e in here.history(0)] == [
-        e.model_dump(exclude={"seconds"}) for e in there.history(0)
+    assert [e.model_dump(exclude={"seconds", "finished"}) for e in here.history(0)] == [
+        e.model_dump(exclude={"seconds", "finished"}) for e in there.history(0)
     ]
     np.testing.assert_array_equal(here.oof(0).predictions, there.oof(0).predictions)
     for fold in range(3):
