@@ -33,8 +33,9 @@ class Counter(AbstractContextManager["Counter"]):
     """Progress over a known number of things, as the callback ``(done, total, text)``."""
 
     def __init__(self, console: Console, what: str) -> None:
-        self._console, self._what = console, what
-        self._live = console.is_terminal
+        # Bound to the stream of now: while Ray runs, what it prints is kept out of the terminal.
+        self._console = Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
+        self._what, self._live = what, console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,7 +43,7 @@ class Counter(AbstractContextManager["Counter"]):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
-            console=console,
+            console=self._console,
             disable=not self._live,
         )
         self._task = self._progress.add_task(what, total=None, text="")
@@ -59,6 +60,10 @@ class Counter(AbstractContextManager["Counter"]):
         if not self._live and (late or done == total):
             self._said = time.monotonic()
             self._console.print(f"{self._what}: {done}/{total} {text}".rstrip(), highlight=False)
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ def pretrain(
     gpus_per_worker: float = 0,
     address: str | None = None,
     progress: Progress = lambda done, total, text: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> PretrainedRun:
     """Pretrain an encoder on windows of all subjects that are not held out.
 
@@ -65,6 +67,8 @@ def pretrain(
         Windows a worker keeps the activations of at a time.
     workers, cpus_per_worker, gpus_per_worker, address
         More than one worker, or an address, are run by Ray Train. They may change from one call to the next.
+    progress, say
+        Told how far it is, and what happens besides.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def pretrain(
         )
         store = PretrainedRun.create(run, info, made)
     layout = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker, "address": address}
-    return _drive(store, layout, progress)
+    return _drive(store, layout, progress, say)
 
 
 def resume(
@@ -108,12 +112,13 @@ def resume(
     workers: int | None = None,
     address: str | None = None,
     progress: Progress = lambda done, total, text: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> PretrainedRun:
     """Go on with pretraining, as it was last driven or with another number of workers."""
     store = PretrainedRun(run)
     layout = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {"workers": 1, "cpus": 1, "gpus": 0}
     changes = {"workers": workers, "address": address}
-    return _drive(store, layout | {k: v for k, v in changes.items() if v is not None}, progress)
+    return _drive(store, layout | {k: v for k, v in changes.items() if v is not None}, progress, say)
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:
@@ -152,13 +157,15 @@ def _same(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_
         raise UserError(f"{store.where}: it was begun with other settings, and they are frozen; name a new run folder")
 
 
-def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> PretrainedRun:
+def _drive(
+    store: PretrainedRun, layout: dict[str, Any], progress: Progress, say: Callable[[str], object]
+) -> PretrainedRun:
     with Lease(store.folder):
         write_json(store.folder, OPTIONS, layout)
         if store.over:
             return store
         if layout["workers"] > 1 or layout.get("address"):
-            _with_ray(store, layout, progress)
+            _with_ray(store, layout, progress, say)
         else:
             stop = threading.Event()
             with on_first_interrupt(stop.set):
@@ -170,19 +177,22 @@ def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> 
     return store
 
 
-def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress) -> None:
+def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, say: Callable[[str], object]) -> None:
     with Cluster(layout.get("address"), lambda kind, news: None) as cluster, cluster.noise.kept(store.folder):
         cluster.start()
         from raypipe.pretrain_group import Pretraining, said
 
         with contextlib.redirect_stdout(cluster.noise), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
-            stop = threading.Event()
+            stop, asked = threading.Event(), False
             going = Pretraining(store.where, layout, scratch)
             with contextlib.closing(going), on_first_interrupt(stop.set):
                 while not going.over(LOOK):
                     tell(store, progress)
                     if stop.is_set():
                         going.drain()
+                        if not asked:
+                            say("stopping: the workers finish the epoch under way; Ctrl-C again stops now")
+                        asked = True
             tell(store, progress)
         if isinstance(going.error, UserError):
             raise going.error

@@ -97,12 +97,16 @@ def tracing() -> dict[str, str]:
 
 
 def gated(gate: Path, epoch: int) -> dict[str, str]:
-    """For `inject`: no fold takes a step of this epoch before the file `gate` is there."""
-    return {"raypipe.train": f"import tests.sweeps as t; t.hold(module.FoldTrainer, {str(gate)!r}, {epoch})"}
+    """For `inject`: no fold takes a step of this epoch, nor does pretraining, before the file `gate` is there."""
+    held = {"raypipe.train": "FoldTrainer", "raypipe.pretraining": "Pretrainer"}
+    return {
+        module: f"import tests.sweeps as t; t.hold(module.{trainer}, {str(gate)!r}, {epoch})"
+        for module, trainer in held.items()
+    }
 
 
 def hold(trainer: Any, gate: str, epoch: int) -> None:
-    """Have `train.FoldTrainer` wait for a file."""
+    """Have a class of trainers wait for a file."""
     step = trainer.step
 
     def gated_step(self: Any, batch: Any, n: int) -> float:

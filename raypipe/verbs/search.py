@@ -60,6 +60,7 @@ def plan(
             gpus_per_worker=gpus_per_worker,
             concurrent=concurrent,
             progress=counter,
+            say=counter.say,
         )
     console.print(found.render(), highlight=False, soft_wrap=True)
 
@@ -188,6 +189,7 @@ def pretrain(
             gpus_per_worker=gpus_per_worker,
             address=address,
             progress=counter,
+            say=counter.say,
         )
     print_pretrained(run)
 
@@ -230,7 +232,7 @@ def resume(
         if trials is not None or time_budget is not None:
             raise UserError(f"{run}: a pretrained run has no --trials and no --time-budget")
         with Counter(console, "pretraining") as counter:
-            pretrain_on(run, workers=workers, address=address, progress=counter)
+            pretrain_on(run, workers=workers, address=address, progress=counter, say=counter.say)
         print_pretrained(run)
         return
     from raypipe.driver import resume as go_on

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from raypipe.launch import Cluster
 from raypipe.pretrain import pretrain
 from raypipe.pretrained import PretrainedRun
 from raypipe.testing import Kill, arming
-from tests.sweeps import injected
+from tests.sweeps import gated, injected, wait_until
 from tests.toys import ToyWindows, write_store
 
 pytestmark = pytest.mark.ray
@@ -61,6 +63,34 @@ def test_a_worker_killed_changes_nothing(room, two):
     assert len(list((room / "kills").iterdir())) == 3
     assert losses(two["killed"]) == losses(two["calm"])
     assert encoder(two["killed"]) == encoder(two["calm"])
+
+
+@pytest.mark.parametrize("how", ["once", "twice"])
+def test_ctrl_c_ends_the_epoch_under_way_and_again_stops_two_workers_now(room, two, tmp_path, drive, how):
+    run, gate = tmp_path / "run", tmp_path / "gate"
+    sets = [word for name, value in SMALL.items() if "/" in name for word in ("--set", f"{name}={value}")]
+    command = ["pretrain", "simclr", "--data", room / "store", "--run", run, "--epochs", 4, "--folds", 2]
+    command += ["--batch", 32, "--probe-every", 0, "--workers", 2, *sets]
+    driver = drive(*command, env=injected(tmp_path / "hook", gated(gate, epoch=3)))
+    wait_until(
+        lambda: (run / "all/history.json").exists() and len(PretrainedRun(run).history("all")) == 2, "two epochs"
+    )
+    os.killpg(driver.child.pid, signal.SIGINT)  # as a terminal does: everyone hears it
+    wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")
+    if how == "once":
+        gate.touch()
+    else:
+        os.killpg(driver.child.pid, signal.SIGINT)
+    out = driver.finish()
+    assert driver.child.returncode == 130, out
+    assert out.endswith("raypipe: interrupted; the same command goes on from here\n") and "Traceback" not in out, out
+    wait_until(lambda: not driver.orphans(agents=False), "the workers to end with their driver")
+    assert len(PretrainedRun(run).history("all")) == (3 if how == "once" else 2)
+    again = drive(*command)
+    out = again.finish()
+    assert again.child.returncode == 0, out
+    assert losses(PretrainedRun(run)) == losses(two["calm"])
+    assert encoder(PretrainedRun(run)) == encoder(two["calm"])
 
 
 def test_a_sweep_starts_from_the_encoder(room, two):
