@@ -1,7 +1,8 @@
-"""How a search went, for the report: what halving saved, when trials ran, where the time went."""
+"""How a search went, for the report: what halving saved, when trials ran and how they ended, where the time went."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATES = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}
+MEANING = (
+    "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
+    "Stopped: the time budget was used up."
+)
 TICKS = 16
 """Trials that have a number beside their bar at most."""
 
@@ -100,6 +105,21 @@ def timeline(found: Sequence[Span]) -> Figure:
     axes.set(xlabel=f"{name} since the first trial was asked for", ylabel="trial")
     legend_above(axes)
     return made
+
+
+def ends(run: RunStore, results: Sequence[TrialResult]) -> str:
+    """How the trials ended, and why where they did not end as they should."""
+    ended = {result.number for result in results}
+    counts: Counter[str] = Counter(result.state for result in results)
+    open_ones = [number for number in run.numbers() if number not in ended]
+    words = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    words += [f"{len(open_ones)} not ended (interrupted or still running)"] if open_ones else []
+    blocks = [f"<p>{page.text(', '.join(words) or 'No trial has been started')}.</p>", f'<p class="note">{MEANING}</p>']
+    odd = [result for result in results if result.state in ("failed", "stopped")]
+    if odd:
+        rows = [[str(r.number), r.state, r.failure or "", str(r.epochs), r.reason] for r in odd]
+        blocks.append(page.table(["trial", "state", "kind", "epochs", "why"], rows, words={1, 2, 4}))
+    return page.section("How the trials ended", *blocks)
 
 
 def effort(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> str:

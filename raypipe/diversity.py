@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def likeness(diversity: dict[str, Any]) -> Figure:
     """The members' correlations of errors: what is near 1 brings nothing new."""
     r_MM, names = np.array(diversity["correlations"]), diversity["members"]
-    side = 1.7 + 0.34 * len(names)
+    side = 1.5 + 0.34 * len(names)
     made, (axes,) = figure(max(4.2, side + 1.3), max(3.1, side))
     lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
     drawn = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)

@@ -122,7 +122,7 @@ PAGE = Template("""<!DOCTYPE html>
 @media screen and (prefers-color-scheme: dark) { :root { --page: #14171c; --ink: #e3e6eb; --soft: #a8b0bd;
   --rule: #363c47; --line: #262b34; --head: #6c7482; --blue: #56B4E9; --said: #17242f; --grey: #8a8f98;
   --open: #1d2128; --code: #262c36; --orange: #E69F00; --bad: #2c2118; --shade: #fff4; }
-  .paper { border-radius: 6px; padding: .5rem; } }
+  .paper { border-radius: 6px; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); overflow-wrap: break-word;
   font: 16px/1.55 Charter, "Bitstream Charter", "Source Serif 4", Cambria, Georgia, serif; }

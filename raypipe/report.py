@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from raypipe import diversity, page, pictures
 from raypipe.baselines import read_baselines
 from raypipe.clock import Span, breaks, spans
-from raypipe.course import course, effort
+from raypipe.course import course, effort, ends
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.filters import filters
@@ -23,7 +22,7 @@ from raypipe.metrics import score
 from raypipe.recipe import recipe
 from raypipe.remote import shown
 from raypipe.rerun import spreads
-from raypipe.store import RunStore, State, TrialResult
+from raypipe.store import RunStore, TrialResult
 from raypipe.verdict import ENSEMBLE, finding, oof_note, predicted, spoken, unit
 
 NAME = "report.html"
@@ -31,12 +30,6 @@ CURVES = 4
 """Trials whose learning curves are shown."""
 TONES = {"carries": "good", "worse": "bad"}
 """The colour of the answer, by `verdict.finding`; all others are neutral."""
-
-STATES: tuple[State, ...] = ("complete", "stopped", "pruned", "failed")
-MEANING = (
-    "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
-    "Stopped: the time budget was used up."
-)
 
 
 def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
@@ -86,7 +79,7 @@ def render(run: RunStore) -> str:
         _members(ensemble) if ensemble else "",
         filters(run),
         *course(run, results, found),
-        _ends(run, results),
+        ends(run, results),
         effort(run, results, found),
         recipe(run, results, name),
     ]
@@ -146,11 +139,17 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
     tone = TONES.get(finding(ensemble.table, run.info.metric), "open")
     return page.section(
         "The answer",
-        f'<div class="verdict {tone}"><p>{page.text(page.signs(ensemble.verdict))}</p></div>',
+        f'<div class="verdict {tone}">{_paragraphs(ensemble.verdict)}</div>',
         stale,
         *tables,
         *(f'<p class="note">{page.text(note)}</p>' for note in notes),
     )
+
+
+def _paragraphs(verdict: str) -> str:
+    """The verdict as HTML, its plain last sentence by itself."""
+    told, mark, short = page.text(page.signs(verdict)).partition("In short: ")
+    return f"<p>{told.strip()}</p>" + (f"<p><strong>{mark}{short}</strong></p>" if mark else "")
 
 
 def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
@@ -238,24 +237,22 @@ def _seeds(run: RunStore) -> list[str]:
 def _held_out(run: RunStore, ensemble: Ensemble) -> str:
     held, side = ensemble.held_out, ensemble.held_out.side
     own = "subject_held_out" in ensemble.table
-    blocks = []
     if run.info.kind == "regression":
         one = side.per_subject()
         y, p = (one.targets, side.mean(held.predictions)[:, 0]) if own else (held.targets, held.predictions[:, 0])
         draw = partial(pictures.truth, y, p, float(held.constant[0]), own, unit(run.info.task))
-        blocks.append(page.picture(draw, "Predicted against true values", "Held-out subjects: predicted against true."))
+        panels: list[page.Panel] = [(draw, "Predicted against true values")]
+        words = "Predicted against true values"
     else:
         given = held.targets, held.predictions, run.info.classes
-        panels: list[page.Panel] = [(partial(pictures.roc, *given), "ROC curve")]
+        panels = [(partial(pictures.roc, *given), "ROC curve")]
         if len(run.info.classes) == 2:
             panels.append((partial(pictures.calibration, *given), "Calibration"))
         panels.append((partial(pictures.confusion, *given), "Confusion matrix"))
-        words = "Held-out windows, all subjects pooled. Confusion: each window counts for its most probable class."
-        blocks.append(page.pictures(panels, words))
+        words = "Windows of all subjects pooled; in the confusion matrix each counts for its most probable class"
     names, values, without, label = per_subject(run, ensemble)
-    row = partial(pictures.subjects_in_a_row, names, values, without, label)
-    blocks.append(page.picture(row, label, f"Each subject: {label}."))
-    return page.section("Held-out subjects", *blocks)
+    panels.append((partial(pictures.subjects_in_a_row, names, values, without, label), label))
+    return page.section("Held-out subjects", page.pictures(panels, f"{words}. Each subject: {label}."))
 
 
 def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[Any], NDArray[Any], str]:
@@ -339,17 +336,3 @@ def _nested(ensemble: Ensemble) -> list[str]:
         f'<p class="note">{page.text(note)}</p>',
         page.pictures(panels, caption),
     ]
-
-
-def _ends(run: RunStore, results: Sequence[TrialResult]) -> str:
-    ended = {result.number for result in results}
-    counts = Counter(result.state for result in results)
-    open_ones = [number for number in run.numbers() if number not in ended]
-    words = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    words += [f"{len(open_ones)} not ended (interrupted or still running)"] if open_ones else []
-    blocks = [f"<p>{page.text(', '.join(words) or 'No trial has been started')}.</p>", f'<p class="note">{MEANING}</p>']
-    odd = [result for result in results if result.state in ("failed", "stopped")]
-    if odd:
-        rows = [[str(r.number), r.state, r.failure or "", str(r.epochs), r.reason] for r in odd]
-        blocks.append(page.table(["trial", "state", "kind", "epochs", "why"], rows, words={1, 2, 4}))
-    return page.section("How the trials ended", *blocks)

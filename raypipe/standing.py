@@ -155,12 +155,12 @@ def worth_words(
     nested = _side(sign, *to_best.tolist())
     known = against is not None and int(table.loc[ensemble].to_dict()["subjects"]) >= ENOUGH
     held_out = _side(sign, against.low, against.high) if known and against is not None else 0
-    why = f"It is shipped because '{method}' was asked for."
+    why = f"The ensemble is shipped because '{method}' was asked for."
     if scores:
         why = (
-            f"It is shipped all the same, because the choice was made by the nested out-of-fold score ('{method}' "
-            f"{scores[method]:.3f}, the best single trial {scores['best']:.3f}) and never by the held-out subjects: "
-            "chosen by them, their score would be no test any more."
+            "The ensemble is shipped all the same, because the choice was made by the nested out-of-fold score "
+            f"('{method}' {scores[method]:.3f}, the best single trial {scores['best']:.3f}) and never by the held-out "
+            "subjects: chosen by them, their score would be no test any more."
         )
     if held_out < 0:
         return f"{why} In short: on these new people its best single trial did better, so combining was not worth it."

@@ -161,7 +161,9 @@ def ensemble(
     more = f" and {snapshots} snapshot(s)" if snapshots else ""
     more += ", distilled into one network" if distill else ""
     alone = len(fitted.members) == 1 and not distill
-    what = f"{fitted.members[0]} alone ({fitted.method})" if alone else f"{fitted.method}, {len(fitted.trials)} trials"
+    what = (
+        f"{fitted.members[0]} alone ({fitted.method})" if alone else f"{fitted.method}, {len(fitted.trials)} trial(s)"
+    )
     console.print(f"shipped: {what}{'' if alone else more}", highlight=False)
     for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
         console.print(f"{name} was left out: {reason}", highlight=False)

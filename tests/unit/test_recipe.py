@@ -99,7 +99,6 @@ def test_how_the_computing_was_laid_out_is_printed_where_it_was_asked_for(twelve
         "cpus_per_worker": 1.0,
         "gpus_per_worker": 0.5,
         "stem": "auto",
-        "stack": "off",
     }
     write_json(twelve.folder, "options.json", options | {"stack": "off"})
     words = sweep_words(twelve)
