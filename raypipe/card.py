@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raypipe.config import ModelConfig
 from raypipe.folds import FoldMap
-from raypipe.verdict import predicted
+from raypipe.verdict import oof_note, predicted
 from raypipe.windows import Plan
 
 FORMAT: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
@@ -118,6 +118,7 @@ def model_card(info: BundleInfo) -> str:
             f"{_number(row['high'])} |"
             for name, row in info.table.items()
         ),
+        *(f"\n{note}" for note in oof_note(info.metric, list(info.table.values())[-1]["oof"] or 0.5)),
         "",
         "## Use",
         "",

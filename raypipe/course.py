@@ -1,226 +1,33 @@
-"""How a search went, for the report: which parameters mattered, what halving saved, when trials ran, how to redo it."""
+"""How a search went, for the report: what halving saved, when trials ran and how they ended, where the time went."""
 
 from __future__ import annotations
 
-import math
-import shlex
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from raypipe import page
-from raypipe.config import TrialConfig, flat
-from raypipe.files import read_json
-from raypipe.logs import read_log
-from raypipe.pictures import BLUE, GREY, INK, ORANGE, STYLE, figure
-from raypipe.space import quiet_optuna
+from raypipe.clock import Span, account, breaks
+from raypipe.mattered import parameters
+from raypipe.pictures import BLUE, GREY, INK, ORANGE, figure, legend_above, shade, unit_of
 from raypipe.store import RunStore, TrialResult
-from raypipe.trials import searched, trials_table
-from raypipe.verdict import spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ENOUGH = 8
-"""Fewer trials with a score say nothing of what mattered."""
-SHOWN = 8
-"""Parameters that are drawn at most."""
 STATES = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}
+MEANING = (
+    "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
+    "Stopped: the time budget was used up."
+)
+TICKS = 16
+"""Trials that have a number beside their bar at most."""
 
 
-def course(run: RunStore, results: Sequence[TrialResult]) -> list[str]:
+def course(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> list[str]:
     """Sections of the report: parameters, halving, timeline. Those without anything to say are left out."""
-    parts = [_parameters(run), _halving(run, results), _timeline(run, results)]
+    parts = [parameters(run), _halving(run, results), _timeline(found)]
     return [part for part in parts if part]
-
-
-def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
-    """Shares of the scores' variance that parameters explain, largest first, by functional ANOVA on a random forest.
-
-    Parameters
-    ----------
-    table
-        Rows of `trials_table` with a score.
-    direction
-        ``minimize`` or ``maximize``.
-
-    Notes
-    -----
-    Hutter et al. 2014, as Optuna computes it, with a fixed seed.
-    """
-    import optuna
-
-    made = _study(table, direction)
-    if made is None:
-        return {}
-    with quiet_optuna(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(made, evaluator=judge)
-    return {str(name): float(share) for name, share in found.items()}
-
-
-def _study(table: pd.DataFrame, direction: str) -> Any:
-    """The trials as a study of Optuna's, over the ranges that were seen; None where there is nothing to compare."""
-    import optuna
-
-    names = searched(table)
-    if not names or table["score"].nunique() < 2:
-        return None
-    domains = {name: _domain(table[name]) for name in names}
-    with quiet_optuna(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
-        for _, row in table.iterrows():
-            params = {name: _plain(row[name], domains[name]) for name in names}
-            made.add_trial(optuna.trial.create_trial(params=params, distributions=domains, value=float(row["score"])))
-    return made
-
-
-def _domain(values: pd.Series[Any]) -> Any:
-    from optuna import distributions
-
-    if not _numeric(values):
-        return distributions.CategoricalDistribution(sorted(set(map(str, values))))
-    low, high = float(values.min()), float(values.max())
-    return distributions.FloatDistribution(low, high, log=_wide(values))
-
-
-def _plain(value: Any, domain: Any) -> Any:
-    return str(value) if hasattr(domain, "choices") else float(value)
-
-
-def _numeric(values: pd.Series[Any]) -> bool:
-    return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
-
-
-def _wide(values: pd.Series[Any]) -> bool:
-    return bool(values.min() > 0 and values.max() / values.min() >= 10)
-
-
-def _parameters(run: RunStore) -> str:
-    table = trials_table(run)
-    table = table[table["state"].isin(["complete", "stopped"]) & table["score"].notna()]
-    title = "Which parameters mattered"
-    if not len(table):
-        return ""
-    if len(table) < ENOUGH:
-        return page.section(
-            title, f"<p>{len(table)} trial(s) trained to the end say too little; {ENOUGH} would do.</p>"
-        )
-    shares = importances(table, run.info.direction)
-    if not shares:
-        return ""
-    names = list(shares)[:SHOWN]
-    note = (
-        "Share of the differences between scores that a parameter explains (functional ANOVA on a random forest, of "
-        f"{len(table)} trials trained to the end). With few trials it is rough; a parameter that another one switches "
-        "off is there with its default."
-    )
-    said = ", ".join(f"{name} {shares[name]:.0%}" for name in names[:3])
-    blocks = [
-        page.picture(lambda: _bars(names, shares), f"Importance of parameters: {said}", note),
-        page.picture(
-            lambda: parallel(table, names, spoken(run.info.metric), run.info.direction),
-            "Parallel coordinates: the parameters and score of every trial",
-            "A line a trial, from parameter to parameter; the best in orange, darker is better.",
-        ),
-    ]
-    if len(names) > 1:
-        first, second = names[:2]
-        caption = (
-            f"The score over {first} and {second}, the two that mattered most, interpolated between trials (the "
-            "dots): away from them it is a guess."
-        )
-        blocks.append(
-            page.picture(
-                lambda: contour(table, [first, second], spoken(run.info.metric), run.info.direction),
-                f"Contour plot of the score over {first} and {second}",
-                caption,
-            )
-        )
-    return page.section(title, *blocks)
-
-
-def contour(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
-    """Optuna's contour plot of the score over two parameters, in the report's style."""
-    import matplotlib
-    import matplotlib.pyplot as plt
-    from optuna.visualization.matplotlib import plot_contour
-
-    with (
-        quiet_optuna(),
-        warnings.catch_warnings(),
-        matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": True}),
-    ):
-        warnings.simplefilter("ignore")
-        # It sets a style for good, and its figure is pyplot's to keep: both end here.
-        axes = plot_contour(_study(table, direction), params=list(names), target_name=f"out-of-fold {metric}")
-        made: Figure = axes.get_figure()
-        plt.close(made)
-        made.set_size_inches(7.0, 4.2)
-        made.set_facecolor("white")
-        axes.set_title("")
-        axes.grid(False)
-        for text in (axes.xaxis.label, axes.yaxis.label, made.axes[-1].yaxis.label):
-            text.set(color=INK, fontsize=9.5)
-        for each in made.axes:
-            each.tick_params(which="both", colors="#4a505c", labelsize=8.5)
-    return made
-
-
-def _bars(names: Sequence[str], shares: dict[str, float]) -> Figure:
-    made, (axes,) = figure(8.4, 0.7 + 0.28 * len(names))
-    places = np.arange(len(names))[::-1]
-    axes.barh(places, [shares[name] for name in names], height=0.6, color=BLUE)
-    axes.set_yticks(places, list(names))
-    axes.set_xlabel("share of the differences explained")
-    axes.grid(False)
-    return made
-
-
-def parallel(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
-    """Every trial as a line over its parameters and its score, each on an axis of its own."""
-    import matplotlib
-
-    made, (axes,) = figure(8.4, 3.4)
-    columns = [*names, "score"]
-    heights = np.empty((len(table), len(columns)))
-    for place, name in enumerate(columns):
-        values = table[name]
-        if _numeric(values):
-            numbers = np.log10(values.astype(float)) if name != "score" and _wide(values) else values.astype(float)
-            low, high = float(numbers.min()), float(numbers.max())
-            heights[:, place] = (numbers - low) / (high - low) if high > low else 0.5
-            ends = [(0.0, f"{values.min():.3g}"), (1.0, f"{values.max():.3g}")]
-        else:
-            kinds = sorted(set(map(str, values)))
-            spots = {kind: k / max(1, len(kinds) - 1) for k, kind in enumerate(kinds)}
-            heights[:, place] = [spots[str(value)] for value in values]
-            ends = [(spots[kind], kind) for kind in kinds]
-        axes.axvline(place, color="#c4c9d2", lw=1, zorder=1)
-        for height, label in ends:
-            axes.text(place, height, label, fontsize=7.5, ha="center", va="center", zorder=5, bbox=_PAPER)
-    rank = table["score"].rank(ascending=direction == "maximize").to_numpy(dtype=float) / len(table)
-    colours = matplotlib.colormaps["Blues"](0.25 + 0.7 * rank)
-    best = int(np.argmax(rank))
-    for line in np.argsort(rank):
-        look = {"color": ORANGE, "lw": 2.2, "zorder": 4} if line == best else {"color": colours[line], "lw": 1.1}
-        axes.plot(range(len(columns)), heights[line], **look)
-    axes.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right")
-    axes.set_yticks([])
-    axes.grid(False)
-    axes.set_ylim(-0.08, 1.08)
-    axes.spines["left"].set_visible(False)
-    return made
-
-
-_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 def saved(run: RunStore, results: Sequence[TrialResult]) -> tuple[int, int, float]:
@@ -253,97 +60,116 @@ def _halving(run: RunStore, results: Sequence[TrialResult]) -> str:
     return page.section("What halving saved", f"<p>{page.text(words)}</p>")
 
 
-def _timeline(run: RunStore, results: Sequence[TrialResult]) -> str:
-    recorded = set(run.numbers())
-    rows = [(result, run.started(result.number)) for result in results if result.number in recorded]
-    if not rows:
+def _timeline(found: Sequence[Span]) -> str:
+    if not found:
         return ""
-    again = {result.number: sum(" goes on after epoch " in line for line in read_log(run.folder, result.number))
-             for result, _ in rows}  # fmt: skip
-    gone_on = [number for number, times in again.items() if times]
-    failed = sum(result.state == "failed" for result, _ in rows)
-    said = f"{failed} failed; {len(gone_on)} were interrupted and went on from a checkpoint"
-    drawn = page.picture(
-        lambda: _spans(rows, gone_on),
-        f"Timeline of {len(rows)} trials: {said}",
-        f"From when a trial was asked for to its end. {said}.",
+    again = sum(bool(span.taken_up) for span in found)
+    failed = sum(span.result.state == "failed" for span in found)
+    said = f"{failed} failed; {again} were interrupted and went on from a checkpoint"
+    caption = f"From when a trial was asked for (thin) and taken in hand by workers (thick) to its end. {said}."
+    if breaks(found):
+        caption += " Shaded: nobody was at work on any trial."
+    return page.section(
+        "When the trials ran",
+        page.picture(lambda: timeline(found), f"Timeline of {len(found)} trials: {said}", caption),
     )
-    return page.section("When the trials ran", drawn)
 
 
-def _spans(rows: Sequence[tuple[TrialResult, float]], gone_on: Sequence[int]) -> Figure:
-    first = min(started for _, started in rows)
-    made, (axes,) = figure(8.4, min(7.0, 0.9 + 0.16 * len(rows)))
-    longest = max(result.finished for result, _ in rows) - first
-    unit, name = (3600.0, "hours") if longest > 2 * 3600 else (60.0, "minutes")
+def timeline(found: Sequence[Span]) -> Figure:
+    """A bar a trial, where workers had it in hand, over the time since the first was asked for."""
+    first, last = min(span.asked for span in found), max(span.finished for span in found)
+    made, (axes,) = figure(8.4, min(7.0, 1.2 + 0.16 * len(found)))
+    unit, name = unit_of(last - first)
+    axes.hlines(
+        [span.result.number for span in found],
+        [(span.asked - first) / unit for span in found],
+        [(span.finished - first) / unit for span in found],
+        color="#c4c9d2",
+        lw=1.5,
+        zorder=0.5,
+    )
     for state, colour in STATES.items():
-        these = [(result, started) for result, started in rows if result.state == state]
-        if these:
-            starts = [(started - first) / unit for _, started in these]
-            widths = [max(0.0, result.finished - started) / unit for result, started in these]
-            axes.barh([r.number for r, _ in these], widths, left=starts, height=0.7, color=colour, label=state)
-    if gone_on:
-        x = [(result.finished - first) / unit for result, _ in rows if result.number in gone_on]
-        axes.plot(x, gone_on, "D", color=INK, ms=4, ls="none", label="was interrupted, went on")
-    axes.invert_yaxis()
-    axes.locator_params(axis="y", integer=True)
+        pieces = [(span.result.number, *piece) for span in found if span.result.state == state for piece in span.pieces]
+        if pieces:
+            numbers, begins, ends = zip(*pieces, strict=True)
+            lefts = [(begin - first) / unit for begin in begins]
+            widths = [(end - begin) / unit for begin, end in zip(begins, ends, strict=True)]
+            axes.barh(numbers, widths, left=lefts, height=0.7, color=colour, label=state)
+    marks = [((at - first) / unit, span.result.number) for span in found for at in span.taken_up]
+    if marks:
+        axes.plot(*zip(*marks, strict=True), "D", color=INK, ms=4, ls="none", label="went on after an interruption")
+    shade(axes, breaks(found), first, unit)
+    every = [span.result.number for span in found]
+    axes.set_yticks(every[:: -(-len(every) // TICKS)])
+    axes.set_ylim(max(every) + 0.6, min(every) - 0.6)
     axes.set(xlabel=f"{name} since the first trial was asked for", ylabel="trial")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+    legend_above(axes)
     return made
 
 
-def commands(run: RunStore) -> str:
-    """The command lines that make the run again, and its search space, as HTML; names of folders are placeholders."""
-    options = dict(read_json(run.folder, "options.json")) if run.folder.exists("options.json") else {}
-    held_out = ",".join(run.folds.held_out)
-    words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
-    words += ["--trials", str(options.get("trials", len(run.numbers()))), "--folds", str(run.folds.n_folds)]
-    words += ["--held-out", held_out, "--seed", str(run.info.seed)]
-    if options.get("grace"):
-        words += ["--grace", str(options["grace"])]
-    if options.get("prune") is False:
-        words += ["--no-prune"]
-    if options.get("time_budget") and math.isfinite(options["time_budget"]):
-        words += ["--time-budget", f"{options['time_budget']:g}s"]
-    lines = [
-        f"raypipe prepare RECORDINGS --task {shlex.quote(run.info.task)} --out STORE",
-        shlex.join(words),
-        "raypipe ensemble RUN",
-    ]
-    note = (
-        "With the versions above and windows of the same data hash (the options of prepare are in the store's "
-        "manifest), this makes the same trials again; space.py is below."
+def ends(run: RunStore, results: Sequence[TrialResult]) -> str:
+    """How the trials ended, and why where they did not end as they should."""
+    ended = {result.number for result in results}
+    counts: Counter[str] = Counter(result.state for result in results)
+    open_ones = [number for number in run.numbers() if number not in ended]
+    words = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    words += [f"{len(open_ones)} not ended (interrupted or still running)"] if open_ones else []
+    blocks = [f"<p>{page.text(', '.join(words) or 'No trial has been started')}.</p>", f'<p class="note">{MEANING}</p>']
+    odd = [result for result in results if result.state in ("failed", "stopped")]
+    if odd:
+        rows = [[str(r.number), r.state, r.failure or "", str(r.epochs), r.reason] for r in odd]
+        blocks.append(page.table(["trial", "state", "kind", "epochs", "why"], rows, words={1, 2, 4}))
+    return page.section("How the trials ended", *blocks)
+
+
+def effort(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> str:
+    """Where the time went: on the clock, in workers' hands, and by kind of trial; empty before a trial has ended."""
+    if not results:
+        return ""
+    total = sum(result.seconds for result in results)
+    groups: dict[str, list[TrialResult]] = {}
+    for result in results:
+        sam = run.config(result.number).sam.name
+        kind = f"{result.state}, {'plain steps' if sam == 'none' else sam.upper() + ' steps'}"
+        groups.setdefault(kind, []).append(result)
+    rows = []
+    for name, group in sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])):
+        seconds, epochs = sum(r.seconds for r in group), sum(r.epochs for r in group)
+        each = f"{seconds / epochs:.2f} s" if epochs else ""
+        rows.append([name, str(len(group)), str(epochs), page.duration(seconds), _share(seconds, total), each])
+    head = ["trials that", "trials", "epochs", "training time", "share", "one epoch"]
+    note = "Training and predicting, summed over the folds (the time of one worker); waiting is not in it."
+    return page.section(
+        "Where the time went", *_clock(run, found), page.table(head, rows), f'<p class="note">{note}</p>'
     )
-    listing = "".join(f"<code>{page.text(line)}</code><br>" for line in lines)
-    source = f"<details><summary>space.py</summary><pre>{page.text(run.space.source)}</pre></details>"
-    return f"<h3>To run it again</h3><p class='note'>{page.text(note)}</p><p>{listing}</p>{source}"
 
 
-def recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
-    """What the run was made of, and how to make it again: the last section of the report."""
-    info, folds = run.info, run.folds
-    sizes = Counter(folds.fold_of.values())
-    seeds = sorted({run.config(result.number).seed for result in results})
-    facts = [
-        ["run", name],
-        ["task", info.task],
-        ["metric", f"{info.metric} ({info.direction})"],
-        ["search space", Path(info.space).name],
-        ["data hash", info.data_hash],
-        [
-            "fold map",
-            ", ".join(f"fold {f}: {sizes[f]} subjects" for f in range(folds.n_folds)) + f"; seed {folds.seed}",
-        ],
-        ["held out", f"{len(folds.held_out)} subjects: " + ", ".join(folds.held_out)],
-        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
-        ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
+def _clock(run: RunStore, found: Sequence[Span]) -> list[str]:
+    if not found:
+        return []
+    spent = account(run, found)
+    idle = max(0.0, spent.wall - spent.busy)
+    rows = [
+        ["wall time, from the first trial asked for to the last end", page.duration(spent.wall), ""],
+        ["of it, workers had a trial in hand", page.duration(spent.busy), _share(spent.busy, spent.wall)],
+        ["of it, none had: start-up, waiting, breaks", page.duration(idle), _share(idle, spent.wall)],
     ]
-    blocks = [page.table(["", ""], facts, words={0, 1})]
-    ranked = run.ranked()
-    if ranked:
-        config, default = flat(run.config(ranked[0].number)), flat(TrialConfig())
-        rows = [[key, str(value), "" if value == default[key] else str(default[key])] for key, value in config.items()]
-        summary = f"Configuration of the best trial ({ranked[0].number}, hash {run.config(ranked[0].number).hash()})"
-        inner = page.table(["parameter", "value", "default, where it differs"], rows, words={0, 1, 2})
-        blocks.append(f"<h3>{page.text(summary)}</h3>{inner}")
-    return page.section("The recipe", *blocks, commands(run))
+    if spent.driven is not None:
+        rows.append(["the run was driven, by all drivers, breaks left out", page.duration(spent.driven), ""])
+    if spent.held:
+        rest = spent.held - spent.trained
+        rows += [
+            ["workers' time with a trial in hand, summed", page.duration(spent.held), ""],
+            ["of it, training and predicting", page.duration(spent.trained), _share(spent.trained, spent.held)],
+            [
+                "of it, the rest: loading, checkpoints, waiting for one another",
+                page.duration(rest),
+                _share(rest, spent.held),
+            ],
+        ]
+    note = "From the times at which trials were asked for, taken in hand (their logs say when) and ended."
+    return [page.table(["", "time", "share"], rows), f'<p class="note">{note}</p>']
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else ""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def likeness(diversity: dict[str, Any]) -> Figure:
     """The members' correlations of errors: what is near 1 brings nothing new."""
     r_MM, names = np.array(diversity["correlations"]), diversity["members"]
-    side = 2.2 + 0.34 * len(names)
-    made, (axes,) = figure(side + 1.3, side)
+    side = 1.5 + 0.34 * len(names)
+    made, (axes,) = figure(max(4.2, side + 1.3), max(3.1, side))
     lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
     drawn = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)
     axes.grid(False)
@@ -36,7 +36,7 @@ def likeness(diversity: dict[str, Any]) -> Figure:
 
 def worth(diversity: dict[str, Any], metric: str) -> Figure:
     """Nested score against the number of members, weighted alike."""
-    made, (axes,) = figure(7.0, 3.1)
+    made, (axes,) = figure(4.2, 3.1)
     looks = {"by rank": (BLUE, "o"), "complementing": (ORANGE, "s")}
     for name, scores in diversity["curve"].items():
         colour, marker = looks[name]

@@ -22,7 +22,7 @@ from raypipe.mixing import Progress, by_fold, member_answers, shipped
 from raypipe.nested import AUTO, applied, correlations, curve, judge, limited
 from raypipe.oof import Floats, Members, read_members_oof
 from raypipe.soup import SOUPS, Made, Pot, kin, make, soup_words
-from raypipe.standing import nested_columns, nested_words
+from raypipe.standing import alone_words, nested_columns, nested_words, worth_words
 from raypipe.store import Member, RunStore
 from raypipe.verdict import BEST, DISTILLED, ENSEMBLE, EQUAL, Side, student_words
 from raypipe.windows import WindowStore
@@ -165,8 +165,16 @@ def fit_ensemble(
         level, both = (side.per_subject() if own else side), (rows[ENSEMBLE][1], rows[BEST][1])
         pair = tuple(side.mean(each) if own else each for each in both)
         against = verdict.difference(run.info.metric, level, *pair)
-    words = verdict.write_verdict(table, run.info.metric, run.info.task, against)
-    if n > 1:
+    made = soups.get(chosen)
+    if made is None:
+        places, weights, rule = shipped(rules[chosen], n)
+        rule = None if student is not None else rule  # the student answers by itself
+    else:
+        places = [candidates.index(member) for member in made.soup.members]
+        weights, rule = np.full(len(places), 1.0 / len(places)), None
+    alone = str(candidates[places[0]]) if len(places) == 1 and made is None and student is None else None
+    words = verdict.write_verdict(table, run.info.metric, run.info.task, against, alone or "the ensemble")
+    if n > 1 and alone is None:
         words += " " + nested_words(table, ENSEMBLE, BEST, minimize=run.info.direction == "minimize")
     if student is not None:
         words += " " + student_words(table, ENSEMBLE, DISTILLED, run.info.metric)
@@ -177,14 +185,12 @@ def fit_ensemble(
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
             "several looks would make the score optimistic."
         )
-    made = soups.get(chosen)
+    scores = judged.scores if open_choice else None
+    if alone is not None:
+        words += " " + alone_words(alone, n, chosen, run.info.metric, scores)
+    elif n > 1:
+        words += " " + worth_words(table, run.info.metric, ENSEMBLE, against, chosen, scores or {})
     brewed = student or (made.soup if made else None)
-    if made is None:
-        places, weights, rule = shipped(rules[chosen], n)
-        rule = None if student is not None else rule  # the student answers by itself
-    else:
-        places = [candidates.index(member) for member in made.soup.members]
-        weights, rule = np.full(len(places), 1.0 / len(places)), None
     held_out = HeldOut(
         windows=out,
         subjects=np.array([str(subject) for subject in side.subjects]),
@@ -216,7 +222,7 @@ def _soups(
     except UserError as error:
         if method != ALL:
             raise
-        left_out |= {name: str(error) for name in wanted}
+        left_out |= {name: str(error).removeprefix("--method soup: ") for name in wanted}
         return {}, []
     pot = Pot(run, windows, members.only([candidates.index(member) for member in family]), family, progress)
     made = {}
@@ -226,7 +232,7 @@ def _soups(
         except UserError as error:
             if method != ALL:
                 raise
-            left_out[name] = str(error)
+            left_out[name] = str(error).removeprefix(f"--method {name}: ")
     return made, family
 
 

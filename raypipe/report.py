@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,25 +13,23 @@ from numpy.typing import NDArray
 
 from raypipe import diversity, page, pictures
 from raypipe.baselines import read_baselines
-from raypipe.course import course, recipe
+from raypipe.clock import Span, breaks, spans
+from raypipe.course import course, effort, ends
 from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.filters import filters
 from raypipe.metrics import score
+from raypipe.recipe import recipe
 from raypipe.remote import shown
 from raypipe.rerun import spreads
-from raypipe.store import RunStore, State, TrialResult
-from raypipe.verdict import ENSEMBLE, predicted, spoken
+from raypipe.store import RunStore, TrialResult
+from raypipe.verdict import ENSEMBLE, finding, oof_note, predicted, spoken, unit
 
 NAME = "report.html"
 CURVES = 4
 """Trials whose learning curves are shown."""
-
-STATES: tuple[State, ...] = ("complete", "stopped", "pruned", "failed")
-MEANING = (
-    "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
-    "Stopped: the time budget was used up."
-)
+TONES = {"carries": "good", "worse": "bad"}
+"""The colour of the answer, by `verdict.finding`; all others are neutral."""
 
 
 def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
@@ -70,18 +67,20 @@ def render(run: RunStore) -> str:
     """The report as HTML."""
     ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
     results = run.results()
-    name = shown(run.where).rpartition("/")[2]
+    # Of a folder of this machine its end alone: a report is passed on, and who made it lives in its beginning.
+    name = "/".join(run.local.parts[-2:]) if run.local else shown(run.where)
+    found = spans(run, results)
     ended = f"{len(results)} of {len(run.numbers())} trials ended"
     parts = [
         _answer(run, ensemble),
-        _search(run, results),
+        _search(run, results, found),
         _held_out(run, ensemble) if ensemble else "",
         _baselines(run, ensemble) if ensemble else "",
         _members(ensemble) if ensemble else "",
         filters(run),
-        *course(run, results),
-        _ends(run, results),
-        _effort(run, results),
+        *course(run, results, found),
+        ends(run, results),
+        effort(run, results, found),
         recipe(run, results, name),
     ]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
@@ -128,11 +127,7 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
         "Out-of-fold scores are optimistic: the trials and their epochs were chosen on them. Only the held-out columns "
         "say what to expect of new people.",
     ]
-    if run.info.metric == "auc":
-        notes.append(
-            "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
-            "lowest where the class is most frequent."
-        )
+    notes += oof_note(run.info.metric, float(ensemble.table["oof"].iloc[-1]))
     named = (ensemble.diversity or {}).get("members") or [str(member) for member in ensemble.members]
     considered = [name for name in named if " at " not in name]  # snapshots go with their trials
     current = [f"trial {result.number}" for result in run.ranked()[: len(considered)]]
@@ -141,13 +136,20 @@ def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
         if current != considered
         else ""
     )
+    tone = TONES.get(finding(ensemble.table, run.info.metric), "open")
     return page.section(
         "The answer",
-        f'<div class="verdict"><p>{page.text(page.signs(ensemble.verdict))}</p></div>',
+        f'<div class="verdict {tone}">{_paragraphs(ensemble.verdict)}</div>',
         stale,
         *tables,
         *(f'<p class="note">{page.text(note)}</p>' for note in notes),
     )
+
+
+def _paragraphs(verdict: str) -> str:
+    """The verdict as HTML, its plain last sentence by itself."""
+    told, mark, short = page.text(page.signs(verdict)).partition("In short: ")
+    return f"<p>{told.strip()}</p>" + (f"<p><strong>{mark}{short}</strong></p>" if mark else "")
 
 
 def _scores(ensemble: Ensemble, metric: str, level: str) -> str:
@@ -185,23 +187,35 @@ def _baselines(run: RunStore, ensemble: Ensemble) -> str:
     return page.section("Without a network", page.table(head, rows), f'<p class="note">{note}</p>')
 
 
-def _search(run: RunStore, results: Sequence[TrialResult]) -> str:
+def _search(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> str:
     if not any(result.score is not None for result in results):
         return page.section("The search", "<p>No trial has ended with a score yet.</p>")
-    numbers = [result.number for result in run.ranked()[:CURVES]]
-    blocks = [
-        page.picture(
-            lambda: pictures.trials_in_order(run, results),
-            f"Out-of-fold {spoken(run.info.metric)} of every trial",
-            "Every trial's score over all folds, in the order they were begun.",
-        )
+    numbers = [result.number for result in run.ranked(results)[:CURVES]]
+    metric = spoken(run.info.metric)
+    panels: list[page.Panel] = [
+        (lambda: pictures.trials_in_order(run, results), f"Out-of-fold {metric} of every trial")
     ]
+    words = "Every trial's score over all folds: by trial, in the order they were begun"
+    if found:
+        finished = {span.result.number: span.finished for span in found}
+        begun = min(span.asked for span in found)
+        over = partial(pictures.trials_in_time, run, results, begun, finished, breaks(found))
+        panels.append((over, f"Out-of-fold {metric} over the time since the search began"))
+        words += "; and by the clock, where each trial ended"
+    blocks = [page.pictures(panels, f"{words}.")]
     curves = {number: history for number in numbers if (history := run.history(number))}
     if curves:
+        width = 2.75 if len(curves) == 3 else 4.2
+        axis = pictures.span_of(list(curves.values()), run.info.metric)
         blocks.append(
-            page.picture(
-                lambda: pictures.learning_curves(curves, run.info.metric),
-                f"Learning curves of trials {', '.join(map(str, curves))}",
+            page.pictures(
+                [
+                    (
+                        partial(pictures.learning_curve, number, history, run.info.metric, axis, width),
+                        f"Learning curve of trial {number}",
+                    )
+                    for number, history in curves.items()
+                ],
                 "The best trials, epoch by epoch: the score over all folds; the band spans the folds.",
             )
         )
@@ -223,19 +237,22 @@ def _seeds(run: RunStore) -> list[str]:
 def _held_out(run: RunStore, ensemble: Ensemble) -> str:
     held, side = ensemble.held_out, ensemble.held_out.side
     own = "subject_held_out" in ensemble.table
-    blocks = []
     if run.info.kind == "regression":
         one = side.per_subject()
         y, p = (one.targets, side.mean(held.predictions)[:, 0]) if own else (held.targets, held.predictions[:, 0])
-        draw = partial(pictures.truth, y, p, float(held.constant[0]), own)
-        blocks.append(page.picture(draw, "Predicted against true values", "Held-out subjects: predicted against true."))
+        draw = partial(pictures.truth, y, p, float(held.constant[0]), own, unit(run.info.task))
+        panels: list[page.Panel] = [(draw, "Predicted against true values")]
+        words = "Predicted against true values"
     else:
-        draw = partial(pictures.roc, held.targets, held.predictions, run.info.classes)
-        blocks.append(page.picture(draw, "ROC curve and calibration", "Held-out windows, all subjects pooled."))
+        given = held.targets, held.predictions, run.info.classes
+        panels = [(partial(pictures.roc, *given), "ROC curve")]
+        if len(run.info.classes) == 2:
+            panels.append((partial(pictures.calibration, *given), "Calibration"))
+        panels.append((partial(pictures.confusion, *given), "Confusion matrix"))
+        words = "Windows of all subjects pooled; in the confusion matrix each counts for its most probable class"
     names, values, without, label = per_subject(run, ensemble)
-    row = partial(pictures.subjects_in_a_row, names, values, without, label)
-    blocks.append(page.picture(row, label, f"Each subject: {label}."))
-    return page.section("Held-out subjects", *blocks)
+    panels.append((partial(pictures.subjects_in_a_row, names, values, without, label), label))
+    return page.section("Held-out subjects", page.pictures(panels, f"{words}. Each subject: {label}."))
 
 
 def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[Any], NDArray[Any], str]:
@@ -251,7 +268,7 @@ def per_subject(run: RunStore, ensemble: Ensemble) -> tuple[list[str], NDArray[A
     if not n_classes:
         errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in inside]
         without = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in inside]
-        return names, np.array(errors), np.array(without), "root mean square error (target units)"
+        return names, np.array(errors), np.array(without), f"root mean square error ({unit(run.info.task)})"
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in inside):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in inside]
         return names, np.array(scores), np.full(len(names), 0.5), "AUC within the subject"
@@ -301,47 +318,21 @@ def _nested(ensemble: Ensemble) -> list[str]:
         "Nested: weights, the choice of trial and of method were made on other subjects than those scored. Naive: on "
         "the same ones. Windows by themselves; intervals by bootstrap over subjects."
     )
+    if len(ensemble.members) == 1 and ensemble.soup is None:
+        note += (
+            " The first row is of the choice among methods, made anew on other subjects each time; what it chose in "
+            "the end, with all of them, is one trial by itself."
+        )
     alike = partial(diversity.likeness, ensemble.diversity)
     more = partial(diversity.worth, ensemble.diversity, metric)
     order = "The order of members is found on other subjects than those scored."
+    panels = [
+        (more, "Nested score against the number of members"),
+        (alike, "Correlation of the members' errors"),
+    ]
+    caption = f"What more members are worth. {order} And how alike the members' errors are."
     return [
         page.table(head, rows),
         f'<p class="note">{page.text(note)}</p>',
-        page.picture(more, "Nested score against the number of members", f"What more members are worth. {order}"),
-        page.picture(alike, "Correlation of the members' errors", "How alike the members' errors are."),
+        page.pictures(panels, caption),
     ]
-
-
-def _ends(run: RunStore, results: Sequence[TrialResult]) -> str:
-    ended = {result.number for result in results}
-    counts = Counter(result.state for result in results)
-    open_ones = [number for number in run.numbers() if number not in ended]
-    words = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    words += [f"{len(open_ones)} not ended (interrupted or still running)"] if open_ones else []
-    blocks = [f"<p>{page.text(', '.join(words) or 'No trial has been started')}.</p>", f'<p class="note">{MEANING}</p>']
-    odd = [result for result in results if result.state in ("failed", "stopped")]
-    if odd:
-        rows = [[str(r.number), r.state, r.failure or "", str(r.epochs), r.reason] for r in odd]
-        blocks.append(page.table(["trial", "state", "kind", "epochs", "why"], rows, words={1, 2, 4}))
-    return page.section("How the trials ended", *blocks)
-
-
-def _effort(run: RunStore, results: Sequence[TrialResult]) -> str:
-    if not results:
-        return ""
-    total = sum(result.seconds for result in results)
-    groups: dict[str, list[TrialResult]] = {}
-    for result in results:
-        sam = run.config(result.number).sam.name
-        groups.setdefault(f"{result.state}, {'plain steps' if sam == 'none' else sam.upper() + ' steps'}", []).append(
-            result
-        )
-    rows = []
-    for name, group in sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])):
-        seconds, epochs = sum(r.seconds for r in group), sum(r.epochs for r in group)
-        share = f"{100 * seconds / total:.0f} %" if total else ""
-        each = f"{seconds / epochs:.2f} s" if epochs else ""
-        rows.append([name, str(len(group)), str(epochs), page.duration(seconds), share, each])
-    head = ["trials that", "trials", "epochs", "training time", "share", "one epoch"]
-    note = "Training and predicting, summed over the folds (the time of one worker); waiting is not in it."
-    return page.section("Where the time went", page.table(head, rows), f'<p class="note">{note}</p>')

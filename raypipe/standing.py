@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from raypipe.metrics import constant_prediction, score
+from raypipe.metrics import Interval, constant_prediction, get_metric, score
 from raypipe.oof import Floats, Members
-from raypipe.verdict import Side, difference, interval
+from raypipe.verdict import ENOUGH, Side, difference, interval, spoken
 
 NESTED = ("nested", "nested_low", "nested_high")
 
@@ -96,3 +96,90 @@ def nested_words(table: pd.DataFrame, ensemble: str, best: str, *, minimize: boo
     if gain_low > 0:
         return words + ": the ensemble is better."
     return words + (": the ensemble is worse." if gain_high < 0 else ": that they differ cannot be told.")
+
+
+def alone_words(who: str, n: int, method: str, metric: str, scores: Mapping[str, float] | None) -> str:
+    """Why one trial is shipped by itself, and what that says of combining.
+
+    Parameters
+    ----------
+    who
+        The trial.
+    n
+        Trials and snapshots that there were.
+    method
+        That was used.
+    metric
+        Of the run.
+    scores
+        Nested scores by method, where the method was chosen by them; None where it was asked for.
+    """
+    if n == 1:
+        return f"What is shipped is {who} alone: there was no other to combine it with, so it is no ensemble."
+    if scores is None:
+        why = "as was asked for" if method == "best" else f"method '{method}' gave it all the weight"
+        return f"What is shipped is {who} alone ({why}): nothing was combined, so it is no ensemble."
+    words = f"What is shipped is {who} alone: combining did not help."
+    others = [value for name, value in scores.items() if name not in ("best", "auto")]
+    if others:
+        top = min(others) if get_metric(metric).direction == "minimize" else max(others)
+        words += (
+            f" Out of fold, on subjects that it was not fitted on, the best way of combining the {n} members scores "
+            f"{spoken(metric)} {top:.3f}, the best single trial {scores['best']:.3f}."
+        )
+    return f"{words} In short: an ensemble was not worth it here; one trial's networks do as well."
+
+
+def worth_words(
+    table: pd.DataFrame, metric: str, ensemble: str, against: Interval | None, method: str, scores: Mapping[str, float]
+) -> str:
+    """In plain words, whether an ensemble was worth it, and why it is shipped where it was not.
+
+    Parameters
+    ----------
+    table
+        With the columns of `nested_columns`.
+    metric
+        Of the run.
+    ensemble
+        Its row.
+    against
+        Held-out interval of ensemble minus best single trial.
+    method
+        That is shipped.
+    scores
+        Nested scores by method, where the method was chosen by them; empty where it was asked for.
+    """
+    sign = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+    to_best = table.loc[ensemble, ["nested_to_best_low", "nested_to_best_high"]].to_numpy(dtype=float)
+    nested = _side(sign, *to_best.tolist())
+    known = against is not None and int(table.loc[ensemble].to_dict()["subjects"]) >= ENOUGH
+    held_out = _side(sign, against.low, against.high) if known and against is not None else 0
+    why = f"The ensemble is shipped because '{method}' was asked for."
+    if scores:
+        why = (
+            "The ensemble is shipped all the same, because the choice was made by the nested out-of-fold score "
+            f"('{method}' {scores[method]:.3f}, the best single trial {scores['best']:.3f}) and never by the held-out "
+            "subjects: chosen by them, their score would be no test any more."
+        )
+    if held_out < 0:
+        return f"{why} In short: on these new people its best single trial did better, so combining was not worth it."
+    if nested < 0:
+        return f"{why} In short: its best single trial does better, so combining was not worth it."
+    if held_out > 0:
+        return "In short: the ensemble was worth it; on new people it does better than its best single trial."
+    if nested > 0:
+        return (
+            "In short: the ensemble was worth it; on people whom it was not fitted on it does better than its best "
+            "single trial, though the held-out subjects alone do not show it."
+        )
+    return (
+        "In short: that the ensemble was worth it cannot be told; its best single trial alone may do as well, and is "
+        "the simpler thing to ship."
+    )
+
+
+def _side(sign: float, low: float, high: float) -> int:
+    """1 where an interval of a difference lies wholly on the better side, -1 on the worse, else 0."""
+    low, high = sorted((sign * low, sign * high))
+    return int(low > 0) - int(high < 0)

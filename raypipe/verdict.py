@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,45 @@ def predicted(task: str) -> str:
     return " against ".join(part.strip() for part in rest.split(",")) or kind
 
 
-def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Interval | None) -> str:
+def unit(task: str) -> str:
+    """The unit of a task's target, where raypipe knows it."""
+    kind, _, rest = task.partition("@")[0].partition(":")
+    if kind in ("challenge1", "latency"):
+        return "seconds"
+    return "years" if kind == "participants" and rest.partition(":")[0] == "age" else "target units"
+
+
+def oof_note(metric: str, constant: float) -> list[str]:
+    """Why class frequencies, `constant` out of fold, look worse than chance; nothing where they do not."""
+    if metric != "auc" or not constant < 0.4995:
+        return []
+    return [
+        "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
+        "lowest where the class is most frequent."
+    ]
+
+
+Finding = Literal["carries", "sign", "none", "worse", "undefined"]
+"""What held-out scores show: something that carries over to new people; a good sign, of too few people; no evidence;
+worse than no EEG; or nothing, since there is no score or no interval."""
+
+
+def finding(table: pd.DataFrame, metric: str) -> Finding:
+    """What the ensemble's row of a `score_table` shows."""
+    own = "subject_" if "subject_held_out" in table else ""
+    row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
+    if np.isnan(row[own + "held_out"]) or np.isnan(row[own + "low"]):
+        return "undefined"
+    better = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+    low, high = sorted(better * row[own + "difference" + end] for end in ("_low", "_high"))
+    if low > 0:
+        return "carries" if row["subjects"] >= ENOUGH else "sign"
+    return "worse" if high < 0 else "none"
+
+
+def write_verdict(
+    table: pd.DataFrame, metric: str, task: str, against_best: Interval | None, who: str = "the ensemble"
+) -> str:
     """Say in words what the held-out scores show, and what they do not.
 
     Parameters
@@ -187,6 +225,8 @@ def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Int
         Of the run.
     against_best
         Interval of ensemble minus best single trial; None where they are the same.
+    who
+        What is shipped.
 
     Notes
     -----
@@ -201,14 +241,14 @@ def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Int
     value, low, high = (row[own + name] for name in ("held_out", "low", "high"))
     apart, apart_low, apart_high = (row[own + "difference" + end] for end in ("", "_low", "_high"))
     people = "subject" if n == 1 else "subjects"
-    unit = "one mean prediction a subject" if own else f"{int(row['windows'])} windows"
+    unit_of = "one mean prediction a subject" if own else f"{int(row['windows'])} windows"
     what, article = predicted(task), "an" if spoken(metric)[0] in "AN" else "a"
     if np.isnan(value):
         return (
             f"On the {n} held-out {people} the score is undefined (their targets are all the same): "
             f"nothing can be said about {what}. Hold out more subjects in a new run."
         )
-    out = [f"On {n} {people} that no choice has seen ({unit}) the ensemble reaches {article} {spoken(metric)} of "]
+    out = [f"On {n} {people} that no choice has seen ({unit_of}) {who} reaches {article} {spoken(metric)} of "]
     if np.isnan(low):
         out[0] += f"{value:.3f}; {_ground(metric, base, chance)}."
         out.append("With one subject no interval can be given, so this says nothing about new people.")
@@ -220,17 +260,15 @@ def write_verdict(table: pd.DataFrame, metric: str, task: str, against_best: Int
         words = "the interval of the difference"
     else:
         words = "the interval"
-    edges = sorted((better * apart_low, better * apart_high))
-    if edges[0] > 0:
+    shows = finding(table, metric)
+    if shows == "carries":
+        out[0] += ": it has learned something that carries over to new people."
+    elif shows == "sign":
         out[0] += (
-            ": it has learned something that carries over to new people."
-            if n >= ENOUGH
-            else (
-                f". A good sign, but no evidence yet: that all of {n} {people} agree happens by luck alone in "
-                f"{100 * 2.0 ** (1 - n):.0f} % of cases."
-            )
+            f". A good sign, but no evidence yet: that all of {n} {people} agree happens by luck alone in "
+            f"{100 * 2.0 ** (1 - n):.0f} % of cases."
         )
-    elif edges[1] < 0:
+    elif shows == "worse":
         out[0] += f": it is worse than no EEG at all; what it learned about {what} does not carry over to new people."
     else:
         nothing = "0" if metric == "nrmse" else f"chance ({chance:.3g})"

@@ -192,7 +192,11 @@ def ensemble(
     snapshots = sum(member.epoch > 0 for member in fitted.members)
     more = f" and {snapshots} snapshot(s)" if snapshots else ""
     more += ", distilled into one network" if distill else ""
-    console.print(f"shipped: {fitted.method}, {len(fitted.trials)} trial(s){more}", highlight=False)
+    alone = len(fitted.members) == 1 and not distill
+    what = (
+        f"{fitted.members[0]} alone ({fitted.method})" if alone else f"{fitted.method}, {len(fitted.trials)} trial(s)"
+    )
+    console.print(f"shipped: {what}{'' if alone else more}", highlight=False)
     for name, reason in (fitted.left_out or {}).items() if method == "all" else ():
         console.print(f"{name} was left out: {reason}", highlight=False)
     console.print(fitted.verdict, highlight=False)

@@ -12,13 +12,14 @@ import torch
 from raypipe.baselines import write_baselines
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.files import read_json, write_json
+from raypipe.logs import TrialLog
 from raypipe.preparation import prepare
 from raypipe.referee import finish_trial, run_trial
 from raypipe.simulate import simulate
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 from tests.storage import s3_server
-from tests.toys import ToyWindows, make_run, tiny, write_store
+from tests.toys import ToyWindows, add_ended, make_run, tiny, write_store
 
 
 @dataclass
@@ -97,6 +98,28 @@ def told(tmp_path_factory) -> Finished:
         run.write_result(like.model_copy(update=change))
     made.ensemble(top=3).save()
     write_baselines(run)
+    return made
+
+
+@pytest.fixture
+def twelve(tmp_path) -> RunStore:
+    """Twelve trials whose scores hang on the rate and on nothing else, and two that halving stopped."""
+    made = make_run(tmp_path / "run", ToyWindows())
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        lr = float(10 ** rng.uniform(-4, -2))
+        loss = "huber" if number % 2 else "focal"
+        add_ended(
+            made,
+            number,
+            1.0 + np.log10(lr) / 10,
+            optim__lr=lr,
+            optim__weight_decay=float(rng.uniform(0, 0.1)),
+            loss__name=loss,
+        )
+    add_ended(made, 12, 1.2, "pruned", epochs=1)
+    add_ended(made, 13, 1.3, "pruned", epochs=2)
+    TrialLog(made.folder, 3, "slot").say("rank 0: goes on after epoch 2")
     return made
 
 

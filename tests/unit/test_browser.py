@@ -101,6 +101,12 @@ def show(browser, report):
         context.close()
 
 
+def unfold(page) -> None:
+    """Open what is folded, as a reader would."""
+    for summary in page.locator("summary").all():
+        summary.click()
+
+
 def test_every_section_is_there_and_headings_are_in_order(show):
     page = show()
     assert page.locator("h2").all_inner_texts() == SECTIONS
@@ -116,7 +122,7 @@ def test_every_section_is_there_and_headings_are_in_order(show):
 def test_nothing_is_fetched_and_nothing_goes_wrong(show, report):
     page = show()
     page.mouse.wheel(0, 10_000)
-    page.locator("summary").click()
+    unfold(page)
     assert page.said == []
     outside = [url for url in page.asked if url != report.as_uri() and not url.startswith("data:")]
     assert outside == [] and report.as_uri() in page.asked
@@ -133,7 +139,7 @@ def test_the_gate_of_these_tests_sees_a_request(show):
 def test_every_picture_is_drawn_and_has_words_in_its_stead(show):
     page = show()
     images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete, i.naturalWidth])")
-    assert len(images) == 13
+    assert len(images) == 17
     assert all(alt.strip() and complete and width > 100 for alt, complete, width in images)
     assert len({alt for alt, *_ in images}) == len(images)
     assert page.get_by_text("could not be").count() == 0
@@ -143,7 +149,7 @@ def test_every_picture_is_drawn_and_has_words_in_its_stead(show):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_no_wider_than_the_window(show, width, scheme):
     page = show(width, scheme)
-    page.locator("summary").click()
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = page.eval_on_selector_all(
         "main *", "all => all.filter(e => !e.closest('.wide, .paper')).map(e => e.getBoundingClientRect().right)"
@@ -163,14 +169,27 @@ def test_on_a_phone_pictures_keep_a_size_that_can_be_read(show):
     page = show(400)
     sizes = page.eval_on_selector_all("img", "all => all.map(i => [i.getBoundingClientRect().width, i.naturalWidth])")
     assert all(width >= 0.75 * natural for width, natural in sizes)
+    broad = page.locator(".broad").all()
+    assert broad and all(each.locator("xpath=ancestor::figure//span[@class='hint']").is_visible() for each in broad)
+    others = "all => all.map(e => e.scrollWidth - e.clientWidth)"
+    assert max(page.eval_on_selector_all(".paper:not(.broad)", others)) <= 0, "only what is broad has to be scrolled"
+    assert not show(1280).locator(".hint").first.is_visible()
     scrolls = "all => all.map(e => getComputedStyle(e).overflowX)"
     assert set(page.eval_on_selector_all(".wide, .paper", scrolls)) == {"auto"}
+
+
+def test_on_a_phone_the_scores_are_seen_without_scrolling(show):
+    page = show(400)
+    for title in ("The answer", "Without a network", "Where the time went"):
+        tables = page.locator("section", has=page.locator("h2", has_text=title)).locator(".wide")
+        cut = tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+        assert cut and max(cut) <= 0, title
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_text_stands_out_from_what_is_behind_it(show, scheme):
     page = show(scheme=scheme)
-    page.locator("summary").click()
+    unfold(page)
     found = page.evaluate(CONTRASTS)
     names = {name for name, _ in found}
     assert {"p", "p.note", "figcaption", "td", "th", "h2", "code", "pre", "summary", "p.about"} <= names

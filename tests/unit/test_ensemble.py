@@ -20,7 +20,7 @@ from raypipe.referee import finish_trial
 from raypipe.store import OutOfFold, RunStore
 from raypipe.submission import export_submission
 from raypipe.testing import flip, truncate
-from raypipe.verdict import Side, predicted, score_table, target_per_subject, write_verdict
+from raypipe.verdict import Side, finding, oof_note, predicted, score_table, target_per_subject, unit, write_verdict
 from raypipe.weighting import METHODS, squared_error
 from tests.toys import ToyWindows, make_run, tiny
 
@@ -275,6 +275,16 @@ def test_the_verdict_claims_nothing_from_few_subjects():
     assert "nothing can be said about age" in one
 
 
+@pytest.mark.parametrize(("signal", "n", "shows"), [(1.0, 8, "carries"), (1.0, 4, "sign"), (1.0, 1, "undefined")])
+def test_the_finding_goes_with_the_words(signal, n, shows):
+    assert finding(table_of(signal, n), "nrmse") == shows
+
+
+def test_class_frequencies_are_explained_only_where_they_look_worse_than_chance():
+    assert oof_note("auc", 0.5) == [] and oof_note("nrmse", 0.4) == [] and oof_note("auc", float("nan")) == []
+    assert "score below 0.5" in oof_note("auc", 0.43)[0]
+
+
 def test_target_per_subject():
     y, _, subjects = hand_made(4, signal=1.0)
     assert target_per_subject(Side(y, subjects, y))
@@ -295,3 +305,9 @@ def test_target_per_subject():
 )
 def test_tasks_in_words(task, words):
     assert predicted(task) == words
+
+
+def test_units_of_targets_are_named_where_they_are_known():
+    known = [unit(task) for task in ("challenge1", "latency:stim", "participants:age:regression@rest")]
+    assert known == ["seconds", "seconds", "years"]
+    assert unit("participants:p_factor") == unit("challenge2") == "target units"
