@@ -66,12 +66,12 @@ class Outlook:
         return [self.cost, self.trend, *map(str, self.edges), f"next: {self.step}"]
 
 
-def outlook(run: RunStore) -> Outlook:
-    """Cost, trend, edges and the next step of a run's search."""
+def outlook(run: RunStore, name: str | None = None) -> Outlook:
+    """Cost, trend, edges and the next step of a run's search; in commands, it goes by `name`, or by where it lies."""
     results = run.results()
     trend, hopeful = _trend(run, results)
     found = edges(run)
-    where = shown(run.where)
+    where = name or shown(run.where)
     if not run.ranked(results):
         step = f"no trial is complete; see why: raypipe status {where}"
     elif found:

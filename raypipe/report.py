@@ -19,6 +19,7 @@ from raypipe.ensemble import LOOKS, Ensemble
 from raypipe.files import read_json, write_whole
 from raypipe.filters import filters
 from raypipe.metrics import score
+from raypipe.outlook import outlook
 from raypipe.recipe import recipe
 from raypipe.remote import shown
 from raypipe.rerun import spreads
@@ -81,6 +82,7 @@ def render(run: RunStore) -> str:
         *course(run, results, found),
         ends(run, results),
         effort(run, results, found),
+        _next(run, name),
         recipe(run, results, name),
     ]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
@@ -90,6 +92,14 @@ def render(run: RunStore) -> str:
         about=page.text(f"Run {name} · task {run.info.task} · {ended} · written {written}"),
         body="\n".join(part for part in parts if part),
     )
+
+
+def _next(run: RunStore, name: str) -> str:
+    """A word at the end: whether more trials would help, what to widen, and the command for it."""
+    found = outlook(run, name)
+    rows = [found.trend, *map(str, found.edges), f"next: {found.step}"]
+    items = "".join(f"<li>{page.text(row[0].upper() + row[1:])}</li>" for row in rows)
+    return page.section("What next", f"<ul>{items}</ul>", f"<p>{page.text(found.cost)}</p>")
 
 
 def _answer(run: RunStore, ensemble: Ensemble | None) -> str:

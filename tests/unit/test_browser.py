@@ -31,6 +31,7 @@ SECTIONS = [
     "When the trials ran",
     "How the trials ended",
     "Where the time went",
+    "What next",
     "The recipe",
 ]
 
