@@ -150,3 +150,18 @@ def test_every_good_trial_is_within_the_axis(values, scores):
     low, high = axes.get_ylim()
     assert all(low <= score <= high for score in scores if score < 2)
     assert bool(axes.texts) == (max(scores) > 2)
+
+
+def test_the_best_so_far_goes_on_to_the_last_trial_and_pauses_are_named(values):
+    from raypipe import pictures
+
+    first = values.run.results()[0]
+    states = ("complete", "complete", "pruned", "pruned")
+    results = [first.model_copy(update={"number": n, "score": 1.0 - n / 10, "state": s}) for n, s in enumerate(states)]
+    ended = {0: 60.0, 1: 4000.0, 2: 4100.0, 3: 4200.0}
+    in_order = pictures.trials_in_order(values.run, results).axes[0]
+    in_time = pictures.trials_in_time(values.run, results, 0.0, ended, [(60.0, 3600.0)]).axes[0]
+    for axes, last in ((in_order, 3.0), (in_time, 4200.0 / 60)):
+        (best,) = [line for line in axes.get_lines() if line.get_label() == "best so far"]
+        assert best.get_xdata()[-1] == last and best.get_ydata()[-1] == 0.9
+    assert [text.get_text() for text in in_time.texts] == ["nobody at work, 59 minutes"]
