@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 STARTS = 4
 # Seconds that groups are given to end in good order.
 FAREWELL = 10.0
+# Seconds that a thread is given to see that its group is gone; mostly it needs none.
+LAST = 60.0
 # Seconds that a group waits for room for all its workers before it goes on with fewer.
 ABSENCE = 30.0
 # Seconds between two looks of a group with fewer workers for room for all.
@@ -265,7 +267,7 @@ class Groups:
                         ray.kill(ray.cloudpickle.loads(controller))
                     release(placement)
         for thread in self._threads:
-            thread.join(timeout=FAREWELL)
+            thread.join(timeout=LAST)
 
     def _closed(self, name: str) -> tuple[str | None, bytes | None]:
         """Have the desk close a group; its placement group and controller, if they are known and there is a desk."""

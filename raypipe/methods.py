@@ -265,17 +265,20 @@ def _boosting(members: Members) -> Rule:
 
 def _trees(members: Members, rounds: int) -> Rule:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     told = None if members.variances is None else torch.from_numpy(members.variances)
     x_NF = features(torch.from_numpy(members.answers), told).numpy()
     leaf = max(20, len(x_NF) // 50)
     how: dict[str, Any] = {"max_iter": rounds, "max_depth": 2, "learning_rate": 0.05, "min_samples_leaf": leaf}
     how |= {"early_stopping": False, "random_state": 0, "l2_regularization": 1.0}
-    if members.kind == "regression":
-        left_N = members.targets - members.answers.mean(0)[:, 0]
-        grown = HistGradientBoostingRegressor(**how).fit(x_NF, left_N)
-    else:
-        grown = HistGradientBoostingClassifier(**how).fit(x_NF, members.targets)
+    # So little data gains nothing by threads, which on a busy machine spin for each other: a hundred times the time.
+    with threadpool_limits(1, user_api="openmp"):
+        if members.kind == "regression":
+            left_N = members.targets - members.answers.mean(0)[:, 0]
+            grown = HistGradientBoostingRegressor(**how).fit(x_NF, left_N)
+        else:
+            grown = HistGradientBoostingClassifier(**how).fit(x_NF, members.targets)
     trees = [[_nodes(tree.nodes, np.sort(x_NF, axis=0)) for tree in one] for one in grown._predictors]
     return {"kind": "trees", "start": np.ravel(grown._baseline_prediction).tolist(), "trees": trees}
 

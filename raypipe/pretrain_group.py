@@ -15,8 +15,10 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from raypipe.errors import NonFiniteError, UserError, first_line
-from raypipe.groups import FAREWELL, Elastic, Workers, release
+from raypipe.groups import Elastic, Workers, release
 
+FAREWELL = 60.0
+"""Seconds that the thread which waits for the workers is given to see that they are gone; mostly it needs none."""
 LIVES = 20
 """Times that the group is started again before pretraining stops; the same command goes on."""
 
