@@ -60,7 +60,6 @@ def plan(
             gpus_per_worker=gpus_per_worker,
             concurrent=concurrent,
             progress=counter,
-            say=counter.say,
         )
     console.print(found.render(), highlight=False, soft_wrap=True)
 
