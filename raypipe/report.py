@@ -97,9 +97,8 @@ def render(run: RunStore) -> str:
 def _next(run: RunStore, name: str) -> str:
     """A word at the end: whether more trials would help, what to widen, and the command for it."""
     found = outlook(run, name)
-    rows = [found.trend, *map(str, found.edges), f"next: {found.step}"]
-    items = "".join(f"<li>{page.text(row[0].upper() + row[1:])}</li>" for row in rows)
-    return page.section("What next", f"<ul>{items}</ul>", f"<p>{page.text(found.cost)}</p>")
+    items = "".join(f"<li>{page.text(line[0].upper() + line[1:])}</li>" for line in found.lines)
+    return page.section("What next", f"<ul>{items}</ul>")
 
 
 def _answer(run: RunStore, ensemble: Ensemble | None) -> str:
