@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from raypipe import cli
+from raypipe.bundle import export_bundle, load_ensemble
 from raypipe.config import parse_config
 from raypipe.driver import _open, _options
+from raypipe.ensemble import fit_ensemble
 from raypipe.errors import InterruptedEpochError, UserError
 from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.folds import LeakError
@@ -141,6 +143,22 @@ def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune
         assert any("qkv" in n for n in changed)
     else:
         assert "embed.weight" in changed
+
+
+@pytest.mark.parametrize("kind", ["vit", "conformer"])
+def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
+    start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
+    space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
+    run = _open(space, windows, str(tmp_path / "run"), _options({"folds": 3}), None, start)
+    base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
+    for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
+        run.add_trial(number, parse_config(base | {"optim/lr": rate}))
+        assert run_trial(run, windows, number).state == "complete"
+    ensemble = fit_ensemble(run, windows=windows, method="soup")
+    assert ensemble.soup is not None and {member.trial for member in ensemble.soup.members} <= {0, 1, 2}
+    export_bundle(run, ensemble, tmp_path / "bundle")
+    answers = load_ensemble(tmp_path / "bundle").predict(windows.gather(range(8)))
+    assert np.isfinite(answers).all() and np.ptp(answers) > 0
 
 
 def test_an_encoder_that_has_seen_held_out_subjects_is_refused(store, encoder, tmp_path):
