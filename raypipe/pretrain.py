@@ -39,6 +39,7 @@ def pretrain(
     serves: str | Path | None = None,
     fold_wise: bool = False,
     probe_every: int = 5,
+    tuned_probe: int = 0,
     micro_batch: int | None = None,
     workers: int = 1,
     cpus_per_worker: float = 1,
@@ -63,6 +64,9 @@ def pretrain(
         One encoder a fold, which has not seen the fold's subjects either.
     probe_every
         Epochs from one linear probe to the next; 0 for none.
+    tuned_probe
+        With every linear probe, one more: a copy of the encoder for each fold is trained on for so many epochs, by the
+        targets of the fold's training subjects. It costs as much as a trial of so many epochs.
     micro_batch
         Windows a worker keeps the activations of at a time.
     workers, cpus_per_worker, gpus_per_worker, address
@@ -98,6 +102,7 @@ def pretrain(
             folds_hash="",
             fold_wise=fold_wise,
             probe_every=probe_every,
+            tuned_probe=tuned_probe,
             micro_batch=micro_batch,
             versions=versions(),
         )

@@ -41,6 +41,8 @@ def status_lines(where: str | Path) -> list[str]:
             text += f", loss {history[-1].loss:.4f}, {sum(epoch.seconds for epoch in history):.0f} s"
         if probes:
             text += f"; linear probe {run.info.metric} {probes[-1].probe:.3f} (epoch {probes[-1].epoch})"
+            if probes[-1].tuned is not None:
+                text += f", trained on {probes[-1].tuned:.3f}"
         lines.append(text)
     if run.over:
         lines.append(
@@ -80,6 +82,11 @@ def _caption(run: PretrainedRun) -> str:
         f"Left: mean loss of an epoch. Right: {run.info.metric} of linear probes on frozen features, each fitted "
         "without the subjects that it predicts; the encoder has seen their recordings, but not their targets"
         + (", nor the recordings of its own fold." if run.info.fold_wise else ".")
+        + (
+            f" Trained on: copies of the encoder, after {run.info.tuned_probe} epoch(s) of training by those targets."
+            if run.info.tuned_probe
+            else ""
+        )
     )
 
 
@@ -92,10 +99,16 @@ def curves(run: PretrainedRun) -> Figure:
         history = run.history(part)
         left.plot([e.epoch for e in history], [e.loss for e in history], color=BLUE, lw=1.4)
         probes = [(e.epoch, e.probe) for e in history if e.probe is not None]
-        right.plot([e for e, _ in probes], [p for _, p in probes], color=ORANGE, marker="o", ms=4, lw=1.4)
+        label = "linear" if run.info.tuned_probe and part == run.parts[0] else None
+        right.plot([e for e, _ in probes], [p for _, p in probes], color=ORANGE, marker="o", ms=4, lw=1.4, label=label)
+        tuned = [(e.epoch, e.tuned) for e in history if e.tuned is not None]
+        if tuned:
+            label = "trained on" if part == run.parts[0] else None
+            right.plot([e for e, _ in tuned], [p for _, p in tuned], color=BLUE, marker="s", ms=4, lw=1.4, label=label)
     chance, words = CHANCE.get(run.info.metric, (math.nan, ""))
     if math.isfinite(chance):
         right.axhline(chance, color=GREY, lw=1, ls="--", label=words)
+    if right.get_legend_handles_labels()[1]:
         right.legend(frameon=False)
     epochs = run.info.config.epochs
     for axis, label in ((left, "loss"), (right, f"probe, {run.info.metric}")):

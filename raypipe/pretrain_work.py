@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raypipe.cache import open_windows
+from raypipe.config import InitConfig, OptimConfig, TrialConfig
 from raypipe.errors import UserError
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, Index
@@ -19,6 +20,7 @@ from raypipe.metrics import score
 from raypipe.pretrained import PretrainedRun, PretrainEpoch
 from raypipe.pretraining import Pretrainer, copied
 from raypipe.probe import fit_probe
+from raypipe.train import FoldTrainer
 
 Progress = Callable[[int, int, str], None]
 
@@ -34,7 +36,8 @@ def tell(store: PretrainedRun, progress: Progress) -> None:
 def describe(epoch: PretrainEpoch) -> str:
     """An epoch in words."""
     probe = f", probe {epoch.probe:.3f}" if epoch.probe is not None else ""
-    return f"loss {epoch.loss:.4f}{probe}"
+    tuned = f", trained on {epoch.tuned:.3f}" if epoch.tuned is not None else ""
+    return f"loss {epoch.loss:.4f}{probe}{tuned}"
 
 
 def work(
@@ -115,10 +118,38 @@ def _record(store: PretrainedRun, part: str, one: Pretrainer, fold: int | None, 
     every, last = store.info.probe_every, store.info.config.epochs
     due = every and (one.epoch % every == 0 or one.epoch == last)
     probe = probe_score(one, store.folds, fold) if due else None
+    tuned = tuned_score(one, store.folds, fold, store.info.tuned_probe) if due and store.info.tuned_probe else None
     store.write_checkpoint(part, one.epoch, one.state_dict())
     history = [epoch for epoch in store.history(part) if epoch.epoch < one.epoch]
-    epoch = PretrainEpoch(epoch=one.epoch, loss=loss, probe=probe, seconds=time.time() - start)
+    epoch = PretrainEpoch(epoch=one.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.time() - start)
     store.write_history(part, [*history, epoch])
+
+
+def tuned_score(one: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:
+    """As `probe_score`, of copies of the encoder that are trained on, all of them, for some epochs.
+
+    At the usual rates of `search_spaces/finetune.py`; what is pretrained is left as it is.
+    """
+    windows, given = one.feed.windows, one.config
+    config = TrialConfig(
+        model=given.model,
+        optim=OptimConfig(lr=5e-4),
+        init=InitConfig(name="pretrained", layer_decay=0.75),
+        epochs=epochs,
+        patience=epochs,
+        batch_size=given.batch_size,
+        seed=given.seed,
+    )
+    weights, truth, predictions = copied(one.encoder.state_dict()), [], []
+    for k in range(folds.n_folds) if fold is None else [fold]:
+        train, aside = folds.split(windows.subjects, k)
+        trainer = FoldTrainer(config, one.feed, train, aside, fold=k, encoder=weights)
+        for _ in range(epochs):
+            found = trainer.run_epoch()
+        truth.append(windows.targets[aside])
+        predictions.append(found.predictions[:, : windows.n_outputs])
+    value = score(windows.metric, np.concatenate(truth), np.concatenate(predictions))
+    return float(value) if np.isfinite(value) else None
 
 
 def probe_score(one: Pretrainer, folds: FoldMap, fold: int | None) -> float | None:

@@ -48,6 +48,8 @@ class PretrainInfo(BaseModel):
     folds_hash: str
     fold_wise: bool
     probe_every: int
+    tuned_probe: int = 0
+    """Epochs of the fine-tuned probe; 0 for none."""
     micro_batch: int | None
     versions: dict[str, str]
 
@@ -61,6 +63,8 @@ class PretrainEpoch(BaseModel):
     loss: float
     probe: float | None
     """Score of a linear probe over subject folds; None where it was not asked for or has none."""
+    tuned: float | None = None
+    """The same of copies of the encoder that were trained on themselves."""
     seconds: float
 
 

@@ -155,6 +155,9 @@ def pretrain(
     serves: Annotated[str | None, typer.Option(metavar="RUN", help="Take the fold map of this run instead.")] = None,
     fold_wise: Annotated[bool, typer.Option("--fold-wise", help="An encoder a fold, without its subjects.")] = False,
     probe_every: Annotated[int, typer.Option(min=0, help="Epochs between linear probes; 0 for none.")] = 5,
+    tuned_probe: Annotated[
+        int, typer.Option(min=0, help="Epochs of a second probe, which trains the encoder on; 0 for none.")
+    ] = 0,
     workers: Annotated[int, typer.Option(help="Workers that share a batch (Ray Train if more than one).")] = 1,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker.")] = 0,
@@ -182,6 +185,7 @@ def pretrain(
             serves=serves,
             fold_wise=fold_wise,
             probe_every=probe_every,
+            tuned_probe=tuned_probe,
             micro_batch=micro_batch,
             workers=workers,
             cpus_per_worker=cpus_per_worker,

@@ -71,6 +71,26 @@ def test_a_pretrained_run_is_whole(encoder, tmp_path):
     assert torch.equal(one.features(x), two.features(x))
 
 
+@pytest.mark.parametrize("objective", ["mae", "simclr"])
+def test_a_second_probe_trains_copies_on_and_leaves_the_encoder_as_it_is(
+    store, encoder, conformer, tmp_path, objective
+):
+    params = PARAMS if objective == "mae" else CONFORMER | {"epochs": 2}
+    run = tmp_path / "run"
+    pretrain(objective, store, run, params=params, folds=3, probe_every=1, tuned_probe=2)
+    plain = PretrainedRun(encoder if objective == "mae" else conformer)
+    assert PretrainedRun(run).folder.read("encoder.safetensors") == plain.folder.read("encoder.safetensors")
+    history, without = PretrainedRun(run).history("all"), plain.history("all")
+    assert [epoch.probe for epoch in history] == [epoch.probe for epoch in without]
+    assert all(epoch.tuned is not None and np.isfinite(epoch.tuned) for epoch in history)
+    assert all(epoch.tuned is None for epoch in without)
+    assert f", trained on {history[-1].tuned:.3f}" in " ".join(status_lines(run))
+    assert {text.get_text() for text in curves(PretrainedRun(run)).axes[1].get_legend().texts} >= {
+        "linear",
+        "trained on",
+    }
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
     looks = iter([False] * 10 + [True] * 9)
     with monkeypatch.context() as patch:
