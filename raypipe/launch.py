@@ -20,6 +20,7 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are not used
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of every report, in Tune's own loop, that nobody reads
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # ten minutes is how long a lost one may else go unnoticed
     "RAY_TRAIN_METRICS_ENABLED": "0",
