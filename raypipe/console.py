@@ -29,12 +29,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def bound(console: Console) -> Console:
+    """The same console on the stream of now: while Ray runs, what is printed on standard output goes elsewhere."""
+    return Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
+
+
 class Counter(AbstractContextManager["Counter"]):
     """Progress over a known number of things, as the callback ``(done, total, text)``."""
 
     def __init__(self, console: Console, what: str) -> None:
-        # Bound to the stream of now: while Ray runs, what it prints is kept out of the terminal.
-        self._console = Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
+        self._console = bound(console)
         self._what, self._live = what, console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),

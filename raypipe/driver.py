@@ -316,7 +316,6 @@ def _news(store: RunStore, windows: WindowStore) -> dict[str, Any]:
         "metric": store.info.metric,
         "direction": store.info.direction,
         "baseline": without_eeg(store, windows),
-        "ended": len(results),
         "states": [result.state for result in results],
         "failures": [result.failure or "error" for result in results if result.state == "failed"],
         "best": (ranked[0].score, ranked[0].number) if ranked else None,

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.config import TrialConfig, flat
-from raypipe.console import PLAIN_EVERY, duration, short
+from raypipe.console import PLAIN_EVERY, bound, duration, short
 from raypipe.store import TrialResult
 
 SHOWN = 12
@@ -66,7 +66,6 @@ class Sweep:
     baseline: float | None = None
     trials: int | None = None
     best: tuple[float, int] | None = None
-    ended: int = 0
     states: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
@@ -109,12 +108,16 @@ class Sweep:
         """A trial has ended."""
         trial = self.running.pop(number, None)
         self.gained += 1.0 - (min(1.0, trial.begun / trial.config.epochs) if trial else 0.0)
-        self.ended += 1
         self.states[result.state] += 1
         if result.state == "failed":
             self.failures[result.failure or "error"] += 1
         elif result.score is not None and (self.best is None or self.better(result.score, self.best[0])):
             self.best = result.score, number
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended."""
+        return self.states.total()
 
     @property
     def done(self) -> float | None:
@@ -156,8 +159,7 @@ class SweepView(AbstractContextManager["SweepView"]):
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        # Bound to the stream of now: while Ray runs, what it prints is kept out of the terminal.
-        self._console = Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
+        self._console = bound(console)
         self._clock = clock
         self.sweep = Sweep(clock)
         self._said = clock()
@@ -258,8 +260,8 @@ class SweepView(AbstractContextManager["SweepView"]):
     def _on_open(self, **news: Any) -> None:
         for name, value in news.items():
             setattr(self.sweep, name, Counter(value) if name in ("states", "failures") else value)
-        if news["ended"]:
-            self._say(f"going on: {news['ended']} of {news['trials']} trials have ended")
+        if self.sweep.ended:
+            self._say(f"going on: {self.sweep.ended} of {news['trials']} trials have ended")
 
     def _on_fewer(self, asked: int, there: int) -> None:
         self._say(f"--trials {asked}: the run has {there} trials already, and keeps them")

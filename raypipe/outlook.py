@@ -17,6 +17,7 @@ from raypipe.files import read_json
 from raypipe.lease import current
 from raypipe.records import OPTIONS
 from raypipe.remote import shown
+from raypipe.rerun import is_rerun
 from raypipe.space import quiet_optuna
 from raypipe.store import RunStore, TrialResult
 from raypipe.study import STUDY_NAME, open_journal
@@ -69,7 +70,9 @@ class Outlook:
 def outlook(run: RunStore, name: str | None = None) -> Outlook:
     """Cost, trend, edges and the next step of a run's search; in commands, it goes by `name`, or by where it lies."""
     results = run.results()
-    trend, hopeful = _trend(run, results)
+    # Reruns draw nothing new; an invalid draw, which was never recorded, has failed.
+    drawn = [each for each in results if each.state != "failed" and run.rerun_of(each.number) is None]
+    trend, hopeful = _trend(run, drawn)
     found = edges(run)
     where = name or shown(run.where)
     if not run.ranked(results):
@@ -103,15 +106,15 @@ def _hours(hours: float) -> str:
 def _trend(run: RunStore, results: Sequence[TrialResult]) -> tuple[str, bool]:
     """Whether more trials are likely to help, in words and at all: what the last third brought, beside chance."""
     complete = {result.number: result for result in run.ranked(results)}
-    ended = sorted((r for r in results if r.state != "failed"), key=lambda r: (r.finished, r.number))
+    ended = sorted(results, key=lambda r: (r.finished, r.number))
     if len(complete) < TOLD:
         return f"trend: {len(complete)} complete trial(s) are too few to tell whether more would help", True
-    before = [r.number for r in ended[: len(ended) - len(ended) // 3] if r.number in complete]
+    before = {r.number for r in ended[: len(ended) - len(ended) // 3]}
     best = next(iter(complete.values()))
     assert best.score is not None
-    if not before:
+    first = next((number for number in complete if number in before), None)
+    if first is None:
         return "trend: the first complete trials have only just come in; more are likely to help", True
-    first = min(before, key=lambda number: list(complete).index(number))
     old = complete[first].score
     assert old is not None
     gain, last = abs(old - best.score), len(ended) // 3
@@ -135,15 +138,19 @@ def _noise(run: RunStore, best: TrialResult) -> float:
 def edges(run: RunStore) -> list[Edge]:
     """Parameters whose best values, the best trial's among them, lie mostly at one end of their range.
 
-    The best are a quarter of the complete trials, three at least; a parameter that fewer than three of them have is
-    passed over.
+    The best are a quarter of the complete trials, three at least, reruns left out; a parameter that fewer than three of
+    them have is passed over.
     """
     with quiet_optuna():
         storage = open_journal(run, mend=False)
         if STUDY_NAME not in optuna.get_all_study_names(storage):
             return []
         study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-        own = {trial.number: trial for trial in study.get_trials(deepcopy=False) if not is_warm(trial)}
+        own = {
+            trial.number: trial
+            for trial in study.get_trials(deepcopy=False)
+            if not is_warm(trial) and not is_rerun(trial)
+        }
     ranked = [own[result.number] for result in run.ranked() if result.number in own]
     best = ranked[: max(FEWEST, math.ceil(len(ranked) / 4))]
     found = []

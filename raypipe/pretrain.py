@@ -19,12 +19,11 @@ from raypipe.launch import Cluster, on_first_interrupt
 from raypipe.lease import Lease
 from raypipe.pretrain_work import Progress, tell, work
 from raypipe.pretrained import PretrainedRun, PretrainInfo
-from raypipe.records import versions
+from raypipe.records import OPTIONS, versions
 from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
 LOOK = 0.5
-OPTIONS = "options.json"
 
 
 def pretrain(

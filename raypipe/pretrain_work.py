@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raypipe.cache import open_windows
 from raypipe.config import InitConfig, OptimConfig, TrialConfig
-from raypipe.errors import UserError
+from raypipe.errors import NonFiniteError, UserError
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, Index
 from raypipe.metrics import score
@@ -143,13 +144,17 @@ def tuned_score(one: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) 
     weights, truth, predictions = copied(one.encoder.state_dict()), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         train, aside = folds.split(windows.subjects, k)
+        if not len(train) or not len(aside):
+            continue
         trainer = FoldTrainer(config, one.feed, train, aside, fold=k, encoder=weights)
-        for _ in range(epochs):
-            found = trainer.run_epoch()
+        try:
+            for _ in range(epochs):
+                found = trainer.run_epoch()
+        except NonFiniteError:  # of a probe: pretraining goes on
+            return None
         truth.append(windows.targets[aside])
         predictions.append(found.predictions[:, : windows.n_outputs])
-    value = score(windows.metric, np.concatenate(truth), np.concatenate(predictions))
-    return float(value) if np.isfinite(value) else None
+    return _pooled(windows.metric, truth, predictions)
 
 
 def probe_score(one: Pretrainer, folds: FoldMap, fold: int | None) -> float | None:
@@ -173,5 +178,9 @@ def probe_score(one: Pretrainer, folds: FoldMap, fold: int | None) -> float | No
             raw /= raw.sum(1, keepdims=True)
         truth.append(windows.targets[index[aside]])
         predictions.append(raw.astype(np.float32))
-    found = score(windows.metric, np.concatenate(truth), np.concatenate(predictions))
+    return _pooled(windows.metric, truth, predictions)
+
+
+def _pooled(metric: str, truth: list[NDArray[Any]], predictions: list[NDArray[np.float32]]) -> float | None:
+    found = score(metric, np.concatenate(truth), np.concatenate(predictions))
     return float(found) if np.isfinite(found) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -29,7 +30,7 @@ def ended(number: int, state: str = "complete", score: float | None = 0.8, failu
 
 
 OPEN = {
-    "where": "toys/run", "metric": "nrmse", "direction": "minimize", "baseline": 1.0021, "ended": 0, "states": [],
+    "where": "toys/run", "metric": "nrmse", "direction": "minimize", "baseline": 1.0021, "states": [],
     "failures": [], "best": None, "trials": 4,
 }  # fmt: skip
 LAYOUT = {"workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "cores": 8.0, "GPUs": 0.0}
@@ -84,7 +85,7 @@ def test_all_that_a_sweep_is_looked_at_for_is_in_the_view(view, clock):
 
 
 def test_what_is_left_follows_from_what_this_driver_has_brought_forward(clock):
-    sweep = Sweep(clock, direction="minimize", trials=10, ended=7)
+    sweep = Sweep(clock, direction="minimize", trials=10, states=Counter(complete=7))
     assert sweep.left is None
     sweep.start(7, tiny(epochs=10))
     for epoch in (6, 7, 8):  # an earlier driver has trained five
@@ -133,7 +134,7 @@ def test_a_run_that_goes_on_is_shown_as_it_stands(clock):
     view("settled", {"number": 2, "result": ended(2)})  # `open` counts it
     view(
         "open",
-        OPEN | {"ended": 3, "states": ["complete", "failed", "complete"], "failures": ["error"], "best": (0.7, 2)},
+        OPEN | {"states": ["complete", "failed", "complete"], "failures": ["error"], "best": (0.7, 2)},
     )
     text = shown(view)
     assert "3 of 4 trials ended: 2 complete, 1 failed, 0 running" in text and "failures: 1 error" in text

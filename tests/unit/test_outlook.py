@@ -93,6 +93,21 @@ def test_whether_more_trials_would_help(search, scores, spread, words, step):
     assert step in said.step
 
 
+def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypatch):
+    monkeypatch.setattr("raypipe.outlook.EDGE", 0.3)
+    run = search(0.9, 0.8, *([0.9] * 7))  # all of START: what is asked for again comes next
+    before = outlook(run)
+    ledger = Ledger(run, ToyWindows(), open_journal(run), trials=None)
+    assert ledger.ask_again(1, 3) == 12
+    search(0.1, 0.1, 0.1)  # the best trial on other seeds, and lucky
+    assert [run.rerun_of(number) for number in (9, 10, 11)] == [1, 1, 1]
+    found = outlook(run)
+    assert found.edges == before.edges and found.trend == before.trend
+    (run.local / "trials/0004/trial.json").unlink()
+    run.write_result(run.result(4).model_copy(update={"state": "failed", "score": None}))
+    assert "trend" in outlook(run).trend
+
+
 def test_what_it_has_cost(search):
     run = search(0.9, 0.8, seconds=5400.0)
     assert outlook(run).cost == "cost: 2 trials, 3.0 h of workers' time"
