@@ -45,3 +45,12 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: holds no state")
     return state
+
+
+def copied(state: Any) -> Any:
+    """A state's tensors on the CPU, as copies: training goes on while they are written."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list | tuple) else state

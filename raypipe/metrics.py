@@ -280,6 +280,16 @@ def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int =
     return np.tile(np.bincount(y_N.astype(np.int64), minlength=n_classes) / len(y_N), (n, 1))
 
 
+def constant_out_of_fold(kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0) -> Floats:
+    """`constant_prediction` for each fold's windows by one who knows the targets of the other folds: (N, outputs)."""
+    y_N, fold_N = np.asarray(y), np.asarray(folds)
+    found_NO = np.empty((len(y_N), n_classes or 1))
+    for fold in np.unique(fold_N):
+        inside = fold_N == fold
+        found_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes)
+    return found_NO
+
+
 def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[Ints, Ints]:
     """Index the subject of each window, and count how often each resample drew each subject."""
     names, subject_N = np.unique(np.asarray(subjects), return_inverse=True)

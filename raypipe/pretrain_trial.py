@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raypipe.checkpoint import copied
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError
 from raypipe.feed import Feed
 from raypipe.folds import Index
 from raypipe.messages import FoldEpoch
 from raypipe.models import ViT
-from raypipe.pretraining import Pretrainer, copied, features
+from raypipe.pretraining import Pretrainer, features
 from raypipe.probe import fit_probe
 
 

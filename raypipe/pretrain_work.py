@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.cache import open_windows
+from raypipe.checkpoint import copied
 from raypipe.config import InitConfig, OptimConfig, TrialConfig
 from raypipe.errors import NonFiniteError, UserError
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, Index
 from raypipe.metrics import score
 from raypipe.pretrained import PretrainedRun, PretrainEpoch
-from raypipe.pretraining import Pretrainer, copied
+from raypipe.pretraining import Pretrainer
 from raypipe.probe import fit_probe
 from raypipe.train import FoldTrainer
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raypipe.checkpoint import copied
 from raypipe.config import TrialConfig
 from raypipe.electrodes import place_electrodes
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
@@ -325,12 +326,3 @@ def features(encoder: Conformer | ViT, feed: Feed, index: Index) -> NDArray[np.f
     parts = [encoder.features(feed.gather(piece)).float().cpu() for piece in pieces]
     encoder.train(training)
     return torch.cat(parts).numpy()
-
-
-def copied(state: Any) -> Any:
-    """A state's tensors on the CPU, as copies."""
-    if isinstance(state, Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    return [copied(value) for value in state] if isinstance(state, list | tuple) else state

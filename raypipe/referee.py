@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raypipe.errors import CheckpointError, InterruptedEpochError, NonFiniteError, StorageError
 from raypipe.logs import TrialLog
 from raypipe.messages import Failure, FoldEpoch, Reply, describe
-from raypipe.metrics import constant_prediction, score
+from raypipe.metrics import constant_out_of_fold, score
 from raypipe.retries import second_try
 from raypipe.store import Epoch, Member, OutOfFold, RunStore, State, TrialResult, best_epoch
 
@@ -240,10 +240,7 @@ def without_eeg(run: RunStore, windows: WindowStore) -> float:
     """
     if run.info.metric == "auc":
         return 0.5
-    inside, predictions = [], []
-    for fold in range(run.folds.n_folds):
-        train, validation = run.folds.split(windows.subjects, fold)
-        inside.append(validation)
-        known = windows.targets[train]
-        predictions.append(constant_prediction(run.info.kind, known, len(validation), len(windows.classes)))
-    return score(run.info.metric, windows.targets[np.concatenate(inside)], np.concatenate(predictions))
+    index = run.folds.search_index(windows.subjects)
+    targets, folds = windows.targets[index], run.folds.folds(windows.subjects[index])
+    constant = constant_out_of_fold(run.info.kind, targets, folds, len(windows.classes))
+    return score(run.info.metric, targets, constant)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from raypipe.metrics import Interval, constant_prediction, get_metric, score
+from raypipe.metrics import Interval, constant_out_of_fold, get_metric, score
 from raypipe.oof import Floats, Members
 from raypipe.verdict import ENOUGH, Side, difference, interval, spoken
 
@@ -50,10 +50,7 @@ def nested_columns(
     """
     metric = members.metric
     search = Side(members.targets, members.subjects, members.folds)
-    constant_NO = np.empty_like(members.goals)
-    for fold in np.unique(members.folds):
-        inside = members.folds == fold
-        constant_NO[inside] = constant_prediction(members.kind, members.targets[~inside], int(inside.sum()), n_classes)
+    constant_NO = constant_out_of_fold(members.kind, members.targets, members.folds, n_classes)
     rows = []
     naive = table["oof"].to_numpy(dtype=float).tolist()
     for name, before in zip(table.index, naive, strict=True):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe import passes
+from raypipe.checkpoint import copied
 from raypipe.config import TrialConfig
 from raypipe.electrodes import place_electrodes
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
@@ -346,7 +347,7 @@ class FoldTrainer:
 
     def _weights(self) -> dict[str, Tensor]:
         with self.ema.swapped(self.model) if self.ema else nullcontext():
-            return cast(dict[str, Tensor], _copied(merged(self.model, self.model.state_dict())))
+            return cast(dict[str, Tensor], copied(merged(self.model, self.model.state_dict())))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly after this epoch, as copies; random streams follow from its number."""
@@ -364,7 +365,7 @@ class FoldTrainer:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "choice": self.choice.state_dict() if self.choice else None,
         }
-        return cast(dict[str, Any], _copied(state))
+        return cast(dict[str, Any], copied(state))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken.
@@ -399,11 +400,3 @@ def target_scale(targets: NDArray[Any], how: str) -> tuple[float, float]:
         return float(values.mean()), spread
     centre = float(np.median(values))
     return centre, float(1.4826 * np.median(np.abs(values - centre))) or spread
-
-
-def _copied(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    return [_copied(value) for value in state] if isinstance(state, list | tuple) else state

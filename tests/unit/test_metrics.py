@@ -17,11 +17,14 @@ from raypipe.metrics import (
     balanced_accuracy,
     bootstrap_difference,
     bootstrap_subjects,
+    constant_out_of_fold,
     constant_prediction,
     get_metric,
     nrmse,
     score,
 )
+from raypipe.referee import without_eeg
+from tests.toys import ToyWindows, make_run
 
 FINITE = st.floats(-100, 100, allow_subnormal=False)
 TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lambda y: y.std() > 1e-3)
@@ -188,3 +191,26 @@ def test_bootstrap_refuses() -> None:
         bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))
     with pytest.raises(ValueError, match="each of 60"):
         bootstrap_subjects("nrmse", y, pred, subjects[:-1])
+
+
+def test_a_constant_out_of_fold_knows_the_other_folds_alone():
+    y, folds = np.array([1.0, 2.0, 3.0, 10.0]), np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(constant_out_of_fold("regression", y, folds)[:, 0], [6.5, 6.5, 1.5, 1.5])
+    classes = np.array([0, 0, 0, 2])
+    told = constant_out_of_fold("classification", classes, folds, 3)
+    np.testing.assert_allclose(told, [[0.5, 0, 0.5], [0.5, 0, 0.5], [1, 0, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_what_a_trial_has_to_beat(tmp_path, classes):
+    windows = ToyWindows(classes=classes)
+    run = make_run(tmp_path / "run", windows)
+    found = without_eeg(run, windows)
+    if classes:
+        assert found == 0.5
+        return
+    pairs = [run.folds.split(windows.subjects, fold) for fold in range(run.folds.n_folds)]
+    wrong = np.concatenate([windows.targets[out] - windows.targets[train].mean() for train, out in pairs])
+    targets = np.concatenate([windows.targets[out] for _, out in pairs])
+    assert found == pytest.approx(np.sqrt(np.mean(wrong**2)) / targets.std(), rel=1e-6)
+    assert found >= 1.0
