@@ -142,11 +142,12 @@ def tuned_score(one: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) 
         batch_size=given.batch_size,
         seed=given.seed,
     )
+    present = set(folds.folds(windows.subjects[folds.search_index(windows.subjects)]).tolist())
     weights, truth, predictions = copied(one.encoder.state_dict()), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
-        train, aside = folds.split(windows.subjects, k)
-        if not len(train) or not len(aside):
+        if present <= {k} or k not in present:
             continue
+        train, aside = folds.split(windows.subjects, k)
         trainer = FoldTrainer(config, one.feed, train, aside, fold=k, encoder=weights)
         try:
             for _ in range(epochs):

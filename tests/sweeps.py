@@ -70,6 +70,14 @@ class Driver:
         self.child.wait(timeout)
         return self.said()
 
+    def finish_interrupted(self) -> None:
+        """Wait for the end that a Ctrl-C brings: its status, its one line, and nothing left but Ray's agents."""
+        out = self.finish()
+        assert self.child.returncode == 130, out
+        assert out.endswith("raypipe: interrupted; the same command goes on from here\n"), out
+        assert "Traceback" not in out
+        wait_until(lambda: not self.orphans(agents=False), "workers and slots to end with their driver")
+
     def said(self) -> str:
         """What it has printed so far."""
         return os.pread(self._said.fileno(), 10**6, 0).decode()  # the child has this position in the file too

@@ -172,13 +172,9 @@ def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, driv
         gate.touch()
     else:
         os.killpg(driver.child.pid, signal.SIGINT)
-    out = driver.finish()
-    assert driver.child.returncode == 130, out
-    assert out.endswith("raypipe: interrupted; the same command goes on from here\n"), out
-    assert "Traceback" not in out
+    driver.finish_interrupted()
     # Once: the epoch under way is the third, or still the second where the driver has not heard of that yet.
     assert epochs() in ((2, 3) if how == "once" else (2,))
-    wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     run = resume(where).store
     undisturbed = plain(run, tmp_path / "plain", [0])
     assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]

@@ -13,14 +13,16 @@ from raypipe.bundle import export_bundle, load_ensemble
 from raypipe.config import parse_config
 from raypipe.driver import _open, _options
 from raypipe.ensemble import fit_ensemble
-from raypipe.errors import InterruptedEpochError, UserError
+from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
+from raypipe.feed import Feed
 from raypipe.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.folds import LeakError
 from raypipe.models import Conformer, ViT
 from raypipe.pretrain import pretrain
 from raypipe.pretrain_report import _spread, curves, status_lines
-from raypipe.pretrain_work import work
+from raypipe.pretrain_work import probe_score, tuned_score, work
 from raypipe.pretrained import PretrainedRun, export_encoder, load_encoder
+from raypipe.pretraining import Pretrainer
 from raypipe.referee import run_trial
 from raypipe.space import SearchSpace
 from raypipe.windows import WindowStore
@@ -89,6 +91,26 @@ def test_a_second_probe_trains_copies_on_and_leaves_the_encoder_as_it_is(
         "linear",
         "trained on",
     }
+
+
+def test_a_probe_that_diverges_is_left_out(store, encoder, tmp_path, monkeypatch):
+    def diverge(self, interrupted=None):
+        raise NonFiniteError("fold 0, epoch 1: the training loss is not finite")
+
+    monkeypatch.setattr("raypipe.pretrain_work.FoldTrainer.run_epoch", diverge)
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1, tuned_probe=1)
+    assert [epoch.tuned for epoch in run.history("all")] == [None] * 3
+    assert [epoch.probe for epoch in run.history("all")] == [e.probe for e in PretrainedRun(encoder).history("all")]
+
+
+def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
+    run = PretrainedRun(encoder)
+    windows = WindowStore(store)
+    index = run.folds.search_index(windows.subjects)
+    one = Pretrainer(run.info.config, Feed(windows), index)
+    moved = {subject: 1 if fold == 0 else fold for subject, fold in run.folds.fold_of.items()}
+    folds = run.folds.model_copy(update={"fold_of": moved})
+    assert np.isfinite(tuned_score(one, folds, None, 1)) and np.isfinite(probe_score(one, folds, None))
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
