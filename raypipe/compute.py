@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from raypipe.config import SamConfig, TrialConfig
+from raypipe.config import InitConfig, SamConfig, TrialConfig
 from raypipe.feed import Feed
 from raypipe.models.conformer import Conformer
 from raypipe.stack import FoldStack, stackable
@@ -99,8 +99,9 @@ def choose(
 
 def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], wishes: Wishes, what: str) -> Compute:
     # The steps that are timed change nothing, or the loss might leave the numbers, which is for the trial to find out.
-    # SAM's second pass would cost either way the same again.
-    config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": STILL}), "sam": SamConfig()})
+    # SAM's second pass would cost either way the same again; where training starts makes no difference to its pace.
+    still = config.optim.model_copy(update={"lr": STILL})
+    config = config.model_copy(update={"optim": still, "sam": SamConfig(), "init": InitConfig()})
 
     def trainer(fold: int, stem: str = "fourier") -> FoldTrainer:
         return FoldTrainer(config, feed, *run.folds.split(feed.windows.subjects, fold), fold=fold, stem=stem)

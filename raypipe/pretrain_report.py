@@ -45,8 +45,9 @@ def status_lines(where: str | Path) -> list[str]:
                 text += f", trained on {probes[-1].tuned:.3f}"
         lines.append(text)
     if run.over:
+        space = "finetune" if config.model.name == "vit" else f"finetune_{config.model.name}"
         lines.append(
-            f"  finished; go on with: raypipe sweep search_spaces/finetune.py --data DATA --run RUN --init {where}"
+            f"  finished; go on with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {where}"
         )
     elif driver and driver["alive"]:
         lines.append(f"  running (process {driver['pid']} on {driver['host']})")

@@ -104,3 +104,16 @@ def test_a_sweep_starts_from_the_encoder(room, two):
     # Full and frozen fine-tuning begin at the same weights, so their networks can be averaged.
     assert results[0].initial == results[2].initial
     assert run.store.info.init["objective"] == "simclr"
+
+
+def test_a_sweep_starts_from_a_pretrained_conformer_with_all_choices_left_to_it(room):
+    """`--stem auto --stack auto`, the defaults, measure networks before any encoder is at hand."""
+    sizes = SMALL | {"model/name": "conformer"}
+    pretrain("simclr", room / "store", room / "conformer", params=sizes | {"epochs": 1}, folds=2, probe_every=0)
+    space = room / "conformer.py"
+    fixed = sizes | {"init/name": "pretrained", "epochs": 2}
+    space.write_text(
+        f"def space(trial):\n    trial.suggest_categorical('init/tune', ['full', 'lora'])\n    return {fixed!r}\n"
+    )
+    run = sweep(space, room / "store", room / "tuned", init=room / "conformer", trials=2, folds=2, workers=1)
+    assert [(result.state, result.reason) for result in run.store.results()] == [("complete", "trained to the end")] * 2

@@ -76,6 +76,12 @@ def test_folds_that_cannot_be_stacked_are_not_tried(run, feed, clock):
     assert clock == []
 
 
+def test_where_training_starts_is_no_obstacle_to_a_measurement(run, feed, clock):
+    clock += [2.0, 1.0, 2.0, 1.0]
+    tuned = tiny(init__name="pretrained", init__tune="frozen")
+    assert choose(run, feed, tuned, range(3), Wishes()).stem == "direct"  # its encoder need not be at hand
+
+
 def test_what_was_chosen_is_kept_to(run, feed, clock):
     clock += [1.0, 0.5, 0.5, 1.0]
     first = choose(run, feed, tiny(), range(3), Wishes())
