@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from raypipe.config import TrialConfig, parse_config
+from raypipe.errors import InterruptedEpochError
 from raypipe.folds import make_folds
+from raypipe.referee import run_trial
 from raypipe.space import SearchSpace
+from raypipe.stack import FoldStack
 from raypipe.store import Epoch, RunInfo, RunStore, TrialResult
+from raypipe.train import FoldTrainer
 from raypipe.windows import COLUMNS, Manifest, Plan, Settings, Shard, Summary, content_hash
 
 TINY = {
@@ -116,6 +122,28 @@ def make_run(
 def tiny(**changes) -> TrialConfig:
     """A configuration that trains in well under a second; ``tiny(sam__name="sam")``."""
     return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
+
+
+def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **how: bool) -> None:
+    """Train a trial in this process and cut it off in the midst of the epoch after `epochs`, which are reported.
+
+    Not by a look at the history: another thread writes it, as soon as the disk lets it, while epochs are trained.
+    """
+
+    def cut(run_epoch):
+        def run_epoch_or_a_batch(self, interrupted=lambda: False):
+            trainer = self.trainers[0] if isinstance(self, FoldStack) else self
+            looks = itertools.chain([False], itertools.repeat(True))
+            return run_epoch(self, (lambda: next(looks)) if trainer.epoch == epochs else interrupted)
+
+        return run_epoch_or_a_batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (FoldTrainer, FoldStack):
+            patch.setattr(kind, "run_epoch", cut(kind.run_epoch))
+        with pytest.raises(InterruptedEpochError):
+            run_trial(run, windows, number, **how)
+    assert len(run.history(number)) == epochs
 
 
 def add_ended(run: RunStore, number: int, score: float, state: str = "complete", epochs: int = 4, **params) -> None:

@@ -205,7 +205,7 @@ def test_a_trial_outlasts_a_server_that_fails_again_and_again(bucket, proxy, tmp
     assert there.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
 
 
-def test_a_server_that_stays_away_ends_the_trial_resumable(bucket, proxy, tmp_path):
+def test_a_server_that_stays_away_ends_the_trial_resumable(bucket, proxy, tmp_path, monkeypatch):
     windows = ToyWindows()
     undisturbed = make_run(tmp_path / "run", windows)
     undisturbed.add_trial(0, tiny())
@@ -216,13 +216,16 @@ def test_a_server_that_stays_away_ends_the_trial_resumable(bucket, proxy, tmp_pa
     clock = Clock()
     remote = RunStore(through(proxy, bucket, clock), run.info, run.folds, run.space)
 
-    def away():
-        if len(run.history(0)) == 2:
-            proxy.mode = "503 SlowDown"
-        return False
+    write = remote.write_checkpoint
 
+    def away(number, fold, epoch, data):
+        if epoch == 3:
+            proxy.mode = "503 SlowDown"
+        write(number, fold, epoch, data)
+
+    monkeypatch.setattr(remote, "write_checkpoint", away)
     with pytest.raises(StorageError, match="has not answered for 5 minutes"):
-        run_trial(remote, windows, 0, interrupted=away)
+        run_trial(remote, windows, 0)
     assert 300 <= clock.now < 330
     assert run.result(0) is None
     run_trial(run, windows, 0)

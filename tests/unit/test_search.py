@@ -9,14 +9,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raypipe.errors import DiskFullError, InterruptedEpochError, LostSweepError, StorageError, UserError
+from raypipe.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.logs import read_log
 from raypipe.referee import finish_trial, run_trial
 from raypipe.search import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
 from raypipe.status import read_status
 from raypipe.study import Ledger, open_journal
 from raypipe.testing import FailingFolder
-from tests.toys import SPACE, ToyWindows, make_run
+from tests.toys import SPACE, ToyWindows, break_off, make_run
 
 
 @pytest.fixture
@@ -116,8 +116,7 @@ def finished(search, epochs=None):
     if epochs is None:
         run_trial(run, search.ledger.windows, number)
     else:
-        with pytest.raises(InterruptedEpochError):
-            run_trial(run, search.ledger.windows, number, interrupted=lambda: len(run.history(number)) == epochs)
+        break_off(run, search.ledger.windows, number, epochs)
     history = run.history(number)
     report = {"number": number, "epoch": len(history), "score": history[-1].score, "folds": history[-1].fold_scores}
     return name, number, report | {"done": epochs is None, "over": epochs is None}

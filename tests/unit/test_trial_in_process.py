@@ -14,7 +14,7 @@ from raypipe.referee import Referee, finish_trial, run_trial
 from raypipe.share import Share, read_fold
 from raypipe.stack import FoldStack
 from raypipe.train import FoldTrainer
-from tests.toys import ToyWindows, make_run, tiny
+from tests.toys import ToyWindows, break_off, make_run, tiny
 
 BY_FOLD = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 12, "patience": 2}
 EVERYTHING = {"sam__name": "sam", "mixup__name": "mixup", "optim__ema": 0.9, "loss__name": "focal"}
@@ -105,16 +105,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, c
     whole, expected = trial(tmp_path / "whole", windows, config)
     run = make_run(tmp_path / "damaged", windows)
     run.add_trial(0, config)
-    # Epochs are reported by another thread, while the next one is trained or waits for it.
-    with pytest.raises(InterruptedEpochError):
-        run_trial(run, windows, 0, interrupted=lambda: len(run.history(0)) >= 2)
-    newest = run.checkpoints(0, 1)[-1]
-    path = tmp_path / f"damaged/trials/0000/fold-1/epoch-{newest:04d}.ckpt"
+    break_off(run, windows, 0, 3)
+    path = tmp_path / "damaged/trials/0000/fold-1/epoch-0003.ckpt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     assert run_trial(run, windows, 0).score == expected.score
-    assert f"trial 0, fold 1, epoch {newest}: truncated or altered" in caplog.text
+    assert "trial 0, fold 1, epoch 3: truncated or altered" in caplog.text
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
 
 
@@ -129,8 +126,7 @@ def test_a_run_begun_before_answers_were_kept_goes_on(tmp_path, monkeypatch):
         then.setattr(
             FoldTrainer, "state_dict", lambda self: {k: v for k, v in state_dict(self).items() if k != "answer"}
         )
-        with pytest.raises(InterruptedEpochError):
-            run_trial(run, windows, 0, interrupted=lambda: len(run.history(0)) >= config.epochs - 1)
+        break_off(run, windows, 0, config.epochs - 1)
     assert "answer" not in read_fold(run, 0, 0, run.checkpoints(0, 0)[-1])
     assert run_trial(run, windows, 0).score == expected.score
     for name, tensor in whole.weights(0, 1).items():
