@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of an epoch")
     asked = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Hundreds of processes that start at once on two cores would all be too slow, and be started again.
+    os.environ |= {"RAY_worker_maximum_startup_concurrency": "1", "RAY_worker_register_timeout_seconds": "600"}
     import ray
     from ray.cluster_utils import Cluster
 

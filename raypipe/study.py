@@ -120,18 +120,22 @@ class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
         if not steps:
             return False
         before = steps[-2] if len(steps) > 1 else 0
-        rung = self.grace
+        crossed, rung = [], self.grace
+        while rung <= steps[-1]:
+            if before < rung:
+                crossed.append(rung)
+            rung *= self.eta
+        if not crossed:  # most epochs: no look at all the others, which may be thousands
+            return False
         drawn = [t for t in study.get_trials(deepcopy=False) if not is_warm(t) and not is_rerun(t)]
         others = [t for t in drawn if t.number != trial.number]
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
-        while rung <= steps[-1]:
-            if before < rung:
-                own = self._at(trial, rung, sign)
-                reached = [value for t in others if (value := self._at(t, rung, sign)) is not None]
-                better = sum(value < own for value in reached) if own is not None else 0
-                if len(reached) >= self.eta and better >= (len(reached) + 1) // self.eta:
-                    return True
-            rung *= self.eta
+        for rung in crossed:
+            own = self._at(trial, rung, sign)
+            reached = [value for t in others if (value := self._at(t, rung, sign)) is not None]
+            better = sum(value < own for value in reached) if own is not None else 0
+            if len(reached) >= self.eta and better >= (len(reached) + 1) // self.eta:
+                return True
         return False
 
     @staticmethod

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from raypipe.testing import descendants, ray_processes, title
 from tests.sweeps import AGENTS, Driver, wait_until
@@ -59,23 +61,55 @@ class Alone:
         wait_until(lambda: not any(d.orphans(agents=False) for d in drivers), "all processes of the sweep to end")
 
 
+@contextlib.contextmanager
+def rocksdb() -> Iterator[dict[str, str]]:
+    """What tells Ray to keep its control store in a folder."""
+    with tempfile.TemporaryDirectory(prefix="gcs-") as folder:
+        yield {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
+
+
+@contextlib.contextmanager
+def redis() -> Iterator[dict[str, str]]:
+    """What tells Ray to keep its control store in a Redis server, which lives as long as the block."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _listens(port), f"redis-server to answer at port {port}")
+        yield {"RAY_REDIS_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 class Nodes:
     """A Ray of three nodes with a core each; drivers join it, and live on the first.
 
-    Its control store (GCS) is kept on disk, so that it can be killed and started again.
+    Its control store (GCS) is kept in `store`, so that it can be killed and started again: RocksDB, which is a folder,
+    or a Redis server of its own.
     """
 
     name = "nodes"
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = dict(env)
+    def __init__(self, env: Mapping[str, str], store: Literal["rocksdb", "redis"] = "rocksdb") -> None:
+        self.env, self.store = dict(env), store
 
     def __enter__(self) -> Nodes:
         import ray
         from ray.cluster_utils import Cluster
 
         with contextlib.ExitStack() as stack:
-            self._kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-"))
+            keep = rocksdb if self.store == "rocksdb" else redis
+            self._kept = stack.enter_context(keep())
             with self._environment():
                 self.cluster: Any = Cluster(
                     initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
@@ -97,8 +131,7 @@ class Nodes:
     def _environment(self) -> Iterator[None]:
         """What the nodes' processes are started in. Not kept: another Ray of this process would take its store."""
         before = dict(os.environ)
-        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": self._kept}
-        os.environ.update(self.env | kept, RAY_USAGE_STATS_ENABLED="0")
+        os.environ.update(self.env | self._kept, RAY_USAGE_STATS_ENABLED="0")
         try:
             yield
         finally:

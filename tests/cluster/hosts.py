@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -120,10 +121,37 @@ class Hosts:
         """SIGKILL all that runs there, at once; it does not come back."""
         self._do("kill", host)
 
+    def kill_rays(self, host: int) -> None:
+        """SIGKILL all that runs there but sshd."""
+        kill(*(pid for pid, name in self._running(host).items() if "sshd" not in name))
+
+    def on(self, host: int, *words: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Run a command there, as somebody who has logged in; what it prints is in its `stdout`."""
+        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        told = [f"{name}={value}" for name, value in (env or {}).items()]
+        return subprocess.Popen(
+            [
+                "ssh",
+                "-i",
+                self.key,
+                *options,
+                f"root@{self.address(host)}",
+                shlex.join(["env", *told, *map(str, words)]),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def processes(self, host: int) -> list[str]:
         """Titles of all that runs there."""
+        return list(self._running(host).values())
+
+    def _running(self, host: int) -> dict[int, str]:
         file = self.folder / f"host{host}.pid"
-        return [name for pid in descendants(int(file.read_text())) if (name := title(pid))] if file.exists() else []
+        pids = descendants(int(file.read_text())) if file.exists() else []
+        return {pid: name for pid in pids if (name := title(pid))}
 
     def rays(self) -> list[str]:
         """Titles of what belongs to Ray, on all hosts."""
@@ -184,8 +212,13 @@ class Laptop:
         return out
 
     def up(self) -> None:
-        """`ray up`, and a tunnel by `ray dashboard`."""
+        """`ray up`, and a tunnel by `ray dashboard`; again where the head's Ray has died."""
         self.ray("up", "-y", "--no-config-cache", self.config)
+        if self._tunnel is None:  # it lasts as long as the head's sshd
+            self._dig()
+        wait_until(self._open, "the dashboard to answer through the tunnel", 120)
+
+    def _dig(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.cluster = ("--cluster", f"http://127.0.0.1:{port}")
@@ -197,7 +230,6 @@ class Laptop:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(self._open, "the tunnel to the dashboard", 120)
 
     def _open(self) -> bool:
         driver = self.driver("jobs", *self.cluster)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Hosts on one machine: network namespaces on a bridge, each with its own processes, mounts, host name, home, /tmp/ray
-# and /dev/shm, and an sshd that lets root in by a key made for the occasion. All other files are this machine's.
+# Hosts on one machine: network namespaces on a bridge, each with its own processes, mounts, host name (raypipe0, ..., which
+# all of them know), home, /tmp/ray and /dev/shm, and an sshd that lets root in by a key made for the occasion. All other files are this machine's.
 # Needs root, for namespaces, links, mounts and sshd are root's to make; and iproute2, openssh-server, util-linux, rsync
 # (with which `ray up` copies files). Nothing that STATE does not name is touched.
 #   hosts.sh up STATE BIN N [NAME=VALUE ...]   N <= 10 hosts, 10.77.0.10, .11, ...; BIN holds the `ray` and `python`
@@ -27,6 +27,7 @@ become() { # host I, within its namespaces
   awk -F: -v OFS=: -v home="$home/root" '$1 == "root" { $6 = home; $7 = "/bin/bash" } { print }' \
     /etc/passwd >"$home/passwd"
   mount --bind "$home/passwd" /etc/passwd
+  mount --bind "$state/names" /etc/hosts
   mount -t tmpfs -o size=4g tmpfs /tmp/ray
   mount -t tmpfs -o size=4g tmpfs /dev/shm
   hostname "raypipe$i"
@@ -53,6 +54,7 @@ up() { # N hosts
   ssh-keygen -q -t ed25519 -N "" -f "$state/ssh/id"
   ip link add brraypipe type bridge # fails where another such cluster is up, which stays as it is
   : >"$state/hosts"
+  { echo "127.0.0.1 localhost" && for ((i = 0; i < n; i++)); do echo "10.77.0.1$i raypipe$i"; done; } >"$state/names"
   ip addr add 10.77.0.254/24 dev brraypipe
   ip link set brraypipe up
   for ((i = 0; i < n; i++)); do

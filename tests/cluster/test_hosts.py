@@ -1,9 +1,10 @@
-"""Three hosts of a lab, `ray up`, and a sweep that was submitted to them while a link fails and a host dies."""
+"""Three hosts of a lab, `ray up`, and sweeps on them while a link fails, a host dies, and the head."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -60,10 +61,18 @@ def laptop(folder):
 
 
 @pytest.fixture
-def s3(laptop):
-    """A server that the hosts reach, and nobody else."""
+def s3(laptop, folder):
+    """A server that the hosts reach, and nobody else; the gate is shut."""
+    (folder / "gate").unlink(missing_ok=True)
     with s3_server(GATEWAY) as server:
         yield server
+
+
+def submit(laptop: Laptop, folder: Path, run: str, store: str) -> Driver:
+    """Submit the sweep, and follow its log."""
+    where = ["--data", store, "--run", run]
+    said = laptop.raypipe("submit", *laptop.cluster, "sweep", folder / "space.py", *where, *ARGUMENTS)
+    return laptop.driver("logs", re.search(r"(\S+): submitted", said)[1], "-f", *laptop.cluster)
 
 
 def epochs(run: str) -> int:
@@ -87,10 +96,7 @@ def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder
         assert job.child.poll() is None, job.said()
 
     laptop.raypipe("push", folder / "store", store)
-    where = ["--data", store, "--run", run]
-    said = laptop.raypipe("submit", *laptop.cluster, "sweep", folder / "space.py", *where, *ARGUMENTS)
-    name = re.search(r"(\S+): submitted", said)[1]
-    job = laptop.driver("logs", name, "-f", *laptop.cluster)
+    job = submit(laptop, folder, run, store)
     try:
         wait(lambda: epochs(run) >= 2 and starts(run, pair) == 1, "two workers to train")
         hosts.cut(2)
@@ -111,6 +117,47 @@ def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder
     pulled = Run(tmp_path / "run")
     assert pulled.store.verify() == {}
     assert numbers(pulled) == undisturbed
+
+
+def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_again(folder, undisturbed, laptop, s3):
+    """All that Ray runs on the head is killed; its control store is kept in RocksDB, as cluster.yaml says."""
+    hosts, store, run = laptop.hosts, s3.uri(f"{s3.bucket}/store"), s3.uri(f"{s3.bucket}/run")
+    laptop.raypipe("push", folder / "store", store)
+    address = f"{hosts.address(0)}:6379"
+    where = ["--data", store, "--run", run, "--address", address]
+    driver = hosts.on(2, "python", "-m", "raypipe", "sweep", folder / "space.py", *where, *ARGUMENTS)
+    try:
+        wait_until(lambda: driver.poll() is not None or epochs(run) >= 2, "the second epoch", PATIENCE)
+        hosts.kill_rays(0)
+        laptop.up()
+        (folder / "gate").touch()
+        out = driver.communicate(timeout=PATIENCE)[0]
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, out
+    assert numbers(Run(run)) == undisturbed
+
+
+def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder, undisturbed, laptop, s3):
+    hosts, store, run = laptop.hosts, s3.uri(f"{s3.bucket}/store"), s3.uri(f"{s3.bucket}/run")
+    laptop.raypipe("push", folder / "store", store)
+    job = submit(laptop, folder, run, store)
+    try:
+        wait_until(lambda: job.child.poll() is not None or epochs(run) >= 2, "the second epoch", PATIENCE)
+        hosts.kill_rays(0)
+    finally:
+        job.end()
+    before = epochs(run)
+    laptop.up()
+    job = submit(laptop, folder, run, store)
+    try:
+        (folder / "gate").touch()
+        out = job.finish(PATIENCE)
+    finally:
+        job.end()
+    assert job.child.returncode == 0, out
+    assert before >= 2 and f"goes on after epoch {before}" in "\n".join(read_log(open_folder(run), 0))
+    assert numbers(Run(run)) == undisturbed
 
 
 def test_ray_down_leaves_nothing_of_ray_on_any_host(laptop):

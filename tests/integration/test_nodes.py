@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ pytestmark = pytest.mark.ray
 
 # Nobody waits long for a machine.
 IMPATIENT = {"raypipe.groups": "module.ABSENCE = module.LOOK = 1.0"}
+REDIS = pytest.param(
+    "redis",
+    marks=pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server (package redis-server)"),
+)
 
 
 @pytest.fixture
@@ -25,9 +30,10 @@ def gate(tmp_path):
 
 
 @pytest.fixture
-def nodes(tmp_path, gate):
+def nodes(tmp_path, gate, request):
     env = injected(tmp_path / "hook", IMPATIENT | gated(gate, epoch=8))
-    with Nodes(env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}) as place:
+    store = getattr(request, "param", "rocksdb")
+    with Nodes(env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}, store) as place:
         yield place
 
 
@@ -63,6 +69,7 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(toy, tmp
     assert numbers(Run(run))[0] == numbers(undisturbed)[0]
 
 
+@pytest.mark.parametrize("nodes", ["rocksdb", REDIS], indirect=True)
 def test_a_control_store_that_is_kept_may_be_killed_and_started_again(toy, tmp_path, nodes, gate, undisturbed):
     run = tmp_path / "run"
     driver = sweep(nodes, toy, run)
