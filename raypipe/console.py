@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from raypipe.remote import typed
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -101,9 +103,8 @@ def show_status(console: Console, found: RunStatus) -> None:
     say(f"{found.where}: {found.task}, {found.driver}")
     console.print(table)
     if len(lines) < len(found.lines):
-        say(
-            f"{len(found.lines) - len(lines)} more are not shown here; all of them: raypipe trials {found.where}", "dim"
-        )
+        more = len(found.lines) - len(lines)
+        say(f"{more} more are not shown here; all of them: raypipe trials {typed(found.where)}", "dim")
     kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.most_common())
     states = [
         f"{n} {state}" + (f" ({kinds})" if state == "failed" else "") for state, n in sorted(found.counts.items())
@@ -113,7 +114,7 @@ def show_status(console: Console, found: RunStatus) -> None:
     for spread in found.spreads:
         say(spread.words(found.metric))
     for failed in found.latest:
-        say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {found.where} {failed.number}")
+        say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {typed(found.where)} {failed.number}")
         for text in failed.log:
             say(f"  {text}", "dim")
 

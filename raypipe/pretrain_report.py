@@ -16,6 +16,7 @@ from raypipe.folds import Index
 from raypipe.lease import current
 from raypipe.pictures import BLUE, CHANCE, GREY, ORANGE, figure
 from raypipe.pretrained import PretrainedRun
+from raypipe.remote import typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +53,7 @@ def status_lines(where: str | Path) -> list[str]:
     elif driver and driver["alive"]:
         lines.append(f"  running (process {driver['pid']} on {driver['host']})")
     else:
-        lines.append(f"  interrupted; go on with: raypipe resume {where}")
+        lines.append(f"  interrupted; go on with: raypipe resume {typed(where)}")
     return lines
 
 

@@ -26,6 +26,7 @@ from raypipe.files import Folder, open_folder, read_json, write_json
 from raypipe.folds import FoldMap
 from raypipe.models import build_model
 from raypipe.records import PRETRAINED, digest, unpack, valid
+from raypipe.remote import typed
 
 INFO, CARD = PRETRAINED, "card.json"
 
@@ -202,7 +203,7 @@ def read_card(where: str | Path) -> dict[str, Any]:
     if folder.exists(CARD):
         return dict(read_json(folder, CARD))
     if folder.exists(INFO):
-        raise UserError(f"{where}: its pretraining is not over; go on with: raypipe resume {where}")
+        raise UserError(f"{where}: its pretraining is not over; go on with: raypipe resume {typed(where)}")
     raise UserError(f"{where}: no pretrained encoder there (no {CARD}); make one with: raypipe pretrain")
 
 

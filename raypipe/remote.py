@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import re
+import shlex
 import threading
 import time
 import uuid
@@ -66,6 +67,11 @@ class Entry(NamedTuple):
 def shown(uri: str) -> str:
     """A URI for people: without the keys and settings that it may carry."""
     return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0].rstrip("/")
+
+
+def typed(where: object) -> str:
+    """A path or URI as a command takes it: quoted for the shell (``&`` joins a URI's settings), without keys."""
+    return shlex.quote(re.sub(r"//[^/@]*@", "//", str(where)))
 
 
 def refuse_keys(uri: str) -> None:

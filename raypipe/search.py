@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raypipe.errors import DiskFullError, LostSweepError, StorageError, UserError
+from raypipe.remote import typed
 from raypipe.store import TrialResult
 from raypipe.study import STUDY_NAME, DrawError, Ledger
 
@@ -187,9 +188,10 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         way = kind, "" if kind in ("non-finite", "out-of-memory", "lost-worker") else _NUMBER.sub("#", ended.reason)
         self._failures[way] += 1
         if not self._fine and self._failures[way] >= SAME_FAILURES:
+            where = typed(self.ledger.run.where)
             self.fatal = UserError(
                 f"the first {SAME_FAILURES} trials failed the same way ({kind}): {ended.reason}; "
-                f"{ADVICE.get(kind, ADVICE['error'])}; more in: raypipe logs {self.ledger.run.where} {ended.number}"
+                f"{ADVICE.get(kind, ADVICE['error'])}; more in: raypipe logs {where} {ended.number}"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -83,9 +83,10 @@ def print_status(where: str) -> None:
 def print_outlook(where: str) -> None:
     """What a search has cost, and what to do next."""
     from raypipe.outlook import outlook
+    from raypipe.remote import typed
     from raypipe.store import RunStore
 
-    for line in outlook(RunStore.open(where)).lines:
+    for line in outlook(RunStore.open(where), typed(where)).lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

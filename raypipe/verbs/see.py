@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from raypipe.errors import UserError
+from raypipe.remote import typed
 from raypipe.verbs.common import (
     LOCAL,
     ClusterOption,
@@ -82,16 +83,18 @@ def _trial_logs(store: RunStore, trial: int, follow: bool) -> None:
     if none:
         _write(f"trial {trial} has no log yet")
     if follow and store.result(trial) is None:
-        _write(f"trial {trial} has not ended, but nobody drives the run; go on with: raypipe resume {store.where}")
+        _write(
+            f"trial {trial} has not ended, but nobody drives the run; go on with: raypipe resume {typed(store.where)}"
+        )
 
 
 def _ray_logs(folder: Folder, follow: bool) -> None:
     from raypipe.noise import FILE, read_noise
 
     if follow:
-        raise UserError(f"--follow: goes with a trial or a job: raypipe logs {folder.where} TRIAL -f")
+        raise UserError(f"--follow: goes with a trial or a job: raypipe logs {typed(folder.where)} TRIAL -f")
     _write(read_noise(folder).rstrip() or "Ray has printed nothing yet")
-    _write(f"this is {folder.where}/{FILE}; a trial's own log: raypipe logs {folder.where} TRIAL")
+    _write(f"this is {folder.where}/{FILE}; a trial's own log: raypipe logs {typed(folder.where)} TRIAL")
 
 
 def _job_logs(job: str, cluster: str, follow: bool) -> None:

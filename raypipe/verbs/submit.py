@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from raypipe.errors import UserError
+from raypipe.remote import typed
 from raypipe.verbs.common import LOCAL, ClusterOption, RunArg, app, console, example
 
 PANEL = "Cluster and storage"
@@ -48,7 +49,9 @@ def submit(
         files.append(space)
         words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
     name = Jobs(cluster).submit([verb, *words], run, files)
-    console.print(f"{name}: submitted; raypipe logs {name} -f, raypipe status {run}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{name}: submitted; raypipe logs {name} -f, raypipe status {typed(run)}", highlight=False, soft_wrap=True
+    )
 
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from raypipe import Run, sweep
 from tests.cluster.config import ROOT
 from tests.cluster.hosts import BIN, GATEWAY, Hosts, missing
 from tests.storage import KEYS, s3_server
-from tests.sweeps import FLAGS, HOW, numbers, wait_until
+from tests.sweeps import FLAGS, HOW, PATIENCE, numbers, wait_until
 from tests.toys import SPACE, ToyWindows, write_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -17,7 +17,7 @@ SCONTROL = "printf 'raypipe0\\nraypipe1\\n'"
 # Slurm hands on the environment, and ends what it has started with itself.
 SRUN = """while [ "${1#-}" != "$1" ]; do case $1 in -w) node=$2; shift 2 ;; *) shift ;; esac; done
 key="ssh -i KEY -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR root@$node"
-trap "$key pkill -TERM -f 'ray[ ]start'; exit" TERM
+trap "$key pkill -TERM -f bin/ray.start; exit" TERM
 $key env $(env | grep ^RAY_) PATH="$PATH" "$@" </dev/null &
 wait $!"""
 
@@ -51,10 +51,10 @@ def test_one_allocation_is_a_cluster_of_its_own_that_ends_with_its_sweep(hosts, 
         words = [space, "--data", toy, "--run", run, *FLAGS, "--trials", 2, "--concurrent", 1]
         job = hosts.on(0, "bash", ROOT / "deploy/slurm.sh", *words, env=env)
         try:
-            out = job.communicate(timeout=400)[0]
+            out = job.communicate(timeout=PATIENCE)[0]
         finally:
             job.kill()
         assert job.returncode == 0, out
         assert numbers(Run(run)) == numbers(Run(tmp_path / "alone"))
-    assert "2 workers" in out, out
+    assert "1 trial(s) at a time, 2 train worker(s)" in out, out
     wait_until(lambda: not hosts.rays(), "all of Ray to end")

@@ -6,6 +6,7 @@ import errno
 import logging
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.files import open_folder, read_json
-from raypipe.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, refusal, shown
+from raypipe.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, refusal, shown, typed
 from tests.storage import Clock, MemoryStore
 
 URI = "s3://bucket/run"
@@ -197,6 +198,11 @@ def test_a_bucket_that_is_not_there_is_told_from_an_empty_folder():
     for look in (lambda folder: folder.names(), lambda folder: folder.exists("run.json")):
         with pytest.raises(StorageError, match="s3://bucket/run: there is no bucket 'bucket'; make it"):
             look(remote(store))
+
+
+def test_a_uri_in_a_command_keeps_its_settings_quoted_for_the_shell_and_not_its_keys():
+    assert typed("s3://key:secret@bucket/run?scheme=http&region=x") == "'s3://bucket/run?scheme=http&region=x'"
+    assert typed(Path("demo/run")) == "demo/run"
 
 
 def test_keys_in_a_uri_are_not_shown():
