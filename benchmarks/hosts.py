@@ -25,7 +25,7 @@ from benchmarks.timing import where_and_when
 from raypipe import Run
 from raypipe.testing import descendants
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
-from tests.storage import KEYS, Server, s3_server
+from tests.storage import KEYS, s3_server
 from tests.toys import write_store
 
 SPACE = """"Points of a plane."
@@ -56,8 +56,9 @@ def rates(folder: Path, count: int, trials: int) -> tuple[float, float]:
         pin(hosts, count)
         laptop.up()
         with s3_server(GATEWAY) as server:
-            _run(folder, laptop, server, count, trials)
-            laptop.raypipe("pull", server.uri(f"{server.bucket}/run"), place / "run")
+            where = server.new_folder()
+            _run(folder, laptop, server.new_folder(), where, count, trials)
+            laptop.raypipe("pull", where, place / "run")
     run = Run(place / "run").store
     ends = sorted(result.finished for n in run.numbers() if (result := run.result(n)) and result.state == "complete")
     assert len(ends) == trials
@@ -65,8 +66,7 @@ def rates(folder: Path, count: int, trials: int) -> tuple[float, float]:
     return 3600 * trials / (ends[-1] - run.info.created), 3600 * (trials - count) / (ends[-1] - first)
 
 
-def _run(folder: Path, laptop: Laptop, server: Server, count: int, trials: int) -> None:
-    store, run = (server.uri(f"{server.bucket}/{name}") for name in ("store", "run"))
+def _run(folder: Path, laptop: Laptop, store: str, run: str, count: int, trials: int) -> None:
     laptop.raypipe("push", folder / "store", store)
     command = ["sweep", folder / "space.py", "--data", store, "--run", run, *FLAGS, count, "--trials", trials]
     job = re.search(r"(\S+): submitted", laptop.raypipe("submit", *laptop.cluster, *command))

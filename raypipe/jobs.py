@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -26,6 +28,8 @@ EXPECTS = "RAYPIPE_EXPECTS"
 
 _SHIPPED = ("ray", "torch", "optuna", "numpy", "pydantic")
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+LOOK = 5.0
+"""Seconds in which Ray notices that a job has died, once it looks."""
 
 
 class Job(NamedTuple):
@@ -92,7 +96,7 @@ class Jobs:
         stem = job_stem(run)
         before = [job for job in self.list() if job.name.rpartition("-")[0] == stem]
         for job in before:
-            if job.status not in _OVER:
+            if job.status not in _OVER and self._lives(job.name):
                 raise UserError(f"{run}: job {job.name} is at work on it; look with raypipe logs {job.name} -f")
         name = f"{stem}-{1 + max((int(job.name.rpartition('-')[2]) for job in before), default=0)}"
         with tempfile.TemporaryDirectory(prefix="raypipe-job-") as folder:
@@ -115,6 +119,25 @@ class Jobs:
                 )
             except RuntimeError as error:
                 raise UserError(f"--cluster {self.address}: refused ({first_line(error)})") from None
+
+    def _lives(self, name: str) -> bool:
+        """Whether a job that is said to run does so.
+
+        A head that was started again has its jobs from the control store, where those that died with it still run. Ray
+        looks after them only once somebody has asked for something that the head's agent has to do, such as a log.
+        """
+        with contextlib.suppress(RuntimeError):  # where the agent has gone too
+            self._client.get_job_logs(name)
+        deadline = time.monotonic() + LOOK
+        while time.monotonic() < deadline:
+            if self._status(name) in _OVER:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def _status(self, name: str) -> str:
+        status = self._client.get_job_status(name)
+        return str(getattr(status, "value", status))
 
     def list(self) -> list[Job]:
         """All submitted jobs, the newest first."""
@@ -149,8 +172,7 @@ class Jobs:
                 write(text)
 
         asyncio.run(read())
-        status = self._client.get_job_status(name)
-        return str(getattr(status, "value", status))
+        return self._status(name)
 
     def stop(self, name: str) -> None:
         """End a job; its run stays, and goes on when it is submitted again."""

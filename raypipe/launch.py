@@ -186,5 +186,9 @@ def _init(address: str | None) -> None:
         return
     try:
         ray.init(address=address, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(f"--address {address}: {first_line(error)}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)})") from None
+        told = os.environ.get("RAY_AUTH_MODE") == "token"
+        hint = "" if told else "; one with token authentication asks for RAY_AUTH_MODE=token and ~/.ray/auth_token"
+        raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS
 """Environment of who uses an `s3_server`; without the last, the search for keys leaves this machine."""
 
 
+_FOLDERS = itertools.count()
+
+
 @dataclass
 class Server:
     """An S3 server of this machine, with a bucket."""
@@ -32,15 +35,14 @@ class Server:
     host: str
     port: int
     bucket: str
-    _folders: itertools.count = field(default_factory=itertools.count)
 
     def uri(self, path: str) -> str:
         """URI of a bucket and a folder in it."""
         return f"s3://{path}?scheme=http&endpoint_override={self.host}:{self.port}&region=us-east-1"
 
     def new_folder(self) -> str:
-        """URI of a folder that nobody has used yet."""
-        return self.uri(f"{self.bucket}/run-{next(self._folders)}")
+        """URI of a folder that nobody has used yet, of no server before this one either: they share their memory."""
+        return self.uri(f"{self.bucket}/{next(_FOLDERS)}")
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def starts(run: str, worker: str) -> int:
 
 def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder, undisturbed, laptop, s3, tmp_path):
     """While its link is down a host lives, its worker too; Ray tells them that they are dead when it is up again."""
-    hosts, store, run = laptop.hosts, s3.uri(f"{s3.bucket}/store"), s3.uri(f"{s3.bucket}/run")
+    hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()
     alone, pair = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
 
     def wait(ready, what):
@@ -121,13 +121,15 @@ def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder
 
 def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_again(folder, undisturbed, laptop, s3):
     """All that Ray runs on the head is killed; its control store is kept in RocksDB, as cluster.yaml says."""
-    hosts, store, run = laptop.hosts, s3.uri(f"{s3.bucket}/store"), s3.uri(f"{s3.bucket}/run")
+    hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()
     laptop.raypipe("push", folder / "store", store)
     address = f"{hosts.address(0)}:6379"
     where = ["--data", store, "--run", run, "--address", address]
-    driver = hosts.on(2, "python", "-m", "raypipe", "sweep", folder / "space.py", *where, *ARGUMENTS)
+    command = ["python", "-m", "raypipe", "sweep", folder / "space.py", *where, *ARGUMENTS]
+    driver = hosts.on(2, *command, env={"RAY_AUTH_MODE": "token"})
     try:
         wait_until(lambda: driver.poll() is not None or epochs(run) >= 2, "the second epoch", PATIENCE)
+        assert driver.poll() is None, driver.communicate()[0]
         hosts.kill_rays(0)
         laptop.up()
         (folder / "gate").touch()
@@ -139,11 +141,12 @@ def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_ag
 
 
 def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder, undisturbed, laptop, s3):
-    hosts, store, run = laptop.hosts, s3.uri(f"{s3.bucket}/store"), s3.uri(f"{s3.bucket}/run")
+    hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()
     laptop.raypipe("push", folder / "store", store)
     job = submit(laptop, folder, run, store)
     try:
         wait_until(lambda: job.child.poll() is not None or epochs(run) >= 2, "the second epoch", PATIENCE)
+        assert job.child.poll() is None, job.said()
         hosts.kill_rays(0)
     finally:
         job.end()

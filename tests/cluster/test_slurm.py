@@ -47,7 +47,7 @@ def test_one_allocation_is_a_cluster_of_its_own_that_ends_with_its_sweep(hosts, 
         "SLURM_CPUS_PER_TASK": "1",
     }
     with s3_server(GATEWAY) as server:
-        run = server.uri(f"{server.bucket}/run")
+        run = server.new_folder()
         words = [space, "--data", toy, "--run", run, *FLAGS, "--trials", 2, "--concurrent", 1]
         job = hosts.on(0, "bash", ROOT / "deploy/slurm.sh", *words, env=env)
         try:

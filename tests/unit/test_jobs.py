@@ -92,7 +92,8 @@ def test_a_space_may_be_named_as_a_shell_completes_it(cluster, capsys, monkeypat
     assert cluster.jobs[0].entrypoint.endswith("--run s3://a/c latency.py")
 
 
-def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys):
+def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
+    monkeypatch.setattr("raypipe.jobs.LOOK", 0.0)
     words = ("submit", "resume", "s3://lab/run")
     assert typed(capsys, *words)[0] == 0
     status, _, error = typed(capsys, *words)
@@ -101,6 +102,20 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
     assert typed(capsys, *words)[0] == 0
     assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "2"]
     assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run is nobody else's"
+
+
+@pytest.mark.parametrize("agent", ["answers", "has gone too"])
+def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, capsys, monkeypatch, agent):
+    def look(name):
+        cluster.jobs[0].status = "FAILED"
+        if agent != "answers":
+            raise RuntimeError("Request failed with status code 500")
+
+    words = ("submit", "resume", "s3://lab/run")
+    assert typed(capsys, *words)[0] == 0
+    monkeypatch.setattr(cluster, "get_job_logs", look)
+    assert typed(capsys, *words)[0] == 0
+    assert [job.status for job in cluster.jobs] == ["FAILED", "RUNNING"]
 
 
 @pytest.mark.parametrize(

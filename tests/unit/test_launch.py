@@ -75,7 +75,19 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch):
         raise ConnectionError("ray://x could not be reached\nmore")
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UserError, match=r"^--address x: no Ray cluster there \(ray://x could not be reached\)$"):
+    said = r"^--address x: no Ray cluster there \(ray://x could not be reached\); .* asks for RAY_AUTH_MODE=token and"
+    with pytest.raises(UserError, match=said):
+        launch._init("x")
+
+
+def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch):
+    import ray
+
+    def refuse(**_):
+        raise ray.exceptions.AuthenticationError("no authentication token was found\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=r"^--address x: no authentication token was found"):
         launch._init("x")
 
 
