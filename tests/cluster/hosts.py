@@ -122,8 +122,9 @@ class Hosts:
         self._do("kill", host)
 
     def kill_rays(self, host: int) -> None:
-        """SIGKILL all that runs there but sshd."""
-        kill(*(pid for pid, name in self._running(host).items() if "sshd" not in name))
+        """SIGKILL all that runs there but sshd, and what holds a tunnel of `ray dashboard` open."""
+        spared = ("sshd", "sleep 86400")
+        kill(*(pid for pid, name in self._running(host).items() if not any(word in name for word in spared)))
 
     def on(self, host: int, *words: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Run a command there, as somebody who has logged in; what it prints is in its `stdout`."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 from raypipe import Run
-from raypipe.files import open_folder
+from raypipe.files import open_folder, read_json
 from raypipe.logs import read_log
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
 from tests.storage import KEYS, s3_server
@@ -78,45 +77,12 @@ def submit(laptop: Laptop, folder: Path, run: str, store: str) -> Driver:
 def epochs(run: str) -> int:
     """How many of the first trial's have been scored."""
     folder = open_folder(run)
-    return len(json.loads(folder.read("trials/0000/history.json"))) if folder.exists("trials/0000/history.json") else 0
+    return len(read_json(folder, "trials/0000/history.json")) if folder.exists("trials/0000/history.json") else 0
 
 
 def starts(run: str, worker: str) -> int:
     """How often a worker with these folds has begun or gone on with the first trial."""
     return sum(f"{worker} on cpu" in line and ": folds" in line for line in read_log(open_folder(run), 0))
-
-
-def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder, undisturbed, laptop, s3, tmp_path):
-    """While its link is down a host lives, its worker too; Ray tells them that they are dead when it is up again."""
-    hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()
-    alone, pair = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
-
-    def wait(ready, what):
-        wait_until(lambda: job.child.poll() is not None or ready(), what, PATIENCE, pause=0.5)
-        assert job.child.poll() is None, job.said()
-
-    laptop.raypipe("push", folder / "store", store)
-    job = submit(laptop, folder, run, store)
-    try:
-        wait(lambda: epochs(run) >= 2 and starts(run, pair) == 1, "two workers to train")
-        hosts.cut(2)
-        wait(lambda: starts(run, alone) >= 1, "one worker to go on with all folds")
-        assert any("raylet" in title for title in hosts.processes(2))
-        hosts.mend(2)
-        wait(lambda: starts(run, pair) >= 2, "the second worker to be back, on a Ray that was started again")
-        before = starts(run, alone)
-        hosts.kill(1)
-        wait(lambda: starts(run, alone) > before, "one worker to go on with all folds again")
-        (folder / "gate").touch()
-        out = job.finish(PATIENCE)
-        assert job.child.returncode == 0, out
-    finally:
-        job.end()
-    assert "succeeded" in laptop.raypipe("jobs", *laptop.cluster)
-    laptop.raypipe("pull", run, tmp_path / "run")
-    pulled = Run(tmp_path / "run")
-    assert pulled.store.verify() == {}
-    assert numbers(pulled) == undisturbed
 
 
 def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_again(folder, undisturbed, laptop, s3):
@@ -126,6 +92,7 @@ def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_ag
     address = f"{hosts.address(0)}:6379"
     where = ["--data", store, "--run", run, "--address", address]
     command = ["python", "-m", "raypipe", "sweep", folder / "space.py", *where, *ARGUMENTS]
+    wait_until(lambda: any("raylet" in title for title in hosts.processes(2)), "Ray on the third host", PATIENCE)
     driver = hosts.on(2, *command, env={"RAY_AUTH_MODE": "token"})
     try:
         wait_until(lambda: driver.poll() is not None or epochs(run) >= 2, "the second epoch", PATIENCE)
@@ -161,6 +128,39 @@ def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder
     assert job.child.returncode == 0, out
     assert before >= 2 and f"goes on after epoch {before}" in "\n".join(read_log(open_folder(run), 0))
     assert numbers(Run(run)) == undisturbed
+
+
+def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder, undisturbed, laptop, s3, tmp_path):
+    """While its link is down a host lives, its worker too; Ray tells them that they are dead when it is up again."""
+    hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()
+    alone, pair = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
+
+    def wait(ready, what):
+        wait_until(lambda: job.child.poll() is not None or ready(), what, PATIENCE, pause=0.5)
+        assert job.child.poll() is None, job.said()
+
+    laptop.raypipe("push", folder / "store", store)
+    job = submit(laptop, folder, run, store)
+    try:
+        wait(lambda: epochs(run) >= 2 and starts(run, pair) == 1, "two workers to train")
+        hosts.cut(2)
+        wait(lambda: starts(run, alone) >= 1, "one worker to go on with all folds")
+        assert any("raylet" in title for title in hosts.processes(2))
+        hosts.mend(2)
+        wait(lambda: starts(run, pair) >= 2, "the second worker to be back, on a Ray that was started again")
+        before = starts(run, alone)
+        hosts.kill(1)
+        wait(lambda: starts(run, alone) > before, "one worker to go on with all folds again")
+        (folder / "gate").touch()
+        out = job.finish(PATIENCE)
+        assert job.child.returncode == 0, out
+    finally:
+        job.end()
+    assert "succeeded" in laptop.raypipe("jobs", *laptop.cluster)
+    laptop.raypipe("pull", run, tmp_path / "run")
+    pulled = Run(tmp_path / "run")
+    assert pulled.store.verify() == {}
+    assert numbers(pulled) == undisturbed
 
 
 def test_ray_down_leaves_nothing_of_ray_on_any_host(laptop):
