@@ -75,6 +75,7 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch):
         raise ConnectionError("ray://x could not be reached\nmore")
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     said = r"^--address x: no Ray cluster there \(ray://x could not be reached\); .* asks for RAY_AUTH_MODE=token and"
     with pytest.raises(UserError, match=said):
         launch._init("x")
