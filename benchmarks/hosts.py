@@ -87,12 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--windows", type=int, default=512)
     asked = parser.parse_args()
     if reasons := missing():
         sys.exit("; ".join(reasons))
     with tempfile.TemporaryDirectory(prefix="raypipe-hosts-") as name:
         folder = Path(name)
-        write_store(folder / "store", windows_of(512, 129, 200, 16))
+        write_store(folder / "store", windows_of(asked.windows, 129, 200, 16))
         (folder / "space.py").write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
         found = {count: rates(folder, count, asked.trials) for count in (1, 2)}
     print(where_and_when(), f"{os.cpu_count()} cores")
