@@ -6,7 +6,8 @@ Trials are simulated (`raypipe.simulated`): slots sleep and report. All else is 
 machine that claim cores which it does not have. Told are, for a third of the trials at a time, so that one sees what
 grows:
 
-- overhead: seconds of a trial beyond those that it sleeps, from being handed out to its end (median);
+- overhead: seconds of a trial beyond those that it sleeps, from being handed out to its end (median); of the first
+  ones also those in which slots start, for none begins before all slots are up;
 - driver: its seconds of processor a trial, and its memory;
 - operations of the run's storage by the driver, a report;
 - sizes of the study's journal and of what Tune itself writes;
@@ -122,7 +123,7 @@ def main() -> None:
         }  # fmt: skip
         windows = WindowStore(store)
         run = _open(load_space(space), windows, str(folder / "run"), _options(options), None)
-        prepare_simulation(run, windows, folder / "packed", asked.seconds)
+        prepare_simulation(run, windows, folder / "packed", asked.seconds, slots=asked.concurrent)
         cores = -(-asked.concurrent // asked.nodes)
         node = {"num_cpus": cores, "object_store_memory": 10**8}
         cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})

@@ -24,7 +24,7 @@ from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
 PLAN = "simulated.json"
-"""Beside the checkpoints, in the run's folder: seconds an epoch."""
+"""Beside the checkpoints, in the run's folder: seconds an epoch, and slots that the first of them waits for."""
 
 
 class SimulatedSlot(Slot):
@@ -33,6 +33,11 @@ class SimulatedSlot(Slot):
     def _assign(self, config: dict[str, Any]) -> None:
         super()._assign(config)
         self.plan = read_json(self.run.folder, PLAN)
+        while self._up() < self.plan["slots"]:
+            time.sleep(1.0)
+
+    def _up(self) -> int:
+        return sum(owner is not None for owner in ray.get(self.crew.desk.owners.remote()).values())
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
         number, referee = self.referee.number, self.referee
@@ -72,8 +77,25 @@ def simulated() -> Iterator[None]:
         slot.Slot, groups.Groups = kept  # type: ignore[misc]
 
 
-def prepare_simulation(run: RunStore, windows: WindowStore, folder: Path, seconds: float, weights: int = 1000) -> None:
+def prepare_simulation(
+    run: RunStore, windows: WindowStore, folder: Path, seconds: float, *, slots: int = 0, weights: int = 1000
+) -> None:
     """Pack a checkpoint for each fold, with so many weights, and write the plan of a run.
+
+    Parameters
+    ----------
+    run, windows
+        A new run, and the store that it is made for.
+    folder
+        Where the checkpoints are packed.
+    seconds
+        That an epoch takes, a tenth more or less.
+    slots
+        That must be up before the first trial begins. Where trials are shorter than a slot takes to start, Tune hands
+        the ones that wait to slots that are free and lets go of those that start, over and over; on two cores, which
+        have hundreds of slots to start, it would never come to have them all.
+    weights
+        That a checkpoint holds.
 
     Raises
     ------
@@ -97,4 +119,4 @@ def prepare_simulation(run: RunStore, windows: WindowStore, folder: Path, second
             "answer": [0.0, 1.0],
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
-    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder)})
+    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder), "slots": slots})
