@@ -52,6 +52,7 @@ _PASSING = {
 T = TypeVar("T")
 
 _CHUNK = 1 << 23
+_KEYS = re.compile(r"//[^/@]*@")
 
 
 class Entry(NamedTuple):
@@ -66,12 +67,12 @@ class Entry(NamedTuple):
 
 def shown(uri: str) -> str:
     """A URI for people: without the keys and settings that it may carry."""
-    return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0].rstrip("/")
+    return _KEYS.sub("//", uri).partition("?")[0].rstrip("/")
 
 
 def typed(where: object) -> str:
     """A path or URI as a command takes it: quoted for the shell (``&`` joins a URI's settings), without keys."""
-    return shlex.quote(re.sub(r"//[^/@]*@", "//", str(where)))
+    return shlex.quote(_KEYS.sub("//", str(where)))
 
 
 def refuse_keys(uri: str) -> None:
@@ -82,7 +83,7 @@ def refuse_keys(uri: str) -> None:
     UserError
         Without the keys.
     """
-    if re.search(r"//[^/@]*@", uri):
+    if _KEYS.search(uri):
         raise UserError(
             f"{shown(uri)}: leave the keys out of the URI, which is kept on record; put them into the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a role"

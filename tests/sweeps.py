@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,15 @@ def wait_until(ready: Callable[[], object], what: str, patience: float = PATIENC
             return found
         time.sleep(pause)  # between two looks at a condition
     raise AssertionError(f"waited in vain for {what}")
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 class Driver:

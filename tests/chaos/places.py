@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from raypipe.testing import descendants, ray_processes, title
-from tests.sweeps import AGENTS, Driver, wait_until
+from tests.sweeps import AGENTS, Driver, answers, wait_until
 
 # Class names of actors as Ray shows them; a slot bears the name that Tune gives it while it works.
 ACTORS = {
@@ -76,19 +76,11 @@ def redis() -> Iterator[dict[str, str]]:
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: _listens(port), f"redis-server to answer at port {port}")
+        wait_until(lambda: answers("127.0.0.1", port), f"redis-server to answer at port {port}")
         yield {"RAY_REDIS_ADDRESS": f"127.0.0.1:{port}"}
     finally:
         server.kill()
         server.wait()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 class Nodes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raypipe.testing import descendants, kill, session, title
 from tests.cluster.config import of_hosts
-from tests.sweeps import Driver, wait_until
+from tests.sweeps import Driver, answers, wait_until
 
 GATEWAY = "10.77.0.254"
 """This machine, as the hosts see it."""
@@ -73,7 +73,7 @@ class Hosts:
         try:
             self._do("up", BIN, self._count, *(f"{name}={value}" for name, value in self._env.items()))
             for host in range(self._count):
-                wait_until(lambda host=host: self._answers(host), f"host {host} to answer: {self._log(host)}", 60)
+                wait_until(lambda host=host: answers(self.address(host), 22), f"host {host} to answer: {self._log(host)}", 60)
         except BaseException:
             self._do("down")
             raise
@@ -88,13 +88,6 @@ class Hosts:
         with (self.folder.parent / "hosts.log").open("a+") as said:
             if subprocess.run(words, stdout=said, stderr=said, timeout=60).returncode:
                 raise RuntimeError(f"hosts.sh {command}: {Path(said.name).read_text()[-400:]}")
-
-    def _answers(self, host: int) -> bool:
-        try:
-            socket.create_connection((self.address(host), 22), timeout=1).close()
-        except OSError:
-            return False
-        return True
 
     def _log(self, host: int) -> str:
         return (self.folder / f"host{host}.log").read_text()[-400:]

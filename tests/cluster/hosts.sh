@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Hosts on one machine: network namespaces on a bridge, each with its own processes, mounts, host name (raypipe0, ..., which
-# all of them know), home, /tmp/ray and /dev/shm, and an sshd that lets root in by a key made for the occasion. All other files are this machine's.
+# Hosts on one machine: network namespaces on a bridge, each with its own processes, mounts, host name (raypipe0, ...,
+# which all of them know), home, /tmp/ray and /dev/shm, and an sshd that lets root in by a key made for the occasion. All
+# other files are this machine's.
 # Needs root, for namespaces, links, mounts and sshd are root's to make; and iproute2, openssh-server, util-linux, rsync
 # (with which `ray up` copies files). Nothing that STATE does not name is touched.
 #   hosts.sh up STATE BIN N [NAME=VALUE ...]   N <= 10 hosts, 10.77.0.10, .11, ...; BIN holds the `ray` and `python`
