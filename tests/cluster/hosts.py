@@ -73,7 +73,8 @@ class Hosts:
         try:
             self._do("up", BIN, self._count, *(f"{name}={value}" for name, value in self._env.items()))
             for host in range(self._count):
-                wait_until(lambda host=host: answers(self.address(host), 22), f"host {host} to answer: {self._log(host)}", 60)
+                here = self.address(host)
+                wait_until(lambda here=here: answers(here, 22), f"host {host} to answer: {self._log(host)}", 60)
         except BaseException:
             self._do("down")
             raise

@@ -105,6 +105,8 @@ def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_ag
         driver.kill()
     assert driver.returncode == 0, out
     assert numbers(Run(run)) == undisturbed
+    begun = [line for line in read_log(open_folder(run), 0) if line.endswith(": starts")]
+    assert len(begun) == 2, "no worker has trained the first trial from its beginning twice"
 
 
 def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder, undisturbed, laptop, s3):
