@@ -110,6 +110,8 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Hundreds of processes that start at once on two cores would all be too slow, and be started again.
     os.environ |= {"RAY_worker_maximum_startup_concurrency": "1", "RAY_worker_register_timeout_seconds": "600"}
+    # Two hundred slots hold 116 MB each: on a machine of 24 GiB some are swapped out, and Ray must not kill them.
+    os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}
     import ray
     from ray.cluster_utils import Cluster
 
@@ -143,6 +145,7 @@ def main() -> None:
                 opened = time.perf_counter()
                 Ledger(run, windows, open_journal(run), trials=asked.trials)
                 opened = time.perf_counter() - opened
+                prepare_simulation(run, windows, folder / "packed", asked.seconds)  # one slot is all there will be now
                 again, first = time.perf_counter(), []
                 note = lambda kind, news: first.append(time.perf_counter()) if kind == "start" else None  # noqa: E731
                 sweep(space, store, folder / "run", trials=asked.trials + 1, watch=note, **options)

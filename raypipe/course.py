@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STATES = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}
 MEANING = (
     "Complete: trained to its end or until it stopped improving. Pruned: taken off early by successive halving. "
-    "Stopped: the time budget was used up."
+    "Stopped: time budget or GPU-hours were used up."
 )
 TICKS = 16
 """Trials that have a number beside their bar at most."""

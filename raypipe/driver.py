@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raypipe.budget import Budget
 from raypipe.cache import open_windows
 from raypipe.errors import UserError, disk_full
 from raypipe.execution import execute, supervise
@@ -58,6 +59,8 @@ class Options(BaseModel):
     """Trials at a time. None: as many as there is room for."""
     time_budget: float | None = Field(None, gt=0)
     """Seconds the run may be driven for in all; trials in flight then end with what they have."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """The same for hours of GPUs that its workers hold."""
     grace: int | None = Field(None, ge=1)
     """Passes over the training windows before successive halving may stop a trial. None: a ninth of the longest."""
     reduction: int = Field(3, ge=2)
@@ -155,8 +158,8 @@ def rerun(
 ) -> Run:
     """Train a run's best trials again on new seeds, as trials of the same run on the same folds.
 
-    The same call after a crash, and `resume`, go on with what is missing. A time budget of the run is lifted, unless
-    `changes` give one.
+    The same call after a crash, and `resume`, go on with what is missing. Time budget and GPU-hours of the run are
+    lifted, unless `changes` give some.
 
     Parameters
     ----------
@@ -174,18 +177,20 @@ def rerun(
     UserError
         No trial is complete, or the run was never driven.
     """
-    return _resume(
-        run, watch, {"time_budget": None} | {k: v for k, v in changes.items() if v is not None}, (top, seeds)
-    )
+    lifted: dict[str, Any] = {"time_budget": None, "gpu_hours": None}
+    return _resume(run, watch, lifted | {k: v for k, v in changes.items() if v is not None}, (top, seeds))
 
 
 def _options(given: dict[str, Any]) -> Options:
     try:
-        return Options.model_validate(given)
+        options = Options.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
         raise UserError(f"{name}: {problem['msg']} (given {problem['input']!r})") from None
+    if options.gpu_hours is not None and not options.gpus_per_worker:
+        raise UserError("--gpu-hours: the sweep uses no GPU, so they would never end; say --gpus-per-worker too")
+    return options
 
 
 def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, watch: Watch) -> WarmStart:
@@ -296,10 +301,8 @@ def _drive(
             ledger = open_ledger()
             watch("open", _news(store, windows) | {"trials": options.trials})
             if not ledger.exhausted:
-                deadline = None
-                if options.time_budget is not None:
-                    deadline = time.time() + options.time_budget - lease.spent
-                run = functools.partial(execute, store, windows, options, storage, deadline, cluster, watch)
+                budget = Budget(lease, options.time_budget, options.gpu_hours)
+                run = functools.partial(execute, store, windows, options, storage, budget, cluster, watch)
                 supervise(run, ledger, open_ledger, cluster, watch)
             store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`

@@ -51,7 +51,7 @@ def fit_ensemble(
     Parameters
     ----------
     run
-        A run with trials that are complete or were stopped by the time budget.
+        A run with trials that are complete or were stopped by a budget.
     top
         How many of the best trials at most.
     method

@@ -15,6 +15,7 @@ from raypipe.store import RunStore
 from raypipe.windows import WindowStore
 
 if TYPE_CHECKING:
+    from raypipe.budget import Budget
     from raypipe.driver import Options
     from raypipe.study import Ledger
 
@@ -66,7 +67,7 @@ def execute(
     windows: WindowStore,
     options: Options,
     storage: Any,
-    deadline: float | None,
+    budget: Budget,
     cluster: Cluster,
     watch: Watch,
     ledger: Ledger,
@@ -94,6 +95,8 @@ def execute(
         there, each = ray.cluster_resources(), {"cpus": options.cpus_per_worker, "gpus": options.gpus_per_worker}
         all_of = {"cores": there.get("CPU", 0.0), "GPUs": there.get("GPU", 0.0)}
         watch("layout", {"workers": workers, "concurrent": concurrent} | each | all_of)
+        gpus = workers * concurrent * options.gpus_per_worker
+        stack.enter_context(budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
         # Beside the driver: it is lost with the driver's node only.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         desk = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(Desk).remote()
@@ -112,7 +115,7 @@ def execute(
         )
         lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
         watchdog = Watchdog(desk, tell=lambda: watch("silent", {}))
-        search = RunSearch(ledger, storage, deadline=deadline, watch=watch, lost=lost, look=watchdog.look)
+        search = RunSearch(ledger, storage, over=budget.over, watch=watch, lost=lost, look=watchdog.look)
         try:
             groups = Groups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
@@ -143,8 +146,8 @@ def execute(
             raise search.fatal
         if search.interrupted:
             raise InterruptedSweepError
-        if search.timed_out:
-            watch("late", {})
+        if search.used_up:
+            watch("late", {"reason": search.used_up})
 
 
 def room(

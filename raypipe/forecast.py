@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import resource
+import socket
 import statistics
 import sys
 import time
@@ -18,14 +22,15 @@ import torch
 from raypipe import checkpoint
 from raypipe.cache import open_windows
 from raypipe.compute import stem_seconds
-from raypipe.config import InitConfig, TrialConfig
+from raypipe.config import InitConfig, TrialConfig, flat
 from raypipe.driver import Options
-from raypipe.errors import UserError
+from raypipe.errors import UserError, first_line, out_of_memory
 from raypipe.execution import layout
 from raypipe.feed import Feed
 from raypipe.folds import FoldMap, folds_of
 from raypipe.models import Conformer
 from raypipe.space import load_space
+from raypipe.survey import joined
 from raypipe.train import FoldTrainer
 
 MOST = 6
@@ -104,7 +109,7 @@ class Forecast:
             f"{self.trials} trials of {self.folds} folds: {self.concurrent} at a time, "
             f"{self.workers} worker(s) each with {self.cpus:g} core(s)"
             + (f" and {self.gpus:g} GPU(s)" if self.gpus else ""),
-            f"measured   {len(self.measured)} configurations on this machine's {self.device}: a step takes "
+            f"measured   {len(self.measured)} configurations on {self.device}: a step takes "
             f"{_span(steps)}, an epoch of a fold {_span(epochs)}",
             f"time       {_clock(self.likely)} ({_clock(low)} to {_clock(high)}, were all as the quickest or slowest)",
         ]
@@ -122,9 +127,11 @@ def forecast(
     space: str | Path,
     data: str | Path,
     *,
-    cpus: float,
-    gpus: float = 0,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    address: str | None = None,
     progress: Progress = lambda *_: None,
+    say: Callable[[str], object] = lambda text: None,
     **options: Any,
 ) -> Forecast:
     """Measure a few steps of a space's START points and of some draws, and reckon what the sweep takes.
@@ -134,36 +141,40 @@ def forecast(
     space, data
         As of `sweep`.
     cpus, gpus
-        What the sweep will have in all.
+        What the sweep will have in all. None: the cores of this machine and no GPU; of a cluster, what it has.
+    address
+        A Ray cluster on one of whose machines is measured, with a worker's share of it; None: here.
     progress
         Told of configurations measured, of how many, and a text.
+    say
+        Told of what is waited for.
     **options
         As of `sweep`: `trials`, `folds`, `held_out`, `workers`, `cpus_per_worker`, `gpus_per_worker`, `concurrent`.
 
     Raises
     ------
     UserError
-        Bad input, or workers that do not fit.
+        Bad input, workers that do not fit, or a cluster that is not there.
     """
     chosen = Options(**{name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
     folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
-    workers, concurrent = layout(chosen, folds.n_folds, {"CPU": cpus, "GPU": gpus})
-    device = "cuda" if chosen.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    if chosen.gpus_per_worker and device == "cpu":
-        raise UserError("--gpus-per-worker: this machine has no GPU to measure on; run plan where there is one")
+    given = {"CPU": cpus, "GPU": gpus}
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": 0.0}
+    asked = {name: amount for name, amount in given.items() if amount is not None}
+    if not address:
+        layout(chosen, folds.n_folds, here | asked)  # what does not fit is told at once
     source.check()
     points = [source(optuna.trial.FixedTrial(point)) for point in source.start]
     configs = [*points, *source.draw(MOST)][:MOST]
-    threads, feed = torch.get_num_threads(), Feed(windows, device)
-    torch.set_num_threads(max(1, int(chosen.cpus_per_worker)))
-    found = []
-    try:
+    share = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
+    samples = []
+    with joined(address, **share, say=say) if address else contextlib.nullcontext() as site:
+        run: Callable[..., Sample] = functools.partial(site.run, measure) if site else measure
         for number, config in enumerate(configs):
             progress(number, len(configs), "configurations measured")
-            found.append(_measure(config, feed, folds))
-    finally:
-        torch.set_num_threads(threads)
+            samples.append(run(windows.where, folds, config, share))
+        workers, concurrent = layout(chosen, folds.n_folds, (site.resources() if site else here) | asked)
     return Forecast(
         trials=chosen.trials,
         folds=folds.n_folds,
@@ -171,13 +182,58 @@ def forecast(
         concurrent=concurrent,
         cpus=chosen.cpus_per_worker,
         gpus=chosen.gpus_per_worker,
-        device=torch.cuda.get_device_name(0) if device == "cuda" else "processor",
-        measured=found,
-        memory=_peak(),
+        device=samples[-1].device,
+        measured=[sample.measured for sample in samples],
+        memory=max(sample.memory for sample in samples),
     )
 
 
-def _measure(config: TrialConfig, feed: Feed, folds: FoldMap) -> Measured:
+class Sample(NamedTuple):
+    """One configuration, where it was measured."""
+
+    measured: Measured
+    device: str
+    memory: int
+    """Peak resident bytes of the process so far."""
+
+
+def measure(where: str, folds: FoldMap, config: TrialConfig, share: dict[str, float]) -> Sample:
+    """Measure a configuration with a worker's share of this machine's cores and GPUs.
+
+    Raises
+    ------
+    UserError
+        There is to be a GPU, and none is here; or a step does not fit in memory.
+    """
+    device = "cuda" if share["gpus"] and torch.cuda.is_available() else "cpu"
+    if share["gpus"] and device == "cpu":
+        raise UserError(
+            f"--gpus-per-worker: {socket.gethostname()} has no GPU to measure on; name a cluster that has (--address), "
+            "or run plan where there is one"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(share["cpus"])))
+    try:
+        found = _measured(config, _feed(where, device), folds)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        default = flat(TrialConfig())
+        named = ", ".join(f"{name}={value}" for name, value in flat(config).items() if value != default[name])
+        raise UserError(f"a step does not fit in this machine's memory ({first_line(error)}): {named}") from error
+    finally:
+        torch.set_num_threads(threads)
+    name = torch.cuda.get_device_name(0) if device == "cuda" else "processor"
+    return Sample(found, f"{socket.gethostname()}'s {name}", _peak())
+
+
+@functools.lru_cache(maxsize=1)
+def _feed(where: str, device: str) -> Feed:
+    """The windows: one configuration after another is measured with them."""
+    return Feed(open_windows(where), device)
+
+
+def _measured(config: TrialConfig, feed: Feed, folds: FoldMap) -> Measured:
     # Of an encoder that is not at hand, the cost is that of training all of it.
     config = config.model_copy(update={"init": InitConfig()})
     train, validation = folds.split(feed.windows.subjects, 0)

@@ -91,6 +91,11 @@ def _lock(path: Path) -> int | None:
 class Lease:
     """Holds a run while its block lasts, and counts the seconds it was driven in all.
 
+    Attributes
+    ----------
+    gpu_hours
+        Used by this and earlier drivers; counted by `raypipe.budget`, kept here.
+
     Raises
     ------
     UserError
@@ -102,6 +107,7 @@ class Lease:
         self._stop = threading.Event()
         self._record: dict[str, Any] = {}
         self._before = 0.0
+        self.gpu_hours = 0.0
         self._handle: int | None = None
 
     @property
@@ -118,6 +124,7 @@ class Lease:
         if last and last["alive"]:
             raise taken(self._folder, last)
         self._before = float(last["spent"]) if last else 0.0
+        self.gpu_hours = float(last.get("gpu_hours", 0.0)) if last else 0.0
         now = time.time()
         self._record = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "started": now}
         _HELD.add(str(self._record["id"]))
@@ -127,7 +134,8 @@ class Lease:
         return self
 
     def _beat(self, ended: bool = False) -> None:
-        write_json(self._folder, FILE, self._record | {"beat": time.time(), "spent": self.spent, "ended": ended})
+        used = {"spent": self.spent, "gpu_hours": self.gpu_hours}
+        write_json(self._folder, FILE, self._record | used | {"beat": time.time(), "ended": ended})
 
     def _keep(self) -> None:
         while not self._stop.wait(BEAT):

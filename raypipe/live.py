@@ -311,8 +311,8 @@ class SweepView(AbstractContextManager["SweepView"]):
     def _on_silent(self) -> None:
         self._say("a slot has fallen silent: its trial goes on in another")
 
-    def _on_late(self) -> None:
-        self._say("the time budget is used up; a larger --time-budget goes on from here")
+    def _on_late(self, reason: str) -> None:
+        self._say(f"{reason}; more of it goes on from here: raypipe resume")
 
 
 def _chosen(config: TrialConfig) -> str:

@@ -77,6 +77,8 @@ def sweep_words(run: RunStore) -> list[str]:
         words += ["--no-prune"]
     if options.get("time_budget") and math.isfinite(options["time_budget"]):
         words += ["--time-budget", f"{options['time_budget']:g}s"]
+    if options.get("gpu_hours"):
+        words += ["--gpu-hours", f"{options['gpu_hours']:g}"]
     for name, default in _LAYOUT.items():
         if (value := options.get(name, default)) != default:
             words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]

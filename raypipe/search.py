@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +48,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         ledger: Ledger,
         storage: Any,
         *,
-        deadline: float | None,
+        over: Callable[[], str],
         watch: Watch,
         lost: Callable[[float], bool] = lambda seconds: False,
         look: Callable[[], bool] = lambda: False,
@@ -57,12 +56,12 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         mode = "min" if ledger.run.info.direction == "minimize" else "max"
         super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
         self.ledger = ledger
-        self.deadline = deadline
+        self._over = over
         self.watch = watch
         self._lost, self.look = lost, look
         self.progress = False
         self.fatal: BaseException | None = None
-        self.timed_out = False
+        self.used_up = ""
         self._numbers: dict[str, int] = {}
         self._open: set[int] = set()
         self._stopping: dict[str, tuple[Any, str]] = {}
@@ -96,8 +95,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         return Searcher.FINISHED
 
     def _late(self) -> bool:
-        self.timed_out = self.timed_out or (self.deadline is not None and time.time() > self.deadline)
-        return self.timed_out
+        self.used_up = self.used_up or self._over()
+        return bool(self.used_up)
 
     def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial that has reported an epoch trains on."""
@@ -110,7 +109,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         except Exception as error:
             self.fatal = error
         if self._late():
-            self._stopping.setdefault(trial_id, ("stopped", "the time budget was used up"))
+            self._stopping.setdefault(trial_id, ("stopped", self.used_up))
         return not (self.fatal or self.draining or trial_id in self._stopping)
 
     def drain(self) -> None:
@@ -172,7 +171,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     @property
     def interrupted(self) -> bool:
         """Whether Tune came to its end before the trials did."""
-        return bool(self._open) or not (self.ledger.exhausted or self.timed_out)
+        return bool(self._open) or not (self.ledger.exhausted or self.used_up)
 
     def _end(self, ended: TrialResult) -> None:
         self._open.discard(ended.number)
@@ -205,7 +204,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
 
 class RunScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Passes on what the ledger (successive halving) and the time budget say of each epoch."""
+    """Passes on what the ledger (successive halving) and the budget say of each epoch."""
 
     def __init__(self, search: RunSearch) -> None:
         super().__init__()

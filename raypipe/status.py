@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from raypipe.files import read_json
 from raypipe.lease import current
@@ -113,6 +114,15 @@ def _open(run: RunStore, number: int, total: int, alive: bool) -> Line:
     )
 
 
+def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
+    """What a run has used up beside its trials, in words."""
+    if options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]:
+        return "its time budget is used up; go on with: raypipe resume RUN --time-budget MORE"
+    if options.get("gpu_hours") and float(driver.get("gpu_hours", 0.0)) >= options["gpu_hours"]:
+        return "its GPU-hours are used up; go on with: raypipe resume RUN --gpu-hours MORE"
+    return ""
+
+
 def read_status(run: RunStore) -> Status:
     """Read a run's state."""
     driver = current(run.folder)
@@ -132,7 +142,7 @@ def read_status(run: RunStore) -> Status:
         lines.append(_ended(ended, total) if ended else _open(run, number, total, alive))
     options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
     asked = int(options.get("trials", len(lines)))
-    late = driver is not None and options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]
+    late = _used_up(driver, options) if driver else ""
     over = sum(line.state not in ("running", "interrupted") for line in lines)
     left = None
     if driver is None:
@@ -144,7 +154,7 @@ def read_status(run: RunStore) -> Status:
     elif over >= asked:
         words = "finished"
     elif late:
-        words = "its time budget is used up; go on with: raypipe resume RUN --time-budget MORE"
+        words = late
     elif driver.get("ended"):
         words = "stopped; go on with: raypipe resume RUN"
     else:

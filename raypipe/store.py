@@ -210,7 +210,7 @@ class RunStore:
         return [result for number in self.numbers() if (result := self.result(number)) is not None]
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
-        """Trials with weights (complete, or stopped by the time budget), best first; ties go to the lower number.
+        """Trials with weights (complete, or stopped by a budget), best first; ties go to the lower number.
 
         `results` are all results, where they have been read already.
         """

@@ -34,16 +34,19 @@ def plan(
     data: Annotated[str, typer.Option(help="Windows made by prepare: a folder, or a URI that push copied them to.")],
     trials: Annotated[int, typer.Option(min=1, help="Trials of the sweep.")] = 20,
     folds: Annotated[int, typer.Option(help="Subject folds.")] = 5,
-    cpus: Annotated[float | None, typer.Option(help="Cores that it will have. Default: this machine's.")] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs that it will have.")] = 0,
+    cpus: Annotated[
+        float | None, typer.Option(help="Cores that it will have. Default: the cluster's, or this machine's.")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs that it will have. Default: the cluster's, or none.")] = None,
     workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to measure on; default: this machine.", envvar="RAY_ADDRESS")
+    ] = None,
 ) -> None:
-    """Say how long a sweep takes, and how much disk and memory, from a few steps on this machine."""
-    import os
-
+    """Say how long a sweep takes, and how much disk and memory, from a few steps of some of its trials."""
     from raypipe.console import Counter
     from raypipe.forecast import forecast
 
@@ -51,8 +54,9 @@ def plan(
         found = forecast(
             space,
             data,
-            cpus=cpus or float(os.cpu_count() or 1),
+            cpus=cpus,
             gpus=gpus,
+            address=address,
             trials=trials,
             folds=folds,
             workers=workers,
@@ -60,6 +64,7 @@ def plan(
             gpus_per_worker=gpus_per_worker,
             concurrent=concurrent,
             progress=counter,
+            say=counter.say,
         )
     console.print(found.render(), highlight=False, soft_wrap=True)
 
@@ -82,6 +87,7 @@ def sweep(
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m, 2h: time the run may take in all.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Hours of GPUs that the run may hold in all.")] = None,
     grace: Annotated[int | None, typer.Option(help="Passes over the data before a trial may be stopped.")] = None,
     prune: Annotated[bool, typer.Option(help="Stop unpromising trials early (successive halving).")] = True,
     stem: Annotated[str, typer.Option(help="auto (measured), fourier or direct: the stem's algorithm.")] = "auto",
@@ -121,6 +127,7 @@ def sweep(
             gpus_per_worker=gpus_per_worker,
             concurrent=concurrent,
             time_budget=seconds_of(time_budget),
+            gpu_hours=gpu_hours,
             grace=grace,
             prune=prune,
             stem=stem,
@@ -203,6 +210,7 @@ def rerun(
     top: Annotated[int, typer.Option(min=1, help="How many of the best trials.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="New seeds for each.")] = 5,
     time_budget: Annotated[str | None, typer.Option(help="Time the run may take in all. Default: no end.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Hours of GPUs in all. Default: no end.")] = None,
     address: Annotated[str | None, typer.Option(help="Another Ray cluster.", envvar="RAY_ADDRESS")] = None,
     workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
 ) -> None:
@@ -212,9 +220,9 @@ def rerun(
 
     if is_pretrained(run):
         raise UserError(f"{run}: a pretrained run has no trials to train again")
-    budget = seconds_of(time_budget)
+    limits = {"time_budget": seconds_of(time_budget), "gpu_hours": gpu_hours}
     with SweepView(console) as view:
-        train_again(run, top=top, seeds=seeds, watch=view, time_budget=budget, address=address, workers=workers)
+        train_again(run, top=top, seeds=seeds, watch=view, address=address, workers=workers, **limits)
     print_status(run)
     print_outlook(run)
 
@@ -224,6 +232,7 @@ def resume(
     run: RunArg,
     trials: Annotated[int | None, typer.Option(help="A new number of trials in all.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="A new time budget.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="A new limit of GPU-hours.")] = None,
     address: Annotated[str | None, typer.Option(help="Another Ray cluster.", envvar="RAY_ADDRESS")] = None,
     workers: Annotated[int | None, typer.Option(help="Another number of workers.")] = None,
 ) -> None:
@@ -232,8 +241,8 @@ def resume(
         from raypipe.console import Counter
         from raypipe.pretrain import resume as pretrain_on
 
-        if trials is not None or time_budget is not None:
-            raise UserError(f"{run}: a pretrained run has no --trials and no --time-budget")
+        if any(given is not None for given in (trials, time_budget, gpu_hours)):
+            raise UserError(f"{run}: a pretrained run has no --trials, no --time-budget and no --gpu-hours")
         with Counter(console, "pretraining") as counter:
             pretrain_on(run, workers=workers, address=address, progress=counter, say=counter.say)
         print_pretrained(run)
@@ -242,6 +251,7 @@ def resume(
     from raypipe.live import SweepView
 
     with SweepView(console) as view:
-        go_on(run, watch=view, trials=trials, time_budget=seconds_of(time_budget), address=address, workers=workers)
+        limits = {"trials": trials, "time_budget": seconds_of(time_budget), "gpu_hours": gpu_hours}
+        go_on(run, watch=view, address=address, workers=workers, **limits)
     print_status(run)
     print_outlook(run)

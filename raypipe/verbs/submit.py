@@ -14,7 +14,7 @@ from raypipe.verbs.common import LOCAL, ClusterOption, RunArg, app, console, exa
 PANEL = "Cluster and storage"
 """Under which `raypipe --help` lists these verbs."""
 
-SUBMITTED = ("sweep", "rerun", "resume", "pretrain", "ensemble", "report")
+SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report")
 """What a cluster's head can be told to do."""
 
 
@@ -35,7 +35,7 @@ def submit(
         raise UserError(f"submit {verb}: not submitted; there is {', '.join(SUBMITTED)}")
     words = list(context.args)
     values = _parsed(verb, words)
-    run = str(values["run"])
+    run = str(values["data"] if verb == "plan" else values["run"])
     for option in ("run", "data", "init", "warm_start", "serves"):
         if values.get(option) is not None:
             refuse_local(
@@ -49,9 +49,8 @@ def submit(
         files.append(space)
         words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
     name = Jobs(cluster).submit([verb, *words], run, files)
-    console.print(
-        f"{name}: submitted; raypipe logs {name} -f, raypipe status {typed(run)}", highlight=False, soft_wrap=True
-    )
+    look = f"raypipe logs {name} -f" + ("" if verb == "plan" else f", raypipe status {typed(run)}")
+    console.print(f"{name}: submitted; {look}", highlight=False, soft_wrap=True)
 
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:

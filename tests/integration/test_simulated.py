@@ -5,14 +5,50 @@ from __future__ import annotations
 import pytest
 
 from raypipe import sweep
-from raypipe.driver import _open, _options
+from raypipe.driver import _open, _options, resume
+from raypipe.lease import current
 from raypipe.logs import read_log
 from raypipe.noise import read_noise
 from raypipe.simulated import prepare_simulation, simulated
 from raypipe.space import load_space
+from raypipe.status import read_status
 from raypipe.windows import WindowStore
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster():
+    """Ray with two GPUs that are not there: nothing computes on them."""
+    import ray
+
+    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on(tmp_path, toy, cluster):
+    options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "gpus_per_worker": 0.5, "track": []}
+    windows = WindowStore(toy / "store")
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), _options(options), None)
+    prepare_simulation(run, windows, tmp_path / "packed", seconds=0.5)
+    seen = []
+    watch = lambda *event: seen.append(event)  # noqa: E731
+    given = options | {"trials": 500, "prune": False, "watch": watch, "gpu_hours": 2 * 15 / 3600}
+    with simulated():
+        sweep(toy / "space.py", toy / "store", tmp_path / "run", **given)
+        assert ("late", {"reason": "the GPU-hours were used up"}) in seen
+        ended = len(run.results())
+        assert 0 < ended < 500
+        stopped = [result.reason for result in run.results() if result.state == "stopped"]
+        assert set(stopped) == {"the GPU-hours were used up"}
+        assert "its GPU-hours are used up; go on with" in read_status(run).driver
+        used = current(run.folder)
+        assert used["gpu_hours"] >= 30 / 3600
+        assert used["gpu_hours"] <= 2 * used["spent"] / 3600, "two GPUs, no longer than it was driven"
+        resume(tmp_path / "run", trials=ended + 2, gpu_hours=100.0)
+    assert len(run.results()) == ended + 2
+    assert current(run.folder)["gpu_hours"] > used["gpu_hours"]
 
 
 def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, capfd):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import subprocess
 import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,7 +153,7 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
 def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, monkeypatch):
     def watch(kind, news):
         if kind == "epoch" and (news["number"], news["epoch"]) == (1, 2):
-            monkeypatch.setattr("raypipe.search.time", SimpleNamespace(time=lambda: math.inf))
+            monkeypatch.setattr("raypipe.lease.Lease.spent", 3601.0)
 
     options = OPTIONS | {"trials": 50, "time_budget": 3600, "concurrent": 1}
     run = sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=watch, **options)

@@ -8,6 +8,8 @@ import shutil
 import stat
 import subprocess
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -58,9 +60,65 @@ def test_nothing_is_open_to_the_world_and_nothing_secret_is_in_it():
     assert "RAY_gcs_storage=rocksdb" in CLUSTER
 
 
-def test_the_job_for_kubernetes_has_what_kuberay_asks_for():
+def _closed(required: list[str], **properties: object) -> dict[str, object]:
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+
+
+COUNT, TEXT, FLAG, ANY = {"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "boolean"}, {"type": "object"}
+PARAMETERS = {"type": "object", "additionalProperties": TEXT}
+# KubeRay's RayJob (ray.io/v1), as far as the manifest has to do with it; pods are validated by Kubernetes' own schema.
+RAY_JOB = _closed(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=ANY,
+    spec=_closed(
+        ["entrypoint", "rayClusterSpec"],
+        entrypoint=TEXT,
+        runtimeEnvYAML=TEXT,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        backoffLimit=COUNT,
+        activeDeadlineSeconds=COUNT,
+        shutdownAfterJobFinishes=FLAG,
+        ttlSecondsAfterFinished=COUNT,
+        rayClusterSpec=_closed(
+            ["rayVersion", "headGroupSpec", "workerGroupSpecs"],
+            rayVersion=TEXT,
+            authOptions=_closed(["mode"], mode={"enum": ["token", "disabled"]}),
+            enableInTreeAutoscaling=FLAG,
+            autoscalerOptions=_closed([], idleTimeoutSeconds=COUNT),
+            headGroupSpec=_closed(["rayStartParams", "template"], rayStartParams=PARAMETERS, template=ANY),
+            workerGroupSpecs={
+                "type": "array",
+                "items": _closed(
+                    ["groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"],
+                    groupName=TEXT,
+                    replicas=COUNT,
+                    minReplicas=COUNT,
+                    maxReplicas=COUNT,
+                    rayStartParams=PARAMETERS,
+                    template=ANY,
+                ),
+            },
+        ),
+    ),
+)
+
+
+def test_the_job_for_kubernetes_is_valid_by_kuberays_schema_and_its_pods_by_kubernetes_own():
     job = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    jsonschema.validate(job, RAY_JOB)
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+        pod["spec"]["containers"][0]["ports"] = "8265"
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_job_for_kubernetes_has_what_a_sweep_needs():
+    job = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())
     assert job["spec"]["entrypoint"].startswith("python -m raypipe sweep ")
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == RAY
@@ -70,7 +128,10 @@ def test_the_job_for_kubernetes_has_what_kuberay_asks_for():
         (container,) = group["template"]["spec"]["containers"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    head = cluster["headGroupSpec"]["rayStartParams"]
+    assert head["num-cpus"] == "0"
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert head.get("dashboard-host", "0.0.0.0") == "0.0.0.0", "the submitter is another pod"
 
 
 @pytest.mark.parametrize("script", ["deploy/slurm.sh", "tests/cluster/hosts.sh"])

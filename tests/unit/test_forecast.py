@@ -27,7 +27,7 @@ def space(tmp_path):
 
 def made(trial=(60.0,), **changes):
     measured = [Measured(0.1, 1.0, seconds, 1000, 500) for seconds in trial]
-    fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "processor"}
+    fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "a processor"}
     return Forecast(**(fields | changes), measured=measured, memory=10**9)
 
 
@@ -88,3 +88,23 @@ def test_the_command_line(space, store, capsys):
     assert end.value.code == 0
     for words in ("5 trials of 3 folds", "measured   6 configurations", "time ", "memory ", "disk ", "halving"):
         assert words in out
+
+
+def test_a_step_that_does_not_fit_in_memory_is_one_line(space, store, monkeypatch):
+    def full(*given, **named):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("raypipe.forecast.FoldTrainer", full)
+    with pytest.raises(
+        UserError, match=r"a step does not fit in this machine's memory \(.*9 bytes\): .*epochs="
+    ) as told:
+        forecast(space, store, cpus=1)
+    assert len(str(told.value).splitlines()) == 1
+    monkeypatch.setattr("raypipe.forecast.FoldTrainer", lambda *given, **named: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        forecast(space, store, cpus=1)
+
+
+def test_a_gpu_that_is_not_here_is_one_line(space, store):
+    with pytest.raises(UserError, match=r"--gpus-per-worker: \S+ has no GPU to measure on; name a cluster"):
+        forecast(space, store, cpus=1, gpus=1, gpus_per_worker=1)

@@ -22,16 +22,14 @@ from tests.toys import ToyWindows, add_ended, make_run, write_store
 
 
 def test_the_command_lines_give_the_same_folds_and_space(twelve):
-    write_json(twelve.folder, "options.json", {"trials": 30, "grace": 2, "prune": False, "time_budget": 90.0})
+    limits = {"time_budget": 90.0, "gpu_hours": 1.5}
+    write_json(twelve.folder, "options.json", {"trials": 30, "grace": 2, "prune": False} | limits)
     html = commands(twelve)
     (line,) = re.findall(r"<code>(raypipe sweep .*?)</code>", html)
     words = shlex.split(line)
     option = dict(pairwise(words))
-    assert (option["--trials"], option["--grace"], option["--time-budget"]) == (
-        "30",
-        "2",
-        "90s",
-    ) and "--no-prune" in words
+    names = ("--trials", "--grace", "--time-budget", "--gpu-hours")
+    assert [option[name] for name in names] == ["30", "2", "90s", "1.5"] and "--no-prune" in words
     toy = ToyWindows()
     held_out = held_out_of(option["--held-out"])
     folds = make_folds(

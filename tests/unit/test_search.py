@@ -25,7 +25,7 @@ def search(tmp_path):
     run = make_run(tmp_path / "run", windows)
     storage = open_journal(run)
     ledger = Ledger(run, windows, storage, trials=9)
-    return RunSearch(ledger, storage, deadline=None, watch=lambda kind, news: None)
+    return RunSearch(ledger, storage, over=lambda: "", watch=lambda kind, news: None)
 
 
 def test_a_desk_that_has_died_is_no_trials_fault(search):
@@ -125,7 +125,7 @@ def finished(search, epochs=None):
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
     name, _, result = finished(search)
     search.on_trial_complete(name, result)
-    again = RunSearch(search.ledger, search._storage, deadline=None, watch=lambda kind, news: None)
+    again = RunSearch(search.ledger, search._storage, over=lambda: "", watch=lambda kind, news: None)
     for one in (search, again):
         for trial in range(SAME_FAILURES):
             fail(one, str(trial), "error", "it broke")
@@ -192,13 +192,13 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     if end == "halved":
         ledger.study.pruner = Never()
     if end == "late":
-        search.deadline = 0.0
+        search._over = lambda: "the GPU-hours were used up"
     if end == "slot":
         search._deaths[number] = SLOTS - 1
     if end == "damaged":
         for path in ledger.run.local.rglob("*.ckpt"):
             path.write_bytes(path.read_bytes()[:-9])
-        search.deadline = 0.0
+        search._over = lambda: "the GPU-hours were used up"
     scheduler = RunScheduler(search)
     decision = None
     if end in ("halved", "late", "damaged"):
@@ -273,7 +273,7 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     run = make_run(tmp_path / "run", windows, space=space)
     storage = open_journal(run)
     search = RunSearch(
-        Ledger(run, windows, storage, trials=6), storage, deadline=None, watch=lambda kind, news: seen.append(kind)
+        Ledger(run, windows, storage, trials=6), storage, over=lambda: "", watch=lambda kind, news: seen.append(kind)
     )
     good = []
     while (answer := search.suggest(str(len(good)))) is not None:

@@ -1,0 +1,47 @@
+"""A sweep is reckoned on a cluster's own machines."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from raypipe import survey
+from raypipe.errors import UserError
+from raypipe.forecast import forecast
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster():
+    """A head that runs nothing, and a machine with three cores and a GPU that is not there."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    place = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    place.add_node(num_cpus=3, num_gpus=1)
+    yield place.address
+    ray.shutdown()
+    place.shutdown()
+
+
+def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, cluster, monkeypatch):
+    told, seen = [], []
+    options = {"address": cluster, "folds": 3, "trials": 6, "say": told.append}
+    found = forecast(toy / "space.py", toy / "store", progress=lambda *news: seen.append(news[:2]), **options)
+    assert (found.workers, found.concurrent, found.cpus) == (3, 1, 1.0), "three cores, and none of the head"
+    assert found.device == f"{socket.gethostname()}'s processor"
+    assert all(0 < one.step < one.epoch < one.trial for one in found.measured)
+    assert seen == [(number, len(found.measured)) for number in range(len(found.measured))]
+    assert not told
+    more = forecast(toy / "space.py", toy / "store", cpus=30, **options)
+    assert more.concurrent == 10, "what it will have, where that is said"
+
+    with pytest.raises(UserError, match=r"--gpus-per-worker: \S+ has no GPU to measure on"):
+        forecast(toy / "space.py", toy / "store", gpus_per_worker=1, **options)
+    monkeypatch.setattr(survey, "GLANCE", 0.1)
+    monkeypatch.setattr(survey, "PATIENCE", 1.0)
+    with pytest.raises(UserError, match=f"{cluster}: no worker has been measured"):
+        forecast(toy / "space.py", toy / "store", cpus_per_worker=4, **options)
+    assert told == ["waiting for a machine with 4 core(s) and 0 GPU(s)"]
