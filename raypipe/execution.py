@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import time
 import warnings
@@ -81,25 +82,29 @@ def execute(
         warnings.simplefilter("ignore")
         import ray
         from ray import tune
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from raypipe.desk import Desk
         from raypipe.groups import Groups
         from raypipe.messages import Crew
         from raypipe.pulse import Watchdog
         from raypipe.search import RunScheduler, RunSearch, RunStopper
         from raypipe.slot import Slot
 
+        home = ray.get_runtime_context().get_node_id()
+        most = beside_the_driver(home, Groups.FOOTPRINT)
+        if options.concurrent and options.concurrent > most:
+            watch("crowded", {"asked": options.concurrent, "most": most})
+            options = options.model_copy(update={"concurrent": most})
         workers, concurrent = room(options, store.folds.n_folds, watch)
+        if concurrent > most:
+            watch("crowded", {"asked": concurrent, "most": most})
+            concurrent = most
         ledger.parallel = concurrent
         there, each = ray.cluster_resources(), {"cpus": options.cpus_per_worker, "gpus": options.gpus_per_worker}
         all_of = {"cores": there.get("CPU", 0.0), "GPUs": there.get("GPU", 0.0)}
         watch("layout", {"workers": workers, "concurrent": concurrent} | each | all_of)
         gpus = workers * concurrent * options.gpus_per_worker
         stack.enter_context(budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
-        # Beside the driver: it is lost with the driver's node only.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(Desk).remote()
+        desk = open_desk(home, workers, concurrent)
         ends = desk.live.remote()
         crew = Crew(
             run=store.where,
@@ -148,6 +153,37 @@ def execute(
             raise InterruptedSweepError
         if search.used_up:
             watch("late", {"reason": search.used_up})
+
+
+def open_desk(node: str, workers: int, concurrent: int) -> Any:
+    """The desk of a sweep, on the driver's node: it is lost with that only.
+
+    It must be able to keep every worker and slot waiting, some without an end, and still hear one more.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from raypipe.desk import Desk
+
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    calls = concurrent * (workers + 1) + 1000
+    return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=here)(Desk).remote()
+
+
+def beside_the_driver(node: str, each: int) -> int:
+    """How many trials at a time the driver's machine has the memory for, at least one.
+
+    Parameters
+    ----------
+    node
+        Of the driver.
+    each
+        Bytes that a trial takes there, whichever machines its workers are on.
+    """
+    import ray
+
+    memory = next((found["Resources"].get("memory") for found in ray.nodes() if found["NodeID"] == node), None)
+    return max(1, int(memory / each)) if each and memory else sys.maxsize
 
 
 def room(

@@ -200,7 +200,14 @@ class Groups:
         What every worker is given.
     count
         How many groups.
+
+    Attributes
+    ----------
+    FOOTPRINT
+        Bytes that a group holds on the driver's machine: Ray Train keeps its controller and its synchronisation there.
     """
+
+    FOOTPRINT = 230 * 10**6
 
     def __init__(self, crew: Crew, count: int) -> None:
         self.crew = crew

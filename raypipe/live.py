@@ -279,6 +279,12 @@ class SweepView(AbstractContextManager["SweepView"]):
             "core(s)" + (f" and {news['gpus']:g} GPU(s)" if news["gpus"] else "")
         )
 
+    def _on_crowded(self, asked: int, most: int) -> None:
+        self._say(
+            f"{most} trial(s) at a time, not {asked}: the driver's machine keeps 0.23 GB for each, and has memory for "
+            "no more; more --workers a trial use the other machines all the same"
+        )
+
     def _on_start(self, number: int, config: TrialConfig) -> None:
         self.sweep.start(number, config)
         self._say(f"trial {number}: {_chosen(config)}")

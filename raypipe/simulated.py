@@ -57,6 +57,8 @@ class SimulatedSlot(Slot):
 class SimulatedGroups:
     """Worker groups that the desk knows of, and that nobody is in."""
 
+    FOOTPRINT = 0
+
     def __init__(self, crew: Crew, count: int) -> None:
         ray.get([crew.desk.open.remote(f"group-{number}") for number in range(count)])
 

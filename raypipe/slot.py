@@ -123,9 +123,11 @@ def take_group(desk: Any, me: bytes) -> str:
         All are taken by slots that live.
     """
     for _ in range(LOOKS):
+        # Others are asked whether they live only where nothing is free: hundreds that start would all ask one another.
+        if (name := ray.get(desk.take.remote(me))) is not None:
+            return str(name)
         owners = ray.get(desk.owners.remote())
-        name = ray.get(desk.take.remote(me, dead(owners.values())))
-        if name is not None:
+        if (name := ray.get(desk.take.remote(me, dead(owners.values())))) is not None:
             return str(name)
         time.sleep(GLANCE)  # slots that are idle answer at once
     raise RuntimeError(f"no worker group is free: {', '.join(owners)} are taken by slots that live")

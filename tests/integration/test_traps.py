@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from raypipe import Run, resume, sweep
 from raypipe.errors import InterruptedSweepError
+from raypipe.execution import open_desk
 from raypipe.launch import Cluster
 from raypipe.testing import descendants, title, truncate
 from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
@@ -142,3 +144,19 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
     wait_until(nothing_is_held, "an interrupted sweep's resources")
     assert numbers(resume(tmp_path / "run")) == numbers(undisturbed)
     wait_until(nothing_is_held, "a finished sweep's resources")
+
+
+@pytest.mark.parametrize(("workers", "concurrent"), [(1, 1200), (4, 300)])
+def test_a_desk_at_which_more_workers_wait_than_ray_lets_an_actor_answer_hears_the_slots(workers, concurrent):
+    """An actor's methods wait in line behind 1,000 that do not end: 1,200 workers without a job would never get one."""
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        desk = open_desk(ray.get_runtime_context().get_node_id(), workers, concurrent)
+        names = [f"group-{number}" for number in range(concurrent)]
+        ray.get([desk.open.remote(name) for name in names])
+        waiting = [desk.next_job.remote(name, 0) for name in names for _ in range(workers)]
+        assert ray.wait(waiting, timeout=0.5)[0] == []
+        ray.get([desk.assign.remote(name, 7, 0, 0) for name in names], timeout=60)
+        assert {job.number for job in ray.get(waiting, timeout=60)} == {7}
+    finally:
+        ray.shutdown()

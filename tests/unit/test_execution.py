@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raypipe.driver import Options
 from raypipe.errors import LostSweepError, UserError
-from raypipe.execution import LIVES, crew_size, room, supervise
+from raypipe.execution import LIVES, beside_the_driver, crew_size, room, supervise
 from raypipe.execution import layout as fit
 
 
@@ -45,6 +45,19 @@ def test_what_does_not_fit_is_one_line():
         layout(workers=4)
     with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
         layout(gpus_per_worker=1)
+
+
+def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
+    nodes = [
+        {"NodeID": "head", "Resources": {"memory": 1e9}},
+        {"NodeID": "b", "Resources": {"memory": 9e9, "CPU": 1.0}},
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
+    assert beside_the_driver("head", 230 * 10**6) == 4
+    assert beside_the_driver("b", 230 * 10**6) == 39
+    assert beside_the_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
+    assert beside_the_driver("head", 0) > 10**6, "simulated trials take nothing"
+    assert beside_the_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
 
 
 class Growing:

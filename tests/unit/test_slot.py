@@ -14,7 +14,7 @@ from raypipe.messages import Failure
 from raypipe.referee import Referee
 from raypipe.retries import retry_of
 from raypipe.share import Share
-from raypipe.slot import Slot
+from raypipe.slot import Slot, take_group
 from tests.toys import ToyWindows, make_run, tiny
 
 OOM = Failure("out-of-memory", "no memory left on the GPU", "the end of a traceback")
@@ -114,3 +114,17 @@ def test_a_score_that_is_no_number_is_reported_as_such(slot, monkeypatch):
     slot.post(1)
     assert slot.step()["failure"] == "non-finite"
     assert Referee(slot.run, slot.windows, 0).history == []
+
+
+def test_slots_that_start_together_do_not_ask_whether_all_the_others_live(monkeypatch):
+    monkeypatch.setattr("ray.get", asyncio.run)
+    monkeypatch.setattr("raypipe.slot.dead", lambda owners: [owner for owner in owners if owner == b"dead"])
+    desk = Remote(Desk())
+    for name, owner in {"a": b"one", "b": b"dead", "c": None}.items():
+        asyncio.run(desk._desk.open(name))
+        if owner:
+            asyncio.run(desk._desk.take(owner))
+    assert take_group(desk, b"me") == "c"
+    assert desk.asked == ["take"]
+    assert take_group(desk, b"you") == "b", "nothing is free: the one whose slot has died"
+    assert desk.asked == ["take", "take", "owners", "take"]
