@@ -34,9 +34,10 @@ from benchmarks.timing import where_and_when
 from raypipe import sweep
 from raypipe.driver import _open, _options
 from raypipe.files import LocalFolder
+from raypipe.journal import open_journal
 from raypipe.simulated import prepare_simulation, simulated
 from raypipe.space import load_space
-from raypipe.study import Ledger, open_journal
+from raypipe.study import Ledger
 from raypipe.testing import descendants
 from raypipe.windows import WindowStore
 from tests.toys import ToyWindows, write_store

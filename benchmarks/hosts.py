@@ -3,18 +3,23 @@
     python benchmarks/hosts.py                   # as root, with what tests/cluster needs; ten minutes or more
 
 The hosts are those of tests/cluster: namespaces with an sshd each, `ray up`, windows and run behind s3://, a submitted
-job. Each worker host has a core of this machine to itself; head, driver and storage take what is left of both. Twelve
-trials of SAM, four folds, batch 64 of 129 x 200 as in benchmarks/sweep.py. Told are the whole job and the part from the
-end of the first trial on, in which nothing starts up any more.
+job. Each worker host has a core of this machine; head, driver and storage take what is left of both. With `--share 0.7`
+a worker host gets no more than that of its core, alone or not, so that on two cores something is left for them: hosts
+with cores of their own share them with nobody. Twelve trials of SAM, four folds, batch 64 of 129 x 200 as in
+benchmarks/sweep.py. Told are the whole job and the part from the end of the first trial on, in which nothing starts up
+any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,25 +40,49 @@ def space(trial):
     trial.suggest_float("sam/rho", 0.01, 0.5, log=True)
     return {"epochs": EPOCHS, "patience": EPOCHS, "batch_size": 64, "model/kernels": "paper"}
 """
+CPU = Path("/sys/fs/cgroup/cpu")
 FLAGS = ["--folds", "4", "--no-prune", "--stem", "fourier", "--stack", "off", "--workers", "1", "--concurrent"]
 """Two hosts take a trial each; then no trial waits for the slower half of its folds."""
 
 
-def pin(hosts: Hosts, count: int) -> None:
-    """Give each worker host a core; what is started there later inherits it from sshd."""
-    for host in range(1, count + 1):
-        top = int((hosts.folder / f"host{host}.pid").read_text())
-        for pid in (top, *descendants(top)):
-            os.sched_setaffinity(pid, {sorted(os.sched_getaffinity(0))[(host - 1) % os.cpu_count()]})
+@contextlib.contextmanager
+def pinned(hosts: Hosts, count: int, share: float) -> Iterator[None]:
+    """Give each worker host so much of a core; what is started there later inherits it from sshd."""
+    with contextlib.ExitStack() as stack:
+        for host in range(1, count + 1):
+            top = int((hosts.folder / f"host{host}.pid").read_text())
+            every = (top, *descendants(top))
+            for pid in every:
+                os.sched_setaffinity(pid, {sorted(os.sched_getaffinity(0))[(host - 1) % os.cpu_count()]})
+            if share < 1:
+                group = CPU / f"raypipe-host{host}"
+                group.mkdir()
+                stack.callback(_remove, group)
+                (group / "cpu.cfs_period_us").write_text("20000")
+                (group / "cpu.cfs_quota_us").write_text(str(int(20000 * share)))
+                for pid in every:
+                    (group / "cgroup.procs").write_text(str(pid))
+        yield
 
 
-def rates(folder: Path, count: int, trials: int) -> tuple[float, float]:
+def _remove(group: Path) -> None:
+    """A control group can be removed once the last of its processes is gone."""
+    while (group / "cgroup.procs").read_text():
+        time.sleep(0.2)
+    group.rmdir()
+
+
+def rates(folder: Path, count: int, trials: int, share: float) -> tuple[float, float]:
     """Trials an hour on so many worker hosts: of the whole job, and once it runs."""
     place = folder / f"on-{count}"
     place.mkdir()
     env = KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150", "PYTHONPATH": _path()}
-    with Hosts(place / "hosts", 1 + count, env) as hosts, Laptop(place / "laptop", hosts) as laptop:
-        pin(hosts, count)
+    with contextlib.ExitStack() as stack:
+        hosts = Hosts(place / "hosts", 1 + count, env)
+        stack.enter_context(pinned_later := contextlib.ExitStack())  # left after the hosts have ended
+        stack.enter_context(hosts)
+        laptop = stack.enter_context(Laptop(place / "laptop", hosts))
+        pinned_later.enter_context(pinned(hosts, count, share))
         laptop.up()
         with s3_server(GATEWAY) as server:
             where = server.new_folder()
@@ -88,6 +117,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--windows", type=int, default=512)
+    parser.add_argument("--share", type=float, default=1.0, help="of a core, a host (cgroups, version 1)")
     asked = parser.parse_args()
     if reasons := missing():
         sys.exit("; ".join(reasons))
@@ -95,8 +125,8 @@ def main() -> None:
         folder = Path(name)
         write_store(folder / "store", windows_of(asked.windows, 129, 200, 16))
         (folder / "space.py").write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
-        found = {count: rates(folder, count, asked.trials) for count in (1, 2)}
-    print(where_and_when(), f"{os.cpu_count()} cores")
+        found = {count: rates(folder, count, asked.trials, asked.share) for count in (1, 2)}
+    print(where_and_when(), f"{os.cpu_count()} cores", asked)
     for count, (whole, running) in found.items():
         print(f"{count} worker host(s): {whole:6.1f} trials an hour, start included; {running:6.1f} once it runs")
     print(

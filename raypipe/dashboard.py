@@ -8,8 +8,9 @@ from collections.abc import Callable
 import optuna
 
 from raypipe.errors import UserError, install
+from raypipe.journal import open_journal
 from raypipe.store import RunStore
-from raypipe.study import STUDY_NAME, open_journal
+from raypipe.study import STUDY_NAME
 
 
 def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:

@@ -272,7 +272,8 @@ def _drive(
     watch: Watch,
     again: tuple[int, int] | None = None,
 ) -> Run:
-    from raypipe.study import Halving, Ledger, open_journal
+    from raypipe.journal import open_journal
+    from raypipe.study import Halving, Ledger
 
     try:
         with (

@@ -14,13 +14,14 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from raypipe.files import read_json
+from raypipe.journal import open_journal
 from raypipe.lease import current
 from raypipe.records import OPTIONS
 from raypipe.remote import shown
 from raypipe.rerun import is_rerun
 from raypipe.space import quiet_optuna
 from raypipe.store import RunStore, TrialResult
-from raypipe.study import STUDY_NAME, open_journal
+from raypipe.study import STUDY_NAME
 from raypipe.warm import is_warm
 
 EDGE = 0.1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from raypipe.files import read_json
+from raypipe.files import read_json, several
 from raypipe.lease import current
 from raypipe.logs import read_log
 from raypipe.metrics import get_metric
+from raypipe.records import TrialRecord
 from raypipe.rerun import Spread, spreads
 from raypipe.store import RunStore, TrialResult, best_epoch
 
@@ -114,6 +116,12 @@ def _open(run: RunStore, number: int, total: int, alive: bool) -> Line:
     )
 
 
+def _read(run: RunStore, trial: tuple[int, set[str]]) -> tuple[TrialRecord | None, TrialResult | None]:
+    """Record and end of a trial with files of these names; an invalid draw has an end only."""
+    number, names = trial
+    return run.record(number) if "trial.json" in names else None, run.result(number) if "result.json" in names else None
+
+
 def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
     """What a run has used up beside its trials, in words."""
     if options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]:
@@ -130,14 +138,11 @@ def read_status(run: RunStore) -> Status:
     lines: list[Line] = []
     reruns: dict[int, int | None] = {}
     results: list[TrialResult] = []
-    for number, names in sorted(run.listing().items()):
-        if names.isdisjoint(("trial.json", "result.json")):
-            continue
-        record = run.record(number) if "trial.json" in names else None  # an invalid draw has an end only
+    trials = [(n, names) for n, names in sorted(run.listing().items()) if names & {"trial.json", "result.json"}]
+    for (number, _), (record, ended) in zip(trials, several(run.folder, partial(_read, run), trials), strict=True):
         if record:
             reruns[number] = record.rerun_of
         total = record.config.epochs if record else 0
-        ended = run.result(number) if "result.json" in names else None
         results += [ended] if ended else []
         lines.append(_ended(ended, total) if ended else _open(run, number, total, alive))
     options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}

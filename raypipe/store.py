@@ -34,7 +34,7 @@ from typing import Any
 
 from raypipe.config import TrialConfig
 from raypipe.errors import UserError, first_line
-from raypipe.files import Folder, LocalFolder, open_folder, read_json, write_json
+from raypipe.files import Folder, LocalFolder, open_folder, read_json, several, write_json
 from raypipe.folds import FoldMap
 from raypipe.records import (
     Epoch,
@@ -207,7 +207,9 @@ class RunStore:
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
-        return [result for number in self.numbers() if (result := self.result(number)) is not None]
+        ended = [n for n, names in self.listing().items() if {"trial.json", "result.json"} <= names]
+        found = several(self.folder, self.result, sorted(ended))
+        return [result for result in found if result is not None]
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
         """Trials with weights (complete, or stopped by a budget), best first; ties go to the lower number.

@@ -6,19 +6,14 @@ die at any moment and be replaced.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import deque
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.errors import StorageError, UserError
-from raypipe.files import Folder
 from raypipe.referee import finish_trial
 from raypipe.rerun import ask_again, config_again, is_rerun
 from raypipe.seeds import derive_seed
@@ -36,69 +31,6 @@ _TOLD = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-
-
-class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
-    """Optuna's journal as numbered files, for storage that cannot append. One writer at a time: the run's driver."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._logs: list[dict[str, Any]] = []
-        self._files = 0
-        self.frozen = False
-
-    def _name(self, number: int) -> str:
-        return f"study/{number:08d}.jsonl"
-
-    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        while self._folder.exists(self._name(self._files)):
-            name = self._name(self._files)
-            self._logs += _lines(self._folder.read(name), f"{self._folder.where}/{name}")
-            self._files += 1
-        return self._logs[log_number_from:]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        if self.frozen:
-            raise UserError(f"{self._folder.where}: its study can be looked at here, not changed")
-        self.read_logs(0)
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._folder.write(self._name(self._files), text.encode())
-
-
-def _lines(data: bytes, where: str) -> list[dict[str, Any]]:
-    """Entries of a journal, each a line."""
-    try:
-        return [json.loads(line) for line in data.splitlines()]
-    except ValueError:
-        raise UserError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy") from None
-
-
-def open_journal(run: RunStore, *, mend: bool = True) -> Any:
-    """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files.
-
-    Only who holds the run's lease may `mend` what a killed driver left; behind a URI, only they may write.
-    """
-    if run.local is None:
-        journal = FolderJournal(run.folder)
-        journal.frozen = not mend
-        return optuna.storages.JournalStorage(journal)
-    path = run.local / "study.journal"
-    if mend:
-        _mend(path)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-
-
-def _mend(path: Path) -> None:
-    """Drop what a killed driver left: a last line cut short, which Optuna cannot read past, and its lock."""
-    for lock in path.parent.glob(path.name + ".lock*"):
-        lock.unlink(missing_ok=True)
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with open(path, "r+b") as file:
-                file.truncate(whole)
-        _lines(data[:whole], str(path))
 
 
 class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
@@ -169,7 +101,7 @@ class Ledger:
     run, windows
         The run and its windows.
     storage
-        From `open_journal`.
+        From `journal.open_journal`.
     trials
         How many trials the run is to have; None for no limit.
     pruner

@@ -12,8 +12,9 @@ import pytest
 
 from raypipe.dashboard import serve
 from raypipe.errors import UserError
+from raypipe.journal import open_journal
 from raypipe.store import RunStore
-from raypipe.study import Ledger, open_journal
+from raypipe.study import Ledger
 from tests.toys import ToyWindows, make_run
 
 

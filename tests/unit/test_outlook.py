@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from raypipe.journal import open_journal
 from raypipe.outlook import edges, outlook
 from raypipe.records import Epoch, TrialResult
-from raypipe.study import Ledger, open_journal
+from raypipe.study import Ledger
 from tests.toys import TINY, ToyWindows, make_run
 
 SPACE = f"""

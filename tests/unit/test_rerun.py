@@ -10,12 +10,13 @@ from raypipe.console import show_status
 from raypipe.ensemble import fit_ensemble
 from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
+from raypipe.journal import open_journal
 from raypipe.referee import run_trial
 from raypipe.report import write_report
 from raypipe.rerun import Spread, is_rerun, spreads
 from raypipe.status import read_status
 from raypipe.store import RunStore
-from raypipe.study import Halving, Ledger, open_journal
+from raypipe.study import Halving, Ledger
 from raypipe.windows import WindowStore
 from tests.toys import ToyWindows, make_run, write_store
 from tests.unit.test_study import record

@@ -11,11 +11,12 @@ from raypipe import cli
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.errors import DiskFullError, StorageError, UserError
 from raypipe.files import open_folder, read_json, write_json
+from raypipe.journal import open_journal
 from raypipe.lease import FILE, STALE, Lease, current
 from raypipe.referee import run_trial
 from raypipe.remote import Patience, RemoteFolder
 from raypipe.store import RunStore
-from raypipe.study import Ledger, open_journal
+from raypipe.study import Ledger
 from tests.storage import Clock, FaultyProxy
 from tests.toys import ToyWindows, make_run, tiny
 

@@ -10,11 +10,12 @@ import pytest
 from optuna.trial import TrialState
 
 from raypipe.errors import DiskFullError, LostSweepError, StorageError, UserError
+from raypipe.journal import open_journal
 from raypipe.logs import read_log
 from raypipe.referee import finish_trial, run_trial
 from raypipe.search import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
 from raypipe.status import read_status
-from raypipe.study import Ledger, open_journal
+from raypipe.study import Ledger
 from raypipe.testing import FailingFolder
 from tests.toys import SPACE, ToyWindows, break_off, make_run
 

@@ -15,6 +15,7 @@ from raypipe import checkpoint
 from raypipe.bundle import export_bundle, load_ensemble
 from raypipe.ensemble import Ensemble, fit_ensemble
 from raypipe.errors import UserError
+from raypipe.journal import open_journal
 from raypipe.members import Soup
 from raypipe.methods import splits
 from raypipe.metrics import score
@@ -23,7 +24,7 @@ from raypipe.referee import Referee, finish_trial, run_trial
 from raypipe.report import write_report
 from raypipe.soup import HALVES, average, make
 from raypipe.store import Epoch, Member, RunStore
-from raypipe.study import Halving, Ledger, open_journal
+from raypipe.study import Halving, Ledger
 from raypipe.testing import flip
 from raypipe.train import FoldTrainer
 from raypipe.windows import WindowStore

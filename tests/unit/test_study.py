@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from raypipe.errors import UserError
-from raypipe.files import open_folder
+from raypipe.journal import open_journal
 from raypipe.referee import finish_trial, run_trial
 from raypipe.store import Epoch, RunStore
-from raypipe.study import FolderJournal, Halving, Ledger, open_journal
+from raypipe.study import Halving, Ledger
 from raypipe.testing import flip
 from tests.toys import SPACE, ToyWindows, make_run
 
@@ -161,15 +161,6 @@ def test_the_study_lives_behind_a_uri_too(tmp_path, windows):
     book.close(0, "failed", "toy")
     again = ledger(RunStore.open(f"file://{tmp_path}/run"), windows)
     assert [again.next(), again.next(), again.next(), again.next()] == [1, 2, 3, None]
-
-
-def test_a_folder_journal_reads_what_another_wrote(tmp_path):
-    folder = open_folder(tmp_path)
-    one, two = FolderJournal(folder), FolderJournal(folder)
-    one.append_logs([{"a": 1}, {"a": 2}])
-    two.append_logs([{"a": 3}])
-    assert list(one.read_logs(1)) == [{"a": 2}, {"a": 3}]
-    assert list(FolderJournal(folder).read_logs(0)) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
 def study_of(curves, direction="minimize"):

@@ -8,9 +8,10 @@ from optuna.trial import TrialState
 
 from raypipe.errors import UserError
 from raypipe.files import read_json, write_json
+from raypipe.journal import open_journal
 from raypipe.space import SearchSpace
 from raypipe.store import Epoch, RunStore, TrialResult
-from raypipe.study import Halving, Ledger, open_journal
+from raypipe.study import Halving, Ledger
 from raypipe.warm import is_warm, warm_start
 from tests.toys import SPACE, TINY, ToyWindows, make_run, tiny
 

@@ -1,0 +1,191 @@
+"""The study's journal behind a URI: numbered files, made one now and then, and killed in the midst of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe import journal
+from raypipe.errors import UserError
+from raypipe.files import open_folder
+from raypipe.journal import CHUNK, FolderJournal
+
+
+class KilledError(Exception):
+    pass
+
+
+class Memory:
+    """A folder of this process. `before` is called before each thing that is done to it."""
+
+    where = "memory"
+
+    def __init__(self):
+        self.files, self.calls, self.before = {}, 0, lambda what, name: None
+
+    def _do(self, what, name):
+        self.calls += 1
+        self.before(what, name)
+
+    def write(self, name, data):
+        self._do("write", name)
+        self.files[name] = data
+
+    def read(self, name):
+        self._do("read", name)
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def exists(self, name):
+        self._do("exists", name)
+        return name in self.files
+
+    def names(self, prefix=""):
+        self._do("names", prefix)
+        return sorted(self.files)
+
+    def remove(self, name):
+        self._do("remove", name)
+        self.files.pop(name, None)
+
+
+def reader(folder):
+    made = FolderJournal(folder)
+    made.frozen = True
+    return made
+
+
+def entries(journal):
+    return [entry["n"] for entry in journal.read_logs(0)]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(journal, "CHUNK", 4)
+
+
+def test_a_reader_is_told_what_the_writer_has_written(tmp_path):
+    folder = open_folder(tmp_path)
+    one, two = FolderJournal(folder), reader(folder)
+    assert list(two.read_logs(0)) == []
+    one.append_logs([{"a": 1}, {"a": 2}])
+    assert list(two.read_logs(1)) == [{"a": 2}]
+    one.append_logs([{"a": 3}])
+    assert list(two.read_logs(1)) == [{"a": 2}, {"a": 3}]
+    assert list(FolderJournal(folder).read_logs(0)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
+    folder = open_folder(tmp_path)
+    one, two = FolderJournal(folder), FolderJournal(folder)
+    one.append_logs([{"n": 0}])
+    two.append_logs([{"n": 1}])
+    one.append_logs([{"n": 2}])
+    assert entries(one) == entries(reader(folder)) == [0, 1, 2]
+
+
+def test_a_long_journal_is_few_files_and_few_calls():
+    folder = Memory()
+    book = FolderJournal(folder)
+    book.read_logs(0)
+    folder.calls = 0
+    for n in range(3 * CHUNK):
+        book.append_logs([{"n": n}])
+        book.read_logs(0)
+    assert folder.calls <= 3 * (3 * CHUNK + 1), "an entry is looked for, written, and removed once"
+    book.append_logs([{"n": 3 * CHUNK}])
+    assert len(folder.files) == 4
+    folder.calls = 0
+    assert entries(reader(folder)) == list(range(3 * CHUNK + 1))
+    assert folder.calls == 5
+
+
+def test_a_journal_of_an_older_raypipe_is_made_one_where_it_is_opened_to_write(short):
+    folder = Memory()
+    for n in range(9):
+        folder.files[f"study/{n:08d}.jsonl"] = b'{"n":%d}\n' % n
+    assert entries(reader(folder)) == list(range(9))
+    assert len(folder.files) == 9, "who only looks changes nothing"
+    assert entries(FolderJournal(folder)) == list(range(9))
+    assert list(folder.files) == ["study/00000000-00000008.jsonl"]
+
+
+def test_a_file_that_is_missing_or_damaged_is_one_line(short):
+    folder = Memory()
+    book = FolderJournal(folder)
+    for n in range(7):
+        book.append_logs([{"n": n}])
+    kept = dict(folder.files)
+    for name in list(kept)[:-1]:
+        folder.files = {other: data for other, data in kept.items() if other != name}
+        with pytest.raises(UserError, match=r"memory/study/\d{8}.jsonl: missing; restore it from a copy"):
+            FolderJournal(folder).read_logs(0)
+        folder.files = kept | {name: kept[name][:-3]}
+        with pytest.raises(UserError, match=f"memory/{name}: damaged"):
+            FolderJournal(folder).read_logs(0)
+
+
+def test_a_reader_that_was_in_the_midst_of_what_is_one_file_now_goes_on(short):
+    folder = Memory()
+    book, looks = FolderJournal(folder), [reader(folder) for _ in range(12)]
+    for n, look in enumerate(looks):
+        assert entries(look) == list(range(n))
+        book.append_logs([{"n": n}])
+    for look in looks:
+        assert entries(look) == list(range(12))
+
+
+def test_files_that_are_made_one_while_they_are_read_are_read_as_that(short):
+    folder = Memory()
+    book = FolderJournal(folder)
+    for n in range(3):
+        book.append_logs([{"n": n}])
+
+    def meanwhile(what, name):
+        if what == "read":
+            folder.before = lambda what, name: None
+            book.append_logs([{"n": 3}])
+
+    folder.before = meanwhile
+    assert entries(reader(folder)) == [0, 1, 2, 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 5))
+def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives, chunk):
+    """Each life ends before one of the writer's calls; what it was told that it has written is there ever after."""
+    folder, written, number = Memory(), [], itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "CHUNK", chunk)
+        for calls in lives:
+            left = iter(range(calls))
+
+            def die(what, name, left=left):
+                if next(left, None) is None:
+                    raise KilledError
+
+            folder.before = die
+            try:
+                book = FolderJournal(folder)
+                while True:
+                    n = next(number)
+                    try:
+                        book.append_logs([{"n": n}])
+                    except KilledError:
+                        folder.before = lambda what, name: None
+                        there = entries(reader(folder))
+                        assert there in (written, [*written, n]), "the one under way is there or not"
+                        written = there
+                        raise
+                    written.append(n)
+                    assert entries(book) == written
+            except KilledError:
+                pass
+            folder.before = lambda what, name: None
+            assert entries(reader(folder)) == written
+        assert entries(FolderJournal(folder)) == written
+        assert len(folder.files) < chunk + len(written) / chunk + 1
