@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MARGIN = 0.9
 """A way is taken instead of the usual one (Fourier stem; on a CPU one by one) where it takes less than this share."""
+FILL = 0.8
+"""A stack of all folds may fill this share of a worker's part of a GPU, by the memory that two of them took."""
 STILL = 1e-30
 """Learning rate of the steps that are timed."""
 
@@ -62,6 +64,7 @@ def choose(
     folds: Sequence[int],
     wishes: Wishes,
     claim: Callable[[str], bool] = lambda key: True,
+    share: float = 1.0,
 ) -> Compute:
     """How the folds of one worker are trained: as wished, as this run has chosen before, or as measured now.
 
@@ -76,10 +79,14 @@ def choose(
     claim
         Asked with the choice's key before it is measured; False waits for another worker's measurement and looks
         again. Asked again and again, it answers True in the end.
+    share
+        Of a GPU that the worker has: a stack that would not fit in it is not chosen.
     """
     if config.model.name != "conformer":  # no stem, no stack: nothing to choose
         return Compute(stem="fourier", stacked=False, what=config.model.name, seconds={})
-    device = torch.cuda.get_device_name(feed.device) if feed.device.type == "cuda" else "cpu"
+    device = "cpu"
+    if feed.device.type == "cuda":
+        device = torch.cuda.get_device_name(feed.device) + ("" if share >= 1 else f" ({share:g} of it)")
     windows, model = feed.windows, config.model
     what = (
         f"{device}, {torch.get_num_threads()} thread(s), {len(folds)} fold(s) of {windows.n_channels} x "
@@ -90,14 +97,16 @@ def choose(
     key = hashlib.sha256(json.dumps([what, wishes.model_dump()]).encode()).hexdigest()[:12]
     while (known := run.compute(key)) is None:
         if claim(key):
-            found = _measure(run, feed, config, list(folds), wishes, what)
+            found = _measure(run, feed, config, list(folds), wishes, what, share)
             if run.compute(key) is None:  # a claim does not last for ever, and the first choice stands
                 run.write_compute(key, found.model_dump(mode="json"))
                 log.info("%s: %s", what, found)
     return Compute.model_validate(known)
 
 
-def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], wishes: Wishes, what: str) -> Compute:
+def _measure(
+    run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], wishes: Wishes, what: str, share: float
+) -> Compute:
     # The steps that are timed change nothing, or the loss might leave the numbers, which is for the trial to find out.
     # SAM's second pass would cost either way the same again; where training starts makes no difference to its pace.
     still = config.optim.model_copy(update={"lr": STILL})
@@ -129,7 +138,41 @@ def _measure(run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], w
             lambda: [t.step(batch, 0) for t, batch in zip(pair, batches, strict=True)], feed.device
         )
         stacked = seconds["stacked"] < MARGIN * seconds["one by one"]
+        if stacked and feed.device.type == "cuda":
+            one = _peak(lambda: pair[0].step(batches[0], 0), feed.device)
+            two = _peak(lambda: stack.step(batches, 0), feed.device)
+            state = 4 * sum(p.numel() * p.element_size() for p in pair[0].model.parameters())  # gradient, AdamW's two
+            needed, there = stack_bytes(one, two, state, len(folds)), _room(feed.device, share)
+            log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, there >> 20)
+            stacked = needed <= FILL * there
     return Compute(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})
+
+
+def stack_bytes(one: int, two: int, state: int, count: int) -> int:
+    """Bytes that a stack of `count` folds takes at its most.
+
+    Parameters
+    ----------
+    one, two
+        Peaks of a step of one fold, and of two as a stack, with both in memory.
+    state
+        Of a fold's weights, gradients and optimizer.
+    """
+    return two + (count - 2) * (max(0, two - one) + state)
+
+
+def _peak(work: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of the GPU that are allocated while `work` is done."""
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _room(device: torch.device, share: float) -> int:
+    """Bytes of the GPU that are this process's: its part of a shared one, else what nobody else has."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(share * total) if share < 1 else free + torch.cuda.memory_reserved(device)
 
 
 def stem_seconds(model: Conformer, x_BCT: torch.Tensor) -> dict[str, float]:

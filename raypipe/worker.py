@@ -62,7 +62,7 @@ def _serve(order: dict[str, Any]) -> None:
         if retry_of(run, number):  # a measurement would fill the memory again
             stem = "direct" if crew.stem == "direct" else "fourier"
             return Share(run, feed, number, folds, stem=stem, who=who)
-        how = choose(run, feed, run.config(number), folds, wishes, claim)
+        how = choose(run, feed, run.config(number), folds, wishes, claim, crew.gpus if device == "cuda" else 1.0)
         return Share(run, feed, number, folds, stem=how.stem, stacked=how.stacked, who=who)
 
     seen = 0

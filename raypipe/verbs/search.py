@@ -41,7 +41,9 @@ def plan(
     workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", "--max-concurrent", help="Trials at a time. Default: what fits.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to measure on; default: this machine.", envvar="RAY_ADDRESS")
     ] = None,
@@ -85,7 +87,9 @@ def sweep(
     workers: Annotated[int | None, typer.Option(help="Train workers a trial. Default: fills the cores.")] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Cores a worker.")] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs a worker; may be a fraction.")] = 0,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. Default: what fits.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", "--max-concurrent", help="Trials at a time. Default: what fits.")
+    ] = None,
     time_budget: Annotated[str | None, typer.Option(help="Such as 90s, 30m, 2h: time the run may take in all.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(help="Hours of GPUs that the run may hold in all.")] = None,
     grace: Annotated[int | None, typer.Option(help="Passes over the data before a trial may be stopped.")] = None,

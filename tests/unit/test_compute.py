@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe import compute
-from raypipe.compute import Compute, Wishes, choose, stem_seconds
+from raypipe.compute import Compute, Wishes, choose, stack_bytes, stem_seconds
 from raypipe.feed import Feed
 from raypipe.models import Conformer
 from raypipe.store import RunStore
+from raypipe.train import FoldTrainer as Trainer
 from tests.toys import ToyWindows, make_run, tiny
 
 
@@ -148,3 +152,41 @@ def test_measuring_the_stem_leaves_no_trace():
     assert model.stem.algorithm == "reference"
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert all(p.grad is not None and p.grad.eq(1).all() for p in model.parameters())
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(0, 10**8), st.integers(2, 10))
+def test_a_stack_needs_as_much_more_a_fold_as_the_second_took(one, activations, state, count):
+    needed = stack_bytes(one, one + activations, state, count)
+    assert needed - stack_bytes(one, one + activations, state, 2) == (count - 2) * (activations + state)
+    assert stack_bytes(one, one + activations, state, 2) == one + activations
+
+
+@pytest.mark.parametrize(("room", "stacked"), [(500, True), (499, False)])
+def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, clock, monkeypatch, room, stacked):
+    """With stand-ins for what a GPU would tell: three folds need 300 + 100 bytes and a fold's state."""
+    clock += [1.0, 2.0, 0.5, 1.0]
+    state = []
+
+    def bytes_of(one, two, own, count):
+        state.append(own)
+        return stack_bytes(one, two, 0, count)
+
+    peaks, shares = [200, 300], []
+    monkeypatch.setattr(compute, "stack_bytes", bytes_of)
+    monkeypatch.setattr(compute, "_peak", lambda work, device: peaks.pop(0))
+    monkeypatch.setattr(compute, "_room", lambda device, share: shares.append(share) or room)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    gpu = copy.copy(feed)
+    gpu.device = SimpleNamespace(type="cuda")
+    made = []
+
+    def on_the_processor(config, _, *given, **named):
+        made.append(Trainer(config, feed, *given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(compute, "FoldTrainer", on_the_processor)
+    found = choose(run, gpu, tiny(), range(3), Wishes(), share=0.25)
+    assert found.stacked == stacked
+    assert found.what.startswith("a GPU (0.25 of it), ")
+    assert shares == [0.25]
+    assert state == [16 * sum(parameter.numel() for parameter in made[0].model.parameters())]
