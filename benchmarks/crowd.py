@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import where_and_when
 from raypipe import sweep
-from raypipe.driver import _open, _options
+from raypipe.driver import _open, options_of
 from raypipe.files import LocalFolder
 from raypipe.journal import open_journal
 from raypipe.simulated import prepare_simulation, simulated
@@ -125,7 +125,7 @@ def main() -> None:
             "folds": 2, "workers": 1, "concurrent": asked.concurrent, "track": [], "storage": str(folder / "tune"),
         }  # fmt: skip
         windows = WindowStore(store)
-        run = _open(load_space(space), windows, str(folder / "run"), _options(options), None)
+        run = _open(load_space(space), windows, str(folder / "run"), options_of(options), None)
         prepare_simulation(run, windows, folder / "packed", asked.seconds, slots=asked.concurrent)
         cores = -(-asked.concurrent // asked.nodes)
         node = {"num_cpus": cores, "object_store_memory": 10**8}

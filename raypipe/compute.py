@@ -139,10 +139,11 @@ def _measure(
         )
         stacked = seconds["stacked"] < MARGIN * seconds["one by one"]
         if stacked and feed.device.type == "cuda":
-            one = _peak(lambda: pair[0].step(batches[0], 0), feed.device)
-            two = _peak(lambda: stack.step(batches, 0), feed.device)
-            state = 4 * sum(p.numel() * p.element_size() for p in pair[0].model.parameters())  # gradient, AdamW's two
-            needed, there = stack_bytes(one, two, state, len(folds)), _room(feed.device, share)
+            single = _peak(lambda: pair[0].step(batches[0], 0), feed.device)
+            double = _peak(lambda: stack.step(batches, 0), feed.device)
+            # Weights, gradients, AdamW's two moments, and what SAM keeps while it has climbed.
+            state = 5 * sum(p.numel() * p.element_size() for p in pair[0].model.parameters())
+            needed, there = stack_bytes(single, double, state, len(folds)), _room(feed.device, share)
             log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, there >> 20)
             stacked = needed <= FILL * there
     return Compute(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})

@@ -5,7 +5,6 @@ Reads only; on a storage behind a URI it writes one small file and removes it.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections import defaultdict
@@ -21,6 +20,7 @@ from raypipe.ensemble import Ensemble
 from raypipe.errors import CheckpointError, UserError, first_line
 from raypipe.files import Folder, open_folder
 from raypipe.folds import LeakError
+from raypipe.journal import FolderJournal, lines
 from raypipe.leaks import audit_store
 from raypipe.lease import current
 from raypipe.machine import Finding
@@ -153,20 +153,24 @@ def _initial(run: RunStore) -> Iterator[Finding]:
 
 def _study(run: RunStore) -> Iterator[Finding]:
     """Whether the study's journal can be read; a last line cut short is mended by the next driver."""
-    names = [name for name in ("study.journal", *run.folder.names("study")) if run.folder.exists(name)]
-    for name in names:
-        *lines, last = run.folder.read(name).split(b"\n")
-        try:
-            for line in lines:
-                json.loads(line)
-        except ValueError:
-            yield Finding(
-                "broken", f"{run.where}/{name}: damaged (not a journal of Optuna's)", "restore it from a copy"
-            )
-            return
-        if last:
-            yield Finding("look", f"{run.where}/{name}: its last line is cut short", "nothing: raypipe resume drops it")
-    if names:
+    name = "study.journal"
+    try:
+        if run.folder.exists(name):
+            *_, last = data = run.folder.read(name).split(b"\n")
+            lines(b"\n".join(data[:-1]), f"{run.where}/{name}")
+            if last:
+                yield Finding(
+                    "look", f"{run.where}/{name}: its last line is cut short", "nothing: raypipe resume drops it"
+                )
+        else:
+            journal = FolderJournal(run.folder)
+            journal.frozen = True
+            if not journal.read_logs(0):
+                return
+    except UserError as error:
+        told, _, advice = str(error).partition("; ")
+        yield Finding("broken", told, advice)
+    else:
         yield Finding("ok", "the Optuna study can be read")
 
 

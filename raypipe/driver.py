@@ -121,7 +121,7 @@ def sweep(
     UserError
         Bad input; see the message.
     """
-    chosen = _options(options)
+    chosen = options_of(options)
     require(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
@@ -146,7 +146,7 @@ def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple
         if last and last["alive"]:  # its driver has only just begun
             raise taken(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
-    chosen = _options({**read_json(store.folder, OPTIONS), **changes})
+    chosen = options_of({**read_json(store.folder, OPTIONS), **changes})
     windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
     with Cluster(chosen.address, watch) as cluster:
@@ -181,7 +181,8 @@ def rerun(
     return _resume(run, watch, lifted | {k: v for k, v in changes.items() if v is not None}, (top, seeds))
 
 
-def _options(given: dict[str, Any]) -> Options:
+def options_of(given: dict[str, Any]) -> Options:
+    """Options, or one line on what is wrong with them."""
     try:
         options = Options.model_validate(given)
     except ValidationError as error:
@@ -303,8 +304,11 @@ def _drive(
             watch("open", _news(store, windows) | {"trials": options.trials})
             if not ledger.exhausted:
                 budget = Budget(lease, options.time_budget, options.gpu_hours)
-                run = functools.partial(execute, store, windows, options, storage, budget, cluster, watch)
-                supervise(run, ledger, open_ledger, cluster, watch)
+                if reason := budget.over():
+                    watch("late", {"reason": reason})
+                else:
+                    run = functools.partial(execute, store, windows, options, storage, budget, cluster, watch)
+                    supervise(run, ledger, open_ledger, cluster, watch)
             store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None

@@ -25,6 +25,9 @@ Watch = Callable[[str, dict[str, Any]], None]
 PATIENCE = 600.0
 """Seconds that a cluster without room is waited for: a machine from a cloud takes minutes."""
 
+SLOT = 120 * 10**6
+"""Bytes that a slot takes, on whichever machine (benchmarks/RESULTS.md)."""
+
 LIVES = 4
 """Times on end that what executes a sweep may die without an epoch in between."""
 
@@ -125,8 +128,8 @@ def execute(
             groups = Groups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
             tuner = tune.Tuner(
-                # No CPU: the slot only waits for its workers. Ray refuses an empty request, hence a byte of memory.
-                tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": 1}),
+                # No CPU: the slot only waits for its workers. By memory they are dealt among the machines.
+                tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": SLOT}),
                 tune_config=tune.TuneConfig(
                     search_alg=search,
                     scheduler=RunScheduler(search),

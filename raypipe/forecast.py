@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import resource
 import socket
@@ -23,7 +24,7 @@ from raypipe import checkpoint
 from raypipe.cache import open_windows
 from raypipe.compute import stem_seconds
 from raypipe.config import InitConfig, TrialConfig, flat
-from raypipe.driver import Options
+from raypipe.driver import options_of
 from raypipe.errors import UserError, first_line, out_of_memory
 from raypipe.execution import layout
 from raypipe.feed import Feed
@@ -72,6 +73,9 @@ class Forecast:
     measured: list[Measured]
     memory: int
     """Peak resident bytes of the process that measured, which had one fold."""
+    gpu_memory: int = 0
+    """Peak bytes of the GPU with one fold, and those of it that a worker has (`gpu_share`)."""
+    gpu_share: int = 0
 
     def seconds(self, trial: float) -> float:
         """Seconds of the sweep if every trial took `trial` seconds of one worker."""
@@ -92,8 +96,8 @@ class Forecast:
 
     @property
     def gpu_hours(self) -> float:
-        """Of all workers."""
-        return statistics.fmean(m.trial for m in self.measured) * self.trials * self.gpus / 3600
+        """Of all that its workers hold from the beginning to the end, as ``--gpu-hours`` counts them."""
+        return self.likely * self.workers * self.concurrent * self.gpus / 3600
 
     @property
     def disk(self) -> int:
@@ -114,7 +118,8 @@ class Forecast:
             f"time       {_clock(self.likely)} ({_clock(low)} to {_clock(high)}, were all as the quickest or slowest)",
         ]
         if self.gpus:
-            lines.append(f"GPU-hours  {self.gpu_hours:.2g}")
+            lines.append(f"GPU-hours  {self.gpu_hours:.2g}, all that is held from beginning to end")
+            lines.append(f"GPU memory {_size(self.gpu_memory)} a worker with one fold, of {_size(self.gpu_share)}")
         lines += [
             f"memory     {_size(self.memory)} a worker with one fold, of the machine",
             f"disk       {_size(self.disk)} in the run",
@@ -156,12 +161,15 @@ def forecast(
     UserError
         Bad input, workers that do not fit, or a cluster that is not there.
     """
-    chosen = Options(**{name: value for name, value in options.items() if value is not None})
+    chosen = options_of({name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
     folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
     given = {"CPU": cpus, "GPU": gpus}
     here = {"CPU": float(os.cpu_count() or 1), "GPU": 0.0}
     asked = {name: amount for name, amount in given.items() if amount is not None}
+    for name, amount in asked.items():
+        if not (math.isfinite(amount) and (amount > 0 or (name == "GPU" and amount == 0))):
+            raise UserError(f"--{name.lower()}s {amount:g}: how many the sweep will have; must be more than nothing")
     if not address:
         layout(chosen, folds.n_folds, here | asked)  # what does not fit is told at once
     source.check()
@@ -175,6 +183,7 @@ def forecast(
             progress(number, len(configs), "configurations measured")
             samples.append(run(windows.where, folds, config, share))
         workers, concurrent = layout(chosen, folds.n_folds, (site.resources() if site else here) | asked)
+    _feed.cache_clear()
     return Forecast(
         trials=chosen.trials,
         folds=folds.n_folds,
@@ -185,6 +194,8 @@ def forecast(
         device=samples[-1].device,
         measured=[sample.measured for sample in samples],
         memory=max(sample.memory for sample in samples),
+        gpu_memory=max(sample.gpu_memory for sample in samples),
+        gpu_share=min(sample.gpu_share for sample in samples),
     )
 
 
@@ -195,6 +206,9 @@ class Sample(NamedTuple):
     device: str
     memory: int
     """Peak resident bytes of the process so far."""
+    gpu_memory: int
+    """Peak bytes of the GPU, and those of it that are a worker's (`gpu_share`); none without one."""
+    gpu_share: int
 
 
 def measure(where: str, folds: FoldMap, config: TrialConfig, share: dict[str, float]) -> Sample:
@@ -223,8 +237,11 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, share: dict[str, fl
         raise UserError(f"a step does not fit in this machine's memory ({first_line(error)}): {named}") from error
     finally:
         torch.set_num_threads(threads)
-    name = torch.cuda.get_device_name(0) if device == "cuda" else "processor"
-    return Sample(found, f"{socket.gethostname()}'s {name}", _peak())
+    if device == "cpu":
+        return Sample(found, f"{socket.gethostname()}'s processor", _peak(), 0, 0)
+    part = int(min(1.0, share["gpus"]) * torch.cuda.get_device_properties(0).total_memory)
+    name = f"{socket.gethostname()}'s {torch.cuda.get_device_name(0)}"
+    return Sample(found, name, _peak(), torch.cuda.max_memory_allocated(0), part)
 
 
 @functools.lru_cache(maxsize=1)

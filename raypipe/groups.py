@@ -204,10 +204,11 @@ class Groups:
     Attributes
     ----------
     FOOTPRINT
-        Bytes that a group holds on the driver's machine: Ray Train keeps its controller and its synchronisation there.
+        Bytes that a group may hold on the driver's machine: Ray Train keeps its controller and its synchronisation
+        there, and Ray may put its slot there.
     """
 
-    FOOTPRINT = 230 * 10**6
+    FOOTPRINT = 350 * 10**6
 
     def __init__(self, crew: Crew, count: int) -> None:
         self.crew = crew

@@ -50,7 +50,8 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         if self.frozen:
             raise UserError(f"{self._folder.where}: its study can be looked at here, not changed")
-        if not self._begun or self._folder.exists(_name(self._next)):
+        if not self._begun or self._overtaken():
+            self._next, self._logs, self._loose = 0, [], []
             self._read()
         data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self._folder.write(_name(self._next), data)
@@ -59,6 +60,14 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         self._next += 1
         if len(self._loose) >= CHUNK:
             self._gather()
+
+    def _overtaken(self) -> bool:
+        """Whether another has written, who may not: a driver that slept for longer than its lease wakes up to this."""
+        if self._folder.exists(_name(self._next)):
+            return True
+        if self._loose:
+            return not self._folder.exists(_name(self._next - 1))
+        return any(last >= self._next for last in _files(self._folder)[0].values())
 
     def _read(self) -> None:
         """Read what follows on what is known; all, where some of that has been made one file with what follows."""
@@ -91,6 +100,8 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
 
     def _gather(self) -> None:
         first, last = self._next - len(self._loose), self._next - 1
+        if max(_files(self._folder)[0].items()) != (last, last):
+            return  # another has written: the next entry finds out
         self._folder.write(_name(first, last), b"".join(self._loose))
         several(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
         self._loose = []
@@ -110,19 +121,26 @@ def _files(folder: Folder) -> tuple[dict[int, int], list[str]]:
     ends: dict[int, int] = {}
     stale, covered = [], -1
     for first, last, name in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if first <= covered:
+        if first > covered:
+            ends[first] = covered = last
+        elif last <= covered:
             stale.append(name)
         else:
-            ends[first] = covered = last
+            raise UserError(
+                f"{folder.where}/{name}: overlaps what is before it; restore {folder.where}/study from a copy"
+            )
     return ends, stale
 
 
 def open_journal(run: RunStore, *, mend: bool = True) -> Any:
     """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files.
 
-    Only who holds the run's lease may `mend` what a killed driver left; behind a URI, only they may write.
+    A run that was pulled keeps its numbered files. Only who holds the run's lease may `mend` what a killed driver left;
+    of numbered files, only they may write.
     """
-    if run.local is None:
+    if run.local is None or (
+        run.folder.names("study") and not run.folder.exists("study.journal")
+    ):  # or pulled from one
         journal = FolderJournal(run.folder)
         journal.frozen = not mend
         return optuna.storages.JournalStorage(journal)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +96,8 @@ class Lease:
     ----------
     gpu_hours
         Used by this and earlier drivers; counted by `raypipe.budget`, kept here.
+    before_beat
+        Called before the record is written.
 
     Raises
     ------
@@ -108,6 +111,7 @@ class Lease:
         self._record: dict[str, Any] = {}
         self._before = 0.0
         self.gpu_hours = 0.0
+        self.before_beat: Callable[[], object] = lambda: None
         self._handle: int | None = None
 
     @property
@@ -134,6 +138,7 @@ class Lease:
         return self
 
     def _beat(self, ended: bool = False) -> None:
+        self.before_beat()
         used = {"spent": self.spent, "gpu_hours": self.gpu_hours}
         write_json(self._folder, FILE, self._record | used | {"beat": time.time(), "ended": ended})
 

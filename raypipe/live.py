@@ -17,8 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raypipe.budget import MORE
 from raypipe.config import TrialConfig, flat
 from raypipe.console import PLAIN_EVERY, bound, duration, short
+from raypipe.remote import typed
 from raypipe.store import TrialResult
 
 SHOWN = 12
@@ -281,8 +283,8 @@ class SweepView(AbstractContextManager["SweepView"]):
 
     def _on_crowded(self, asked: int, most: int) -> None:
         self._say(
-            f"{most} trial(s) at a time, not {asked}: the driver's machine keeps 0.23 GB for each, and has memory for "
-            "no more; more --workers a trial use the other machines all the same"
+            f"{most} trial(s) at a time, not {asked}: the driver's machine keeps 0.35 GB for each, and has memory for "
+            "no more; where a trial has fewer workers than folds, more --workers use the other machines all the same"
         )
 
     def _on_start(self, number: int, config: TrialConfig) -> None:
@@ -318,7 +320,7 @@ class SweepView(AbstractContextManager["SweepView"]):
         self._say("a slot has fallen silent: its trial goes on in another")
 
     def _on_late(self, reason: str) -> None:
-        self._say(f"{reason}; more of it goes on from here: raypipe resume")
+        self._say(f"{reason}; go on with: raypipe resume {typed(self.sweep.where)} {MORE[reason]} MORE")
 
 
 def _chosen(config: TrialConfig) -> str:

@@ -124,10 +124,10 @@ def _read(run: RunStore, trial: tuple[int, set[str]]) -> tuple[TrialRecord | Non
 
 def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
     """What a run has used up beside its trials, in words."""
-    if options.get("time_budget") and float(driver["spent"]) >= options["time_budget"]:
-        return "its time budget is used up; go on with: raypipe resume RUN --time-budget MORE"
-    if options.get("gpu_hours") and float(driver.get("gpu_hours", 0.0)) >= options["gpu_hours"]:
-        return "its GPU-hours are used up; go on with: raypipe resume RUN --gpu-hours MORE"
+    for name, used in {"time_budget": driver["spent"], "gpu_hours": driver.get("gpu_hours", 0.0)}.items():
+        if options.get(name) and float(used) >= options[name]:
+            what = "time budget is" if name == "time_budget" else "GPU-hours are"
+            return f"its {what} used up; go on with: raypipe resume RUN --{name.replace('_', '-')} MORE"
     return ""
 
 
@@ -164,6 +164,8 @@ def read_status(run: RunStore) -> Status:
         words = "stopped; go on with: raypipe resume RUN"
     else:
         words = "its driver died; go on with: raypipe resume RUN"
+    if driver and options.get("gpu_hours"):
+        words += f"; {float(driver.get('gpu_hours', 0.0)):.3g} of {options['gpu_hours']:g} GPU-hours used"
     failed = [line for line in lines if line.state == "failed"][-FEW:]
     latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
     again = spreads(run, reruns, results)

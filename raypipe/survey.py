@@ -13,6 +13,9 @@ from raypipe.launch import Cluster
 GLANCE = 5.0
 """Seconds after which it is said that a machine is waited for."""
 
+LIVES = 3
+"""Machines that a measurement may be lost with."""
+
 Say = Callable[[str], object]
 
 
@@ -49,20 +52,34 @@ def joined(address: str, *, cpus: float, gpus: float, say: Say = lambda text: No
         import ray
 
         def run(work: Callable[..., Any], *given: Any) -> Any:
-            # Once more where a machine of spot prices goes.
-            call = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(work).remote(*given)
-            if not ray.wait([call], timeout=GLANCE)[0]:
-                say(f"waiting for a machine with {cpus:g} core(s) and {gpus:g} GPU(s)")
-                if not ray.wait([call], timeout=PATIENCE)[0]:
-                    ray.cancel(call, force=True)
-                    raise UserError(f"{address}: no worker has been measured for {PATIENCE / 60:.0f} minutes")
-            try:
-                return ray.get(call)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
-            except ray.exceptions.RayError as error:
-                raise UserError(f"{address}: the worker that measured has died ({first_line(error)})") from error
+            # Ray's own retries would have no end where its monitor ends what takes too much memory.
+            place = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+            for life in range(LIVES):
+                ready = place(_nothing).remote()
+                if not ray.wait([ready], timeout=GLANCE)[0]:
+                    say(f"waiting for a machine with {cpus:g} core(s) and {gpus:g} GPU(s)")
+                    if not ray.wait([ready], timeout=PATIENCE)[0]:
+                        ray.cancel(ready, force=True)
+                        raise UserError(
+                            f"{address}: for {PATIENCE / 60:.0f} minutes no machine had room for a worker of {cpus:g} "
+                            f"core(s) and {gpus:g} GPU(s)"
+                        )
+                try:
+                    ray.get(ready)
+                    return ray.get(place(work).remote(*given))
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+                except ray.exceptions.OutOfMemoryError as error:
+                    raise UserError(f"a step does not fit in a machine's memory ({first_line(error)})") from None
+                except ray.exceptions.RayError as error:  # a machine that is lost takes what it measures with it
+                    if life == LIVES - 1:
+                        raise UserError(f"{address}: what measured has died ({first_line(error)})") from error
+            raise AssertionError
 
         yield Site(run, ray.cluster_resources)
+
+
+def _nothing() -> None:
+    """Done as soon as there is a place to do it."""

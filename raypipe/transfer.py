@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 from raypipe.errors import UserError
 from raypipe.files import open_folder
@@ -10,6 +11,8 @@ from raypipe.store import RunStore
 from raypipe.windows import MANIFEST, WindowStore
 
 Progress = Callable[[int, int, str], None]
+TRIES = 3
+"""Times that a run is copied whose driver meanwhile removes what was listed."""
 
 
 def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progress: Progress = lambda *_: None) -> int:
@@ -49,4 +52,7 @@ def push_store(store: str, target: str, *, progress: Progress = lambda *_: None)
 def pull_run(run: str, target: str, *, progress: Progress = lambda *_: None) -> int:
     """Copy a run to a folder; what a run that is being driven writes meanwhile may be in or not."""
     RunStore.open(run)
-    return copy_folder(run, target, progress=progress)
+    for left in reversed(range(TRIES)):
+        with suppress(FileNotFoundError) if left else nullcontext():  # its driver removes what it no longer needs
+            return copy_folder(run, target, progress=progress)
+    raise AssertionError

@@ -9,7 +9,7 @@ import typer
 
 from raypipe.errors import UserError
 from raypipe.remote import typed
-from raypipe.verbs.common import LOCAL, ClusterOption, RunArg, app, console, example
+from raypipe.verbs.common import LOCAL, ClusterOption, RunArg, app, console, example, held_out_of, seconds_of
 
 PANEL = "Cluster and storage"
 """Under which `raypipe --help` lists these verbs."""
@@ -35,7 +35,8 @@ def submit(
         raise UserError(f"submit {verb}: not submitted; there is {', '.join(SUBMITTED)}")
     words = list(context.args)
     values = _parsed(verb, words)
-    run = str(values["data"] if verb == "plan" else values["run"])
+    # One job at a time drives a run; a plan drives none, and is named by what it measures.
+    run = f"{values['data']}/plan-{Path(values['space']).stem}" if verb == "plan" else str(values["run"])
     for option in ("run", "data", "init", "warm_start", "serves"):
         if values.get(option) is not None:
             refuse_local(
@@ -55,8 +56,15 @@ def submit(
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     """Values of a command's options; a mistake in them is told here and not by a job."""
+    from raypipe.driver import Options, options_of
+
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    return dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
+    values = dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
+    if verb in ("plan", "sweep"):
+        known = {name: value for name, value in values.items() if name in Options.model_fields and value is not None}
+        given = {"held_out": held_out_of, "time_budget": seconds_of}
+        options_of({name: given[name](value) if name in given else value for name, value in known.items()})
+    return values
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))

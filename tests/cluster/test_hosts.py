@@ -132,6 +132,21 @@ def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder
     assert numbers(Run(run)) == undisturbed
 
 
+def test_a_plan_is_measured_on_a_worker_host(folder, laptop, s3):
+    store = s3.new_folder()
+    laptop.raypipe("push", folder / "store", store)
+    words = ["plan", folder / "space.py", "--data", store, "--folds", 4, "--trials", 8, "--workers", 1]
+    said = laptop.raypipe("submit", *laptop.cluster, *words)
+    job = laptop.driver("logs", re.search(r"(\S+): submitted", said)[1], "-f", *laptop.cluster)
+    try:
+        out = job.finish(PATIENCE)
+    finally:
+        job.end()
+    assert job.child.returncode == 0, out
+    assert "8 trials of 4 folds: 2 at a time, 1 worker(s) each with 1 core(s)" in out, "two hosts with a core each"
+    assert re.search(r"configurations on raypipe[12]'s processor", out), "and not on the head"
+
+
 def test_a_sweep_outlasts_a_link_that_goes_down_and_a_host_that_is_killed(folder, undisturbed, laptop, s3, tmp_path):
     """While its link is down a host lives, its worker too; Ray tells them that they are dead when it is up again."""
     hosts, store, run = laptop.hosts, s3.new_folder(), s3.new_folder()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypipe import sweep
-from raypipe.driver import _open, _options, resume
+from raypipe.driver import _open, options_of, resume
 from raypipe.lease import current
 from raypipe.logs import read_log
 from raypipe.noise import read_noise
@@ -30,7 +30,7 @@ def cluster():
 def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on(tmp_path, toy, cluster):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "gpus_per_worker": 0.5, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), _options(options), None)
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.5)
     seen = []
     watch = lambda *event: seen.append(event)  # noqa: E731
@@ -54,7 +54,7 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
 def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, capfd):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), _options(options), None)
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.2)
     seen = []
     with simulated():

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from raypipe import budget
 from raypipe.budget import EVERY, Budget
+from raypipe.driver import _open, options_of, resume
 from raypipe.errors import UserError
-from raypipe.files import open_folder
+from raypipe.files import open_folder, read_json, write_json
 from raypipe.lease import FILE, Lease, current
+from raypipe.live import SweepView
+from raypipe.space import load_space
+from raypipe.status import read_status
+from raypipe.windows import WindowStore
+from tests.toys import SPACE, ToyWindows, write_store
 
 
 class Clock:
@@ -70,6 +78,15 @@ def test_a_sweep_that_breaks_off_has_counted_what_it_held(clock):
     assert lease.gpu_hours == pytest.approx(1.0)
 
 
+def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock):
+    """Nobody reports for an hour, and then the driver is killed."""
+    folder = open_folder(tmp_path)
+    with Lease(folder) as lease, Budget(lease, None, None).holding(2.0, lambda: 2.0):
+        clock.now += 3600
+        lease._beat()
+        assert current(folder)["gpu_hours"] == pytest.approx(2.0)
+
+
 def test_the_next_driver_goes_on_counting(tmp_path):
     folder = open_folder(tmp_path)
     with Lease(folder) as lease:
@@ -85,10 +102,29 @@ def test_the_next_driver_goes_on_counting(tmp_path):
 
 
 def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
-    from raypipe.driver import _options
-
     with pytest.raises(UserError, match=r"--gpu-hours: the sweep uses no GPU.*--gpus-per-worker"):
-        _options({"gpu_hours": 3.0})
+        options_of({"gpu_hours": 3.0})
     with pytest.raises(UserError, match="--gpu-hours: "):
-        _options({"gpu_hours": -3.0, "gpus_per_worker": 1})
-    assert _options({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
+        options_of({"gpu_hours": -3.0, "gpus_per_worker": 1})
+    assert options_of({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
+
+
+@pytest.mark.parametrize(("limit", "used"), [("time_budget", {"spent": 9e9}), ("gpu_hours", {"gpu_hours": 9e9})])
+def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch, limit, used):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    options = options_of({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
+    run = _open(load_space(space), windows, str(tmp_path / "run"), options, None)
+    write_json(run.folder, "options.json", options.model_dump(mode="json"))
+    with Lease(run.folder):
+        pass
+    write_json(run.folder, FILE, read_json(run.folder, FILE) | used)
+    monkeypatch.setattr("raypipe.launch.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
+    seen, text = [], io.StringIO()
+    view = SweepView(Console(file=text, width=300))
+    resume(run.where, watch=lambda kind, news: (seen.append(kind), view(kind, news)))
+    assert "late" in seen
+    option = "--" + limit.replace("_", "-")
+    assert f"go on with: raypipe resume {run.where} {option} MORE" in text.getvalue()
+    assert f"{option} MORE" in read_status(run).driver

@@ -189,4 +189,4 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, cloc
     assert found.stacked == stacked
     assert found.what.startswith("a GPU (0.25 of it), ")
     assert shares == [0.25]
-    assert state == [16 * sum(parameter.numel() for parameter in made[0].model.parameters())]
+    assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters())]

@@ -118,6 +118,15 @@ def test_subjects_that_the_map_does_not_know(run, store):
     assert "windows.csv: damaged" in broken(run.where)[0]
 
 
+def test_a_file_that_is_missing_of_a_journal_in_many(run):
+    (run.local / "study.journal").unlink(missing_ok=True)
+    for number in (0, 1, 3):
+        run.folder.write(f"study/{number:08d}.jsonl", b'{"a": 1}\n')
+    assert any("study/00000002.jsonl: missing" in line for line in broken(run.where))
+    run.folder.write("study/00000002.jsonl", b'{"a": 1}\n')
+    assert not [line for line in broken(run.where) if "study" in line]
+
+
 def test_a_changed_fold_map_and_a_journal_of_something_else(run):
     (run.local / "study.journal").write_bytes(b'{"a": 1}\nnot json\n')
     assert any("study.journal: damaged" in line for line in broken(run.where))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from raypipe import cli
+from raypipe import forecast as measuring
 from raypipe.errors import UserError
 from raypipe.forecast import START_UP, Forecast, Measured, forecast
 from raypipe.referee import run_trial
@@ -45,7 +46,13 @@ def test_the_range_is_of_the_quickest_and_the_slowest():
 
 
 def test_gpu_hours_and_disk():
-    assert made(gpus=0.5).gpu_hours == pytest.approx(8 * 60 * 0.5 / 3600)
+    assert made(gpus=0.5).gpu_hours == pytest.approx(made().likely / 3600 * 2 * 2 * 0.5), "held by two trials of two"
+    idle = made(gpus=1.0, folds=5, workers=4, concurrent=1, trials=1)
+    assert idle.gpu_hours == pytest.approx((START_UP + 60 * 2 / 5) / 3600 * 4), "three workers wait for the fourth"
+    assert (
+        "GPU memory 3.0 GB a worker with one fold, of 20.0 GB"
+        in made(gpus=0.25, gpu_memory=3 * 10**9, gpu_share=20 * 10**9).render()
+    )
     assert made().disk == 8 * 500 + 3 * 4 * 2 * 1000
     assert "GPU-hours" in made(gpus=0.5).render() and "GPU-hours" not in made().render()
 
@@ -72,6 +79,26 @@ def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
     assert forecast(space, store, cpus=6, **options).concurrent == 2
     with pytest.raises(UserError, match=r"worker\(s\) of 4 CPU"):
         forecast(space, store, cpus=2, cpus_per_worker=4, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"workers": 0}, "--workers: "),
+        ({"cpus_per_worker": 0}, "--cpus-per-worker: "),
+        ({"cpus": float("nan")}, "--cpus nan: "),
+        ({"cpus": -3}, "--cpus -3: "),
+        ({"gpus": -3}, "--gpus -3: "),
+    ],
+)
+def test_what_there_cannot_be_is_one_line(space, store, given, words):
+    with pytest.raises(UserError, match=words):
+        forecast(space, store, **given)
+
+
+def test_a_store_that_is_made_anew_is_measured_anew(space, store):
+    forecast(space, store, trials=1, folds=3)
+    assert measuring._feed.cache_info().currsize == 0
 
 
 def test_a_bad_space_is_one_line(tmp_path, store):

@@ -104,6 +104,15 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
     assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run is nobody else's"
 
 
+def test_plans_of_one_store_are_nobody_elses_business(cluster, capsys, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(Path(SPACE).read_text())
+    for space in (SPACE, other):
+        status, out, _ = typed(capsys, "submit", "plan", space, "--data", "s3://lab/store")
+        assert status == 0 and "raypipe logs" in out and "raypipe status" not in out, "a plan leaves no run"
+    assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "1"]
+
+
 @pytest.mark.parametrize("agent", ["answers", "has gone too"])
 def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, capsys, monkeypatch, agent):
     def look(name):
@@ -130,6 +139,11 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
         (("check", "s3://a/c"), "submit check: not submitted"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "0"), "--gpu-hours: "),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "5"), "say --gpus-per-worker too"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--time-budget", "soon"), "soon: not a time"),
+        (("plan", SPACE, "--data", "s3://a/b", "--workers", "0"), "--workers: "),
+        (("plan", SPACE, "--data", "demo/store"), "data demo/store: a folder of this"),
     ],
 )
 def test_mistakes_are_told_here_and_nothing_is_submitted(cluster, capsys, words, told):

@@ -7,11 +7,16 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
 
 from raypipe import journal
 from raypipe.errors import UserError
-from raypipe.files import open_folder
-from raypipe.journal import CHUNK, FolderJournal
+from raypipe.files import LocalFolder, open_folder
+from raypipe.journal import CHUNK, FolderJournal, open_journal
+from raypipe.store import RunStore
+from raypipe.study import Ledger
+from raypipe.transfer import pull_run
+from tests.toys import ToyWindows, make_run
 
 
 class KilledError(Exception):
@@ -88,6 +93,35 @@ def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
     assert entries(one) == entries(reader(folder)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("entries_of_mine", [2, 4])
+@pytest.mark.parametrize("entries_of_another", [1, 2, 4, 7])
+def test_a_writer_that_was_overtaken_overwrites_nothing(short, entries_of_mine, entries_of_another):
+    """A driver slept, another took the run and wrote, and made files one; then the first one writes on."""
+    folder, told = Memory(), []
+    one, two = FolderJournal(folder), FolderJournal(folder)
+
+    def write(book, count):
+        for _ in range(count):
+            told.append(len(told))
+            book.append_logs([{"n": told[-1]}])
+
+    write(one, entries_of_mine)
+    write(two, entries_of_another)
+    write(one, 5)
+    assert entries(one) == entries(reader(folder)) == told
+    write(two, 5)
+    assert entries(two) == entries(FolderJournal(folder)) == told
+
+
+def test_files_that_overlap_are_refused_and_none_is_removed(short):
+    folder = Memory()
+    for first, last in ((0, 3), (2, 5), (6, 6)):
+        folder.files[journal._name(first, last)] = b'{"n":0}\n'
+    with pytest.raises(UserError, match=r"study/00000002-00000005.jsonl: overlaps what is before it; restore"):
+        FolderJournal(folder).read_logs(0)
+    assert len(folder.files) == 3
+
+
 def test_a_long_journal_is_few_files_and_few_calls():
     folder = Memory()
     book = FolderJournal(folder)
@@ -96,7 +130,7 @@ def test_a_long_journal_is_few_files_and_few_calls():
     for n in range(3 * CHUNK):
         book.append_logs([{"n": n}])
         book.read_logs(0)
-    assert folder.calls <= 3 * (3 * CHUNK + 1), "an entry is looked for, written, and removed once"
+    assert folder.calls <= 4 * 3 * CHUNK + 3 * 3, "an entry is looked for twice, written, and removed"
     book.append_logs([{"n": 3 * CHUNK}])
     assert len(folder.files) == 4
     folder.calls = 0
@@ -189,3 +223,36 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
             assert entries(reader(folder)) == written
         assert entries(FolderJournal(folder)) == written
         assert len(folder.files) < chunk + len(written) / chunk + 1
+
+
+def test_a_run_that_was_pulled_goes_on_with_the_study_it_had(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    book = Ledger(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
+    numbers = [book.next() for _ in range(3)]
+    for number in numbers[:2]:
+        book.close(number, "failed", "for a test", "error")
+    again = Ledger(run, windows, open_journal(run), trials=5)
+    assert again.asked == 3 and [again.next() for _ in range(2)] == [2, 3]
+    assert not (run.local / "study.journal").exists()
+
+
+def test_a_run_is_pulled_while_its_driver_removes_what_was_listed(tmp_path, monkeypatch):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    read, gone = LocalFolder.read, ["folds.json"]
+
+    def vanishing(folder, name):
+        if name in gone:
+            gone.remove(name)
+            raise FileNotFoundError(name)
+        return read(folder, name)
+
+    RunStore.open(run.where)
+    monkeypatch.setattr("raypipe.transfer.RunStore.open", lambda where: run)
+    monkeypatch.setattr(LocalFolder, "read", vanishing)
+    assert pull_run(run.where, str(tmp_path / "there")) == len(run.folder.names())
+    assert open_folder(tmp_path / "there").names() == run.folder.names()
+    gone += ["folds.json"] * 3
+    with pytest.raises(FileNotFoundError):
+        pull_run(run.where, str(tmp_path / "elsewhere"))

@@ -59,7 +59,7 @@ def shown(view: SweepView, width: int = 160) -> str:
 def test_fewer_trials_at_a_time_than_asked_for_are_told_with_the_reason(clock):
     text = io.StringIO()
     SweepView(Console(file=text, width=400), clock)("crowded", {"asked": 200, "most": 45})
-    assert "45 trial(s) at a time, not 200: the driver's machine keeps 0.23 GB for each" in text.getvalue()
+    assert "45 trial(s) at a time, not 200: the driver's machine keeps 0.35 GB for each" in text.getvalue()
 
 
 def play(view: SweepView, clock: Clock, number: int, epochs: int, *, begin: int = 1, each: float = 3.0) -> None:

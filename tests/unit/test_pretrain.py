@@ -11,7 +11,7 @@ import torch
 from raypipe import cli
 from raypipe.bundle import export_bundle, load_ensemble
 from raypipe.config import parse_config
-from raypipe.driver import _open, _options
+from raypipe.driver import _open, options_of
 from raypipe.ensemble import fit_ensemble
 from raypipe.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.feed import Feed
@@ -160,7 +160,7 @@ def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_
 
 def opened(store, where, encoder, **options):
     return _open(
-        SearchSpace(SPACE, "s.py"), WindowStore(store), str(where), _options({"folds": 3, **options}), None, encoder
+        SearchSpace(SPACE, "s.py"), WindowStore(store), str(where), options_of({"folds": 3, **options}), None, encoder
     )
 
 
@@ -191,7 +191,7 @@ def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune
 def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
     start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
     space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
-    run = _open(space, windows, str(tmp_path / "run"), _options({"folds": 3}), None, start)
+    run = _open(space, windows, str(tmp_path / "run"), options_of({"folds": 3}), None, start)
     base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
     for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
@@ -295,7 +295,7 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
 @pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
 def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
     space = SPACE.replace("'vit'", "'conformer'")
-    options = _options({"folds": 3})
+    options = options_of({"folds": 3})
     run = _open(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, None, conformer)
     config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
     run.add_trial(0, config)
