@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raypipe.journal import open_journal
+from raypipe.lease import Lease
 from raypipe.outlook import edges, outlook
 from raypipe.records import Epoch, TrialResult
 from raypipe.study import Ledger
@@ -113,7 +114,10 @@ def test_what_it_has_cost(search):
     run = search(0.9, 0.8, seconds=5400.0)
     assert outlook(run).cost == "cost: 2 trials, 3.0 h of workers' time"
     run.folder.write("options.json", json.dumps({"gpus_per_worker": 0.5}).encode())
-    assert "1.5 GPU-hours" in outlook(run).cost
+    assert "1.5 GPU-hours" in outlook(run).cost and "held" not in outlook(run).cost
+    with Lease(run.folder) as lease:
+        lease.gpu_hours = 2.0
+    assert "1.5 GPU-hours of 2.0 held" in outlook(run).cost
     assert "6.0 min of workers" in outlook(search(0.7, seconds=-10440.0)).cost
 
 
