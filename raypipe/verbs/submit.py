@@ -25,7 +25,9 @@ SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report
 )
 def submit(
     context: typer.Context,
-    verb: Annotated[str, typer.Argument(metavar="VERB ...", help="A command as on this machine: sweep, resume, ...")],
+    verb: Annotated[
+        str, typer.Argument(metavar="VERB ...", help=f"A command as on this machine: {', '.join(SUBMITTED)}.")
+    ],
     cluster: ClusterOption = LOCAL,
 ) -> None:
     """Run a command on a cluster's head; returns at once. Submitted again after a crash, it goes on."""
