@@ -104,19 +104,24 @@ class Pretraining:
             "scaling_policy": _Known(trainer.scaling_config, grows=grows, key=self._key),
             "failure_policy": _Patient(FailureConfig(LIVES)),
         }
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
-        self._thread.start()
+        self._start(trainer)
+
+    def _start(self, trainer: Workers) -> None:
+        # Not the thread's own `join`: one that a Ctrl-C interrupts takes the thread for dead (CPython's gh-90882).
+        self._over = threading.Event()
+        threading.Thread(target=self._fit, args=(trainer,), daemon=True).start()
 
     def _fit(self, trainer: Workers) -> None:
         try:
             trainer.fit()
         except Exception as error:
             self.error = hopeless(error) or error
+        finally:
+            self._over.set()
 
     def over(self, seconds: float) -> bool:
         """Whether it is over, after `seconds` at most."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._over.wait(seconds)
 
     def drain(self) -> None:
         """Have the workers end after the epoch under way."""

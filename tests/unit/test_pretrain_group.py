@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import pytest
 from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from raypipe.errors import NonFiniteError, UserError
-from raypipe.pretrain_group import LIVES, _Patient, hopeless, said
+from raypipe.pretrain_group import LIVES, Pretraining, _Patient, hopeless, said
 
 
 def died(*causes: Exception) -> WorkerGroupError:
@@ -33,3 +37,25 @@ def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
     assert hopeless(error) is None
     assert said(error) == "RuntimeError: Connection closed by peer"
     assert said(ValueError("one\ntwo")) == "one"
+
+
+def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone():
+    """Else Ray would be left while they are still waited for, and it would end the process without a word."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Trainer:
+        def fit(self):
+            waits.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            goes_on.wait(60)
+            raise RuntimeError("killed")
+
+    going = Pretraining.__new__(Pretraining)
+    going._start(Trainer())
+    with pytest.raises(KeyboardInterrupt):
+        waits.set()
+        going.over(60)
+    assert not going.over(0)
+    goes_on.set()
+    assert going.over(60)
+    assert said(going.error) == "killed"
