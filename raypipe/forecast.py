@@ -177,13 +177,14 @@ def forecast(
     configs = [*points, *source.draw(MOST)][:MOST]
     share = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     samples = []
-    with joined(address, **share, say=say) if address else contextlib.nullcontext() as site:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_feed.cache_clear)
+        site = stack.enter_context(joined(address, **share, say=say)) if address else None
         run: Callable[..., Sample] = functools.partial(site.run, measure) if site else measure
         for number, config in enumerate(configs):
             progress(number, len(configs), "configurations measured")
             samples.append(run(windows.where, folds, config, share))
         workers, concurrent = layout(chosen, folds.n_folds, (site.resources() if site else here) | asked)
-    _feed.cache_clear()
     return Forecast(
         trials=chosen.trials,
         folds=folds.n_folds,

@@ -91,7 +91,10 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
             self._logs, self._loose = [], []
         for file, data in zip(files, found, strict=True):
             self._logs += lines(data, f"{self._folder.where}/{_name(*file)}")
-            self._loose = [*self._loose, data] if file[0] == file[1] else []
+            if file[0] == file[1]:
+                self._loose.append(data)
+            else:
+                self._loose = []
         self._next, self._begun = at, True
         if not self.frozen:
             several(self._folder, self._folder.remove, stale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
 
 from raypipe.errors import UserError
 from raypipe.files import open_folder
@@ -53,6 +52,9 @@ def pull_run(run: str, target: str, *, progress: Progress = lambda *_: None) -> 
     """Copy a run to a folder; what a run that is being driven writes meanwhile may be in or not."""
     RunStore.open(run)
     for left in reversed(range(TRIES)):
-        with suppress(FileNotFoundError) if left else nullcontext():  # its driver removes what it no longer needs
+        try:
             return copy_folder(run, target, progress=progress)
+        except FileNotFoundError:  # its driver removes what it no longer needs
+            if not left:
+                raise
     raise AssertionError

@@ -38,7 +38,10 @@ def submit(
     words = list(context.args)
     values = _parsed(verb, words)
     # One job at a time drives a run; a plan drives none, and is named by what it measures.
-    run = f"{values['data']}/plan-{Path(values['space']).stem}" if verb == "plan" else str(values["run"])
+    if verb == "plan":
+        run = f"{str(values['data']).partition('?')[0]}/plan-{Path(values['space']).stem}"
+    else:
+        run = str(values["run"])
     for option in ("run", "data", "init", "warm_start", "serves"):
         if values.get(option) is not None:
             refuse_local(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -28,6 +29,7 @@ def cluster():
 
 def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, cluster, monkeypatch):
     told, seen = [], []
+    monkeypatch.setattr(survey, "GLANCE", 60.0)  # however slow this machine is
     options = {"address": cluster, "folds": 3, "trials": 6, "say": told.append}
     found = forecast(toy / "space.py", toy / "store", progress=lambda *news: seen.append(news[:2]), **options)
     assert (found.workers, found.concurrent, found.cpus) == (3, 1, 1.0), "three cores, and none of the head"
@@ -45,3 +47,7 @@ def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, c
     with pytest.raises(UserError, match=f"{cluster}: .* no machine had room for a worker of 4 core"):
         forecast(toy / "space.py", toy / "store", cpus_per_worker=4, **options)
     assert told == ["waiting for a machine with 4 core(s) and 0 GPU(s)"]
+
+    monkeypatch.undo()
+    with survey.joined(cluster, cpus=1, gpus=0) as site, pytest.raises(UserError, match="what measured has died"):
+        site.run(lambda: os._exit(1))

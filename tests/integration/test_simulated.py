@@ -9,7 +9,7 @@ from raypipe.driver import _open, options_of, resume
 from raypipe.lease import current
 from raypipe.logs import read_log
 from raypipe.noise import read_noise
-from raypipe.simulated import prepare_simulation, simulated
+from raypipe.simulated import SimulatedGroups, prepare_simulation, simulated
 from raypipe.space import load_space
 from raypipe.status import read_status
 from raypipe.windows import WindowStore
@@ -79,3 +79,18 @@ def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, 
     printed = capfd.readouterr()
     assert not [word for word in ("Configuration for", "SimulatedSlot") if word in printed.out + printed.err]
     assert len([line for line in read_log(run.folder, 0) if "Z epoch " in line]) == len(run.history(0))
+
+
+def test_no_more_trials_run_at_a_time_than_the_drivers_machine_has_memory_for(tmp_path, toy, monkeypatch):
+    options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
+    windows = WindowStore(toy / "store")
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
+    prepare_simulation(run, windows, tmp_path / "packed", seconds=0.1)
+    monkeypatch.setattr(SimulatedGroups, "FOOTPRINT", 10**15)
+    seen = []
+    given = options | {"trials": 2, "watch": lambda *event: seen.append(event)}
+    with simulated():
+        sweep(toy / "space.py", toy / "store", tmp_path / "run", **given)
+    assert ("crowded", {"asked": 4, "most": 1}) in seen
+    assert [news["concurrent"] for kind, news in seen if kind == "layout"] == [1]
+    assert len(run.results()) == 2

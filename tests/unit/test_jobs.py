@@ -108,9 +108,11 @@ def test_plans_of_one_store_are_nobody_elses_business(cluster, capsys, tmp_path)
     other = tmp_path / "other.py"
     other.write_text(Path(SPACE).read_text())
     for space in (SPACE, other):
-        status, out, _ = typed(capsys, "submit", "plan", space, "--data", "s3://lab/store")
+        status, out, _ = typed(capsys, "submit", "plan", space, "--data", "s3://lab/store?region=here")
         assert status == 0 and "raypipe logs" in out and "raypipe status" not in out, "a plan leaves no run"
-    assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "1"]
+    names = [job.submission_id for job in cluster.jobs]
+    assert [name.rpartition("-")[2] for name in names] == ["1", "1"]
+    assert names[0].startswith("plan-latency-") and names[1].startswith("plan-other-")
 
 
 @pytest.mark.parametrize("agent", ["answers", "has gone too"])
