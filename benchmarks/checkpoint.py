@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
-from raypipe.config import parse_config
-from raypipe.messages import Reply
-from raypipe.share import Share
-from raypipe.store import RunStore
-from tests.toys import make_run
+from raypipe.core.config import parse_config
+from raypipe.storage.run_store import RunStore
+from raypipe.training.result import Reply
+from raypipe.trial.fold_runner import Share
+from tests.support.toys import make_run
 
 
 def epochs_of(share: Share, count: int) -> list[float]:

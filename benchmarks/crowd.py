@@ -2,7 +2,7 @@
 
     python benchmarks/crowd.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
 
-Trials are simulated (`raypipe.simulated`): slots sleep and report. All else is as in any sweep, on nodes of this
+Trials are simulated (tests/support): slots sleep and report. All else is as in any sweep, on nodes of this
 machine that claim cores which it does not have. Told are, for a third of the trials at a time, so that one sees what
 grows:
 
@@ -32,15 +32,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import where_and_when
 from raypipe import sweep
-from raypipe.driver import _open, options_of
-from raypipe.files import LocalFolder
-from raypipe.journal import open_journal
-from raypipe.simulated import prepare_simulation, simulated
-from raypipe.space import load_space
-from raypipe.study import Ledger
-from raypipe.testing import descendants
-from raypipe.windows import WindowStore
-from tests.toys import ToyWindows, write_store
+from raypipe.core.options import options_of
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.search.study import Ledger
+from raypipe.search.sweep import _open
+from raypipe.storage.files import LocalFolder
+from raypipe.storage.journal import open_journal
+from tests.support.faults import descendants
+from tests.support.simulated_sweep import prepare_simulation, simulated
+from tests.support.toys import ToyWindows, write_store
 
 SPACE = '''"""Four parameters."""
 def space(trial):

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from raypipe.config import ModelConfig
+from raypipe.core.config import ModelConfig
 from raypipe.models.ensemble import EnsembleModule
 
 SHAPE = {"n_channels": 129, "n_times": 200, "n_outputs": 1, "sfreq": 100.0, "kind": "regression"}

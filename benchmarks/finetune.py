@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.timing import where_and_when
-from raypipe.config import parse_config
-from raypipe.feed import Feed
-from raypipe.metrics import auc
-from raypipe.models import Conformer, ViT
-from raypipe.pretraining import Pretrainer, features, make_encoder
-from raypipe.probe import fit_probe
-from raypipe.seeds import derive_seed
-from raypipe.train import FoldTrainer
-from raypipe.windows import WindowStore
+from raypipe.core.config import parse_config
+from raypipe.core.metrics import auc
+from raypipe.core.seeds import derive_seed
+from raypipe.data.window_store import WindowStore
+from raypipe.models.conformer import Conformer
+from raypipe.models.vit import ViT
+from raypipe.pretraining.linear_probe import fit_probe
+from raypipe.pretraining.trainer import Pretrainer, features, make_encoder
+from raypipe.training.loader import Feed
+from raypipe.training.trainer import FoldTrainer
 
 SHARE = 0.2
 SHAPE = {"model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}

@@ -27,14 +27,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import peers
 from benchmarks.timing import where_and_when
-from raypipe.config import TrialConfig, parse_config
-from raypipe.feed import Feed
-from raypipe.models import Conformer
-from raypipe.models.conformer import normalise
-from raypipe.stack import FoldStack
-from raypipe.store import RunStore
-from raypipe.train import FoldTrainer
-from tests.toys import ToyWindows, make_run
+from raypipe.core.config import TrialConfig, parse_config
+from raypipe.models.conformer import Conformer, normalise
+from raypipe.storage.run_store import RunStore
+from raypipe.training.loader import Feed
+from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.trainer import FoldTrainer
+from tests.support.toys import ToyWindows, make_run
 
 
 def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> ToyWindows:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from raypipe import sweep
-from tests.toys import SPACE, ToyWindows, write_store
+from tests.support.toys import SPACE, ToyWindows, write_store
 
 
 def main() -> None:

@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
 from raypipe import Run
-from raypipe.testing import descendants
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
-from tests.storage import KEYS, s3_server
-from tests.toys import write_store
+from tests.support.faults import descendants
+from tests.support.storage import KEYS, s3_server
+from tests.support.toys import write_store
 
 SPACE = """"Points of a plane."
 def space(trial):

@@ -26,11 +26,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.timing import median, take_turns, where_and_when
-from raypipe.config import parse_config
-from raypipe.feed import Feed
-from raypipe.pretraining import Pretrainer
-from raypipe.simclr import nt_xent
-from tests.toys import ToyWindows
+from raypipe.core.config import parse_config
+from raypipe.pretraining.simclr import nt_xent
+from raypipe.pretraining.trainer import Pretrainer
+from raypipe.training.loader import Feed
+from tests.support.toys import ToyWindows
 
 KINDS = ("mae", "simclr")
 

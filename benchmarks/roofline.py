@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from raypipe.models import Conformer
+from raypipe.models.conformer import Conformer
 
 
 def direct_operations(model: Conformer, batch: int) -> float:

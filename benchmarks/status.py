@@ -24,14 +24,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from benchmarks.timing import where_and_when
-from raypipe.ensemble import fit_ensemble
-from raypipe.files import read_json, write_json
-from raypipe.logs import TrialLog
-from raypipe.referee import run_trial
-from raypipe.report import write_plots, write_report
-from raypipe.store import Epoch, RunStore, TrialResult
-from raypipe.windows import WindowStore
-from tests.toys import ToyWindows, make_run, tiny, write_store
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.reporting.report import write_plots, write_report
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.trial_log import TrialLog
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 FOLDS, REPEATS = 5, 3
 GOALS = {"status": 2.0, "report": 20.0}

@@ -25,13 +25,13 @@ import torch
 from benchmarks import peers
 from benchmarks.roofline import roofline
 from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
-from raypipe.config import parse_config
-from raypipe.feed import Batch
-from raypipe.masks import MaskSource
+from raypipe.core.config import parse_config
 from raypipe.models.conformer import normalise
 from raypipe.models.exchange import to_braindecode
-from raypipe.train import FoldTrainer
-from tests.toys import ToyWindows
+from raypipe.training.dropout import MaskSource
+from raypipe.training.loader import Batch
+from raypipe.training.trainer import FoldTrainer
+from tests.support.toys import ToyWindows
 
 METHODS: dict[str, dict[str, Any]] = {
     "AdamW": {},

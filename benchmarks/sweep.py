@@ -37,11 +37,10 @@ from benchmarks import peers
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
 from raypipe import sweep
-from raypipe.folds import make_folds
-from raypipe.metrics import score
-from raypipe.models import Conformer
-from raypipe.models.conformer import normalise
-from tests.toys import write_store
+from raypipe.core.folds import make_folds
+from raypipe.core.metrics import score
+from raypipe.models.conformer import Conformer, normalise
+from tests.support.toys import write_store
 
 FOLDS, EPOCHS, BATCH = 4, 5, 64
 POINTS = [{"lr": lr, "rho": rho} for lr in (3e-4, 1e-3, 3e-3) for rho in (0.02, 0.05, 0.1, 0.2)]

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from raypipe.config import TrialConfig
+from raypipe.core.config import TrialConfig
 
 PAGE = Path(__file__).with_name("search-spaces.md")
 HEADING = "## Parameters\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.preparation import prepare
-from raypipe.simulate import simulate
-from raypipe.windows import WindowStore
+from raypipe.data.prepare import prepare
+from raypipe.data.window_store import WindowStore
+from raypipe.simulation.contrast_change import simulate
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from raypipe.testing import descendants, ray_processes, title
-from tests.sweeps import AGENTS, Driver, answers, wait_until
+from tests.support.faults import descendants, ray_processes, title
+from tests.support.sweeps import AGENTS, Driver, answers, wait_until
 
 # Class names of actors as Ray shows them; a slot bears the name that Tune gives it while it works.
 ACTORS = {

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.toys import SPACE
+from tests.support.toys import SPACE
 
 TRIALS, FOLDS, EPOCHS, WORKERS = 3, 4, 6, 2
 SOURCE = SPACE.replace("'epochs': 4", f"'epochs': {EPOCHS}").replace("'patience': 4", f"'patience': {EPOCHS}")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raypipe.store import RunStore
-from raypipe.testing import kill
+from raypipe.storage.run_store import RunStore
 from tests.chaos.places import Alone, Nodes
 from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, TRIALS, Strike
-from tests.sweeps import Driver, injected, traced, tracing, wait_until
-from tests.toys import ToyWindows, write_store
+from tests.support.faults import kill
+from tests.support.sweeps import Driver, injected, traced, tracing, wait_until
+from tests.support.toys import ToyWindows, write_store
 
 ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
 CREATE, TELL = 4, 6
@@ -26,7 +26,7 @@ def prepare(folder: Path) -> dict[str, str]:
     """Write the windows and the search space; the environment in which every epoch leaves a trace."""
     write_store(folder / "store", ToyWindows(subjects=8, each=40))
     (folder / "space.py").write_text(SOURCE)
-    env = injected(folder / "hook", tracing() | {"raypipe.groups": "module.ABSENCE = 5.0"})
+    env = injected(folder / "hook", tracing() | {"raypipe.backend.worker_groups": "module.ABSENCE = 5.0"})
     # Ray may have counted a node that has just gone; the workers' places are then waited for in vain.
     return env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 

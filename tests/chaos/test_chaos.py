@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.testing import Kill, arming
 from tests.chaos.conftest import SEEDS
 from tests.chaos.places import Alone, Nodes
 from tests.chaos.plan import VICTIMS, draw, moments
 from tests.chaos.play import differences, play
-from tests.sweeps import injected
+from tests.support.faults import Kill, arming
+from tests.support.sweeps import injected
 
 pytestmark = pytest.mark.ray
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raypipe.testing import descendants, kill, session, title
 from tests.cluster.config import of_hosts
-from tests.sweeps import Driver, answers, wait_until
+from tests.support.faults import descendants, kill, session, title
+from tests.support.sweeps import Driver, answers, wait_until
 
 GATEWAY = "10.77.0.254"
 """This machine, as the hosts see it."""

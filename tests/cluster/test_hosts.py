@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from raypipe import Run
-from raypipe.files import open_folder, read_json
-from raypipe.logs import read_log
+from raypipe.storage.files import open_folder, read_json
+from raypipe.storage.trial_log import read_log
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
-from tests.storage import KEYS, s3_server
-from tests.sweeps import FLAGS, Driver, gated, injected, numbers, wait_until
-from tests.toys import SPACE, ToyWindows, write_store
+from tests.support.storage import KEYS, s3_server
+from tests.support.sweeps import FLAGS, Driver, gated, injected, numbers, wait_until
+from tests.support.toys import SPACE, ToyWindows, write_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -51,7 +51,7 @@ def undisturbed(folder):
 @pytest.fixture(scope="module")
 def laptop(folder):
     """From where a cluster of three hosts is used, which is up: a head, and two workers with a core each."""
-    impatient = {"raypipe.groups": "module.ABSENCE = module.LOOK = 5.0"}
+    impatient = {"raypipe.backend.worker_groups": "module.ABSENCE = module.LOOK = 5.0"}
     env = injected(folder / "hook", impatient | gated(folder / "gate", GATED))
     env |= KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150"}
     with Hosts(folder / "hosts", 3, env) as hosts, Laptop(folder / "laptop", hosts) as laptop:

@@ -7,9 +7,9 @@ import pytest
 from raypipe import Run, sweep
 from tests.cluster.config import ROOT
 from tests.cluster.hosts import BIN, GATEWAY, Hosts, missing
-from tests.storage import KEYS, s3_server
-from tests.sweeps import FLAGS, HOW, PATIENCE, numbers, wait_until
-from tests.toys import SPACE, ToyWindows, write_store
+from tests.support.storage import KEYS, s3_server
+from tests.support.sweeps import FLAGS, HOW, PATIENCE, numbers, wait_until
+from tests.support.toys import SPACE, ToyWindows, write_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 

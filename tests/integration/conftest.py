@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raypipe import Run, sweep
-from tests.sweeps import OPTIONS, Driver
-from tests.toys import SPACE, ToyWindows, write_store
+from tests.support.sweeps import OPTIONS, Driver
+from tests.support.toys import SPACE, ToyWindows, write_store
 
 
 @pytest.fixture(scope="session")

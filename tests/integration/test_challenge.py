@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import raypipe
-from raypipe.check import check_submission
-from raypipe.export import export
-from raypipe.preparation import prepare
-from raypipe.scoring import score_submission
-from raypipe.simulate_release import simulate_release
+from raypipe.data.prepare import prepare
+from raypipe.packaging.check import check_submission
+from raypipe.packaging.export import export
+from raypipe.packaging.score import score_submission
+from raypipe.simulation.hbn_release import simulate_release
 
 pytestmark = pytest.mark.ray
 

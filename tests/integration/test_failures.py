@@ -1,4 +1,4 @@
-"""Kinds of failure and ways of stopping, on a real local Ray. Faults come from outside, by `raypipe.testing.inject`."""
+"""Kinds of failure and ways of stopping, on a real local Ray. Faults come from outside, by `faults.inject`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from raypipe import Run, resume
-from raypipe.logs import read_log
-from raypipe.referee import run_trial
-from raypipe.retries import retry_of
-from raypipe.store import RunStore
-from raypipe.windows import WindowStore
-from tests.sweeps import gated, injected, wait_until
+from raypipe.data.window_store import WindowStore
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.trial_log import read_log
+from raypipe.trial.failures import retry_of
+from raypipe.trial.local import run_trial
+from tests.support.sweeps import gated, injected, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -79,7 +79,7 @@ def cli(*arguments) -> str:
 
 def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path, drive_with):
     where = tmp_path / "run"
-    driver = drive_with({"raypipe.train": STARVED}, "space.py", trials=2)
+    driver = drive_with({"raypipe.training.trainer": STARVED}, "space.py", trials=2)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     run = RunStore.open(where)
@@ -105,7 +105,7 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
 
 def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
     where = tmp_path / "run"
-    driver = drive_with({"raypipe.train": BROKEN}, "space.py", trials=20)
+    driver = drive_with({"raypipe.training.trainer": BROKEN}, "space.py", trials=20)
     out = driver.finish()
     assert driver.child.returncode == 2, out
     assert "the first 3 trials failed the same way (out-of-memory): no memory left on the host" in out
@@ -120,7 +120,7 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
 def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
     """As one does whose death Ray has missed, for its control store died in that moment."""
     where, gate = tmp_path / "run", tmp_path / "gate"
-    hooks = gated(gate, epoch=2) | {"raypipe.pulse": "module.SILENCE = 8.0; module.LOOK = 1.0"}
+    hooks = gated(gate, epoch=2) | {"raypipe.backend.heartbeat": "module.SILENCE = 8.0; module.LOOK = 1.0"}
     driver = drive_with(hooks, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
@@ -140,7 +140,7 @@ def test_where_nothing_follows_a_silent_slot_the_sweep_begins_again(tmp_path, dr
     """As where its successor's start was lost with the control store: here, declaring it dead has no effect."""
     where, gate = tmp_path / "run", tmp_path / "gate"
     deaf = "module.SILENCE = 8.0; module.ray = type('Deaf', (), vars(module.ray) | {'kill': staticmethod(print)})"
-    driver = drive_with(gated(gate, epoch=2) | {"raypipe.pulse": deaf}, "space.py", trials=1)
+    driver = drive_with(gated(gate, epoch=2) | {"raypipe.backend.heartbeat": deaf}, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
     (slot,) = wait_until(lambda: driver.named("Slot", "ResourceTrainable"), "the slot")

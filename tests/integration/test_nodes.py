@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from raypipe import Run
-from raypipe.files import LocalFolder
-from raypipe.logs import read_log
+from raypipe.storage.files import LocalFolder
+from raypipe.storage.trial_log import read_log
 from tests.chaos.places import Nodes
-from tests.sweeps import FLAGS, gated, injected, numbers, wait_until
+from tests.support.sweeps import FLAGS, gated, injected, numbers, wait_until
 
 pytestmark = pytest.mark.ray
 
 # Nobody waits long for a machine.
-IMPATIENT = {"raypipe.groups": "module.ABSENCE = module.LOOK = 1.0"}
+IMPATIENT = {"raypipe.backend.worker_groups": "module.ABSENCE = module.LOOK = 1.0"}
 REDIS = pytest.param(
     "redis",
     marks=pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server (package redis-server)"),

@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from raypipe import survey
-from raypipe.errors import UserError
-from raypipe.forecast import forecast
+from raypipe.backend import remote_call
+from raypipe.core.errors import UserError
+from raypipe.search.forecast import forecast
 
 pytestmark = pytest.mark.ray
 
@@ -29,7 +29,7 @@ def cluster():
 
 def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, cluster, monkeypatch):
     told, seen = [], []
-    monkeypatch.setattr(survey, "GLANCE", 60.0)  # however slow this machine is
+    monkeypatch.setattr(remote_call, "GLANCE", 60.0)  # however slow this machine is
     options = {"address": cluster, "folds": 3, "trials": 6, "say": told.append}
     found = forecast(toy / "space.py", toy / "store", progress=lambda *news: seen.append(news[:2]), **options)
     assert (found.workers, found.concurrent, found.cpus) == (3, 1, 1.0), "three cores, and none of the head"
@@ -42,12 +42,12 @@ def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, c
 
     with pytest.raises(UserError, match=r"--gpus-per-worker: \S+ has no GPU to measure on"):
         forecast(toy / "space.py", toy / "store", gpus_per_worker=1, **options)
-    monkeypatch.setattr(survey, "GLANCE", 0.1)
-    monkeypatch.setattr(survey, "PATIENCE", 1.0)
+    monkeypatch.setattr(remote_call, "GLANCE", 0.1)
+    monkeypatch.setattr(remote_call, "PATIENCE", 1.0)
     with pytest.raises(UserError, match=f"{cluster}: .* no machine had room for a worker of 4 core"):
         forecast(toy / "space.py", toy / "store", cpus_per_worker=4, **options)
     assert told == ["waiting for a machine with 4 core(s) and 0 GPU(s)"]
 
     monkeypatch.undo()
-    with survey.joined(cluster, cpus=1, gpus=0) as site, pytest.raises(UserError, match="what measured has died"):
+    with remote_call.joined(cluster, cpus=1, gpus=0) as site, pytest.raises(UserError, match="what measured has died"):
         site.run(lambda: os._exit(1))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from raypipe import sweep
-from raypipe.launch import Cluster
-from raypipe.pretrain import pretrain
-from raypipe.pretrained import PretrainedRun
-from raypipe.testing import Kill, arming
-from tests.sweeps import gated, injected, wait_until
-from tests.toys import ToyWindows, write_store
+from raypipe.backend.cluster import Cluster
+from raypipe.pretraining.encoders import PretrainedRun
+from raypipe.search.pretrain import pretrain
+from tests.support.faults import Kill, arming
+from tests.support.sweeps import gated, injected, wait_until
+from tests.support.toys import ToyWindows, write_store
 
 pytestmark = pytest.mark.ray
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from raypipe import sweep
-from raypipe.driver import _open, options_of, resume
-from raypipe.lease import current
-from raypipe.logs import read_log
-from raypipe.noise import read_noise
-from raypipe.simulated import SimulatedGroups, prepare_simulation, simulated
-from raypipe.space import load_space
-from raypipe.status import read_status
-from raypipe.windows import WindowStore
+from raypipe.core.options import options_of
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.reporting.status import read_status
+from raypipe.search.sweep import _open, resume
+from raypipe.storage.lease import current
+from raypipe.storage.trial_log import read_log, read_noise
+from tests.support.simulated_sweep import SimulatedGroups, prepare_simulation, simulated
 
 pytestmark = pytest.mark.ray
 

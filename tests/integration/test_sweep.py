@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from raypipe import Run, resume, sweep
-from raypipe.errors import DiskFullError, UserError
-from raypipe.referee import run_trial
-from raypipe.store import RunStore
-from raypipe.testing import small_disk
-from raypipe.windows import WindowStore
-from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
+from raypipe.core.errors import DiskFullError, UserError
+from raypipe.data.window_store import WindowStore
+from raypipe.storage.run_store import RunStore
+from raypipe.trial.local import run_trial
+from tests.support.faults import small_disk
+from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -153,7 +153,7 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
 def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, monkeypatch):
     def watch(kind, news):
         if kind == "epoch" and (news["number"], news["epoch"]) == (1, 2):
-            monkeypatch.setattr("raypipe.lease.Lease.spent", 3601.0)
+            monkeypatch.setattr("raypipe.storage.lease.Lease.spent", 3601.0)
 
     options = OPTIONS | {"trials": 50, "time_budget": 3600, "concurrent": 1}
     run = sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=watch, **options)

@@ -12,11 +12,11 @@ import pytest
 import ray
 
 from raypipe import Run, resume, sweep
-from raypipe.errors import InterruptedSweepError
-from raypipe.execution import open_desk
-from raypipe.launch import Cluster
-from raypipe.testing import descendants, title, truncate
-from tests.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
+from raypipe.backend.cluster import Cluster
+from raypipe.backend.executor import open_desk
+from raypipe.core.errors import InterruptedSweepError
+from tests.support.faults import descendants, title, truncate
+from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from raypipe import Run, load_ensemble
-from raypipe.windows import WindowStore
+from raypipe.data.window_store import WindowStore
 
 pytestmark = pytest.mark.ray
 

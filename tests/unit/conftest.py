@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.baselines import write_baselines
-from raypipe.ensemble import Ensemble, fit_ensemble
-from raypipe.files import read_json, write_json
-from raypipe.logs import TrialLog
-from raypipe.preparation import prepare
-from raypipe.referee import finish_trial, run_trial
-from raypipe.simulate import simulate
-from raypipe.store import RunStore
-from raypipe.windows import WindowStore
-from tests.storage import s3_server
-from tests.toys import ToyWindows, add_ended, make_run, tiny, write_store
+from raypipe.data.prepare import prepare
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.reporting.baselines import write_baselines
+from raypipe.simulation.contrast_change import simulate
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.trial_log import TrialLog
+from raypipe.trial.evaluator import finish_trial
+from raypipe.trial.local import run_trial
+from tests.support.storage import s3_server
+from tests.support.toys import ToyWindows, add_ended, make_run, tiny, write_store
 
 
 @dataclass

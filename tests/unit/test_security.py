@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from raypipe import cli
-from raypipe.bundle import FILES, RECORD, TENSORS, export_bundle, load_ensemble
-from raypipe.check import check_submission
-from raypipe.errors import UserError
-from raypipe.records import digest
-from raypipe.share import Share
-from raypipe.store import RunStore
-from tests.toys import ToyWindows, make_run, tiny
+from raypipe.cli import app
+from raypipe.core.errors import UserError
+from raypipe.packaging.bundle import FILES, RECORD, TENSORS, export_bundle, load_ensemble
+from raypipe.packaging.check import check_submission
+from raypipe.storage.records import digest
+from raypipe.storage.run_store import RunStore
+from raypipe.trial.fold_runner import Share
+from tests.support.toys import ToyWindows, make_run, tiny
 
 PACKAGE = Path(__file__).parents[2] / "raypipe"
 
@@ -172,7 +172,7 @@ def trust(path: Path) -> None:
 def test_a_search_space_that_is_not_the_recorded_one_is_not_run(foreign, mark):
     for text in ((foreign / "space.py").read_bytes(), b"\xff\xfe not text"):
         (foreign / "space.py").write_bytes(text)
-        for call in (RunStore.open, lambda path: cli.main(["resume", str(path)])):
+        for call in (RunStore.open, lambda path: app.main(["resume", str(path)])):
             with pytest.raises((UserError, SystemExit)) as caught:
                 call(foreign)
             assert caught.type is UserError or caught.value.code == 2
@@ -188,7 +188,7 @@ def test_looking_at_a_foreign_run_runs_nothing_of_it(foreign, mark, tmp_path, ca
         ["export", foreign, tmp_path / "submission.zip"],
     ):
         with pytest.raises(SystemExit) as leave:
-            cli.main([str(word) for word in command])
+            app.main([str(word) for word in command])
         assert not leave.value.code, capsys.readouterr().err
     assert (tmp_path / "bundle" / RECORD).is_file()
 
@@ -223,7 +223,7 @@ def archive(path: Path, *members: tuple[str, int, bytes]) -> Path:
     ],
 )
 def test_a_zip_that_would_escape_or_surprise_is_not_unpacked(tmp_path, monkeypatch, name, mode, reason):
-    monkeypatch.setattr("raypipe.check.subprocess.run", lambda *_, **__: pytest.fail("its code was run"))
+    monkeypatch.setattr("raypipe.packaging.check.subprocess.run", lambda *_, **__: pytest.fail("its code was run"))
     before = sorted(tmp_path.rglob("*"))
     zipped = archive(tmp_path / "evil.zip", (name, mode, b"/etc/passwd"))
     report = check_submission(zipped)
@@ -271,11 +271,11 @@ RUNS_CODE = {
     "shutil.unpack_archive",
 }
 ALLOWED = {
-    ("space.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
-    ("slot.py", "ray.cloudpickle.loads"),  # an actor's handle, made by this very sweep
-    ("groups.py", "ray.cloudpickle.loads"),  # the same
-    ("pulse.py", "ray.cloudpickle.loads"),  # the same
-    ("pretrain_group.py", "ray.cloudpickle.loads"),  # of this very pretraining
+    ("search_space.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
+    ("trainable.py", "ray.cloudpickle.loads"),  # an actor's handle, made by this very sweep
+    ("worker_groups.py", "ray.cloudpickle.loads"),  # the same
+    ("heartbeat.py", "ray.cloudpickle.loads"),  # the same
+    ("pretrain_workers.py", "ray.cloudpickle.loads"),  # of this very pretraining
 }
 
 

@@ -1,0 +1,1 @@
+"""All that talks to Ray: cluster, actors, worker groups, adapters to Ray Tune."""

@@ -1,0 +1,51 @@
+"""A run's study in optuna-dashboard, served to this machine only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import optuna
+
+from raypipe.core.errors import UserError, install
+from raypipe.storage.journal import STUDY_NAME, open_journal
+from raypipe.storage.run_store import RunStore
+
+
+def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
+    """Serve optuna-dashboard on a run's study, to this machine only, until it is interrupted.
+
+    Parameters
+    ----------
+    run
+        The run; nothing is written to it unless the dashboard is told to.
+    port
+        On 127.0.0.1.
+    ready
+        Called with the address, before the first request is answered.
+
+    Raises
+    ------
+    UserError
+        optuna-dashboard is not installed, the run has no study yet, or the port is taken.
+    """
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError:
+        raise UserError(f"dashboard: optuna-dashboard is not installed here; {install('dashboard')}") from None
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    storage = open_journal(run, mend=False)
+    if STUDY_NAME not in optuna.get_all_study_names(storage):
+        raise UserError(f"{run.where}: no study yet; begin with: raypipe sweep")
+    try:
+        server = make_server("127.0.0.1", port, wsgi(storage), handler_class=Quiet)
+    except OSError as error:
+        raise UserError(f"--port {port}: cannot be listened on ({error.strerror}); name another") from None
+    with server, contextlib.suppress(KeyboardInterrupt):
+        ready(f"http://127.0.0.1:{server.server_port}/dashboard/")
+        server.serve_forever()

@@ -1,0 +1,240 @@
+"""What ails a store of windows, a run, a pretrained run, a bundle or a storage: each finding in a line, with its mend.
+
+Reads only; on a storage behind a URI it writes one small file and removes it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from raypipe.cli.machine import Finding
+from raypipe.core.errors import CheckpointError, UserError, first_line
+from raypipe.core.folds import LeakError
+from raypipe.data.splits import audit_store
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import MANIFEST, SETTINGS, WindowStore
+from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.oof import read_members_oof
+from raypipe.packaging.bundle import load_ensemble
+from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
+from raypipe.storage.files import Folder, open_folder
+from raypipe.storage.journal import FolderJournal, lines
+from raypipe.storage.lease import current
+from raypipe.storage.remote import Patience, RemoteFolder, shown
+from raypipe.storage.run_store import Member, RunStore
+from raypipe.training import checkpoint
+
+SECONDS = 10.0
+"""How long a storage may fail before it counts as out of reach."""
+
+
+def diagnose(target: str | Path) -> Iterator[Finding]:
+    """Look at whatever lies at a path or URI.
+
+    Yields
+    ------
+    Finding
+        As each is made; reading a large store takes a while.
+    """
+    where = str(target)
+    try:
+        if "://" in where:
+            folder: Folder = RemoteFolder(where, patience=Patience(shown(where), SECONDS))
+            yield reachable(folder)
+        else:
+            folder = open_folder(where)
+        if folder.exists("run.json"):
+            yield from _run(where)
+        elif folder.exists(INFO):
+            yield from _pretrained(where)
+        elif folder.exists("bundle.json"):
+            bundle = load_ensemble(where)
+            yield Finding(
+                "ok", f"{shown(where)}: a bundle, whole: {bundle.info.task}, {len(bundle.info.members)} models"
+            )
+        elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
+            yield from _windows(open_windows(where))
+        elif "://" not in where:
+            there = "not a store, run, pretrained run or bundle" if Path(where).exists() else "no such folder"
+            yield Finding("broken", f"{where}: {there}", "name what raypipe prepare, sweep, pretrain or export wrote")
+    except (UserError, LeakError, OSError) as error:
+        yield Finding("broken", first_line(error))
+
+
+def reachable(folder: Folder) -> Finding:
+    """Write a small file to a storage, read it back and remove it.
+
+    Raises
+    ------
+    UserError
+        It cannot be reached, or refuses.
+    """
+    name, said = f"doctor-{uuid.uuid4().hex}.txt", uuid.uuid4().bytes
+    begun = time.perf_counter()
+    folder.write(name, said)
+    back = folder.read(name)
+    took = time.perf_counter() - begun
+    folder.remove(name)
+    if back != said:
+        return Finding(
+            "broken", f"{shown(folder.where)}: gives back other bytes than were written", "use another storage"
+        )
+    return Finding("ok", f"{shown(folder.where)}: can be written, read and listed ({1000 * took:.0f} ms for a file)")
+
+
+def _windows(windows: WindowStore) -> Iterator[Finding]:
+    place = shown(windows.where)
+    damaged = 0
+    for line in windows.damaged():
+        damaged += 1
+        yield Finding("broken", line)
+    if not damaged:
+        yield Finding("ok", f"{place}: whole: {windows.describe()}")
+    if windows.kind == "regression" and not np.isfinite(windows.targets).all():
+        yield Finding("broken", f"{place}: targets that are no numbers", "correct the table and prepare again")
+    yield from _copies(windows)
+
+
+def _copies(windows: WindowStore) -> Iterator[Finding]:
+    """Recordings of different people with the very same samples."""
+    whose = dict(zip(windows.table["shard"].tolist(), windows.subjects.tolist(), strict=True))
+    same: dict[str, list[int]] = defaultdict(list)
+    for number, shard in enumerate(windows.manifest.shards):
+        if shard.rows:
+            same[shard.sha256].append(number)
+    for numbers in same.values():
+        if len({whose[number] for number in numbers}) > 1:
+            names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
+            yield Finding(
+                "broken",
+                f"{shown(windows.where)}: {names} hold the same samples, but belong to different people",
+                "remove one of them and prepare again: in different folds they are a leak",
+            )
+
+
+def _run(where: str) -> Iterator[Finding]:
+    run = RunStore.open(where)
+    numbers = run.numbers()
+    yield Finding("ok", f"{run.where}: fold map and search space as the run was made with; {len(numbers)} trials")
+    driver = current(run.folder)
+    if driver and not driver["alive"] and not driver.get("ended"):
+        yield Finding("look", f"its driver (process {driver['pid']} on {driver['host']}) died", "raypipe resume RUN")
+    damaged = run.verify()
+    for line in damaged.values():
+        yield Finding("broken", line)
+    if not damaged:
+        yield Finding("ok", "what trials have left is as they left it (checksums)")
+    yield from _initial(run)
+    yield from _study(run)
+    yield from _checkpoints(run, numbers)
+    if Ensemble.exists(run):
+        fitted = Ensemble.load(run)
+        yield Finding("ok", f"its ensemble can be read: {fitted.method}, {len(fitted.trials)} trial(s)")
+    yield from _data(run, whole=not damaged)
+
+
+def _initial(run: RunStore) -> Iterator[Finding]:
+    if run.info.init is None:
+        return
+    try:
+        for fold in range(run.folds.n_folds):
+            run.encoder(fold)
+    except UserError as error:
+        yield Finding("broken", str(error))
+    else:
+        yield Finding("ok", "the pretrained encoders it starts from are whole")
+
+
+def _study(run: RunStore) -> Iterator[Finding]:
+    """Whether the study's journal can be read; a last line cut short is mended by the next driver."""
+    name = "study.journal"
+    try:
+        if run.folder.exists(name):
+            *_, last = data = run.folder.read(name).split(b"\n")
+            lines(b"\n".join(data[:-1]), f"{run.where}/{name}")
+            if last:
+                yield Finding(
+                    "look", f"{run.where}/{name}: its last line is cut short", "nothing: raypipe resume drops it"
+                )
+        else:
+            journal = FolderJournal(run.folder)
+            journal.frozen = True
+            if not journal.read_logs(0):
+                return
+    except UserError as error:
+        told, _, advice = str(error).partition("; ")
+        yield Finding("broken", told, advice)
+    else:
+        yield Finding("ok", "the Optuna study can be read")
+
+
+def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
+    whole = damaged = 0
+    for number in numbers:
+        if run.result(number) is not None:
+            continue  # its weights have been kept, and its checkpoints are of no use any more
+        for fold in range(run.folds.n_folds):
+            good = 0
+            for epoch in run.checkpoints(number, fold):
+                try:
+                    checkpoint.loads(run.read_checkpoint(number, fold, epoch))
+                    good, whole = epoch, whole + 1
+                except CheckpointError as error:
+                    damaged += 1
+                    after = f"goes on from the one of epoch {good}" if good else "trains that fold's epochs again"
+                    said = f"trial {number}, fold {fold}, checkpoint of epoch {epoch}: {first_line(error)}"
+                    yield Finding("broken", said, f"look after the disk; raypipe resume {after}")
+                except FileNotFoundError:
+                    pass  # a driver has removed it meanwhile
+    if whole and not damaged:
+        yield Finding("ok", f"{whole} checkpoints of trials that have not ended are whole")
+
+
+def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
+    """The windows that a run was made from: there, the same, whole, and on their own sides of the fold map."""
+    try:
+        windows = open_windows(run.info.data)
+    except UserError as error:
+        yield Finding("broken", f"its windows cannot be opened: {first_line(error)}")
+        return
+    if windows.data_hash != run.info.data_hash:
+        yield Finding(
+            "broken",
+            f"{shown(windows.where)}: not the windows that the run was made from (hash "
+            f"{windows.data_hash[:12]}, the run has {run.info.data_hash[:12]})",
+            "prepare them again from the same recordings, or name a new run",
+        )
+        return
+    yield from _windows(windows)
+    audit_store(windows, run.folds)
+    yield Finding("ok", "no leak: no subject, recording or copy of one stands on two sides of the fold map")
+    ranked = run.ranked()
+    if ranked and whole:
+        members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
+        read_members_oof(run, members, windows.subjects, windows.targets)
+        yield Finding("ok", f"out-of-fold predictions of {len(ranked)} trial(s) follow the fold map and are finite")
+
+
+def _pretrained(where: str) -> Iterator[Finding]:
+    run = PretrainedRun(where)
+    yield Finding("ok", f"{run.where}: a pretrained run with the fold map that it was made with")
+    for part in run.parts:
+        run.history(part)
+        for epoch in run.checkpoints(part):
+            name = f"{part}/epoch-{epoch:04d}.ckpt"
+            try:
+                checkpoint.loads(run.folder.read(name))
+            except CheckpointError as error:
+                yield Finding(
+                    "broken", f"{run.where}/{name}: {first_line(error)}", "look after the disk; resume goes on"
+                )
+    if run.over:
+        yield Finding("ok", f"{len(encoder_files(where))} encoder(s), whole")
+    else:
+        yield Finding("look", "its pretraining is not over", "raypipe resume RUN")

@@ -1,0 +1,1 @@
+"""Configuration, search spaces, folds, metrics, errors: what every package needs."""

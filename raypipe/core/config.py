@@ -1,0 +1,362 @@
+"""What one trial is: a frozen, validated configuration with a stable hash.
+
+Ranges do not belong here: a range belongs to a study (`search_spaces/`), not to the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raypipe.core.errors import UserError, nearest
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Frozen):
+    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), a small TCN, or a transformer over
+    patches."""
+
+    name: Literal["conformer", "tcn", "vit"] = "conformer"
+    """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); of what follows it uses `filters`, `depth`,
+    `dropout`, `norm`, `bins` and `variance`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
+    uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
+    patch: Annotated[int, Field(ge=2)] = 25
+    """Samples of a patch (`vit`)."""
+    kernels: Literal["rate", "paper", "short"] = "rate"
+    """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
+    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate; `short`: as `rate` with
+    a pool of a third (10, 10, 6 at 100 Hz), for answers that lie in time."""
+    filters: Annotated[int, Field(ge=1)] = 40
+    """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
+    depth: Annotated[int, Field(ge=0)] = 6
+    """Transformer blocks."""
+    heads: Annotated[int, Field(ge=1)] = 10
+    """Attention heads of a block."""
+    expansion: Annotated[int, Field(ge=1)] = 4
+    """Width of a block's feed-forward layer, in tokens."""
+    hidden: Annotated[int, Field(ge=1)] = 256
+    """Width of the head's first layer; its second is an eighth of it (256 and 32 in the paper)."""
+    dropout: Fraction = 0.5
+    """Dropout of the stem, the blocks and the head."""
+    features: Literal["mean", "log-power"] = "mean"
+    """What a token sums up: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
+    (square, mean, log: Schirrmeister et al. 2017), for tasks that live in rhythms."""
+    norm: Literal["channel", "window", "robust", "none"] = "channel"
+    """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
+    the relative power of channels; `robust` (median and MAD per channel); or `none`."""
+
+    bins: Annotated[int, Field(ge=0)] = 0
+    """Regression: 0 for one number, or the bins of a distribution over the standardised target, whose mean is the
+    answer (soft-argmax). `loss/name=kl` needs them; other losses see the mean. The distribution's variance tells how
+    sure the network is."""
+    variance: bool = False
+    """Regression: whether the network also tells the variance of its answer, for ensembles that weigh each window by
+    it; with `loss/name=nll` only."""
+
+    @model_validator(mode="after")
+    def _heads_divide_filters(self) -> Self:
+        if self.bins == 1:
+            raise ValueError("bins must be 0, or 2 or more")
+        if self.bins and self.variance:
+            raise ValueError("bins tell a variance already: leave variance False")
+        if self.name == "vit" and self.variance:
+            raise ValueError("variance is for name=conformer and tcn, not for vit")
+        if self.name == "conformer" and self.filters % self.heads:
+            raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class OptimConfig(_Frozen):
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a schedule of the learning rate."""
+
+    lr: Positive = 1e-3
+    """Peak of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    """Decoupled decay of weights, in learning rates a step."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the running means of gradients and of their squares."""
+    warmup: Fraction = 0.1
+    """Share of all steps over which the rate rises linearly from zero; of `cyclic`, share of the first cycle's."""
+    schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
+    """`cyclic`: cosine decay begun again `cycles` times; the weights at the end of each cycle are kept, and are members
+    of ensembles (snapshots: Huang et al. 2017, arXiv:1704.00109)."""
+    cycles: Annotated[int, Field(ge=2)] = 4
+    """Of `cyclic`: how many, as equal in epochs as can be."""
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient that is stepped with (SAM: the second gradient only); 0 clips nothing."""
+    ema: Fraction = 0.0
+    """Decay per step of the exponential moving average of weights that is evaluated and kept; 0 for none."""
+
+
+class SamConfig(_Frozen):
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its kin."""
+
+    name: Literal["none", "sam", "asam", "looksam", "msam"] = "none"
+    """`sam`; `asam`, its scale-invariant form; `looksam`, SAM at every few steps; `msam`, which climbs against the
+    momentum and costs one pass. See `sam.Sam`."""
+    rho: Positive = 0.05
+    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) wants it 10 to 40 times larger, MSAM
+    (Becker et al. 2024, arXiv:2401.12033) about 10 times."""
+    only: Literal["all", "norm"] = "all"
+    """Which parameters are perturbed: `norm`, those of the normalisation layers (SAM-ON, Mueller et al. 2023,
+    arXiv:2306.04226)."""
+    every: Annotated[int, Field(ge=2)] = 5
+    """LookSAM (Liu et al. 2022, arXiv:2203.02714): steps from one second gradient to the next."""
+    alpha: Positive = 0.7
+    """LookSAM: norm of the reused part, in norms of the gradient."""
+
+
+class MixupConfig(_Frozen):
+    """Mixing of windows within a batch."""
+
+    name: Literal["none", "mixup", "cmixup", "cutmix", "cutmix-channels"] = "none"
+    """`mixup` (Zhang et al. 2018, arXiv:1710.09412); `cmixup`, with partners of near targets (Yao et al. 2022,
+    arXiv:2210.05775); `cutmix` in time or over channels (after Yun et al. 2019, arXiv:1905.04899)."""
+    alpha: Positive = 0.3
+    """lambda ~ Beta(alpha, alpha)."""
+    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of batches that are mixed."""
+    bandwidth: Positive = 0.5
+    """C-Mixup: width of the kernel that partners are drawn by, in standard deviations of the training targets."""
+    other_subject: bool = False
+    """Whether a partner must be of another subject; where a batch holds one subject only, windows stay as they are."""
+
+
+class LossConfig(_Frozen):
+    """The training loss. Trials are ranked by the task's metric, never by this."""
+
+    name: Literal["plain", "focal", "huber", "kl", "nll"] = "plain"
+    """`plain`: cross-entropy or mean squared error; `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
+    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only; `kl`:
+    the divergence of the network's distribution from a Gaussian around the target, regression with `model/bins`;
+    `nll`: Gaussian likelihood of the target, regression with `model/variance`."""
+    width: Positive = 0.3
+    """Standard deviation of `kl`'s Gaussian, in standard deviations of the training targets."""
+    variance_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """`nll`: windows count by their told variance to this power (beta-NLL, Seitzer et al. 2022, arXiv:2203.09168): 0 is
+    the likelihood itself, which gives up on what is hard; 1 moves the answer as squared error does."""
+    gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    """Focusing exponent of `focal`; 0 is the plain loss."""
+    beta: Positive = 0.2
+    """Slope of Focal-R's sigmoid, per training-set standard deviation of the error."""
+    delta: Positive = 1.0
+    """Where Huber turns linear, in standard deviations of the training targets."""
+    smoothing: Fraction = 0.0
+    """Label smoothing (classes only)."""
+    balanced: bool = True
+    """Weight classes by inverse frequency in the training windows (classes only)."""
+
+
+class PretrainConfig(_Frozen):
+    """Self-supervised pretraining in place of training; a linear probe then predicts (see `pretraining`)."""
+
+    name: Literal["none", "mae", "simclr"] = "none"
+    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377), of `model/name=vit`; `simclr` (Chen et al. 2020,
+    arXiv:2002.05709), of `vit` or, by ``raypipe pretrain``, `conformer`."""
+    mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """MAE: share of patches that are masked."""
+    decoder_width: Annotated[int, Field(ge=1)] = 32
+    """MAE: width of the decoder's tokens."""
+    decoder_depth: Annotated[int, Field(ge=0)] = 1
+    """MAE: the decoder's transformer blocks."""
+    temperature: Positive = 0.5
+    """SimCLR: of the softmax over similarities."""
+    projection: Annotated[int, Field(ge=1)] = 32
+    """SimCLR: width of what the projection head gives."""
+    strength: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """SimCLR: of the changes that make a view."""
+    time_shift: bool = False
+    """SimCLR: whether views are shifted in time; not where the answer lies in time."""
+    negatives: Literal["all", "other-subject", "same-subject"] = "all"
+    """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts them `weight` times."""
+    weight: Positive = 2.0
+    """SimCLR: what a window of the same subject counts as a negative, with `negatives=same-subject`."""
+
+
+class InitConfig(_Frozen):
+    """Where training starts: at random, or at the pretrained encoder that the sweep was given (``--init``)."""
+
+    name: Literal["none", "pretrained"] = "none"
+    """`pretrained`: at the encoder that ``--init`` gave the run, of `model/name=vit` or `conformer`."""
+    tune: Literal["full", "frozen", "lora"] = "full"
+    """What is trained: everything; the head alone; or the head and low-rank changes of the blocks' linear layers (LoRA,
+    Hu et al. 2022, arXiv:2106.09685), which are merged into the weights that are kept."""
+    rank: Annotated[int, Field(ge=1)] = 4
+    """LoRA: rank of a change."""
+    alpha: Positive = 16.0
+    """LoRA: a change counts alpha / rank times."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
+
+
+_LATER = {
+    "": ("sampling", "target_scale", "shrink"),
+    "model": ("bins", "variance"),
+    "optim": ("cycles",),
+    "loss": ("width", "variance_power"),
+}
+"""Parameters that the first runs did not have, by their part."""
+
+
+class TrialConfig(_Frozen):
+    """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
+
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    sam: SamConfig = SamConfig()
+    mixup: MixupConfig = MixupConfig()
+    loss: LossConfig = LossConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    init: InitConfig = InitConfig()
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over the training windows at most; the learning rate's schedule is laid over all of them."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Windows a step, of each fold."""
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a better score before training ends; see `early_stop`."""
+    early_stop: Literal["trial", "fold"] = "trial"
+    """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold sets subjects of its
+    training side apart, chooses its epoch by them and stops by itself; no choice sees the scored windows."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the network's passes (autocast); `auto` is bfloat16 on a GPU that has it, else float32. The Fourier stem, the
+    loss and the optimiser stay in float32."""
+    sampling: Literal["window", "subject"] = "window"
+    """Which windows make up an epoch: every one once, or, for as many draws, first a `subject` and then one of the
+    subject's windows: nobody counts for more than another."""
+    target_scale: Literal["standard", "robust"] = "standard"
+    """What regression targets are scaled by, over the training windows: mean and standard deviation, or median and
+    1.4826 * median absolute deviation."""
+    shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Regression: how far answers are drawn to the training mean; 1 answers nothing else. Where most of a target is
+    noise, the best answer is near it."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
+
+    @model_validator(mode="after")
+    def _some_networks_are_pretrained(self) -> Self:
+        if self.model.name == "tcn" and (self.pretrain.name != "none" or self.init.name != "none"):
+            raise ValueError("pretraining and init/name=pretrained need model/name=vit or conformer")
+        if self.pretrain.name == "mae" and self.model.name != "vit":
+            raise ValueError("pretrain/name=mae needs model/name=vit: it leaves patches out before the first layer")
+        if self.pretrain.name != "none" and self.init.name != "none":
+            raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
+        return self
+
+    @model_validator(mode="after")
+    def _kl_needs_bins(self) -> Self:
+        if self.loss.name == "kl" and not self.model.bins:
+            raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
+        if (self.loss.name == "nll") != self.model.variance:
+            raise ValueError("loss/name=nll and model/variance=True go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _cycles_are_of_epochs(self) -> Self:
+        if self.optim.schedule == "cyclic":
+            if self.epochs < self.optim.cycles:
+                raise ValueError(f"{self.optim.cycles} cycles (optim/cycles) need as many epochs (given {self.epochs})")
+            if self.early_stop == "fold":
+                raise ValueError("optim/schedule=cyclic needs early_stop=trial: folds end their cycles together")
+            if self.pretrain.name != "none":
+                raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
+        return self
+
+    @property
+    def cycle_ends(self) -> list[int]:
+        """Epochs that end a cycle of the learning rate; none without cycles."""
+        if self.optim.schedule != "cyclic":
+            return []
+        return [round(self.epochs * cycle / self.optim.cycles) for cycle in range(1, self.optim.cycles + 1)]
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes a step costs: SAM pays twice, LookSAM once and a share, MSAM once."""
+        return {"none": 1.0, "msam": 1.0, "looksam": 1.0 + 1.0 / self.sam.every}.get(self.sam.name, 2.0)
+
+    def hash(self) -> str:
+        """Twelve hex digits that two configurations share only when they are equal."""
+        values = self.model_dump(mode="json")
+        # What came later is left out where it says nothing, so that older checkpoints still belong to their trials.
+        for name in ("pretrain", "init"):
+            if getattr(self, name).name == "none":
+                del values[name]
+        if self.model.name == "conformer":
+            del values["model"]["patch"]
+        for part, names in _LATER.items():
+            here, among = (getattr(self, part), values[part]) if part else (self, values)
+            for name in names:
+                if getattr(here, name) == type(here).model_fields[name].default:
+                    del among[name]
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
+    """Every name a search space may set, such as ``optim/lr``."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += parameter_names(inner, f"{prefix}{name}/")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"loss/gamma": 2}`` to ``{"loss": {"gamma": 2}}``; names without a slash and nested dicts stay."""
+    out: dict[str, Any] = {}
+    for name, value in flat.items():
+        here = out
+        *path, last = name.split("/")
+        for part in path:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise UserError(f"parameter '{name}': '{part}' is itself a parameter")
+        if isinstance(value, Mapping) and isinstance(here.get(last, {}), dict):
+            here.setdefault(last, {}).update(nest(value))
+        else:
+            here[last] = value
+    return out
+
+
+def flat(config: TrialConfig) -> dict[str, Any]:
+    """A configuration by parameter name, such as ``loss/gamma``."""
+    out: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            out |= {f"{name}/{inner}": v for inner, v in value.items()}
+        else:
+            out[name] = value
+    return out
+
+
+def parse_config(params: Mapping[str, Any], where: str = "configuration") -> TrialConfig:
+    """Validate parameters, flat (``loss/gamma``) or nested.
+
+    Raises
+    ------
+    UserError
+        Names an unknown parameter with the nearest right name, or the value that is out of range.
+    """
+    try:
+        return TrialConfig.model_validate(nest(params))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "/".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown parameter '{name}'; {nearest(name, parameter_names())}") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {given!r})"
+        raise UserError(f"{where}: parameter '{name}': {message}{shown}") from None

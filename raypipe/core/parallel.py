@@ -1,0 +1,53 @@
+"""Run a function over many inputs, in this process or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from raypipe.core.errors import UserError
+
+T = TypeVar("T")
+
+
+def run_all(
+    function: Callable[..., T], calls: Sequence[tuple[Any, ...]], jobs: int
+) -> Generator[tuple[int, T | UserError], None, None]:
+    """Yield the number of a call and its answer as it comes, or the `UserError` that it raised.
+
+    With one job, or one call, all happens in this process. The caller may stop at any point: calls that have not begun
+    never begin, those that have are waited for.
+
+    Raises
+    ------
+    UserError
+        A process was killed.
+    """
+    if min(jobs, len(calls)) <= 1:
+        for number, call in enumerate(calls):
+            try:
+                answer: T | UserError = function(*call)
+            except UserError as error:
+                answer = error
+            yield number, answer
+        return
+    # spawn: a fork of a process with threads (BLAS, Ray) may hang.
+    pool = ProcessPoolExecutor(min(jobs, len(calls)), mp_context=get_context("spawn"))
+    try:
+        numbers = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+        for future in as_completed(numbers):
+            try:
+                answer = future.result()
+            except UserError as error:
+                answer = error
+            except BrokenProcessPool:
+                raise UserError(
+                    f"one of {jobs} processes was killed, for want of memory or in a script without "
+                    "'if __name__ == \"__main__\":'; run it again with fewer jobs (what is finished is kept)"
+                ) from None
+            yield numbers.pop(future), answer
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,178 @@
+"""Search spaces: Python files in Optuna's define-by-run form, loaded only from the path the user names."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raypipe.core.config import TrialConfig, parse_config
+from raypipe.core.errors import UserError
+
+Space = Callable[[Any], Mapping[str, Any] | None]
+
+
+class _Recorder:
+    """Wraps an Optuna trial and keeps what each ``suggest_*`` returned."""
+
+    def __init__(self, trial: Any) -> None:
+        self._trial = trial
+        self.values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._trial, name)
+        if not name.startswith("suggest_"):
+            return found
+
+        def suggest(parameter: str, *args: Any, **kwargs: Any) -> Any:
+            value = found(parameter, *args, **kwargs)
+            self.values[parameter] = value
+            return value
+
+        return suggest
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The source of one ``search_spaces/<name>.py``: a docstring, `START` (points run first) and ``space(trial)``.
+
+    It holds text, not a function, so that it can be pickled to any worker and kept in the run.
+    """
+
+    source: str
+    name: str = field(default="space.py")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SearchSpace, (self.source, self.name)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the source."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @cached_property
+    def _module(self) -> dict[str, Any]:
+        module: dict[str, Any] = {"__name__": "raypipe_search_space", "__file__": self.name}
+        try:
+            exec(compile(self.source, self.name, "exec"), module)
+        except Exception as error:
+            raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+        if not callable(module.get("space")):
+            raise UserError(f"{self.name}: no function space(trial); see search_spaces/smoke.py for the form")
+        if not isinstance(module.get("START", []), list | tuple):
+            raise UserError(f"{self.name}: START must be a list of points such as {{'optim/lr': 1e-3}}")
+        return module
+
+    @property
+    def description(self) -> str:
+        """The file's docstring."""
+        return str(self._module.get("__doc__") or "").strip()
+
+    @property
+    def start(self) -> list[dict[str, Any]]:
+        """Known-good points, run first."""
+        return [dict(point) for point in self._module.get("START", [])]
+
+    def __call__(self, trial: Any) -> TrialConfig:
+        """Draw one configuration.
+
+        Raises
+        ------
+        UserError
+            The space names an unknown parameter, draws a value out of range, or its code fails (with its line).
+        """
+        recorder = _Recorder(trial)
+        space = self._module["space"]
+        try:
+            constants = space(recorder)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+        if constants is not None and not isinstance(constants, Mapping):
+            raise UserError(f"{self.name}: space(trial) must return a dict of constants or None")
+        return parse_config({**recorder.values, **(constants or {})}, self.name)
+
+    def draw(self, draws: int) -> list[TrialConfig]:
+        """Draw configurations at random, the same ones every time.
+
+        Raises
+        ------
+        UserError
+            See `__call__`.
+        """
+        import optuna  # here: those who only read a run need not wait for it
+
+        with quiet_optuna():
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+            return [self(study.ask()) for _ in range(draws)]
+
+    def check(self, draws: int = 20) -> None:
+        """Draw at random and try every `START` point, so that a bad space is known before anything is launched.
+
+        Raises
+        ------
+        UserError
+            See `__call__`; also a start point that lacks a parameter, has one too many, or is out of range.
+        """
+        import optuna
+
+        self.draw(draws)
+        for number, point in enumerate(self.start):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # Optuna only warns of values out of range
+                    fixed = optuna.trial.FixedTrial(point)
+                    self(fixed)
+            except UserError as error:
+                raise UserError(f"START[{number}]: {error}") from None
+            except Exception as error:
+                raise UserError(f"{self.name}: START[{number}]: {error}") from None
+            extra = sorted(point.keys() - fixed.params.keys())
+            if extra:
+                raise UserError(f"{self.name}: START[{number}] sets '{extra[0]}', which space(trial) does not ask for")
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own log lines out of the terminal."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _at(error: Exception, name: str) -> str:
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == name:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}: " if line else ""
+
+
+def load_space(path: str | Path) -> SearchSpace:
+    """Read and check a search space.
+
+    Raises
+    ------
+    UserError
+        There is no such file, it does not run, or it is no valid space.
+    """
+    file = Path(path)
+    if not file.is_file():
+        there = sorted(p.as_posix() for p in Path("search_spaces").glob("*.py"))
+        raise UserError(f"{path}: no such search space" + (f"; there is: {', '.join(there)}" if there else ""))
+    space = SearchSpace(file.read_text(encoding="utf-8"), str(path))
+    space.check()
+    return space

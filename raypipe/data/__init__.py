@@ -1,0 +1,1 @@
+"""Recordings to windows with targets: BIDS folders, tasks, and the store of windows."""

@@ -1,0 +1,252 @@
+"""The two tasks of the EEG Foundation Challenge 2025 on HBN-EEG, as its organisers define them.
+
+Sources: EEGDash, ``eegdash/hbn/windows.py``; the scorer's ingestion (100 Hz, 129 channels, windows of 2 s).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raypipe.core.errors import UserError, nearest
+from raypipe.data import hbn
+from raypipe.data.bids import Recording, UnreadableError, read_events
+from raypipe.data.task_base import Cut, Labels, Layout, Span, Task, side_by_side, split_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTRAST_TASK = "contrastChangeDetection"
+FACTOR = "externalizing"
+SCORER_SEED = 42
+
+NO_FEEDBACK = "feedback columns, which events.tsv lacks (trials kept; the organisers' code wants them)"
+BLOCK = 5
+"""As many trials in a row must equal those of another run before they count as its copy."""
+
+_TARGETS = ("left_target", "right_target")
+_PRESSES = ("left_buttonPress", "right_buttonPress")
+
+
+@dataclass(frozen=True)
+class _Hbn(Task):
+    """What both tasks share."""
+
+    bids_tasks: tuple[str, ...] = (CONTRAST_TASK,)
+    with_excluded: bool = False
+    """Keep the subjects that the start kit leaves out."""
+    no_caution: bool = False
+    """Leave out recordings that participants.tsv marks ``caution``."""
+
+    def sift(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
+        return hbn.sift(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
+
+
+@dataclass(frozen=True)
+class Challenge1(_Hbn):
+    """Response time after a contrast change.
+
+    Window from +0.5 s to +2.5 s after the target, response time in seconds from the target (`contrast_trials`).
+    """
+
+    drop_duplicates: bool = False
+    """Leave out trials of a block that an earlier run of the subject holds already (`copied_trials`)."""
+    mark_early: bool = False
+    """Mark windows of trials in which a button was pressed before the target."""
+
+    default_tmin: ClassVar[float] = 0.5
+    event_locked: ClassVar[bool] = True
+
+    def beside(self, recording: Recording) -> list[Path]:
+        return _earlier_runs(recording) if self.drop_duplicates else []
+
+    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
+        events = read_events(recording)
+        trials = contrast_trials(events)
+        left_out = Counter[str]()
+        left_out[NO_FEEDBACK] = int("feedback" not in events.columns)
+        shown = trials.dropna(subset=["stimulus"])
+        left_out["trials without a target"] = len(trials) - len(shown)
+        if labels:
+            usable = shown.dropna(subset=["rt"])
+            left_out["trials without a response"] = len(shown) - len(usable)
+            if self.drop_duplicates:
+                copied = copied_trials(trials, [_trials_of(path) for path in _earlier_runs(recording)])
+                fresh = usable[~copied[usable.index]]
+                left_out["trials of a block that an earlier run repeats"] = len(usable) - len(fresh)
+                usable = fresh
+        else:
+            usable = shown.assign(rt=float("nan"))
+        marks = ["early" if early and self.mark_early else "" for early in usable["early"]]
+        rows = zip(usable["stimulus"], usable["rt"], marks, strict=True)
+        return Cut([Span(s + layout.tmin, rt, mark) for s, rt, mark in rows], left_out)
+
+
+@dataclass(frozen=True)
+class Challenge2(_Hbn):
+    """The externalizing factor of participants.tsv, from recordings of any task; the scorer's are contrast change.
+
+    Windows of 4 s every 2 s; a model sees 2 s of each: at random places in training, where the scorer draws them in
+    evaluation (`scorer_offsets`). Every window counts by itself.
+    """
+
+    default_window: ClassVar[float] = 4.0
+    default_stride: ClassVar[float | None] = 2.0
+    scorer_crops: ClassVar[bool] = True
+
+    def default_crop(self, window: float) -> float | None:
+        return window / 2
+
+    def bind(self, recordings: Sequence[Recording]) -> Labels:
+        known: dict[str, float] = {}
+        for root in {recording.root: None for recording in recordings}:
+            table = hbn.participants(root)
+            path = root / "participants.tsv"
+            if table is None:
+                raise UserError(f"{path}: no such file; the task takes its targets from it")
+            if FACTOR not in table.columns:
+                raise UserError(f"{path}: no column '{FACTOR}'; {nearest(FACTOR, table.columns)}")
+            values = table[FACTOR].dropna()
+            if values.dtype.kind not in "iuf":
+                raise UserError(f"{path}: column '{FACTOR}' holds text ('{values.iloc[0]}'); it must be numbers")
+            known |= {str(subject): float(value) for subject, value in values.items()}
+        subjects = {recording.subject for recording in recordings}
+        known = {subject: value for subject, value in known.items() if subject in subjects}
+        if len(set(known.values())) < 2:
+            raise UserError(f"task '{self.spec}': '{FACTOR}' is known of {len(known)} subject(s); nothing to predict")
+        return Labels("regression", (), known)
+
+    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
+        known = (labels.by_subject or {}) if labels else {}
+        return side_by_side(duration, layout, known.get(recording.subject, float("nan")))
+
+
+def scorer_offsets(count: int, spare: int) -> list[int]:
+    """Where the scorer's crops of one recording begin, in samples from the start of each of its `count` windows.
+
+    One ``random.Random(42)`` a recording, one ``randint(0, spare)`` a window, in order.
+    """
+    draw = random.Random(SCORER_SEED)
+    return [draw.randint(0, spare) for _ in range(count)]
+
+
+def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
+    """Find stimulus and response of every contrast-change trial of a run.
+
+    A trial goes from one ``contrastTrial_start`` to the next; the run's last start opens none. Its stimulus is the
+    first target in it, its response the first button press of either side at or after the stimulus. Source: EEGDash,
+    ``eegdash/hbn/windows.py``, the challenge organisers' code.
+
+    Parameters
+    ----------
+    events
+        Columns `onset` (s) and `value`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a trial: `start`, `stimulus`, `response` (s from the recording's start), `rt` (response - stimulus, s),
+        NaN where there is none; and `early`, whether a button was pressed between start and stimulus.
+    """
+    import pandas as pd
+
+    events = events.sort_values("onset", kind="stable")
+    onset = events["onset"].to_numpy(float)
+    value = events["value"].astype(str)
+    starts = onset[(value == "contrastTrial_start").to_numpy()]
+    stimuli = onset[value.isin(_TARGETS).to_numpy()]
+    presses = onset[value.isin(_PRESSES).to_numpy()]
+    stimulus = _first_in(stimuli, starts[:-1], starts[1:])
+    response = _first_in(presses, stimulus, starts[1:])
+    early = np.searchsorted(presses, np.nan_to_num(stimulus)) > np.searchsorted(presses, starts[:-1])
+    table = pd.DataFrame(
+        {"start": starts[:-1], "stimulus": stimulus, "response": response, "rt": response - stimulus}, dtype=float
+    )
+    return table.assign(early=early & np.isfinite(stimulus))
+
+
+def _first_in(times: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """First of the sorted `times` in each half-open interval; NaN where there is none."""
+    padded = np.append(times, np.inf)
+    first = padded[np.searchsorted(times, begin)]
+    return np.where(first < end, first, np.nan)
+
+
+def copied_trials(trials: pd.DataFrame, earlier: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Which trials (N,) are copies: `BLOCK` or more in a row that equal, to 10 ms, as many in a row of another table.
+
+    In HBN-EEG, 285 runs hold two blocks, one of which is another run of the same person. What is compared is from
+    trial start to target and from target to press. Trials without a target end a row.
+    """
+    mine = _signature(trials)
+    copied = np.zeros(len(mine), dtype=bool)
+    for table in earlier:
+        other = _signature(table)
+        if not len(mine) or not len(other):
+            continue
+        same = (mine[:, None] == other[None]).all(axis=2)
+        length = np.zeros(len(other) + 1, dtype=int)  # of the row of equal trials that ends here, diagonal by diagonal
+        for row in range(len(mine)):
+            length[1:] = np.where(same[row], length[:-1] + 1, 0)
+            if length.max() >= BLOCK:
+                copied[row - length.max() + 1 : row + 1] = True
+    return copied
+
+
+def _signature(trials: pd.DataFrame) -> np.ndarray:
+    table = np.stack([trials["stimulus"] - trials["start"], trials["rt"].fillna(-1.0)], axis=1)
+    return np.asarray(np.round(100 * table), dtype=float).reshape(-1, 2)  # NaN equals nothing
+
+
+def _run_number(name: str) -> int:
+    found = re.search(r"_run-(\d+)", name)
+    return int(found[1]) if found else 0
+
+
+def _earlier_runs(recording: Recording) -> list[Path]:
+    """Event files of the subject's earlier runs of the same task."""
+    pattern = f"sub-{recording.subject}*_task-{recording.task}_*events.tsv"
+    own = _run_number(recording.path.name)
+    return sorted(path for path in recording.path.parent.glob(pattern) if _run_number(path.name) < own)
+
+
+def _trials_of(path: Path) -> pd.DataFrame:
+    name = path.name.replace("_events.tsv", "_eeg.bdf")
+    try:
+        return contrast_trials(read_events(Recording(path.with_name(name), path.parent, "")))
+    except UnreadableError:  # the turn of that run itself will tell
+        return contrast_trials(_nothing())
+
+
+def _nothing() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"onset": [], "value": []})
+
+
+_COMMON = ("with-excluded", "no-caution")
+
+
+def _options(spec: str, argument: str, known: Sequence[str]) -> dict[str, Any]:
+    chosen = split_names(spec, argument, 1) if argument else ()
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"task '{spec}': unknown option '{name}'; {nearest(name, known)}")
+    return {name.replace("-", "_"): True for name in chosen}
+
+
+def parse_challenge1(spec: str, argument: str) -> Task:
+    """Make the task of challenge 1 from its options, by commas."""
+    return Challenge1(spec, **_options(spec, argument, ("drop-duplicates", "mark-early", *_COMMON)))
+
+
+def parse_challenge2(spec: str, argument: str) -> Task:
+    """Make the task of challenge 2 from its options, by commas."""
+    return Challenge2(spec, **_options(spec, argument, _COMMON))

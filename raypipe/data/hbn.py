@@ -1,0 +1,194 @@
+"""HBN-EEG as it lies on disk: its releases, the subjects the challenge leaves out, and who has done which task.
+
+Sources: Shirazi et al. 2024 (doi:10.1101/2024.10.03.615261); the challenge's start kit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raypipe.core.errors import UserError, install, nearest
+from raypipe.data.bids import Recording, read_participants
+
+RELEASES: dict[str, str] = {
+    **{f"R{number}": f"ds{5504 + number:06d}" for number in range(1, 9)},
+    **{f"R{number}": f"ds{5505 + number:06d}" for number in range(9, 12)},
+}
+"""Release to OpenNeuro data set: R1 to R8 are ds005505 to ds005512, R9 to R11 ds005514 to ds005516."""
+
+WARM_UP = "R5"
+"""The release that the challenge scored its warm-up phase on; held out of a sweep by default."""
+
+EXCLUDED = frozenset(
+    {
+        "NDARWV769JM7",
+        "NDARME789TD2",
+        "NDARUA442ZVF",
+        "NDARJP304NK1",
+        "NDARTY128YLU",
+        "NDARDW550GU6",
+        "NDARLD243KRE",
+        "NDARUJ292JXV",
+        "NDARBA381JGH",
+    }
+)
+"""Subjects, without ``sub-``, that the start kit leaves out of training. The scorer does not."""
+
+_FOLDER = re.compile(r"(?:^|[^A-Za-z0-9])R(\d{1,2})(?![0-9A-Za-z])")
+_DATASET = {dataset: release for release, dataset in RELEASES.items()}
+
+
+def release_of(name: str) -> str | None:
+    """The release that a folder's name stands for: ``R5``, ``R5_mini_L100_bdf``, ``ds005509``, ``ds005509-bdf-mini``.
+
+    None for other names.
+    """
+    for dataset, release in _DATASET.items():
+        if dataset in name:
+            return release
+    for number in _FOLDER.findall(name):
+        if f"R{number}" in RELEASES:
+            return f"R{number}"
+    return None
+
+
+def release_folders(root: Path) -> list[Path]:
+    """The BIDS folders at or in `root`: itself where it holds subjects, else the folders in it that do, sorted."""
+    if not root.is_dir() or next(root.glob("sub-*"), None) is not None:
+        return [root]
+    inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and next(folder.glob("sub-*"), None))
+    return inside or [root]
+
+
+@lru_cache(maxsize=64)
+def _table(path: Path, size: int, changed: int) -> pd.DataFrame:
+    return read_participants(path.parent)
+
+
+def participants(root: Path) -> pd.DataFrame | None:
+    """A BIDS folder's participants.tsv, read once; None where there is none."""
+    path = root / "participants.tsv"
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return _table(path, stat.st_size, stat.st_mtime_ns)
+
+
+def with_releases(recordings: Iterable[Recording]) -> list[Recording]:
+    """Note each recording's release, by its folder's name, else by participants.tsv (`release_number`), and its age."""
+    out = []
+    for recording in recordings:
+        release = release_of(recording.root.name)
+        table, age = participants(recording.root), None
+        if table is not None and "age" in table.columns and recording.subject in table.index:
+            years = pd.to_numeric(pd.Series([table.at[recording.subject, "age"]]), errors="coerce").iloc[0]
+            age = float(years) if np.isfinite(years) else None
+        if (
+            release is None
+            and table is not None
+            and "release_number" in table.columns
+            and recording.subject in table.index
+        ):
+            value: Any = table.at[recording.subject, "release_number"]
+            release = None if pd.isna(value) else str(value)
+        out.append(replace(recording, release=release, age=age))
+    return out
+
+
+def availability(recording: Recording) -> str:
+    """What participants.tsv says of a recording: ``available``, ``caution``, ``unavailable``, or `` `` if nothing.
+
+    Its columns are named for the task, or for task and run (``surroundSupp``, ``contrastChangeDetection_1``).
+    """
+    table = participants(recording.root)
+    if table is None or recording.subject not in table.index:
+        return ""
+    for column in (f"{recording.task}_{recording.run}", str(recording.task)):
+        if column in table.columns:
+            value: Any = table.at[recording.subject, column]
+            return "" if pd.isna(value) else str(value).strip().lower()
+    return ""
+
+
+def sift(
+    recordings: Sequence[Recording], *, with_excluded: bool = False, no_caution: bool = False
+) -> tuple[list[Recording], Counter[str]]:
+    """Leave out recordings that are unavailable, and those of subjects that the start kit leaves out.
+
+    Parameters
+    ----------
+    with_excluded
+        Keep the excluded subjects, as the scorer does.
+    no_caution
+        Leave out recordings marked ``caution`` as well.
+    """
+    kept, left_out = [], Counter[str]()
+    for recording in recordings:
+        said = availability(recording)
+        if recording.subject in EXCLUDED and not with_excluded:
+            left_out["recordings of subjects that the challenge excludes"] += 1
+        elif said == "unavailable" or (said == "caution" and no_caution):
+            left_out[f"recordings marked {said} in participants.tsv"] += 1
+        else:
+            kept.append(recording)
+    return kept, left_out
+
+
+SCHEME = "hbn:"
+BUCKET = "s3://nmdatasets/NeurIPS25"
+
+
+def bucket_of(release: str, *, mini: bool = False) -> str:
+    """Where the challenge's copy of a release lies: 100 Hz, 0.5 to 50 Hz, BDF."""
+    return f"{BUCKET}/{release}_{'mini_' if mini else ''}L100_bdf"
+
+
+def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
+    """Download a release into `cache`; what is there already stays.
+
+    Parameters
+    ----------
+    name
+        ``hbn:R5``.
+    mini
+        The challenge's small version, 20 subjects.
+
+    Returns
+    -------
+    list of pathlib.Path
+        BIDS folders.
+
+    Raises
+    ------
+    UserError
+        An unknown release, or eegdash is not installed: how to get the data without it.
+    """
+    release = name.removeprefix(SCHEME)
+    if release not in RELEASES:
+        raise UserError(f"{name}: no such release; {nearest(release, RELEASES)}")
+    try:
+        from eegdash import EEGChallengeDataset  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        place = bucket_of(release, mini=mini)
+        raise UserError(
+            f"{name}: needs eegdash ({install('hbn')}); without it, copy the release with: "
+            f"aws s3 cp --recursive --no-sign-request {place} {place.rpartition('/')[2]}, and prepare that folder"
+        ) from None
+    cache.mkdir(parents=True, exist_ok=True)
+    data = EEGChallengeDataset(release=release, mini=mini, cache_dir=str(cache))
+    for one in data.datasets:
+        _ = one.raw  # reading downloads
+    found = sorted({path.parents[1] for path in cache.rglob("sub-*/eeg") if path.is_dir()})
+    folders = [folder for folder in found if RELEASES[release] in folder.name or release in folder.name]
+    if not folders:
+        raise UserError(f"{cache}: eegdash left no recording of {release} there")
+    return folders

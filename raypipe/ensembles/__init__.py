@@ -1,0 +1,1 @@
+"""Ensembles of trials, fitted on out-of-fold predictions."""

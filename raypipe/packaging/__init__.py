@@ -1,0 +1,1 @@
+"""Bundles, submissions, and the checks that they work."""

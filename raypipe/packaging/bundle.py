@@ -1,0 +1,218 @@
+"""Bundles: an ensemble as a folder that predicts wherever raypipe is installed. No pickle is ever read."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from raypipe.core.errors import UserError
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.inference import Progress
+from raypipe.ensembles.members import build_module, read_members
+from raypipe.models.ensemble import EnsembleModule
+from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card
+from raypipe.storage.files import LocalFolder
+from raypipe.storage.records import digest
+from raypipe.storage.remote import shown
+from raypipe.storage.run_store import RunStore, versions
+
+RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
+FILES = (RECORD, TENSORS, CARD)
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
+
+
+def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
+    """Write an ensemble as a bundle: ``members.safetensors``, ``README.md`` (a model card), ``bundle.json`` last.
+
+    Parameters
+    ----------
+    run, ensemble
+        The run and its ensemble.
+    out
+        A new or empty folder, or a bundle to replace.
+    windows
+        The run's windows; None opens the store it was made from.
+
+    Raises
+    ------
+    UserError
+        `out` holds something else, or weights are damaged or missing.
+    """
+    from safetensors.torch import save
+
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: a file; a bundle is a folder")
+    folder = LocalFolder(path)
+    foreign = [name for name in folder.names() if name not in FILES]
+    if foreign:
+        raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
+    windows = open_windows(run.info.data) if windows is None else windows
+    run.require_whole(ensemble.trials)
+    spec, state = read_members(run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
+    configs = {number: run.config(number) for number in ensemble.trials}
+    info = BundleInfo(
+        format=FORMAT,
+        created=time.time(),
+        run=shown(run.where).rpartition("/")[2],
+        task=run.info.task,
+        kind=run.info.kind,
+        classes=run.info.classes,
+        metric=run.info.metric,
+        channels=list(windows.channels),
+        sfreq=windows.sfreq,
+        window_samples=windows.window_samples,
+        n_times=windows.crop_samples,
+        n_outputs=windows.n_outputs,
+        prepare=windows.manifest.plan,
+        method=ensemble.method,
+        rule=None if ensemble.rule is None else dict(ensemble.rule),
+        student=ensemble.soup is not None and ensemble.soup.student,
+        soup=[member.trial for member in ensemble.soup.members] if ensemble.soup else [],
+        soup_epochs=[member.epoch for member in ensemble.soup.members] if ensemble.soup else [],
+        members=[Member.model_validate(member) for member in spec["members"]],
+        configs={number: config.model_dump(mode="json") for number, config in configs.items()},
+        config_hashes={number: config.hash() for number, config in configs.items()},
+        fold_map=run.folds,
+        table=ensemble.record()["table"],
+        verdict=ensemble.verdict,
+        looks=ensemble.looks,
+        seed=run.info.seed,
+        data_hash=run.info.data_hash,
+        versions=versions(),
+    )
+    files = {TENSORS: save(state), CARD: model_card(info).encode()}
+    info = info.model_copy(update={"sha256": {name: digest(data) for name, data in files.items()}})
+    folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
+    for name, data in files.items():
+        folder.write(name, data)
+    folder.write(RECORD, (info.model_dump_json(indent=1) + "\n").encode())
+    return path
+
+
+class LoadedEnsemble:
+    """A bundle, read back: ``load_ensemble("bundle").predict(x_NCT)``.
+
+    Parameters
+    ----------
+    info
+        Its record.
+    module
+        Its networks, in evaluation mode; maps windows in microvolts (B, C, T) to (B, outputs).
+    """
+
+    def __init__(self, info: BundleInfo, module: EnsembleModule) -> None:
+        self.info = info
+        self.module = module
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels, in the order that `predict` wants them."""
+        return self.info.channels
+
+    @property
+    def sfreq(self) -> float:
+        """Sampling rate in Hz."""
+        return self.info.sfreq
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; none for regression."""
+        return self.info.classes
+
+    @torch.no_grad()
+    def predict(
+        self, x_NCT: NDArray[Any], *, batch_size: int = 64, progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Predict windows.
+
+        Parameters
+        ----------
+        x_NCT
+            Windows in microvolts (N, channels, samples), channels in the order of `channels`.
+        batch_size
+            Windows computed at a time.
+        progress
+            Called with windows done, windows in all, and a text.
+
+        Returns
+        -------
+        answers
+            Regression: (N, 1) in target units. Classes: probabilities (N, n_classes).
+
+        Raises
+        ------
+        UserError
+            Another shape, or values that are not finite.
+        """
+        wanted = (len(self.channels), self.info.n_times)
+        x_NCT = np.asarray(x_NCT)
+        if x_NCT.ndim != 3 or x_NCT.shape[1:] != wanted:
+            raise UserError(
+                f"windows of shape {x_NCT.shape}: this ensemble takes (N, {wanted[0]} channels, {wanted[1]} samples at "
+                f"{self.sfreq:g} Hz)"
+            )
+        if not np.isfinite(x_NCT).all():
+            raise UserError(f"windows hold {int(np.sum(~np.isfinite(x_NCT)))} values that are not finite numbers")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be 1 or more")
+        out_NO = np.empty((len(x_NCT), self.info.n_outputs), dtype=np.float32)
+        for start in range(0, len(x_NCT), batch_size):
+            part = slice(start, start + batch_size)
+            x_BCT = torch.from_numpy(np.ascontiguousarray(x_NCT[part], dtype=np.float32))
+            out_NO[part] = self.module(x_BCT).numpy()
+            if progress:
+                progress(min(start + batch_size, len(x_NCT)), len(x_NCT), "windows")
+        return out_NO
+
+
+def load_ensemble(path: str | Path) -> LoadedEnsemble:
+    """Read a bundle.
+
+    Raises
+    ------
+    UserError
+        It is none, is damaged, or holds a file that is no part of a bundle: a pickle might run code.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = LocalFolder(path)
+    if not folder.exists(RECORD):
+        raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
+    for name in folder.names():
+        if name not in FILES:
+            what = ": a pickle, which may run code when it is read" if _is_pickle(folder.path / name) else ""
+            raise UserError(f"{path}/{name}{what}: no part of a bundle; remove it if you know it")
+    try:
+        info = BundleInfo.model_validate_json(folder.read(RECORD))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = "/".join(map(str, problem["loc"]))
+        raise UserError(f"{path}/{RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
+    try:
+        tensors = folder.read(TENSORS)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {TENSORS} is missing; copy the bundle again") from None
+    if info.sha256.get(TENSORS, digest(tensors)) != digest(tensors):
+        raise UserError(f"{path}/{TENSORS}: damaged (its checksum is not the one in {RECORD}); copy the bundle again")
+    try:
+        module = build_module(info.spec(), load(tensors))
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None
+    return LoadedEnsemble(info, module)
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(2)
+    return path.suffix.lower() in _PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))

@@ -1,0 +1,1 @@
+"""Reports, figures, status and comparison of runs."""

@@ -1,0 +1,1 @@
+"""Sweeps: the Optuna study, pruning, warm starts, reruns, forecasts."""

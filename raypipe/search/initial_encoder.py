@@ -1,0 +1,72 @@
+"""What a sweep's trials start from: a pretrained encoder, checked against the sweep's folds and copied into its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import FoldMap, LeakError
+from raypipe.core.search_space import SearchSpace
+from raypipe.pretraining.encoders import encoder_files, read_card
+from raypipe.storage.files import open_folder
+from raypipe.storage.records import digest
+
+
+def needs_encoder(space: SearchSpace) -> bool:
+    """Whether some of a space's trials start from a pretrained encoder."""
+    drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
+    return any(config.init.name == "pretrained" for config in drawn)
+
+
+def take_in(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSpace) -> dict[str, Any]:
+    """Copy a pretrained encoder into a new run; the record of it (`RunInfo.init`).
+
+    Raises
+    ------
+    UserError
+        There is no encoder, it is damaged, or no trial of the space would start from it.
+    LeakError
+        It has seen a subject that the sweep holds out, or, pretrained fold-wise, one that a fold predicts.
+    """
+    card, files = read_card(init), encoder_files(init)
+    if not needs_encoder(space):
+        raise UserError(f"{space.name}: no trial starts from --init; a space for it sets init/name=pretrained")
+    check_seen(init, card, folds)
+    folder = open_folder(where)
+    for name, data in files.items():
+        folder.write(f"init/{name}", data)
+    return {
+        "run": str(init),
+        "objective": card["objective"]["name"],
+        "fold_wise": "encoder.safetensors" not in files,
+        "files": {name: digest(data) for name, data in files.items()},
+    }
+
+
+def check_seen(init: str | Path, card: dict[str, Any], folds: FoldMap) -> None:
+    """Check that an encoder has seen nobody whom the sweep must not have seen.
+
+    Raises
+    ------
+    LeakError
+        Names the subjects.
+    """
+    both = sorted(set(card["subjects_seen"]) & set(folds.held_out))
+    if both:
+        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+        raise LeakError(
+            f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out ({shown}); "
+            "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
+        )
+    if "encoder.safetensors" in card["files"]:
+        return
+    own = card["fold_of"]
+    moved = sorted(s for s, fold in folds.fold_of.items() if fold >= 0 and s in own and own[s] != fold)
+    if moved or card["n_folds"] != folds.n_folds:
+        raise LeakError(
+            f"--init {init}: it was pretrained fold-wise with other folds ({len(moved)} subject(s) differ); "
+            "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
+        )

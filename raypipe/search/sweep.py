@@ -1,0 +1,283 @@
+"""A sweep: a search space, a store of windows and a run folder go in; trained, scored trials come out.
+
+The same call begins a run, goes on with one that was killed, and does nothing when all is done.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypipe.backend.cluster import Cluster
+from raypipe.backend.executor import execute, supervise
+from raypipe.core.errors import UserError, disk_full
+from raypipe.core.options import Options, options_of
+from raypipe.core.search_space import SearchSpace, load_space, quiet_optuna
+from raypipe.data.splits import folds_of, held_out_of
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
+from raypipe.search.initial_encoder import needs_encoder, take_in
+from raypipe.search.trackers import Tracked, require
+from raypipe.storage.budget import Budget
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.lease import Lease, current, taken
+from raypipe.storage.records import OPTIONS
+from raypipe.storage.run_store import RunInfo, RunStore, versions
+from raypipe.trial.evaluator import without_eeg
+
+if TYPE_CHECKING:
+    from raypipe.search.warm_start import WarmStart
+
+
+Watch = Callable[[str, dict[str, Any]], None]
+
+
+def sweep(
+    space: str | Path,
+    data: str | Path,
+    run: str | Path,
+    *,
+    warm_start: str | Path | None = None,
+    init: str | Path | None = None,
+    watch: Watch = lambda kind, news: None,
+    **options: Any,
+) -> RunStore:
+    """Search `space` on the windows of `data`, in the run folder `run`.
+
+    Parameters
+    ----------
+    space
+        A ``search_spaces/<name>.py``.
+    data
+        A store made by `prepare`.
+    run
+        Folder or pyarrow.fs URI. Where a run lies there already, it is continued; `space`, `data` and the fold map
+        must be the ones it was made with.
+    warm_start
+        A run of the same task and metric, in whatever search space: a new run's sampler begins with what its trials
+        have shown (see `raypipe.search.warm_start`). Where `run` lies there already, it is not looked at.
+    init
+        A pretrained run, or an encoder exported from one, that configurations with ``init/name=pretrained`` start from.
+        It is copied into a new run; where `run` lies there already, it is not looked at.
+    watch
+        Told of every event.
+    **options
+        See `Options`.
+
+    Returns
+    -------
+    RunStore
+        The run, usable without Ray.
+
+    Raises
+    ------
+    UserError
+        Bad input; see the message.
+    """
+    chosen = options_of(options)
+    require(chosen.track)
+    windows = open_windows(data)
+    chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
+    source = load_space(space)
+    with Cluster(chosen.address, watch, preload=["raypipe.search.study"]) as cluster:
+        warm = None
+        if warm_start is not None and not RunStore.exists(run):
+            warm = _warm(warm_start, source, windows, watch)
+        store = _open(source, windows, str(run), chosen, warm, init, begin=cluster.start)
+        return _drive(store, windows, chosen, cluster, watch)
+
+
+def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> RunStore:
+    """Go on with a run as it was last driven; `changes` replace options (more trials, another address)."""
+    return _resume(run, watch, {name: value for name, value in changes.items() if value is not None})
+
+
+def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple[int, int] | None = None) -> RunStore:
+    store = RunStore.open(run)
+    if not store.folder.exists(OPTIONS):
+        last = current(store.folder)
+        if last and last["alive"]:  # its driver has only just begun
+            raise taken(store.folder, last)
+        raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
+    chosen = options_of({**read_json(store.folder, OPTIONS), **changes})
+    windows = open_windows(store.info.data)
+    _same(store, windows, store.space, chosen)
+    with Cluster(chosen.address, watch, preload=["raypipe.search.study"]) as cluster:
+        return _drive(store, windows, chosen, cluster, watch, again)
+
+
+def rerun(
+    run: str | Path, *, top: int = 3, seeds: int = 5, watch: Watch = lambda kind, news: None, **changes: Any
+) -> RunStore:
+    """Train a run's best trials again on new seeds, as trials of the same run on the same folds.
+
+    The same call after a crash, and `resume`, go on with what is missing. Time budget and GPU-hours of the run are
+    lifted, unless `changes` give some.
+
+    Parameters
+    ----------
+    run
+        The run.
+    top
+        How many of its best trials; reruns are never rerun.
+    seeds
+        How many new seeds for each.
+    watch, **changes
+        As for `resume`.
+
+    Raises
+    ------
+    UserError
+        No trial is complete, or the run was never driven.
+    """
+    lifted: dict[str, Any] = {"time_budget": None, "gpu_hours": None}
+    return _resume(run, watch, lifted | {k: v for k, v in changes.items() if v is not None}, (top, seeds))
+
+
+def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, watch: Watch) -> WarmStart:
+    from raypipe.search.warm_start import warm_start
+
+    warm = warm_start(RunStore.open(where), space, task=windows.manifest.task, metric=windows.metric)
+    watch("warm", {"run": warm.run, "trials": len(warm.trials), "finished": warm.finished})
+    return warm
+
+
+def _open(
+    space: SearchSpace,
+    windows: WindowStore,
+    where: str,
+    options: Options,
+    warm: WarmStart | None = None,
+    init: str | Path | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> RunStore:
+    """The run, made where there is none; `begin` is called once nothing that is known keeps it from being made.
+
+    A run that is there may have nothing left to do: for it nothing is begun.
+    """
+    if RunStore.exists(where):
+        store = RunStore.open(where)
+        _same(store, windows, space, options)
+        return store
+    if init is None and needs_encoder(space):
+        raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
+    folds = folds_of(windows, options.folds, options.held_out, options.seed)
+    RunStore.require_room(where)
+    begin()
+    begun = take_in(init, where, folds, space) if init is not None else None
+    info = RunInfo(
+        created=time.time(),
+        data=windows.where,
+        data_hash=windows.data_hash,
+        task=windows.manifest.task,
+        kind=windows.kind,
+        metric=windows.metric,
+        direction="minimize" if windows.kind == "regression" else "maximize",
+        classes=windows.classes,
+        seed=options.seed,
+        space=space.name,
+        space_hash=space.hash,
+        folds_hash="",
+        versions=versions(),
+        warm=warm.model_dump(mode="json") if warm else None,
+        init=begun,
+    )
+    return RunStore.create(where, info, folds, space)
+
+
+def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Options) -> None:
+    """Check that a run is continued with what it was made from."""
+    if windows.data_hash != store.info.data_hash:
+        raise UserError(
+            f"{store.where}: the run was made from other data ({store.info.data}, hash {store.info.data_hash[:12]}; "
+            f"{windows.where} has {windows.data_hash[:12]}); name a new run folder"
+        )
+    if space.hash != store.info.space_hash:
+        raise UserError(
+            f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
+        )
+    if options.folds != store.folds.n_folds:
+        raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
+    before = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {}
+    if before and Options.model_validate(before).held_out != options.held_out:
+        raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
+    if options.seed != store.info.seed:
+        raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
+
+
+def _drive(
+    store: RunStore,
+    windows: WindowStore,
+    options: Options,
+    cluster: Cluster,
+    watch: Watch,
+    again: tuple[int, int] | None = None,
+) -> RunStore:
+    from raypipe.search.pruner import Halving
+    from raypipe.search.study import Ledger
+    from raypipe.storage.journal import open_journal
+
+    try:
+        with (
+            Lease(store.folder) as lease,
+            cluster.noise.kept(store.folder),
+            quiet_optuna(),
+            closing(Tracked(store, options.track, watch)) as watch,
+        ):
+            storage = open_journal(store)
+            if again is not None:
+                total = Ledger(store, windows, storage, trials=None).ask_again(*again)
+                options = options.model_copy(update={"trials": total})
+            elif options.trials < (there := len(store.listing())):
+                watch("fewer", {"asked": options.trials, "there": there})
+                options = options.model_copy(update={"trials": there})
+            write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
+            grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
+            pruner = Halving(grace, options.reduction) if options.prune else None
+
+            def open_ledger() -> Ledger:
+                ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+                for result in ledger.settled:
+                    watch("settled", {"number": result.number, "result": result})
+                return ledger
+
+            ledger = open_ledger()
+            watch("open", _news(store, windows) | {"trials": options.trials})
+            if not ledger.exhausted:
+                budget = Budget(lease, options.time_budget, options.gpu_hours)
+                if reason := budget.over():
+                    watch("late", {"reason": reason})
+                else:
+                    run = functools.partial(execute, store, windows, options, storage, budget, cluster, watch)
+                    supervise(run, ledger, open_ledger, cluster, watch)
+            store.tidy()
+    except OSError as error:  # Optuna's journal does not know of `DiskFullError`
+        raise disk_full(error, store.where) or error from None
+    return store
+
+
+def _news(store: RunStore, windows: WindowStore) -> dict[str, Any]:
+    """What a run has come to before this driver."""
+    results = store.results()
+    ranked = store.ranked(results)
+    return {
+        "where": store.where,
+        "metric": store.info.metric,
+        "direction": store.info.direction,
+        "baseline": without_eeg(store, windows),
+        "states": [result.state for result in results],
+        "failures": [result.failure or "error" for result in results if result.state == "failed"],
+        "best": (ranked[0].score, ranked[0].number) if ranked else None,
+    }
+
+
+def _longest_trial(space: SearchSpace) -> int:
+    """Passes of the longest of some drawn trials: successive halving's rungs are set below it."""
+    import optuna
+
+    drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
+    return int(max(config.epochs * config.passes for config in drawn))

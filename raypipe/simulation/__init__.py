@@ -1,0 +1,1 @@
+"""EEG with a known answer, written as BIDS recordings."""

@@ -1,0 +1,1 @@
+"""The fold loop and everything that it is made of."""

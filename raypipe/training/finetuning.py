@@ -1,0 +1,124 @@
+"""Where training starts: at a pretrained encoder, of which all, the head or low-rank changes are trained."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from raypipe.core.config import InitConfig
+from raypipe.core.errors import UserError
+from raypipe.models.conformer import Conformer
+from raypipe.models.vit import ViT
+
+OWN = ("head.", "places.positions")
+"""What a network keeps of its own: its head, and where its own electrodes are."""
+
+
+class LowRank(nn.Module):
+    """A weight plus a low-rank change (Hu et al. 2022, eq. 3), which is nothing at first."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
+        super().__init__()
+        out, into = weight.shape
+        self.scale = alpha / rank
+        self.down = nn.Parameter(torch.randn(rank, into) / into**0.5)
+        self.up = nn.Parameter(torch.zeros(out, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The changed weight."""
+        return weight + self.scale * (self.up @ self.down)
+
+
+def start_from(model: nn.Module, encoder: Mapping[str, Tensor], where: str = "--init") -> None:
+    """Give a network the weights of a pretrained encoder; head and electrode positions stay its own.
+
+    Raises
+    ------
+    UserError
+        They are of a network of other sizes; the message names what differs.
+    """
+    own = model.state_dict()
+    taken = {name: tensor for name, tensor in encoder.items() if not name.startswith(OWN)}
+    wanted = {name for name in own if not name.startswith(OWN)}
+    if odd := sorted(wanted ^ taken.keys()):
+        raise UserError(
+            f"{where}: the encoder and this network differ in '{odd[0]}'; set model/name, model/depth and "
+            "model/expansion as it was pretrained"
+        )
+    for name, tensor in taken.items():
+        if name == "stem.spatial.weight" and tensor.shape[2] != own[name].shape[2]:
+            raise UserError(
+                f"{where}: the encoder has {tensor.shape[2]} channels, these windows {own[name].shape[2]}; a conformer "
+                "keeps to its montage (model/name=vit does not)"
+            )
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{where}: the encoder's {name} is {tuple(tensor.shape)}, this network's {tuple(own[name].shape)}; set "
+                "model/filters, model/patch and model/expansion as it was pretrained"
+            )
+    model.load_state_dict(own | taken)
+
+
+def initial_id(model: nn.Module) -> str:
+    """SHA-256 (16 digits) of a network's weights before the first step: what a soup's members must have in common."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def choose_trained(model: nn.Module, init: InitConfig) -> None:
+    """Leave only those parameters to be trained that `init` says."""
+    if init.name == "none" or init.tune == "full":
+        return
+    assert isinstance(model, Conformer | ViT)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+    if init.tune == "lora":
+        for layer in model.blocks.modules():
+            if isinstance(layer, nn.Linear):
+                change = LowRank(layer.weight, init.rank, init.alpha).to(layer.weight.device)
+                parametrize.register_parametrization(layer, "weight", change)
+
+
+def keep_statistics(model: nn.Module, init: InitConfig) -> None:
+    """Have a BatchNorm below a frozen trunk normalise as it was pretrained; called where training mode begins."""
+    if isinstance(model, Conformer) and init.name != "none" and init.tune != "full":
+        model.batch_norm.eval()
+
+
+def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]:
+    """Parameters to be trained, by the factor of their learning rate (``rate``): 1 for the head, less below it."""
+    if init.name == "none":
+        return [{"params": list(model.parameters()), "rate": 1.0}]
+    assert isinstance(model, Conformer | ViT)
+    depth = len(model.blocks)
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        block = re.match(r"blocks\.(\d+)\.", name)
+        below = 0 if name.startswith(("head.", "final_norm.")) else depth - int(block[1]) if block else depth + 1
+        groups.setdefault(below, []).append(parameter)
+    return [{"params": group, "rate": init.layer_decay**below} for below, group in sorted(groups.items())]
+
+
+def merged(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state without parametrisations: low-rank changes become part of the weights they change."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".parametrizations." not in name:
+            out[name] = tensor
+        elif name.endswith(".original"):
+            layer_name, _, rest = name.partition(".parametrizations.")
+            what = rest.split(".")[0]
+            with torch.no_grad():
+                out[f"{layer_name}.{what}"] = getattr(model.get_submodule(layer_name), what).detach().clone()
+    return out

@@ -1,0 +1,122 @@
+"""Mixing of windows and targets within a batch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from raypipe.core.config import MixupConfig
+
+
+def mix(
+    cfg: MixupConfig,
+    x_BCT: Tensor,
+    y: Tensor,
+    *,
+    rng: np.random.Generator,
+    kind: Literal["classification", "regression"],
+    n_classes: int = 0,
+    subjects: ArrayLike | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mix each window of a batch with a partner, another window of the batch.
+
+    `mixup` (Zhang et al. 2018, arXiv:1710.09412): ``x = l x_i + (1 - l) x_j`` with l ~ Beta(alpha, alpha) of its own
+    for each window. `cmixup` (C-Mixup, Yao et al. 2022, arXiv:2210.05775, eq. 6): the same, with partners drawn with
+    probability ~ ``exp(-|y_i - y_j|^2 / (2 h^2))``, the distance of classes being that of their one-hot vectors.
+    `cutmix` (after Yun et al. 2019, arXiv:1905.04899): one stretch of the window, a share 1 - l of its samples in all
+    channels, comes from the partner; `cutmix-channels`: a share of its channels, at all samples. The target is mixed
+    by the weight that the window kept; for cuts that is the share after rounding.
+
+    Partners are a random permutation of the batch, or, for `cmixup` and `other_subject`, drawn for each window.
+
+    Parameters
+    ----------
+    cfg
+        What, how much, how often; with `none` nothing is drawn from `rng`.
+    x_BCT
+        Windows, not changed.
+    y
+        Values (B,) for regression, in standard deviations; classes (B,) for classification; not changed.
+    rng
+        The only source of chance: two equal generators give two equal batches.
+    kind
+        Of the task.
+    n_classes
+        Classes of a classification task.
+    subjects
+        (B,) subject of each window; needed for `other_subject`.
+
+    Returns
+    -------
+    x_BCT, y
+        A batch that is mixed has new tensors, and shares (B, n_classes) in place of classes; one that is not
+        (a share 1 - `prob` of them) is what was given.
+
+    Raises
+    ------
+    ValueError
+        Targets or subjects do not match the windows.
+    """
+    if y.shape != x_BCT.shape[:1]:
+        raise ValueError(f"expected targets ({len(x_BCT)},), got {tuple(y.shape)}")
+    if cfg.name == "none" or rng.random() >= cfg.prob:
+        return x_BCT, y
+    n, n_channels, n_times = x_BCT.shape
+    partner_B = torch.from_numpy(_partners(cfg, y, rng, kind, subjects)).to(x_BCT.device)
+    kept_B = rng.beta(cfg.alpha, cfg.alpha, size=n)
+    other_BCT = x_BCT[partner_B]
+    if cfg.name in ("mixup", "cmixup"):
+        kept_B11 = torch.from_numpy(kept_B).to(x_BCT)[:, None, None]
+        x_BCT = torch.lerp(other_BCT, x_BCT, kept_B11)
+    elif cfg.name == "cutmix":
+        cut_B = np.rint((1.0 - kept_B) * n_times).astype(np.int64)
+        start_B = rng.integers(0, n_times - cut_B, endpoint=True)
+        sample_1T = np.arange(n_times)[None]
+        cut_BT = (sample_1T >= start_B[:, None]) & (sample_1T < (start_B + cut_B)[:, None])
+        x_BCT = torch.where(torch.from_numpy(cut_BT).to(x_BCT.device)[:, None], other_BCT, x_BCT)
+        kept_B = 1.0 - cut_B / n_times
+    else:
+        cut_B = np.rint((1.0 - kept_B) * n_channels).astype(np.int64)
+        rank_BC = rng.permuted(np.tile(np.arange(n_channels), (n, 1)), axis=1)
+        cut_BC = torch.from_numpy(rank_BC < cut_B[:, None]).to(x_BCT.device)
+        x_BCT = torch.where(cut_BC[..., None], other_BCT, x_BCT)
+        kept_B = 1.0 - cut_B / n_channels
+    weight_B = torch.from_numpy(kept_B)
+    if kind == "classification":
+        t_BK = F.one_hot(y.long(), n_classes).to(x_BCT.dtype)
+        return x_BCT, torch.lerp(t_BK[partner_B], t_BK, weight_B.to(t_BK)[:, None])
+    return x_BCT, torch.lerp(y[partner_B], y, weight_B.to(y))
+
+
+def _partners(
+    cfg: MixupConfig, y: Tensor, rng: np.random.Generator, kind: str, subjects: ArrayLike | None
+) -> NDArray[np.int64]:
+    """Partner (B,) of each window of a batch."""
+    if cfg.name != "cmixup" and not cfg.other_subject:
+        return rng.permutation(len(y))
+    allowed_BB = ~np.eye(len(y), dtype=bool)
+    if cfg.other_subject:
+        names_B: NDArray[Any] = np.asarray(subjects)
+        if subjects is None or names_B.shape != (len(y),):
+            raise ValueError(f"mixup/other_subject needs the subject of each of {len(y)} windows")
+        allowed_BB = names_B[:, None] != names_B
+    square_BB = np.zeros((len(y), len(y)))
+    if cfg.name == "cmixup":
+        y_B = y.detach().cpu().numpy().astype(np.float64)
+        apart_BB = y_B[:, None] - y_B
+        square_BB = 2.0 * (apart_BB != 0) if kind == "classification" else apart_BB**2
+    # Measured from each row's nearest, so that one far from all others has a partner too.
+    nearest_B1 = np.where(allowed_BB, square_BB, np.inf).min(axis=1, keepdims=True)
+    alone_B = ~np.isfinite(nearest_B1[:, 0])
+    nearest_B1[alone_B] = 0.0
+    further_BB = np.where(allowed_BB, square_BB - nearest_B1, np.inf)
+    nearness_BB = np.exp(-further_BB / (2.0 * cfg.bandwidth**2))
+    total_BB = np.cumsum(nearness_BB, axis=1)
+    drawn_B1 = rng.random((len(y), 1)) * total_BB[:, -1:]
+    partner_B = (total_BB <= drawn_B1).sum(axis=1)
+    return np.where(alone_B, np.arange(len(y)), partner_B)

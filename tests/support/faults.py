@@ -1,0 +1,344 @@
+"""Faults, made on purpose: for tests of any kind, yours too. Nothing in raypipe uses this room, or knows of it.
+
+A fault is brought in from outside: by wrapping a `Folder`, by killing a process that is found by the title Ray gives
+it, or, for the processes that a sweep starts, by `inject`, which has the interpreter itself run a few lines after a
+module of raypipe is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NoReturn
+
+from raypipe.storage.files import Folder, LocalFolder, write_whole
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Invert the bits of one byte, `at` a fraction of the file's length."""
+    data = bytearray(path.read_bytes())
+    data[min(int(at * len(data)), len(data) - 1)] ^= 0xFF
+    path.write_bytes(data)
+
+
+def truncate(path: Path, keep: float = 0.5) -> None:
+    """Cut a file to a fraction of its length."""
+    os.truncate(path, int(keep * path.stat().st_size))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], object]]:
+    """Mount a tmpfs of `size` (such as ``400k``) at `folder`; gives what makes it another size.
+
+    Raises
+    ------
+    PermissionError
+        This process may not mount.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mount.returncode:
+        raise PermissionError(f"{folder}: no tmpfs can be mounted ({mount.stderr.strip()})")
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+# ---- Processes -------------------------------------------------------------------------------------------------------
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group and session of a process, then more (proc(5)); empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return []
+
+
+def _all() -> dict[int, list[str]]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {pid: stat for pid in pids if (stat := _stat(pid)) and stat[0] != "Z"}
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`."""
+    children: dict[int, list[int]] = {}
+    for child, stat in _all().items():
+        children.setdefault(int(stat[1]), []).append(child)
+    found, queue = [], [pid]
+    while queue:
+        queue += (below := children.get(queue.pop(), []))
+        found += below
+    return found
+
+
+def session(leader: int) -> list[int]:
+    """Process ids of a session, whether or not its leader lives (``Popen(..., start_new_session=True)`` makes one)."""
+    return [pid for pid, stat in _all().items() if int(stat[3]) == leader]
+
+
+def title(pid: int) -> str:
+    """What a process calls itself; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def ray_processes(pids: Iterable[int], *names: str) -> list[int]:
+    """Those of `pids` that run an actor of one of these classes, by the title that Ray gives them."""
+    return [pid for pid in pids if re.match(rf"ray::({'|'.join(names)})\b", title(pid))]
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL processes; those that are gone already are passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# ---- Kills at a file -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL for the process that touches a certain file of a run; once, so that whoever replaces it gets further."""
+
+    state: str
+    """A folder in which all processes concerned count together; it outlives them."""
+    name: str
+    """Regular expression, searched in the file's name: ``r"fold-2/epoch-0003"`` is the checkpoint of that epoch."""
+    nth: int = 1
+    """Strike at the nth such call."""
+    when: Literal["before", "amid", "after"] = "before"
+    """`before`: an epoch was trained and its checkpoint was not begun; `amid`: a temporary file is left, half full;
+    `after`: the checkpoint is whole and nobody was told."""
+    call: Literal["write", "remove"] = "write"
+
+    def due(self, call: str, name: str) -> bool:
+        """Count this call; whether it is the one to strike at."""
+        if call != self.call or not re.search(self.name, name):
+            return False
+        key = re.sub(r"\W+", "-", f"{self.call}-{self.name}-{self.when}-{self.nth}")
+        Path(self.state).mkdir(parents=True, exist_ok=True)
+        for count in itertools.count(1):
+            try:
+                os.close(os.open(Path(self.state) / f"{key}.{count}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            return count == self.nth
+        raise AssertionError("unreachable")
+
+
+class KillingFolder:
+    """A `Folder` in which `kills` are due."""
+
+    def __init__(self, folder: Folder, *kills: Kill) -> None:
+        self._folder, self._kills = folder, kills
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._folder, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file, unless the process is killed for it."""
+        _strike(self._kills, self._folder, name, data)
+
+    def remove(self, name: str) -> None:
+        """Remove the file, unless the process is killed for it."""
+        _strike(self._kills, self._folder, name, None)
+
+
+def _strike(kills: Iterable[Kill], folder: Folder, name: str, data: bytes | None) -> None:
+    """Write `data` to a file, or remove it for None, and die where one of `kills` is due."""
+    call = "remove" if data is None else "write"
+    when = {kill.when for kill in kills if kill.due(call, name)}
+    if "before" in when:
+        _die()
+    if "amid" in when and data is not None and isinstance(folder, LocalFolder):
+        half = data[: len(data) // 2]
+        write_whole(folder.path / name, lambda file: _write_and_die(file, half))
+    if data is None:
+        _remove(folder, name)
+    else:
+        _write(folder, name, data)
+    if when:
+        _die()
+
+
+def _write_and_die(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    _die()
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL cannot be caught")
+
+
+def _write(folder: Folder, name: str, data: bytes) -> None:
+    (_WRITE(folder, name, data) if isinstance(folder, LocalFolder) else folder.write(name, data))
+
+
+def _remove(folder: Folder, name: str) -> None:
+    (_REMOVE(folder, name) if isinstance(folder, LocalFolder) else folder.remove(name))
+
+
+# Kept, for `arm` puts others in their place.
+_WRITE, _REMOVE = LocalFolder.write, LocalFolder.remove
+
+
+def arm(*kills: Kill) -> None:
+    """Have `kills` due in every local folder of this process, for good."""
+
+    def write(self: LocalFolder, name: str, data: bytes) -> None:
+        _strike(kills, self, name, data)
+
+    def remove(self: LocalFolder, name: str) -> None:
+        _strike(kills, self, name, None)
+
+    LocalFolder.write, LocalFolder.remove = write, remove  # type: ignore[method-assign]
+
+
+# ---- Operations of a storage, in this process ------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """This process has died here: what handles errors must not handle it."""
+
+
+class FailingFolder:
+    """A `Folder` of which certain operations fail.
+
+    Parameters
+    ----------
+    folder
+        Where the files are.
+    at
+        Which operation fails first, counted from 0.
+    times
+        How many fail; None for all from there on.
+    error
+        What they raise: an OSError is a storage that fails, `Killed` the end of this process.
+    when
+        `before`: nothing was done; `after`: it was, and the answer was lost. The dead do nothing any more.
+    calls
+        The operations that count, and fail.
+
+    Attributes
+    ----------
+    count
+        Operations so far.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        at: int,
+        *,
+        times: int | None = None,
+        error: type[BaseException] | BaseException = Killed,
+        when: Literal["before", "after"] = "before",
+        calls: Iterable[str] = ("write", "read", "exists", "names", "remove"),
+    ) -> None:
+        self.folder, self.where = folder, folder.where
+        self.count = 0
+        self._error, self._when, self._calls = error, when, frozenset(calls)
+        self._failing = range(at, at + (sys.maxsize - at if times is None else times))
+
+    def _do(self, call: str, *arguments: Any) -> Any:
+        operation = getattr(self.folder, call)
+        if call not in self._calls:
+            return operation(*arguments)
+        number, self.count = self.count, self.count + 1
+        if number not in self._failing:
+            return operation(*arguments)
+        if self._when == "after" and (self._error is not Killed or number == self._failing[0]):
+            operation(*arguments)
+        raise self._error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file, or fail."""
+        self._do("write", name, data)
+
+    def read(self, name: str) -> bytes:
+        """Return the whole file, or fail."""
+        return bytes(self._do("read", name))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name, or fail."""
+        return bool(self._do("exists", name))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files below `prefix`, or fail."""
+        return list(self._do("names", prefix))
+
+    def temporary(self) -> list[str]:
+        """Names of temporary files."""
+        return self.folder.temporary()
+
+    def remove(self, name: str) -> None:
+        """Remove the file, or fail."""
+        self._do("remove", name)
+
+
+# ---- Into processes that others start --------------------------------------------------------------------------------
+
+_HOOK = """\
+import importlib.abc, importlib.machinery, sys
+
+AFTER = {after!r}
+
+class After(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name not in AFTER:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            exec(AFTER.pop(name), {{"module": module}})
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, After())
+"""
+
+
+def inject(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
+    """Have Python code run after a module is imported, in every process that inherits an environment.
+
+    Ray starts the processes of a sweep; this reaches into them without a word of it in raypipe. It works by a
+    ``sitecustomize.py``, which the interpreter imports when it starts.
+
+    Parameters
+    ----------
+    folder
+        Where that file is written.
+    after
+        Source by the module's name; it sees the module as ``module``. See `arming`.
+
+    Returns
+    -------
+    dict
+        What the environment of the first process must have.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_HOOK.format(after=dict(after)))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+def arming(*kills: Kill) -> dict[str, str]:
+    """For `inject`: `arm` in every process."""
+    return {"raypipe.storage.files": f"import tests.support.faults as t; t.arm({', '.join(f't.{k!r}' for k in kills)})"}

@@ -1,0 +1,144 @@
+"""What of Ray a sweep takes, and how it is begun again where what executes it has died."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.backend.executor import LIVES, supervise
+from raypipe.backend.resources import beside_the_driver, crew_size, room
+from raypipe.backend.resources import layout as fit
+from raypipe.core.errors import LostSweepError, UserError
+from raypipe.core.options import Options
+
+
+@pytest.mark.parametrize(
+    ("folds", "room", "size"), [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)]
+)
+def test_workers_a_trial(folds, room, size):
+    assert crew_size(folds, room) == size
+
+
+@given(st.integers(2, 20), st.integers(1, 64))
+def test_hardly_any_worker_idles(folds, room):
+    size = crew_size(folds, room)
+    assert 1 <= size <= min(folds, room)
+    assert folds / (size * -(-folds // size)) >= 0.95
+
+
+def layout(n_folds=4, cpus=2.0, gpus=0.0, **options):
+    return fit(Options(**options), n_folds, {"CPU": cpus, "GPU": gpus})
+
+
+def test_all_that_fits_runs_at_a_time():
+    assert layout() == (2, 1)
+    assert layout(n_folds=5) == (1, 2)
+    assert layout(cpus=16) == (4, 4)
+    assert layout(cpus=16, concurrent=2) == (4, 2)
+    assert layout(cpus=16, concurrent=99) == (4, 4)
+    assert layout(cpus=16, workers=8) == (4, 4)  # no more workers than folds
+    assert layout(cpus=16, gpus=2, gpus_per_worker=0.25) == (4, 2)
+
+
+def test_what_does_not_fit_is_one_line():
+    with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.*there are 2 CPU"):
+        layout(workers=4)
+    with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
+        layout(gpus_per_worker=1)
+
+
+def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
+    nodes = [
+        {"NodeID": "head", "Resources": {"memory": 1e9}},
+        {"NodeID": "b", "Resources": {"memory": 9e9, "CPU": 1.0}},
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
+    assert beside_the_driver("head", 230 * 10**6) == 4
+    assert beside_the_driver("b", 230 * 10**6) == 39
+    assert beside_the_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
+    assert beside_the_driver("head", 0) > 10**6, "simulated trials take nothing"
+    assert beside_the_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
+
+
+class Growing:
+    """A cluster that gets a CPU a second, up to some; what it is asked for."""
+
+    def __init__(self, monkeypatch, most):
+        self.seconds, self.most, self.asked, self.said = 0.0, most, [], []
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": min(self.seconds, self.most)})
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(bundles))
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+
+    def room(self, **options):
+        say = lambda kind, news: self.said.append((kind, news["reason"]))  # noqa: E731
+        return room(Options(**options), 4, say, clock=lambda: self.seconds, sleep=self.sleep)
+
+
+def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
+    cluster = Growing(monkeypatch, most=8)
+    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 3)
+    assert cluster.seconds == 6
+    assert cluster.asked == [[{"CPU": 1}] * 6, []], "asked once, and no more than was needed is kept"
+    assert len(cluster.said) == 1 and "do not fit: there are 0 CPU" in cluster.said[0][1]
+
+
+def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_line(monkeypatch):
+    cluster = Growing(monkeypatch, most=4)
+    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 2)
+    assert 600 < cluster.seconds < 610
+    with pytest.raises(UserError, match="there are 0 CPU"):
+        Growing(monkeypatch, most=0).room(address="auto")
+
+
+def test_this_machine_does_not_grow(monkeypatch):
+    cluster = Growing(monkeypatch, most=8)
+    with pytest.raises(UserError, match="do not fit"):
+        cluster.room()
+    assert (cluster.seconds, cluster.asked) == (0, [])
+
+
+class Deaths:
+    """Executes a sweep and dies, again and again, with or without an epoch before."""
+
+    def __init__(self, *progress: bool):
+        self.progress, self.ledgers, self.restarts, self.said = list(progress), [], 0, []
+        self.exhausted = False
+
+    def run(self, ledger):
+        self.ledgers.append(ledger)
+        if self.progress:
+            raise LostSweepError("the desk has died", self.progress.pop(0))
+
+    def restart(self):
+        self.restarts += 1
+
+    def supervised(self):
+        supervise(self.run, self, lambda: Deaths(), self, lambda kind, news: self.said.append((kind, news["reason"])))
+
+
+def test_a_sweep_whose_executor_dies_begins_again_with_a_ledger_of_its_own():
+    deaths = Deaths(False, True, False)
+    deaths.supervised()
+    assert deaths.said == [("again", "the desk has died")] * 3
+    assert deaths.restarts == 3
+    assert len(set(map(id, deaths.ledgers))) == 4
+
+
+def test_deaths_without_an_epoch_in_between_are_counted():
+    Deaths(*[False] * (LIVES - 1)).supervised()
+    Deaths(*[False] * (LIVES - 1), True, *[False] * (LIVES - 1)).supervised()
+    deaths = Deaths(*[False] * LIVES)
+    with pytest.raises(UserError, match=rf"the desk has died, {LIVES} times on end; the same command goes on"):
+        deaths.supervised()
+    assert deaths.restarts == LIVES - 1
+
+
+def test_nothing_is_executed_where_the_dead_one_had_done_all():
+    deaths = Deaths(True)
+    done = Deaths()
+    done.exhausted = True
+    supervise(deaths.run, deaths, lambda: done, deaths, lambda kind, news: None)
+    assert deaths.ledgers == [deaths]

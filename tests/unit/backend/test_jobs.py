@@ -1,0 +1,212 @@
+"""Jobs, against a stand-in for Ray's client: what is submitted, refused and shown. tests/cluster has a real head."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from raypipe.backend.jobs import Jobs, job_stem
+from raypipe.cli import app
+from raypipe.core.errors import UserError
+from raypipe.core.versions import EXPECTS, own_versions, refuse_other_versions
+
+ROOT = Path(__file__).parents[3]
+SPACE = str(ROOT / "search_spaces/latency.py")
+
+
+class Cluster:
+    """What a head would keep."""
+
+    def __init__(self):
+        self.jobs, self.stopped, self.shipped = [], [], []
+
+    def __call__(self, address):
+        return self
+
+    def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
+        self.shipped = sorted(path.name for path in Path(runtime_env["working_dir"]).iterdir())
+        begun = 1000 * len(self.jobs) + 1
+        self.jobs.append(
+            SimpleNamespace(
+                submission_id=submission_id, status="RUNNING", entrypoint=entrypoint, start_time=begun,
+                message="at work\nsince", runtime_env=runtime_env, metadata=metadata,
+            )
+        )  # fmt: skip
+        return submission_id
+
+    def list_jobs(self):
+        return [*self.jobs, SimpleNamespace(submission_id=None, status="RUNNING")]  # a driver that nobody submitted
+
+    def get_job_logs(self, name):
+        return f"log of {name}\n"
+
+    async def tail_job_logs(self, name):
+        yield "one\n"
+        yield "two\n"
+
+    def get_job_status(self, name):
+        return next(job.status for job in self.jobs if job.submission_id == name)
+
+    def stop_job(self, name):
+        self.stopped.append(name)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    cluster, module = Cluster(), ModuleType("ray.job_submission")
+    module.JobSubmissionClient = cluster
+    monkeypatch.setitem(sys.modules, "ray.job_submission", module)
+    return cluster
+
+
+def typed(capsys, *words):
+    """Exit status, output and error of a command."""
+    with pytest.raises(SystemExit) as end:
+        app.main([str(word) for word in words])
+    told = capsys.readouterr()
+    return end.value.code, told.out, told.err
+
+
+def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, capsys):
+    status, out, _ = typed(
+        capsys, "submit", "sweep", SPACE, "--data", "s3://lab/store", "--run", "s3://lab/runs/night", "--trials", 9
+    )
+    (job,) = cluster.jobs
+    assert (status, job.submission_id) == (0, f"{job_stem('s3://lab/runs/night')}-1")
+    assert job.entrypoint == (
+        "python -m raypipe sweep latency.py --data s3://lab/store --run s3://lab/runs/night --trials 9"
+    )
+    assert cluster.shipped == ["latency.py"]
+    assert job.runtime_env["py_modules"] == [str(ROOT / "raypipe")]
+    assert json.loads(job.runtime_env["env_vars"][EXPECTS]) == own_versions()
+    assert job.submission_id in out
+
+
+def test_a_space_may_be_named_as_a_shell_completes_it(cluster, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ("submit", "sweep", "--data", "s3://a/b", "--run", "s3://a/c", "./search_spaces/latency.py")
+    assert typed(capsys, *words)[0] == 0
+    assert cluster.jobs[0].entrypoint.endswith("--run s3://a/c latency.py")
+
+
+def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
+    monkeypatch.setattr("raypipe.backend.jobs.LOOK", 0.0)
+    words = ("submit", "resume", "s3://lab/run")
+    assert typed(capsys, *words)[0] == 0
+    status, _, error = typed(capsys, *words)
+    assert status == 2 and f"job {cluster.jobs[0].submission_id} is at work on it" in error
+    cluster.jobs[0].status = "FAILED"
+    assert typed(capsys, *words)[0] == 0
+    assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "2"]
+    assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run is nobody else's"
+
+
+def test_plans_of_one_store_are_nobody_elses_business(cluster, capsys, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(Path(SPACE).read_text())
+    for space in (SPACE, other):
+        status, out, _ = typed(capsys, "submit", "plan", space, "--data", "s3://lab/store?region=here")
+        assert status == 0 and "raypipe logs" in out and "raypipe status" not in out, "a plan leaves no run"
+    names = [job.submission_id for job in cluster.jobs]
+    assert [name.rpartition("-")[2] for name in names] == ["1", "1"]
+    assert names[0].startswith("plan-latency-") and names[1].startswith("plan-other-")
+
+
+@pytest.mark.parametrize("agent", ["answers", "has gone too"])
+def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, capsys, monkeypatch, agent):
+    def look(name):
+        cluster.jobs[0].status = "FAILED"
+        if agent != "answers":
+            raise RuntimeError("Request failed with status code 500")
+
+    words = ("submit", "resume", "s3://lab/run")
+    assert typed(capsys, *words)[0] == 0
+    monkeypatch.setattr(cluster, "get_job_logs", look)
+    assert typed(capsys, *words)[0] == 0
+    assert [job.status for job in cluster.jobs] == ["FAILED", "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("sweep", SPACE, "--data", "demo/store", "--run", "s3://lab/run"),
+            "data demo/store: a folder of this",
+        ),
+        (("sweep", SPACE, "--data", "s3://lab/store", "--run", "run"), "run run: a folder of this machine"),
+        (("sweep", SPACE, "--data", "s3://k:geheim@lab/store", "--run", "s3://a/c"), "leave the keys out of the URI"),
+        (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
+        (("check", "s3://a/c"), "submit check: not submitted"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "0"), "--gpu-hours: "),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "5"), "say --gpus-per-worker too"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--time-budget", "soon"), "soon: not a time"),
+        (("plan", SPACE, "--data", "s3://a/b", "--workers", "0"), "--workers: "),
+        (("plan", SPACE, "--data", "demo/store"), "data demo/store: a folder of this"),
+    ],
+)
+def test_mistakes_are_told_here_and_nothing_is_submitted(cluster, capsys, words, told):
+    status, _, error = typed(capsys, "submit", *words)
+    assert status == 2 and told in error and "geheim" not in error
+    assert cluster.jobs == []
+
+
+def test_jobs_are_listed_read_followed_and_stopped(cluster, capsys):
+    assert "no jobs yet" in typed(capsys, "jobs")[1]
+    typed(capsys, "submit", "resume", "s3://lab/run")
+    name = cluster.jobs[0].submission_id
+    assert name in typed(capsys, "jobs")[1]
+    assert [job.message for job in Jobs("x").list()] == ["at work"]
+    assert typed(capsys, "logs", name)[:2] == (0, f"log of {name}\n")
+    cluster.jobs[0].status = "SUCCEEDED"
+    assert typed(capsys, "logs", name, "-f")[:2] == (0, f"one\ntwo\n{name}: succeeded\n")
+    cluster.jobs[0].status = "FAILED"
+    assert typed(capsys, "logs", name, "-f")[0] == 1, "for scripts that wait"
+    assert typed(capsys, "stop", name)[0] == 0 and cluster.stopped == [name]
+    for words in (("logs", "none-1"), ("logs", "none-1", "-f"), ("stop", "none-1")):
+        status, _, error = typed(capsys, *words)
+        assert status == 2 and "none-1: no such job" in error
+
+
+def test_a_run_is_not_taken_for_a_job(values, cluster, capsys):
+    status, out, _ = typed(capsys, "logs", values.run.where)
+    assert status == 0 and f"raypipe logs {values.run.where} TRIAL" in out
+    assert "--follow" in typed(capsys, "logs", values.run.where, "-f")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("Failed to connect"), "no Ray dashboard answers there"),
+        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), ".[cluster]"),
+        (RuntimeError("Ray version mismatch: 2.61\nmore"), "Ray version mismatch: 2.61"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys, error, told):
+    def refuse(address):
+        raise error
+
+    monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
+    status, _, line = typed(capsys, "jobs", "--cluster", "http://127.0.0.1:1")
+    assert status == 2 and told in line and line.count("\n") == 1
+
+
+def test_a_cluster_with_other_versions_refuses_the_job(monkeypatch, capsys):
+    refuse_other_versions()
+    monkeypatch.setenv(EXPECTS, json.dumps(own_versions()))
+    refuse_other_versions()
+    monkeypatch.setenv(EXPECTS, json.dumps(own_versions() | {"optuna": "4.0"}))
+    with pytest.raises(UserError, match=r"optuna .* here, 4\.0 there; install both with -c constraints\.txt"):
+        refuse_other_versions()
+    assert typed(capsys, "status", "demo/run")[0] == 2
+
+
+def test_names_of_jobs_are_readable_and_one_for_each_run():
+    assert job_stem("s3://lab/runs/night?endpoint_override=x") == job_stem("s3://lab/runs/night/")
+    assert job_stem("s3://lab/runs/night").startswith("night-")
+    assert job_stem("s3://lab/a/run") != job_stem("s3://lab/b/run")
+    assert job_stem("/").startswith("run-")

@@ -1,0 +1,188 @@
+"""Workers that die: who is told, and how many are started again. Ray is imported, not started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.exceptions
+from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+from raypipe.backend.worker_groups import ABSENCE, LOOK, Elastic, Witness, room
+from raypipe.storage.trial_log import read_log
+from raypipe.trial.failures import Failure
+from tests.support.toys import ToyWindows, make_run
+
+
+@dataclass
+class Desk:
+    """Answers with a trial's number, and keeps what it is told."""
+
+    number: int | None = 3
+    told: list[Any] = field(default_factory=list)
+
+    @property
+    def lost(self):
+        return SimpleNamespace(remote=lambda group, failure: self.told.append((group, failure)) or self.number)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda answer: answer)
+    return make_run(tmp_path / "run", ToyWindows())
+
+
+def seen(run, desk, **deaths) -> list[str]:
+    crew = SimpleNamespace(run=run.where, desk=desk)
+    polled = {int(rank[1:]): WorkerHealthCheckFailedError("polled in vain", cause) for rank, cause in deaths.items()}
+    Witness(crew, "group-0").after_exception(None, polled)
+    return [line.split("Z ", 1)[1] for line in read_log(run.folder, 3)]
+
+
+def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
+    desk = Desk()
+    lines = seen(run, desk, r1=ray.exceptions.NodeDiedError("the node died\nand more"))
+    assert desk.told == [("group-0", None)]
+    assert len(lines) == 1
+    assert lines[0] == "group-0: worker 1 died (the node died); the group starts again"
+
+
+def test_a_worker_killed_for_the_machines_memory_is_its_trials_doing(run):
+    desk = Desk()
+    lines = seen(
+        run,
+        desk,
+        r0=ray.exceptions.NodeDiedError("collateral"),
+        r1=ray.exceptions.OutOfMemoryError(
+            "Task was killed due to the node running low on memory.\nMemory on the node"
+        ),
+    )
+    reason = "killed by Ray: Task was killed due to the node running low on memory."
+    assert desk.told == [("group-0", Failure("out-of-memory", reason))]
+    assert len(lines) == 2
+
+
+def test_a_death_between_trials_is_nobodys(run):
+    assert seen(run, Desk(number=None), r0=ray.exceptions.OutOfMemoryError("killed")) == []
+
+
+def test_a_witness_that_fails_does_not_end_the_controller(run):
+    class Gone:
+        @property
+        def lost(self):
+            raise ray.exceptions.ActorDiedError("the desk is gone")
+
+    assert seen(run, Gone(), r0=ray.exceptions.OutOfMemoryError("killed")) == []
+
+
+@dataclass
+class Machines:
+    """Free CPUs by node, the time, and the group's own placement."""
+
+    free: dict[str, dict[str, float]] = field(default_factory=dict)
+    now: float = 0.0
+    bundles: dict[int, str] = field(default_factory=dict)
+
+    def table(self) -> dict[str, Any]:
+        return {"aa": {"state": "CREATED", "bundles_to_node_id": self.bundles}}
+
+
+@pytest.fixture
+def machines(monkeypatch):
+    made = Machines()
+    monkeypatch.setattr(
+        "raypipe.backend.worker_groups.ray._private.state.available_resources_per_node", lambda: made.free
+    )
+    monkeypatch.setattr("raypipe.backend.worker_groups.placement_group_table", made.table)
+    monkeypatch.setattr("raypipe.backend.worker_groups.time.monotonic", lambda: made.now)
+    return made
+
+
+def elastic(workers: int = 3) -> Elastic:
+    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
+
+
+def running(policy: Elastic, workers: int) -> int | None:
+    """What is decided for so many running workers: a number of workers, or None to leave them."""
+    placement = SimpleNamespace(placement_group=SimpleNamespace(id=bytes([0xAA])))
+    state = SimpleNamespace(num_workers=workers, placement_group_handle=placement)
+    return chosen(policy.make_decision_for_running_worker_group(state, SimpleNamespace()))
+
+
+def starting(policy: Elastic) -> int | None:
+    return chosen(policy.make_decision_for_non_running_worker_group())
+
+
+def chosen(decision: Any) -> int | None:
+    assert isinstance(decision, (NoopDecision, ResizeDecision))
+    return decision.num_workers if isinstance(decision, ResizeDecision) else None
+
+
+def test_room_is_counted_machine_by_machine_and_with_what_the_group_gives_back(machines):
+    machines.free = {"a": {"CPU": 1.5, "GPU": 1.0}, "b": {"CPU": 3.0}}
+    assert room({"CPU": 1.0}) == 4
+    assert room({"CPU": 2.0, "GPU": 0}) == 1
+    assert room({"CPU": 1.0, "GPU": 0.5}) == 1
+    machines.bundles = {0: "a", 1: "gone", 2: "b"}
+    assert room({"CPU": 2.0}, "aa") == 3
+    assert room({"CPU": 2.0}, "bb") == 1
+
+
+def test_a_group_that_was_never_whole_begins_with_all_its_workers(machines):
+    assert starting(elastic()) == 3
+
+
+def test_a_dead_process_is_replaced_at_once_in_its_groups_own_place(machines):
+    policy = elastic()
+    machines.free, machines.bundles = {"a": {"CPU": 0.0}, "b": {}}, {0: "a", 1: "a", 2: "b"}
+    assert starting(policy) == 3
+    assert running(policy, 3) is None
+    assert starting(policy) == 3
+
+
+def test_fewer_workers_where_a_machine_stays_away_and_all_when_it_is_back(machines):
+    policy = elastic()
+    machines.free, machines.bundles = {"a": {"CPU": 0.0}, "b": {"CPU": 0.0}}, {0: "a", 1: "a", 2: "b"}
+    assert starting(policy) == 3
+    assert running(policy, 3) is None
+    del machines.free["b"]  # lost
+    machines.now = 100.0
+    assert starting(policy) is None
+    machines.now += ABSENCE - 1
+    assert starting(policy) is None
+    machines.now += 2
+    assert starting(policy) == 2
+    machines.bundles = {0: "a", 1: "a"}
+    machines.now += LOOK + 1
+    assert running(policy, 2) is None
+    machines.free["c"] = {"CPU": 1.0}
+    assert running(policy, 2) is None  # it has just looked
+    machines.now += LOOK + 1
+    assert running(policy, 2) == 3
+
+
+def test_a_machine_that_is_back_in_time_costs_no_worker_and_the_next_absence_counts_anew(machines):
+    policy = elastic(2)
+    assert starting(policy) == 2
+    assert starting(policy) is None
+    machines.now += ABSENCE / 2
+    machines.free = {"a": {"CPU": 2.0}}
+    assert starting(policy) == 2
+    machines.free = {"a": {"CPU": 1.0}}
+    machines.now += ABSENCE
+    assert starting(policy) is None
+    machines.now += ABSENCE
+    assert starting(policy) == 1
+
+
+def test_no_group_begins_with_nobody(machines):
+    policy = elastic(2)
+    assert starting(policy) == 2
+    machines.now += 10 * ABSENCE
+    assert starting(policy) is None
+    machines.now += 10 * ABSENCE
+    assert starting(policy) is None

@@ -1,0 +1,207 @@
+"""The doctor finds what is broken, names it, and says of what is whole that it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from raypipe.cli import app
+from raypipe.cli.doctor import diagnose
+from raypipe.cli.machine import Finding
+from raypipe.data.window_cache import push_store
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.packaging.bundle import export_bundle
+from raypipe.search.pretrain import pretrain
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.records import OutOfFold
+from raypipe.storage.run_store import RunStore
+from raypipe.training import checkpoint
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
+
+
+def broken(target) -> list[str]:
+    return [found.what for found in diagnose(target) if found.level == "broken"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_store(tmp_path / "store", ToyWindows(subjects=12, each=4))
+
+
+@pytest.fixture
+def run(tmp_path, store):
+    """A run on its store with a trial under way: a checkpoint of each of two epochs of fold 0."""
+    windows = WindowStore(store)
+    made = make_run(tmp_path / "run", windows)
+    write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(store)})
+    run = RunStore.open(tmp_path / "run")
+    run.add_trial(0, tiny())
+    for epoch in (1, 2):
+        run.write_checkpoint(0, 0, epoch, checkpoint.dumps({"epoch": epoch}))
+    return run
+
+
+def test_what_is_whole_is_said_to_be(run, store):
+    for target in (store, run.where):
+        found = list(diagnose(target))
+        assert [each.level for each in found] == ["ok"] * len(found) and found
+    assert any("no leak" in each.what for each in diagnose(run.where))
+    assert any("2 checkpoints" in each.what for each in diagnose(run.where))
+
+
+def test_every_damaged_shard_is_named(store):
+    shards = sorted((store / "shards").iterdir())
+    shards[0].unlink()
+    data = bytearray(shards[1].read_bytes())
+    data[-1] ^= 1
+    shards[1].write_bytes(data)
+    lines = broken(store)
+    assert len(lines) == 2 and all("run prepare again" in line for line in lines)
+    assert shards[0].name in lines[0] and "missing" in lines[0]
+    assert shards[1].name in lines[1] and "damaged" in lines[1]
+
+
+def test_one_recording_under_two_names_is_a_leak(tmp_path):
+    toy = ToyWindows(subjects=6, each=4)
+    toy.x[4:8] = toy.x[:4]
+    (line,) = broken(write_store(tmp_path / "store", toy))
+    assert "sub-s00 and sub-s01 hold the same samples" in line
+
+
+def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):
+    for epoch, mend in ((2, "goes on from the one of epoch 1"), (1, "trains that fold's epochs again")):
+        path = run.local / f"trials/0000/fold-0/epoch-000{epoch}.ckpt"
+        path.write_bytes(path.read_bytes()[:-1])
+        found = [each for each in diagnose(run.where) if each.level == "broken"]
+        assert f"trial 0, fold 0, checkpoint of epoch {epoch}" in found[0].what
+        assert found[0].mend.endswith(mend)
+
+
+def test_what_trials_left_is_compared_with_their_checksums(values, tmp_path):
+    place = shutil.copytree(values.run.local, tmp_path / "run")
+    fit_ensemble(RunStore.open(place), windows=values.windows, method="equal").save()
+    found = [each.what for each in diagnose(place)]
+    assert "its ensemble can be read: equal, 3 trial(s)" in found
+    assert "out-of-fold predictions of 3 trial(s) follow the fold map and are finite" in found
+    path = place / "trials/0001/fold-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (place / "trials/0002/oof.npz").unlink()
+    lines = broken(place)
+    assert len(lines) == 2 and "0001/fold-0.safetensors: damaged" in lines[0] and "oof.npz: missing" in lines[1]
+
+
+def test_predictions_that_do_not_follow_the_fold_map_are_a_leak(values, tmp_path):
+    run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
+    best = run.ranked()[0]
+    oof = run.oof(best.number)
+    files = run.write_oof(best.number, OutOfFold(oof.windows, (oof.folds + 1) % 3, oof.predictions))
+    run.write_result(best.model_copy(update={"files": best.files | files}))
+    (line,) = broken(run.where)
+    assert "come from another fold than the map says" in line
+
+
+def test_other_windows_than_the_runs(run, store):
+    shutil.rmtree(store)
+    (line,) = broken(run.where)
+    assert "cannot be opened" in line and "no such folder" in line
+    write_store(store, ToyWindows(subjects=5))
+    (line,) = broken(run.where)
+    assert "not the windows that the run was made from" in line
+
+
+def test_subjects_that_the_map_does_not_know(run, store):
+    table = (store / "windows.csv").read_text().replace(",s00,", ",new,").encode()
+    (store / "windows.csv").write_bytes(table)
+    assert "windows.csv: damaged" in broken(run.where)[0]
+
+
+def test_a_file_that_is_missing_of_a_journal_in_many(run):
+    (run.local / "study.journal").unlink(missing_ok=True)
+    for number in (0, 1, 3):
+        run.folder.write(f"study/{number:08d}.jsonl", b'{"a": 1}\n')
+    assert any("study/00000002.jsonl: missing" in line for line in broken(run.where))
+    run.folder.write("study/00000002.jsonl", b'{"a": 1}\n')
+    assert not [line for line in broken(run.where) if "study" in line]
+
+
+def test_a_changed_fold_map_and_a_journal_of_something_else(run):
+    (run.local / "study.journal").write_bytes(b'{"a": 1}\nnot json\n')
+    assert any("study.journal: damaged" in line for line in broken(run.where))
+    (run.local / "study.journal").write_bytes(b'{"a": 1}\n{"b"')
+    found = [each for each in diagnose(run.where) if "cut short" in each.what]
+    assert [each.level for each in found] == ["look"]
+    folds = json.loads((run.local / "folds.json").read_text())
+    (run.local / "folds.json").write_text(json.dumps(folds | {"seed": 99}))
+    (line,) = broken(run.where)
+    assert "a run's fold map is frozen" in line
+
+
+def test_a_driver_that_died_is_worth_a_look(run):
+    record = {"id": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "beat": 0.0, "spent": 1.0, "ended": False}
+    write_json(run.folder, "driver.json", record)
+    found = [each for each in diagnose(run.where) if each.level == "look"]
+    assert len(found) == 1 and "died" in found[0].what and found[0].mend == "raypipe resume RUN"
+
+
+def test_a_storage_is_written_read_and_left_clean(tmp_path):
+    found = list(diagnose((tmp_path / "new").as_uri()))
+    assert [each.level for each in found] == ["ok"] and "can be written, read and listed" in found[0].what
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert broken((tmp_path / "file" / "below").as_uri())
+    assert "not a storage that pyarrow.fs can open" in broken("nonsense://bucket")[0]
+
+
+def test_a_pretrained_run(store, tmp_path):
+    small = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8, "epochs": 2}
+    pretrain("mae", store, tmp_path / "mae", params=small, folds=3, probe_every=0)
+    assert [found.what for found in diagnose(tmp_path / "mae")][1:] == ["1 encoder(s), whole"]
+    for name in ("encoder.safetensors", "all/epoch-0002.ckpt"):
+        path = tmp_path / "mae" / name
+        path.write_bytes(path.read_bytes()[:-1])
+    lines = broken(tmp_path / "mae")
+    assert len(lines) == 2 and "epoch-0002.ckpt" in lines[0] and "encoder.safetensors: damaged" in lines[1]
+
+
+def test_a_bundle(values, tmp_path):
+    run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
+    bundle = export_bundle(run, fit_ensemble(run, windows=values.windows, method="equal"), tmp_path / "bundle")
+    (found,) = diagnose(bundle)
+    assert found.level == "ok" and "a bundle, whole: latency:bump, 9 models" in found.what
+    (bundle / "bundle.json").write_text("{}")
+    assert len(broken(bundle)) == 1
+
+
+def test_something_else(tmp_path):
+    assert "no such folder" in broken(tmp_path / "nothing")[0]
+    (tmp_path / "photos").mkdir()
+    assert "not a store, run" in broken(tmp_path / "photos")[0]
+
+
+def test_a_bucket_that_is_there_and_one_that_is_not(s3):
+    assert [found.level for found in diagnose(s3.new_folder())] == ["ok"]
+    assert "no" in broken(s3.uri("no-such-bucket/run"))[0] and "bucket" in broken(s3.uri("no-such-bucket/run"))[0]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_exit_status(store, monkeypatch, capsys, whole):
+    monkeypatch.setattr("raypipe.cli.machine.examine", lambda folder: [Finding("look", "a machine")])
+    if not whole:
+        np.save(sorted((store / "shards").iterdir())[0], np.zeros(3))
+    with pytest.raises(SystemExit) as end:
+        app.main(["doctor", str(store)])
+    out = capsys.readouterr().out
+    assert int(end.value.code or 0) == int(not whole)
+    assert "look    a machine" in out and ("1 broken" in out) != whole
+
+
+def test_a_store_behind_a_uri(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path / "cache"))
+    push_store(str(store), f"file://{tmp_path}/shared")
+    found = list(diagnose(f"file://{tmp_path}/shared"))
+    assert [finding.level for finding in found] == ["ok", "ok"], found
+    assert "whole" in found[1].what

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.core.config import TrialConfig, nest, parameter_names, parse_config
+from raypipe.core.errors import UserError
+from tests.support.toys import TINY, tiny
+
+
+def test_flat_and_nested_names_are_one():
+    flat = parse_config({"loss/gamma": 2.0, "sam/name": "sam", "epochs": 3})
+    assert flat == parse_config({"loss": {"gamma": 2.0}, "sam": {"name": "sam"}, "epochs": 3})
+    assert (flat.loss.gamma, flat.sam.name, flat.epochs) == (2.0, "sam", 3)
+
+
+def test_flat_names_and_nested_sections_may_mix():
+    assert nest({"loss/gamma": 1, "loss": {"beta": 2}}) == {"loss": {"gamma": 1, "beta": 2}}
+    assert nest({"loss": {"beta": 2}, "loss/gamma": 1}) == {"loss": {"gamma": 1, "beta": 2}}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"loss/gama": 1}, "unknown parameter 'loss/gama'; did you mean 'loss/gamma'"),
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"sam/rho": 0}, "parameter 'sam/rho': Input should be greater than 0"),
+        ({"sam/name": "sharp"}, "parameter 'sam/name'.*'none', 'sam', 'asam', 'looksam' or 'msam'"),
+        ({"model/filters": 41}, r"must be a multiple of heads \(10\)"),
+        ({"epochs": "many"}, "parameter 'epochs'.*given 'many'"),
+        ({"epochs": 3, "epochs/x": 1}, "'epochs' is itself a parameter"),
+    ],
+)
+def test_bad_parameters_are_one_line(params, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(params, "spaces/x.py")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        TrialConfig().epochs = 3
+
+
+def test_the_hash_is_that_of_the_values():
+    assert TrialConfig().hash() == parse_config({"epochs": 20}).hash()
+    assert TrialConfig().hash() != parse_config({"epochs": 21}).hash()
+    assert TrialConfig.model_validate(TrialConfig().model_dump(mode="json")).hash() == TrialConfig().hash()
+
+
+def test_older_runs_have_the_same_hashes():
+    """Computed before `sampling`, `target_scale`, `shrink`, `model/bins` and `loss/width` came."""
+    assert parse_config(TINY).hash() == "be7788522f6e"
+    assert tiny(sam__name="sam", mixup__name="cmixup", loss__name="huber").hash() == "76e7e490deea"
+    later = [{"sampling": "subject"}, {"target_scale": "robust"}, {"shrink": 0.5}, {"model/bins": 8}, {"loss/width": 1}]
+    assert len({parse_config(TINY | one).hash() for one in [{}, *later]}) == 6
+
+
+def test_sam_costs_two_passes():
+    assert TrialConfig().passes == 1
+    assert parse_config({"sam/name": "asam"}).passes == 2
+
+
+@given(st.sampled_from(parameter_names()))
+def test_every_listed_name_is_known(name):
+    with pytest.raises(UserError) as caught:
+        parse_config({name: object()})
+    assert "unknown parameter" not in str(caught.value)
+    assert name in str(caught.value)

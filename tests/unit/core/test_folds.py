@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds
+
+
+def windows(n_subjects, each=4, seed=0):
+    rng = np.random.default_rng(seed)
+    subjects = np.repeat([f"s{k:03d}" for k in range(n_subjects)], each)
+    return subjects, rng.integers(0, 2, len(subjects))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(6, 40), st.integers(2, 4), st.floats(0.05, 0.4), st.integers(0, 5), st.booleans(), st.integers(1, 5))
+def test_every_subject_has_one_place_and_no_fold_is_empty(n, k, share, seed, classes, each):
+    subjects, targets = windows(n, each)
+    if k > n - max(1, round(share * n)):
+        return
+    folds = make_folds(subjects, targets, classes=classes, n_folds=k, held_out=share, seed=seed)
+    assert sorted(folds.fold_of) == sorted(set(subjects))
+    assert set(folds.fold_of.values()) == {HELD_OUT, *range(k)}
+    everywhere = np.concatenate([folds.split(subjects, f)[1] for f in range(k)] + [folds.held_out_index(subjects)])
+    np.testing.assert_array_equal(np.sort(everywhere), np.arange(len(subjects)))
+    for fold in range(k):
+        train, validation = folds.split(subjects, fold)
+        assert not set(subjects[train]) & set(subjects[validation])
+        assert not set(subjects[train]) & set(folds.held_out)
+    again = make_folds(subjects, targets, classes=classes, n_folds=k, held_out=share, seed=seed)
+    assert again == folds
+
+
+def test_classes_are_spread_over_the_folds():
+    subjects = np.repeat([f"s{k}" for k in range(20)], 2)
+    targets = np.repeat([0, 1], 20)
+    folds = make_folds(subjects, targets, classes=True, n_folds=4, held_out=0.2)
+    for fold in range(4):
+        assert len(set(targets[folds.split(subjects, fold)[1]])) == 2
+    assert set(targets[folds.held_out_index(subjects)]) == {0, 1}
+
+
+def test_held_out_subjects_may_be_named():
+    subjects, targets = windows(6)
+    folds = make_folds(subjects, targets, classes=False, n_folds=2, held_out=["s001", "sub-s004"])
+    assert folds.held_out == ["s001", "s004"]
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "message"),
+    [
+        (1, {}, "one subject only"),
+        (6, {"n_folds": 6}, r"6 folds need at least 6 subjects beside the 1 held out.*--folds 5"),
+        (6, {"n_folds": 1}, "at least 2"),
+        (6, {"held_out": 1.5}, "between 0 and 1"),
+        (6, {"held_out": ["s01"]}, "'s01' is not in the data; did you mean 's001'"),
+    ],
+)
+def test_bad_wishes_are_one_line(n, options, message):
+    with pytest.raises(UserError, match=message):
+        make_folds(*windows(n), classes=False, **options)
+
+
+def test_the_audit_names_who_stands_on_both_sides():
+    subjects = np.array(["a", "a", "b", "c"])
+    audit(subjects, {"training": np.array([0, 1]), "validation": np.array([2])})
+    with pytest.raises(LeakError, match=r"1 subject\(s\) in both training and validation: a"):
+        audit(subjects, {"training": np.array([0, 3]), "validation": np.array([1, 2])})
+    with pytest.raises(LeakError, match="validation part has no window"):
+        audit(subjects, {"training": np.array([0]), "validation": np.array([], dtype=int)})
+
+
+def test_a_subject_the_map_does_not_know_is_a_leak():
+    folds = FoldMap(seed=0, n_folds=2, fold_of={"a": 0, "b": 1, "c": HELD_OUT})
+    with pytest.raises(LeakError, match="subject 'd' is not in"):
+        folds.split(np.array(["a", "b", "c", "d"]), 0)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import roc_auc_score
+
+from raypipe.core.errors import UserError
+from raypipe.core.metrics import (
+    METRICS,
+    auc,
+    balanced_accuracy,
+    bootstrap_difference,
+    bootstrap_subjects,
+    constant_out_of_fold,
+    constant_prediction,
+    get_metric,
+    nrmse,
+    score,
+)
+from raypipe.trial.evaluator import without_eeg
+from tests.support.toys import ToyWindows, make_run
+
+FINITE = st.floats(-100, 100, allow_subnormal=False)
+TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lambda y: y.std() > 1e-3)
+
+
+def example(kind: str, n: int = 60, k: int = 3, seed: int = 0) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    subjects = rng.integers(0, 8, n).astype(str)
+    if kind == "regression":
+        y = rng.normal(5.0, 1.0, n)
+        return y, (y + rng.normal(size=n))[:, None], subjects
+    y = np.r_[np.arange(k), rng.integers(0, k, n - k)]
+    scores = np.round(rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y], 1)  # rounding makes ties
+    return y, scores, subjects
+
+
+@given(TARGETS)
+def test_mean_scores_one(y: np.ndarray) -> None:
+    assert nrmse(y, constant_prediction("regression", y, len(y))) == pytest.approx(1.0, rel=1e-9)
+    assert nrmse(y, y[:, None]) == 0.0
+
+
+@given(TARGETS, st.floats(0.01, 100), FINITE, st.integers(0, 99))
+def test_nrmse_has_no_unit(y: np.ndarray, scale: float, shift: float, seed: int) -> None:
+    pred = y + np.random.default_rng(seed).normal(size=len(y))
+    assert nrmse(scale * y + shift, scale * pred + shift) == pytest.approx(nrmse(y, pred), rel=1e-6)
+
+
+def test_nrmse_is_pooled_and_by_population_deviation() -> None:
+    y, pred = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0, 5.0])
+    assert nrmse(y, pred) == pytest.approx(1.0 / np.sqrt(1.25))
+    assert math.isnan(nrmse([1.0, 1.0], [1.0, 2.0])) and math.isnan(nrmse([], []))
+
+
+@pytest.mark.parametrize(("y", "pred"), [((4, 1), (4, 1)), ((4,), (1, 4)), ((4,), (4, 2)), ((4,), (3,)), ((4,), ())])
+def test_nrmse_never_broadcasts(y: tuple[int, ...], pred: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 1\)"):
+        nrmse(np.zeros(y), np.zeros(pred))
+
+
+@given(st.integers(0, 999), st.integers(2, 4))
+def test_auc_knows_only_order(seed: int, k: int) -> None:
+    y, scores, _ = example("classification", k=k, seed=seed)
+    assert auc(y, np.exp(3 * scores) - 7) == pytest.approx(auc(y, scores))
+    if k == 2:
+        assert auc(y, scores) == pytest.approx(roc_auc_score(y, scores[:, 1]))
+        assert auc(1 - y, scores) == pytest.approx(1 - auc(y, scores))
+    else:
+        shares = scores / scores.sum(1, keepdims=True)
+        expected = roc_auc_score(y, shares, multi_class="ovr", average="macro")
+        assert auc(y, shares) == pytest.approx(expected)
+
+
+def test_constants_are_at_chance() -> None:
+    y, _, _ = example("classification")
+    pred = constant_prediction("classification", y, len(y), 3)
+    assert pred.shape == (60, 3) and pred.sum(1) == pytest.approx(1.0)
+    assert auc(y, pred) == pytest.approx(0.5)
+    assert balanced_accuracy(y, pred) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="one or more"):
+        constant_prediction("regression", [], 3)
+
+
+def test_undefined_scores_are_nan() -> None:
+    assert math.isnan(auc([0, 0, 1], np.eye(3)))
+    assert math.isnan(balanced_accuracy([], np.zeros((0, 2))))
+    bad = np.full((3, 2), np.nan)
+    assert math.isnan(auc([0, 1, 1], bad)) and math.isnan(balanced_accuracy([0, 1, 1], bad))
+    assert math.isnan(nrmse([0.0, 1.0], [0.0, np.inf]))
+
+
+def test_balanced_accuracy_is_mean_recall() -> None:
+    scores = np.eye(3)[[0, 0, 1, 1, 2]]
+    assert balanced_accuracy([0, 0, 0, 1, 1], scores) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("metric", [auc, balanced_accuracy])
+@pytest.mark.parametrize(
+    ("y", "scores"),
+    [([0, 1], np.zeros(2)), ([0, 1], np.zeros((2, 1))), ([[0], [1]], np.zeros((2, 2))), ([0, 2], np.zeros((2, 2)))],
+)
+def test_classes_are_checked(metric: Any, y: Any, scores: Any) -> None:
+    with pytest.raises(ValueError, match="classes"):
+        metric(y, scores)
+
+
+def test_registry() -> None:
+    assert {name: metric.direction for name, metric in METRICS.items()} == {
+        "nrmse": "minimize",
+        "auc": "maximize",
+        "balanced_accuracy": "maximize",
+    }
+    y, pred, _ = example("regression")
+    assert score("nrmse", y, pred) == nrmse(y, pred)
+    with pytest.raises(UserError, match="did you mean 'nrmse'"):
+        score("rmse", y, pred)
+
+
+def test_better() -> None:
+    assert get_metric("nrmse").better(0.9, 1.0) and not get_metric("nrmse").better(1.0, 1.0)
+    assert get_metric("auc").better(0.9, 0.8)
+    for metric in METRICS.values():
+        assert metric.better(0.5, math.nan) and not metric.better(math.nan, 0.5)
+        assert not metric.better(math.nan, math.nan)
+
+
+@given(st.sampled_from(sorted(METRICS)), st.integers(2, 4), st.integers(0, 999), st.integers(2, 20))
+def test_counting_equals_drawing_again(name: str, k: int, seed: int, n: int) -> None:
+    """The quick bootstrap scores a resample as the metric itself scores the repeated rows."""
+    metric = METRICS[name]
+    assume(n >= k)
+    y, pred, subjects = example(metric.kind, n=n, k=k, seed=seed)
+    _, subject_N = np.unique(subjects, return_inverse=True)
+    counts_RS = np.random.default_rng(seed).integers(0, 3, (5, subject_N.max() + 1))
+    fast_R = metric.resampled(y, pred, subject_N, counts_RS)
+    for fast, counts_S in zip(fast_R, counts_RS, strict=True):
+        rows = np.repeat(np.arange(n), counts_S[subject_N])
+        assert fast == pytest.approx(metric.value(y[rows], pred[rows]), rel=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_interval_holds_the_score(name: str) -> None:
+    y, pred, subjects = example(METRICS[name].kind, n=400)
+    low, high, usable = bootstrap_subjects(name, y, pred, subjects, n=300)
+    assert low < score(name, y, pred) < high and usable == 300
+    assert bootstrap_subjects(name, y, pred, subjects, n=300) == (low, high, usable)
+    assert bootstrap_subjects(name, y, pred, subjects, n=300, seed=1) != (low, high, usable)
+    narrow = bootstrap_subjects(name, y, pred, subjects, n=300, level=0.5)
+    assert low < narrow.low < narrow.high < high
+
+
+def test_interval_is_over_subjects() -> None:
+    """Copies of a subject's windows tell nothing new, so they must not narrow the interval."""
+    y, pred, subjects = example("regression", n=40)
+    once = bootstrap_subjects("nrmse", y, pred, subjects, n=200)
+    often = bootstrap_subjects("nrmse", np.tile(y, 25), np.tile(pred, (25, 1)), np.tile(subjects, 25), n=200)
+    assert often == pytest.approx(once)
+
+
+def test_undefined_resamples_are_left_out() -> None:
+    y, subjects = np.array([0, 0, 0, 1]), np.array(["a", "b", "c", "d"])
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    interval = bootstrap_subjects("auc", y, scores, subjects, n=500)
+    assert 0 < interval.usable < 500 and 0 <= interval.low <= interval.high <= 1
+    nothing = bootstrap_subjects("auc", np.zeros(4), scores, subjects, n=50)
+    assert math.isnan(nothing.low) and nothing.usable == 0
+    assert bootstrap_subjects("auc", y, scores * np.nan, subjects, n=50).usable == 0
+
+
+def test_difference_is_paired() -> None:
+    y, pred, subjects = example("regression", n=200)
+    assert bootstrap_difference("nrmse", y, pred, pred, subjects, n=100) == (0.0, 0.0, 100)
+    worse = y[:, None] + 1.1 * (pred - y[:, None])
+    low, high, _ = bootstrap_difference("nrmse", y, pred, worse, subjects, n=300)
+    one = bootstrap_subjects("nrmse", y, pred, subjects, n=300)
+    assert low < high < 0 and high - low < one.high - one.low
+    flipped = bootstrap_difference("nrmse", y, worse, pred, subjects, n=300)
+    assert (flipped.low, flipped.high) == pytest.approx((-high, -low))
+
+
+def test_bootstrap_refuses() -> None:
+    y, pred, subjects = example("regression")
+    with pytest.raises(ValueError, match="two or more"):
+        bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))
+    with pytest.raises(ValueError, match="each of 60"):
+        bootstrap_subjects("nrmse", y, pred, subjects[:-1])
+
+
+def test_a_constant_out_of_fold_knows_the_other_folds_alone():
+    y, folds = np.array([1.0, 2.0, 3.0, 10.0]), np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(constant_out_of_fold("regression", y, folds)[:, 0], [6.5, 6.5, 1.5, 1.5])
+    classes = np.array([0, 0, 0, 2])
+    told = constant_out_of_fold("classification", classes, folds, 3)
+    np.testing.assert_allclose(told, [[0.5, 0, 0.5], [0.5, 0, 0.5], [1, 0, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_what_a_trial_has_to_beat(tmp_path, classes):
+    windows = ToyWindows(classes=classes)
+    run = make_run(tmp_path / "run", windows)
+    found = without_eeg(run, windows)
+    if classes:
+        assert found == 0.5
+        return
+    pairs = [run.folds.split(windows.subjects, fold) for fold in range(run.folds.n_folds)]
+    wrong = np.concatenate([windows.targets[out] - windows.targets[train].mean() for train, out in pairs])
+    targets = np.concatenate([windows.targets[out] for _, out in pairs])
+    assert found == pytest.approx(np.sqrt(np.mean(wrong**2)) / targets.std(), rel=1e-6)
+    assert found >= 1.0

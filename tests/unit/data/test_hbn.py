@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+
+from raypipe.core.errors import UserError
+from raypipe.data import hbn
+from raypipe.data.bids import Recording
+from raypipe.data.splits import subjects_of
+
+COLUMNS = (
+    "participant_id\trelease_number\texternalizing\tcontrastChangeDetection_1\tcontrastChangeDetection_2\tThePresent"
+)
+
+
+def recordings(root, names, task="contrastChangeDetection", run="1"):
+    return [Recording(root / f"sub-{n}_task-{task}_run-{run}_eeg.bdf", root, n, task=task, run=run) for n in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("ds005505", "R1"),
+        ("ds005512-bdf", "R8"),
+        ("ds005514", "R9"),
+        ("ds005516", "R11"),
+        ("ds005513", None),
+        ("R5", "R5"),
+        ("R11_L100_bdf", "R11"),
+        ("R1_mini_L100_bdf", "R1"),
+        ("release-R10", "R10"),
+        ("R12_L100_bdf", None),
+        ("HBN2024", None),
+        ("bids", None),
+    ],
+)
+def test_release_of_a_folder(name, release):
+    assert hbn.release_of(name) == release
+
+
+def test_eleven_releases_and_nine_excluded_subjects_without_prefix():
+    assert len(set(hbn.RELEASES.values())) == 11
+    assert len(hbn.EXCLUDED) == 9 and not any(name.startswith("sub-") for name in hbn.EXCLUDED)
+
+
+def test_release_from_the_table_where_the_folder_says_nothing(tmp_path):
+    (tmp_path / "participants.tsv").write_text(f"{COLUMNS}\nsub-a\tR3\t1\tavailable\tavailable\tavailable\n")
+    assert [r.release for r in hbn.with_releases(recordings(tmp_path, ["a", "b"]))] == ["R3", None]
+
+
+def test_availability_and_exclusion(tmp_path):
+    rows = ["sub-a\tR1\t1\tavailable\tunavailable\tcaution", "sub-b\tR1\t1\tcaution\tn/a\tavailable"]
+    rows.append("sub-NDARWV769JM7\tR1\t1\tavailable\tavailable\tavailable")
+    (tmp_path / "participants.tsv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    everyone = ["a", "b", "NDARWV769JM7"]
+    first, second = recordings(tmp_path, everyone), recordings(tmp_path, everyone, run="2")
+    film = recordings(tmp_path, ["a"], task="ThePresent", run=None)
+    kept, left_out = hbn.sift([*first, *second, *film])
+    assert [(r.subject, r.run) for r in kept] == [("a", "1"), ("b", "1"), ("b", "2"), ("a", None)]
+    assert left_out == {
+        "recordings of subjects that the challenge excludes": 2,
+        "recordings marked unavailable in participants.tsv": 1,
+    }
+    assert [r.subject for r in hbn.sift(first, with_excluded=True, no_caution=True)[0]] == ["a", "NDARWV769JM7"]
+    assert hbn.availability(film[0]) == "caution"
+
+
+def test_folders_side_by_side(tmp_path):
+    for name in ("R2_L100_bdf", "R1_L100_bdf"):
+        (tmp_path / name / "sub-x").mkdir(parents=True)
+    (tmp_path / "code").mkdir()
+    assert [f.name for f in hbn.release_folders(tmp_path)] == ["R1_L100_bdf", "R2_L100_bdf"]
+    assert hbn.release_folders(tmp_path / "R1_L100_bdf") == [tmp_path / "R1_L100_bdf"]
+    assert hbn.release_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
+
+
+def test_releases_stand_for_their_subjects():
+    release = {"a": "R5", "b": "R1", "c": "R5"}
+    assert subjects_of(["R5", "b"], release) == ["a", "c", "b"]
+    with pytest.raises(UserError, match="held out R7: no subject is of that release; there is: R1, R5"):
+        subjects_of(["R7"], release)

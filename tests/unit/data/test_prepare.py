@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+
+import raypipe.data.shards
+from raypipe.core.errors import DiskFullError, UserError
+from raypipe.core.parallel import run_all
+from raypipe.data.bids import find_recordings, read_raw
+from raypipe.data.prepare import prepare
+from raypipe.data.tasks import parse_task
+from raypipe.data.window_store import WindowStore
+from raypipe.data.windower import lay_windows, read_windows, windows_of
+
+TASK = "challenge1"
+
+
+@pytest.fixture
+def bids(tiny_bids: Path, tmp_path: Path) -> Path:
+    """A copy with three subjects, to be changed."""
+    for path in tiny_bids.iterdir():
+        if path.is_file():
+            (tmp_path / "bids").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "bids")
+    for number in range(3):
+        shutil.copytree(tiny_bids / f"sub-SIM{number:04d}", tmp_path / "bids" / f"sub-SIM{number:04d}")
+    return tmp_path / "bids"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def rewrite(recording, edit=None, sfreq: float | None = None, channels=None, name=None) -> None:
+    """Replace a recording by a FIF file with an edited signal."""
+    raw = mne.io.RawArray(read_raw(recording).get_data(), read_raw(recording).info, verbose="ERROR")
+    if sfreq:
+        raw.resample(sfreq, verbose="ERROR")
+    if channels:
+        raw.pick(channels)
+    if name:
+        raw.rename_channels(name)
+    if edit:
+        edit(raw._data)
+    raw.save(recording.path.with_suffix(".fif"), verbose="ERROR")
+    recording.path.unlink()
+    recording.sidecar("channels.tsv").unlink()
+
+
+def shard_times(store: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (store / "shards").glob("*.npy")}
+
+
+def same_windows(a: WindowStore, b: WindowStore) -> bool:
+    return a.data_hash == b.data_hash and np.array_equal(a.gather(range(len(a))), b.gather(range(len(b))))
+
+
+def test_windows_hold_the_signal_in_microvolts(bids, out):
+    store = prepare(bids, TASK, out, jobs=1)
+    recordings = {r.key: r for r in find_recordings(bids)}
+    assert store.redone == 3
+    for i in (0, 7, len(store) - 1):
+        row = store.table.iloc[i]
+        recording = recordings[row["recording"]]
+        start = round(row["onset"] * 100)
+        x_CT = read_raw(recording)[:, start : start + 200][0] * 1e6
+        np.testing.assert_allclose(store.gather([i])[0], x_CT, rtol=1e-6, atol=1e-5)
+        assert row["subject"] == recording.subject and row["task"] == "contrastChangeDetection" and row["run"] == "1"
+    assert 1 < store.gather([0])[:, :-1].std() < 100
+
+
+def test_a_second_run_reads_nothing(bids, out, monkeypatch):
+    first = prepare(bids, TASK, out, jobs=1)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def never(*_):
+        raise AssertionError("a recording was opened")
+
+    monkeypatch.setattr("raypipe.data.prepare.probe", never)
+    monkeypatch.setattr("raypipe.data.prepare.make_shard", never)
+    said = []
+    second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: said.append(a))
+    assert second.redone == 0 and "up to date" in second.describe()
+    assert said == [(3, 3, "up to date, nothing to do")]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert second.data_hash == first.data_hash
+
+
+def test_several_processes_give_the_same_store(bids, out, tmp_path):
+    one = prepare(bids, TASK, out, jobs=1)
+    said = []
+    two = prepare(bids, TASK, tmp_path / "two", jobs=2, progress=lambda *a: said.append(a))
+    assert same_windows(one, two)
+    assert said[-1][:2] == (3, 3)
+
+
+def test_data_hash_follows_content_not_place(bids, out, tmp_path):
+    first = prepare(bids, TASK, out, jobs=1)
+    moved = Path(shutil.copytree(bids, tmp_path / "moved"))
+    assert prepare(moved, TASK, tmp_path / "other", jobs=1).data_hash == first.data_hash
+    events = find_recordings(moved)[0].sidecar("events.tsv")
+    lines = events.read_text().splitlines()
+    press = next(i for i, line in enumerate(lines) if "buttonPress" in line)
+    onset, rest = lines[press].split("\t", 1)
+    lines[press] = f"{float(onset) + 0.01:.3f}\t{rest}"
+    events.write_text("\n".join(lines) + "\n")
+    assert prepare(moved, TASK, tmp_path / "third", jobs=1).data_hash != first.data_hash
+
+
+def test_a_killed_run_goes_on(bids, out, monkeypatch):
+    real = raypipe.data.shards.make_shard
+    done = []
+
+    def killed(recording, *rest):
+        if len(done) == 2:
+            (out / "shards" / f".{recording.key}.npy.0000.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        done.append(recording.key)
+        return real(recording, *rest)
+
+    monkeypatch.setattr("raypipe.data.prepare.make_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(bids, TASK, out, jobs=1)
+    with pytest.raises(UserError, match="prepare did not finish"):
+        WindowStore(out)
+    before = shard_times(out)
+    assert len(before) == 2
+    monkeypatch.undo()
+    store = prepare(bids, TASK, out, jobs=1)
+    assert store.redone == 1
+    assert "1 recordings read now, the others kept" in store.describe()
+    assert {name: time for name, time in shard_times(out).items() if name in before} == before
+    assert not list(out.rglob("*.part"))
+    store.verify()
+
+
+def test_only_what_changed_is_done_again(bids, out):
+    prepare(bids, TASK, out, jobs=1)
+    before = shard_times(out)
+    recordings = find_recordings(bids)
+    events = recordings[1].sidecar("events.tsv")
+    events.write_text(events.read_text().replace("smiley_face", "sad_face") + "\n")
+    store = prepare(bids, TASK, out, jobs=1)
+    assert store.redone == 1
+    changed = {name for name, time in shard_times(out).items() if before[name] != time}
+    assert changed == {f"{recordings[1].key}.npy"}
+    shutil.rmtree(bids / "sub-SIM0002")
+    store = prepare(bids, TASK, out, jobs=1)
+    assert store.redone == 0 and len(set(store.subjects)) == 2
+    assert len(shard_times(out)) == 2 and len(list((out / "shards").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("name", ["windows.csv", "manifest.json", "shard"])
+def test_what_was_deleted_is_made_again(bids, out, name):
+    first = prepare(bids, TASK, out, jobs=1)
+    path = next((out / "shards").glob("*.npy")) if name == "shard" else out / name
+    path.unlink()
+    again = prepare(bids, TASK, out, jobs=1)
+    assert again.redone == (1 if name == "shard" else 0)
+    assert again.data_hash == first.data_hash
+    again.verify()
+
+
+def test_other_settings_want_another_folder(bids, out):
+    prepare(bids, TASK, out, jobs=1)
+    with pytest.raises(UserError, match=r"was made with sfreq left to its default, not '50\.0'; choose another folder"):
+        prepare(bids, TASK, out, sfreq=50, jobs=1)
+    with pytest.raises(UserError, match="was made with task 'challenge1', not 'participants:age'"):
+        prepare(bids, "participants:age", out, jobs=1)
+
+
+def test_settings_that_left_no_window_may_change(bids, out):
+    with pytest.raises(UserError, match="no window at all"):
+        prepare(bids, "participants:age", out, window=400, jobs=1)
+    assert list((out / "shards").glob("*.json")) and not list((out / "shards").glob("*.npy"))
+    store = prepare(bids, "participants:age", out, window=4, jobs=1)
+    assert store.manifest.settings.window == 4 and len(store) > 0
+    store.verify()
+
+
+def test_settings_that_never_made_a_shard_may_change(bids, out):
+    rewrite(find_recordings(bids)[1], sfreq=50)
+    with pytest.raises(UserError, match=r"differ in sampling rate: 50 Hz \(sub-SIM0001.*\), 100 Hz \(sub-SIM0000"):
+        prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TASK, out, sfreq=50, jobs=1)
+    assert store.sfreq == 50 and store.window_samples == 100
+
+
+def test_foreign_folders_are_left_alone(bids, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("all of it")
+    with pytest.raises(UserError, match="holds other files and is not a store"):
+        prepare(bids, TASK, foreign, jobs=1)
+    with pytest.raises(UserError, match="a file, not a folder"):
+        prepare(bids, TASK, foreign / "thesis.txt", jobs=1)
+    assert (foreign / "thesis.txt").read_text() == "all of it"
+
+
+def test_another_data_set_wants_another_folder(bids, out):
+    prepare(bids, TASK, out, jobs=1)
+    for path in sorted(bids.glob("sub-*/eeg/*")):
+        path.rename(path.with_name(path.name.replace("SIM", "NEW")))
+    for path in sorted(bids.glob("sub-*")):
+        path.rename(path.with_name(path.name.replace("SIM", "NEW")))
+    with pytest.raises(UserError, match="holds windows of another data set"):
+        prepare(bids, TASK, out, jobs=1)
+
+
+def test_two_at_once_are_refused(bids, out):
+    prepare(bids, TASK, out, jobs=1)
+    with open(out / "settings.json") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another prepare is at work"):
+            prepare(bids, TASK, out, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (TASK, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
+        (TASK, {"window": -1}, "window -1: must be greater than 0"),
+        (TASK, {"window": float("nan")}, "window nan: must be greater than 0"),
+        (TASK, {"stride": 1.0}, "its windows lie at events; leave out stride"),
+        ("participants:age", {"tmin": 1.0}, "its windows lie side by side; leave out tmin"),
+        (TASK, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
+        ("latency:left_target", {"crop": 1.0}, "the crop must be shorter"),
+        (TASK, {"band": (10, 5)}, "band 10 5: wants a lower and a higher edge"),
+        (TASK, {"band": (1, 40), "sfreq": 50}, "hold nothing above 25 Hz"),
+        (TASK, {"band": (0.5, 50)}, "upper edge must lie below 50 Hz"),
+        (TASK, {"channels": ["E1", "E1"]}, "a name is there twice"),
+        (TASK, {"channels": []}, "the list is empty"),
+        (TASK, {"channels": ["E1", "cz"]}, "no EEG channel 'cz'; did you mean 'Cz'"),
+        (TASK, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
+        (TASK, {"jobs": 0}, "jobs 0: must be at least 1"),
+        (TASK, {"window": 0.001}, "shorter than a sample"),
+        (TASK, {"window": 500.0}, r"no window at all \(.*\d+ windows that reach beyond the recording"),
+        ("participants:age", {"window": 500.0}, r"no window at all \(3 recordings shorter than a window"),
+        (TASK, {"band": (0.01, 40)}, "shorter than the filter"),
+    ],
+)
+def test_requests_that_are_refused(bids, out, task, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(bids, task, out, **({"jobs": 1} | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_subject_is_too_few(bids, out):
+    for name in ("sub-SIM0001", "sub-SIM0002"):
+        shutil.rmtree(bids / name)
+    with pytest.raises(UserError, match=r"one subject only \('SIM0000'\)"):
+        prepare(bids, TASK, out, jobs=1)
+    assert not out.exists()
+
+
+def test_a_truncated_recording_stops_or_is_left_out(bids, out):
+    bad = find_recordings(bids)[1].path
+    with open(bad, "r+b") as file:
+        file.truncate(bad.stat().st_size // 2)
+    with pytest.raises(UserError, match=f"{bad.name}: truncated"):
+        prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TASK, out, jobs=1, skip_unreadable=True)
+    assert store.manifest.summary.left_out["unreadable recordings"] == 1
+    assert set(store.subjects) == {"SIM0000", "SIM0002"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_finished_shards_are_kept_when_one_fails(bids, out, jobs):
+    events = find_recordings(bids)[2].sidecar("events.tsv")
+    whole = events.read_text()
+    events.unlink()
+    with pytest.raises(UserError, match=r"sub-SIM0002.*events\.tsv: no such file"):
+        prepare(bids, TASK, out, jobs=jobs)
+    events.write_text(whole)
+    assert prepare(bids, TASK, out, jobs=jobs).redone == 1
+
+
+def test_a_killed_process_is_one_line():
+    with pytest.raises(UserError, match="one of 2 processes was killed"):
+        list(run_all(os._exit, [(1,), (1,)], jobs=2))
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(bids, out, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = open
+    monkeypatch.setattr(
+        "raypipe.storage.files.open",
+        lambda path, mode="r": Full(path, mode) if "SIM0001" in str(path) and ".npy" in str(path) else real(path, mode),
+        raising=False,
+    )
+    with pytest.raises(DiskFullError, match="no space left on the disk"):
+        prepare(bids, TASK, out, jobs=1)
+    monkeypatch.undo()
+    assert not list((out / "shards").glob(".*"))
+    assert prepare(bids, TASK, out, jobs=1).redone == 2
+
+
+def test_missing_samples_leave_their_windows_out(bids, out):
+    recording = find_recordings(bids)[0]
+    clean = len(prepare(bids, TASK, out.with_name("clean"), jobs=1))
+    onset = WindowStore(out.with_name("clean")).table["onset"].iloc[1]
+
+    def edit(x_CT):
+        x_CT[2, round(onset * 100) + 5] = np.nan
+
+    rewrite(recording, edit)
+    store = prepare(bids, TASK, out, jobs=1)
+    assert len(store) == clean - 1
+    assert store.manifest.summary.left_out["windows with missing samples"] == 1
+    assert onset not in store.table["onset"][store.table["subject"] == "SIM0000"].tolist()
+    store.verify()
+
+
+def test_channels_are_those_common_to_all_or_named(bids, out):
+    rewrite(find_recordings(bids)[1], channels=["Cz", "E5", "E2", "E1"])
+    store = prepare(bids, TASK, out, jobs=1)
+    assert store.channels == ["E1", "E2", "E5", "Cz"]
+    assert store.manifest.summary.left_out["EEG channels that not every recording has"] == 4
+    named = prepare(bids, TASK, out.with_name("named"), channels=["Cz", "E2"], jobs=1)
+    np.testing.assert_array_equal(named.gather([0, 12]), store.gather([0, 12])[:, [3, 1]])
+    with pytest.raises(UserError, match=r"SIM0001.*no EEG channel 'E3'"):
+        prepare(bids, TASK, out.with_name("more"), channels=["E3"], jobs=1)
+
+
+def test_no_common_channel_names_two_recordings(bids, out):
+    rewrite(find_recordings(bids)[1], channels=["E1", "E2"], name={"E1": "X", "E2": "Y"})
+    with pytest.raises(UserError, match=r"no EEG channel is common.*SIM0001.*SIM0000"):
+        prepare(bids, TASK, out, jobs=1)
+
+
+def test_float16_is_close_and_half_the_size(bids, out):
+    full = prepare(bids, TASK, out, jobs=1)
+    half = prepare(bids, TASK, out.with_name("half"), dtype="float16", jobs=1)
+    x, y = full.gather(range(len(full))), half.gather(range(len(half)))
+    assert y.dtype == np.float32
+    assert np.abs(x - y).max() <= np.abs(x).max() * 2**-11
+    half.verify()
+
+
+def test_float16_overflow_is_refused(bids, out):
+    def edit(x_CT):
+        x_CT += 0.1
+
+    rewrite(find_recordings(bids)[0], edit)
+    with pytest.raises(UserError, match="do not fit float16"):
+        prepare(bids, TASK, out, dtype="float16", jobs=1)
+    prepare(bids, TASK, out, dtype="float32", jobs=1)
+
+
+def test_participants_without_a_value_are_left_out(bids, out):
+    path = bids / "participants.tsv"
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    lines[2][lines[0].index("age")] = "n/a"
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    store = prepare(bids, "participants:age", out, jobs=1)
+    assert set(store.subjects) == {"SIM0000", "SIM0002"}
+    assert store.manifest.summary.left_out["recordings of subjects without a target"] == 1
+    ages = {line[0]: np.float32(line[3]) for line in lines[1:] if line[3] != "n/a"}
+    assert (
+        store.targets[store.subjects == "SIM0002"].tolist()
+        == [ages["sub-SIM0002"]] * (store.subjects == "SIM0002").sum()
+    )
+    # Another subject's target changes: this subject's shard stays.
+    lines[1][3] = "12.5"
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    assert prepare(bids, "participants:age", out, jobs=1).redone == 1
+
+
+def test_classes(bids, out):
+    store = prepare(bids, "events:right_target,left_target", out, jobs=1)
+    assert store.kind == "classification" and store.metric == "auc" and store.n_outputs == 2
+    assert store.classes == ["right_target", "left_target"]
+    assert store.targets.dtype == np.int64 and set(store.targets) == {0, 1}
+
+
+@pytest.mark.parametrize("sfreq", [50.0, 64.0, 80.0, 100.0, 128.0])
+@pytest.mark.parametrize("band", [None, (1.0, 20.0), (0.0, 20.0)])
+def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band):
+    recording = find_recordings(tiny_bids)[0]
+    raw = read_raw(recording)
+    length = round(2 * sfreq)
+    plan = tiny_store.manifest.plan.model_copy(
+        update={"sfreq": sfreq, "band": band, "window_samples": length, "crop_samples": length}
+    )
+    rows, _ = lay_windows(recording, raw, parse_task("participants:age"), plan, None)
+    assert len(rows) == int(raw.n_times / 200)
+    small = list(read_windows(recording, raw, rows, plan, piece_bytes=8 * 8 * 500))
+    assert len(small) > 3
+    x_NCT = np.concatenate([x for _, x in small])
+    ((_, whole_NCT),) = read_windows(recording, raw, rows, plan, piece_bytes=1 << 30)
+    np.testing.assert_allclose(x_NCT, whole_NCT, atol=2e-5)
+
+    reference = raw.copy().load_data(verbose="ERROR")
+    if band:
+        reference.filter(band[0] or None, band[1], verbose="ERROR")
+    if sfreq != 100:
+        reference.resample(sfreq, method="polyphase", verbose="ERROR")
+    x_CT = reference.get_data()[:, rows[3].start : rows[3].start + length] * 1e6
+    np.testing.assert_allclose(x_NCT[3], x_CT, atol=1e-2 if sfreq != 100 else 2e-5)
+
+
+def test_reading_is_in_pieces(tiny_bids, tiny_store):
+    """Memory does not grow with the recording: no piece is longer than asked for."""
+    recording = find_recordings(tiny_bids)[0]
+    raw = read_raw(recording)
+    lengths = []
+
+    class Watched:
+        n_times, info, ch_names = raw.n_times, raw.info, raw.ch_names
+
+        def __getitem__(self, item):
+            lengths.append(item[1].stop - item[1].start)
+            return raw[item]
+
+    rows, _ = lay_windows(recording, raw, parse_task("participants:age"), tiny_store.manifest.plan, None)
+    for _ in read_windows(recording, Watched(), rows, tiny_store.manifest.plan, piece_bytes=8 * 8 * 400):
+        pass
+    assert max(lengths) <= 401 and len(lengths) >= raw.n_times / 401 - 1
+
+
+def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
+    recording = find_recordings(tiny_bids)[0]
+    table, crops = windows_of(recording, parse_task(TASK), tiny_store.manifest.plan)
+    x_NCT = np.concatenate(list(crops))
+    assert len(table) == 8 == len(x_NCT)
+    assert table["target"].isna().all()
+    stored = tiny_store.table[tiny_store.table["recording"] == recording.key]
+    place = table.index[table["onset"].isin(stored["onset"])]
+    np.testing.assert_array_equal(x_NCT[place], tiny_store.gather(stored["window"]))
+
+
+def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
+    plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77")})
+    with pytest.raises(UserError, match="no channel 'E77'; did you mean 'E7'"):
+        next(windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)[1])
+
+
+def test_manifest_says_how_it_was_made(tiny_store):
+    manifest = json.loads((tiny_store.path / "manifest.json").read_text())
+    assert manifest["plan"]["tmin"] == 0.5 and manifest["unit"] == "uV" and manifest["versions"]["mne"]

@@ -1,0 +1,239 @@
+"""Recordings behind a URI: windows as from a folder, with little on the disk, and resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+
+import raypipe.data.shards
+from raypipe.cli import app
+from raypipe.core.errors import UserError
+from raypipe.data import remote_bids
+from raypipe.data.bids import find_recordings, read_raw
+from raypipe.data.prepare import prepare
+from raypipe.data.remote_bids import Mirror, mirrored
+from raypipe.data.window_store import WindowStore
+from raypipe.storage.files import LocalFolder, open_folder
+from tests.unit.data.test_bids import write_brainvision
+from tests.unit.data.test_prepare import rewrite, same_windows
+
+TASK = "challenge1"
+
+
+@pytest.fixture
+def release(tiny_bids: Path, tmp_path: Path) -> Path:
+    """A release of three subjects, in a folder of releases."""
+    root = tmp_path / "hbn" / "R5_mini_L100_bdf"
+    for number in range(3):
+        shutil.copytree(tiny_bids / f"sub-SIM{number:04d}", root / f"sub-SIM{number:04d}")
+    shutil.copy(tiny_bids / "participants.tsv", root)
+    return root
+
+
+@pytest.fixture
+def bucket(s3, release: Path) -> str:
+    """URI of the folder of releases, in a bucket."""
+    uri, here = s3.new_folder(), LocalFolder(release.parent)
+    there = open_folder(uri)
+    for name in here.names():
+        there.write(name, here.read(name))
+    return uri
+
+
+def inside(uri: str, name: str) -> str:
+    place, _, options = uri.partition("?")
+    return f"{place}/{name}?{options}"
+
+
+def left(out: Path) -> list[Path]:
+    return list(out.glob(".*"))
+
+
+def test_a_bucket_gives_the_windows_of_a_folder(bucket, release, tmp_path):
+    here = prepare(release.parent, TASK, tmp_path / "here", jobs=1)
+    there = prepare(bucket, TASK, tmp_path / "there", jobs=2)  # each process fetches its own
+    assert same_windows(here, there) and len(there) == len(here) > 0
+    assert set(there.releases.values()) == {"R5"}
+    assert left(tmp_path / "there") == []
+    assert prepare(bucket, TASK, tmp_path / "there", jobs=1).redone == 0
+    single = prepare(inside(bucket, release.name), "challenge2", tmp_path / "single", jobs=1)
+    assert same_windows(prepare(release, "challenge2", tmp_path / "again", jobs=1), single)
+
+
+def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monkeypatch):
+    first = prepare(bucket, TASK, tmp_path / "out", jobs=1)
+    name = f"{release.name}/sub-SIM0001/eeg/{next((release / 'sub-SIM0001/eeg').glob('*_events.tsv')).name}"
+    text = open_folder(bucket).read(name).decode()
+    cut = text[: text.rindex("contrastTrial_start")].rpartition("\n")[0] + "\n"
+    open_folder(bucket).write(name, cut.encode())
+    fetched: list[str] = []
+    fetch = Mirror.fetch
+
+    def spy(self, paths, most=None):
+        fetched.extend(p.name for p in paths if most is None and p.suffix == ".bdf")
+        fetch(self, paths, most)
+
+    monkeypatch.setattr(Mirror, "fetch", spy)
+    second = prepare(bucket, TASK, tmp_path / "out", jobs=1)
+    assert second.redone == 1 and len(second) == len(first) - 1
+    assert len(fetched) == 1 and "SIM0001" in fetched[0]
+
+
+def test_the_disk_holds_one_recording_at_a_time_and_headers_alone_for_the_plan(release, tmp_path, monkeypatch):
+    """By the disk blocks of the mirror's files, watched from where each recording is read."""
+    out, held = tmp_path / "out", {"probe": [], "cut": []}
+
+    def watch(name, function, kind):
+        def watched(recording, *rest):
+            (top,) = out.glob(f"{remote_bids._PREFIX}*")
+            held[kind].append([p.name for p in top.rglob("*.bdf") if p.stat().st_blocks * 512 > 60_000])
+            assert all(p.stat().st_size > 60_000 for p in top.rglob("*.bdf"))
+            return function(recording, *rest)
+
+        monkeypatch.setattr(raypipe.data.shards, name, watched)
+
+    watch("eeg_channels", raypipe.data.shards.eeg_channels, "probe")
+    watch("lay_windows", raypipe.data.shards.lay_windows, "cut")
+    prepare(f"file://{release}", TASK, out, jobs=1)
+    assert held["probe"] == [[], [], []]
+    assert [len(names) for names in held["cut"]] == [1, 1, 1] and len({names[0] for names in held["cut"]}) == 3
+
+
+def test_a_crash_keeps_finished_shards_and_its_mirror_is_removed(bucket, tmp_path, monkeypatch):
+    out, make = tmp_path / "out", raypipe.data.shards._make_shard
+
+    def die(recording, *rest):
+        if "SIM0002" in recording.key:
+            raise KeyboardInterrupt
+        return make(recording, *rest)
+
+    monkeypatch.setattr(raypipe.data.shards, "_make_shard", die)
+    # A process that is killed removes nothing.
+    monkeypatch.setattr(remote_bids.shutil, "rmtree", lambda *args, **kwargs: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(bucket, TASK, out, jobs=1)
+    monkeypatch.undo()
+    assert len(left(out)) == 1
+    assert prepare(bucket, TASK, out, jobs=1).redone == 1
+    assert left(out) == []
+
+
+def test_a_mirror_in_use_is_left_alone(release, tmp_path):
+    out = tmp_path / "out"
+    with mirrored([f"file://{release}"], out) as (one,), mirrored([f"file://{release}"], out) as (other,):
+        assert one.place != other.place and one.place.is_dir() and other.place.is_dir()
+    assert not out.exists()
+
+
+def test_recordings_without_a_header_in_front_are_fetched_whole(release, tmp_path):
+    for recording in find_recordings(release):
+        rewrite(recording)
+    here = prepare(release, TASK, tmp_path / "here", jobs=1)
+    assert same_windows(here, prepare(f"file://{release}", TASK, tmp_path / "there", jobs=1))
+
+
+def mirrored_recording(root: Path, out: Path):
+    """A context: the recording of a folder, seen through a remote_bids."""
+
+    @contextlib.contextmanager
+    def seen():
+        with mirrored([f"file://{root}"], out) as (there,):
+            (found,) = find_recordings(there.place, there)
+            yield found
+
+    return seen()
+
+
+def test_all_files_of_a_split_recording_are_fetched(tmp_path):
+    folder = tmp_path / "bids" / "sub-a" / "eeg"
+    folder.mkdir(parents=True)
+    x_CT = np.random.default_rng(0).normal(size=(4, 250_000))
+    raw = mne.io.RawArray(x_CT, mne.create_info(4, 100.0, "eeg"), verbose="ERROR")
+    raw.save(folder / "sub-a_task-x_eeg.fif", split_size="2MB", split_naming="bids", verbose="ERROR")
+    assert len(list(folder.iterdir())) > 1
+    with mirrored_recording(tmp_path / "bids", tmp_path / "out") as recording, recording.at_hand():
+        np.testing.assert_allclose(read_raw(recording).get_data(), x_CT, rtol=1e-6)
+
+
+def test_brainvision_is_planned_without_its_signal(tmp_path):
+    folder = tmp_path / "bids" / "sub-a" / "eeg"
+    folder.mkdir(parents=True)
+    write_brainvision(folder / "sub-a_eeg.vhdr", np.ones((20_000, 2), "<f4"))
+    with mirrored_recording(tmp_path / "bids", tmp_path / "out") as recording:
+        with recording.at_hand(header=True):
+            raw = read_raw(recording)
+            assert (raw.info["sfreq"], raw.n_times, raw.get_data().max()) == (100, 20_000, 0)
+        with recording.at_hand():
+            assert read_raw(recording).get_data().max() == pytest.approx(1e-6)
+        assert sum(path.stat().st_blocks for path in recording.files()) == 0
+
+
+def test_drop_duplicates_sees_the_earlier_runs(release, tmp_path):
+    for path in sorted(release.glob("sub-*/eeg/*_run-1_*")):
+        shutil.copy(path, path.with_name(path.name.replace("_run-1_", "_run-2_")))
+    task = "challenge1:drop-duplicates"
+    here = prepare(release, task, tmp_path / "here", jobs=1)
+    there = prepare(f"file://{release}", task, tmp_path / "there", jobs=1)
+    assert same_windows(here, there) and set(there.table["run"].astype(str)) == {"1"}
+
+
+# What may be wrong there
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as leave:
+        app.main([str(word) for word in arguments])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert leave.value.code == 2 and len(lines) == 1, lines
+    return lines[0].removeprefix("raypipe: error: ")
+
+
+def test_refusals_name_the_place_in_the_bucket(s3, bucket, release, tmp_path, capsys):
+    out = tmp_path / "out"
+    shown = bucket.partition("?")[0]
+    path = next(release.glob("sub-SIM0002/eeg/*.bdf"))
+    name = path.relative_to(release.parent).as_posix()
+    open_folder(bucket).write(name, path.read_bytes()[:-300])
+    line = refused(capsys, "prepare", bucket, "--task", TASK, "--out", out)
+    assert line.startswith(f"{shown}/{name}: truncated")
+    store = prepare(bucket, TASK, out, jobs=1, skip_unreadable=True)
+    assert store.manifest.summary.left_out["unreadable recordings"] == 1 and "SIM0002" not in store.subjects
+
+    open_folder(bucket).remove(f"{release.name}/participants.tsv")
+    line = refused(capsys, "prepare", bucket, "--task", "challenge2", "--out", tmp_path / "two")
+    assert line.startswith(f"{shown}/{release.name}/participants.tsv: no such file")
+    assert not (tmp_path / "two").exists()
+
+    assert "no BIDS folder there" in refused(capsys, "prepare", s3.new_folder(), "--task", TASK, "--out", out)
+    line = refused(capsys, "prepare", s3.uri("elsewhere/hbn"), "--task", TASK, "--out", out)
+    assert line.startswith("s3://elsewhere/hbn: there is no bucket 'elsewhere'")
+
+
+def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
+    with (
+        pytest.raises(UserError, match=r"has changed since.*same command again"),
+        mirrored([f"file://{release}"], tmp_path / "out") as (there,),
+    ):
+        path = next(there.place.rglob("*.bdf"))
+        with open(release / path.relative_to(there.place), "ab") as file:
+            file.write(b"more")
+        there.fetch([path])
+    with (
+        pytest.raises(UserError, match=f"^file://{release}/sub.*has changed since"),
+        mirrored([f"file://{release}"], tmp_path / "out") as (there,),
+    ):
+        path = next(there.place.rglob("*.bdf"))
+        (release / path.relative_to(there.place)).unlink()
+        there.fetch([path])
+
+
+def test_the_store_does_not_know_where_it_came_from(release, tmp_path):
+    """So a copy of the bucket goes on with the shards of the bucket, where times are kept."""
+    store = prepare(f"file://{release}", TASK, tmp_path / "out", jobs=1)
+    assert prepare(release, TASK, tmp_path / "out", jobs=1).redone == 0
+    assert isinstance(store, WindowStore) and np.isfinite(store.gather([0])).all()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.core.errors import UserError
+from raypipe.data.prepare import prepare
+from raypipe.data.window_store import COLUMNS, WindowStore
+
+
+@pytest.fixture(scope="module")
+def cropped(tiny_bids: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowStore:
+    """Half-second crops of one-second windows, to be told where they begin."""
+    out = tmp_path_factory.mktemp("latency")
+    return prepare(tiny_bids, "latency:left_target,right_target", out, window=1.0, crop=0.5, tmin=-0.2, jobs=1)
+
+
+@pytest.fixture
+def copy(tiny_store: WindowStore, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_store.path, tmp_path / "store"))
+
+
+def _naive(store: WindowStore, index: list[int], offset: list[int]) -> np.ndarray:
+    out = []
+    for i, o in zip(index, offset, strict=True):
+        row = store.table.iloc[i]
+        x_NCT = np.load(store.path / "shards" / f"{row['recording']}.npy")
+        out.append(x_NCT[row["row"], :, o : o + store.crop_samples])
+    return np.array(out, np.float32).reshape(len(index), store.n_channels, store.crop_samples)
+
+
+def test_describes_itself(tiny_store):
+    assert tiny_store.kind == "regression" and tiny_store.metric == "nrmse"
+    assert tiny_store.classes == [] and tiny_store.n_outputs == 1
+    assert tiny_store.channels == [*(f"E{i}" for i in range(1, 8)), "Cz"] and tiny_store.n_channels == 8
+    assert tiny_store.sfreq == 100.0
+    assert tiny_store.window_samples == tiny_store.crop_samples == 200
+    assert not tiny_store.target_is_offset
+    assert list(tiny_store.table.columns) == [*COLUMNS, "release", "age"]
+    assert tiny_store.table["window"].tolist() == list(range(len(tiny_store)))
+    assert tiny_store.targets.dtype == np.float32 and len(tiny_store.targets) == len(tiny_store)
+    assert sorted(set(tiny_store.subjects)) == [f"SIM{i:04d}" for i in range(6)]
+    assert tiny_store.manifest.summary.windows == len(tiny_store)
+    assert f"{len(tiny_store)} windows of 8 channels x 200 samples at 100 Hz" in tiny_store.describe()
+    tiny_store.verify()
+
+
+@given(data=st.data())
+def test_gather_equals_naive_indexing(cropped, data):
+    index = data.draw(st.lists(st.integers(0, len(cropped) - 1), max_size=6))
+    spare = cropped.window_samples - cropped.crop_samples
+    offset = data.draw(st.lists(st.integers(0, spare), min_size=len(index), max_size=len(index)))
+    got = cropped.gather(index, offset)
+    assert got.dtype == np.float32 and got.shape == (len(index), 8, 50)
+    np.testing.assert_array_equal(got, _naive(cropped, index, offset))
+    at_table = [int(cropped.table["offset"].iloc[i]) for i in index]
+    np.testing.assert_array_equal(cropped.gather(index), _naive(cropped, index, at_table))
+
+
+def test_target_is_the_offset(cropped):
+    assert cropped.target_is_offset
+    index = np.arange(len(cropped))
+    offset = cropped.table["offset"].to_numpy()
+    assert offset.min() >= 0 and offset.max() <= 50 and len(np.unique(offset)) > 20
+    np.testing.assert_array_equal(cropped.targets, (offset / 100).astype(np.float32))
+    np.testing.assert_array_equal(cropped.target_at(index, offset), cropped.targets)
+    np.testing.assert_array_equal(cropped.target_at([0, 1], [0, 50]), np.float32([0, 0.5]))
+
+
+def test_other_targets_do_not_depend_on_the_offset(tiny_store):
+    np.testing.assert_array_equal(tiny_store.target_at([3, 1], [0, 0]), tiny_store.targets[[3, 1]])
+
+
+def test_gather_refuses_what_is_out_of_range(cropped):
+    for index, offset in [([0], [51]), ([0], [-1]), ([0, 1], [0]), ([len(cropped)], [0])]:
+        with pytest.raises(IndexError):
+            cropped.gather(index, offset)
+
+
+def test_pickle_reopens(tiny_store):
+    tiny_store.gather([0])
+    data = pickle.dumps(tiny_store)
+    assert len(data) < 1000
+    np.testing.assert_array_equal(pickle.loads(data).gather([5, 2]), tiny_store.gather([5, 2]))
+
+
+def test_few_memory_maps_are_enough(tiny_store):
+    store = WindowStore(tiny_store.path)
+    store._most_maps = 2
+    index = np.random.default_rng(0).permutation(len(store))
+    np.testing.assert_array_equal(store.gather(index), tiny_store.gather(index))
+    assert len(store._maps) == 2
+
+
+def test_threads_may_read_side_by_side(tiny_store):
+    """Each fold of a stack fetches its batches in a thread of its own."""
+    store = WindowStore(tiny_store.path)
+    store._most_maps = 1
+    index = np.random.default_rng(0).permutation(len(store))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(lambda _: store.gather(index), range(40)))
+    finally:
+        sys.setswitchinterval(before)
+    want = tiny_store.gather(index)
+    assert all(np.array_equal(got, want) for got in read)
+
+
+def test_folders_that_are_no_store(tmp_path, copy):
+    with pytest.raises(UserError, match="no such folder of windows"):
+        WindowStore(tmp_path / "none")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="not a store of windows"):
+        WindowStore(tmp_path / "other")
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match="prepare did not finish; run the same prepare command again"):
+        WindowStore(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("manifest.json", lambda data: data[:-20]),
+        ("manifest.json", lambda data: data.replace(b'"auc"', b'"f1"').replace(b'"nrmse"', b'"f1"')),
+        ("windows.csv", lambda data: data.replace(b"SIM0001", b"SIM0002")),
+    ],
+)
+def test_damaged_manifest_or_table(copy, name, spoil):
+    path = copy / name
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{name}: damaged"):
+        WindowStore(copy)
+
+
+def test_missing_table(copy):
+    (copy / "windows.csv").unlink()
+    with pytest.raises(UserError, match=r"windows\.csv: missing"):
+        WindowStore(copy)
+
+
+def test_damaged_shards_are_named(copy):
+    shards = sorted((copy / "shards").glob("*.npy"))
+    data = bytearray(shards[2].read_bytes())
+    data[-5] ^= 1
+    shards[2].write_bytes(data)
+    with pytest.raises(UserError, match=rf"{shards[2].name}: damaged"):
+        WindowStore(copy).verify()
+    shards[2].write_bytes(data[:-100])
+    with pytest.raises(UserError, match=rf"{shards[2].name}: damaged"):
+        WindowStore(copy).gather(range(len(WindowStore(copy))))
+    shards[2].write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{shards[2].name}: damaged \(empty"):
+        WindowStore(copy).verify()
+    shards[2].unlink()
+    with pytest.raises(UserError, match=rf"{shards[2].name}: missing"):
+        WindowStore(copy).gather(range(len(WindowStore(copy))))
+    np.save(shards[2], np.zeros((1, 8, 200), np.float32))
+    with pytest.raises(UserError, match=rf"{shards[2].name}: damaged \(6528 bytes, not"):
+        WindowStore(copy).verify()

@@ -1,0 +1,139 @@
+"""One network that answers as an ensemble does: what it learns from, how it is scored, that it is what is shipped."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.cli.app import main
+from raypipe.core.errors import UserError
+from raypipe.ensembles.distillation import LABELS, _Student, distill
+from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.ensembles.methods import METHODS, Method, linear
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.reporting.report import write_report
+from raypipe.storage.run_store import Member, RunStore
+from raypipe.training.loader import Feed
+from tests.support.toys import ToyWindows, make_run, tiny
+from tests.unit.conftest import Finished
+
+
+@pytest.fixture(params=["values", "classes"])
+def made(request, tmp_path) -> Finished:
+    given: Finished = request.getfixturevalue(request.param)
+    return Finished(RunStore.open(shutil.copytree(given.run.local, tmp_path / "run")), given.windows)
+
+
+def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made):
+    run, windows = made.run, made.windows
+    index = run.folds.search_index(windows.subjects)
+    rng = np.random.default_rng(0)
+    answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
+    one = _Student(run.config(0), Feed(windows), index, index[:0], fold=3)
+    one.answers_NO = np.full((len(windows), answers.shape[1]), np.nan)
+    one.answers_NO[index] = answers
+    some = index[:5]
+    given = one._targets(some, np.array([1, 2, 0, 1, 2])).numpy()
+    if windows.classes:
+        expected = LABELS * np.eye(2)[windows.targets[some]] + (1 - LABELS) * answers[:5]
+    else:
+        expected = (LABELS * windows.targets[some] + (1 - LABELS) * answers[:5, 0] - one.centre) / one.scale
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    targets = torch.cat([batch.y for batch in one.batches()])
+    assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never asked for
+
+
+def test_distilling_again_gives_the_same_network(made):
+    run, windows = made.run, made.windows
+    index = run.folds.search_index(windows.subjects)
+    answers = np.full((len(index), windows.n_outputs), 0.5)
+    said: list[tuple[int, int, str]] = []
+    one, other = (
+        distill(run, windows, Member(0), index, answers, lambda *news: said.append(news)).folds[0] for _ in range(2)
+    )
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    best = run.result(0).best_epoch
+    assert [news[:2] for news in said] == 2 * [(epoch, best) for epoch in range(1, best + 1)]
+
+
+def test_one_network_is_shipped_scored_and_told(made, tmp_path):
+    run, windows = made.run, made.windows
+    plain = fit_ensemble(run, windows=windows, method="equal")
+    fitted = fit_ensemble(run, windows=windows, method="equal", distilled=True)
+    rows = fitted.table
+    assert list(rows.index)[:2] == ["ensemble", "equal weights"] and "distilled" in rows.index
+    assert rows.loc["ensemble", "held_out"] == plain.table.loc["ensemble", "held_out"]
+    assert np.isnan(rows.loc["distilled", "oof"]) and np.isnan(rows.loc["distilled", "nested"])
+    # It has learned what its teacher knows: far better than no EEG, and not far from the teacher.
+    gain = rows["held_out"] - rows["held_out"].iloc[-1]
+    assert gain["distilled"] / gain["ensemble"] > 0.7
+    assert "What is shipped is one network" in fitted.verdict
+    fitted.save()
+    loaded = Ensemble.load(run)
+    assert loaded.soup.student and len(loaded.soup.folds) == 1
+    assert loaded.table.loc["distilled"].isna().any()
+    bundle = load_ensemble(export_bundle(run, loaded, tmp_path / "bundle", windows=windows))
+    assert len(bundle.module.members) == 1
+    given = bundle.predict(windows.gather(fitted.held_out.windows))
+    np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
+    assert "One network, which has the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
+    page = re.sub(r'src="data:[^"]*"', "", html.unescape(Path(write_report(run)).read_text()))
+    assert "one network that was trained to answer as it does" in page and "NaN" not in page and ">nan<" not in page
+
+
+@pytest.mark.parametrize("method", ["ridge", "boosting", "greedy"])
+def test_whatever_its_teacher_was_the_student_answers_alone(made, tmp_path, method):
+    run, windows = made.run, made.windows
+    fitted = fit_ensemble(run, windows=windows, method=method, distilled=True)
+    assert fitted.rule is None
+    given = load_ensemble(export_bundle(run, fitted, tmp_path / "bundle", windows=windows)).predict(
+        windows.gather(fitted.held_out.windows)
+    )
+    np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
+
+
+def test_a_student_of_a_trial_that_was_left_out_is_shipped(made, tmp_path, monkeypatch):
+    run, windows = made.run, made.windows
+    best = run.ranked()[0].number
+    others = lambda members: linear(np.array([0.0, 0.5, 0.5]))  # noqa: E731 - all but the best
+    monkeypatch.setitem(METHODS, "ridge", Method("ridge", "", others))
+    fitted = fit_ensemble(run, windows=windows, method="ridge", distilled=True)
+    assert best not in [member.trial for member in fitted.members] and best in fitted.trials
+    export_bundle(run, fitted, tmp_path / "bundle", windows=windows)
+    assert f"has the configuration of trial {best}" in (tmp_path / "bundle/README.md").read_text()
+
+
+def test_a_shrunken_teacher_is_not_shrunk_again(values):
+    run, windows = values.run, values.windows
+    index = run.folds.search_index(windows.subjects)
+    config = run.config(0).model_copy(update={"shrink": 0.5})
+    one = _Student(config, Feed(windows), index, index[:0], fold=3)
+    perfect = one.centre + 0.5 * (windows.targets - one.centre)  # the label, drawn half-way to the mean
+    one.answers_NO = perfect[:, None].astype(np.float64)
+    labels = (windows.targets[index[:9]] - one.centre) / one.scale
+    np.testing.assert_allclose(one._targets(index[:9], None).numpy(), labels, atol=1e-5)
+
+
+def test_by_the_command_line(made, capsys):
+    run = made.run
+    with pytest.raises(SystemExit) as ended:
+        main(["ensemble", str(run.local), "--method", "best", "--distill"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "shipped: best, 1 trial(s), distilled into one network" in shown and "distilled" in shown
+    assert json.loads((run.local / "ensemble/ensemble.json").read_text())["soup"]["student"] is True
+
+
+def test_a_student_of_a_pretrained_trial_is_refused(tmp_path):
+    toy = ToyWindows()
+    run = make_run(tmp_path / "run", toy)
+    run.add_trial(0, tiny(model__name="vit", init__name="pretrained"))
+    with pytest.raises(UserError, match=r"--distill: trial 0, .* started from a pretrained encoder"):
+        distill(run, toy, Member(0), np.arange(4), np.zeros((4, 1)))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from raypipe.core.config import ModelConfig
+from raypipe.models.ensemble import EnsembleModule
+from raypipe.models.stacked import MOST
+
+SHAPE = {"n_channels": 3, "n_times": 80, "n_outputs": 2, "sfreq": 50.0}
+SMALL = {"filters": 6, "heads": 3, "hidden": 8, "depth": 1, "kernels": "short"}
+
+
+def module(*models, kind="classification", folds=2, rule=None) -> EnsembleModule:
+    members = [
+        {"trial": t, "fold": f, "weight": 1 / (len(models) * folds), "centre": 0.5, "scale": 2.0, "model": m}
+        for t, m in enumerate(models)
+        for f in range(folds)
+    ]
+    torch.manual_seed(3)
+    made = EnsembleModule(SHAPE | {"kind": kind, "members": members} | ({"rule": rule} if rule else {}))
+    for network in made.members:  # a network that has been trained has statistics
+        network.batch_norm.running_mean.normal_()
+        network.batch_norm.running_var.uniform_(0.5, 2.0)
+    return made.eval()
+
+
+def config(**changes):
+    return ModelConfig(**(SMALL | changes)).model_dump(mode="json")
+
+
+MIXED = [config(), config(depth=0), config(features="log-power"), config(norm="window"), config(heads=2), config()]
+
+
+def looped(made: EnsembleModule, x_BCT):
+    raws = torch.stack([network(x_BCT) for network in made.members])
+    return raws.softmax(2)
+
+
+@torch.no_grad()
+def test_stacked_answers_are_those_of_each_network():
+    made = module(*MIXED)
+    x_BCT = torch.randn(MOST, 3, 80) * 20
+    expected = looped(made, x_BCT)
+    torch.testing.assert_close(made.answers(x_BCT), expected, rtol=1e-5, atol=1e-6)
+    assert len(made.stacks._stacks) == 5  # those of one architecture are one stack
+    for batch in (1, 3):
+        torch.testing.assert_close(made.answers(x_BCT[:batch]), expected[:, :batch], rtol=1e-5, atol=1e-6)
+    large = torch.cat([x_BCT, x_BCT])
+    torch.testing.assert_close(made.answers(large)[:, :MOST], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_new_weights_are_not_answered_by_old_stacks():
+    made, other = module(config(), config()), module(config(), config())
+    x_BCT = torch.randn(2, 3, 80)
+    before = made(x_BCT)
+    state = {name: tensor + 0.1 for name, tensor in other.state_dict().items()}
+    made.load_state_dict(state)
+    assert not torch.equal(made(x_BCT), before)
+    torch.testing.assert_close(made.answers(x_BCT), looped(made, x_BCT), rtol=1e-5, atol=1e-6)
+    moved = copy.deepcopy(made).double()
+    torch.testing.assert_close(moved(x_BCT.double()).float(), made(x_BCT), rtol=1e-5, atol=1e-6)
+
+
+def test_with_gradients_every_network_is_asked_by_itself():
+    made = module(config(), config())
+    assert made(torch.randn(1, 3, 80)).requires_grad
+    assert made.stacks._stacks is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", [[0.25, 0.75], [0.3, 0.3]])
+def test_a_rule_is_applied_fold_by_fold(weights):
+    rule = {"kind": "linear", "weights": weights, "intercept": 0.5}
+    made = module(config(), config(), kind="classification", folds=3, rule=rule)
+    x_BCT = torch.randn(4, 3, 80)
+    answers = looped(made, x_BCT)
+    expected = weights[0] * answers[:3].mean(0) + weights[1] * answers[3:].mean(0) + 0.5
+    torch.testing.assert_close(made(x_BCT), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_members_that_are_not_all_folds_of_each_trial_are_refused():
+    spec = SHAPE | {"kind": "classification", "rule": {"kind": "linear", "weights": [1.0], "intercept": 0.0}}
+    some = [{"trial": t, "fold": f, "weight": 0.3, "model": config()} for t, f in ((0, 0), (0, 1), (1, 0))]
+    with pytest.raises(ValueError, match="3 members are not 2 folds"):
+        EnsembleModule(spec | {"members": [m | {"centre": 0.0, "scale": 1.0} for m in some]})

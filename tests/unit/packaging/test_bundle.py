@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.core.config import ModelConfig
+from raypipe.core.errors import UserError
+from raypipe.models.ensemble import EnsembleModule
+from raypipe.models.registry import build_model
+from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
+from tests.support.faults import truncate
+
+
+@pytest.fixture(scope="module", params=["values", "classes"])
+def made(request, tmp_path_factory):
+    """A finished run, its ensemble and the bundle of it."""
+    finished = request.getfixturevalue(request.param)
+    ensemble = finished.ensemble(top=2)
+    path = export_bundle(finished.run, ensemble, tmp_path_factory.mktemp("out") / "bundle", windows=finished.windows)
+    return finished, ensemble, path
+
+
+def test_a_bundle_answers_as_the_ensemble_did(made):
+    finished, ensemble, path = made
+    loaded = load_ensemble(path)
+    held = ensemble.held_out
+    answers = loaded.predict(finished.windows.gather(held.windows), batch_size=7)
+    assert answers.dtype == np.float32 and answers.shape == held.predictions.shape
+    np.testing.assert_allclose(answers, held.predictions, rtol=1e-5, atol=1e-6)
+    assert loaded.channels == finished.windows.channels and loaded.sfreq == finished.windows.sfreq
+    assert loaded.classes == finished.run.info.classes
+    assert not any(module.training for module in loaded.module.modules())
+
+
+def test_the_record_says_everything(made):
+    finished, ensemble, path = made
+    info, run = load_ensemble(path).info, finished.run
+    assert sum(member.weight for member in info.members) == pytest.approx(1.0)
+    assert len(info.members) == 2 * run.folds.n_folds
+    assert info.fold_map == run.folds and info.data_hash == run.info.data_hash
+    assert info.prepare == finished.windows.manifest.plan
+    assert info.config_hashes == {number: run.config(number).hash() for number in ensemble.trials}
+    card = (path / CARD).read_text()
+    assert ensemble.verdict in card and "| best single trial |" in card and "no basis for a diagnosis" in card
+
+
+def test_the_module_builds_what_the_trainer_built():
+    for config in (ModelConfig(), ModelConfig(filters=6, heads=3, depth=0, kernels="paper", features="log-power")):
+        shape = {"n_channels": 3, "n_times": 200, "n_outputs": 2, "sfreq": 100.0}
+        torch.manual_seed(1)
+        expected = build_model(config, **shape)
+        member = {"trial": 0, "fold": 0, "weight": 1.0, "centre": 0.0, "scale": 1.0, "model": config.model_dump()}
+        torch.manual_seed(1)
+        module = EnsembleModule({**shape, "kind": "classification", "members": [member]}).eval()
+        x_BCT = torch.randn(2, 3, 200)
+        torch.testing.assert_close(module(x_BCT), expected.eval()(x_BCT).softmax(1))
+
+
+def test_it_does_not_touch_the_callers_random_stream(made):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    load_ensemble(made[2])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_wrong_windows_are_refused(made):
+    loaded = load_ensemble(made[2])
+    x_NCT = np.zeros((2, len(loaded.channels), loaded.info.n_times), np.float32)
+    assert loaded.predict(x_NCT[:0]).shape == (0, loaded.info.n_outputs)
+    assert np.isfinite(loaded.predict(x_NCT)).all()
+    for wrong in (x_NCT[0], x_NCT[:, :2], x_NCT[:, :, :-1]):
+        with pytest.raises(UserError, match=r"takes \(N, 3 channels, 64 samples at 50 Hz\)"):
+            loaded.predict(wrong)
+    x_NCT[1, 0, 3] = np.nan
+    with pytest.raises(UserError, match="1 values that are not finite"):
+        loaded.predict(x_NCT)
+    with pytest.raises(UserError, match="batch_size 0"):
+        loaded.predict(x_NCT[:1], batch_size=0)
+
+
+def test_export_replaces_a_bundle_but_nothing_else(made, tmp_path):
+    finished, ensemble, _ = made
+    for _ in range(2):
+        export_bundle(finished.run, ensemble, tmp_path / "bundle", windows=finished.windows)
+    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == sorted([CARD, RECORD, TENSORS])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty \(thesis\.txt\)"):
+        export_bundle(finished.run, ensemble, tmp_path / "home", windows=finished.windows)
+    with pytest.raises(UserError, match="a bundle is a folder"):
+        export_bundle(finished.run, ensemble, tmp_path / "home" / "thesis.txt", windows=finished.windows)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: (b / RECORD).unlink(), "no bundle"),
+        (lambda b: (b / RECORD).write_text("{"), "Invalid JSON"),
+        (lambda b: change(b, metric=3), "metric: "),
+        (lambda b: change(b, surprise=1), "surprise: Extra inputs"),
+        (lambda b: change(b, format="raypipe-bundle/9"), "format: "),
+        (lambda b: change(b, n_outputs=5), "not the weights that bundle.json describes"),
+        (lambda b: (b / TENSORS).unlink(), "members.safetensors is missing"),
+        (lambda b: (b / TENSORS).write_bytes(b"12345"), r"members\.safetensors: damaged"),
+        (lambda b: change(b, sha256={}) or (b / TENSORS).write_bytes(b"12345"), "not the weights"),
+        (lambda b: truncate(b / TENSORS, 0.9), r"members\.safetensors: damaged"),
+        (lambda b: change(b, sha256={}) or truncate(b / TENSORS, 0.9), "not the weights"),
+        (lambda b: (b / "extra.pt").write_bytes(b""), "a pickle"),
+        (lambda b: (b / "notes.txt").write_bytes(pickle.dumps([1])), "a pickle"),
+    ],
+)
+def test_damaged_bundles_are_refused(values, tmp_path, damage, message):
+    bundle = export_bundle(values.run, values.ensemble(top=1), tmp_path / "bundle", windows=values.windows)
+    damage(bundle)
+    with pytest.raises(UserError, match=message) as caught:
+        load_ensemble(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def change(bundle, **fields):
+    record = json.loads((bundle / RECORD).read_text())
+    (bundle / RECORD).write_text(json.dumps(record | fields))
+
+
+def test_loading_needs_no_ray(values, tmp_path):
+    bundle = export_bundle(values.run, values.ensemble(top=1), tmp_path / "bundle", windows=values.windows)
+    code = (
+        "import sys; sys.modules['ray'] = None; import numpy as np\n"
+        "from raypipe.packaging.bundle import load_ensemble\n"
+        f"e = load_ensemble({str(bundle)!r}); print(e.predict(np.ones((1, 3, 64))).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 1)"

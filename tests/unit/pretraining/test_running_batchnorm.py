@@ -1,0 +1,49 @@
+"""BatchNorm by what batches before were like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raypipe.pretraining.running_batchnorm import Lagged
+
+
+def batches(count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [5 + 3 * torch.randn(12, 4, 20, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("size", [12, 5, 1])
+def test_statistics_are_batchnorms_own_whatever_the_pieces(size):
+    own, layer = nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()
+    lagged = Lagged(layer)
+    assert lagged.empty
+    for number, x in enumerate(batches()):
+        own.momentum = 0.1 if number else 1.0  # the first batch is taken whole
+        own(x)
+        with lagged.looking():
+            for piece in x.split(size):
+                layer(piece)
+        lagged.update()
+    assert not lagged.empty
+    torch.testing.assert_close(layer.running_mean, own.running_mean)
+    torch.testing.assert_close(layer.running_var, own.running_var)
+
+
+def test_what_is_not_looked_at_changes_nothing():
+    layer = nn.BatchNorm1d(4).eval()
+    Lagged(layer)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer(batches(1)[0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+
+
+def test_a_large_offset_loses_no_variance():
+    layer = nn.BatchNorm1d(1).eval()
+    x = 1e4 + torch.randn(64, 1, 50, generator=torch.Generator().manual_seed(0))
+    with (lagged := Lagged(layer)).looking():
+        layer(x)
+    lagged.update()
+    assert float(layer.running_var) == pytest.approx(float(x.double().var()), rel=1e-5)
+    assert not lagged.empty

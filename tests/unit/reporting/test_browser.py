@@ -1,0 +1,216 @@
+"""The report as a browser shows it: whole, from one file, in both schemes and at both widths.
+
+Runs in the chromium of this machine: on the PATH, or where RAYPIPE_CHROMIUM says.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from raypipe.reporting.report import write_report
+
+pytestmark = pytest.mark.browser
+
+WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
+LEAST = 4.5
+"""Contrast of text (WCAG 2.2, 1.4.3)."""
+SECTIONS = [
+    "The answer",
+    "The search",
+    "Held-out subjects",
+    "Without a network",
+    "The ensemble",
+    "What the network looks for",
+    "Which parameters mattered",
+    "What halving saved",
+    "When the trials ran",
+    "How the trials ended",
+    "Where the time went",
+    "What next",
+    "The recipe",
+]
+
+# Contrast of every element that holds text of its own, against the nearest background behind it.
+CONTRASTS = """() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = numbers(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('body *')]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim()))
+    .map(e => {
+      const [a, b] = [numbers(getComputedStyle(e).color), behind(e)].map(luminance);
+      const name = e.tagName.toLowerCase() + (e.className ? '.' + e.className : '');
+      return [name, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    });
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = os.environ.get("RAYPIPE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.skip("no chromium on the PATH; install one, or name it in RAYPIPE_CHROMIUM")
+    with sync_api.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])  # root has no sandbox
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(told, tmp_path_factory) -> Path:
+    return Path(write_report(told.run, tmp_path_factory.mktemp("page") / "report.html"))
+
+
+@pytest.fixture
+def show(browser, report):
+    """Opens the report, with what it asked for and said on the way."""
+    contexts = []
+
+    def shown(width: int = 1280, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.asked, page.said = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("requestfailed", lambda request: page.said.append(f"failed: {request.url[:80]}"))
+
+        def gate(route) -> None:
+            page.asked.append(route.request.url)
+            here = route.request.url.startswith(("data:", report.as_uri()))
+            route.continue_() if here else route.abort()
+
+        context.route("**/*", gate)
+        page.goto(report.as_uri(), wait_until="load")
+        return page
+
+    yield shown
+    for context in contexts:
+        context.close()
+
+
+def unfold(page) -> None:
+    """Open what is folded, as a reader would."""
+    for summary in page.locator("summary").all():
+        summary.click()
+
+
+def test_every_section_is_there_and_headings_are_in_order(show):
+    page = show()
+    assert page.locator("h2").all_inner_texts() == SECTIONS
+    assert page.locator("h1").count() == 1 and page.locator("html").get_attribute("lang") == "en"
+    levels = page.eval_on_selector_all("h1,h2,h3,h4,h5,h6", "all => all.map(e => Number(e.tagName[1]))")
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in pairwise(levels))
+    ids = page.eval_on_selector_all("[id]", "all => all.map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    labels = page.eval_on_selector_all("[aria-labelledby]", "all => all.map(e => e.getAttribute('aria-labelledby'))")
+    assert labels and set(labels) <= set(ids)
+
+
+def test_nothing_is_fetched_and_nothing_goes_wrong(show, report):
+    page = show()
+    page.mouse.wheel(0, 10_000)
+    unfold(page)
+    assert page.said == []
+    outside = [url for url in page.asked if url != report.as_uri() and not url.startswith("data:")]
+    assert outside == [] and report.as_uri() in page.asked
+
+
+def test_the_gate_of_these_tests_sees_a_request(show):
+    page = show()
+    page.evaluate(
+        "new Promise(done => { const i = new Image(); i.onerror = done; i.src = 'https://example.org/x.png'; })"
+    )
+    assert "https://example.org/x.png" in page.asked and page.said
+
+
+def test_every_picture_is_drawn_and_has_words_in_its_stead(show):
+    page = show()
+    images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete, i.naturalWidth])")
+    assert len(images) == 17
+    assert all(alt.strip() and complete and width > 100 for alt, complete, width in images)
+    assert len({alt for alt, *_ in images}) == len(images)
+    assert page.get_by_text("could not be").count() == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_no_wider_than_the_window(show, width, scheme):
+    page = show(width, scheme)
+    unfold(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = page.eval_on_selector_all(
+        "main *", "all => all.filter(e => !e.closest('.wide, .paper')).map(e => e.getBoundingClientRect().right)"
+    )
+    assert max(boxes) <= width
+    wide = page.eval_on_selector_all(
+        "main *",
+        """all => all
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && !e.closest('.wide, .paper'))
+            .filter(e => getComputedStyle(e).overflowX === 'visible' && getComputedStyle(e).display !== 'inline')
+            .map(e => e.outerHTML.slice(0, 80))""",
+    )
+    assert wide == []
+
+
+def test_on_a_phone_pictures_keep_a_size_that_can_be_read(show):
+    page = show(400)
+    sizes = page.eval_on_selector_all("img", "all => all.map(i => [i.getBoundingClientRect().width, i.naturalWidth])")
+    assert all(width >= 0.75 * natural for width, natural in sizes)
+    broad = page.locator(".broad").all()
+    assert broad and all(each.locator("xpath=ancestor::figure//span[@class='hint']").is_visible() for each in broad)
+    others = "all => all.map(e => e.scrollWidth - e.clientWidth)"
+    assert max(page.eval_on_selector_all(".paper:not(.broad)", others)) <= 0, "only what is broad has to be scrolled"
+    assert not show(1280).locator(".hint").first.is_visible()
+    scrolls = "all => all.map(e => getComputedStyle(e).overflowX)"
+    assert set(page.eval_on_selector_all(".wide, .paper", scrolls)) == {"auto"}
+
+
+def test_on_a_phone_the_scores_are_seen_without_scrolling(show):
+    page = show(400)
+    for title in ("The answer", "Without a network", "Where the time went"):
+        tables = page.locator("section", has=page.locator("h2", has_text=title)).locator(".wide")
+        cut = tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+        assert cut and max(cut) <= 0, title
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_text_stands_out_from_what_is_behind_it(show, scheme):
+    page = show(scheme=scheme)
+    unfold(page)
+    found = page.evaluate(CONTRASTS)
+    names = {name for name, _ in found}
+    assert {"p", "p.note", "figcaption", "td", "th", "h2", "code", "pre", "summary", "p.about"} <= names
+    assert [(name, round(contrast, 2)) for name, contrast in found if contrast < LEAST] == []
+
+
+def test_the_dark_scheme_is_dark_and_its_pictures_are_on_paper(show):
+    colours = {
+        scheme: show(scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor") for scheme in SCHEMES
+    }
+    assert colours["light"] == "rgb(255, 255, 255)" and colours["dark"] != colours["light"]
+    papers = show(scheme="dark").eval_on_selector_all(
+        ".paper", "all => all.map(e => getComputedStyle(e).backgroundColor)"
+    )
+    assert set(papers) == {"rgb(255, 255, 255)"}
+
+
+def test_print_is_black_on_white_whatever_the_scheme(show):
+    page = show(scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 36, 48)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.wide')).overflowX") == "visible"
+    assert page.pdf(format="A4").startswith(b"%PDF")

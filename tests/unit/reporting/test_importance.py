@@ -1,0 +1,83 @@
+"""Which parameters mattered: importance, parallel coordinates and contours, and how little they may rest on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raypipe.reporting.importance import contour, importances, off, parallel, parameters
+from raypipe.reporting.trial_table import trials_table
+from tests.support.toys import ToyWindows, add_ended, make_run
+
+
+def test_the_parameter_that_decides_is_found(twelve):
+    table = trials_table(twelve)
+    shares = importances(table[table["state"] == "complete"], "minimize")
+    assert set(shares) == {"optim/lr", "optim/weight_decay", "loss/name"}
+    assert next(iter(shares)) == "optim/lr" and shares["optim/lr"] > 0.6
+    assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_lines_of_parallel_coordinates_end_at_the_scores(twelve):
+    table = trials_table(twelve)
+    table = table[table["state"] == "complete"]
+    (axes,) = parallel(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert len(lines) == 12
+    heaviest = max(lines, key=lambda line: line.get_linewidth())
+    assert heaviest.get_ydata()[2] == 0.0, "the best of scores that are to be low"
+    assert {line.get_ydata()[1] for line in lines} == {0.0, 1.0}
+
+
+def test_the_contour_plot_has_every_trial_and_leaves_no_trace(twelve):
+    from matplotlib import pyplot, rcParams
+
+    table = trials_table(twelve)
+    table = table[table["state"] == "complete"]
+    style, open_ones = dict(rcParams), pyplot.get_fignums()
+    axes, bar = contour(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
+    assert {axes.get_xlabel(), axes.get_ylabel()} == {"optim/lr", "loss/name"} and "NRMSE" in bar.get_ylabel()
+    dots = [c for c in axes.collections if len(c.get_offsets()) == 12]
+    assert len(dots) == 1 and len(axes.collections) > 2
+    assert dict(rcParams) == style and pyplot.get_fignums() == open_ones
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Makes a run of so many complete trials, beside two that were pruned; every second one with SAM."""
+
+    def made(complete: int):
+        run = make_run(tmp_path / f"run{complete}", ToyWindows())
+        for number in range(complete + 2):
+            state = "complete" if number < complete else "pruned"
+            sam = {"sam__name": "sam", "sam__rho": 0.02 * (number + 1)} if number % 2 else {}
+            add_ended(run, number, 1.0 + 0.01 * number, state, optim__lr=10 ** (-3 - number / 9), **sam)
+        return run
+
+    return made
+
+
+def test_few_trials_are_drawn_and_say_how_little_they_tell(few):
+    html = parameters(few(3))
+    assert "No importance is computed: 3 trial(s)" in html and "Parallel coordinates" in html
+    assert "Importance of parameters" not in html and "Grey, dashed: pruned" in html
+    html = parameters(few(4))
+    assert "These shares rest on 4 trials trained to the end, in which 3 parameters differ" in html
+    assert "Importance of parameters" in html and "Contour" not in html and "Parallel coordinates" in html
+    assert "could not be drawn" not in html
+
+
+def test_a_parameter_that_is_switched_off_leaves_a_gap(few):
+    from matplotlib.colors import to_hex
+
+    from raypipe.reporting.figures import GREY
+
+    table = trials_table(few(4))
+    (axes,) = parallel(table, ["sam/name", "sam/rho"], "NRMSE", "minimize").axes
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert len(lines) == 6
+    gaps = sorted(bool(np.isnan(line.get_ydata()[1])) for line in lines)
+    assert gaps == [False] * 3 + [True] * 3
+    assert sum(to_hex(line.get_color()) == GREY for line in lines) == 2
+    assert off({"loss/name": "plain"}, "loss/gamma") and not off({"loss/name": "focal"}, "loss/gamma")
+    assert not off({"sam/name": "none"}, "sam/name") and not off({}, "epochs")

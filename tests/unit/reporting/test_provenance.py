@@ -1,0 +1,121 @@
+"""What a run was made of, and the lines that make it again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from html import unescape
+from itertools import pairwise
+
+import pytest
+
+from raypipe.cli.common import held_out_of
+from raypipe.core.folds import make_folds
+from raypipe.core.search_space import SearchSpace
+from raypipe.data.window_store import Settings
+from raypipe.reporting.provenance import commands, prepare_words, recipe, sweep_words
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.run_store import RunStore
+from tests.support.toys import ToyWindows, add_ended, make_run, write_store
+
+
+def test_the_command_lines_give_the_same_folds_and_space(twelve):
+    limits = {"time_budget": 90.0, "gpu_hours": 1.5}
+    write_json(twelve.folder, "options.json", {"trials": 30, "grace": 2, "prune": False} | limits)
+    html = commands(twelve)
+    (line,) = re.findall(r"<code>(raypipe sweep .*?)</code>", html)
+    words = shlex.split(line)
+    option = dict(pairwise(words))
+    names = ("--trials", "--grace", "--time-budget", "--gpu-hours")
+    assert [option[name] for name in names] == ["30", "2", "90s", "1.5"] and "--no-prune" in words
+    toy = ToyWindows()
+    held_out = held_out_of(option["--held-out"])
+    folds = make_folds(
+        toy.subjects, toy.targets, classes=False, n_folds=int(option["--folds"]), seed=int(option["--seed"]),
+        held_out=held_out,
+    )  # fmt: skip
+    assert folds.held_out == twelve.folds.held_out
+    source = re.search(r"<pre>(.*)</pre>", html, re.DOTALL).group(1)
+    assert SearchSpace(unescape(source), "again").hash == twelve.space.hash
+
+
+ASKED = {
+    "task": "events:left,right",
+    "sfreq": 128.0,
+    "band": (0.5, 40.0),
+    "channels": ("Cz", "Pz"),
+    "window": 4.0,
+    "crop": 3.5,
+    "stride": None,
+    "tmin": -0.25,
+    "dtype": "float16",
+}
+
+
+def test_every_setting_of_prepare_that_was_asked_for_is_printed():
+    import typer
+
+    from raypipe.cli import common
+
+    words = prepare_words(Settings(**ASKED))
+    group = typer.main.get_command(common.app)
+    parsed = group.commands["prepare"].make_context("prepare", words[2:]).params
+    given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
+    assert given == ASKED
+    plain = Settings(**dict.fromkeys(ASKED) | {"task": "challenge1", "dtype": "float32"})
+    assert shlex.join(prepare_words(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A run whose store was made with a window of four seconds."""
+    store = write_store(tmp_path / "store", ToyWindows())
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["settings"]["window"] = 4.0
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    run = make_run(tmp_path / "run", ToyWindows())
+    record = read_json(run.folder, "run.json") | {"data": str(store), "data_hash": manifest["data_hash"]}
+    write_json(run.folder, "run.json", record)
+    return RunStore.open(tmp_path / "run")
+
+
+def test_the_settings_come_from_the_store_or_the_recipe_says_that_they_are_gone(stored, tmp_path):
+    assert "--out STORE --window 4<" in commands(stored) and "not known here" not in commands(stored)
+    write_json(stored.folder, "run.json", read_json(stored.folder, "run.json") | {"data_hash": "another"})
+    assert "the windows have changed since the run was made" in commands(RunStore.open(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "store")
+    html = commands(stored)
+    assert "cannot be opened any more" in html and "--out STORE ...<" in html
+
+
+def test_how_the_computing_was_laid_out_is_printed_where_it_was_asked_for(twelve):
+    options = {
+        "trials": 9,
+        "workers": 2,
+        "cpus_per_worker": 1.0,
+        "gpus_per_worker": 0.5,
+        "stem": "auto",
+    }
+    write_json(twelve.folder, "options.json", options | {"stack": "off"})
+    words = sweep_words(twelve)
+    assert words[-6:] == ["--workers", "2", "--gpus-per-worker", "0.5", "--stack", "off"]
+
+
+def test_the_fold_map_is_told_whole(twelve):
+    html = recipe(twelve, twelve.results(), "a/run")
+    folded = re.search(r"<details><summary>Who is in which fold.*?</details>", html, re.DOTALL)[0]
+    assert twelve.info.folds_hash in html and folded.count("<li>") == len(twelve.folds.fold_of)
+    for subject, fold in twelve.folds.fold_of.items():
+        assert (f"<b>{subject}: held out</b>" if fold < 0 else f"<li>{subject}: {fold}</li>") in folded
+
+
+def test_parameters_at_their_defaults_are_folded_away(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    add_ended(run, 0, 1.0, optim__lr=0.00123456789, sam__name="none")
+    add_ended(run, 1, 2.0, optim__lr=0.002, sam__name="sam", sam__rho=0.1)
+    shown, _, rest = recipe(run, run.results(), "a/run").partition("Configuration of")[2].partition("<details>")
+    assert "<td>0.001235</td><td>0.001</td><td>0.001235 to 0.002</td>" in shown
+    assert "<td>sam/rho</td><td>not used</td><td>0.05</td><td>0.1 to 0.1</td>" in shown
+    assert "pretrain/" not in shown and "init/" not in shown and "pretrain/mask" in rest

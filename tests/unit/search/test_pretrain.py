@@ -1,0 +1,343 @@
+"""Pretrained runs, from the command to fine-tuning, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.cli import app
+from raypipe.core.config import parse_config
+from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
+from raypipe.core.folds import LeakError
+from raypipe.core.options import options_of
+from raypipe.core.search_space import SearchSpace
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.models.conformer import Conformer
+from raypipe.models.vit import ViT
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_encoder
+from raypipe.pretraining.trainer import Pretrainer
+from raypipe.pretraining.worker import probe_score, tuned_score, work
+from raypipe.reporting.pretrain_report import _spread, curves, status_lines
+from raypipe.search.pretrain import pretrain
+from raypipe.search.sweep import _open
+from raypipe.training.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
+from raypipe.training.loader import Feed
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, make_run, write_store
+
+SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8}
+PARAMS = SMALL | {"epochs": 3}
+CONFORMER = SMALL | {"model/name": "conformer"}
+SPACE = f"""
+START = [{{"init/tune": "full"}}]
+def space(trial):
+    trial.suggest_categorical("init/tune", ["full", "lora", "frozen"])
+    return {SMALL | {"init/name": "pretrained", "model/name": "vit", "epochs": 2}!r}
+"""
+SHIPPED = Path(__file__).parents[3] / "search_spaces"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return write_store(tmp_path_factory.mktemp("toy") / "store", ToyWindows())
+
+
+@pytest.fixture(scope="module")
+def encoder(store) -> Path:
+    run = store.parent / "mae"
+    pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def conformer(store) -> Path:
+    run = store.parent / "conformer"
+    pretrain("simclr", store, run, params=CONFORMER | {"epochs": 2}, folds=3, probe_every=1)
+    return run
+
+
+def test_a_pretrained_run_is_whole(encoder, tmp_path):
+    run = PretrainedRun(encoder)
+    history = run.history("all")
+    assert [epoch.epoch for epoch in history] == [1, 2, 3]
+    assert all(epoch.probe is not None for epoch in history)
+    assert len(run.checkpoints("all")) == 2
+    assert "finished" in status_lines(encoder)[-1]
+    export_encoder(encoder, tmp_path / "out")
+    x = torch.randn(2, 3, 64)
+    one, two = load_encoder(encoder), load_encoder(tmp_path / "out")
+    assert one.features(x).shape == (2, 8)
+    assert torch.equal(one.features(x), two.features(x))
+
+
+@pytest.mark.parametrize("objective", ["mae", "simclr"])
+def test_a_second_probe_trains_copies_on_and_leaves_the_encoder_as_it_is(
+    store, encoder, conformer, tmp_path, objective
+):
+    params = PARAMS if objective == "mae" else CONFORMER | {"epochs": 2}
+    run = tmp_path / "run"
+    pretrain(objective, store, run, params=params, folds=3, probe_every=1, tuned_probe=2)
+    plain = PretrainedRun(encoder if objective == "mae" else conformer)
+    assert PretrainedRun(run).folder.read("encoder.safetensors") == plain.folder.read("encoder.safetensors")
+    history, without = PretrainedRun(run).history("all"), plain.history("all")
+    assert [epoch.probe for epoch in history] == [epoch.probe for epoch in without]
+    assert all(epoch.tuned is not None and np.isfinite(epoch.tuned) for epoch in history)
+    assert all(epoch.tuned is None for epoch in without)
+    assert f", trained on {history[-1].tuned:.3f}" in " ".join(status_lines(run))
+    assert {text.get_text() for text in curves(PretrainedRun(run)).axes[1].get_legend().texts} >= {
+        "linear",
+        "trained on",
+    }
+
+
+def test_a_probe_that_diverges_is_left_out(store, encoder, tmp_path, monkeypatch):
+    def diverge(self, interrupted=None):
+        raise NonFiniteError("fold 0, epoch 1: the training loss is not finite")
+
+    monkeypatch.setattr("raypipe.pretraining.worker.FoldTrainer.run_epoch", diverge)
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1, tuned_probe=1)
+    assert [epoch.tuned for epoch in run.history("all")] == [None] * 3
+    assert [epoch.probe for epoch in run.history("all")] == [e.probe for e in PretrainedRun(encoder).history("all")]
+
+
+def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
+    run = PretrainedRun(encoder)
+    windows = WindowStore(store)
+    index = run.folds.search_index(windows.subjects)
+    one = Pretrainer(run.info.config, Feed(windows), index)
+    moved = {subject: 1 if fold == 0 else fold for subject, fold in run.folds.fold_of.items()}
+    folds = run.folds.model_copy(update={"fold_of": moved})
+    assert np.isfinite(tuned_score(one, folds, None, 1)) and np.isfinite(probe_score(one, folds, None))
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
+    looks = iter([False] * 10 + [True] * 9)
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.search.pretrain.work", lambda where, **_: work(where, interrupted=lambda: next(looks)))
+        with pytest.raises(BaseException) as stopped:
+            pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert isinstance(stopped.value.__context__ or stopped.value, InterruptedEpochError)
+    assert 0 < len(PretrainedRun(tmp_path / "run").history("all")) < 3
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
+def test_asked_to_stop_it_ends_with_the_epoch_under_way(store, encoder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("raypipe.search.pretrain.work", lambda where, **_: work(where, stopping=lambda: True))
+        patch.setattr(PretrainedRun, "finish", lambda self: None)
+        run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert len(run.history("all")) == 1
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_passed_over(store, encoder, tmp_path):
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    for name in ("encoder.safetensors", "card.json"):
+        run.folder.remove(name)
+    run.folder.write("all/epoch-0003.ckpt", b"raypipe-checkpoint-1\nnothing")
+    pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
+
+
+def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_path):
+    seen: set[str] = set()
+    gather = WindowStore.gather
+
+    def watched(self, index, offset=None):
+        seen.update(self.subjects[np.asarray(index)])
+        return gather(self, index, offset)
+
+    monkeypatch.setattr(WindowStore, "gather", watched)
+    run = pretrain("simclr", store, tmp_path / "run", params=PARAMS | {"epochs": 1}, folds=3)
+    assert seen
+    assert not seen & set(run.folds.held_out)
+
+
+def opened(store, where, encoder, **options):
+    return _open(
+        SearchSpace(SPACE, "s.py"), WindowStore(store), str(where), options_of({"folds": 3, **options}), None, encoder
+    )
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
+def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune):
+    run, windows = opened(store, tmp_path / "run", encoder), WindowStore(store)
+    base = SMALL | {"init/name": "pretrained", "init/tune": tune, "model/name": "vit", "epochs": 2}
+    for number, rate in enumerate((1e-3, 1e-2)):
+        run.add_trial(number, parse_config(base | {"optim/lr": rate, "init/layer_decay": 0.7}))
+        assert run_trial(run, windows, number).state == "complete"
+    one, two = run.result(0), run.result(1)
+    assert one.initial == two.initial
+    assert len(set(one.initial)) == 1
+    assert len(one.initial[0]) == 16
+    left, start = run.weights(0, 0), load_encoder(encoder).state_dict()
+    changed = [n for n, t in start.items() if not torch.equal(t.nan_to_num(), left[f"model.{n}"].nan_to_num())]
+    if tune == "frozen":
+        assert set(changed) <= {"head.weight", "head.bias"}
+    elif tune == "lora":
+        linear = ("qkv.weight", "projection.weight", "feed.0.weight", "feed.3.weight")
+        assert all(n.startswith("head.") or n.endswith(linear) for n in changed)
+        assert any("qkv" in n for n in changed)
+    else:
+        assert "embed.weight" in changed
+
+
+@pytest.mark.parametrize("kind", ["vit", "conformer"])
+def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
+    start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
+    space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
+    run = _open(space, windows, str(tmp_path / "run"), options_of({"folds": 3}), None, start)
+    base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
+    for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
+        run.add_trial(number, parse_config(base | {"optim/lr": rate}))
+        assert run_trial(run, windows, number).state == "complete"
+    ensemble = fit_ensemble(run, windows=windows, method="soup")
+    assert ensemble.soup is not None and {member.trial for member in ensemble.soup.members} <= {0, 1, 2}
+    export_bundle(run, ensemble, tmp_path / "bundle")
+    answers = load_ensemble(tmp_path / "bundle").predict(windows.gather(range(8)))
+    assert np.isfinite(answers).all() and np.ptp(answers) > 0
+
+
+def test_an_encoder_that_has_seen_held_out_subjects_is_refused(store, encoder, tmp_path):
+    held = [PretrainedRun(encoder).folds.held_out[0]]
+    others = [s for s in PretrainedRun(encoder).folds.fold_of if s not in PretrainedRun(encoder).folds.held_out]
+    with pytest.raises(LeakError, match=others[0]):
+        opened(store, tmp_path / "run", encoder, held_out=[others[0]])
+    opened(store, tmp_path / "fine", encoder, held_out=held)
+
+
+def test_a_space_that_needs_an_encoder_says_so(store, encoder, tmp_path):
+    with pytest.raises(UserError, match="--init RUN"):
+        opened(store, tmp_path / "run", None)
+    with pytest.raises(UserError, match="no pretrained encoder"):
+        opened(store, tmp_path / "run", tmp_path / "nothing")
+
+
+def test_an_encoder_of_other_sizes_is_one_line():
+    one, two = ViT(3, 64, 1, patch=16, width=8, heads=2), ViT(3, 64, 1, patch=16, width=16, heads=2)
+    with pytest.raises(UserError, match="model/filters"):
+        start_from(one, two.state_dict())
+
+
+def test_another_montage_takes_the_weights_and_keeps_its_electrodes():
+    one, two = ViT(3, 64, 1, patch=16, width=8, heads=2), ViT(5, 96, 2, patch=16, width=8, heads=2)
+    two.places.positions.copy_(torch.randn(5, 3))
+    before = two.places.positions.clone()
+    start_from(two, one.state_dict())
+    assert torch.equal(two.places.positions, before)
+    assert torch.equal(two.embed.weight, one.embed.weight)
+    assert initial_id(one) != initial_id(two)
+
+
+def test_lora_is_nothing_at_first_and_rates_fall_with_depth():
+    model = ViT(3, 64, 1, patch=16, width=8, heads=2, depth=2, dropout=0.0)
+    x, before = torch.randn(2, 3, 64), None
+    before = model(x)
+    init = parse_config({"model/name": "vit", "init/name": "pretrained", "init/layer_decay": 0.5}).init
+    rates = [group["rate"] for group in parameter_groups(model, init)]
+    assert rates == [1.0, 0.5, 0.25, 0.125]
+    names = set(model.state_dict())
+    choose_trained(model, init.model_copy(update={"tune": "lora"}))
+    torch.testing.assert_close(model(x), before)
+    assert set(merged(model, model.state_dict())) == names
+
+
+@pytest.mark.parametrize("name", ["pretrain_mae", "pretrain_simclr", "finetune", "finetune_conformer"])
+def test_shipped_spaces_run_at_toy_size(name, store, encoder, conformer, tmp_path):
+    space, windows = SearchSpace((SHIPPED / f"{name}.py").read_text(), name), WindowStore(store)
+    small = {"filters": 8, "heads": 2, "depth": 1, "patch": 16}
+    drawn = space.draw(1)[0].model_dump()
+    config = parse_config(drawn | {"model": drawn["model"] | small, "batch_size": 8, "epochs": 1, "patience": 1})
+    start = {"finetune": encoder, "finetune_conformer": conformer}.get(name)
+    run = opened(store, tmp_path / "run", start) if start else make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
+    run.add_trial(0, config)
+    result = run_trial(run, windows, 0)
+    assert result.state == "complete", result.reason
+
+
+def test_pictures_show_several_people_and_whole_epochs(encoder):
+    subjects = np.repeat(["a", "b", "c", "d"], [5, 1, 4, 2])
+    assert _spread(subjects, np.arange(12)).tolist() == [2, 5, 8]
+    assert _spread(subjects, np.arange(6)).tolist() == [2, 5, 1]
+    assert _spread(subjects, np.array([5])).tolist() == [5]
+    for axis in curves(PretrainedRun(encoder)).axes:
+        assert axis.get_xlim() == (0, 4)
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_the_command_line(store, encoder, tmp_path, capsys):
+    app.app(["status", str(encoder)], standalone_mode=False)
+    app.app(["report", str(encoder), "--out", str(tmp_path / "page.html")], standalone_mode=False)
+    assert "<figure>" in (tmp_path / "page.html").read_text()
+    app.app(["export", str(encoder), str(tmp_path / "enc")], standalone_mode=False)
+    assert (tmp_path / "enc/card.json").exists()
+    with pytest.raises(UserError, match="frozen"):
+        pretrain("simclr", store, encoder, params=PARAMS, folds=3)
+
+
+def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
+    assert all(epoch.probe is not None for epoch in PretrainedRun(conformer).history("all"))
+    export_encoder(conformer, tmp_path / "out")
+    one, x = load_encoder(tmp_path / "out"), torch.randn(2, 3, 64)
+    assert isinstance(one, Conformer)
+    assert "search_spaces/finetune_conformer.py" in status_lines(conformer)[-1]
+    assert one.features(x).shape == (2, 8)
+    # A window's vector is its own: no batch around it changes it.
+    torch.testing.assert_close(one.features(x)[:1], one.features(x[:1]))
+    assert int(one.batch_norm.num_batches_tracked) > 1
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
+def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
+    space = SPACE.replace("'vit'", "'conformer'")
+    options = options_of({"folds": 3})
+    run = _open(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, None, conformer)
+    config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
+    run.add_trial(0, config)
+    assert run_trial(run, WindowStore(store), 0).state == "complete"
+    left, start = run.weights(0, 0), load_encoder(conformer).state_dict()
+    changed = {n for n, t in start.items() if not torch.equal(t, left[f"model.{n}"])}
+    if tune == "full":
+        assert {"batch_norm.running_mean", "stem.temporal.weight"} <= changed
+    else:  # what is frozen sees the statistics that it was pretrained with
+        assert not {name for name in changed if name.startswith(("stem", "batch_norm", "pointwise"))}
+        assert any("qkv" in name for name in changed) == (tune == "lora")
+    assert any(name.startswith("head") for name in changed)
+
+
+def test_a_conformer_keeps_to_its_montage():
+    one, two = (
+        Conformer(3, 64, 1, kernel=5, pool=8, filters=8, heads=2),
+        Conformer(4, 64, 1, kernel=5, pool=8, filters=8, heads=2),
+    )
+    with pytest.raises(UserError, match="has 3 channels, these windows 4"):
+        start_from(two, one.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model/name": "conformer", "pretrain/name": "mae"}, "mae needs model/name=vit"),
+        ({"model/name": "tcn", "pretrain/name": "simclr"}, "model/name=vit or conformer"),
+        ({"model/name": "tcn", "init/name": "pretrained"}, "model/name=vit or conformer"),
+    ],
+)
+def test_networks_that_cannot_be_pretrained_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(given)
+
+
+def test_a_conformers_pretraining_is_no_trial(store, tmp_path):
+    windows = WindowStore(store)
+    run = make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
+    run.add_trial(0, parse_config(CONFORMER | {"pretrain/name": "simclr", "epochs": 1}))
+    result = run_trial(run, windows, 0)
+    assert (result.state, result.failure) == ("failed", "bad-configuration")
+    assert "raypipe pretrain simclr" in result.reason

@@ -1,0 +1,154 @@
+"""A warm start: another run's trials inform the sampler, and are no members of the new run."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from raypipe.core.errors import UserError
+from raypipe.core.search_space import SearchSpace
+from raypipe.search.pruner import Halving
+from raypipe.search.study import Ledger
+from raypipe.search.warm_start import is_warm, warm_start
+from raypipe.storage.files import read_json, write_json
+from raypipe.storage.journal import open_journal
+from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+NARROW = f"""
+START = [{{"optim/lr": 0.003}}]
+def space(trial):
+    trial.suggest_float("optim/lr", 2e-3, 8e-3, log=True)
+    trial.suggest_int("epochs", 2, 20)
+    return { ({k: v for k, v in TINY.items() if k not in ("optim/lr", "epochs")})!r}
+"""
+
+
+@pytest.fixture
+def windows():
+    return ToyWindows()
+
+
+@pytest.fixture
+def old(tmp_path, windows):
+    """Fourteen trials, better the nearer their rate is to 4e-3; one failed, one pruned."""
+    run = make_run(tmp_path / "old", windows)
+    for number in range(14):
+        lr = 1e-3 + number * 5e-4
+        run.add_trial(number, tiny(optim__lr=lr))
+        values = [1.0, abs(lr - 4e-3)]
+        run.write_history(
+            number,
+            [
+                Epoch(epoch=e, passes=e, score=s, fold_scores=[s], losses=[s], seconds=1)
+                for e, s in enumerate(values, 1)
+            ],
+        )
+        state = {5: "failed", 6: "pruned"}.get(number, "complete")
+        result = {"score": values[-1], "best_epoch": 2, "epochs": 2, "seconds": 2, "reason": "toy", "finished": 0}
+        run.write_result(TrialResult(number=number, state=state, **result))
+    return run
+
+
+def begun(old, where, windows, source=NARROW):
+    """A new run that begins with the old one's trials."""
+    new = make_run(where, windows, space=source)
+    warm = warm_start(old, new.space, task="toy", metric="nrmse")
+    write_json(new.folder, "run.json", read_json(new.folder, "run.json") | {"warm": warm.model_dump(mode="json")})
+    return RunStore.open(where)
+
+
+def ledger(run, windows, trials=3, **options):
+    return Ledger(run, windows, open_journal(run), trials=trials, **options)
+
+
+def test_trials_that_are_valid_in_the_new_space_are_taken_over_and_marked(old, tmp_path, windows):
+    run = begun(old, tmp_path / "new", windows)
+    book = ledger(run, windows)
+    warm = [trial for trial in book.study.trials if is_warm(trial)]
+    valid = [n for n in range(14) if 2e-3 <= 1e-3 + n * 5e-4 <= 8e-3 and n != 5]
+    assert [t.user_attrs["source"] for t in warm] == [f"{old.where} trial {n}" for n in valid]
+    assert [t.params for t in warm] == [{"optim/lr": old.config(n).optim.lr, "epochs": 4} for n in valid]
+    assert [t.state.name for t in warm] == ["PRUNED" if n == 6 else "COMPLETE" for n in valid]
+    assert [t.value for t in warm] == [old.result(n).score for n in valid]
+    assert warm[0].distributions["optim/lr"].low == 2e-3
+
+
+def test_they_are_no_members_and_do_not_count(old, tmp_path, windows):
+    run = begun(old, tmp_path / "new", windows)
+    book = ledger(run, windows)
+    assert (book.asked, book.exhausted) == (0, False)
+    first = sum(map(is_warm, book.study.trials))
+    numbers = [book.next() for _ in range(4)]
+    assert numbers == [first, first + 1, first + 2, None]
+    assert run.numbers() == numbers[:3]
+    assert book.exhausted
+    assert run.config(first).optim.lr == 0.003  # the start point, although the old run has trained the very same
+    book.close(first, "failed", "toy", "error")
+    assert [t.state for t in book.study.trials[first:]] == [TrialState.FAIL] + [TrialState.RUNNING] * 2
+
+
+def test_the_sampler_has_learnt_from_them(old, tmp_path, windows):
+    """Its first ten draws would be random ones in a run that begins cold."""
+
+    def drawn(run):
+        book = ledger(run, windows, trials=9)
+        numbers = [book.next() for _ in range(9)]
+        return [abs(run.config(n).optim.lr - 4e-3) for n in numbers[1:]]
+
+    warm, cold = begun(old, tmp_path / "warm", windows), make_run(tmp_path / "cold", windows, space=NARROW)
+    assert sorted(drawn(warm))[4] < sorted(drawn(cold))[4]
+
+
+def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, windows, monkeypatch):
+    undisturbed = begun(old, tmp_path / "a", windows)
+    numbers = [ledger(undisturbed, windows).next()]
+    run = begun(old, tmp_path / "b", windows)
+    add = optuna.Study.add_trial
+    calls = []
+
+    def dies(self, trial):
+        calls.append(trial)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        add(self, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", dies)
+    with pytest.raises(KeyboardInterrupt):
+        ledger(run, windows)
+    monkeypatch.undo()
+    for _ in range(2):
+        book = ledger(RunStore.open(tmp_path / "b"), windows)
+    assert [book.next()] == numbers
+    sources = [t.user_attrs["source"] for t in book.study.trials if is_warm(t)]
+    assert sources == [t.user_attrs["source"] for t in ledger(undisturbed, windows).study.trials if is_warm(t)]
+    assert len(set(sources)) == len(sources)
+
+
+def test_halving_does_not_compare_with_them(old, tmp_path, windows):
+    run = begun(old, tmp_path / "new", windows)
+    book = ledger(run, windows, pruner=Halving(grace=1, eta=2))
+    number = book.next()
+    bad = Epoch(epoch=1, passes=1, score=99.0, fold_scores=[99.0], losses=[1.0], seconds=1)
+    run.write_history(number, [bad])
+    assert book.observe(number)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "message"),
+    [("other", "nrmse", "its trials predict toy by nrmse, not other by nrmse"), ("toy", "auc", "not toy by auc")],
+)
+def test_another_task_or_metric_is_one_line(old, task, metric, message):
+    with pytest.raises(UserError, match=message):
+        warm_start(old, SearchSpace(SPACE), task=task, metric=metric)
+
+
+def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
+    with pytest.raises(UserError, match="no trial of it has ended with a score"):
+        warm_start(make_run(tmp_path / "empty", windows), SearchSpace(SPACE), task="toy", metric="nrmse")
+    elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
+    with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):
+        warm_start(old, elsewhere, task="toy", metric="nrmse")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from raypipe.cli.progress import SweepView
+from raypipe.core.errors import UserError
+from raypipe.core.options import options_of
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.reporting.status import read_status
+from raypipe.search.sweep import _open, resume
+from raypipe.storage import budget
+from raypipe.storage.budget import EVERY, Budget
+from raypipe.storage.files import open_folder, read_json, write_json
+from raypipe.storage.lease import FILE, Lease, current
+from tests.support.toys import SPACE, ToyWindows, write_store
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+class Held:
+    """A lease as a budget sees it."""
+
+    def __init__(self, spent=0.0, gpu_hours=0.0):
+        self.spent, self.gpu_hours = spent, gpu_hours
+
+
+def test_time_counts_over_all_drivers(clock):
+    lease = Held(spent=59.0)
+    limits = Budget(lease, 60.0, None)
+    assert limits.over() == ""
+    lease.spent = 61.0
+    assert limits.over() == "the time budget was used up"
+
+
+def test_gpus_count_while_they_are_held_and_no_more_than_there_are(clock):
+    lease, there = Held(gpu_hours=1.0), 8.0
+    limits = Budget(lease, None, 6.0)
+    with limits.holding(4.0, lambda: there):
+        clock.now += 1800
+        assert limits.over() == ""
+        assert lease.gpu_hours == pytest.approx(3.0)
+        there = 1.0  # of the cluster's machines one is left; what was held until now was counted as it was
+        clock.now += EVERY + 1
+        limits.over()
+        was = lease.gpu_hours
+        clock.now += 1800
+        assert limits.over() == ""
+        assert lease.gpu_hours == pytest.approx(was + 0.5)
+        there = 8.0
+        clock.now += EVERY + 1
+        limits.over()
+        clock.now += 3600
+        assert limits.over() == "the GPU-hours were used up"
+    used = lease.gpu_hours
+    clock.now += 3600  # Ray is started again in between: nothing is held
+    limits.over()
+    assert lease.gpu_hours == used
+
+
+def test_a_sweep_that_breaks_off_has_counted_what_it_held(clock):
+    lease = Held()
+    with pytest.raises(KeyboardInterrupt), Budget(lease, None, None).holding(2.0, lambda: 2.0):
+        clock.now += 1800
+        raise KeyboardInterrupt
+    assert lease.gpu_hours == pytest.approx(1.0)
+
+
+def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock):
+    """Nobody reports for an hour, and then the driver is killed."""
+    folder = open_folder(tmp_path)
+    with Lease(folder) as lease, Budget(lease, None, None).holding(2.0, lambda: 2.0):
+        clock.now += 3600
+        lease._beat()
+        assert current(folder)["gpu_hours"] == pytest.approx(2.0)
+
+
+def test_the_next_driver_goes_on_counting(tmp_path):
+    folder = open_folder(tmp_path)
+    with Lease(folder) as lease:
+        lease.gpu_hours = 2.5
+    assert current(folder)["gpu_hours"] == 2.5
+    with Lease(folder) as lease:
+        assert lease.gpu_hours == 2.5
+    older = json.loads(folder.read(FILE))
+    del older["gpu_hours"]  # written by a raypipe that did not count them
+    folder.write(FILE, json.dumps(older).encode())
+    with Lease(folder) as lease:
+        assert lease.gpu_hours == 0.0
+
+
+def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
+    with pytest.raises(UserError, match=r"--gpu-hours: the sweep uses no GPU.*--gpus-per-worker"):
+        options_of({"gpu_hours": 3.0})
+    with pytest.raises(UserError, match="--gpu-hours: "):
+        options_of({"gpu_hours": -3.0, "gpus_per_worker": 1})
+    assert options_of({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
+
+
+@pytest.mark.parametrize(("limit", "used"), [("time_budget", {"spent": 9e9}), ("gpu_hours", {"gpu_hours": 9e9})])
+def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch, limit, used):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    options = options_of({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
+    run = _open(load_space(space), windows, str(tmp_path / "run"), options, None)
+    write_json(run.folder, "options.json", options.model_dump(mode="json"))
+    with Lease(run.folder):
+        pass
+    write_json(run.folder, FILE, read_json(run.folder, FILE) | used)
+    monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
+    seen, text = [], io.StringIO()
+    view = SweepView(Console(file=text, width=300))
+    resume(run.where, watch=lambda kind, news: (seen.append(kind), view(kind, news)))
+    assert "late" in seen
+    option = "--" + limit.replace("_", "-")
+    assert f"go on with: raypipe resume {run.where} {option} MORE" in text.getvalue()
+    assert f"{option} MORE" in read_status(run).driver

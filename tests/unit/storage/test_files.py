@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from raypipe.core.errors import DiskFullError, UserError
+from raypipe.storage.files import LocalFolder, lock, open_folder, read_json, write_json, write_whole
+from raypipe.storage.remote import RemoteFolder
+from tests.support.faults import FailingFolder, Killed
+from tests.support.storage import DyingFileSystem, MemoryStore, dying_at
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(request, tmp_path):
+    return open_folder(tmp_path / "f" if request.param == "path" else f"file://{tmp_path}/f")
+
+
+def test_a_path_is_local_and_a_uri_is_not(tmp_path):
+    assert isinstance(open_folder(tmp_path), LocalFolder)
+    assert isinstance(open_folder(f"file://{tmp_path}"), RemoteFolder)
+
+
+def test_files_come_back(folder):
+    assert folder.names() == []
+    assert not folder.exists("a/b.txt")
+    folder.write("a/b.txt", b"one")
+    folder.write("a/b.txt", b"two")
+    folder.write("c", b"")
+    assert folder.read("a/b.txt") == b"two"
+    assert folder.names() == ["a/b.txt", "c"]
+    assert folder.names("a") == ["a/b.txt"]
+    folder.remove("c")
+    folder.remove("c")
+    assert not folder.exists("c")
+    with pytest.raises(FileNotFoundError):
+        folder.read("c")
+
+
+@settings(max_examples=30, deadline=None)
+@given(old=st.binary(max_size=50), new=st.binary(max_size=50), cut=st.integers(0, 50))
+def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path_factory, old, new, cut):
+    folder = tmp_path_factory.mktemp("w")
+    path = folder / "file"
+    path.write_bytes(old)
+
+    def write(file):
+        file.write(new[:cut])
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_whole(path, write)
+    assert path.read_bytes() == old
+    assert list(folder.iterdir()) == [path]
+
+
+# Dead at any step
+
+
+class Disk:
+    """A folder of this machine."""
+
+    def __init__(self, path):
+        self.path = path
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        with dying_at(step):
+            yield LocalFolder(self.path)
+
+    def healthy(self):
+        return LocalFolder(self.path)
+
+
+class Renaming(Disk):
+    """A file system behind a URI that can rename."""
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        yield self.healthy(step)
+
+    def healthy(self, step=1 << 30):
+        files = DyingFileSystem(fs.LocalFileSystem(), step)
+        return RemoteFolder(f"file://{self.path}", filesystem=(files, self.path))
+
+
+class Objects(Disk):
+    """An object store."""
+
+    def __init__(self, path):
+        self.store = MemoryStore()
+
+    @contextlib.contextmanager
+    def dying(self, step):
+        begin = len(self.store.calls)
+        self.store.lost = step % 2 == 1  # the answer comes too late, or the question does
+        self.store.fault = lambda number, call: Killed() if number >= begin + step // 2 else None
+        yield RemoteFolder("s3://bucket", filesystem=(self.store, "bucket"))
+        self.store.fault = lambda number, call: None
+
+    def healthy(self):
+        self.store.fault = lambda number, call: None
+        return RemoteFolder("s3://bucket", filesystem=(self.store, "bucket"))
+
+
+@pytest.mark.parametrize("kind", [Disk, Renaming, Objects])
+@settings(max_examples=150, deadline=None)
+@given(
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b/c", "b/d"]), st.one_of(st.none(), st.binary(max_size=9)), st.integers(0, 11)
+        ),
+        max_size=10,
+    )
+)
+def test_a_process_that_dies_at_any_step_leaves_every_file_old_or_new(kind, calls):
+    with tempfile.TemporaryDirectory() as path:
+        storage, model = kind(path), {}
+        for name, data, step in calls:
+            allowed = [data]
+            try:
+                with storage.dying(step) as folder:
+                    folder.remove(name) if data is None else folder.write(name, data)
+            except Killed:
+                allowed.append(model.get(name))
+            folder = storage.healthy()  # opened again
+            found = {other: folder.read(other) for other in folder.names()}
+            assert found.get(name) in allowed
+            assert {k: v for k, v in found.items() if k != name} == {k: v for k, v in model.items() if k != name}
+            model = found
+
+
+def test_the_dying_disk_dies_at_every_step_of_a_write(tmp_path):
+    """Else the test above would show nothing."""
+    seen = {}
+    for step in range(12):
+        path = tmp_path / str(step)
+        path.mkdir()
+        (path / "a").write_bytes(b"old!")
+        with contextlib.suppress(Killed), dying_at(step):
+            LocalFolder(path).write("a", b"new!")
+        seen[step] = sorted(p.read_bytes() for p in path.iterdir())
+    assert seen[0] == seen[1] == [b"old!"]
+    assert seen[2] == [b"ne", b"old!"]
+    assert seen[3] == seen[4] == [b"new!", b"old!"]
+    assert all(files == [b"new!"] for step, files in seen.items() if step >= 5)
+
+
+@pytest.mark.parametrize(("when", "left"), [("before", b"old"), ("after", b"new")])
+def test_a_failing_folder_fails_where_it_is_told(tmp_path, when, left):
+    inner = LocalFolder(tmp_path)
+    inner.write("a", b"old")
+    folder = FailingFolder(inner, 1, times=1, error=OSError("no"), when=when, calls=["write"])
+    folder.write("b", b"1")
+    assert folder.read("a") == b"old"
+    with pytest.raises(OSError, match="no"):
+        folder.write("a", b"new")
+    assert inner.read("a") == left
+    folder.write("a", b"again")
+    assert (inner.read("a"), folder.count) == (b"again", 3)
+    dead = FailingFolder(inner, 0, when=when)
+    for call in (lambda: dead.write("a", b"new"), lambda: dead.remove("b"), lambda: dead.names()):
+        with pytest.raises(Killed):
+            call()
+    assert inner.read("a") == (b"again" if when == "before" else b"new") and inner.exists("b")
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match=r"file: no space left.*same command again"):
+        write_whole(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_files_are_not_listed(tmp_path):
+    (tmp_path / ".x.1234.part").write_bytes(b"half")
+    assert open_folder(tmp_path).names() == []
+
+
+def test_json_round_trip_and_damage(tmp_path):
+    folder = open_folder(tmp_path)
+    write_json(folder, "x.json", {"a": [1, 2.5, None]})
+    assert read_json(folder, "x.json") == {"a": [1, 2.5, None]}
+    folder.write("x.json", b'{"a": [1,')
+    with pytest.raises(UserError, match=r"x\.json: damaged"):
+        read_json(folder, "x.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(folder, "y.json", float("nan"))
+
+
+def test_a_uri_of_no_known_storage_is_one_line():
+    with pytest.raises(UserError, match="ftp://x: not a storage"):
+        open_folder("ftp://x")
+
+
+def test_a_lock_is_one_files_and_looks_may_share_it(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path, "rb") as one, open(path, "rb") as other:
+        assert lock(one)
+        assert not lock(other)
+        assert not lock(other, shared=True)
+        one.close()
+        assert lock(other)
+    with open(path, "rb") as one, open(path, "rb") as other:
+        assert lock(one, shared=True) and lock(other, shared=True)
+        assert not lock(one)
+
+
+def test_a_file_system_without_locks_gives_them_to_everyone(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open(tmp_path / "lock", "wb") as file:
+        assert lock(file) and lock(file, shared=True)

@@ -1,0 +1,258 @@
+"""The study's journal behind a URI: numbered files, made one now and then, and killed in the midst of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+
+from raypipe.core.errors import UserError
+from raypipe.search.study import Ledger
+from raypipe.storage import journal
+from raypipe.storage.files import LocalFolder, open_folder
+from raypipe.storage.journal import CHUNK, FolderJournal, open_journal
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.transfer import pull_run
+from tests.support.toys import ToyWindows, make_run
+
+
+class KilledError(Exception):
+    pass
+
+
+class Memory:
+    """A folder of this process. `before` is called before each thing that is done to it."""
+
+    where = "memory"
+
+    def __init__(self):
+        self.files, self.calls, self.before = {}, 0, lambda what, name: None
+
+    def _do(self, what, name):
+        self.calls += 1
+        self.before(what, name)
+
+    def write(self, name, data):
+        self._do("write", name)
+        self.files[name] = data
+
+    def read(self, name):
+        self._do("read", name)
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def exists(self, name):
+        self._do("exists", name)
+        return name in self.files
+
+    def names(self, prefix=""):
+        self._do("names", prefix)
+        return sorted(self.files)
+
+    def remove(self, name):
+        self._do("remove", name)
+        self.files.pop(name, None)
+
+
+def reader(folder):
+    made = FolderJournal(folder)
+    made.frozen = True
+    return made
+
+
+def entries(journal):
+    return [entry["n"] for entry in journal.read_logs(0)]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(journal, "CHUNK", 4)
+
+
+def test_a_reader_is_told_what_the_writer_has_written(tmp_path):
+    folder = open_folder(tmp_path)
+    one, two = FolderJournal(folder), reader(folder)
+    assert list(two.read_logs(0)) == []
+    one.append_logs([{"a": 1}, {"a": 2}])
+    assert list(two.read_logs(1)) == [{"a": 2}]
+    one.append_logs([{"a": 3}])
+    assert list(two.read_logs(1)) == [{"a": 2}, {"a": 3}]
+    assert list(FolderJournal(folder).read_logs(0)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
+    folder = open_folder(tmp_path)
+    one, two = FolderJournal(folder), FolderJournal(folder)
+    one.append_logs([{"n": 0}])
+    two.append_logs([{"n": 1}])
+    one.append_logs([{"n": 2}])
+    assert entries(one) == entries(reader(folder)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("entries_of_mine", [2, 4])
+@pytest.mark.parametrize("entries_of_another", [1, 2, 4, 7])
+def test_a_writer_that_was_overtaken_overwrites_nothing(short, entries_of_mine, entries_of_another):
+    """A driver slept, another took the run and wrote, and made files one; then the first one writes on."""
+    folder, told = Memory(), []
+    one, two = FolderJournal(folder), FolderJournal(folder)
+
+    def write(book, count):
+        for _ in range(count):
+            told.append(len(told))
+            book.append_logs([{"n": told[-1]}])
+
+    write(one, entries_of_mine)
+    write(two, entries_of_another)
+    write(one, 5)
+    assert entries(one) == entries(reader(folder)) == told
+    write(two, 5)
+    assert entries(two) == entries(FolderJournal(folder)) == told
+
+
+def test_files_that_overlap_are_refused_and_none_is_removed(short):
+    folder = Memory()
+    for first, last in ((0, 3), (2, 5), (6, 6)):
+        folder.files[journal._name(first, last)] = b'{"n":0}\n'
+    with pytest.raises(UserError, match=r"study/00000002-00000005.jsonl: overlaps what is before it; restore"):
+        FolderJournal(folder).read_logs(0)
+    assert len(folder.files) == 3
+
+
+def test_a_long_journal_is_few_files_and_few_calls():
+    folder = Memory()
+    book = FolderJournal(folder)
+    book.read_logs(0)
+    folder.calls = 0
+    for n in range(3 * CHUNK):
+        book.append_logs([{"n": n}])
+        book.read_logs(0)
+    assert folder.calls <= 4 * 3 * CHUNK + 3 * 3, "an entry is looked for twice, written, and removed"
+    book.append_logs([{"n": 3 * CHUNK}])
+    assert len(folder.files) == 4
+    folder.calls = 0
+    assert entries(reader(folder)) == list(range(3 * CHUNK + 1))
+    assert folder.calls == 5
+
+
+def test_a_journal_of_an_older_raypipe_is_made_one_where_it_is_opened_to_write(short):
+    folder = Memory()
+    for n in range(9):
+        folder.files[f"study/{n:08d}.jsonl"] = b'{"n":%d}\n' % n
+    assert entries(reader(folder)) == list(range(9))
+    assert len(folder.files) == 9, "who only looks changes nothing"
+    assert entries(FolderJournal(folder)) == list(range(9))
+    assert list(folder.files) == ["study/00000000-00000008.jsonl"]
+
+
+def test_a_file_that_is_missing_or_damaged_is_one_line(short):
+    folder = Memory()
+    book = FolderJournal(folder)
+    for n in range(7):
+        book.append_logs([{"n": n}])
+    kept = dict(folder.files)
+    for name in list(kept)[:-1]:
+        folder.files = {other: data for other, data in kept.items() if other != name}
+        with pytest.raises(UserError, match=r"memory/study/\d{8}.jsonl: missing; restore it from a copy"):
+            FolderJournal(folder).read_logs(0)
+        folder.files = kept | {name: kept[name][:-3]}
+        with pytest.raises(UserError, match=f"memory/{name}: damaged"):
+            FolderJournal(folder).read_logs(0)
+
+
+def test_a_reader_that_was_in_the_midst_of_what_is_one_file_now_goes_on(short):
+    folder = Memory()
+    book, looks = FolderJournal(folder), [reader(folder) for _ in range(12)]
+    for n, look in enumerate(looks):
+        assert entries(look) == list(range(n))
+        book.append_logs([{"n": n}])
+    for look in looks:
+        assert entries(look) == list(range(12))
+
+
+def test_files_that_are_made_one_while_they_are_read_are_read_as_that(short):
+    folder = Memory()
+    book = FolderJournal(folder)
+    for n in range(3):
+        book.append_logs([{"n": n}])
+
+    def meanwhile(what, name):
+        if what == "read":
+            folder.before = lambda what, name: None
+            book.append_logs([{"n": 3}])
+
+    folder.before = meanwhile
+    assert entries(reader(folder)) == [0, 1, 2, 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 5))
+def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives, chunk):
+    """Each life ends before one of the writer's calls; what it was told that it has written is there ever after."""
+    folder, written, number = Memory(), [], itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "CHUNK", chunk)
+        for calls in lives:
+            left = iter(range(calls))
+
+            def die(what, name, left=left):
+                if next(left, None) is None:
+                    raise KilledError
+
+            folder.before = die
+            try:
+                book = FolderJournal(folder)
+                while True:
+                    n = next(number)
+                    try:
+                        book.append_logs([{"n": n}])
+                    except KilledError:
+                        folder.before = lambda what, name: None
+                        there = entries(reader(folder))
+                        assert there in (written, [*written, n]), "the one under way is there or not"
+                        written = there
+                        raise
+                    written.append(n)
+                    assert entries(book) == written
+            except KilledError:
+                pass
+            folder.before = lambda what, name: None
+            assert entries(reader(folder)) == written
+        assert entries(FolderJournal(folder)) == written
+        assert len(folder.files) < chunk + len(written) / chunk + 1
+
+
+def test_a_run_that_was_pulled_goes_on_with_the_study_it_had(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    book = Ledger(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
+    numbers = [book.next() for _ in range(3)]
+    for number in numbers[:2]:
+        book.close(number, "failed", "for a test", "error")
+    again = Ledger(run, windows, open_journal(run), trials=5)
+    assert again.asked == 3 and [again.next() for _ in range(2)] == [2, 3]
+    assert not (run.local / "study.journal").exists()
+
+
+def test_a_run_is_pulled_while_its_driver_removes_what_was_listed(tmp_path, monkeypatch):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    read, gone = LocalFolder.read, ["folds.json"]
+
+    def vanishing(folder, name):
+        if name in gone:
+            gone.remove(name)
+            raise FileNotFoundError(name)
+        return read(folder, name)
+
+    RunStore.open(run.where)
+    monkeypatch.setattr("raypipe.storage.transfer.RunStore.open", lambda where: run)
+    monkeypatch.setattr(LocalFolder, "read", vanishing)
+    assert pull_run(run.where, str(tmp_path / "there")) == len(run.folder.names())
+    assert open_folder(tmp_path / "there").names() == run.folder.names()
+    gone += ["folds.json"] * 3
+    with pytest.raises(FileNotFoundError):
+        pull_run(run.where, str(tmp_path / "elsewhere"))

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raypipe.core.errors import StorageError, UserError
+from raypipe.search.sweep import resume
+from raypipe.storage.files import open_folder
+from raypipe.storage.lease import FILE, STALE, Lease, current
+from tests.support.faults import FailingFolder
+from tests.support.toys import ToyWindows, make_run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_folder(tmp_path)
+
+
+def write(folder, **changes):
+    record = {
+        "id": "x",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.time() - 9,
+        "beat": time.time(),
+        "spent": 100.0,
+        "ended": False,
+    }
+    folder.write(FILE, json.dumps(record | changes).encode())
+
+
+def dead_pid():
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    return child.pid
+
+
+def test_a_second_driver_is_told_who_the_first_is(folder):
+    with Lease(folder), pytest.raises(UserError, match=rf"another raypipe is driving this run \(process {os.getpid()}"):
+        Lease(folder).__enter__()
+    with Lease(folder):
+        assert current(folder)["alive"]
+    assert not current(folder)["alive"]
+
+
+def test_a_driver_on_another_host_holds_while_it_beats(folder):
+    write(folder, host="elsewhere")
+    with pytest.raises(UserError, match="elsewhere"):
+        Lease(folder).__enter__()
+    write(folder, host="elsewhere", beat=time.time() - STALE - 1)
+    with Lease(folder):
+        pass
+
+
+def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(folder):
+    write(folder, pid=dead_pid())
+    with Lease(folder) as lease:
+        assert 100 <= lease.spent < 200
+    assert current(folder)["spent"] >= 100
+
+
+def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
+    write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
+    assert not current(folder)["alive"]
+    with Lease(folder):
+        pass
+
+
+def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
+    with Lease(folder):
+        write(folder, host="elsewhere", id="other")
+    assert current(folder)["id"] == "other"
+
+
+def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
+    folder = open_folder(f"file://{tmp_path}")
+    with Lease(folder), pytest.raises(UserError, match="another raypipe"):
+        Lease(folder).__enter__()
+    write(folder)
+    with Lease(folder):
+        pass
+    write(folder, pid=1)
+    with pytest.raises(UserError, match="process 1 on"):
+        Lease(folder).__enter__()
+
+
+def test_a_storage_that_fails_is_not_taken_for_nobody(folder):
+    with Lease(folder):
+        away = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
+        for look in (lambda: current(away), lambda: Lease(away).__enter__()):
+            with pytest.raises(StorageError):
+                look()
+        assert away.count == 2
+
+
+def test_nobody_yet(folder):
+    assert current(folder) is None
+    folder.write(FILE, b"{broken")
+    assert current(folder) is None
+
+
+def test_a_run_whose_driver_has_only_just_begun_is_being_driven(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    with pytest.raises(UserError, match="never driven"):
+        resume(run.where)
+    with Lease(run.folder), pytest.raises(UserError, match="another raypipe is driving this run"):
+        resume(run.where)

@@ -1,0 +1,241 @@
+"""Folders behind a URI whose server fails: in memory, with a clock of their own. A real server is in test_s3."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
+from raypipe.storage.files import open_folder, read_json
+from raypipe.storage.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, refusal, shown, typed
+from tests.support.storage import Clock, MemoryStore
+
+URI = "s3://bucket/run"
+SLOW = OSError("When putting key: AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.")
+
+
+def remote(store: MemoryStore, clock: Clock | None = None) -> RemoteFolder:
+    clock = clock or Clock()
+    patience = Patience(URI, clock=clock, sleep=clock.sleep)
+    return RemoteFolder(URI, filesystem=(store, "bucket/run"), patience=patience)
+
+
+def failing(*numbers: int, error: BaseException = SLOW):
+    return lambda number, call: error if number in numbers else None
+
+
+OPERATIONS = {
+    "write": lambda folder: folder.write("b", b"new"),
+    "read": lambda folder: folder.read("a"),
+    "exists": lambda folder: folder.exists("a"),
+    "names": lambda folder: folder.names(),
+    "remove": lambda folder: folder.remove("a"),
+}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_outlasts_a_server_that_fails(name, lost, caplog):
+    quiet, clock = MemoryStore(), Clock()
+    store = MemoryStore(failing(*range(1, 8)), lost=lost)
+    for each in (quiet, store):
+        remote(each).write("a", b"old")
+    expected = OPERATIONS[name](remote(quiet))
+    assert OPERATIONS[name](remote(store, clock)) == expected
+    assert store.objects == quiet.objects
+    # A file that was removed is gone at the second try, which is an answer.
+    assert clock.slept == ([0.5] if name == "remove" and lost else [0.5, 1, 2, 4, 8, 16, 20])
+    begin, end = caplog.messages
+    assert begin.startswith(f"{URI}: the storage fails (") and "SLOW_DOWN" in begin and "up to 5 minutes" in begin
+    assert end.startswith(f"{URI}: the storage answers again, after ")
+
+
+def test_waiting_ends_after_the_limit_with_one_line():
+    store, clock = MemoryStore(lambda number, call: SLOW), Clock()
+    folder = remote(store, clock)
+    with pytest.raises(StorageError) as caught:
+        folder.write("a", b"new")
+    assert one_line(caught) == (
+        f"{URI}: the storage has not answered for 5 minutes (writing a: {first_line(SLOW)}); run the same command "
+        "again when it does (nothing written so far is lost)"
+    )
+    assert clock.now == LIMIT
+    assert clock.slept[0] == FIRST and max(clock.slept) == LONGEST
+    assert clock.slept[:-1] == sorted(clock.slept[:-1])
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_what_follows_a_storage_that_was_given_up_does_not_wait_again(caplog):
+    store, clock = MemoryStore(lambda number, call: SLOW), Clock()
+    folder = remote(store, clock)
+    for name in OPERATIONS:
+        with pytest.raises(StorageError):
+            OPERATIONS[name](folder)
+    assert clock.now == LIMIT
+    assert len(caplog.messages) == 1
+    store.fault = failing()
+    folder.write("a", b"new")
+    assert folder.read("a") == b"new"
+    waits, store.fault = len(clock.slept), failing(len(store.calls), len(store.calls) + 1)
+    assert folder.read("a") == b"new"  # the next outage has its own five minutes
+    assert clock.slept[waits:] == [0.5, 1.0]
+
+
+def test_time_that_a_stalled_call_takes_counts():
+    clock = Clock()
+
+    def stall(number, call):
+        clock.now += 70.0
+        return OSError("curlCode: 28, Timeout was reached")
+
+    with pytest.raises(StorageError, match="Timeout was reached"):
+        remote(MemoryStore(stall), clock).read("a")
+    assert len(clock.slept) == 4
+    assert clock.now < LIMIT + 70 + LONGEST
+
+
+def test_threads_share_an_outage(caplog):
+    gate = threading.Barrier(2)
+    store = MemoryStore(failing(0, 1))
+    clock = Clock(lambda count: gate.wait(timeout=60))
+    folder = remote(store, clock)
+    other = threading.Thread(target=folder.write, args=("b", b"2"))
+    other.start()
+    folder.write("a", b"1")
+    other.join()
+    assert store.objects == {"bucket/run/a": b"1", "bucket/run/b": b"2"}
+    assert [message.split("(")[0] for message in caplog.messages] == [
+        f"{URI}: the storage fails ",
+        f"{URI}: the storage answers again, after 1 s",
+    ]
+
+
+def test_ctrl_c_while_a_file_is_put_leaves_it_whole():
+    """An exception between opening and writing would close the stream, and closing puts an empty object."""
+    store = MemoryStore()
+    folder = remote(store)
+    folder.write("a", b"old")
+    opened = store.open_output_stream
+
+    def interrupted(path):
+        stream = opened(path)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return stream
+
+    store.open_output_stream = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        folder.write("a", b"new")
+        folder.read("a")  # the signal may arrive as late as this
+    assert store.objects == {"bucket/run/a": b"new"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during PutObject operation: The specified bucket does not exist", "no such bucket"),
+        ("Bucket 'bucket' not found", "no such bucket"),
+        ("AWS Error ACCESS_DENIED during PutObject operation: Access Denied", "AWS_ACCESS_KEY_ID"),
+        ("AWS Error INVALID_ACCESS_KEY_ID during GetObject operation: no such key id", "denies access"),
+        ("AWS Error UNKNOWN (HTTP status 403) during HeadObject operation: No response body.", "denies access"),
+        ("AWS Error UNKNOWN (HTTP status 301) during HeadBucket operation: No response body.", "refuses this"),
+        ("AWS Error UNKNOWN (HTTP status 405) during PutObject operation: MethodNotAllowed", "refuses this"),
+        ("AWS Error UNKNOWN (HTTP status 507) during PutObject operation: XMinioStorageFull", "no space left"),
+        ("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: QuotaExceeded", "no space left"),
+    ],
+)
+def test_an_answer_that_will_not_change_is_one_line_at_once(text, message, caplog):
+    clock = Clock()
+    folder = remote(MemoryStore(lambda number, call: OSError(text)), clock)
+    for name in OPERATIONS:
+        with pytest.raises(StorageError, match=message) as caught:
+            OPERATIONS[name](folder)
+        assert one_line(caught).startswith(f"{URI}: ")
+        assert isinstance(caught.value, DiskFullError) == (message == "no space left")
+    assert clock.slept == [] and caplog.messages == []
+
+
+@pytest.mark.parametrize("status", ["408", "425", "429", "500", "502", "503", "504"])
+def test_a_status_that_passes_is_waited_for(status):
+    assert refusal(OSError(f"AWS Error UNKNOWN (HTTP status {status}) during PutObject operation"), "x") is None
+
+
+def test_a_file_that_is_not_there_is_an_answer():
+    clock = Clock()
+    folder = remote(MemoryStore(failing(0)), clock)
+    with pytest.raises(FileNotFoundError):
+        folder.read("a")
+    folder.remove("a")
+    assert not folder.exists("a")
+    assert clock.slept == [0.5]
+
+
+def test_a_full_disk_and_a_path_that_is_a_folder_are_not_waited_for(tmp_path):
+    folder = open_folder(f"file://{tmp_path}")
+    folder.write("a/b", b"1")
+    with pytest.raises(OSError, match="directory"):
+        folder.read("a")
+    store = MemoryStore(lambda number, call: OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(DiskFullError, match=r"s3://bucket/run: no space left.*same command again"):
+        remote(store).write("a", b"new")
+
+
+def test_a_bucket_that_is_not_there_is_told_from_an_empty_folder():
+    store = MemoryStore()
+    assert remote(store).names() == [] and not remote(store).exists("a")
+    store.buckets.clear()
+    for look in (lambda folder: folder.names(), lambda folder: folder.exists("run.json")):
+        with pytest.raises(StorageError, match="s3://bucket/run: there is no bucket 'bucket'; make it"):
+            look(remote(store))
+
+
+def test_a_uri_in_a_command_keeps_its_settings_quoted_for_the_shell_and_not_its_keys():
+    assert typed("s3://key:secret@bucket/run?scheme=http&region=x") == "'s3://bucket/run?scheme=http&region=x'"
+    assert typed(Path("demo/run")) == "demo/run"
+
+
+def test_keys_in_a_uri_are_not_shown():
+    assert shown("s3://key:secret@bucket/run/?scheme=http&endpoint_override=x:1") == "s3://bucket/run"
+    assert shown("file:///data/run") == "file:///data/run"
+    with pytest.raises(UserError, match=r"^ftp://bucket: not a storage that pyarrow.fs can open") as caught:
+        open_folder("ftp://key:secret@bucket")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
+    folder = remote(MemoryStore())
+    reads = [b'{"beat": 17', b'{"beat": 17.5}']
+    folder.read = lambda name: reads.pop(0)
+    assert read_json(folder, "driver.json") == {"beat": 17.5}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    failures=st.lists(st.integers(0, 30), max_size=12),
+    lost=st.booleans(),
+    calls=st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.binary(max_size=9))), max_size=10),
+)
+def test_whatever_fails_for_a_while_the_files_are_those_that_were_written(failures, lost, calls):
+    logging.getLogger("raypipe.storage.remote").setLevel(logging.ERROR)
+    folder, model = remote(MemoryStore(failing(*failures), lost=lost)), {}
+    for name, data in calls:
+        if data is None:
+            folder.remove(name)
+            model.pop(name, None)
+        else:
+            folder.write(name, data)
+            model[name] = data
+        assert folder.names() == sorted(model)
+        assert {name: folder.read(name) for name in model} == model
+    logging.getLogger("raypipe.storage.remote").setLevel(logging.NOTSET)

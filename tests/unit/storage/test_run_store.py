@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raypipe.api import Run
+from raypipe.core.errors import UserError
+from raypipe.storage.files import LocalFolder
+from raypipe.storage.run_store import Epoch, OutOfFold, RunStore, TrialResult
+from raypipe.training import checkpoint
+from raypipe.trial.evaluator import finish_trial
+from tests.support.faults import FailingFolder, Killed
+from tests.support.storage import dying_at
+from tests.support.toys import ToyWindows, make_run, tiny
+
+
+@pytest.fixture(params=["path", "uri"])
+def run(request, tmp_path):
+    return make_run(tmp_path / "run" if request.param == "path" else f"file://{tmp_path}/run", ToyWindows())
+
+
+def result(number=0, **changes):
+    fields = {"state": "complete", "score": 0.5, "best_epoch": 1, "epochs": 2, "seconds": 3.0, "reason": "end"}
+    return TrialResult(number=number, finished=0.0, **(fields | changes))
+
+
+def test_everything_comes_back(run):
+    run.add_trial(3, tiny(sam__name="sam"))
+    history = [Epoch(epoch=1, passes=2, score=0.5, fold_scores=[0.4, None], losses=[1.0, 2.0], seconds=1.0)]
+    oof = OutOfFold(np.arange(3), np.array([0, 1, 0]), np.ones((3, 1), np.float32))
+    run.write_history(3, history)
+    run.write_result(result(3))
+    run.write_oof(3, oof)
+    run.write_weights(3, 1, {"model.a": torch.arange(3.0)})
+    for epoch in (1, 2, 3):
+        run.write_checkpoint(3, 0, epoch, b"%d" % epoch)
+    run.drop_checkpoints(3, 0, keep=(2, 3))
+
+    again = pickle.loads(pickle.dumps(RunStore.open(run.where)))
+    assert again.numbers() == [3]
+    assert again.config(3) == tiny(sam__name="sam")
+    assert again.history(3) == history
+    assert again.results() == [result(3)]
+    np.testing.assert_array_equal(again.oof(3).predictions, oof.predictions)
+    assert again.weights(3, 1)["model.a"].tolist() == [0, 1, 2]
+    assert again.checkpoints(3, 0) == [2, 3]
+    assert again.read_checkpoint(3, 0, 2) == b"2"
+    assert again.folds == run.folds
+    assert (again.history(9), again.result(9), again.checkpoints(9, 0)) == ([], None, [])
+
+
+def test_later_checkpoints_can_be_left_alone(run):
+    for epoch in range(1, 7):
+        run.write_checkpoint(0, 1, epoch, b"state")
+    run.drop_checkpoints(0, 1, keep=(2,), before=5)
+    assert run.checkpoints(0, 1) == [2, 5, 6]
+    run.drop_checkpoints(0, 1)
+    assert run.checkpoints(0, 1) == []
+
+
+def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
+    for number in (0, 1):
+        run.add_trial(number, tiny())
+        run.write_checkpoint(number, 2, 5, b"late")
+    run.write_result(result(0))
+    run.tidy()
+    assert (run.checkpoints(0, 2), run.checkpoints(1, 2)) == ([], [5])
+
+
+def test_temporary_files_of_the_killed_are_tidied_away(run):
+    ours = ["trials/0000/fold-1/.epoch-0002.ckpt.0a1b2c3d.part", "compute/.key.json.0a1b2c3d.part"]
+    ours += [".driver.json.0a1b2c3d.part"]
+    others = [".report.html.0a1b2c3d.part", "ensemble/.ensemble.json.0a1b2c3d.part"]
+    for name in ours + others:
+        run.folder.write(name, b"half")
+    assert run.folder.temporary() == sorted(ours + others)
+    run.tidy()
+    assert run.folder.temporary() == others
+
+
+def test_ranking_leaves_out_what_left_no_weights(run):
+    for number, changes in enumerate(
+        [{"score": 0.9}, {"score": 0.3}, {"score": 0.1, "state": "failed"}, {"score": 0.2, "state": "pruned"}]
+    ):
+        run.add_trial(number, tiny())
+        run.write_result(result(number, **changes))
+    assert [r.number for r in run.ranked()] == [1, 0]
+
+
+def test_trials_as_a_table(run):
+    run.add_trial(0, tiny())
+    run.add_trial(1, tiny(sam__name="sam"))
+    run.write_result(result(0))
+    table = Run(run.where).trials
+    assert table.state.tolist() == ["complete", "interrupted"]
+    assert table["sam/name"].tolist() == ["none", "sam"]
+    assert table["trained"].tolist() == [0, 0]
+    assert table["epochs"].tolist() == [4, 4]  # the parameter
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(UserError, match="no raypipe run there"):
+        RunStore.open(tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"not a raypipe run, and not empty \(thesis.tex\)"):
+        make_run(tmp_path, ToyWindows())
+
+
+def test_a_creation_that_was_killed_is_made_again(tmp_path):
+    run = make_run(tmp_path, ToyWindows())
+    run.folder.remove("run.json")
+    assert make_run(tmp_path, ToyWindows()).folds == run.folds
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("folds.json", lambda t: t.replace(": 0", ": 1", 1), "fold map is frozen"),
+        ("space.py", lambda t: t + "#", "another space needs another run"),
+        ("run.json", lambda t: t[:40], "damaged"),
+        ("run.json", lambda t: json.dumps(json.loads(t) | {"kind": "x"}), "run.json: kind"),
+    ],
+)
+def test_changed_records_are_noticed(tmp_path, name, change, message):
+    make_run(tmp_path, ToyWindows())
+    path = tmp_path / name
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=message):
+        RunStore.open(tmp_path)
+
+
+def test_a_trial_that_is_not_there(run):
+    with pytest.raises(UserError, match="no trial 5"):
+        run.config(5)
+    with pytest.raises(UserError, match="trial 5 has no out-of-fold"):
+        run.oof(5)
+
+
+# Damage
+
+
+def left(run, number=0, **changes):
+    """A trial that has ended, of made-up states."""
+    drive(run, ToyWindows(), [number], [])
+    if changes:
+        run.write_result(run.result(number).model_copy(update=changes))
+    return run
+
+
+def drive(run, windows, numbers, ended):
+    """What a sweep does to a run's folder, from wherever it stands: each trial two epochs; the second is the best."""
+    for number in numbers:
+        if not run.has_trial(number):
+            run.add_trial(number, tiny())
+        history = run.history(number)
+        for epoch in range(len(history) + 1, 3):
+            for fold in range(3):
+                _, validation = run.folds.split(windows.subjects, fold)
+                predictions = torch.full((len(validation), 1), 100.0 * number + 10 * fold + epoch)
+                state = {
+                    "predictions": predictions,
+                    "weights": {"w": predictions[:2]},
+                    "centre": 0.0,
+                    "scale": 1.0,
+                    "answer": [0.0, 1.0],
+                }
+                run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
+            scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}
+            history.append(Epoch(epoch=epoch, passes=epoch, **scores))
+            run.write_history(number, history)
+            for fold in range(3):
+                run.drop_checkpoints(number, fold, keep=(epoch - 1,), before=epoch)
+        ended.append(finish_trial(run, windows, number, "complete", "trained to the end"))
+
+
+FILES = ["fold-0.safetensors", "fold-1.safetensors", "fold-2.safetensors", "history.json", "oof.npz", "trial.json"]
+
+
+def test_a_trial_leaves_checksums_of_all_it_leaves(run):
+    left(run)
+    assert sorted(run.result(0).files) == FILES
+    assert run.verify() == {}
+    run.require_whole([0])
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", [*FILES, "result.json"])
+def test_a_file_that_is_cut_is_named_with_and_without_checksums(tmp_path, name, old):
+    run = left(make_run(tmp_path, ToyWindows()), **({"files": {}} if old else {}))
+    path = tmp_path / "trials/0000" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    damaged = run.verify()
+    assert list(damaged) == [f"trials/0000/{name}"]
+    for line in (damaged[f"trials/0000/{name}"], *refusals(lambda: run.require_whole([0]))):
+        assert line.startswith(f"{path}: damaged (") and "\n" not in line
+    path.unlink()
+    assert name == "result.json" or run.verify() == {f"trials/0000/{name}": f"{path}: missing; restore it from a copy"}
+
+
+def refusals(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    yield str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_byte_that_flips_in_what_a_trial_left_is_noticed(tmp_path_factory, data):
+    run = left(make_run(tmp_path_factory.mktemp("run"), ToyWindows()))
+    name = data.draw(st.sampled_from(FILES))
+    path = run.local / "trials/0000" / name
+    whole = path.read_bytes()
+    # Not drawn up to the length: records hold times, whose digits differ from run to run.
+    place = data.draw(st.integers(0, 2**31)) % len(whole)
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :])
+    assert list(run.verify([0])) == [f"trials/0000/{name}"]
+    if not name.endswith(".json"):
+        with pytest.raises(UserError, match=rf"{name}: damaged \(its checksum is not the one that the trial left\)"):
+            run.oof(0) if name == "oof.npz" else run.weights(0, int(name[5]))
+
+
+def test_several_damaged_files_are_all_named(run):
+    left(run)
+    left(run, 1)
+    run.folder.write("trials/0000/oof.npz", b"PK")
+    run.folder.remove("trials/0001/fold-2.safetensors")
+    with pytest.raises(UserError, match=r"2 files .*: trials/0000/oof.npz, trials/0001/fold-2.safetensors; restore"):
+        run.require_whole([0, 1])
+    run.require_whole([])
+
+
+def test_results_of_older_versions_are_read(tmp_path):
+    run = left(make_run(tmp_path, ToyWindows()))
+    path = tmp_path / "trials/0000/result.json"
+    record = json.loads(path.read_text())
+    del record["files"]
+    path.write_text(json.dumps(record))
+    assert run.result(0).files == {} and run.verify() == {}
+    assert run.oof(0).predictions[0] == run.oof(0).folds[0] * 10 + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("trial.json", '{"number": 0, "started": 1.0, "config": {"epochs": -3}}', r"trial.json: config/epochs: "),
+        ("trial.json", "[]", r"trial.json: Input should be"),
+        ("history.json", '[{"epoch": "one"}]', r"history.json: 0/epoch: "),
+        ("result.json", '{"number": 0, "state": "fine"}', r"result.json: state: "),
+    ],
+)
+def test_records_are_checked_against_their_schema(run, name, text, message):
+    left(run)
+    run.folder.write(f"trials/0000/{name}", text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        (run.config(0), run.history(0), run.result(0))
+    assert "\n" not in str(caught.value)
+
+
+# Dead at any step
+
+NEVER = 1 << 30
+
+
+def contents(run):
+    """All that lies in a run but times of day and logs."""
+    found = {name: run.folder.read(name) for name in run.folder.names() if "/log/" not in name}
+    for name in [name for name in found if name.rpartition("/")[2] in ("trial.json", "result.json")]:
+        files = {"files": {k: v for k, v in json.loads(found[name]).get("files", {}).items() if k != "trial.json"}}
+        found[name] = json.loads(found[name]) | {"started": 0, "finished": 0} | files
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", ToyWindows())
+    drive(run, ToyWindows(), [0, 1], [])
+    return contents(run)
+
+
+def check_what_is_left(where, ended, seen):
+    """Nothing that had ended is lost, and no epoch."""
+    if not RunStore.exists(where):
+        assert not ended and not seen
+        return
+    run = RunStore.open(where)
+    assert [run.result(each.number) for each in ended] == ended
+    for number, epochs in seen.items():
+        assert len(run.history(number)) >= epochs
+
+
+@settings(max_examples=60, deadline=None)
+@given(deaths=st.lists(st.integers(0, 330), min_size=1, max_size=4))
+def test_a_run_cut_off_at_any_step_on_the_disk_goes_on_with_nothing_lost(tmp_path_factory, undisturbed, deaths):
+    where, windows, ended, seen = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), [], {}
+    write = RunStore.write_history
+
+    def write_and_see(run, number, history):
+        write(run, number, history)
+        seen[number] = len(history)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunStore, "write_history", write_and_see)
+        for step in [*deaths, NEVER]:
+            try:
+                with dying_at(step):
+                    run = RunStore.open(where) if RunStore.exists(where) else make_run(where, windows)
+                    drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
+            except Killed:
+                assert step != NEVER
+            check_what_is_left(where, ended, seen)
+    run = RunStore.open(where)
+    for number in (0, 1):
+        finish_trial(run, windows, number, "complete", "again")  # as the ledger does; tidies up
+    assert contents(run) == undisturbed
+    assert run.verify() == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(at=st.integers(0, 45), when=st.sampled_from(["before", "after"]))
+def test_a_run_cut_off_at_any_write_of_any_storage_goes_on(tmp_path_factory, undisturbed, at, when):
+    where, windows, ended = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), []
+    run = make_run(where, windows)
+    dying = FailingFolder(LocalFolder(where), at, when=when, calls=("write", "remove"))
+    try:
+        drive(RunStore(dying, run.info, run.folds, run.space), windows, [0, 1], ended)
+    except Killed:
+        check_what_is_left(where, ended, {})
+    run = RunStore.open(where)
+    drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
+    for number in (0, 1):
+        finish_trial(run, windows, number, "complete", "again")
+    assert contents(run) == undisturbed

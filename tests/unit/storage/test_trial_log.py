@@ -1,0 +1,131 @@
+"""Logs of trials: entries of several writers in order, short, and never a reason to fail."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.core.errors import DiskFullError
+from raypipe.storage.files import LocalFolder, open_folder, write_json
+from raypipe.storage.records import Epoch, in_trial
+from raypipe.storage.trial_log import ENTRY, LIMIT, TrialLog, _shortened, follow_log, read_log
+
+
+@pytest.fixture(params=["folder", "uri"])
+def folder(request, tmp_path):
+    return open_folder(tmp_path if request.param == "folder" else f"file://{tmp_path}")
+
+
+def test_writers_of_one_log_are_read_in_order_of_time(folder):
+    slot, worker = TrialLog(folder, 7, "slot"), TrialLog(folder, 7, "group-0-worker-1")
+    slot.say("one")
+    worker.say("two")
+    slot.say("three\nTraceback\n  here")
+    TrialLog(folder, 8, "slot").say("of another trial")
+    lines = read_log(folder, 7)
+    assert [re.sub(r"^\S+ \S+Z ", "", line) for line in lines] == [
+        "slot: one",
+        "group-0-worker-1: two",
+        "slot: three",
+        "  Traceback",
+        "    here",
+    ]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ slot: one", lines[0])
+    assert read_log(folder, 9) == []
+
+
+def test_a_writer_that_starts_again_goes_on_with_its_file(folder):
+    TrialLog(folder, 0, "slot").say("before")
+    TrialLog(folder, 0, "slot").say("after")
+    assert [line.split("slot: ")[1] for line in read_log(folder, 0)] == ["before", "after"]
+
+
+def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
+    folder = LocalFolder(tmp_path)
+    log = TrialLog(folder, 0, "slot")
+    for number in range(300):
+        log.say(f"entry {number} " + "x" * 200)
+    assert len(folder.read(log.name)) <= LIMIT
+    lines = read_log(folder, 0)
+    assert "earlier entries were left out" in lines[0]
+    numbers = [int(re.search(r"entry (\d+)", line)[1]) for line in lines[1:]]
+    assert numbers == list(range(numbers[0], 300))
+    assert len(numbers) > 30
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(0, 9000))
+def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
+    text = f"start {first.splitlines()[0] if first.splitlines() else ''}\n" + "y" * length + "\nthe end"
+    kept = _shortened(text)
+    assert kept.startswith("start ")
+    assert kept.endswith("the end")
+    assert len(kept) <= ENTRY + 100
+
+
+def test_lines_that_look_like_entries_are_none(tmp_path):
+    folder = LocalFolder(tmp_path)
+    TrialLog(folder, 0, "slot").say("it broke\n2020-01-01T00:00:00.000Z not an entry")
+    TrialLog(folder, 0, "slot").say("more")
+    lines = read_log(folder, 0)
+    assert len(lines) == 3 and lines[0].endswith("it broke") and lines[2].endswith("more")
+
+
+@pytest.mark.parametrize("error", [DiskFullError("full"), OSError("stalled")])
+def test_a_log_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    folder = LocalFolder(tmp_path)
+    monkeypatch.setattr(folder, "write", full)
+    TrialLog(folder, 0, "slot").say("lost")
+    assert read_log(folder, 0) == []
+
+
+def scored(folder, number, *epochs):
+    """A history of epochs, each scored at a second of 1970."""
+    history = [
+        Epoch(epoch=n, passes=n, score=n / 10, fold_scores=[0.25, None], losses=[1.0], seconds=n, finished=second)
+        for n, second in enumerate(epochs, 1)
+    ]
+    write_json(folder, in_trial(number, "history.json"), [epoch.model_dump() for epoch in history])
+
+
+def test_every_epoch_has_a_line_made_of_the_history(folder):
+    folder.write(in_trial(7, "log/slot.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
+    scored(folder, 7, 10.0, 20.0)
+    assert read_log(folder, 7) == [
+        "1970-01-01 00:00:10Z epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers",
+        "1970-01-01 00:00:15Z slot: begun again",
+        "1970-01-01 00:00:20Z epoch 2: score 0.2000 (folds 0.2500 -), 2.0 s of workers",
+    ]
+    assert folder.names("trials/0007/log") == ["trials/0007/log/slot.txt"], "nothing was written for an epoch"
+
+
+@pytest.mark.parametrize("damage", [b"[{", b"{}"])
+def test_a_damaged_history_does_not_hide_the_log(folder, damage):
+    TrialLog(folder, 0, "slot").say("here")
+    folder.write(in_trial(0, "history.json"), damage)
+    assert len(read_log(folder, 0)) == 1
+
+
+def test_a_log_is_followed_until_its_trial_has_ended(folder):
+    log = TrialLog(folder, 7, "slot")
+    log.say("starts")
+    told = follow_log(folder, 7, alive=lambda: True, pause=0)
+    assert next(told).endswith("slot: starts")
+    scored(folder, 7, 10.0)
+    assert next(told).endswith("epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers")
+    for number in range(60):  # until the oldest make room
+        log.say(f"{number} " + "x" * 400)
+    TrialLog(folder, 7, "end").say("complete")
+    folder.write(in_trial(7, "result.json"), b"{}")
+    rest = list(told)
+    assert rest[-1].endswith("end: complete") and not [line for line in rest if "left out" in line or "starts" in line]
+
+
+def test_nobody_follows_a_run_that_nobody_drives(folder):
+    TrialLog(folder, 7, "slot").say("starts")
+    assert len(list(follow_log(folder, 7, alive=lambda: False))) == 1

@@ -1,0 +1,281 @@
+"""Micro-batches: the gradients, steps and statistics of the whole batch, for less memory."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raypipe.core.config import LossConfig
+from raypipe.models.conformer import Conformer, Masks
+from raypipe.training.dropout import MaskSource
+from raypipe.training.losses import class_weights, make_loss
+from raypipe.training.precision import gradients, optimizer_step
+from raypipe.training.sam import Sam, norm_parameters
+from raypipe.training.step import optimizer_step as whole_step
+from raypipe.training.trainer import FoldTrainer
+from tests.support.toys import ToyWindows, make_run, tiny
+
+BATCH, CHANNELS, TIMES, CLASSES = 8, 3, 60, 3
+EXACT = {"rtol": 0.0, "atol": 1e-10}
+LOSSES = {
+    "squared": LossConfig(),
+    "focal-r": LossConfig(name="focal", gamma=1.5),
+    "huber": LossConfig(name="huber", delta=0.3),
+    "cross-entropy": LossConfig(balanced=False),
+    "focal, weighted, smoothed": LossConfig(name="focal", gamma=2.0, smoothing=0.1),
+    "weighted": LossConfig(),
+}
+CLASSIFIERS = ("cross-entropy", "focal, weighted, smoothed", "weighted")
+
+
+def model(outputs: int = 1, stem: str = "fourier", features: str = "mean", dropout: float = 0.3) -> Conformer:
+    torch.manual_seed(0)
+    sizes = {"kernel": 7, "pool": 15, "stride": 6, "filters": 8, "depth": 2, "heads": 2, "hidden": 16}
+    made = Conformer(CHANNELS, TIMES, outputs, **sizes, dropout=dropout, features=features).double().train()
+    made.stem.algorithm = stem
+    return made
+
+
+def batch(kind: str, made: Conformer) -> tuple[Tensor, Tensor, Tensor | None]:
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.normal(size=(BATCH, CHANNELS, TIMES)))
+    masks = MaskSource(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+    if kind == "values":
+        y = torch.from_numpy(rng.normal(size=BATCH))
+    elif kind == "shares":
+        y = torch.from_numpy(rng.dirichlet(np.ones(CLASSES), size=BATCH))
+    else:
+        y = torch.from_numpy(np.array([0, 0, 0, 0, 0, 1, 1, 2]))
+    return x, y, masks
+
+
+def loss_named(name: str):
+    if name not in CLASSIFIERS:
+        return make_loss(LOSSES[name], kind="regression")
+    weights = class_weights([0, 0, 0, 0, 1, 1, 2], CLASSES)
+    return make_loss(LOSSES[name], kind="classification", n_classes=CLASSES, class_weights=weights)
+
+
+def whole(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
+    loss = loss_of(made(made.prepare(x), prepared=True, scale_M=masks), y)
+    loss.backward()
+    return float(loss.detach())
+
+
+def same_state(one: Conformer, other: Conformer, *, of_gradients: bool = True) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q, p, **EXACT, msg=name)
+        if of_gradients:
+            assert p.grad is not None and q.grad is not None, name
+            torch.testing.assert_close(q.grad, p.grad, **EXACT, msg=name)
+    for (name, p), q in zip(one.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(q, p, **EXACT, msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_the_whole_batch(name, size):
+    classes = name in CLASSIFIERS
+    one = model(CLASSES if classes else 1)
+    other = copy.deepcopy(one)
+    loss_of = loss_named(name)
+    for kind in ("classes", "shares") if classes else ("values",):
+        x, y, masks = batch(kind, one)
+        for made in (one, other):
+            made.zero_grad()
+        expected = whole(one, x, y, masks, loss_of)
+        assert gradients(other, other.prepare(x), y, masks, size, loss_of) == pytest.approx(expected, abs=1e-12)
+        assert max(float(p.grad.abs().max()) for p in one.parameters() if p.grad is not None) > 1e-3
+        same_state(one, other)
+
+
+@pytest.mark.parametrize("stem", ["fourier", "direct"])
+@pytest.mark.parametrize("features", ["mean", "log-power"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_with_every_stem_and_feature(stem, features, dropout):
+    one = model(stem=stem, features=features, dropout=dropout)
+    other = copy.deepcopy(one)
+    x, y, masks = batch("values", one)
+    assert (masks is None) == (dropout == 0.0)
+    loss_of = loss_named("squared")
+    whole(one, x, y, masks, loss_of)
+    gradients(other, other.prepare(x), y, masks, 3, loss_of)
+    same_state(one, other)
+
+
+def test_a_part_of_a_batch_takes_its_rows_of_the_masks():
+    made = model()
+    plan = made.dropout_plan(BATCH)
+    scale_M = MaskSource(5, torch.device("cpu")).draw(plan)
+    assert scale_M is not None
+    everything, part = Masks(scale_M), Masks(scale_M, BATCH, 3)
+    for size, _ in plan:
+        rows = torch.empty(BATCH, size // BATCH)
+        assert part.take(rows[3:5]).equal(everything.take(rows)[3:5])
+
+
+@pytest.mark.parametrize("name", ["none", "sam", "asam", "looksam", "msam", "sam-on"])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_steps_are_those_of_the_whole_batch(name, clip):
+    """SAM's two passes, LookSAM's three kinds of step, MSAM's momentum; running statistics see each batch once."""
+    loss_of = loss_named("squared")
+
+    def trained(in_parts: bool) -> tuple[Conformer, list[float]]:
+        made = model()
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
+        sam = None
+        if name != "none":
+            chosen = norm_parameters(made) if name == "sam-on" else None
+            method = "sam" if name == "sam-on" else name
+            sam = Sam(optimizer, rho=0.1, method=method, parameters=chosen, every=2)  # type: ignore[arg-type]
+        seen = []
+        for seed in range(5):
+            x, y, _ = batch("values", made)
+            masks = MaskSource(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+            prepared = made.prepare(x + seed)
+
+            def closure() -> Tensor:
+                loss: Tensor = loss_of(made(prepared, prepared=True, scale_M=masks), y)  # noqa: B023
+                return loss
+
+            def compute() -> float:
+                return gradients(made, prepared, y, masks, 3, loss_of)  # noqa: B023
+
+            if in_parts:
+                step = optimizer_step(compute, made, optimizer, sam, clip)
+            else:
+                step = whole_step(closure, made, optimizer, sam, clip)
+            assert not step.skipped
+            seen += [step.loss, step.grad_norm]
+        return made, seen
+
+    (one, expected), (other, found) = trained(False), trained(True)
+    assert found == pytest.approx(expected, abs=1e-10)
+    same_state(one, other, of_gradients=False)
+    assert int(other.batch_norm.num_batches_tracked) == 5
+
+
+def test_a_scaled_loss_scales_the_gradients_and_not_what_is_reported():
+    one = model()
+    other = copy.deepcopy(one)
+    x, y, masks = batch("values", one)
+    loss_of = loss_named("squared")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    expected = whole(one, x, y, masks, loss_of)
+    assert gradients(other, other.prepare(x), y, masks, 4, loss_of, scaler=scaler) == pytest.approx(expected)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, 8 * p.grad, **EXACT)  # type: ignore[operator]
+
+
+def test_memory_that_runs_out_in_the_second_pass_leaves_the_weights_at_home():
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    before = copy.deepcopy(made.state_dict())
+    x, y, masks = batch("values", made)
+    prepared, losses = made.prepare(x), []
+
+    def fails_in_the_second_pass(raw: Tensor, y: Tensor) -> Tensor:
+        losses.append(1)
+        if len(losses) == 4:
+            raise MemoryError
+        loss: Tensor = loss_named("squared")(raw, y)
+        return loss
+
+    with pytest.raises(MemoryError):
+        optimizer_step(
+            lambda: gradients(made, prepared, y, masks, 4, fails_in_the_second_pass),
+            made,
+            optimizer,
+            Sam(optimizer, rho=0.5),
+        )
+    for name, value in made.named_parameters():
+        assert value.equal(before[name]), name
+    assert made.batch_norm.track_running_stats
+
+
+def test_a_loss_that_is_not_finite_skips_the_step():
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    x, y, masks = batch("values", made)
+    y[6] = torch.nan
+    step = optimizer_step(lambda: gradients(made, made.prepare(x), y, masks, 4, loss_named("squared")), made, optimizer)
+    assert step.skipped and np.isnan(step.loss)
+
+
+class _Saved:
+    """Counts the bytes that autograd keeps for the way back, as long as it keeps them."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: Tensor) -> list[Tensor]:
+        kept, size = _Kept([tensor]), tensor.numel() * tensor.element_size()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(kept, self._free, size)
+        return kept
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+    @staticmethod
+    def unpack(kept: list[Tensor]) -> Tensor:
+        return kept[0]
+
+
+class _Kept(list[Tensor]):
+    """A list that can be referred to weakly."""
+
+
+def test_half_the_batch_keeps_little_more_than_half_of_what_the_way_back_needs():
+    made = model()
+    x, y, masks = batch("values", made)
+    kept = []
+    for size in (BATCH, BATCH // 2, BATCH // 4):
+        saved = _Saved()
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+            gradients(made, made.prepare(x), y, masks, size, loss_named("squared"))
+        kept.append(saved.most)
+    assert kept[1] < 0.65 * kept[0]
+    assert kept[2] < 0.45 * kept[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sam__name": "sam", "mixup__name": "cmixup", "loss__name": "focal"}, {"precision": "bfloat16"}],
+    ids=["plain", "everything", "bfloat16"],
+)
+@pytest.mark.parametrize("classes", [False, True])
+def test_an_epoch_in_micro_batches_is_the_epoch(tmp_path, changes, classes):
+    windows, config = ToyWindows(classes=classes), tiny(**changes)
+    run = make_run(tmp_path, windows)
+    split = run.folds.split(windows.subjects, 0)
+    one = FoldTrainer(config, windows, *split, fold=0)
+    other = FoldTrainer(config, windows, *split, fold=0, micro_batch=3)
+    near = 0.02 if changes.get("precision") else 1e-4
+    for _ in range(2):
+        expected, found = one.run_epoch(), other.run_epoch()
+        assert found.loss == pytest.approx(expected.loss, rel=near)
+        np.testing.assert_allclose(found.predictions, expected.predictions, rtol=0, atol=50 * near)
+
+
+def test_predictions_take_smaller_batches_too(tmp_path, monkeypatch):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    split = run.folds.split(windows.subjects, 0)
+    sizes = []
+    gather = windows.gather
+    windows.gather = lambda index, offset=None: sizes.append(len(index)) or gather(index, offset)
+    monkeypatch.setattr("raypipe.training.trainer.EVALUATION_BATCH", 12)
+    trainer = FoldTrainer(tiny(), windows, *split, fold=0, micro_batch=4)
+    given = trainer.predict(np.arange(30))
+    assert sizes == [6] * 5
+    sizes.clear()
+    trainer.micro_batch = None
+    np.testing.assert_allclose(given, trainer.predict(np.arange(30)), atol=1e-6)
+    assert sizes == [12, 12, 6]

@@ -1,0 +1,124 @@
+"""Folds trained as one program are the folds trained one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.core.errors import InterruptedEpochError
+from raypipe.training.stacked_trainer import FoldStack, stackable
+from raypipe.training.trainer import FoldTrainer
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, break_off, make_run, tiny
+
+METHODS = {
+    "adamw": {},
+    "sam": {"sam__name": "sam"},
+    "asam": {"sam__name": "asam", "sam__rho": 1.0},
+    "looksam": {"sam__name": "looksam", "sam__every": 2},
+    "msam": {"sam__name": "msam", "sam__rho": 0.5},
+    "sam-on": {"sam__name": "sam", "sam__only": "norm"},
+    "everything": {"sam__name": "sam", "mixup__name": "cmixup", "optim__ema": 0.9, "loss__name": "focal"},
+}
+
+
+@pytest.fixture(params=[False, True], ids=["regression", "classes"])
+def windows(request):
+    return ToyWindows(subjects=10, each=9, classes=request.param)  # folds of unequal length: 45 and 54 windows
+
+
+def trainers(where, windows, config):
+    run = make_run(where, windows)
+    splits = [run.folds.split(windows.subjects, fold) for fold in range(3)]
+    return [FoldTrainer(config, windows, *split, fold=fold) for fold, split in enumerate(splits)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
+    """Dropout included: its masks are drawn for a fold, not for a program."""
+    config = tiny(model__dropout=dropout, batch_size=18, **METHODS[method])
+    alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)
+    assert {t.steps_per_epoch for t in alone} == {2, 3}
+    stack = FoldStack(stacked)
+    for _ in range(3):
+        for one, other in zip([t.run_epoch() for t in alone], stack.run_epoch(), strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=1e-4)
+            # Adam makes whole steps of gradients that are nothing but rounding, as those of biases before BatchNorm.
+            np.testing.assert_allclose(other.predictions, one.predictions, rtol=0, atol=5e-3)
+
+
+def test_gradients_of_a_stack_in_float64(tmp_path, windows):
+    alone, stacked = (trainers(tmp_path / name, windows, tiny()) for name in "ab")
+    for trainer in alone + stacked:
+        trainer.model.double().train()
+    batches = [next(iter(trainer.batches())) for trainer in alone]
+    batches = [b._replace(x=b.x.double(), y=b.y if windows.classes else b.y.double()) for b in batches]
+    stack = FoldStack(stacked)
+    prepared = torch.stack([t.model.prepare(b.x) for t, b in zip(alone, batches, strict=True)])
+    stack._pass(prepared, torch.stack([b.masks for b in batches]), [b.y for b in batches], first=True)
+    for one, other, batch in zip(alone, stacked, batches, strict=True):
+        one.loss_of(one.forward(one.model, one.model.prepare(batch.x), batch.masks), batch.y).backward()
+        for (name, p), q in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-6, atol=1e-8, msg=name)
+        for (name, p), q in zip(one.model.named_buffers(), other.model.buffers(), strict=True):
+            torch.testing.assert_close(q, p, msg=name)
+
+
+def test_bfloat16_stacks_too(tmp_path):
+    config = tiny(precision="bfloat16", sam__name="sam")
+    alone, stacked = (trainers(tmp_path / name, ToyWindows(), config) for name in "ab")
+    for one, other in zip([t.run_epoch() for t in alone], FoldStack(stacked).run_epoch(), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=0.02)
+
+
+def test_a_loss_scale_of_ones_own_does_not_stack(tmp_path):
+    folds = trainers(tmp_path, ToyWindows(), tiny(precision="float16"))
+    assert not stackable(folds)
+    assert not stackable(trainers(tmp_path / "b", ToyWindows(), tiny())[:1])
+
+
+@pytest.mark.parametrize("changes", [METHODS["everything"], {"early_stop": "fold", "patience": 2, "epochs": 8}])
+def test_a_stacked_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, changes):
+    windows, config = ToyWindows(), tiny(**changes)
+    whole = make_run(tmp_path / "whole", windows)
+    whole.add_trial(0, config)
+    run_trial(whole, windows, 0, stacked=True)
+    run = make_run(tmp_path / "broken", windows)
+    run.add_trial(0, config)
+    batches = attempts = 0
+
+    def die_now_and_then():
+        nonlocal batches
+        batches += 1
+        return batches % 7 == 0
+
+    while True:
+        attempts += 1
+        try:
+            run_trial(run, windows, 0, stacked=True, interrupted=die_now_and_then)
+            break
+        except InterruptedEpochError:
+            assert attempts < 50
+    assert attempts > 2
+    assert [(e.score, e.losses) for e in run.history(0)] == [(e.score, e.losses) for e in whole.history(0)]
+    np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+    for name, tensor in whole.weights(0, 2).items():
+        assert tensor.equal(run.weights(0, 2)[name]), name
+
+
+def test_a_stack_that_loses_one_checkpoint_goes_back_together(tmp_path):
+    """The file of one fold is written after another's: a crash in between leaves them an epoch apart."""
+    windows, config = ToyWindows(), tiny(sam__name="sam")
+    whole = make_run(tmp_path / "whole", windows)
+    whole.add_trial(0, config)
+    run_trial(whole, windows, 0, stacked=True)
+    run = make_run(tmp_path / "broken", windows)
+    run.add_trial(0, config)
+    break_off(run, windows, 0, 2, stacked=True)
+    (tmp_path / "broken/trials/0000/fold-2/epoch-0002.ckpt").unlink()
+    history = run.history(0)[:1]
+    run.write_history(0, history)
+    run_trial(run, windows, 0, stacked=True)
+    np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)

@@ -1,0 +1,192 @@
+"""How a trial is computed: as wished, as chosen before, or as measured."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.models.conformer import Conformer
+from raypipe.storage.run_store import RunStore
+from raypipe.training.loader import Feed
+from raypipe.training.trainer import FoldTrainer as Trainer
+from raypipe.trial import autotune
+from raypipe.trial.autotune import Compute, Wishes, choose, stack_bytes, stem_seconds
+from tests.support.toys import ToyWindows, make_run, tiny
+
+
+@pytest.fixture(scope="module")
+def feed():
+    return Feed(ToyWindows())
+
+
+@pytest.fixture
+def run(tmp_path, feed):
+    return make_run(tmp_path / "run", feed.windows)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Have the next measurements come out as said, in this order: Fourier, direct, stacked, one by one."""
+    times = []
+    monkeypatch.setattr(autotune, "_quickest", lambda work, device: times.pop(0))
+    return times
+
+
+OTHERS = Compute(stem="direct", stacked=True, what="another worker's", seconds={})
+
+
+@pytest.mark.parametrize("stem", ["fourier", "direct"])
+@pytest.mark.parametrize("stack", ["on", "off"])
+def test_a_wish_is_granted_without_a_measurement(run, feed, clock, stem, stack):
+    found = choose(run, feed, tiny(), range(3), Wishes(stem=stem, stack=stack))
+    assert (found.stem, found.stacked, found.seconds) == (stem, stack == "on", {})
+    assert not choose(run, feed, tiny(), [1], Wishes(stem=stem, stack=stack)).stacked  # one fold is no stack
+
+
+@pytest.mark.parametrize(
+    ("times", "stem", "stacked"),
+    [
+        ([1.0, 0.89, 0.89, 1.0], "direct", True),
+        ([1.0, 0.91, 0.91, 1.0], "fourier", False),  # not worth leaving the usual way for
+        ([1.0, 0.5, 2.0, 1.0], "direct", False),
+        ([1.0, 2.0, 0.5, 1.0], "fourier", True),
+    ],
+)
+def test_the_quicker_way_is_taken_by_a_margin(run, feed, clock, times, stem, stacked):
+    clock += times
+    found = choose(run, feed, tiny(), range(3), Wishes())
+    assert (found.stem, found.stacked) == (stem, stacked)
+    assert found.seconds == dict(zip(("fourier", "direct", "stacked", "one by one"), times, strict=True))
+
+
+def test_half_a_wish_leaves_the_other_half_to_be_measured(run, feed, clock):
+    clock += [0.5, 1.0]
+    found = choose(run, feed, tiny(), range(3), Wishes(stem="direct"))
+    assert (found.stem, found.stacked, set(found.seconds)) == ("direct", True, {"stacked", "one by one"})
+    clock += [1.0, 0.5]
+    found = choose(run, feed, tiny(), range(3), Wishes(stack="off"))
+    assert (found.stem, found.stacked, set(found.seconds)) == ("direct", False, {"fourier", "direct"})
+
+
+def test_folds_that_cannot_be_stacked_are_not_tried(run, feed, clock):
+    clock += [1.0, 1.0, 1.0, 1.0]
+    assert not choose(run, feed, tiny(precision="float16"), range(3), Wishes()).stacked
+    assert not choose(run, feed, tiny(), [2], Wishes()).stacked
+    assert clock == []
+
+
+def test_where_training_starts_is_no_obstacle_to_a_measurement(run, feed, clock):
+    clock += [2.0, 1.0, 2.0, 1.0]
+    tuned = tiny(init__name="pretrained", init__tune="frozen")
+    assert choose(run, feed, tuned, range(3), Wishes()).stem == "direct"  # its encoder need not be at hand
+
+
+def test_what_was_chosen_is_kept_to(run, feed, clock):
+    clock += [1.0, 0.5, 0.5, 1.0]
+    first = choose(run, feed, tiny(), range(3), Wishes())
+    kept = {name: run.folder.read(name) for name in run.folder.names("compute")}
+    assert len(kept) == 1
+    again = RunStore.open(run.where)
+    # Another trial of the shape, and other folds of it: not measured (the clock has run out).
+    assert choose(again, feed, tiny(optim__lr=1e-2, sam__name="sam", seed=4), [4, 1, 7], Wishes()) == first
+    assert {name: run.folder.read(name) for name in run.folder.names("compute")} == kept
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"model__filters": 8}, {"precision": "bfloat16"}])
+def test_another_shape_is_another_choice(run, feed, clock, changes):
+    clock += [1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert choose(run, feed, tiny(), range(3), Wishes()).stacked
+    assert not choose(run, feed, tiny(**changes), range(3), Wishes()).stacked
+    assert choose(run, feed, tiny(), range(3), Wishes()).stacked
+    assert clock == []
+
+
+def test_who_may_not_measure_waits_for_who_does(run, feed, clock):
+    asked = []
+
+    def claim(key):
+        asked.append(key)
+        if len(asked) == 3:
+            run.write_compute(key, OTHERS.model_dump())
+        return False
+
+    assert choose(run, feed, tiny(), range(3), Wishes(), claim) == OTHERS
+    assert len(asked) == 3 and len(set(asked)) == 1
+
+
+def test_of_two_who_measure_the_first_is_right_for_both(run, feed, monkeypatch):
+    """A claim lapses in the end, and a slow measurement may be overtaken."""
+    keys = []
+
+    def slow(work, device):
+        run.write_compute(keys[0], OTHERS.model_dump())
+        return 1.0
+
+    monkeypatch.setattr(autotune, "_quickest", slow)
+    assert choose(run, feed, tiny(), range(3), Wishes(), lambda key: keys.append(key) or True) == OTHERS
+    assert choose(run, feed, tiny(), range(3), Wishes()) == OTHERS
+
+
+def test_a_measurement_is_made_and_fails_no_trial(run, feed):
+    """Steps at this rate would soon leave the numbers."""
+    config = tiny(optim__lr=1e30, optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
+    found = choose(run, feed, config, range(3), Wishes())
+    assert set(found.seconds) == {"fourier", "direct", "stacked", "one by one"}
+    assert all(seconds > 0 for seconds in found.seconds.values())
+
+
+def test_measuring_the_stem_leaves_no_trace():
+    model = Conformer(6, 50, 3, kernel=5, pool=10, stride=5, filters=8, heads=2, depth=1, hidden=16)
+    model.stem.algorithm = "reference"
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before, chance = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    seconds = stem_seconds(model, torch.randn(4, 6, 50, generator=torch.Generator().manual_seed(0)))
+    assert torch.get_rng_state().equal(chance)
+    assert set(seconds) == {"fourier", "direct"} and all(s > 0 for s in seconds.values())
+    assert model.stem.algorithm == "reference"
+    assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is not None and p.grad.eq(1).all() for p in model.parameters())
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(0, 10**8), st.integers(2, 10))
+def test_a_stack_needs_as_much_more_a_fold_as_the_second_took(one, activations, state, count):
+    needed = stack_bytes(one, one + activations, state, count)
+    assert needed - stack_bytes(one, one + activations, state, 2) == (count - 2) * (activations + state)
+    assert stack_bytes(one, one + activations, state, 2) == one + activations
+
+
+@pytest.mark.parametrize(("room", "stacked"), [(500, True), (499, False)])
+def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, clock, monkeypatch, room, stacked):
+    """With stand-ins for what a GPU would tell: three folds need 300 + 100 bytes and a fold's state."""
+    clock += [1.0, 2.0, 0.5, 1.0]
+    state = []
+
+    def bytes_of(one, two, own, count):
+        state.append(own)
+        return stack_bytes(one, two, 0, count)
+
+    peaks, shares = [200, 300], []
+    monkeypatch.setattr(autotune, "stack_bytes", bytes_of)
+    monkeypatch.setattr(autotune, "_peak", lambda work, device: peaks.pop(0))
+    monkeypatch.setattr(autotune, "_room", lambda device, share: shares.append(share) or room)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    gpu = copy.copy(feed)
+    gpu.device = SimpleNamespace(type="cuda")
+    made = []
+
+    def on_the_processor(config, _, *given, **named):
+        made.append(Trainer(config, feed, *given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(autotune, "FoldTrainer", on_the_processor)
+    found = choose(run, gpu, tiny(), range(3), Wishes(), share=0.25)
+    assert found.stacked == stacked
+    assert found.what.startswith("a GPU (0.25 of it), ")
+    assert shares == [0.25]
+    assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters())]

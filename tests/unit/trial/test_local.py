@@ -1,0 +1,340 @@
+"""A whole trial without Ray: the fold loop, checkpoints, referee and exact resumption."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from raypipe.core.errors import InterruptedEpochError, NonFiniteError
+from raypipe.core.metrics import score
+from raypipe.training.result import Reply
+from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.trainer import FoldTrainer
+from raypipe.trial.evaluator import Referee, finish_trial, read_fold
+from raypipe.trial.fold_runner import Share
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, break_off, make_run, tiny
+
+BY_FOLD = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 12, "patience": 2}
+EVERYTHING = {"sam__name": "sam", "mixup__name": "mixup", "optim__ema": 0.9, "loss__name": "focal"}
+
+
+@pytest.fixture(params=[False, True], ids=["regression", "classes"])
+def windows(request):
+    return ToyWindows(classes=request.param)
+
+
+def trial(where, windows, config, **kwargs):
+    run = make_run(where, windows)
+    run.add_trial(0, config)
+    return run, run_trial(run, windows, 0, **kwargs)
+
+
+def test_a_trial_learns_and_leaves_everything(tmp_path, windows):
+    run, result = trial(tmp_path, windows, tiny(epochs=20, patience=20, optim__lr=1e-2))
+    assert result.state == "complete"
+    assert (result.score > 0.8) if windows.classes else (result.score < 0.7)
+    oof = run.oof(0)
+    search = run.folds.search_index(windows.subjects)
+    np.testing.assert_array_equal(oof.windows, search)
+    np.testing.assert_array_equal(oof.folds, run.folds.folds(windows.subjects[search]))
+    assert oof.predictions.shape == (len(search), windows.n_outputs)
+    assert [run.checkpoints(0, fold) for fold in range(3)] == [[], [], []]
+    assert run.weights(0, 1)["target.scale"] > 0
+
+
+def test_oof_predictions_are_those_of_the_kept_weights(tmp_path, windows):
+    run, _ = trial(tmp_path, windows, tiny(**EVERYTHING))
+    oof = run.oof(0)
+    for fold in range(3):
+        train, validation = run.folds.split(windows.subjects, fold)
+        trainer = FoldTrainer(run.config(0), windows, train, validation, fold=fold)
+        weights = run.weights(0, fold)
+        trainer.model.load_state_dict({n[6:]: t for n, t in weights.items() if n.startswith("model.")})
+        trainer.ema = None
+        np.testing.assert_array_equal(trainer.predict(validation), oof.predictions[oof.folds == fold])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, EVERYTHING, {"mixup__name": "cutmix", "sam__name": "asam", "sam__rho": 1.0}, BY_FOLD]
+)
+def test_a_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, windows, changes):
+    config = tiny(**changes, batch_size=16)
+    whole, expected = trial(tmp_path / "whole", windows, config)
+    run = make_run(tmp_path / "broken", windows)
+    run.add_trial(0, config)
+    batches = 0
+
+    def die_now_and_then():
+        nonlocal batches
+        batches += 1
+        return batches % 7 == 0
+
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            result = run_trial(run, windows, 0, interrupted=die_now_and_then)
+            break
+        except InterruptedEpochError:
+            assert attempts < 50
+    assert attempts > 1  # how many depends on how soon the other thread says that all folds have stopped
+    assert [(e.score, e.losses) for e in run.history(0)] == [(e.score, e.losses) for e in whole.history(0)]
+    assert (result.score, result.best_epoch) == (expected.score, expected.best_epoch)
+    np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+    for name, tensor in whole.weights(0, 2).items():
+        assert tensor.equal(run.weights(0, 2)[name]), name
+
+
+def test_numbers_do_not_depend_on_how_folds_are_dealt_to_workers(tmp_path, windows):
+    config = tiny(**EVERYTHING)
+    together, _ = trial(tmp_path / "together", windows, config)
+    run = make_run(tmp_path / "apart", windows)
+    run.add_trial(0, config)
+    referee = Referee(run, windows, 0)
+    shares = [Share(run, windows, 0, [fold]) for fold in range(3)]
+    for epoch in range(1, config.epochs + 1):
+        outcomes = {fold: shares[fold]._epoch(epoch, lambda: False)[0][fold] for fold in range(3)}
+        referee.take(epoch, outcomes)
+    assert [e.score for e in run.history(0)] == [e.score for e in together.history(0)]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, caplog):
+    windows, config = ToyWindows(), tiny(epochs=5)
+    whole, expected = trial(tmp_path / "whole", windows, config)
+    run = make_run(tmp_path / "damaged", windows)
+    run.add_trial(0, config)
+    break_off(run, windows, 0, 3)
+    path = tmp_path / "damaged/trials/0000/fold-1/epoch-0003.ckpt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    assert run_trial(run, windows, 0).score == expected.score
+    assert "trial 0, fold 1, epoch 3: truncated or altered" in caplog.text
+    np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+
+
+def test_a_run_begun_before_answers_were_kept_goes_on(tmp_path, monkeypatch):
+    """Checkpoints of the first runs have no `answer`."""
+    windows, config = ToyWindows(), tiny()
+    whole, expected = trial(tmp_path / "whole", windows, config)
+    run = make_run(tmp_path / "old", windows)
+    run.add_trial(0, config)
+    state_dict = FoldTrainer.state_dict
+    with monkeypatch.context() as then:
+        then.setattr(
+            FoldTrainer, "state_dict", lambda self: {k: v for k, v in state_dict(self).items() if k != "answer"}
+        )
+        break_off(run, windows, 0, config.epochs - 1)
+    assert "answer" not in read_fold(run, 0, 0, run.checkpoints(0, 0)[-1])
+    assert run_trial(run, windows, 0).score == expected.score
+    for name, tensor in whole.weights(0, 1).items():
+        assert tensor.equal(run.weights(0, 1)[name]), name
+
+
+def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny(epochs=6))
+    replies = {1: Reply(True, 1), 2: Reply(True, 1), 3: Reply(True, 1), 4: Reply(False, 0)}
+    Share(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
+    assert [run.checkpoints(0, fold) for fold in range(3)] == [[1, 2, 3, 4]] * 3
+
+
+def test_a_checkpoint_that_is_ahead_of_the_report_is_not_dropped(tmp_path):
+    """A crash leaves checkpoints of two epochs that were not scored; both are read, and not written again."""
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny())
+    Share(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: Reply(True, 1 if epoch < 4 else 4))
+    assert [run.checkpoints(0, fold) for fold in range(3)] == [[3, 4]] * 3
+    share = Share(run, windows, 0, range(3))
+    outcomes, states = share._epoch(3, lambda: False)
+    assert states == {}
+    assert share._hand_in(3, outcomes, states, lambda epoch, outcomes: Reply(True, 2))
+    assert [run.checkpoints(0, fold) for fold in range(3)] == [[3, 4]] * 3
+
+
+def trainers(run, windows):
+    splits = [run.folds.split(windows.subjects, fold) for fold in range(3)]
+    return [FoldTrainer(run.config(0), windows, *split, fold=fold) for fold, split in enumerate(splits)]
+
+
+def test_subjects_set_apart_are_neither_trained_on_nor_scored(tmp_path, monkeypatch):
+    windows = ToyWindows(subjects=16, spare=10)
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny(early_stop="fold", epochs=2, batch_size=2))
+    gather = windows.gather
+    for trainer in trainers(run, windows):
+        train, validation = run.folds.split(windows.subjects, trainer.fold)
+        np.testing.assert_array_equal(np.sort(np.concatenate([trainer.train, trainer.inner])), train)
+        sides = [set(windows.subjects[index]) for index in (trainer.train, trainer.inner, validation)]
+        assert all(sides)
+        assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        seen = {True: set(), False: set()}
+
+        def spy(index, offset=None, seen=seen):
+            seen[offset is not None] |= set(map(int, index))  # crops move in training only
+            return gather(index, offset)
+
+        monkeypatch.setattr(windows, "gather", spy)
+        outcome = trainer.run_epoch()
+        assert seen[True] == set(trainer.train.tolist())
+        assert seen[False] == {*trainer.inner.tolist(), *validation.tolist()}
+        assert outcome.by_fold and len(outcome.predictions) == len(validation)
+        assert trainer.centre == pytest.approx(windows.targets[trainer.train].mean(dtype=np.float64))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_fold_that_has_stopped_trains_no_further(tmp_path, windows, monkeypatch, stacked):
+    trained = {}
+
+    def count(take):
+        def counted(self, batch, step):
+            for trainer in getattr(self, "trainers", [self]):
+                assert not trainer.stopped
+                trained.setdefault(trainer.fold, set()).add(trainer.epoch + 1)
+            return take(self, batch, step)
+
+        return counted
+
+    for kind in (FoldTrainer, FoldStack):
+        monkeypatch.setattr(kind, "step", count(kind.step))
+    outcomes = []
+    take = Referee.take
+    monkeypatch.setattr(Referee, "take", lambda *call: outcomes.append(call[2]) or take(*call))
+    run, result = trial(tmp_path, windows, tiny(**BY_FOLD), stacked=stacked)
+    history = run.history(0)
+    last = {fold: max(epochs) for fold, epochs in trained.items()}
+    assert all(trained[fold] == set(range(1, last[fold] + 1)) for fold in range(3))
+    assert len(set(last.values())) > 1  # else nothing was seen
+    assert len(history) == max(last.values()) < 12
+    assert [e.over for e in history] == [False] * (len(history) - 1) + [True]
+    assert result.best_epoch == result.epochs == len(history)
+    assert (result.score, result.state) == (history[-1].score, "complete")
+    for fold, end in last.items():
+        assert [o[fold].stopped for o in outcomes] == [epoch >= end for epoch in range(1, len(history) + 1)]
+        for later in outcomes[end:]:
+            np.testing.assert_array_equal(later[fold].predictions, outcomes[end - 1][fold].predictions)
+            assert later[fold].loss == outcomes[end - 3][fold].loss  # of the chosen epoch, `patience` before
+
+
+def test_out_of_fold_predictions_are_those_of_each_folds_own_epoch(tmp_path, windows):
+    config = tiny(**BY_FOLD, optim__ema=0.5)
+    run, result = trial(tmp_path, windows, config)
+    oof = run.oof(0)
+    chosen, sign = [], -1 if windows.classes else 1
+    for trainer in trainers(run, windows):
+        errors, predictions, best = [], [], 0
+        while len(errors) < config.epochs and len(errors) - best <= config.patience:
+            trainer.run_epoch()
+            inner = score(windows.metric, windows.targets[trainer.inner], trainer.predict(trainer.inner))
+            errors.append(sign * inner)
+            predictions.append(trainer.predict(trainer.validation))
+            best = int(np.argmin(errors))
+        assert trainer.stopped
+        np.testing.assert_array_equal(predictions[best], oof.predictions[oof.folds == trainer.fold])
+        trainer.model.load_state_dict({n[6:]: t for n, t in run.weights(0, trainer.fold).items() if n[:6] == "model."})
+        trainer.ema = None
+        np.testing.assert_array_equal(trainer.predict(trainer.validation), predictions[best])
+        chosen.append(best)
+    assert len(set(chosen)) > 1  # else one epoch for all would have done
+    assert result.score == score(windows.metric, windows.targets[oof.windows], oof.predictions)
+
+
+def test_a_fold_of_one_training_subject_has_none_to_set_apart(tmp_path):
+    windows = ToyWindows(subjects=3)
+    run = make_run(tmp_path, windows, n_folds=2)
+    run.add_trial(0, tiny(early_stop="fold"))
+    result = run_trial(run, windows, 0)
+    assert (result.state, result.epochs) == ("complete", 4)
+    assert not any(epoch.by_fold for epoch in run.history(0))
+
+
+def test_patience_ends_a_trial_and_the_best_epoch_counts(tmp_path):
+    windows = ToyWindows()
+    run, result = trial(tmp_path, windows, tiny(optim__lr=0.3, optim__schedule="constant", epochs=30, patience=2))
+    history = run.history(0)
+    assert len(history) < 30
+    assert len(history) - result.best_epoch == 2
+    assert result.score == min(e.score for e in history)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("method", ["none", "sam", "msam"])
+def test_a_loss_that_is_no_number_fails_the_trial_with_its_reason(tmp_path, method, stacked):
+    windows = ToyWindows()
+    windows.x[5, 0, 3] = np.nan
+    run, result = trial(tmp_path, windows, tiny(model__norm="none", sam__name=method), stacked=stacked)
+    assert (result.state, result.failure) == ("failed", "non-finite")
+    assert re.fullmatch(r"fold \d, epoch 1: the training loss is not finite", result.reason)
+    assert (result.epochs, result.score) == (0, None)
+    assert not [name for name in run.folder.names("trials") if name.endswith((".ckpt", ".npz", ".safetensors"))]
+
+
+def test_a_loss_for_the_other_kind_of_task_fails_as_bad_configuration(tmp_path):
+    _, result = trial(tmp_path, ToyWindows(classes=True), tiny(loss__name="huber"))
+    assert (result.state, result.failure) == ("failed", "bad-configuration")
+    assert "loss/name" in result.reason
+
+
+def test_random_crops_move_in_training_only(tmp_path):
+    windows = ToyWindows(spare=10)
+    seen = []
+    gather = windows.gather
+
+    def spy(index, offset=None):
+        seen.append(None if offset is None else set(map(int, offset)))
+        return gather(index, offset)
+
+    windows.gather = spy
+    trial(tmp_path, windows, tiny(epochs=2))
+    moved = set().union(*(s for s in seen if s is not None))
+    assert min(moved) == 0
+    assert max(moved) == 10
+    assert None in seen
+
+
+def test_finishing_twice_changes_nothing(tmp_path):
+    windows = ToyWindows()
+    run, result = trial(tmp_path, windows, tiny(epochs=1))
+    assert finish_trial(run, windows, 0, "failed", "again", "error") == result
+
+
+def test_an_epoch_is_scored_once_and_in_order(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny())
+    referee = Referee(run, windows, 0)
+    share = Share(run, windows, 0, range(3))
+    outcomes, _ = share._epoch(1, lambda: False)
+    first = referee.take(1, outcomes)
+    assert referee.take(1, {}) is first
+    with pytest.raises(RuntimeError, match="epoch 3"):
+        referee.take(3, outcomes)
+    with pytest.raises(RuntimeError, match="folds"):
+        referee.take(2, {0: outcomes[0]})
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    train, validation = run.folds.split(windows.subjects, 0)
+    one = FoldTrainer(tiny(), windows, train, validation, fold=0)
+    other = FoldTrainer(tiny(seed=1), windows, train, validation, fold=0)
+    with pytest.raises(ValueError, match="cannot continue"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_a_nan_target_never_passes_as_a_score(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path, windows)
+    run.add_trial(0, tiny())
+    referee = Referee(run, windows, 0)
+    share = Share(run, windows, 0, range(3))
+    outcomes, _ = share._epoch(1, lambda: False)
+    outcomes[0].predictions[0] = np.nan
+    with pytest.raises((NonFiniteError, ValueError)):
+        referee.take(1, outcomes)

@@ -1,0 +1,129 @@
+"""Trials that run out of memory: once more in micro-batches, and no more often."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raypipe.core.errors import NonFiniteError
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.trial_log import read_log
+from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.trainer import FoldTrainer
+from raypipe.trial.failures import Failure, Retry, retry_of, second_try
+from raypipe.trial.fold_runner import Share
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, break_off, make_run, tiny
+
+OOM = Failure("out-of-memory", "no memory left on the GPU", "Traceback\n  here")
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = make_run(tmp_path / "run", ToyWindows())
+    made.add_trial(0, tiny(batch_size=9))
+    return made
+
+
+def failing(monkeypatch, fails, error=MemoryError):
+    """Have steps raise `error` whenever ``fails(trainer)``."""
+    take = FoldTrainer.step
+
+    def step(self, batch, step):
+        if fails(self):
+            raise error("it does not fit")
+        return take(self, batch, step)
+
+    monkeypatch.setattr(FoldTrainer, "step", step)
+
+
+def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run):
+    assert retry_of(run, 0) is None
+    assert second_try(run, 0, OOM, "slot") is None
+    assert retry_of(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
+    assert retry_of(RunStore.open(run.where), 0).micro_batch == 5
+    again = second_try(run, 0, OOM, "slot")
+    assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)
+    lines = read_log(run.folder, 0)
+    assert "slot: no memory left on the GPU; tried once more in micro-batches of 5" in lines[0]
+    assert lines[1:] == ["  Traceback", "    here"]
+
+
+@pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers", "disk-full"])
+def test_no_other_failure_is_tried_again(run, kind):
+    failure = Failure(kind, "it broke")
+    assert second_try(run, 0, failure, "slot") is failure
+    assert retry_of(run, 0) is None
+
+
+def test_the_configuration_stays_what_it_was(run):
+    before = run.config(0)
+    second_try(run, 0, OOM, "slot")
+    assert run.config(0) == before and run.config(0).hash() == before.hash()
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_trial_that_does_not_fit_is_trained_in_micro_batches_with_the_same_numbers(tmp_path, monkeypatch, stacked):
+    windows, config = ToyWindows(), tiny(sam__name="sam")
+    whole = make_run(tmp_path / "whole", windows)
+    whole.add_trial(0, config)
+    expected = run_trial(whole, windows, 0)
+    run = make_run(tmp_path / "run", windows)
+    run.add_trial(0, config)
+    failing(monkeypatch, lambda trainer: trainer.epoch == 2 and trainer.micro_batch is None)
+    step = FoldStack.step
+    monkeypatch.setattr(FoldStack, "step", lambda self, batches, n: _fits(self) and step(self, batches, n))
+    result = run_trial(run, windows, 0, stacked=stacked)
+    assert (result.state, result.failure, result.epochs) == ("complete", None, 4)
+    assert result.score == pytest.approx(expected.score, rel=1e-3)
+    np.testing.assert_allclose(run.oof(0).predictions, whole.oof(0).predictions, atol=5e-3)
+    assert retry_of(run, 0).micro_batch == 4
+    log = "\n".join(read_log(run.folder, 0))
+    assert "process: no memory left on the host: it does not fit; tried once more in micro-batches of 4" in log
+    assert "micro-batches of 4: goes on after epoch 2" in log
+    assert log.splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
+
+
+def _fits(stack):
+    if stack.trainers[0].epoch == 2:
+        raise MemoryError("it does not fit")
+    return True
+
+
+def test_a_trial_that_never_fits_fails_as_out_of_memory(run, monkeypatch):
+    tries = []
+    failing(monkeypatch, lambda trainer: tries.append(trainer.micro_batch) or True)
+    result = run_trial(run, ToyWindows(), 0)
+    assert (result.state, result.failure, result.epochs) == ("failed", "out-of-memory", 0)
+    assert result.reason == "no memory left on the host: it does not fit (also in micro-batches of 5)"
+    assert tries == [None, 5]
+    assert run.ranked() == []
+
+
+@pytest.mark.parametrize(("error", "kind"), [(ValueError, "error"), (NonFiniteError, "non-finite")])
+def test_what_would_break_again_is_not_tried_again(run, monkeypatch, error, kind):
+    tries = []
+    failing(monkeypatch, lambda trainer: tries.append(trainer.fold) or True, error)
+    assert run_trial(run, ToyWindows(), 0).failure == kind
+    assert tries == [0]
+
+
+def test_a_trial_interrupted_after_its_retry_goes_on_in_micro_batches(run, monkeypatch):
+    windows, sizes = ToyWindows(), []
+    failing(monkeypatch, lambda trainer: sizes.append(trainer.micro_batch) or trainer.micro_batch is None)
+    break_off(run, windows, 0, 2)
+    sizes.clear()
+    assert run_trial(RunStore.open(run.where), windows, 0).state == "complete"
+    assert set(sizes) == {5}
+
+
+def test_a_damaged_checkpoint_that_is_passed_over_is_in_the_log(run):
+    windows = ToyWindows()
+    break_off(run, windows, 0, 3)
+    path = run.local / "trials/0000/fold-1/epoch-0003.ckpt"
+    path.write_bytes(path.read_bytes()[:-20])
+    share = Share(run, windows, 0, range(3), who="group-0-worker-1")
+    share._epoch(4, lambda: False)
+    log = [line.split("Z ", 1)[1] for line in read_log(run.folder, 0) if "worker-1" in line]
+    assert any("trial 0, fold 1, epoch 3: truncated or altered" in line and "before it" in line for line in log), log
+    assert any("folds 1 taken up from their checkpoints of epoch 2" in line for line in log), log
