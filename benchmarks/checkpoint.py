@@ -27,11 +27,11 @@ from benchmarks.timing import where_and_when
 from raypipe.core.config import parse_config
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import Reply
-from raypipe.trial.fold_runner import Share
+from raypipe.trial.fold_runner import FoldRunner
 from tests.support.toys import make_run
 
 
-def epochs_of(share: Share, count: int) -> list[float]:
+def epochs_of(share: FoldRunner, count: int) -> list[float]:
     """Seconds from one report to the next; all but the first, which the start is in."""
     seen: list[float] = []
 
@@ -58,7 +58,7 @@ def main() -> None:
             for way, seconds in found.items():
                 run = make_run(Path(name) / f"{way}-{turn}", toy, n_folds=args.folds)
                 run.add_trial(0, config)
-                share = Share(run, toy, 0, range(args.folds))  # type: ignore[arg-type]
+                share = FoldRunner(run, toy, 0, range(args.folds))  # type: ignore[arg-type]
                 if way == "written":
                     seconds += epochs_of(share, args.epochs)
                     size = sum(f.stat().st_size for f in Path(run.where).rglob("*.ckpt")) / 2**20

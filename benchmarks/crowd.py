@@ -32,10 +32,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import where_and_when
 from raypipe import sweep
-from raypipe.core.options import options_of
+from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import _open
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
@@ -126,7 +126,7 @@ def main() -> None:
             "folds": 2, "workers": 1, "concurrent": asked.concurrent, "track": [], "storage": str(folder / "tune"),
         }  # fmt: skip
         windows = WindowStore(store)
-        run = _open(load_space(space), windows, str(folder / "run"), options_of(options), None)
+        run = _open(load_space(space), windows, str(folder / "run"), parse_options(options), None)
         prepare_simulation(run, windows, folder / "packed", asked.seconds, slots=asked.concurrent)
         cores = -(-asked.concurrent // asked.nodes)
         node = {"num_cpus": cores, "object_store_memory": 10**8}
@@ -145,7 +145,7 @@ def main() -> None:
                 took = time.perf_counter() - start
                 processes = len(descendants(os.getpid()))
                 opened = time.perf_counter()
-                Ledger(run, windows, open_journal(run), trials=asked.trials)
+                StudyQueue(run, windows, open_journal(run), trials=asked.trials)
                 opened = time.perf_counter() - opened
                 prepare_simulation(run, windows, folder / "packed", asked.seconds)  # one slot is all there will be now
                 again, first = time.perf_counter(), []

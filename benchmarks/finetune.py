@@ -33,7 +33,7 @@ from raypipe.models.conformer import Conformer
 from raypipe.models.vit import ViT
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer, features, make_encoder
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 
 SHARE = 0.2
@@ -110,7 +110,7 @@ def fifth(windows: WindowStore, train: Index, seed: int, fold: int) -> Index:
 
 
 def one_fold(
-    args: argparse.Namespace, feed: Feed, table: Table, seed: int, fold: int, train: Index, out: Index
+    args: argparse.Namespace, feed: WindowLoader, table: Table, seed: int, fold: int, train: Index, out: Index
 ) -> None:
     windows, labelled = feed.windows, fifth(feed.windows, train, seed, fold)
     steps = max(1, len(labelled) // args.batch)
@@ -160,7 +160,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     windows = WindowStore(args.store)
-    feed, table = Feed(windows), Table(windows)
+    feed, table = WindowLoader(windows), Table(windows)
     print(where_and_when(), flush=True)
     for seed in range(args.seeds):
         deal = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)

@@ -30,8 +30,8 @@ from benchmarks.timing import where_and_when
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.models.conformer import Conformer, normalise
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import Feed
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.loader import WindowLoader
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
 from tests.support.toys import ToyWindows, make_run
 
@@ -43,7 +43,7 @@ def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> To
     return toy
 
 
-def trainers(run: RunStore, feed: Feed, config: TrialConfig) -> list[FoldTrainer]:
+def trainers(run: RunStore, feed: WindowLoader, config: TrialConfig) -> list[FoldTrainer]:
     splits = [run.folds.split(feed.windows.subjects, fold) for fold in range(run.folds.n_folds)]
     return [FoldTrainer(config, feed, *split, fold=fold) for fold, split in enumerate(splits)]
 
@@ -117,8 +117,8 @@ def main() -> None:
     print(f"{args.folds} folds of {args.windows} training windows {args.channels} x {args.samples}, batch {args.batch}")
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder) / "run", toy, n_folds=args.folds)
-        feed = Feed(toy, args.device)  # type: ignore[arg-type]
-        alone, stack = trainers(run, feed, config), FoldStack(trainers(run, feed, config))
+        feed = WindowLoader(toy, args.device)  # type: ignore[arg-type]
+        alone, stack = trainers(run, feed, config), StackedTrainer(trainers(run, feed, config))
         plain = {
             "plain loop, braindecode's network": plain_epoch(peers.conformer, toy, run, config, args.device),
             "the same, raypipe's network": plain_epoch(

@@ -29,7 +29,7 @@ from benchmarks.timing import median, take_turns, where_and_when
 from raypipe.core.config import parse_config
 from raypipe.pretraining.simclr import nt_xent
 from raypipe.pretraining.trainer import Pretrainer
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows
 
 KINDS = ("mae", "simclr")
@@ -41,7 +41,7 @@ def pretrainer(args: argparse.Namespace, kind: str, rank: int = 0, world: int = 
     toy.x = np.random.default_rng(0).normal(size=(len(toy), args.channels, args.samples)).astype(np.float32)
     config = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/patch": args.patch}
     config |= {"pretrain/name": kind, "batch_size": args.batch, "epochs": 100}
-    feed = Feed(toy, args.device)  # type: ignore[arg-type]
+    feed = WindowLoader(toy, args.device)  # type: ignore[arg-type]
     one = Pretrainer(parse_config(config), feed, np.arange(len(toy)), rank=rank, world=world)
     one.module.train()
     return one

@@ -33,7 +33,7 @@ from benchmarks.timing import where_and_when
 from raypipe import sweep
 from raypipe.core.config import parse_config
 from raypipe.data.window_store import WindowStore
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, make_run, write_store
 
 BASE = {"folds": 4, "windows": 1000, "channels": 32}
@@ -66,7 +66,7 @@ def epoch_seconds(folds: int, windows: int, channels: int, epochs: int) -> float
     with tempfile.TemporaryDirectory() as name:
         store = WindowStore(store_of(Path(name), windows, channels, folds))
         run = make_run(Path(name) / "run", store, n_folds=folds)  # type: ignore[arg-type]
-        every = trainers(run, Feed(store), parse_config(OPTIONS | {"epochs": 100}))
+        every = trainers(run, WindowLoader(store), parse_config(OPTIONS | {"epochs": 100}))
         times = []
         for _ in range(epochs):
             start = time.perf_counter()

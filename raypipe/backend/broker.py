@@ -12,23 +12,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raypipe.backend.messages import Job
+from raypipe.backend.messages import TrialJob
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import Failure
 
 # A worker may be this many epochs ahead of the last one that all folds have finished and the slot has scored.
-AHEAD = 2
+MAX_EPOCHS_AHEAD = 2
 # A trial whose workers die this often without finishing an epoch is at fault itself.
-RESTARTS = 4
+MAX_RESTARTS = 4
 # Seconds after which another worker may do what one has claimed, should nobody have noticed that it is gone.
-CLAIM = 60.0
+CLAIM_SECONDS = 60.0
 
 
 @dataclass
 class _Group:
     owner: bytes | None = None
     broken: Failure | None = None
-    job: Job | None = None
+    job: TrialJob | None = None
     stopped: bool = False
     scored: int = 0
     best: int = 0
@@ -42,7 +42,7 @@ class _Group:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
-class Desk:
+class Broker:
     """The actor's class; every method may be called remotely. Everything goes by a group's name."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Desk:
         """Hand a trial to the group's workers, in place of the one before; its sequence number."""
         group = self._groups[name]
         seq = group.job.seq + 1 if group.job else 1
-        group.job = Job(seq, number, done)
+        group.job = TrialJob(seq, number, done)
         group.scored, group.best, group.over = done, best, False
         group.failure, group.outcomes, group.restarts = None, {}, 0
         await self._notify(group)
@@ -190,13 +190,13 @@ class Desk:
         group.placement = placement
         if again and rank == 0 and group.job is not None and group.failure is None:
             group.restarts += 1
-            if group.restarts >= RESTARTS:
+            if group.restarts >= MAX_RESTARTS:
                 group.failure = Failure(
                     "lost-worker", f"its workers died {group.restarts} times in epoch {group.scored + 1}"
                 )
                 await self._notify(group)
 
-    async def next_job(self, name: str, seen: int) -> Job | None:
+    async def next_job(self, name: str, seen: int) -> TrialJob | None:
         """The group's job, as soon as it is newer than `seen`; None when the group ends."""
         group = self._groups.get(name)
         if group is None:
@@ -204,10 +204,10 @@ class Desk:
         await self._wait(group, lambda: group.stopped or self._open_job(group, seen) is not None)
         job = None if group.stopped else self._open_job(group, seen)
         # A worker that starts again goes on after the last epoch that was scored.
-        return None if job is None else Job(job.seq, job.number, group.scored)
+        return None if job is None else TrialJob(job.seq, job.number, group.scored)
 
     @staticmethod
-    def _open_job(group: _Group, seen: int) -> Job | None:
+    def _open_job(group: _Group, seen: int) -> TrialJob | None:
         if group.job is None or group.job.seq <= seen or group.over or group.failure:
             return None
         return group.job
@@ -227,7 +227,7 @@ class Desk:
         A claim ends when a worker of its group starts again or fails.
         """
         now = time.monotonic()
-        if key in self._claims and now - self._claims[key][1] < CLAIM:
+        if key in self._claims and now - self._claims[key][1] < CLAIM_SECONDS:
             await asyncio.sleep(0.2)
             return False
         self._claims[key] = name, now
@@ -244,7 +244,7 @@ class Desk:
         if epoch > group.scored:
             group.outcomes.setdefault(epoch, {}).update(outcomes)
             await self._notify(group)
-        await self._wait(group, lambda: self._moved(group, seq) or group.scored >= epoch + 1 - AHEAD)
+        await self._wait(group, lambda: self._moved(group, seq) or group.scored >= epoch + 1 - MAX_EPOCHS_AHEAD)
         return Reply(not self._moved(group, seq), group.best)
 
     async def lost(self, name: str, failure: Failure | None = None) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from raypipe.backend.output import Noise
+from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import UserError, first_line
 
 SETTINGS = {
@@ -52,7 +52,7 @@ class Cluster:
     ) -> None:
         self._preload = ("raypipe.backend.worker_groups", *preload)
         self._address, self._watch = address, watch
-        self.noise = Noise()
+        self.noise = CapturedOutput()
         self._stack = contextlib.ExitStack()
         self._started = self._ours = False
 
@@ -162,7 +162,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray_logs_to(noise: Noise) -> Iterator[None]:
+def _ray_logs_to(noise: CapturedOutput) -> Iterator[None]:
     """Have Ray's own logger write to `noise` and not to the terminal."""
     logger = logging.getLogger("ray")
     before, logger.handlers = logger.handlers, [logging.StreamHandler(noise)]
@@ -172,7 +172,7 @@ def _ray_logs_to(noise: Noise) -> Iterator[None]:
         logger.handlers = before
 
 
-def _listen(noise: Noise) -> None:
+def _listen(noise: CapturedOutput) -> None:
     """Have what Ray's processes print handed to `noise`, and not printed here."""
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as heard
 

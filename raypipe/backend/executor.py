@@ -9,22 +9,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raypipe.backend.cluster import Cluster, on_first_interrupt
-from raypipe.backend.resources import beside_the_driver, room
+from raypipe.backend.resources import max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from raypipe.backend.tune import TrialQueue
-    from raypipe.core.options import Options
+    from raypipe.core.options import SweepOptions
     from raypipe.storage.budget import Budget
 
 Watch = Callable[[str, dict[str, Any]], None]
 
-SLOT = 120 * 10**6
+ACTOR_BYTES = 120 * 10**6
 """Bytes that a slot takes, on whichever machine (benchmarks/RESULTS.md)."""
 
-LIVES = 4
+MAX_RESTARTS = 4
 """Times on end that what executes a sweep may die without an epoch in between."""
 
 
@@ -53,14 +53,14 @@ def supervise(
     UserError
         It died again and again without an epoch in between.
     """
-    lives = LIVES
+    lives = MAX_RESTARTS
     while not ledger.exhausted:
         try:
             return run(ledger)
         except LostSweepError as error:
-            lives = LIVES if error.progress else lives - 1
+            lives = MAX_RESTARTS if error.progress else lives - 1
             if not lives:
-                raise UserError(f"{error}, {LIVES} times on end; the same command goes on from here") from error
+                raise UserError(f"{error}, {MAX_RESTARTS} times on end; the same command goes on from here") from error
             watch("again", {"reason": str(error)})
         cluster.restart()
         ledger = open_ledger()
@@ -69,7 +69,7 @@ def supervise(
 def execute(
     store: RunStore,
     windows: WindowStore,
-    options: Options,
+    options: SweepOptions,
     storage: Any,
     budget: Budget,
     cluster: Cluster,
@@ -87,17 +87,17 @@ def execute(
         from ray import tune
 
         from raypipe.backend.heartbeat import Watchdog
-        from raypipe.backend.messages import Crew
-        from raypipe.backend.trainable import Slot
+        from raypipe.backend.messages import SweepContext
+        from raypipe.backend.trainable import TrialTrainable
         from raypipe.backend.tune import RunScheduler, RunSearch, RunStopper
-        from raypipe.backend.worker_groups import Groups
+        from raypipe.backend.worker_groups import WorkerGroups
 
         home = ray.get_runtime_context().get_node_id()
-        most = beside_the_driver(home, Groups.FOOTPRINT)
+        most = max_trials_on_driver(home, WorkerGroups.FOOTPRINT)
         if options.concurrent and options.concurrent > most:
             watch("crowded", {"asked": options.concurrent, "most": most})
             options = options.model_copy(update={"concurrent": most})
-        workers, concurrent = room(options, store.folds.n_folds, watch)
+        workers, concurrent = wait_for_resources(options, store.folds.n_folds, watch)
         if concurrent > most:
             watch("crowded", {"asked": concurrent, "most": most})
             concurrent = most
@@ -107,9 +107,9 @@ def execute(
         watch("layout", {"workers": workers, "concurrent": concurrent} | each | all_of)
         gpus = workers * concurrent * options.gpus_per_worker
         stack.enter_context(budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
-        desk = open_desk(home, workers, concurrent)
+        desk = open_broker(home, workers, concurrent)
         ends = desk.live.remote()
-        crew = Crew(
+        crew = SweepContext(
             run=store.where,
             windows=windows.where,
             desk=desk,
@@ -125,11 +125,11 @@ def execute(
         watchdog = Watchdog(desk, tell=lambda: watch("silent", {}))
         search = RunSearch(ledger, storage, over=budget.over, watch=watch, lost=lost, look=watchdog.look)
         try:
-            groups = Groups(crew, concurrent)
+            groups = WorkerGroups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
             tuner = tune.Tuner(
                 # No CPU: the slot only waits for its workers. By memory they are dealt among the machines.
-                tune.with_resources(tune.with_parameters(Slot, crew=crew), {"CPU": 0, "memory": SLOT}),
+                tune.with_resources(tune.with_parameters(TrialTrainable, crew=crew), {"CPU": 0, "memory": ACTOR_BYTES}),
                 tune_config=tune.TuneConfig(
                     search_alg=search,
                     scheduler=RunScheduler(search),
@@ -158,7 +158,7 @@ def execute(
             watch("late", {"reason": search.used_up})
 
 
-def open_desk(node: str, workers: int, concurrent: int) -> Any:
+def open_broker(node: str, workers: int, concurrent: int) -> Any:
     """The desk of a sweep, on the driver's node: it is lost with that only.
 
     It must be able to keep every worker and slot waiting, some without an end, and still hear one more.
@@ -166,8 +166,8 @@ def open_desk(node: str, workers: int, concurrent: int) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from raypipe.backend.broker import Desk
+    from raypipe.backend.broker import Broker
 
     here = NodeAffinitySchedulingStrategy(node, soft=False)
     calls = concurrent * (workers + 1) + 1000
-    return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=here)(Desk).remote()
+    return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=here)(Broker).remote()

@@ -22,7 +22,7 @@ LOOK = 5.0
 """Seconds from one question of the driver's to the next."""
 
 
-def beat(desk: Any, me: bytes) -> threading.Event:
+def send_heartbeats(desk: Any, me: bytes) -> threading.Event:
     """Have a thread of this process tell the desk that it lives; setting the event ends it."""
     over = threading.Event()
 

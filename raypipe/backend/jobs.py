@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raypipe.core.errors import UserError, first_line, install
+from raypipe.core.errors import UserError, first_line, missing_package
 from raypipe.core.versions import EXPECTS, own_versions
-from raypipe.storage.remote import refuse_keys
+from raypipe.storage.remote import refuse_credentials
 
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 LOOK = 5.0
@@ -64,7 +64,7 @@ class Jobs:
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):
-                raise UserError(f"jobs need Ray's dashboard client: {install('cluster')}") from None
+                raise UserError(f"jobs need Ray's dashboard client: {missing_package('cluster')}") from None
             raise UserError(f"--cluster {address}: {first_line(error)}") from None
 
     def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:
@@ -189,7 +189,7 @@ def refuse_local(option: str, where: str) -> None:
     UserError
         `where` is a path of this machine, or a URI with keys in it.
     """
-    refuse_keys(where)
+    refuse_credentials(where)
     if "://" not in where and not Path(where).is_absolute():
         raise UserError(
             f"{option} {where}: a folder of this machine, which the cluster does not see; "

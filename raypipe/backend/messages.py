@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """A trial for a worker group, to be trained from the epoch after `done`. `seq` counts the group's jobs."""
 
     seq: int
@@ -16,7 +16,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Crew:
+class SweepContext:
     """How trials are run: what every slot and worker of a sweep is given."""
 
     run: str
@@ -29,4 +29,4 @@ class Crew:
     stem: str
     stack: str
     grows: bool
-    """Whether the cluster may grow (`groups.Workers`)."""
+    """Whether the cluster may grow (`groups.WorkerGroupTrainer`)."""

@@ -26,7 +26,7 @@ EVENT = ":event_summary:"
 """Where Ray's autoscaler has something to tell a driver."""
 
 
-class Noise(io.TextIOBase):
+class CapturedOutput(io.TextIOBase):
     """A stream that keeps the end of what is written to it; in a run's folder too, once it knows of one."""
 
     def __init__(self) -> None:

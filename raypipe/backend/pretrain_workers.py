@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from raypipe.backend.worker_groups import Elastic, Workers, release
+from raypipe.backend.worker_groups import ElasticPolicy, WorkerGroupTrainer, free_placement_group
 from raypipe.core.errors import NonFiniteError, UserError, first_line
 
 FAREWELL = 60.0
@@ -28,13 +28,13 @@ class _Patient(DefaultFailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         """Go on, or give up."""
-        if hopeless(training_failed_error) is not None:
+        if is_permanent(training_failed_error) is not None:
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
-class _Known(Elastic):
-    """Leaves word of who the controller is and what the workers hold, so that `Pretraining.close` can end both."""
+class _Known(ElasticPolicy):
+    """Leaves word of who the controller is and what the workers hold, so that `PretrainWorkers.close` can end both."""
 
     def __init__(self, scaling_config: ScalingConfig, *, grows: bool, key: str) -> None:
         super().__init__(scaling_config, grows=grows)
@@ -46,7 +46,7 @@ class _Known(Elastic):
         super().after_controller_start(train_run_context)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """As `Elastic`; say what is held."""
+        """As `ElasticPolicy`; say what is held."""
         before = self._held
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if self._held != before:
@@ -54,14 +54,14 @@ class _Known(Elastic):
         return decision
 
 
-def hopeless(error: BaseException) -> Exception | None:
+def is_permanent(error: BaseException) -> Exception | None:
     """Of what the workers died of, bad input or a loss that is no number: the next ones would die of it too."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     causes = (getattr(failure, "_base_exc", failure) for failure in failures)
     return next((cause for cause in causes if isinstance(cause, UserError | NonFiniteError)), None)
 
 
-class Pretraining:
+class PretrainWorkers:
     """A Ray Train run in a thread, which trains until all encoders of a pretrained run are there.
 
     Parameters
@@ -84,7 +84,7 @@ class Pretraining:
         self._key = f"raypipe-pretrain-{ray.get_runtime_context().get_job_id()}"
         gpus, grows = float(layout["gpus"]), bool(layout.get("address"))
         alone = not (gpus or grows)
-        trainer = Workers(
+        trainer = WorkerGroupTrainer(
             train,
             train_loop_config={
                 "where": where,
@@ -106,16 +106,16 @@ class Pretraining:
         }
         self._start(trainer)
 
-    def _start(self, trainer: Workers) -> None:
+    def _start(self, trainer: WorkerGroupTrainer) -> None:
         # Not the thread's own `join`: one that a Ctrl-C interrupts takes the thread for dead (CPython's gh-90882).
         self._over = threading.Event()
         threading.Thread(target=self._fit, args=(trainer,), daemon=True).start()
 
-    def _fit(self, trainer: Workers) -> None:
+    def _fit(self, trainer: WorkerGroupTrainer) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            self.error = hopeless(error) or error
+            self.error = is_permanent(error) or error
         finally:
             self._over.set()
 
@@ -134,13 +134,13 @@ class Pretraining:
             with contextlib.suppress(ray.exceptions.RayError):
                 if controller:
                     ray.kill(ray.cloudpickle.loads(controller))
-                release(placement.decode() if placement else None)
+                free_placement_group(placement.decode() if placement else None)
             self.over(FAREWELL)
         for name in ("controller", "placement", "stop"):
             _internal_kv_del(f"{self._key}/{name}")
 
 
-def said(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error of the workers in one line: of a traceback, its last."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     lines = next((str(failure).strip().splitlines() for failure in failures), [])

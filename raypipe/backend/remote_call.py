@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.resources import PATIENCE
+from raypipe.backend.resources import WAIT_SECONDS
 from raypipe.core.errors import UserError, first_line
 
 GLANCE = 5.0
@@ -29,7 +29,7 @@ class Site(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(address: str, *, cpus: float, gpus: float, say: Say = lambda text: None) -> Iterator[Site]:
+def connect(address: str, *, cpus: float, gpus: float, say: Say = lambda text: None) -> Iterator[Site]:
     """Join a cluster while the block lasts.
 
     Parameters
@@ -58,11 +58,11 @@ def joined(address: str, *, cpus: float, gpus: float, say: Say = lambda text: No
                 ready = place(_nothing).remote()
                 if not ray.wait([ready], timeout=GLANCE)[0]:
                     say(f"waiting for a machine with {cpus:g} core(s) and {gpus:g} GPU(s)")
-                    if not ray.wait([ready], timeout=PATIENCE)[0]:
+                    if not ray.wait([ready], timeout=WAIT_SECONDS)[0]:
                         ray.cancel(ready, force=True)
                         raise UserError(
-                            f"{address}: for {PATIENCE / 60:.0f} minutes no machine had room for a worker of {cpus:g} "
-                            f"core(s) and {gpus:g} GPU(s)"
+                            f"{address}: for {WAIT_SECONDS / 60:.0f} minutes no machine had room for a worker of "
+                            f"{cpus:g} core(s) and {gpus:g} GPU(s)"
                         )
                 try:
                     ray.get(ready)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from raypipe.core.errors import UserError
 
 if TYPE_CHECKING:
-    from raypipe.core.options import Options
+    from raypipe.core.options import SweepOptions
 
 
 Watch = Callable[[str, dict[str, Any]], None]
 
-PATIENCE = 600.0
+WAIT_SECONDS = 600.0
 """Seconds that a cluster without room is waited for: a machine from a cloud takes minutes."""
 
 
-def beside_the_driver(node: str, each: int) -> int:
+def max_trials_on_driver(node: str, each: int) -> int:
     """How many trials at a time the driver's machine has the memory for, at least one.
 
     Parameters
@@ -35,7 +35,7 @@ def beside_the_driver(node: str, each: int) -> int:
     return max(1, int(memory / each)) if each and memory else sys.maxsize
 
 
-def crew_size(n_folds: int, slots_of_one: int) -> int:
+def workers_per_trial(n_folds: int, slots_of_one: int) -> int:
     """Workers a trial: the most among which the folds can be dealt with hardly any idle share.
 
     Parameters
@@ -49,7 +49,7 @@ def crew_size(n_folds: int, slots_of_one: int) -> int:
     return next(w for w in sizes if n_folds / (w * -(-n_folds // w)) >= 0.95)
 
 
-def layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
+def divide_resources(options: SweepOptions, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
     """Workers a trial and trials at a time, from what the cluster has.
 
     Raises
@@ -60,7 +60,7 @@ def layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple
     room = int(resources.get("CPU", 0) / options.cpus_per_worker)
     if options.gpus_per_worker:
         room = min(room, int(resources.get("GPU", 0) / options.gpus_per_worker))
-    wanted = min(options.workers, n_folds) if options.workers else crew_size(n_folds, room)
+    wanted = min(options.workers, n_folds) if options.workers else workers_per_trial(n_folds, room)
     if room < wanted:
         has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
         needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
@@ -72,8 +72,8 @@ def layout(options: Options, n_folds: int, resources: dict[str, float]) -> tuple
     return wanted, min(options.concurrent, fits) if options.concurrent else fits
 
 
-def room(
-    options: Options,
+def wait_for_resources(
+    options: SweepOptions,
     n_folds: int,
     watch: Watch,
     clock: Callable[[], float] = time.monotonic,
@@ -93,11 +93,11 @@ def room(
     while True:
         refusal, found = None, None
         try:
-            found = layout(options, n_folds, ray.cluster_resources())
+            found = divide_resources(options, n_folds, ray.cluster_resources())
         except UserError as error:
             refusal = error
         enough = found is not None and found[1] >= (options.concurrent or 1)
-        if not options.address or enough or (begun is not None and clock() - begun > PATIENCE):
+        if not options.address or enough or (begun is not None and clock() - begun > WAIT_SECONDS):
             break
         if begun is None:
             begun = clock()

@@ -13,13 +13,13 @@ from typing import Any
 import ray
 from ray import tune
 
-from raypipe.backend.heartbeat import beat
-from raypipe.backend.messages import Crew
+from raypipe.backend.heartbeat import send_heartbeats
+from raypipe.backend.messages import SweepContext
 from raypipe.data.window_cache import open_windows
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
-from raypipe.trial.evaluator import Referee
-from raypipe.trial.failures import Failure, describe, second_try
+from raypipe.trial.evaluator import TrialEvaluator
+from raypipe.trial.failures import Failure, classify_failure, retry_or_fail
 
 # Seconds a question to the desk may wait for an answer.
 GLANCE = 1.0
@@ -27,21 +27,21 @@ GLANCE = 1.0
 LOOKS = 60
 
 
-class Slot(tune.Trainable):  # type: ignore[misc]
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """A place where one trial after another runs. Tune steps it once an epoch of all folds."""
 
-    def setup(self, config: dict[str, Any], crew: Crew) -> None:
+    def setup(self, config: dict[str, Any], crew: SweepContext) -> None:
         """Take a worker group and hand it the first trial."""
         self.crew = crew
         # As bytes, for the desk compares slots only, and would import half of Ray to unpack one.
         self.me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
-        self.name = take_group(crew.desk, self.me)
-        self.beating = beat(crew.desk, self.me)
+        self.name = acquire_group(crew.desk, self.me)
+        self.beating = send_heartbeats(crew.desk, self.me)
         self.run, self.windows = RunStore.open(crew.run), open_windows(crew.windows)
         self._assign(config)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self.referee = Referee(self.run, self.windows, int(config["number"]))
+        self.referee = TrialEvaluator(self.run, self.windows, int(config["number"]))
         if not self.referee.over:
             self._hand_over()
 
@@ -66,7 +66,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         try:
             referee.take(epoch, outcomes)
         except Exception as error:
-            return self._report(done=True, failure=describe(error))
+            return self._report(done=True, failure=classify_failure(error))
         ray.get(self.crew.desk.scored.remote(self.name, epoch, referee.best, referee.over))
         return self._report(done=referee.over)
 
@@ -80,9 +80,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _second_try(self, failure: Failure) -> Failure | None:
         try:
-            found = second_try(self.run, self.referee.number, failure, "slot")
+            found = retry_or_fail(self.run, self.referee.number, failure, "slot")
         except Exception as error:
-            return describe(error)
+            return classify_failure(error)
         if found is None:
             self._hand_over()
         return found
@@ -115,7 +115,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             ray.get(self.crew.desk.leave.remote(self.name, self.me))
 
 
-def take_group(desk: Any, me: bytes) -> str:
+def acquire_group(desk: Any, me: bytes) -> str:
     """Take a worker group that no slot has, or whose slot has died.
 
     Raises
@@ -128,13 +128,13 @@ def take_group(desk: Any, me: bytes) -> str:
         if (name := ray.get(desk.take.remote(me))) is not None:
             return str(name)
         owners = ray.get(desk.owners.remote())
-        if (name := ray.get(desk.take.remote(me, dead(owners.values())))) is not None:
+        if (name := ray.get(desk.take.remote(me, dead_owners(owners.values())))) is not None:
             return str(name)
         time.sleep(GLANCE)  # slots that are idle answer at once
     raise RuntimeError(f"no worker group is free: {', '.join(owners)} are taken by slots that live")
 
 
-def dead(owners: Iterable[bytes | None]) -> list[bytes]:
+def dead_owners(owners: Iterable[bytes | None]) -> list[bytes]:
     """Those slots that have died. One that lives is at work, and does not answer within a second."""
     asked = {ray.cloudpickle.loads(owner).__ray_ready__.remote(): owner for owner in owners if owner is not None}
     answers = ray.wait(list(asked), num_returns=len(asked), timeout=GLANCE)[0] if asked else []

@@ -14,7 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.storage.journal import STUDY_NAME
-from raypipe.storage.remote import typed
+from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore, State, TrialResult
 from raypipe.trial.failures import DrawError
 
@@ -22,9 +22,9 @@ Watch = Callable[[str, dict[str, Any]], None]
 """Told what happens: ``start``, ``epoch``, ``end`` and the trial's number, epoch, score, result."""
 
 SAME_FAILURES = 3
-SLOTS = 3
+MAX_ACTOR_DEATHS = 3
 """Slots that a trial may outlive, each with the lives that Tune gives it, before it fails."""
-PATIENCE = 1.0
+DEATH_WAIT_SECONDS = 1.0
 ADVICE = {
     "bad-configuration": "correct the search space and name a new run folder",
     "non-finite": "try lower values of optim/lr, or look for values in the windows that are not finite",
@@ -170,7 +170,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             elif result.get("failure"):
                 given = str(result["reason"]), str(result["failure"]), str(result.get("trace", ""))
                 self._end(self.ledger.close(number, "failed", *given))
-            elif error and self.desk_is_lost(PATIENCE):
+            elif error and self.desk_is_lost(DEATH_WAIT_SECONDS):
                 return  # it is why the slot died, again and again
             elif error:
                 self._again(number)
@@ -186,7 +186,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     def _again(self, number: int) -> None:
         """Hand a trial out again whose slot has died; Tune gives up at once where one dies between two trials."""
         self._deaths[number] += 1
-        if self._deaths[number] < SLOTS:
+        if self._deaths[number] < MAX_ACTOR_DEATHS:
             self._open.discard(number)
             self.ledger.put_back(number)
             self._all_out = False
@@ -212,7 +212,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         way = kind, "" if kind in ("non-finite", "out-of-memory", "lost-worker") else _NUMBER.sub("#", ended.reason)
         self._failures[way] += 1
         if not self._fine and self._failures[way] >= SAME_FAILURES:
-            where = typed(self.ledger.run.where)
+            where = shell_quoted(self.ledger.run.where)
             self.fatal = UserError(
                 f"the first {SAME_FAILURES} trials failed the same way ({kind}): {ended.reason}; "
                 f"{ADVICE.get(kind, ADVICE['error'])}; more in: raypipe logs {where} {ended.number}"

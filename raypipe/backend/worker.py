@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raypipe.backend.messages import Crew, Job
+from raypipe.backend.messages import SweepContext, TrialJob
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.training.result import Reply
-from raypipe.trial.failures import OUT_OF_MEMORY, describe
+from raypipe.trial.failures import OUT_OF_MEMORY, classify_failure
 
 if TYPE_CHECKING:
-    from raypipe.trial.fold_runner import Share
+    from raypipe.trial.fold_runner import FoldRunner
 
 # Seconds between two looks at whether the trial has moved on while an epoch is trained.
 GLANCE = 0.2
@@ -36,12 +36,12 @@ def _serve(order: dict[str, Any]) -> None:
 
     from raypipe.data.window_cache import open_windows
     from raypipe.storage.run_store import RunStore
-    from raypipe.training.loader import Feed
-    from raypipe.trial.autotune import Wishes, choose
-    from raypipe.trial.failures import retry_of
-    from raypipe.trial.fold_runner import Share
+    from raypipe.training.loader import WindowLoader
+    from raypipe.trial.autotune import ComputeOptions, choose_compute
+    from raypipe.trial.failures import read_retry
+    from raypipe.trial.fold_runner import FoldRunner
 
-    crew: Crew = order["crew"]
+    crew: SweepContext = order["crew"]
     name: str = order["group"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -49,8 +49,8 @@ def _serve(order: dict[str, Any]) -> None:
     device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
     placement = ray.util.get_current_placement_group()
     ray.get(crew.desk.join.remote(name, rank, placement.id.hex() if placement else None))
-    run, feed = RunStore.open(crew.run), Feed(open_windows(crew.windows), device)
-    wishes = Wishes(stem=crew.stem, stack=crew.stack)  # type: ignore[arg-type]
+    run, feed = RunStore.open(crew.run), WindowLoader(open_windows(crew.windows), device)
+    wishes = ComputeOptions(stem=crew.stem, stack=crew.stack)  # type: ignore[arg-type]
     folds = range(rank, run.folds.n_folds, world)
 
     def claim(key: str) -> bool:
@@ -60,12 +60,14 @@ def _serve(order: dict[str, Any]) -> None:
 
     who = f"{name}-worker-{rank}"
 
-    def share(number: int) -> Share:
-        if retry_of(run, number):  # a measurement would fill the memory again
+    def share(number: int) -> FoldRunner:
+        if read_retry(run, number):  # a measurement would fill the memory again
             stem = "direct" if crew.stem == "direct" else "fourier"
-            return Share(run, feed, number, folds, stem=stem, who=who)
-        how = choose(run, feed, run.config(number), folds, wishes, claim, crew.gpus if device == "cuda" else 1.0)
-        return Share(run, feed, number, folds, stem=how.stem, stacked=how.stacked, who=who)
+            return FoldRunner(run, feed, number, folds, stem=stem, who=who)
+        how = choose_compute(
+            run, feed, run.config(number), folds, wishes, claim, crew.gpus if device == "cuda" else 1.0
+        )
+        return FoldRunner(run, feed, number, folds, stem=how.stem, stacked=how.stacked, who=who)
 
     seen = 0
     while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
@@ -73,7 +75,7 @@ def _serve(order: dict[str, Any]) -> None:
         _serve_job(crew, name, job, share)
 
 
-def _serve_job(crew: Crew, name: str, job: Job, share: Callable[[int], Share]) -> None:
+def _serve_job(crew: SweepContext, name: str, job: TrialJob, share: Callable[[int], FoldRunner]) -> None:
     looked = time.monotonic()
 
     def interrupted() -> bool:
@@ -94,7 +96,7 @@ def _serve_job(crew: Crew, name: str, job: Job, share: Callable[[int], Share]) -
     except ray.exceptions.RayError:
         raise  # the desk's, not the trial's
     except Exception as error:
-        failure = describe(error)
+        failure = classify_failure(error)
     else:
         return
     if failure.kind == OUT_OF_MEMORY:

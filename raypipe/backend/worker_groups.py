@@ -2,7 +2,7 @@
 
 Tune's usual pattern, a trainer inside each trial, starts a controller and a worker group for every trial (about 16 s).
 Here a sweep starts each of its groups once, beside Tune's slots and not after them: a group's workers serve whatever
-trial the slot that has taken the group hands to them, by the sweep's `Desk`.
+trial the slot that has taken the group hands to them, by the sweep's `Broker`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus,
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raypipe.backend.messages import Crew
+from raypipe.backend.messages import SweepContext
 from raypipe.backend.worker import serve
 from raypipe.core.errors import first_line, out_of_memory
 from raypipe.storage.files import open_folder
@@ -49,7 +49,7 @@ ABSENCE = 30.0
 LOOK = 30.0
 
 
-class Elastic(FixedScalingPolicy):  # type: ignore[misc]
+class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
     """As many workers as asked for; fewer where a lost machine does not come back, and all once there is room again.
 
     Ray's own policy for this resizes whenever another group takes or gives back resources, and asks Ray Data's
@@ -82,7 +82,7 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
         """All workers, at first and where they fit; what fits, where they have not for `ABSENCE`."""
         self._maybe_send_resource_request()
         wanted = int(self.scaling_config.num_workers)
-        fits = room(self._each, self._held) if self._begun else wanted
+        fits = groups_that_fit(self._each, self._held) if self._begun else wanted
         self._begun = True
         self._looked = now = time.monotonic()
         if fits >= wanted:
@@ -104,7 +104,7 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
         if missing <= 0 or now - self._looked < LOOK:
             return NoopDecision()
         self._looked = now
-        if room(self._each) < missing:
+        if groups_that_fit(self._each) < missing:
             return NoopDecision()
         return ResizeDecision(int(self.scaling_config.num_workers), self._each)
 
@@ -113,10 +113,10 @@ class Elastic(FixedScalingPolicy):  # type: ignore[misc]
         return dict(self.scaling_config._resources_per_worker_not_none)
 
 
-class _Announced(Elastic):
+class _Announced(ElasticPolicy):
     """Of a group that a sweep's desk knows."""
 
-    def __init__(self, scaling_config: ScalingConfig, crew: Crew, group: str) -> None:
+    def __init__(self, scaling_config: ScalingConfig, crew: SweepContext, group: str) -> None:
         super().__init__(scaling_config, grows=crew.grows)
         self._crew, self._group = crew, group
 
@@ -128,7 +128,7 @@ class _Announced(Elastic):
         super().after_controller_start(train_run_context)
 
 
-def room(each: dict[str, float], held: str | None = None) -> int:
+def groups_that_fit(each: dict[str, float], held: str | None = None) -> int:
     """How many workers of so many resources each the cluster's machines have room for now.
 
     Parameters
@@ -147,7 +147,7 @@ def room(each: dict[str, float], held: str | None = None) -> int:
     return fits
 
 
-class Workers(DataParallelTrainer):  # type: ignore[misc]
+class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
     """Ray Train's group of workers, without two of its helpers.
 
     One is the detached actor that polls for a dead controller: it asks Ray's state API, which needs a dashboard, and
@@ -166,13 +166,13 @@ class Workers(DataParallelTrainer):  # type: ignore[misc]
         return super()._initialize_and_run_controller(**{**parts, **self.policies})
 
 
-class Witness(UserCallback):  # type: ignore[misc]
+class DeathCallback(UserCallback):  # type: ignore[misc]
     """Sees a group's workers die, in its controller: writes it into the trial's log, and tells the desk why.
 
     A trial is to blame for one that Ray has killed to save the machine's memory; else the machine is.
     """
 
-    def __init__(self, crew: Crew, group: str) -> None:
+    def __init__(self, crew: SweepContext, group: str) -> None:
         self.crew, self.group = crew, group
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -192,7 +192,7 @@ class Witness(UserCallback):  # type: ignore[misc]
                 log.say(f"worker {rank} died ({first_line(cause)}); the group starts again")
 
 
-class Groups:
+class WorkerGroups:
     """A sweep's worker groups, each with a Ray Train run in a thread of the driver.
 
     Parameters
@@ -211,7 +211,7 @@ class Groups:
 
     FOOTPRINT = 350 * 10**6
 
-    def __init__(self, crew: Crew, count: int) -> None:
+    def __init__(self, crew: SweepContext, count: int) -> None:
         self.crew = crew
         self.names = [f"group-{number}" for number in range(count)]
         self._closing = False
@@ -232,7 +232,7 @@ class Groups:
                 return
             log.warning("%s ended (%s)", name, reason)
             try:
-                release(ray.get(self.crew.desk.placement.remote(name)))
+                free_placement_group(ray.get(self.crew.desk.placement.remote(name)))
             except ray.exceptions.ActorDiedError:
                 return  # the desk is gone: the sweep begins again, with other groups
             except Exception as error:
@@ -240,9 +240,9 @@ class Groups:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.crew.desk.broken.remote(name, f"its workers could not be kept running: {reason}"))
 
-    def _trainer(self, name: str) -> Workers:
+    def _trainer(self, name: str) -> WorkerGroupTrainer:
         crew, group = self.crew, name.rsplit("-", 1)[0]
-        trainer = Workers(
+        trainer = WorkerGroupTrainer(
             serve,
             train_loop_config={"crew": crew, "group": group},
             scaling_config=ScalingConfig(
@@ -254,7 +254,7 @@ class Groups:
                 name=name,
                 storage_path=crew.scratch,
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[Witness(crew, group)],
+                callbacks=[DeathCallback(crew, group)],
             ),
         )
         trainer.policies = {"scaling_policy": _Announced(trainer.scaling_config, crew, group)}
@@ -274,7 +274,7 @@ class Groups:
                 with contextlib.suppress(ray.exceptions.RayError):
                     if controller:
                         ray.kill(ray.cloudpickle.loads(controller))
-                    release(placement)
+                    free_placement_group(placement)
         for thread in self._threads:
             thread.join(timeout=LAST)
 
@@ -286,7 +286,7 @@ class Groups:
             return None, None
 
 
-def release(group: str | None) -> None:
+def free_placement_group(group: str | None) -> None:
     """Give back the resources of a worker group whose controller is gone."""
     if not group:
         return

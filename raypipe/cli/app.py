@@ -8,7 +8,7 @@ from typing import Any
 
 from raypipe.cli import cluster, data, export, inspect, search  # noqa: F401 - the order of --help
 from raypipe.cli.common import app
-from raypipe.cli.usage_errors import UsageError, said
+from raypipe.cli.usage_errors import UsageError, explain
 from raypipe.core.errors import InterruptedSweepError, UserError
 
 __all__ = ["app", "main"]
@@ -21,7 +21,7 @@ def _run(arguments: list[str] | None) -> None:
     try:
         status = app(arguments, standalone_mode=False)
     except UsageError as error:
-        line = said(error, sys.argv[1:] if arguments is None else arguments)
+        line = explain(error, sys.argv[1:] if arguments is None else arguments)
         if line:
             raise UserError(line) from None
         print(error.format_message(), end="")  # click's help, for who has said nothing

@@ -9,7 +9,7 @@ import typer
 
 from raypipe.cli.common import LOCAL, ClusterOption, RunArg, app, console, example, held_out_of, seconds_of
 from raypipe.core.errors import UserError
-from raypipe.storage.remote import typed
+from raypipe.storage.remote import shell_quoted
 
 PANEL = "Cluster and storage"
 """Under which `raypipe --help` lists these verbs."""
@@ -55,20 +55,22 @@ def submit(
         files.append(space)
         words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
     name = Jobs(cluster).submit([verb, *words], run, files)
-    look = f"raypipe logs {name} -f" + ("" if verb == "plan" else f", raypipe status {typed(run)}")
+    look = f"raypipe logs {name} -f" + ("" if verb == "plan" else f", raypipe status {shell_quoted(run)}")
     console.print(f"{name}: submitted; {look}", highlight=False, soft_wrap=True)
 
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     """Values of a command's options; a mistake in them is told here and not by a job."""
-    from raypipe.core.options import Options, options_of
+    from raypipe.core.options import SweepOptions, parse_options
 
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     values = dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
     if verb in ("plan", "sweep"):
-        known = {name: value for name, value in values.items() if name in Options.model_fields and value is not None}
+        known = {
+            name: value for name, value in values.items() if name in SweepOptions.model_fields and value is not None
+        }
         given = {"held_out": held_out_of, "time_budget": seconds_of}
-        options_of({name: given[name](value) if name in given else value for name, value in known.items()})
+        parse_options({name: given[name](value) if name in given else value for name, value in known.items()})
     return values
 
 

@@ -80,13 +80,13 @@ def print_status(where: str) -> None:
     show_status(console, read_status(RunStore.open(where)))
 
 
-def print_outlook(where: str) -> None:
+def print_advice(where: str) -> None:
     """What a search has cost, and what to do next."""
-    from raypipe.reporting.advice import outlook
-    from raypipe.storage.remote import typed
+    from raypipe.reporting.advice import advise
+    from raypipe.storage.remote import shell_quoted
     from raypipe.storage.run_store import RunStore
 
-    for line in outlook(RunStore.open(where), typed(where)).lines:
+    for line in advise(RunStore.open(where), shell_quoted(where)).lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.storage.remote import typed
+from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def show_status(console: Console, found: RunStatus) -> None:
     console.print(table)
     if len(lines) < len(found.lines):
         more = len(found.lines) - len(lines)
-        say(f"{more} more are not shown here; all of them: raypipe trials {typed(found.where)}", "dim")
+        say(f"{more} more are not shown here; all of them: raypipe trials {shell_quoted(found.where)}", "dim")
     kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.most_common())
     states = [
         f"{n} {state}" + (f" ({kinds})" if state == "failed" else "") for state, n in sorted(found.counts.items())
@@ -114,7 +114,8 @@ def show_status(console: Console, found: RunStatus) -> None:
     for spread in found.spreads:
         say(spread.words(found.metric))
     for failed in found.latest:
-        say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {typed(found.where)} {failed.number}")
+        where = shell_quoted(found.where)
+        say(f"trial {failed.number} failed ({failed.kind}); more in: raypipe logs {where} {failed.number}")
         for text in failed.log:
             say(f"  {text}", "dim")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import optuna
 
-from raypipe.core.errors import UserError, install
+from raypipe.core.errors import UserError, missing_package
 from raypipe.storage.journal import STUDY_NAME, open_journal
 from raypipe.storage.run_store import RunStore
 
@@ -32,7 +32,7 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
     try:
         from optuna_dashboard import wsgi
     except ImportError:
-        raise UserError(f"dashboard: optuna-dashboard is not installed here; {install('dashboard')}") from None
+        raise UserError(f"dashboard: optuna-dashboard is not installed here; {missing_package('dashboard')}") from None
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):

@@ -16,7 +16,7 @@ import numpy as np
 from raypipe.cli.machine import Finding
 from raypipe.core.errors import CheckpointError, UserError, first_line
 from raypipe.core.folds import LeakError
-from raypipe.data.splits import audit_store
+from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import MANIFEST, SETTINGS, WindowStore
 from raypipe.ensembles.fit import Ensemble
@@ -25,8 +25,8 @@ from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import FolderJournal, lines
-from raypipe.storage.lease import current
-from raypipe.storage.remote import Patience, RemoteFolder, shown
+from raypipe.storage.lease import read_lease
+from raypipe.storage.remote import RemoteFolder, RetryPolicy, without_settings
 from raypipe.storage.run_store import Member, RunStore
 from raypipe.training import checkpoint
 
@@ -45,7 +45,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
     where = str(target)
     try:
         if "://" in where:
-            folder: Folder = RemoteFolder(where, patience=Patience(shown(where), SECONDS))
+            folder: Folder = RemoteFolder(where, patience=RetryPolicy(without_settings(where), SECONDS))
             yield reachable(folder)
         else:
             folder = open_folder(where)
@@ -56,7 +56,8 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
         elif folder.exists("bundle.json"):
             bundle = load_ensemble(where)
             yield Finding(
-                "ok", f"{shown(where)}: a bundle, whole: {bundle.info.task}, {len(bundle.info.members)} models"
+                "ok",
+                f"{without_settings(where)}: a bundle, whole: {bundle.info.task}, {len(bundle.info.members)} models",
             )
         elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
             yield from _windows(open_windows(where))
@@ -83,13 +84,17 @@ def reachable(folder: Folder) -> Finding:
     folder.remove(name)
     if back != said:
         return Finding(
-            "broken", f"{shown(folder.where)}: gives back other bytes than were written", "use another storage"
+            "broken",
+            f"{without_settings(folder.where)}: gives back other bytes than were written",
+            "use another storage",
         )
-    return Finding("ok", f"{shown(folder.where)}: can be written, read and listed ({1000 * took:.0f} ms for a file)")
+    return Finding(
+        "ok", f"{without_settings(folder.where)}: can be written, read and listed ({1000 * took:.0f} ms for a file)"
+    )
 
 
 def _windows(windows: WindowStore) -> Iterator[Finding]:
-    place = shown(windows.where)
+    place = without_settings(windows.where)
     damaged = 0
     for line in windows.damaged():
         damaged += 1
@@ -113,7 +118,7 @@ def _copies(windows: WindowStore) -> Iterator[Finding]:
             names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
             yield Finding(
                 "broken",
-                f"{shown(windows.where)}: {names} hold the same samples, but belong to different people",
+                f"{without_settings(windows.where)}: {names} hold the same samples, but belong to different people",
                 "remove one of them and prepare again: in different folds they are a leak",
             )
 
@@ -122,7 +127,7 @@ def _run(where: str) -> Iterator[Finding]:
     run = RunStore.open(where)
     numbers = run.numbers()
     yield Finding("ok", f"{run.where}: fold map and search space as the run was made with; {len(numbers)} trials")
-    driver = current(run.folder)
+    driver = read_lease(run.folder)
     if driver and not driver["alive"] and not driver.get("ended"):
         yield Finding("look", f"its driver (process {driver['pid']} on {driver['host']}) died", "raypipe resume RUN")
     damaged = run.verify()
@@ -206,13 +211,13 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
     if windows.data_hash != run.info.data_hash:
         yield Finding(
             "broken",
-            f"{shown(windows.where)}: not the windows that the run was made from (hash "
+            f"{without_settings(windows.where)}: not the windows that the run was made from (hash "
             f"{windows.data_hash[:12]}, the run has {run.info.data_hash[:12]})",
             "prepare them again from the same recordings, or name a new run",
         )
         return
     yield from _windows(windows)
-    audit_store(windows, run.folds)
+    audit_subjects(windows, run.folds)
     yield Finding("ok", "no leak: no subject, recording or copy of one stands on two sides of the fold map")
     ranked = run.ranked()
     if ranked and whole:

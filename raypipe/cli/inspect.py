@@ -22,7 +22,7 @@ from raypipe.cli.common import (
     print_status,
 )
 from raypipe.core.errors import UserError
-from raypipe.storage.remote import typed
+from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
     from raypipe.storage.files import Folder
@@ -68,11 +68,11 @@ def _write(text: str, end: str = "\n") -> None:
 
 
 def _trial_logs(store: RunStore, trial: int, follow: bool) -> None:
-    from raypipe.storage.lease import current
+    from raypipe.storage.lease import read_lease
     from raypipe.storage.trial_log import follow_log, read_log
 
     def alive() -> bool:
-        return bool((current(store.folder) or {}).get("alive"))
+        return bool((read_lease(store.folder) or {}).get("alive"))
 
     if not store.has_trial(trial) and not read_log(store.folder, trial):
         raise UserError(f"{store.where}: no trial {trial}")
@@ -83,18 +83,17 @@ def _trial_logs(store: RunStore, trial: int, follow: bool) -> None:
     if none:
         _write(f"trial {trial} has no log yet")
     if follow and store.result(trial) is None:
-        _write(
-            f"trial {trial} has not ended, but nobody drives the run; go on with: raypipe resume {typed(store.where)}"
-        )
+        where = shell_quoted(store.where)
+        _write(f"trial {trial} has not ended, and no driver is running; continue with: raypipe resume {where}")
 
 
 def _ray_logs(folder: Folder, follow: bool) -> None:
     from raypipe.storage.trial_log import OUTPUT_FILE, read_output
 
     if follow:
-        raise UserError(f"--follow: goes with a trial or a job: raypipe logs {typed(folder.where)} TRIAL -f")
+        raise UserError(f"--follow: goes with a trial or a job: raypipe logs {shell_quoted(folder.where)} TRIAL -f")
     _write(read_output(folder).rstrip() or "Ray has printed nothing yet")
-    _write(f"this is {folder.where}/{OUTPUT_FILE}; a trial's own log: raypipe logs {typed(folder.where)} TRIAL")
+    _write(f"this is {folder.where}/{OUTPUT_FILE}; a trial's own log: raypipe logs {shell_quoted(folder.where)} TRIAL")
 
 
 def _job_logs(job: str, cluster: str, follow: bool) -> None:

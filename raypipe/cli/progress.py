@@ -20,7 +20,7 @@ from rich.text import Text
 from raypipe.cli.console import PLAIN_EVERY, bound, duration, short
 from raypipe.core.config import TrialConfig, flat
 from raypipe.storage.budget import MORE
-from raypipe.storage.remote import typed
+from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import TrialResult
 
 SHOWN = 12
@@ -320,7 +320,7 @@ class SweepView(AbstractContextManager["SweepView"]):
         self._say("a slot has fallen silent: its trial goes on in another")
 
     def _on_late(self, reason: str) -> None:
-        self._say(f"{reason}; go on with: raypipe resume {typed(self.sweep.where)} {MORE[reason]} MORE")
+        self._say(f"{reason}; go on with: raypipe resume {shell_quoted(self.sweep.where)} {MORE[reason]} MORE")
 
 
 def _chosen(config: TrialConfig) -> str:

@@ -14,7 +14,7 @@ from raypipe.cli.common import (
     example,
     held_out_of,
     is_pretrained,
-    print_outlook,
+    print_advice,
     print_pretrained,
     print_status,
     seconds_of,
@@ -142,7 +142,7 @@ def sweep(
             seed=seed,
         )
     print_status(done.where)
-    print_outlook(done.where)
+    print_advice(done.where)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
@@ -228,7 +228,7 @@ def rerun(
     with SweepView(console) as view:
         train_again(run, top=top, seeds=seeds, watch=view, address=address, workers=workers, **limits)
     print_status(run)
-    print_outlook(run)
+    print_advice(run)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
@@ -258,4 +258,4 @@ def resume(
         limits = {"trials": trials, "time_budget": seconds_of(time_budget), "gpu_hours": gpu_hours}
         go_on(run, watch=view, address=address, workers=workers, **limits)
     print_status(run)
-    print_outlook(run)
+    print_advice(run)

@@ -15,7 +15,7 @@ from raypipe.core.errors import nearest
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
-def said(error: Any, words: Sequence[str]) -> str:
+def explain(error: Any, words: Sequence[str]) -> str:
     """What a `UsageError` says of the words of a command line, in one line; nothing where it is a plea for help."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     kind, context = type(error).__name__, error.ctx

@@ -93,7 +93,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
-def install(extra: str) -> str:
+def missing_package(extra: str) -> str:
     """How an extra is installed; raypipe itself is on no index."""
     return f"in raypipe's clone: pip install -c constraints.txt -e '.[{extra}]'"
 

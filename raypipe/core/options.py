@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raypipe.core.errors import UserError
 
 
-class Options(BaseModel):
+class SweepOptions(BaseModel):
     """How a run is driven. The seed, the folds and the held-out subjects are fixed when it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -49,10 +49,10 @@ class Options(BaseModel):
     """Folder or URI that all nodes reach, for Ray's own scratch files."""
 
 
-def options_of(given: dict[str, Any]) -> Options:
+def parse_options(given: dict[str, Any]) -> SweepOptions:
     """Options, or one line on what is wrong with them."""
     try:
-        options = Options.model_validate(given)
+        options = SweepOptions.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")

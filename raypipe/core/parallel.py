@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 T = TypeVar("T")
 
 
-def run_all(
+def map_processes(
     function: Callable[..., T], calls: Sequence[tuple[Any, ...]], jobs: int
 ) -> Generator[tuple[int, T | UserError], None, None]:
     """Yield the number of a call and its answer as it comes, or the `UserError` that it raised.

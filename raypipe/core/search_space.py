@@ -108,7 +108,7 @@ class SearchSpace:
         """
         import optuna  # here: those who only read a run need not wait for it
 
-        with quiet_optuna():
+        with silence_optuna():
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
             return [self(study.ask()) for _ in range(draws)]
 
@@ -139,7 +139,7 @@ class SearchSpace:
 
 
 @contextlib.contextmanager
-def quiet_optuna() -> Iterator[None]:
+def silence_optuna() -> Iterator[None]:
     """Keep Optuna's own log lines out of the terminal."""
     import optuna
 

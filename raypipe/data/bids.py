@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import UserError, first_line, nearest
-from raypipe.data.remote_bids import Mirror
+from raypipe.data.remote_bids import RemoteBids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ _NA = ["n/a", "N/A", "NaN", "nan", ""]
 _COMPANIONS = {".set": (".fdt",), ".vhdr": (".vmrk", ".eeg")}
 
 
-class UnreadableError(UserError):
+class UnreadableRecordingError(UserError):
     """A recording or a table beside it cannot be read; others may well be."""
 
 
@@ -47,7 +47,7 @@ class Recording:
     """Of HBN-EEG, such as ``R5``."""
     age: float | None = None
     """Of the subject, in years."""
-    mirror: Mirror | None = None
+    mirror: RemoteBids | None = None
     """Where its files are fetched from while it is read; None for files of this machine."""
 
     @property
@@ -92,7 +92,7 @@ class Recording:
             self.mirror.empty(paths)
 
 
-def find_recordings(root: str | Path, mirror: Mirror | None = None) -> list[Recording]:
+def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[Recording]:
     """List the recordings of a BIDS folder, sorted by path.
 
     Parameters
@@ -144,7 +144,7 @@ def recording_from_file(path: str | Path) -> Recording:
     return _parse(path, root)
 
 
-def _parse(path: Path, root: Path, mirror: Mirror | None = None) -> Recording:
+def _parse(path: Path, root: Path, mirror: RemoteBids | None = None) -> Recording:
     entities = dict(part.split("-", 1) for part in path.stem.split("_") if "-" in part)
     return Recording(
         path=path,
@@ -173,7 +173,7 @@ def read_raw(recording: Recording) -> Any:
 
     Raises
     ------
-    UnreadableError
+    UnreadableRecordingError
         The file is missing, truncated or unreadable; the line names it.
     """
     import mne
@@ -182,7 +182,7 @@ def read_raw(recording: Recording) -> Any:
     extension = path.suffix.lower()
     if not path.exists():
         what = "a link to data that was not fetched" if path.is_symlink() else "no such file"
-        raise UnreadableError(f"{path}: {what}")
+        raise UnreadableRecordingError(f"{path}: {what}")
     if extension in (".bdf", ".edf"):
         _check_whole(path, bytes_per_sample=3 if extension == ".bdf" else 2)
     readers = {
@@ -197,7 +197,7 @@ def read_raw(recording: Recording) -> Any:
     except Exception as error:  # MNE's readers raise whatever their parsers do
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
-        raise UnreadableError(f"{path}: cannot be read ({reason})") from None
+        raise UnreadableRecordingError(f"{path}: cannot be read ({reason})") from None
 
 
 def _check_whole(path: Path, bytes_per_sample: int) -> None:
@@ -211,13 +211,13 @@ def _check_whole(path: Path, bytes_per_sample: int) -> None:
             record_samples = sum(int(samples[8 * i : 8 * i + 8]) for i in range(n_signals))
         except ValueError:
             kind = "a BDF" if bytes_per_sample == 3 else "an EDF"
-            raise UnreadableError(f"{path}: not {kind} file (its header cannot be read)") from None
+            raise UnreadableRecordingError(f"{path}: not {kind} file (its header cannot be read)") from None
     if n_records == -1:
         return  # "unknown" (EDF specification): the recorder was interrupted, MNE counts the records by the size
     expected = header_bytes + n_records * record_samples * bytes_per_sample
     size = path.stat().st_size
     if size < expected:
-        raise UnreadableError(f"{path}: truncated: its header announces {expected} bytes, the file has {size}")
+        raise UnreadableRecordingError(f"{path}: truncated: its header announces {expected} bytes, the file has {size}")
 
 
 def eeg_channels(recording: Recording, raw: Any) -> list[str]:
@@ -228,7 +228,7 @@ def eeg_channels(recording: Recording, raw: Any) -> list[str]:
 
     Raises
     ------
-    UnreadableError
+    UnreadableRecordingError
         There is no EEG channel, or the sidecar is damaged.
     """
     types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
@@ -240,7 +240,9 @@ def eeg_channels(recording: Recording, raw: Any) -> list[str]:
             types |= {n: t.lower() for n, t in zip(known["name"], known["type"], strict=True) if n in types}
     names = [name for name in raw.ch_names if types[name] == "eeg"]
     if not names:
-        raise UnreadableError(f"{recording.path}: no EEG channel (types: {', '.join(sorted(set(types.values())))})")
+        raise UnreadableRecordingError(
+            f"{recording.path}: no EEG channel (types: {', '.join(sorted(set(types.values())))})"
+        )
     return names
 
 
@@ -256,27 +258,27 @@ def read_events(recording: Recording) -> pd.DataFrame:
 
     Raises
     ------
-    UnreadableError
+    UnreadableRecordingError
         The file is missing or damaged, or lacks a column.
     """
     import pandas as pd
 
     path = recording.sidecar("events.tsv")
     if not path.is_file():
-        raise UnreadableError(f"{path}: no such file; the task needs the recording's events")
+        raise UnreadableRecordingError(f"{path}: no such file; the task needs the recording's events")
     events = read_tsv(path, text=("value", "trial_type"))
     if "value" not in events.columns and "trial_type" in events.columns:
         events["value"] = events["trial_type"]
     for column in ("onset", "value"):
         if column not in events.columns:
-            raise UnreadableError(f"{path}: no column '{column}'; {nearest(column, events.columns)}")
+            raise UnreadableRecordingError(f"{path}: no column '{column}'; {nearest(column, events.columns)}")
     if "duration" not in events.columns:
         events["duration"] = float("nan")
     for column in ("onset", "duration"):
         try:
             events[column] = pd.to_numeric(events[column]).astype(float)
         except (ValueError, TypeError) as error:
-            raise UnreadableError(f"{path}: column '{column}' is not a number of seconds ({error})") from None
+            raise UnreadableRecordingError(f"{path}: column '{column}' is not a number of seconds ({error})") from None
     events["value"] = events["value"].fillna("n/a").astype(str)
     return events.dropna(subset=["onset"]).sort_values("onset", kind="stable", ignore_index=True)
 
@@ -312,7 +314,7 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
 
     Raises
     ------
-    UnreadableError
+    UnreadableRecordingError
         The file is no table of tab-separated values in UTF-8.
     """
     import pandas as pd
@@ -330,4 +332,4 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
             low_memory=False,
         )
     except (ValueError, OSError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        raise UnreadableError(f"{path}: not a table of tab-separated values ({first_line(error)})") from None
+        raise UnreadableRecordingError(f"{path}: not a table of tab-separated values ({first_line(error)})") from None

@@ -17,7 +17,7 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
-from raypipe.data.bids import Recording, UnreadableError, read_events
+from raypipe.data.bids import Recording, UnreadableRecordingError, read_events
 from raypipe.data.task_base import Cut, Labels, Layout, Span, Task, side_by_side, split_names
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Hbn(Task):
     """Leave out recordings that participants.tsv marks ``caution``."""
 
     def sift(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
-        return hbn.sift(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
+        return hbn.exclude_recordings(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _trials_of(path: Path) -> pd.DataFrame:
     name = path.name.replace("_events.tsv", "_eeg.bdf")
     try:
         return contrast_trials(read_events(Recording(path.with_name(name), path.parent, "")))
-    except UnreadableError:  # the turn of that run itself will tell
+    except UnreadableRecordingError:  # the turn of that run itself will tell
         return contrast_trials(_nothing())
 
 

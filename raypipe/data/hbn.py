@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raypipe.core.errors import UserError, install, nearest
+from raypipe.core.errors import UserError, missing_package, nearest
 from raypipe.data.bids import Recording, read_participants
 
 RELEASES: dict[str, str] = {
@@ -119,7 +119,7 @@ def availability(recording: Recording) -> str:
     return ""
 
 
-def sift(
+def exclude_recordings(
     recordings: Sequence[Recording], *, with_excluded: bool = False, no_caution: bool = False
 ) -> tuple[list[Recording], Counter[str]]:
     """Leave out recordings that are unavailable, and those of subjects that the start kit leaves out.
@@ -180,7 +180,7 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
     except ImportError:
         place = bucket_of(release, mini=mini)
         raise UserError(
-            f"{name}: needs eegdash ({install('hbn')}); without it, copy the release with: "
+            f"{name}: needs eegdash ({missing_package('hbn')}); without it, copy the release with: "
             f"aws s3 cp --recursive --no-sign-request {place} {place.rpartition('/')[2]}, and prepare that folder"
         ) from None
     cache.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 MONTAGES = ("standard_1005", "GSN-HydroCel-129", "biosemi64")
 
 
-def positions(channels: Sequence[str]) -> NDArray[np.float32]:
+def electrode_positions(channels: Sequence[str]) -> NDArray[np.float32]:
     """Positions (C, 3) in metres, from the middle of the head; NaN where a name is not known.
 
     The first template of `MONTAGES` that knows the most of the names places them all. Names are compared in lower
@@ -30,7 +30,7 @@ def _plain(name: str) -> str:
     return name.lower().removeprefix("eeg ").strip().split("-")[0].strip(" .")
 
 
-def scalp(channels: Sequence[str]) -> tuple[Any, list[int]]:
+def project_to_scalp(channels: Sequence[str]) -> tuple[Any, list[int]]:
     """Channels whose places are known, no two at one place, as `mne.Info` in head coordinates, and which they are.
 
     Names are read as in `positions`.

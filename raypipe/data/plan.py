@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.bids import Recording, find_recordings
 from raypipe.data.hbn import release_folders, with_releases
-from raypipe.data.remote_bids import Mirror
+from raypipe.data.remote_bids import RemoteBids
 from raypipe.data.tasks import Labels, Task
 from raypipe.data.window_store import Plan, Settings
 
@@ -173,7 +173,7 @@ def fingerprint(recording: Recording, plan: Plan, work: Work) -> str:
     return digest.hexdigest()
 
 
-def select(task: Task, folders: Sequence[Path | Mirror]) -> Work:
+def select(task: Task, folders: Sequence[Path | RemoteBids]) -> Work:
     """Find a task's recordings and their labels.
 
     Raises
@@ -196,15 +196,15 @@ def select(task: Task, folders: Sequence[Path | Mirror]) -> Work:
     return Work(task, labels, recordings, left_out)
 
 
-def _place(folder: Path | Mirror) -> Path:
-    return folder.place if isinstance(folder, Mirror) else folder
+def _place(folder: Path | RemoteBids) -> Path:
+    return folder.place if isinstance(folder, RemoteBids) else folder
 
 
-def _find(folders: Sequence[Path | Mirror]) -> list[Recording]:
+def _find(folders: Sequence[Path | RemoteBids]) -> list[Recording]:
     """The recordings of BIDS folders, and of releases that lie side by side in a folder."""
     by_key: dict[str, Recording] = {}
     roots = {
-        root: folder if isinstance(folder, Mirror) else None
+        root: folder if isinstance(folder, RemoteBids) else None
         for folder in folders
         for root in release_folders(_place(folder))
     }
@@ -218,7 +218,7 @@ def _find(folders: Sequence[Path | Mirror]) -> list[Recording]:
 
 def _fetch_tables(recordings: Iterable[Recording]) -> None:
     """Fetch the events and channels of recordings in mirrors, and of all runs of the same tasks beside them."""
-    wanted: dict[Mirror, set[Path]] = defaultdict(set)
+    wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
     for folder, task, mirror in {(r.path.parent, r.task, r.mirror) for r in recordings}:
         if mirror is not None:
             beside = folder.glob(f"*_task-{task}_*.tsv" if task else "*.tsv")

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
-from raypipe.core.parallel import run_all
-from raypipe.data.bids import Recording, UnreadableError
+from raypipe.core.parallel import map_processes
+from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.plan import (
     Header,
     Work,
@@ -26,7 +26,7 @@ from raypipe.data.plan import (
     parse_settings,
     select,
 )
-from raypipe.data.remote_bids import mirrored
+from raypipe.data.remote_bids import open_remote_bids
 from raypipe.data.shards import Made, load_made, make_shard, probe
 from raypipe.data.tasks import parse_task
 from raypipe.data.window_store import (
@@ -43,11 +43,11 @@ from raypipe.data.window_store import (
     WindowStore,
     read_manifest,
 )
-from raypipe.storage.files import TEMPORARY, lock, write_whole
+from raypipe.storage.files import TEMPORARY, lock, write_atomic
 
 
 @contextlib.contextmanager
-def claim(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
+def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
     """Make the folder this run's own for as long as this lasts.
 
     Parameters
@@ -75,7 +75,7 @@ def claim(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
     elif not path.is_file() and folder.is_dir() and any(not e.name.endswith(TEMPORARY) for e in folder.iterdir()):
         raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
     else:
-        write_whole(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
+        write_atomic(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
     with open(path, "rb") as file:
         if not lock(file):
             raise UserError(f"{folder}: another prepare is at work there; wait for it to end")
@@ -103,7 +103,7 @@ def _show(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
 
 
-def clean(folder: Path, keys: set[str]) -> None:
+def remove_leftovers(folder: Path, keys: set[str]) -> None:
     """Remove what a killed run left half-written, and shards of recordings that are gone."""
     for path in (folder / SHARDS).glob("*"):
         if path.name.endswith(TEMPORARY) or (path.suffix in (".npy", ".json") and path.stem not in keys):
@@ -193,9 +193,9 @@ def prepare(
     check_settings(wanted, asked)
     folder = Path(out).expanduser().absolute()
     jobs = jobs or len(os.sched_getaffinity(0))
-    with mirrored([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
+    with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
         work = select(wanted, folders)
-        with claim(folder, asked, {r.key for r in work.recordings}):
+        with claim_output(folder, asked, {r.key for r in work.recordings}):
             store = _up_to_date(folder, asked, work)
             if store is None:
                 store = _build(folder, asked, work, jobs, skip_unreadable, say)
@@ -230,21 +230,21 @@ def _build(folder: Path, asked: Settings, work: Work, jobs: int, skip: bool, say
     left_out += channels_left_out
     prints = {r.key: fingerprint(r, plan, work) for r in recordings}
     (folder / MANIFEST).unlink(missing_ok=True)
-    clean(folder, set(prints))
+    remove_leftovers(folder, set(prints))
     kept = {key: load_made(folder, key, prints[key]) for key in prints}
     made: dict[str, Made] = {key: one for key, one in kept.items() if one is not None}
     todo = [r for r in recordings if r.key not in made]
     redone = 0
     say(len(made), len(recordings), f"{len(made)} kept" if made else "")
     calls = [(r, work.task.spec, work.labels_of(r), plan, folder, prints[r.key]) for r in todo]
-    with contextlib.closing(run_all(make_shard, calls, jobs)) as answers:
+    with contextlib.closing(map_processes(make_shard, calls, jobs)) as answers:
         for place, answer in answers:
             key = todo[place].key
             if isinstance(answer, Made):
                 made[key] = answer
                 redone += 1
                 say(len(made), len(recordings), key)
-            elif skip and isinstance(answer, UnreadableError):
+            elif skip and isinstance(answer, UnreadableRecordingError):
                 left_out["unreadable recordings"] += 1
             else:
                 raise answer
@@ -259,12 +259,12 @@ def _headers(
 ) -> tuple[list[Recording], list[Header]]:
     found: dict[int, Header] = {}
     # Processes take longer to start than a few headers to read.
-    with contextlib.closing(run_all(probe, [(r,) for r in work.recordings], jobs)) as answers:
+    with contextlib.closing(map_processes(probe, [(r,) for r in work.recordings], jobs)) as answers:
         for place, answer in answers:
             if isinstance(answer, tuple):
                 found[place] = answer
                 say(0, len(work.recordings), f"header of {work.recordings[place].key}")
-            elif skip and isinstance(answer, UnreadableError):
+            elif skip and isinstance(answer, UnreadableRecordingError):
                 left_out["unreadable recordings"] += 1
             else:
                 raise answer
@@ -326,6 +326,6 @@ def _finish(
         ),
         versions={"mne": mne.__version__},
     )
-    write_whole(folder / TABLE, lambda file: file.write(text))
-    write_whole(folder / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode() + b"\n"))
+    write_atomic(folder / TABLE, lambda file: file.write(text))
+    write_atomic(folder / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode() + b"\n"))
     return WindowStore(folder)

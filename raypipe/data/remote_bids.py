@@ -19,7 +19,7 @@ from pathlib import Path
 
 from raypipe.core.errors import UserError, disk_full
 from raypipe.storage.files import lock
-from raypipe.storage.remote import TEMPORARY, RemoteFolder, shown
+from raypipe.storage.remote import TEMPORARY, RemoteFolder, without_settings
 
 AT_ONCE = 16
 """Tables that are fetched at a time."""
@@ -30,7 +30,7 @@ _WANTED = re.compile(r"(?:[^/]+/)?(?:participants\.tsv|sub-[^/]+/(?:ses-[^/]+/)?
 
 
 @dataclass(frozen=True)
-class Mirror:
+class RemoteBids:
     """A folder behind a URI, and the one of this machine that stands for it; goes along to other processes."""
 
     uri: str
@@ -72,7 +72,7 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def mirrored(folders: Sequence[str | Path], out: Path) -> Iterator[list[Path | Mirror]]:
+def open_remote_bids(folders: Sequence[str | Path], out: Path) -> Iterator[list[Path | RemoteBids]]:
     """Put a mirror in the place of every folder behind a URI, for as long as this lasts.
 
     Parameters
@@ -97,7 +97,7 @@ def mirrored(folders: Sequence[str | Path], out: Path) -> Iterator[list[Path | M
     out.mkdir(parents=True, exist_ok=True)
     _remove_left(out)
     top = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=TEMPORARY, dir=out))
-    places: list[Path | Mirror] = []
+    places: list[Path | RemoteBids] = []
     try:
         with open(top / _LOCK, "wb") as file:
             lock(file)
@@ -114,12 +114,12 @@ def mirrored(folders: Sequence[str | Path], out: Path) -> Iterator[list[Path | M
                 out.rmdir()
 
 
-def _mirror(uri: str, top: Path) -> Mirror:
-    name = shown(uri).rpartition("/")[2]
-    mirror = Mirror(uri, top / name)
+def _mirror(uri: str, top: Path) -> RemoteBids:
+    name = without_settings(uri).rpartition("/")[2]
+    mirror = RemoteBids(uri, top / name)
     entries = [entry for entry in _remote(uri).listing() if _WANTED.fullmatch(entry.name)]
     if not any("/eeg/" in entry.name for entry in entries):
-        raise UserError(f"{shown(uri)}: no BIDS folder there, nor a folder of them (sub-*/[ses-*/]eeg/)")
+        raise UserError(f"{without_settings(uri)}: no BIDS folder there, nor a folder of them (sub-*/[ses-*/]eeg/)")
     for entry in entries:
         path = mirror.place / entry.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +128,10 @@ def _mirror(uri: str, top: Path) -> Mirror:
     return mirror
 
 
-def _told(text: str, places: Iterable[Path | Mirror]) -> str:
+def _told(text: str, places: Iterable[Path | RemoteBids]) -> str:
     for mirror in places:
-        if isinstance(mirror, Mirror):
-            text = text.replace(str(mirror.place), shown(mirror.uri))
+        if isinstance(mirror, RemoteBids):
+            text = text.replace(str(mirror.place), without_settings(mirror.uri))
     return text
 
 

@@ -15,8 +15,8 @@ from raypipe.core.errors import UserError
 from raypipe.data.bids import Recording, eeg_channels, read_raw
 from raypipe.data.tasks import Labels, parse_task
 from raypipe.data.window_store import HEADER_BYTES, SHARDS, Plan, Shard, finish_hash
-from raypipe.data.windower import MISSING, Row, describe_row, lay_windows, read_windows
-from raypipe.storage.files import write_whole
+from raypipe.data.windower import MISSING, Row, describe_row, place_windows, read_windows
+from raypipe.storage.files import write_atomic
 
 
 class Made(BaseModel):
@@ -70,12 +70,12 @@ def make_shard(recording: Recording, task: str, labels: Labels, plan: Plan, fold
 
 def _make_shard(recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> Made:
     raw = read_raw(recording)
-    rows, left_out = lay_windows(recording, raw, parse_task(task), plan, labels)
+    rows, left_out = place_windows(recording, raw, parse_task(task), plan, labels)
     _sidecar(folder, recording.key).unlink(missing_ok=True)
     writer = _Writer(recording, raw, rows, plan)
     path = folder / SHARDS / f"{recording.key}.npy"
     if rows:
-        write_whole(path, writer.write)
+        write_atomic(path, writer.write)
     if not writer.rows:
         path.unlink(missing_ok=True)
     left_out[MISSING] += len(rows) - len(writer.rows)
@@ -85,7 +85,7 @@ def _make_shard(recording: Recording, task: str, labels: Labels, plan: Plan, fol
         rows=[describe_row(recording, row) for row in writer.rows],
         left_out=+left_out,
     )
-    write_whole(_sidecar(folder, recording.key), lambda file: file.write(made.model_dump_json().encode() + b"\n"))
+    write_atomic(_sidecar(folder, recording.key), lambda file: file.write(made.model_dump_json().encode() + b"\n"))
     return made
 
 

@@ -20,7 +20,7 @@ from raypipe.core.errors import UserError
 from raypipe.data.hbn import RELEASES
 
 
-def audit_store(windows: WindowStore, folds: FoldMap) -> None:
+def audit_subjects(windows: WindowStore, folds: FoldMap) -> None:
     """Check that no subject, recording or stretch of signal stands on two sides of a run's fold map.
 
     Parameters

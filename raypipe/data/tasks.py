@@ -32,7 +32,7 @@ from typing import ClassVar
 import pandas as pd
 
 from raypipe.core.errors import UserError, nearest
-from raypipe.data.bids import Recording, UnreadableError, read_events, read_participants
+from raypipe.data.bids import Recording, UnreadableRecordingError, read_events, read_participants
 from raypipe.data.challenge import CONTRAST_TASK, Challenge2, contrast_trials, parse_challenge1, parse_challenge2
 from raypipe.data.task_base import Cut, Kind, Labels, Layout, Span, Task, side_by_side, split_names
 
@@ -138,7 +138,7 @@ def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Record
     for recording in recordings:
         try:
             here = set(read_events(recording)["value"])
-        except UnreadableError:
+        except UnreadableRecordingError:
             continue  # the turn of the recording itself will tell
         seen |= here
         missing -= here

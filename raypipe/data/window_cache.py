@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.data.window_store import HEADER_BYTES, MANIFEST, SETTINGS, TABLE, Shard, WindowStore, content_hash
-from raypipe.storage.files import Folder, lock, open_folder, write_whole
-from raypipe.storage.remote import refuse_keys
+from raypipe.storage.files import Folder, lock, open_folder, write_atomic
+from raypipe.storage.remote import refuse_credentials
 from raypipe.storage.transfer import Progress, copy_folder
 
 CACHE, LIMIT = "RAYPIPE_CACHE", "RAYPIPE_CACHE_GB"
@@ -39,10 +39,10 @@ def open_windows(where: str | Path) -> WindowStore:
     UserError
         No store there, or a damaged one.
     """
-    return CachedStore(str(where)) if "://" in str(where) else WindowStore(where)
+    return RemoteWindowStore(str(where)) if "://" in str(where) else WindowStore(where)
 
 
-class Cache:
+class ShardCache:
     """Shards by their content, on this machine's disk; the longest unused go first when room is short.
 
     Whoever has mapped a shard keeps it when it is removed: the disk's blocks go with the last map.
@@ -50,7 +50,7 @@ class Cache:
     Parameters
     ----------
     folder, limit
-        Where, and the most bytes; None for the defaults (`CACHE`, `LIMIT`).
+        Where, and the most bytes; None for the defaults (`CACHE`, `RETRY_SECONDS`).
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
@@ -98,7 +98,7 @@ class Cache:
             if not path.is_file():
                 data = self._fetched(shard, shape, dtype, folder)
                 self._make_room(len(data))
-                write_whole(path, lambda file: file.write(data))
+                write_atomic(path, lambda file: file.write(data))
             os.utime(path)
             return how(path)
 
@@ -134,7 +134,7 @@ class Cache:
                     there -= each
 
 
-class CachedStore(WindowStore):
+class RemoteWindowStore(WindowStore):
     """Windows behind a URI. Pickled by it: another machine fetches its own.
 
     All shards are fetched at once where they fit into the cache, else each at its first use.
@@ -147,9 +147,9 @@ class CachedStore(WindowStore):
         Where shards are kept.
     """
 
-    def __init__(self, uri: str, cache: Cache | None = None) -> None:
-        refuse_keys(uri)
-        self._folder, self._cache = open_folder(uri), cache or Cache()
+    def __init__(self, uri: str, cache: ShardCache | None = None) -> None:
+        refuse_credentials(uri)
+        self._folder, self._cache = open_folder(uri), cache or ShardCache()
         super().__init__(self._small_files(uri))
         self.where = uri
         whole = [shard for shard in self.manifest.shards if shard.rows]
@@ -172,12 +172,12 @@ class CachedStore(WindowStore):
                 table = self._folder.read(TABLE)
             except FileNotFoundError:
                 raise UserError(f"{self._folder.where}/{TABLE}: missing; copy the whole store there again") from None
-            write_whole(local / TABLE, lambda file: file.write(table))
-            write_whole(local / MANIFEST, lambda file: file.write(manifest))
+            write_atomic(local / TABLE, lambda file: file.write(table))
+            write_atomic(local / MANIFEST, lambda file: file.write(manifest))
         return local
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return CachedStore, (self.where,)
+        return RemoteWindowStore, (self.where,)
 
     def _shape(self, shard: Shard) -> tuple[int, ...]:
         return shard.rows, self.n_channels, self.window_samples

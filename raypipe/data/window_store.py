@@ -132,7 +132,7 @@ class WindowStore:
     Attributes
     ----------
     where
-        The folder, or the URI that the store was fetched from (`cache.CachedStore`).
+        The folder, or the URI that the store was fetched from (`cache.RemoteWindowStore`).
     manifest
         What the store is.
     table

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, first_line, nearest
-from raypipe.data.bids import Recording, UnreadableError, read_raw
+from raypipe.data.bids import Recording, UnreadableRecordingError, read_raw
 from raypipe.data.challenge import scorer_offsets
 from raypipe.data.tasks import Labels, Layout, Span, Task
 from raypipe.data.window_store import Plan
@@ -44,7 +44,7 @@ class Row:
     mark: str = ""
 
 
-def lay_windows(
+def place_windows(
     recording: Recording, raw: Any, task: Task, plan: Plan, labels: Labels | None
 ) -> tuple[list[Row], Counter[str]]:
     """Find the windows of a recording that lie within it, by ascending onset, and count those left out.
@@ -99,7 +99,7 @@ def read_windows(
     ------
     UserError
         A channel is missing, the band does not fit the rate, or the recording is shorter than its filter.
-    UnreadableError
+    UnreadableRecordingError
         The signal cannot be read.
     """
     picks = _picks(recording, raw, plan)
@@ -161,7 +161,7 @@ class _Reader:
             x_CT: NDArray[np.float64] = self._raw[picks, begin:end][0]
         except Exception as error:  # MNE's readers raise whatever their parsers do
             problem = f"its signal cannot be read ({first_line(error)})"
-            raise UnreadableError(f"{self._recording.path}: {problem}") from None
+            raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
         if self._band:
             from mne.filter import filter_data
 
@@ -194,7 +194,7 @@ def _filter_reach(recording: Recording, rate: float, n_times: int, band: tuple[f
         )
     length = len(create_filter(None, rate, low, high, verbose="ERROR"))
     if n_times < length:
-        raise UnreadableError(
+        raise UnreadableRecordingError(
             f"{recording.path}: {n_times / rate:.1f} s long, shorter than the filter for this band "
             f"({length / rate:.1f} s); raise the band's lower edge"
         )
@@ -222,7 +222,7 @@ def windows_of(
     import pandas as pd
 
     raw = read_raw(recording)
-    rows, _ = lay_windows(recording, raw, task, plan, labels)
+    rows, _ = place_windows(recording, raw, task, plan, labels)
     table = pd.DataFrame([describe_row(recording, row) for row in rows], columns=list(ROW_COLUMNS))
     crops = (
         np.stack([x_CT[:, r.offset : r.offset + plan.crop_samples] for r, x_CT in zip(group, x_NCT, strict=True)])

@@ -13,9 +13,9 @@ from raypipe.ensembles.inference import Progress
 from raypipe.ensembles.members import Soup
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.run_store import Member, RunStore
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.failures import retry_of
+from raypipe.trial.failures import read_retry
 
 LABELS = 0.5
 """Share of the label in what the student learns; the rest is what the ensemble answered."""
@@ -92,9 +92,9 @@ def distill(
         See `require_scratch`.
     """
     require_scratch(run, like)
-    config, result, retry = run.config(like.trial), run.result(like.trial), retry_of(run, like.trial)
+    config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
     given = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
-    feed = Feed(windows, "cuda" if torch.cuda.is_available() else "cpu")
+    feed = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu")
     micro_batch = retry.micro_batch if retry else None
     student = _Student(given, feed, index, index[:0], fold=run.folds.n_folds, micro_batch=micro_batch)
     student.answers_NO = np.zeros((len(windows), answers_NO.shape[1]))

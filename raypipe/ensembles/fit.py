@@ -10,19 +10,19 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import constant_prediction
-from raypipe.data.splits import audit_store
+from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles import verdict
 from raypipe.ensembles.distillation import distill, require_scratch
 from raypipe.ensembles.fitted import Ensemble, HeldOut
-from raypipe.ensembles.inference import Progress, by_fold, member_answers, shipped
+from raypipe.ensembles.inference import Progress, by_fold, deployable, predict_members
 from raypipe.ensembles.members import build_module, most_members, read_members
 from raypipe.ensembles.methods import METHODS, ranking
-from raypipe.ensembles.nested_cv import AUTO, applied, correlations, curve, judge, limited
+from raypipe.ensembles.nested_cv import AUTO, applied, correlations, curve, limited, nested_scores
 from raypipe.ensembles.oof import Floats, Members, read_members_oof
 from raypipe.ensembles.scores import Side, difference, nested_columns, score_table
-from raypipe.ensembles.soup import SOUPS, Made, Pot, kin, make, soup_words
+from raypipe.ensembles.soup import SOUPS, SoupCandidates, SoupResult, make_soup, same_start, soup_sentence
 from raypipe.ensembles.verdict import (
     BEST,
     DISTILLED,
@@ -107,7 +107,7 @@ def fit_ensemble(
     run.require_whole(trials)
     if distilled:
         require_scratch(run, candidates[0])
-    audit_store(windows, run.folds)
+    audit_subjects(windows, run.folds)
     members = read_members_oof(run, candidates, windows.subjects, windows.targets)
     order = ranking(members)
     candidates, members = [candidates[place] for place in order], members.only(order)
@@ -116,7 +116,7 @@ def fit_ensemble(
     # All that is fitted and chosen, on out-of-fold predictions.
     open_choice = method in (AUTO, ALL)
     wanted = list(METHODS) if open_choice else [name for name in METHODS if name in ("best", "equal", method)]
-    judged = judge(members, wanted, most=most, auto=open_choice)
+    judged = nested_scores(members, wanted, most=most, auto=open_choice)
     if not open_choice and method in judged.left_out:
         raise UserError(f"--method {method}: {judged.left_out[method]}; use --method auto")
     usable = [name for name in wanted if name not in judged.left_out]
@@ -135,11 +135,11 @@ def fit_ensemble(
     n = len(candidates)
     module = build_module(*read_members(run, windows, candidates, [1.0 / n] * n))
     out = run.folds.held_out_index(windows.subjects)
-    answers_MFNO, variances_MFN = member_answers(module, windows, out, n, progress)
+    answers_MFNO, variances_MFN = predict_members(module, windows, out, n, progress)
     soup_answers = {}
     for name, each in soups.items():
         module = build_module(*read_members(run, windows, candidates, [], soup=each.soup))
-        soup_answers[name] = member_answers(module, windows, out, 1, progress)[0][0].mean(axis=0)
+        soup_answers[name] = predict_members(module, windows, out, 1, progress)[0][0].mean(axis=0)
     if open_choice:
         taught = judged.predictions[AUTO]
     else:
@@ -163,7 +163,7 @@ def fit_ensemble(
         nested[ENSEMBLE] = taught
     if student is not None:
         module = build_module(*read_members(run, windows, candidates, [], soup=student))
-        rows[DISTILLED] = None, member_answers(module, windows, out, 1, progress)[0][0].mean(axis=0)
+        rows[DISTILLED] = None, predict_members(module, windows, out, 1, progress)[0][0].mean(axis=0)
     n_classes = len(windows.classes)
     table = score_table(run.info.metric, run.info.kind, n_classes, rows, search, side)
     given = {row: held_out for row, (_, held_out) in rows.items()}
@@ -176,7 +176,7 @@ def fit_ensemble(
         against = difference(run.info.metric, level, *pair)
     made = soups.get(chosen)
     if made is None:
-        places, weights, rule = shipped(rules[chosen], n)
+        places, weights, rule = deployable(rules[chosen], n)
         rule = None if student is not None else rule  # the student answers by itself
     else:
         places = [candidates.index(member) for member in made.soup.members]
@@ -188,7 +188,7 @@ def fit_ensemble(
     if student is not None:
         words += " " + student_words(table, ENSEMBLE, DISTILLED, run.info.metric)
     elif chosen in soups:
-        words += " " + soup_words(chosen, soups[chosen], candidates, family)
+        words += " " + soup_sentence(chosen, soups[chosen], candidates, family)
     if len(looks) > 1:
         words += (
             f" The held-out subjects have now been looked at {len(looks)} times in this run: choosing the best of "
@@ -221,23 +221,23 @@ def _soups(
     method: str,
     left_out: dict[str, str],
     progress: Progress | None,
-) -> tuple[dict[str, Made], list[Member]]:
+) -> tuple[dict[str, SoupResult], list[Member]]:
     """The soups that a method wants, by name, and the members that they are of."""
     wanted = [method] if method in SOUPS else list(SOUPS) if method == ALL else []
     if not wanted:
         return {}, []
     try:
-        family = kin(run, candidates)
+        family = same_start(run, candidates)
     except UserError as error:
         if method != ALL:
             raise
         left_out |= {name: str(error).removeprefix("--method soup: ") for name in wanted}
         return {}, []
-    pot = Pot(run, windows, members.only([candidates.index(member) for member in family]), family, progress)
+    pot = SoupCandidates(run, windows, members.only([candidates.index(member) for member in family]), family, progress)
     made = {}
     for name in wanted:
         try:
-            made[name] = make(pot, name)
+            made[name] = make_soup(pot, name)
         except UserError as error:
             if method != ALL:
                 raise

@@ -20,7 +20,7 @@ BATCH = 256
 Progress = Callable[[int, int, str], object]
 
 
-def shipped(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
+def deployable(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
     """Places of the trials that a rule uses, their weights, and the rule for them, where weights alone do not do."""
     if rule["kind"] != "linear":
         places = list(rule.get("only", range(n)))
@@ -54,7 +54,7 @@ def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats)
 
 
 @torch.no_grad()
-def member_answers(
+def predict_members(
     module: EnsembleModule, windows: WindowStore, index: Index, n: int, progress: Progress | None
 ) -> tuple[Floats, Floats | None]:
     """What the fold models of each of `n` members answer (n, F, N, outputs), and variances (n, F, N) if any tells."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric, score
 from raypipe.ensembles.oof import Floats, Members
-from raypipe.ensembles.weights import by_sample, confidence, tells_no_sureness
+from raypipe.ensembles.weights import confidence, no_confidence_reason, per_sample
 from raypipe.models.combine import Rule, features
 
 INNER = 4
@@ -41,7 +41,7 @@ class Method:
     """Why it cannot be used with these members, or None."""
 
 
-def deal(members: Members, n: int) -> Index:
+def draw_folds(members: Members, n: int) -> Index:
     """Deal subjects into at most `n` groups of like targets (N,): subjects in order of their mean target, in turn.
 
     The same subjects and targets are always dealt alike.
@@ -60,7 +60,7 @@ def deal(members: Members, n: int) -> Index:
 
 def splits(members: Members, n: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Masks (N,) of the windows to fit on and of those to judge by, for every group of subjects."""
-    groups_N = deal(members, n)
+    groups_N = draw_folds(members, n)
     for group in range(int(groups_N.max()) + 1):
         yield groups_N != group, groups_N == group
 
@@ -317,10 +317,10 @@ METHODS: dict[str, Method] = {
         Method("inverse-mse", "weights by inverse mean squared error", _inverse),
         Method("confidence", "weights by a power of the inverse mean squared error", _power),
         Method("softmax", "weights by a softmax of the errors, its temperature cross-validated", _softmax),
-        Method("sample", "weights a sample, by entropy or told variance", lambda m: by_sample(m, by_member=False),
-               tells_no_sureness),
-        Method("member-sample", "weights by member and sample", lambda m: by_sample(m, by_member=True),
-               tells_no_sureness),
+        Method("sample", "weights a sample, by entropy or told variance", lambda m: per_sample(m, by_member=False),
+               no_confidence_reason),
+        Method("member-sample", "weights by member and sample", lambda m: per_sample(m, by_member=True),
+               no_confidence_reason),
         Method("greedy", "greedy selection with replacement, bagged", _greedy),
         Method("ridge", "non-negative ridge stacking", _ridge),
         Method("boosting", "gradient boosting on confidence features", _boosting, _too_few_classes),

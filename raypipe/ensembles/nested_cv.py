@@ -17,11 +17,11 @@ OUTER, CHOICE = 6, 4
 
 AUTO = "auto"
 
-Fit = Callable[[Members], Rule]
+FitFunction = Callable[[Members], Rule]
 
 
 @dataclass(frozen=True)
-class Judged:
+class NestedScores:
     """What nested cross-validation gave."""
 
     predictions: dict[str, Floats]
@@ -47,7 +47,7 @@ def best_of(scores: Mapping[str, float], metric: str) -> str:
     return chosen
 
 
-def limited(fit: Fit, most: int | None) -> Fit:
+def limited(fit: FitFunction, most: int | None) -> FitFunction:
     """`fit` over at most so many members: those that complement each other best, chosen on the same subjects."""
 
     def fit_some(members: Members) -> Rule:
@@ -68,7 +68,7 @@ def spread(rule: Rule, places: list[int], n: int) -> Rule:
     return {**rule, "only": places}
 
 
-def cross_predict(fit: Fit, members: Members, n: int = OUTER) -> Floats:
+def cross_predict(fit: FitFunction, members: Members, n: int = OUTER) -> Floats:
     """Answers (N, outputs) to every subject by a rule that was fitted on others."""
     out_NO = np.empty_like(members.goals)
     for fit_N, judge_N in splits(members, n):
@@ -102,7 +102,9 @@ def choose(members: Members, methods: Mapping[str, Method], most: int | None, n:
     return best_of(scores, members.metric)
 
 
-def judge(members: Members, names: list[str] | None = None, *, most: int | None = None, auto: bool = True) -> Judged:
+def nested_scores(
+    members: Members, names: list[str] | None = None, *, most: int | None = None, auto: bool = True
+) -> NestedScores:
     """Judge methods on subjects that they were not fitted on.
 
     Parameters
@@ -130,7 +132,7 @@ def judge(members: Members, names: list[str] | None = None, *, most: int | None 
     elif auto:
         predictions[AUTO] = next(iter(predictions.values()))
     scores = {name: score(members.metric, members.targets, each) for name, each in predictions.items()}
-    return Judged(predictions, scores, left_out)
+    return NestedScores(predictions, scores, left_out)
 
 
 def curve(members: Members) -> dict[str, list[float]]:

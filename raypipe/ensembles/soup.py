@@ -55,7 +55,7 @@ def average(ingredients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def refresh(network: nn.Module, batches: Iterable[Tensor]) -> bool:
+def update_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
     """Take BatchNorm's statistics anew over batches of windows, as their cumulative average; whether there are any.
 
     The mean of networks does not have the mean of their activations' statistics. All else stays in evaluation mode.
@@ -81,7 +81,7 @@ def refresh(network: nn.Module, batches: Iterable[Tensor]) -> bool:
 # Who may be averaged with whom
 
 
-def stranger(run: RunStore, a: int, b: int) -> str | None:
+def different_start(run: RunStore, a: int, b: int) -> str | None:
     """Why the networks of two trials cannot be averaged, or None."""
     one, other = run.config(a), run.config(b)
     for name in type(one.model).model_fields:
@@ -99,7 +99,7 @@ def stranger(run: RunStore, a: int, b: int) -> str | None:
     return "they started from other weights"
 
 
-def require_kin(run: RunStore, members: Sequence[Member]) -> None:
+def require_same_start(run: RunStore, members: Sequence[Member]) -> None:
     """Refuse members whose networks cannot be averaged.
 
     Raises
@@ -109,11 +109,11 @@ def require_kin(run: RunStore, members: Sequence[Member]) -> None:
     """
     first = members[0].trial
     for number in dict.fromkeys(member.trial for member in members[1:]):
-        if number != first and (reason := stranger(run, first, number)):
+        if number != first and (reason := different_start(run, first, number)):
             raise UserError(f"no soup of trials {first} and {number}: {reason}")
 
 
-def kin(run: RunStore, members: Sequence[Member]) -> list[Member]:
+def same_start(run: RunStore, members: Sequence[Member]) -> list[Member]:
     """The best-placed of these members that has kin among them, and its kin, in the order given.
 
     Raises
@@ -124,7 +124,7 @@ def kin(run: RunStore, members: Sequence[Member]) -> list[Member]:
 
     @functools.cache
     def apart(a: int, b: int) -> bool:
-        return a != b and stranger(run, a, b) is not None
+        return a != b and different_start(run, a, b) is not None
 
     for place, one in enumerate(members):
         # Kinship is an equivalence, so nobody before this one is its kin.
@@ -135,7 +135,7 @@ def kin(run: RunStore, members: Sequence[Member]) -> list[Member]:
     names = ", ".join(map(str, trials))
     if len(trials) < 2:
         raise UserError(f"--method soup: only trial {names} is there, and a soup needs two")
-    reason = stranger(run, trials[0], trials[1])
+    reason = different_start(run, trials[0], trials[1])
     raise UserError(
         f"--method soup: no two of the trials {names} can be averaged (trials {trials[0]} and {trials[1]}: {reason}); "
         "a soup's trials share model/ and seed, or the encoder of --init and seed"
@@ -174,7 +174,7 @@ def greedy(members: Members, answers: Answers, inside: NDArray[np.bool_]) -> Pla
     return kept
 
 
-class Pot:
+class SoupCandidates:
     """Makes soups of a run's members; what each answers is kept, for choices on other subjects try the same ones.
 
     Parameters
@@ -197,7 +197,7 @@ class Pot:
         ingredients: Sequence[Member],
         progress: Progress | None = None,
     ) -> None:
-        require_kin(run, ingredients)
+        require_same_start(run, ingredients)
         self.run, self.windows, self.members, self.ingredients = run, windows, members, list(ingredients)
         self.progress = progress
         folds = range(run.folds.n_folds)
@@ -231,7 +231,7 @@ class Pot:
 
     def _refresh(self, places: Places, fold: int, tensors: dict[str, Tensor]) -> None:
         network = self._module(places[0], fold, tensors).members[0]
-        if refresh(network, self._training(fold)):
+        if update_batchnorm(network, self._training(fold)):
             tensors |= {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
 
     def _module(self, place: int, fold: int, tensors: Mapping[str, Tensor]) -> EnsembleModule:
@@ -253,7 +253,7 @@ class Pot:
 
 
 @dataclass(frozen=True)
-class Made:
+class SoupResult:
     """A soup, and what it is worth out of fold."""
 
     soup: Soup
@@ -263,7 +263,7 @@ class Made:
     """(N, outputs) of soups whose ingredients were chosen on the other half of the subjects."""
 
 
-def make(pot: Pot, name: str) -> Made:
+def make_soup(pot: SoupCandidates, name: str) -> SoupResult:
     """Make the soup of that name of all that is in the pot.
 
     Raises
@@ -274,7 +274,7 @@ def make(pot: Pot, name: str) -> Made:
     members = pot.members
     if name == UNIFORM:
         places = tuple(range(len(pot.ingredients)))
-        return Made(pot.soup(places), pot.answers(places), pot.answers(places))
+        return SoupResult(pot.soup(places), pot.answers(places), pot.answers(places))
     if name == SWA and len(with_snapshots(members)) < 2:
         raise UserError("--method swa: no trial has kept snapshots; they come with optim/schedule=cyclic")
 
@@ -285,10 +285,10 @@ def make(pot: Pot, name: str) -> Made:
     for fit_N, judge_N in splits(members, HALVES):
         nested_NO[judge_N] = pot.answers(choose(fit_N))[judge_N]
     places = choose(np.ones(len(members.targets), dtype=bool))
-    return Made(pot.soup(places), pot.answers(places), nested_NO)
+    return SoupResult(pot.soup(places), pot.answers(places), nested_NO)
 
 
-def soup_words(name: str, made: Made, members: Sequence[Member], family: Sequence[Member]) -> str:
+def soup_sentence(name: str, made: SoupResult, members: Sequence[Member], family: Sequence[Member]) -> str:
     """What was averaged, what was left out and why, and how the choice bears on the scores."""
     used = ", ".join(map(str, made.soup.members))
     if len(made.soup.members) > 1:

@@ -65,7 +65,7 @@ def squared_error(p_NO: NDArray[Any], y: NDArray[Any], kind: Kind) -> float:
 SHARPNESS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def tells_no_sureness(members: Members) -> str | None:
+def no_confidence_reason(members: Members) -> str | None:
     """Why members have no weights a sample, or None."""
     if members.kind == "regression" and members.variances is None:
         return "no member tells a variance beside its value"
@@ -90,7 +90,7 @@ def _calibrated(wrong_N: Floats, told_N: Floats | None) -> tuple[float, float]:
     return float(found.x[0] * mean / told_N.mean()), float(found.x[1] * mean)
 
 
-def by_sample(members: Members, *, by_member: bool) -> Rule:
+def per_sample(members: Members, *, by_member: bool) -> Rule:
     """Weights a sample: by the variance that a member tells, or its entropy; calibrated together, or by member."""
     if members.kind == "classification":
         return _by_entropy(members, by_member=by_member)

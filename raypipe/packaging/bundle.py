@@ -21,7 +21,7 @@ from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.records import digest
-from raypipe.storage.remote import shown
+from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore, versions
 
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
@@ -62,7 +62,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     info = BundleInfo(
         format=FORMAT,
         created=time.time(),
-        run=shown(run.where).rpartition("/")[2],
+        run=without_settings(run.where).rpartition("/")[2],
         task=run.info.task,
         kind=run.info.kind,
         classes=run.info.classes,

@@ -16,7 +16,7 @@ from raypipe.data.tasks import Task, parse_task
 from raypipe.data.windower import windows_of
 from raypipe.ensembles.inference import Progress
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
-from raypipe.storage.files import write_whole
+from raypipe.storage.files import write_atomic
 
 BATCH = 64
 
@@ -75,7 +75,7 @@ def predict(
     table = pd.concat(tables, ignore_index=True)
     if out_csv is not None:
         text = table.to_csv(index=False, float_format="%.7g")
-        write_whole(Path(out_csv), lambda file: file.write(text.encode()))
+        write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
     return table
 
 

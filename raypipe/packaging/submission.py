@@ -21,7 +21,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.packaging.scorer import SEED, reference_windows
-from raypipe.storage.files import write_whole
+from raypipe.storage.files import write_atomic
 from raypipe.storage.run_store import RunStore
 
 FORMAT = "raypipe-submission/1"
@@ -105,7 +105,7 @@ def export_submission(
     path = Path(out_zip)
     if path.is_dir():
         raise UserError(f"{path}: a folder; a submission is a zip file")
-    write_whole(path, write)
+    write_atomic(path, write)
     return path
 
 

@@ -13,7 +13,7 @@ SCALE, SHIFT, CUT, DROP, STOP, NOISE, ROLL = 0.5, 0.5, 0.3, 0.2, 2.0, 0.3, 0.1
 width of the band-stop in Hz; noise in spreads; share of the window's length that it is shifted by."""
 
 
-def view(
+def augment(
     x_BCT: Tensor, sfreq: float, generator: torch.Generator, *, strength: float = 1.0, time_shift: bool = False
 ) -> Tensor:
     """A random view of each window, drawn from `generator` (of the CPU, whatever the device).

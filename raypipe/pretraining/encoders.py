@@ -24,8 +24,8 @@ from raypipe.core.errors import CheckpointError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.models.registry import build_model
 from raypipe.storage.files import Folder, open_folder, read_json, write_json
-from raypipe.storage.records import PRETRAINED, digest, unpack, valid
-from raypipe.storage.remote import typed
+from raypipe.storage.records import PRETRAINED, digest, read_record, unpack
+from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
 INFO, CARD = PRETRAINED, "card.json"
@@ -83,7 +83,7 @@ class PretrainedRun:
             raise UserError(
                 f"{where}: no pretrained run there; make one with: raypipe pretrain mae --data STORE --run RUN"
             )
-        self.info = valid(PretrainInfo, self.folder, INFO)
+        self.info = read_record(PretrainInfo, self.folder, INFO)
         text = self.folder.read("folds.json")
         if digest(text) != self.info.folds_hash:
             raise UserError(f"{where}/folds.json: changed since the run was made; restore it from a copy")
@@ -125,7 +125,7 @@ class PretrainedRun:
     def history(self, part: str) -> list[PretrainEpoch]:
         """Epochs of a part."""
         name = f"{part}/history.json"
-        return valid(PretrainHistory, self.folder, name).root if self.folder.exists(name) else []
+        return read_record(PretrainHistory, self.folder, name).root if self.folder.exists(name) else []
 
     def write_history(self, part: str, history: list[PretrainEpoch]) -> None:
         """Record a part's epochs."""
@@ -203,7 +203,7 @@ def read_card(where: str | Path) -> dict[str, Any]:
     if folder.exists(CARD):
         return dict(read_json(folder, CARD))
     if folder.exists(INFO):
-        raise UserError(f"{where}: its pretraining is not over; go on with: raypipe resume {typed(where)}")
+        raise UserError(f"{where}: its pretraining is not over; go on with: raypipe resume {shell_quoted(where)}")
     raise UserError(f"{where}: no pretrained encoder there (no {CARD}); make one with: raypipe pretrain")
 
 

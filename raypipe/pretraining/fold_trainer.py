@@ -17,8 +17,8 @@ from raypipe.core.folds import Index
 from raypipe.models.vit import ViT
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer, features
-from raypipe.training.checkpoint import copied
-from raypipe.training.loader import Feed
+from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.loader import WindowLoader
 from raypipe.training.result import FoldEpoch
 
 
@@ -33,7 +33,7 @@ class PretrainTrainer:
     micro_batch = None
     chooses_weights = False
 
-    def __init__(self, config: TrialConfig, feed: Feed, train: Index, validation: Index, *, fold: int) -> None:
+    def __init__(self, config: TrialConfig, feed: WindowLoader, train: Index, validation: Index, *, fold: int) -> None:
         self.config, self.feed, self.fold = config, feed, fold
         self.train, self.validation = train, validation
         if config.model.name != "vit":  # what is shipped has the probe for its head
@@ -62,7 +62,7 @@ class PretrainTrainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The encoder with the probe as its head."""
-        return cast(dict[str, Tensor], copied(self.model.state_dict()))
+        return cast(dict[str, Tensor], clone_tensors(self.model.state_dict()))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on; `model` is what is shipped."""
@@ -80,7 +80,7 @@ class PretrainTrainer:
 
 
 @torch.no_grad()
-def predict(encoder: ViT, feed: Feed, index: Index, *, classes: bool) -> NDArray[np.float32]:
+def predict(encoder: ViT, feed: WindowLoader, index: Index, *, classes: bool) -> NDArray[np.float32]:
     """Predictions (N, outputs) of windows: values, or probabilities."""
     x_NF = torch.from_numpy(features(encoder, feed, index)).to(feed.device)
     raw = encoder.head(x_NF).cpu()

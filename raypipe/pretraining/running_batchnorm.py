@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class Lagged:
+class RunningBatchNorm:
     """Keeps a BatchNorm's running statistics from outside, over all workers; the layer stays in evaluation mode.
 
     Parameters

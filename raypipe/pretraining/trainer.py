@@ -24,12 +24,12 @@ from raypipe.core.seeds import derive_seed
 from raypipe.models.conformer import Conformer, Dropout
 from raypipe.models.registry import build_model
 from raypipe.models.vit import ViT
-from raypipe.pretraining.augmentations import view
+from raypipe.pretraining.augmentations import augment
 from raypipe.pretraining.mae import MaskedAutoencoder, draw_masks
-from raypipe.pretraining.running_batchnorm import Lagged
+from raypipe.pretraining.running_batchnorm import RunningBatchNorm
 from raypipe.pretraining.simclr import SimCLR, gather, nt_xent
-from raypipe.training.checkpoint import copied
-from raypipe.training.loader import Feed
+from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.loader import WindowLoader
 from raypipe.training.optim import AdamW, lr_factor
 from raypipe.training.trainer import place_electrodes
 
@@ -101,7 +101,7 @@ class Pretrainer:
     def __init__(
         self,
         config: TrialConfig,
-        feed: Feed,
+        feed: WindowLoader,
         index: Index,
         *,
         part: object = "all",
@@ -124,7 +124,7 @@ class Pretrainer:
         self.encoder.head.requires_grad_(False)
         chosen = config.pretrain
         self.module: nn.Module
-        self.lagged = Lagged(self.encoder.batch_norm, world) if isinstance(self.encoder, Conformer) else None
+        self.lagged = RunningBatchNorm(self.encoder.batch_norm, world) if isinstance(self.encoder, Conformer) else None
         if chosen.name == "mae":
             assert isinstance(self.encoder, ViT)  # `TrialConfig` has seen to it
             self.module = MaskedAutoencoder(self.encoder, width=chosen.decoder_width, depth=chosen.decoder_depth)
@@ -228,7 +228,7 @@ class Pretrainer:
             generator = torch.Generator().manual_seed(derive_seed("view", drawn.seed, number))
             for views in both:
                 views += [
-                    view(
+                    augment(
                         x_CT[None],
                         self.feed.windows.sfreq,
                         generator,
@@ -300,7 +300,7 @@ class Pretrainer:
             "model": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return cast(dict[str, Any], copied(state))
+        return cast(dict[str, Any], clone_tensors(state))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken.
@@ -318,7 +318,7 @@ class Pretrainer:
 
 
 @torch.no_grad()
-def features(encoder: Conformer | ViT, feed: Feed, index: Index) -> NDArray[np.float32]:
+def features(encoder: Conformer | ViT, feed: WindowLoader, index: Index) -> NDArray[np.float32]:
     """Features (N, F) of windows, in evaluation mode."""
     training = encoder.training
     encoder.eval()

@@ -20,8 +20,8 @@ from raypipe.data.window_cache import open_windows
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer
-from raypipe.training.checkpoint import copied
-from raypipe.training.loader import Feed
+from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 
 Progress = Callable[[int, int, str], None]
@@ -57,7 +57,7 @@ def work(
     `interrupted` ends an epoch in its midst; `stopping`, asked by the first worker, ends them all after an epoch.
     """
     store = PretrainedRun(where)
-    feed = Feed(open_windows(store.info.data), device)
+    feed = WindowLoader(open_windows(store.info.data), device)
     if feed.windows.data_hash != store.info.data_hash:
         raise UserError(f"{store.info.data}: changed since the run was made; name a new run folder")
     for part in store.parts:
@@ -83,7 +83,7 @@ def work(
             if _all(stopping() if rank == 0 else False, world):
                 return
         if rank == 0:
-            store.write_encoder(part, copied(one.encoder.state_dict()))
+            store.write_encoder(part, clone_tensors(one.encoder.state_dict()))
         if world > 1:
             import torch.distributed as dist
 
@@ -143,7 +143,7 @@ def tuned_score(one: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) 
         seed=given.seed,
     )
     present = set(folds.folds(windows.subjects[folds.search_index(windows.subjects)]).tolist())
-    weights, truth, predictions = copied(one.encoder.state_dict()), [], []
+    weights, truth, predictions = clone_tensors(one.encoder.state_dict()), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         if present <= {k} or k not in present:
             continue

@@ -13,26 +13,26 @@ from dataclasses import dataclass
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from raypipe.core.search_space import quiet_optuna
+from raypipe.core.search_space import silence_optuna
 from raypipe.search.reruns import is_rerun
 from raypipe.search.warm_start import is_warm
 from raypipe.storage.files import read_json
 from raypipe.storage.journal import STUDY_NAME, open_journal
-from raypipe.storage.lease import current
+from raypipe.storage.lease import read_lease
 from raypipe.storage.records import OPTIONS
-from raypipe.storage.remote import shown
+from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore, TrialResult
 
 EDGE = 0.1
 """Share of a range, on its own scale, that counts as its edge."""
 FEWEST = 3
 """Best trials that an edge is told from, at least."""
-TOLD = 6
+TRIALS_OF_TREND = 6
 """Complete trials that a trend is told from, at least."""
 
 
 @dataclass(frozen=True)
-class Edge:
+class RangeEdge:
     """A parameter whose best values press against an end of its range."""
 
     name: str
@@ -53,12 +53,12 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Advice:
     """A word at the end of a search."""
 
     cost: str
     trend: str
-    edges: list[Edge]
+    edges: list[RangeEdge]
     step: str
 
     @property
@@ -67,14 +67,14 @@ class Outlook:
         return [self.cost, self.trend, *map(str, self.edges), f"next: {self.step}"]
 
 
-def outlook(run: RunStore, name: str | None = None) -> Outlook:
+def advise(run: RunStore, name: str | None = None) -> Advice:
     """Cost, trend, edges and the next step of a run's search; in commands, it goes by `name`, or by where it lies."""
     results = run.results()
     # Reruns draw nothing new; an invalid draw, which was never recorded, has failed.
     drawn = [each for each in results if each.state != "failed" and run.rerun_of(each.number) is None]
     trend, hopeful = _trend(run, drawn)
-    found = edges(run)
-    where = name or shown(run.where)
+    found = range_edges(run)
+    where = name or without_settings(run.where)
     if not run.ranked(results):
         step = f"no trial is complete; see why: raypipe status {where}"
     elif found:
@@ -84,12 +84,12 @@ def outlook(run: RunStore, name: str | None = None) -> Outlook:
         step = f"raypipe resume {where} --trials {2 * max(1, len(run.numbers()))}"
     else:
         step = f"raypipe rerun {where} (how much of the best score was luck?), then raypipe ensemble {where}"
-    return Outlook(_cost(run, results), trend, found, step)
+    return Advice(_cost(run, results), trend, found, step)
 
 
 def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     worker = sum(result.seconds for result in results) / 3600
-    lease = current(run.folder)
+    lease = read_lease(run.folder)
     options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {_hours(worker)} of workers' time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
@@ -108,7 +108,7 @@ def _trend(run: RunStore, results: Sequence[TrialResult]) -> tuple[str, bool]:
     """Whether more trials are likely to help, in words and at all: what the last third brought, beside chance."""
     complete = {result.number: result for result in run.ranked(results)}
     ended = sorted(results, key=lambda r: (r.finished, r.number))
-    if len(complete) < TOLD:
+    if len(complete) < TRIALS_OF_TREND:
         return f"trend: {len(complete)} complete trial(s) are too few to tell whether more would help", True
     before = {r.number for r in ended[: len(ended) - len(ended) // 3]}
     best = next(iter(complete.values()))
@@ -136,13 +136,13 @@ def _noise(run: RunStore, best: TrialResult) -> float:
     return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
 
 
-def edges(run: RunStore) -> list[Edge]:
+def range_edges(run: RunStore) -> list[RangeEdge]:
     """Parameters whose best values, the best trial's among them, lie mostly at one end of their range.
 
     The best are a quarter of the complete trials, three at least, reruns left out; a parameter that fewer than three of
     them have is passed over.
     """
-    with quiet_optuna():
+    with silence_optuna():
         storage = open_journal(run, mend=False)
         if STUDY_NAME not in optuna.get_all_study_names(storage):
             return []
@@ -164,7 +164,7 @@ def edges(run: RunStore) -> list[Edge]:
         for lower in (True, False):
             inside = [place <= EDGE if lower else place >= 1.0 - EDGE for place in places]
             if inside[0] and having[0] is best[0] and sum(inside) > len(inside) / 2:
-                found.append(Edge(name, float(asked.low), float(asked.high), lower, sum(inside), len(inside)))
+                found.append(RangeEdge(name, float(asked.low), float(asked.high), lower, sum(inside), len(inside)))
     return found
 
 

@@ -21,7 +21,7 @@ from raypipe.ensembles.oof import read_members_oof
 from raypipe.ensembles.scores import Side, difference, target_per_subject
 from raypipe.ensembles.verdict import ENOUGH
 from raypipe.reporting.trial_table import trials_table
-from raypipe.storage.lease import current
+from raypipe.storage.lease import read_lease
 from raypipe.storage.run_store import Member, RunStore
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _parameters(runs: Sequence[RunStore], names: list[str]) -> pd.DataFrame:
 def _cost(run: RunStore) -> dict[str, int | float]:
     table = trials_table(run)
     states = table["state"].value_counts()
-    driver = current(run.folder)
+    driver = read_lease(run.folder)
     return {
         "trials": len(table),
         **{state: int(states.get(state, 0)) for state in ("complete", "pruned", "failed")},

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
-from raypipe.data.montage import scalp
+from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import normalise
 from raypipe.reporting import html as page
@@ -158,7 +158,7 @@ def _blocks(run: RunStore, number: int) -> list[str]:
     pattern_GCK, sd_G = patterns(x_BCT, found.whole)
     weight_G = sd_G if found.weight is None else found.weight
     chosen = np.argsort(-weight_G, kind="stable")[:SHOWN]
-    info, known = scalp(windows.channels)
+    info, known = project_to_scalp(windows.channels)
     mapped = len(known) >= FEWEST
     words = (
         f"The {len(chosen)} filters of trial {number} (network of fold {_FOLD}) that count most in what follows them, "

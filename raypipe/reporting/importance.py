@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.search_space import quiet_optuna
+from raypipe.core.search_space import silence_optuna
 from raypipe.ensembles.verdict import spoken
 from raypipe.reporting import html as page
 from raypipe.reporting.figures import BLUE, GREY, INK, ORANGE, STYLE, figure
@@ -120,7 +120,7 @@ def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
     made = _study(table, direction)
     if made is None:
         return {}
-    with quiet_optuna(), warnings.catch_warnings():
+    with silence_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         judge = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(made, evaluator=judge)
@@ -135,7 +135,7 @@ def _study(table: pd.DataFrame, direction: str) -> Any:
     if not names or table["score"].nunique() < 2:
         return None
     domains = {name: _domain(table[name]) for name in names}
-    with quiet_optuna(), warnings.catch_warnings():
+    with silence_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
         for _, row in table.iterrows():
@@ -172,7 +172,7 @@ def contour(table: pd.DataFrame, names: Sequence[str], metric: str, direction: s
     from optuna.visualization.matplotlib import plot_contour
 
     with (
-        quiet_optuna(),
+        silence_optuna(),
         warnings.catch_warnings(),
         matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": True}),
     ):

@@ -15,8 +15,8 @@ from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.reporting import html as page
 from raypipe.reporting.figures import BLUE, CHANCE, GREY, ORANGE, figure
 from raypipe.storage.files import open_folder
-from raypipe.storage.lease import current
-from raypipe.storage.remote import typed
+from raypipe.storage.lease import read_lease
+from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ SHOWN = 6
 def status_lines(where: str | Path) -> list[str]:
     """A pretrained run in a few lines: what it is, where each encoder stands, what to do next."""
     run = PretrainedRun(where)
-    config, driver = run.info.config, current(run.folder)
+    config, driver = run.info.config, read_lease(run.folder)
     seen = sum(fold >= 0 for fold in run.folds.fold_of.values())
     lines = [
         f"{run.where}: {config.pretrain.name} on {seen} subjects ({len(run.folds.held_out)} held out, not seen)"
@@ -53,7 +53,7 @@ def status_lines(where: str | Path) -> list[str]:
     elif driver and driver["alive"]:
         lines.append(f"  running (process {driver['pid']} on {driver['host']})")
     else:
-        lines.append(f"  interrupted; go on with: raypipe resume {typed(where)}")
+        lines.append(f"  interrupted; go on with: raypipe resume {shell_quoted(where)}")
     return lines
 
 
@@ -134,9 +134,9 @@ def rebuilt(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     from raypipe.models.vit import ViT
     from raypipe.pretraining.mae import draw_masks, pick
     from raypipe.pretraining.trainer import Pretrainer
-    from raypipe.training.loader import Feed
+    from raypipe.training.loader import WindowLoader
 
-    feed = Feed(open_windows(run.info.data))
+    feed = WindowLoader(open_windows(run.info.data))
     out = run.folds.held_out_index(feed.windows.subjects)
     one = Pretrainer(run.info.config, feed, np.arange(max(2, len(feed.windows))), part=state["part"])
     one.load_state_dict(state)

@@ -132,7 +132,7 @@ def fold_list(folds: FoldMap) -> str:
     return f'<ul class="columns">{"".join(items)}</ul>'
 
 
-def recipe(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
+def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> str:
     """What the run was made of, and how to make it again: the last section of the report."""
     info, folds = run.info, run.folds
     sizes = Counter(folds.fold_of.values())

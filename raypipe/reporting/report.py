@@ -16,14 +16,14 @@ from raypipe.ensembles.fit import LOOKS, Ensemble
 from raypipe.ensembles.verdict import ENSEMBLE, finding, oof_note, predicted, spoken, unit
 from raypipe.reporting import diversity, figures
 from raypipe.reporting import html as page
-from raypipe.reporting.advice import outlook
+from raypipe.reporting.advice import advise
 from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.filter_patterns import filters
-from raypipe.reporting.provenance import recipe
-from raypipe.reporting.timeline import Span, breaks, course, effort, ends, spans
+from raypipe.reporting.provenance import provenance_section
+from raypipe.reporting.timeline import Span, breaks, course_section, effort, ends, spans
 from raypipe.search.reruns import spreads
-from raypipe.storage.files import read_json, write_whole
-from raypipe.storage.remote import shown
+from raypipe.storage.files import read_json, write_atomic
+from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore, TrialResult
 
 NAME = "report.html"
@@ -50,10 +50,10 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
     """
     text = render(run).encode()
     if out is not None:
-        write_whole(Path(out), lambda file: file.write(text))
+        write_atomic(Path(out), lambda file: file.write(text))
         return Path(out)
     run.folder.write(NAME, text)
-    return run.local / NAME if run.local else f"{shown(run.where)}/{NAME}"
+    return run.local / NAME if run.local else f"{without_settings(run.where)}/{NAME}"
 
 
 def write_plots(run: RunStore, ensemble: Ensemble) -> None:
@@ -69,7 +69,7 @@ def render(run: RunStore) -> str:
     ensemble = Ensemble.load(run) if Ensemble.exists(run) else None
     results = run.results()
     # Of a folder of this machine its end alone: a report is passed on, and who made it lives in its beginning.
-    name = "/".join(run.local.parts[-2:]) if run.local else shown(run.where)
+    name = "/".join(run.local.parts[-2:]) if run.local else without_settings(run.where)
     found = spans(run, results)
     ended = f"{len(results)} of {len(run.numbers())} trials ended"
     parts = [
@@ -79,11 +79,11 @@ def render(run: RunStore) -> str:
         _baselines(run, ensemble) if ensemble else "",
         _members(ensemble) if ensemble else "",
         filters(run),
-        *course(run, results, found),
+        *course_section(run, results, found),
         ends(run, results),
         effort(run, results, found),
         _next(run, name),
-        recipe(run, results, name),
+        provenance_section(run, results, name),
     ]
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     return page.PAGE.substitute(
@@ -96,7 +96,7 @@ def render(run: RunStore) -> str:
 
 def _next(run: RunStore, name: str) -> str:
     """A word at the end: whether more trials would help, what to widen, and the command for it."""
-    found = outlook(run, name)
+    found = advise(run, name)
     items = "".join(f"<li>{page.text(line[0].upper() + line[1:])}</li>" for line in found.lines)
     return page.section("What next", f"<ul>{items}</ul>")
 

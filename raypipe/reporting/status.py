@@ -10,8 +10,8 @@ from typing import Any
 
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
-from raypipe.storage.files import read_json, several
-from raypipe.storage.lease import current
+from raypipe.storage.files import map_concurrently, read_json
+from raypipe.storage.lease import read_lease
 from raypipe.storage.records import TrialRecord
 from raypipe.storage.run_store import RunStore, TrialResult, best_epoch
 from raypipe.storage.trial_log import read_log
@@ -133,13 +133,15 @@ def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
 
 def read_status(run: RunStore) -> Status:
     """Read a run's state."""
-    driver = current(run.folder)
+    driver = read_lease(run.folder)
     alive = bool(driver and driver["alive"])
     lines: list[Line] = []
     reruns: dict[int, int | None] = {}
     results: list[TrialResult] = []
     trials = [(n, names) for n, names in sorted(run.listing().items()) if names & {"trial.json", "result.json"}]
-    for (number, _), (record, ended) in zip(trials, several(run.folder, partial(_read, run), trials), strict=True):
+    for (number, _), (record, ended) in zip(
+        trials, map_concurrently(run.folder, partial(_read, run), trials), strict=True
+    ):
         if record:
             reruns[number] = record.rerun_of
         total = record.config.epochs if record else 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from raypipe.reporting import html as page
 from raypipe.reporting.figures import BLUE, GREY, INK, ORANGE, figure, legend_above, shade, unit_of
 from raypipe.reporting.importance import parameters
-from raypipe.storage.lease import current
+from raypipe.storage.lease import read_lease
 from raypipe.storage.run_store import RunStore, TrialResult
 from raypipe.storage.trial_log import read_log
 
@@ -126,7 +126,7 @@ def account(run: RunStore, found: Sequence[Span]) -> Account:
     """Where the time of trials that have ended went."""
     wall = max(span.finished for span in found) - min(span.asked for span in found)
     busy = sum(end - begin for begin, end in together(piece for span in found for piece in span.pieces))
-    driver = current(run.folder)
+    driver = read_lease(run.folder)
     known = [span for span in found if span.workers]
     held = sum(span.workers * (end - begin) for span in known for begin, end in span.pieces)
     trained = sum(span.result.seconds for span in known)
@@ -142,7 +142,7 @@ TICKS = 16
 """Trials that have a number beside their bar at most."""
 
 
-def course(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> list[str]:
+def course_section(run: RunStore, results: Sequence[TrialResult], found: Sequence[Span]) -> list[str]:
     """Sections of the report: parameters, halving, timeline. Those without anything to say are left out."""
     parts = [parameters(run), _halving(run, results), _timeline(found)]
     return [part for part in parts if part]

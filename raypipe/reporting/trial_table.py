@@ -10,8 +10,8 @@ import pandas as pd
 
 from raypipe.core.config import flat, parameter_names
 from raypipe.core.errors import UserError
-from raypipe.storage.files import write_whole
-from raypipe.storage.lease import current
+from raypipe.storage.files import write_atomic
+from raypipe.storage.lease import read_lease
 from raypipe.storage.records import best_epoch
 from raypipe.storage.run_store import RunStore
 
@@ -39,7 +39,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     UserError
         A trial's records are damaged.
     """
-    driver = current(run.folder)
+    driver = read_lease(run.folder)
     under_way = "running" if driver and driver["alive"] else "interrupted"
     recorded, over = set(run.numbers()), set(run.numbers("result.json"))
     folds = [f"fold_{fold}" for fold in range(run.folds.n_folds)]
@@ -93,7 +93,7 @@ def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:
     path = Path(out)
     if path.is_dir():
         raise UserError(f"{out}: a folder; name a file")
-    write_whole(path, lambda file: file.write(packed(table, kind)))
+    write_atomic(path, lambda file: file.write(packed(table, kind)))
 
 
 def packed(table: pd.DataFrame, kind: str) -> bytes:

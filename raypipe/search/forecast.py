@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 import optuna
 import torch
 
-from raypipe.backend.remote_call import joined
-from raypipe.backend.resources import layout
+from raypipe.backend.remote_call import connect
+from raypipe.backend.resources import divide_resources
 from raypipe.core.config import InitConfig, TrialConfig, flat
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap
-from raypipe.core.options import options_of
+from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.autotune import stem_seconds
 
@@ -162,7 +162,7 @@ def forecast(
     UserError
         Bad input, workers that do not fit, or a cluster that is not there.
     """
-    chosen = options_of({name: value for name, value in options.items() if value is not None})
+    chosen = parse_options({name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
     folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
     given = {"CPU": cpus, "GPU": gpus}
@@ -172,7 +172,7 @@ def forecast(
         if not (math.isfinite(amount) and (amount > 0 or (name == "GPU" and amount == 0))):
             raise UserError(f"--{name.lower()}s {amount:g}: how many the sweep will have; must be more than nothing")
     if not address:
-        layout(chosen, folds.n_folds, here | asked)  # what does not fit is told at once
+        divide_resources(chosen, folds.n_folds, here | asked)  # what does not fit is told at once
     source.check()
     points = [source(optuna.trial.FixedTrial(point)) for point in source.start]
     configs = [*points, *source.draw(MOST)][:MOST]
@@ -180,12 +180,12 @@ def forecast(
     samples = []
     with contextlib.ExitStack() as stack:
         stack.callback(_feed.cache_clear)
-        site = stack.enter_context(joined(address, **share, say=say)) if address else None
+        site = stack.enter_context(connect(address, **share, say=say)) if address else None
         run: Callable[..., Sample] = functools.partial(site.run, measure) if site else measure
         for number, config in enumerate(configs):
             progress(number, len(configs), "configurations measured")
             samples.append(run(windows.where, folds, config, share))
-        workers, concurrent = layout(chosen, folds.n_folds, (site.resources() if site else here) | asked)
+        workers, concurrent = divide_resources(chosen, folds.n_folds, (site.resources() if site else here) | asked)
     return Forecast(
         trials=chosen.trials,
         folds=folds.n_folds,
@@ -247,12 +247,12 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, share: dict[str, fl
 
 
 @functools.lru_cache(maxsize=1)
-def _feed(where: str, device: str) -> Feed:
+def _feed(where: str, device: str) -> WindowLoader:
     """The windows: one configuration after another is measured with them."""
-    return Feed(open_windows(where), device)
+    return WindowLoader(open_windows(where), device)
 
 
-def _measured(config: TrialConfig, feed: Feed, folds: FoldMap) -> Measured:
+def _measured(config: TrialConfig, feed: WindowLoader, folds: FoldMap) -> Measured:
     # Of an encoder that is not at hand, the cost is that of training all of it.
     config = config.model_copy(update={"init": InitConfig()})
     train, validation = folds.split(feed.windows.subjects, 0)

@@ -21,7 +21,7 @@ def needs_encoder(space: SearchSpace) -> bool:
     return any(config.init.name == "pretrained" for config in drawn)
 
 
-def take_in(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSpace) -> dict[str, Any]:
+def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSpace) -> dict[str, Any]:
     """Copy a pretrained encoder into a new run; the record of it (`RunInfo.init`).
 
     Raises
@@ -34,7 +34,7 @@ def take_in(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSp
     card, files = read_card(init), encoder_files(init)
     if not needs_encoder(space):
         raise UserError(f"{space.name}: no trial starts from --init; a space for it sets init/name=pretrained")
-    check_seen(init, card, folds)
+    check_seen_subjects(init, card, folds)
     folder = open_folder(where)
     for name, data in files.items():
         folder.write(f"init/{name}", data)
@@ -46,7 +46,7 @@ def take_in(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSp
     }
 
 
-def check_seen(init: str | Path, card: dict[str, Any], folds: FoldMap) -> None:
+def check_seen_subjects(init: str | Path, card: dict[str, Any], folds: FoldMap) -> None:
     """Check that an encoder has seen nobody whom the sweep must not have seen.
 
     Raises

@@ -185,11 +185,11 @@ def _drive(
 def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, say: Callable[[str], object]) -> None:
     with Cluster(layout.get("address"), lambda kind, news: None) as cluster, cluster.noise.kept(store.folder):
         cluster.start()
-        from raypipe.backend.pretrain_workers import Pretraining, said
+        from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
         with contextlib.redirect_stdout(cluster.noise), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
             stop, asked = threading.Event(), False
-            going = Pretraining(store.where, layout, scratch)
+            going = PretrainWorkers(store.where, layout, scratch)
             with contextlib.closing(going), on_first_interrupt(stop.set):
                 while not going.over(LOOK):
                     tell(store, progress)
@@ -203,7 +203,7 @@ def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, 
             raise going.error
         if going.error is not None:
             raise UserError(
-                f"pretraining has stopped ({said(going.error)}); the same command goes on from here"
+                f"pretraining has stopped ({error_line(going.error)}); the same command goes on from here"
             ) from going.error
         if not all(store.folder.exists(store.encoder_name(part)) for part in store.parts):
             raise InterruptedSweepError

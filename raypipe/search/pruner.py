@@ -9,7 +9,7 @@ from raypipe.search.reruns import is_rerun
 from raypipe.search.warm_start import is_warm
 
 
-class Halving(optuna.pruners.BasePruner):  # type: ignore[misc]
+class SuccessiveHalving(optuna.pruners.BasePruner):  # type: ignore[misc]
     """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934, algorithm 2) on stored scores alone.
 
     At each rung (`grace`, `grace * eta`, ... passes over the training windows) a trial goes on if its best score so

@@ -26,7 +26,7 @@ def is_rerun(trial: FrozenTrial) -> bool:
     return OF in trial.user_attrs
 
 
-def config_again(run: RunStore, trial: FrozenTrial) -> tuple[TrialConfig, int] | None:
+def rerun_config(run: RunStore, trial: FrozenTrial) -> tuple[TrialConfig, int] | None:
     """Configuration of a rerun and the trial that it trains again; None where the space is to draw."""
     if not is_rerun(trial):
         return None
@@ -34,7 +34,7 @@ def config_again(run: RunStore, trial: FrozenTrial) -> tuple[TrialConfig, int] |
     return run.config(of).model_copy(update={"seed": int(trial.user_attrs[SEED])}), of
 
 
-def ask_again(study: optuna.Study, run: RunStore, top: int, seeds: int) -> int:
+def enqueue_reruns(study: optuna.Study, run: RunStore, top: int, seeds: int) -> int:
     """Queue the best trials with new seeds, those that follow their own; how many were queued.
 
     What is queued, or was trained, is not queued again: the same call after a crash adds what is missing. Winners of

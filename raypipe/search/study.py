@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.errors import StorageError, UserError
 from raypipe.core.seeds import derive_seed
-from raypipe.search.reruns import ask_again, config_again, is_rerun
-from raypipe.search.warm_start import begin
+from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
+from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
 from raypipe.storage.run_store import RunStore, State, TrialResult
 from raypipe.trial.evaluator import finish_trial
@@ -33,7 +33,7 @@ _TOLD = {
 }
 
 
-class Ledger:
+class StudyQueue:
     """A run's trials: which is next, whether one goes on, how each ended.
 
     Opening it settles what a killed driver left: trials that ended but were not told, and trials in mid-air, which are
@@ -73,7 +73,7 @@ class Ledger:
             pruner=pruner or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-        self._warm = begin(self.study, run)
+        self._warm = add_warm_trials(self.study, run)
         # Optuna's own `skip_if_exists` would leave out a point that only another run has trained.
         queued = [trial.system_attrs.get("fixed_params") for trial in self.study.get_trials(deepcopy=False)]
         for point in run.space.start:
@@ -109,7 +109,7 @@ class Ledger:
 
     def ask_again(self, top: int, seeds: int) -> int:
         """Queue the best trials with new seeds (`reruns`); how many trials the run has with all that wait."""
-        ask_again(self.study, self.run, top, seeds)
+        enqueue_reruns(self.study, self.run, top, seeds)
         waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
         self.trials = self.asked + len(waiting)
         return self.trials
@@ -141,7 +141,7 @@ class Ledger:
         if not self.run.has_trial(number):
             self._seed(number)
             trial = optuna.Trial(self.study, self._trial(number)._trial_id)
-            rerun = config_again(self.run, self._trial(number))
+            rerun = rerun_config(self.run, self._trial(number))
             try:
                 config, of = rerun or (self.run.space(trial), None)
             except StorageError:

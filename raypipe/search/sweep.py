@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import execute, supervise
 from raypipe.core.errors import UserError, disk_full
-from raypipe.core.options import Options, options_of
-from raypipe.core.search_space import SearchSpace, load_space, quiet_optuna
+from raypipe.core.options import SweepOptions, parse_options
+from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
 from raypipe.data.splits import folds_of, held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.search.initial_encoder import needs_encoder, take_in
-from raypipe.search.trackers import Tracked, require
+from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.search.trackers import TrackingCallback, require
 from raypipe.storage.budget import Budget
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.lease import Lease, current, taken
+from raypipe.storage.lease import Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS
 from raypipe.storage.run_store import RunInfo, RunStore, versions
-from raypipe.trial.evaluator import without_eeg
+from raypipe.trial.evaluator import constant_baseline
 
 if TYPE_CHECKING:
     from raypipe.search.warm_start import WarmStart
@@ -66,7 +66,7 @@ def sweep(
     watch
         Told of every event.
     **options
-        See `Options`.
+        See `SweepOptions`.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def sweep(
     UserError
         Bad input; see the message.
     """
-    chosen = options_of(options)
+    chosen = parse_options(options)
     require(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
@@ -99,11 +99,11 @@ def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes
 def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple[int, int] | None = None) -> RunStore:
     store = RunStore.open(run)
     if not store.folder.exists(OPTIONS):
-        last = current(store.folder)
+        last = read_lease(store.folder)
         if last and last["alive"]:  # its driver has only just begun
-            raise taken(store.folder, last)
+            raise in_use_error(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
-    chosen = options_of({**read_json(store.folder, OPTIONS), **changes})
+    chosen = parse_options({**read_json(store.folder, OPTIONS), **changes})
     windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
     with Cluster(chosen.address, watch, preload=["raypipe.search.study"]) as cluster:
@@ -150,7 +150,7 @@ def _open(
     space: SearchSpace,
     windows: WindowStore,
     where: str,
-    options: Options,
+    options: SweepOptions,
     warm: WarmStart | None = None,
     init: str | Path | None = None,
     begin: Callable[[], None] = lambda: None,
@@ -168,7 +168,7 @@ def _open(
     folds = folds_of(windows, options.folds, options.held_out, options.seed)
     RunStore.require_room(where)
     begin()
-    begun = take_in(init, where, folds, space) if init is not None else None
+    begun = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
         created=time.time(),
         data=windows.where,
@@ -189,7 +189,7 @@ def _open(
     return RunStore.create(where, info, folds, space)
 
 
-def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Options) -> None:
+def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: SweepOptions) -> None:
     """Check that a run is continued with what it was made from."""
     if windows.data_hash != store.info.data_hash:
         raise UserError(
@@ -203,7 +203,7 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
     if options.folds != store.folds.n_folds:
         raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
     before = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {}
-    if before and Options.model_validate(before).held_out != options.held_out:
+    if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
     if options.seed != store.info.seed:
         raise UserError(f"{store.where}: the run has seed {store.info.seed}, not {options.seed}; it is frozen")
@@ -212,35 +212,35 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Op
 def _drive(
     store: RunStore,
     windows: WindowStore,
-    options: Options,
+    options: SweepOptions,
     cluster: Cluster,
     watch: Watch,
     again: tuple[int, int] | None = None,
 ) -> RunStore:
-    from raypipe.search.pruner import Halving
-    from raypipe.search.study import Ledger
+    from raypipe.search.pruner import SuccessiveHalving
+    from raypipe.search.study import StudyQueue
     from raypipe.storage.journal import open_journal
 
     try:
         with (
             Lease(store.folder) as lease,
             cluster.noise.kept(store.folder),
-            quiet_optuna(),
-            closing(Tracked(store, options.track, watch)) as watch,
+            silence_optuna(),
+            closing(TrackingCallback(store, options.track, watch)) as watch,
         ):
             storage = open_journal(store)
             if again is not None:
-                total = Ledger(store, windows, storage, trials=None).ask_again(*again)
+                total = StudyQueue(store, windows, storage, trials=None).ask_again(*again)
                 options = options.model_copy(update={"trials": total})
             elif options.trials < (there := len(store.listing())):
                 watch("fewer", {"asked": options.trials, "there": there})
                 options = options.model_copy(update={"trials": there})
             write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
-            pruner = Halving(grace, options.reduction) if options.prune else None
+            pruner = SuccessiveHalving(grace, options.reduction) if options.prune else None
 
-            def open_ledger() -> Ledger:
-                ledger = Ledger(store, windows, storage, trials=options.trials, pruner=pruner)
+            def open_ledger() -> StudyQueue:
+                ledger = StudyQueue(store, windows, storage, trials=options.trials, pruner=pruner)
                 for result in ledger.settled:
                     watch("settled", {"number": result.number, "result": result})
                 return ledger
@@ -268,7 +268,7 @@ def _news(store: RunStore, windows: WindowStore) -> dict[str, Any]:
         "where": store.where,
         "metric": store.info.metric,
         "direction": store.info.direction,
-        "baseline": without_eeg(store, windows),
+        "baseline": constant_baseline(store, windows),
         "states": [result.state for result in results],
         "failures": [result.failure or "error" for result in results if result.state == "failed"],
         "best": (ranked[0].score, ranked[0].number) if ranked else None,

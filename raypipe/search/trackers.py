@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from raypipe.core.config import flat
-from raypipe.core.errors import UserError, first_line, install, nearest
-from raypipe.storage.remote import shown
+from raypipe.core.errors import UserError, first_line, missing_package, nearest
+from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class MLflow:
                 identity = found[0].info.run_id
                 told = max((metric.step for metric in self._client.get_metric_history(identity, "score")), default=0)
             else:
-                tags = {"raypipe.trial": tag, "raypipe.run": shown(self._run.where)}
+                tags = {"raypipe.trial": tag, "raypipe.run": without_settings(self._run.where)}
                 made = self._client.create_run(self._experiment, run_name=f"trial {number}", tags=tags)
                 identity, told = made.info.run_id, 0
                 config = flat(self._run.config(number))
@@ -195,7 +195,7 @@ def scalars(epoch: Epoch) -> dict[str, float]:
 
 def label(run: RunStore) -> str:
     """A run's name: its folder's."""
-    return shown(run.where).rstrip("/").rpartition("/")[2] or "raypipe"
+    return without_settings(run.where).rstrip("/").rpartition("/")[2] or "raypipe"
 
 
 def require(names: Sequence[str]) -> None:
@@ -210,7 +210,7 @@ def require(names: Sequence[str]) -> None:
         if name not in (*TRACKERS, NONE):
             raise UserError(f"--track {name}: there is no such tracker; {nearest(name, [*TRACKERS, NONE])}")
         if name != NONE and not installed(name):
-            raise UserError(f"--track {name}: not installed here; {install(name)}")
+            raise UserError(f"--track {name}: not installed here; {missing_package(name)}")
 
 
 def installed(name: str) -> bool:
@@ -219,7 +219,7 @@ def installed(name: str) -> bool:
     return found is not None and found.origin is not None
 
 
-class Tracked:
+class TrackingCallback:
     """Tells trackers of a run's events, from a thread of its own: the sweep waits for no service.
 
     At the first event of a trial, all its epochs are told, so that what an earlier driver had no time for is there too.

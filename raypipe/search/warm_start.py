@@ -109,7 +109,7 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTr
     )
 
 
-def begin(study: optuna.Study, run: RunStore) -> int:
+def add_warm_trials(study: optuna.Study, run: RunStore) -> int:
     """Have the study of `run` begin with the trials of its warm start, if it has one; how many there are.
 
     They come before all others, so a study that a killed driver left half begun is completed.

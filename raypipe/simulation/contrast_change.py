@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError, disk_full
 from raypipe.data.tasks import CONTRAST_TASK
 from raypipe.simulation.signal import Trial, signal
-from raypipe.storage.files import TEMPORARY, write_whole
+from raypipe.storage.files import TEMPORARY, write_atomic
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int, str], object]
@@ -175,7 +175,7 @@ def _claim(folder: Path, design: _Design) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _participant(name: str, design: _Design, factor: float, number: int, release: str) -> dict[str, str]:
@@ -296,7 +296,7 @@ def _write_bdf(path: Path, x_CT: Array, design: _Design) -> None:
         for name, row in zip(_names(design), digital, strict=True)
     ]
     bdf = Bdf(signals, data_record_duration=1)
-    write_whole(path, bdf.write)
+    write_atomic(path, bdf.write)
 
 
 def _channels(design: _Design) -> str:

@@ -17,7 +17,7 @@ from raypipe.storage.remote import TEMPORARY as TEMPORARY
 from raypipe.storage.remote import RemoteFolder
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Have `write` fill a temporary file beside `path`, flush it to the disk and rename it into place.
 
     Raises
@@ -95,7 +95,7 @@ class LocalFolder:
         self.where = str(self.path)
 
     def write(self, name: str, data: bytes) -> None:
-        write_whole(self.path / name, lambda file: file.write(data))
+        write_atomic(self.path / name, lambda file: file.write(data))
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -133,7 +133,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def several(folder: Folder, call: Callable[[A], B], things: Iterable[A]) -> list[B]:
+def map_concurrently(folder: Folder, call: Callable[[A], B], things: Iterable[A]) -> list[B]:
     """What `call` says of each thing, in order; behind a URI, where it waits, several at a time.
 
     `call` must bear being called by several threads.

@@ -12,7 +12,7 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from raypipe.core.errors import UserError
-from raypipe.storage.files import Folder, several
+from raypipe.storage.files import Folder, map_concurrently
 from raypipe.storage.run_store import RunStore
 
 CHUNK = 256
@@ -82,7 +82,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
             try:
                 if any(first > at for first in ends):
                     raise FileNotFoundError(f"{self._folder.where}/{_name(at)}")
-                found = several(self._folder, lambda file: self._folder.read(_name(*file)), files)
+                found = map_concurrently(self._folder, lambda file: self._folder.read(_name(*file)), files)
                 break
             except FileNotFoundError as error:  # made one with others since they were listed; or not there at all
                 if not left:
@@ -97,7 +97,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
                 self._loose = []
         self._next, self._begun = at, True
         if not self.frozen:
-            several(self._folder, self._folder.remove, stale)
+            map_concurrently(self._folder, self._folder.remove, stale)
             if len(self._loose) >= CHUNK:
                 self._gather()
 
@@ -106,7 +106,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         if max(_files(self._folder)[0].items()) != (last, last):
             return  # another has written: the next entry finds out
         self._folder.write(_name(first, last), b"".join(self._loose))
-        several(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
+        map_concurrently(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
         self._loose = []
 
 

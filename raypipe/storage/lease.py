@@ -25,7 +25,7 @@ LOCK = "driver.lock"
 _HELD: set[str] = set()
 
 
-def current(folder: Folder) -> dict[str, Any] | None:
+def read_lease(folder: Folder) -> dict[str, Any] | None:
     """The last driver's record, with ``alive``; None where there has been none."""
     if not folder.exists(FILE):
         return None
@@ -38,7 +38,7 @@ def current(folder: Folder) -> dict[str, Any] | None:
     return record | {"alive": _alive(folder, record)}
 
 
-def taken(folder: Folder, last: dict[str, Any]) -> UserError:
+def in_use_error(folder: Folder, last: dict[str, Any]) -> UserError:
     """What a second driver is told."""
     return UserError(
         f"{folder.where}: another raypipe is driving this run (process {last['pid']} on {last['host']}); "
@@ -120,13 +120,13 @@ class Lease:
         return self._before + time.time() - float(self._record["started"])
 
     def __enter__(self) -> Lease:
-        last = current(self._folder)
+        last = read_lease(self._folder)
         if isinstance(self._folder, LocalFolder) and not (last and last["alive"]):
             self._handle = _lock(self._folder.path / LOCK)
             if self._handle is None:
-                last = (current(self._folder) or {"pid": "unknown", "host": "this host"}) | {"alive": True}
+                last = (read_lease(self._folder) or {"pid": "unknown", "host": "this host"}) | {"alive": True}
         if last and last["alive"]:
-            raise taken(self._folder, last)
+            raise in_use_error(self._folder, last)
         self._before = float(last["spent"]) if last else 0.0
         self.gpu_hours = float(last.get("gpu_hours", 0.0)) if last else 0.0
         now = time.time()
@@ -145,7 +145,7 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(BEAT):
             with suppress(Exception):  # a full disk or a storage that stalls is the sweep's to report
-                found = current(self._folder)
+                found = read_lease(self._folder)
                 if found and found["id"] != self._record["id"]:
                     # Two drivers came at one moment, or this one slept for longer than a lease: the later one has it.
                     os.kill(os.getpid(), signal.SIGINT)
@@ -158,7 +158,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with suppress(Exception):
-            if (found := current(self._folder)) and found["id"] == self._record["id"]:
+            if (found := read_lease(self._folder)) and found["id"] == self._record["id"]:
                 self._beat(ended=True)
         _HELD.discard(str(self._record["id"]))
         if self._handle is not None:

@@ -142,7 +142,7 @@ class Member(NamedTuple):
         return f"{stem}-epoch-{self.epoch:04d}{dot}{kind}" if self.epoch else name
 
 
-def in_trial(number: int, name: str = "") -> str:
+def trial_file(number: int, name: str = "") -> str:
     """Where a file of a trial lies in its run."""
     return f"trials/{number:04d}/{name}"
 
@@ -152,7 +152,7 @@ def other_than_run(folder: Folder) -> str | None:
     return next((words for name, words in _OTHER.items() if folder.exists(name)), None)
 
 
-def valid(kind: type[Model], folder: Folder, name: str) -> Model:
+def read_record(kind: type[Model], folder: Folder, name: str) -> Model:
     """Read a JSON file and check it against its schema.
 
     Raises

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 TEMPORARY = ".part"
 """How names of files that are not whole yet end."""
 
-LIMIT = 300.0
+RETRY_SECONDS = 300.0
 """Seconds that a storage may fail or stall before raypipe gives it up."""
 
 FIRST, LONGEST = 0.5, 20.0
@@ -65,17 +65,17 @@ class Entry(NamedTuple):
     """Nanoseconds since 1970; 0 where the storage does not say."""
 
 
-def shown(uri: str) -> str:
+def without_settings(uri: str) -> str:
     """A URI for people: without the keys and settings that it may carry."""
     return _KEYS.sub("//", uri).partition("?")[0].rstrip("/")
 
 
-def typed(where: object) -> str:
+def shell_quoted(where: object) -> str:
     """A path or URI as a command takes it: quoted for the shell (``&`` joins a URI's settings), without keys."""
     return shlex.quote(_KEYS.sub("//", str(where)))
 
 
-def refuse_keys(uri: str) -> None:
+def refuse_credentials(uri: str) -> None:
     """Refuse a URI with keys in it where it would be kept in records that others read.
 
     Raises
@@ -85,12 +85,12 @@ def refuse_keys(uri: str) -> None:
     """
     if _KEYS.search(uri):
         raise UserError(
-            f"{shown(uri)}: leave the keys out of the URI, which is kept on record; put them into the "
+            f"{without_settings(uri)}: leave the keys out of the URI, which is kept on record; put them into the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a role"
         )
 
 
-def refusal(error: OSError, where: str) -> StorageError | None:
+def describe_failure(error: OSError, where: str) -> StorageError | None:
     """The line users see, for an answer that asking again will not change; None for a server that only fails."""
     full = disk_full(error, where)
     if full:
@@ -106,7 +106,7 @@ def refusal(error: OSError, where: str) -> StorageError | None:
     return StorageError(f"{where}: the storage refuses this ({line})") if _REFUSED.search(line) else None
 
 
-class Patience:
+class RetryPolicy:
     """Does operations on a storage again while its server fails, with growing waits.
 
     An outage is the server's and not an operation's: it begins with the first failure, is said once in the log, and
@@ -126,7 +126,7 @@ class Patience:
     def __init__(
         self,
         where: str,
-        limit: float = LIMIT,
+        limit: float = RETRY_SECONDS,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -155,7 +155,7 @@ class Patience:
                 self._answered()
                 raise
             except OSError as error:
-                refused = refusal(error, self.where)
+                refused = describe_failure(error, self.where)
                 if refused or not self.limit or error.errno not in {None, *_PASSING}:
                     raise refused or error from None
                 self._sleep(min(wait, self._left(begun, what, first_line(error))))
@@ -196,7 +196,7 @@ class RemoteFolder:
     """A folder behind a pyarrow.fs URI (``s3://``, ``gs://``, ``hdfs://``, ``file://``).
 
     Object stores put a file whole or not at all. Other file systems get a temporary name and a rename. All that is
-    done here may be done twice, and is, while a server fails (see `Patience`).
+    done here may be done twice, and is, while a server fails (see `RetryPolicy`).
 
     Parameters
     ----------
@@ -214,12 +214,14 @@ class RemoteFolder:
     """
 
     def __init__(
-        self, uri: str, *, filesystem: tuple[Any, str] | None = None, patience: Patience | None = None
+        self, uri: str, *, filesystem: tuple[Any, str] | None = None, patience: RetryPolicy | None = None
     ) -> None:
         self.where = uri
         self._fs, root = filesystem or _open(uri)
         self._root = root.rstrip("/")
-        self._patiently = patience or Patience(shown(uri), 0 if self._fs.type_name == "local" else LIMIT)
+        self._patiently = patience or RetryPolicy(
+            without_settings(uri), 0 if self._fs.type_name == "local" else RETRY_SECONDS
+        )
         self._is_store = self._fs.type_name in ("s3", "gcs", "abfs")
         self._bucket_seen = not self._is_store
 
@@ -336,7 +338,9 @@ class RemoteFolder:
             return
         bucket = self._root.partition("/")[0]
         if self._patiently(f"looking for bucket {bucket}", lambda: self._type(bucket)) == "NotFound":
-            raise StorageError(f"{shown(self.where)}: there is no bucket '{bucket}'; make it, or correct the URI")
+            raise StorageError(
+                f"{without_settings(self.where)}: there is no bucket '{bucket}'; make it, or correct the URI"
+            )
         self._bucket_seen = True
 
 
@@ -346,8 +350,8 @@ def _open(uri: str) -> tuple[Any, str]:
     try:
         filesystem, root = fs.FileSystem.from_uri(uri)
     except Exception as error:  # pyarrow has no common base class for these
-        refused = refusal(error, shown(uri)) if isinstance(error, OSError) else None
-        said = first_line(error).replace(uri, shown(uri))
-        problem = f"{shown(uri)}: not a storage that pyarrow.fs can open ({said})"
+        refused = describe_failure(error, without_settings(uri)) if isinstance(error, OSError) else None
+        said = first_line(error).replace(uri, without_settings(uri))
+        problem = f"{without_settings(uri)}: not a storage that pyarrow.fs can open ({said})"
         raise refused or UserError(problem) from None
     return filesystem, str(root)

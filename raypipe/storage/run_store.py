@@ -36,7 +36,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.folds import FoldMap
 from raypipe.core.search_space import SearchSpace
-from raypipe.storage.files import Folder, LocalFolder, open_folder, read_json, several, write_json
+from raypipe.storage.files import Folder, LocalFolder, map_concurrently, open_folder, read_json, write_json
 from raypipe.storage.records import (
     Epoch,
     History,
@@ -48,11 +48,11 @@ from raypipe.storage.records import (
     TrialResult,
     best_epoch,
     digest,
-    in_trial,
     other_than_run,
     pack_oof,
+    read_record,
+    trial_file,
     unpack,
-    valid,
     versions,
 )
 
@@ -124,7 +124,7 @@ class RunStore:
         if not folder.exists("run.json"):
             there = other_than_run(folder) or "no raypipe run there"
             raise UserError(f"{where}: {there}; make one with: raypipe sweep SPACE --data STORE --run RUN")
-        info = valid(RunInfo, folder, "run.json")
+        info = read_record(RunInfo, folder, "run.json")
         try:
             folds_text, space_text = folder.read("folds.json"), folder.read("space.py")
         except FileNotFoundError as error:
@@ -157,11 +157,11 @@ class RunStore:
         """Record a configuration under its number, and the trial whose it is with another seed, if it is."""
         record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
         left_out = {"rerun_of"} if rerun_of is None else None
-        write_json(self.folder, in_trial(number, "trial.json"), record.model_dump(mode="json", exclude=left_out))
+        write_json(self.folder, trial_file(number, "trial.json"), record.model_dump(mode="json", exclude=left_out))
 
     def has_trial(self, number: int) -> bool:
         """Whether the trial has been recorded."""
-        return self.folder.exists(in_trial(number, "trial.json"))
+        return self.folder.exists(trial_file(number, "trial.json"))
 
     def config(self, number: int) -> TrialConfig:
         """Configuration of a trial."""
@@ -178,37 +178,37 @@ class RunStore:
     def record(self, number: int) -> TrialRecord:
         """What was recorded of a trial when it was first asked for."""
         try:
-            return valid(TrialRecord, self.folder, in_trial(number, "trial.json"))
+            return read_record(TrialRecord, self.folder, trial_file(number, "trial.json"))
         except FileNotFoundError:
             raise UserError(f"{self.where}: no trial {number}") from None
 
     def history(self, number: int) -> list[Epoch]:
         """Epochs of a trial that every fold has finished."""
         try:
-            return valid(History, self.folder, in_trial(number, "history.json")).root
+            return read_record(History, self.folder, trial_file(number, "history.json")).root
         except FileNotFoundError:
             return []
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
         text = json.dumps([epoch.model_dump() for epoch in history], indent=0)
-        self.folder.write(in_trial(number, "history.json"), text.encode())
+        self.folder.write(trial_file(number, "history.json"), text.encode())
 
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
         try:
-            return valid(TrialResult, self.folder, in_trial(number, "result.json"))
+            return read_record(TrialResult, self.folder, trial_file(number, "result.json"))
         except FileNotFoundError:
             return None
 
     def write_result(self, result: TrialResult) -> None:
         """Record a trial's end."""
-        write_json(self.folder, in_trial(result.number, "result.json"), result.model_dump(mode="json"))
+        write_json(self.folder, trial_file(result.number, "result.json"), result.model_dump(mode="json"))
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
         ended = [n for n, names in self.listing().items() if {"trial.json", "result.json"} <= names]
-        found = several(self.folder, self.result, sorted(ended))
+        found = map_concurrently(self.folder, self.result, sorted(ended))
         return [result for result in found if result is not None]
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
@@ -262,7 +262,7 @@ class RunStore:
     # Checkpoints
 
     def _checkpoint(self, number: int, fold: int, epoch: int) -> str:
-        return in_trial(number, f"fold-{fold}/epoch-{epoch:04d}.ckpt")
+        return trial_file(number, f"fold-{fold}/epoch-{epoch:04d}.ckpt")
 
     def write_checkpoint(self, number: int, fold: int, epoch: int, data: bytes) -> None:
         """Keep a fold's state after `epoch`."""
@@ -274,7 +274,7 @@ class RunStore:
 
     def checkpoints(self, number: int, fold: int) -> list[int]:
         """Epochs of a fold's checkpoints, ascending."""
-        names = self.folder.names(in_trial(number, f"fold-{fold}"))
+        names = self.folder.names(trial_file(number, f"fold-{fold}"))
         return sorted(int(name[-9:-5]) for name in names if name.endswith(".ckpt"))
 
     def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = (), before: float = math.inf) -> None:
@@ -336,23 +336,23 @@ class RunStore:
 
     def records_left(self, number: int) -> dict[str, str]:
         """Entries in `TrialResult.files` of a trial's configuration and history, as they are now."""
-        there = [name for name in ("trial.json", "history.json") if self.folder.exists(in_trial(number, name))]
-        return {name: digest(self.folder.read(in_trial(number, name))) for name in there}
+        there = [name for name in ("trial.json", "history.json") if self.folder.exists(trial_file(number, name))]
+        return {name: digest(self.folder.read(trial_file(number, name))) for name in there}
 
     def _leave(self, number: int, name: str, data: bytes) -> dict[str, str]:
-        self.folder.write(in_trial(number, name), data)
+        self.folder.write(trial_file(number, name), data)
         return {name: digest(data)}
 
     def _left(self, number: int, name: str) -> Any:
         """Read a file that a trial has left, as it was when the trial ended."""
-        data = self.folder.read(in_trial(number, name))
+        data = self.folder.read(trial_file(number, name))
         ended = self.result(number)
         try:
             if ended is not None and ended.files.get(name, digest(data)) != digest(data):
                 raise ValueError("its checksum is not the one that the trial left")
             return unpack(name, data)
         except ValueError as error:
-            path = f"{self.where}/{in_trial(number, name)}"
+            path = f"{self.where}/{trial_file(number, name)}"
             raise UserError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
 
     def verify(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
@@ -373,7 +373,7 @@ class RunStore:
         found: dict[str, str] = {}
         for number in numbers:
             for name in self._expected(number):
-                path = in_trial(number, name)
+                path = trial_file(number, name)
                 try:
                     self._left(number, name)
                 except FileNotFoundError:

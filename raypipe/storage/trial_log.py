@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from raypipe.core.errors import UserError
 from raypipe.storage.files import Folder
-from raypipe.storage.records import Epoch, History, in_trial, valid
+from raypipe.storage.records import Epoch, History, read_record, trial_file
 
 LIMIT = 16_000
 """Characters of one writer's file; older entries make room for newer ones."""
@@ -42,7 +42,7 @@ class TrialLog:
 
     def __init__(self, folder: Folder, number: int, who: str) -> None:
         self.folder, self.who = folder, who
-        self.name = in_trial(number, f"log/{who}.txt")
+        self.name = trial_file(number, f"log/{who}.txt")
 
     def say(self, text: str) -> None:
         """Add an entry of one or more lines. One that cannot be written is dropped: no trial fails for its log."""
@@ -81,7 +81,7 @@ def follow_log(folder: Folder, number: int, alive: Callable[[], bool], pause: fl
     """A trial's log, and what is added to it until the trial has ended, or is no longer `alive`."""
     seen: set[Entry] = set()
     while True:
-        over = folder.exists(in_trial(number, "result.json")) or not alive()  # first: the log's last entry is older
+        over = folder.exists(trial_file(number, "result.json")) or not alive()  # first: the log's last entry is older
         new = [entry for entry in _read_entries(folder, number) if entry not in seen]
         for entry in new:
             if not seen or not entry.text.startswith(_LEFT_OUT):
@@ -94,14 +94,14 @@ def follow_log(folder: Folder, number: int, alive: Callable[[], bool], pause: fl
 
 def _read_entries(folder: Folder, number: int) -> list[Entry]:
     found = []
-    for name in folder.names(in_trial(number, "log")):
+    for name in folder.names(trial_file(number, "log")):
         who = name.rpartition("/")[2].removesuffix(".txt")
         with contextlib.suppress(FileNotFoundError):
             for entry in _entries(folder.read(name).decode(errors="replace")):
                 stamp, text = entry.split(" ", 1)
                 found.append(Entry(stamp, who, text))
     with contextlib.suppress(FileNotFoundError, UserError):  # a damaged history is for others to tell
-        history = valid(History, folder, in_trial(number, "history.json")).root
+        history = read_record(History, folder, trial_file(number, "history.json")).root
         found += [_told(epoch) for epoch in history if epoch.finished]
     return sorted(found)
 

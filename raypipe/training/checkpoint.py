@@ -47,10 +47,10 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
-def copied(state: Any) -> Any:
+def clone_tensors(state: Any) -> Any:
     """A state's tensors on the CPU, as copies: training goes on while they are written."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    return [copied(value) for value in state] if isinstance(state, list | tuple) else state
+        return {key: clone_tensors(value) for key, value in state.items()}
+    return [clone_tensors(value) for value in state] if isinstance(state, list | tuple) else state

@@ -17,7 +17,7 @@ SHARE = 0.15
 """Share of a fold's training subjects that are set apart."""
 
 
-def set_apart(train: Index, subjects: NDArray[Any], *, seed: int, fold: int) -> tuple[Index, Index]:
+def split_inner(train: Index, subjects: NDArray[Any], *, seed: int, fold: int) -> tuple[Index, Index]:
     """Split a fold's training windows by subject: those it trains on, and those that it chooses its epoch by."""
     names = np.unique(subjects)
     if len(names) < 2:
@@ -27,7 +27,7 @@ def set_apart(train: Index, subjects: NDArray[Any], *, seed: int, fold: int) -> 
     return train[~apart], train[apart]
 
 
-class InnerChoice:
+class InnerValidation:
     """A fold's own best epoch, by windows of training subjects that it does not train on."""
 
     def __init__(self, metric: str, *, minimize: bool) -> None:

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
 
 
-class Feed:
+class WindowLoader:
     """Windows by number, as float32 on a device.
 
     On a CPU they are copied out of the memory map. On a GPU the whole store lies in its memory where it fits, each
@@ -82,7 +82,7 @@ class Feed:
 
     def ahead(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; where they come from another memory, the next is fetched while one is worked on."""
-        return batches if self.device.type == "cpu" or self.resident else ahead(batches)
+        return batches if self.device.type == "cpu" or self.resident else prefetch(batches)
 
     def _load(self) -> tuple[Tensor, Tensor]:
         n, channels, samples = len(self.windows), self.windows.n_channels, self.windows.window_samples
@@ -107,7 +107,7 @@ def _free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
     """The same items in the same order, each asked for, in one other thread, while the one before it is used."""
     end = object()
     ask: Callable[[], object] = lambda: next(items, end)  # noqa: E731

@@ -24,7 +24,7 @@ from raypipe.training.trainer import FoldTrainer
 Tensors = dict[str, Tensor]
 
 
-class FoldStack:
+class StackedTrainer:
     """Trainers of one trial's folds, whose epochs run side by side.
 
     Parameters

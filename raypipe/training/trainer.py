@@ -21,13 +21,13 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
-from raypipe.data.montage import positions
+from raypipe.data.montage import electrode_positions
 from raypipe.models.conformer import Conformer, normalise
 from raypipe.models.registry import build_model
 from raypipe.models.vit import ViT
 from raypipe.training import precision as passes
-from raypipe.training.checkpoint import copied
-from raypipe.training.dropout import MaskSource
+from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.dropout import DropoutMasks
 from raypipe.training.finetuning import (
     choose_trained,
     initial_id,
@@ -36,8 +36,8 @@ from raypipe.training.finetuning import (
     parameter_groups,
     start_from,
 )
-from raypipe.training.inner_validation import InnerChoice, set_apart
-from raypipe.training.loader import Batch, Feed
+from raypipe.training.inner_validation import InnerValidation, split_inner
+from raypipe.training.loader import Batch, WindowLoader
 from raypipe.training.losses import class_weights, make_loss
 from raypipe.training.mixup import mix
 from raypipe.training.optim import AdamW, Ema, lr_factor
@@ -61,13 +61,13 @@ class FoldTrainer:
     config
         The trial's configuration.
     windows
-        The store of windows, or a `Feed` of it; a store is fed to `device`.
+        The store of windows, or a `WindowLoader` of it; a store is fed to `device`.
     train, validation
         Window indices of the fold's two sides.
     fold
         Number of the fold: it names the random streams.
     device
-        Where to compute; a `Feed` knows.
+        Where to compute; a `WindowLoader` knows.
     stem
         How the stem is computed (see `Stem`).
     micro_batch
@@ -89,7 +89,7 @@ class FoldTrainer:
     def __init__(
         self,
         config: TrialConfig,
-        windows: WindowStore | Feed,
+        windows: WindowStore | WindowLoader,
         train: Index,
         validation: Index,
         *,
@@ -100,15 +100,17 @@ class FoldTrainer:
         encoder: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.micro_batch = config, micro_batch
-        self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
+        self.feed = windows if isinstance(windows, WindowLoader) else WindowLoader(windows, device)
         self.windows = windows = self.feed.windows
         self.device = self.feed.device
         self.fold, self.epoch = fold, 0
         self.validation = validation
         self.train, self.inner = train, np.empty(0, np.int64)
         if config.early_stop == "fold":
-            self.train, self.inner = set_apart(train, windows.subjects[train], seed=config.seed, fold=fold)
-        self.choice = InnerChoice(windows.metric, minimize=windows.kind == "regression") if len(self.inner) else None
+            self.train, self.inner = split_inner(train, windows.subjects[train], seed=config.seed, fold=fold)
+        self.choice = (
+            InnerValidation(windows.metric, minimize=windows.kind == "regression") if len(self.inner) else None
+        )
         self.classes = len(windows.classes)
         targets = windows.targets[self.train]
         self.centre, self.scale, self.mean = 0.0, 1.0, 0.0
@@ -268,7 +270,7 @@ class FoldTrainer:
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
-        masks = MaskSource(derive_seed("masks", seed), self.device)
+        masks = DropoutMasks(derive_seed("masks", seed), self.device)
         order = self._order(rng)
         for step in range(self.steps_per_epoch):
             index = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
@@ -354,7 +356,7 @@ class FoldTrainer:
 
     def _weights(self) -> dict[str, Tensor]:
         with self.ema.swapped(self.model) if self.ema else nullcontext():
-            return cast(dict[str, Tensor], copied(merged(self.model, self.model.state_dict())))
+            return cast(dict[str, Tensor], clone_tensors(merged(self.model, self.model.state_dict())))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly after this epoch, as copies; random streams follow from its number."""
@@ -372,7 +374,7 @@ class FoldTrainer:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "choice": self.choice.state_dict() if self.choice else None,
         }
-        return cast(dict[str, Any], copied(state))
+        return cast(dict[str, Any], clone_tensors(state))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken.
@@ -411,5 +413,5 @@ def target_scale(targets: NDArray[Any], how: str) -> tuple[float, float]:
 
 def place_electrodes(model: ViT, windows: Any) -> None:
     """Give a network the positions of a store's channels."""
-    found = torch.from_numpy(positions(windows.channels))
+    found = torch.from_numpy(electrode_positions(windows.channels))
     model.places.positions.copy_(found.to(model.places.positions.device))

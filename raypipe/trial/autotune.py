@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import Feed
-from raypipe.training.stacked_trainer import FoldStack, stackable
+from raypipe.training.loader import WindowLoader
+from raypipe.training.stacked_trainer import StackedTrainer, stackable
 from raypipe.training.trainer import FoldTrainer
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ MOST_CALLS, ENOUGH = 5, 0.2
 """A way is timed by this many calls at most, and by none after this many seconds: a sweep waits for it."""
 
 
-class Wishes(BaseModel):
+class ComputeOptions(BaseModel):
     """What the user says about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ class Wishes(BaseModel):
     stack: Literal["auto", "on", "off"] = "auto"
 
 
-class Compute(BaseModel):
+class ComputePlan(BaseModel):
     """What was chosen, and the seconds of each way that was measured (``compute/<key>.json``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,15 +57,15 @@ class Compute(BaseModel):
     seconds: dict[str, float]
 
 
-def choose(
+def choose_compute(
     run: RunStore,
-    feed: Feed,
+    feed: WindowLoader,
     config: TrialConfig,
     folds: Sequence[int],
-    wishes: Wishes,
+    wishes: ComputeOptions,
     claim: Callable[[str], bool] = lambda key: True,
     share: float = 1.0,
-) -> Compute:
+) -> ComputePlan:
     """How the folds of one worker are trained: as wished, as this run has chosen before, or as measured now.
 
     Parameters
@@ -83,7 +83,7 @@ def choose(
         Of a GPU that the worker has: a stack that would not fit in it is not chosen.
     """
     if config.model.name != "conformer":  # no stem, no stack: nothing to choose
-        return Compute(stem="fourier", stacked=False, what=config.model.name, seconds={})
+        return ComputePlan(stem="fourier", stacked=False, what=config.model.name, seconds={})
     device = "cpu"
     if feed.device.type == "cuda":
         device = torch.cuda.get_device_name(feed.device) + ("" if share >= 1 else f" ({share:g} of it)")
@@ -101,12 +101,18 @@ def choose(
             if run.compute(key) is None:  # a claim does not last for ever, and the first choice stands
                 run.write_compute(key, found.model_dump(mode="json"))
                 log.info("%s: %s", what, found)
-    return Compute.model_validate(known)
+    return ComputePlan.model_validate(known)
 
 
 def _measure(
-    run: RunStore, feed: Feed, config: TrialConfig, folds: list[int], wishes: Wishes, what: str, share: float
-) -> Compute:
+    run: RunStore,
+    feed: WindowLoader,
+    config: TrialConfig,
+    folds: list[int],
+    wishes: ComputeOptions,
+    what: str,
+    share: float,
+) -> ComputePlan:
     # The steps that are timed change nothing, or the loss might leave the numbers, which is for the trial to find out.
     # SAM's second pass would cost either way the same again; where training starts makes no difference to its pace.
     still = config.optim.model_copy(update={"lr": STILL})
@@ -130,7 +136,7 @@ def _measure(
     )
     if stackable(pair):
         batches = [next(t.batches()) for t in pair]
-        stack = FoldStack(pair)
+        stack = StackedTrainer(pair)
         for t in pair:
             t.begin()
         seconds["stacked"] = _quickest(lambda: stack.step(batches, 0), feed.device)
@@ -146,7 +152,7 @@ def _measure(
             needed, there = stack_bytes(single, double, state, len(folds)), _room(feed.device, share)
             log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, there >> 20)
             stacked = needed <= FILL * there
-    return Compute(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})
+    return ComputePlan(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})
 
 
 def stack_bytes(one: int, two: int, state: int, count: int) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
 
-class Referee:
+class TrialEvaluator:
     """Scores a trial's epochs over all folds together, so that a configuration is judged and not a lucky fold.
 
     The best epoch is one for all folds: chosen fold by fold, each model would be picked on the very windows that its
@@ -165,7 +165,7 @@ def _gather(
     files: dict[str, str] = {}
     index, folds, predictions = [], [], []
     for fold in range(run.folds.n_folds):
-        state = read_fold(run, member.trial, fold, epoch)
+        state = read_fold_checkpoint(run, member.trial, fold, epoch)
         initial.append(str(state.get("initial", "")))
         validation = run.folds.split(windows.subjects, fold)[1]
         index.append(validation)
@@ -193,7 +193,7 @@ def _gather(
     return files | run.write_oof(member.trial, oof, member.epoch)
 
 
-def without_eeg(run: RunStore, windows: WindowStore) -> float:
+def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     """Score, out of fold, of one who knows the training targets and no EEG: what a trial has to beat.
 
     Of an AUC it is 0.5: pooled over folds, training frequencies score less, since each fold's come from the others.
@@ -206,7 +206,7 @@ def without_eeg(run: RunStore, windows: WindowStore) -> float:
     return score(run.info.metric, targets, constant)
 
 
-def read_fold(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
+def read_fold_checkpoint(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
     """Read a fold's checkpoint of `epoch`.
 
     Raises

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
 from raypipe.storage.files import write_json
-from raypipe.storage.records import in_trial, valid
+from raypipe.storage.records import read_record, trial_file
 from raypipe.storage.run_store import RunStore, TrialResult
 from raypipe.storage.trial_log import TrialLog
 
@@ -26,13 +26,13 @@ class Retry(BaseModel):
     reason: str
 
 
-def retry_of(run: RunStore, number: int) -> Retry | None:
+def read_retry(run: RunStore, number: int) -> Retry | None:
     """How the trial is tried again; None in its first try."""
-    name = in_trial(number, FILE)
-    return valid(Retry, run.folder, name) if run.folder.exists(name) else None
+    name = trial_file(number, FILE)
+    return read_record(Retry, run.folder, name) if run.folder.exists(name) else None
 
 
-def second_try(run: RunStore, number: int, failure: Failure, who: str) -> Failure | None:
+def retry_or_fail(run: RunStore, number: int, failure: Failure, who: str) -> Failure | None:
     """Decide what a failure leads to, and record a second try.
 
     Parameters
@@ -51,11 +51,11 @@ def second_try(run: RunStore, number: int, failure: Failure, who: str) -> Failur
     """
     if failure.kind != OUT_OF_MEMORY:
         return failure
-    before = retry_of(run, number)
+    before = read_retry(run, number)
     if before is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     half = (run.config(number).batch_size + 1) // 2
-    write_json(run.folder, in_trial(number, FILE), Retry(micro_batch=half, reason=failure.reason).model_dump())
+    write_json(run.folder, trial_file(number, FILE), Retry(micro_batch=half, reason=failure.reason).model_dump())
     text = f"{failure.reason}; tried once more in micro-batches of {half}\n{failure.trace}"
     TrialLog(run.folder, number, who).say(text)
     return None
@@ -73,8 +73,8 @@ class Failure:
 OUT_OF_MEMORY = "out-of-memory"
 
 
-def describe(error: Exception) -> Failure:
-    """Tell kinds of failure apart; of these, only memory that ran out is worth a second try (`second_try`)."""
+def classify_failure(error: Exception) -> Failure:
+    """Tell kinds of failure apart; of these, only memory that ran out is worth a second try (`retry_or_fail`)."""
     line = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, DiskFullError):
         return Failure("disk-full", line)

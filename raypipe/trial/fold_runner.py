@@ -18,12 +18,12 @@ from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training import checkpoint
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
-from raypipe.training.stacked_trainer import FoldStack, stackable
+from raypipe.training.stacked_trainer import StackedTrainer, stackable
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import read_fold
-from raypipe.trial.failures import retry_of
+from raypipe.trial.evaluator import read_fold_checkpoint
+from raypipe.trial.failures import read_retry
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -35,19 +35,19 @@ Trainer = FoldTrainer | PretrainTrainer
 Report = Callable[[int, Mapping[int, FoldEpoch]], Reply]
 
 
-class Share:
+class FoldRunner:
     """The folds of one trial that one worker trains.
 
     Parameters
     ----------
     run, windows
-        The run and the windows it is trained on (a store of them, or a `Feed`).
+        The run and the windows it is trained on (a store of them, or a `WindowLoader`).
     number
         The trial.
     folds
         Which of its folds.
     device
-        Where to compute; a `Feed` knows.
+        Where to compute; a `WindowLoader` knows.
     stem, stacked
         How: the stem's algorithm, and whether the folds are trained as one program. A trial that goes on must keep
         both to repeat its numbers to the bit.
@@ -58,7 +58,7 @@ class Share:
     def __init__(
         self,
         run: RunStore,
-        windows: WindowStore | Feed,
+        windows: WindowStore | WindowLoader,
         number: int,
         folds: Sequence[int],
         device: str = "cpu",
@@ -68,14 +68,14 @@ class Share:
         who: str = "process",
     ) -> None:
         self.run, self.number, self.folds = run, number, list(folds)
-        self.feed = windows if isinstance(windows, Feed) else Feed(windows, device)
+        self.feed = windows if isinstance(windows, WindowLoader) else WindowLoader(windows, device)
         self.stem, self.stacked = stem, stacked
-        retry = retry_of(run, number)
+        retry = read_retry(run, number)
         self.micro_batch = retry.micro_batch if retry else None
         self.log = TrialLog(run.folder, number, who)
         self._ends = run.config(number).cycle_ends
         self._trainers: dict[int, Trainer] = {}
-        self._stack: FoldStack | None = None
+        self._stack: StackedTrainer | None = None
         self._found: dict[int, set[int]] | None = None
 
     def train(self, done: int, report: Report, interrupted: Callable[[], bool] = lambda: False) -> None:
@@ -174,7 +174,7 @@ class Share:
         if not stackable(going):
             return [trainer.run_epoch(interrupted) for trainer in trainers]
         if self._stack is None or self._stack.trainers != going:
-            self._stack = FoldStack(going)
+            self._stack = StackedTrainer(going)
         given = dict(zip(going, self._stack.run_epoch(interrupted), strict=True))
         return [given[t] if t in given else t.run_epoch(interrupted) for t in trainers]
 
@@ -216,7 +216,7 @@ class Share:
 
     def _read(self, fold: int, epoch: int) -> dict[str, Any] | None:
         try:
-            return read_fold(self.run, self.number, fold, epoch)
+            return read_fold_checkpoint(self.run, self.number, fold, epoch)
         except FileNotFoundError:
             return None
         except CheckpointError as error:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from raypipe.core.errors import InterruptedEpochError, StorageError
 from raypipe.storage.run_store import RunStore, TrialResult
 from raypipe.training.result import FoldEpoch, Reply
-from raypipe.trial.evaluator import Referee, finish_trial
-from raypipe.trial.failures import Failure, describe, second_try
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial
+from raypipe.trial.failures import Failure, classify_failure, retry_or_fail
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -25,14 +25,14 @@ def run_trial(
     stem: str = "fourier",
     stacked: bool = False,
 ) -> TrialResult:
-    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand; see `Share`."""
-    from raypipe.trial.fold_runner import Share
+    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand; see `FoldRunner`."""
+    from raypipe.trial.fold_runner import FoldRunner
 
-    referee = Referee(run, windows, number)
+    referee = TrialEvaluator(run, windows, number)
     failure: Failure | None = None
 
     def train() -> None:
-        share = Share(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
+        share = FoldRunner(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
         share.train(referee.done, report, interrupted)
 
     def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
@@ -46,7 +46,7 @@ def run_trial(
         except (StorageError, InterruptedEpochError):
             raise
         except Exception as error:
-            failure = second_try(run, number, describe(error), "process")
+            failure = retry_or_fail(run, number, classify_failure(error), "process")
     if failure is not None:
         return finish_trial(run, windows, number, "failed", failure.reason, failure.kind, failure.trace)
     return finish_trial(run, windows, number, "complete", "trained to the end")

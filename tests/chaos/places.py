@@ -16,9 +16,9 @@ from tests.support.sweeps import AGENTS, Driver, answers, wait_until
 # Class names of actors as Ray shows them; a slot bears the name that Tune gives it while it works.
 ACTORS = {
     "worker": ("RayTrainWorker",),
-    "slot": ("Slot", "ResourceTrainable"),
+    "slot": ("TrialTrainable", "ResourceTrainable"),
     "controller": ("TrainController",),
-    "desk": ("Desk",),
+    "desk": ("Broker",),
 }
 # Of the cluster and not of a sweep: passes requests for machines on to an autoscaler, for whoever asks next too.
 LASTING = ("_AutoscalingCoordinatorActor",)

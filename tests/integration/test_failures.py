@@ -17,7 +17,7 @@ from raypipe import Run, resume
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
-from raypipe.trial.failures import retry_of
+from raypipe.trial.failures import read_retry
 from raypipe.trial.local import run_trial
 from tests.support.sweeps import gated, injected, wait_until
 
@@ -86,7 +86,7 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
     undisturbed = plain(run, tmp_path / "plain", (0, 1))
     for number in (0, 1):
         assert run.result(number).state == "complete"
-        assert retry_of(run, number).micro_batch == 4
+        assert read_retry(run, number).micro_batch == 4
         for one, other in zip(run.history(number), undisturbed.history(number), strict=True):
             assert one.score == pytest.approx(other.score, rel=1e-3)
         np.testing.assert_allclose(run.oof(number).predictions, undisturbed.oof(number).predictions, atol=5e-3)
@@ -124,7 +124,7 @@ def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
     driver = drive_with(hooks, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
-    (slot,) = wait_until(lambda: driver.named("Slot", "ResourceTrainable"), "the slot")
+    (slot,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the slot")
     os.kill(slot, signal.SIGSTOP)
     wait_until(lambda: "fallen silent: its trial goes on in another" in driver.said(), "the driver to notice")
     gate.touch()
@@ -143,7 +143,7 @@ def test_where_nothing_follows_a_silent_slot_the_sweep_begins_again(tmp_path, dr
     driver = drive_with(gated(gate, epoch=2) | {"raypipe.backend.heartbeat": deaf}, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
-    (slot,) = wait_until(lambda: driver.named("Slot", "ResourceTrainable"), "the slot")
+    (slot,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the slot")
     os.kill(slot, signal.SIGSTOP)
     wait_until(lambda: "nothing followed a slot that died" in driver.said(), "the driver to begin again")
     gate.touch()

@@ -49,5 +49,5 @@ def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, c
     assert told == ["waiting for a machine with 4 core(s) and 0 GPU(s)"]
 
     monkeypatch.undo()
-    with remote_call.joined(cluster, cpus=1, gpus=0) as site, pytest.raises(UserError, match="what measured has died"):
+    with remote_call.connect(cluster, cpus=1, gpus=0) as site, pytest.raises(UserError, match="what measured has died"):
         site.run(lambda: os._exit(1))

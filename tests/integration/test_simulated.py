@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from raypipe import sweep
-from raypipe.core.options import options_of
+from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
 from raypipe.search.sweep import _open, resume
-from raypipe.storage.lease import current
+from raypipe.storage.lease import read_lease
 from raypipe.storage.trial_log import read_log, read_noise
 from tests.support.simulated_sweep import SimulatedGroups, prepare_simulation, simulated
 
@@ -30,7 +30,7 @@ def cluster():
 def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on(tmp_path, toy, cluster):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "gpus_per_worker": 0.5, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.5)
     seen = []
     watch = lambda *event: seen.append(event)  # noqa: E731
@@ -43,18 +43,18 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
         stopped = [result.reason for result in run.results() if result.state == "stopped"]
         assert set(stopped) == {"the GPU-hours were used up"}
         assert "its GPU-hours are used up; go on with" in read_status(run).driver
-        used = current(run.folder)
+        used = read_lease(run.folder)
         assert used["gpu_hours"] >= 30 / 3600
         assert used["gpu_hours"] <= 2 * used["spent"] / 3600, "two GPUs, no longer than it was driven"
         resume(tmp_path / "run", trials=ended + 2, gpu_hours=100.0)
     assert len(run.results()) == ended + 2
-    assert current(run.folder)["gpu_hours"] > used["gpu_hours"]
+    assert read_lease(run.folder)["gpu_hours"] > used["gpu_hours"]
 
 
 def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, capfd):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.2)
     seen = []
     with simulated():
@@ -84,7 +84,7 @@ def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, 
 def test_no_more_trials_run_at_a_time_than_the_drivers_machine_has_memory_for(tmp_path, toy, monkeypatch):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), options_of(options), None)
+    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.1)
     monkeypatch.setattr(SimulatedGroups, "FOOTPRINT", 10**15)
     seen = []

@@ -95,7 +95,7 @@ def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path
     history = tmp_path / "run/trials/0001/history.json"  # its second trial, so that it is not known by its first
     wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "trial 1's second epoch")
     # The second is what Tune calls it while it works, which may begin between the two looks.
-    slots = driver.named("Slot", "ResourceTrainable")
+    slots = driver.named("TrialTrainable", "ResourceTrainable")
     assert len(slots) == 1
     driver.kill(*slots)
     out = driver.finish()

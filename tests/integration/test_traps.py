@@ -13,7 +13,7 @@ import ray
 
 from raypipe import Run, resume, sweep
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.executor import open_desk
+from raypipe.backend.executor import open_broker
 from raypipe.core.errors import InterruptedSweepError
 from tests.support.faults import descendants, title, truncate
 from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
@@ -151,7 +151,7 @@ def test_a_desk_at_which_more_workers_wait_than_ray_lets_an_actor_answer_hears_t
     """An actor's methods wait in line behind 1,000 that do not end: 1,200 workers without a job would never get one."""
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        desk = open_desk(ray.get_runtime_context().get_node_id(), workers, concurrent)
+        desk = open_broker(ray.get_runtime_context().get_node_id(), workers, concurrent)
         names = [f"group-{number}" for number in range(concurrent)]
         ray.get([desk.open.remote(name) for name in names])
         waiting = [desk.next_job.remote(name, 0) for name in names for _ in range(workers)]

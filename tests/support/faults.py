@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
-from raypipe.storage.files import Folder, LocalFolder, write_whole
+from raypipe.storage.files import Folder, LocalFolder, write_atomic
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ def _strike(kills: Iterable[Kill], folder: Folder, name: str, data: bytes | None
         _die()
     if "amid" in when and data is not None and isinstance(folder, LocalFolder):
         half = data[: len(data) // 2]
-        write_whole(folder.path / name, lambda file: _write_and_die(file, half))
+        write_atomic(folder.path / name, lambda file: _write_and_die(file, half))
     if data is None:
         _remove(folder, name)
     else:

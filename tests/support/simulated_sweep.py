@@ -16,8 +16,8 @@ import numpy as np
 import ray
 
 from raypipe.backend import trainable
-from raypipe.backend.messages import Crew
-from raypipe.backend.trainable import Slot
+from raypipe.backend.messages import SweepContext
+from raypipe.backend.trainable import TrialTrainable
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import read_json
@@ -29,7 +29,7 @@ PLAN = "simulated.json"
 """Beside the checkpoints, in the run's folder: seconds an epoch, and slots that the first of them waits for."""
 
 
-class SimulatedSlot(Slot):
+class SimulatedSlot(TrialTrainable):
     """A slot whose workers are a pause: `seconds` of the plan, a tenth more or less by trial and epoch."""
 
     def _assign(self, config: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class SimulatedGroups:
 
     FOOTPRINT = 0
 
-    def __init__(self, crew: Crew, count: int) -> None:
+    def __init__(self, crew: SweepContext, count: int) -> None:
         ray.get([crew.desk.open.remote(f"group-{number}") for number in range(count)])
 
     def close(self, *, now: bool = False) -> None:
@@ -73,12 +73,12 @@ def simulated() -> Iterator[None]:
     """Within it, sweeps of this process are simulated; their runs need what `prepare_simulation` leaves."""
     from raypipe.backend import worker_groups  # a slot's process does without
 
-    kept = trainable.Slot, worker_groups.Groups
-    trainable.Slot, worker_groups.Groups = SimulatedSlot, SimulatedGroups  # type: ignore[misc,assignment]
+    kept = trainable.TrialTrainable, worker_groups.WorkerGroups
+    trainable.TrialTrainable, worker_groups.WorkerGroups = SimulatedSlot, SimulatedGroups  # type: ignore[misc,assignment]
     try:
         yield
     finally:
-        trainable.Slot, worker_groups.Groups = kept  # type: ignore[misc]
+        trainable.TrialTrainable, worker_groups.WorkerGroups = kept  # type: ignore[misc]
 
 
 def prepare_simulation(

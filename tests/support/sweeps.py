@@ -111,7 +111,7 @@ def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
 
 def tracing() -> dict[str, str]:
     """For `inject`: every epoch that a fold begins, repeated ones too, leaves a line that `traced` reads."""
-    return {"raypipe.trial.fold_runner": "import tests.support.sweeps as t; t.trace(module.Share)"}
+    return {"raypipe.trial.fold_runner": "import tests.support.sweeps as t; t.trace(module.FoldRunner)"}
 
 
 def gated(gate: Path, epoch: int) -> dict[str, str]:
@@ -147,7 +147,7 @@ class Begun:
 
 
 def trace(share: Any) -> None:
-    """Have `share.Share` leave a line for every epoch that a fold begins, in a file beside the run's folder."""
+    """Have `share.FoldRunner` leave a line for every epoch that a fold begins, in a file beside the run's folder."""
     run_epoch = share._run_epoch
 
     def traced_epoch(self: Any, trainers: list[Any], interrupted: Any) -> Any:

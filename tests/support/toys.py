@@ -17,7 +17,7 @@ from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import COLUMNS, Manifest, Plan, Settings, Shard, Summary, content_hash
 from raypipe.storage.run_store import Epoch, RunInfo, RunStore, TrialResult
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.local import run_trial
 
@@ -132,14 +132,14 @@ def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **ho
 
     def cut(run_epoch):
         def run_epoch_or_a_batch(self, interrupted=lambda: False):
-            trainer = self.trainers[0] if isinstance(self, FoldStack) else self
+            trainer = self.trainers[0] if isinstance(self, StackedTrainer) else self
             looks = itertools.chain([False], itertools.repeat(True))
             return run_epoch(self, (lambda: next(looks)) if trainer.epoch == epochs else interrupted)
 
         return run_epoch_or_a_batch
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (FoldTrainer, FoldStack):
+        for kind in (FoldTrainer, StackedTrainer):
             patch.setattr(kind, "run_epoch", cut(kind.run_epoch))
         with pytest.raises(InterruptedEpochError):
             run_trial(run, windows, number, **how)

@@ -69,14 +69,14 @@ def test_a_small_disk_is_full_and_can_be_made_larger(tmp_path):
 
 def test_processes_are_found_by_their_session_and_their_title():
     code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
-    leader = subprocess.Popen([sys.executable, "-c", code, "ray::Slot.step"], start_new_session=True)
+    leader = subprocess.Popen([sys.executable, "-c", code, "ray::TrialTrainable.step"], start_new_session=True)
     try:
         while len(descendants(leader.pid)) < 1 or "sleep" not in title(descendants(leader.pid)[0]):
             assert leader.poll() is None
         (below,) = descendants(leader.pid)
         assert title(below) == "sleep 60"
         assert sorted(session(leader.pid)) == sorted([leader.pid, below])
-        assert ray_processes([leader.pid, below], "Slot") == []  # the title is not its own, but an argument
+        assert ray_processes([leader.pid, below], "TrialTrainable") == []  # the title is not its own, but an argument
         kill(leader.pid, leader.pid)
         leader.wait()
         assert session(leader.pid) == [below]

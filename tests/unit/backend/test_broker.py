@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from raypipe.backend.broker import RESTARTS, Desk
-from raypipe.backend.messages import Job
+from raypipe.backend.broker import MAX_RESTARTS, Broker
+from raypipe.backend.messages import TrialJob
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import Failure
 
@@ -21,7 +21,7 @@ def outcome(loss=1.0):
 
 def run(scenario):
     async def bounded():
-        desk = Desk()
+        desk = Broker()
         await desk.open("g")
         return await asyncio.wait_for(scenario(desk), SOON)
 
@@ -38,7 +38,7 @@ async def pending(task):
 def test_an_epoch_goes_from_two_workers_to_the_slot():
     async def scenario(desk):
         seq = await desk.assign("g", 7, 0, 0)
-        assert await desk.next_job("g", 0) == Job(seq, 7, 0)
+        assert await desk.next_job("g", 0) == TrialJob(seq, 7, 0)
         collected = asyncio.create_task(desk.collect("g", 1, 2, SOON))
         assert await desk.post("g", seq, 1, {0: outcome()}) == Reply(True, 0)
         assert await pending(collected)
@@ -88,7 +88,7 @@ def test_a_job_is_served_once_and_a_restarted_worker_gets_it_again_from_where_it
         waiting = asyncio.create_task(desk.next_job("g", seq))
         assert await pending(waiting)
         await desk.scored("g", 3, 3, False)
-        assert await desk.next_job("g", 0) == Job(seq, 3, 3)
+        assert await desk.next_job("g", 0) == TrialJob(seq, 3, 3)
         await desk.assign("g", 4, 0, 0)
         assert (await waiting).number == 4
 
@@ -132,7 +132,7 @@ def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
     async def scenario(desk):
         await desk.assign("g", 0, 0, 0)
         await desk.join("g", 0, None)
-        for _ in range(RESTARTS - 1):
+        for _ in range(MAX_RESTARTS - 1):
             await desk.join("g", 0, None)
         assert await desk.collect("g", 1, 1, 0.01) is None
         await desk.join("g", 0, None)
@@ -146,7 +146,7 @@ def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
 def test_a_death_an_epoch_is_forgiven():
     async def scenario(desk):
         await desk.assign("g", 0, 0, 0)
-        for epoch in range(1, 3 * RESTARTS):
+        for epoch in range(1, 3 * MAX_RESTARTS):
             await desk.join("g", 0, None)
             await desk.scored("g", epoch, 1, False)
         assert await desk.collect("g", 99, 1, 0.01) is None
@@ -265,12 +265,12 @@ def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_hand
         assert await pending(collected)
         assert await desk.lost("g", Failure("out-of-memory", "killed")) == 7
         assert await collected == Failure("out-of-memory", "killed")
-        for _ in range(RESTARTS):  # of a trial that is at fault, its workers' deaths are not counted
+        for _ in range(MAX_RESTARTS):  # of a trial that is at fault, its workers' deaths are not counted
             await desk.join("g", 0, None)
         again = asyncio.create_task(desk.next_job("g", 0))
         assert await pending(again)
         assert await desk.assign("g", 7, 2, 2) == seq + 1
-        assert await again == Job(seq + 1, 7, 2)
+        assert await again == TrialJob(seq + 1, 7, 2)
         assert await desk.collect("g", 3, 1, 0.01) is None
 
     run(scenario)
@@ -300,7 +300,7 @@ def test_a_claim_does_not_outlive_its_worker(end, monkeypatch):
         elif end == "failed":
             await desk.fail("g", seq, Failure("error", "it broke"))
         else:
-            monkeypatch.setattr("raypipe.backend.broker.CLAIM", 0.0)
+            monkeypatch.setattr("raypipe.backend.broker.CLAIM_SECONDS", 0.0)
         assert await desk.claim("h", "key")
 
     run(scenario)

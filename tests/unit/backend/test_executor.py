@@ -6,29 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.backend.executor import LIVES, supervise
-from raypipe.backend.resources import beside_the_driver, crew_size, room
-from raypipe.backend.resources import layout as fit
+from raypipe.backend.executor import MAX_RESTARTS, supervise
+from raypipe.backend.resources import divide_resources as fit
+from raypipe.backend.resources import max_trials_on_driver, wait_for_resources, workers_per_trial
 from raypipe.core.errors import LostSweepError, UserError
-from raypipe.core.options import Options
+from raypipe.core.options import SweepOptions
 
 
 @pytest.mark.parametrize(
     ("folds", "room", "size"), [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)]
 )
 def test_workers_a_trial(folds, room, size):
-    assert crew_size(folds, room) == size
+    assert workers_per_trial(folds, room) == size
 
 
 @given(st.integers(2, 20), st.integers(1, 64))
 def test_hardly_any_worker_idles(folds, room):
-    size = crew_size(folds, room)
+    size = workers_per_trial(folds, room)
     assert 1 <= size <= min(folds, room)
     assert folds / (size * -(-folds // size)) >= 0.95
 
 
 def layout(n_folds=4, cpus=2.0, gpus=0.0, **options):
-    return fit(Options(**options), n_folds, {"CPU": cpus, "GPU": gpus})
+    return fit(SweepOptions(**options), n_folds, {"CPU": cpus, "GPU": gpus})
 
 
 def test_all_that_fits_runs_at_a_time():
@@ -54,11 +54,11 @@ def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
         {"NodeID": "b", "Resources": {"memory": 9e9, "CPU": 1.0}},
     ]
     monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
-    assert beside_the_driver("head", 230 * 10**6) == 4
-    assert beside_the_driver("b", 230 * 10**6) == 39
-    assert beside_the_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
-    assert beside_the_driver("head", 0) > 10**6, "simulated trials take nothing"
-    assert beside_the_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
+    assert max_trials_on_driver("head", 230 * 10**6) == 4
+    assert max_trials_on_driver("b", 230 * 10**6) == 39
+    assert max_trials_on_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
+    assert max_trials_on_driver("head", 0) > 10**6, "simulated trials take nothing"
+    assert max_trials_on_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
 
 
 class Growing:
@@ -74,7 +74,7 @@ class Growing:
 
     def room(self, **options):
         say = lambda kind, news: self.said.append((kind, news["reason"]))  # noqa: E731
-        return room(Options(**options), 4, say, clock=lambda: self.seconds, sleep=self.sleep)
+        return wait_for_resources(SweepOptions(**options), 4, say, clock=lambda: self.seconds, sleep=self.sleep)
 
 
 def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
@@ -128,12 +128,12 @@ def test_a_sweep_whose_executor_dies_begins_again_with_a_ledger_of_its_own():
 
 
 def test_deaths_without_an_epoch_in_between_are_counted():
-    Deaths(*[False] * (LIVES - 1)).supervised()
-    Deaths(*[False] * (LIVES - 1), True, *[False] * (LIVES - 1)).supervised()
-    deaths = Deaths(*[False] * LIVES)
-    with pytest.raises(UserError, match=rf"the desk has died, {LIVES} times on end; the same command goes on"):
+    Deaths(*[False] * (MAX_RESTARTS - 1)).supervised()
+    Deaths(*[False] * (MAX_RESTARTS - 1), True, *[False] * (MAX_RESTARTS - 1)).supervised()
+    deaths = Deaths(*[False] * MAX_RESTARTS)
+    with pytest.raises(UserError, match=rf"the desk has died, {MAX_RESTARTS} times on end; the same command goes on"):
         deaths.supervised()
-    assert deaths.restarts == LIVES - 1
+    assert deaths.restarts == MAX_RESTARTS - 1
 
 
 def test_nothing_is_executed_where_the_dead_one_had_done_all():

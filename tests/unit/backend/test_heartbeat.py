@@ -74,7 +74,7 @@ def test_a_desk_that_has_died_is_not_the_watchdogs_care(cluster):
 def test_a_slot_beats_until_it_is_told_to_stop(monkeypatch):
     monkeypatch.setattr(heartbeat, "BEAT", 0.001)
     desk = SimpleNamespace(beat=Remote())
-    over = heartbeat.beat(desk, b"me")
+    over = heartbeat.send_heartbeats(desk, b"me")
     assert desk.beat.called.wait(30)
     thread = next(t for t in threading.enumerate() if t.name == "raypipe-beat")
     over.set()

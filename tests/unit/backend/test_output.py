@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from raypipe.backend import output
-from raypipe.backend.output import Noise
+from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.files import LocalFolder, open_folder
 from raypipe.storage.trial_log import OUTPUT_LIMIT, read_output
@@ -19,7 +19,7 @@ def test_what_is_printed_before_and_while_a_run_is_driven_is_in_its_file(tmp_pat
     folder = open_folder(tmp_path if kind == "folder" else f"file://{tmp_path}")
     assert read_output(folder) == ""
     for driver in ("first", "second"):
-        heard = Noise()
+        heard = CapturedOutput()
         with contextlib.redirect_stdout(heard):
             print(f"{driver}: Ray starts")
             with heard.kept(folder):
@@ -36,19 +36,33 @@ def test_what_is_printed_before_and_while_a_run_is_driven_is_in_its_file(tmp_pat
 
 
 def test_workers_have_names_and_the_autoscaler_is_told_by_its_events(tmp_path):
-    heard, folder = Noise(), LocalFolder(tmp_path)
+    heard, folder = CapturedOutput(), LocalFolder(tmp_path)
     with heard.kept(folder):
-        heard.hear({"actor_name": "Slot", "pid": 7, "ip": "a", "localhost": "a", "lines": ["one", "two"], "is_err": 1})
+        heard.hear(
+            {
+                "actor_name": "TrialTrainable",
+                "pid": 7,
+                "ip": "a",
+                "localhost": "a",
+                "lines": ["one", "two"],
+                "is_err": 1,
+            }
+        )
         heard.hear({"task_name": "f", "pid": 8, "ip": "b", "localhost": "a", "lines": ["three"]})
         heard.hear(
             {"pid": "autoscaler", "ip": "a", "lines": ["==== Autoscaler status", "x :event_summary:Adding a node"]}
         )
     told = [line.split("Z ", 1)[1] for line in read_output(folder).splitlines()[1:]]
-    assert told == ["Slot 7: one", "Slot 7: two", "f 8 on b: three", "autoscaler on a: Adding a node"]
+    assert told == [
+        "TrialTrainable 7: one",
+        "TrialTrainable 7: two",
+        "f 8 on b: three",
+        "autoscaler on a: Adding a node",
+    ]
 
 
 def test_the_newest_is_kept_and_the_file_has_an_end(tmp_path):
-    heard, folder = Noise(), LocalFolder(tmp_path)
+    heard, folder = CapturedOutput(), LocalFolder(tmp_path)
     with heard.kept(folder):
         for number in range(9_000):
             heard.write(f"line {number} {'x' * 100}\n")
@@ -62,7 +76,7 @@ def test_it_is_written_while_the_run_goes_on(tmp_path, monkeypatch):
     folder, written = LocalFolder(tmp_path), threading.Event()
     write = folder.write
     monkeypatch.setattr(folder, "write", lambda *given: (write(*given), written.set()))
-    with (heard := Noise()).kept(folder):
+    with (heard := CapturedOutput()).kept(folder):
         heard.write("so far\n")
         assert written.wait(10)
         assert "so far" in read_output(folder)
@@ -75,7 +89,7 @@ def test_a_file_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch,
 
     folder = LocalFolder(tmp_path)
     monkeypatch.setattr(folder, "write", full)
-    with (heard := Noise()).kept(folder):
+    with (heard := CapturedOutput()).kept(folder):
         heard.write("lost\n")
     assert read_output(folder) == ""
 
@@ -84,6 +98,6 @@ def test_a_storage_that_stalls_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(output, "FAREWELL", 0.05)
     folder, release = LocalFolder(tmp_path), threading.Event()
     monkeypatch.setattr(folder, "write", lambda *_: release.wait(30))
-    with (heard := Noise()).kept(folder):
+    with (heard := CapturedOutput()).kept(folder):
         heard.write("late\n")
     release.set()

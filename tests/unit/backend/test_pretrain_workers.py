@@ -11,7 +11,7 @@ from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from raypipe.backend.pretrain_workers import LIVES, Pretraining, _Patient, hopeless, said
+from raypipe.backend.pretrain_workers import LIVES, PretrainWorkers, _Patient, error_line, is_permanent
 from raypipe.core.errors import NonFiniteError, UserError
 
 
@@ -25,7 +25,7 @@ def died(*causes: Exception) -> WorkerGroupError:
 @pytest.mark.parametrize("cause", [UserError("other data"), NonFiniteError("no number")])
 def test_what_would_happen_again_ends_pretraining(cause):
     error = died(RuntimeError("Connection closed by peer"), cause)
-    assert hopeless(error) is cause
+    assert is_permanent(error) is cause
     assert _Patient(FailureConfig(LIVES)).make_decision(error) is FailureDecision.RAISE
 
 
@@ -34,9 +34,9 @@ def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
     policy = _Patient(FailureConfig(LIVES))
     decisions = [policy.make_decision(error) for _ in range(LIVES + 1)]
     assert decisions == [FailureDecision.RETRY] * LIVES + [FailureDecision.RAISE]
-    assert hopeless(error) is None
-    assert said(error) == "RuntimeError: Connection closed by peer"
-    assert said(ValueError("one\ntwo")) == "one"
+    assert is_permanent(error) is None
+    assert error_line(error) == "RuntimeError: Connection closed by peer"
+    assert error_line(ValueError("one\ntwo")) == "one"
 
 
 def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone():
@@ -50,7 +50,7 @@ def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone(
             goes_on.wait(60)
             raise RuntimeError("killed")
 
-    going = Pretraining.__new__(Pretraining)
+    going = PretrainWorkers.__new__(PretrainWorkers)
     going._start(Trainer())
     with pytest.raises(KeyboardInterrupt):
         waits.set()
@@ -58,4 +58,4 @@ def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone(
     assert not going.over(0)
     goes_on.set()
     assert going.over(60)
-    assert said(going.error) == "killed"
+    assert error_line(going.error) == "killed"

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from raypipe.backend.broker import Desk
-from raypipe.backend.trainable import Slot, take_group
+from raypipe.backend.broker import Broker
+from raypipe.backend.trainable import TrialTrainable, acquire_group
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.trial_log import read_log
-from raypipe.trial.evaluator import Referee
-from raypipe.trial.failures import Failure, retry_of
-from raypipe.trial.fold_runner import Share
+from raypipe.trial.evaluator import TrialEvaluator
+from raypipe.trial.failures import Failure, read_retry
+from raypipe.trial.fold_runner import FoldRunner
 from tests.support.toys import ToyWindows, make_run, tiny
 
 OOM = Failure("out-of-memory", "no memory left on the GPU", "the end of a traceback")
@@ -22,7 +22,7 @@ OOM = Failure("out-of-memory", "no memory left on the GPU", "the end of a traceb
 class Remote:
     """The desk's methods as Ray gives them; `asked` keeps the names of the calls."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Broker) -> None:
         self._desk, self.asked = desk, []
 
     def __getattr__(self, name):
@@ -40,14 +40,14 @@ def slot(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", windows)
     run.add_trial(0, tiny())
     loop = asyncio.new_event_loop()
-    desk = Desk()
+    desk = Broker()
     monkeypatch.setattr("raypipe.backend.trainable.ray.get", loop.run_until_complete)
     loop.run_until_complete(desk.open("group-0"))
-    made = Slot.__new__(Slot)
+    made = TrialTrainable.__new__(TrialTrainable)
     made.crew, made.name = SimpleNamespace(desk=Remote(desk)), "group-0"
     made.run, made.windows = run, windows
     made._assign({"number": 0})
-    share = Share(run, windows, 0, range(3))
+    share = FoldRunner(run, windows, 0, range(3))
 
     def post(epoch: int) -> None:
         desk._groups["group-0"].outcomes[epoch] = share._epoch(epoch, lambda: False)[0]
@@ -64,17 +64,17 @@ def test_a_trial_out_of_memory_is_handed_out_once_more_and_goes_on(slot, monkeyp
     assert slot.step()["epoch"] == 1
     before = slot.job()
     slot.fail(OOM)
-    hand_over = Slot._hand_over
+    hand_over = TrialTrainable._hand_over
 
     def then_post(self):
         hand_over(self)
         self.post(2)
 
-    monkeypatch.setattr(Slot, "_hand_over", then_post)
+    monkeypatch.setattr(TrialTrainable, "_hand_over", then_post)
     report = slot.step()
     assert (report["epoch"], report["over"], "failure" in report) == (2, False, False)
     assert (slot.job().seq, slot.job().number, slot.job().done) == (before.seq + 1, 0, 1)
-    assert retry_of(slot.run, 0).micro_batch == 4
+    assert read_retry(slot.run, 0).micro_batch == 4
 
 
 def test_the_second_time_it_fails(slot):
@@ -112,20 +112,20 @@ def test_a_score_that_is_no_number_is_reported_as_such(slot, monkeypatch):
     monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
     slot.post(1)
     assert slot.step()["failure"] == "non-finite"
-    assert Referee(slot.run, slot.windows, 0).history == []
+    assert TrialEvaluator(slot.run, slot.windows, 0).history == []
 
 
 def test_slots_that_start_together_do_not_ask_whether_all_the_others_live(monkeypatch):
     monkeypatch.setattr("ray.get", asyncio.run)
     monkeypatch.setattr(
-        "raypipe.backend.trainable.dead", lambda owners: [owner for owner in owners if owner == b"dead"]
+        "raypipe.backend.trainable.dead_owners", lambda owners: [owner for owner in owners if owner == b"dead"]
     )
-    desk = Remote(Desk())
+    desk = Remote(Broker())
     for name, owner in {"a": b"one", "b": b"dead", "c": None}.items():
         asyncio.run(desk._desk.open(name))
         if owner:
             asyncio.run(desk._desk.take(owner))
-    assert take_group(desk, b"me") == "c"
+    assert acquire_group(desk, b"me") == "c"
     assert desk.asked == ["take"]
-    assert take_group(desk, b"you") == "b", "nothing is free: the one whose slot has died"
+    assert acquire_group(desk, b"you") == "b", "nothing is free: the one whose slot has died"
     assert desk.asked == ["take", "take", "owners", "take"]

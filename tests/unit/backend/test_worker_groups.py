@@ -12,7 +12,7 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
-from raypipe.backend.worker_groups import ABSENCE, LOOK, Elastic, Witness, room
+from raypipe.backend.worker_groups import ABSENCE, LOOK, DeathCallback, ElasticPolicy, groups_that_fit
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import Failure
 from tests.support.toys import ToyWindows, make_run
@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch):
 def seen(run, desk, **deaths) -> list[str]:
     crew = SimpleNamespace(run=run.where, desk=desk)
     polled = {int(rank[1:]): WorkerHealthCheckFailedError("polled in vain", cause) for rank, cause in deaths.items()}
-    Witness(crew, "group-0").after_exception(None, polled)
+    DeathCallback(crew, "group-0").after_exception(None, polled)
     return [line.split("Z ", 1)[1] for line in read_log(run.folder, 3)]
 
 
@@ -102,18 +102,18 @@ def machines(monkeypatch):
     return made
 
 
-def elastic(workers: int = 3) -> Elastic:
-    return Elastic(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
+def elastic(workers: int = 3) -> ElasticPolicy:
+    return ElasticPolicy(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
 
 
-def running(policy: Elastic, workers: int) -> int | None:
+def running(policy: ElasticPolicy, workers: int) -> int | None:
     """What is decided for so many running workers: a number of workers, or None to leave them."""
     placement = SimpleNamespace(placement_group=SimpleNamespace(id=bytes([0xAA])))
     state = SimpleNamespace(num_workers=workers, placement_group_handle=placement)
     return chosen(policy.make_decision_for_running_worker_group(state, SimpleNamespace()))
 
 
-def starting(policy: Elastic) -> int | None:
+def starting(policy: ElasticPolicy) -> int | None:
     return chosen(policy.make_decision_for_non_running_worker_group())
 
 
@@ -124,12 +124,12 @@ def chosen(decision: Any) -> int | None:
 
 def test_room_is_counted_machine_by_machine_and_with_what_the_group_gives_back(machines):
     machines.free = {"a": {"CPU": 1.5, "GPU": 1.0}, "b": {"CPU": 3.0}}
-    assert room({"CPU": 1.0}) == 4
-    assert room({"CPU": 2.0, "GPU": 0}) == 1
-    assert room({"CPU": 1.0, "GPU": 0.5}) == 1
+    assert groups_that_fit({"CPU": 1.0}) == 4
+    assert groups_that_fit({"CPU": 2.0, "GPU": 0}) == 1
+    assert groups_that_fit({"CPU": 1.0, "GPU": 0.5}) == 1
     machines.bundles = {0: "a", 1: "gone", 2: "b"}
-    assert room({"CPU": 2.0}, "aa") == 3
-    assert room({"CPU": 2.0}, "bb") == 1
+    assert groups_that_fit({"CPU": 2.0}, "aa") == 3
+    assert groups_that_fit({"CPU": 2.0}, "bb") == 1
 
 
 def test_a_group_that_was_never_whole_begins_with_all_its_workers(machines):

@@ -389,12 +389,12 @@ def test_logs_has_a_line_for_every_epoch_and_follows_a_trial_to_its_end(simulate
 def test_a_followed_trial_that_nobody_drives_and_a_ctrl_c_are_no_errors(toy, tmp_path, capsys, monkeypatch):
     made(toy, tmp_path / "r").add_trial(0, tiny())
     assert run("logs", tmp_path / "r", 0, "-f") == 0
-    assert "nobody drives the run; go on with: raypipe resume" in capsys.readouterr().out
+    assert "no driver is running; continue with: raypipe resume" in capsys.readouterr().out
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raypipe.storage.lease.current", lambda folder: {"alive": True})
+    monkeypatch.setattr("raypipe.storage.lease.read_lease", lambda folder: {"alive": True})
     monkeypatch.setattr("time.sleep", interrupt)
     assert run("logs", tmp_path / "r", 0, "-f") == 0
     assert capsys.readouterr() == ("", "")
@@ -404,10 +404,10 @@ def test_logs_of_a_run_alone_are_what_ray_printed(toy, tmp_path, capsys, refused
     store = made(toy, tmp_path / "r")
     assert run("logs", tmp_path / "r") == 0
     assert "Ray has printed nothing yet" in capsys.readouterr().out
-    store.folder.write("log/ray.txt", b"Slot 7: said\n")
+    store.folder.write("log/ray.txt", b"TrialTrainable 7: said\n")
     assert run("logs", tmp_path / "r") == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "Slot 7: said" and f"raypipe logs {tmp_path / 'r'} TRIAL" in out[1]
+    assert out[0] == "TrialTrainable 7: said" and f"raypipe logs {tmp_path / 'r'} TRIAL" in out[1]
     assert "goes with a trial or a job" in refused("logs", tmp_path / "r", "-f")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from raypipe.cli.dashboard import serve
 from raypipe.core.errors import UserError
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, make_run
@@ -22,7 +22,7 @@ from tests.support.toys import ToyWindows, make_run
 def run(tmp_path) -> RunStore:
     windows = ToyWindows()
     made = make_run(tmp_path / "run", windows)
-    book = Ledger(made, windows, open_journal(made), trials=2)
+    book = StudyQueue(made, windows, open_journal(made), trials=2)
     assert book.next() == 0
     return made
 

@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raypipe.backend.tune import ADVICE, SAME_FAILURES, SLOTS, RunScheduler, RunSearch, RunStopper
+from raypipe.backend.tune import ADVICE, MAX_ACTOR_DEATHS, SAME_FAILURES, RunScheduler, RunSearch, RunStopper
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.reporting.status import read_status
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.evaluator import finish_trial
@@ -26,7 +26,7 @@ def search(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
     storage = open_journal(run)
-    ledger = Ledger(run, windows, storage, trials=9)
+    ledger = StudyQueue(run, windows, storage, trials=9)
     return RunSearch(ledger, storage, over=lambda: "", watch=lambda kind, news: None)
 
 
@@ -41,7 +41,7 @@ def test_a_desk_that_has_died_is_no_trials_fault(search):
     assert not search.fatal.progress
     assert search.ledger.run.results() == []
     assert RunStopper(search).stop_all()
-    again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    again = StudyQueue(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
     assert again.next() == 0
 
 
@@ -78,7 +78,7 @@ def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_leaves_the_trial_open
         raise search.fatal
     assert search.suggest("b") == "FINISHED"
     ledger = search.ledger
-    again = Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    again = StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
     assert again.next() == number
 
 
@@ -139,9 +139,9 @@ def test_an_end_that_was_not_told_is_settled_by_the_next_ledger_and_named(search
     ledger = search.ledger
     assert ledger.settled == []
     ended = finish_trial(ledger.run, ledger.windows, number, "complete", "trained to the end")  # killed before it told
-    again = Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    again = StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
     assert [result.number for result in again.settled] == [number] and again.settled[0] == ended
-    assert Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9).settled == []
+    assert StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9).settled == []
 
 
 def test_a_report_costs_the_driver_one_read_of_the_storage(search):
@@ -196,7 +196,7 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     if end == "late":
         search._over = lambda: "the GPU-hours were used up"
     if end == "slot":
-        search._deaths[number] = SLOTS - 1
+        search._deaths[number] = MAX_ACTOR_DEATHS - 1
     if end == "damaged":
         for path in ledger.run.local.rglob("*.ckpt"):
             path.write_bytes(path.read_bytes()[:-9])
@@ -211,7 +211,7 @@ def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expec
     assert decision in (None, "STOP")
     search.on_trial_complete(name, None if end == "slot" else result, error=end == "slot")
     search.on_trial_complete(name, result)  # Tune tells once; should it ever tell again, nothing happens
-    Ledger(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
     assert search.fatal is None
     ended = ledger.run.result(number)
     assert (ended.state, ended.epochs) == (state, 4 if end == "done" else 2)
@@ -237,10 +237,10 @@ def test_a_trial_whose_slot_dies_between_two_trials_is_handed_out_again(search):
 
 def test_a_trial_that_outlives_no_slot_fails(search):
     numbers = []
-    for attempt in range(SLOTS):
+    for attempt in range(MAX_ACTOR_DEATHS):
         numbers.append(search.suggest(str(attempt))["number"])
         search.on_trial_complete(str(attempt), None, error=True)
-    assert numbers == [0] * SLOTS
+    assert numbers == [0] * MAX_ACTOR_DEATHS
     assert search.ledger.run.result(0).failure == "lost-worker"
     assert search.suggest("next")["number"] == 1
 
@@ -275,7 +275,10 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     run = make_run(tmp_path / "run", windows, space=space)
     storage = open_journal(run)
     search = RunSearch(
-        Ledger(run, windows, storage, trials=6), storage, over=lambda: "", watch=lambda kind, news: seen.append(kind)
+        StudyQueue(run, windows, storage, trials=6),
+        storage,
+        over=lambda: "",
+        watch=lambda kind, news: seen.append(kind),
     )
     good = []
     while (answer := search.suggest(str(len(good)))) is not None:
@@ -307,7 +310,7 @@ def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search
     search.on_trial_complete(name, result | {"done": True})  # as Tune does where a scheduler stops a trial
     assert search.interrupted
     assert told(search.ledger.run) == {}
-    again = Ledger(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    again = StudyQueue(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
     assert again.next() == number
     assert again.study.trials[number].intermediate_values == {1: result["score"]}
 

@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 import pytest
 
-from raypipe.core.search_space import SearchSpace, load_space, quiet_optuna
+from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
 from raypipe.simulation.hbn_release import simulate_release
@@ -64,7 +64,7 @@ def points(space: SearchSpace, wanted: dict[str, set[str]]) -> tuple[list[dict],
 
     for point in space.start:
         meet(point, always=True)
-    with quiet_optuna():
+    with silence_optuna():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(60):
             trial = study.ask()

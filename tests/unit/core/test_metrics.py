@@ -23,7 +23,7 @@ from raypipe.core.metrics import (
     nrmse,
     score,
 )
-from raypipe.trial.evaluator import without_eeg
+from raypipe.trial.evaluator import constant_baseline
 from tests.support.toys import ToyWindows, make_run
 
 FINITE = st.floats(-100, 100, allow_subnormal=False)
@@ -205,7 +205,7 @@ def test_a_constant_out_of_fold_knows_the_other_folds_alone():
 def test_what_a_trial_has_to_beat(tmp_path, classes):
     windows = ToyWindows(classes=classes)
     run = make_run(tmp_path / "run", windows)
-    found = without_eeg(run, windows)
+    found = constant_baseline(run, windows)
     if classes:
         assert found == 0.5
         return

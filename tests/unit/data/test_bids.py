@@ -9,7 +9,7 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.data.bids import (
-    UnreadableError,
+    UnreadableRecordingError,
     eeg_channels,
     find_recordings,
     read_events,
@@ -102,7 +102,9 @@ def test_a_truncated_file_is_named_with_its_sizes(bids):
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.truncate(size - 100)
-    with pytest.raises(UnreadableError, match=rf"{path.name}: truncated: .* {size} bytes, the file has {size - 100}$"):
+    with pytest.raises(
+        UnreadableRecordingError, match=rf"{path.name}: truncated: .* {size} bytes, the file has {size - 100}$"
+    ):
         read_raw(_first(bids))
 
 
@@ -119,7 +121,7 @@ def test_an_interrupted_recording_of_unknown_length_is_read(bids):
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20])
 def test_not_a_bdf_file(bids, content):
     _first(bids).path.write_bytes(content)
-    with pytest.raises(UnreadableError, match="not a BDF file"):
+    with pytest.raises(UnreadableRecordingError, match="not a BDF file"):
         read_raw(_first(bids))
 
 
@@ -127,7 +129,7 @@ def test_other_unreadable_files_give_one_line(tmp_path):
     for extension in ("set", "vhdr", "fif"):
         path = tmp_path / f"a.{extension}"
         path.write_bytes(b"nonsense\nand more")
-        with pytest.raises(UnreadableError, match=rf"a\.{extension}: cannot be read") as caught:
+        with pytest.raises(UnreadableRecordingError, match=rf"a\.{extension}: cannot be read") as caught:
             read_raw(recording_from_file(path))
         assert "\n" not in str(caught.value)
 
@@ -136,7 +138,7 @@ def test_a_link_to_data_that_was_not_fetched(bids):
     recording = _first(bids)
     recording.path.unlink()
     recording.path.symlink_to("../../.git/annex/objects/x")
-    with pytest.raises(UnreadableError, match="not fetched"):
+    with pytest.raises(UnreadableRecordingError, match="not fetched"):
         read_raw(recording)
 
 
@@ -181,7 +183,7 @@ def test_channel_types_come_from_the_sidecar(bids):
     sidecar.write_text(text.replace("E2\tEEG", "E2\tEOG").replace("E3\tEEG", "E3\tn/a").replace("E4\tEEG", "E4\tMISC"))
     assert eeg_channels(recording, read_raw(recording)) == ["E1", "E3", "E5", "E6", "E7", "Cz"]
     sidecar.write_text(text.replace("EEG", "MISC"))
-    with pytest.raises(UnreadableError, match=r"no EEG channel \(types: misc\)"):
+    with pytest.raises(UnreadableRecordingError, match=r"no EEG channel \(types: misc\)"):
         eeg_channels(recording, read_raw(recording))
     sidecar.unlink()
     assert len(eeg_channels(recording, read_raw(recording))) == 8
@@ -224,14 +226,14 @@ def test_trial_type_stands_in_for_value(bids):
 def test_damaged_events(bids, text, message):
     recording = _first(bids)
     recording.sidecar("events.tsv").write_text(text)
-    with pytest.raises(UnreadableError, match=message):
+    with pytest.raises(UnreadableRecordingError, match=message):
         read_events(recording)
 
 
 def test_missing_events(bids):
     recording = _first(bids)
     recording.sidecar("events.tsv").unlink()
-    with pytest.raises(UnreadableError, match=r"events\.tsv: no such file"):
+    with pytest.raises(UnreadableRecordingError, match=r"events\.tsv: no such file"):
         read_events(recording)
 
 

@@ -54,13 +54,16 @@ def test_availability_and_exclusion(tmp_path):
     everyone = ["a", "b", "NDARWV769JM7"]
     first, second = recordings(tmp_path, everyone), recordings(tmp_path, everyone, run="2")
     film = recordings(tmp_path, ["a"], task="ThePresent", run=None)
-    kept, left_out = hbn.sift([*first, *second, *film])
+    kept, left_out = hbn.exclude_recordings([*first, *second, *film])
     assert [(r.subject, r.run) for r in kept] == [("a", "1"), ("b", "1"), ("b", "2"), ("a", None)]
     assert left_out == {
         "recordings of subjects that the challenge excludes": 2,
         "recordings marked unavailable in participants.tsv": 1,
     }
-    assert [r.subject for r in hbn.sift(first, with_excluded=True, no_caution=True)[0]] == ["a", "NDARWV769JM7"]
+    assert [r.subject for r in hbn.exclude_recordings(first, with_excluded=True, no_caution=True)[0]] == [
+        "a",
+        "NDARWV769JM7",
+    ]
     assert hbn.availability(film[0]) == "caution"
 
 

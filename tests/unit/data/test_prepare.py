@@ -14,12 +14,12 @@ import pytest
 
 import raypipe.data.shards
 from raypipe.core.errors import DiskFullError, UserError
-from raypipe.core.parallel import run_all
+from raypipe.core.parallel import map_processes
 from raypipe.data.bids import find_recordings, read_raw
 from raypipe.data.prepare import prepare
 from raypipe.data.tasks import parse_task
 from raypipe.data.window_store import WindowStore
-from raypipe.data.windower import lay_windows, read_windows, windows_of
+from raypipe.data.windower import place_windows, read_windows, windows_of
 
 TASK = "challenge1"
 
@@ -287,7 +287,7 @@ def test_finished_shards_are_kept_when_one_fails(bids, out, jobs):
 
 def test_a_killed_process_is_one_line():
     with pytest.raises(UserError, match="one of 2 processes was killed"):
-        list(run_all(os._exit, [(1,), (1,)], jobs=2))
+        list(map_processes(os._exit, [(1,), (1,)], jobs=2))
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(bids, out, monkeypatch):
@@ -395,7 +395,7 @@ def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band):
     plan = tiny_store.manifest.plan.model_copy(
         update={"sfreq": sfreq, "band": band, "window_samples": length, "crop_samples": length}
     )
-    rows, _ = lay_windows(recording, raw, parse_task("participants:age"), plan, None)
+    rows, _ = place_windows(recording, raw, parse_task("participants:age"), plan, None)
     assert len(rows) == int(raw.n_times / 200)
     small = list(read_windows(recording, raw, rows, plan, piece_bytes=8 * 8 * 500))
     assert len(small) > 3
@@ -425,7 +425,7 @@ def test_reading_is_in_pieces(tiny_bids, tiny_store):
             lengths.append(item[1].stop - item[1].start)
             return raw[item]
 
-    rows, _ = lay_windows(recording, raw, parse_task("participants:age"), tiny_store.manifest.plan, None)
+    rows, _ = place_windows(recording, raw, parse_task("participants:age"), tiny_store.manifest.plan, None)
     for _ in read_windows(recording, Watched(), rows, tiny_store.manifest.plan, piece_bytes=8 * 8 * 400):
         pass
     assert max(lengths) <= 401 and len(lengths) >= raw.n_times / 401 - 1

@@ -16,7 +16,7 @@ from raypipe.core.errors import UserError
 from raypipe.data import remote_bids
 from raypipe.data.bids import find_recordings, read_raw
 from raypipe.data.prepare import prepare
-from raypipe.data.remote_bids import Mirror, mirrored
+from raypipe.data.remote_bids import RemoteBids, open_remote_bids
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import LocalFolder, open_folder
 from tests.unit.data.test_bids import write_brainvision
@@ -72,13 +72,13 @@ def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monke
     cut = text[: text.rindex("contrastTrial_start")].rpartition("\n")[0] + "\n"
     open_folder(bucket).write(name, cut.encode())
     fetched: list[str] = []
-    fetch = Mirror.fetch
+    fetch = RemoteBids.fetch
 
     def spy(self, paths, most=None):
         fetched.extend(p.name for p in paths if most is None and p.suffix == ".bdf")
         fetch(self, paths, most)
 
-    monkeypatch.setattr(Mirror, "fetch", spy)
+    monkeypatch.setattr(RemoteBids, "fetch", spy)
     second = prepare(bucket, TASK, tmp_path / "out", jobs=1)
     assert second.redone == 1 and len(second) == len(first) - 1
     assert len(fetched) == 1 and "SIM0001" in fetched[0]
@@ -98,7 +98,7 @@ def test_the_disk_holds_one_recording_at_a_time_and_headers_alone_for_the_plan(r
         monkeypatch.setattr(raypipe.data.shards, name, watched)
 
     watch("eeg_channels", raypipe.data.shards.eeg_channels, "probe")
-    watch("lay_windows", raypipe.data.shards.lay_windows, "cut")
+    watch("place_windows", raypipe.data.shards.place_windows, "cut")
     prepare(f"file://{release}", TASK, out, jobs=1)
     assert held["probe"] == [[], [], []]
     assert [len(names) for names in held["cut"]] == [1, 1, 1] and len({names[0] for names in held["cut"]}) == 3
@@ -125,7 +125,10 @@ def test_a_crash_keeps_finished_shards_and_its_mirror_is_removed(bucket, tmp_pat
 
 def test_a_mirror_in_use_is_left_alone(release, tmp_path):
     out = tmp_path / "out"
-    with mirrored([f"file://{release}"], out) as (one,), mirrored([f"file://{release}"], out) as (other,):
+    with (
+        open_remote_bids([f"file://{release}"], out) as (one,),
+        open_remote_bids([f"file://{release}"], out) as (other,),
+    ):
         assert one.place != other.place and one.place.is_dir() and other.place.is_dir()
     assert not out.exists()
 
@@ -142,7 +145,7 @@ def mirrored_recording(root: Path, out: Path):
 
     @contextlib.contextmanager
     def seen():
-        with mirrored([f"file://{root}"], out) as (there,):
+        with open_remote_bids([f"file://{root}"], out) as (there,):
             (found,) = find_recordings(there.place, there)
             yield found
 
@@ -217,7 +220,7 @@ def test_refusals_name_the_place_in_the_bucket(s3, bucket, release, tmp_path, ca
 def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
     with (
         pytest.raises(UserError, match=r"has changed since.*same command again"),
-        mirrored([f"file://{release}"], tmp_path / "out") as (there,),
+        open_remote_bids([f"file://{release}"], tmp_path / "out") as (there,),
     ):
         path = next(there.place.rglob("*.bdf"))
         with open(release / path.relative_to(there.place), "ab") as file:
@@ -225,7 +228,7 @@ def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
         there.fetch([path])
     with (
         pytest.raises(UserError, match=f"^file://{release}/sub.*has changed since"),
-        mirrored([f"file://{release}"], tmp_path / "out") as (there,),
+        open_remote_bids([f"file://{release}"], tmp_path / "out") as (there,),
     ):
         path = next(there.place.rglob("*.bdf"))
         (release / path.relative_to(there.place)).unlink()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from raypipe.core.folds import LeakError, make_folds
-from raypipe.data.splits import audit_store
+from raypipe.data.splits import audit_subjects
 from raypipe.data.window_store import WindowStore
 from tests.support.toys import ToyWindows, write_store
 
@@ -15,7 +15,7 @@ def made(tmp_path):
 
 
 def test_whole_data_pass(made):
-    audit_store(*made)
+    audit_subjects(*made)
 
 
 def test_a_recording_in_two_folds_is_named(made):
@@ -23,7 +23,7 @@ def test_a_recording_in_two_folds_is_named(made):
     windows.table.loc[windows.table["shard"] == 1, "recording"] = "sub-s00"
     folds = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 0, "s01": 1}})
     with pytest.raises(LeakError, match=r"recording sub-s00: its windows are in several folds.*overlapping"):
-        audit_store(windows, folds)
+        audit_subjects(windows, folds)
 
 
 def test_a_copy_under_another_subjects_name_is_found(made):
@@ -32,14 +32,14 @@ def test_a_copy_under_another_subjects_name_is_found(made):
     copied = second.model_copy(update={"sha256": first.sha256})
     windows.manifest = windows.manifest.model_copy(update={"shards": (first, copied, *rest)})
     same = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 1, "s01": 1}})
-    audit_store(windows, same)
+    audit_subjects(windows, same)
     apart = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 1, "s01": 2}})
     with pytest.raises(LeakError, match=r"sub-s00 and sub-s01 hold the same samples"):
-        audit_store(windows, apart)
+        audit_subjects(windows, apart)
 
 
 def test_an_unknown_subject_is_a_leak(made):
     windows, folds = made
     fold_of = {name: fold for name, fold in folds.fold_of.items() if name != "s03"}
     with pytest.raises(LeakError, match="s03"):
-        audit_store(windows, folds.model_copy(update={"fold_of": fold_of}))
+        audit_subjects(windows, folds.model_copy(update={"fold_of": fold_of}))

@@ -11,7 +11,7 @@ import pytest
 
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.data.window_cache import LIMIT, Cache, CachedStore, open_windows, push_store
+from raypipe.data.window_cache import LIMIT, RemoteWindowStore, ShardCache, open_windows, push_store
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.transfer import copy_folder
 from tests.support.toys import ToyWindows, write_store
@@ -67,7 +67,7 @@ def test_each_shard_is_fetched_once_for_all_processes_and_by_its_content(store, 
 
 def test_a_small_cache_keeps_what_was_used_last_and_what_is_mapped_stays_readable(store, uri, cache):
     size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
-    small = CachedStore(uri, Cache(cache, limit=2 * size))
+    small = RemoteWindowStore(uri, ShardCache(cache, limit=2 * size))
     assert shards(cache) == []  # it does not fit: fetched as it is used
     whole = store.gather(np.arange(len(store)))
     for _ in range(2):  # the second time from maps whose files are gone
@@ -78,8 +78,8 @@ def test_a_small_cache_keeps_what_was_used_last_and_what_is_mapped_stays_readabl
 
 def test_two_processes_fetch_a_shard_once(store, uri, cache):
     reads = []
-    there = Cache(cache)
-    mirrored = CachedStore(uri, there)
+    there = ShardCache(cache)
+    mirrored = RemoteWindowStore(uri, there)
     read = mirrored._folder.read
     mirrored._folder.read = lambda name: reads.append(name) or read(name)
     shard = store.manifest.shards[0]
@@ -132,12 +132,12 @@ def test_a_store_that_has_changed_is_fetched_anew(uri, cache, tmp_path):
 
 def test_the_limit_is_read_from_the_environment(cache, monkeypatch):
     monkeypatch.setenv(LIMIT, "1.5")
-    assert Cache().limit == 1_500_000_000
+    assert ShardCache().limit == 1_500_000_000
     monkeypatch.setenv(LIMIT, "much")
     with pytest.raises(UserError, match="RAYPIPE_CACHE_GB=much"):
-        Cache()
+        ShardCache()
     monkeypatch.delenv(LIMIT)
-    assert 0 < Cache().limit < os.statvfs(cache).f_blocks * os.statvfs(cache).f_frsize
+    assert 0 < ShardCache().limit < os.statvfs(cache).f_blocks * os.statvfs(cache).f_frsize
 
 
 def test_the_command_line_pushes_a_store_and_pulls_a_run(values, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_the_command_line_pushes_a_store_and_pulls_a_run(values, tmp_path, capsy
 
 def test_what_is_being_mapped_is_not_removed_for_room(store, uri, cache):
     size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
-    small = CachedStore(uri, Cache(cache, limit=size))
+    small = RemoteWindowStore(uri, ShardCache(cache, limit=size))
     first, second = store.manifest.shards[:2]
 
     def while_mapped(path):

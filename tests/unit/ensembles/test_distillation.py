@@ -20,7 +20,7 @@ from raypipe.ensembles.methods import METHODS, Method, linear
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.reporting.report import write_report
 from raypipe.storage.run_store import Member, RunStore
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.unit.conftest import Finished
 
@@ -36,7 +36,7 @@ def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made)
     index = run.folds.search_index(windows.subjects)
     rng = np.random.default_rng(0)
     answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
-    one = _Student(run.config(0), Feed(windows), index, index[:0], fold=3)
+    one = _Student(run.config(0), WindowLoader(windows), index, index[:0], fold=3)
     one.answers_NO = np.full((len(windows), answers.shape[1]), np.nan)
     one.answers_NO[index] = answers
     some = index[:5]
@@ -114,7 +114,7 @@ def test_a_shrunken_teacher_is_not_shrunk_again(values):
     run, windows = values.run, values.windows
     index = run.folds.search_index(windows.subjects)
     config = run.config(0).model_copy(update={"shrink": 0.5})
-    one = _Student(config, Feed(windows), index, index[:0], fold=3)
+    one = _Student(config, WindowLoader(windows), index, index[:0], fold=3)
     perfect = one.centre + 0.5 * (windows.targets - one.centre)  # the label, drawn half-way to the mean
     one.answers_NO = perfect[:, None].astype(np.float64)
     labels = (windows.targets[index[:9]] - one.centre) / one.scale

@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from raypipe.core.metrics import score
-from raypipe.ensembles.methods import METHODS, deal, forward, splits
-from raypipe.ensembles.nested_cv import AUTO, applied, choose, correlations, cross_predict, curve, judge, limited
+from raypipe.ensembles.methods import METHODS, draw_folds, forward, splits
+from raypipe.ensembles.nested_cv import (
+    AUTO,
+    applied,
+    choose,
+    correlations,
+    cross_predict,
+    curve,
+    limited,
+    nested_scores,
+)
 from raypipe.ensembles.oof import Members
 from raypipe.ensembles.weights import temperature
 from raypipe.models.combine import combine
@@ -89,7 +98,7 @@ def test_weights_a_sample_reach_the_optimum_of_heteroscedastic_errors():
 
 def test_weights_a_sample_need_variances():
     members, _ = independent((1.0, 2.0), n=400)
-    judged = judge(members, ["equal", "sample"], auto=False)
+    judged = nested_scores(members, ["equal", "sample"], auto=False)
     assert list(judged.scores) == ["equal"] and "tells a variance" in judged.left_out["sample"]
 
 
@@ -142,7 +151,7 @@ def test_trees_are_those_of_scikit_learn(kind, monkeypatch):
 
 def test_subjects_are_dealt_whole_and_alike():
     members = classes(n=400)
-    groups = deal(members, 4)
+    groups = draw_folds(members, 4)
     assert set(groups) == {0, 1, 2, 3}
     for subject in np.unique(members.subjects):
         assert len(set(groups[members.subjects == subject])) == 1
@@ -157,7 +166,7 @@ def test_nothing_is_won_from_noise_and_the_naive_score_is_optimistic():
     rng = np.random.default_rng(3)
     y = rng.normal(size=400)
     members = values(rng.normal(size=(12, 400)) * 0.3, y)
-    judged = judge(members, ["best", "equal", "greedy", "ridge"])
+    judged = nested_scores(members, ["best", "equal", "greedy", "ridge"])
     naive = score("nrmse", y, applied(METHODS["greedy"].fit(members), members))
     assert judged.scores["greedy"] > naive
     assert judged.scores[AUTO] > 0.99
@@ -172,7 +181,10 @@ def test_a_limit_on_members_is_kept_and_judged_with_the_rest():
         assert set(used) <= {0, 1}
         assert applied(rule, members).shape == (2000, 1)
     assert forward(members, 2) == [0, 1]
-    assert judge(members, ["equal"], most=2, auto=False).scores["equal"] < judge(members, ["equal"]).scores["equal"]
+    assert (
+        nested_scores(members, ["equal"], most=2, auto=False).scores["equal"]
+        < nested_scores(members, ["equal"]).scores["equal"]
+    )
 
 
 def test_the_choice_takes_the_simplest_of_equals():

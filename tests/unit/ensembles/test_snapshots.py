@@ -18,16 +18,16 @@ from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.ensembles.members import Soup
 from raypipe.ensembles.methods import splits
 from raypipe.ensembles.oof import Members, read_members_oof
-from raypipe.ensembles.soup import HALVES, average, make
+from raypipe.ensembles.soup import HALVES, average, make_soup
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.reporting.report import write_report
-from raypipe.search.pruner import Halving
-from raypipe.search.study import Ledger
+from raypipe.search.pruner import SuccessiveHalving
+from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import Epoch, Member, RunStore
 from raypipe.training import checkpoint
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import Referee, finish_trial
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
 from tests.support.toys import ToyWindows, break_off, make_run, tiny, write_store
@@ -146,7 +146,7 @@ def test_a_snapshot_whose_checkpoint_is_damaged_is_left_out(made, tmp_path):
 
 def test_patience_and_halving_wait_for_the_end_of_a_cycle(made, tmp_path):
     run = make_run(tmp_path / "run", made.windows)
-    book = Ledger(run, made.windows, open_journal(run), trials=8, pruner=Halving(1, 2))
+    book = StudyQueue(run, made.windows, open_journal(run), trials=8, pruner=SuccessiveHalving(1, 2))
 
     def record(number: int, scores: list[float]) -> None:
         run.write_history(
@@ -169,7 +169,7 @@ def test_patience_and_halving_wait_for_the_end_of_a_cycle(made, tmp_path):
         record(number, [0.5] * (k + 1))
         # At the rung of one pass it is far behind, but only the end of a cycle says what it is worth.
         assert book.observe(number) is (go or k == 3)
-        assert Referee(run, made.windows, number).over is (k in (1, 3))
+        assert TrialEvaluator(run, made.windows, number).over is (k in (1, 3))
     assert sorted(book.study.trials[number].intermediate_values) == [2, 4]
 
 
@@ -233,7 +233,7 @@ def test_the_trial_whose_snapshots_are_taken_is_chosen_on_other_subjects():
     names = ["a", "a at 2", "b", "b at 2"]
     members = Members(names, answers, y, subjects, zeros, np.arange(80), "nrmse", "regression", trials=[0, 0, 1, 1])
     pot = SimpleNamespace(members=members, soup=lambda places: places, answers=lambda p: answers[list(p)].mean(0))
-    made = make(pot, "swa")
+    made = make_soup(pot, "swa")
     assert score("nrmse", y, made.nested) > score("nrmse", y, answers[0])  # each half by the trial that is bad there
 
 

@@ -14,7 +14,16 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
 from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.ensembles.oof import Members, read_members_oof
-from raypipe.ensembles.soup import Pot, average, greedy, kin, make, refresh, require_kin, stranger
+from raypipe.ensembles.soup import (
+    SoupCandidates,
+    average,
+    different_start,
+    greedy,
+    make_soup,
+    require_same_start,
+    same_start,
+    update_batchnorm,
+)
 from raypipe.models.registry import build_model
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.submission import export_submission
@@ -36,10 +45,10 @@ def siblings(tmp_path_factory) -> Finished:
     return made
 
 
-def pot_of(made: Finished, trials: list[int]) -> Pot:
+def pot_of(made: Finished, trials: list[int]) -> SoupCandidates:
     some = [Member(number) for number in trials]
     members = read_members_oof(made.run, some, made.windows.subjects, made.windows.targets)
-    return Pot(made.run, made.windows, members, some)
+    return SoupCandidates(made.run, made.windows, members, some)
 
 
 def test_what_is_no_float_is_copied_and_never_averaged():
@@ -60,19 +69,19 @@ def test_statistics_of_a_soup_are_stale_until_they_are_taken_anew():
     one, other = network(), network()  # filters that differ cancel in their mean: it varies less than either
     states = []
     for each in (one, other):
-        assert refresh(each, [x_BCT])
+        assert update_batchnorm(each, [x_BCT])
         states.append(each.state_dict())
     soup = network()
     soup.load_state_dict(average(states))
     stale = float(soup(x_BCT).std().detach())
-    assert refresh(soup, x_BCT.split(16))
+    assert update_batchnorm(soup, x_BCT.split(16))
     fresh = float(soup(x_BCT).std().detach())
     assert stale < 0.85 and fresh == pytest.approx(1.0, abs=0.02)
     assert soup[1].momentum == 0.3 and not soup[1].training and not soup[2].training
     assert soup[1].num_batches_tracked == 4  # the cumulative average of four batches
     values = soup[0](x_BCT).transpose(0, 1).flatten(1)
     torch.testing.assert_close(soup[1].running_mean, values.mean(1))
-    assert not refresh(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), [])
+    assert not update_batchnorm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), [])
 
 
 def test_a_soups_statistics_are_those_of_its_fold_s_training_windows(siblings):
@@ -95,7 +104,7 @@ def test_a_soups_statistics_are_those_of_its_fold_s_training_windows(siblings):
 
 def test_without_new_statistics_a_soup_answers_otherwise(siblings, monkeypatch):
     fresh = pot_of(siblings, [0, 1, 2]).answers((0, 1, 2))
-    monkeypatch.setattr("raypipe.ensembles.soup.refresh", lambda network, batches: False)
+    monkeypatch.setattr("raypipe.ensembles.soup.update_batchnorm", lambda network, batches: False)
     stale = pot_of(siblings, [0, 1, 2]).answers((0, 1, 2))
     assert np.abs(fresh - stale).max() > 1e-3
 
@@ -127,21 +136,21 @@ def test_a_greedy_soup_never_scores_below_its_best_ingredient(seed, n, metric, s
 
 def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_on_what_it_chose_by(siblings):
     pot = pot_of(siblings, [0, 1, 2])
-    made = make(pot, "soup")
+    made = make_soup(pot, "soup")
     found = score("nrmse", pot.members.targets, made.answers)
     assert found <= pot.members.scores().min()
     assert np.isfinite(made.nested).all() and {member.trial for member in made.soup.members} <= {0, 1, 2}
-    uniform = make(pot, "uniform-soup")
+    uniform = make_soup(pot, "uniform-soup")
     assert uniform.soup.members == [Member(0), Member(1), Member(2)]
     np.testing.assert_array_equal(uniform.answers, uniform.nested)  # nothing was chosen
 
 
 def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path):
     run = siblings.run
-    require_kin(run, [Member(0), Member(1), Member(2)])
+    require_same_start(run, [Member(0), Member(1), Member(2)])
     with pytest.raises(UserError, match=r"no soup of trials 0 and 4: they started from other weights, seeds 5 and 6"):
         pot_of(siblings, [0, 1, 4])
-    assert kin(run, [Member(4), Member(2), Member(0)]) == [Member(2), Member(0)]
+    assert same_start(run, [Member(4), Member(2), Member(0)]) == [Member(2), Member(0)]
     ranked = ", ".join(str(result.number) for result in values.run.ranked())
     with pytest.raises(UserError, match=f"no two of the trials {ranked} can be averaged"):
         values.ensemble(method="soup")
@@ -149,9 +158,9 @@ def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path)
         values.ensemble(method="uniform-soup", top=1)
     copy = RunStore.open(shutil.copytree(run.local, tmp_path / "run"))
     copy.add_trial(5, tiny(model__heads=1, seed=5))  # the same weights, used otherwise
-    assert stranger(copy, 0, 5) == "they are other networks, model/heads 2 and 1"
+    assert different_start(copy, 0, 5) == "they are other networks, model/heads 2 and 1"
     copy.add_trial(6, tiny(model__dropout=0.5, seed=5))
-    assert stranger(copy, 0, 6) == "it is not recorded what trial 6 started from"
+    assert different_start(copy, 0, 6) == "it is not recorded what trial 6 started from"
 
 
 @pytest.mark.parametrize("method", ["uniform-soup", "soup"])

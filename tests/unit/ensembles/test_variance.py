@@ -23,9 +23,9 @@ from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.storage.run_store import Member
 from raypipe.training.losses import make_loss
 from raypipe.training.result import FoldEpoch
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import Referee
+from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
@@ -122,7 +122,7 @@ def test_stacked_folds_equal_one_by_one():
     index = np.arange(len(toy))
     sides = [(index[index % 3 != fold], index[index % 3 == fold]) for fold in (0, 1)]
     apart = [FoldTrainer(config, toy, *sides[fold], fold=fold).run_epoch() for fold in (0, 1)]
-    stack = FoldStack([FoldTrainer(config, toy, *sides[fold], fold=fold) for fold in (0, 1)])
+    stack = StackedTrainer([FoldTrainer(config, toy, *sides[fold], fold=fold) for fold in (0, 1)])
     for one, other in zip(apart, stack.run_epoch(), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4) and one.predictions.shape[1] == 2
         np.testing.assert_allclose(one.predictions, other.predictions, rtol=2e-3, atol=2e-3)
@@ -198,7 +198,7 @@ def test_checkpoints_from_before_variances_stand_beside_new_ones(tmp_path):
     toy = ToyWindows()
     run = make_run(tmp_path / "run", toy)
     run.add_trial(0, tiny(model__bins=8, model__kernels="short"))
-    referee = Referee(run, toy, 0)
+    referee = TrialEvaluator(run, toy, 0)
     parts = {
         fold: FoldEpoch(1.0, np.full((len(index), 1 if fold == 1 else 2), fold, np.float32), 0.1)
         for fold, index in enumerate(referee.validation)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from raypipe.pretraining.augmentations import view
+from raypipe.pretraining.augmentations import augment
 
 
 def made(seed: int = 0, x=None, **options):
     x = torch.randn(3, 4, 100, generator=torch.Generator().manual_seed(9)) if x is None else x
-    return x, view(x, 100.0, torch.Generator().manual_seed(seed), **options)
+    return x, augment(x, 100.0, torch.Generator().manual_seed(seed), **options)
 
 
 def test_no_strength_changes_nothing():
@@ -29,7 +29,7 @@ def test_time_is_shifted_only_when_allowed():
     def peaks(time_shift):
         x = torch.zeros(64, 1, 100)
         x[:, 0, 50] = 1.0
-        y = view(x, 100.0, torch.Generator().manual_seed(0), time_shift=time_shift)
+        y = augment(x, 100.0, torch.Generator().manual_seed(0), time_shift=time_shift)
         # Where nothing covers the peak it is by far the largest sample.
         found = [
             int(row.abs().argmax()) for row in (y - y.median(2, keepdim=True).values)[:, 0] if row.abs().max() > 0.4
@@ -45,7 +45,7 @@ def test_time_is_shifted_only_when_allowed():
 
 def test_all_six_changes_happen():
     x = torch.randn(64, 8, 200, generator=torch.Generator().manual_seed(1))
-    y = view(x, 100.0, torch.Generator().manual_seed(2), strength=1.0)
+    y = augment(x, 100.0, torch.Generator().manual_seed(2), strength=1.0)
     flat = y.std(2) < 1e-4
     assert 0.1 < flat.float().mean() < 0.3  # channels dropped
     gone = ((y - y[..., :1]).abs() < 1e-5).all(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raypipe.pretraining.running_batchnorm import Lagged
+from raypipe.pretraining.running_batchnorm import RunningBatchNorm
 
 
 def batches(count: int = 3) -> list[torch.Tensor]:
@@ -17,7 +17,7 @@ def batches(count: int = 3) -> list[torch.Tensor]:
 @pytest.mark.parametrize("size", [12, 5, 1])
 def test_statistics_are_batchnorms_own_whatever_the_pieces(size):
     own, layer = nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()
-    lagged = Lagged(layer)
+    lagged = RunningBatchNorm(layer)
     assert lagged.empty
     for number, x in enumerate(batches()):
         own.momentum = 0.1 if number else 1.0  # the first batch is taken whole
@@ -33,7 +33,7 @@ def test_statistics_are_batchnorms_own_whatever_the_pieces(size):
 
 def test_what_is_not_looked_at_changes_nothing():
     layer = nn.BatchNorm1d(4).eval()
-    Lagged(layer)
+    RunningBatchNorm(layer)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer(batches(1)[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
@@ -42,7 +42,7 @@ def test_what_is_not_looked_at_changes_nothing():
 def test_a_large_offset_loses_no_variance():
     layer = nn.BatchNorm1d(1).eval()
     x = 1e4 + torch.randn(64, 1, 50, generator=torch.Generator().manual_seed(0))
-    with (lagged := Lagged(layer)).looking():
+    with (lagged := RunningBatchNorm(layer)).looking():
         layer(x)
     lagged.update()
     assert float(layer.running_var) == pytest.approx(float(x.double().var()), rel=1e-5)

@@ -17,7 +17,7 @@ from raypipe.core.errors import InterruptedEpochError, UserError
 from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.pretraining.simclr import gather, nt_xent
 from raypipe.pretraining.trainer import Pretrainer, split
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, tiny
 
 VIT = {"model__name": "vit", "model__filters": 8, "model__patch": 16, "batch_size": 10, "epochs": 4}
@@ -33,7 +33,7 @@ def config(kind: str, **changes):
 
 
 def pretrainer(kind: str, **options) -> Pretrainer:
-    feed = Feed(ToyWindows(subjects=8, each=7))  # type: ignore[arg-type]
+    feed = WindowLoader(ToyWindows(subjects=8, each=7))  # type: ignore[arg-type]
     return Pretrainer(config(kind), feed, np.arange(50), **options)
 
 
@@ -122,7 +122,7 @@ def test_what_is_resumed_is_the_same_to_the_bit(kind):
 def test_the_loss_falls_without_targets(kind):
     windows = ToyWindows(subjects=8, each=8)
     windows.targets = np.full_like(windows.targets, np.nan)
-    one = Pretrainer(config(kind, epochs=6), Feed(windows), np.arange(64))  # type: ignore[arg-type]
+    one = Pretrainer(config(kind, epochs=6), WindowLoader(windows), np.arange(64))  # type: ignore[arg-type]
     first, *_, last = (one.run_epoch() for _ in range(6))
     assert last < first
 
@@ -139,7 +139,7 @@ def test_a_fold_is_pretrained_and_probed_and_resumed(classes):
     train, validation = np.arange(40), np.arange(40, 64)
 
     def fold():
-        return PretrainTrainer(config("mae"), Feed(windows), train, validation, fold=0)  # type: ignore[arg-type]
+        return PretrainTrainer(config("mae"), WindowLoader(windows), train, validation, fold=0)  # type: ignore[arg-type]
 
     one, two = fold(), fold()
     one.run_epoch()

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from raypipe.reporting.advice import edges, outlook
-from raypipe.search.study import Ledger
+from raypipe.reporting.advice import advise, range_edges
+from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import Epoch, TrialResult
@@ -29,7 +29,7 @@ def search(tmp_path):
     """Plays trials that end with the scores given, one after the other."""
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows, space=SPACE)
-    ledger = Ledger(run, windows, open_journal(run), trials=30)
+    ledger = StudyQueue(run, windows, open_journal(run), trials=30)
 
     def play(*scores: float | None, spread: float = 0.02, seconds: float = 600.0):
         for place, score in enumerate(scores):
@@ -58,14 +58,14 @@ def search(tmp_path):
 def test_best_values_at_an_end_of_their_range_are_named(search):
     run = search(0.5, 0.51, 0.52, *([0.9] * 6))
     # Of nine start points two lie in the lowest tenth, on the logarithmic scale: one does not make an edge.
-    assert [edge.name for edge in edges(run)] == []
-    other = outlook(run)
+    assert [edge.name for edge in range_edges(run)] == []
+    other = advise(run)
     assert not other.edges and "widen" not in other.step
 
 
 def test_an_edge_needs_most_of_the_best_and_the_very_best(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
-    found = edges(search(0.5, 0.51, 0.52, *([0.9] * 6)))
+    found = range_edges(search(0.5, 0.51, 0.52, *([0.9] * 6)))
     assert [(edge.name, edge.lower, edge.inside, edge.best) for edge in found] == [("optim/lr", True, 3, 3)]
     assert "lie in the lowest 30% of 0.0001 to 0.01; a space that goes below 0.0001" in str(found[0])
 
@@ -73,10 +73,10 @@ def test_an_edge_needs_most_of_the_best_and_the_very_best(search, monkeypatch):
 def test_the_other_end(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
     run = search(*([0.9] * 6), 0.52, 0.51, 0.5)
-    (edge,) = edges(run)
+    (edge,) = range_edges(run)
     assert not edge.lower and "above 0.01" in str(edge)
-    assert outlook(run).step.startswith("widen optim/lr in the search space")
-    assert f"--warm-start {run.where}" in outlook(run).step
+    assert advise(run).step.startswith("widen optim/lr in the search space")
+    assert f"--warm-start {run.where}" in advise(run).step
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_other_end(search, monkeypatch):
     ],
 )  # fmt: skip
 def test_whether_more_trials_would_help(search, scores, spread, words, step):
-    said = outlook(search(*scores, spread=spread))
+    said = advise(search(*scores, spread=spread))
     assert words in said.trend
     assert step in said.step
 
@@ -98,30 +98,30 @@ def test_whether_more_trials_would_help(search, scores, spread, words, step):
 def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
     run = search(0.9, 0.8, *([0.9] * 7))  # all of START: what is asked for again comes next
-    before = outlook(run)
-    ledger = Ledger(run, ToyWindows(), open_journal(run), trials=None)
+    before = advise(run)
+    ledger = StudyQueue(run, ToyWindows(), open_journal(run), trials=None)
     assert ledger.ask_again(1, 3) == 12
     search(0.1, 0.1, 0.1)  # the best trial on other seeds, and lucky
     assert [run.rerun_of(number) for number in (9, 10, 11)] == [1, 1, 1]
-    found = outlook(run)
+    found = advise(run)
     assert found.edges == before.edges and found.trend == before.trend
     (run.local / "trials/0004/trial.json").unlink()
     run.write_result(run.result(4).model_copy(update={"state": "failed", "score": None}))
-    assert "trend" in outlook(run).trend
+    assert "trend" in advise(run).trend
 
 
 def test_what_it_has_cost(search):
     run = search(0.9, 0.8, seconds=5400.0)
-    assert outlook(run).cost == "cost: 2 trials, 3.0 h of workers' time"
+    assert advise(run).cost == "cost: 2 trials, 3.0 h of workers' time"
     run.folder.write("options.json", json.dumps({"gpus_per_worker": 0.5}).encode())
-    assert "1.5 GPU-hours" in outlook(run).cost and "held" not in outlook(run).cost
+    assert "1.5 GPU-hours" in advise(run).cost and "held" not in advise(run).cost
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0
-    assert "1.5 GPU-hours of 2.0 held" in outlook(run).cost
-    assert "6.0 min of workers" in outlook(search(0.7, seconds=-10440.0)).cost
+    assert "1.5 GPU-hours of 2.0 held" in advise(run).cost
+    assert "6.0 min of workers" in advise(search(0.7, seconds=-10440.0)).cost
 
 
 def test_a_run_without_a_study(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
-    assert edges(run) == []
-    assert "no trial is complete" in outlook(run).step
+    assert range_edges(run) == []
+    assert "no trial is complete" in advise(run).step

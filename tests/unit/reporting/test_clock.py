@@ -8,7 +8,7 @@ import pytest
 
 from raypipe.reporting.timeline import account, breaks, spans, together
 from raypipe.storage.files import write_json
-from raypipe.storage.records import in_trial
+from raypipe.storage.records import trial_file
 from tests.support.toys import ToyWindows, add_ended, make_run
 
 START = 1_760_000_000.0
@@ -16,7 +16,7 @@ START = 1_760_000_000.0
 
 def say(run, number, who, *entries):
     lines = [f"{datetime.fromtimestamp(START + at, UTC):%Y-%m-%dT%H:%M:%S.000000Z} {text}\n" for at, text in entries]
-    run.folder.write(in_trial(number, f"log/{who}.txt"), "".join(lines).encode())
+    run.folder.write(trial_file(number, f"log/{who}.txt"), "".join(lines).encode())
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(tmp_path):
     for number, asked, ended in ((0, 0, 1000), (1, 1000, 1100)):
         add_ended(made, number, 1.0)
         record = made.record(number).model_copy(update={"started": START + asked})
-        write_json(made.folder, in_trial(number, "trial.json"), record.model_dump(mode="json"))
+        write_json(made.folder, trial_file(number, "trial.json"), record.model_dump(mode="json"))
         made.write_result(made.result(number).model_copy(update={"finished": START + ended}))
     for worker in range(2):
         taken = (30 + worker, "folds 0 on cpu: starts"), (900 + worker, "folds 0 on cpu: goes on after epoch 2")

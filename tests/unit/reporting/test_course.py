@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import unescape
 
-from raypipe.reporting.timeline import course, effort, saved, spans
+from raypipe.reporting.timeline import course_section, effort, saved, spans
 from tests.support.toys import ToyWindows, add_ended, make_run
 
 
@@ -16,7 +16,7 @@ def test_halving_saved_what_its_trials_had_left(twelve):
 
 def test_sections_say_what_they_have(twelve):
     run = twelve
-    sections = course(run, run.results(), spans(run, run.results()))
+    sections = course_section(run, run.results(), spans(run, run.results()))
     titles = [re.search(r"<h2[^>]*>(.*?)</h2>", section).group(1) for section in sections]
     assert titles == ["Which parameters mattered", "What halving saved", "When the trials ran"]
     assert "stopped 2 of 14 trials early, after 3 epochs of the 8" in sections[1]
@@ -27,9 +27,9 @@ def test_sections_say_what_they_have(twelve):
 
 def test_too_few_trials_say_so(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
-    assert course(run, [], []) == []
+    assert course_section(run, [], []) == []
     add_ended(run, 0, 1.0)
-    assert "1 trial(s) with a score: there is nothing to compare" in course(run, run.results(), [])[0]
+    assert "1 trial(s) with a score: there is nothing to compare" in course_section(run, run.results(), [])[0]
 
 
 def test_where_the_time_went(twelve):

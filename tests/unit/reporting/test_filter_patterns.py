@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.data.montage import positions, scalp
+from raypipe.data.montage import electrode_positions, project_to_scalp
 from raypipe.models.conformer import Conformer
 from raypipe.models.tcn import Tcn
 from raypipe.reporting import filter_patterns as room
@@ -90,14 +90,14 @@ def test_spectra_peak_at_the_frequency_of_the_kernel():
 
 
 def test_places_on_the_scalp():
-    info, known = scalp(["EEG Fz-A2", "nothing", "C3", "c3", "O2"])
+    info, known = project_to_scalp(["EEG Fz-A2", "nothing", "C3", "c3", "O2"])
     assert known == [0, 2, 4] and info.ch_names == ["EEG Fz-A2", "C3", "O2"]
     fz, c3, o2 = (each["loc"][:3] for each in info["chs"])
     assert fz[1] > c3[1] > o2[1] and c3[0] < 0 < o2[0] and abs(fz[0]) < 0.005
-    apart = positions(["Fz", "O2"])
+    apart = electrode_positions(["Fz", "O2"])
     assert np.linalg.norm(fz - o2) == pytest.approx(np.linalg.norm(apart[0] - apart[1]), rel=0.02)
-    assert scalp(["nothing"]) == (None, []) == scalp([])
-    assert len(scalp([f"E{k}" for k in range(1, 130)])[1]) == 129
+    assert project_to_scalp(["nothing"]) == (None, []) == project_to_scalp([])
+    assert len(project_to_scalp([f"E{k}" for k in range(1, 130)])[1]) == 129
 
 
 def test_the_section_has_maps_and_spectra(told):
@@ -125,7 +125,9 @@ def test_without_positions_there_are_spectra(values):
 
 
 def test_some_positions_are_enough(told, monkeypatch):
-    monkeypatch.setattr(room, "scalp", lambda names: scalp([name if name != "Cz" else "X" for name in names]))
+    monkeypatch.setattr(
+        room, "project_to_scalp", lambda names: project_to_scalp([name if name != "Cz" else "X" for name in names])
+    )
     assert f"The maps show the {len(TEN_TWENTY) - 1} of {len(TEN_TWENTY)} channels" in filters(told.run)
 
 

@@ -15,7 +15,7 @@ from raypipe.cli.common import held_out_of
 from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import Settings
-from raypipe.reporting.provenance import commands, prepare_words, recipe, sweep_words
+from raypipe.reporting.provenance import commands, prepare_words, provenance_section, sweep_words
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, add_ended, make_run, write_store
@@ -104,7 +104,7 @@ def test_how_the_computing_was_laid_out_is_printed_where_it_was_asked_for(twelve
 
 
 def test_the_fold_map_is_told_whole(twelve):
-    html = recipe(twelve, twelve.results(), "a/run")
+    html = provenance_section(twelve, twelve.results(), "a/run")
     folded = re.search(r"<details><summary>Who is in which fold.*?</details>", html, re.DOTALL)[0]
     assert twelve.info.folds_hash in html and folded.count("<li>") == len(twelve.folds.fold_of)
     for subject, fold in twelve.folds.fold_of.items():
@@ -115,7 +115,9 @@ def test_parameters_at_their_defaults_are_folded_away(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
     add_ended(run, 0, 1.0, optim__lr=0.00123456789, sam__name="none")
     add_ended(run, 1, 2.0, optim__lr=0.002, sam__name="sam", sam__rho=0.1)
-    shown, _, rest = recipe(run, run.results(), "a/run").partition("Configuration of")[2].partition("<details>")
+    shown, _, rest = (
+        provenance_section(run, run.results(), "a/run").partition("Configuration of")[2].partition("<details>")
+    )
     assert "<td>0.001235</td><td>0.001</td><td>0.001235 to 0.002</td>" in shown
     assert "<td>sam/rho</td><td>not used</td><td>0.05</td><td>0.1 to 0.1</td>" in shown
     assert "pretrain/" not in shown and "init/" not in shown and "pretrain/mask" in rest

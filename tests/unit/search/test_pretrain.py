@@ -12,7 +12,7 @@ from raypipe.cli import app
 from raypipe.core.config import parse_config
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import LeakError
-from raypipe.core.options import options_of
+from raypipe.core.options import parse_options
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
@@ -26,7 +26,7 @@ from raypipe.reporting.pretrain_report import _spread, curves, status_lines
 from raypipe.search.pretrain import pretrain
 from raypipe.search.sweep import _open
 from raypipe.training.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, write_store
 
@@ -109,7 +109,7 @@ def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
     run = PretrainedRun(encoder)
     windows = WindowStore(store)
     index = run.folds.search_index(windows.subjects)
-    one = Pretrainer(run.info.config, Feed(windows), index)
+    one = Pretrainer(run.info.config, WindowLoader(windows), index)
     moved = {subject: 1 if fold == 0 else fold for subject, fold in run.folds.fold_of.items()}
     folds = run.folds.model_copy(update={"fold_of": moved})
     assert np.isfinite(tuned_score(one, folds, None, 1)) and np.isfinite(probe_score(one, folds, None))
@@ -162,7 +162,12 @@ def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_
 
 def opened(store, where, encoder, **options):
     return _open(
-        SearchSpace(SPACE, "s.py"), WindowStore(store), str(where), options_of({"folds": 3, **options}), None, encoder
+        SearchSpace(SPACE, "s.py"),
+        WindowStore(store),
+        str(where),
+        parse_options({"folds": 3, **options}),
+        None,
+        encoder,
     )
 
 
@@ -193,7 +198,7 @@ def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune
 def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
     start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
     space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
-    run = _open(space, windows, str(tmp_path / "run"), options_of({"folds": 3}), None, start)
+    run = _open(space, windows, str(tmp_path / "run"), parse_options({"folds": 3}), None, start)
     base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
     for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
@@ -297,7 +302,7 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
 @pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
 def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
     space = SPACE.replace("'vit'", "'conformer'")
-    options = options_of({"folds": 3})
+    options = parse_options({"folds": 3})
     run = _open(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, None, conformer)
     config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
     run.add_trial(0, config)

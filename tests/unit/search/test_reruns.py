@@ -12,9 +12,9 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_report
 from raypipe.reporting.status import read_status
 from raypipe.search import sweep
-from raypipe.search.pruner import Halving
+from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reruns import Spread, is_rerun, spreads
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import RunStore
@@ -25,8 +25,8 @@ from tests.unit.search.test_study import record
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def ledger(run, windows, trials, **options) -> Ledger:
-    return Ledger(run, windows, open_journal(run), trials=trials, **options)
+def ledger(run, windows, trials, **options) -> StudyQueue:
+    return StudyQueue(run, windows, open_journal(run), trials=trials, **options)
 
 
 def scored(run, windows, book, scores) -> None:
@@ -96,13 +96,13 @@ def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
 
 
 def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
-    book = ledger(run, windows, 4, pruner=Halving(1, 2))
+    book = ledger(run, windows, 4, pruner=SuccessiveHalving(1, 2))
     book.ask_again(1, 3)
     for value in (5.0, 6.0, 0.01):
         number = book.next()
         record(run, number, [value])
         assert book.observe(number)
-    fresh = ledger(run, windows, 8, pruner=Halving(1, 2))
+    fresh = ledger(run, windows, 8, pruner=SuccessiveHalving(1, 2))
     for _ in range(3):
         fresh.next()  # the reruns, still in flight
     number = fresh.next()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from raypipe.core.errors import UserError
-from raypipe.search.pruner import Halving
-from raypipe.search.study import Ledger
+from raypipe.search.pruner import SuccessiveHalving
+from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import Epoch, RunStore
 from raypipe.trial.evaluator import finish_trial
@@ -27,7 +27,7 @@ def windows():
 
 
 def ledger(run, windows, trials=4, **kwargs):
-    return Ledger(run, windows, open_journal(run), trials=trials, **kwargs)
+    return StudyQueue(run, windows, open_journal(run), trials=trials, **kwargs)
 
 
 def states(run):
@@ -181,7 +181,7 @@ def stops(pruner, *curves):
 
 
 def test_halving_stops_at_a_rung_only_and_keeps_the_best_third():
-    pruner = Halving(grace=2, eta=3)
+    pruner = SuccessiveHalving(grace=2, eta=3)
     five = [{1: 0.9, 2: v} for v in (0.1, 0.2, 0.3, 0.4, 0.5)]
     assert not stops(pruner, *five, {1: 0.9, 2: 0.15})
     assert stops(pruner, *five, {1: 0.9, 2: 0.25})
@@ -191,14 +191,14 @@ def test_halving_stops_at_a_rung_only_and_keeps_the_best_third():
 
 
 def test_halving_lets_the_first_trials_of_a_rung_go_on():
-    pruner = Halving(grace=2, eta=3)
+    pruner = SuccessiveHalving(grace=2, eta=3)
     assert not stops(pruner, {2: 0.1})
     assert not stops(pruner, {2: 0.1}, {2: 0.2}, {2: 0.3})
     assert stops(pruner, {2: 0.1}, {2: 0.2}, {2: 0.3}, {2: 0.4})
 
 
 def test_halving_counts_passes_so_that_sam_pays_for_its_second():
-    pruner = Halving(grace=3, eta=2)
+    pruner = SuccessiveHalving(grace=3, eta=2)
     plain = [{1: 0.5, 2: 0.5, 3: 0.5}] * 3
     assert not stops(pruner, *plain, {2: 0.9})
     assert stops(pruner, *plain, {2: 0.9, 4: 0.9})
@@ -207,7 +207,7 @@ def test_halving_counts_passes_so_that_sam_pays_for_its_second():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True), st.integers(2, 4))
 def test_the_best_trial_is_never_stopped_and_direction_is_symmetric(scores, eta):
-    pruner = Halving(grace=1, eta=eta)
+    pruner = SuccessiveHalving(grace=1, eta=eta)
     low = study_of([{1: s} for s in scores])
     high = study_of([{1: -s} for s in scores], "maximize")
     stopped = [pruner.prune(low, t) for t in low.trials]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.core.errors import StorageError, UserError
-from raypipe.search.trackers import TRACKERS, Tracked, require
+from raypipe.search.trackers import TRACKERS, TrackingCallback, require
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
 from raypipe.trial.evaluator import finish_trial
 from tests.support.toys import ToyWindows, make_run, tiny
@@ -31,7 +31,7 @@ def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     ]
 
 
-def tell(tracked: Tracked, run: RunStore, scores: list[float], begin: int = 1) -> None:
+def tell(tracked: TrackingCallback, run: RunStore, scores: list[float], begin: int = 1) -> None:
     """Play a driver that scores epochs from `begin` on."""
     for count in range(begin, begin + len(scores)):
         history = [*run.history(0)[: begin - 1], *epochs(scores, begin)][:count]
@@ -64,10 +64,10 @@ def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     seen = []
-    first = Tracked(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    first = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
     tell(first, run, [0.9, 0.5])
     first.close()
-    again = Tracked(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    again = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
     run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune tells of a last epoch by the trial's end alone
     again("end", {"number": 0, "result": ended()})
     again.close()
@@ -83,7 +83,7 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
 
 def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
     run.write_history(0, epochs([0.9, 0.5, 0.4]))
-    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
     tracked("settled", {"number": 0, "result": ended()})
     tracked.close()
     found = events(run.local / "tensorboard/trial-0000")
@@ -93,7 +93,7 @@ def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
 
 def test_runs_behind_uris_have_no_event_files(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
-    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
     tell(tracked, run, [0.9])
     tracked.close()
     assert not list(Path(run.where).rglob("events.*"))
@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_is_left_alone_and_the_sweep_is_told_of_all(run, mo
 
     monkeypatch.setitem(TRACKERS, "wandb", (Broken, "json"))
     seen = []
-    tracked = Tracked(run, ["wandb"], lambda kind, news: seen.append(kind))
+    tracked = TrackingCallback(run, ["wandb"], lambda kind, news: seen.append(kind))
     tell(tracked, run, [0.9, 0.8])
     tracked("end", {"number": 0, "result": ended()})
     tracked.close()
@@ -173,10 +173,10 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
     entities.Metric, entities.Param = (lambda *given: given), (lambda *given: given)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
-    first = Tracked(run, ["mlflow"], lambda kind, news: None)
+    first = TrackingCallback(run, ["mlflow"], lambda kind, news: None)
     tell(first, run, [0.9, 0.5])
     first.close()
-    again = Tracked(run, ["mlflow"], lambda kind, news: None)
+    again = TrackingCallback(run, ["mlflow"], lambda kind, news: None)
     tell(again, run, [0.4], begin=3)
     again("end", {"number": 0, "result": ended("pruned")})
     again.close()
@@ -207,10 +207,10 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
     wandb.Settings = lambda **options: options
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
-    first = Tracked(run, ["wandb"], lambda kind, news: None)
+    first = TrackingCallback(run, ["wandb"], lambda kind, news: None)
     tell(first, run, [0.9])
     first.close()
-    again = Tracked(run, ["wandb"], lambda kind, news: None)
+    again = TrackingCallback(run, ["wandb"], lambda kind, news: None)
     tell(again, run, [0.5], begin=2)
     again("end", {"number": 0, "result": ended("failed", None)})
     again.close()
@@ -232,7 +232,7 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch):
 
 
 def test_a_trial_that_failed_before_an_epoch_is_told(run):
-    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
     result = finish_trial(run, ToyWindows(), 0, "failed", "toy", "error")
     tracked("end", {"number": 0, "result": result})
     tracked.close()
@@ -240,7 +240,7 @@ def test_a_trial_that_failed_before_an_epoch_is_told(run):
 
 
 def test_a_trial_that_was_never_recorded_is_not_told_and_hurts_nobody(run, caplog):
-    tracked = Tracked(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
     drawn = ended("failed", None).model_copy(update={"number": 1})
     tracked("end", {"number": 1, "result": drawn})
     tell(tracked, run, [0.9])
@@ -268,7 +268,7 @@ def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
 
     slow: list[Slow] = []
     monkeypatch.setitem(TRACKERS, "wandb", (Slow, "json"))
-    tracked = Tracked(run, ["wandb"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["wandb"], lambda kind, news: None)
     tell(tracked, run, [0.9, 0.8, 0.7])
     tracked("end", {"number": 0, "result": ended()})  # all of it while the first epoch is still being told
     let.set()
@@ -278,7 +278,7 @@ def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
 
 def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
     seen: list[str] = []
-    tracked = Tracked(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
     with monkeypatch.context() as then:
         then.setattr(RunStore, "history", lambda self, number: (_ for _ in ()).throw(StorageError("no answer")))
         tracked("epoch", {"number": 0, "epoch": 1, "score": 0.9})
@@ -288,7 +288,7 @@ def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
 
 def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkeypatch, caplog):
     monkeypatch.setitem(TRACKERS, "mlflow", (TRACKERS["mlflow"][0], "no_such_package"))
-    tracked = Tracked(run, ["mlflow", "none"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["mlflow", "none"], lambda kind, news: None)
     tell(tracked, run, [0.9])
     tracked.close()
     assert "mlflow is not told: it is not installed here" in caplog.text

@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace
-from raypipe.search.pruner import Halving
-from raypipe.search.study import Ledger
+from raypipe.search.pruner import SuccessiveHalving
+from raypipe.search.study import StudyQueue
 from raypipe.search.warm_start import is_warm, warm_start
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
@@ -62,7 +62,7 @@ def begun(old, where, windows, source=NARROW):
 
 
 def ledger(run, windows, trials=3, **options):
-    return Ledger(run, windows, open_journal(run), trials=trials, **options)
+    return StudyQueue(run, windows, open_journal(run), trials=trials, **options)
 
 
 def test_trials_that_are_valid_in_the_new_space_are_taken_over_and_marked(old, tmp_path, windows):
@@ -130,7 +130,7 @@ def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, wi
 
 def test_halving_does_not_compare_with_them(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
-    book = ledger(run, windows, pruner=Halving(grace=1, eta=2))
+    book = ledger(run, windows, pruner=SuccessiveHalving(grace=1, eta=2))
     number = book.next()
     bad = Epoch(epoch=1, passes=1, score=99.0, fold_scores=[99.0], losses=[1.0], seconds=1)
     run.write_history(number, [bad])

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from raypipe.cli.progress import SweepView
 from raypipe.core.errors import UserError
-from raypipe.core.options import options_of
+from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
@@ -16,7 +16,7 @@ from raypipe.search.sweep import _open, resume
 from raypipe.storage import budget
 from raypipe.storage.budget import EVERY, Budget
 from raypipe.storage.files import open_folder, read_json, write_json
-from raypipe.storage.lease import FILE, Lease, current
+from raypipe.storage.lease import FILE, Lease, read_lease
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 
@@ -85,14 +85,14 @@ def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock)
     with Lease(folder) as lease, Budget(lease, None, None).holding(2.0, lambda: 2.0):
         clock.now += 3600
         lease._beat()
-        assert current(folder)["gpu_hours"] == pytest.approx(2.0)
+        assert read_lease(folder)["gpu_hours"] == pytest.approx(2.0)
 
 
 def test_the_next_driver_goes_on_counting(tmp_path):
     folder = open_folder(tmp_path)
     with Lease(folder) as lease:
         lease.gpu_hours = 2.5
-    assert current(folder)["gpu_hours"] == 2.5
+    assert read_lease(folder)["gpu_hours"] == 2.5
     with Lease(folder) as lease:
         assert lease.gpu_hours == 2.5
     older = json.loads(folder.read(FILE))
@@ -104,10 +104,10 @@ def test_the_next_driver_goes_on_counting(tmp_path):
 
 def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
     with pytest.raises(UserError, match=r"--gpu-hours: the sweep uses no GPU.*--gpus-per-worker"):
-        options_of({"gpu_hours": 3.0})
+        parse_options({"gpu_hours": 3.0})
     with pytest.raises(UserError, match="--gpu-hours: "):
-        options_of({"gpu_hours": -3.0, "gpus_per_worker": 1})
-    assert options_of({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
+        parse_options({"gpu_hours": -3.0, "gpus_per_worker": 1})
+    assert parse_options({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
 
 
 @pytest.mark.parametrize(("limit", "used"), [("time_budget", {"spent": 9e9}), ("gpu_hours", {"gpu_hours": 9e9})])
@@ -115,7 +115,7 @@ def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch
     windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
     space = tmp_path / "space.py"
     space.write_text(SPACE)
-    options = options_of({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
+    options = parse_options({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
     run = _open(load_space(space), windows, str(tmp_path / "run"), options, None)
     write_json(run.folder, "options.json", options.model_dump(mode="json"))
     with Lease(run.folder):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from raypipe.core.errors import DiskFullError, UserError
-from raypipe.storage.files import LocalFolder, lock, open_folder, read_json, write_json, write_whole
+from raypipe.storage.files import LocalFolder, lock, open_folder, read_json, write_atomic, write_json
 from raypipe.storage.remote import RemoteFolder
 from tests.support.faults import FailingFolder, Killed
 from tests.support.storage import DyingFileSystem, MemoryStore, dying_at
@@ -56,7 +56,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path_f
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        write_whole(path, write)
+        write_atomic(path, write)
     assert path.read_bytes() == old
     assert list(folder.iterdir()) == [path]
 
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFullError, match=r"file: no space left.*same command again"):
-        write_whole(path, lambda file: file.write(b"new"))
+        write_atomic(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

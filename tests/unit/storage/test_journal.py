@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 
 from raypipe.core.errors import UserError
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.storage import journal
 from raypipe.storage.files import LocalFolder, open_folder
 from raypipe.storage.journal import CHUNK, FolderJournal, open_journal
@@ -228,11 +228,11 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
 def test_a_run_that_was_pulled_goes_on_with_the_study_it_had(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
-    book = Ledger(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
+    book = StudyQueue(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
     numbers = [book.next() for _ in range(3)]
     for number in numbers[:2]:
         book.close(number, "failed", "for a test", "error")
-    again = Ledger(run, windows, open_journal(run), trials=5)
+    again = StudyQueue(run, windows, open_journal(run), trials=5)
     assert again.asked == 3 and [again.next() for _ in range(2)] == [2, 3]
     assert not (run.local / "study.journal").exists()
 

@@ -12,7 +12,7 @@ import pytest
 from raypipe.core.errors import StorageError, UserError
 from raypipe.search.sweep import resume
 from raypipe.storage.files import open_folder
-from raypipe.storage.lease import FILE, STALE, Lease, current
+from raypipe.storage.lease import FILE, STALE, Lease, read_lease
 from tests.support.faults import FailingFolder
 from tests.support.toys import ToyWindows, make_run
 
@@ -45,8 +45,8 @@ def test_a_second_driver_is_told_who_the_first_is(folder):
     with Lease(folder), pytest.raises(UserError, match=rf"another raypipe is driving this run \(process {os.getpid()}"):
         Lease(folder).__enter__()
     with Lease(folder):
-        assert current(folder)["alive"]
-    assert not current(folder)["alive"]
+        assert read_lease(folder)["alive"]
+    assert not read_lease(folder)["alive"]
 
 
 def test_a_driver_on_another_host_holds_while_it_beats(folder):
@@ -62,12 +62,12 @@ def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(fo
     write(folder, pid=dead_pid())
     with Lease(folder) as lease:
         assert 100 <= lease.spent < 200
-    assert current(folder)["spent"] >= 100
+    assert read_lease(folder)["spent"] >= 100
 
 
 def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
     write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
-    assert not current(folder)["alive"]
+    assert not read_lease(folder)["alive"]
     with Lease(folder):
         pass
 
@@ -75,7 +75,7 @@ def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
 def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
     with Lease(folder):
         write(folder, host="elsewhere", id="other")
-    assert current(folder)["id"] == "other"
+    assert read_lease(folder)["id"] == "other"
 
 
 def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
@@ -93,16 +93,16 @@ def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
 def test_a_storage_that_fails_is_not_taken_for_nobody(folder):
     with Lease(folder):
         away = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
-        for look in (lambda: current(away), lambda: Lease(away).__enter__()):
+        for look in (lambda: read_lease(away), lambda: Lease(away).__enter__()):
             with pytest.raises(StorageError):
                 look()
         assert away.count == 2
 
 
 def test_nobody_yet(folder):
-    assert current(folder) is None
+    assert read_lease(folder) is None
     folder.write(FILE, b"{broken")
-    assert current(folder) is None
+    assert read_lease(folder) is None
 
 
 def test_a_run_whose_driver_has_only_just_begun_is_being_driven(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.storage.files import open_folder
-from raypipe.storage.records import Epoch, OutOfFold, TrialResult, best_epoch, pack_oof, unpack, valid
+from raypipe.storage.records import Epoch, OutOfFold, TrialResult, best_epoch, pack_oof, read_record, unpack
 
 OOF = OutOfFold(np.arange(3), np.array([0, 1, 0]), np.arange(3, dtype=np.float32)[:, None])
 
@@ -51,7 +51,7 @@ def test_a_record_that_does_not_fit_its_schema_is_one_line(tmp_path):
     folder = open_folder(tmp_path)
     folder.write("result.json", b'{"number": 0, "state": "fine"}')
     with pytest.raises(UserError, match=r"result\.json: state: Input should be 'complete'") as caught:
-        valid(TrialResult, folder, "result.json")
+        read_record(TrialResult, folder, "result.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
-        valid(TrialResult, folder, "other.json")
+        read_record(TrialResult, folder, "other.json")

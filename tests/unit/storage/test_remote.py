@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.storage.files import open_folder, read_json
-from raypipe.storage.remote import FIRST, LIMIT, LONGEST, Patience, RemoteFolder, refusal, shown, typed
+from raypipe.storage.remote import (
+    FIRST,
+    LONGEST,
+    RETRY_SECONDS,
+    RemoteFolder,
+    RetryPolicy,
+    describe_failure,
+    shell_quoted,
+    without_settings,
+)
 from tests.support.storage import Clock, MemoryStore
 
 URI = "s3://bucket/run"
@@ -23,7 +32,7 @@ SLOW = OSError("When putting key: AWS Error SLOW_DOWN during PutObject operation
 
 def remote(store: MemoryStore, clock: Clock | None = None) -> RemoteFolder:
     clock = clock or Clock()
-    patience = Patience(URI, clock=clock, sleep=clock.sleep)
+    patience = RetryPolicy(URI, clock=clock, sleep=clock.sleep)
     return RemoteFolder(URI, filesystem=(store, "bucket/run"), patience=patience)
 
 
@@ -66,7 +75,7 @@ def test_waiting_ends_after_the_limit_with_one_line():
         f"{URI}: the storage has not answered for 5 minutes (writing a: {first_line(SLOW)}); run the same command "
         "again when it does (nothing written so far is lost)"
     )
-    assert clock.now == LIMIT
+    assert clock.now == RETRY_SECONDS
     assert clock.slept[0] == FIRST and max(clock.slept) == LONGEST
     assert clock.slept[:-1] == sorted(clock.slept[:-1])
 
@@ -83,7 +92,7 @@ def test_what_follows_a_storage_that_was_given_up_does_not_wait_again(caplog):
     for name in OPERATIONS:
         with pytest.raises(StorageError):
             OPERATIONS[name](folder)
-    assert clock.now == LIMIT
+    assert clock.now == RETRY_SECONDS
     assert len(caplog.messages) == 1
     store.fault = failing()
     folder.write("a", b"new")
@@ -103,7 +112,7 @@ def test_time_that_a_stalled_call_takes_counts():
     with pytest.raises(StorageError, match="Timeout was reached"):
         remote(MemoryStore(stall), clock).read("a")
     assert len(clock.slept) == 4
-    assert clock.now < LIMIT + 70 + LONGEST
+    assert clock.now < RETRY_SECONDS + 70 + LONGEST
 
 
 def test_threads_share_an_outage(caplog):
@@ -168,7 +177,9 @@ def test_an_answer_that_will_not_change_is_one_line_at_once(text, message, caplo
 
 @pytest.mark.parametrize("status", ["408", "425", "429", "500", "502", "503", "504"])
 def test_a_status_that_passes_is_waited_for(status):
-    assert refusal(OSError(f"AWS Error UNKNOWN (HTTP status {status}) during PutObject operation"), "x") is None
+    assert (
+        describe_failure(OSError(f"AWS Error UNKNOWN (HTTP status {status}) during PutObject operation"), "x") is None
+    )
 
 
 def test_a_file_that_is_not_there_is_an_answer():
@@ -201,13 +212,13 @@ def test_a_bucket_that_is_not_there_is_told_from_an_empty_folder():
 
 
 def test_a_uri_in_a_command_keeps_its_settings_quoted_for_the_shell_and_not_its_keys():
-    assert typed("s3://key:secret@bucket/run?scheme=http&region=x") == "'s3://bucket/run?scheme=http&region=x'"
-    assert typed(Path("demo/run")) == "demo/run"
+    assert shell_quoted("s3://key:secret@bucket/run?scheme=http&region=x") == "'s3://bucket/run?scheme=http&region=x'"
+    assert shell_quoted(Path("demo/run")) == "demo/run"
 
 
 def test_keys_in_a_uri_are_not_shown():
-    assert shown("s3://key:secret@bucket/run/?scheme=http&endpoint_override=x:1") == "s3://bucket/run"
-    assert shown("file:///data/run") == "file:///data/run"
+    assert without_settings("s3://key:secret@bucket/run/?scheme=http&endpoint_override=x:1") == "s3://bucket/run"
+    assert without_settings("file:///data/run") == "file:///data/run"
     with pytest.raises(UserError, match=r"^ftp://bucket: not a storage that pyarrow.fs can open") as caught:
         open_folder("ftp://key:secret@bucket")
     assert "secret" not in str(caught.value)

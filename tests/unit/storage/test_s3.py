@@ -10,11 +10,11 @@ from pyarrow import fs
 from raypipe.cli import app
 from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.ensembles.fit import Ensemble, fit_ensemble
-from raypipe.search.study import Ledger
+from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.journal import open_journal
-from raypipe.storage.lease import FILE, STALE, Lease, current
-from raypipe.storage.remote import Patience, RemoteFolder
+from raypipe.storage.lease import FILE, STALE, Lease, read_lease
+from raypipe.storage.remote import RemoteFolder, RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.storage import Clock, FaultyProxy
@@ -52,7 +52,7 @@ def through(proxy: FaultyProxy, uri: str, clock: Clock | None = None, **options)
         **options,
     )
     root = uri.removeprefix("s3://").partition("?")[0]
-    return RemoteFolder(uri, filesystem=(server, root), patience=Patience(uri, clock=clock, sleep=clock.sleep))
+    return RemoteFolder(uri, filesystem=(server, root), patience=RetryPolicy(uri, clock=clock, sleep=clock.sleep))
 
 
 def healing(proxy: FaultyProxy, after: int = 3) -> Clock:
@@ -110,11 +110,11 @@ def test_a_trial_gives_the_numbers_of_a_local_one(bucket, tmp_path):
 def test_a_study_goes_on_in_another_driver(bucket):
     windows = ToyWindows()
     run = make_run(bucket, windows)
-    book = Ledger(run, windows, open_journal(run), trials=4)
+    book = StudyQueue(run, windows, open_journal(run), trials=4)
     assert [book.next(), book.next()] == [0, 1]
     book.close(0, "failed", "toy")
     run = RunStore.open(bucket)
-    again = Ledger(run, windows, open_journal(run), trials=4)
+    again = StudyQueue(run, windows, open_journal(run), trials=4)
     assert [again.next(), again.next(), again.next(), again.next()] == [1, 2, 3, None]
     assert run.result(0).reason == "toy"
 
@@ -123,15 +123,15 @@ def test_a_second_driver_is_told_and_a_stale_lease_is_taken_over(bucket):
     folder = open_folder(bucket)
     with Lease(folder), pytest.raises(UserError, match="another raypipe is driving this run"):
         Lease(open_folder(bucket)).__enter__()
-    assert not current(folder)["alive"]
+    assert not read_lease(folder)["alive"]
     with Lease(folder):
         record = read_json(folder, FILE)
         write_json(folder, FILE, record | {"host": "elsewhere", "id": "other"})
-        assert current(folder)["alive"]
+        assert read_lease(folder)["alive"]
         write_json(folder, FILE, record | {"host": "elsewhere", "id": "other", "beat": record["beat"] - STALE - 1})
-        assert not current(folder)["alive"]
+        assert not read_lease(folder)["alive"]
         with Lease(open_folder(bucket)):
-            assert current(folder)["alive"]
+            assert read_lease(folder)["alive"]
 
 
 def test_an_ensemble_is_kept_there(bucket, values):
@@ -237,7 +237,7 @@ def test_a_lease_outlasts_a_server_that_fails(bucket, proxy):
     with Lease(through(proxy, bucket, healing(proxy))) as lease:
         proxy.mode = "reset"
         lease._beat()
-        assert current(open_folder(bucket))["alive"]
+        assert read_lease(open_folder(bucket))["alive"]
 
 
 def test_a_full_store_is_a_full_disk(bucket, proxy):
@@ -300,7 +300,7 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named(tmp_path):
         region="us-east-1",
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
-    patience = Patience("s3://bucket/run", clock=clock, sleep=clock.sleep)
+    patience = RetryPolicy("s3://bucket/run", clock=clock, sleep=clock.sleep)
     folder = RemoteFolder("s3://bucket/run", filesystem=(server, "bucket/run"), patience=patience)
     with pytest.raises(StorageError, match="s3://bucket/run: the storage has not answered for 5 minutes"):
         folder.exists("run.json")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.files import LocalFolder, open_folder, write_json
-from raypipe.storage.records import Epoch, in_trial
+from raypipe.storage.records import Epoch, trial_file
 from raypipe.storage.trial_log import ENTRY, LIMIT, TrialLog, _shortened, follow_log, read_log
 
 
@@ -90,11 +90,11 @@ def scored(folder, number, *epochs):
         Epoch(epoch=n, passes=n, score=n / 10, fold_scores=[0.25, None], losses=[1.0], seconds=n, finished=second)
         for n, second in enumerate(epochs, 1)
     ]
-    write_json(folder, in_trial(number, "history.json"), [epoch.model_dump() for epoch in history])
+    write_json(folder, trial_file(number, "history.json"), [epoch.model_dump() for epoch in history])
 
 
 def test_every_epoch_has_a_line_made_of_the_history(folder):
-    folder.write(in_trial(7, "log/slot.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
+    folder.write(trial_file(7, "log/slot.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
     scored(folder, 7, 10.0, 20.0)
     assert read_log(folder, 7) == [
         "1970-01-01 00:00:10Z epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers",
@@ -107,7 +107,7 @@ def test_every_epoch_has_a_line_made_of_the_history(folder):
 @pytest.mark.parametrize("damage", [b"[{", b"{}"])
 def test_a_damaged_history_does_not_hide_the_log(folder, damage):
     TrialLog(folder, 0, "slot").say("here")
-    folder.write(in_trial(0, "history.json"), damage)
+    folder.write(trial_file(0, "history.json"), damage)
     assert len(read_log(folder, 0)) == 1
 
 
@@ -121,7 +121,7 @@ def test_a_log_is_followed_until_its_trial_has_ended(folder):
     for number in range(60):  # until the oldest make room
         log.say(f"{number} " + "x" * 400)
     TrialLog(folder, 7, "end").say("complete")
-    folder.write(in_trial(7, "result.json"), b"{}")
+    folder.write(trial_file(7, "result.json"), b"{}")
     rest = list(told)
     assert rest[-1].endswith("end: complete") and not [line for line in rest if "left out" in line or "starts" in line]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.training import loader
-from raypipe.training.loader import Feed, ahead, resident_bytes
+from raypipe.training.loader import WindowLoader, prefetch, resident_bytes
 from tests.support.toys import ToyWindows
 
 
@@ -38,7 +38,7 @@ def feeds():
 
 
 def test_on_a_cpu_batches_are_the_stores(windows):
-    fed = Feed(windows)
+    fed = WindowLoader(windows)
     assert not fed.resident
     index = np.array([5, 0, 26, 5])
     for offset in (None, np.array([10, 0, 3, 4])):
@@ -56,7 +56,7 @@ def test_what_is_kept_on_the_device_is_the_store_rounded(windows, data):
     centre_C = np.array(data.draw(st.lists(st.just(0.0) | exponents, min_size=3, max_size=3)))
     toy = Shifted()
     toy.x = (windows.x * scale_C[:, None] + centre_C[:, None]).astype(np.float32)
-    fed = Feed(toy, resident=True)
+    fed = WindowLoader(toy, resident=True)
     assert fed.resident
     index = np.array(data.draw(st.lists(st.integers(0, len(toy) - 1), min_size=1, max_size=5)))
     offset = data.draw(st.none() | st.just(index % 7))
@@ -71,35 +71,35 @@ def test_what_is_kept_on_the_device_is_the_store_rounded(windows, data):
 
 
 def test_a_store_is_loaded_block_by_block(windows, monkeypatch):
-    whole = Feed(windows, resident=True)
+    whole = WindowLoader(windows, resident=True)
     monkeypatch.setattr(loader, "_BLOCK", 10)  # 27 windows: two full blocks and a rest
-    for one, other in zip(whole._kept, Feed(windows, resident=True)._kept, strict=True):
+    for one, other in zip(whole._kept, WindowLoader(windows, resident=True)._kept, strict=True):
         assert one.equal(other)
 
 
 def test_what_is_asked_for_is_what_is_taken(windows):
-    assert sum(t.nbytes for t in Feed(windows, resident=True)._kept) == resident_bytes(windows)
+    assert sum(t.nbytes for t in WindowLoader(windows, resident=True)._kept) == resident_bytes(windows)
 
 
 @pytest.mark.parametrize(("free", "resident"), [(2.0, True), (1.9, False)])
 def test_a_store_that_leaves_room_is_kept_on_a_gpu(windows, monkeypatch, free, resident):
     monkeypatch.setattr(loader, "_free", lambda device: free * resident_bytes(windows))
-    monkeypatch.setattr(Feed, "_load", lambda self: "loaded")
-    assert Feed(windows, "cuda").resident is resident
-    assert not Feed(windows, "cuda", resident=False).resident
+    monkeypatch.setattr(WindowLoader, "_load", lambda self: "loaded")
+    assert WindowLoader(windows, "cuda").resident is resident
+    assert not WindowLoader(windows, "cuda", resident=False).resident
 
 
 def test_only_what_passes_through_pinned_memory_is_fetched_ahead(windows, monkeypatch):
     batches = iter(range(3))
-    assert Feed(windows).ahead(batches) is batches
-    assert Feed(windows, resident=True).ahead(batches) is batches
-    fed = Feed(windows, "cuda", resident=False)
+    assert WindowLoader(windows).ahead(batches) is batches
+    assert WindowLoader(windows, resident=True).ahead(batches) is batches
+    fed = WindowLoader(windows, "cuda", resident=False)
     assert list(fed.ahead(batches)) == [0, 1, 2]
 
 
 @given(st.lists(st.none() | st.integers()))
 def test_items_fetched_ahead_are_the_same_in_the_same_order(items):
-    assert list(ahead(iter(items))) == items
+    assert list(prefetch(iter(items))) == items
     assert feeds() == []
 
 
@@ -113,7 +113,7 @@ def test_the_next_item_is_fetched_while_one_is_used_and_no_further():
             names.add(threading.current_thread().name)
             yield event
 
-    stream = ahead(items())
+    stream = prefetch(items())
     next(stream)
     assert asked[1].wait(5.0)
     assert not asked[2].wait(0.05)
@@ -126,7 +126,7 @@ def test_what_goes_wrong_in_the_other_thread_is_passed_on():
         yield 1
         raise OSError("the disk is gone")
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
@@ -134,7 +134,7 @@ def test_what_goes_wrong_in_the_other_thread_is_passed_on():
 
 
 def test_one_who_stops_early_leaves_no_thread_behind():
-    stream = ahead(iter(range(100)))
+    stream = prefetch(iter(range(100)))
     assert next(stream) == 0
     assert len(feeds()) == 1
     stream.close()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 EPOCH = """
 import sys
 import numpy as np
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
 from tests.support.toys import ToyWindows, tiny
 
@@ -27,7 +27,7 @@ folds = [
 for fold in folds:
     fold.run_epoch()
     fold.load_state_dict(fold.state_dict())
-FoldStack(folds).run_epoch()
+StackedTrainer(folds).run_epoch()
 print([name for name in ("torch._dynamo", "sympy", "sklearn") if name in sys.modules])
 """
 

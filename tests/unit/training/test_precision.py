@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raypipe.core.config import LossConfig
 from raypipe.models.conformer import Conformer, Masks
-from raypipe.training.dropout import MaskSource
+from raypipe.training.dropout import DropoutMasks
 from raypipe.training.losses import class_weights, make_loss
 from raypipe.training.precision import gradients, optimizer_step
 from raypipe.training.sam import Sam, norm_parameters
@@ -44,7 +44,7 @@ def model(outputs: int = 1, stem: str = "fourier", features: str = "mean", dropo
 def batch(kind: str, made: Conformer) -> tuple[Tensor, Tensor, Tensor | None]:
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.normal(size=(BATCH, CHANNELS, TIMES)))
-    masks = MaskSource(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+    masks = DropoutMasks(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
     if kind == "values":
         y = torch.from_numpy(rng.normal(size=BATCH))
     elif kind == "shares":
@@ -111,7 +111,7 @@ def test_with_every_stem_and_feature(stem, features, dropout):
 def test_a_part_of_a_batch_takes_its_rows_of_the_masks():
     made = model()
     plan = made.dropout_plan(BATCH)
-    scale_M = MaskSource(5, torch.device("cpu")).draw(plan)
+    scale_M = DropoutMasks(5, torch.device("cpu")).draw(plan)
     assert scale_M is not None
     everything, part = Masks(scale_M), Masks(scale_M, BATCH, 3)
     for size, _ in plan:
@@ -136,7 +136,7 @@ def test_steps_are_those_of_the_whole_batch(name, clip):
         seen = []
         for seed in range(5):
             x, y, _ = batch("values", made)
-            masks = MaskSource(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+            masks = DropoutMasks(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
             prepared = made.prepare(x + seed)
 
             def closure() -> Tensor:

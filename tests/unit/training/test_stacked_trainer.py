@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raypipe.core.errors import InterruptedEpochError
-from raypipe.training.stacked_trainer import FoldStack, stackable
+from raypipe.training.stacked_trainer import StackedTrainer, stackable
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, break_off, make_run, tiny
@@ -41,7 +41,7 @@ def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
     config = tiny(model__dropout=dropout, batch_size=18, **METHODS[method])
     alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)
     assert {t.steps_per_epoch for t in alone} == {2, 3}
-    stack = FoldStack(stacked)
+    stack = StackedTrainer(stacked)
     for _ in range(3):
         for one, other in zip([t.run_epoch() for t in alone], stack.run_epoch(), strict=True):
             assert other.loss == pytest.approx(one.loss, rel=1e-4)
@@ -55,7 +55,7 @@ def test_gradients_of_a_stack_in_float64(tmp_path, windows):
         trainer.model.double().train()
     batches = [next(iter(trainer.batches())) for trainer in alone]
     batches = [b._replace(x=b.x.double(), y=b.y if windows.classes else b.y.double()) for b in batches]
-    stack = FoldStack(stacked)
+    stack = StackedTrainer(stacked)
     prepared = torch.stack([t.model.prepare(b.x) for t, b in zip(alone, batches, strict=True)])
     stack._pass(prepared, torch.stack([b.masks for b in batches]), [b.y for b in batches], first=True)
     for one, other, batch in zip(alone, stacked, batches, strict=True):
@@ -69,7 +69,7 @@ def test_gradients_of_a_stack_in_float64(tmp_path, windows):
 def test_bfloat16_stacks_too(tmp_path):
     config = tiny(precision="bfloat16", sam__name="sam")
     alone, stacked = (trainers(tmp_path / name, ToyWindows(), config) for name in "ab")
-    for one, other in zip([t.run_epoch() for t in alone], FoldStack(stacked).run_epoch(), strict=True):
+    for one, other in zip([t.run_epoch() for t in alone], StackedTrainer(stacked).run_epoch(), strict=True):
         assert other.loss == pytest.approx(one.loss, rel=0.02)
 
 

@@ -11,7 +11,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.storage.run_store import Member
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer, target_scale
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
@@ -67,7 +67,7 @@ def test_a_distribution_trains_alone_and_stacked_with_the_same_numbers(toy, name
     changes = {"model__name": name, "model__bins": 16, "loss__name": "kl", "sam__name": "sam"}
     alone = [trainer(toy, fold, **changes) for fold in (0, 1)]
     apart = [one.run_epoch() for one in alone]
-    stack = FoldStack([trainer(toy, fold, **changes) for fold in (0, 1)])
+    stack = StackedTrainer([trainer(toy, fold, **changes) for fold in (0, 1)])
     for one, other in zip(apart, stack.run_epoch(), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         np.testing.assert_allclose(one.predictions, other.predictions, atol=2e-3)

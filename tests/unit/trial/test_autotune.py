@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import Feed
+from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer as Trainer
 from raypipe.trial import autotune
-from raypipe.trial.autotune import Compute, Wishes, choose, stack_bytes, stem_seconds
+from raypipe.trial.autotune import ComputeOptions, ComputePlan, choose_compute, stack_bytes, stem_seconds
 from tests.support.toys import ToyWindows, make_run, tiny
 
 
 @pytest.fixture(scope="module")
 def feed():
-    return Feed(ToyWindows())
+    return WindowLoader(ToyWindows())
 
 
 @pytest.fixture
@@ -37,15 +37,17 @@ def clock(monkeypatch):
     return times
 
 
-OTHERS = Compute(stem="direct", stacked=True, what="another worker's", seconds={})
+OTHERS = ComputePlan(stem="direct", stacked=True, what="another worker's", seconds={})
 
 
 @pytest.mark.parametrize("stem", ["fourier", "direct"])
 @pytest.mark.parametrize("stack", ["on", "off"])
 def test_a_wish_is_granted_without_a_measurement(run, feed, clock, stem, stack):
-    found = choose(run, feed, tiny(), range(3), Wishes(stem=stem, stack=stack))
+    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stem=stem, stack=stack))
     assert (found.stem, found.stacked, found.seconds) == (stem, stack == "on", {})
-    assert not choose(run, feed, tiny(), [1], Wishes(stem=stem, stack=stack)).stacked  # one fold is no stack
+    assert not choose_compute(
+        run, feed, tiny(), [1], ComputeOptions(stem=stem, stack=stack)
+    ).stacked  # one fold is no stack
 
 
 @pytest.mark.parametrize(
@@ -59,50 +61,54 @@ def test_a_wish_is_granted_without_a_measurement(run, feed, clock, stem, stack):
 )
 def test_the_quicker_way_is_taken_by_a_margin(run, feed, clock, times, stem, stacked):
     clock += times
-    found = choose(run, feed, tiny(), range(3), Wishes())
+    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions())
     assert (found.stem, found.stacked) == (stem, stacked)
     assert found.seconds == dict(zip(("fourier", "direct", "stacked", "one by one"), times, strict=True))
 
 
 def test_half_a_wish_leaves_the_other_half_to_be_measured(run, feed, clock):
     clock += [0.5, 1.0]
-    found = choose(run, feed, tiny(), range(3), Wishes(stem="direct"))
+    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stem="direct"))
     assert (found.stem, found.stacked, set(found.seconds)) == ("direct", True, {"stacked", "one by one"})
     clock += [1.0, 0.5]
-    found = choose(run, feed, tiny(), range(3), Wishes(stack="off"))
+    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stack="off"))
     assert (found.stem, found.stacked, set(found.seconds)) == ("direct", False, {"fourier", "direct"})
 
 
 def test_folds_that_cannot_be_stacked_are_not_tried(run, feed, clock):
     clock += [1.0, 1.0, 1.0, 1.0]
-    assert not choose(run, feed, tiny(precision="float16"), range(3), Wishes()).stacked
-    assert not choose(run, feed, tiny(), [2], Wishes()).stacked
+    assert not choose_compute(run, feed, tiny(precision="float16"), range(3), ComputeOptions()).stacked
+    assert not choose_compute(run, feed, tiny(), [2], ComputeOptions()).stacked
     assert clock == []
 
 
 def test_where_training_starts_is_no_obstacle_to_a_measurement(run, feed, clock):
     clock += [2.0, 1.0, 2.0, 1.0]
     tuned = tiny(init__name="pretrained", init__tune="frozen")
-    assert choose(run, feed, tuned, range(3), Wishes()).stem == "direct"  # its encoder need not be at hand
+    assert (
+        choose_compute(run, feed, tuned, range(3), ComputeOptions()).stem == "direct"
+    )  # its encoder need not be at hand
 
 
 def test_what_was_chosen_is_kept_to(run, feed, clock):
     clock += [1.0, 0.5, 0.5, 1.0]
-    first = choose(run, feed, tiny(), range(3), Wishes())
+    first = choose_compute(run, feed, tiny(), range(3), ComputeOptions())
     kept = {name: run.folder.read(name) for name in run.folder.names("compute")}
     assert len(kept) == 1
     again = RunStore.open(run.where)
     # Another trial of the shape, and other folds of it: not measured (the clock has run out).
-    assert choose(again, feed, tiny(optim__lr=1e-2, sam__name="sam", seed=4), [4, 1, 7], Wishes()) == first
+    assert (
+        choose_compute(again, feed, tiny(optim__lr=1e-2, sam__name="sam", seed=4), [4, 1, 7], ComputeOptions()) == first
+    )
     assert {name: run.folder.read(name) for name in run.folder.names("compute")} == kept
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 4}, {"model__filters": 8}, {"precision": "bfloat16"}])
 def test_another_shape_is_another_choice(run, feed, clock, changes):
     clock += [1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert choose(run, feed, tiny(), range(3), Wishes()).stacked
-    assert not choose(run, feed, tiny(**changes), range(3), Wishes()).stacked
-    assert choose(run, feed, tiny(), range(3), Wishes()).stacked
+    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()).stacked
+    assert not choose_compute(run, feed, tiny(**changes), range(3), ComputeOptions()).stacked
+    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()).stacked
     assert clock == []
 
 
@@ -115,7 +121,7 @@ def test_who_may_not_measure_waits_for_who_does(run, feed, clock):
             run.write_compute(key, OTHERS.model_dump())
         return False
 
-    assert choose(run, feed, tiny(), range(3), Wishes(), claim) == OTHERS
+    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions(), claim) == OTHERS
     assert len(asked) == 3 and len(set(asked)) == 1
 
 
@@ -128,14 +134,14 @@ def test_of_two_who_measure_the_first_is_right_for_both(run, feed, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(autotune, "_quickest", slow)
-    assert choose(run, feed, tiny(), range(3), Wishes(), lambda key: keys.append(key) or True) == OTHERS
-    assert choose(run, feed, tiny(), range(3), Wishes()) == OTHERS
+    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions(), lambda key: keys.append(key) or True) == OTHERS
+    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()) == OTHERS
 
 
 def test_a_measurement_is_made_and_fails_no_trial(run, feed):
     """Steps at this rate would soon leave the numbers."""
     config = tiny(optim__lr=1e30, optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
-    found = choose(run, feed, config, range(3), Wishes())
+    found = choose_compute(run, feed, config, range(3), ComputeOptions())
     assert set(found.seconds) == {"fourier", "direct", "stacked", "one by one"}
     assert all(seconds > 0 for seconds in found.seconds.values())
 
@@ -185,7 +191,7 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, cloc
         return made[-1]
 
     monkeypatch.setattr(autotune, "FoldTrainer", on_the_processor)
-    found = choose(run, gpu, tiny(), range(3), Wishes(), share=0.25)
+    found = choose_compute(run, gpu, tiny(), range(3), ComputeOptions(), share=0.25)
     assert found.stacked == stacked
     assert found.what.startswith("a GPU (0.25 of it), ")
     assert shares == [0.25]

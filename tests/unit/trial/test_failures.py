@@ -10,14 +10,14 @@ import ray.exceptions
 import torch
 
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
-from raypipe.trial.failures import Failure, describe
+from raypipe.trial.failures import Failure, classify_failure
 
 
 def failure_of(raising) -> Failure:
     try:
         raising()
     except Exception as error:
-        return describe(error)
+        return classify_failure(error)
     raise AssertionError("nothing was raised")
 
 

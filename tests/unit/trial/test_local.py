@@ -10,10 +10,10 @@ import pytest
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError
 from raypipe.core.metrics import score
 from raypipe.training.result import Reply
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import Referee, finish_trial, read_fold
-from raypipe.trial.fold_runner import Share
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial, read_fold_checkpoint
+from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, break_off, make_run, tiny
 
@@ -93,8 +93,8 @@ def test_numbers_do_not_depend_on_how_folds_are_dealt_to_workers(tmp_path, windo
     together, _ = trial(tmp_path / "together", windows, config)
     run = make_run(tmp_path / "apart", windows)
     run.add_trial(0, config)
-    referee = Referee(run, windows, 0)
-    shares = [Share(run, windows, 0, [fold]) for fold in range(3)]
+    referee = TrialEvaluator(run, windows, 0)
+    shares = [FoldRunner(run, windows, 0, [fold]) for fold in range(3)]
     for epoch in range(1, config.epochs + 1):
         outcomes = {fold: shares[fold]._epoch(epoch, lambda: False)[0][fold] for fold in range(3)}
         referee.take(epoch, outcomes)
@@ -128,7 +128,7 @@ def test_a_run_begun_before_answers_were_kept_goes_on(tmp_path, monkeypatch):
             FoldTrainer, "state_dict", lambda self: {k: v for k, v in state_dict(self).items() if k != "answer"}
         )
         break_off(run, windows, 0, config.epochs - 1)
-    assert "answer" not in read_fold(run, 0, 0, run.checkpoints(0, 0)[-1])
+    assert "answer" not in read_fold_checkpoint(run, 0, 0, run.checkpoints(0, 0)[-1])
     assert run_trial(run, windows, 0).score == expected.score
     for name, tensor in whole.weights(0, 1).items():
         assert tensor.equal(run.weights(0, 1)[name]), name
@@ -139,7 +139,7 @@ def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_pat
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny(epochs=6))
     replies = {1: Reply(True, 1), 2: Reply(True, 1), 3: Reply(True, 1), 4: Reply(False, 0)}
-    Share(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
+    FoldRunner(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
     assert [run.checkpoints(0, fold) for fold in range(3)] == [[1, 2, 3, 4]] * 3
 
 
@@ -148,9 +148,9 @@ def test_a_checkpoint_that_is_ahead_of_the_report_is_not_dropped(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    Share(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: Reply(True, 1 if epoch < 4 else 4))
+    FoldRunner(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: Reply(True, 1 if epoch < 4 else 4))
     assert [run.checkpoints(0, fold) for fold in range(3)] == [[3, 4]] * 3
-    share = Share(run, windows, 0, range(3))
+    share = FoldRunner(run, windows, 0, range(3))
     outcomes, states = share._epoch(3, lambda: False)
     assert states == {}
     assert share._hand_in(3, outcomes, states, lambda epoch, outcomes: Reply(True, 2))
@@ -200,11 +200,11 @@ def test_a_fold_that_has_stopped_trains_no_further(tmp_path, windows, monkeypatc
 
         return counted
 
-    for kind in (FoldTrainer, FoldStack):
+    for kind in (FoldTrainer, StackedTrainer):
         monkeypatch.setattr(kind, "step", count(kind.step))
     outcomes = []
-    take = Referee.take
-    monkeypatch.setattr(Referee, "take", lambda *call: outcomes.append(call[2]) or take(*call))
+    take = TrialEvaluator.take
+    monkeypatch.setattr(TrialEvaluator, "take", lambda *call: outcomes.append(call[2]) or take(*call))
     run, result = trial(tmp_path, windows, tiny(**BY_FOLD), stacked=stacked)
     history = run.history(0)
     last = {fold: max(epochs) for fold, epochs in trained.items()}
@@ -307,8 +307,8 @@ def test_an_epoch_is_scored_once_and_in_order(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    referee = Referee(run, windows, 0)
-    share = Share(run, windows, 0, range(3))
+    referee = TrialEvaluator(run, windows, 0)
+    share = FoldRunner(run, windows, 0, range(3))
     outcomes, _ = share._epoch(1, lambda: False)
     first = referee.take(1, outcomes)
     assert referee.take(1, {}) is first
@@ -332,8 +332,8 @@ def test_a_nan_target_never_passes_as_a_score(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    referee = Referee(run, windows, 0)
-    share = Share(run, windows, 0, range(3))
+    referee = TrialEvaluator(run, windows, 0)
+    share = FoldRunner(run, windows, 0, range(3))
     outcomes, _ = share._epoch(1, lambda: False)
     outcomes[0].predictions[0] = np.nan
     with pytest.raises((NonFiniteError, ValueError)):

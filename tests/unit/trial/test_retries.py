@@ -8,10 +8,10 @@ import pytest
 from raypipe.core.errors import NonFiniteError
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
-from raypipe.training.stacked_trainer import FoldStack
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.failures import Failure, Retry, retry_of, second_try
-from raypipe.trial.fold_runner import Share
+from raypipe.trial.failures import Failure, Retry, read_retry, retry_or_fail
+from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, break_off, make_run, tiny
 
@@ -38,11 +38,11 @@ def failing(monkeypatch, fails, error=MemoryError):
 
 
 def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run):
-    assert retry_of(run, 0) is None
-    assert second_try(run, 0, OOM, "slot") is None
-    assert retry_of(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
-    assert retry_of(RunStore.open(run.where), 0).micro_batch == 5
-    again = second_try(run, 0, OOM, "slot")
+    assert read_retry(run, 0) is None
+    assert retry_or_fail(run, 0, OOM, "slot") is None
+    assert read_retry(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
+    assert read_retry(RunStore.open(run.where), 0).micro_batch == 5
+    again = retry_or_fail(run, 0, OOM, "slot")
     assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)
     lines = read_log(run.folder, 0)
     assert "slot: no memory left on the GPU; tried once more in micro-batches of 5" in lines[0]
@@ -52,13 +52,13 @@ def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run)
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers", "disk-full"])
 def test_no_other_failure_is_tried_again(run, kind):
     failure = Failure(kind, "it broke")
-    assert second_try(run, 0, failure, "slot") is failure
-    assert retry_of(run, 0) is None
+    assert retry_or_fail(run, 0, failure, "slot") is failure
+    assert read_retry(run, 0) is None
 
 
 def test_the_configuration_stays_what_it_was(run):
     before = run.config(0)
-    second_try(run, 0, OOM, "slot")
+    retry_or_fail(run, 0, OOM, "slot")
     assert run.config(0) == before and run.config(0).hash() == before.hash()
 
 
@@ -71,13 +71,13 @@ def test_a_trial_that_does_not_fit_is_trained_in_micro_batches_with_the_same_num
     run = make_run(tmp_path / "run", windows)
     run.add_trial(0, config)
     failing(monkeypatch, lambda trainer: trainer.epoch == 2 and trainer.micro_batch is None)
-    step = FoldStack.step
-    monkeypatch.setattr(FoldStack, "step", lambda self, batches, n: _fits(self) and step(self, batches, n))
+    step = StackedTrainer.step
+    monkeypatch.setattr(StackedTrainer, "step", lambda self, batches, n: _fits(self) and step(self, batches, n))
     result = run_trial(run, windows, 0, stacked=stacked)
     assert (result.state, result.failure, result.epochs) == ("complete", None, 4)
     assert result.score == pytest.approx(expected.score, rel=1e-3)
     np.testing.assert_allclose(run.oof(0).predictions, whole.oof(0).predictions, atol=5e-3)
-    assert retry_of(run, 0).micro_batch == 4
+    assert read_retry(run, 0).micro_batch == 4
     log = "\n".join(read_log(run.folder, 0))
     assert "process: no memory left on the host: it does not fit; tried once more in micro-batches of 4" in log
     assert "micro-batches of 4: goes on after epoch 2" in log
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_that_is_passed_over_is_in_the_log(run):
     break_off(run, windows, 0, 3)
     path = run.local / "trials/0000/fold-1/epoch-0003.ckpt"
     path.write_bytes(path.read_bytes()[:-20])
-    share = Share(run, windows, 0, range(3), who="group-0-worker-1")
+    share = FoldRunner(run, windows, 0, range(3), who="group-0-worker-1")
     share._epoch(4, lambda: False)
     log = [line.split("Z ", 1)[1] for line in read_log(run.folder, 0) if "worker-1" in line]
     assert any("trial 0, fold 1, epoch 3: truncated or altered" in line and "before it" in line for line in log), log
