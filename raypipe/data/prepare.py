@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.parallel import map_processes
+from raypipe.core.progress import Progress, no_progress
 from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.plan import (
     Header,
@@ -110,8 +111,6 @@ def remove_leftovers(folder: Path, keys: set[str]) -> None:
             path.unlink()
 
 
-Progress = Callable[[int, int, str], object]
-
 FEW = 200
 """Headers of so many recordings are read faster than processes start."""
 
@@ -175,7 +174,7 @@ def prepare(
     DiskFullError
         No room is left; finished shards are kept.
     """
-    say: Progress = progress or (lambda done, total, text: None)
+    say: Progress = progress or no_progress
     asked = parse_settings(
         task=task,
         sfreq=sfreq,

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress, no_progress
 from raypipe.data.window_store import HEADER_BYTES, MANIFEST, SETTINGS, TABLE, Shard, WindowStore, content_hash
 from raypipe.storage.files import Folder, lock, open_folder, write_atomic
 from raypipe.storage.remote import refuse_credentials
-from raypipe.storage.transfer import Progress, copy_folder
+from raypipe.storage.transfer import copy_folder
 
 CACHE, LIMIT = "RAYPIPE_CACHE", "RAYPIPE_CACHE_GB"
 """Environment variables: the folder (default ``~/.cache/raypipe``) and the most gigabytes that shards may take in it
@@ -189,7 +190,7 @@ class RemoteWindowStore(WindowStore):
         return self._use(shard, lambda path: self._mapped(path, shard))
 
 
-def push_store(store: str, target: str, *, progress: Progress = lambda *_: None) -> int:
+def push_store(store: str, target: str, *, progress: Progress = no_progress) -> int:
     """Copy a store of windows to shared storage, its manifest last: what is cut short is no store."""
     WindowStore(store)  # refuses what is none
     return copy_folder(store, target, last=(MANIFEST,), progress=progress)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
+from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.inference import Progress
 from raypipe.ensembles.members import Soup
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.run_store import Member, RunStore

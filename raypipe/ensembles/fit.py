@@ -10,13 +10,14 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import constant_prediction
+from raypipe.core.progress import Progress
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles import verdict
 from raypipe.ensembles.distillation import distill, require_scratch
 from raypipe.ensembles.fitted import Ensemble, HeldOut
-from raypipe.ensembles.inference import Progress, by_fold, deployable, predict_members
+from raypipe.ensembles.inference import by_fold, deployable, predict_members
 from raypipe.ensembles.members import build_module, most_members, read_members
 from raypipe.ensembles.methods import METHODS, ranking
 from raypipe.ensembles.nested_cv import AUTO, applied, correlations, curve, limited, nested_scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from raypipe.core.folds import Index
+from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.oof import Floats
 from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
 
 BATCH = 256
-
-Progress = Callable[[int, int, str], object]
 
 
 def deployable(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:

@@ -19,9 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric, score
+from raypipe.core.progress import Progress
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.inference import Progress
 from raypipe.ensembles.members import Soup, build_module, fold_tensors, read_soup
 from raypipe.ensembles.methods import ranking, splits, with_snapshots
 from raypipe.ensembles.oof import Floats, Members

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.inference import Progress
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card

@@ -16,6 +16,7 @@ from raypipe.core.config import InitConfig, OptimConfig, TrialConfig
 from raypipe.core.errors import NonFiniteError, UserError
 from raypipe.core.folds import FoldMap, Index
 from raypipe.core.metrics import score
+from raypipe.core.progress import Progress, no_progress
 from raypipe.data.window_cache import open_windows
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.pretraining.linear_probe import fit_probe
@@ -23,8 +24,6 @@ from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
-
-Progress = Callable[[int, int, str], None]
 
 
 def tell(store: PretrainedRun, progress: Progress) -> None:
@@ -48,7 +47,7 @@ def work(
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = no_progress,
     interrupted: Callable[[], bool] = lambda: False,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:

@@ -26,6 +26,7 @@ from raypipe.core.config import InitConfig, TrialConfig, flat
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap
 from raypipe.core.options import parse_options
+from raypipe.core.progress import Progress, no_progress
 from raypipe.core.search_space import load_space
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
@@ -41,8 +42,6 @@ STEPS = 3
 """Steps that are timed of each, after one that is not."""
 START_UP = 30.0
 """Seconds from the command to the first epoch (benchmarks/RESULTS.md)."""
-
-Progress = Callable[[int, int, str], object]
 
 
 class Measured(NamedTuple):
@@ -136,7 +135,7 @@ def forecast(
     cpus: float | None = None,
     gpus: float | None = None,
     address: str | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     say: Callable[[str], object] = lambda text: None,
     **options: Any,
 ) -> Forecast:

@@ -14,11 +14,12 @@ from raypipe.backend.cluster import Cluster, on_first_interrupt
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.progress import Progress, no_progress
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
-from raypipe.pretraining.worker import Progress, tell, work
+from raypipe.pretraining.worker import tell, work
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import OPTIONS, versions
@@ -45,7 +46,7 @@ def pretrain(
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
     address: str | None = None,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = no_progress,
     say: Callable[[str], object] = lambda line: None,
 ) -> PretrainedRun:
     """Pretrain an encoder on windows of all subjects that are not held out.
@@ -116,7 +117,7 @@ def resume(
     *,
     workers: int | None = None,
     address: str | None = None,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = no_progress,
     say: Callable[[str], object] = lambda line: None,
 ) -> PretrainedRun:
     """Go on with pretraining, as it was last driven or with another number of workers."""

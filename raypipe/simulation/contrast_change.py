@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, disk_full
+from raypipe.core.progress import Progress
 from raypipe.data.tasks import CONTRAST_TASK
 from raypipe.simulation.signal import Trial, signal
 from raypipe.storage.files import TEMPORARY, write_atomic
 
 Array = NDArray[np.float64]
-Progress = Callable[[int, int, str], object]
 
 RT_MEAN, RT_BETWEEN, RT_WITHIN = 1.598, 0.214, 0.347
 """Response times (s): mean, SD between and within subjects, as measured on all 116,149 usable trials of HBN-EEG."""

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress
 from raypipe.data.bids import read_tsv
 from raypipe.data.challenge import contrast_trials
 from raypipe.simulation import contrast_change as plain
-from raypipe.simulation.contrast_change import Progress, simulate
+from raypipe.simulation.contrast_change import simulate
 
 
 def simulate_release(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress, no_progress
 from raypipe.storage.files import open_folder
 from raypipe.storage.run_store import RunStore
 
-Progress = Callable[[int, int, str], None]
 TRIES = 3
 """Times that a run is copied whose driver meanwhile removes what was listed."""
 
 
-def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progress: Progress = lambda *_: None) -> int:
+def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progress: Progress = no_progress) -> int:
     """Copy every file of a folder or pyarrow.fs URI to another, each whole or not at all; how many there were.
 
     Parameters
@@ -41,7 +39,7 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
     return len(names)
 
 
-def pull_run(run: str, target: str, *, progress: Progress = lambda *_: None) -> int:
+def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
     """Copy a run to a folder; what a run that is being driven writes meanwhile may be in or not."""
     RunStore.open(run)
     for left in reversed(range(TRIES)):
