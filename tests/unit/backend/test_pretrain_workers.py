@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -41,20 +40,31 @@ def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
 
 def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone():
     """Else Ray would be left while they are still waited for, and it would end the process without a word."""
-    waits, goes_on = threading.Event(), threading.Event()
+    waits, interrupted, goes_on = threading.Event(), threading.Event(), threading.Event()
+
+    def interrupt(*_):
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
 
     class Trainer:
         def fit(self):
             waits.wait(60)
-            os.kill(os.getpid(), signal.SIGINT)
+            # Repeated: CPython misses a signal that arrives between its last check and the lock's system call.
+            while not interrupted.wait(0.1):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             goes_on.wait(60)
             raise RuntimeError("killed")
 
+    before = signal.signal(signal.SIGINT, interrupt)
     going = PretrainWorkers.__new__(PretrainWorkers)
     going._start(Trainer())
-    with pytest.raises(KeyboardInterrupt):
-        waits.set()
-        going.over(60)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            waits.set()
+            going.over(60)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not going.over(0)
     goes_on.set()
     assert going.over(60)
