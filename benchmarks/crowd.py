@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import where_and_when
 from raypipe import sweep
+from raypipe.core.config import TrialConfig
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
@@ -39,6 +41,8 @@ from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import _open
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
+from raypipe.storage.run_store import TrialResult
+from raypipe.trial.callback import SweepCallback
 from tests.support.faults import descendants
 from tests.support.simulated_sweep import prepare_simulation, simulated
 from tests.support.toys import ToyWindows, write_store
@@ -54,7 +58,7 @@ def space(trial):
 CALLS = ("write", "read", "exists", "names", "remove")
 
 
-class Meter:
+class Meter(SweepCallback):
     """Counts what this process asks of local storage, and follows a sweep's events."""
 
     def __init__(self) -> None:
@@ -74,15 +78,16 @@ class Meter:
 
         return counted
 
-    def __call__(self, kind: str, news: dict[str, Any]) -> None:
-        if kind == "start":
-            self.begun[news["number"]] = time.perf_counter()
-        elif kind == "epoch":
-            self.reports += 1
-        elif kind == "end":
-            self.lasted.append(time.perf_counter() - self.begun[news["number"]])
-            if len(self.lasted) % self.every == 0:
-                self.mark()
+    def on_trial_start(self, number: int, config: TrialConfig) -> None:
+        self.begun[number] = time.perf_counter()
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        self.reports += 1
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        self.lasted.append(time.perf_counter() - self.begun[result.number])
+        if len(self.lasted) % self.every == 0:
+            self.mark()
 
     def mark(self) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -141,7 +146,7 @@ def main() -> None:
             start = time.perf_counter()
             with simulated():
                 meter.mark()
-                sweep(space, store, folder / "run", trials=asked.trials, watch=meter, **options)
+                sweep(space, store, folder / "run", trials=asked.trials, callback=meter, **options)
                 took = time.perf_counter() - start
                 processes = len(descendants(os.getpid()))
                 opened = time.perf_counter()
@@ -149,8 +154,9 @@ def main() -> None:
                 opened = time.perf_counter() - opened
                 prepare_simulation(run, windows, folder / "packed", asked.seconds)  # one slot is all there will be now
                 again, first = time.perf_counter(), []
-                note = lambda kind, news: first.append(time.perf_counter()) if kind == "start" else None  # noqa: E731
-                sweep(space, store, folder / "run", trials=asked.trials + 1, watch=note, **options)
+                note = SweepCallback()
+                note.on_trial_start = lambda number, config: first.append(time.perf_counter())  # type: ignore[method-assign]
+                sweep(space, store, folder / "run", trials=asked.trials + 1, callback=note, **options)
             print(f"{where_and_when()}: {asked}")
             _print(asked, meter, run, took)
             print(f"processes at the end: {processes}")

@@ -12,12 +12,30 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from raypipe import sweep
+from raypipe import SweepCallback, sweep
+from raypipe.storage.run_store import TrialResult
 from tests.support.toys import SPACE, ToyWindows, write_store
+
+
+class Clock(SweepCallback):
+    """Records when first epochs and trials end, in seconds since `start`."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.first_epochs: list[tuple[float, int]] = []
+        self.ends: list[float] = []
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        if epoch == 1:
+            self.first_epochs.append((time.perf_counter() - self.start, number))
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        self.ends.append(time.perf_counter() - self.start)
 
 
 def main() -> None:
@@ -25,8 +43,8 @@ def main() -> None:
         folder = Path(name)
         write_store(folder / "store", ToyWindows(subjects=8, each=40))
         (folder / "space.py").write_text(SPACE)
-        seen: list[tuple[float, str, dict]] = []
         start = time.perf_counter()
+        seen = Clock(start)
         run = sweep(
             folder / "space.py",
             folder / "store",
@@ -35,14 +53,12 @@ def main() -> None:
             folds=2,
             workers=2,
             prune=False,
-            watch=lambda kind, news: seen.append((time.perf_counter() - start, kind, news)),
+            callback=seen,
         )
         whole = time.perf_counter() - start
         first = {n: run.store.history(n)[0].seconds / 2 for n in run.trials.index}  # two workers
-    epochs = [(t, news["number"]) for t, kind, news in seen if kind == "epoch" and news["epoch"] == 1]
-    ends = [t for t, kind, _ in seen if kind == "end"]
-    gaps = [begun - ended - first[n] for ended, (begun, n) in zip(ends, epochs[1:], strict=False)]
-    print(f"call to first epoch      {epochs[0][0]:6.2f} s (of it training {first[0]:.2f} s)")
+    gaps = [begun - ended - first[n] for ended, (begun, n) in zip(seen.ends, seen.first_epochs[1:], strict=False)]
+    print(f"call to first epoch      {seen.first_epochs[0][0]:6.2f} s (of it training {first[0]:.2f} s)")
     print(f"handover, median of {len(gaps)}    {statistics.median(gaps):6.3f} s, largest {max(gaps):.3f} s")
     print(f"whole sweep              {whole:6.2f} s")
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ import torch
 
 from benchmarks.folds import trainers
 from benchmarks.timing import where_and_when
-from raypipe import sweep
+from raypipe import SweepCallback, sweep
 from raypipe.core.config import parse_config
 from raypipe.data.window_store import WindowStore
+from raypipe.storage.run_store import TrialResult
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, make_run, write_store
 
@@ -76,19 +78,27 @@ def epoch_seconds(folds: int, windows: int, channels: int, epochs: int) -> float
     return min(times)
 
 
+class Clock(SweepCallback):
+    """Records when epochs and the trial end."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        self.times.append(time.perf_counter())
+
+
 def sweep_seconds(workers: int, windows: int = 4000) -> float:
     """Seconds from epoch to epoch in a sweep, training by `workers`."""
-    seen: list[float] = []
-
-    def watch(kind: str, news: dict[str, Any]) -> None:
-        if kind in ("epoch", "end"):
-            seen.append(time.perf_counter())
-
+    clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         store = store_of(Path(name), windows, BASE["channels"], BASE["folds"])
         (Path(name) / "space.py").write_text(SPACE)
-        sweep(Path(name) / "space.py", store, Path(name) / "run", trials=1, folds=4, workers=workers, watch=watch)
-    return min(b - a for a, b in itertools.pairwise(seen))
+        sweep(Path(name) / "space.py", store, Path(name) / "run", trials=1, folds=4, workers=workers, callback=clock)
+    return min(b - a for a, b in itertools.pairwise(clock.times))
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ import torch
 from benchmarks import peers
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
-from raypipe import sweep
+from raypipe import SweepCallback, sweep
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import score
 from raypipe.models.conformer import Conformer, normalise
+from raypipe.storage.run_store import TrialResult
 from tests.support.toys import write_store
 
 FOLDS, EPOCHS, BATCH = 4, 5, 64
@@ -159,10 +160,24 @@ def by_tune(where: str, network: str, trials: int) -> float:
     return seconds
 
 
+class Clock(SweepCallback):
+    """Records the time and the processors' ticks at the end of epochs and trials."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[float, tuple[float, float]]] = []
+        self.ends: list[tuple[float, tuple[float, float]]] = []
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        self.epochs.append((time.perf_counter(), processor_seconds()))
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        self.ends.append((time.perf_counter(), processor_seconds()))
+
+
 def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
     """Seconds of the call, and in words where they went."""
     (folder / "space.py").write_text(SPACE)
-    seen: list[tuple[float, str, tuple[float, float]]] = []
+    clock = Clock()
     start = time.perf_counter()
     run = sweep(
         folder / "space.py",
@@ -171,12 +186,10 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
         trials=trials,
         folds=FOLDS,
         prune=False,
-        watch=lambda kind, news: seen.append((time.perf_counter(), kind, processor_seconds())),
+        callback=clock,
     )
     seconds = time.perf_counter() - start
-    (first, _, begun), (last, _, ended) = [
-        [e for e in seen if e[1] == kind][i] for kind, i in (("epoch", 0), ("end", -1))
-    ]
+    (first, begun), (last, ended) = clock.epochs[0], clock.ends[-1]
     busy = (ended[0] - begun[0]) / (ended[1] - begun[1])
     epochs = [epoch for number in run.trials.index for epoch in run.store.history(number)]
     training = sum(epoch.seconds for epoch in epochs[1:]) / 2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raypipe.api import (
         Run,
+        SweepCallback,
         export,
         fit_ensemble,
         load_encoder,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Run",
+    "SweepCallback",
     "export",
     "fit_ensemble",
     "load_encoder",

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
 
     from raypipe.data.prepare import prepare
@@ -20,9 +18,11 @@ if TYPE_CHECKING:
     from raypipe.packaging.export import export
     from raypipe.packaging.predict import predict
     from raypipe.pretraining.encoders import load_encoder
+    from raypipe.trial.callback import SweepCallback
 
 __all__ = [
     "Run",
+    "SweepCallback",
     "export",
     "fit_ensemble",
     "load_encoder",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "SweepCallback": "raypipe.trial.callback",
     "export": "raypipe.packaging.export",
     "fit_ensemble": "raypipe.ensembles.fit",
     "load_encoder": "raypipe.pretraining.encoders",
@@ -102,22 +103,20 @@ def sweep(
     *,
     warm_start: str | Path | None = None,
     init: str | Path | None = None,
-    watch: Callable[[str, dict[str, Any]], None] = lambda kind, news: None,
+    callback: SweepCallback | None = None,
     **options: Any,
 ) -> Run:
     """Search `space` on the windows of `data`, in the run folder `run`; see `raypipe.search.sweep.sweep`."""
     from raypipe.search import sweep as search
 
-    return Run(search.sweep(space, data, run, warm_start=warm_start, init=init, watch=watch, **options))
+    return Run(search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, **options))
 
 
-def resume(
-    run: str | Path, *, watch: Callable[[str, dict[str, Any]], None] = lambda kind, news: None, **changes: Any
-) -> Run:
+def resume(run: str | Path, *, callback: SweepCallback | None = None, **changes: Any) -> Run:
     """Continue a run with its own options; `changes` replace some of them. See `raypipe.search.sweep.resume`."""
     from raypipe.search import sweep as search
 
-    return Run(search.resume(run, watch=watch, **changes))
+    return Run(search.resume(run, callback=callback, **changes))
 
 
 def rerun(
@@ -125,10 +124,10 @@ def rerun(
     *,
     top: int = 3,
     seeds: int = 5,
-    watch: Callable[[str, dict[str, Any]], None] = lambda kind, news: None,
+    callback: SweepCallback | None = None,
     **changes: Any,
 ) -> Run:
     """Train a run's best trials again on new seeds. See `raypipe.search.sweep.rerun`."""
     from raypipe.search import sweep as search
 
-    return Run(search.rerun(run, top=top, seeds=seeds, watch=watch, **changes))
+    return Run(search.rerun(run, top=top, seeds=seeds, callback=callback, **changes))

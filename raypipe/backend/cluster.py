@@ -15,6 +15,7 @@ from typing import Any
 
 from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import UserError, first_line
+from raypipe.trial.callback import SweepCallback
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,8 +37,8 @@ class Cluster:
     ----------
     address
         Of a running cluster; None starts Ray on this machine.
-    watch
-        Told of the start.
+    callback
+        Its `on_ray_start` is called.
     preload
         Modules to import while Ray's processes come up.
 
@@ -47,11 +48,9 @@ class Cluster:
         Takes what Ray prints.
     """
 
-    def __init__(
-        self, address: str | None, watch: Callable[[str, dict[str, Any]], None], preload: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, address: str | None, callback: SweepCallback, preload: Sequence[str] = ()) -> None:
         self._preload = ("raypipe.backend.worker_groups", *preload)
-        self._address, self._watch = address, watch
+        self._address, self._callback = address, callback
         self.noise = CapturedOutput()
         self._stack = contextlib.ExitStack()
         self._started = self._ours = False
@@ -74,7 +73,7 @@ class Cluster:
             os.environ.setdefault(name, value)
         if not self._address:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not reclaimed
-        self._watch("launch", {"address": self._address})
+        self._callback.on_ray_start(self._address)
         with contextlib.redirect_stdout(self.noise), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray

@@ -13,13 +13,12 @@ from raypipe.backend.resources import max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.callback import Layout, SweepCallback
 
 if TYPE_CHECKING:
     from raypipe.backend.tune import TrialQueue
     from raypipe.core.options import SweepOptions
     from raypipe.storage.budget import Budget
-
-Watch = Callable[[str, dict[str, Any]], None]
 
 ACTOR_BYTES = 120 * 10**6
 """Bytes that a slot takes, on whichever machine (benchmarks/RESULTS.md)."""
@@ -33,7 +32,7 @@ def supervise(
     ledger: TrialQueue,
     open_ledger: Callable[[], TrialQueue],
     cluster: Cluster,
-    watch: Watch,
+    callback: SweepCallback,
 ) -> None:
     """Execute a sweep; again, as another driver would, where what executes it has died.
 
@@ -45,8 +44,8 @@ def supervise(
         The ledger, and what opens it anew: that settles what was left in mid-air.
     cluster
         Started anew in between.
-    watch
-        Told of it.
+    callback
+        Its `on_restart` is called.
 
     Raises
     ------
@@ -61,7 +60,7 @@ def supervise(
             lives = MAX_RESTARTS if error.progress else lives - 1
             if not lives:
                 raise UserError(f"{error}, {MAX_RESTARTS} times on end; the same command goes on from here") from error
-            watch("again", {"reason": str(error)})
+            callback.on_restart(str(error))
         cluster.restart()
         ledger = open_ledger()
 
@@ -73,7 +72,7 @@ def execute(
     storage: Any,
     budget: Budget,
     cluster: Cluster,
-    watch: Watch,
+    callback: SweepCallback,
     ledger: TrialQueue,
 ) -> None:
     """Have Ray run what the ledger hands out."""
@@ -95,16 +94,24 @@ def execute(
         home = ray.get_runtime_context().get_node_id()
         most = max_trials_on_driver(home, WorkerGroups.FOOTPRINT)
         if options.concurrent and options.concurrent > most:
-            watch("crowded", {"asked": options.concurrent, "most": most})
+            callback.on_concurrency_limited(options.concurrent, most)
             options = options.model_copy(update={"concurrent": most})
-        workers, concurrent = wait_for_resources(options, store.folds.n_folds, watch)
+        workers, concurrent = wait_for_resources(options, store.folds.n_folds, callback)
         if concurrent > most:
-            watch("crowded", {"asked": concurrent, "most": most})
+            callback.on_concurrency_limited(concurrent, most)
             concurrent = most
         ledger.parallel = concurrent
-        there, each = ray.cluster_resources(), {"cpus": options.cpus_per_worker, "gpus": options.gpus_per_worker}
-        all_of = {"cores": there.get("CPU", 0.0), "GPUs": there.get("GPU", 0.0)}
-        watch("layout", {"workers": workers, "concurrent": concurrent} | each | all_of)
+        there = ray.cluster_resources()
+        callback.on_layout(
+            Layout(
+                workers=workers,
+                concurrent=concurrent,
+                cpus=options.cpus_per_worker,
+                gpus=options.gpus_per_worker,
+                total_cpus=there.get("CPU", 0.0),
+                total_gpus=there.get("GPU", 0.0),
+            )
+        )
         gpus = workers * concurrent * options.gpus_per_worker
         stack.enter_context(budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
         desk = open_broker(home, workers, concurrent)
@@ -122,8 +129,8 @@ def execute(
             grows=bool(options.address),
         )
         lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
-        watchdog = Watchdog(desk, tell=lambda: watch("silent", {}))
-        search = RunSearch(ledger, storage, over=budget.over, watch=watch, lost=lost, look=watchdog.look)
+        watchdog = Watchdog(desk, tell=callback.on_actor_lost)
+        search = RunSearch(ledger, storage, over=budget.over, callback=callback, lost=lost, look=watchdog.look)
         try:
             groups = WorkerGroups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
@@ -155,7 +162,7 @@ def execute(
         if search.interrupted:
             raise InterruptedSweepError
         if search.used_up:
-            watch("late", {"reason": search.used_up})
+            callback.on_budget_used(search.used_up)
 
 
 def open_broker(node: str, workers: int, concurrent: int) -> Any:

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.resources import WAIT_SECONDS
 from raypipe.core.errors import UserError, first_line
+from raypipe.trial.callback import SweepCallback
 
 GLANCE = 5.0
 """Seconds after which it is said that a machine is waited for."""
 
 LIVES = 3
 """Machines that a measurement may be lost with."""
-
-Say = Callable[[str], object]
 
 
 class Site(NamedTuple):
@@ -29,17 +28,17 @@ class Site(NamedTuple):
 
 
 @contextlib.contextmanager
-def connect(address: str, *, cpus: float, gpus: float, say: Say = lambda text: None) -> Iterator[Site]:
+def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) -> Iterator[Site]:
     """Join a cluster while the block lasts.
 
     Parameters
     ----------
     address
         Of the cluster.
+    callback
+        Its `on_waiting` is called while no machine is free.
     cpus, gpus
         A worker's share.
-    say
-        Told when a machine is waited for.
 
     Raises
     ------
@@ -47,7 +46,7 @@ def connect(address: str, *, cpus: float, gpus: float, say: Say = lambda text: N
         There is no cluster; or, of `Site.run`, no machine with so much room for ten minutes, or what the function
         raised.
     """
-    with Cluster(address, lambda kind, news: None) as cluster:
+    with Cluster(address, SweepCallback()) as cluster:
         cluster.start()
         import ray
 
@@ -57,7 +56,7 @@ def connect(address: str, *, cpus: float, gpus: float, say: Say = lambda text: N
             for life in range(LIVES):
                 ready = place(_nothing).remote()
                 if not ray.wait([ready], timeout=GLANCE)[0]:
-                    say(f"waiting for a machine with {cpus:g} core(s) and {gpus:g} GPU(s)")
+                    callback.on_waiting(f"no machine has {cpus:g} core(s) and {gpus:g} GPU(s) free")
                     if not ray.wait([ready], timeout=WAIT_SECONDS)[0]:
                         ray.cancel(ready, force=True)
                         raise UserError(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
+from raypipe.trial.callback import SweepCallback
 
 if TYPE_CHECKING:
     from raypipe.core.options import SweepOptions
 
-
-Watch = Callable[[str, dict[str, Any]], None]
 
 WAIT_SECONDS = 600.0
 """Seconds that a cluster without room is waited for: a machine from a cloud takes minutes."""
@@ -75,7 +74,7 @@ def divide_resources(options: SweepOptions, n_folds: int, resources: dict[str, f
 def wait_for_resources(
     options: SweepOptions,
     n_folds: int,
-    watch: Watch,
+    callback: SweepCallback,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[int, int]:
@@ -104,7 +103,7 @@ def wait_for_resources(
             some = (
                 f"room for {found[1]} trial(s) at a time; --concurrent {found[1]} begins at once" if found else refusal
             )
-            watch("wait", {"reason": str(some)})
+            callback.on_waiting(str(some))
             one = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
             wanted = {name: amount for name, amount in one.items() if amount}
             request_resources(bundles=[wanted] * min(options.workers or 1, n_folds) * (options.concurrent or 1))

@@ -16,10 +16,8 @@ from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, Use
 from raypipe.storage.journal import STUDY_NAME
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore, State, TrialResult
+from raypipe.trial.callback import SweepCallback
 from raypipe.trial.failures import DrawError
-
-Watch = Callable[[str, dict[str, Any]], None]
-"""Told what happens: ``start``, ``epoch``, ``end`` and the trial's number, epoch, score, result."""
 
 SAME_FAILURES = 3
 MAX_ACTOR_DEATHS = 3
@@ -74,7 +72,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         storage: Any,
         *,
         over: Callable[[], str],
-        watch: Watch,
+        callback: SweepCallback,
         lost: Callable[[float], bool] = lambda seconds: False,
         look: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -82,7 +80,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         super().__init__(ledger.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
         self.ledger = ledger
         self._over = over
-        self.watch = watch
+        self.callback = callback
         self._lost, self.look = lost, look
         self.progress = False
         self.fatal: BaseException | None = None
@@ -115,7 +113,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
                 return None if self._open else Searcher.FINISHED
             self._numbers[trial_id] = number
             self._open.add(number)
-            self.watch("start", {"number": number, "config": self.ledger.run.config(number)})
+            self.callback.on_trial_start(number, self.ledger.run.config(number))
             return {"number": number}
         return Searcher.FINISHED
 
@@ -127,7 +125,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         """Whether a trial that has reported an epoch trains on."""
         number = self._numbers[trial_id]
         self.progress = True
-        self.watch("epoch", {"number": number} | {name: result[name] for name in ("epoch", "score", "folds")})
+        self.callback.on_epoch(number, result["epoch"], result["score"], result["folds"])
         try:
             if not self.ledger.observe(number):
                 self._stopping[trial_id] = ("pruned", "stopped by successive halving")
@@ -145,7 +143,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         """Say so, once, from where it may be said: `drain` may have been called from a signal handler."""
         if self.draining and not self._announced:
             self._announced = True
-            self.watch("drain", {"running": len(self._open)})
+            self.callback.on_draining(len(self._open))
 
     def desk_is_lost(self, seconds: float = 0.0) -> bool:
         """Whether the desk has died, or is seen to have within so many seconds; the sweep is then begun again."""
@@ -200,7 +198,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def _end(self, ended: TrialResult) -> None:
         self._open.discard(ended.number)
-        self.watch("end", {"number": ended.number, "result": ended})
+        self.callback.on_trial_end(ended)
         if ended.state == "failed":
             self._count_failure(ended)
         else:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.storage.remote import shell_quoted
+from raypipe.trial.callback import SweepCallback
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def bound(console: Console) -> Console:
     return Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
 
 
-class Counter(AbstractContextManager["Counter"]):
+class Counter(SweepCallback, AbstractContextManager["Counter"]):
     """Progress over a known number of things, as the callback ``(done, total, text)``."""
 
     def __init__(self, console: Console, what: str) -> None:
@@ -67,8 +68,13 @@ class Counter(AbstractContextManager["Counter"]):
             self._said = time.monotonic()
             self._console.print(f"{self._what}: {done}/{total} {text}".rstrip(), highlight=False)
 
-    def say(self, line: str) -> None:
-        """Show a line that stays."""
+    def on_waiting(self, reason: str) -> None:
+        self._print(f"waiting for the cluster: {reason}")
+
+    def on_draining(self, running: int) -> None:
+        self._print(f"stopping: {running} worker(s) finish the epoch under way; Ctrl-C again stops now")
+
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __exit__(

@@ -66,7 +66,7 @@ def plan(
             gpus_per_worker=gpus_per_worker,
             concurrent=concurrent,
             progress=counter,
-            say=counter.say,
+            callback=counter,
         )
     console.print(found.render(), highlight=False, soft_wrap=True)
 
@@ -122,7 +122,7 @@ def sweep(
             run,
             warm_start=warm_start,
             init=init,
-            watch=view,
+            callback=view,
             trials=trials,
             folds=folds,
             held_out=held_out_of(held_out),
@@ -203,7 +203,7 @@ def pretrain(
             gpus_per_worker=gpus_per_worker,
             address=address,
             progress=counter,
-            say=counter.say,
+            callback=counter,
         )
     print_pretrained(run)
 
@@ -226,7 +226,7 @@ def rerun(
         raise UserError(f"{run}: a pretrained run has no trials to train again")
     limits = {"time_budget": seconds_of(time_budget), "gpu_hours": gpu_hours}
     with SweepView(console) as view:
-        train_again(run, top=top, seeds=seeds, watch=view, address=address, workers=workers, **limits)
+        train_again(run, top=top, seeds=seeds, callback=view, address=address, workers=workers, **limits)
     print_status(run)
     print_advice(run)
 
@@ -248,7 +248,7 @@ def resume(
         if any(given is not None for given in (trials, time_budget, gpu_hours)):
             raise UserError(f"{run}: a pretrained run has no --trials, no --time-budget and no --gpu-hours")
         with Counter(console, "pretraining") as counter:
-            pretrain_on(run, workers=workers, address=address, progress=counter, say=counter.say)
+            pretrain_on(run, workers=workers, address=address, progress=counter, callback=counter)
         print_pretrained(run)
         return
     from raypipe.cli.progress import SweepView
@@ -256,6 +256,6 @@ def resume(
 
     with SweepView(console) as view:
         limits = {"trials": trials, "time_budget": seconds_of(time_budget), "gpu_hours": gpu_hours}
-        go_on(run, watch=view, address=address, workers=workers, **limits)
+        go_on(run, callback=view, address=address, workers=workers, **limits)
     print_status(run)
     print_advice(run)

@@ -35,6 +35,7 @@ from raypipe.training import checkpoint
 from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.autotune import stem_seconds
+from raypipe.trial.callback import SweepCallback
 
 MOST = 6
 """Configurations that are measured: the START points, then draws."""
@@ -136,7 +137,7 @@ def forecast(
     gpus: float | None = None,
     address: str | None = None,
     progress: Progress = no_progress,
-    say: Callable[[str], object] = lambda text: None,
+    callback: SweepCallback | None = None,
     **options: Any,
 ) -> Forecast:
     """Measure a few steps of a space's START points and of some draws, and reckon what the sweep takes.
@@ -151,8 +152,8 @@ def forecast(
         A Ray cluster on one of whose machines is measured, with a worker's share of it; None: here.
     progress
         Told of configurations measured, of how many, and a text.
-    say
-        Told of what is waited for.
+    callback
+        Its `on_waiting` is called while no machine of the cluster is free.
     **options
         As of `sweep`: `trials`, `folds`, `held_out`, `workers`, `cpus_per_worker`, `gpus_per_worker`, `concurrent`.
 
@@ -179,7 +180,7 @@ def forecast(
     samples = []
     with contextlib.ExitStack() as stack:
         stack.callback(_feed.cache_clear)
-        site = stack.enter_context(connect(address, **share, say=say)) if address else None
+        site = stack.enter_context(connect(address, callback or SweepCallback(), **share)) if address else None
         run: Callable[..., Sample] = functools.partial(site.run, measure) if site else measure
         for number, config in enumerate(configs):
             progress(number, len(configs), "configurations measured")

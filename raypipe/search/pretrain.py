@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import OPTIONS, versions
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.callback import SweepCallback
 
 LOOK = 0.5
 
@@ -47,7 +47,7 @@ def pretrain(
     gpus_per_worker: float = 0,
     address: str | None = None,
     progress: Progress = no_progress,
-    say: Callable[[str], object] = lambda line: None,
+    callback: SweepCallback | None = None,
 ) -> PretrainedRun:
     """Pretrain an encoder on windows of all subjects that are not held out.
 
@@ -72,8 +72,10 @@ def pretrain(
         Windows a worker keeps the activations of at a time.
     workers, cpus_per_worker, gpus_per_worker, address
         More than one worker, or an address, are run by Ray Train. They may change from one call to the next.
-    progress, say
-        Told how far it is, and what happens besides.
+    progress
+        Called after every epoch.
+    callback
+        Its `on_draining` is called after a Ctrl-C.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def pretrain(
         )
         store = PretrainedRun.create(run, info, made)
     layout = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker, "address": address}
-    return _drive(store, layout, progress, say)
+    return _drive(store, layout, progress, callback or SweepCallback())
 
 
 def resume(
@@ -118,13 +120,15 @@ def resume(
     workers: int | None = None,
     address: str | None = None,
     progress: Progress = no_progress,
-    say: Callable[[str], object] = lambda line: None,
+    callback: SweepCallback | None = None,
 ) -> PretrainedRun:
     """Go on with pretraining, as it was last driven or with another number of workers."""
     store = PretrainedRun(run)
     layout = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {"workers": 1, "cpus": 1, "gpus": 0}
     changes = {"workers": workers, "address": address}
-    return _drive(store, layout | {k: v for k, v in changes.items() if v is not None}, progress, say)
+    return _drive(
+        store, layout | {k: v for k, v in changes.items() if v is not None}, progress, callback or SweepCallback()
+    )
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:
@@ -163,15 +167,13 @@ def _same(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_
         raise UserError(f"{store.where}: it was begun with other settings, and they are frozen; name a new run folder")
 
 
-def _drive(
-    store: PretrainedRun, layout: dict[str, Any], progress: Progress, say: Callable[[str], object]
-) -> PretrainedRun:
+def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback) -> PretrainedRun:
     with Lease(store.folder):
         write_json(store.folder, OPTIONS, layout)
         if store.over:
             return store
         if layout["workers"] > 1 or layout.get("address"):
-            _with_ray(store, layout, progress, say)
+            _with_ray(store, layout, progress, callback)
         else:
             stop = threading.Event()
             with on_first_interrupt(stop.set):
@@ -183,8 +185,8 @@ def _drive(
     return store
 
 
-def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, say: Callable[[str], object]) -> None:
-    with Cluster(layout.get("address"), lambda kind, news: None) as cluster, cluster.noise.kept(store.folder):
+def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback) -> None:
+    with Cluster(layout.get("address"), callback) as cluster, cluster.noise.kept(store.folder):
         cluster.start()
         from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
@@ -197,7 +199,7 @@ def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, 
                     if stop.is_set():
                         going.drain()
                         if not asked:
-                            say("stopping: the workers finish the epoch under way; Ctrl-C again stops now")
+                            callback.on_draining(int(layout["workers"]))
                         asked = True
             tell(store, progress)
         if isinstance(going.error, UserError):

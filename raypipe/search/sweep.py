@@ -27,13 +27,11 @@ from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS
 from raypipe.storage.run_store import RunInfo, RunStore, versions
+from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
 
 if TYPE_CHECKING:
     from raypipe.search.warm_start import WarmStart
-
-
-Watch = Callable[[str, dict[str, Any]], None]
 
 
 def sweep(
@@ -43,7 +41,7 @@ def sweep(
     *,
     warm_start: str | Path | None = None,
     init: str | Path | None = None,
-    watch: Watch = lambda kind, news: None,
+    callback: SweepCallback | None = None,
     **options: Any,
 ) -> RunStore:
     """Search `space` on the windows of `data`, in the run folder `run`.
@@ -63,8 +61,8 @@ def sweep(
     init
         A pretrained run, or an encoder exported from one, that configurations with ``init/name=pretrained`` start from.
         It is copied into a new run; where `run` lies there already, it is not looked at.
-    watch
-        Told of every event.
+    callback
+        Called at every event.
     **options
         See `SweepOptions`.
 
@@ -83,20 +81,26 @@ def sweep(
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     source = load_space(space)
-    with Cluster(chosen.address, watch, preload=["raypipe.search.study"]) as cluster:
+    callback = callback or SweepCallback()
+    with Cluster(chosen.address, callback, preload=["raypipe.search.study"]) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):
-            warm = _warm(warm_start, source, windows, watch)
+            warm = _warm(warm_start, source, windows, callback)
         store = _open(source, windows, str(run), chosen, warm, init, begin=cluster.start)
-        return _drive(store, windows, chosen, cluster, watch)
+        return _drive(store, windows, chosen, cluster, callback)
 
 
-def resume(run: str | Path, *, watch: Watch = lambda kind, news: None, **changes: Any) -> RunStore:
+def resume(run: str | Path, *, callback: SweepCallback | None = None, **changes: Any) -> RunStore:
     """Go on with a run as it was last driven; `changes` replace options (more trials, another address)."""
-    return _resume(run, watch, {name: value for name, value in changes.items() if value is not None})
+    return _resume(run, callback, {name: value for name, value in changes.items() if value is not None})
 
 
-def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple[int, int] | None = None) -> RunStore:
+def _resume(
+    run: str | Path,
+    callback: SweepCallback | None,
+    changes: dict[str, Any],
+    again: tuple[int, int] | None = None,
+) -> RunStore:
     store = RunStore.open(run)
     if not store.folder.exists(OPTIONS):
         last = read_lease(store.folder)
@@ -106,12 +110,13 @@ def _resume(run: str | Path, watch: Watch, changes: dict[str, Any], again: tuple
     chosen = parse_options({**read_json(store.folder, OPTIONS), **changes})
     windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
-    with Cluster(chosen.address, watch, preload=["raypipe.search.study"]) as cluster:
-        return _drive(store, windows, chosen, cluster, watch, again)
+    callback = callback or SweepCallback()
+    with Cluster(chosen.address, callback, preload=["raypipe.search.study"]) as cluster:
+        return _drive(store, windows, chosen, cluster, callback, again)
 
 
 def rerun(
-    run: str | Path, *, top: int = 3, seeds: int = 5, watch: Watch = lambda kind, news: None, **changes: Any
+    run: str | Path, *, top: int = 3, seeds: int = 5, callback: SweepCallback | None = None, **changes: Any
 ) -> RunStore:
     """Train a run's best trials again on new seeds, as trials of the same run on the same folds.
 
@@ -126,7 +131,7 @@ def rerun(
         How many of its best trials; reruns are never rerun.
     seeds
         How many new seeds for each.
-    watch, **changes
+    callback, **changes
         As for `resume`.
 
     Raises
@@ -135,14 +140,14 @@ def rerun(
         No trial is complete, or the run was never driven.
     """
     lifted: dict[str, Any] = {"time_budget": None, "gpu_hours": None}
-    return _resume(run, watch, lifted | {k: v for k, v in changes.items() if v is not None}, (top, seeds))
+    return _resume(run, callback, lifted | {k: v for k, v in changes.items() if v is not None}, (top, seeds))
 
 
-def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, watch: Watch) -> WarmStart:
+def _warm(where: str | Path, space: SearchSpace, windows: WindowStore, callback: SweepCallback) -> WarmStart:
     from raypipe.search.warm_start import warm_start
 
     warm = warm_start(RunStore.open(where), space, task=windows.manifest.task, metric=windows.metric)
-    watch("warm", {"run": warm.run, "trials": len(warm.trials), "finished": warm.finished})
+    callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
     return warm
 
 
@@ -214,7 +219,7 @@ def _drive(
     windows: WindowStore,
     options: SweepOptions,
     cluster: Cluster,
-    watch: Watch,
+    callback: SweepCallback,
     again: tuple[int, int] | None = None,
 ) -> RunStore:
     from raypipe.search.pruner import SuccessiveHalving
@@ -226,14 +231,15 @@ def _drive(
             Lease(store.folder) as lease,
             cluster.noise.kept(store.folder),
             silence_optuna(),
-            closing(TrackingCallback(store, options.track, watch)) as watch,
+            closing(TrackingCallback(store, options.track)) as tracking,
         ):
+            callback = CallbackList([tracking, callback])
             storage = open_journal(store)
             if again is not None:
                 total = StudyQueue(store, windows, storage, trials=None).ask_again(*again)
                 options = options.model_copy(update={"trials": total})
             elif options.trials < (there := len(store.listing())):
-                watch("fewer", {"asked": options.trials, "there": there})
+                callback.on_trials_kept(options.trials, there)
                 options = options.model_copy(update={"trials": there})
             write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
@@ -242,37 +248,37 @@ def _drive(
             def open_ledger() -> StudyQueue:
                 ledger = StudyQueue(store, windows, storage, trials=options.trials, pruner=pruner)
                 for result in ledger.settled:
-                    watch("settled", {"number": result.number, "result": result})
+                    callback.on_trial_settled(result)
                 return ledger
 
             ledger = open_ledger()
-            watch("open", _news(store, windows) | {"trials": options.trials})
+            callback.on_open(_snapshot(store, windows, options.trials))
             if not ledger.exhausted:
                 budget = Budget(lease, options.time_budget, options.gpu_hours)
                 if reason := budget.over():
-                    watch("late", {"reason": reason})
+                    callback.on_budget_used(reason)
                 else:
-                    run = functools.partial(execute, store, windows, options, storage, budget, cluster, watch)
-                    supervise(run, ledger, open_ledger, cluster, watch)
+                    run = functools.partial(execute, store, windows, options, storage, budget, cluster, callback)
+                    supervise(run, ledger, open_ledger, cluster, callback)
             store.tidy()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
     return store
 
 
-def _news(store: RunStore, windows: WindowStore) -> dict[str, Any]:
-    """What a run has come to before this driver."""
+def _snapshot(store: RunStore, windows: WindowStore, trials: int) -> RunSnapshot:
+    """Return the state of a run before this driver."""
     results = store.results()
     ranked = store.ranked(results)
-    return {
-        "where": store.where,
-        "metric": store.info.metric,
-        "direction": store.info.direction,
-        "baseline": constant_baseline(store, windows),
-        "states": [result.state for result in results],
-        "failures": [result.failure or "error" for result in results if result.state == "failed"],
-        "best": (ranked[0].score, ranked[0].number) if ranked else None,
-    }
+    return RunSnapshot(
+        where=store.where,
+        metric=store.info.metric,
+        direction=store.info.direction,
+        baseline=constant_baseline(store, windows),
+        trials=trials,
+        results=results,
+        best=ranked[0] if ranked else None,
+    )
 
 
 def _longest_trial(space: SearchSpace) -> int:

@@ -19,14 +19,13 @@ from raypipe.core.config import flat
 from raypipe.core.errors import UserError, first_line, missing_package, nearest
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.trial.callback import SweepCallback
 
 log = logging.getLogger(__name__)
 
 NONE = "none"
 PATIENCE = 30.0
 """Seconds that a driver which ends waits for what is still to be told."""
-
-Watch = Callable[[str, dict[str, Any]], None]
 
 
 class Tracker(Protocol):
@@ -219,7 +218,7 @@ def installed(name: str) -> bool:
     return found is not None and found.origin is not None
 
 
-class TrackingCallback:
+class TrackingCallback(SweepCallback):
     """Tells trackers of a run's events, from a thread of its own: the sweep waits for no service.
 
     At the first event of a trial, all its epochs are told, so that what an earlier driver had no time for is there too.
@@ -230,15 +229,13 @@ class TrackingCallback:
         The run.
     names
         Of `TRACKERS`; those whose package is missing are left out with a warning.
-    watch
-        Who is told of every event, at once.
     """
 
-    def __init__(self, run: RunStore, names: Sequence[str], watch: Watch) -> None:
-        self._run, self._watch = run, watch
+    def __init__(self, run: RunStore, names: Sequence[str]) -> None:
+        self._run = run
         self._trackers: dict[str, Tracker] = {}
         self._told: dict[int, int] = {}
-        self._events: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[int | TrialResult | None] = queue.SimpleQueue()
         # What tensorboard writes is appended to, which storage behind a URI does not know.
         wanted = [name for name in names if name != NONE and (name != "tensorboard" or run.local is not None)]
         for name in wanted:
@@ -248,12 +245,18 @@ class TrackingCallback:
         self._thread = threading.Thread(target=self._keep, name="raypipe-trackers", daemon=True)
         self._thread.start()
 
-    def __call__(self, kind: str, news: dict[str, Any]) -> None:
-        """An event of the driver's."""
-        told = {"epoch": "number", "end": "result", "settled": "result"}
-        if self._names and kind in told:
-            self._events.put(("epoch" if kind == "epoch" else "end", news[told[kind]]))
-        self._watch(kind, news)
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        self._put(number)
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        self._put(result)
+
+    def on_trial_settled(self, result: TrialResult) -> None:
+        self._put(result)
+
+    def _put(self, event: int | TrialResult) -> None:
+        if self._names:
+            self._events.put(event)
 
     def close(self) -> None:
         """This driver tells no more; what is still to be told has half a minute."""
@@ -264,8 +267,7 @@ class TrackingCallback:
         for name in list(self._names):
             self._try(name, partial(self._begin, name))
         while (event := self._events.get()) is not None:
-            kind, what = event
-            number = what.number if kind == "end" else what
+            number = event if isinstance(event, int) else event.number
             try:
                 # One that drew an invalid configuration was never recorded.
                 history = self._run.history(number) if self._run.has_trial(number) else None
@@ -273,7 +275,7 @@ class TrackingCallback:
                 log.warning("trial %d: an epoch is told later: %s", number, first_line(error))
                 continue
             if history is not None:
-                self._tell(number, history, what if kind == "end" else None)
+                self._tell(number, history, None if isinstance(event, int) else event)
         for name, tracker in list(self._trackers.items()):
             self._try(name, tracker.close)
 

@@ -126,7 +126,7 @@ def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
     wait_until(history.exists, "the first epoch")
     (slot,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the slot")
     os.kill(slot, signal.SIGSTOP)
-    wait_until(lambda: "fallen silent: its trial goes on in another" in driver.said(), "the driver to notice")
+    wait_until(lambda: "an actor sends no heartbeats and is declared dead" in driver.said(), "the driver to notice")
     gate.touch()
     out = driver.finish()
     assert driver.child.returncode == 0, out

@@ -13,6 +13,7 @@ from raypipe import sweep
 from raypipe.backend.cluster import Cluster
 from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.search.pretrain import pretrain
+from raypipe.trial.callback import SweepCallback
 from tests.support.faults import Kill, arming
 from tests.support.sweeps import gated, injected, wait_until
 from tests.support.toys import ToyWindows, write_store
@@ -31,7 +32,7 @@ def room(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
     write_store(folder / "store", ToyWindows(subjects=8, each=12))
     kill = Kill(state=str(folder / "kills"), name=r"all/epoch-0003", nth=2, when="amid")
-    with pytest.MonkeyPatch.context() as patch, Cluster(None, lambda kind, news: None) as cluster:
+    with pytest.MonkeyPatch.context() as patch, Cluster(None, SweepCallback()) as cluster:
         for name, value in injected(folder / "hook", arming(kill)).items():
             patch.setenv(name, value)
         cluster.start()

@@ -11,7 +11,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
 from raypipe.search.sweep import _open, resume
 from raypipe.storage.lease import read_lease
-from raypipe.storage.trial_log import read_log, read_noise
+from raypipe.storage.trial_log import read_log, read_output
+from tests.support.callbacks import Recorder
 from tests.support.simulated_sweep import SimulatedGroups, prepare_simulation, simulated
 
 pytestmark = pytest.mark.ray
@@ -32,12 +33,11 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
     windows = WindowStore(toy / "store")
     run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.5)
-    seen = []
-    watch = lambda *event: seen.append(event)  # noqa: E731
-    given = options | {"trials": 500, "prune": False, "watch": watch, "gpu_hours": 2 * 15 / 3600}
+    seen = Recorder()
+    given = options | {"trials": 500, "prune": False, "callback": seen, "gpu_hours": 2 * 15 / 3600}
     with simulated():
         sweep(toy / "space.py", toy / "store", tmp_path / "run", **given)
-        assert ("late", {"reason": "the GPU-hours were used up"}) in seen
+        assert [given.reason for given in seen.of("on_budget_used")] == ["the GPU-hours were used up"]
         ended = len(run.results())
         assert 0 < ended < 500
         stopped = [result.reason for result in run.results() if result.state == "stopped"]
@@ -56,24 +56,17 @@ def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, 
     windows = WindowStore(toy / "store")
     run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.2)
-    seen = []
+    seen = Recorder()
     with simulated():
-        sweep(
-            toy / "space.py",
-            toy / "store",
-            tmp_path / "run",
-            trials=10,
-            watch=lambda *event: seen.append(event),
-            **options,
-        )
+        sweep(toy / "space.py", toy / "store", tmp_path / "run", trials=10, callback=seen, **options)
     results = run.results()
     assert [result.number for result in results] == list(range(10))
     assert {result.state for result in results} <= {"complete", "pruned"}
     assert {"pruned", "complete"} <= {result.state for result in results}
-    assert sorted(news["number"] for kind, news in seen if kind == "end") == list(range(10))
+    assert sorted(given.result.number for given in seen.of("on_trial_end")) == list(range(10))
     assert len(run.oof(0).windows) == len(run.folds.search_index(windows.subjects))
     assert run.checkpoints(0, 0) == []
-    told = read_noise(run.folder)
+    told = read_output(run.folder)
     assert "Configuration for experiment" in told, "what Tune prints in the driver"
     assert "SimulatedSlot " in told, "what Ray's processes print"
     printed = capfd.readouterr()
@@ -87,10 +80,10 @@ def test_no_more_trials_run_at_a_time_than_the_drivers_machine_has_memory_for(tm
     run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.1)
     monkeypatch.setattr(SimulatedGroups, "FOOTPRINT", 10**15)
-    seen = []
-    given = options | {"trials": 2, "watch": lambda *event: seen.append(event)}
+    seen = Recorder()
+    given = options | {"trials": 2, "callback": seen}
     with simulated():
         sweep(toy / "space.py", toy / "store", tmp_path / "run", **given)
-    assert ("crowded", {"asked": 4, "most": 1}) in seen
-    assert [news["concurrent"] for kind, news in seen if kind == "layout"] == [1]
+    assert [(given.asked, given.limit) for given in seen.of("on_concurrency_limited")] == [(4, 1)]
+    assert [given.layout.concurrent for given in seen.of("on_layout")] == [1]
     assert len(run.results()) == 2

@@ -17,6 +17,7 @@ from raypipe.core.errors import DiskFullError, UserError
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
+from tests.support.callbacks import Recorder
 from tests.support.faults import small_disk
 from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
 
@@ -29,10 +30,10 @@ def cli_output(*arguments):
 
 
 def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
-    events = []
-    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=lambda k, n: events.append(k), **OPTIONS)
+    seen = Recorder()
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **OPTIONS)
     assert run.trials.state.tolist() == ["complete"] * 3
-    assert events.count("end") == 3
+    assert seen.names.count("on_trial_end") == 3
     windows = WindowStore(toy / "store")
     plain = RunStore.create(tmp_path / "plain", run.store.info, run.store.folds, run.store.space)
     threads = torch.get_num_threads()
@@ -50,9 +51,9 @@ def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
     assert not [name for name in run.store.folder.names() if name.endswith(".ckpt")]
 
     before = {name: run.store.folder.read(name) for name in run.store.folder.names("trials")}
-    events.clear()
-    again = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=lambda k, n: events.append(k), **OPTIONS)
-    assert events == ["open"]
+    seen = Recorder()
+    again = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **OPTIONS)
+    assert seen.names == ["on_open"]
     assert {name: again.store.folder.read(name) for name in again.store.folder.names("trials")} == before
 
     longer = resume(tmp_path / "run", trials=4)
@@ -61,11 +62,10 @@ def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
 
 
 def test_trials_beside_one_another_on_slots_of_one_worker(toy, tmp_path):
-    layouts = []
     options = {"trials": 5, "folds": 3, "prune": False, "concurrent": 2, "workers": 1}
-    watch = lambda kind, news: layouts.append(news) if kind == "layout" else None  # noqa: E731
-    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", watch=watch, **options)
-    assert (layouts[0]["workers"], layouts[0]["concurrent"]) == (1, 2)
+    seen = Recorder()
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **options)
+    assert [(given.layout.workers, given.layout.concurrent) for given in seen.of("on_layout")] == [(1, 2)]
     assert run.trials.state.tolist() == ["complete"] * 5
     assert len({tuple(c) for c in run.trials[["optim/lr", "sam/rho", "sam/name"]].to_numpy().tolist()}) == 5
     assert [t.state.name for t in study_of(run).trials] == ["COMPLETE"] * 5
@@ -125,12 +125,11 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, dr
     wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     finished = (where / "trials/0000/result.json").read_bytes()
     done = len(json.loads(history.read_text()))
-    epochs = []
-
-    run = resume(where, watch=lambda kind, news: epochs.append(news) if kind == "epoch" else None)
+    seen = Recorder()
+    run = resume(where, callback=seen)
     assert numbers(run) == numbers(undisturbed)
     assert (where / "trials/0000/result.json").read_bytes() == finished
-    assert min(news["epoch"] for news in epochs if news["number"] == 1) > done
+    assert min(given.epoch for given in seen.of("on_epoch") if given.number == 1) > done
     trials = study_of(run).trials
     assert [(t.number, t.state.name) for t in trials] == [(0, "COMPLETE"), (1, "COMPLETE"), (2, "COMPLETE")]
 
@@ -151,12 +150,12 @@ def test_successive_halving_stops_trials_and_says_so(toy, tmp_path):
 
 
 def test_a_used_up_time_budget_ends_trials_with_what_they_have(toy, tmp_path, monkeypatch):
-    def watch(kind, news):
-        if kind == "epoch" and (news["number"], news["epoch"]) == (1, 2):
+    def use_up(event, given):
+        if event == "on_epoch" and (given.number, given.epoch) == (1, 2):
             monkeypatch.setattr("raypipe.storage.lease.Lease.spent", 3601.0)
 
     options = OPTIONS | {"trials": 50, "time_budget": 3600, "concurrent": 1}
-    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=watch, **options)
+    run = sweep(toy / "long.py", toy / "store", tmp_path / "run", callback=Recorder(use_up), **options)
     assert run.trials.state.tolist() == ["complete", "stopped"]
     assert run.trials.reason[1] == "the time budget was used up"
     assert run.trials.trained.tolist() == [12, 2]

@@ -15,6 +15,8 @@ from raypipe import Run, resume, sweep
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import open_broker
 from raypipe.core.errors import InterruptedSweepError
+from raypipe.trial.callback import SweepCallback
+from tests.support.callbacks import Recorder
 from tests.support.faults import descendants, title, truncate
 from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
 
@@ -37,7 +39,7 @@ def test_tunes_own_files_cut_short_start_no_fresh_sweep(toy, tmp_path, drive, un
     again = drive("sweep", toy / "long.py", *flags)
     out = again.finish()
     assert again.child.returncode == 0, out
-    assert "going on: 1 of 3 trials have ended" in out
+    assert "resuming: 1 of 3 trials have ended" in out
     assert numbers(Run(where)) == numbers(undisturbed)
     assert [(t.number, t.state.name) for t in study_of(Run(where)).trials] == [(n, "COMPLETE") for n in range(3)]
 
@@ -83,14 +85,14 @@ def test_a_tune_that_dies_of_a_kill_for_memory_is_begun_again(toy, tmp_path, dri
     assert driver.child.returncode == 0, out
     assert mark.exists()
     assert "Ray Tune has died (Caught unexpected exception: Task was killed" in out
-    assert "going on from the run's records" in out
+    assert "restarting from the run's records" in out
     assert numbers(Run(where)) == numbers(undisturbed)
     assert [(t.number, t.state.name) for t in study_of(Run(where)).trials] == [(n, "COMPLETE") for n in range(3)]
 
 
 def test_a_ray_of_our_own_listens_on_loopback_only():
     """Ray's own listens on every interface."""
-    with Cluster(None, lambda kind, news: None) as cluster:
+    with Cluster(None, SweepCallback()) as cluster:
         cluster.start()
         import ray
 
@@ -133,14 +135,14 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
 
     stopped = []
 
-    def stop(kind, news):
-        if kind == "epoch" and news["epoch"] == 2 and not stopped:
-            stopped.append(news)
+    def stop(event, given):
+        if event == "on_epoch" and given.epoch == 2 and not stopped:
+            stopped.append(given)
             assert not nothing_is_held()
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedSweepError):
-        sweep(toy / "long.py", toy / "store", tmp_path / "run", watch=stop, **OPTIONS)
+        sweep(toy / "long.py", toy / "store", tmp_path / "run", callback=Recorder(stop), **OPTIONS)
     wait_until(nothing_is_held, "an interrupted sweep's resources")
     assert numbers(resume(tmp_path / "run")) == numbers(undisturbed)
     wait_until(nothing_is_held, "a finished sweep's resources")

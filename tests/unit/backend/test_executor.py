@@ -11,6 +11,8 @@ from raypipe.backend.resources import divide_resources as fit
 from raypipe.backend.resources import max_trials_on_driver, wait_for_resources, workers_per_trial
 from raypipe.core.errors import LostSweepError, UserError
 from raypipe.core.options import SweepOptions
+from raypipe.trial.callback import SweepCallback
+from tests.support.callbacks import Recorder
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ class Growing:
     """A cluster that gets a CPU a second, up to some; what it is asked for."""
 
     def __init__(self, monkeypatch, most):
-        self.seconds, self.most, self.asked, self.said = 0.0, most, [], []
+        self.seconds, self.most, self.asked, self.seen = 0.0, most, [], Recorder()
         monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": min(self.seconds, self.most)})
         monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(bundles))
 
@@ -73,8 +75,7 @@ class Growing:
         self.seconds += seconds
 
     def room(self, **options):
-        say = lambda kind, news: self.said.append((kind, news["reason"]))  # noqa: E731
-        return wait_for_resources(SweepOptions(**options), 4, say, clock=lambda: self.seconds, sleep=self.sleep)
+        return wait_for_resources(SweepOptions(**options), 4, self.seen, clock=lambda: self.seconds, sleep=self.sleep)
 
 
 def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
@@ -82,7 +83,8 @@ def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch
     assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 3)
     assert cluster.seconds == 6
     assert cluster.asked == [[{"CPU": 1}] * 6, []], "asked once, and no more than was needed is kept"
-    assert len(cluster.said) == 1 and "do not fit: there are 0 CPU" in cluster.said[0][1]
+    (waiting,) = cluster.seen.of("on_waiting")
+    assert "do not fit: there are 0 CPU" in waiting.reason
 
 
 def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_line(monkeypatch):
@@ -104,7 +106,7 @@ class Deaths:
     """Executes a sweep and dies, again and again, with or without an epoch before."""
 
     def __init__(self, *progress: bool):
-        self.progress, self.ledgers, self.restarts, self.said = list(progress), [], 0, []
+        self.progress, self.ledgers, self.restarts, self.seen = list(progress), [], 0, Recorder()
         self.exhausted = False
 
     def run(self, ledger):
@@ -116,13 +118,13 @@ class Deaths:
         self.restarts += 1
 
     def supervised(self):
-        supervise(self.run, self, lambda: Deaths(), self, lambda kind, news: self.said.append((kind, news["reason"])))
+        supervise(self.run, self, lambda: Deaths(), self, self.seen)
 
 
 def test_a_sweep_whose_executor_dies_begins_again_with_a_ledger_of_its_own():
     deaths = Deaths(False, True, False)
     deaths.supervised()
-    assert deaths.said == [("again", "the desk has died")] * 3
+    assert [given.reason for given in deaths.seen.of("on_restart")] == ["the desk has died"] * 3
     assert deaths.restarts == 3
     assert len(set(map(id, deaths.ledgers))) == 4
 
@@ -140,5 +142,5 @@ def test_nothing_is_executed_where_the_dead_one_had_done_all():
     deaths = Deaths(True)
     done = Deaths()
     done.exhausted = True
-    supervise(deaths.run, deaths, lambda: done, deaths, lambda kind, news: None)
+    supervise(deaths.run, deaths, lambda: done, deaths, SweepCallback())
     assert deaths.ledgers == [deaths]

@@ -15,8 +15,10 @@ from raypipe.reporting.status import read_status
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.trial_log import read_log
+from raypipe.trial.callback import SweepCallback
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
+from tests.support.callbacks import Recorder
 from tests.support.faults import FailingFolder
 from tests.support.toys import SPACE, ToyWindows, break_off, make_run
 
@@ -27,7 +29,7 @@ def search(tmp_path):
     run = make_run(tmp_path / "run", windows)
     storage = open_journal(run)
     ledger = StudyQueue(run, windows, storage, trials=9)
-    return RunSearch(ledger, storage, over=lambda: "", watch=lambda kind, news: None)
+    return RunSearch(ledger, storage, over=lambda: "", callback=SweepCallback())
 
 
 def test_a_desk_that_has_died_is_no_trials_fault(search):
@@ -127,7 +129,7 @@ def finished(search, epochs=None):
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
     name, _, result = finished(search)
     search.on_trial_complete(name, result)
-    again = RunSearch(search.ledger, search._storage, over=lambda: "", watch=lambda kind, news: None)
+    again = RunSearch(search.ledger, search._storage, over=lambda: "", callback=SweepCallback())
     for one in (search, again):
         for trial in range(SAME_FAILURES):
             fail(one, str(trial), "error", "it broke")
@@ -269,7 +271,7 @@ def test_a_score_that_is_no_number_is_told_as_failed(search, monkeypatch):
 
 
 def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
-    windows, seen = ToyWindows(), []
+    windows, seen = ToyWindows(), Recorder()
     space = SPACE.replace('"optim/lr", 1e-4, 1e-2', '"optim/lr", -1e-2, 1e-2').replace(", log=True)", ")", 1)
     space = space.replace("START = ", "START = [] and ")
     run = make_run(tmp_path / "run", windows, space=space)
@@ -278,7 +280,7 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
         StudyQueue(run, windows, storage, trials=6),
         storage,
         over=lambda: "",
-        watch=lambda kind, news: seen.append(kind),
+        callback=seen,
     )
     good = []
     while (answer := search.suggest(str(len(good)))) is not None:
@@ -286,7 +288,7 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     assert search.fatal is None
     bad = sorted(set(range(6)) - set(good))
     assert good and bad
-    assert seen.count("end") == len(bad)
+    assert seen.names.count("on_trial_end") == len(bad)
     assert told(run) == {number: ["FAIL"] for number in bad}
     for number in bad:
         ended = run.result(number)
@@ -297,15 +299,14 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
 
 
 def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search):
-    seen = []
-    search.watch = lambda kind, news: seen.append((kind, news))
+    seen = search.callback = Recorder()
     name, number, result = finished(search, epochs=1)
     stopper, scheduler = RunStopper(search), RunScheduler(search)
     assert not stopper.stop_all()
     search.drain()
     assert search.suggest("another") == "FINISHED"
     assert not stopper.stop_all() and not stopper.stop_all()
-    assert [news for kind, news in seen if kind == "drain"] == [{"running": 1}]
+    assert [given.running for given in seen.of("on_draining")] == [1]
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
     search.on_trial_complete(name, result | {"done": True})  # as Tune does where a scheduler stops a trial
     assert search.interrupted

@@ -13,7 +13,9 @@ import pytest
 from raypipe.core.errors import StorageError, UserError
 from raypipe.search.trackers import TRACKERS, TrackingCallback, require
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.trial.callback import CallbackList, SweepCallback
 from raypipe.trial.evaluator import finish_trial
+from tests.support.callbacks import Recorder
 from tests.support.toys import ToyWindows, make_run, tiny
 
 
@@ -31,12 +33,12 @@ def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     ]
 
 
-def tell(tracked: TrackingCallback, run: RunStore, scores: list[float], begin: int = 1) -> None:
+def tell(tracked: SweepCallback, run: RunStore, scores: list[float], begin: int = 1) -> None:
     """Play a driver that scores epochs from `begin` on."""
     for count in range(begin, begin + len(scores)):
         history = [*run.history(0)[: begin - 1], *epochs(scores, begin)][:count]
         run.write_history(0, history)
-        tracked("epoch", {"number": 0, "epoch": count, "score": history[-1].score})
+        tracked.on_epoch(0, count, history[-1].score, history[-1].fold_scores)
 
 
 def ended(state: str = "complete", score: float | None = 0.4) -> TrialResult:
@@ -63,15 +65,13 @@ def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def test_tensorboard_has_every_epoch_once_over_a_crash(run):
-    seen = []
-    first = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    first = TrackingCallback(run, ["tensorboard"])
     tell(first, run, [0.9, 0.5])
     first.close()
-    again = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    again = TrackingCallback(run, ["tensorboard"])
     run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune tells of a last epoch by the trial's end alone
-    again("end", {"number": 0, "result": ended()})
+    again.on_trial_end(ended())
     again.close()
-    assert seen == ["epoch", "epoch", "end"]
     found = events(run.local / "tensorboard/trial-0000")
     scores = [(step, values["score"]) for step, values in found if "score" in values]
     # All of a trial is told again at its first event, and TensorBoard drops what it had from there on.
@@ -83,8 +83,8 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
 
 def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
     run.write_history(0, epochs([0.9, 0.5, 0.4]))
-    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
-    tracked("settled", {"number": 0, "result": ended()})
+    tracked = TrackingCallback(run, ["tensorboard"])
+    tracked.on_trial_settled(ended())
     tracked.close()
     found = events(run.local / "tensorboard/trial-0000")
     assert [step for step, values in found if "score" in values] == [1, 2, 3]
@@ -93,7 +93,7 @@ def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
 
 def test_runs_behind_uris_have_no_event_files(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
-    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"])
     tell(tracked, run, [0.9])
     tracked.close()
     assert not list(Path(run.where).rglob("events.*"))
@@ -121,12 +121,12 @@ def test_a_tracker_that_fails_is_left_alone_and_the_sweep_is_told_of_all(run, mo
                 raise ConnectionError("no network")
 
     monkeypatch.setitem(TRACKERS, "wandb", (Broken, "json"))
-    seen = []
-    tracked = TrackingCallback(run, ["wandb"], lambda kind, news: seen.append(kind))
-    tell(tracked, run, [0.9, 0.8])
-    tracked("end", {"number": 0, "result": ended()})
+    seen, tracked = Recorder(), TrackingCallback(run, ["wandb"])
+    both = CallbackList([tracked, seen])
+    tell(both, run, [0.9, 0.8])
+    both.on_trial_end(ended())
     tracked.close()
-    assert seen == ["epoch", "epoch", "end"]
+    assert seen.names == ["on_epoch", "on_epoch", "on_trial_end"]
     assert caplog.text.count("wandb is told no more: ConnectionError: no network") == 1
 
 
@@ -173,12 +173,12 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
     entities.Metric, entities.Param = (lambda *given: given), (lambda *given: given)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
-    first = TrackingCallback(run, ["mlflow"], lambda kind, news: None)
+    first = TrackingCallback(run, ["mlflow"])
     tell(first, run, [0.9, 0.5])
     first.close()
-    again = TrackingCallback(run, ["mlflow"], lambda kind, news: None)
+    again = TrackingCallback(run, ["mlflow"])
     tell(again, run, [0.4], begin=3)
-    again("end", {"number": 0, "result": ended("pruned")})
+    again.on_trial_end(ended("pruned"))
     again.close()
     assert list(made) == ["trial 0"]
     told = made["trial 0"]
@@ -207,12 +207,12 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
     wandb.Settings = lambda **options: options
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
-    first = TrackingCallback(run, ["wandb"], lambda kind, news: None)
+    first = TrackingCallback(run, ["wandb"])
     tell(first, run, [0.9])
     first.close()
-    again = TrackingCallback(run, ["wandb"], lambda kind, news: None)
+    again = TrackingCallback(run, ["wandb"])
     tell(again, run, [0.5], begin=2)
-    again("end", {"number": 0, "result": ended("failed", None)})
+    again.on_trial_end(ended("failed", None))
     again.close()
     assert logged == [(1, 0.9), ("finish", 0), (2, 0.5), ("finish", 1)]
     assert opened[0]["id"] == opened[1]["id"] and opened[1]["resume"] == "allow"
@@ -232,17 +232,17 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch):
 
 
 def test_a_trial_that_failed_before_an_epoch_is_told(run):
-    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"])
     result = finish_trial(run, ToyWindows(), 0, "failed", "toy", "error")
-    tracked("end", {"number": 0, "result": result})
+    tracked.on_trial_end(result)
     tracked.close()
     assert events(run.local / "tensorboard") == []
 
 
 def test_a_trial_that_was_never_recorded_is_not_told_and_hurts_nobody(run, caplog):
-    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["tensorboard"])
     drawn = ended("failed", None).model_copy(update={"number": 1})
-    tracked("end", {"number": 1, "result": drawn})
+    tracked.on_trial_end(drawn)
     tell(tracked, run, [0.9])
     tracked.close()
     assert [step for step, _ in events(run.local / "tensorboard")] == [1, 1, 1, 1] and not caplog.text
@@ -268,27 +268,26 @@ def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
 
     slow: list[Slow] = []
     monkeypatch.setitem(TRACKERS, "wandb", (Slow, "json"))
-    tracked = TrackingCallback(run, ["wandb"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["wandb"])
     tell(tracked, run, [0.9, 0.8, 0.7])
-    tracked("end", {"number": 0, "result": ended()})  # all of it while the first epoch is still being told
+    tracked.on_trial_end(ended())  # all of it while the first epoch is still being told
     let.set()
     tracked.close()
     assert slow[0].told == [1, 2, 3, "end"]
 
 
 def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
-    seen: list[str] = []
-    tracked = TrackingCallback(run, ["tensorboard"], lambda kind, news: seen.append(kind))
+    tracked = TrackingCallback(run, ["tensorboard"])
     with monkeypatch.context() as then:
         then.setattr(RunStore, "history", lambda self, number: (_ for _ in ()).throw(StorageError("no answer")))
-        tracked("epoch", {"number": 0, "epoch": 1, "score": 0.9})
+        tracked.on_epoch(0, 1, 0.9, [0.9, None, 0.9])
         tracked.close()
-    assert seen == ["epoch"] and "told later: no answer" in caplog.text
+    assert "told later: no answer" in caplog.text
 
 
 def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkeypatch, caplog):
     monkeypatch.setitem(TRACKERS, "mlflow", (TRACKERS["mlflow"][0], "no_such_package"))
-    tracked = TrackingCallback(run, ["mlflow", "none"], lambda kind, news: None)
+    tracked = TrackingCallback(run, ["mlflow", "none"])
     tell(tracked, run, [0.9])
     tracked.close()
     assert "mlflow is not told: it is not installed here" in caplog.text

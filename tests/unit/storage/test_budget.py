@@ -17,6 +17,8 @@ from raypipe.storage import budget
 from raypipe.storage.budget import EVERY, Budget
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.lease import FILE, Lease, read_lease
+from raypipe.trial.callback import CallbackList
+from tests.support.callbacks import Recorder
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 
@@ -122,10 +124,9 @@ def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch
         pass
     write_json(run.folder, FILE, read_json(run.folder, FILE) | used)
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
-    seen, text = [], io.StringIO()
-    view = SweepView(Console(file=text, width=300))
-    resume(run.where, watch=lambda kind, news: (seen.append(kind), view(kind, news)))
-    assert "late" in seen
+    seen, text = Recorder(), io.StringIO()
+    resume(run.where, callback=CallbackList([seen, SweepView(Console(file=text, width=300))]))
+    assert "on_budget_used" in seen.names
     option = "--" + limit.replace("_", "-")
-    assert f"go on with: raypipe resume {run.where} {option} MORE" in text.getvalue()
+    assert f"continue with: raypipe resume {run.where} {option} MORE" in text.getvalue()
     assert f"{option} MORE" in read_status(run).driver

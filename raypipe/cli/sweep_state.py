@@ -1,0 +1,151 @@
+"""State of a running sweep, as its callbacks report it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from raypipe.core.config import TrialConfig
+from raypipe.storage.run_store import TrialResult
+from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
+
+
+@dataclass
+class RunningTrial:
+    """A trial that has not ended."""
+
+    config: TrialConfig
+    updated: float
+    """Time of its start or of its last epoch."""
+    epoch: int = 0
+    score: float | None = None
+    best: float | None = None
+    fold_scores: Sequence[float | None] = ()
+    resumed_after: int = 0
+    """Epochs that an earlier driver has trained."""
+    first_epoch_at: float | None = None
+    """Time at which this driver received its first epoch."""
+
+    @property
+    def done(self) -> float:
+        """Fraction of its epochs that are trained."""
+        return min(1.0, self.epoch / self.config.epochs)
+
+    @property
+    def resumed_done(self) -> float:
+        """Fraction of its epochs that an earlier driver has trained."""
+        return min(1.0, self.resumed_after / self.config.epochs)
+
+    def seconds_per_epoch(self) -> float | None:
+        """Return the mean seconds of an epoch, None before the second."""
+        steps = self.epoch - self.resumed_after - 1
+        return None if self.first_epoch_at is None or steps < 1 else (self.updated - self.first_epoch_at) / steps
+
+
+@dataclass
+class SweepState(SweepCallback):
+    """Counts trials and epochs, and estimates the time left."""
+
+    clock: Callable[[], float] = time.monotonic
+    where: str = ""
+    metric: str = "score"
+    direction: str = ""
+    baseline: float | None = None
+    trials: int | None = None
+    best: tuple[float, int] | None = None
+    """Best score and the trial that has it."""
+    states: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+    running: dict[int, RunningTrial] = field(default_factory=dict)
+    layout: Layout | None = None
+    opened_at: float = 0.0
+    first_start_at: float | None = None
+    """Time at which this driver started its first trial."""
+    trials_gained: float = 0.0
+    """Trials that this driver has trained, counted in fractions of a trial."""
+    epochs: int = 0
+    """Epochs that this driver has received."""
+
+    def __post_init__(self) -> None:
+        self.opened_at = self.clock()
+
+    def better(self, a: float, b: float) -> bool:
+        """Return whether score `a` is better than `b`."""
+        return a < b if self.direction == "minimize" else a > b
+
+    def on_open(self, run: RunSnapshot) -> None:
+        self.where, self.metric, self.direction = run.where, run.metric, run.direction
+        self.baseline, self.trials = run.baseline, run.trials
+        self.states = Counter(result.state for result in run.results)
+        self.failures = Counter(result.failure or "error" for result in run.results if result.state == "failed")
+        if run.best is not None and run.best.score is not None:
+            self.best = run.best.score, run.best.number
+
+    def on_layout(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def on_trial_start(self, number: int, config: TrialConfig) -> None:
+        now = self.clock()
+        self.first_start_at = now if self.first_start_at is None else self.first_start_at
+        self.running[number] = RunningTrial(config, now)
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        if epoch < 1:  # the trial has failed before its first epoch
+            return
+        trial, now = self.running[number], self.clock()
+        if trial.first_epoch_at is None:  # a resumed trial begins with a later epoch than its first
+            trial.first_epoch_at, trial.resumed_after = now, epoch - 1
+        self.epochs += max(0, epoch - max(trial.epoch, trial.resumed_after))
+        trial.updated, trial.epoch, trial.score, trial.fold_scores = now, epoch, score, fold_scores
+        if trial.best is None or self.better(score, trial.best):
+            trial.best = score
+
+    def on_trial_settled(self, result: TrialResult) -> None:
+        if self.where:  # before `on_open`, which counts it
+            self.on_trial_end(result)
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        trial = self.running.pop(result.number, None)
+        self.trials_gained += 1.0 - (trial.resumed_done if trial else 0.0)
+        self.states[result.state] += 1
+        if result.state == "failed":
+            self.failures[result.failure or "error"] += 1
+        elif result.score is not None and (self.best is None or self.better(result.score, self.best[0])):
+            self.best = result.score, result.number
+
+    def on_restart(self, reason: str) -> None:
+        self.running.clear()
+        self.restarts += 1
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return self.states.total()
+
+    @property
+    def done(self) -> float | None:
+        """Fraction of the sweep that is done."""
+        if not self.trials:
+            return None
+        return min(1.0, (self.ended + sum(trial.done for trial in self.running.values())) / self.trials)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Rough estimate from the rate at which this driver has trained so far."""
+        partly = sum(trial.done - trial.resumed_done for trial in self.running.values() if trial.epoch)
+        gained, done = self.trials_gained + partly, self.done
+        if self.first_start_at is None or done is None or self.trials is None or gained <= 0:
+            return None
+        return (1.0 - done) * self.trials * (self.clock() - self.first_start_at) / gained
+
+    @property
+    def resources_used(self) -> list[str]:
+        """Lines such as ``4 of 8 cores used``."""
+        if self.layout is None:
+            return []
+        layout, workers = self.layout, len(self.running) * self.layout.workers
+        amounts = (("cores", layout.cpus, layout.total_cpus), ("GPUs", layout.gpus, layout.total_gpus))
+        return [f"{min(workers * each, total):g} of {total:g} {name} used" for name, each, total in amounts if total]

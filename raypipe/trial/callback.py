@@ -1,0 +1,168 @@
+"""Callbacks of a sweep: one typed method per event, as in Ray Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raypipe.core.config import TrialConfig
+from raypipe.storage.run_store import TrialResult
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """State of a run when its sweep starts or resumes."""
+
+    where: str
+    """Path or URI of the run."""
+    metric: str
+    direction: Literal["minimize", "maximize"]
+    baseline: float
+    """Out-of-fold score of a constant prediction."""
+    trials: int
+    """Trials that the run will have in all."""
+    results: Sequence[TrialResult] = ()
+    """Trials that have ended."""
+    best: TrialResult | None = None
+    """Best trial whose weights are kept."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Number of trials and workers, and the resources they take."""
+
+    workers: int
+    """Workers per trial."""
+    concurrent: int
+    """Trials that run at a time."""
+    cpus: float
+    """Cores per worker."""
+    gpus: float
+    """GPUs per worker."""
+    total_cpus: float
+    """Cores of the cluster."""
+    total_gpus: float
+    """GPUs of the cluster."""
+
+
+class SweepCallback:
+    """Base class of sweep callbacks; each method is called in the driver at one event and does nothing here.
+
+    An exception raised by a method ends the sweep, which can be resumed.
+    """
+
+    def on_ray_start(self, address: str | None) -> None:
+        """Called before Ray is started on this machine or, with an `address`, joined."""
+
+    def on_warm_start(self, run: str, trials: int, finished: int) -> None:
+        """Called when `trials` of the `finished` trials of another run are given to the sampler."""
+
+    def on_trials_kept(self, asked: int, existing: int) -> None:
+        """Called when the run has more trials than were asked for; it keeps them."""
+
+    def on_open(self, run: RunSnapshot) -> None:
+        """Called when the run is open."""
+
+    def on_trial_settled(self, result: TrialResult) -> None:
+        """Called for a trial whose end an earlier driver did not report, before `on_open` or after `on_restart`."""
+
+    def on_waiting(self, reason: str) -> None:
+        """Called when the cluster has too few resources and is waited for."""
+
+    def on_concurrency_limited(self, asked: int, limit: int) -> None:
+        """Called when the memory of the driver's machine allows fewer trials at a time than were asked for."""
+
+    def on_layout(self, layout: Layout) -> None:
+        """Called when the number of trials and workers is fixed."""
+
+    def on_trial_start(self, number: int, config: TrialConfig) -> None:
+        """Called when a trial is handed out, also one that resumes."""
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        """Called when a trial has been scored after an epoch.
+
+        A trial that fails before its first epoch reports epoch 0 and a NaN score.
+        """
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        """Called when a trial has ended."""
+
+    def on_actor_lost(self) -> None:
+        """Called when an actor that sends no heartbeats is declared dead; its trial is retried."""
+
+    def on_draining(self, running: int) -> None:
+        """Called after the first Ctrl-C: `running` trials (workers, in pretraining) finish their epoch."""
+
+    def on_restart(self, reason: str) -> None:
+        """Called when Tune or the broker has died and the sweep restarts from the run's records."""
+
+    def on_budget_used(self, reason: str) -> None:
+        """Called when the run's time or GPU-hours are used up."""
+
+
+class CallbackList(SweepCallback):
+    """Calls several callbacks, in order."""
+
+    def __init__(self, callbacks: Sequence[SweepCallback]) -> None:
+        self._callbacks = list(callbacks)
+
+    def on_ray_start(self, address: str | None) -> None:
+        for callback in self._callbacks:
+            callback.on_ray_start(address)
+
+    def on_warm_start(self, run: str, trials: int, finished: int) -> None:
+        for callback in self._callbacks:
+            callback.on_warm_start(run, trials, finished)
+
+    def on_trials_kept(self, asked: int, existing: int) -> None:
+        for callback in self._callbacks:
+            callback.on_trials_kept(asked, existing)
+
+    def on_open(self, run: RunSnapshot) -> None:
+        for callback in self._callbacks:
+            callback.on_open(run)
+
+    def on_trial_settled(self, result: TrialResult) -> None:
+        for callback in self._callbacks:
+            callback.on_trial_settled(result)
+
+    def on_waiting(self, reason: str) -> None:
+        for callback in self._callbacks:
+            callback.on_waiting(reason)
+
+    def on_concurrency_limited(self, asked: int, limit: int) -> None:
+        for callback in self._callbacks:
+            callback.on_concurrency_limited(asked, limit)
+
+    def on_layout(self, layout: Layout) -> None:
+        for callback in self._callbacks:
+            callback.on_layout(layout)
+
+    def on_trial_start(self, number: int, config: TrialConfig) -> None:
+        for callback in self._callbacks:
+            callback.on_trial_start(number, config)
+
+    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
+        for callback in self._callbacks:
+            callback.on_epoch(number, epoch, score, fold_scores)
+
+    def on_trial_end(self, result: TrialResult) -> None:
+        for callback in self._callbacks:
+            callback.on_trial_end(result)
+
+    def on_actor_lost(self) -> None:
+        for callback in self._callbacks:
+            callback.on_actor_lost()
+
+    def on_draining(self, running: int) -> None:
+        for callback in self._callbacks:
+            callback.on_draining(running)
+
+    def on_restart(self, reason: str) -> None:
+        for callback in self._callbacks:
+            callback.on_restart(reason)
+
+    def on_budget_used(self, reason: str) -> None:
+        for callback in self._callbacks:
+            callback.on_budget_used(reason)
