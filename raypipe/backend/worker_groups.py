@@ -189,7 +189,7 @@ class DeathCallback(UserCallback):  # type: ignore[misc]
         if number is not None:
             log = TrialLog(open_folder(self.crew.run), number, self.group)
             for rank, cause in causes.items():
-                log.say(f"worker {rank} died ({first_line(cause)}); the group starts again")
+                log.write(f"worker {rank} died ({first_line(cause)}); the group starts again")
 
 
 class WorkerGroups:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.record import Record
 
 HELD_OUT = -1
 
@@ -20,14 +20,13 @@ class LeakError(Exception):
     """A subject stands on both sides of a split. Nothing that was computed from it may be shown."""
 
 
-class FoldMap(BaseModel):
+class FoldMap(Record):
     """The fold of every subject; `HELD_OUT` for those that no trial sees.
 
     Written once when a run is made, read by every trial, never changed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    format: Literal["raypipe-folds/1"] = "raypipe-folds/1"
     seed: int
     n_folds: int
     fold_of: dict[str, int]

@@ -40,11 +40,16 @@ class Metric(NamedTuple):
     """``resampled(y, pred, subject_N, counts_RS)``: the score of each of R resamples in which subject s occurs
     ``counts_RS[r, s]`` times; NaN where it is undefined."""
 
+    @property
+    def sign(self) -> float:
+        """Return 1.0 where lower scores are better, else -1.0: ``sign * score`` is lower for the better score."""
+        return 1.0 if self.direction == "minimize" else -1.0
+
     def better(self, a: float, b: float) -> bool:
-        """Whether `a` is a strictly better score than `b`; a NaN is never better and never kept."""
+        """Return whether `a` is a strictly better score than `b`; NaN is worse than any number."""
         if np.isnan(a) or np.isnan(b):
             return bool(np.isnan(b) and not np.isnan(a))
-        return a < b if self.direction == "minimize" else a > b
+        return self.sign * a < self.sign * b
 
 
 def nrmse(y: ArrayLike, pred: ArrayLike) -> float:

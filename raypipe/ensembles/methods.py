@@ -72,7 +72,7 @@ def linear(weights: Floats, intercept: float = 0.0) -> Rule:
 
 def ranking(members: Members) -> list[int]:
     """Places of the members, best score first; a score that is undefined comes last."""
-    sign = 1.0 if get_metric(members.metric).direction == "minimize" else -1.0
+    sign = get_metric(members.metric).sign
     return [int(place) for place in np.argsort(np.nan_to_num(sign * members.scores(), nan=np.inf), kind="stable")]
 
 
@@ -164,7 +164,7 @@ def _scores_of(members: Members, mixed_CNO: Floats) -> Floats:
             ranks_C = rankdata(mixed_CNO[:, :, k], axis=1)[:, positive_N].sum(1)
             total_C += (ranks_C - n1 * (n1 + 1) / 2) / (n1 * n0)
         return -total_C / len(outputs)
-    sign = 1.0 if get_metric(members.metric).direction == "minimize" else -1.0
+    sign = get_metric(members.metric).sign
     return np.array([sign * score(members.metric, members.targets, mixed_NO) for mixed_NO in mixed_CNO])
 
 

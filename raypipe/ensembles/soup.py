@@ -158,7 +158,7 @@ def greedy(members: Members, answers: Answers, inside: NDArray[np.bool_]) -> Pla
         (N,) the windows to choose on.
     """
     some = members.rows(inside)
-    sign = 1.0 if get_metric(members.metric).direction == "minimize" else -1.0
+    sign = get_metric(members.metric).sign
 
     def loss(answers_NO: Floats) -> float:
         return sign * score(members.metric, some.targets, answers_NO)

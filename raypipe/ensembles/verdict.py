@@ -72,7 +72,7 @@ def finding(table: pd.DataFrame, metric: str) -> Finding:
     row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
     if np.isnan(row[own + "held_out"]) or np.isnan(row[own + "low"]):
         return "undefined"
-    better = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+    better = -get_metric(metric).sign
     low, high = sorted(better * row[own + "difference" + end] for end in ("_low", "_high"))
     if low > 0:
         return "carries" if row["subjects"] >= ENOUGH else "sign"
@@ -104,7 +104,7 @@ def write_verdict(
     row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
     chance = float(table[own + "held_out"].iloc[-1])
     n = int(row["subjects"])
-    better = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+    better = -get_metric(metric).sign
     value, low, high = (row[own + name] for name in ("held_out", "low", "high"))
     apart, apart_low, apart_high = (row[own + "difference" + end] for end in ("", "_low", "_high"))
     people = "subject" if n == 1 else "subjects"
@@ -251,7 +251,7 @@ def worth_words(
     scores
         Nested scores by method, where the method was chosen by them; empty where it was asked for.
     """
-    sign = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+    sign = -get_metric(metric).sign
     to_best = table.loc[ensemble, ["nested_to_best_low", "nested_to_best_high"]].to_numpy(dtype=float)
     nested = _side(sign, *to_best.tolist())
     known = against is not None and int(table.loc[ensemble].to_dict()["subjects"]) >= ENOUGH

@@ -16,25 +16,24 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import CheckpointError, UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.record import Record
 from raypipe.models.registry import build_model
-from raypipe.storage.files import Folder, open_folder, read_json, write_json
-from raypipe.storage.records import PRETRAINED, digest, read_record, unpack
+from raypipe.storage.files import Folder, open_folder, read_json, read_record, write_json, write_record
+from raypipe.storage.records import PRETRAINED, digest, unpack
 from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
 INFO, CARD = PRETRAINED, "card.json"
 
 
-class PretrainInfo(BaseModel):
+class PretrainInfo(Record):
     """What a pretrained run is made of (``pretrain.json``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["raypipe-pretrain/1"] = "raypipe-pretrain/1"
     created: float
@@ -69,8 +68,11 @@ class PretrainEpoch(BaseModel):
     seconds: float
 
 
-class PretrainHistory(RootModel[list[PretrainEpoch]]):
+class PretrainHistory(Record):
     """A part's epochs (``history.json``)."""
+
+    format: Literal["raypipe-pretrain-history/1"] = "raypipe-pretrain-history/1"
+    epochs: list[PretrainEpoch]
 
 
 class PretrainedRun:
@@ -87,7 +89,7 @@ class PretrainedRun:
         text = self.folder.read("folds.json")
         if digest(text) != self.info.folds_hash:
             raise UserError(f"{where}/folds.json: changed since the run was made; restore it from a copy")
-        self.folds = FoldMap.model_validate_json(text)
+        self.folds = FoldMap.parse(text, f"{where}/folds.json")
 
     @staticmethod
     def exists(where: str | Path) -> bool:
@@ -106,10 +108,10 @@ class PretrainedRun:
         folder = open_folder(where)
         if foreign := [name for name in folder.names() if name != "folds.json"]:
             raise UserError(f"{where}: not a pretrained run, and not empty ({foreign[0]}); name a new folder")
-        text = folds.model_dump_json(indent=1).encode()
+        text = folds.to_json()
         folder.write("folds.json", text)
         made = info.model_copy(update={"folds_hash": digest(text)})
-        write_json(folder, INFO, made.model_dump(mode="json"))
+        write_record(folder, INFO, made)
         return cls(where)
 
     @property
@@ -125,11 +127,11 @@ class PretrainedRun:
     def history(self, part: str) -> list[PretrainEpoch]:
         """Epochs of a part."""
         name = f"{part}/history.json"
-        return read_record(PretrainHistory, self.folder, name).root if self.folder.exists(name) else []
+        return read_record(PretrainHistory, self.folder, name).epochs if self.folder.exists(name) else []
 
     def write_history(self, part: str, history: list[PretrainEpoch]) -> None:
         """Record a part's epochs."""
-        write_json(self.folder, f"{part}/history.json", [epoch.model_dump() for epoch in history])
+        write_record(self.folder, f"{part}/history.json", PretrainHistory(epochs=history))
 
     def checkpoints(self, part: str) -> list[int]:
         """Epochs of a part's checkpoints, ascending."""

@@ -262,7 +262,7 @@ class Pair:
 
     def words(self, metric: str) -> str:
         """What the interval says of the other run."""
-        better = -1.0 if get_metric(metric).direction == "minimize" else 1.0
+        better = -get_metric(metric).sign
         low, high = sorted((better * self.low, better * self.high))
         if np.isnan(self.low):
             return "no interval: too few subjects in both"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.metrics import get_metric
 from raypipe.ensembles.verdict import spoken
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
 
@@ -120,7 +121,7 @@ def _scored(results: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def _best_so_far(run: RunStore, done: Sequence[TrialResult]) -> list[float]:
-    sign = 1.0 if run.info.direction == "minimize" else -1.0
+    sign = get_metric(run.info.metric).sign
     return [float(best) for best in sign * np.minimum.accumulate([sign * (r.score or 0.0) for r in done])]
 
 
@@ -134,7 +135,7 @@ def _dots(axes: Axes, run: RunStore, scored: Sequence[TrialResult], x: Sequence[
     _chance(axes, run.info.metric)
     axes.set_ylabel(f"out-of-fold {spoken(run.info.metric)}")
     # A trial that went astray must not flatten the others.
-    sign = 1.0 if run.info.direction == "minimize" else -1.0
+    sign = get_metric(run.info.metric).sign
     values = np.array([r.score for r in scored], dtype=float)
     if len(values) > 4:
         low, high = np.quantile(sign * values, [0.0, 0.9])

@@ -67,7 +67,7 @@ class Status:
 
     def shown(self, most: int = MOST) -> list[Line]:
         """What is worth a line, in order: trials under way, the best, then the newest, `most` in all."""
-        sign = -1.0 if get_metric(self.metric).direction == "maximize" else 1.0
+        sign = get_metric(self.metric).sign
         ranked = [line for line in self.lines if line.score is not None and line.state != "failed"]
         ranked.sort(key=lambda line: sign * (line.score or 0.0))
         under_way = [line for line in self.lines if line.state in ("running", "interrupted")]

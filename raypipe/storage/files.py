@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar
 
 from raypipe.core.errors import UserError, disk_full
+from raypipe.core.record import Record
 from raypipe.storage.remote import TEMPORARY as TEMPORARY
 from raypipe.storage.remote import RemoteFolder
 
@@ -131,6 +132,7 @@ AT_ONCE = 16
 
 A = TypeVar("A")
 B = TypeVar("B")
+R = TypeVar("R", bound=Record)
 
 
 def map_concurrently(folder: Folder, call: Callable[[A], B], things: Iterable[A]) -> list[B]:
@@ -162,3 +164,27 @@ def read_json(folder: Folder, name: str) -> Any:
 def write_json(folder: Folder, name: str, value: Any) -> None:
     """Write `value` as readable JSON, whole or not at all."""
     folder.write(name, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_record(kind: type[R], folder: Folder, name: str) -> R:
+    """Read a JSON file with a format number (see `Record`).
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    UserError
+        The file is not JSON, has another format, or does not fit the schema.
+    """
+    where = f"{folder.where}/{name}"
+    data = folder.read(name)
+    try:
+        return kind.parse(data, where)
+    except UserError:
+        # pyarrow asks a store for a file's length and then for its bytes, and the file may be rewritten in between.
+        return kind.parse(folder.read(name), where)
+
+
+def write_record(folder: Folder, name: str, record: Record) -> None:
+    """Write a JSON file with a format number, whole or not at all."""
+    folder.write(name, record.to_json())

@@ -8,17 +8,16 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.errors import UserError
-from raypipe.storage.files import Folder, read_json
+from raypipe.core.record import Record
+from raypipe.storage.files import Folder
 
-FORMAT = "raypipe-run/1"
 OPTIONS = "options.json"
 """Of a run: how it was last driven."""
 PRETRAINED = "pretrain.json"
@@ -33,15 +32,11 @@ _OTHER = {
 
 State = Literal["complete", "pruned", "stopped", "failed"]
 
-Model = TypeVar("Model", bound=BaseModel)
 
-
-class RunInfo(BaseModel):
+class RunInfo(Record):
     """What a run is made of (``run.json``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = FORMAT
+    format: Literal["raypipe-run/1"] = "raypipe-run/1"
     created: float
     data: str
     data_hash: str
@@ -85,11 +80,10 @@ class Epoch(BaseModel):
     """Unix time at which it was scored; 0 in runs that were made before it was kept."""
 
 
-class TrialResult(BaseModel):
+class TrialResult(Record):
     """How a trial ended (``result.json``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    format: Literal["raypipe-result/1"] = "raypipe-result/1"
     number: int
     state: State
     score: float | None
@@ -101,19 +95,18 @@ class TrialResult(BaseModel):
     failure: str | None = None
     """Kind of failure: bad-configuration, non-finite, out-of-memory, error, lost-worker."""
     finished: float
-    files: dict[str, str] = {}
-    """SHA-256 of what the trial has left, by name in its folder; empty in runs of raypipe 0.1."""
-    snapshots: list[int] = []
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of what the trial has left, by name in its folder."""
+    snapshots: list[int] = Field(default_factory=list)
     """Epochs that ended a cycle of the learning rate and whose weights and predictions were kept too."""
-    initial: list[str] = []
+    initial: list[str] = Field(default_factory=list)
     """By fold, what tells initial weights apart (`finetuning.initial_id`): folds that share it can be averaged."""
 
 
-class TrialRecord(BaseModel):
+class TrialRecord(Record):
     """A trial that was asked for (``trial.json``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    format: Literal["raypipe-trial/1"] = "raypipe-trial/1"
     number: int
     started: float
     """Unix time at which it was first asked for."""
@@ -122,8 +115,11 @@ class TrialRecord(BaseModel):
     """The trial whose configuration it is, with another seed (`raypipe.search.reruns`)."""
 
 
-class History(RootModel[list[Epoch]]):
+class History(Record):
     """A trial's epochs (``history.json``)."""
+
+    format: Literal["raypipe-history/1"] = "raypipe-history/1"
+    epochs: list[Epoch]
 
 
 class Member(NamedTuple):
@@ -150,28 +146,6 @@ def trial_file(number: int, name: str = "") -> str:
 def other_than_run(folder: Folder) -> str | None:
     """What of raypipe's lies in a folder that is no sweep's run, in words; None where it is nothing that is known."""
     return next((words for name, words in _OTHER.items() if folder.exists(name)), None)
-
-
-def read_record(kind: type[Model], folder: Folder, name: str) -> Model:
-    """Read a JSON file and check it against its schema.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    UserError
-        It is damaged, or was changed.
-    """
-    try:
-        return kind.model_validate_json(folder.read(name))  # three times as fast as from what json.loads gives
-    except ValidationError:
-        pass  # it may be rewritten meanwhile, and is read once more
-    try:
-        return kind.model_validate(read_json(folder, name))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = "/".join(map(str, problem["loc"]))
-        raise UserError(f"{folder.where}/{name}: {place + ': ' if place else ''}{problem['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -226,9 +200,9 @@ def unpack(name: str, data: bytes) -> Any:
     ValueError
         It is truncated, altered or something else.
     """
-    if name in _RECORDS:
-        return _RECORDS[name].model_validate_json(data)
     try:
+        if name in _RECORDS:
+            return _RECORDS[name].parse(data, name)
         if name.startswith("oof"):
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 told = arrays.get("variances")
@@ -240,4 +214,4 @@ def unpack(name: str, data: bytes) -> Any:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-_RECORDS: dict[str, type[BaseModel]] = {"trial.json": TrialRecord, "history.json": History, "result.json": TrialResult}
+_RECORDS: dict[str, type[Record]] = {"trial.json": TrialRecord, "history.json": History, "result.json": TrialResult}

@@ -25,7 +25,6 @@ It is the truth of a run. Every file is written whole or not at all, at the even
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -35,8 +34,18 @@ from typing import Any
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.folds import FoldMap
+from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
-from raypipe.storage.files import Folder, LocalFolder, map_concurrently, open_folder, read_json, write_json
+from raypipe.storage.files import (
+    Folder,
+    LocalFolder,
+    map_concurrently,
+    open_folder,
+    read_json,
+    read_record,
+    write_json,
+    write_record,
+)
 from raypipe.storage.records import (
     Epoch,
     History,
@@ -50,7 +59,6 @@ from raypipe.storage.records import (
     digest,
     other_than_run,
     pack_oof,
-    read_record,
     trial_file,
     unpack,
     versions,
@@ -104,11 +112,11 @@ class RunStore:
         """
         folder = open_folder(where)
         cls.require_room(where)
-        text = folds.model_dump_json(indent=1).encode()
+        text = folds.to_json()
         folder.write("folds.json", text)
         folder.write("space.py", space.source.encode())
         info = info.model_copy(update={"folds_hash": digest(text)})
-        write_json(folder, "run.json", info.model_dump(mode="json"))
+        write_record(folder, "run.json", info)
         return cls.open(where)
 
     @classmethod
@@ -136,7 +144,7 @@ class RunStore:
         if digest(space_text) != info.space_hash:
             raise UserError(f"{where}/space.py: changed since the run was made; another space needs another run folder")
         space = SearchSpace(space_text.decode(), info.space)
-        return cls(folder, info, FoldMap.model_validate_json(folds_text), space)
+        return cls(folder, info, FoldMap.parse(folds_text, f"{where}/folds.json"), space)
 
     # Trials
 
@@ -156,8 +164,7 @@ class RunStore:
     def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
         """Record a configuration under its number, and the trial whose it is with another seed, if it is."""
         record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
-        left_out = {"rerun_of"} if rerun_of is None else None
-        write_json(self.folder, trial_file(number, "trial.json"), record.model_dump(mode="json", exclude=left_out))
+        write_record(self.folder, trial_file(number, "trial.json"), record)
 
     def has_trial(self, number: int) -> bool:
         """Whether the trial has been recorded."""
@@ -185,14 +192,13 @@ class RunStore:
     def history(self, number: int) -> list[Epoch]:
         """Epochs of a trial that every fold has finished."""
         try:
-            return read_record(History, self.folder, trial_file(number, "history.json")).root
+            return read_record(History, self.folder, trial_file(number, "history.json")).epochs
         except FileNotFoundError:
             return []
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
-        text = json.dumps([epoch.model_dump() for epoch in history], indent=0)
-        self.folder.write(trial_file(number, "history.json"), text.encode())
+        write_record(self.folder, trial_file(number, "history.json"), History(epochs=list(history)))
 
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
@@ -203,7 +209,7 @@ class RunStore:
 
     def write_result(self, result: TrialResult) -> None:
         """Record a trial's end."""
-        write_json(self.folder, trial_file(result.number, "result.json"), result.model_dump(mode="json"))
+        write_record(self.folder, trial_file(result.number, "result.json"), result)
 
     def results(self) -> list[TrialResult]:
         """All trials that have ended, by number."""
@@ -216,7 +222,7 @@ class RunStore:
 
         `results` are all results, where they have been read already.
         """
-        sign = 1.0 if self.info.direction == "minimize" else -1.0
+        sign = get_metric(self.info.metric).sign
         results = self.results() if results is None else results
         usable = [r for r in results if r.state in ("complete", "stopped") and r.score is not None]
         return sorted(usable, key=lambda r: (sign * (r.score or 0.0), r.number))
@@ -388,12 +394,7 @@ class RunStore:
             ended = self.result(number)
         except UserError:
             return ["result.json"]
-        if ended is None or ended.files:
-            return sorted(ended.files) if ended else ["trial.json"]
-        names = ["trial.json", "history.json"] if ended.epochs else ["trial.json"]
-        names += ["oof.npz"] if ended.epochs and ended.state != "failed" else []
-        kept = ended.epochs and ended.state in ("complete", "stopped")
-        return names + [f"fold-{fold}.safetensors" for fold in range(self.folds.n_folds if kept else 0)]
+        return sorted(ended.files) if ended else ["trial.json"]
 
     def require_whole(self, numbers: Iterable[int]) -> None:
         """Raise a UserError that names every file of these trials that is damaged or missing."""

@@ -16,8 +16,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from raypipe.core.errors import UserError
-from raypipe.storage.files import Folder
-from raypipe.storage.records import Epoch, History, read_record, trial_file
+from raypipe.storage.files import Folder, read_record
+from raypipe.storage.records import Epoch, History, trial_file
 
 LIMIT = 16_000
 """Characters of one writer's file; older entries make room for newer ones."""
@@ -44,7 +44,7 @@ class TrialLog:
         self.folder, self.who = folder, who
         self.name = trial_file(number, f"log/{who}.txt")
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Add an entry of one or more lines. One that cannot be written is dropped: no trial fails for its log."""
         entry = f"{_stamp(datetime.now(UTC))} {_shortened(text.strip())}\n"
         with contextlib.suppress(OSError, UserError):
@@ -101,7 +101,7 @@ def _read_entries(folder: Folder, number: int) -> list[Entry]:
                 stamp, text = entry.split(" ", 1)
                 found.append(Entry(stamp, who, text))
     with contextlib.suppress(FileNotFoundError, UserError):  # a damaged history is for others to tell
-        history = read_record(History, folder, trial_file(number, "history.json")).root
+        history = read_record(History, folder, trial_file(number, "history.json")).epochs
         found += [_told(epoch) for epoch in history if epoch.finished]
     return sorted(found)
 

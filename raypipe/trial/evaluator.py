@@ -133,7 +133,7 @@ def finish_trial(
                     files |= _gather(run, windows, Member(number, epoch), epoch, [], weights=True)
                     snapshots.append(epoch)
                 except (CheckpointError, FileNotFoundError) as error:
-                    log.say(f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}")
+                    log.write(f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}")
         ended = TrialResult(
             number=number,
             state=state,
@@ -149,7 +149,7 @@ def finish_trial(
             snapshots=snapshots,
         )
         kind = f" ({failure})" if failure else ""
-        log.say(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
+        log.write(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
         run.write_result(ended)
     for fold in range(run.folds.n_folds):
         run.drop_checkpoints(number, fold)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, replace
-
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
 
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
-from raypipe.storage.files import write_json
-from raypipe.storage.records import read_record, trial_file
+from raypipe.core.record import Record
+from raypipe.storage.files import read_record, write_record
+from raypipe.storage.records import trial_file
 from raypipe.storage.run_store import RunStore, TrialResult
 from raypipe.storage.trial_log import TrialLog
 
 FILE = "retry.json"
 
 
-class Retry(BaseModel):
+class Retry(Record):
     """How a trial is tried again (``trials/0007/retry.json``). It stays with the trial, whoever goes on with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    format: Literal["raypipe-retry/1"] = "raypipe-retry/1"
     micro_batch: int
     """Windows whose gradients are computed at a time; the batch, its statistics and its step stay as they are."""
     reason: str
@@ -55,9 +54,9 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, who: str) -> Fai
     if before is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     half = (run.config(number).batch_size + 1) // 2
-    write_json(run.folder, trial_file(number, FILE), Retry(micro_batch=half, reason=failure.reason).model_dump())
+    write_record(run.folder, trial_file(number, FILE), Retry(micro_batch=half, reason=failure.reason))
     text = f"{failure.reason}; tried once more in micro-batches of {half}\n{failure.trace}"
-    TrialLog(run.folder, number, who).say(text)
+    TrialLog(run.folder, number, who).write(text)
     return None
 
 

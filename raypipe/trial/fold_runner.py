@@ -94,7 +94,7 @@ class FoldRunner:
             Asked before every batch; True raises `train.InterruptedEpochError`.
         """
         epochs = self.run.config(self.number).epochs
-        self.log.say(f"{self._work()}: {f'goes on after epoch {done}' if done else 'starts'}")
+        self.log.write(f"{self._work()}: {f'goes on after epoch {done}' if done else 'starts'}")
         with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as other:
             waiting: Future[bool] | None = None
 
@@ -209,7 +209,7 @@ class FoldRunner:
             if len(states) == len(folds):
                 for fold, state in zip(folds, states, strict=True):
                     self._trainers[fold].load_state_dict(state)
-                self.log.say(f"folds {', '.join(map(str, folds))} taken up from their checkpoints of epoch {epoch}")
+                self.log.write(f"folds {', '.join(map(str, folds))} taken up from their checkpoints of epoch {epoch}")
                 return
         if any(self._trainers[fold].epoch for fold in folds):
             self._trainers |= {fold: self._trainer(fold) for fold in folds}
@@ -221,7 +221,7 @@ class FoldRunner:
             return None
         except CheckpointError as error:
             log.warning("%s: using the one before it", error)
-            self.log.say(f"{error}: using the one before it")
+            self.log.write(f"{error}: using the one before it")
             return None
 
 

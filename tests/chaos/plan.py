@@ -45,7 +45,7 @@ class Moment:
         if there and (trial / there).exists():
             return True
         history = trial / "history.json"
-        epochs = len(json.loads(history.read_text())) if history.exists() else 0
+        epochs = len(json.loads(history.read_text())["epochs"]) if history.exists() else 0
         return self.what in ("checkpoint", "scored") and epochs >= self.step
 
     def __str__(self) -> str:

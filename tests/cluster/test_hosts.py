@@ -77,7 +77,8 @@ def submit(laptop: Laptop, folder: Path, run: str, store: str) -> Driver:
 def epochs(run: str) -> int:
     """How many of the first trial's have been scored."""
     folder = open_folder(run)
-    return len(read_json(folder, "trials/0000/history.json")) if folder.exists("trials/0000/history.json") else 0
+    name = "trials/0000/history.json"
+    return len(read_json(folder, name)["epochs"]) if folder.exists(name) else 0
 
 
 def starts(run: str, worker: str) -> int:

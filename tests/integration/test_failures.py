@@ -162,7 +162,7 @@ def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, driv
     history = where / "trials/0000/history.json"
 
     def epochs() -> int:
-        return len(json.loads(history.read_text())) if history.exists() else 0
+        return len(json.loads(history.read_text())["epochs"]) if history.exists() else 0
 
     wait_until(lambda: epochs() == 2, "the second epoch")
     os.killpg(driver.child.pid, signal.SIGINT)  # as a terminal does: everyone hears it

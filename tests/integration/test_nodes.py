@@ -39,7 +39,7 @@ def nodes(tmp_path, gate, request):
 
 def epochs(run: Path) -> int:
     history = run / "trials/0000/history.json"
-    return len(json.loads(history.read_text())) if history.exists() else 0
+    return len(json.loads(history.read_text())["epochs"]) if history.exists() else 0
 
 
 def starts(run: Path, worker: str) -> int:

@@ -75,7 +75,7 @@ def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_num
     env = injected(tmp_path / "hook", tracing())
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS, env=env)
     history = tmp_path / "run/trials/0000/history.json"
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    wait_until(lambda: epochs_in(history) >= 2, "the second epoch")
     workers = driver.named("RayTrainWorker")
     assert len(workers) == 2
     driver.kill(workers[0])
@@ -93,7 +93,9 @@ def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_num
 def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0001/history.json"  # its second trial, so that it is not known by its first
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "trial 1's second epoch")
+    wait_until(
+        lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 2, "trial 1's second epoch"
+    )
     # The second is what Tune calls it while it works, which may begin between the two looks.
     slots = driver.named("TrialTrainable", "ResourceTrainable")
     assert len(slots) == 1
@@ -107,7 +109,7 @@ def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path
 def test_ctrl_c_and_a_notice_to_stop_leave_a_run_that_goes_on(toy, tmp_path, drive, undisturbed, sign):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0000/history.json"
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 2, "the second epoch")
+    wait_until(lambda: epochs_in(history) >= 2, "the second epoch")
     driver.child.send_signal(sign)
     out = driver.finish()
     assert driver.child.returncode == 130, out
@@ -119,12 +121,14 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, dr
     where = tmp_path / "run"
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", where, *FLAGS)
     history = where / "trials/0001/history.json"
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 3, "trial 1's third epoch")
+    wait_until(
+        lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 3, "trial 1's third epoch"
+    )
     driver.kill()
     driver.finish()
     wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     finished = (where / "trials/0000/result.json").read_bytes()
-    done = len(json.loads(history.read_text()))
+    done = len(json.loads(history.read_text())["epochs"])
     seen = Recorder()
     run = resume(where, callback=seen)
     assert numbers(run) == numbers(undisturbed)

@@ -29,7 +29,9 @@ def test_tunes_own_files_cut_short_start_no_fresh_sweep(toy, tmp_path, drive, un
     flags = ("--data", toy / "store", "--run", where, *FLAGS, "--storage", scratch)
     driver = drive("sweep", toy / "long.py", *flags)
     history = where / "trials/0001/history.json"
-    wait_until(lambda: history.exists() and len(json.loads(history.read_text())) >= 3, "trial 1's third epoch")
+    wait_until(
+        lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 3, "trial 1's third epoch"
+    )
     driver.kill()
     wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
     files = [path for path in scratch.rglob("*") if path.is_file()]

@@ -120,7 +120,7 @@ def twelve(tmp_path) -> RunStore:
         )
     add_ended(made, 12, 1.2, "pruned", epochs=1)
     add_ended(made, 13, 1.3, "pruned", epochs=2)
-    TrialLog(made.folder, 3, "slot").say("rank 0: goes on after epoch 2")
+    TrialLog(made.folder, 3, "slot").write("rank 0: goes on after epoch 2")
     return made
 
 

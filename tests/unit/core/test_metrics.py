@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
@@ -41,12 +41,14 @@ def example(kind: str, n: int = 60, k: int = 3, seed: int = 0) -> tuple[Any, Any
     return y, scores, subjects
 
 
+@settings(deadline=None)
 @given(TARGETS)
 def test_mean_scores_one(y: np.ndarray) -> None:
     assert nrmse(y, constant_prediction("regression", y, len(y))) == pytest.approx(1.0, rel=1e-9)
     assert nrmse(y, y[:, None]) == 0.0
 
 
+@settings(deadline=None)
 @given(TARGETS, st.floats(0.01, 100), FINITE, st.integers(0, 99))
 def test_nrmse_has_no_unit(y: np.ndarray, scale: float, shift: float, seed: int) -> None:
     pred = y + np.random.default_rng(seed).normal(size=len(y))
@@ -65,6 +67,7 @@ def test_nrmse_never_broadcasts(y: tuple[int, ...], pred: tuple[int, ...]) -> No
         nrmse(np.zeros(y), np.zeros(pred))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), st.integers(2, 4))
 def test_auc_knows_only_order(seed: int, k: int) -> None:
     y, scores, _ = example("classification", k=k, seed=seed)
@@ -131,6 +134,7 @@ def test_better() -> None:
         assert not metric.better(math.nan, math.nan)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(METRICS)), st.integers(2, 4), st.integers(0, 999), st.integers(2, 20))
 def test_counting_equals_drawing_again(name: str, k: int, seed: int, n: int) -> None:
     """The quick bootstrap scores a resample as the metric itself scores the repeated rows."""

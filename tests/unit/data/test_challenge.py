@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
@@ -112,6 +112,7 @@ def test_two_blocks_joined_in_one_run_and_one_of_them_again(tmp_path):
     assert task.beside(run) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=0, max_size=14), st.lists(st.integers(0, 3), min_size=0, max_size=14))
 def test_copies_are_rows_of_equal_trials(mine, other):
     def table(values):

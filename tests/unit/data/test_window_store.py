@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
@@ -53,6 +53,7 @@ def test_describes_itself(tiny_store):
     tiny_store.verify()
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_gather_equals_naive_indexing(cropped, data):
     index = data.draw(st.lists(st.integers(0, len(cropped) - 1), max_size=6))

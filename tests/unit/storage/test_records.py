@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
-from raypipe.storage.files import open_folder
-from raypipe.storage.records import Epoch, OutOfFold, TrialResult, best_epoch, pack_oof, read_record, unpack
+from raypipe.storage.files import open_folder, read_record
+from raypipe.storage.records import Epoch, OutOfFold, TrialResult, best_epoch, pack_oof, unpack
 
 OOF = OutOfFold(np.arange(3), np.array([0, 1, 0]), np.arange(3, dtype=np.float32)[:, None])
 
@@ -49,7 +49,7 @@ def test_out_of_fold_predictions_that_are_cut_are_noticed(data):
 
 def test_a_record_that_does_not_fit_its_schema_is_one_line(tmp_path):
     folder = open_folder(tmp_path)
-    folder.write("result.json", b'{"number": 0, "state": "fine"}')
+    folder.write("result.json", b'{"format": "raypipe-result/1", "number": 0, "state": "fine"}')
     with pytest.raises(UserError, match=r"result\.json: state: Input should be 'complete'") as caught:
         read_record(TrialResult, folder, "result.json")
     assert "\n" not in str(caught.value)
