@@ -75,7 +75,7 @@ def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_num
     env = injected(tmp_path / "hook", tracing())
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS, env=env)
     history = tmp_path / "run/trials/0000/history.json"
-    wait_until(lambda: epochs_in(history) >= 2, "the second epoch")
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 2, "the second epoch")
     workers = driver.named("RayTrainWorker")
     assert len(workers) == 2
     driver.kill(workers[0])
@@ -109,7 +109,7 @@ def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path
 def test_ctrl_c_and_a_notice_to_stop_leave_a_run_that_goes_on(toy, tmp_path, drive, undisturbed, sign):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0000/history.json"
-    wait_until(lambda: epochs_in(history) >= 2, "the second epoch")
+    wait_until(lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 2, "the second epoch")
     driver.child.send_signal(sign)
     out = driver.finish()
     assert driver.child.returncode == 130, out
