@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import LOCAL, ClusterOption, RunArg, app, console, example, held_out_of, seconds_of
+from raypipe.cli.common import LOCAL, ClusterOption, RunArg, app, console, example
 from raypipe.core.errors import UserError
 from raypipe.storage.remote import shell_quoted
 
@@ -66,11 +66,7 @@ def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     values = dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
     if verb in ("plan", "sweep"):
-        known = {
-            name: value for name, value in values.items() if name in SweepOptions.model_fields and value is not None
-        }
-        given = {"held_out": held_out_of, "time_budget": seconds_of}
-        parse_options({name: given[name](value) if name in given else value for name, value in known.items()})
+        parse_options({name: value for name, value in values.items() if name in SweepOptions.model_fields})
     return values
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
-
-from raypipe.core.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +44,9 @@ ClusterOption = Annotated[
     typer.Option(
         metavar="URL", help="The cluster's dashboard, as ssh brings it here.", envvar="RAY_API_SERVER_ADDRESS"
     ),
+]
+DataOption = Annotated[
+    str, typer.Option(metavar="STORE", help="Windows made by prepare: a folder, or a URI that push copied them to.")
 ]
 RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pyarrow.fs URI such as s3://bucket/run.")]
 
@@ -88,28 +89,3 @@ def print_advice(where: str) -> None:
 
     for line in advise(RunStore.open(where), shell_quoted(where)).lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def seconds_of(text: str | None) -> float | None:
-    """``90s``, ``30m``, ``2h``, ``1.5d`` or a number of seconds."""
-    if text is None:
-        return None
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        raise UserError(f"--time-budget {text}: not a time; say for example 90s, 30m or 2h") from None
-    if not seconds > 0:
-        raise UserError(f"--time-budget {text}: must be longer than nothing")
-    return seconds
-
-
-def held_out_of(text: str) -> float | list[str] | Literal["auto"]:
-    """``0.2`` to a share, ``NDAR1,NDAR2`` to names; ``auto`` stays."""
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError:
-        return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,62 +1,145 @@
-"""Options of a sweep: the one place where they, their defaults and their checks stand."""
+"""Options of a sweep. Flags, their help, the API's docstrings and docs/sweeps.md are made from `SweepOptions`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, nearest
+
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(given: Any) -> Any:
+    """Return seconds of ``90s``, ``30m``, ``2h`` or ``1.5d``; anything but a text is returned as it is."""
+    if not isinstance(given, str):
+        return given
+    unit = SECONDS_PER_UNIT.get(given[-1:])
+    try:
+        seconds = float(given[:-1] if unit else given) * (unit or 1)
+    except ValueError:
+        raise ValueError("must be a time such as 90s, 30m or 2h") from None
+    if not seconds > 0:
+        raise ValueError("must be longer than 0 s")
+    return seconds
+
+
+def parse_held_out(given: Any) -> Any:
+    """Return the share in ``0.2`` and the names in ``NDAR1,R5``; ``auto`` and anything but a text stay as they are."""
+    if not isinstance(given, str) or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        return [name.strip() for name in given.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How an option is presented on the command line and in documents."""
+
+    group: str
+    """Heading under which it is listed."""
+    unset: str | None = None
+    """Meaning of its default where that is None or ``auto``."""
+    metavar: str | None = None
+    alias: str | None = None
+    envvar: str | None = None
+
+
+SIZE, LIMITS, RESOURCES, STOPPING, SPEED = "Trials and folds", "Limits", "Resources", "Early stopping", "Computation"
 
 
 class SweepOptions(BaseModel):
-    """How a run is driven. The seed, the folds and the held-out subjects are fixed when it is made."""
+    """Options of a sweep. The seed, the folds and the held-out subjects are fixed when the run is created."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    trials: int = Field(20, ge=1)
-    """Trials the run is to have in all."""
-    folds: int = 5
-    held_out: float | list[str] | Literal["auto"] = "auto"
-    """Share of subjects, or names of subjects and releases of HBN-EEG. auto: the challenge's warm-up release R5 where
-    the store holds it among others, else a fifth."""
-    seed: int = Field(0, ge=0)
-    workers: int | None = Field(None, ge=1)
-    """Train workers a trial; its folds are dealt among them. None: as many as keep the cores busy."""
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    concurrent: int | None = Field(None, ge=1)
-    """Trials at a time. None: as many as there is room for."""
-    time_budget: float | None = Field(None, gt=0)
-    """Seconds the run may be driven for in all; trials in flight then end with what they have."""
-    gpu_hours: float | None = Field(None, gt=0)
-    """The same for hours of GPUs that its workers hold."""
-    grace: int | None = Field(None, ge=1)
-    """Passes over the training windows before successive halving may stop a trial. None: a ninth of the longest."""
-    reduction: int = Field(3, ge=2)
-    """Successive halving keeps the best 1/reduction at each rung."""
-    prune: bool = True
-    """Whether successive halving stops trials at all."""
-    stem: Literal["auto", "fourier", "direct"] = "auto"
-    """How the Conformer's stem is computed. auto: the quicker, as measured at the start and recorded."""
-    stack: Literal["auto", "on", "off"] = "auto"
-    """Whether a worker trains its folds as one program. auto: as measured at the start and recorded."""
-    track: list[str] = ["tensorboard"]
-    """Who is told of trials' curves (`raypipe.search.trackers`); none: an empty list."""
-    address: str | None = None
-    """A running Ray cluster; None starts Ray on this machine."""
-    storage: str | None = None
-    """Folder or URI that all nodes reach, for Ray's own scratch files."""
+    trials: Annotated[int, Flag(SIZE)] = Field(20, ge=1)
+    """Trials of the run in all. A larger number extends a finished run."""
+    folds: Annotated[int, Flag(SIZE)] = 5
+    """Subject folds."""
+    held_out: Annotated[
+        float | list[str] | Literal["auto"],
+        BeforeValidator(parse_held_out),
+        Flag(SIZE, "release R5 if the store has it among others, otherwise 0.2", metavar="SHARE|NAMES"),
+    ] = "auto"
+    """Subjects that no trial, weight or choice sees: a share of all, or names of subjects and of HBN-EEG releases,
+    separated by commas."""
+    seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0)
+    """Seed of the fold map and of the sampler."""
+    time_budget: Annotated[float | None, BeforeValidator(parse_duration), Flag(LIMITS, "no limit", metavar="TIME")] = (
+        Field(None, gt=0)
+    )
+    """Time that the run may take in all, such as 90s, 30m or 2h; a number is seconds. Trials that are running then
+    end with the epochs they have."""
+    gpu_hours: Annotated[float | None, Flag(LIMITS, "no limit")] = Field(None, gt=0)
+    """GPU-hours that the run may hold in all. Trials that are running then end with the epochs they have."""
+    workers: Annotated[int | None, Flag(RESOURCES, "as many as the cores allow")] = Field(None, ge=1)
+    """Train workers per trial. Its folds are distributed over them."""
+    cpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(1, gt=0)
+    """CPU cores per worker."""
+    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0)
+    """GPUs per worker. A fraction lets several workers share a GPU."""
+    concurrent: Annotated[int | None, Flag(RESOURCES, "as many as fit", alias="--max-concurrent")] = Field(None, ge=1)
+    """Trials that run at the same time."""
+    address: Annotated[str | None, Flag(RESOURCES, "start Ray on this machine", envvar="RAY_ADDRESS")] = None
+    """Address of a running Ray cluster."""
+    storage: Annotated[str | None, Flag(RESOURCES, "a temporary folder on the driver's machine")] = None
+    """Folder or URI that all nodes reach, for Ray's scratch files."""
+    prune: Annotated[bool, Flag(STOPPING)] = True
+    """Stop unpromising trials early, by successive halving."""
+    grace: Annotated[int | None, Flag(STOPPING, "passes of the longest trial / reduction²")] = Field(None, ge=1)
+    """Passes over the training windows before a trial may be stopped early."""
+    reduction: Annotated[int, Flag(STOPPING)] = Field(3, ge=2)
+    """Successive halving keeps the best 1/reduction of the trials at each rung."""
+    stem: Annotated[Literal["auto", "fourier", "direct"], Flag(SPEED, "the faster one, measured at the start")] = "auto"
+    """Algorithm of the Conformer's stem."""
+    stack: Annotated[Literal["auto", "on", "off"], Flag(SPEED, "the faster one, measured at the start")] = "auto"
+    """Train a worker's folds as one stacked program."""
+    track: Annotated[list[str], Flag("Tracking")] = ["tensorboard"]
+    """Where curves are logged: tensorboard, mlflow, wandb, or none. Several may be given."""
+
+
+def flag_of(name: str) -> Flag:
+    """Return how an option is presented."""
+    return next(each for each in SweepOptions.model_fields[name].metadata if isinstance(each, Flag))
+
+
+def help_of(name: str) -> str:
+    """Return an option's description in one line."""
+    return " ".join((SweepOptions.model_fields[name].description or "").split())
+
+
+def default_of(name: str) -> str:
+    """Return an option's default in words."""
+    flag, default = flag_of(name), SweepOptions.model_fields[name].default
+    if default is None:
+        return str(flag.unset)
+    shown = ", ".join(default) if isinstance(default, list) else str(default)
+    return f"{shown}: {flag.unset}" if flag.unset else shown
 
 
 def parse_options(given: dict[str, Any]) -> SweepOptions:
-    """Options, or one line on what is wrong with them."""
+    """Validate options of a sweep.
+
+    Raises
+    ------
+    UserError
+        Names an unknown option with the nearest right name, or the value that is out of range.
+    """
     try:
         options = SweepOptions.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-        raise UserError(f"{name}: {problem['msg']} (given {problem['input']!r})") from None
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"{name}: no such option of a sweep; {nearest(name, SweepOptions.model_fields)}") from None
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = message.partition(", unable")[0]
+        raise UserError(f"--{name.replace('_', '-')} {problem['input']}: {message}") from None
     if options.gpu_hours is not None and not options.gpus_per_worker:
-        raise UserError("--gpu-hours: the sweep uses no GPU, so they would never end; say --gpus-per-worker too")
+        raise UserError("--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too")
     return options

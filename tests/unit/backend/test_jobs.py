@@ -142,10 +142,13 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
         (("check", "s3://a/c"), "submit check: not submitted"),
-        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "0"), "--gpu-hours: "),
-        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "5"), "say --gpus-per-worker too"),
-        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--time-budget", "soon"), "soon: not a time"),
-        (("plan", SPACE, "--data", "s3://a/b", "--workers", "0"), "--workers: "),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "0"), "--gpu-hours 0.0: must be"),
+        (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "5"), "give --gpus-per-worker too"),
+        (
+            ("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--time-budget", "soon"),
+            "--time-budget soon: must be a time",
+        ),
+        (("plan", SPACE, "--data", "s3://a/b", "--workers", "0"), "--workers 0: must be"),
         (("plan", SPACE, "--data", "demo/store"), "data demo/store: a folder of this"),
     ],
 )

@@ -279,9 +279,9 @@ def test_a_run_made_from_other_data(refused, toy, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--time-budget", "soon", "not a time"),
-        ("--time-budget", "-5m", "longer than nothing"),
-        ("--trials", 0, "--trials: Input should be greater than or equal to 1"),
+        ("--time-budget", "soon", "--time-budget soon: must be a time such as 90s, 30m or 2h"),
+        ("--time-budget", "-5m", "--time-budget -5m: must be longer than 0 s"),
+        ("--trials", 0, "--trials 0: must be greater than or equal to 1"),
         ("--held-out", "2", "between 0 and 1"),
         ("--held-out", "s99", "'s99' is not in the data"),
         ("--held-out", ",", "no held-out subject is named"),

@@ -107,7 +107,7 @@ def test_the_next_driver_goes_on_counting(tmp_path):
 def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
     with pytest.raises(UserError, match=r"--gpu-hours: the sweep uses no GPU.*--gpus-per-worker"):
         parse_options({"gpu_hours": 3.0})
-    with pytest.raises(UserError, match="--gpu-hours: "):
+    with pytest.raises(UserError, match="--gpu-hours -3"):
         parse_options({"gpu_hours": -3.0, "gpus_per_worker": 1})
     assert parse_options({"gpu_hours": 3.0, "gpus_per_worker": 0.5}).gpu_hours == 3.0
 
