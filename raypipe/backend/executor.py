@@ -130,7 +130,7 @@ def execute(
         )
         lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
         watchdog = Watchdog(desk, tell=callback.on_actor_lost)
-        search = RunSearch(ledger, storage, over=budget.over, callback=callback, lost=lost, look=watchdog.look)
+        search = RunSearch(ledger, storage, over=budget.used_up, callback=callback, lost=lost, look=watchdog.look)
         try:
             groups = WorkerGroups(crew, concurrent)
             stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))

@@ -128,8 +128,8 @@ def _run(where: str) -> Iterator[Finding]:
     numbers = run.numbers()
     yield Finding("ok", f"{run.where}: fold map and search space as the run was made with; {len(numbers)} trials")
     driver = read_lease(run.folder)
-    if driver and not driver["alive"] and not driver.get("ended"):
-        yield Finding("look", f"its driver (process {driver['pid']} on {driver['host']}) died", "raypipe resume RUN")
+    if driver and not driver.alive and not driver.ended:
+        yield Finding("look", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
     damaged = run.verify()
     for line in damaged.values():
         yield Finding("broken", line)

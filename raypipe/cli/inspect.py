@@ -72,7 +72,8 @@ def _trial_logs(store: RunStore, trial: int, follow: bool) -> None:
     from raypipe.storage.trial_log import follow_log, read_log
 
     def alive() -> bool:
-        return bool((read_lease(store.folder) or {}).get("alive"))
+        driver = read_lease(store.folder)
+        return driver is not None and driver.alive
 
     if not store.has_trial(trial) and not read_log(store.folder, trial):
         raise UserError(f"{store.where}: no trial {trial}")

@@ -18,7 +18,7 @@ from rich.text import Text
 from raypipe.cli.console import PLAIN_EVERY, bound, duration, short
 from raypipe.cli.sweep_state import RunningTrial, SweepState
 from raypipe.core.config import TrialConfig, flat
-from raypipe.storage.budget import MORE
+from raypipe.storage.budget import BUDGET_OPTIONS
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
@@ -130,7 +130,9 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
         self._print(f"{reason}; restarting from the run's records")
 
     def on_budget_used(self, reason: str) -> None:
-        self._print(f"{reason}; continue with: raypipe resume {shell_quoted(self.state.where)} {MORE[reason]} MORE")
+        self._print(
+            f"{reason}; continue with: raypipe resume {shell_quoted(self.state.where)} {BUDGET_OPTIONS[reason]} MORE"
+        )
 
     # Display
 

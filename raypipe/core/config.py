@@ -199,15 +199,6 @@ class InitConfig(_Frozen):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
-_LATER = {
-    "": ("sampling", "target_scale", "shrink"),
-    "model": ("bins", "variance"),
-    "optim": ("cycles",),
-    "loss": ("width", "variance_power"),
-}
-"""Parameters that the first runs did not have, by their part."""
-
-
 class TrialConfig(_Frozen):
     """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
 
@@ -284,20 +275,8 @@ class TrialConfig(_Frozen):
         return {"none": 1.0, "msam": 1.0, "looksam": 1.0 + 1.0 / self.sam.every}.get(self.sam.name, 2.0)
 
     def hash(self) -> str:
-        """Twelve hex digits that two configurations share only when they are equal."""
-        values = self.model_dump(mode="json")
-        # What came later is left out where it says nothing, so that older checkpoints still belong to their trials.
-        for name in ("pretrain", "init"):
-            if getattr(self, name).name == "none":
-                del values[name]
-        if self.model.name == "conformer":
-            del values["model"]["patch"]
-        for part, names in _LATER.items():
-            here, among = (getattr(self, part), values[part]) if part else (self, values)
-            for name in names:
-                if getattr(here, name) == type(here).model_fields[name].default:
-                    del among[name]
-        text = json.dumps(values, sort_keys=True)
+        """Return twelve hex digits that are equal for equal configurations only."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raypipe.core.errors import UserError
 
 
+class OtherFormatError(UserError):
+    """A file has another format number than this version of raypipe reads."""
+
+
 class Record(BaseModel):
     """A JSON file with a format number.
 
@@ -53,29 +57,32 @@ class Record(BaseModel):
 
         Raises
         ------
+        OtherFormatError
+            The file has another format.
         UserError
-            The file is not JSON, has another format, or does not fit the schema.
+            The file is not JSON, or does not fit the schema.
         """
         try:
             record = cls.model_validate_json(data)  # three times as fast as validating what json.loads returns
         except ValidationError as error:
-            raise UserError(f"{where}: {cls._problem(data, error)}") from None
+            raise cls._refusal(data, error, where) from None
         if "format" not in record.model_fields_set:
-            raise UserError(f"{where}: {cls._other_format(None)}")
+            raise cls._other_format(None, where)
         return record
 
     @classmethod
-    def _problem(cls, data: bytes, error: ValidationError) -> str:
+    def _refusal(cls, data: bytes, error: ValidationError, where: str) -> UserError:
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
-            return "damaged (not a JSON document); restore it from a copy"
+            return UserError(f"{where}: damaged (not a JSON document); restore it from a copy")
         found = json.loads(data)
         if isinstance(found, dict) and found.get("format") != cls.model_fields["format"].default:
-            return cls._other_format(found.get("format"))  # the format explains every other problem
+            return cls._other_format(found.get("format"), where)  # the format explains every other problem
         place = "/".join(map(str, problem["loc"]))
-        return f"{place + ': ' if place else ''}{problem['msg']}"
+        return UserError(f"{where}: {place + ': ' if place else ''}{problem['msg']}")
 
     @classmethod
-    def _other_format(cls, given: Any) -> str:
-        named = "no format number" if given is None else f"format {given!r}"
-        return f"{named}, expected {cls.model_fields['format'].default!r}; use the version of raypipe that wrote it"
+    def _other_format(cls, given: Any, where: str) -> OtherFormatError:
+        found = "no format number" if given is None else f"format {given!r}"
+        expected = cls.model_fields["format"].default
+        return OtherFormatError(f"{where}: {found}, expected {expected!r}; use the version of raypipe that wrote it")

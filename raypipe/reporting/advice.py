@@ -93,10 +93,10 @@ def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {_hours(worker)} of workers' time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
-        held = float((lease or {}).get("gpu_hours", 0.0))  # what --gpu-hours limits: workers that wait hold theirs too
+        held = lease.gpu_hours if lease else 0.0  # what --gpu-hours limits: workers that wait hold theirs too
         parts.append(f"{gpus * worker:.1f} GPU-hours" + (f" of {held:.1f} held" if held else ""))
     if lease:
-        parts.append(f"driven for {_hours(float(lease['spent']) / 3600)}")
+        parts.append(f"driven for {_hours(lease.spent / 3600)}")
     return "cost: " + ", ".join(parts)
 
 

@@ -225,7 +225,7 @@ def _cost(run: RunStore) -> dict[str, int | float]:
         **{state: int(states.get(state, 0)) for state in ("complete", "pruned", "failed")},
         "epochs": int(table["trained"].sum()),
         "worker_seconds": float(table["seconds"].sum()),
-        "driven_seconds": float(driver["spent"]) if driver else float("nan"),
+        "driven_seconds": driver.spent if driver else float("nan"),
         "best_trial": run.ranked()[0].number,
     }
 

@@ -50,8 +50,8 @@ def status_lines(where: str | Path) -> list[str]:
         lines.append(
             f"  finished; go on with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {where}"
         )
-    elif driver and driver["alive"]:
-        lines.append(f"  running (process {driver['pid']} on {driver['host']})")
+    elif driver and driver.alive:
+        lines.append(f"  running (process {driver.pid} on {driver.host})")
     else:
         lines.append(f"  interrupted; go on with: raypipe resume {shell_quoted(where)}")
     return lines

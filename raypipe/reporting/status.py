@@ -11,7 +11,7 @@ from typing import Any
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.files import map_concurrently, read_json
-from raypipe.storage.lease import read_lease
+from raypipe.storage.lease import DriverRecord, read_lease
 from raypipe.storage.records import TrialRecord
 from raypipe.storage.run_store import RunStore, TrialResult, best_epoch
 from raypipe.storage.trial_log import read_log
@@ -122,9 +122,9 @@ def _read(run: RunStore, trial: tuple[int, set[str]]) -> tuple[TrialRecord | Non
     return run.record(number) if "trial.json" in names else None, run.result(number) if "result.json" in names else None
 
 
-def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
+def _used_up(driver: DriverRecord, options: dict[str, Any]) -> str:
     """What a run has used up beside its trials, in words."""
-    for name, used in {"time_budget": driver["spent"], "gpu_hours": driver.get("gpu_hours", 0.0)}.items():
+    for name, used in {"time_budget": driver.spent, "gpu_hours": driver.gpu_hours}.items():
         if options.get(name) and float(used) >= options[name]:
             what = "time budget is" if name == "time_budget" else "GPU-hours are"
             return f"its {what} used up; go on with: raypipe resume RUN --{name.replace('_', '-')} MORE"
@@ -134,7 +134,7 @@ def _used_up(driver: dict[str, Any], options: dict[str, Any]) -> str:
 def read_status(run: RunStore) -> Status:
     """Read a run's state."""
     driver = read_lease(run.folder)
-    alive = bool(driver and driver["alive"])
+    alive = bool(driver and driver.alive)
     lines: list[Line] = []
     reruns: dict[int, int | None] = {}
     results: list[TrialResult] = []
@@ -155,19 +155,19 @@ def read_status(run: RunStore) -> Status:
     if driver is None:
         words = "never driven"
     elif alive:
-        words = f"running (process {driver['pid']} on {driver['host']}, {round(time.time() - driver['beat'])} s ago)"
+        words = f"running (process {driver.pid} on {driver.host}, {round(time.time() - driver.beat)} s ago)"
         if over:
-            left = max(0.0, (float(driver["spent"]) / over) * (asked - over))
+            left = max(0.0, (driver.spent / over) * (asked - over))
     elif over >= asked:
         words = "finished"
     elif late:
         words = late
-    elif driver.get("ended"):
+    elif driver.ended:
         words = "stopped; go on with: raypipe resume RUN"
     else:
         words = "its driver died; go on with: raypipe resume RUN"
     if driver and options.get("gpu_hours"):
-        words += f"; {float(driver.get('gpu_hours', 0.0)):.3g} of {options['gpu_hours']:g} GPU-hours used"
+        words += f"; {driver.gpu_hours:.3g} of {options['gpu_hours']:g} GPU-hours used"
     failed = [line for line in lines if line.state == "failed"][-FEW:]
     latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
     again = spreads(run, reruns, results)

@@ -130,7 +130,7 @@ def account(run: RunStore, found: Sequence[Span]) -> Account:
     known = [span for span in found if span.workers]
     held = sum(span.workers * (end - begin) for span in known for begin, end in span.pieces)
     trained = sum(span.result.seconds for span in known)
-    return Account(wall, busy, float(driver["spent"]) if driver else None, max(held, trained), trained)
+    return Account(wall, busy, driver.spent if driver else None, max(held, trained), trained)
 
 
 STATES = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}

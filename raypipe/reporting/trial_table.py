@@ -40,7 +40,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
         A trial's records are damaged.
     """
     driver = read_lease(run.folder)
-    under_way = "running" if driver and driver["alive"] else "interrupted"
+    under_way = "running" if driver and driver.alive else "interrupted"
     recorded, over = set(run.numbers()), set(run.numbers("result.json"))
     folds = [f"fold_{fold}" for fold in range(run.folds.n_folds)]
     rows: dict[int, dict[str, Any]] = {}

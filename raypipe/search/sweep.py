@@ -104,7 +104,7 @@ def _resume(
     store = RunStore.open(run)
     if not store.folder.exists(OPTIONS):
         last = read_lease(store.folder)
-        if last and last["alive"]:  # its driver has only just begun
+        if last and last.alive:  # its driver has only just begun
             raise in_use_error(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
     chosen = parse_options({**read_json(store.folder, OPTIONS), **changes})
@@ -255,7 +255,7 @@ def _drive(
             callback.on_open(_snapshot(store, windows, options.trials))
             if not ledger.exhausted:
                 budget = Budget(lease, options.time_budget, options.gpu_hours)
-                if reason := budget.over():
+                if reason := budget.used_up():
                     callback.on_budget_used(reason)
                 else:
                     run = functools.partial(execute, store, windows, options, storage, budget, cluster, callback)

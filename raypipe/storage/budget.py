@@ -1,4 +1,4 @@
-"""What a run may use in all, and what its drivers have used: time, and hours of GPUs held."""
+"""Limits of a run beside its number of trials: seconds driven, and hours of GPUs held."""
 
 from __future__ import annotations
 
@@ -9,67 +9,75 @@ from collections.abc import Callable, Iterator
 
 from raypipe.storage.lease import Lease
 
-TIME, GPUS = "the time budget was used up", "the GPU-hours were used up"
-MORE = {TIME: "--time-budget", GPUS: "--gpu-hours"}
-"""What may be used up, and the option that gives more of it."""
-EVERY = 10.0
-"""Seconds between two looks at how many GPUs the cluster has."""
+TIME_USED, GPU_HOURS_USED = "the time budget was used up", "the GPU-hours were used up"
+BUDGET_OPTIONS = {TIME_USED: "--time-budget", GPU_HOURS_USED: "--gpu-hours"}
+"""What `Budget.used_up` returns, and the option that raises the limit."""
+RECOUNT_SECONDS = 10.0
+"""Seconds between two counts of the cluster's GPUs."""
 
 
 class Budget:
-    """A run's limits beside its number of trials.
+    """Count what a run uses, and compare it with its limits.
 
-    GPUs count from when a sweep asks for its workers to when it gives them back, trained on or not, as many of those as
-    the cluster has.
+    GPUs count from the sweep's request for workers until it releases them, whether they train or not, and no more of
+    them than the cluster has.
 
     Parameters
     ----------
     lease
-        Of the run; keeps what has been used from driver to driver.
+        Lease of the run; stores what earlier drivers have used.
     seconds, gpu_hours
-        What the run may use in all; None: without end.
+        Limits over all drivers; None for no limit.
     """
 
     def __init__(self, lease: Lease, seconds: float | None, gpu_hours: float | None) -> None:
         self._lease, self._seconds, self._gpu_hours = lease, seconds, gpu_hours
-        self._asked = self._held = 0.0
-        self._counted = self._known = time.monotonic()
-        self._there: Callable[[], float] = lambda: 0.0
+        self._requested = self._held = 0.0
+        self._added_at = self._recounted_at = time.monotonic()
+        self._count_gpus: Callable[[], float] = lambda: 0.0
         self._lock = threading.Lock()
-        lease.before_beat = self._count  # what a kill may take is what was used since
+        lease.before_beat = self._update  # a killed driver then loses what it used since its last heartbeat only
 
     @contextlib.contextmanager
-    def holding(self, gpus: float, there: Callable[[], float]) -> Iterator[None]:
-        """While so many GPUs are asked for; `there` says how many the cluster has."""
-        self._asked, self._there = gpus, there
-        self._hold(min(gpus, there()) if gpus else 0.0)
+    def holding(self, gpus: float, count_gpus: Callable[[], float]) -> Iterator[None]:
+        """Count GPU-hours for the duration of the block.
+
+        Parameters
+        ----------
+        gpus
+            GPUs that the sweep requests.
+        count_gpus
+            Returns the number of GPUs of the cluster.
+        """
+        self._requested, self._count_gpus = gpus, count_gpus
+        self._hold(min(gpus, count_gpus()) if gpus else 0.0)
         try:
             yield
         finally:
             self._hold(0.0)
-            self._asked = 0.0
+            self._requested = 0.0
+
+    def used_up(self) -> str:
+        """Return which limit is reached (`TIME_USED`, `GPU_HOURS_USED`), or an empty string."""
+        if self._requested and time.monotonic() - self._recounted_at > RECOUNT_SECONDS:
+            self._hold(min(self._requested, self._count_gpus()))
+        self._update()
+        if self._seconds is not None and self._lease.spent > self._seconds:
+            return TIME_USED
+        if self._gpu_hours is not None and self._lease.gpu_hours > self._gpu_hours:
+            return GPU_HOURS_USED
+        return ""
 
     def _hold(self, gpus: float) -> None:
         with self._lock:
             self._add()
-            self._held, self._known = gpus, time.monotonic()
+            self._held, self._recounted_at = gpus, time.monotonic()
 
-    def _count(self) -> None:
+    def _update(self) -> None:
         with self._lock:
             self._add()
 
     def _add(self) -> None:
         now = time.monotonic()
-        self._lease.gpu_hours += self._held * (now - self._counted) / 3600
-        self._counted = now
-
-    def over(self) -> str:
-        """What has been used up, in words; nothing while the run may go on."""
-        if self._asked and time.monotonic() - self._known > EVERY:
-            self._hold(min(self._asked, self._there()))
-        self._count()
-        if self._seconds is not None and self._lease.spent > self._seconds:
-            return TIME
-        if self._gpu_hours is not None and self._lease.gpu_hours > self._gpu_hours:
-            return GPUS
-        return ""
+        self._lease.gpu_hours += self._held * (now - self._added_at) / 3600
+        self._added_at = now

@@ -1,4 +1,4 @@
-"""Who drives a run: a lease with a heartbeat in the run's folder, so that two drivers never share one."""
+"""The lease of a run: a heartbeat file in the run's folder that keeps a second driver away."""
 
 from __future__ import annotations
 
@@ -12,55 +12,96 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
+
+from pydantic import Field
 
 from raypipe.core.errors import StorageError, UserError
-from raypipe.storage.files import Folder, LocalFolder, lock, read_json, write_json
+from raypipe.core.record import OtherFormatError, Record
+from raypipe.storage.files import Folder, LocalFolder, lock, read_record, write_record
 
-BEAT = 5.0
-STALE = 60.0
-FILE = "driver.json"
-LOCK = "driver.lock"
+HEARTBEAT_SECONDS = 5.0
+EXPIRY_SECONDS = 60.0
+"""Age of the last heartbeat after which a driver on another host counts as dead."""
+DRIVER_FILE = "driver.json"
+LOCK_FILE = "driver.lock"
 
-_HELD: set[str] = set()
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.02
+_OWN_IDS: set[str] = set()
+"""Ids of the leases that this process holds."""
 
 
-def read_lease(folder: Folder) -> dict[str, Any] | None:
-    """The last driver's record, with ``alive``; None where there has been none."""
-    if not folder.exists(FILE):
+class DriverRecord(Record):
+    """The process that drives a run, or drove it last (``driver.json``)."""
+
+    format: Literal["raypipe-driver/1"] = "raypipe-driver/1"
+    id: str
+    """Random, and new for every lease."""
+    host: str
+    pid: int
+    started: float
+    """Unix time (s) at which this driver took the lease."""
+    spent: float
+    """Seconds that this and earlier drivers have driven the run."""
+    gpu_hours: float
+    """Hours of GPUs that this and earlier drivers have held."""
+    beat: float
+    """Unix time (s) of the last heartbeat."""
+    ended: bool = False
+    """The driver has given the lease back."""
+    alive: bool = Field(default=False, exclude=True)
+    """The driver still drives the run; set by `read_lease`, not stored."""
+
+
+def read_lease(folder: Folder) -> DriverRecord | None:
+    """Read the record of a run's last driver and check whether it is alive.
+
+    Returns
+    -------
+    DriverRecord or None
+        None where no driver has left a readable record.
+
+    Raises
+    ------
+    StorageError
+        The storage fails. A caller that cannot see the lease must not take it.
+    OtherFormatError
+        Another version of raypipe has written it.
+    """
+    if not folder.exists(DRIVER_FILE):
         return None
     try:
-        record = dict(read_json(folder, FILE))
-    except StorageError:  # who does not know whether there is a driver must not become one
+        record = read_record(DriverRecord, folder, DRIVER_FILE)
+    except (StorageError, OtherFormatError):
         raise
     except (UserError, FileNotFoundError):
         return None
-    return record | {"alive": _alive(folder, record)}
+    return record.model_copy(update={"alive": _is_alive(folder, record)})
 
 
-def in_use_error(folder: Folder, last: dict[str, Any]) -> UserError:
-    """What a second driver is told."""
+def in_use_error(folder: Folder, driver: DriverRecord | None) -> UserError:
+    """Return the error of a second driver; `driver` is the first, None where its record is missing."""
+    process = f"process {driver.pid} on {driver.host}" if driver else "a process on this host"
     return UserError(
-        f"{folder.where}: another raypipe is driving this run (process {last['pid']} on {last['host']}); "
-        "look on with: raypipe status RUN"
+        f"{folder.where}: another raypipe is driving this run ({process}); follow it with: raypipe status RUN"
     )
 
 
-def _alive(folder: Folder, record: dict[str, Any]) -> bool:
-    if record.get("ended"):
+def _is_alive(folder: Folder, record: DriverRecord) -> bool:
+    if record.ended:
         return False
-    here = record["host"] == socket.gethostname()
+    here = record.host == socket.gethostname()
     if here and isinstance(folder, LocalFolder):
-        # The kernel frees a lock with its process, whereas process numbers come round again (in containers at once).
-        return _locked(folder.path / LOCK)
-    if time.time() - float(record["beat"]) > STALE:
+        # The kernel frees a lock with its process. Process ids are reused, in containers at once.
+        return _is_locked(folder.path / LOCK_FILE)
+    if time.time() - record.beat > EXPIRY_SECONDS:
         return False
     if not here:
         return True
-    if record["pid"] == os.getpid():
-        return record["id"] in _HELD
+    if record.pid == os.getpid():
+        return record.id in _OWN_IDS
     try:
-        os.kill(int(record["pid"]), 0)
+        os.kill(record.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -68,70 +109,69 @@ def _alive(folder: Folder, record: dict[str, Any]) -> bool:
     return True
 
 
-def _locked(path: Path) -> bool:
-    """Whether a process of this host holds the lock."""
+def _is_locked(path: Path) -> bool:
+    """Return whether a process of this host holds the lock."""
     try:
         with open(path, "rb") as file:
             return not lock(file, shared=True)
-    except OSError:  # no lock has been made
+    except OSError:  # no driver has made the file
         return False
 
 
-def _lock(path: Path) -> int | None:
-    """Take the lock; None where another process of this host has it."""
+def _take_lock(path: Path) -> int | None:
+    """Return the open lock file, or None where another process of this host holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    for _ in range(20):
-        if lock(handle):  # or the file system has none: the heartbeat is what there is
+    for _ in range(_LOCK_ATTEMPTS):
+        if lock(handle):
             return handle
-        time.sleep(0.02)  # a `status` that looks takes it for a moment
+        time.sleep(_LOCK_PAUSE)  # `raypipe status` holds it for a moment while it checks
     os.close(handle)
     return None
 
 
 class Lease:
-    """Holds a run while its block lasts, and counts the seconds it was driven in all.
+    """Context manager that holds a run, writes heartbeats and counts the seconds that the run is driven.
 
     Attributes
     ----------
     gpu_hours
-        Used by this and earlier drivers; counted by `raypipe.storage.budget`, kept here.
+        Hours of GPUs that this and earlier drivers have held; `raypipe.storage.budget` adds to it.
     before_beat
-        Called before the record is written.
+        Called before each heartbeat is written.
 
     Raises
     ------
     UserError
-        Another driver holds it.
+        Another driver holds the run.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        self._id, self._started = "", 0.0
+        self._spent_before = 0.0
         self._stop = threading.Event()
-        self._record: dict[str, Any] = {}
-        self._before = 0.0
+        self._lock_handle: int | None = None
         self.gpu_hours = 0.0
         self.before_beat: Callable[[], object] = lambda: None
-        self._handle: int | None = None
 
     @property
     def spent(self) -> float:
         """Seconds that this and earlier drivers have driven the run."""
-        return self._before + time.time() - float(self._record["started"])
+        return self._spent_before + time.time() - self._started
 
     def __enter__(self) -> Lease:
         last = read_lease(self._folder)
-        if isinstance(self._folder, LocalFolder) and not (last and last["alive"]):
-            self._handle = _lock(self._folder.path / LOCK)
-            if self._handle is None:
-                last = (read_lease(self._folder) or {"pid": "unknown", "host": "this host"}) | {"alive": True}
-        if last and last["alive"]:
+        if last and last.alive:
             raise in_use_error(self._folder, last)
-        self._before = float(last["spent"]) if last else 0.0
-        self.gpu_hours = float(last.get("gpu_hours", 0.0)) if last else 0.0
-        now = time.time()
-        self._record = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "started": now}
-        _HELD.add(str(self._record["id"]))
+        if isinstance(self._folder, LocalFolder):
+            self._lock_handle = _take_lock(self._folder.path / LOCK_FILE)
+            if self._lock_handle is None:
+                raise in_use_error(self._folder, read_lease(self._folder))
+        if last:
+            self._spent_before, self.gpu_hours = last.spent, last.gpu_hours
+        self._id, self._started = uuid.uuid4().hex, time.time()
+        _OWN_IDS.add(self._id)
         self._beat()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
@@ -139,15 +179,25 @@ class Lease:
 
     def _beat(self, ended: bool = False) -> None:
         self.before_beat()
-        used = {"spent": self.spent, "gpu_hours": self.gpu_hours}
-        write_json(self._folder, FILE, self._record | used | {"beat": time.time(), "ended": ended})
+        record = DriverRecord(
+            id=self._id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=self._started,
+            spent=self.spent,
+            gpu_hours=self.gpu_hours,
+            beat=time.time(),
+            ended=ended,
+        )
+        write_record(self._folder, DRIVER_FILE, record)
 
     def _keep(self) -> None:
-        while not self._stop.wait(BEAT):
-            with suppress(Exception):  # a full disk or a storage that stalls is the sweep's to report
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with suppress(Exception):  # the sweep reports a full disk or a storage that fails
                 found = read_lease(self._folder)
-                if found and found["id"] != self._record["id"]:
-                    # Two drivers came at one moment, or this one slept for longer than a lease: the later one has it.
+                if found and found.id != self._id:
+                    # Two drivers started at the same moment, or this one was suspended for longer than the expiry.
+                    # The later one has the lease.
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 self._beat()
@@ -158,8 +208,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with suppress(Exception):
-            if (found := read_lease(self._folder)) and found["id"] == self._record["id"]:
+            if (found := read_lease(self._folder)) and found.id == self._id:
                 self._beat(ended=True)
-        _HELD.discard(str(self._record["id"]))
-        if self._handle is not None:
-            os.close(self._handle)
+        _OWN_IDS.discard(self._id)
+        if self._lock_handle is not None:
+            os.close(self._lock_handle)

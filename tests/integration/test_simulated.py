@@ -44,11 +44,11 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
         assert set(stopped) == {"the GPU-hours were used up"}
         assert "its GPU-hours are used up; go on with" in read_status(run).driver
         used = read_lease(run.folder)
-        assert used["gpu_hours"] >= 30 / 3600
-        assert used["gpu_hours"] <= 2 * used["spent"] / 3600, "two GPUs, no longer than it was driven"
+        assert used.gpu_hours >= 30 / 3600
+        assert used.gpu_hours <= 2 * used.spent / 3600, "two GPUs, no longer than it was driven"
         resume(tmp_path / "run", trials=ended + 2, gpu_hours=100.0)
     assert len(run.results()) == ended + 2
-    assert read_lease(run.folder)["gpu_hours"] > used["gpu_hours"]
+    assert read_lease(run.folder).gpu_hours > used.gpu_hours
 
 
 def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, capfd):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import mne
 import numpy as np
@@ -394,7 +395,7 @@ def test_a_followed_trial_that_nobody_drives_and_a_ctrl_c_are_no_errors(toy, tmp
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raypipe.storage.lease.read_lease", lambda folder: {"alive": True})
+    monkeypatch.setattr("raypipe.storage.lease.read_lease", lambda folder: SimpleNamespace(alive=True))
     monkeypatch.setattr("time.sleep", interrupt)
     assert run("logs", tmp_path / "r", 0, "-f") == 0
     assert capsys.readouterr() == ("", "")

@@ -16,7 +16,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
-from raypipe.storage.files import read_json, write_json
+from raypipe.storage.files import read_json, write_json, write_record
+from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.records import OutOfFold
 from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
@@ -141,8 +142,8 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
 
 
 def test_a_driver_that_died_is_worth_a_look(run):
-    record = {"id": "x", "host": "elsewhere", "pid": 1, "started": 0.0, "beat": 0.0, "spent": 1.0, "ended": False}
-    write_json(run.folder, "driver.json", record)
+    times = {"started": 0.0, "beat": 0.0, "spent": 1.0, "gpu_hours": 0.0}
+    write_record(run.folder, DRIVER_FILE, DriverRecord(id="x", host="elsewhere", pid=1, **times))
     found = [each for each in diagnose(run.where) if each.level == "look"]
     assert len(found) == 1 and "died" in found[0].what and found[0].mend == "raypipe resume RUN"
 

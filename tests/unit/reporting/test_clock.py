@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from raypipe.reporting.timeline import account, breaks, spans, together
-from raypipe.storage.files import write_json
+from raypipe.storage.files import write_json, write_record
+from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.records import trial_file
 from tests.support.toys import ToyWindows, add_ended, make_run
 
@@ -52,7 +53,8 @@ def test_the_account_adds_up(run):
     spent = account(run, spans(run, run.results()))
     assert (spent.wall, spent.busy, spent.driven) == (1100.0, 10.0 + 200.0, None)
     assert (spent.held, spent.trained) == (2 * 110.0, 40.0)
-    write_json(run.folder, "driver.json", {"host": "there", "pid": 1, "beat": 0.0, "spent": 300.0, "ended": True})
+    times = {"started": 0.0, "beat": 0.0, "spent": 300.0, "gpu_hours": 0.0}
+    write_record(run.folder, DRIVER_FILE, DriverRecord(id="x", host="there", pid=1, ended=True, **times))
     assert account(run, spans(run, run.results())).driven == 300.0
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 from rich.console import Console
@@ -14,9 +13,9 @@ from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
 from raypipe.search.sweep import _open, resume
 from raypipe.storage import budget
-from raypipe.storage.budget import EVERY, Budget
+from raypipe.storage.budget import RECOUNT_SECONDS, Budget
 from raypipe.storage.files import open_folder, read_json, write_json
-from raypipe.storage.lease import FILE, Lease, read_lease
+from raypipe.storage.lease import DRIVER_FILE, Lease, read_lease
 from raypipe.trial.callback import CallbackList
 from tests.support.callbacks import Recorder
 from tests.support.toys import SPACE, ToyWindows, write_store
@@ -43,9 +42,9 @@ class Held:
 def test_time_counts_over_all_drivers(clock):
     lease = Held(spent=59.0)
     limits = Budget(lease, 60.0, None)
-    assert limits.over() == ""
+    assert limits.used_up() == ""
     lease.spent = 61.0
-    assert limits.over() == "the time budget was used up"
+    assert limits.used_up() == "the time budget was used up"
 
 
 def test_gpus_count_while_they_are_held_and_no_more_than_there_are(clock):
@@ -53,23 +52,23 @@ def test_gpus_count_while_they_are_held_and_no_more_than_there_are(clock):
     limits = Budget(lease, None, 6.0)
     with limits.holding(4.0, lambda: there):
         clock.now += 1800
-        assert limits.over() == ""
+        assert limits.used_up() == ""
         assert lease.gpu_hours == pytest.approx(3.0)
         there = 1.0  # of the cluster's machines one is left; what was held until now was counted as it was
-        clock.now += EVERY + 1
-        limits.over()
+        clock.now += RECOUNT_SECONDS + 1
+        limits.used_up()
         was = lease.gpu_hours
         clock.now += 1800
-        assert limits.over() == ""
+        assert limits.used_up() == ""
         assert lease.gpu_hours == pytest.approx(was + 0.5)
         there = 8.0
-        clock.now += EVERY + 1
-        limits.over()
+        clock.now += RECOUNT_SECONDS + 1
+        limits.used_up()
         clock.now += 3600
-        assert limits.over() == "the GPU-hours were used up"
+        assert limits.used_up() == "the GPU-hours were used up"
     used = lease.gpu_hours
     clock.now += 3600  # Ray is started again in between: nothing is held
-    limits.over()
+    limits.used_up()
     assert lease.gpu_hours == used
 
 
@@ -87,21 +86,16 @@ def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock)
     with Lease(folder) as lease, Budget(lease, None, None).holding(2.0, lambda: 2.0):
         clock.now += 3600
         lease._beat()
-        assert read_lease(folder)["gpu_hours"] == pytest.approx(2.0)
+        assert read_lease(folder).gpu_hours == pytest.approx(2.0)
 
 
 def test_the_next_driver_goes_on_counting(tmp_path):
     folder = open_folder(tmp_path)
     with Lease(folder) as lease:
         lease.gpu_hours = 2.5
-    assert read_lease(folder)["gpu_hours"] == 2.5
+    assert read_lease(folder).gpu_hours == 2.5
     with Lease(folder) as lease:
         assert lease.gpu_hours == 2.5
-    older = json.loads(folder.read(FILE))
-    del older["gpu_hours"]  # written by a raypipe that did not count them
-    folder.write(FILE, json.dumps(older).encode())
-    with Lease(folder) as lease:
-        assert lease.gpu_hours == 0.0
 
 
 def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
@@ -122,7 +116,7 @@ def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch
     write_json(run.folder, "options.json", options.model_dump(mode="json"))
     with Lease(run.folder):
         pass
-    write_json(run.folder, FILE, read_json(run.folder, FILE) | used)
+    write_json(run.folder, DRIVER_FILE, read_json(run.folder, DRIVER_FILE) | used)
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
     seen, text = Recorder(), io.StringIO()
     resume(run.where, callback=CallbackList([seen, SweepView(Console(file=text, width=300))]))

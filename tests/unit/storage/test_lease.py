@@ -12,7 +12,7 @@ import pytest
 from raypipe.core.errors import StorageError, UserError
 from raypipe.search.sweep import resume
 from raypipe.storage.files import open_folder
-from raypipe.storage.lease import FILE, STALE, Lease, read_lease
+from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
 from tests.support.faults import FailingFolder
 from tests.support.toys import ToyWindows, make_run
 
@@ -24,15 +24,17 @@ def folder(tmp_path):
 
 def write(folder, **changes):
     record = {
+        "format": "raypipe-driver/1",
         "id": "x",
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": time.time() - 9,
         "beat": time.time(),
         "spent": 100.0,
+        "gpu_hours": 0.0,
         "ended": False,
     }
-    folder.write(FILE, json.dumps(record | changes).encode())
+    folder.write(DRIVER_FILE, json.dumps(record | changes).encode())
 
 
 def dead_pid():
@@ -45,15 +47,15 @@ def test_a_second_driver_is_told_who_the_first_is(folder):
     with Lease(folder), pytest.raises(UserError, match=rf"another raypipe is driving this run \(process {os.getpid()}"):
         Lease(folder).__enter__()
     with Lease(folder):
-        assert read_lease(folder)["alive"]
-    assert not read_lease(folder)["alive"]
+        assert read_lease(folder).alive
+    assert not read_lease(folder).alive
 
 
 def test_a_driver_on_another_host_holds_while_it_beats(folder):
     write(folder, host="elsewhere")
     with pytest.raises(UserError, match="elsewhere"):
         Lease(folder).__enter__()
-    write(folder, host="elsewhere", beat=time.time() - STALE - 1)
+    write(folder, host="elsewhere", beat=time.time() - EXPIRY_SECONDS - 1)
     with Lease(folder):
         pass
 
@@ -62,12 +64,12 @@ def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(fo
     write(folder, pid=dead_pid())
     with Lease(folder) as lease:
         assert 100 <= lease.spent < 200
-    assert read_lease(folder)["spent"] >= 100
+    assert read_lease(folder).spent >= 100
 
 
 def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
     write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
-    assert not read_lease(folder)["alive"]
+    assert not read_lease(folder).alive
     with Lease(folder):
         pass
 
@@ -75,7 +77,7 @@ def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
 def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
     with Lease(folder):
         write(folder, host="elsewhere", id="other")
-    assert read_lease(folder)["id"] == "other"
+    assert read_lease(folder).id == "other"
 
 
 def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
@@ -99,10 +101,16 @@ def test_a_storage_that_fails_is_not_taken_for_nobody(folder):
         assert away.count == 2
 
 
-def test_nobody_yet(folder):
+def test_no_driver_yet_or_a_damaged_record(folder):
     assert read_lease(folder) is None
-    folder.write(FILE, b"{broken")
+    folder.write(DRIVER_FILE, b"{broken")
     assert read_lease(folder) is None
+
+
+def test_a_record_of_another_version_is_not_taken_over(folder):
+    write(folder, format="raypipe-driver/2")
+    with pytest.raises(UserError, match=r"driver.json: format 'raypipe-driver/2', expected 'raypipe-driver/1'; use "):
+        Lease(folder).__enter__()
 
 
 def test_a_run_whose_driver_has_only_just_begun_is_being_driven(tmp_path):

@@ -13,7 +13,7 @@ from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.journal import open_journal
-from raypipe.storage.lease import FILE, STALE, Lease, read_lease
+from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
 from raypipe.storage.remote import RemoteFolder, RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
@@ -123,15 +123,19 @@ def test_a_second_driver_is_told_and_a_stale_lease_is_taken_over(bucket):
     folder = open_folder(bucket)
     with Lease(folder), pytest.raises(UserError, match="another raypipe is driving this run"):
         Lease(open_folder(bucket)).__enter__()
-    assert not read_lease(folder)["alive"]
+    assert not read_lease(folder).alive
     with Lease(folder):
-        record = read_json(folder, FILE)
-        write_json(folder, FILE, record | {"host": "elsewhere", "id": "other"})
-        assert read_lease(folder)["alive"]
-        write_json(folder, FILE, record | {"host": "elsewhere", "id": "other", "beat": record["beat"] - STALE - 1})
-        assert not read_lease(folder)["alive"]
+        record = read_json(folder, DRIVER_FILE)
+        write_json(folder, DRIVER_FILE, record | {"host": "elsewhere", "id": "other"})
+        assert read_lease(folder).alive
+        write_json(
+            folder,
+            DRIVER_FILE,
+            record | {"host": "elsewhere", "id": "other", "beat": record["beat"] - EXPIRY_SECONDS - 1},
+        )
+        assert not read_lease(folder).alive
         with Lease(open_folder(bucket)):
-            assert read_lease(folder)["alive"]
+            assert read_lease(folder).alive
 
 
 def test_an_ensemble_is_kept_there(bucket, values):
@@ -237,7 +241,7 @@ def test_a_lease_outlasts_a_server_that_fails(bucket, proxy):
     with Lease(through(proxy, bucket, healing(proxy))) as lease:
         proxy.mode = "reset"
         lease._beat()
-        assert read_lease(open_folder(bucket))["alive"]
+        assert read_lease(open_folder(bucket)).alive
 
 
 def test_a_full_store_is_a_full_disk(bucket, proxy):
