@@ -1,4 +1,4 @@
-"""The command line. Every verb does one step, says what it does, and can be run again."""
+"""The command line: its verbs, and one line on standard error for whatever a user got wrong."""
 
 from __future__ import annotations
 
@@ -6,36 +6,18 @@ import os
 import sys
 from typing import Any
 
-from raypipe.cli import cluster, data, export, inspect, search  # noqa: F401 - the order of --help
+from raypipe.cli import cluster, data, export, inspect, search
 from raypipe.cli.common import app
 from raypipe.cli.usage_errors import UsageError, explain
 from raypipe.core.errors import InterruptedSweepError, UserError
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-"""Exit status after a Ctrl-C."""
+USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
+"""Exit status after bad input, and after a Ctrl-C."""
 
-
-def _run(arguments: list[str] | None) -> None:
-    try:
-        status = app(arguments, standalone_mode=False)
-    except UsageError as error:
-        line = explain(error, sys.argv[1:] if arguments is None else arguments)
-        if line:
-            raise UserError(line) from None
-        print(error.format_message(), end="")  # click's help, for who has said nothing
-        sys.exit(2)
-    if status == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt, without a word
-        raise KeyboardInterrupt
-    sys.exit(status or 0)
-
-
-def _refuse_other_versions() -> None:
-    if "RAYPIPE_EXPECTS" in os.environ:  # in a job
-        from raypipe.core.versions import refuse_other_versions
-
-        refuse_other_versions()
+PANELS = [module.PANEL for module in (data, search, inspect, export, cluster)]
+app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))  # as --help lists them
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -45,14 +27,38 @@ def main(arguments: list[str] | None = None) -> Any:
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     try:
         _refuse_other_versions()
-        _run(arguments)
+        _run(sys.argv[1:] if arguments is None else arguments)
     except (UserError, LeakError) as error:
-        print(f"raypipe: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {error}", USAGE_STATUS)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"raypipe: error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {where}{error.strerror or error}", USAGE_STATUS)
     except (InterruptedSweepError, KeyboardInterrupt):
-        print("raypipe: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _leave("interrupted; the same command continues from here", INTERRUPTED_STATUS)
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        status = app(arguments, standalone_mode=False)
+    except UsageError as error:
+        line = explain(error, arguments)
+        if line:
+            raise UserError(line) from None
+        print(error.format_message(), end="")  # click's help
+        sys.exit(USAGE_STATUS)
+    if status == INTERRUPTED_STATUS:  # Typer returns it after a KeyboardInterrupt
+        raise KeyboardInterrupt
+    sys.exit(status or 0)
+
+
+def _refuse_other_versions() -> None:
+    """Refuse to run a submitted job if the cluster's packages are not the submitter's."""
+    if "RAYPIPE_EXPECTS" in os.environ:
+        from raypipe.core.versions import refuse_other_versions
+
+        refuse_other_versions()
+
+
+def _leave(line: str, status: int) -> None:
+    print(f"raypipe: {line}", file=sys.stderr)
+    sys.exit(status)

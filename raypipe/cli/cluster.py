@@ -1,4 +1,4 @@
-"""Work on a cluster: submitted, watched, stopped; stores and runs carried to and from shared storage."""
+"""Verbs for clusters: submit, jobs, stop, push, pull."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import LOCAL, ClusterOption, RunArg, app, console, example
+from raypipe.cli.common import LOCAL_DASHBOARD, ClusterOption, RunArg, app, console, example, write
 from raypipe.core.errors import UserError
 from raypipe.storage.remote import shell_quoted
 
 PANEL = "Cluster and storage"
-"""Under which `raypipe --help` lists these verbs."""
+"""Heading of these verbs in `raypipe --help`."""
 
 SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report")
-"""What a cluster's head can be told to do."""
+"""Verbs that can be submitted to a cluster."""
 
 
 @app.command(
@@ -26,41 +26,27 @@ SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str, typer.Argument(metavar="VERB ...", help=f"A command as on this machine: {', '.join(SUBMITTED)}.")
+        str, typer.Argument(metavar="VERB ...", help=f"Command as on this machine: {', '.join(SUBMITTED)}.")
     ],
-    cluster: ClusterOption = LOCAL,
+    cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """Run a command on a cluster's head; returns at once. Submitted again after a crash, it goes on."""
-    from raypipe.backend.jobs import Jobs, refuse_local
+    """Run a command on a cluster's head and return at once. Submitted again after a crash, it continues."""
+    from raypipe.backend.jobs import Jobs
 
     if verb not in SUBMITTED:
         raise UserError(f"submit {verb}: not submitted; there is {', '.join(SUBMITTED)}")
     words = list(context.args)
     values = _parsed(verb, words)
-    # One job at a time drives a run; a plan drives none, and is named by what it measures.
-    if verb == "plan":
-        run = f"{str(values['data']).partition('?')[0]}/plan-{Path(values['space']).stem}"
-    else:
-        run = str(values["run"])
-    for option in ("run", "data", "init", "warm_start", "serves"):
-        if values.get(option) is not None:
-            refuse_local(
-                "RUN" if option == "run" and verb != "sweep" else f"--{option.replace('_', '-')}", str(values[option])
-            )
-    files = []
-    if values.get("space"):
-        space = Path(values["space"])
-        if not space.is_file():
-            raise UserError(f"{space}: no such search space")
-        files.append(space)
-        words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
-    name = Jobs(cluster).submit([verb, *words], run, files)
-    look = f"raypipe logs {name} -f" + ("" if verb == "plan" else f", raypipe status {shell_quoted(run)}")
-    console.print(f"{name}: submitted; {look}", highlight=False, soft_wrap=True)
+    run = _run_of(verb, values)
+    _refuse_local_paths(verb, values)
+    files = _ship_space(values, words)
+    job = Jobs(cluster).submit([verb, *words], run, files)
+    follow = f"raypipe logs {job} -f" + ("" if verb == "plan" else f", raypipe status {shell_quoted(run)}")
+    write(f"{job}: submitted; {follow}")
 
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
-    """Values of a command's options; a mistake in them is told here and not by a job."""
+    """Return the options of a command, checked here so that a mistake in them is no failed job."""
     from raypipe.core.options import SweepOptions, parse_options
 
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
@@ -70,16 +56,43 @@ def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     return values
 
 
+def _run_of(verb: str, values: dict[str, Any]) -> str:
+    """Return the run that a job drives: one job at a time may. A plan drives none and is named by what it measures."""
+    if verb == "plan":
+        return f"{str(values['data']).partition('?')[0]}/plan-{Path(values['space']).stem}"
+    return str(values["run"])
+
+
+def _refuse_local_paths(verb: str, values: dict[str, Any]) -> None:
+    from raypipe.backend.jobs import refuse_local
+
+    for option in ("run", "data", "init", "warm_start", "serves"):
+        if values.get(option) is not None:
+            is_argument = option == "run" and verb not in ("sweep", "pretrain")
+            refuse_local("RUN" if is_argument else f"--{option.replace('_', '-')}", str(values[option]))
+
+
+def _ship_space(values: dict[str, Any], words: list[str]) -> list[Path]:
+    """Return the files to ship with a job; the search space is named in `words` as it is named there."""
+    if not values.get("space"):
+        return []
+    space = Path(values["space"])
+    if not space.is_file():
+        raise UserError(f"{space}: no such search space")
+    words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
+    return [space]
+
+
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))
-def jobs(cluster: ClusterOption = LOCAL) -> None:
-    """List a cluster's jobs, the newest first."""
+def jobs(cluster: ClusterOption = LOCAL_DASHBOARD) -> None:
+    """List the jobs of a cluster, newest first."""
     from rich.table import Table
 
     from raypipe.backend.jobs import Jobs
 
     found = Jobs(cluster).list()
     if not found:
-        console.print("no jobs yet")
+        write("no jobs yet")
         return
     table = Table("job", "status", "since", "command", box=None)
     for job in found:
@@ -90,13 +103,13 @@ def jobs(cluster: ClusterOption = LOCAL) -> None:
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe stop run-1a2b3c-1"))
 def stop(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Name, as raypipe jobs lists it.")],
-    cluster: ClusterOption = LOCAL,
+    cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """End a job. Its run stays as it is; submit the same command again and it goes on."""
+    """Stop a job. Its run is kept; submit the same command again to continue it."""
     from raypipe.backend.jobs import Jobs
 
     Jobs(cluster).stop(job)
-    console.print(f"{job}: told to stop", highlight=False)
+    write(f"{job}: stopping")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe push demo/store s3://lab/store"))
@@ -104,13 +117,13 @@ def push(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Windows made by prepare.")],
     target: Annotated[str, typer.Argument(metavar="URI", help="Folder or pyarrow.fs URI to copy them to.")],
 ) -> None:
-    """Copy a store of windows to shared storage, from which a cluster's machines fetch it once each."""
-    from raypipe.cli.console import Counter
+    """Copy windows to shared storage. Each machine of a cluster fetches them from there once."""
+    from raypipe.cli.console import ProgressCounter
     from raypipe.data.window_cache import push_store
 
-    with Counter(console, "copying") as counter:
+    with ProgressCounter(console, "copying") as counter:
         count = push_store(str(store), target, progress=counter)
-    console.print(f"{target}: {count} files", highlight=False, soft_wrap=True)
+    write(f"{target}: {count} files")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pull s3://lab/run run"))
@@ -119,9 +132,9 @@ def pull(
     target: Annotated[str, typer.Argument(metavar="OUT", help="Folder to copy it to.")],
 ) -> None:
     """Copy a run from shared storage to this machine."""
-    from raypipe.cli.console import Counter
+    from raypipe.cli.console import ProgressCounter
     from raypipe.storage.transfer import pull_run
 
-    with Counter(console, "copying") as counter:
+    with ProgressCounter(console, "copying") as counter:
         count = pull_run(run, target, progress=counter)
-    console.print(f"{target}: {count} files", highlight=False, soft_wrap=True)
+    write(f"{target}: {count} files")

@@ -1,4 +1,4 @@
-"""What the verbs share: the application, the terminal, ways to read options and to show a run."""
+"""Parts that the verbs share: the application, the console, common arguments, and how a run is printed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding, on Ray.\n\n"
-    "The order of things: [b]prepare[/b] recordings into windows, [b]sweep[/b] a search space over subject folds "
-    "(kill it at any moment and [b]resume[/b]), fit an [b]ensemble[/b] on out-of-fold predictions, [b]export[/b] and "
-    "[b]check[/b] it. [b]simulate[/b] makes data to try all of it on.",
+    help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding.\n\n"
+    "Usual order: [b]prepare[/b] cuts recordings into windows, [b]sweep[/b] searches training settings over subject "
+    "folds, [b]ensemble[/b] combines the best trials, [b]export[/b] and [b]check[/b] make something to ship. A sweep "
+    "that was killed continues with the same command, or with [b]resume[/b]. [b]simulate[/b] makes data to try it on.",
 )
 console = Console()
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"raypipe {version('raypipe')}")
         raise typer.Exit
@@ -30,19 +30,21 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def _every_verb(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Say which version this is.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
-LOCAL = "http://127.0.0.1:8265"
-"""Where `ray dashboard` and `ssh -L` put a cluster's dashboard."""
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
+"""Address to which `ray dashboard` and `ssh -L` forward a cluster's dashboard."""
 
 ClusterOption = Annotated[
     str,
     typer.Option(
-        metavar="URL", help="The cluster's dashboard, as ssh brings it here.", envvar="RAY_API_SERVER_ADDRESS"
+        metavar="URL",
+        help="Address of the cluster's dashboard, as ssh forwards it here.",
+        envvar="RAY_API_SERVER_ADDRESS",
     ),
 ]
 DataOption = Annotated[
@@ -52,12 +54,19 @@ RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pya
 
 
 def example(line: str, other: str | None = None) -> str:
-    """What stands below a verb's help."""
+    """Return the epilog of a verb's help."""
     return f"[dim]Example:[/dim]  {line}" + (f"  [dim]or[/dim]  {other}" if other else "")
 
 
+def write(text: object) -> None:
+    """Print a line as it is, without markup and unwrapped."""
+    from raypipe.cli.console import print_line
+
+    print_line(console, str(text))
+
+
 def is_pretrained(where: str) -> bool:
-    """Whether a run is one of `pretrain`."""
+    """Return whether a run was made by `pretrain`."""
     from raypipe.storage.files import open_folder
     from raypipe.storage.records import PRETRAINED
 
@@ -65,16 +74,16 @@ def is_pretrained(where: str) -> bool:
 
 
 def print_pretrained(where: str) -> None:
-    """Show how far a pretraining is."""
+    """Print the progress of a pretraining."""
     from raypipe.reporting.pretrain_report import status_lines
 
     for line in status_lines(where):
-        console.print(line, highlight=False, soft_wrap=True)
+        write(line)
 
 
 def print_status(where: str) -> None:
-    """Show how far a sweep is."""
-    from raypipe.cli.console import show_status
+    """Print the state of a run."""
+    from raypipe.cli.tables import show_status
     from raypipe.reporting.status import read_status
     from raypipe.storage.run_store import RunStore
 
@@ -82,10 +91,10 @@ def print_status(where: str) -> None:
 
 
 def print_advice(where: str) -> None:
-    """What a search has cost, and what to do next."""
+    """Print what a search has cost, and what to do next."""
     from raypipe.reporting.advice import advise
     from raypipe.storage.remote import shell_quoted
     from raypipe.storage.run_store import RunStore
 
     for line in advise(RunStore.open(where), shell_quoted(where)).lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        write(line)

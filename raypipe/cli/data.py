@@ -1,36 +1,37 @@
-"""Recordings: simulated, or cut into windows."""
+"""Verbs that make windows: simulate, prepare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import app, console, example
+from raypipe.cli.common import app, console, example, write
 from raypipe.core.errors import UserError
 
-PANEL = "Recordings"
-"""Under which `raypipe --help` lists these verbs."""
+PANEL = "Data"
+"""Heading of these verbs in `raypipe --help`."""
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe simulate demo/bids --subjects 24"))
 def simulate(
     out: Annotated[
-        list[str], typer.Argument(metavar="[hbn] OUT", help="Folder for the BIDS tree; hbn: releases R1 and R5 in it.")
+        list[str],
+        typer.Argument(metavar="[hbn] OUT", help="Folder for the recordings. With hbn: for releases R1 and R5."),
     ],
     subjects: Annotated[int, typer.Option(min=1, help="Subjects.")] = 24,
-    channels: Annotated[int, typer.Option(min=2, help="Channels; the last is the flat reference.")] = 129,
-    trials: Annotated[int, typer.Option(min=1, help="Contrast-change trials a run.")] = 24,
-    runs: Annotated[int, typer.Option(min=1, help="Runs a subject.")] = 1,
+    channels: Annotated[int, typer.Option(min=2, help="Channels. The last one is the flat reference.")] = 129,
+    trials: Annotated[int, typer.Option(min=1, help="Contrast-change trials per recording.")] = 24,
+    runs: Annotated[int, typer.Option(min=1, help="Recordings per subject.")] = 1,
     sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    null: Annotated[bool, typer.Option("--null", help="Sever the link: nothing can be predicted.")] = False,
-    events: Annotated[Path | None, typer.Option(help="hbn: a folder of real event files to take events from.")] = None,
+    null: Annotated[bool, typer.Option("--null", help="Simulate EEG that predicts nothing.")] = False,
+    events: Annotated[Path | None, typer.Option(help="With hbn: folder of real event files to take events from.")] = None,
 ) -> None:
-    """Make a BIDS tree of simulated EEG (BDF, HBN-like) with a known answer."""
-    from raypipe.cli.console import Counter
-    from raypipe.simulation.contrast_change import simulate as make
+    """Simulate EEG recordings (a BIDS folder, HBN-like) whose response times can be predicted."""
+    from raypipe.cli.console import ProgressCounter
+    from raypipe.simulation.contrast_change import simulate as simulate_recordings
     from raypipe.simulation.hbn_release import simulate_release
 
     release, folder = (out[0] == "hbn", out[-1]) if len(out) == 2 else (False, out[0])
@@ -38,29 +39,16 @@ def simulate(
         raise UserError(f"simulate takes one folder, or hbn and a folder (given {' '.join(out)})")
     if events is not None and not release:
         raise UserError("--events: goes with simulate hbn OUT")
+    common: dict[str, Any] = {"subjects": subjects, "channels": channels, "trials": trials, "seed": seed, "null": null}
+    with ProgressCounter(console, "simulating") as counter:
+        if release:
+            simulate_release(folder, events=events, progress=counter, **common)
+        else:
+            simulate_recordings(folder, runs=runs, sfreq=sfreq, progress=counter, **common)
     if release:
-        with Counter(console, "simulating") as counter:
-            simulate_release(
-                folder, events=events, subjects=subjects, channels=channels, trials=trials, seed=seed, null=null,
-                progress=counter,
-            )  # fmt: skip
-        console.print(f"{folder}: R1 and R5 with {subjects} subjects each, {channels} channels", highlight=False)
-        return
-    with Counter(console, "simulating") as counter:
-        path = make(
-            folder,
-            subjects=subjects,
-            channels=channels,
-            trials=trials,
-            runs=runs,
-            sfreq=sfreq,
-            seed=seed,
-            null=null,
-            progress=counter,
-        )
-    console.print(
-        f"{path}: {subjects} subjects, {channels} channels, {runs} run(s) of {trials} trials", highlight=False
-    )
+        write(f"{folder}: R1 and R5 with {subjects} subjects each, {channels} channels")
+    else:
+        write(f"{folder}: {subjects} subjects, {channels} channels, {runs} run(s) of {trials} trials")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
@@ -68,43 +56,64 @@ def prepare(
     bids: Annotated[
         list[str],
         typer.Argument(
-            metavar="BIDS", help="BIDS folders, or a folder of them, here or s3://: sub-*/\\[ses-*/]eeg/*_eeg.*."
+            metavar="BIDS",
+            help="BIDS folders, or a folder of BIDS folders, here or behind s3://. Recordings are "
+            "sub-*/\\[ses-*/]eeg/*_eeg.* in BDF, EDF, SET, BrainVision or FIF.",
         ),
     ],
     task: Annotated[
         str,
         typer.Option(
-            help="Predicted: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A; with "
-            "@TASK behind it from recordings of that BIDS task only; challenge1:OPTION,... See docs/tasks.md."
+            help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A. "
+            "Append @TASK to use recordings of one BIDS task. Options follow a colon, as in challenge1:OPTION,... "
+            "See docs/tasks.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
-    sfreq: Annotated[float | None, typer.Option(help="Resample to this rate in Hz.")] = None,
+    sfreq: Annotated[
+        float | None, typer.Option(help="Resample to this rate in Hz.", show_default="as recorded")
+    ] = None,
     band: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Band-pass: two numbers in Hz, such as --band 0.5 40."),
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Band-pass: two numbers in Hz, such as --band 0.5 40.",
+            show_default="no filter",
+        ),
     ] = None,
-    channels: Annotated[str | None, typer.Option(help="Names, by commas. Default: those common to all.")] = None,
-    window: Annotated[float | None, typer.Option(help="Window length in seconds. Default: the task's.")] = None,
-    crop: Annotated[float | None, typer.Option(help="Seconds of a window that the model sees.")] = None,
-    stride: Annotated[float | None, typer.Option(help="Seconds between windows. Default: no overlap.")] = None,
-    tmin: Annotated[float | None, typer.Option(help="Start of a window after its event, in seconds.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, or float16 for half the space.")] = "float32",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Recordings read at a time. Default: one a core.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Channel names, separated by commas.", show_default="all common channels")
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(help="Window length in seconds.", show_default="the task's")
+    ] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Seconds of each window that the model sees.", show_default="the task's")
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="Seconds from one window to the next.", show_default="the task's")
+    ] = None,
+    tmin: Annotated[
+        float | None, typer.Option(help="Seconds from an event to its window.", show_default="the task's")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or float16 for half the disk space.")] = "float32",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
+    ] = None,
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out damaged recordings instead of stopping.")] = False,
-    mini: Annotated[bool, typer.Option("--mini", help="Of hbn:R1 to hbn:R11: the small version.")] = False,
-    cache: Annotated[Path, typer.Option(help="Where hbn:R1 to hbn:R11 are downloaded to.")] = Path("hbn"),
+    mini: Annotated[bool, typer.Option("--mini", help="Download the small version of hbn:R1 to hbn:R11.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder to download hbn:R1 to hbn:R11 to.")] = Path("hbn"),
 ) -> None:
-    """Turn recordings into cached windows with targets. A second time it does only what has changed."""
-    from raypipe.cli.console import Counter
+    """Cut recordings into windows with targets. Run again, it processes only what has changed."""
+    from raypipe.cli.console import ProgressCounter
     from raypipe.data.hbn import SCHEME, fetch
-    from raypipe.data.prepare import prepare as make
+    from raypipe.data.prepare import prepare as make_windows
 
     folders: list[str | Path] = []
     for name in bids:
         folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]
-    with Counter(console, "preparing") as counter:
-        store = make(
+    with ProgressCounter(console, "preparing") as counter:
+        store = make_windows(
             folders,
             task,
             out,
@@ -120,4 +129,4 @@ def prepare(
             skip_unreadable=skip_unreadable,
             progress=counter,
         )
-    console.print(f"{out}: {store.describe()}", highlight=False, soft_wrap=True)
+    write(f"{out}: {store.describe()}")

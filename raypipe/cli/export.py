@@ -1,20 +1,84 @@
-"""What leaves a run: bundles and submissions, checked, scored and used."""
+"""Verbs that make something of a run: ensemble, export, check, score, predict."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli.common import app, console, example, is_pretrained
+from raypipe.cli.common import RunArg, app, console, example, is_pretrained, write
 from raypipe.core.errors import UserError
 
-PANEL = "Shipping"
-"""Under which `raypipe --help` lists these verbs."""
+if TYPE_CHECKING:
+    from raypipe.ensembles.fit import Ensemble
+
+PANEL = "Ensembles and export"
+"""Heading of these verbs in `raypipe --help`."""
 
 ROLES = {"learned from": "of subjects in training", "held out": "of held-out subjects", "new": "of unknown subjects"}
-"""Of whom the windows may be that `predict` has predicted."""
+"""Words for the roles of subjects in `predict`'s table."""
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe ensemble demo/run --top 5"))
+def ensemble(
+    run: RunArg,
+    top: Annotated[int, typer.Option(min=1, help="Number of best trials to combine.")] = 10,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto: the method with the best nested score; all: the same, with a table of every method; or one of "
+            "best, equal, snapshots, average, inverse-mse, confidence, softmax, sample, member-sample, greedy, ridge, "
+            "boosting, soup, uniform-soup, swa. See docs/ensembles.md."
+        ),
+    ] = "auto",
+    max_members: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of networks.", show_default="no limit")
+    ] = None,
+    max_mb: Annotated[
+        float | None, typer.Option(help="Maximum size of all weights in MB.", show_default="no limit")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Train one network to predict as the ensemble does, and ship that.")
+    ] = False,
+) -> None:
+    """Fit an ensemble on out-of-fold predictions, score it on the held-out subjects and write the report."""
+    from raypipe.cli.console import ProgressCounter
+    from raypipe.ensembles.fit import fit_ensemble
+    from raypipe.reporting.baselines import write_baselines
+    from raypipe.reporting.report import write_plots, write_report
+    from raypipe.storage.run_store import RunStore
+
+    store = RunStore.open(run)
+    with ProgressCounter(console, "predicting held-out subjects") as counter:
+        fitted = fit_ensemble(
+            store,
+            top=top,
+            method=method,
+            max_members=max_members,
+            max_mb=max_mb,
+            distilled=distill,
+            progress=counter,
+        )
+    fitted.save()
+    write_baselines(store)
+    console.print(fitted.render())
+    write(f"shipped: {_shipped(fitted, distill)}")
+    if method == "all":
+        for name, reason in (fitted.left_out or {}).items():
+            write(f"{name} was left out: {reason}")
+    write(fitted.verdict)
+    write_plots(store, fitted)
+    write(f"report: {write_report(store)}")
+
+
+def _shipped(fitted: Ensemble, distilled: bool) -> str:
+    """Return what an ensemble ships, in words."""
+    if len(fitted.members) == 1 and not distilled:
+        return f"{fitted.members[0]} alone ({fitted.method})"
+    snapshots = sum(member.epoch > 0 for member in fitted.members)
+    parts = f"{fitted.method}, {len(fitted.trials)} trial(s)" + (f" and {snapshots} snapshot(s)" if snapshots else "")
+    return parts + (", distilled into one network" if distilled else "")
 
 
 @app.command(
@@ -24,15 +88,17 @@ ROLES = {"learned from": "of subjects in training", "held out": "of held-out sub
 def export(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="RUN [RUN2] OUT", help="One run, or one for each challenge; then a folder or a zip."),
+        typer.Argument(metavar="RUN [RUN2] OUT", help="A run, or one run per challenge; then a folder or a .zip file."),
     ],
-    format: Annotated[str | None, typer.Option(help="bundle or submission. Default: by OUT's name.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="bundle or submission.", show_default="submission if OUT ends in .zip")
+    ] = None,
 ) -> None:
-    """Write a run's ensemble as a bundle (for Python and predict) or as a submission zip (needs torch only).
+    """Write a run's ensemble as a bundle, for Python and predict, or as a submission zip, which needs torch only.
 
-    A submission takes two runs, one for each half of the challenge.
+    A submission to the EEG Foundation Challenge takes two runs, one for each challenge.
     """
-    from raypipe.packaging.export import export as write
+    from raypipe.packaging.export import export as write_export
 
     if not 2 <= len(paths) <= 3:
         raise UserError(f"export takes one run or two, then what to write: RUN [RUN2] OUT (given {len(paths)} names)")
@@ -42,38 +108,20 @@ def export(
 
         if format is not None or also:
             raise UserError(f"{run}: a pretrained run is exported as an encoder: no second run, no --format")
-        console.print(export_encoder(run, Path(out)), highlight=False, soft_wrap=True)
+        write(export_encoder(run, Path(out)))
         return
-    console.print(write(run, out, format=format, also=also[0] if also else None), highlight=False, soft_wrap=True)
-
-
-@app.command(
-    rich_help_panel=PANEL,
-    epilog=example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store"),
-)
-def score(
-    submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
-    task: Annotated[list[str], typer.Option(help="challenge1 or challenge2; twice for the overall score.")],
-    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for that task, in the same order.")],
-    release: Annotated[str | None, typer.Option(help="Only subjects of this release, such as R5.")] = None,
-    subjects: Annotated[str, typer.Option(help="new: whom the models have not learned from; or all.")] = "new",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
-    """Score a submission as the challenge's organisers do: NRMSE, RMSE, R2, and overall for both tasks."""
-    from raypipe.packaging.score import score_submission
-
-    if len(task) != len(data) or len(set(task)) != len(task):
-        raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
-    stores = dict(zip(task, data, strict=True))
-    console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
+    write(write_export(run, out, format=format, also=also[0] if also else None))
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip"))
 def check(
     zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
-    bundle: Annotated[Path | None, typer.Option(help="A bundle whose answers it must give.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle whose predictions the submission must equal.")] = None,
 ) -> None:
-    """Run the scorer's own loop on a submission, in a fresh process without raypipe and Ray."""
+    """Run the challenge's scoring loop on a submission, in a fresh process without raypipe and Ray.
+
+    The exit status is 1 if a check fails.
+    """
     from raypipe.packaging.check import check_submission
 
     found = check_submission(zip_file, bundle=bundle)
@@ -82,17 +130,42 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store"),
+)
+def score(
+    submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
+    task: Annotated[list[str], typer.Option(help="challenge1 or challenge2. Give both for the overall score.")],
+    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for each task, in the same order.")],
+    release: Annotated[
+        str | None, typer.Option(help="Score subjects of this release, such as R5.", show_default="all releases")
+    ] = None,
+    subjects: Annotated[
+        str, typer.Option(help="new: subjects that the models were not trained on; or all.")
+    ] = "new",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Score a submission as the EEG Foundation Challenge does: NRMSE, RMSE and R2."""
+    from raypipe.packaging.score import score_submission
+
+    if len(task) != len(data) or len(set(task)) != len(task):
+        raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
+    stores = dict(zip(task, data, strict=True))
+    console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
+
+
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe predict demo/bundle demo/bids --out predictions.csv"))
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle made by export.")],
-    recordings: Annotated[Path, typer.Argument(metavar="RECORDING-OR-BIDS", help="A recording or a BIDS folder.")],
-    out: Annotated[Path, typer.Option(help="CSV file, a row a window.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle made by export.")],
+    recordings: Annotated[Path, typer.Argument(metavar="RECORDING|BIDS", help="A recording or a BIDS folder.")],
+    out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
 ) -> None:
-    """Predict recordings that the ensemble has never seen."""
-    from raypipe.cli.console import Counter
+    """Predict the windows of recordings, also of subjects that the ensemble has never seen."""
+    from raypipe.cli.console import ProgressCounter
     from raypipe.packaging.predict import predict as run_bundle
 
-    with Counter(console, "predicting") as counter:
+    with ProgressCounter(console, "predicting") as counter:
         table = run_bundle(bundle, recordings, out, progress=counter)
     roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
-    console.print(f"{out}: {len(table)} windows: {', '.join(roles)}", highlight=False, soft_wrap=True)
+    write(f"{out}: {len(table)} windows: {', '.join(roles)}")

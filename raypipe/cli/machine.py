@@ -1,4 +1,4 @@
-"""What this machine lacks for a sweep: versions, device, room, shared memory, sockets. Looks only, and needs no Ray."""
+"""Check that this machine can run a sweep: versions, device, disk, shared memory, sockets. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -17,89 +17,91 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 GIB = 1024**3
-ROOM, LEAST_ROOM = 10 * GIB, GIB
-"""Free bytes below which a disk is worth a look, and below which a sweep will not come far."""
-SHARED = GIB
-"""Bytes of shared memory below which Ray keeps its objects on the disk."""
-FILES = 1024
-"""Files that a process should be allowed to open: every memory map, socket and worker takes some."""
-FULL = 0.95
-"""Share of a disk from which on Ray refuses to spill objects to it."""
+LOW_DISK_BYTES, MIN_DISK_BYTES = 10 * GIB, GIB
+"""Free space below which a disk gets a warning, and below which a sweep will not get far."""
+MIN_SHARED_BYTES = GIB
+"""Shared memory below which Ray keeps its objects on the disk."""
+MIN_OPEN_FILES = 1024
+"""Files that a process should be allowed to open. Every memory map, socket and worker takes some."""
+MAX_DISK_SHARE = 0.95
+"""Share of a disk above which Ray refuses to spill objects to it."""
 
-Level = Literal["ok", "look", "broken"]
+PIN = "pip install -c constraints.txt -e ."
+
+Level = Literal["ok", "warning", "broken"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: that all is well, that it is worth a look, or that it is broken."""
+    """Result of one check."""
 
     level: Level
     what: str
     """In one line."""
-    mend: str = ""
+    fix: str = ""
     """What to do about it."""
 
 
 def examine(folder: str | Path = ".") -> Iterator[Finding]:
-    """Look over this machine.
+    """Check this machine.
 
     Parameters
     ----------
     folder
-        Where runs are written: its disk is looked at, or that of the nearest folder above it.
+        Folder of runs. Its disk is checked, or that of the nearest folder above it that exists.
 
     Yields
     ------
     Finding
-        As each is made.
+        One per check, as each is done.
     """
     yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}")
-    yield from versions_found(tested())
-    yield _device()
-    places = _there(Path(folder)), _there(Path(os.environ.get("RAY_TMPDIR", "/tmp")))
+    yield from check_versions(tested_versions())
+    yield _check_device()
+    places = _existing(Path(folder)), _existing(Path(os.environ.get("RAY_TMPDIR", "/tmp")))
     for place in {place.stat().st_dev: place for place in reversed(places)}.values():
         usage = shutil.disk_usage(place)
-        yield disk(str(place), usage.free, usage.total)
+        yield check_disk(str(place), usage.free, usage.total)
     shared = Path("/dev/shm")
     if shared.is_dir():
-        yield shared_memory(shutil.disk_usage(shared).free)
-    yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    yield _loopback()
+        yield check_shared_memory(shutil.disk_usage(shared).free)
+    yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield _check_loopback()
 
 
-def _there(folder: Path) -> Path:
+def _existing(folder: Path) -> Path:
     folder = folder.expanduser().absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
-def tested() -> dict[str, str]:
-    """Versions that raypipe's tests run with, by package (constraints.txt); empty where the file is not to be had."""
-    here = Path(__file__).parents[1]
-    for file in (here / "constraints.txt", here.parent / "constraints.txt"):
+def tested_versions() -> dict[str, str]:
+    """Return the versions that raypipe is tested with, by package (constraints.txt); empty if the file is missing."""
+    package = Path(__file__).parents[1]
+    for file in (package / "constraints.txt", package.parent / "constraints.txt"):
         if file.is_file():
             pairs = (line.split("==") for line in file.read_text().splitlines() if "==" in line)
             return {name.strip().lower(): version.strip() for name, version in pairs}
     return {}
 
 
-def needed() -> list[Requirement]:
-    """Packages that raypipe cannot do without, as its own metadata has them."""
-    asked = [Requirement(line) for line in metadata.requires("raypipe") or []]
-    return [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
+def required_packages() -> list[Requirement]:
+    """Return the packages that raypipe's metadata requires, without its extras."""
+    required = [Requirement(line) for line in metadata.requires("raypipe") or []]
+    return [each for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
-def versions_found(pins: dict[str, str], wanted: Iterable[Requirement] | None = None) -> Iterator[Finding]:
-    """Compare what is installed with what raypipe needs, and with the versions that were tested.
+def check_versions(tested: dict[str, str], required: Iterable[Requirement] | None = None) -> Iterator[Finding]:
+    """Compare the installed packages with what raypipe requires, and with the tested versions.
 
     Parameters
     ----------
-    pins
-        Tested versions by package; see `tested`.
-    wanted
-        None for `needed`.
+    tested
+        Tested versions by package; see `tested_versions`.
+    required
+        None: `required_packages`.
     """
     other, same = [], []
-    for package in needed() if wanted is None else wanted:
+    for package in required_packages() if required is None else required:
         name = package.name.lower()
         try:
             installed = metadata.version(name)
@@ -107,65 +109,62 @@ def versions_found(pins: dict[str, str], wanted: Iterable[Requirement] | None = 
             yield Finding("broken", f"{name} is not installed", f"pip install -c constraints.txt '{package}'")
             continue
         if not package.specifier.contains(installed, prereleases=True):
-            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", _PIN)
-        elif name in pins and installed.partition("+")[0] != pins[name].partition("+")[0]:
-            other.append(f"{name} {installed} (tested: {pins[name]})")
+            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", PIN)
+        elif name in tested and installed.partition("+")[0] != tested[name].partition("+")[0]:
+            other.append(f"{name} {installed} (tested: {tested[name]})")
         else:
             same.append(f"{name} {installed}")
     if other:
-        yield Finding("look", f"other versions than the tested ones: {', '.join(other)}", _PIN)
-    elif not pins:
-        yield Finding("look", f"no constraints.txt says which versions were tested; here: {', '.join(same)}", _PIN)
+        yield Finding("warning", f"other versions than the tested ones: {', '.join(other)}", PIN)
+    elif not tested:
+        yield Finding("warning", f"no constraints.txt with the tested versions; installed: {', '.join(same)}", PIN)
     else:
         yield Finding("ok", f"versions as tested: {', '.join(same)}")
 
 
-_PIN = "install with: pip install -c constraints.txt -e ."
-
-
-def _device() -> Finding:
+def _check_device() -> Finding:
     try:
         import torch
-    except Exception as error:  # a broken shared library raises what it likes
+    except Exception as error:  # a broken shared library may raise anything
         return Finding("broken", f"torch cannot be imported ({error})".splitlines()[0], "install torch again")
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
-        each = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in names)
-        return Finding("ok", f"torch {torch.__version__} computes on {each}")
-    said = f"torch {torch.__version__} computes on the CPU ({torch.get_num_threads()} threads, {os.cpu_count()} cores)"
+        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        names = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
+        return Finding("ok", f"torch {torch.__version__} computes on {names}")
+    line = f"torch {torch.__version__} computes on the CPU ({torch.get_num_threads()} threads, {os.cpu_count()} cores)"
     if shutil.which("nvidia-smi"):
-        return Finding("look", f"{said}, though a GPU's driver is here", "install a torch built for its CUDA version")
-    return Finding("ok", said)
+        return Finding("warning", f"{line}, but there is an NVIDIA driver", "install torch built for its CUDA version")
+    return Finding("ok", line)
 
 
-def disk(place: str, free: int, total: int) -> Finding:
-    """Judge the room on a disk, in bytes."""
-    said = f"{place}: {free / GIB:.1f} GiB free of {total / GIB:.0f}"
-    if free < LEAST_ROOM:
-        return Finding("broken", said, "make room: checkpoints and Ray's logs will not fit")
-    if free < ROOM:
-        return Finding("look", said, "make room, or put the run elsewhere")
-    if total and 1 - free / total > FULL:
-        return Finding("look", f"{said}: more than {FULL:.0%} full, where Ray spills no objects", "make room")
-    return Finding("ok", said)
+def check_disk(place: str, free: int, total: int) -> Finding:
+    """Check the free and total bytes of a disk."""
+    line = f"{place}: {free / GIB:.1f} GiB free of {total / GIB:.0f}"
+    if free < MIN_DISK_BYTES:
+        return Finding("broken", line, "free some space: checkpoints and Ray's logs will not fit")
+    if free < LOW_DISK_BYTES:
+        return Finding("warning", line, "free some space, or put the run on another disk")
+    if total and 1 - free / total > MAX_DISK_SHARE:
+        return Finding("warning", f"{line}: over {MAX_DISK_SHARE:.0%} full, so Ray spills no objects", "free some space")
+    return Finding("ok", line)
 
 
-def shared_memory(free: int) -> Finding:
-    """Judge the room in /dev/shm, in bytes."""
-    said = f"/dev/shm: {free / GIB:.2f} GiB free"
-    if free < SHARED:
-        return Finding("look", f"{said}: Ray will keep objects on the disk", "in a container: docker run --shm-size=2g")
-    return Finding("ok", said)
+def check_shared_memory(free: int) -> Finding:
+    """Check the free bytes of /dev/shm."""
+    line = f"/dev/shm: {free / GIB:.2f} GiB free"
+    if free < MIN_SHARED_BYTES:
+        return Finding("warning", f"{line}: Ray will keep objects on the disk", "in a container: docker run --shm-size=2g")
+    return Finding("ok", line)
 
 
-def open_files(limit: int) -> Finding:
-    """Judge how many files a process may open."""
-    if 0 <= limit < FILES:
-        return Finding("look", f"a process may open {limit} files only", f"ulimit -n {64 * FILES}")
-    return Finding("ok", "open files: " + ("no limit" if limit < 0 else f"{limit} a process"))
+def check_open_files(limit: int) -> Finding:
+    """Check the number of files that a process may open; a negative one is no limit."""
+    if 0 <= limit < MIN_OPEN_FILES:
+        return Finding("warning", f"a process may open only {limit} files", f"ulimit -n {64 * MIN_OPEN_FILES}")
+    return Finding("ok", "open files: " + ("no limit" if limit < 0 else f"{limit} per process"))
 
 
-def _loopback() -> Finding:
+def _check_loopback() -> Finding:
     try:
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
@@ -175,7 +174,7 @@ def _loopback() -> Finding:
     except OSError as error:
         return Finding(
             "broken",
-            f"127.0.0.1 cannot be listened on ({error.strerror or error})",
-            "Ray's processes talk there: allow loopback in the sandbox or firewall",
+            f"cannot listen on 127.0.0.1 ({error.strerror or error})",
+            "allow loopback in the sandbox or firewall: Ray's processes use it",
         )
-    return Finding("ok", "127.0.0.1 can be listened on, as Ray does")
+    return Finding("ok", "127.0.0.1 accepts connections, as Ray needs")

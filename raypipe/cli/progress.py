@@ -15,9 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.cli.console import PLAIN_EVERY, bound, duration, short
+from raypipe.cli.console import PLAIN_LINE_SECONDS, pinned, short
 from raypipe.cli.sweep_state import RunningTrial, SweepState
 from raypipe.core.config import TrialConfig, flat
+from raypipe.core.text import format_duration
 from raypipe.storage.budget import BUDGET_OPTIONS
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import TrialResult
@@ -43,7 +44,7 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = bound(console)
+        self._console = pinned(console)
         self._clock = clock
         self.state = SweepState(clock)
         self._printed_at = clock()
@@ -109,7 +110,7 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
 
     def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
         self.state.on_epoch(number, epoch, score, fold_scores)
-        if not self._live and self._clock() - self._printed_at > PLAIN_EVERY:
+        if not self._live and self._clock() - self._printed_at > PLAIN_LINE_SECONDS:
             self._print(self.line())
 
     def on_trial_end(self, result: TrialResult) -> None:
@@ -117,7 +118,9 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
         score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
         best = f", {self._best()}" if self.state.best else ""
         why = "" if result.state == "complete" else f": {result.reason}"
-        self._print(f"trial {result.number} {result.state}, {score}{best}, {duration(result.seconds)} of workers{why}")
+        self._print(
+            f"trial {result.number} {result.state}, {score}{best}, {format_duration(result.seconds)} of workers{why}"
+        )
 
     def on_actor_lost(self) -> None:
         self._print("an actor sends no heartbeats and is declared dead; its trial is retried")
@@ -139,11 +142,11 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
     def line(self) -> str:
         """Return the state of the sweep in one line."""
         state = self.state
-        parts = [duration(self._clock() - state.opened_at), f"{state.ended}/{state.trials or '?'} trials ended"]
+        parts = [format_duration(self._clock() - state.opened_at), f"{state.ended}/{state.trials or '?'} trials ended"]
         if best := self._best():
             parts.append(best)
         parts += [f"trial {number}: {_progress(trial)}" for number, trial in sorted(state.running.items())[:4]]
-        parts += [f"about {duration(state.seconds_left)} left"] if state.seconds_left is not None else []
+        parts += [f"about {format_duration(state.seconds_left)} left"] if state.seconds_left is not None else []
         return "  ".join(parts)
 
     def _best(self) -> str:
@@ -181,8 +184,8 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
 
     def _bar(self, done: float) -> RenderableType:
         state, grid = self.state, Table.grid(padding=(0, 2))
-        left = f"about {duration(state.seconds_left)} left" if state.seconds_left is not None else ""
-        elapsed = duration(self._clock() - state.opened_at)
+        left = f"about {format_duration(state.seconds_left)} left" if state.seconds_left is not None else ""
+        elapsed = format_duration(self._clock() - state.opened_at)
         grid.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", elapsed, left)
         return grid
 

@@ -44,10 +44,10 @@ def plan(
     **options: Any,
 ) -> None:
     """Estimate how long a sweep takes, and how much memory and disk, from a few training steps."""
-    from raypipe.cli.console import Counter
+    from raypipe.cli.console import ProgressCounter
     from raypipe.search.forecast import forecast
 
-    with Counter(console, "planning") as counter:
+    with ProgressCounter(console, "planning") as counter:
         found = forecast(space, data, cpus=cpus, gpus=gpus, progress=counter, callback=counter, **options)
     console.print(found.render(), highlight=False, soft_wrap=True)
 
@@ -96,12 +96,12 @@ def resume(run: RunArg, **options: Any) -> None:
 
 
 def _resume_pretraining(run: str, workers: int | None, address: str | None, **others: Any) -> None:
-    from raypipe.cli.console import Counter
+    from raypipe.cli.console import ProgressCounter
     from raypipe.search.pretrain import resume as continue_pretraining
 
     if any(given is not None for given in others.values()):
         raise UserError(f"{run}: a pretrained run has no --trials, no --time-budget and no --gpu-hours")
-    with Counter(console, "pretraining") as counter:
+    with ProgressCounter(console, "pretraining") as counter:
         continue_pretraining(run, workers=workers, address=address, progress=counter, callback=counter)
     print_pretrained(run)
 
@@ -158,7 +158,7 @@ def pretrain(
     **options: Any,
 ) -> None:
     """Pretrain an encoder without targets, for sweeps with --init. The same command continues after a crash."""
-    from raypipe.cli.console import Counter
+    from raypipe.cli.console import ProgressCounter
     from raypipe.search.pretrain import parse_values
     from raypipe.search.pretrain import pretrain as begin
 
@@ -167,7 +167,7 @@ def pretrain(
     params: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "optim/lr": lr, "pretrain/mask": mask}
     params |= {"pretrain/temperature": temperature, "pretrain/negatives": negatives, "pretrain/time_shift": time_shift}
     options["held_out"] = parse_held_out(options["held_out"])
-    with Counter(console, f"pretraining ({objective})") as counter:
+    with ProgressCounter(console, f"pretraining ({objective})") as counter:
         begin(
             objective,  # type: ignore[arg-type]
             data,

@@ -113,7 +113,7 @@ def test_ctrl_c_and_a_notice_to_stop_leave_a_run_that_goes_on(toy, tmp_path, dri
     driver.child.send_signal(sign)
     out = driver.finish()
     assert driver.child.returncode == 130, out
-    assert "the same command goes on from here" in out
+    assert "the same command continues from here" in out
     assert numbers(resume(tmp_path / "run")) == numbers(undisturbed)
 
 

@@ -84,7 +84,7 @@ class Driver:
         """Wait for the end that a Ctrl-C brings: its status, its one line, and nothing left but Ray's agents."""
         out = self.finish()
         assert self.child.returncode == 130, out
-        assert out.endswith("raypipe: interrupted; the same command goes on from here\n"), out
+        assert out.endswith("raypipe: interrupted; the same command continues from here\n"), out
         assert "Traceback" not in out
         wait_until(lambda: not self.orphans(agents=False), "workers and slots to end with their driver")
 

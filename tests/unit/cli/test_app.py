@@ -140,7 +140,7 @@ def test_whatever_a_ctrl_c_ends_says_how_to_go_on(error, capsys, monkeypatch, tm
 
     monkeypatch.setattr("raypipe.storage.run_store.RunStore.open", interrupt)
     assert run("status", tmp_path) == 130
-    assert capsys.readouterr().err.endswith("raypipe: interrupted; the same command goes on from here\n")
+    assert capsys.readouterr().err.endswith("raypipe: interrupted; the same command continues from here\n")
 
 
 @pytest.mark.parametrize(("given", "joined"), [((), "here:6379"), (("--address", "there:6379"), "there:6379")])

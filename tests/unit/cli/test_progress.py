@@ -132,7 +132,7 @@ def test_a_trial_that_fails_before_its_first_epoch(view):
 def test_the_end_of_a_trial_says_whose_time_it_took(view, clock):
     play(view, clock, 0, 2)
     view.on_trial_end(ended(0))
-    assert view._console.file.getvalue().splitlines()[-1].endswith("1:01 of workers")
+    assert view._console.file.getvalue().splitlines()[-1].endswith("1 min 01 s of workers")
 
 
 def test_a_run_that_goes_on_is_shown_as_it_stands(clock):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raypipe.cli import app
-from raypipe.cli.console import show_comparison
+from raypipe.cli.tables import show_comparison
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import bootstrap_difference, score
 from raypipe.data.window_store import WindowStore

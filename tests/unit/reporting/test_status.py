@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from raypipe.cli.console import show_status
+from raypipe.cli.tables import show_status
 from raypipe.reporting.status import FEW, LAST, MOST, read_status
 from raypipe.storage.run_store import Epoch, TrialResult
 from raypipe.storage.trial_log import TrialLog
@@ -70,7 +70,7 @@ def test_of_many_trials_those_are_shown_that_say_something(tmp_path, capsys):
     assert found.shown(most=1)[0].number == 2, "what is under way comes first"
     show_status(Console(width=100), found)
     out = capsys.readouterr().out
-    assert "30 more are not shown here; all of them: raypipe trials" in out.replace("\n", " ")
+    assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")
 
 
 def test_a_trial_that_has_ended_costs_two_small_files(tmp_path, monkeypatch):

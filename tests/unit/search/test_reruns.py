@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from raypipe.cli.console import show_status
+from raypipe.cli.tables import show_status
 from raypipe.core.errors import UserError
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble

@@ -1,0 +1,141 @@
+"""Status, trials and comparisons of runs as tables in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from raypipe.cli.console import print_line, short
+from raypipe.core.text import format_duration
+from raypipe.storage.remote import shell_quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raypipe.reporting.compare import Comparison, Pair
+    from raypipe.reporting.status import Status
+
+LEFT_ALIGNED = {"state", "why", "failure"}
+"""Columns of text."""
+
+
+def _table(columns: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(Text(name), justify="left" if name in LEFT_ALIGNED else "right")
+    return table
+
+
+def show_status(console: Console, status: Status) -> None:
+    """Print the state of a run: its trials, their counts, reruns and the newest failures."""
+    lines = status.shown()
+    print_line(console, f"{status.where}: {status.task}, {status.driver}")
+    console.print(_status_table(status))
+    if hidden := len(status.lines) - len(lines):
+        print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")
+    print_line(console, _counts(status))
+    for spread in status.spreads:
+        print_line(console, spread.words(status.metric))
+    for failed in status.latest:
+        logs = f"raypipe logs {shell_quoted(status.where)} {failed.number}"
+        print_line(console, f"trial {failed.number} failed ({failed.kind}); more in: {logs}")
+        for text in failed.log:
+            print_line(console, f"  {text}", "dim")
+
+
+def _status_table(status: Status) -> Table:
+    table = _table(["trial", "state", status.metric, "best epoch", "epochs", "worker time", "why"])
+    for line in status.shown():
+        table.add_row(
+            str(line.number),
+            line.state,
+            "" if line.score is None else f"{line.score:.4f}",
+            str(line.best_epoch),
+            f"{line.epochs}/{line.total}" if line.total else "",
+            format_duration(line.seconds),
+            "" if line.state == "complete" else Text(line.reason),
+        )
+    return table
+
+
+def _counts(status: Status) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in status.failures.most_common())
+    states = [
+        f"{count} {state}" + (f" ({kinds})" if state == "failed" else "")
+        for state, count in sorted(status.counts.items())
+    ]
+    left = "" if status.left is None else f"; about {format_duration(status.left)} left"
+    return f"{len(status.lines)} of {status.asked} trials: {', '.join(states) or 'no trial yet'}{left}"
+
+
+def show_trials(console: Console, trials: pd.DataFrame) -> None:
+    """Print the trials of a run with the parameters in which they differ, wider than the terminal if needed."""
+    from raypipe.reporting.trial_table import searched
+
+    shown = ["state", "score", "trained", "seconds", *searched(trials), "failure"]
+    table = _table(["number", *shown])
+    for column in table.columns:
+        column.no_wrap = True
+    for number, row in trials[shown].astype(object).iterrows():
+        cells = ["" if value is None or value != value else short(value) for value in row]
+        cells[1] = f"{row['score']:.4f}" if cells[1] else ""
+        table.add_row(str(number), *map(Text, cells))
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # else rich would cut numbers short
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """Print runs beside the first one: what differs in their making, paired differences, parameters, cost."""
+    first, *others = comparison.runs
+    for name, grounds, pairs in zip(others, comparison.grounds, comparison.pairs, strict=True):
+        print_line(console, f"{name} against {first}", "bold")
+        for ground in grounds:
+            print_line(console, f"  {ground.words}", None if ground.same else "bold yellow")
+        for text, style in _pair_lines(pairs, comparison.metric):
+            print_line(console, text, style)
+    print_line(console, "Out-of-fold scores of best trials are optimistic, more so in runs of more trials.", "dim")
+    for title, frame in (
+        ("parameters of the best trials that differ", comparison.parameters),
+        ("cost", comparison.cost),
+    ):
+        print_line(console, title, "bold")
+        if len(frame):
+            console.print(_frame_table(frame))
+        else:
+            print_line(console, "  none")
+
+
+def _pair_lines(pairs: list[Pair], metric: str) -> Iterator[tuple[str, str | None]]:
+    """Yield lines about the differences of two runs, each with its style."""
+    for pair in pairs:
+        unit = f"{pair.windows} windows" if pair.windows else "one mean prediction per subject"
+        yield (
+            f"  {pair.what}: {metric} {pair.scores[0]:.4f} and {pair.scores[1]:.4f}, difference "
+            f"{pair.difference:+.4f} (95 % interval {pair.low:+.4f} to {pair.high:+.4f}; {pair.subjects} subjects, "
+            f"{unit}): {pair.words(metric)}",
+            None,
+        )
+        if pair.odd:
+            yield f"    {pair.odd} in both runs have different targets: left out", "bold yellow"
+    if not pairs:
+        yield "  NOTHING IN COMMON: no window and no subject that both predict", "bold yellow"
+
+
+def _frame_table(frame: pd.DataFrame) -> Table:
+    """Return a data frame as a table; columns of seconds are shown as durations."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for column in frame.columns:
+        table.add_column(Text(str(column).replace("seconds", "time").replace("_", " ")), justify="right")
+    for label, row in frame.astype(object).iterrows():
+        table.add_row(Text(str(label)), *(Text(_cell(str(name), value)) for name, value in row.items()))
+    return table
+
+
+def _cell(column: str, value: Any) -> str:
+    return format_duration(value) if column.endswith("seconds") else short(value)
