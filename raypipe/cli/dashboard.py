@@ -1,4 +1,4 @@
-"""A run's study in optuna-dashboard, served to this machine only."""
+"""Serve a run's study in optuna-dashboard, to this machine only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
     Parameters
     ----------
     run
-        The run; nothing is written to it unless the dashboard is told to.
+        The run. It changes only if it is changed in the dashboard.
     port
-        On 127.0.0.1.
+        Port on 127.0.0.1.
     ready
         Called with the address, before the first request is answered.
 
@@ -32,20 +32,20 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
     try:
         from optuna_dashboard import wsgi
     except ImportError:
-        raise UserError(f"dashboard: optuna-dashboard is not installed here; {missing_package('dashboard')}") from None
+        raise UserError(f"dashboard: optuna-dashboard is not installed; {missing_package('dashboard')}") from None
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-    class Quiet(WSGIRequestHandler):
+    class SilentHandler(WSGIRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
     storage = open_journal(run, mend=False)
     if STUDY_NAME not in optuna.get_all_study_names(storage):
-        raise UserError(f"{run.where}: no study yet; begin with: raypipe sweep")
+        raise UserError(f"{run.where}: no study yet; start one with: raypipe sweep")
     try:
-        server = make_server("127.0.0.1", port, wsgi(storage), handler_class=Quiet)
+        server = make_server("127.0.0.1", port, wsgi(storage), handler_class=SilentHandler)
     except OSError as error:
-        raise UserError(f"--port {port}: cannot be listened on ({error.strerror}); name another") from None
+        raise UserError(f"--port {port}: cannot listen on it ({error.strerror}); choose another") from None
     with server, contextlib.suppress(KeyboardInterrupt):
         ready(f"http://127.0.0.1:{server.server_port}/dashboard/")
         server.serve_forever()

@@ -27,7 +27,9 @@ def simulate(
     sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     null: Annotated[bool, typer.Option("--null", help="Simulate EEG that predicts nothing.")] = False,
-    events: Annotated[Path | None, typer.Option(help="With hbn: folder of real event files to take events from.")] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="With hbn: folder of real event files to take events from.")
+    ] = None,
 ) -> None:
     """Simulate EEG recordings (a BIDS folder, HBN-like) whose response times can be predicted."""
     from raypipe.cli.console import ProgressCounter
@@ -64,9 +66,9 @@ def prepare(
     task: Annotated[
         str,
         typer.Option(
-            help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or latency:A. "
-            "Append @TASK to use recordings of one BIDS task. Options follow a colon, as in challenge1:OPTION,... "
-            "See docs/tasks.md."
+            help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or "
+            "latency:A. Append @TASK to use recordings of one BIDS task. Options follow a colon, as in "
+            "challenge1:OPTION,... See docs/tasks.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
@@ -84,9 +86,7 @@ def prepare(
     channels: Annotated[
         str | None, typer.Option(help="Channel names, separated by commas.", show_default="all common channels")
     ] = None,
-    window: Annotated[
-        float | None, typer.Option(help="Window length in seconds.", show_default="the task's")
-    ] = None,
+    window: Annotated[float | None, typer.Option(help="Window length in seconds.", show_default="the task's")] = None,
     crop: Annotated[
         float | None, typer.Option(help="Seconds of each window that the model sees.", show_default="the task's")
     ] = None,

@@ -1,6 +1,6 @@
-"""What ails a store of windows, a run, a pretrained run, a bundle or a storage: each finding in a line, with its mend.
+"""Check a store of windows, a run, a pretrained run, a bundle or a storage.
 
-Reads only; on a storage behind a URI it writes one small file and removes it.
+Nothing is changed. On a storage behind a URI, one small file is written and removed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from raypipe.storage.remote import RemoteFolder, RetryPolicy, without_settings
 from raypipe.storage.run_store import Member, RunStore
 from raypipe.training import checkpoint
 
-SECONDS = 10.0
-"""How long a storage may fail before it counts as out of reach."""
+STORAGE_TIMEOUT_SECONDS = 10.0
+"""Time for which operations on a storage are retried before it counts as unreachable."""
 
 
 def diagnose(target: str | Path) -> Iterator[Finding]:
-    """Look at whatever lies at a path or URI.
+    """Check what is at a path or URI.
 
     Yields
     ------
     Finding
-        As each is made; reading a large store takes a while.
+        One per check, as each is done. Reading a large store takes a while.
     """
     where = str(target)
     try:
         if "://" in where:
-            folder: Folder = RemoteFolder(where, patience=RetryPolicy(without_settings(where), SECONDS))
+            folder: Folder = RemoteFolder(where, patience=RetryPolicy(without_settings(where), STORAGE_TIMEOUT_SECONDS))
             yield reachable(folder)
         else:
             folder = open_folder(where)
@@ -57,7 +57,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
             bundle = load_ensemble(where)
             yield Finding(
                 "ok",
-                f"{without_settings(where)}: a bundle, whole: {bundle.info.task}, {len(bundle.info.members)} models",
+                f"{without_settings(where)}: an intact bundle: {bundle.info.task}, {len(bundle.info.members)} models",
             )
         elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
             yield from _windows(open_windows(where))
@@ -74,7 +74,7 @@ def reachable(folder: Folder) -> Finding:
     Raises
     ------
     UserError
-        It cannot be reached, or refuses.
+        It cannot be reached, or it refuses.
     """
     name, said = f"doctor-{uuid.uuid4().hex}.txt", uuid.uuid4().bytes
     begun = time.perf_counter()
@@ -85,7 +85,7 @@ def reachable(folder: Folder) -> Finding:
     if back != said:
         return Finding(
             "broken",
-            f"{without_settings(folder.where)}: gives back other bytes than were written",
+            f"{without_settings(folder.where)}: returns other bytes than were written",
             "use another storage",
         )
     return Finding(
@@ -100,14 +100,18 @@ def _windows(windows: WindowStore) -> Iterator[Finding]:
         damaged += 1
         yield Finding("broken", line)
     if not damaged:
-        yield Finding("ok", f"{place}: whole: {windows.describe()}")
+        yield Finding("ok", f"{place}: intact: {windows.describe()}")
     if windows.kind == "regression" and not np.isfinite(windows.targets).all():
-        yield Finding("broken", f"{place}: targets that are no numbers", "correct the table and prepare again")
+        yield Finding(
+            "broken",
+            f"{place}: some targets are not numbers",
+            "correct participants.tsv or the events and prepare again",
+        )
     yield from _copies(windows)
 
 
 def _copies(windows: WindowStore) -> Iterator[Finding]:
-    """Recordings of different people with the very same samples."""
+    """Find recordings of different subjects with the same samples."""
     whose = dict(zip(windows.table["shard"].tolist(), windows.subjects.tolist(), strict=True))
     same: dict[str, list[int]] = defaultdict(list)
     for number, shard in enumerate(windows.manifest.shards):
@@ -118,23 +122,23 @@ def _copies(windows: WindowStore) -> Iterator[Finding]:
             names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
             yield Finding(
                 "broken",
-                f"{without_settings(windows.where)}: {names} hold the same samples, but belong to different people",
-                "remove one of them and prepare again: in different folds they are a leak",
+                f"{without_settings(windows.where)}: {names} hold the same samples, but belong to different subjects",
+                "remove one of them and prepare again; in different folds they would be a leak",
             )
 
 
 def _run(where: str) -> Iterator[Finding]:
     run = RunStore.open(where)
     numbers = run.numbers()
-    yield Finding("ok", f"{run.where}: fold map and search space as the run was made with; {len(numbers)} trials")
+    yield Finding("ok", f"{run.where}: original fold map and search space; {len(numbers)} trials")
     driver = read_lease(run.folder)
     if driver and not driver.alive and not driver.ended:
-        yield Finding("look", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
+        yield Finding("warning", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
     damaged = run.verify()
     for line in damaged.values():
         yield Finding("broken", line)
     if not damaged:
-        yield Finding("ok", "what trials have left is as they left it (checksums)")
+        yield Finding("ok", "the files of ended trials match their checksums")
     yield from _initial(run)
     yield from _study(run)
     yield from _checkpoints(run, numbers)
@@ -153,11 +157,11 @@ def _initial(run: RunStore) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("broken", str(error))
     else:
-        yield Finding("ok", "the pretrained encoders it starts from are whole")
+        yield Finding("ok", "the pretrained encoders of the run are intact")
 
 
 def _study(run: RunStore) -> Iterator[Finding]:
-    """Whether the study's journal can be read; a last line cut short is mended by the next driver."""
+    """Check that the study's journal can be read. The next driver removes a last line that is cut short."""
     name = "study.journal"
     try:
         if run.folder.exists(name):
@@ -165,7 +169,9 @@ def _study(run: RunStore) -> Iterator[Finding]:
             lines(b"\n".join(data[:-1]), f"{run.where}/{name}")
             if last:
                 yield Finding(
-                    "look", f"{run.where}/{name}: its last line is cut short", "nothing: raypipe resume drops it"
+                    "warning",
+                    f"{run.where}/{name}: its last line is cut short",
+                    "nothing to do: raypipe resume removes it",
                 )
         else:
             journal = FolderJournal(run.folder)
@@ -173,8 +179,8 @@ def _study(run: RunStore) -> Iterator[Finding]:
             if not journal.read_logs(0):
                 return
     except UserError as error:
-        told, _, advice = str(error).partition("; ")
-        yield Finding("broken", told, advice)
+        what, _, fix = str(error).partition("; ")
+        yield Finding("broken", what, fix)
     else:
         yield Finding("ok", "the Optuna study can be read")
 
@@ -183,7 +189,7 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
     whole = damaged = 0
     for number in numbers:
         if run.result(number) is not None:
-            continue  # its weights have been kept, and its checkpoints are of no use any more
+            continue  # its checkpoints are not needed any more
         for fold in range(run.folds.n_folds):
             good = 0
             for epoch in run.checkpoints(number, fold):
@@ -192,17 +198,17 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
                     good, whole = epoch, whole + 1
                 except CheckpointError as error:
                     damaged += 1
-                    after = f"goes on from the one of epoch {good}" if good else "trains that fold's epochs again"
+                    after = f"continues from the one of epoch {good}" if good else "trains that fold's epochs again"
                     said = f"trial {number}, fold {fold}, checkpoint of epoch {epoch}: {first_line(error)}"
-                    yield Finding("broken", said, f"look after the disk; raypipe resume {after}")
+                    yield Finding("broken", said, f"check the disk; raypipe resume {after}")
                 except FileNotFoundError:
                     pass  # a driver has removed it meanwhile
     if whole and not damaged:
-        yield Finding("ok", f"{whole} checkpoints of trials that have not ended are whole")
+        yield Finding("ok", f"{whole} checkpoints of trials that have not ended are intact")
 
 
 def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
-    """The windows that a run was made from: there, the same, whole, and on their own sides of the fold map."""
+    """Check that a run's windows are there, are those it was made from, are intact, and are split by its fold map."""
     try:
         windows = open_windows(run.info.data)
     except UserError as error:
@@ -218,7 +224,7 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
         return
     yield from _windows(windows)
     audit_subjects(windows, run.folds)
-    yield Finding("ok", "no leak: no subject, recording or copy of one stands on two sides of the fold map")
+    yield Finding("ok", "no leak: no subject, recording or copy of one is on both sides of a split")
     ranked = run.ranked()
     if ranked and whole:
         members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
@@ -228,7 +234,7 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
 
 def _pretrained(where: str) -> Iterator[Finding]:
     run = PretrainedRun(where)
-    yield Finding("ok", f"{run.where}: a pretrained run with the fold map that it was made with")
+    yield Finding("ok", f"{run.where}: a pretrained run with its original fold map")
     for part in run.parts:
         run.history(part)
         for epoch in run.checkpoints(part):
@@ -237,9 +243,9 @@ def _pretrained(where: str) -> Iterator[Finding]:
                 checkpoint.loads(run.folder.read(name))
             except CheckpointError as error:
                 yield Finding(
-                    "broken", f"{run.where}/{name}: {first_line(error)}", "look after the disk; resume goes on"
+                    "broken", f"{run.where}/{name}: {first_line(error)}", "check the disk; raypipe resume continues"
                 )
     if run.over:
-        yield Finding("ok", f"{len(encoder_files(where))} encoder(s), whole")
+        yield Finding("ok", f"{len(encoder_files(where))} encoder(s), intact")
     else:
-        yield Finding("look", "its pretraining is not over", "raypipe resume RUN")
+        yield Finding("warning", "its pretraining has not finished", "raypipe resume RUN")

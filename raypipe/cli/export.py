@@ -141,9 +141,7 @@ def score(
     release: Annotated[
         str | None, typer.Option(help="Score subjects of this release, such as R5.", show_default="all releases")
     ] = None,
-    subjects: Annotated[
-        str, typer.Option(help="new: subjects that the models were not trained on; or all.")
-    ] = "new",
+    subjects: Annotated[str, typer.Option(help="new: subjects that the models were not trained on; or all.")] = "new",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Score a submission as the EEG Foundation Challenge does: NRMSE, RMSE and R2."""

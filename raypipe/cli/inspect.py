@@ -75,7 +75,9 @@ def logs(
         int | None,
         typer.Argument(metavar="[TRIAL]", min=0, help="Number of the trial. Without it: what Ray printed."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the trial or the job has ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow until the trial or the job has ended.")
+    ] = False,
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
     """Show the log of a trial, epoch by epoch; what Ray printed during a run; or what a job prints."""

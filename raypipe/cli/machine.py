@@ -145,7 +145,9 @@ def check_disk(place: str, free: int, total: int) -> Finding:
     if free < LOW_DISK_BYTES:
         return Finding("warning", line, "free some space, or put the run on another disk")
     if total and 1 - free / total > MAX_DISK_SHARE:
-        return Finding("warning", f"{line}: over {MAX_DISK_SHARE:.0%} full, so Ray spills no objects", "free some space")
+        return Finding(
+            "warning", f"{line}: over {MAX_DISK_SHARE:.0%} full, so Ray spills no objects", "free some space"
+        )
     return Finding("ok", line)
 
 
@@ -153,7 +155,9 @@ def check_shared_memory(free: int) -> Finding:
     """Check the free bytes of /dev/shm."""
     line = f"/dev/shm: {free / GIB:.2f} GiB free"
     if free < MIN_SHARED_BYTES:
-        return Finding("warning", f"{line}: Ray will keep objects on the disk", "in a container: docker run --shm-size=2g")
+        return Finding(
+            "warning", f"{line}: Ray will keep objects on the disk", "in a container: docker run --shm-size=2g"
+        )
     return Finding("ok", line)
 
 

@@ -85,8 +85,9 @@ def _name_of(param: Any) -> str:
 
 
 def _help_of(param: Any) -> str:
-    """Return a parameter's help in brackets, with a space before; empty if it has none."""
-    return " ({})".format(param.help.strip().rstrip(".").replace("\\[", "[")) if param.help else ""
+    """Return the first sentence of a parameter's help in brackets, with a space before; empty if it has none."""
+    sentence = (param.help or "").partition(". ")[0].rstrip(".").replace("\\[", "[")
+    return f" ({sentence})" if sentence else ""
 
 
 def _values_of(param: Any, words: Sequence[str]) -> str:

@@ -86,9 +86,12 @@ P = ("prepare", "x", "--task", "challenge1")
         ((*P, "--windw", 4), "prepare --windw: no such option; did you mean '--window'?"),
         (("sweep", "x", "--trial", 2), "sweep --trial: no such option; did you mean '--trials'?"),
         (P, "prepare: --out is missing (Folder for the windows)"),
-        (("prepare",), "prepare: BIDS is missing (BIDS folders, or a folder of them, here or s3://: sub-*/[ses-*/]"),
+        (("prepare",), "prepare: BIDS is missing (BIDS folders, or a folder of BIDS folders, here or behind s3://)"),
         (("logs", "demo/run", "zero"), "logs TRIAL: must be a valid integer (Number of the trial)"),
-        (("ensemble", "r", "--top", 0), "ensemble --top 0: must be greater than or equal to 1 (How many of the best"),
+        (
+            ("ensemble", "r", "--top", 0),
+            "ensemble --top 0: must be greater than or equal to 1 (Number of best trials to combine)",
+        ),
         (("ensemble", "r", "--top=x"), "ensemble --top x: must be a valid integer"),
         (
             (*P, "--band", "40,4", "--out", "o"),
@@ -409,7 +412,7 @@ def test_logs_of_a_run_alone_are_what_ray_printed(toy, tmp_path, capsys, refused
     assert run("logs", tmp_path / "r") == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "TrialTrainable 7: said" and f"raypipe logs {tmp_path / 'r'} TRIAL" in out[1]
-    assert "goes with a trial or a job" in refused("logs", tmp_path / "r", "-f")
+    assert "--follow: needs a trial or a job" in refused("logs", tmp_path / "r", "-f")
 
 
 def test_a_trial_without_a_log_says_so(toy, tmp_path, capsys):

@@ -54,7 +54,7 @@ def test_it_serves_the_study_to_this_machine_only(run, monkeypatch):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=60) as answer:
             studies = json.load(answer)["study_summaries"]
         assert [study["study_name"] for study in studies] == ["raypipe"]
-        with pytest.raises(UserError, match=f"--port {port}: cannot be listened on"):
+        with pytest.raises(UserError, match=f"--port {port}: cannot listen on it"):
             serve(run, port, lambda where: None)
     finally:
         servers[0].shutdown()
@@ -64,7 +64,7 @@ def test_it_serves_the_study_to_this_machine_only(run, monkeypatch):
 
 def test_what_is_missing_is_said(tmp_path, run, monkeypatch):
     empty = make_run(tmp_path / "empty", ToyWindows())
-    with pytest.raises(UserError, match="no study yet; begin with: raypipe sweep"):
+    with pytest.raises(UserError, match="no study yet; start one with: raypipe sweep"):
         serve(empty, free_port(), lambda where: None)
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
     with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[dashboard\]'"):

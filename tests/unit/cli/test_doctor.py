@@ -74,12 +74,12 @@ def test_one_recording_under_two_names_is_a_leak(tmp_path):
 
 
 def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):
-    for epoch, mend in ((2, "goes on from the one of epoch 1"), (1, "trains that fold's epochs again")):
+    for epoch, fix in ((2, "continues from the one of epoch 1"), (1, "trains that fold's epochs again")):
         path = run.local / f"trials/0000/fold-0/epoch-000{epoch}.ckpt"
         path.write_bytes(path.read_bytes()[:-1])
         found = [each for each in diagnose(run.where) if each.level == "broken"]
         assert f"trial 0, fold 0, checkpoint of epoch {epoch}" in found[0].what
-        assert found[0].mend.endswith(mend)
+        assert found[0].fix.endswith(fix)
 
 
 def test_what_trials_left_is_compared_with_their_checksums(values, tmp_path):
@@ -134,7 +134,7 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
     assert any("study.journal: damaged" in line for line in broken(run.where))
     (run.local / "study.journal").write_bytes(b'{"a": 1}\n{"b"')
     found = [each for each in diagnose(run.where) if "cut short" in each.what]
-    assert [each.level for each in found] == ["look"]
+    assert [each.level for each in found] == ["warning"]
     folds = json.loads((run.local / "folds.json").read_text())
     (run.local / "folds.json").write_text(json.dumps(folds | {"seed": 99}))
     (line,) = broken(run.where)
@@ -144,8 +144,8 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
 def test_a_driver_that_died_is_worth_a_look(run):
     times = {"started": 0.0, "beat": 0.0, "spent": 1.0, "gpu_hours": 0.0}
     write_record(run.folder, DRIVER_FILE, DriverRecord(id="x", host="elsewhere", pid=1, **times))
-    found = [each for each in diagnose(run.where) if each.level == "look"]
-    assert len(found) == 1 and "died" in found[0].what and found[0].mend == "raypipe resume RUN"
+    found = [each for each in diagnose(run.where) if each.level == "warning"]
+    assert len(found) == 1 and "died" in found[0].what and found[0].fix == "raypipe resume RUN"
 
 
 def test_a_storage_is_written_read_and_left_clean(tmp_path):
@@ -160,7 +160,7 @@ def test_a_storage_is_written_read_and_left_clean(tmp_path):
 def test_a_pretrained_run(store, tmp_path):
     small = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8, "epochs": 2}
     pretrain("mae", store, tmp_path / "mae", params=small, folds=3, probe_every=0)
-    assert [found.what for found in diagnose(tmp_path / "mae")][1:] == ["1 encoder(s), whole"]
+    assert [found.what for found in diagnose(tmp_path / "mae")][1:] == ["1 encoder(s), intact"]
     for name in ("encoder.safetensors", "all/epoch-0002.ckpt"):
         path = tmp_path / "mae" / name
         path.write_bytes(path.read_bytes()[:-1])
@@ -172,7 +172,7 @@ def test_a_bundle(values, tmp_path):
     run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
     bundle = export_bundle(run, fit_ensemble(run, windows=values.windows, method="equal"), tmp_path / "bundle")
     (found,) = diagnose(bundle)
-    assert found.level == "ok" and "a bundle, whole: latency:bump, 9 models" in found.what
+    assert found.level == "ok" and "an intact bundle: latency:bump, 9 models" in found.what
     (bundle / "bundle.json").write_text("{}")
     assert len(broken(bundle)) == 1
 
@@ -190,14 +190,14 @@ def test_a_bucket_that_is_there_and_one_that_is_not(s3):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_exit_status(store, monkeypatch, capsys, whole):
-    monkeypatch.setattr("raypipe.cli.machine.examine", lambda folder: [Finding("look", "a machine")])
+    monkeypatch.setattr("raypipe.cli.machine.examine", lambda folder: [Finding("warning", "a machine")])
     if not whole:
         np.save(sorted((store / "shards").iterdir())[0], np.zeros(3))
     with pytest.raises(SystemExit) as end:
         app.main(["doctor", str(store)])
     out = capsys.readouterr().out
     assert int(end.value.code or 0) == int(not whole)
-    assert "look    a machine" in out and ("1 broken" in out) != whole
+    assert "warning a machine" in out and ("1 broken" in out) != whole
 
 
 def test_a_store_behind_a_uri(store, tmp_path, monkeypatch):
@@ -205,4 +205,4 @@ def test_a_store_behind_a_uri(store, tmp_path, monkeypatch):
     push_store(str(store), f"file://{tmp_path}/shared")
     found = list(diagnose(f"file://{tmp_path}/shared"))
     assert [finding.level for finding in found] == ["ok", "ok"], found
-    assert "whole" in found[1].what
+    assert "intact" in found[1].what

@@ -1,4 +1,4 @@
-"""What is said of a machine, in numbers that this one need not have."""
+"""Findings about a machine, from numbers that this one need not have."""
 
 from __future__ import annotations
 
@@ -9,47 +9,51 @@ import pytest
 from packaging.requirements import Requirement
 
 from raypipe.cli import machine
-from raypipe.cli.machine import GIB, disk, examine, open_files, shared_memory, versions_found
+from raypipe.cli.machine import GIB, check_disk, check_open_files, check_shared_memory, check_versions, examine
 
 
 @pytest.mark.parametrize(
     ("free", "total", "level"),
-    [(50, 100, "ok"), (9, 100, "look"), (0.5, 100, "broken"), (20, 1000, "look")],
+    [(50, 100, "ok"), (9, 100, "warning"), (0.5, 100, "broken"), (20, 1000, "warning")],
 )
 def test_room_on_a_disk(free, total, level):
-    found = disk("/data", int(free * GIB), int(total * GIB))
+    found = check_disk("/data", int(free * GIB), int(total * GIB))
     assert found.level == level and found.what.startswith(f"/data: {free:.1f} GiB free of {total}")
-    assert bool(found.mend) == (level != "ok")
+    assert bool(found.fix) == (level != "ok")
 
 
 def test_shared_memory_of_a_container_and_open_files():
-    assert shared_memory(64 * 2**20).level == "look" and "--shm-size" in shared_memory(64 * 2**20).mend
-    assert shared_memory(8 * GIB).level == "ok"
-    assert (open_files(256).level, open_files(65536).level, open_files(-1).level) == ("look", "ok", "ok")
+    assert check_shared_memory(64 * 2**20).level == "warning" and "--shm-size" in check_shared_memory(64 * 2**20).fix
+    assert check_shared_memory(8 * GIB).level == "ok"
+    assert (check_open_files(256).level, check_open_files(65536).level, check_open_files(-1).level) == (
+        "warning",
+        "ok",
+        "ok",
+    )
 
 
 def test_versions_are_compared_with_what_is_needed_and_with_what_was_tested():
     installed = metadata.version("numpy")
-    (same,) = versions_found({"numpy": installed}, [Requirement("numpy>=1")])
+    (same,) = check_versions({"numpy": installed}, [Requirement("numpy>=1")])
     assert same.level == "ok"
-    (other,) = versions_found({"numpy": "1.0"}, [Requirement("numpy>=1")])
-    assert other.level == "look" and f"numpy {installed} (tested: 1.0)" in other.what
-    old, gone, _ = versions_found(
+    (other,) = check_versions({"numpy": "1.0"}, [Requirement("numpy>=1")])
+    assert other.level == "warning" and f"numpy {installed} (tested: 1.0)" in other.what
+    old, gone, _ = check_versions(
         {"numpy": installed}, [Requirement("numpy>=99"), Requirement("no-such-package-here>=2")]
     )
     assert old.level == gone.level == "broken"
-    assert "raypipe needs >=99" in old.what and "'no-such-package-here>=2'" in gone.mend
+    assert "raypipe needs >=99" in old.what and "'no-such-package-here>=2'" in gone.fix
 
 
 def test_a_build_of_a_version_is_that_version():
-    (found,) = versions_found({"torch": metadata.version("torch").partition("+")[0] + "+cu999"}, [Requirement("torch")])
+    (found,) = check_versions({"torch": metadata.version("torch").partition("+")[0] + "+cu999"}, [Requirement("torch")])
     assert found.level == "ok"
 
 
 def test_the_tested_versions_are_known_here():
-    assert {"torch", "ray", "optuna", "mne"} <= set(machine.tested())
-    assert {"torch", "ray", "optuna"} <= {package.name for package in machine.needed()}
-    assert "pytest" not in {package.name for package in machine.needed()}, "an extra is not needed"
+    assert {"torch", "ray", "optuna", "mne"} <= set(machine.tested_versions())
+    assert {"torch", "ray", "optuna"} <= {package.name for package in machine.required_packages()}
+    assert "pytest" not in {package.name for package in machine.required_packages()}, "an extra is not needed"
 
 
 def test_a_machine_that_may_not_listen(monkeypatch):
@@ -58,4 +62,4 @@ def test_a_machine_that_may_not_listen(monkeypatch):
 
     monkeypatch.setattr(socket, "create_server", refuse)
     found = [each for each in examine("/nowhere/at/all") if "127.0.0.1" in each.what]
-    assert [each.level for each in found] == ["broken"] and "loopback" in found[0].mend
+    assert [each.level for each in found] == ["broken"] and "loopback" in found[0].fix
