@@ -1,8 +1,8 @@
-"""What needs no deep network, scored on the held-out subjects: every report shows it beside the ensemble.
+"""Score linear baselines on the held-out subjects; the report shows them beside the ensemble.
 
-Ridge regression, or logistic regression of classes, on log band power and on the log-covariance of principal components
-(the log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965), its penalty chosen by subject folds of the training
-side; and, where the store knows ages, the same on age alone, which no scorer gives.
+Ridge regression, or logistic regression for classes, on log band power and on the log-covariance of principal
+components (log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965). The penalty is chosen by cross-validation
+over the training subjects. Where the store has ages, the same model on age alone, which is not usable at inference.
 """
 
 from __future__ import annotations
@@ -24,63 +24,74 @@ from raypipe.storage.run_store import RunStore
 RECORD = "ensemble/baselines.json"
 BANDS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
 """Hz: delta, theta, alpha, beta, gamma."""
-COMPONENTS = 16
-MOST = 6000
-"""Training windows; more are thinned evenly."""
-STRENGTHS = tuple(10.0**-power for power in range(7))
-"""Inverse penalties that are tried."""
+MAX_COMPONENTS = 16
+MAX_TRAINING_WINDOWS = 6000
+"""Of more windows, evenly spaced ones are used."""
+INVERSE_PENALTIES = tuple(10.0**-power for power in range(7))
+"""Values from which the inverse of the penalty is chosen."""
+_COMPONENT_WINDOWS = 512
+"""Training windows from which principal components are estimated, roughly."""
 _BATCH = 256
 
 Array = NDArray[np.float64]
 
 
 def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[dict[str, Any]]:
-    """Score the baselines of a run's task on its held-out subjects, and keep them with the ensemble.
+    """Score the baselines of a run's task on its held-out subjects, and store the scores with the ensemble.
+
+    Parameters
+    ----------
+    run
+        The run.
+    windows
+        Its windows; None to open them.
 
     Returns
     -------
     list
-        For each: ``name``, ``score`` (the run's metric on held-out windows, None where it is undefined) and ``usable``
-        at inference.
+        For each: ``name``, ``score`` (the run's metric on held-out windows, None where it is undefined) and whether it
+        is ``usable`` at inference.
     """
     windows = open_windows(run.info.data) if windows is None else windows
     folds_N = run.folds.folds(windows.subjects)
     train, test = np.flatnonzero(folds_N != HELD_OUT), np.flatnonzero(folds_N == HELD_OUT)
     constant = constant_prediction(run.info.kind, windows.targets[train], len(test), len(windows.classes))
-    train = train[:: max(1, -(-len(train) // MOST))]
+    train = train[:: max(1, -(-len(train) // MAX_TRAINING_WINDOWS))]
     targets, subjects = windows.targets, windows.subjects[train]
     regression = run.info.kind == "regression"
-    kin, nothing = ("ridge", "training mean") if regression else ("logistic regression", "training frequencies")
+    model, no_eeg = ("ridge", "training mean") if regression else ("logistic regression", "training frequencies")
 
-    def fit(x_train: Array, x_test: Array) -> Array:
+    def fit_predict(x_train: Array, x_test: Array) -> Array:
         if regression:
             return _ridge(x_train, targets[train].astype(np.float64), subjects, x_test)
         return _logistic(x_train, targets[train].astype(np.int64), subjects, x_test, len(windows.classes))
 
-    rows = [_row(nothing, run, targets[test], constant, usable=True)]
+    rows = [_row(no_eeg, run, targets[test], constant, usable=True)]
     ages = _ages(windows)
     if ages is not None and np.isfinite(ages[train]).any():
         filled = np.where(np.isfinite(ages), ages, np.nanmean(ages[train]))[:, None]
-        rows.append(_row(f"{kin} on age alone", run, targets[test], fit(filled[train], filled[test]), usable=False))
+        rows.append(
+            _row(f"{model} on age alone", run, targets[test], fit_predict(filled[train], filled[test]), usable=False)
+        )
     axes = _components(windows, train)
     features = zip(_features(windows, train, axes), _features(windows, test, axes), strict=True)
     for name, (x_train, x_test) in zip(("band power", "log-covariance"), features, strict=True):
-        rows.append(_row(f"{kin} on {name}", run, targets[test], fit(x_train, x_test), usable=True))
+        rows.append(_row(f"{model} on {name}", run, targets[test], fit_predict(x_train, x_test), usable=True))
     write_json(run.folder, RECORD, rows)
     return rows
 
 
 def read_baselines(run: RunStore) -> list[dict[str, Any]]:
-    """What `write_baselines` kept; nothing where there is none."""
+    """Return what `write_baselines` stored; empty where there is nothing readable."""
     try:
-        found: list[dict[str, Any]] = read_json(run.folder, RECORD)
+        rows: list[dict[str, Any]] = read_json(run.folder, RECORD)
     except (FileNotFoundError, UserError):
         return []
-    return found
+    return rows
 
 
-def _row(name: str, run: RunStore, targets: NDArray[Any], answers: Array, *, usable: bool) -> dict[str, Any]:
-    value = float(score(run.info.metric, targets, answers))
+def _row(name: str, run: RunStore, targets: NDArray[Any], predictions: Array, *, usable: bool) -> dict[str, Any]:
+    value = float(score(run.info.metric, targets, predictions))
     return {"name": name, "score": value if np.isfinite(value) else None, "usable": usable}
 
 
@@ -93,19 +104,19 @@ def _ages(windows: WindowStore) -> Array | None:
 
 
 def _components(windows: WindowStore, train: NDArray[np.int64]) -> Array:
-    """Principal axes (C, K) of channels over training windows."""
-    some = train[:: max(1, len(train) // 512)]
+    """Return the principal axes (C, K) of the channels over training windows."""
+    some = train[:: max(1, len(train) // _COMPONENT_WINDOWS)]
     total = np.zeros((windows.n_channels, windows.n_channels))
     for start in range(0, len(some), _BATCH):
         x_NCT = windows.gather(some[start : start + _BATCH]).astype(np.float64)
         x_NCT -= x_NCT.mean(-1, keepdims=True)
         total += np.einsum("nct,ndt->cd", x_NCT, x_NCT, optimize=True)
     _, axes = np.linalg.eigh(total)
-    return np.asarray(axes[:, ::-1][:, :COMPONENTS])
+    return np.asarray(axes[:, ::-1][:, :MAX_COMPONENTS])
 
 
 def _features(windows: WindowStore, index: NDArray[np.int64], axes: Array) -> tuple[Array, Array]:
-    """Log band power (N, C * bands) and the upper triangle of the log-covariance (N, K * (K + 1) / 2)."""
+    """Return log band power (N, C * bands) and the upper triangle of the log-covariance (N, K * (K + 1) / 2)."""
     power, covariance = [], []
     upper = np.triu_indices(axes.shape[1])
     frequency = np.fft.rfftfreq(windows.crop_samples, 1 / windows.sfreq)
@@ -125,14 +136,14 @@ def _features(windows: WindowStore, index: NDArray[np.int64], axes: Array) -> tu
 
 
 def _ridge(x: Array, y: Array, subjects: NDArray[Any], x_test: Array) -> Array:
-    """Answers of a ridge regression on standardised features, its penalty chosen by subject folds."""
+    """Return predictions of a ridge regression on standardised features; subject folds choose its penalty."""
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     folds = min(5, len(np.unique(subjects)))
-    grid = {"ridge__alpha": [1 / strength for strength in STRENGTHS]}
+    grid = {"ridge__alpha": [1 / value for value in INVERSE_PENALTIES]}
     model = make_pipeline(StandardScaler(), Ridge())
     search = GridSearchCV(model, grid, cv=GroupKFold(folds), scoring="neg_mean_squared_error")
     search.fit(x, y, groups=subjects)
@@ -140,36 +151,36 @@ def _ridge(x: Array, y: Array, subjects: NDArray[Any], x_test: Array) -> Array:
 
 
 def _logistic(x: Array, y: NDArray[np.int64], subjects: NDArray[Any], x_test: Array, n_classes: int) -> Array:
-    """Probabilities (N, K) by logistic regression, its penalty the one of least log loss over subject folds.
+    """Return probabilities (N, K) of a logistic regression with the penalty of least log loss over subject folds.
 
-    A side of a fold may lack a class: its probability is then 0, and columns stay in the order of the store's classes.
+    Columns are in the order of the store's classes; a class that the training side lacks has probability 0.
     """
     from sklearn.model_selection import GroupKFold
 
-    sides = list(GroupKFold(min(5, len(np.unique(subjects)))).split(x, y, groups=subjects))
+    splits = list(GroupKFold(min(5, len(np.unique(subjects)))).split(x, y, groups=subjects))
     losses = []
-    for strength in STRENGTHS:
+    for inverse_penalty in INVERSE_PENALTIES:
         held = np.empty((len(y), n_classes))
-        for inside, outside in sides:
-            held[outside] = _probabilities(x[inside], y[inside], x[outside], n_classes, strength)
+        for train, test in splits:
+            held[test] = _probabilities(x[train], y[train], x[test], n_classes, inverse_penalty)
         losses.append(-np.log(np.maximum(held[np.arange(len(y)), y], 1e-6)).mean())
-    return _probabilities(x, y, x_test, n_classes, STRENGTHS[int(np.argmin(losses))])
+    return _probabilities(x, y, x_test, n_classes, INVERSE_PENALTIES[int(np.argmin(losses))])
 
 
-def _probabilities(x: Array, y: NDArray[np.int64], x_test: Array, n_classes: int, strength: float) -> Array:
+def _probabilities(x: Array, y: NDArray[np.int64], x_test: Array, n_classes: int, inverse_penalty: float) -> Array:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    told = np.zeros((len(x_test), n_classes))
+    probabilities = np.zeros((len(x_test), n_classes))
     seen = np.unique(y)
     if len(seen) == 1:
-        told[:, seen] = 1.0
-        return told
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-    with warnings.catch_warnings():  # close to its optimum is close enough
+        probabilities[:, seen] = 1.0
+        return probabilities
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=300))
+    with warnings.catch_warnings():  # a fit that is close to its optimum is good enough here
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, y)
-    told[:, seen] = model.predict_proba(x_test)
-    return told
+    probabilities[:, seen] = model.predict_proba(x_test)
+    return probabilities

@@ -1,69 +1,64 @@
-"""Runs beside each other: the same data and folds or not, paired differences, parameters that changed, cost."""
+"""Compare runs: whether data and folds are the same, paired differences of scores, changed parameters, cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from raypipe.core.config import flat
 from raypipe.core.errors import UserError
-from raypipe.core.metrics import get_metric, score
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble
 from raypipe.ensembles.inference import mix
 from raypipe.ensembles.oof import read_members_oof
-from raypipe.ensembles.scores import Side, difference, target_per_subject
-from raypipe.ensembles.verdict import ENOUGH
+from raypipe.ensembles.scores import Side
+from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference, window_keys
 from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.lease import read_lease
 from raypipe.storage.run_store import Member, RunStore
 
-if TYPE_CHECKING:
-    from raypipe.data.window_store import WindowStore
-
-TRIAL = "best trial, out of fold"
-FITTED = "ensemble, out of fold (its weights saw these subjects)"
-HELD_OUT = "ensemble, held-out subjects"
+BEST_TRIAL = "best trial, out of fold"
+ENSEMBLE_OOF = "ensemble, out of fold (its weights were fitted on these subjects)"
+ENSEMBLE_HELD_OUT = "ensemble, held-out subjects"
 
 
 @dataclass(frozen=True)
-class Ground:
-    """On what two runs stand, in words; ``same`` where a difference of scores is one of settings alone."""
+class Condition:
+    """A condition of two runs that their scores depend on, such as data or folds."""
 
     same: bool
-    words: str
+    """False where it differs, so that a difference of scores is not one of the settings alone."""
+    text: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs, each against the first."""
+    """Several runs, each compared with the first."""
 
     runs: list[str]
     metric: str
-    grounds: list[list[Ground]]
-    """For each run but the first: data, folds, held-out subjects, search space."""
-    pairs: list[list[Pair]]
+    conditions: list[list[Condition]]
+    """For each run but the first: data, folds, held-out subjects, search space, versions."""
+    differences: list[list[PairedDifference]]
     """For each run but the first."""
     parameters: pd.DataFrame
-    """A row a parameter in which the best trials differ, a column a run."""
+    """A row for each parameter that differs between the best trials, a column for each run."""
     cost: pd.DataFrame
-    """A row a run: ``trials``, ``complete``, ``pruned``, ``failed``, ``epochs``, ``worker_seconds`` (training and
-    predicting, summed over folds), ``driven_seconds`` (by the clock), ``best_trial`` (its number)."""
+    """A row for each run: ``trials``, ``complete``, ``pruned``, ``failed``, ``epochs``, ``worker_seconds`` (training
+    and predicting, summed over folds), ``driven_seconds`` (time that drivers ran), ``best_trial`` (its number)."""
 
 
 def compare_runs(runs: Sequence[RunStore]) -> Comparison:
-    """Compare runs that predict the same thing.
+    """Compare runs that predict the same target.
 
     Parameters
     ----------
     runs
-        Two or more; the first is what the others are compared with.
+        Two or more; the others are compared with the first.
 
     Returns
     -------
@@ -73,147 +68,157 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
     Raises
     ------
     UserError
-        There is one run only, they do not predict the same, a run has no finished trial, or its windows are not there.
+        There is only one run, the runs have different metrics or classes, a run has no complete trial, or its windows
+        are missing.
     LeakError
         Predictions do not follow a run's fold map.
     """
-    if len(runs) < 2:
-        raise UserError("compare wants two runs or more: raypipe compare RUN1 RUN2")
-    first = runs[0]
-    for run in runs[1:]:
-        asked, given = ((each.info.metric, each.info.classes) for each in (first, run))
-        if asked != given:
-            raise UserError(
-                f"{first.where} and {run.where} cannot be compared: {first.info.task} is scored by {asked[0]} and "
-                f"{run.info.task} by {given[0]}, or their classes differ"
-            )
-    for run in runs:
-        if not run.ranked():
-            raise UserError(f"{run.where}: no trial is complete, so there is nothing to compare; go on: raypipe resume")
-    stores = _windows(runs)
-    answers = [_answers(run, windows) for run, windows in zip(runs, stores, strict=True)]
-    pairs = []
-    for theirs in answers[1:]:
-        both = [name for name in answers[0] if name in theirs]
-        made = [pair(name, first.info.metric, answers[0][name], theirs[name]) for name in both]
-        pairs.append([each for each in made if each is not None])
+    _check_comparable(runs)
+    first, *others = runs
+    stores = _open_stores(runs)
+    predictions = [_predictions(run, windows) for run, windows in zip(runs, stores, strict=True)]
     names = _names(runs)
     return Comparison(
         runs=names,
         metric=first.info.metric,
-        grounds=[_grounds(first, run, stores[0], windows) for run, windows in zip(runs[1:], stores[1:], strict=True)],
-        pairs=pairs,
-        parameters=_parameters(runs, names),
+        conditions=[_conditions(first, run, stores[0], store) for run, store in zip(others, stores[1:], strict=True)],
+        differences=[_differences(first.info.metric, predictions[0], other) for other in predictions[1:]],
+        parameters=_changed_parameters(runs, names),
         cost=pd.DataFrame([_cost(run) for run in runs], index=pd.Index(names, name="run")),
     )
 
 
+def _check_comparable(runs: Sequence[RunStore]) -> None:
+    if len(runs) < 2:
+        raise UserError("compare wants two runs or more: raypipe compare RUN1 RUN2")
+    first = runs[0]
+    for run in runs[1:]:
+        if (run.info.metric, run.info.classes) != (first.info.metric, first.info.classes):
+            raise UserError(
+                f"{first.where} and {run.where} cannot be compared: {first.info.task} is scored by {first.info.metric} "
+                f"and {run.info.task} by {run.info.metric}, or their classes differ"
+            )
+    for run in runs:
+        if not run.ranked():
+            raise UserError(f"{run.where}: no trial is complete; continue the run first: raypipe resume {run.where}")
+
+
 def _names(runs: Sequence[RunStore]) -> list[str]:
+    """Return the last parts of the runs' paths, or whole paths where these are not unique."""
     last = [run.where.rstrip("/").rpartition("/")[2] for run in runs]
     return last if len(set(last)) == len(last) else [run.where for run in runs]
 
 
-def _windows(runs: Sequence[RunStore]) -> list[WindowStore]:
-    """Each run's windows; runs of the same data share whichever store is still there."""
-    found: dict[str, WindowStore] = {}
+def _open_stores(runs: Sequence[RunStore]) -> list[WindowStore]:
+    """Open each run's windows; runs of the same data share the first store that can be opened."""
+    stores: dict[str, WindowStore] = {}
     problems: dict[str, UserError] = {}
     for run in runs:
-        wanted = run.info.data_hash
-        if wanted in found:
+        data_hash = run.info.data_hash
+        if data_hash in stores:
             continue
         try:
             store = open_windows(run.info.data)
-            if store.data_hash != wanted:
-                raise UserError(f"{store.path}: prepared again since {run.where} was made: other windows lie there now")
-            found[wanted] = store
+            if store.data_hash != data_hash:
+                raise UserError(f"{store.path}: prepared again since {run.where} was made, with other windows")
+            stores[data_hash] = store
         except UserError as error:
-            problems.setdefault(wanted, error)
+            problems.setdefault(data_hash, error)
     for run in runs:
-        if run.info.data_hash not in found:
+        if run.info.data_hash not in stores:
             raise problems[run.info.data_hash]
-    return [found[run.info.data_hash] for run in runs]
+    return [stores[run.info.data_hash] for run in runs]
 
 
-def _answers(run: RunStore, windows: WindowStore) -> dict[str, Answers]:
+def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
+    """Return a run's predictions by predictor: its best trial and, where there is one, its ensemble."""
     keys = window_keys(windows)
     best = run.ranked()[0].number
     members = read_members_oof(run, [Member(best)], windows.subjects, windows.targets)
     side = Side(members.targets, members.subjects, members.folds)
-    found = {TRIAL: Answers(keys[members.windows], side, members.answers[0])}
+    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.answers[0])}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)
-        if ensemble.soup is None:  # what a soup answers out of fold is not what its ingredients answer
+        if ensemble.soup is None:  # a soup's out-of-fold predictions are not those of its members
             members = read_members_oof(run, ensemble.members, windows.subjects, windows.targets)
             rule = ensemble.rule
             oof = members.combined(rule) if rule else mix(members.answers, ensemble.weights)
-            found[FITTED] = Answers(keys[members.windows], side, oof)
+            found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof)
         held = ensemble.held_out
-        found[HELD_OUT] = Answers(keys[held.windows], held.side, held.predictions)
+        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.side, held.predictions)
     return found
 
 
-def _grounds(first: RunStore, run: RunStore, mine: WindowStore, theirs: WindowStore) -> list[Ground]:
-    grounds = []
+def _differences(metric: str, first: dict[str, Predictions], other: dict[str, Predictions]) -> list[PairedDifference]:
+    both = [name for name in first if name in other]
+    found = [paired_difference(name, metric, first[name], other[name]) for name in both]
+    return [each for each in found if each is not None]
+
+
+def _conditions(first: RunStore, run: RunStore, mine: WindowStore, theirs: WindowStore) -> list[Condition]:
+    return [
+        _data_condition(first, run, mine, theirs),
+        *_fold_conditions(first, run),
+        _space_condition(first, run),
+        *_version_conditions(first, run),
+    ]
+
+
+def _data_condition(first: RunStore, run: RunStore, mine: WindowStore, theirs: WindowStore) -> Condition:
     if run.info.data_hash == first.info.data_hash:
-        grounds.append(Ground(True, f"same data: {len(mine)} windows (hash {first.info.data_hash[:12]})"))
-    else:
-        both = len(np.intersect1d(window_keys(mine), window_keys(theirs)))
-        plans = (mine.manifest.plan.model_dump(), theirs.manifest.plan.model_dump())
-        changed = [
-            f"{key} {plans[0][key]} and {plans[1][key]}"
-            for key in plans[0]
-            if key != "channels" and plans[0][key] != plans[1][key]
-        ]
-        if plans[0]["channels"] != plans[1]["channels"]:
-            changed.append(f"{len(mine.channels)} and {len(theirs.channels)} channels, not the same")
-        grounds.append(
-            Ground(
-                False,
-                f"DIFFERENT DATA: {len(mine)} and {len(theirs)} windows, {both} at the same place of the same "
-                f"recording; {', '.join(changed) or 'cut alike, so the recordings have changed'}",
-            )
-        )
+        return Condition(True, f"same data: {len(mine)} windows (hash {first.info.data_hash[:12]})")
+    both = len(np.intersect1d(window_keys(mine), window_keys(theirs)))
+    plan, other = mine.manifest.plan.model_dump(), theirs.manifest.plan.model_dump()
+    changed = [f"{key} {plan[key]} and {other[key]}" for key in plan if key != "channels" and plan[key] != other[key]]
+    if plan["channels"] != other["channels"]:
+        changed.append(f"{len(mine.channels)} and {len(theirs.channels)} channels, not the same")
+    text = (
+        f"DIFFERENT DATA: {len(mine)} and {len(theirs)} windows, {both} at the same onset of the same recording; "
+        f"{', '.join(changed) or 'prepared alike, so the recordings have changed'}"
+    )
+    return Condition(False, text)
+
+
+def _fold_conditions(first: RunStore, run: RunStore) -> list[Condition]:
+    """Return whether the fold maps are the same, and the held-out subjects if they are not."""
     one, two = first.folds, run.folds
-    shared = sorted(set(one.fold_of) & set(two.fold_of))
-    moved = sum(one.fold_of[name] != two.fold_of[name] for name in shared)
     if one.fold_of == two.fold_of:
-        grounds.append(Ground(True, f"same fold map: {one.n_folds} folds, {len(one.held_out)} subjects held out"))
+        text = f"same fold map: {one.n_folds} folds, {len(one.held_out)} subjects held out"
+        folds = Condition(True, text)
     else:
-        grounds.append(
-            Ground(
-                False,
-                f"DIFFERENT FOLDS: {one.n_folds} and {two.n_folds}; of {len(shared)} subjects in both, {moved} stand "
-                "in another fold, so their models were trained on other people",
-            )
+        shared = sorted(set(one.fold_of) & set(two.fold_of))
+        moved = sum(one.fold_of[name] != two.fold_of[name] for name in shared)
+        text = (
+            f"DIFFERENT FOLDS: {one.n_folds} and {two.n_folds}; of {len(shared)} subjects in both, {moved} are in "
+            "another fold, so their models were trained on other subjects"
         )
-    if one.held_out != two.held_out:
-        both = len(set(one.held_out) & set(two.held_out))
-        grounds.append(
-            Ground(
-                False,
-                f"DIFFERENT HELD-OUT SUBJECTS: {len(one.held_out)} and {len(two.held_out)}, {both} in both; only those "
-                "are compared",
-            )
-        )
+        folds = Condition(False, text)
+    if one.held_out == two.held_out:
+        return [folds]
+    both = len(set(one.held_out) & set(two.held_out))
+    counts = f"{len(one.held_out)} and {len(two.held_out)}, {both} in both"
+    return [folds, Condition(False, f"DIFFERENT HELD-OUT SUBJECTS: {counts}; only those are compared")]
+
+
+def _space_condition(first: RunStore, run: RunStore) -> Condition:
     if first.info.space_hash == run.info.space_hash:
-        grounds.append(Ground(True, f"same search space: {first.info.space_hash[:12]}"))
-    else:
-        grounds.append(Ground(True, f"other search space: {_last(first.info.space)} and {_last(run.info.space)}"))
-    old = {k: (v, run.info.versions.get(k)) for k, v in first.info.versions.items() if v != run.info.versions.get(k)}
-    if old:
-        grounds.append(Ground(True, "other versions: " + ", ".join(f"{k} {a} and {b}" for k, (a, b) in old.items())))
-    return grounds
+        return Condition(True, f"same search space: {first.info.space_hash[:12]}")
+    names = [each.info.space.rpartition("/")[2] for each in (first, run)]
+    return Condition(True, f"other search space: {names[0]} and {names[1]}")
 
 
-def _last(path: str) -> str:
-    return path.rpartition("/")[2]
+def _version_conditions(first: RunStore, run: RunStore) -> list[Condition]:
+    mine, theirs = first.info.versions, run.info.versions
+    changed = [f"{name} {mine[name]} and {theirs.get(name)}" for name in mine if mine[name] != theirs.get(name)]
+    return [Condition(True, "other versions: " + ", ".join(changed))] if changed else []
 
 
-def _parameters(runs: Sequence[RunStore], names: list[str]) -> pd.DataFrame:
+def _changed_parameters(runs: Sequence[RunStore], names: list[str]) -> pd.DataFrame:
+    """Return the parameters that differ between the best trials of the runs."""
     configs = [flat(run.config(run.ranked()[0].number)) for run in runs]
-    differ = [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1]
-    rows = [[config[name] for config in configs] for name in differ]
-    return pd.DataFrame(rows, index=pd.Index(differ, name="parameter"), columns=pd.Index(names), dtype=object)
+    changed = [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1]
+    rows = [[config[name] for config in configs] for name in changed]
+    return pd.DataFrame(rows, index=pd.Index(changed, name="parameter"), columns=pd.Index(names), dtype=object)
 
 
 def _cost(run: RunStore) -> dict[str, int | float]:
@@ -228,93 +233,3 @@ def _cost(run: RunStore) -> dict[str, int | float]:
         "driven_seconds": driver.spent if driver else float("nan"),
         "best_trial": run.ranked()[0].number,
     }
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Predictions of some windows of a store."""
-
-    keys: NDArray[np.str_]
-    """(N,) what a window is called in any store that has it (`window_keys`)."""
-    side: Side
-    predictions: NDArray[Any]
-    """(N, outputs): the value in target units, or class probabilities."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """How two runs answer for the same people."""
-
-    what: str
-    """Whose predictions: the best trial's or the ensemble's, out of fold or held out."""
-    scores: tuple[float, float]
-    """Of the first run and of the other, on what both have."""
-    difference: float
-    """The other's score minus the first's."""
-    low: float
-    high: float
-    """95 % bootstrap interval over subjects, both runs on the same resamples; NaN where there is none."""
-    subjects: int
-    windows: int
-    """Windows compared; 0 where a subject's mean prediction counts."""
-    odd: int
-    """Windows, or subjects, that both have with different targets: left out."""
-
-    def words(self, metric: str) -> str:
-        """What the interval says of the other run."""
-        better = -get_metric(metric).sign
-        low, high = sorted((better * self.low, better * self.high))
-        if np.isnan(self.low):
-            return "no interval: too few subjects in both"
-        if low <= 0 <= high:
-            return "cannot be told apart"
-        word = "better" if low > 0 else "worse"
-        return word if self.subjects >= ENOUGH else f"{word}, but {self.subjects} subjects prove nothing"
-
-
-def window_keys(windows: WindowStore) -> NDArray[np.str_]:
-    """What each window (N,) is called in any store: its recording, its onset to the millisecond, its place there."""
-    part = windows.table[["recording", "onset"]].assign(onset=windows.table["onset"].round(3))
-    place = part.groupby(["recording", "onset"]).cumcount()
-    names = zip(part["recording"], part["onset"], place, strict=True)
-    return np.array([f"{recording}@{onset:.3f}#{nth}" for recording, onset, nth in names])
-
-
-def pair(what: str, metric: str, first: Answers, other: Answers) -> Pair | None:
-    """Compare two runs on what both have predicted.
-
-    Parameters
-    ----------
-    what
-        Name of the comparison.
-    metric
-        Of both runs.
-    first, other
-        Their predictions. Where targets belong to subjects, a subject's mean prediction is compared, whatever its
-        windows are in each store; else window with window.
-
-    Returns
-    -------
-    Pair or None
-        None where they have nothing in common.
-    """
-    own = target_per_subject(first.side) and target_per_subject(other.side)
-    if own:
-        first, other = _means(first), _means(other)
-    _, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
-    same = np.isclose(first.side.targets[a].astype(float), other.side.targets[b].astype(float), rtol=1e-5)
-    odd = int(np.sum(~same))
-    a, b = a[same], b[same]
-    if len(a) == 0:
-        return None
-    side = Side(first.side.targets[a], first.side.subjects[a], first.side.folds[a])
-    one, two = first.predictions[a], other.predictions[b]
-    scores = (score(metric, side.targets, one), score(metric, side.targets, two))
-    apart = difference(metric, side, two, one)
-    subjects = len(np.unique(side.subjects))
-    return Pair(what, scores, scores[1] - scores[0], apart.low, apart.high, subjects, 0 if own else len(a), odd)
-
-
-def _means(answers: Answers) -> Answers:
-    one = answers.side.per_subject()
-    return Answers(one.subjects.astype(str), one, answers.side.mean(answers.predictions))

@@ -1,30 +1,36 @@
-"""The state of a run in a few lines, from its store alone: while it runs and afterwards, from any machine."""
+"""Read the state of a run from its store alone, during the run and afterwards, on any machine."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.files import map_concurrently, read_json
-from raypipe.storage.lease import DriverRecord, read_lease
-from raypipe.storage.records import TrialRecord
+from raypipe.storage.lease import read_lease
+from raypipe.storage.records import OPTIONS, TrialRecord
 from raypipe.storage.run_store import RunStore, TrialResult, best_epoch
 from raypipe.storage.trial_log import read_log
 
-MOST, BEST = 40, 10
-"""How many trials `Status.shown` gives at most, and how many of them for their scores."""
-FEW, LAST = 3, 6
-"""How many failed trials are shown with how many last lines of their logs."""
+MAX_ROWS = 40
+"""Trials that `Status.top_rows` returns."""
+BEST_ROWS = 10
+"""How many of them are chosen for their scores."""
+MAX_FAILURES = 3
+"""Failed trials of which the log is shown."""
+LOG_LINES = 6
+"""Last lines that are shown of such a log."""
+_UNFINISHED = ("running", "interrupted")
 
 
 @dataclass(frozen=True)
-class Line:
-    """One trial, as `status` shows it."""
+class TrialRow:
+    """State of one trial."""
 
     number: int
     state: str
@@ -32,79 +38,129 @@ class Line:
     best_epoch: int
     epochs: int
     total: int
+    """Epochs that it is planned for; 0 where it has no record."""
     seconds: float
+    """Time of one worker, summed over folds."""
     reason: str
     failure: str | None = None
 
 
 @dataclass(frozen=True)
-class Failed:
-    """The end of a failed trial's log."""
+class FailureLog:
+    """Last lines of a failed trial's log."""
 
     number: int
     kind: str
-    log: list[str]
+    lines: list[str]
 
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment."""
+    """State of a run."""
 
     where: str
     task: str
     metric: str
     driver: str
-    """Who drives it, in words."""
-    lines: list[Line]
-    asked: int
-    """Trials the run is to have."""
-    left: float | None
-    """Rough seconds to the end, by the mean of the trials that have ended; None before the first."""
-    latest: list[Failed]
-    """The newest of the failed trials."""
+    """State of the run's driver, in words."""
+    rows: list[TrialRow]
+    """All trials, by number."""
+    planned: int
+    """Trials that the run is to have."""
+    seconds_left: float | None
+    """Estimate from the mean time of the trials that have ended; None before the first, or without a driver."""
+    failures: list[FailureLog]
+    """Logs of the latest failed trials."""
     spreads: list[Spread] = field(default_factory=list)
-    """Trials that were trained again on new seeds."""
+    """Scores of trials that were trained again on new seeds."""
 
-    def shown(self, most: int = MOST) -> list[Line]:
-        """What is worth a line, in order: trials under way, the best, then the newest, `most` in all."""
+    def top_rows(self, most: int = MAX_ROWS) -> list[TrialRow]:
+        """Return `most` trials by number: unfinished ones first, then the best, then the latest."""
         sign = get_metric(self.metric).sign
-        ranked = [line for line in self.lines if line.score is not None and line.state != "failed"]
-        ranked.sort(key=lambda line: sign * (line.score or 0.0))
-        under_way = [line for line in self.lines if line.state in ("running", "interrupted")]
-        wanted = [*under_way, *ranked[:BEST], *reversed(self.lines)]
-        kept = list({line.number: line for line in wanted}.values())[:most]
-        return sorted(kept, key=lambda line: line.number)
+        ranked = [row for row in self.rows if row.score is not None and row.state != "failed"]
+        ranked.sort(key=lambda row: sign * (row.score or 0.0))
+        unfinished = [row for row in self.rows if row.state in _UNFINISHED]
+        wanted = [*unfinished, *ranked[:BEST_ROWS], *reversed(self.rows)]
+        kept = list({row.number: row for row in wanted}.values())[:most]
+        return sorted(kept, key=lambda row: row.number)
 
     @property
-    def counts(self) -> Counter[str]:
-        """Trials by state."""
-        return Counter(line.state for line in self.lines)
+    def states(self) -> Counter[str]:
+        """Return the number of trials by state."""
+        return Counter(row.state for row in self.rows)
 
     @property
-    def failures(self) -> Counter[str]:
-        """Failed trials by kind."""
-        return Counter(line.failure or "error" for line in self.lines if line.state == "failed")
+    def failure_kinds(self) -> Counter[str]:
+        """Return the number of failed trials by kind of failure."""
+        return Counter(row.failure or "error" for row in self.rows if row.state == "failed")
 
 
-def _ended(ended: TrialResult, total: int) -> Line:
-    return Line(
-        number=ended.number,
-        state=ended.state,
-        score=ended.score,
-        best_epoch=ended.best_epoch,
-        epochs=ended.epochs,
-        total=total,
-        seconds=ended.seconds,
-        reason=ended.reason,
-        failure=ended.failure,
+class _Trial(NamedTuple):
+    """Records of a trial; one without a record had an invalid configuration."""
+
+    number: int
+    record: TrialRecord | None
+    result: TrialResult | None
+
+
+def read_status(run: RunStore) -> Status:
+    """Read the state of a run."""
+    driver = read_lease(run.folder)
+    options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
+    trials = _read_trials(run)
+    rows = [_row(run, trial, bool(driver and driver["alive"])) for trial in trials]
+    planned = int(options.get("trials", len(rows)))
+    ended = sum(row.state not in _UNFINISHED for row in rows)
+    reruns = {trial.number: trial.record.rerun_of for trial in trials if trial.record}
+    results = [trial.result for trial in trials if trial.result]
+    return Status(
+        where=run.where,
+        task=run.info.task,
+        metric=run.info.metric,
+        driver=_driver_state(driver, options, finished=ended >= planned),
+        rows=rows,
+        planned=planned,
+        seconds_left=_seconds_left(driver, ended, planned),
+        failures=_failure_logs(run, rows),
+        spreads=spreads(run, reruns, results),
     )
 
 
-def _open(run: RunStore, number: int, total: int, alive: bool) -> Line:
-    """A trial that has not ended: what its epochs so far say."""
+def _read_trials(run: RunStore) -> list[_Trial]:
+    """Read all trials that have a record or a result, by number."""
+    found = [(n, names) for n, names in sorted(run.listing().items()) if names & {"trial.json", "result.json"}]
+    return list(map_concurrently(run.folder, partial(_read_trial, run), found))
+
+
+def _read_trial(run: RunStore, found: tuple[int, set[str]]) -> _Trial:
+    number, names = found
+    record = run.record(number) if "trial.json" in names else None
+    return _Trial(number, record, run.result(number) if "result.json" in names else None)
+
+
+def _row(run: RunStore, trial: _Trial, alive: bool) -> TrialRow:
+    total = trial.record.config.epochs if trial.record else 0
+    if trial.result is None:
+        return _unfinished_row(run, trial.number, total, alive)
+    result = trial.result
+    return TrialRow(
+        number=result.number,
+        state=result.state,
+        score=result.score,
+        best_epoch=result.best_epoch,
+        epochs=result.epochs,
+        total=total,
+        seconds=result.seconds,
+        reason=result.reason,
+        failure=result.failure,
+    )
+
+
+def _unfinished_row(run: RunStore, number: int, total: int, alive: bool) -> TrialRow:
+    """Return the state of a trial that has not ended, from its epochs so far."""
     history = run.history(number)
     best = best_epoch(history, run.info.direction)
-    return Line(
+    return TrialRow(
         number=number,
         state="running" if alive else "interrupted",
         score=best.score if best else None,
@@ -116,59 +172,45 @@ def _open(run: RunStore, number: int, total: int, alive: bool) -> Line:
     )
 
 
-def _read(run: RunStore, trial: tuple[int, set[str]]) -> tuple[TrialRecord | None, TrialResult | None]:
-    """Record and end of a trial with files of these names; an invalid draw has an end only."""
-    number, names = trial
-    return run.record(number) if "trial.json" in names else None, run.result(number) if "result.json" in names else None
+def _driver_state(driver: dict[str, Any] | None, options: dict[str, Any], finished: bool) -> str:
+    """Return the state of the run's driver, and how to continue a run that has stopped."""
+    if driver is None:
+        return "never driven"
+    if driver["alive"]:
+        seconds = round(time.time() - driver["beat"])
+        state = f"running (process {driver['pid']} on {driver['host']}, {seconds} s ago)"
+    elif finished:
+        state = "finished"
+    elif exhausted := _exhausted_budget(driver, options):
+        state = exhausted
+    elif driver.get("ended"):
+        state = "stopped; continue with: raypipe resume RUN"
+    else:
+        state = "its driver died; continue with: raypipe resume RUN"
+    if options.get("gpu_hours"):
+        state += f"; {float(driver['gpu_hours']):.3g} of {options['gpu_hours']:g} GPU-hours used"
+    return state
 
 
-def _used_up(driver: DriverRecord, options: dict[str, Any]) -> str:
-    """What a run has used up beside its trials, in words."""
-    for name, used in {"time_budget": driver.spent, "gpu_hours": driver.gpu_hours}.items():
+def _exhausted_budget(driver: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return which budget of a run is used up, and how to continue; empty where none is."""
+    for name, used, text in (
+        ("time_budget", driver["spent"], "time budget is"),
+        ("gpu_hours", driver["gpu_hours"], "GPU-hours are"),
+    ):
         if options.get(name) and float(used) >= options[name]:
-            what = "time budget is" if name == "time_budget" else "GPU-hours are"
-            return f"its {what} used up; go on with: raypipe resume RUN --{name.replace('_', '-')} MORE"
+            return f"its {text} used up; continue with: raypipe resume RUN --{name.replace('_', '-')} MORE"
     return ""
 
 
-def read_status(run: RunStore) -> Status:
-    """Read a run's state."""
-    driver = read_lease(run.folder)
-    alive = bool(driver and driver.alive)
-    lines: list[Line] = []
-    reruns: dict[int, int | None] = {}
-    results: list[TrialResult] = []
-    trials = [(n, names) for n, names in sorted(run.listing().items()) if names & {"trial.json", "result.json"}]
-    for (number, _), (record, ended) in zip(
-        trials, map_concurrently(run.folder, partial(_read, run), trials), strict=True
-    ):
-        if record:
-            reruns[number] = record.rerun_of
-        total = record.config.epochs if record else 0
-        results += [ended] if ended else []
-        lines.append(_ended(ended, total) if ended else _open(run, number, total, alive))
-    options = read_json(run.folder, "options.json") if run.folder.exists("options.json") else {}
-    asked = int(options.get("trials", len(lines)))
-    late = _used_up(driver, options) if driver else ""
-    over = sum(line.state not in ("running", "interrupted") for line in lines)
-    left = None
-    if driver is None:
-        words = "never driven"
-    elif alive:
-        words = f"running (process {driver.pid} on {driver.host}, {round(time.time() - driver.beat)} s ago)"
-        if over:
-            left = max(0.0, (driver.spent / over) * (asked - over))
-    elif over >= asked:
-        words = "finished"
-    elif late:
-        words = late
-    elif driver.ended:
-        words = "stopped; go on with: raypipe resume RUN"
-    else:
-        words = "its driver died; go on with: raypipe resume RUN"
-    if driver and options.get("gpu_hours"):
-        words += f"; {driver.gpu_hours:.3g} of {options['gpu_hours']:g} GPU-hours used"
-    failed = [line for line in lines if line.state == "failed"][-FEW:]
-    latest = [Failed(f.number, f.failure or "error", read_log(run.folder, f.number)[-LAST:]) for f in failed]
-    again = spreads(run, reruns, results)
-    return Status(run.where, run.info.task, run.info.metric, words, lines, asked, left, latest, again)
+def _seconds_left(driver: dict[str, Any] | None, ended: int, planned: int) -> float | None:
+    if not driver or not driver["alive"] or not ended:
+        return None
+    return max(0.0, (float(driver["spent"]) / ended) * (planned - ended))
+
+
+def _failure_logs(run: RunStore, rows: Sequence[TrialRow]) -> list[FailureLog]:
+    latest = [row for row in rows if row.state == "failed"][-MAX_FAILURES:]
+    return [
+        FailureLog(row.number, row.failure or "error", read_log(run.folder, row.number)[-LOG_LINES:]) for row in latest
+    ]

@@ -1,8 +1,9 @@
-"""A run's trials as a table: in memory for pandas, in a file for whatever else. Ray need not run."""
+"""A run's trials as a table, in memory for pandas or in a file, read without Ray."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from raypipe.core.config import flat, parameter_names
 from raypipe.core.errors import UserError
 from raypipe.storage.files import write_atomic
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import best_epoch
+from raypipe.storage.records import TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
 
 FORMATS = ("csv", "json", "parquet")
+_LOSS_PARAMETERS = {
+    "loss/gamma": ("focal",), "loss/beta": ("focal",), "loss/delta": ("huber",), "loss/width": ("kl",),
+    "loss/variance_power": ("nll",),
+}  # fmt: skip
+"""Parameters that only some losses use, with these losses."""
 
 
 def trials_table(run: RunStore) -> pd.DataFrame:
-    """One row a trial, ended or not, by ``number``.
+    """Return a table with a row for each trial, ended or not, indexed by ``number``.
 
     Parameters
     ----------
@@ -32,7 +38,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
         ``state`` (complete, stopped, pruned, failed, running, interrupted); ``score`` over all folds at ``best_epoch``
         and ``fold_0``, ``fold_1``, ... at the same epoch, NaN where there is none; ``trained`` epochs; ``seconds`` of
         one worker, training and predicting, summed over the folds; ``failure`` (kind) and ``reason``; then every
-        parameter under its own name, such as ``optim/lr``. A draw that was no valid configuration has none.
+        parameter under its own name, such as ``optim/lr``, missing where the space drew no valid configuration.
 
     Raises
     ------
@@ -40,24 +46,14 @@ def trials_table(run: RunStore) -> pd.DataFrame:
         A trial's records are damaged.
     """
     driver = read_lease(run.folder)
-    under_way = "running" if driver and driver.alive else "interrupted"
-    recorded, over = set(run.numbers()), set(run.numbers("result.json"))
+    unfinished = "running" if driver and driver["alive"] else "interrupted"
+    recorded, ended = set(run.numbers()), set(run.numbers("result.json"))
     folds = [f"fold_{fold}" for fold in range(run.folds.n_folds)]
     rows: dict[int, dict[str, Any]] = {}
-    for number in sorted(recorded | over):
-        history, ended = run.history(number), run.result(number) if number in over else None
-        best = best_epoch(history, run.info.direction)
-        rows[number] = {
-            "state": ended.state if ended else under_way,
-            "score": best.score if best else None,
-            **dict(zip(folds, best.fold_scores if best else [None] * len(folds), strict=False)),
-            "best_epoch": best.epoch if best else 0,
-            "trained": len(history),
-            "seconds": sum(epoch.seconds for epoch in history),
-            "failure": ended.failure if ended else None,
-            "reason": ended.reason if ended else "",
-            **(flat(run.config(number)) if number in recorded else {}),
-        }
+    for number in sorted(recorded | ended):
+        result = run.result(number) if number in ended else None
+        parameters = flat(run.config(number)) if number in recorded else {}
+        rows[number] = _progress(run, number, folds) | _outcome(result, unfinished) | parameters
     first = ["state", "score", *folds, "best_epoch", "trained", "seconds", "failure", "reason"]
     table = pd.DataFrame(
         rows.values(),
@@ -67,43 +63,78 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     return table.astype(dict.fromkeys(["score", *folds, "seconds"], float))
 
 
-def searched(table: pd.DataFrame) -> list[str]:
-    """Names of the parameters in which a table's trials differ."""
+def _progress(run: RunStore, number: int, folds: list[str]) -> dict[str, Any]:
+    """Return the columns that a trial's epochs give."""
+    history = run.history(number)
+    best = best_epoch(history, run.info.direction)
+    scores = best.fold_scores if best else [None] * len(folds)
+    return {
+        "score": best.score if best else None,
+        **dict(zip(folds, scores, strict=False)),
+        "best_epoch": best.epoch if best else 0,
+        "trained": len(history),
+        "seconds": sum(epoch.seconds for epoch in history),
+    }
+
+
+def _outcome(result: TrialResult | None, unfinished: str) -> dict[str, Any]:
+    """Return the columns that a trial's end gives; `unfinished` is the state of a trial that has not ended."""
+    if result is None:
+        return {"state": unfinished, "failure": None, "reason": ""}
+    return {"state": result.state, "failure": result.failure, "reason": result.reason}
+
+
+def varied_parameters(table: pd.DataFrame) -> list[str]:
+    """Return the names of the parameters that differ between the table's trials."""
     drawn = table[[name for name in parameter_names() if name in table]].dropna(how="all")
     return [str(name) for name in drawn if len(set(map(repr, drawn[name]))) > 1]
 
 
+def is_unused(parameters: Mapping[Any, Any], name: str) -> bool:
+    """Return whether other parameters of a trial switch a parameter off, as ``sam/name=none`` does ``sam/rho``."""
+    part, _, own = name.rpartition("/")
+    if name in _LOSS_PARAMETERS:
+        return parameters.get("loss/name") not in _LOSS_PARAMETERS[name]
+    return bool(part) and own != "name" and parameters.get(f"{part}/name") == "none"
+
+
 def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:
-    """Write `table` whole or not at all.
+    """Write a table to a file, whole or not at all.
 
     Parameters
     ----------
     table
         From `trials_table`.
     kind
-        One of `FORMATS`; JSON is a list with an object a trial.
+        One of `FORMATS`; JSON is a list with an object for each trial.
     out
         The file.
 
     Raises
     ------
     UserError
-        `kind` is none of them, or `out` is a folder.
+        `kind` is not one of them, or `out` is a folder.
     """
     path = Path(out)
     if path.is_dir():
         raise UserError(f"{out}: a folder; name a file")
-    write_atomic(path, lambda file: file.write(packed(table, kind)))
+    write_atomic(path, lambda file: file.write(encode_table(table, kind)))
 
 
-def packed(table: pd.DataFrame, kind: str) -> bytes:
-    """`table` as the bytes of a file; missing values are empty (CSV) or null."""
+def encode_table(table: pd.DataFrame, kind: str) -> bytes:
+    """Return a table as the bytes of a file; missing values are empty (CSV) or null.
+
+    Raises
+    ------
+    UserError
+        `kind` is not one of `FORMATS`.
+    """
     rows = table.reset_index()
     if kind == "csv":
         return rows.to_csv(index=False).encode()
     if kind == "json":
         records = rows.astype(object).where(rows.notna(), None).to_dict("records")
-        return (json.dumps(records, indent=1) + "\n").encode()  # pandas' own cuts numbers after 15 digits
+        return (json.dumps(records, indent=1) + "\n").encode()  # pandas' own JSON cuts numbers after 15 digits
     if kind == "parquet":
         return bytes(rows.to_parquet(index=False))
     raise UserError(f"a table is written as {', '.join(FORMATS)} (given {kind})")

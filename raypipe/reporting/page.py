@@ -1,0 +1,122 @@
+"""Render HTML pages from the templates in ``templates/``, with tables and figures; every text is escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from raypipe.core.errors import first_line
+from raypipe.reporting.plotting import svg_data_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDE_PIXELS = 480
+"""Width above which a narrow screen scrolls a figure instead of shrinking it."""
+
+
+class Panel(NamedTuple):
+    """One plot of a figure, drawn when the page is rendered."""
+
+    draw: Callable[[], Figure]
+    alt: str
+    """Alternative text, for readers who cannot see the plot."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A drawn plot."""
+
+    uri: str
+    alt: str
+    width: int
+    """Pixels, as ``height``."""
+    height: int
+
+    @property
+    def wide(self) -> bool:
+        """Return whether a narrow screen scrolls it."""
+        return self.width > WIDE_PIXELS
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """Plots side by side with one caption, and a line for each plot that could not be drawn."""
+
+    images: list[Image]
+    caption: str
+    failures: list[str]
+
+    @property
+    def wide(self) -> bool:
+        """Return whether a narrow screen scrolls one of the plots."""
+        return any(image.wide for image in self.images)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    head: Sequence[str]
+    """Column titles; all empty for a table without a head."""
+    rows: Sequence[Sequence[str]]
+    text_columns: Collection[int] = (0,)
+    """Columns of text; the others hold numbers and are aligned to the right."""
+
+
+def draw_figure(panels: Sequence[Panel | tuple[Callable[[], Figure], str]], caption: str) -> FigureBlock:
+    """Draw plots for one figure; a plot that raises an error becomes a line that names the error."""
+    images, failures = [], []
+    for draw, alt in panels:
+        try:
+            figure = draw()
+            uri = svg_data_uri(figure)
+        except Exception as error:
+            failures.append(f"{alt}: this plot could not be drawn ({type(error).__name__}: {first_line(error)}).")
+            continue
+        width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        images.append(Image(uri, alt, width, height))
+    return FigureBlock(images, caption, failures)
+
+
+def render_template(name: str, **values: object) -> Markup:
+    """Render the template ``templates/NAME.html.j2``; values that are no `Markup` are escaped."""
+    return Markup(_environment().get_template(f"{name}.html.j2").render(**values))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("raypipe.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def use_minus_signs(text: str) -> str:
+    """Replace hyphens before numbers by minus signs."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def format_score(value: float, sign: bool = False) -> str:
+    """Return a score with three decimals, with its sign if asked for; ``undefined`` for NaN."""
+    return "undefined" if np.isnan(value) else f"{value:{'+' if sign else ''}.3f}".replace("-", "−")
+
+
+def format_interval(low: float, high: float, sign: bool = False) -> str:
+    """Return an interval of scores as ``LOW to HIGH``; ``none`` for NaN."""
+    return "none" if np.isnan(low) else f"{format_score(low, sign)} to {format_score(high, sign)}"
+
+
+def format_share(part: float, whole: float) -> str:
+    """Return `part` in percent of `whole`; empty where `whole` is 0."""
+    return f"{100 * part / whole:.0f} %" if whole else ""

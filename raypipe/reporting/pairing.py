@@ -1,0 +1,115 @@
+"""Compare the predictions of two runs on the windows, or subjects, that both predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.metrics import get_metric, score
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.scores import Side, difference, target_per_subject
+from raypipe.ensembles.verdict import ENOUGH
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's predictions of some windows of its store."""
+
+    keys: NDArray[np.str_]
+    """(N,) names of the windows that are the same in every store (`window_keys`)."""
+    side: Side
+    predictions: NDArray[Any]
+    """(N, outputs): the value in target units, or class probabilities."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Difference between the scores of two runs on the same subjects."""
+
+    predictor: str
+    """Predictor and subjects: best trial or ensemble, out of fold or held out."""
+    scores: tuple[float, float]
+    """Of the first and of the other run."""
+    difference: float
+    """Score of the other run minus that of the first."""
+    low: float
+    high: float
+    """95 % bootstrap interval over subjects, both runs on the same resamples; NaN where there is none."""
+    subjects: int
+    windows: int
+    """Windows compared; 0 where mean predictions of subjects are compared."""
+    mismatched: int
+    """Windows, or subjects, with different targets in the two runs, which are left out."""
+
+    def describe(self, metric: str) -> str:
+        """Return what the interval shows about the other run."""
+        better = -get_metric(metric).sign
+        low, high = sorted((better * self.low, better * self.high))
+        if np.isnan(self.low):
+            return "no interval: too few subjects in both"
+        if low <= 0 <= high:
+            return "no evidence of a difference"
+        word = "better" if low > 0 else "worse"
+        return word if self.subjects >= ENOUGH else f"{word}, but {self.subjects} subjects are too few for evidence"
+
+
+def window_keys(windows: WindowStore) -> NDArray[np.str_]:
+    """Return a name for each window (N,) that is the same in every store.
+
+    It consists of the recording, the onset rounded to milliseconds, and a counter of windows with the same onset.
+    """
+    part = windows.table[["recording", "onset"]].assign(onset=windows.table["onset"].round(3))
+    counter = part.groupby(["recording", "onset"]).cumcount()
+    names = zip(part["recording"], part["onset"], counter, strict=True)
+    return np.array([f"{recording}@{onset:.3f}#{nth}" for recording, onset, nth in names])
+
+
+def paired_difference(predictor: str, metric: str, first: Predictions, other: Predictions) -> PairedDifference | None:
+    """Compare two runs on what both predict.
+
+    Parameters
+    ----------
+    predictor
+        Name of the predictor that is compared.
+    metric
+        Of both runs.
+    first, other
+        Their predictions. Where the target is one of the subject, mean predictions of subjects are compared, so that
+        the runs may have different windows; else window with window.
+
+    Returns
+    -------
+    PairedDifference or None
+        None where the runs have nothing in common.
+    """
+    by_subject = target_per_subject(first.side) and target_per_subject(other.side)
+    if by_subject:
+        first, other = _by_subject(first), _by_subject(other)
+    _, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
+    same = np.isclose(first.side.targets[a].astype(float), other.side.targets[b].astype(float), rtol=1e-5)
+    mismatched = int(np.sum(~same))
+    a, b = a[same], b[same]
+    if len(a) == 0:
+        return None
+    side = Side(first.side.targets[a], first.side.subjects[a], first.side.folds[a])
+    one, two = first.predictions[a], other.predictions[b]
+    scores = (score(metric, side.targets, one), score(metric, side.targets, two))
+    interval = difference(metric, side, two, one)
+    return PairedDifference(
+        predictor,
+        scores,
+        difference=scores[1] - scores[0],
+        low=interval.low,
+        high=interval.high,
+        subjects=len(np.unique(side.subjects)),
+        windows=0 if by_subject else len(a),
+        mismatched=mismatched,
+    )
+
+
+def _by_subject(predictions: Predictions) -> Predictions:
+    side = predictions.side.per_subject()
+    return Predictions(side.subjects.astype(str), side, predictions.side.mean(predictions.predictions))

@@ -1,0 +1,116 @@
+"""Style of all plots, and their export as SVG: legible in print and with colour vision deficiency."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raypipe.core.text import format_duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
+DARK, MUTED, LIGHT = "#1f2430", "#4a505c", "#c4c9d2"
+"""Colours of text, of secondary text and of guide lines."""
+COLOUR_CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
+CHANCE = {"nrmse": (1.0, "constant (1)"), "auc": (0.5, "chance (0.5)")}
+"""Score of a prediction without EEG and its label, by metric."""
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": "#9aa0aa",
+    "axes.labelcolor": DARK,
+    "text.color": DARK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8eaee",
+    "axes.axisbelow": True,
+    "svg.hashsalt": "raypipe",
+    "svg.fonttype": "path",
+}
+
+
+def new_figure(
+    width: float, height: float, columns: int = 1, *, rows: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `width` x `height` inches in the report's style, and its axes row by row."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(rows, columns, **options)).ravel().tolist()
+    return figure, axes
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Return a figure as SVG; equal figures give equal bytes."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def svg_data_uri(figure: Figure) -> str:
+    """Return a figure as the data URI of its SVG."""
+    return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure)).decode()
+
+
+def draw_chance(axes: Axes, metric: str) -> None:
+    """Draw the score of a prediction without EEG, for metrics where it is known."""
+    if metric in CHANCE:
+        value, label = CHANCE[metric]
+        axes.axhline(value, color=ORANGE, lw=1.2, ls="--", label=label)
+
+
+def draw_legend_above(axes: Axes) -> None:
+    """Draw a legend above the left end of the axes, where it is visible before a wide plot is scrolled."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        wide = axes.get_figure().get_size_inches()[0] > 5  # type: ignore[union-attr]
+        axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5 if wide else 2, fontsize=8.5,
+            frameon=False, borderaxespad=0.2, columnspacing=1.2, handletextpad=0.5,
+        )  # fmt: skip
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the unit to plot a time in: its length in seconds and its name."""
+    if seconds <= 120:
+        return 1.0, "seconds"
+    return (3600.0, "hours") if seconds > 2 * 3600 else (60.0, "minutes")
+
+
+def shade_pauses(axes: Axes, pauses: Sequence[tuple[float, float]], first: float, unit: float) -> None:
+    """Shade the pauses of a run and label the longest.
+
+    Parameters
+    ----------
+    axes
+        With time in `unit` seconds since `first` as x axis.
+    pauses
+        Start and end of each, Unix times.
+    first
+        Unix time of x = 0.
+    unit
+        From `time_unit`.
+    """
+    for start, end in pauses:
+        axes.axvspan((start - first) / unit, (end - first) / unit, color="#f0e6d2", lw=0, zorder=0)
+    if pauses:
+        start, end = max(pauses, key=lambda pause: pause[1] - pause[0])
+        axes.text(
+            ((start + end) / 2 - first) / unit, 0.5, f"idle for {format_duration(end - start)}", rotation=90,
+            fontsize=7.5, color=MUTED, ha="center", va="center", transform=axes.get_xaxis_transform(),
+        )  # fmt: skip

@@ -1,0 +1,157 @@
+"""Section "Ensemble": weights of the members, nested scores, and how much the members differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.verdict import spoken
+from raypipe.reporting.page import (
+    FigureBlock,
+    Panel,
+    Table,
+    draw_figure,
+    format_interval,
+    format_score,
+    render_template,
+)
+from raypipe.reporting.plotting import BLUE, DARK, GREY, ORANGE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAX_LABELLED_MEMBERS = 12
+"""Members up to which the correlations are written into the plot."""
+_LINES = {"by rank": (BLUE, "o"), "complementing": (ORANGE, "s")}
+"""Colour and marker of each order of members (`Ensemble.diversity`)."""
+
+
+def ensemble_section(ensemble: Ensemble) -> Markup:
+    """Render the section."""
+    draw = partial(member_weights, [str(member) for member in ensemble.members], ensemble.weights)
+    weights = draw_figure([Panel(draw, "Weight of each member")], _weights_caption(ensemble))
+    return render_template(
+        "ensemble",
+        weights=weights,
+        nested=_nested_table(ensemble),
+        diversity=_diversity_figure(ensemble),
+        single=len(ensemble.members) == 1 and ensemble.soup is None,
+    )
+
+
+def _weights_caption(ensemble: Ensemble) -> str:
+    if ensemble.soup is not None and ensemble.soup.student:
+        return f"Weights by '{ensemble.method}' in the ensemble that was distilled to the one network that is shipped."
+    if ensemble.soup is not None:
+        return "Each fold's network has the mean weights of these members; predictions are averaged over the folds."
+    return (
+        f"Weights by '{ensemble.method}', fitted on out-of-fold predictions only. A member's prediction is the mean of "
+        f"its {ensemble.run.folds.n_folds} fold models."
+    )
+
+
+def _nested_table(ensemble: Ensemble) -> Table | None:
+    if "nested" not in ensemble.table or not ensemble.diversity:
+        return None
+    rows = []
+    for name, row in ensemble.table.iterrows():
+        difference, low, high = (row[f"nested_to_best{end}"] for end in ("", "_low", "_high"))
+        rows.append(
+            [
+                str(name),
+                format_score(row["nested"]),
+                format_interval(row["nested_low"], row["nested_high"]),
+                format_score(row["optimism"], sign=True),
+                f"{format_score(difference, sign=True)} ({format_interval(low, high, sign=True)})",
+            ]
+        )
+    metric = spoken(ensemble.run.info.metric)
+    return Table(
+        ["predictor", f"nested {metric}", "95 % interval", "nested minus naive", "difference to best trial"], rows
+    )
+
+
+def _diversity_figure(ensemble: Ensemble) -> FigureBlock | None:
+    if "nested" not in ensemble.table or not ensemble.diversity:
+        return None
+    curve = partial(score_by_size, ensemble.diversity, ensemble.run.info.metric)
+    panels = [
+        Panel(curve, "Nested score by number of members"),
+        Panel(partial(error_correlations, ensemble.diversity), "Correlation of the members' errors"),
+    ]
+    caption = (
+        "Nested score by number of members (left); the order of members was found on other subjects than those scored. "
+        "Correlation of the members' errors (right)."
+    )
+    return draw_figure(panels, caption)
+
+
+def member_weights(names: Sequence[str], weights: NDArray[Any]) -> Figure:
+    """Plot the weight of each member as a bar."""
+    figure, (axes,) = new_figure(4.2, max(1.2, 0.65 + 0.27 * len(names)))
+    y = np.arange(len(names))[::-1]
+    axes.barh(y, weights, height=0.6, color=BLUE)
+    axes.axvline(1.0 / len(names), color=GREY, lw=1, ls="--")
+    background = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    for place, weight in zip(y, weights, strict=True):
+        x = weight + 0.01 * float(np.max(weights))
+        axes.text(x, place, f"{weight:.3f}", va="center", fontsize=8.5, bbox=background)
+    axes.set_yticks(y, names)
+    axes.set_xlim(0, min(1.0, float(np.max(weights))) * 1.15)
+    axes.set_xlabel("weight (dashed: equal)")
+    axes.grid(False)
+    return figure
+
+
+def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
+    """Plot the nested score by the number of members, with equal weights.
+
+    Parameters
+    ----------
+    diversity
+        `Ensemble.diversity`.
+    metric
+        Of the run.
+    """
+    figure, (axes,) = new_figure(4.2, 3.1)
+    for name, scores in diversity["curve"].items():
+        colour, marker = _LINES[name]
+        axes.plot(range(1, len(scores) + 1), scores, color=colour, marker=marker, ms=4.5, lw=1.5, label=name)
+    axes.set_xlabel("members, equally weighted")
+    axes.set_ylabel(f"nested {spoken(metric)}")
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+def error_correlations(diversity: dict[str, Any]) -> Figure:
+    """Plot the correlations of the members' errors; a member that correlates with another by 1 adds nothing.
+
+    Parameters
+    ----------
+    diversity
+        `Ensemble.diversity`.
+    """
+    r_MM, names = np.array(diversity["correlations"]), diversity["members"]
+    side = 1.5 + 0.34 * len(names)
+    figure, (axes,) = new_figure(max(4.2, side + 1.3), max(3.1, side))
+    lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
+    image = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)
+    axes.grid(False)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8)
+    axes.set_yticks(ticks, names, fontsize=8)
+    if len(names) <= _MAX_LABELLED_MEMBERS:
+        for (row, column), r in np.ndenumerate(r_MM):
+            axes.text(
+                column, row, f"{r:.2f}".lstrip("0"), ha="center", va="center", fontsize=7,
+                color=DARK if r > (1.0 + lowest) / 2 else "white",
+            )  # fmt: skip
+    figure.colorbar(image, ax=axes, label="correlation of errors", shrink=0.8)
+    return figure

@@ -1,0 +1,187 @@
+"""Section "Held-out subjects": plots of the ensemble's predictions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from raypipe.core.metrics import score
+from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.verdict import unit
+from raypipe.reporting.page import Panel, draw_figure, render_template
+from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
+from raypipe.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAX_VECTOR_POINTS = 400
+"""Points above which a scatter plot is stored as pixels."""
+_MAX_NAMED_SUBJECTS = 40
+_MANY_CLASSES = 6
+"""Classes from which on the confusion matrix is larger and shows no percentages."""
+
+
+class SubjectScores(NamedTuple):
+    """A score for each held-out subject."""
+
+    names: list[str]
+    ensemble: NDArray[np.float64]
+    constant: NDArray[np.float64]
+    """Of the prediction without EEG."""
+    label: str
+
+
+def held_out_section(run: RunStore, ensemble: Ensemble) -> Markup:
+    """Render the section."""
+    if run.info.kind == "regression":
+        panels, caption = _regression_panels(run, ensemble), "Predicted against true values"
+    else:
+        panels = _classification_panels(run, ensemble)
+        caption = "Windows of all subjects, pooled; in the confusion matrix each counts for its most probable class"
+    scores = subject_scores(run, ensemble)
+    panels.append(Panel(partial(scores_by_subject, scores), f"Held-out subjects: {scores.label}"))
+    figure = draw_figure(panels, f"{caption}. Last plot, for each subject: {scores.label}.")
+    return render_template("held_out", figure=figure)
+
+
+def _regression_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
+    held, by_subject = ensemble.held_out, "subject_held_out" in ensemble.table
+    if by_subject:
+        y, predicted = held.side.per_subject().targets, held.side.mean(held.predictions)[:, 0]
+    else:
+        y, predicted = held.targets, held.predictions[:, 0]
+    draw = partial(predicted_against_true, y, predicted, float(held.constant[0]), by_subject, unit(run.info.task))
+    return [Panel(draw, "Predicted against true values")]
+
+
+def _classification_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
+    given = ensemble.held_out.targets, ensemble.held_out.predictions, run.info.classes
+    panels = [Panel(partial(roc_curves, *given), "ROC curve")]
+    if len(run.info.classes) == 2:
+        panels.append(Panel(partial(calibration, *given), "Calibration"))
+    return [*panels, Panel(partial(confusion_matrix, *given), "Confusion matrix")]
+
+
+def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
+    """Score each held-out subject, of the ensemble and of the prediction without EEG.
+
+    Regression: root mean square error in units of the target. Classification: AUC where every subject has windows of
+    all classes, else the mean probability of the true class.
+    """
+    held = ensemble.held_out
+    names = sorted(set(held.subjects.tolist()))
+    windows = [held.subjects == name for name in names]
+    n_classes = len(run.info.classes)
+    if not n_classes:
+        errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in windows]
+        constant = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in windows]
+        label = f"root mean square error ({unit(run.info.task)})"
+        return SubjectScores(names, np.array(errors), np.array(constant), label)
+    if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
+        scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]
+        return SubjectScores(names, np.array(scores), np.full(len(names), 0.5), "AUC within the subject")
+    of_true = held.predictions[np.arange(len(held.targets)), held.targets]
+    constant_of_true = held.constant[held.targets]
+    return SubjectScores(
+        names,
+        np.array([of_true[i].mean() for i in windows]),
+        np.array([constant_of_true[i].mean() for i in windows]),
+        "mean probability of the true class",
+    )
+
+
+def predicted_against_true(
+    y: NDArray[Any], predicted: NDArray[Any], mean: float, by_subject: bool, unit: str = "target units"
+) -> Figure:
+    """Plot predicted against true values, a point for each window or each subject."""
+    figure, (axes,) = new_figure(4.2, 4.1)
+    ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
+    axes.plot(ends, ends, color=GREY, lw=1, label="perfect")
+    axes.axhline(mean, color=ORANGE, lw=1.2, ls="--", label="training mean")
+    size, alpha = (28, 0.9) if by_subject else (10, 0.45)
+    pixels = len(y) > _MAX_VECTOR_POINTS
+    axes.scatter(y, predicted, s=size, color=BLUE, alpha=alpha, lw=0, rasterized=pixels, zorder=3)
+    axes.set_xlabel(f"true ({unit}; one point a {'subject' if by_subject else 'window'})")
+    axes.set_ylabel(f"predicted ({unit})")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", fontsize=8.5, frameon=False)
+    return figure
+
+
+def roc_curves(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> Figure:
+    """Plot the ROC curve of the second of two classes, or of each of more classes against the rest."""
+    from sklearn.metrics import roc_curve
+
+    figure, (axes,) = new_figure(2.75, 2.9)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1)
+    for k in [1] if len(classes) == 2 else range(len(classes)):
+        if 0 < np.sum(y == k) < len(y):
+            false, true, _ = roc_curve(y == k, probabilities[:, k])
+            axes.plot(false, true, color=COLOUR_CYCLE[(k - 1) % len(COLOUR_CYCLE)], lw=1.6, label=classes[k])
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.set_title("ROC", fontsize=9.5)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", fontsize=8.5, frameon=False)
+    return figure
+
+
+def calibration(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> Figure:
+    """Plot the frequency of the second of two classes by its predicted probability, in eight equal groups."""
+    figure, (axes,) = new_figure(2.75, 2.9)
+    p = probabilities[:, 1]
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, 9)))
+    groups = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, max(len(edges) - 2, 0))
+    predicted = [p[groups == g].mean() for g in np.unique(groups)]
+    observed = [(y[groups == g] == 1).mean() for g in np.unique(groups)]
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1)
+    axes.plot(predicted, observed, "o-", color=BLUE, lw=1.4, ms=4.5)
+    axes.set(xlabel=f"predicted probability of {classes[1]}", ylabel=f"frequency of {classes[1]}")
+    axes.set(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set_title("calibration (equal groups)", fontsize=9.5)
+    return figure
+
+
+def confusion_matrix(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> Figure:
+    """Plot the counts of windows by their true and their most probable class."""
+    from sklearn import metrics
+
+    few = len(classes) < _MANY_CLASSES
+    side = 2.75 if few else 4.2
+    figure, (axes,) = new_figure(side, side + 0.15)
+    table = metrics.confusion_matrix(y, probabilities.argmax(1), labels=list(range(len(classes))))
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    for (row, column), count in np.ndenumerate(table):
+        colour = "white" if shares[row, column] > 0.55 else DARK
+        share = f"\n{shares[row, column]:.0%}" if few else ""
+        axes.text(column, row, f"{count}{share}", ha="center", va="center", color=colour, fontsize=8.5)
+    axes.set_xticks(range(len(classes)), list(classes), rotation=30, ha="right")
+    axes.set_yticks(range(len(classes)), list(classes))
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title("confusion (windows)", fontsize=9.5)
+    return figure
+
+
+def scores_by_subject(scores: SubjectScores) -> Figure:
+    """Plot the score of each subject in ascending order, beside that of the prediction without EEG."""
+    names, order = scores.names, np.argsort(scores.ensemble)
+    figure, (axes,) = new_figure(float(np.clip(0.22 * len(names) + 1.0, 4.2, 8.4)), 3.1)
+    x = np.arange(len(names))
+    axes.vlines(x, scores.constant[order], scores.ensemble[order], color=LIGHT, lw=1.2)
+    axes.plot(x, scores.constant[order], "o", mfc="white", mec=ORANGE, ms=6, label="without EEG")
+    axes.plot(x, scores.ensemble[order], "o", color=BLUE, ms=6, label="ensemble")
+    if len(names) <= _MAX_NAMED_SUBJECTS:
+        axes.set_xticks(x, [names[k] for k in order], rotation=60 if len(names) > 8 else 0, fontsize=8)
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(names)} held-out subjects")
+    axes.set_ylabel(scores.label)
+    draw_legend_above(axes)
+    return figure

@@ -1,0 +1,237 @@
+"""Section "Parameter importance": how much each parameter explains of the scores, and all trials side by side."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from raypipe.core.search_space import silence_optuna
+from raypipe.ensembles.verdict import spoken
+from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
+from raypipe.reporting.plotting import BLUE, DARK, GREY, LIGHT, MUTED, ORANGE, STYLE, new_figure
+from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
+from raypipe.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIN_TRIALS = 4
+"""Fully trained trials that importances need: with fewer, each would make up a third of the random forest."""
+FEW_TRIALS = 8
+"""Below this number the report warns that importances are rough, and draws no contours."""
+MAX_PARAMETERS = 8
+"""Parameters that are drawn."""
+_LABEL_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+
+
+def importance_section(run: RunStore) -> Markup:
+    """Render the section; empty where no trial has a score."""
+    table = trials_table(run)
+    table = table[table["state"].isin(["complete", "stopped", "pruned"]) & table["score"].notna()]
+    if not len(table):
+        return Markup()
+    trained = table[table["state"] != "pruned"]
+    values: dict[str, Any] = {"scored": len(table), "trained": len(trained), "min": MIN_TRIALS, "few": FEW_TRIALS}
+    if not varied_parameters(table) or len(table) < 2:
+        return render_template("importance", **values, comparable=False, shares={}, importance=None, parallel=None)
+    shares = importances(trained, run.info.direction) if len(trained) >= MIN_TRIALS else {}
+    names = (list(shares) or varied_parameters(table))[:MAX_PARAMETERS]
+    return render_template(
+        "importance",
+        **values,
+        comparable=True,
+        shares=shares,
+        importance=_importance_figure(run, trained, names, shares) if shares else None,
+        parallel=_parallel_figure(run, table, names),
+    )
+
+
+def _importance_figure(
+    run: RunStore, trained: pd.DataFrame, names: Sequence[str], shares: dict[str, float]
+) -> FigureBlock:
+    largest = ", ".join(f"{name} {shares[name]:.0%}" for name in names[:3])
+    panels = [Panel(partial(importance_bars, names, shares), f"Importance of parameters: {largest}")]
+    caption = (
+        "Share of the scores' variance that each parameter explains (functional ANOVA on a random forest of "
+        f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
+        "counts with its default."
+    )
+    if len(names) > 1 and len(trained) >= FEW_TRIALS:
+        draw = partial(contour_plot, trained, names[:2], spoken(run.info.metric), run.info.direction)
+        panels.append(Panel(draw, f"Contour plot of the score over {names[0]} and {names[1]}"))
+        caption += (
+            f" Contours: score over {names[0]} and {names[1]}, the two most important parameters, interpolated between "
+            "the trials (dots); it is unreliable far from them."
+        )
+    return draw_figure(panels, caption)
+
+
+def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -> FigureBlock:
+    caption = "Parameters and score of each trial, a line each; the best trial is orange, better trials are darker."
+    if (table["state"] == "pruned").any():
+        caption += " Grey, dashed: pruned trials, with their score at that time."
+    if any(is_unused(row, name) for row in table.to_dict("records") for name in names):
+        caption += " A line has a gap where the trial does not use the parameter."
+    draw = partial(parallel_coordinates, table, names, spoken(run.info.metric), run.info.direction)
+    return draw_figure([Panel(draw, "Parallel coordinates: parameters and score of each trial")], caption)
+
+
+def importances(table: pd.DataFrame, direction: str) -> dict[str, float]:
+    """Return the share of the scores' variance that each parameter explains, largest first.
+
+    Parameters
+    ----------
+    table
+        Rows of `trials_table` with a score.
+    direction
+        ``minimize`` or ``maximize``.
+
+    Notes
+    -----
+    Functional ANOVA on a random forest (Hutter et al. 2014), as Optuna computes it, with a fixed seed.
+    """
+    import optuna
+
+    study = _optuna_study(table, direction)
+    if study is None:
+        return {}
+    with silence_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {str(name): float(share) for name, share in found.items()}
+
+
+def _optuna_study(table: pd.DataFrame, direction: str) -> Any:
+    """Return the trials as an Optuna study over the observed ranges; None where all parameters or scores are equal."""
+    import optuna
+
+    names = varied_parameters(table)
+    if not names or table["score"].nunique() < 2:
+        return None
+    ranges = {name: _observed_range(table[name]) for name in names}
+    with silence_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
+        for _, row in table.iterrows():
+            params = {name: _as_drawn(row[name], ranges[name]) for name in names}
+            trial = optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
+            study.add_trial(trial)
+    return study
+
+
+def _observed_range(values: pd.Series[Any]) -> Any:
+    from optuna import distributions
+
+    if not _is_numeric(values):
+        return distributions.CategoricalDistribution(sorted(set(map(str, values))))
+    low, high = float(values.min()), float(values.max())
+    return distributions.FloatDistribution(low, high, log=_is_logarithmic(values))
+
+
+def _as_drawn(value: Any, distribution: Any) -> Any:
+    return str(value) if hasattr(distribution, "choices") else float(value)
+
+
+def _is_numeric(values: pd.Series[Any]) -> bool:
+    return all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
+
+
+def _is_logarithmic(values: pd.Series[Any]) -> bool:
+    """Return whether positive values extend over a factor of ten or more."""
+    return bool(values.min() > 0 and values.max() / values.min() >= 10)
+
+
+def importance_bars(names: Sequence[str], shares: dict[str, float]) -> Figure:
+    """Plot the importance of each parameter as a bar."""
+    figure, (axes,) = new_figure(4.1, max(1.3, 0.7 + 0.28 * len(names)))
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, [shares[name] for name in names], height=0.6, color=BLUE)
+    axes.set_yticks(places, list(names))
+    axes.set_xlabel("share of variance explained")
+    axes.grid(False)
+    return figure
+
+
+def contour_plot(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
+    """Return Optuna's contour plot of the score over two parameters, in the report's style."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from optuna.visualization.matplotlib import plot_contour
+
+    with (
+        silence_optuna(),
+        warnings.catch_warnings(),
+        matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": True}),
+    ):
+        warnings.simplefilter("ignore")
+        # Optuna sets a global style and leaves the figure open in pyplot: the context and `close` undo both.
+        axes = plot_contour(_optuna_study(table, direction), params=list(names), target_name=f"out-of-fold {metric}")
+        figure: Figure = axes.get_figure()
+        plt.close(figure)
+        figure.set_size_inches(4.1, 3.4)
+        figure.set_facecolor("white")
+        axes.set_title("")
+        axes.grid(False)
+        for text in (axes.xaxis.label, axes.yaxis.label, figure.axes[-1].yaxis.label):
+            text.set(color=DARK, fontsize=9.5)
+        for each in figure.axes:
+            each.tick_params(which="both", colors=MUTED, labelsize=8.5)
+    return figure
+
+
+def parallel_coordinates(table: pd.DataFrame, names: Sequence[str], metric: str, direction: str) -> Figure:
+    """Plot each trial as a line over its parameters and its score, on one axis each; pruned trials are grey."""
+    import matplotlib
+
+    columns = [*names, "score"]
+    figure, (axes,) = new_figure(max(4.1, min(8.4, 1.0 + 0.85 * len(columns))), 3.6)
+    heights = np.full((len(table), len(columns)), np.nan)
+    for place, name in enumerate(columns):
+        axes.axvline(place, color=LIGHT, lw=1, zorder=1)
+        used = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
+        if used.any():
+            heights[used, place], ticks = _axis_heights(table[name][used], name != "score")
+            for height, label in ticks:
+                axes.text(
+                    place, height, label, fontsize=7.5, ha="center", va="center", zorder=5, bbox=_LABEL_BACKGROUND
+                )
+    done = (table["state"] != "pruned").to_numpy()
+    rank = table["score"].where(done).rank(ascending=direction == "maximize").to_numpy(dtype=float)
+    rank = np.nan_to_num(rank) / max(1, done.sum())
+    colours = matplotlib.colormaps["Blues"](0.25 + 0.7 * rank)
+    best = int(np.argmax(rank)) if done.any() else -1
+    for line in np.argsort(rank):
+        style: dict[str, Any] = {"color": colours[line], "lw": 1.1, "ms": 2.5}
+        if not done[line]:
+            style |= {"color": GREY, "lw": 0.9, "ls": "--"}
+        if line == best:
+            style = {"color": ORANGE, "lw": 2.2, "zorder": 4, "ms": 4.0}
+        axes.plot(range(len(columns)), heights[line], marker="o", **style)
+    axes.set_xticks(range(len(columns)), [*names, metric], rotation=20, ha="right")
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.set_ylim(-0.08, 1.08)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _axis_heights(values: pd.Series[Any], logarithmic: bool) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Return the heights of values on their axis, 0 to 1, and the ticks: heights with labels."""
+    if not _is_numeric(values):
+        names = sorted(set(map(str, values)))
+        places = {name: k / (len(names) - 1) if len(names) > 1 else 0.5 for k, name in enumerate(names)}
+        return np.array([places[str(value)] for value in values]), [(at, name) for name, at in places.items()]
+    numbers = values.to_numpy(dtype=float)
+    numbers = np.log10(numbers) if logarithmic and _is_logarithmic(values) else numbers
+    low, high = float(numbers.min()), float(numbers.max())
+    if high > low:
+        return (numbers - low) / (high - low), [(0.0, f"{values.min():.3g}"), (1.0, f"{values.max():.3g}")]
+    return np.full(len(values), 0.5, dtype=np.float64), [(0.5, f"{values.iloc[0]:.3g}")]

@@ -1,0 +1,190 @@
+"""Section "Provenance": what a run was made from, and the command lines that reproduce it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from raypipe.core.config import TrialConfig, flat
+from raypipe.core.errors import UserError
+from raypipe.core.folds import HELD_OUT, FoldMap
+from raypipe.data.window_store import Settings, read_manifest
+from raypipe.ensembles.fit import LOOKS
+from raypipe.ensembles.fitted import RECORD
+from raypipe.reporting.page import Table, render_template
+from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
+from raypipe.storage.files import read_json
+from raypipe.storage.records import OPTIONS
+from raypipe.storage.run_store import RunStore, TrialResult
+
+_DEFAULT_TOP = 10
+"""Trials that `raypipe ensemble` combines without ``--top``."""
+_RESOURCE_DEFAULTS = {
+    "workers": None,
+    "cpus_per_worker": 1,
+    "gpus_per_worker": 0,
+    "concurrent": None,
+    "stem": "auto",
+    "stack": "auto",
+}
+"""Options of a sweep that assign its resources, with their defaults."""
+
+
+def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
+    """Render the section; `name` is how the report calls the run."""
+    settings, unknown = read_prepare_settings(run)
+    if settings is None:
+        prepare = shlex.join(["raypipe", "prepare", "RECORDINGS", "--task", run.info.task, "--out", "STORE"]) + " ..."
+    else:
+        prepare = shlex.join(prepare_command(settings))
+    ranked = run.ranked(results)
+    return render_template(
+        "provenance",
+        facts=Table(["", ""], _facts(run, results, name), {0, 1}),
+        folds=_subjects_by_fold(run.folds),
+        best=_configuration(run, ranked[0].number) if ranked else None,
+        commands=[prepare, shlex.join(sweep_command(run)), shlex.join(ensemble_command(run))],
+        unknown=unknown,
+        space=run.space.source,
+    )
+
+
+def read_prepare_settings(run: RunStore) -> tuple[Settings | None, str]:
+    """Return the settings of `prepare` for the run's windows; or None, and why they are unknown."""
+    where = run.info.data
+    if "://" in where:
+        return None, "the windows are behind a URI, and a report downloads nothing"
+    try:
+        manifest = read_manifest(Path(where))
+    except (UserError, OSError):
+        return None, "the windows of this run cannot be opened any more"
+    if manifest.data_hash != run.info.data_hash:
+        return None, "the windows have changed since the run was made"
+    return manifest.settings, ""
+
+
+def prepare_command(settings: Settings) -> list[str]:
+    """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
+    words = ["raypipe", "prepare", "RECORDINGS", "--task", settings.task, "--out", "STORE"]
+    if settings.band is not None:
+        words += ["--band", *(f"{edge:g}" for edge in settings.band)]
+    if settings.channels is not None:
+        words += ["--channels", ",".join(settings.channels)]
+    for name in ("sfreq", "window", "crop", "stride", "tmin"):
+        if (value := getattr(settings, name)) is not None:
+            words += [f"--{name}", f"{value:.15g}"]
+    return words + (["--dtype", settings.dtype] if settings.dtype != "float32" else [])
+
+
+def sweep_command(run: RunStore) -> list[str]:
+    """Return the words of the sweep with the options of its last call."""
+    options = dict(read_json(run.folder, OPTIONS)) if run.folder.exists(OPTIONS) else {}
+    words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
+    words += ["--trials", str(options.get("trials", len(run.numbers()))), "--folds", str(run.folds.n_folds)]
+    words += ["--held-out", ",".join(run.folds.held_out), "--seed", str(run.info.seed)]
+    words += [*_limit_words(options), *_resource_words(options)]
+    words += ["--init", "PRETRAINED"] if run.info.init else []
+    return words + (["--warm-start", "EARLIER"] if run.info.warm else [])
+
+
+def _limit_words(options: dict[str, Any]) -> list[str]:
+    """Return the words of a sweep's options on halving and budgets."""
+    words = ["--grace", str(options["grace"])] if options.get("grace") else []
+    if options.get("prune") is False:
+        words += ["--no-prune"]
+    if options.get("time_budget") and math.isfinite(options["time_budget"]):
+        words += ["--time-budget", f"{options['time_budget']:g}s"]
+    return words + (["--gpu-hours", f"{options['gpu_hours']:g}"] if options.get("gpu_hours") else [])
+
+
+def _resource_words(options: dict[str, Any]) -> list[str]:
+    """Return the words of a sweep's options on resources, where they differ from their defaults."""
+    words = []
+    for name, default in _RESOURCE_DEFAULTS.items():
+        if (value := options.get(name, default)) != default:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return words
+
+
+def ensemble_command(run: RunStore) -> list[str]:
+    """Return the words of the last ``raypipe ensemble``, as far as its options were recorded."""
+    words = ["raypipe", "ensemble", "RUN"]
+    last = list(read_json(run.folder, LOOKS))[-1:] if run.folder.exists(LOOKS) else []
+    for record in last:
+        method, trials = record.get("method", "auto"), len(record.get("trials", []))
+        words += ["--method", method] if method != "auto" else []
+        if trials > _DEFAULT_TOP or (trials and trials < min(_DEFAULT_TOP, len(run.ranked()))):
+            words += ["--top", str(trials)]
+    record = dict(read_json(run.folder, RECORD)) if run.folder.exists(RECORD) else {}
+    return words + (["--distill"] if (record.get("soup") or {}).get("student") else [])
+
+
+def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[list[str]]:
+    info, folds = run.info, run.folds
+    sizes = Counter(folds.fold_of.values())
+    seeds = sorted({run.config(result.number).seed for result in results})
+    by_fold = ", ".join(f"fold {fold}: {sizes[fold]} subjects" for fold in range(folds.n_folds))
+    return [
+        ["run", name],
+        ["task", info.task],
+        ["metric", f"{info.metric} ({info.direction})"],
+        ["search space", Path(info.space).name],
+        ["data hash", info.data_hash],
+        ["fold map", f"{by_fold}; seed {folds.seed}"],
+        ["fold map's hash", f"{info.folds_hash} (SHA-256 of folds.json)"],
+        ["held out", f"{len(folds.held_out)} subjects: {', '.join(folds.held_out)}"],
+        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
+        ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
+    ]
+
+
+def _subjects_by_fold(folds: FoldMap) -> list[tuple[str, int | None]]:
+    """Return every subject with its fold, None for those held out, which are last."""
+    ordered = sorted(folds.fold_of.items(), key=lambda pair: (pair[1] == HELD_OUT, pair[1], pair[0]))
+    return [(subject, None if fold == HELD_OUT else fold) for subject, fold in ordered]
+
+
+def _configuration(run: RunStore, number: int) -> dict[str, Any]:
+    """Return a trial's parameters: those that differ from the default or between trials, and the others."""
+    table = trials_table(run)
+    varied = varied_parameters(table)
+    default, config = flat(TrialConfig()), flat(run.config(number))
+    changed, unchanged = [], []
+    for name, value in config.items():
+        row = [name, "not used" if is_unused(config, name) else _short(value), _short(default[name])]
+        if name in varied:
+            changed.append([*row, _used_values(table, name)])
+        elif value != default[name]:
+            changed.append([*row, ""])
+        else:
+            unchanged.append([name, _short(value)])
+    return {
+        "number": number,
+        "hash": run.config(number).hash(),
+        "changed": Table(["parameter", "value", "default", "over the trials"], changed, range(4)),
+        "unchanged": Table(["parameter", "value"], unchanged, range(2)),
+    }
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _used_values(table: pd.DataFrame, name: str) -> str:
+    """Return the range of a parameter over the trials that use it, or its different values."""
+    used = ~np.array([is_unused(row, name) for row in table.to_dict("records")])
+    values = table[name][used].dropna()
+    if not len(values):
+        return "used by none"
+    if all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        return f"{_short(values.min())} to {_short(values.max())}"
+    return ", ".join(sorted(set(map(str, values))))

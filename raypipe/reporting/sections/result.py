@@ -1,0 +1,88 @@
+"""Section "Result": the verdict on the held-out subjects and the scores that it rests on."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from raypipe.core.metrics import get_metric
+from raypipe.ensembles.fit import LOOKS, Ensemble
+from raypipe.ensembles.verdict import ENSEMBLE, finding, oof_note, spoken
+from raypipe.reporting.baselines import read_baselines
+from raypipe.reporting.page import Table, format_interval, format_score, render_template, use_minus_signs
+from raypipe.storage.files import read_json
+from raypipe.storage.run_store import RunStore
+
+_SUMMARY = "In short: "
+"""Start of the verdict's last sentence, which stands in a paragraph of its own."""
+_TONES = {"carries": "positive", "worse": "negative"}
+"""Colour of the verdict by `verdict.finding`; all others are neutral."""
+
+
+def result_section(run: RunStore, ensemble: Ensemble | None) -> Markup:
+    """Render the section; without an ensemble it says that the held-out subjects have no scores yet."""
+    return _unfitted_section(run) if ensemble is None else _fitted_section(run, ensemble)
+
+
+def _unfitted_section(run: RunStore) -> Markup:
+    best = run.ranked()
+    evaluations = len(read_json(run.folder, LOOKS)) if run.folder.exists(LOOKS) else 0
+    return render_template("result_unfitted", best=best[0] if best else None, evaluations=evaluations)
+
+
+def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
+    details, _, summary = use_minus_signs(ensemble.verdict).partition(_SUMMARY)
+    by_subject = "subject_held_out" in ensemble.table
+    last_oof = float(ensemble.table["oof"].iloc[-1])
+    return render_template(
+        "result",
+        tone=_TONES.get(finding(ensemble.table, run.info.metric), "neutral"),
+        details=details.strip(),
+        summary=f"{_SUMMARY}{summary}" if summary else "",
+        outdated=_outdated(run, ensemble),
+        subject_scores=_score_table(ensemble, "subject_") if by_subject else None,
+        window_scores=_score_table(ensemble, ""),
+        metric=spoken(run.info.metric),
+        better="lower" if get_metric(run.info.metric).sign > 0 else "higher",
+        subjects=int(ensemble.table["subjects"].iloc[0]),
+        windows=int(ensemble.table["windows"].iloc[0]),
+        oof_notes=oof_note(run.info.metric, last_oof),
+    )
+
+
+def _outdated(run: RunStore, ensemble: Ensemble) -> bool:
+    """Return whether the run's best trials differ from those that the ensemble was fitted on."""
+    fitted = (ensemble.diversity or {}).get("members") or [str(member) for member in ensemble.members]
+    trials = [name for name in fitted if " at " not in name]  # snapshots belong to their trials
+    return trials != [f"trial {result.number}" for result in run.ranked()[: len(trials)]]
+
+
+def _score_table(ensemble: Ensemble, level: str) -> Table:
+    """Return scores of all predictors, by window (`level` is empty) or by subject (``subject_``)."""
+    metric = spoken(ensemble.run.info.metric)
+    rows = []
+    for name, row in ensemble.table.iterrows():
+        value, low, high = (row[f"{level}difference{end}"] for end in ("", "_low", "_high"))
+        difference = f"{format_score(value, sign=True)} ({format_interval(low, high, sign=True)})"
+        rows.append(
+            [
+                f"{name} ({ensemble.method})" if name == ENSEMBLE else str(name),
+                format_score(row[f"{level}oof"]),
+                format_score(row[f"{level}held_out"]),
+                format_interval(row[f"{level}low"], row[f"{level}high"]),
+                "" if name == ensemble.table.index[-1] else difference,
+            ]
+        )
+    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference to no EEG"]
+    return Table(head, rows)
+
+
+def baselines_section(run: RunStore, ensemble: Ensemble) -> Markup:
+    """Render the section "Baselines"; empty where none were scored."""
+    baselines = read_baselines(run)
+    if not baselines:
+        return Markup()
+    rows = [["for comparison: the ensemble", format_score(float(ensemble.table["held_out"][ENSEMBLE]))]]
+    for row in baselines:
+        name = row["name"] + ("" if row["usable"] else " (not usable at inference: a scorer gives no age)")
+        rows.append([name, format_score(float("nan") if row["score"] is None else row["score"])])
+    return render_template("baselines", table=Table(["baseline", f"{spoken(run.info.metric)} held out"], rows))

@@ -1,0 +1,79 @@
+"""Section "Timeline": when each trial was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from raypipe.reporting.page import Panel, draw_figure, render_template
+from raypipe.reporting.plotting import (
+    BLUE,
+    DARK,
+    GREY,
+    LIGHT,
+    ORANGE,
+    draw_legend_above,
+    new_figure,
+    shade_pauses,
+    time_unit,
+)
+from raypipe.reporting.trial_spans import TrialSpan, find_pauses
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {"complete": BLUE, "stopped": "#56B4E9", "pruned": GREY, "failed": ORANGE}
+_MAX_TICKS = 16
+"""Trials whose numbers are written on the axis."""
+
+
+def timeline_section(spans: Sequence[TrialSpan]) -> Markup:
+    """Render the section; empty where no trial has ended."""
+    if not spans:
+        return Markup()
+    failed = sum(span.result.state == "failed" for span in spans)
+    interrupted = sum(bool(span.resumed) for span in spans)
+    counts = f"{failed} failed; {interrupted} were interrupted and resumed from a checkpoint"
+    caption = f"Thin line: from a trial's request to its end. Bar: workers trained it. {counts}."
+    if find_pauses(spans):
+        caption += " Shaded: no trial was trained."
+    figure = draw_figure([Panel(partial(timeline, spans), f"Timeline of {len(spans)} trials: {counts}")], caption)
+    return render_template("timeline", figure=figure)
+
+
+def timeline(spans: Sequence[TrialSpan]) -> Figure:
+    """Plot a bar for each interval in which workers trained a trial, over the time since the first request."""
+    first, last = min(span.requested for span in spans), max(span.finished for span in spans)
+    figure, (axes,) = new_figure(8.4, min(7.0, 1.2 + 0.16 * len(spans)))
+    unit, name = time_unit(last - first)
+    numbers = [span.result.number for span in spans]
+    starts, ends = ([(time - first) / unit for time in times] for times in zip(*map(_whole, spans), strict=True))
+    axes.hlines(numbers, starts, ends, color=LIGHT, lw=1.5, zorder=0.5)
+    for state, colour in _COLOURS.items():
+        _plot_bars(axes, [span for span in spans if span.result.state == state], first, unit, colour, state)
+    resumed = [((time - first) / unit, span.result.number) for span in spans for time in span.resumed]
+    if resumed:
+        axes.plot(*zip(*resumed, strict=True), "D", color=DARK, ms=4, ls="none", label="resumed after an interruption")
+    shade_pauses(axes, find_pauses(spans), first, unit)
+    axes.set_yticks(numbers[:: -(-len(numbers) // _MAX_TICKS)])
+    axes.set_ylim(max(numbers) + 0.6, min(numbers) - 0.6)
+    axes.set(xlabel=f"{name} since the first trial was requested", ylabel="trial")
+    draw_legend_above(axes)
+    return figure
+
+
+def _whole(span: TrialSpan) -> tuple[float, float]:
+    return span.requested, span.finished
+
+
+def _plot_bars(axes: Axes, spans: Sequence[TrialSpan], first: float, unit: float, colour: str, label: str) -> None:
+    bars = [(span.result.number, start, end) for span in spans for start, end in span.trained]
+    if bars:
+        numbers, starts, ends = zip(*bars, strict=True)
+        left = [(start - first) / unit for start in starts]
+        width = [(end - start) / unit for start, end in zip(starts, ends, strict=True)]
+        axes.barh(numbers, width, left=left, height=0.7, color=colour, label=label)
