@@ -51,7 +51,7 @@ def trials(
 ) -> None:
     """Show or write all trials: scores, fold scores, parameters, epochs, seconds, failures."""
     from raypipe.cli.tables import show_trials
-    from raypipe.reporting.trial_table import packed, trials_table, write_table
+    from raypipe.reporting.trial_table import encode_table, trials_table, write_table
     from raypipe.storage.run_store import RunStore
 
     if parquet == "-":
@@ -60,7 +60,7 @@ def trials(
     given = {kind: out for kind, out in (("csv", csv), ("json", json), ("parquet", parquet)) if out is not None}
     for kind, out in given.items():
         if out == "-":
-            typer.echo(packed(found, kind), nl=False)
+            typer.echo(encode_table(found, kind), nl=False)
         else:
             write_table(found, kind, out)
             write(f"{out}: {len(found)} trials")

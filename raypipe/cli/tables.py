@@ -17,7 +17,8 @@ from raypipe.storage.remote import shell_quoted
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raypipe.reporting.compare import Comparison, Pair
+    from raypipe.reporting.compare import Comparison
+    from raypipe.reporting.pairing import PairedDifference
     from raypipe.reporting.status import Status
 
 LEFT_ALIGNED = {"state", "why", "failure"}
@@ -33,51 +34,51 @@ def _table(columns: list[str]) -> Table:
 
 def show_status(console: Console, status: Status) -> None:
     """Print the state of a run: its trials, their counts, reruns and the newest failures."""
-    lines = status.shown()
+    rows = status.top_rows()
     print_line(console, f"{status.where}: {status.task}, {status.driver}")
     console.print(_status_table(status))
-    if hidden := len(status.lines) - len(lines):
+    if hidden := len(status.rows) - len(rows):
         print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")
     print_line(console, _counts(status))
     for spread in status.spreads:
         print_line(console, spread.words(status.metric))
-    for failed in status.latest:
+    for failed in status.failures:
         logs = f"raypipe logs {shell_quoted(status.where)} {failed.number}"
         print_line(console, f"trial {failed.number} failed ({failed.kind}); more in: {logs}")
-        for text in failed.log:
+        for text in failed.lines:
             print_line(console, f"  {text}", "dim")
 
 
 def _status_table(status: Status) -> Table:
     table = _table(["trial", "state", status.metric, "best epoch", "epochs", "worker time", "why"])
-    for line in status.shown():
+    for row in status.top_rows():
         table.add_row(
-            str(line.number),
-            line.state,
-            "" if line.score is None else f"{line.score:.4f}",
-            str(line.best_epoch),
-            f"{line.epochs}/{line.total}" if line.total else "",
-            format_duration(line.seconds),
-            "" if line.state == "complete" else Text(line.reason),
+            str(row.number),
+            row.state,
+            "" if row.score is None else f"{row.score:.4f}",
+            str(row.best_epoch),
+            f"{row.epochs}/{row.total}" if row.total else "",
+            format_duration(row.seconds),
+            "" if row.state == "complete" else Text(row.reason),
         )
     return table
 
 
 def _counts(status: Status) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in status.failures.most_common())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in status.failure_kinds.most_common())
     states = [
         f"{count} {state}" + (f" ({kinds})" if state == "failed" else "")
-        for state, count in sorted(status.counts.items())
+        for state, count in sorted(status.states.items())
     ]
-    left = "" if status.left is None else f"; about {format_duration(status.left)} left"
-    return f"{len(status.lines)} of {status.asked} trials: {', '.join(states) or 'no trial yet'}{left}"
+    left = "" if status.seconds_left is None else f"; about {format_duration(status.seconds_left)} left"
+    return f"{len(status.rows)} of {status.planned} trials: {', '.join(states) or 'no trial yet'}{left}"
 
 
 def show_trials(console: Console, trials: pd.DataFrame) -> None:
     """Print the trials of a run with the parameters in which they differ, wider than the terminal if needed."""
-    from raypipe.reporting.trial_table import searched
+    from raypipe.reporting.trial_table import varied_parameters
 
-    shown = ["state", "score", "trained", "seconds", *searched(trials), "failure"]
+    shown = ["state", "score", "trained", "seconds", *varied_parameters(trials), "failure"]
     table = _table(["number", *shown])
     for column in table.columns:
         column.no_wrap = True
@@ -92,11 +93,11 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Print runs beside the first one: what differs in their making, paired differences, parameters, cost."""
     first, *others = comparison.runs
-    for name, grounds, pairs in zip(others, comparison.grounds, comparison.pairs, strict=True):
+    for name, conditions, differences in zip(others, comparison.conditions, comparison.differences, strict=True):
         print_line(console, f"{name} against {first}", "bold")
-        for ground in grounds:
-            print_line(console, f"  {ground.words}", None if ground.same else "bold yellow")
-        for text, style in _pair_lines(pairs, comparison.metric):
+        for condition in conditions:
+            print_line(console, f"  {condition.text}", None if condition.same else "bold yellow")
+        for text, style in _difference_lines(differences, comparison.metric):
             print_line(console, text, style)
     print_line(console, "Out-of-fold scores of best trials are optimistic, more so in runs of more trials.", "dim")
     for title, frame in (
@@ -110,19 +111,19 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             print_line(console, "  none")
 
 
-def _pair_lines(pairs: list[Pair], metric: str) -> Iterator[tuple[str, str | None]]:
+def _difference_lines(differences: list[PairedDifference], metric: str) -> Iterator[tuple[str, str | None]]:
     """Yield lines about the differences of two runs, each with its style."""
-    for pair in pairs:
-        unit = f"{pair.windows} windows" if pair.windows else "one mean prediction per subject"
+    for each in differences:
+        unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
         yield (
-            f"  {pair.what}: {metric} {pair.scores[0]:.4f} and {pair.scores[1]:.4f}, difference "
-            f"{pair.difference:+.4f} (95 % interval {pair.low:+.4f} to {pair.high:+.4f}; {pair.subjects} subjects, "
-            f"{unit}): {pair.words(metric)}",
+            f"  {each.predictor}: {metric} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
+            f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "
+            f"{unit}): {each.describe(metric)}",
             None,
         )
-        if pair.odd:
-            yield f"    {pair.odd} in both runs have different targets: left out", "bold yellow"
-    if not pairs:
+        if each.mismatched:
+            yield f"    {each.mismatched} in both runs have different targets: left out", "bold yellow"
+    if not differences:
         yield "  NOTHING IN COMMON: no window and no subject that both predict", "bold yellow"
 
 

@@ -111,10 +111,10 @@ def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {format_duration(seconds)} of worker time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
-        reserved = float(lease["gpu_hours"]) if lease else 0.0  # limited by --gpu-hours; waiting workers count too
+        reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too
         parts.append(f"{gpus * seconds / 3600:.1f} GPU-hours" + (f" of {reserved:.1f} reserved" if reserved else ""))
     if lease:
-        parts.append(f"drivers ran for {format_duration(float(lease['spent']))}")
+        parts.append(f"drivers ran for {format_duration(lease.spent)}")
     return "cost: " + ", ".join(parts)
 
 

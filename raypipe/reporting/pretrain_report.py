@@ -66,8 +66,8 @@ def _next_step(run: PretrainedRun, where: str | Path) -> str:
         space = "finetune" if run.info.config.model.name == "vit" else f"finetune_{run.info.config.model.name}"
         return f"finished; continue with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {where}"
     driver = read_lease(run.folder)
-    if driver and driver["alive"]:
-        return f"running (process {driver['pid']} on {driver['host']})"
+    if driver and driver.alive:
+        return f"running (process {driver.pid} on {driver.host})"
     return f"interrupted; continue with: raypipe resume {shell_quoted(where)}"
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.files import map_concurrently, read_json
-from raypipe.storage.lease import read_lease
+from raypipe.storage.lease import DriverRecord, read_lease
 from raypipe.storage.records import OPTIONS, TrialRecord
 from raypipe.storage.run_store import RunStore, TrialResult, best_epoch
 from raypipe.storage.trial_log import read_log
@@ -108,7 +108,7 @@ def read_status(run: RunStore) -> Status:
     driver = read_lease(run.folder)
     options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
     trials = _read_trials(run)
-    rows = [_row(run, trial, bool(driver and driver["alive"])) for trial in trials]
+    rows = [_row(run, trial, bool(driver and driver.alive)) for trial in trials]
     planned = int(options.get("trials", len(rows)))
     ended = sum(row.state not in _UNFINISHED for row in rows)
     reruns = {trial.number: trial.record.rerun_of for trial in trials if trial.record}
@@ -172,41 +172,41 @@ def _unfinished_row(run: RunStore, number: int, total: int, alive: bool) -> Tria
     )
 
 
-def _driver_state(driver: dict[str, Any] | None, options: dict[str, Any], finished: bool) -> str:
+def _driver_state(driver: DriverRecord | None, options: dict[str, Any], finished: bool) -> str:
     """Return the state of the run's driver, and how to continue a run that has stopped."""
     if driver is None:
         return "never driven"
-    if driver["alive"]:
-        seconds = round(time.time() - driver["beat"])
-        state = f"running (process {driver['pid']} on {driver['host']}, {seconds} s ago)"
+    if driver.alive:
+        seconds = round(time.time() - driver.beat)
+        state = f"running (process {driver.pid} on {driver.host}, {seconds} s ago)"
     elif finished:
         state = "finished"
     elif exhausted := _exhausted_budget(driver, options):
         state = exhausted
-    elif driver.get("ended"):
+    elif driver.ended:
         state = "stopped; continue with: raypipe resume RUN"
     else:
         state = "its driver died; continue with: raypipe resume RUN"
     if options.get("gpu_hours"):
-        state += f"; {float(driver['gpu_hours']):.3g} of {options['gpu_hours']:g} GPU-hours used"
+        state += f"; {driver.gpu_hours:.3g} of {options['gpu_hours']:g} GPU-hours used"
     return state
 
 
-def _exhausted_budget(driver: dict[str, Any], options: dict[str, Any]) -> str:
+def _exhausted_budget(driver: DriverRecord, options: dict[str, Any]) -> str:
     """Return which budget of a run is used up, and how to continue; empty where none is."""
     for name, used, text in (
-        ("time_budget", driver["spent"], "time budget is"),
-        ("gpu_hours", driver["gpu_hours"], "GPU-hours are"),
+        ("time_budget", driver.spent, "time budget is"),
+        ("gpu_hours", driver.gpu_hours, "GPU-hours are"),
     ):
-        if options.get(name) and float(used) >= options[name]:
+        if options.get(name) and used >= options[name]:
             return f"its {text} used up; continue with: raypipe resume RUN --{name.replace('_', '-')} MORE"
     return ""
 
 
-def _seconds_left(driver: dict[str, Any] | None, ended: int, planned: int) -> float | None:
-    if not driver or not driver["alive"] or not ended:
+def _seconds_left(driver: DriverRecord | None, ended: int, planned: int) -> float | None:
+    if not driver or not driver.alive or not ended:
         return None
-    return max(0.0, (float(driver["spent"]) / ended) * (planned - ended))
+    return max(0.0, (driver.spent / ended) * (planned - ended))
 
 
 def _failure_logs(run: RunStore, rows: Sequence[TrialRow]) -> list[FailureLog]:

@@ -46,7 +46,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
         A trial's records are damaged.
     """
     driver = read_lease(run.folder)
-    unfinished = "running" if driver and driver["alive"] else "interrupted"
+    unfinished = "running" if driver and driver.alive else "interrupted"
     recorded, ended = set(run.numbers()), set(run.numbers("result.json"))
     folds = [f"fold_{fold}" for fold in range(run.folds.n_folds)]
     rows: dict[int, dict[str, Any]] = {}

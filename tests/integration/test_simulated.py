@@ -42,7 +42,7 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
         assert 0 < ended < 500
         stopped = [result.reason for result in run.results() if result.state == "stopped"]
         assert set(stopped) == {"the GPU-hours were used up"}
-        assert "its GPU-hours are used up; go on with" in read_status(run).driver
+        assert "its GPU-hours are used up; continue with" in read_status(run).driver
         used = read_lease(run.folder)
         assert used.gpu_hours >= 30 / 3600
         assert used.gpu_hours <= 2 * used.spent / 3600, "two GPUs, no longer than it was driven"

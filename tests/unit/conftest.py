@@ -82,9 +82,9 @@ TEN_TWENTY = [
 
 
 @pytest.fixture(scope="session")
-def told(tmp_path_factory) -> Finished:
+def full_run(tmp_path_factory) -> Finished:
     """A run whose report has every section: electrodes with names, and trials enough, of which most are made up."""
-    root = tmp_path_factory.mktemp("told")
+    root = tmp_path_factory.mktemp("full")
     toy = ToyWindows(subjects=16, each=4, names=TEN_TWENTY)
     made = finish(root, write_store(root / "store", toy), task="latency:bump", epochs=2)
     run, rng = made.run, np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from raypipe.core.config import TrialConfig, flat
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
+from raypipe.core.options import SweepOptions
 from raypipe.data.window_store import Settings, read_manifest
 from raypipe.ensembles.fit import LOOKS
 from raypipe.ensembles.fitted import RECORD
@@ -28,15 +28,8 @@ from raypipe.storage.run_store import RunStore, TrialResult
 
 _DEFAULT_TOP = 10
 """Trials that `raypipe ensemble` combines without ``--top``."""
-_RESOURCE_DEFAULTS = {
-    "workers": None,
-    "cpus_per_worker": 1,
-    "gpus_per_worker": 0,
-    "concurrent": None,
-    "stem": "auto",
-    "stack": "auto",
-}
-"""Options of a sweep that assign its resources, with their defaults."""
+_OTHER_OPTIONS = {"trials", "folds", "held_out", "seed", "address", "storage", "track"}
+"""Options of a sweep that the command has from the run itself, or that depend on the machine."""
 
 
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
@@ -86,33 +79,25 @@ def prepare_command(settings: Settings) -> list[str]:
 
 
 def sweep_command(run: RunStore) -> list[str]:
-    """Return the words of the sweep with the options of its last call."""
-    options = dict(read_json(run.folder, OPTIONS)) if run.folder.exists(OPTIONS) else {}
+    """Return the words of the sweep with the options of its last call; names of folders are placeholders."""
+    options = SweepOptions.model_validate(read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {})
+    trials = options.trials if run.folder.exists(OPTIONS) else len(run.numbers())
     words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
-    words += ["--trials", str(options.get("trials", len(run.numbers()))), "--folds", str(run.folds.n_folds)]
+    words += ["--trials", str(trials), "--folds", str(run.folds.n_folds)]
     words += ["--held-out", ",".join(run.folds.held_out), "--seed", str(run.info.seed)]
-    words += [*_limit_words(options), *_resource_words(options)]
+    for name, field in SweepOptions.model_fields.items():
+        value = getattr(options, name)
+        if name not in _OTHER_OPTIONS and value != field.default:
+            words += _flag_words(name, value)
     words += ["--init", "PRETRAINED"] if run.info.init else []
     return words + (["--warm-start", "EARLIER"] if run.info.warm else [])
 
 
-def _limit_words(options: dict[str, Any]) -> list[str]:
-    """Return the words of a sweep's options on halving and budgets."""
-    words = ["--grace", str(options["grace"])] if options.get("grace") else []
-    if options.get("prune") is False:
-        words += ["--no-prune"]
-    if options.get("time_budget") and math.isfinite(options["time_budget"]):
-        words += ["--time-budget", f"{options['time_budget']:g}s"]
-    return words + (["--gpu-hours", f"{options['gpu_hours']:g}"] if options.get("gpu_hours") else [])
-
-
-def _resource_words(options: dict[str, Any]) -> list[str]:
-    """Return the words of a sweep's options on resources, where they differ from their defaults."""
-    words = []
-    for name, default in _RESOURCE_DEFAULTS.items():
-        if (value := options.get(name, default)) != default:
-            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return words
+def _flag_words(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
 def ensemble_command(run: RunStore) -> list[str]:

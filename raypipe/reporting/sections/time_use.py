@@ -46,7 +46,7 @@ def measure_time_use(run: RunStore, spans: Sequence[TrialSpan]) -> TimeUse:
     known = [span for span in spans if span.workers]
     assigned = sum(span.workers * (end - start) for span in known for start, end in span.trained)
     trained = sum(span.result.seconds for span in known)
-    return TimeUse(wall, busy, float(driver["spent"]) if driver else None, max(assigned, trained), trained)
+    return TimeUse(wall, busy, driver.spent if driver else None, max(assigned, trained), trained)
 
 
 def _use_table(use: TimeUse) -> Table:

@@ -294,8 +294,8 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
         ended = run.result(number)
         assert (ended.failure, ended.epochs) == ("bad-configuration", 0)
         assert "parameter 'optim/lr'" in ended.reason
-    assert read_status(run).failures == {"bad-configuration": len(bad)}
-    assert len(read_status(run).lines) == 6
+    assert read_status(run).failure_kinds == {"bad-configuration": len(bad)}
+    assert len(read_status(run).rows) == 6
 
 
 def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search):

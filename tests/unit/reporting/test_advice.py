@@ -1,4 +1,4 @@
-"""A word at the end of a search: cost, trend, edges of ranges, and the next step."""
+"""Advice at the end of a search: cost, trend, edges of ranges, and the next step."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_best_values_at_an_end_of_their_range_are_named(search):
 def test_an_edge_needs_most_of_the_best_and_the_very_best(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
     found = range_edges(search(0.5, 0.51, 0.52, *([0.9] * 6)))
-    assert [(edge.name, edge.lower, edge.inside, edge.best) for edge in found] == [("optim/lr", True, 3, 3)]
-    assert "lie in the lowest 30% of 0.0001 to 0.01; a space that goes below 0.0001" in str(found[0])
+    assert [(edge.name, edge.lower, edge.at_edge, edge.best) for edge in found] == [("optim/lr", True, 3, 3)]
+    assert "are in the lowest 30% of 0.0001 to 0.01; values below 0.0001" in str(found[0])
 
 
 def test_the_other_end(search, monkeypatch):
@@ -75,7 +75,7 @@ def test_the_other_end(search, monkeypatch):
     run = search(*([0.9] * 6), 0.52, 0.51, 0.5)
     (edge,) = range_edges(run)
     assert not edge.lower and "above 0.01" in str(edge)
-    assert advise(run).step.startswith("widen optim/lr in the search space")
+    assert advise(run).step.startswith("widen the range of optim/lr in the search space")
     assert f"--warm-start {run.where}" in advise(run).step
 
 
@@ -84,15 +84,15 @@ def test_the_other_end(search, monkeypatch):
     [
         ([0.9, 0.8, 0.9, 0.9, 0.9, 0.9], 0.02, "none of the last 2 trials was better than trial 1 (0.8000)", "rerun"),
         ([0.9, 0.8, 0.9, 0.9, 0.9, 0.5], 0.02, "from 0.8000 to 0.5000; more are likely to help", "--trials 12"),
-        ([0.9, 0.8, 0.9, 0.9, 0.9, 0.79], 0.2, "less than its folds differ by chance (0.1155)", "rerun"),
-        ([0.9, 0.8, None], 0.02, "2 complete trial(s) are too few to tell", "--trials 6"),
+        ([0.9, 0.8, 0.9, 0.9, 0.9, 0.79], 0.2, "less than the standard error over folds (0.1155)", "rerun"),
+        ([0.9, 0.8, None], 0.02, "2 complete trial(s) are too few to say", "--trials 6"),
         ([None], 0.02, "0 complete trial(s) are too few", "no trial is complete"),
     ],
 )  # fmt: skip
 def test_whether_more_trials_would_help(search, scores, spread, words, step):
-    said = advise(search(*scores, spread=spread))
-    assert words in said.trend
-    assert step in said.step
+    advice = advise(search(*scores, spread=spread))
+    assert words in advice.trend
+    assert step in advice.step
 
 
 def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypatch):
@@ -110,15 +110,15 @@ def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypa
     assert "trend" in advise(run).trend
 
 
-def test_what_it_has_cost(search):
+def test_the_cost_is_time_and_gpu_hours(search):
     run = search(0.9, 0.8, seconds=5400.0)
-    assert advise(run).cost == "cost: 2 trials, 3.0 h of workers' time"
+    assert advise(run).cost == "cost: 2 trials, 3 h 00 min of worker time"
     run.folder.write("options.json", json.dumps({"gpus_per_worker": 0.5}).encode())
-    assert "1.5 GPU-hours" in advise(run).cost and "held" not in advise(run).cost
+    assert "1.5 GPU-hours" in advise(run).cost and "reserved" not in advise(run).cost
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0
-    assert "1.5 GPU-hours of 2.0 held" in advise(run).cost
-    assert "6.0 min of workers" in advise(search(0.7, seconds=-10440.0)).cost
+    assert "1.5 GPU-hours of 2.0 reserved" in advise(run).cost
+    assert "6 min 00 s of worker" in advise(search(0.7, seconds=-10440.0)).cost
 
 
 def test_a_run_without_a_study(tmp_path):

@@ -1,4 +1,4 @@
-"""The report as a browser shows it: whole, from one file, in both schemes and at both widths.
+"""The report in a browser: complete, from one file, in both colour schemes and at both widths.
 
 Runs in the chromium of this machine: on the PATH, or where RAYPIPE_CHROMIUM says.
 """
@@ -17,22 +17,22 @@ from raypipe.reporting.report import write_report
 pytestmark = pytest.mark.browser
 
 WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
-LEAST = 4.5
+MIN_CONTRAST = 4.5
 """Contrast of text (WCAG 2.2, 1.4.3)."""
 SECTIONS = [
-    "The answer",
-    "The search",
+    "Result",
+    "Search",
     "Held-out subjects",
-    "Without a network",
-    "The ensemble",
-    "What the network looks for",
-    "Which parameters mattered",
-    "What halving saved",
-    "When the trials ran",
-    "How the trials ended",
-    "Where the time went",
-    "What next",
-    "The recipe",
+    "Baselines",
+    "Ensemble",
+    "Filters",
+    "Parameter importance",
+    "Successive halving",
+    "Timeline",
+    "Trial outcomes",
+    "Time",
+    "Next steps",
+    "Provenance",
 ]
 
 # Contrast of every element that holds text of its own, against the nearest background behind it.
@@ -70,26 +70,26 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def report(told, tmp_path_factory) -> Path:
-    return Path(write_report(told.run, tmp_path_factory.mktemp("page") / "report.html"))
+def report(full_run, tmp_path_factory) -> Path:
+    return Path(write_report(full_run.run, tmp_path_factory.mktemp("page") / "report.html"))
 
 
 @pytest.fixture
 def show(browser, report):
-    """Opens the report, with what it asked for and said on the way."""
+    """Opens the report, and records its requests and messages."""
     contexts = []
 
     def shown(width: int = 1280, scheme: str = "light"):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.asked, page.said = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("requestfailed", lambda request: page.said.append(f"failed: {request.url[:80]}"))
+        page.requests, page.messages = [], []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
+        page.on("requestfailed", lambda request: page.messages.append(f"failed: {request.url[:80]}"))
 
         def gate(route) -> None:
-            page.asked.append(route.request.url)
+            page.requests.append(route.request.url)
             here = route.request.url.startswith(("data:", report.as_uri()))
             route.continue_() if here else route.abort()
 
@@ -102,8 +102,8 @@ def show(browser, report):
         context.close()
 
 
-def unfold(page) -> None:
-    """Open what is folded, as a reader would."""
+def open_details(page) -> None:
+    """Open all details, as a reader would."""
     for summary in page.locator("summary").all():
         summary.click()
 
@@ -120,13 +120,13 @@ def test_every_section_is_there_and_headings_are_in_order(show):
     assert labels and set(labels) <= set(ids)
 
 
-def test_nothing_is_fetched_and_nothing_goes_wrong(show, report):
+def test_nothing_is_requested_and_no_error_is_reported(show, report):
     page = show()
     page.mouse.wheel(0, 10_000)
-    unfold(page)
-    assert page.said == []
-    outside = [url for url in page.asked if url != report.as_uri() and not url.startswith("data:")]
-    assert outside == [] and report.as_uri() in page.asked
+    open_details(page)
+    assert page.messages == []
+    outside = [url for url in page.requests if url != report.as_uri() and not url.startswith("data:")]
+    assert outside == [] and report.as_uri() in page.requests
 
 
 def test_the_gate_of_these_tests_sees_a_request(show):
@@ -134,10 +134,10 @@ def test_the_gate_of_these_tests_sees_a_request(show):
     page.evaluate(
         "new Promise(done => { const i = new Image(); i.onerror = done; i.src = 'https://example.org/x.png'; })"
     )
-    assert "https://example.org/x.png" in page.asked and page.said
+    assert "https://example.org/x.png" in page.requests and page.messages
 
 
-def test_every_picture_is_drawn_and_has_words_in_its_stead(show):
+def test_every_plot_is_drawn_and_has_an_alternative_text(show):
     page = show()
     images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, i.complete, i.naturalWidth])")
     assert len(images) == 17
@@ -150,67 +150,69 @@ def test_every_picture_is_drawn_and_has_words_in_its_stead(show):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_no_wider_than_the_window(show, width, scheme):
     page = show(width, scheme)
-    unfold(page)
+    open_details(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = page.eval_on_selector_all(
-        "main *", "all => all.filter(e => !e.closest('.wide, .paper')).map(e => e.getBoundingClientRect().right)"
+        "main *", "all => all.filter(e => !e.closest('.table, .plot')).map(e => e.getBoundingClientRect().right)"
     )
     assert max(boxes) <= width
     wide = page.eval_on_selector_all(
         "main *",
         """all => all
-            .filter(e => e.scrollWidth > e.clientWidth + 1 && !e.closest('.wide, .paper'))
+            .filter(e => e.scrollWidth > e.clientWidth + 1 && !e.closest('.table, .plot'))
             .filter(e => getComputedStyle(e).overflowX === 'visible' && getComputedStyle(e).display !== 'inline')
             .map(e => e.outerHTML.slice(0, 80))""",
     )
     assert wide == []
 
 
-def test_on_a_phone_pictures_keep_a_size_that_can_be_read(show):
+def test_on_a_phone_plots_keep_a_readable_size(show):
     page = show(400)
     sizes = page.eval_on_selector_all("img", "all => all.map(i => [i.getBoundingClientRect().width, i.naturalWidth])")
     assert all(width >= 0.75 * natural for width, natural in sizes)
-    broad = page.locator(".broad").all()
-    assert broad and all(each.locator("xpath=ancestor::figure//span[@class='hint']").is_visible() for each in broad)
+    wide = page.locator(".plot.wide").all()
+    assert wide and all(
+        each.locator("xpath=ancestor::figure//span[@class='scroll-hint']").is_visible() for each in wide
+    )
     others = "all => all.map(e => e.scrollWidth - e.clientWidth)"
-    assert max(page.eval_on_selector_all(".paper:not(.broad)", others)) <= 0, "only what is broad has to be scrolled"
-    assert not show(1280).locator(".hint").first.is_visible()
+    assert max(page.eval_on_selector_all(".plot:not(.wide)", others)) <= 0, "only wide plots have to be scrolled"
+    assert not show(1280).locator(".scroll-hint").first.is_visible()
     scrolls = "all => all.map(e => getComputedStyle(e).overflowX)"
-    assert set(page.eval_on_selector_all(".wide, .paper", scrolls)) == {"auto"}
+    assert set(page.eval_on_selector_all(".table, .plot", scrolls)) == {"auto"}
 
 
 def test_on_a_phone_the_scores_are_seen_without_scrolling(show):
     page = show(400)
-    for title in ("The answer", "Without a network", "Where the time went"):
-        tables = page.locator("section", has=page.locator("h2", has_text=title)).locator(".wide")
+    for title in ("Result", "Baselines", "Time"):
+        tables = page.locator("section", has=page.get_by_role("heading", name=title, exact=True)).locator(".table")
         cut = tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
         assert cut and max(cut) <= 0, title
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_text_stands_out_from_what_is_behind_it(show, scheme):
+def test_text_has_enough_contrast(show, scheme):
     page = show(scheme=scheme)
-    unfold(page)
+    open_details(page)
     found = page.evaluate(CONTRASTS)
     names = {name for name, _ in found}
-    assert {"p", "p.note", "figcaption", "td", "th", "h2", "code", "pre", "summary", "p.about"} <= names
-    assert [(name, round(contrast, 2)) for name, contrast in found if contrast < LEAST] == []
+    assert {"p", "p.note", "figcaption", "td", "th", "h2", "code", "pre", "summary", "p.subtitle"} <= names
+    assert [(name, round(contrast, 2)) for name, contrast in found if contrast < MIN_CONTRAST] == []
 
 
-def test_the_dark_scheme_is_dark_and_its_pictures_are_on_paper(show):
+def test_the_dark_scheme_is_dark_and_its_plots_are_on_white(show):
     colours = {
         scheme: show(scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor") for scheme in SCHEMES
     }
     assert colours["light"] == "rgb(255, 255, 255)" and colours["dark"] != colours["light"]
-    papers = show(scheme="dark").eval_on_selector_all(
-        ".paper", "all => all.map(e => getComputedStyle(e).backgroundColor)"
+    backgrounds = show(scheme="dark").eval_on_selector_all(
+        ".plot", "all => all.map(e => getComputedStyle(e).backgroundColor)"
     )
-    assert set(papers) == {"rgb(255, 255, 255)"}
+    assert set(backgrounds) == {"rgb(255, 255, 255)"}
 
 
-def test_print_is_black_on_white_whatever_the_scheme(show):
+def test_print_is_black_on_white_in_both_schemes(show):
     page = show(scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 36, 48)"
-    assert page.evaluate("getComputedStyle(document.querySelector('.wide')).overflowX") == "visible"
+    assert page.evaluate("getComputedStyle(document.querySelector('.table')).overflowX") == "visible"
     assert page.pdf(format="A4").startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""Runs beside each other: what is paired, what an interval says, and what is said loudly."""
+"""Comparison of runs: pairing, intervals, and warnings where data or folds differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import bootstrap_difference, score
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble, fit_ensemble
-from raypipe.reporting.compare import FITTED, HELD_OUT, TRIAL, compare_runs
+from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.records import OutOfFold
 from raypipe.storage.run_store import Epoch, RunStore, TrialResult
@@ -48,11 +48,11 @@ def store(tmp_path_factory):
 def test_a_run_against_itself_differs_by_nothing(store, tmp_path):
     run = answered(tmp_path / "a", store, 0.5)
     found = compare_runs([run, run])
-    ((only,),) = found.pairs
-    assert (only.what, only.difference, only.low, only.high, only.odd) == (TRIAL, 0.0, 0.0, 0.0, 0)
-    assert only.words("nrmse") == "cannot be told apart"
-    assert all(ground.same for ground in found.grounds[0]) and len(found.parameters) == 0
-    assert [ground.words.split(":")[0] for ground in found.grounds[0]] == [
+    ((only,),) = found.differences
+    assert (only.predictor, only.difference, only.low, only.high, only.mismatched) == (BEST_TRIAL, 0.0, 0.0, 0.0, 0)
+    assert only.describe("nrmse") == "no evidence of a difference"
+    assert all(condition.same for condition in found.conditions[0]) and len(found.parameters) == 0
+    assert [condition.text.split(":")[0] for condition in found.conditions[0]] == [
         "same data", "same fold map", "same search space",
     ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_run_against_itself_differs_by_nothing(store, tmp_path):
 def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, tmp_path):
     a, b = answered(tmp_path / "a", store, 0.8), answered(tmp_path / "b", store, 0.3, lr=1e-2)
     found = compare_runs([a, b])
-    ((pair,),) = found.pairs
+    ((pair,),) = found.differences
     windows = WindowStore(store)
     index = a.oof(0).windows
     y, one, two = windows.targets[index], a.oof(0).predictions, b.oof(0).predictions
@@ -69,8 +69,8 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
     assert pair.difference == pytest.approx(score("nrmse", y, two) - score("nrmse", y, one))
     assert (pair.low, pair.high) == pytest.approx((expected.low, expected.high))
     assert (pair.windows, pair.subjects) == (len(index), len(set(windows.subjects[index])))
-    assert pair.words("nrmse") == "better"
-    assert compare_runs([b, a]).pairs[0][0].words("nrmse") == "worse"
+    assert pair.describe("nrmse") == "better"
+    assert compare_runs([b, a]).differences[0][0].describe("nrmse") == "worse"
     assert found.parameters.loc["optim/lr"].tolist() == [3e-3, 1e-2] and len(found.parameters) == 1
     assert found.cost["worker_seconds"].tolist() == [30.0, 30.0]
     console = Console(file=io.StringIO(), width=160)
@@ -78,16 +78,16 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
     assert "worker time" in console.file.getvalue() and "seconds" not in console.file.getvalue()
 
 
-def test_other_folds_are_said_loudly_and_only_people_that_both_predict_are_paired(store, tmp_path):
+def test_other_folds_are_a_warning_and_only_subjects_that_both_predict_are_paired(store, tmp_path):
     a, b = answered(tmp_path / "a", store, 0.5), answered(tmp_path / "b", store, 0.5, seed=3)
     found = compare_runs([a, b])
-    loud = [ground.words for ground in found.grounds[0] if not ground.same]
-    assert [words.split(":")[0] for words in loud] == ["DIFFERENT FOLDS", "DIFFERENT HELD-OUT SUBJECTS"]
+    warnings = [condition.text for condition in found.conditions[0] if not condition.same]
+    assert [text.split(":")[0] for text in warnings] == ["DIFFERENT FOLDS", "DIFFERENT HELD-OUT SUBJECTS"]
     both = {name for name, fold in a.folds.fold_of.items() if fold >= 0 and b.folds.fold_of[name] >= 0}
-    assert found.pairs[0][0].subjects == len(both) < 24 - len(a.folds.held_out)
+    assert found.differences[0][0].subjects == len(both) < 24 - len(a.folds.held_out)
 
 
-def test_other_data_is_paired_where_the_same_people_did_the_same(store, tmp_path):
+def test_other_data_is_paired_where_windows_are_the_same(store, tmp_path):
     louder = ToyWindows(subjects=24, each=5)
     louder.x = louder.x * 2
     louder.targets = louder.targets.copy()
@@ -95,29 +95,29 @@ def test_other_data_is_paired_where_the_same_people_did_the_same(store, tmp_path
     louder.targets[int(a.oof(0).windows[0])] += 1.0
     other = write_store(tmp_path / "louder", louder)
     found = compare_runs([a, answered(tmp_path / "b", other, 0.5)])
-    assert found.grounds[0][0].words.startswith("DIFFERENT DATA: 120 and 120 windows, 120 at the same place")
-    ((pair,),) = found.pairs
-    assert (pair.odd, pair.windows) == (1, len(a.oof(0).windows) - 1)
+    assert found.conditions[0][0].text.startswith("DIFFERENT DATA: 120 and 120 windows, 120 at the same onset")
+    ((pair,),) = found.differences
+    assert (pair.mismatched, pair.windows) == (1, len(a.oof(0).windows) - 1)
 
 
-def test_a_target_of_the_person_is_compared_person_by_person(tmp_path):
+def test_a_target_of_the_subject_is_compared_by_subject(tmp_path):
     runs = []
     for name, each in (("long", 3), ("short", 6)):
         toy = ToyWindows(subjects=24, each=each)
         level = {name: float(k % 7) for k, name in enumerate(sorted(set(toy.subjects)))}
         toy.targets = np.array([level[name] for name in toy.subjects], np.float32)
         runs.append(answered(tmp_path / name, write_store(tmp_path / f"{name}-store", toy), 0.5))
-    ((pair,),) = compare_runs(runs).pairs
+    ((pair,),) = compare_runs(runs).differences
     people = {name for name, fold in runs[0].folds.fold_of.items() if fold >= 0 and runs[1].folds.fold_of[name] >= 0}
-    assert (pair.windows, pair.subjects, pair.odd) == (0, len(people), 0)
+    assert (pair.windows, pair.subjects, pair.mismatched) == (0, len(people), 0)
 
 
-def test_people_that_nobody_shares(store, tmp_path):
+def test_runs_without_common_subjects_have_no_differences(store, tmp_path):
     toy = ToyWindows(subjects=24, each=5)
     toy.x = -toy.x
     toy.subjects = np.array([f"other{name}" for name in toy.subjects])
     other = answered(tmp_path / "b", write_store(tmp_path / "s", toy), 0.5)
-    assert compare_runs([answered(tmp_path / "a", store, 0.5), other]).pairs == [[]]
+    assert compare_runs([answered(tmp_path / "a", store, 0.5), other]).differences == [[]]
 
 
 def test_what_cannot_be_compared(store, tmp_path):
@@ -134,24 +134,24 @@ def test_windows_that_were_prepared_again_are_not_used(store, tmp_path):
     mine = shutil.copytree(store, tmp_path / "store")
     a, b = answered(tmp_path / "a", mine, 0.5), answered(tmp_path / "b", store, 0.5)
     shutil.rmtree(mine)
-    assert compare_runs([a, b]).pairs[0][0].subjects, "the other run's store holds the same windows"
+    assert compare_runs([a, b]).differences[0][0].subjects, "the other run's store holds the same windows"
     write_store(mine, ToyWindows(subjects=8))
     with pytest.raises(UserError, match="prepared again since"):
         compare_runs([a, a])
 
 
-def test_ensembles_are_compared_on_people_that_nobody_has_seen(values, tmp_path, capsys):
+def test_ensembles_are_compared_on_held_out_subjects(values, tmp_path, capsys):
     places = [shutil.copytree(values.run.local, tmp_path / name) for name in ("one", "two")]
     for place, method in zip(places, ("equal", "confidence"), strict=True):
         fit_ensemble(RunStore.open(place), windows=values.windows, method=method).save()
     found = compare_runs([RunStore.open(place) for place in places])
-    assert [pair.what for pair in found.pairs[0]] == [TRIAL, FITTED, HELD_OUT]
-    held = found.pairs[0][2]
+    assert [pair.predictor for pair in found.differences[0]] == [BEST_TRIAL, ENSEMBLE_OOF, ENSEMBLE_HELD_OUT]
+    held = found.differences[0][2]
     assert held.subjects == len(values.run.folds.held_out)
     table = Ensemble.load(RunStore.open(places[0])).table
     assert held.scores[0] == pytest.approx(table.loc["ensemble", "held_out"], abs=1e-5)
-    assert found.pairs[0][1].scores[0] == pytest.approx(table.loc["ensemble", "oof"], abs=1e-5)
+    assert found.differences[0][1].scores[0] == pytest.approx(table.loc["ensemble", "oof"], abs=1e-5)
     with pytest.raises(SystemExit) as end:
         app.main(["compare", *map(str, places)])
     out = capsys.readouterr().out
-    assert end.value.code == 0 and "two against one" in out and "same data" in out and HELD_OUT in out
+    assert end.value.code == 0 and "two against one" in out and "same data" in out and ENSEMBLE_HELD_OUT in out

@@ -1,13 +1,20 @@
+"""The report of whole runs: with and without an ensemble, just created, outdated, behind a URI, with hostile names."""
+
 from __future__ import annotations
 
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from raypipe.ensembles.fit import LOOKS, fit_ensemble
+from raypipe.reporting.plotting import svg_data_uri
 from raypipe.reporting.report import write_report
+from raypipe.reporting.sections import search
+from raypipe.reporting.sections.held_out import confusion_matrix
+from raypipe.reporting.trial_spans import TrialSpan
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, make_run, tiny
 
@@ -15,7 +22,7 @@ VOID = {"meta", "img", "br", "link"}
 
 
 class Page(HTMLParser):
-    """Collects text and pictures, and insists that tags are closed in order."""
+    """Collects texts and images, and checks that tags are closed in order and nothing is loaded from elsewhere."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -82,10 +89,10 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     run = copy(values)
     path = write_report(run, tmp_path / "elsewhere" / "r.html")
     page = Page(path.read_text())
-    assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been looked at")
+    assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been evaluated")
     assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 9
     run.folder.write(LOOKS, b"[{}]")
-    assert Page(write_report(run).read_text()).says("were looked at 1 time(s), but no ensemble was saved")
+    assert Page(write_report(run).read_text()).says("were evaluated 1 time(s), but no ensemble was saved")
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -96,29 +103,19 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert page.says("1 not ended") and page.says("0 of 1 trials ended") and not page.images
 
 
-def test_an_ensemble_that_the_run_has_outgrown(values, copy):
+def test_an_outdated_ensemble_is_reported(values, copy):
     run = copy(values)
     fit_ensemble(run, top=2, windows=values.windows).save()
     best = run.ranked()[0]
     run.add_trial(4, run.config(best.number))
     run.write_result(best.model_copy(update={"number": 4, "score": best.score - 1.0}))
-    assert Page(write_report(run).read_text()).says("The run has gone on since this ensemble was fitted")
+    assert Page(write_report(run).read_text()).says("The run has continued since this ensemble was fitted")
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
-    from raypipe.reporting import figures
-
-    monkeypatch.setattr(figures, "trials_in_order", lambda *_: 1 / 0)
+def test_a_plot_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
+    monkeypatch.setattr(search, "scores_by_number", lambda *_: 1 / 0)
     page = Page(write_report(copy(values)).read_text())
-    assert page.says("this picture could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 8
-
-
-def test_pictures_have_a_size_and_escaped_words():
-    from raypipe.reporting import figures
-    from raypipe.reporting import html as page
-
-    html = page.picture(lambda: figures.figure(5.0, 2.0)[0], "A <title>", "a <caption>")
-    assert 'alt="A &lt;title&gt;" width="480" height="192"' in html and "a &lt;caption&gt;" in html
+    assert page.says("this plot could not be drawn (ZeroDivisionError: division by zero)") and len(page.images) == 8
 
 
 def test_through_a_uri(values, copy):
@@ -128,41 +125,36 @@ def test_through_a_uri(values, copy):
 
 
 def test_three_classes_have_a_confusion_matrix():
-    import numpy as np
-
-    from raypipe.reporting import figures
-
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), size=30)
-    made, again = (figures.confusion(np.arange(30) % 3, probabilities, ["a", "b", "c"]) for _ in range(2))
-    assert sum(int(text.get_text().split()[0]) for text in made.axes[0].texts) == 30
-    assert figures.svg_uri(made) == figures.svg_uri(again)
+    figure, again = (confusion_matrix(np.arange(30) % 3, probabilities, ["a", "b", "c"]) for _ in range(2))
+    assert sum(int(text.get_text().split()[0]) for text in figure.axes[0].texts) == 30
+    assert svg_data_uri(figure) == svg_data_uri(again)
 
 
 @pytest.mark.parametrize("scores", [[0.61, 0.7, 0.66, 0.72, 0.5, 0.58], [1.1, 0.99, 50.0, 1.0, 0.98, 1.2]])
 def test_every_good_trial_is_within_the_axis(values, scores):
-    from raypipe.reporting import figures
-
     direction = "maximize" if max(scores) < 1 else "minimize"
     info = values.run.info.model_copy(update={"direction": direction, "metric": "auc" if max(scores) < 1 else "nrmse"})
     run = RunStore(values.run.folder, info, values.run.folds, values.run.space)
     first = values.run.results()[0]
     results = [first.model_copy(update={"number": n, "score": s}) for n, s in enumerate(scores)]
-    axes = figures.trials_in_order(run, results).axes[0]
+    axes = search.scores_by_number(run, results).axes[0]
     low, high = axes.get_ylim()
     assert all(low <= score <= high for score in scores if score < 2)
     assert bool(axes.texts) == (max(scores) > 2)
 
 
-def test_the_best_so_far_goes_on_to_the_last_trial_and_pauses_are_named(values):
-    from raypipe.reporting import figures
-
+def test_the_best_score_is_drawn_up_to_the_last_trial_and_pauses_are_labelled(values):
     first = values.run.results()[0]
     states = ("complete", "complete", "pruned", "pruned")
     results = [first.model_copy(update={"number": n, "score": 1.0 - n / 10, "state": s}) for n, s in enumerate(states)]
-    ended = {0: 60.0, 1: 4000.0, 2: 4100.0, 3: 4200.0}
-    in_order = figures.trials_in_order(values.run, results).axes[0]
-    in_time = figures.trials_in_time(values.run, results, 0.0, ended, [(60.0, 3600.0)]).axes[0]
-    for axes, last in ((in_order, 3.0), (in_time, 4200.0 / 60)):
+    spans = []
+    for result, (start, end) in zip(results, [(0, 60), (3600, 4000), (3600, 4100), (3600, 4200)], strict=True):
+        ended = result.model_copy(update={"finished": float(end)})
+        spans.append(TrialSpan(ended, float(start), [(float(start), float(end))], 1))
+    by_number = search.scores_by_number(values.run, results).axes[0]
+    by_time = search.scores_by_time(values.run, results, spans).axes[0]
+    for axes, last in ((by_number, 3.0), (by_time, 4200.0 / 60)):
         (best,) = [line for line in axes.get_lines() if line.get_label() == "best so far"]
         assert best.get_xdata()[-1] == last and best.get_ydata()[-1] == 0.9
-    assert [text.get_text() for text in in_time.texts] == ["nobody at work, 59 minutes"]
+    assert [text.get_text() for text in by_time.texts] == ["idle for 59 min 00 s"]

@@ -1,4 +1,4 @@
-"""A run in a few lines: states, kinds of failure, the ends of logs."""
+"""State of a run: states of trials, kinds of failure, last lines of logs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from raypipe.cli.tables import show_status
-from raypipe.reporting.status import FEW, LAST, MOST, read_status
+from raypipe.reporting.status import LOG_LINES, MAX_FAILURES, MAX_ROWS, read_status
 from raypipe.storage.run_store import Epoch, TrialResult
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.evaluator import finish_trial
@@ -21,7 +21,7 @@ def run(tmp_path):
     made = make_run(tmp_path / "run", windows)
     for number, kind in enumerate(KINDS):
         made.add_trial(number, tiny())
-        for line in range(2 * LAST):
+        for line in range(2 * LOG_LINES):
             TrialLog(made.folder, number, "slot").write(f"line {line}")
         if kind:
             finish_trial(made, windows, number, "failed", f"reason {number}", kind, "Traceback\n  the end")
@@ -31,43 +31,43 @@ def run(tmp_path):
 
 def test_failures_are_counted_by_kind(run):
     found = read_status(run)
-    assert found.failures == {"error": 2, "out-of-memory": 1, "non-finite": 1, "bad-configuration": 1}
-    assert found.counts == {"failed": 5, "interrupted": 1}
-    assert [line.reason for line in found.lines][:4] == [f"reason {number}" for number in range(4)]
-    assert (found.lines[-1].number, found.lines[-1].total) == (9, 0)
+    assert found.failure_kinds == {"error": 2, "out-of-memory": 1, "non-finite": 1, "bad-configuration": 1}
+    assert found.states == {"failed": 5, "interrupted": 1}
+    assert [row.reason for row in found.rows][:4] == [f"reason {number}" for number in range(4)]
+    assert (found.rows[-1].number, found.rows[-1].total) == (9, 0)
 
 
-def test_the_newest_failures_come_with_the_ends_of_their_logs(run):
-    latest = read_status(run).latest
-    assert [failed.number for failed in latest] == [2, 3, 9][-FEW:]
-    assert all(len(failed.log) <= LAST for failed in latest)
-    assert latest[0].log[-3].endswith("end: failed (error) after epoch 0: reason 2")
-    assert latest[0].log[-2:] == ["  Traceback", "    the end"]
-    assert "failed (bad-configuration)" in latest[-1].log[-1]
+def test_the_latest_failures_come_with_the_last_lines_of_their_logs(run):
+    latest = read_status(run).failures
+    assert [failed.number for failed in latest] == [2, 3, 9][-MAX_FAILURES:]
+    assert all(len(failed.lines) <= LOG_LINES for failed in latest)
+    assert latest[0].lines[-3].endswith("end: failed (error) after epoch 0: reason 2")
+    assert latest[0].lines[-2:] == ["  Traceback", "    the end"]
+    assert "failed (bad-configuration)" in latest[-1].lines[-1]
 
 
 def test_a_failed_trial_keeps_its_score_and_is_never_ranked(run):
     run.write_history(4, [Epoch(epoch=1, passes=1, score=1e-9, fold_scores=[None], losses=[0.0], seconds=1.0)])
     ended = finish_trial(run, ToyWindows(), 4, "failed", "it broke in epoch 2", "error")
     assert (ended.score, ended.best_epoch) == (1e-9, 1)
-    assert read_status(run).lines[4].score == 1e-9
+    assert read_status(run).rows[4].score == 1e-9
     assert run.ranked() == []
 
 
-def test_of_many_trials_those_are_shown_that_say_something(tmp_path, capsys):
+def test_of_many_trials_unfinished_best_and_latest_are_shown(tmp_path, capsys):
     run = make_run(tmp_path / "run", ToyWindows())
     end = {"best_epoch": 1, "epochs": 3, "seconds": 2.0, "reason": "toy", "finished": 0.0}
-    for number in range(MOST + 30):
+    for number in range(MAX_ROWS + 30):
         run.add_trial(number, tiny())
         state = "failed" if number == 5 else "complete"
         if number != 2:
             run.write_result(TrialResult(number=number, state=state, score=1.0 + abs(number - 10) / 100, **end))
     found = read_status(run)
-    shown = [line.number for line in found.shown()]
-    assert len(shown) == MOST and shown == sorted(shown)
+    shown = [row.number for row in found.top_rows()]
+    assert len(shown) == MAX_ROWS and shown == sorted(shown)
     best = {10, *range(11, 15), *range(6, 10)}  # the failed one is none of them
-    assert {2, *best, *range(MOST + 15, MOST + 30)} <= set(shown)
-    assert found.shown(most=1)[0].number == 2, "what is under way comes first"
+    assert {2, *best, *range(MAX_ROWS + 15, MAX_ROWS + 30)} <= set(shown)
+    assert found.top_rows(most=1)[0].number == 2, "what is under way comes first"
     show_status(Console(width=100), found)
     out = capsys.readouterr().out
     assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")

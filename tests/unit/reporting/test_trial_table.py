@@ -1,4 +1,4 @@
-"""A run's trials as a table: from Python without Ray, and as files that others read."""
+"""A run's trials as a table, in Python without Ray and in files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from raypipe import Run
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.reporting.trial_table import packed, searched, trials_table, write_table
+from raypipe.reporting.trial_table import encode_table, trials_table, varied_parameters, write_table
 from raypipe.storage.run_store import Epoch
 from raypipe.trial.evaluator import finish_trial
 from tests.support.toys import ToyWindows, make_run, tiny
@@ -50,7 +50,7 @@ def test_a_row_has_the_best_epoch_of_all_folds(run):
     assert (table.loc[1, "failure"], table.loc[1, "reason"]) == ("non-finite", "the loss is, say, no number")
     assert np.isnan(table.loc[1, "score"])
     assert table.loc[2, "failure"] == "bad-configuration" and pd.isna(table.loc[2, "optim/lr"])
-    assert searched(table) == ["optim/lr"]
+    assert varied_parameters(table) == ["optim/lr"]
 
 
 def test_a_fold_without_a_score_is_missing_and_not_zero(run):
@@ -93,10 +93,10 @@ def test_a_run_without_trials_has_a_table_without_rows(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
     table = Run(run).trials
     assert len(table) == 0 and {"state", "score", "fold_2", "optim/lr"} <= set(table.columns)
-    assert json.loads(packed(table, "json")) == []
+    assert json.loads(encode_table(table, "json")) == []
 
 
-def test_bad_targets_are_told(run, tmp_path, capsys):
+def test_bad_targets_are_errors(run, tmp_path, capsys):
     with pytest.raises(UserError, match="a folder"):
         write_table(trials_table(run), "csv", tmp_path)
     assert command("trials", run.where, "--parquet", "-") == 2

@@ -22,7 +22,7 @@ from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_encoder
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.pretraining.worker import probe_score, tuned_score, work
-from raypipe.reporting.pretrain_report import _spread, curves, status_lines
+from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain
 from raypipe.search.sweep import _open
 from raypipe.training.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
@@ -88,10 +88,10 @@ def test_a_second_probe_trains_copies_on_and_leaves_the_encoder_as_it_is(
     assert [epoch.probe for epoch in history] == [epoch.probe for epoch in without]
     assert all(epoch.tuned is not None and np.isfinite(epoch.tuned) for epoch in history)
     assert all(epoch.tuned is None for epoch in without)
-    assert f", trained on {history[-1].tuned:.3f}" in " ".join(status_lines(run))
-    assert {text.get_text() for text in curves(PretrainedRun(run)).axes[1].get_legend().texts} >= {
+    assert f", fine-tuned {history[-1].tuned:.3f}" in " ".join(status_lines(run))
+    assert {text.get_text() for text in plot_curves(PretrainedRun(run)).axes[1].get_legend().texts} >= {
         "linear",
-        "trained on",
+        "fine-tuned",
     }
 
 
@@ -269,10 +269,10 @@ def test_shipped_spaces_run_at_toy_size(name, store, encoder, conformer, tmp_pat
 
 def test_pictures_show_several_people_and_whole_epochs(encoder):
     subjects = np.repeat(["a", "b", "c", "d"], [5, 1, 4, 2])
-    assert _spread(subjects, np.arange(12)).tolist() == [2, 5, 8]
-    assert _spread(subjects, np.arange(6)).tolist() == [2, 5, 1]
-    assert _spread(subjects, np.array([5])).tolist() == [5]
-    for axis in curves(PretrainedRun(encoder)).axes:
+    assert _spread_over_subjects(subjects, np.arange(12)).tolist() == [2, 5, 8]
+    assert _spread_over_subjects(subjects, np.arange(6)).tolist() == [2, 5, 1]
+    assert _spread_over_subjects(subjects, np.array([5])).tolist() == [5]
+    for axis in plot_curves(PretrainedRun(encoder)).axes:
         assert axis.get_xlim() == (0, 4)
         assert all(tick == round(tick) for tick in axis.get_xticks())
 

@@ -1,12 +1,12 @@
-"""Which parameters mattered: importance, parallel coordinates and contours, and how little they may rest on."""
+"""Parameter importance, parallel coordinates and contours, and warnings where there are few trials."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from raypipe.reporting.importance import contour, importances, off, parallel, parameters
-from raypipe.reporting.trial_table import trials_table
+from raypipe.reporting.sections.importance import contour_plot, importance_section, importances, parallel_coordinates
+from raypipe.reporting.trial_table import is_unused, trials_table
 from tests.support.toys import ToyWindows, add_ended, make_run
 
 
@@ -21,7 +21,7 @@ def test_the_parameter_that_decides_is_found(twelve):
 def test_lines_of_parallel_coordinates_end_at_the_scores(twelve):
     table = trials_table(twelve)
     table = table[table["state"] == "complete"]
-    (axes,) = parallel(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
+    (axes,) = parallel_coordinates(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
     assert len(lines) == 12
     heaviest = max(lines, key=lambda line: line.get_linewidth())
@@ -35,7 +35,7 @@ def test_the_contour_plot_has_every_trial_and_leaves_no_trace(twelve):
     table = trials_table(twelve)
     table = table[table["state"] == "complete"]
     style, open_ones = dict(rcParams), pyplot.get_fignums()
-    axes, bar = contour(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
+    axes, bar = contour_plot(table, ["optim/lr", "loss/name"], "NRMSE", "minimize").axes
     assert {axes.get_xlabel(), axes.get_ylabel()} == {"optim/lr", "loss/name"} and "NRMSE" in bar.get_ylabel()
     dots = [c for c in axes.collections if len(c.get_offsets()) == 12]
     assert len(dots) == 1 and len(axes.collections) > 2
@@ -57,12 +57,12 @@ def few(tmp_path):
     return made
 
 
-def test_few_trials_are_drawn_and_say_how_little_they_tell(few):
-    html = parameters(few(3))
-    assert "No importance is computed: 3 trial(s)" in html and "Parallel coordinates" in html
+def test_few_trials_are_drawn_with_a_warning(few):
+    html = importance_section(few(3))
+    assert "Importances are not computed from 3 fully trained trial(s)" in html and "Parallel coordinates" in html
     assert "Importance of parameters" not in html and "Grey, dashed: pruned" in html
-    html = parameters(few(4))
-    assert "These shares rest on 4 trials trained to the end, in which 3 parameters differ" in html
+    html = importance_section(few(4))
+    assert "rest on only 4 fully trained trials that differ in 3 parameters" in html
     assert "Importance of parameters" in html and "Contour" not in html and "Parallel coordinates" in html
     assert "could not be drawn" not in html
 
@@ -70,14 +70,14 @@ def test_few_trials_are_drawn_and_say_how_little_they_tell(few):
 def test_a_parameter_that_is_switched_off_leaves_a_gap(few):
     from matplotlib.colors import to_hex
 
-    from raypipe.reporting.figures import GREY
+    from raypipe.reporting.plotting import GREY
 
     table = trials_table(few(4))
-    (axes,) = parallel(table, ["sam/name", "sam/rho"], "NRMSE", "minimize").axes
+    (axes,) = parallel_coordinates(table, ["sam/name", "sam/rho"], "NRMSE", "minimize").axes
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]
     assert len(lines) == 6
     gaps = sorted(bool(np.isnan(line.get_ydata()[1])) for line in lines)
     assert gaps == [False] * 3 + [True] * 3
     assert sum(to_hex(line.get_color()) == GREY for line in lines) == 2
-    assert off({"loss/name": "plain"}, "loss/gamma") and not off({"loss/name": "focal"}, "loss/gamma")
-    assert not off({"sam/name": "none"}, "sam/name") and not off({}, "epochs")
+    assert is_unused({"loss/name": "plain"}, "loss/gamma") and not is_unused({"loss/name": "focal"}, "loss/gamma")
+    assert not is_unused({"sam/name": "none"}, "sam/name") and not is_unused({}, "epochs")

@@ -1,4 +1,4 @@
-"""What a run was made of, and the lines that make it again."""
+"""What a run was made from, and the command lines that reproduce it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from itertools import pairwise
 
 import pytest
 
-from raypipe.cli.common import held_out_of
 from raypipe.core.folds import make_folds
+from raypipe.core.options import parse_held_out
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import Settings
-from raypipe.reporting.provenance import commands, prepare_words, provenance_section, sweep_words
+from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, add_ended, make_run, write_store
 
 
+def section(run):
+    return provenance_section(run, run.results(), "a/run")
+
+
 def test_the_command_lines_give_the_same_folds_and_space(twelve):
     limits = {"time_budget": 90.0, "gpu_hours": 1.5}
     write_json(twelve.folder, "options.json", {"trials": 30, "grace": 2, "prune": False} | limits)
-    html = commands(twelve)
+    html = section(twelve)
     (line,) = re.findall(r"<code>(raypipe sweep .*?)</code>", html)
     words = shlex.split(line)
     option = dict(pairwise(words))
     names = ("--trials", "--grace", "--time-budget", "--gpu-hours")
-    assert [option[name] for name in names] == ["30", "2", "90s", "1.5"] and "--no-prune" in words
+    assert [option[name] for name in names] == ["30", "2", "90", "1.5"] and "--no-prune" in words
     toy = ToyWindows()
-    held_out = held_out_of(option["--held-out"])
+    held_out = parse_held_out(option["--held-out"])
     folds = make_folds(
         toy.subjects, toy.targets, classes=False, n_folds=int(option["--folds"]), seed=int(option["--seed"]),
         held_out=held_out,
@@ -59,13 +63,13 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
 
     from raypipe.cli import common
 
-    words = prepare_words(Settings(**ASKED))
+    words = prepare_command(Settings(**ASKED))
     group = typer.main.get_command(common.app)
     parsed = group.commands["prepare"].make_context("prepare", words[2:]).params
     given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
     assert given == ASKED
     plain = Settings(**dict.fromkeys(ASKED) | {"task": "challenge1", "dtype": "float32"})
-    assert shlex.join(prepare_words(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
+    assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
 
 
 @pytest.fixture
@@ -81,16 +85,16 @@ def stored(tmp_path):
     return RunStore.open(tmp_path / "run")
 
 
-def test_the_settings_come_from_the_store_or_the_recipe_says_that_they_are_gone(stored, tmp_path):
-    assert "--out STORE --window 4<" in commands(stored) and "not known here" not in commands(stored)
+def test_the_settings_come_from_the_store_or_the_section_says_that_they_are_unknown(stored, tmp_path):
+    assert "--out STORE --window 4<" in section(stored) and "unknown here" not in section(stored)
     write_json(stored.folder, "run.json", read_json(stored.folder, "run.json") | {"data_hash": "another"})
-    assert "the windows have changed since the run was made" in commands(RunStore.open(tmp_path / "run"))
+    assert "the windows have changed since the run was made" in section(RunStore.open(tmp_path / "run"))
     shutil.rmtree(tmp_path / "store")
-    html = commands(stored)
+    html = section(stored)
     assert "cannot be opened any more" in html and "--out STORE ...<" in html
 
 
-def test_how_the_computing_was_laid_out_is_printed_where_it_was_asked_for(twelve):
+def test_resource_options_are_printed_where_they_were_given(twelve):
     options = {
         "trials": 9,
         "workers": 2,
@@ -98,14 +102,14 @@ def test_how_the_computing_was_laid_out_is_printed_where_it_was_asked_for(twelve
         "gpus_per_worker": 0.5,
         "stem": "auto",
     }
-    write_json(twelve.folder, "options.json", options | {"stack": "off"})
-    words = sweep_words(twelve)
-    assert words[-6:] == ["--workers", "2", "--gpus-per-worker", "0.5", "--stack", "off"]
+    write_json(twelve.folder, "options.json", options | {"stack": "off", "reduction": 4})
+    words = sweep_command(twelve)
+    assert words[-8:] == ["--workers", "2", "--gpus-per-worker", "0.5", "--reduction", "4", "--stack", "off"]
 
 
-def test_the_fold_map_is_told_whole(twelve):
-    html = provenance_section(twelve, twelve.results(), "a/run")
-    folded = re.search(r"<details><summary>Who is in which fold.*?</details>", html, re.DOTALL)[0]
+def test_the_fold_map_is_listed_whole(twelve):
+    html = section(twelve)
+    folded = re.search(r"<details><summary>Subjects by fold.*?</details>", html, re.DOTALL)[0]
     assert twelve.info.folds_hash in html and folded.count("<li>") == len(twelve.folds.fold_of)
     for subject, fold in twelve.folds.fold_of.items():
         assert (f"<b>{subject}: held out</b>" if fold < 0 else f"<li>{subject}: {fold}</li>") in folded
@@ -115,9 +119,7 @@ def test_parameters_at_their_defaults_are_folded_away(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
     add_ended(run, 0, 1.0, optim__lr=0.00123456789, sam__name="none")
     add_ended(run, 1, 2.0, optim__lr=0.002, sam__name="sam", sam__rho=0.1)
-    shown, _, rest = (
-        provenance_section(run, run.results(), "a/run").partition("Configuration of")[2].partition("<details>")
-    )
+    shown, _, rest = section(run).partition("Configuration of")[2].partition("<details>")
     assert "<td>0.001235</td><td>0.001</td><td>0.001235 to 0.002</td>" in shown
     assert "<td>sam/rho</td><td>not used</td><td>0.05</td><td>0.1 to 0.1</td>" in shown
     assert "pretrain/" not in shown and "init/" not in shown and "pretrain/mask" in rest

@@ -1,0 +1,62 @@
+"""Sections on how a search went: importance, halving, timeline, outcomes, time."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+from raypipe.reporting.sections.importance import importance_section
+from raypipe.reporting.sections.outcomes import halving_savings, halving_section, outcomes_section
+from raypipe.reporting.sections.time_use import time_section
+from raypipe.reporting.sections.timeline import timeline, timeline_section
+from raypipe.reporting.trial_spans import trial_spans
+from tests.support.toys import ToyWindows, add_ended, make_run
+
+
+def test_halving_saved_the_epochs_that_its_trials_had_left(twelve):
+    assert halving_savings(twelve, twelve.results()) == (2, 3, 2 + 3, 10.0 * 5)
+
+
+def test_sections_show_what_the_run_has(twelve):
+    results = twelve.results()
+    sections = [
+        importance_section(twelve),
+        halving_section(twelve, results),
+        timeline_section(trial_spans(twelve, results)),
+    ]
+    titles = [re.search(r"<h2[^>]*>(.*?)</h2>", section).group(1) for section in sections]
+    assert titles == ["Parameter importance", "Successive halving", "Timeline"]
+    assert "stopped 2 of 14 trials early, after 3 of 8 planned epochs" in sections[1]
+    assert "1 were interrupted and resumed" in sections[2] and "0 failed" in sections[2]
+    assert sections[0].count("<img") == 3 and "Contour plot of the score over optim/lr and" in sections[0]
+    assert all('alt="' in section for section in (sections[0], sections[2]))
+
+
+def test_sections_without_content_are_empty(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    assert (
+        importance_section(run) == halving_section(run, []) == timeline_section([]) == time_section(run, [], []) == ""
+    )
+    add_ended(run, 0, 1.0)
+    assert "1 trial(s) with a score: there is nothing to compare" in importance_section(run)
+
+
+def test_outcomes_are_counted(twelve):
+    html = outcomes_section(twelve, twelve.results())
+    assert "<p>12 complete, 2 pruned.</p>" in html and "<table>" not in html
+
+
+def test_the_time_section_has_wall_time_and_worker_time(twelve):
+    results = twelve.results()
+    html = time_section(twelve, results, trial_spans(twelve, results))
+    text = unescape(re.sub(r"<[^>]*>", " ", html))
+    assert re.search(r"wall time, from the first request of a trial to the last end\s+14 min \d\d s", text)
+    assert "without: start-up, waiting, pauses" in text and "worker time, summed over workers with a trial" in text
+
+
+def test_the_timeline_has_ticks_at_trials_only(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    for number in (0, 1, 5):
+        add_ended(run, number, 1.0)
+    (axes,) = timeline(trial_spans(run, run.results())).axes
+    assert axes.get_yticks().tolist() == [0, 1, 5]
