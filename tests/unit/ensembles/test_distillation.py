@@ -85,7 +85,7 @@ def test_one_network_is_shipped_scored_and_told(made, tmp_path):
     np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
     assert "One network, which has the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
     page = re.sub(r'src="data:[^"]*"', "", html.unescape(Path(write_report(run)).read_text()))
-    assert "one network that was trained to answer as it does" in page and "NaN" not in page and ">nan<" not in page
+    assert "distilled to the one network that is shipped" in page and "NaN" not in page and ">nan<" not in page
 
 
 @pytest.mark.parametrize("method", ["ridge", "boosting", "greedy"])
