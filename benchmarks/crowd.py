@@ -41,7 +41,7 @@ from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import _open
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import SweepCallback
 from tests.support.faults import descendants
 from tests.support.simulated_sweep import prepare_simulation, simulated

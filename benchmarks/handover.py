@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from raypipe import SweepCallback, sweep
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 

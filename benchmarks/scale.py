@@ -34,7 +34,7 @@ from benchmarks.timing import where_and_when
 from raypipe import SweepCallback, sweep
 from raypipe.core.config import parse_config
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, make_run, write_store
 

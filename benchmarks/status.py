@@ -28,7 +28,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_plots, write_report
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store

@@ -40,7 +40,7 @@ from raypipe import SweepCallback, sweep
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import score
 from raypipe.models.conformer import Conformer, normalise
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from tests.support.toys import write_store
 
 FOLDS, EPOCHS, BATCH = 4, 5, 64

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raypipe.core.errors import UserError, first_line, missing_package
-from raypipe.core.versions import EXPECTS, own_versions
+from raypipe.core.versions import EXPECTED_VERSIONS, job_versions
 from raypipe.storage.remote import refuse_credentials
 
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -100,7 +100,7 @@ class Jobs:
                 "working_dir": folder,
                 "py_modules": [str(Path(__file__).parents[1])],
                 "excludes": ["__pycache__"],
-                "env_vars": {EXPECTS: json.dumps(own_versions()), "RAY_USAGE_STATS_ENABLED": "0"},
+                "env_vars": {EXPECTED_VERSIONS: json.dumps(job_versions()), "RAY_USAGE_STATS_ENABLED": "0"},
             }
             try:
                 return str(

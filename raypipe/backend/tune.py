@@ -14,8 +14,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.storage.journal import STUDY_NAME
+from raypipe.storage.records import State, TrialResult
 from raypipe.storage.remote import shell_quoted
-from raypipe.storage.run_store import RunStore, State, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.failures import DrawError
 

@@ -54,9 +54,9 @@ def _run(arguments: list[str]) -> None:
 def _refuse_other_versions() -> None:
     """Refuse to run a submitted job if the cluster's packages are not the submitter's."""
     if "RAYPIPE_EXPECTS" in os.environ:
-        from raypipe.core.versions import refuse_other_versions
+        from raypipe.core.versions import check_job_versions
 
-        refuse_other_versions()
+        check_job_versions()
 
 
 def _leave(line: str, status: int) -> None:

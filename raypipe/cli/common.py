@@ -68,9 +68,9 @@ def write(text: object) -> None:
 def is_pretrained(where: str) -> bool:
     """Return whether a run was made by `pretrain`."""
     from raypipe.storage.files import open_folder
-    from raypipe.storage.records import PRETRAINED
+    from raypipe.storage.records import PRETRAIN_FILE
 
-    return open_folder(where).exists(PRETRAINED)  # without torch, which takes seconds to import
+    return open_folder(where).exists(PRETRAIN_FILE)  # without torch, which takes seconds to import
 
 
 def print_pretrained(where: str) -> None:

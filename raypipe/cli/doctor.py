@@ -26,8 +26,9 @@ from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import FolderJournal, lines
 from raypipe.storage.lease import read_lease
+from raypipe.storage.records import Member
 from raypipe.storage.remote import RemoteFolder, RetryPolicy, without_settings
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 
 STORAGE_TIMEOUT_SECONDS = 10.0

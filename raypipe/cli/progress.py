@@ -20,8 +20,8 @@ from raypipe.cli.sweep_state import RunningTrial, SweepState
 from raypipe.core.config import TrialConfig, flat
 from raypipe.core.text import format_duration
 from raypipe.storage.budget import BUDGET_OPTIONS
+from raypipe.storage.records import TrialResult
 from raypipe.storage.remote import shell_quoted
-from raypipe.storage.run_store import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 
 MAX_TRIAL_ROWS = 12

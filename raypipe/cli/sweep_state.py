@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from raypipe.core.config import TrialConfig
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 
 

@@ -1,4 +1,4 @@
-"""Versions of the packages that must agree between the process that submits a job and the job."""
+"""Versions of installed packages: for the records of a run, and for jobs that run elsewhere."""
 
 from __future__ import annotations
 
@@ -9,38 +9,43 @@ from importlib.metadata import version
 
 from raypipe.core.errors import UserError
 
-EXPECTS = "RAYPIPE_EXPECTS"
-"""Environment variable of a job: the versions that it was submitted with, as JSON."""
+EXPECTED_VERSIONS = "RAYPIPE_EXPECTS"
+"""Environment variable of a job: the versions of the process that submitted it, as JSON."""
 
-
+_RECORDED = ("raypipe", "torch", "ray", "optuna", "mne", "scikit-learn", "numpy")
 _SHIPPED = ("ray", "torch", "optuna", "numpy", "pydantic")
 
 
-def own_versions() -> dict[str, str]:
-    """Versions that must be the same where a job is submitted and where it runs."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a run's numbers depend on, to be recorded with them."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _RECORDED}}
+
+
+def job_versions() -> dict[str, str]:
+    """Return the versions that must be equal where a job is submitted and where it runs."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python} | {name: version(name).partition("+")[0] for name in _SHIPPED}
 
 
-def refuse_other_versions() -> None:
-    """Compare this process with where its job was submitted.
+def check_job_versions() -> None:
+    """Compare this process's versions with those of the process that submitted the job; do nothing outside a job.
 
     Raises
     ------
     UserError
-        Names what differs.
+        Names the packages that differ.
     """
-    text = os.environ.get(EXPECTS)
+    text = os.environ.get(EXPECTED_VERSIONS)
     if not text:
         return
-    here, there = own_versions(), json.loads(text)
-    odd = [
-        f"{name} {here.get(name, 'missing')} here, {want} there"
-        for name, want in there.items()
-        if here.get(name) != want
+    here, there = job_versions(), json.loads(text)
+    different = [
+        f"{name} {here.get(name, 'missing')} here, {expected} there"
+        for name, expected in there.items()
+        if here.get(name) != expected
     ]
-    if odd:
+    if different:
         raise UserError(
-            f"this cluster is not what the job was submitted with: {'; '.join(odd)}; "
+            f"this cluster is not what the job was submitted with: {'; '.join(different)}; "
             "install both with -c constraints.txt"
         )

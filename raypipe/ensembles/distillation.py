@@ -12,7 +12,8 @@ from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import Soup
 from raypipe.ensembles.oof import Floats
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.failures import read_retry

@@ -35,7 +35,8 @@ from raypipe.ensembles.verdict import (
     worth_words,
 )
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 
 __all__ = ["Ensemble", "HeldOut", "fit_ensemble"]
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, Index
+from raypipe.core.versions import package_versions
 from raypipe.ensembles import verdict
 from raypipe.ensembles.members import Soup, listed, unlisted
 from raypipe.ensembles.oof import Floats
 from raypipe.ensembles.scores import Side
 from raypipe.models.combine import Rule
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.run_store import Member, RunStore, versions
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,7 +111,7 @@ class Ensemble:
             "diversity": self.diversity,
             "left_out": self.left_out,
             "data_hash": self.run.info.data_hash,
-            "versions": versions(),
+            "versions": package_versions(),
         }
 
     @staticmethod

@@ -12,8 +12,9 @@ import torch
 from raypipe.core.errors import UserError
 from raypipe.data.window_store import WindowStore
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.storage.records import digest, unpack
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.out_of_fold import unpack_tensors
+from raypipe.storage.records import Member, digest
+from raypipe.storage.run_store import RunStore
 
 
 def ensemble_spec(
@@ -82,7 +83,7 @@ class Soup:
         for name, expected in record["files"].items():
             if not run.folder.exists(name) or digest(data := run.folder.read(name)) != expected:
                 raise ValueError(f"{name} is missing, or its checksum differs")
-            folds.append(dict(unpack(name, data)))
+            folds.append(unpack_tensors(data))
         return cls(unlisted(record), folds, bool(record.get("student", False)))
 
 

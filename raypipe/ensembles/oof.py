@@ -15,7 +15,9 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
 from raypipe.core.metrics import Kind, score
 from raypipe.models.combine import Rule, combine
-from raypipe.storage.run_store import Member, OutOfFold, RunStore
+from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 
 Floats = NDArray[np.float64]
 

@@ -26,7 +26,8 @@ from raypipe.ensembles.members import Soup, build_module, fold_tensors, read_sou
 from raypipe.ensembles.methods import ranking, splits, with_snapshots
 from raypipe.ensembles.oof import Floats, Members
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 
 UNIFORM, GREEDY, SWA = "uniform-soup", "soup", "swa"
 SOUPS = {

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
+from raypipe.core.versions import package_versions
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble
@@ -22,7 +23,7 @@ from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.records import digest
 from raypipe.storage.remote import without_settings
-from raypipe.storage.run_store import RunStore, versions
+from raypipe.storage.run_store import RunStore
 
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
 FILES = (RECORD, TENSORS, CARD)
@@ -87,7 +88,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         looks=ensemble.looks,
         seed=run.info.seed,
         data_hash=run.info.data_hash,
-        versions=versions(),
+        versions=package_versions(),
     )
     files = {TENSORS: save(state), CARD: model_card(info).encode()}
     info = info.model_copy(update={"sha256": {name: digest(data) for name, data in files.items()}})

@@ -25,11 +25,12 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.record import Record
 from raypipe.models.registry import build_model
 from raypipe.storage.files import Folder, open_folder, read_json, read_record, write_json, write_record
-from raypipe.storage.records import PRETRAINED, digest, unpack
+from raypipe.storage.out_of_fold import unpack_tensors
+from raypipe.storage.records import PRETRAIN_FILE, digest
 from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
-INFO, CARD = PRETRAINED, "card.json"
+INFO, CARD = PRETRAIN_FILE, "card.json"
 
 
 class PretrainInfo(Record):
@@ -249,7 +250,7 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
     name = PretrainedRun.encoder_name("all" if fold is None else f"fold-{fold}")
     if name not in files:
         raise UserError(f"{where}: no {name}; there is {', '.join(sorted(files))}")
-    tensors, chosen = dict(unpack(name, files[name])), ModelConfig.model_validate(card["model"])
+    tensors, chosen = unpack_tensors(files[name]), ModelConfig.model_validate(card["model"])
     # A head that tells a distribution, or a variance, answers one value by several numbers.
     last = max((n for n in tensors if n.startswith("head.") and n.endswith("bias")), key=lambda n: (len(n), n))
     model = build_model(

@@ -19,7 +19,8 @@ from raypipe.ensembles.scores import Side
 from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference, window_keys
 from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.lease import read_lease
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 
 BEST_TRIAL = "best trial, out of fold"
 ENSEMBLE_OOF = "ensemble, out of fold (its weights were fitted on these subjects)"

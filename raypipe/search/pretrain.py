@@ -14,6 +14,7 @@ from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.progress import Progress, no_progress
+from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -21,7 +22,7 @@ from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import tell, work
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease
-from raypipe.storage.records import OPTIONS, versions
+from raypipe.storage.records import OPTIONS_FILE
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 
@@ -107,7 +108,7 @@ def pretrain(
             probe_every=probe_every,
             tuned_probe=tuned_probe,
             micro_batch=micro_batch,
-            versions=versions(),
+            versions=package_versions(),
         )
         store = PretrainedRun.create(run, info, made)
     layout = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker, "address": address}
@@ -124,7 +125,11 @@ def resume(
 ) -> PretrainedRun:
     """Go on with pretraining, as it was last driven or with another number of workers."""
     store = PretrainedRun(run)
-    layout = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {"workers": 1, "cpus": 1, "gpus": 0}
+    layout = (
+        read_json(store.folder, OPTIONS_FILE)
+        if store.folder.exists(OPTIONS_FILE)
+        else {"workers": 1, "cpus": 1, "gpus": 0}
+    )
     changes = {"workers": workers, "address": address}
     return _drive(
         store, layout | {k: v for k, v in changes.items() if v is not None}, progress, callback or SweepCallback()
@@ -169,7 +174,7 @@ def _same(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_
 
 def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback) -> PretrainedRun:
     with Lease(store.folder):
-        write_json(store.folder, OPTIONS, layout)
+        write_json(store.folder, OPTIONS_FILE, layout)
         if store.over:
             return store
         if layout["workers"] > 1 or layout.get("address"):

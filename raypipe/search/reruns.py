@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult
+from raypipe.storage.run_store import RunStore
 
 OF, SEED = "rerun_of", "rerun_seed"
 """User attributes of a trial of the study that trains another one again: which, and with what seed."""

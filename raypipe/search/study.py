@@ -18,7 +18,8 @@ from raypipe.core.seeds import derive_seed
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
-from raypipe.storage.run_store import RunStore, State, TrialResult
+from raypipe.storage.records import State, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.failures import DrawError
 

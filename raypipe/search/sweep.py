@@ -17,6 +17,7 @@ from raypipe.backend.executor import execute, supervise
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
+from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of, held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -25,8 +26,8 @@ from raypipe.search.trackers import TrackingCallback, require
 from raypipe.storage.budget import Budget
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease, in_use_error, read_lease
-from raypipe.storage.records import OPTIONS
-from raypipe.storage.run_store import RunInfo, RunStore, versions
+from raypipe.storage.records import OPTIONS_FILE, RunInfo
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
 
@@ -102,12 +103,12 @@ def _resume(
     again: tuple[int, int] | None = None,
 ) -> RunStore:
     store = RunStore.open(run)
-    if not store.folder.exists(OPTIONS):
+    if not store.folder.exists(OPTIONS_FILE):
         last = read_lease(store.folder)
         if last and last.alive:  # its driver has only just begun
             raise in_use_error(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
-    chosen = parse_options({**read_json(store.folder, OPTIONS), **changes})
+    chosen = parse_options({**read_json(store.folder, OPTIONS_FILE), **changes})
     windows = open_windows(store.info.data)
     _same(store, windows, store.space, chosen)
     callback = callback or SweepCallback()
@@ -171,7 +172,7 @@ def _open(
     if init is None and needs_encoder(space):
         raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
     folds = folds_of(windows, options.folds, options.held_out, options.seed)
-    RunStore.require_room(where)
+    RunStore.check_new(where)
     begin()
     begun = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
@@ -187,7 +188,7 @@ def _open(
         space=space.name,
         space_hash=space.hash,
         folds_hash="",
-        versions=versions(),
+        versions=package_versions(),
         warm=warm.model_dump(mode="json") if warm else None,
         init=begun,
     )
@@ -207,7 +208,7 @@ def _same(store: RunStore, windows: WindowStore, space: SearchSpace, options: Sw
         )
     if options.folds != store.folds.n_folds:
         raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
-    before = read_json(store.folder, OPTIONS) if store.folder.exists(OPTIONS) else {}
+    before = read_json(store.folder, OPTIONS_FILE) if store.folder.exists(OPTIONS_FILE) else {}
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
     if options.seed != store.info.seed:
@@ -241,7 +242,7 @@ def _drive(
             elif options.trials < (there := len(store.listing())):
                 callback.on_trials_kept(options.trials, there)
                 options = options.model_copy(update={"trials": there})
-            write_json(store.folder, OPTIONS, options.model_dump(mode="json"))
+            write_json(store.folder, OPTIONS_FILE, options.model_dump(mode="json"))
             grace = options.grace or max(1, round(_longest_trial(store.space) / options.reduction**2))
             pruner = SuccessiveHalving(grace, options.reduction) if options.prune else None
 
@@ -260,7 +261,7 @@ def _drive(
                 else:
                     run = functools.partial(execute, store, windows, options, storage, budget, cluster, callback)
                     supervise(run, ledger, open_ledger, cluster, callback)
-            store.tidy()
+            store.remove_leftovers()
     except OSError as error:  # Optuna's journal does not know of `DiskFullError`
         raise disk_full(error, store.where) or error from None
     return store

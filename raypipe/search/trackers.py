@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from raypipe.core.config import flat
 from raypipe.core.errors import UserError, first_line, missing_package, nearest
+from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.remote import without_settings
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 
 log = logging.getLogger(__name__)

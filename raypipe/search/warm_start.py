@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from raypipe.core.config import flat
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult
+from raypipe.storage.run_store import RunStore
 
 SOURCE = "source"
 """User attribute of a trial that another run has trained: which run, and its number there."""

@@ -81,7 +81,7 @@ class Folder(Protocol):
     def names(self, prefix: str = "") -> list[str]:
         """Sorted names of all files below the folder `prefix`, temporary ones left out."""
 
-    def temporary(self) -> list[str]:
+    def partial_files(self) -> list[str]:
         """Sorted names of temporary files: being written, or left by who was killed in the midst of it."""
 
     def remove(self, name: str) -> None:
@@ -107,7 +107,7 @@ class LocalFolder:
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(TEMPORARY))
 
-    def temporary(self) -> list[str]:
+    def partial_files(self) -> list[str]:
         return sorted(name for name in self._walk(self.path) if name.endswith(TEMPORARY))
 
     def _walk(self, top: Path) -> Iterator[str]:

@@ -1,32 +1,26 @@
-"""What a run's files hold: records that are JSON checked against their schema, arrays, and the checksums of both."""
+"""The JSON records of a run and of its trials: schemas, file names and checksums."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.record import Record
 from raypipe.storage.files import Folder
 
-OPTIONS = "options.json"
-"""Of a run: how it was last driven."""
-PRETRAINED = "pretrain.json"
-"""The file that tells a pretrained run from a sweep's (`raypipe.pretraining.encoders`)."""
+OPTIONS_FILE = "options.json"
+"""Options that a run was last driven with."""
+PRETRAIN_FILE = "pretrain.json"
+"""Present in a pretrained run only (`raypipe.pretraining.encoders`)."""
 
-_OTHER = {
+_OTHER_FOLDERS = {
     "manifest.json": "a store of windows, not a run",
     "settings.json": "a store of windows that prepare did not finish, not a run",
-    PRETRAINED: "a run of raypipe pretrain, which has no trials",
+    PRETRAIN_FILE: "a run of raypipe pretrain, which has no trials",
     "bundle.json": "a bundle, not a run",
 }
 
@@ -51,33 +45,41 @@ class RunInfo(Record):
     folds_hash: str
     versions: dict[str, str]
     warm: dict[str, Any] | None = None
-    """What the study begins with (`raypipe.search.warm_start`)."""
+    """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""
     init: dict[str, Any] | None = None
-    """The pretrained run whose encoders lie in the run's ``init``: its place, objective and their checksums."""
+    """Pretrained run whose encoders are in the run's ``init`` folder: its place, its objective and their checksums."""
 
 
 class Epoch(BaseModel):
-    """One epoch of one trial over all its folds (``history.json``)."""
+    """One epoch of one trial over all its folds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     epoch: int
     passes: int
-    """Forward and backward passes over the training windows so far (SAM: two an epoch); ASHA's resource."""
+    """Forward and backward passes over the training windows so far (SAM: two per epoch). Successive halving counts
+    these."""
     score: float
     """The task's metric over the pooled out-of-fold predictions of this epoch."""
     fold_scores: list[float | None]
-    """Each fold's own score; None where it has none (AUC of one class)."""
+    """Score of each fold; None where it is undefined (AUC of one class)."""
     losses: list[float]
     """Mean training loss of each fold."""
     seconds: float
-    """Training and predicting, summed over the folds: seconds of one worker."""
+    """Seconds of one worker for training and prediction, summed over the folds."""
     by_fold: bool = False
-    """Each fold chooses its epoch by itself (on subjects of its training side): the latest epoch holds the choices."""
+    """Each fold chooses its own epoch, on subjects of its training side. The latest epoch then holds the choices."""
     over: bool = False
     """Every fold has stopped by itself."""
-    finished: float = 0.0
-    """Unix time at which it was scored; 0 in runs that were made before it was kept."""
+    finished: float
+    """Unix time (s) at which the epoch was scored."""
+
+
+class History(Record):
+    """Epochs of a trial (``history.json``)."""
+
+    format: Literal["raypipe-history/1"] = "raypipe-history/1"
+    epochs: list[Epoch]
 
 
 class TrialResult(Record):
@@ -96,11 +98,11 @@ class TrialResult(Record):
     """Kind of failure: bad-configuration, non-finite, out-of-memory, error, lost-worker."""
     finished: float
     files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of what the trial has left, by name in its folder."""
+    """SHA-256 of the trial's files, by name in its folder."""
     snapshots: list[int] = Field(default_factory=list)
-    """Epochs that ended a cycle of the learning rate and whose weights and predictions were kept too."""
+    """Epochs that ended a cycle of the learning rate, whose weights and predictions are stored too."""
     initial: list[str] = Field(default_factory=list)
-    """By fold, what tells initial weights apart (`finetuning.initial_id`): folds that share it can be averaged."""
+    """Id of the initial weights of each fold (`finetuning.initial_id`). Weights of equal ids can be averaged."""
 
 
 class TrialRecord(Record):
@@ -109,61 +111,43 @@ class TrialRecord(Record):
     format: Literal["raypipe-trial/1"] = "raypipe-trial/1"
     number: int
     started: float
-    """Unix time at which it was first asked for."""
+    """Unix time (s) at which it was first asked for."""
     config: TrialConfig
     rerun_of: int | None = None
-    """The trial whose configuration it is, with another seed (`raypipe.search.reruns`)."""
-
-
-class History(Record):
-    """A trial's epochs (``history.json``)."""
-
-    format: Literal["raypipe-history/1"] = "raypipe-history/1"
-    epochs: list[Epoch]
+    """The trial whose configuration it repeats on another seed (`raypipe.search.reruns`)."""
 
 
 class Member(NamedTuple):
-    """Networks of a trial, one a fold: those of its best epoch, or a snapshot, those of another."""
+    """The networks of a trial, one per fold: those of its best epoch, or of a snapshot."""
 
     trial: int
     epoch: int = 0
-    """Of a snapshot; 0 for the best."""
+    """Epoch of the snapshot; 0 for the best epoch."""
 
     def __str__(self) -> str:
         return f"trial {self.trial}" + (f" at epoch {self.epoch}" if self.epoch else "")
 
     def file(self, name: str) -> str:
-        """What a file of the trial, such as ``oof.npz``, is called for this member."""
+        """Return the name that a file of the trial, such as ``oof.npz``, has for this member."""
         stem, dot, kind = name.partition(".")
         return f"{stem}-epoch-{self.epoch:04d}{dot}{kind}" if self.epoch else name
 
 
 def trial_file(number: int, name: str = "") -> str:
-    """Where a file of a trial lies in its run."""
+    """Return the path of a trial's file, relative to the run."""
     return f"trials/{number:04d}/{name}"
 
 
-def other_than_run(folder: Folder) -> str | None:
-    """What of raypipe's lies in a folder that is no sweep's run, in words; None where it is nothing that is known."""
-    return next((words for name, words in _OTHER.items() if folder.exists(name)), None)
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Out-of-fold predictions of one trial: each window predicted by the fold model that never saw its subject."""
-
-    windows: NDArray[np.int64]
-    """(N,) window numbers in the store of windows, ascending."""
-    folds: NDArray[np.int64]
-    """(N,) fold that each belongs to."""
-    predictions: NDArray[np.float32]
-    """(N, outputs): the value in target units, or class probabilities."""
-    variances: NDArray[np.float32] | None = None
-    """(N,) of the values, in squared target units, where the network tells them."""
+def describe_other_folder(folder: Folder) -> str | None:
+    """Say which of raypipe's other folders this is; None for a run of a sweep and for unknown content."""
+    return next((words for name, words in _OTHER_FOLDERS.items() if folder.exists(name)), None)
 
 
 def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
-    """The epoch with the best score over all folds, the first of equals; the latest where folds choose themselves."""
+    """Return the epoch with the best score over all folds, the first of equals.
+
+    Where folds choose their own epochs it is the latest. None for an empty history.
+    """
     if not history:
         return None
     if history[-1].by_fold:
@@ -171,47 +155,6 @@ def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
     return min(history, key=lambda e: e.score if direction == "minimize" else -e.score)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    packages = ("raypipe", "torch", "ray", "optuna", "mne", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-
-
 def digest(data: bytes) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file's content in hex digits."""
     return hashlib.sha256(data).hexdigest()
-
-
-def pack_oof(oof: OutOfFold) -> bytes:
-    """Out-of-fold predictions as a file."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {"windows": oof.windows, "folds": oof.folds, "predictions": oof.predictions}
-    if oof.variances is not None:
-        arrays["variances"] = oof.variances
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def unpack(name: str, data: bytes) -> Any:
-    """Read a file that a trial leaves, by its name, and run no code for it.
-
-    Raises
-    ------
-    ValueError
-        It is truncated, altered or something else.
-    """
-    try:
-        if name in _RECORDS:
-            return _RECORDS[name].parse(data, name)
-        if name.startswith("oof"):
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                told = arrays.get("variances")
-                return OutOfFold(arrays["windows"], arrays["folds"], arrays["predictions"], told)
-        from safetensors.torch import load
-
-        return load(data)
-    except Exception as error:  # zipfile, zlib, NumPy and safetensors have one of their own for each kind of damage
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-_RECORDS: dict[str, type[Record]] = {"trial.json": TrialRecord, "history.json": History, "result.json": TrialResult}

@@ -306,7 +306,7 @@ class RemoteFolder:
             self._look_for_bucket()
         return sorted(path.removeprefix(f"{self._root}/") for path in found if not path.endswith(TEMPORARY))
 
-    def temporary(self) -> list[str]:
+    def partial_files(self) -> list[str]:
         found = self._patiently("listing it", lambda: self._list(self._path("")))
         return sorted(path.removeprefix(f"{self._root}/") for path in found if path.endswith(TEMPORARY))
 

@@ -102,7 +102,7 @@ def _read_entries(folder: Folder, number: int) -> list[Entry]:
                 found.append(Entry(stamp, who, text))
     with contextlib.suppress(FileNotFoundError, UserError):  # a damaged history is for others to tell
         history = read_record(History, folder, trial_file(number, "history.json")).epochs
-        found += [_told(epoch) for epoch in history if epoch.finished]
+        found += [_told(epoch) for epoch in history]
     return sorted(found)
 
 

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
+from raypipe.core.record import Record
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
@@ -46,11 +47,10 @@ class ComputeOptions(BaseModel):
     stack: Literal["auto", "on", "off"] = "auto"
 
 
-class ComputePlan(BaseModel):
+class ComputePlan(Record):
     """What was chosen, and the seconds of each way that was measured (``compute/<key>.json``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    format: Literal["raypipe-compute/1"] = "raypipe-compute/1"
     stem: Literal["fourier", "direct"]
     stacked: bool
     what: str
@@ -95,13 +95,13 @@ def choose_compute(
         f"depth {model.depth}"
     )
     key = hashlib.sha256(json.dumps([what, wishes.model_dump()]).encode()).hexdigest()[:12]
-    while (known := run.compute(key)) is None:
+    while (known := run.compute(ComputePlan, key)) is None:
         if claim(key):
             found = _measure(run, feed, config, list(folds), wishes, what, share)
-            if run.compute(key) is None:  # a claim does not last for ever, and the first choice stands
-                run.write_compute(key, found.model_dump(mode="json"))
+            if run.compute(ComputePlan, key) is None:  # a claim does not last for ever, and the first choice stands
+                run.write_compute(key, found)
                 log.info("%s: %s", what, found)
-    return ComputePlan.model_validate(known)
+    return known
 
 
 def _measure(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raypipe.core.config import TrialConfig
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import CheckpointError, NonFiniteError
 from raypipe.core.metrics import constant_out_of_fold, score
-from raypipe.storage.run_store import Epoch, Member, OutOfFold, RunStore, State, TrialResult, best_epoch
+from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
+from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training.result import FoldEpoch
 
@@ -116,7 +118,7 @@ def finish_trial(
     if ended is None:
         history = run.history(number)
         best = best_epoch(history, run.info.direction)
-        files = run.records_left(number)
+        files = run.record_checksums(number)
         log = TrialLog(run.folder, number, "end")
         initial: list[str] = []
         snapshots: list[int] = []

@@ -9,8 +9,8 @@ from typing import Literal
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
 from raypipe.core.record import Record
 from raypipe.storage.files import read_record, write_record
-from raypipe.storage.records import trial_file
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult, trial_file
+from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 
 FILE = "retry.json"

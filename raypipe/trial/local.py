@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from raypipe.core.errors import InterruptedEpochError, StorageError
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.failures import Failure, classify_failure, retry_or_fail

@@ -284,9 +284,9 @@ class FailingFolder:
         """Names of all files below `prefix`, or fail."""
         return list(self._do("names", prefix))
 
-    def temporary(self) -> list[str]:
+    def partial_files(self) -> list[str]:
         """Names of temporary files."""
-        return self.folder.temporary()
+        return self.folder.partial_files()
 
     def remove(self, name: str) -> None:
         """Remove the file, or fail."""

@@ -16,7 +16,8 @@ from raypipe.core.errors import InterruptedEpochError
 from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import COLUMNS, Manifest, Plan, Settings, Shard, Summary, content_hash
-from raypipe.storage.run_store import Epoch, RunInfo, RunStore, TrialResult
+from raypipe.storage.records import Epoch, RunInfo, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.local import run_trial
@@ -151,7 +152,7 @@ def add_ended(run: RunStore, number: int, score: float, state: str = "complete",
     run.add_trial(number, tiny(**params))
     begun = run.started(number)
     history = [
-        Epoch(epoch=e, passes=e, score=score, fold_scores=[score] * 3, losses=[1.0], seconds=10.0)
+        Epoch(epoch=e, passes=e, score=score, fold_scores=[score] * 3, losses=[1.0], seconds=10.0, finished=0.0)
         for e in range(1, epochs + 1)
     ]
     run.write_history(number, history)

@@ -143,5 +143,5 @@ def test_a_trial_killed_at_the_worst_places_ends_with_the_same_numbers(tmp_path)
     assert [e.score for e in killed.history(0)] == [e.score for e in undisturbed.history(0)]
     assert killed.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
     assert killed.result(0).score == undisturbed.result(0).score
-    killed.tidy()
+    killed.remove_leftovers()
     assert not [path for path in killed.local.rglob("*") if path.name.endswith((".part", ".ckpt"))]

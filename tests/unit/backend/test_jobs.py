@@ -12,7 +12,7 @@ import pytest
 from raypipe.backend.jobs import Jobs, job_stem
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.core.versions import EXPECTS, own_versions, refuse_other_versions
+from raypipe.core.versions import EXPECTED_VERSIONS, check_job_versions, job_versions
 
 ROOT = Path(__file__).parents[3]
 SPACE = str(ROOT / "search_spaces/latency.py")
@@ -82,7 +82,7 @@ def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, ca
     )
     assert cluster.shipped == ["latency.py"]
     assert job.runtime_env["py_modules"] == [str(ROOT / "raypipe")]
-    assert json.loads(job.runtime_env["env_vars"][EXPECTS]) == own_versions()
+    assert json.loads(job.runtime_env["env_vars"][EXPECTED_VERSIONS]) == job_versions()
     assert job.submission_id in out
 
 
@@ -199,12 +199,12 @@ def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys,
 
 
 def test_a_cluster_with_other_versions_refuses_the_job(monkeypatch, capsys):
-    refuse_other_versions()
-    monkeypatch.setenv(EXPECTS, json.dumps(own_versions()))
-    refuse_other_versions()
-    monkeypatch.setenv(EXPECTS, json.dumps(own_versions() | {"optuna": "4.0"}))
+    check_job_versions()
+    monkeypatch.setenv(EXPECTED_VERSIONS, json.dumps(job_versions()))
+    check_job_versions()
+    monkeypatch.setenv(EXPECTED_VERSIONS, json.dumps(job_versions() | {"optuna": "4.0"}))
     with pytest.raises(UserError, match=r"optuna .* here, 4\.0 there; install both with -c constraints\.txt"):
-        refuse_other_versions()
+        check_job_versions()
     assert typed(capsys, "status", "demo/run")[0] == 2
 
 

@@ -18,7 +18,8 @@ import pytest
 from raypipe.cli import app
 from raypipe.core.errors import InterruptedSweepError, UserError
 from raypipe.core.folds import make_folds
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from tests.support.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
 VERBS = ["simulate", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble", "report", "export"]
@@ -238,7 +239,9 @@ def test_a_warm_start_is_kept_in_the_run_and_not_looked_at_again(toy, tmp_path, 
     monkeypatch.setattr("raypipe.search.sweep.execute", lambda *_: None)
     old = make_run(tmp_path / "old", ToyWindows())
     old.add_trial(0, tiny())
-    old.write_history(0, [Epoch(epoch=1, passes=1, score=0.5, fold_scores=[0.5], losses=[0.5], seconds=1)])
+    old.write_history(
+        0, [Epoch(epoch=1, passes=1, score=0.5, fold_scores=[0.5], losses=[0.5], seconds=1, finished=0.0)]
+    )
     end = {"score": 0.5, "best_epoch": 1, "epochs": 1, "seconds": 1, "reason": "toy", "finished": 0}
     old.write_result(TrialResult(number=0, state="complete", **end))
     flags = ("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)

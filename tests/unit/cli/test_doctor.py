@@ -18,7 +18,7 @@ from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
 from raypipe.storage.files import read_json, write_json, write_record
 from raypipe.storage.lease import DRIVER_FILE, DriverRecord
-from raypipe.storage.records import OutOfFold
+from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 from tests.support.toys import ToyWindows, make_run, tiny, write_store

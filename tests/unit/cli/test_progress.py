@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raypipe.cli.progress import SweepView
 from raypipe.cli.sweep_state import SweepState
-from raypipe.storage.run_store import TrialResult
+from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot
 from tests.support.toys import tiny
 

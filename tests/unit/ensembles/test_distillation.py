@@ -19,7 +19,8 @@ from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.ensembles.methods import METHODS, Method, linear
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.reporting.report import write_report
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.unit.conftest import Finished

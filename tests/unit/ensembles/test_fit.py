@@ -20,7 +20,8 @@ from raypipe.ensembles.verdict import finding, oof_note, predicted, unit, write_
 from raypipe.ensembles.weights import METHODS, squared_error
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
-from raypipe.storage.run_store import OutOfFold, RunStore
+from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import flip, truncate
 from tests.support.toys import ToyWindows, make_run, tiny

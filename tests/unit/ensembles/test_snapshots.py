@@ -24,7 +24,8 @@ from raypipe.reporting.report import write_report
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
-from raypipe.storage.run_store import Epoch, Member, RunStore
+from raypipe.storage.records import Epoch, Member
+from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
@@ -148,7 +149,9 @@ def test_patience_and_halving_wait_for_the_end_of_a_cycle(made, tmp_path):
         run.write_history(
             number,
             [
-                Epoch(epoch=k + 1, passes=k + 1, score=s, fold_scores=[s] * 3, losses=[s] * 3, seconds=0.0)
+                Epoch(
+                    epoch=k + 1, passes=k + 1, score=s, fold_scores=[s] * 3, losses=[s] * 3, seconds=0.0, finished=0.0
+                )
                 for k, s in enumerate(scores)
             ],
         )

@@ -28,7 +28,8 @@ from raypipe.models.registry import build_model
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.submission import export_submission
 from raypipe.reporting.report import write_report
-from raypipe.storage.run_store import Member, RunStore
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
 from tests.support.toys import ToyWindows, tiny, write_store

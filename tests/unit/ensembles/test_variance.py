@@ -20,7 +20,7 @@ from raypipe.models.readout import bin_centres, moments, told
 from raypipe.models.registry import build_model
 from raypipe.models.stacked import ConformerStack
 from raypipe.packaging.bundle import export_bundle, load_ensemble
-from raypipe.storage.run_store import Member
+from raypipe.storage.records import Member
 from raypipe.training.losses import make_loss
 from raypipe.training.result import FoldEpoch
 from raypipe.training.stacked_trainer import StackedTrainer

@@ -36,7 +36,9 @@ def search(tmp_path):
             number = ledger.next()
             folds = [None if score is None else score + spread * k for k in (-1, 0, 1)]
             if score is not None:
-                epoch = Epoch(epoch=1, passes=1, score=score, fold_scores=folds, losses=[1.0] * 3, seconds=seconds)
+                epoch = Epoch(
+                    epoch=1, passes=1, score=score, fold_scores=folds, losses=[1.0] * 3, seconds=seconds, finished=0.0
+                )
                 run.write_history(number, [epoch])
             run.write_result(
                 TrialResult(

@@ -17,8 +17,9 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.records import OutOfFold
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
@@ -34,7 +35,9 @@ def answered(where, store, noise, *, seed=0, lr=3e-3, draw=1):
     files = run.write_oof(0, OutOfFold(index, run.folds.folds(windows.subjects)[index], predictions))
     value = score("nrmse", windows.targets[index], predictions)
     run.add_trial(0, tiny(optim__lr=lr))
-    run.write_history(0, [Epoch(epoch=1, passes=1, score=value, fold_scores=[value] * 3, losses=[1.0], seconds=30.0)])
+    run.write_history(
+        0, [Epoch(epoch=1, passes=1, score=value, fold_scores=[value] * 3, losses=[1.0], seconds=30.0, finished=0.0)]
+    )
     end = {"best_epoch": 1, "epochs": 1, "seconds": 30.0, "reason": "toy", "finished": 0.0}
     run.write_result(TrialResult(number=0, state="complete", score=value, files=files, **end))
     return run

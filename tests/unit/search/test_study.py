@@ -12,7 +12,8 @@ from raypipe.core.errors import UserError
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
-from raypipe.storage.run_store import Epoch, RunStore
+from raypipe.storage.records import Epoch
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
@@ -39,7 +40,7 @@ def record(run, number, scores, passes=1):
     run.write_history(
         number,
         [
-            Epoch(epoch=e, passes=e * passes, score=s, fold_scores=[s], losses=[s], seconds=1)
+            Epoch(epoch=e, passes=e * passes, score=s, fold_scores=[s], losses=[s], seconds=1, finished=0.0)
             for e, s in enumerate(scores, 1)
         ],
     )

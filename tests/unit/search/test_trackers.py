@@ -12,7 +12,8 @@ import pytest
 
 from raypipe.core.errors import StorageError, UserError
 from raypipe.search.trackers import TRACKERS, TrackingCallback, require
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, SweepCallback
 from raypipe.trial.evaluator import finish_trial
 from tests.support.callbacks import Recorder
@@ -28,7 +29,9 @@ def run(tmp_path) -> RunStore:
 
 def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     return [
-        Epoch(epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0)
+        Epoch(
+            epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0, finished=0.0
+        )
         for k, s in enumerate(scores, start=begin)
     ]
 

@@ -13,7 +13,8 @@ from raypipe.search.study import StudyQueue
 from raypipe.search.warm_start import is_warm, warm_start
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,7 +44,7 @@ def old(tmp_path, windows):
         run.write_history(
             number,
             [
-                Epoch(epoch=e, passes=e, score=s, fold_scores=[s], losses=[s], seconds=1)
+                Epoch(epoch=e, passes=e, score=s, fold_scores=[s], losses=[s], seconds=1, finished=0.0)
                 for e, s in enumerate(values, 1)
             ],
         )
@@ -132,7 +133,7 @@ def test_halving_does_not_compare_with_them(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
     book = ledger(run, windows, pruner=SuccessiveHalving(grace=1, eta=2))
     number = book.next()
-    bad = Epoch(epoch=1, passes=1, score=99.0, fold_scores=[99.0], losses=[1.0], seconds=1)
+    bad = Epoch(epoch=1, passes=1, score=99.0, fold_scores=[99.0], losses=[1.0], seconds=1, finished=0.0)
     run.write_history(number, [bad])
     assert book.observe(number)
 

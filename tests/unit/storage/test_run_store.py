@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from raypipe.api import Run
 from raypipe.core.errors import UserError
 from raypipe.storage.files import LocalFolder
-from raypipe.storage.run_store import Epoch, OutOfFold, RunStore, TrialResult
+from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import FailingFolder, Killed
@@ -32,7 +34,9 @@ def result(number=0, **changes):
 
 def test_everything_comes_back(run):
     run.add_trial(3, tiny(sam__name="sam"))
-    history = [Epoch(epoch=1, passes=2, score=0.5, fold_scores=[0.4, None], losses=[1.0, 2.0], seconds=1.0)]
+    history = [
+        Epoch(epoch=1, passes=2, score=0.5, fold_scores=[0.4, None], losses=[1.0, 2.0], seconds=1.0, finished=0.0)
+    ]
     oof = OutOfFold(np.arange(3), np.array([0, 1, 0]), np.ones((3, 1), np.float32))
     run.write_history(3, history)
     run.write_result(result(3))
@@ -69,7 +73,7 @@ def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
         run.add_trial(number, tiny())
         run.write_checkpoint(number, 2, 5, b"late")
     run.write_result(result(0))
-    run.tidy()
+    run.remove_leftovers()
     assert (run.checkpoints(0, 2), run.checkpoints(1, 2)) == ([], [5])
 
 
@@ -79,9 +83,9 @@ def test_temporary_files_of_the_killed_are_tidied_away(run):
     others = [".report.html.0a1b2c3d.part", "ensemble/.ensemble.json.0a1b2c3d.part"]
     for name in ours + others:
         run.folder.write(name, b"half")
-    assert run.folder.temporary() == sorted(ours + others)
-    run.tidy()
-    assert run.folder.temporary() == others
+    assert run.folder.partial_files() == sorted(ours + others)
+    run.remove_leftovers()
+    assert run.folder.partial_files() == others
 
 
 def test_ranking_leaves_out_what_left_no_weights(run):
@@ -175,7 +179,7 @@ def drive(run, windows, numbers, ended):
                 }
                 run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
             scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}
-            history.append(Epoch(epoch=epoch, passes=epoch, **scores))
+            history.append(Epoch(epoch=epoch, passes=epoch, **scores, finished=0.0))
             run.write_history(number, history)
             for fold in range(3):
                 run.drop_checkpoints(number, fold, keep=(epoch - 1,), before=epoch)
@@ -223,7 +227,7 @@ def test_a_byte_that_flips_in_what_a_trial_left_is_noticed(tmp_path_factory, dat
     path.write_bytes(whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :])
     assert list(run.verify([0])) == [f"trials/0000/{name}"]
     if not name.endswith(".json"):
-        with pytest.raises(UserError, match=rf"{name}: damaged \(its checksum is not the one that the trial left\)"):
+        with pytest.raises(UserError, match=rf"{name}: damaged \(its checksum is not the one that the trial record"):
             run.oof(0) if name == "oof.npz" else run.weights(0, int(name[5]))
 
 

@@ -10,7 +10,7 @@ from raypipe.core.folds import make_folds
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
-from raypipe.storage.run_store import Member
+from raypipe.storage.records import Member
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import FoldTrainer, target_scale
 from raypipe.trial.local import run_trial

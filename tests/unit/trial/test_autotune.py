@@ -118,7 +118,7 @@ def test_who_may_not_measure_waits_for_who_does(run, feed, clock):
     def claim(key):
         asked.append(key)
         if len(asked) == 3:
-            run.write_compute(key, OTHERS.model_dump())
+            run.write_compute(key, OTHERS)
         return False
 
     assert choose_compute(run, feed, tiny(), range(3), ComputeOptions(), claim) == OTHERS
@@ -130,7 +130,7 @@ def test_of_two_who_measure_the_first_is_right_for_both(run, feed, monkeypatch):
     keys = []
 
     def slow(work, device):
-        run.write_compute(keys[0], OTHERS.model_dump())
+        run.write_compute(keys[0], OTHERS)
         return 1.0
 
     monkeypatch.setattr(autotune, "_quickest", slow)

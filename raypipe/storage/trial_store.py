@@ -1,0 +1,263 @@
+"""The files of a run's trials: records, checkpoints, out-of-fold predictions and weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from raypipe.core.config import TrialConfig
+from raypipe.core.errors import UserError, first_line
+from raypipe.core.record import Record
+from raypipe.storage.files import Folder, map_concurrently, read_record, write_record
+from raypipe.storage.out_of_fold import OutOfFold, unpack_tensors
+from raypipe.storage.records import Epoch, History, Member, TrialRecord, TrialResult, digest, trial_file
+
+TRIAL, HISTORY, RESULT = "trial.json", "history.json", "result.json"
+
+_RECORDS: dict[str, type[Record]] = {TRIAL: TrialRecord, HISTORY: History, RESULT: TrialResult}
+
+
+class TrialStore:
+    """Read and write the files of a run's trials. `raypipe.storage.run_store` lists them.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    @property
+    def where(self) -> str:
+        """Path or URI of the run."""
+        return self.folder.where
+
+    # Records
+
+    def listing(self) -> dict[int, set[str]]:
+        """Return the names of the files in every trial's folder, by trial; files in folders below are left out."""
+        found: dict[int, set[str]] = {}
+        for name in self.folder.names("trials"):
+            parts = name.split("/")
+            if len(parts) == 3:
+                found.setdefault(int(parts[1]), set()).add(parts[2])
+        return found
+
+    def numbers(self, having: str = TRIAL) -> list[int]:
+        """Return the numbers of all trials that have such a file, ascending."""
+        return sorted(number for number, names in self.listing().items() if having in names)
+
+    def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
+        """Record a trial's configuration, and which trial it repeats on another seed."""
+        record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
+        write_record(self.folder, trial_file(number, TRIAL), record)
+
+    def has_trial(self, number: int) -> bool:
+        """Return whether the trial has been recorded."""
+        return self.folder.exists(trial_file(number, TRIAL))
+
+    def record(self, number: int) -> TrialRecord:
+        """Return the record of a trial.
+
+        Raises
+        ------
+        UserError
+            There is no such trial, or its record is damaged.
+        """
+        try:
+            return read_record(TrialRecord, self.folder, trial_file(number, TRIAL))
+        except FileNotFoundError:
+            raise UserError(f"{self.where}: no trial {number}") from None
+
+    def config(self, number: int) -> TrialConfig:
+        """Return the configuration of a trial; raises as `record`."""
+        return self.record(number).config
+
+    def rerun_of(self, number: int) -> int | None:
+        """Return the trial that a trial repeats on another seed, or None; raises as `record`."""
+        return self.record(number).rerun_of
+
+    def started(self, number: int) -> float:
+        """Return the Unix time (s) at which a trial was first asked for; raises as `record`."""
+        return self.record(number).started
+
+    def history(self, number: int) -> list[Epoch]:
+        """Return the epochs of a trial that every fold has finished.
+
+        Raises
+        ------
+        UserError
+            The record is damaged.
+        """
+        try:
+            return read_record(History, self.folder, trial_file(number, HISTORY)).epochs
+        except FileNotFoundError:
+            return []
+
+    def write_history(self, number: int, history: Sequence[Epoch]) -> None:
+        """Record the epochs of a trial."""
+        write_record(self.folder, trial_file(number, HISTORY), History(epochs=list(history)))
+
+    def result(self, number: int) -> TrialResult | None:
+        """Return how a trial ended, or None while it has not.
+
+        Raises
+        ------
+        UserError
+            The record is damaged.
+        """
+        try:
+            return read_record(TrialResult, self.folder, trial_file(number, RESULT))
+        except FileNotFoundError:
+            return None
+
+    def write_result(self, result: TrialResult) -> None:
+        """Record how a trial ended."""
+        write_record(self.folder, trial_file(result.number, RESULT), result)
+
+    def results(self) -> list[TrialResult]:
+        """Return the results of all trials that have ended, by number."""
+        ended = [n for n, names in self.listing().items() if {TRIAL, RESULT} <= names]
+        found = map_concurrently(self.folder, self.result, sorted(ended))
+        return [result for result in found if result is not None]
+
+    # Checkpoints
+
+    def write_checkpoint(self, number: int, fold: int, epoch: int, data: bytes) -> None:
+        """Store a fold's state after `epoch`."""
+        self.folder.write(_checkpoint(number, fold, epoch), data)
+
+    def read_checkpoint(self, number: int, fold: int, epoch: int) -> bytes:
+        """Return the bytes of a checkpoint; FileNotFoundError where there is none."""
+        return self.folder.read(_checkpoint(number, fold, epoch))
+
+    def checkpoints(self, number: int, fold: int) -> list[int]:
+        """Return the epochs of a fold's checkpoints, ascending."""
+        names = self.folder.names(trial_file(number, f"fold-{fold}"))
+        return sorted(int(name[-9:-5]) for name in names if name.endswith(".ckpt"))
+
+    def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = (), before: float = math.inf) -> None:
+        """Remove a fold's checkpoints of epochs before `before`, except those in `keep`."""
+        for epoch in self.checkpoints(number, fold):
+            if epoch < before and epoch not in keep:
+                self.folder.remove(_checkpoint(number, fold, epoch))
+
+    # Predictions and weights
+
+    def write_oof(self, number: int, oof: OutOfFold, epoch: int = 0) -> dict[str, str]:
+        """Store out-of-fold predictions, of a snapshot with its epoch; return the entry in `TrialResult.files`."""
+        return self._write_output(number, Member(number, epoch).file("oof.npz"), oof.to_npz())
+
+    def oof(self, number: int, epoch: int = 0) -> OutOfFold:
+        """Return the out-of-fold predictions of a trial, or of its snapshot of `epoch`.
+
+        Raises
+        ------
+        UserError
+            The trial has none, or they are damaged.
+        """
+        try:
+            found: OutOfFold = self._read_output(number, Member(number, epoch).file("oof.npz"))
+        except FileNotFoundError:
+            raise UserError(f"{self.where}: {Member(number, epoch)} has no out-of-fold predictions") from None
+        return found
+
+    def write_weights(self, number: int, fold: int, tensors: dict[str, Any], epoch: int = 0) -> dict[str, str]:
+        """Store the weights of a fold's best epoch, or of a snapshot; return the entry in `TrialResult.files`."""
+        from safetensors.torch import save
+
+        return self._write_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), save(tensors))
+
+    def weights(self, number: int, fold: int, epoch: int = 0) -> dict[str, Any]:
+        """Return the weights of a fold's best epoch, or of its snapshot of `epoch`.
+
+        Raises
+        ------
+        FileNotFoundError
+            There are none.
+        UserError
+            They are damaged.
+        """
+        return dict(self._read_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors")))
+
+    # Checksums
+
+    def record_checksums(self, number: int) -> dict[str, str]:
+        """Return the entries in `TrialResult.files` of a trial's configuration and history, as they are now."""
+        names = [name for name in (TRIAL, HISTORY) if self.folder.exists(trial_file(number, name))]
+        return {name: digest(self.folder.read(trial_file(number, name))) for name in names}
+
+    def verify(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
+        """Read the files of trials and compare them with the checksums in their results.
+
+        Parameters
+        ----------
+        numbers
+            The trials; None for all.
+
+        Returns
+        -------
+        dict
+            A line for each file that is damaged or missing, by its name in the run.
+        """
+        if numbers is None:
+            numbers = sorted({int(name.split("/")[1]) for name in self.folder.names("trials")})
+        found: dict[str, str] = {}
+        for number in numbers:
+            for name in self._expected_files(number):
+                path = trial_file(number, name)
+                try:
+                    self._read_output(number, name)
+                except FileNotFoundError:
+                    found[path] = f"{self.where}/{path}: missing; restore it from a copy"
+                except UserError as error:
+                    found[path] = str(error)
+        return found
+
+    def require_whole(self, numbers: Iterable[int]) -> None:
+        """Check the files of trials.
+
+        Raises
+        ------
+        UserError
+            Names every file that is damaged or missing.
+        """
+        damaged = self.verify(numbers)
+        if len(damaged) > 1:
+            names = ", ".join(damaged)
+            raise UserError(f"{self.where}: {len(damaged)} files are damaged or missing: {names}; restore them")
+        for line in damaged.values():
+            raise UserError(line)
+
+    def _expected_files(self, number: int) -> list[str]:
+        try:
+            ended = self.result(number)
+        except UserError:
+            return [RESULT]
+        return sorted(ended.files) if ended else [TRIAL]
+
+    def _write_output(self, number: int, name: str, data: bytes) -> dict[str, str]:
+        self.folder.write(trial_file(number, name), data)
+        return {name: digest(data)}
+
+    def _read_output(self, number: int, name: str) -> Any:
+        """Read a file of a trial, and check that it is as it was when the trial ended."""
+        data = self.folder.read(trial_file(number, name))
+        path = f"{self.where}/{trial_file(number, name)}"
+        ended = self.result(number)
+        try:
+            if ended is not None and ended.files.get(name, digest(data)) != digest(data):
+                raise ValueError("its checksum is not the one that the trial recorded")
+            if name in _RECORDS:
+                return _RECORDS[name].parse(data, path)
+            return OutOfFold.from_npz(data) if name.startswith("oof") else unpack_tensors(data)
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
+
+
+def _checkpoint(number: int, fold: int, epoch: int) -> str:
+    return trial_file(number, f"fold-{fold}/epoch-{epoch:04d}.ckpt")
