@@ -21,9 +21,9 @@ from raypipe.search.warm_start import is_warm
 from raypipe.storage.files import read_json
 from raypipe.storage.journal import STUDY_NAME, open_journal
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import OPTIONS
+from raypipe.storage.records import OPTIONS_FILE, TrialResult
 from raypipe.storage.remote import without_settings
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.run_store import RunStore
 
 EDGE = 0.1
 """Share of a range, on its own scale, that counts as its edge."""
@@ -108,7 +108,7 @@ def advise(run: RunStore, name: str | None = None) -> Advice:
 def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     seconds = sum(result.seconds for result in results)
     lease = read_lease(run.folder)
-    options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
+    options = read_json(run.folder, OPTIONS_FILE) if run.folder.exists(OPTIONS_FILE) else {}
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {format_duration(seconds)} of worker time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
         reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too

@@ -13,8 +13,8 @@ from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.files import map_concurrently, read_json
 from raypipe.storage.lease import DriverRecord, read_lease
-from raypipe.storage.records import OPTIONS, TrialRecord
-from raypipe.storage.run_store import RunStore, TrialResult, best_epoch
+from raypipe.storage.records import OPTIONS_FILE, TrialRecord, TrialResult, best_epoch
+from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 
 MAX_ROWS = 40
@@ -106,7 +106,7 @@ class _Trial(NamedTuple):
 def read_status(run: RunStore) -> Status:
     """Read the state of a run."""
     driver = read_lease(run.folder)
-    options = read_json(run.folder, OPTIONS) if run.folder.exists(OPTIONS) else {}
+    options = read_json(run.folder, OPTIONS_FILE) if run.folder.exists(OPTIONS_FILE) else {}
     trials = _read_trials(run)
     rows = [_row(run, trial, bool(driver and driver.alive)) for trial in trials]
     planned = int(options.get("trials", len(rows)))

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from raypipe.core.text import format_duration
 from raypipe.reporting.page import Table, render_template
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult
+from raypipe.storage.run_store import RunStore
 
 _STATES = ("complete", "stopped", "pruned", "failed")
 

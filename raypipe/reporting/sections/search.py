@@ -26,7 +26,8 @@ from raypipe.reporting.plotting import (
 )
 from raypipe.reporting.trial_spans import TrialSpan, find_pauses
 from raypipe.search.reruns import spreads
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ from raypipe.core.text import format_duration
 from raypipe.reporting.page import Table, format_share, render_template
 from raypipe.reporting.trial_spans import TrialSpan, merge_intervals
 from raypipe.storage.lease import read_lease
-from raypipe.storage.run_store import RunStore, TrialResult
+from raypipe.storage.records import TrialResult
+from raypipe.storage.run_store import RunStore
 
 
 @dataclass(frozen=True)

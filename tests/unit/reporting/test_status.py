@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raypipe.cli.tables import show_status
 from raypipe.reporting.status import LOG_LINES, MAX_FAILURES, MAX_ROWS, read_status
-from raypipe.storage.run_store import Epoch, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.evaluator import finish_trial
 from tests.support.toys import ToyWindows, make_run, tiny
@@ -47,7 +47,9 @@ def test_the_latest_failures_come_with_the_last_lines_of_their_logs(run):
 
 
 def test_a_failed_trial_keeps_its_score_and_is_never_ranked(run):
-    run.write_history(4, [Epoch(epoch=1, passes=1, score=1e-9, fold_scores=[None], losses=[0.0], seconds=1.0)])
+    run.write_history(
+        4, [Epoch(epoch=1, passes=1, score=1e-9, fold_scores=[None], losses=[0.0], seconds=1.0, finished=0.0)]
+    )
     ended = finish_trial(run, ToyWindows(), 4, "failed", "it broke in epoch 2", "error")
     assert (ended.score, ended.best_epoch) == (1e-9, 1)
     assert read_status(run).rows[4].score == 1e-9

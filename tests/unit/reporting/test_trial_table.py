@@ -14,7 +14,7 @@ from raypipe import Run
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.reporting.trial_table import encode_table, trials_table, varied_parameters, write_table
-from raypipe.storage.run_store import Epoch
+from raypipe.storage.records import Epoch
 from raypipe.trial.evaluator import finish_trial
 from tests.support.toys import ToyWindows, make_run, tiny
 
@@ -31,7 +31,9 @@ def run(tmp_path):
     made = make_run(tmp_path / "run", windows)
     made.add_trial(0, tiny(optim__lr=0.01))
     pairs = [(1, 0.9, [0.8, None, 1.0]), (2, 0.7, [0.6, 0.7, 0.8]), (3, 0.8, [0.7, 0.8, 0.9])]
-    epochs = [Epoch(epoch=e, passes=e, score=s, fold_scores=f, losses=[1.0], seconds=2.0) for e, s, f in pairs]
+    epochs = [
+        Epoch(epoch=e, passes=e, score=s, fold_scores=f, losses=[1.0], seconds=2.0, finished=0.0) for e, s, f in pairs
+    ]
     made.write_history(0, epochs)
     made.add_trial(1, tiny(optim__lr=0.02))
     finish_trial(made, windows, 1, "failed", "the loss is, say, no number", "non-finite")
