@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raypipe.api import (
+        PrintProgress,
         Run,
         SweepCallback,
+        UserError,
         export,
         fit_ensemble,
         load_encoder,
@@ -15,14 +17,17 @@ if TYPE_CHECKING:
         open_windows,
         predict,
         prepare,
+        pretrain,
         rerun,
         resume,
         sweep,
     )
 
 __all__ = [
+    "PrintProgress",
     "Run",
     "SweepCallback",
+    "UserError",
     "export",
     "fit_ensemble",
     "load_encoder",
@@ -30,6 +35,7 @@ __all__ = [
     "open_windows",
     "predict",
     "prepare",
+    "pretrain",
     "rerun",
     "resume",
     "sweep",
@@ -37,9 +43,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch and Ray take seconds to import: only what is asked for is loaded.
+    # torch and Ray take seconds to import: only what is used is loaded.
     if name not in __all__:
         raise AttributeError(f"module 'raypipe' has no attribute '{name}'")
     from raypipe import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

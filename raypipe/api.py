@@ -1,28 +1,38 @@
-"""The public API: what a notebook or a script imports from raypipe, and all that it needs."""
+"""The public API: everything that a notebook or a script needs from raypipe. All names are also in `raypipe`."""
 
 from __future__ import annotations
 
+import inspect
+import io
+import textwrap
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from raypipe.core.errors import UserError
+from raypipe.core.options import SweepOptions, default_of, help_of
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.core.parallel import Progress
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
-    from raypipe.ensembles.fit import Ensemble, fit_ensemble
+    from raypipe.ensembles.fit import Ensemble
     from raypipe.packaging.bundle import load_ensemble
-    from raypipe.packaging.export import export
     from raypipe.packaging.predict import predict
     from raypipe.pretraining.encoders import load_encoder
+    from raypipe.reporting.progress_lines import PrintProgress
+    from raypipe.search.pretrain import pretrain
     from raypipe.trial.callback import SweepCallback
 
 __all__ = [
+    "PrintProgress",
     "Run",
     "SweepCallback",
+    "UserError",
     "export",
     "fit_ensemble",
     "load_encoder",
@@ -30,41 +40,63 @@ __all__ = [
     "open_windows",
     "predict",
     "prepare",
+    "pretrain",
     "rerun",
     "resume",
     "sweep",
 ]
 
-_WHERE = {
+MODULES = {
+    "PrintProgress": "raypipe.reporting.progress_lines",
     "SweepCallback": "raypipe.trial.callback",
-    "export": "raypipe.packaging.export",
-    "fit_ensemble": "raypipe.ensembles.fit",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",
     "open_windows": "raypipe.data.window_cache",
     "predict": "raypipe.packaging.predict",
     "prepare": "raypipe.data.prepare",
+    "pretrain": "raypipe.search.pretrain",
 }
+"""Modules of the names that are imported when they are first used: torch and Ray take seconds to import."""
+
+INDENT: dict[str, Any] = {"initial_indent": " " * 8, "subsequent_indent": " " * 8}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: only what is asked for is loaded.
-    if name not in _WHERE:
+    if name not in MODULES:
         raise AttributeError(f"module 'raypipe.api' has no attribute '{name}'")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(MODULES[name]), name)
 
 
 class Run:
-    """A run, to look at: ``Run("runs/first").trials``.
+    """A run: its trials, out-of-fold predictions, ensemble and report. Ray need not run.
 
     Parameters
     ----------
     run
-        Its folder or URI.
+        Folder or pyarrow.fs URI of the run.
+
+    Attributes
+    ----------
+    store : raypipe.storage.run_store.RunStore
+        The run's files.
+
+    Raises
+    ------
+    UserError
+        There is no run.
+
+    Examples
+    --------
+    >>> Run("demo/run").trials  # doctest: +SKIP
     """
 
     def __init__(self, run: RunStore | str | Path) -> None:
         self.store = run if isinstance(run, RunStore) else RunStore.open(run)
+
+    def __repr__(self) -> str:
+        return f"Run({self.where!r})"
 
     @property
     def where(self) -> str:
@@ -73,13 +105,30 @@ class Run:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial: state, score, each fold's score, time, failure and parameters; see `trials_table`."""
+        """One row per trial: state, score, score of each fold, seconds, failure and parameters."""
         from raypipe.reporting.trial_table import trials_table
 
         return trials_table(self.store)
 
     def oof(self, number: int) -> pd.DataFrame:
-        """Out-of-fold predictions of a trial: window, fold and one column an output."""
+        """Return the out-of-fold predictions of a trial.
+
+        Parameters
+        ----------
+        number
+            Number of the trial.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per window: ``window``, ``fold``, and ``prediction`` in target units, or one column of probabilities
+            per class.
+
+        Raises
+        ------
+        UserError
+            The trial has no predictions, or they are damaged.
+        """
         import pandas as pd
 
         oof = self.store.oof(number)
@@ -89,13 +138,99 @@ class Run:
         table.insert(1, "fold", oof.folds)
         return table
 
+    def status(self) -> str:
+        """Return what ``raypipe status`` prints: trials, scores, failures and time left."""
+        from rich.console import Console
+
+        from raypipe.reporting.status import read_status
+        from raypipe.reporting.tables import show_status
+
+        text = io.StringIO()
+        show_status(Console(file=text, width=120), read_status(self.store))
+        return text.getvalue()
+
     def ensemble(self, **options: Any) -> Ensemble:
-        """Fit an ensemble on out-of-fold predictions and score it on the held-out subjects; see `fit_ensemble`."""
-        from raypipe.ensembles.fit import fit_ensemble
+        """Fit an ensemble and save it in the run, for `report` and `export`.
 
-        return fit_ensemble(self.store, **options)
+        Parameters
+        ----------
+        **options
+            Those of `fit_ensemble`.
+
+        Returns
+        -------
+        Ensemble
+            Its ``verdict`` is the result in words, its ``render()`` the table of scores.
+
+        Raises
+        ------
+        UserError, LeakError
+            See `fit_ensemble`.
+        """
+        fitted = fit_ensemble(self, **options)
+        fitted.save()
+        return fitted
+
+    def report(self, out: str | Path | None = None) -> Path | str:
+        """Write the report of the run, one HTML file.
+
+        Parameters
+        ----------
+        out
+            The file. None: ``report.html`` in the run.
+
+        Returns
+        -------
+        path or URI
+            Where the report was written.
+        """
+        from raypipe.reporting.baselines import write_baselines
+        from raypipe.reporting.report import write_report
+
+        write_baselines(self.store)
+        return write_report(self.store, out)
+
+    def export(self, out: str | Path, **options: Any) -> Path:
+        """Write the saved ensemble as a bundle or a submission.
+
+        Parameters
+        ----------
+        out
+            Folder of the bundle, or zip file of the submission.
+        **options
+            Those of `raypipe.export`.
+
+        Returns
+        -------
+        pathlib.Path
+            What was written.
+
+        Raises
+        ------
+        UserError
+            See `raypipe.export`.
+        """
+        return export(self, out, **options)
 
 
+def _with_options(function: Function) -> Function:
+    """List the fields of `SweepOptions` in a function's signature and, in place of ``{options}``, in its docstring."""
+    described = (
+        f"    {name}\n" + textwrap.fill(f"{help_of(name)} Default: {default_of(name)}.", 120, **INDENT)
+        for name in SweepOptions.model_fields
+    )
+    function.__doc__ = (function.__doc__ or "").replace("    {options}", "\n".join(described))
+    signature = inspect.signature(function)
+    own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+        for name, field in SweepOptions.model_fields.items()
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return function
+
+
+@_with_options
 def sweep(
     space: str | Path,
     data: str | Path,
@@ -106,28 +241,206 @@ def sweep(
     callback: SweepCallback | None = None,
     **options: Any,
 ) -> Run:
-    """Search `space` on the windows of `data`, in the run folder `run`; see `raypipe.search.sweep.sweep`."""
+    """Search a space over subject folds, and continue a run that exists.
+
+    Nothing outside the call is changed: neither environment variables nor standard output, warning filters or signal
+    handlers. KeyboardInterrupt stops the sweep; the same call continues it.
+
+    Parameters
+    ----------
+    space
+        Search space: a Python file.
+    data
+        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
+    run
+        Folder or pyarrow.fs URI of the run. An existing run must have been made with the same space, data, folds,
+        held-out subjects and seed.
+    warm_start
+        Run of the same task and metric, whose trials the sampler of a new run starts from. Ignored if `run` exists.
+    init
+        Pretrained run or exported encoder, from which configurations with ``init/name=pretrained`` start. It is copied
+        into a new run. Ignored if `run` exists.
+    callback
+        Called at every event, such as `PrintProgress`.
+    {options}
+
+    Returns
+    -------
+    Run
+        The run, finished or stopped by a limit.
+
+    Raises
+    ------
+    UserError
+        Bad input, or the same failure in all of the first trials.
+    InterruptedSweepError
+        The sweep was stopped, and can be continued.
+    LeakError
+        A subject is on both sides of a split.
+
+    Examples
+    --------
+    >>> sweep("search_spaces/smoke.py", "demo/store", "demo/run", trials=2, folds=4)  # doctest: +SKIP
+    """
     from raypipe.search import sweep as search
 
     return Run(search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, **options))
 
 
-def resume(run: str | Path, *, callback: SweepCallback | None = None, **changes: Any) -> Run:
-    """Continue a run with its own options; `changes` replace some of them. See `raypipe.search.sweep.resume`."""
+def resume(run: Run | str | Path, *, callback: SweepCallback | None = None, **changes: Any) -> Run:
+    """Continue a run with its own options.
+
+    Parameters
+    ----------
+    run
+        A run that a sweep was started in.
+    callback
+        Called at every event.
+    **changes
+        Options of `sweep` that replace those of the run, such as ``trials=60`` or ``time_budget="2h"``.
+
+    Returns
+    -------
+    Run
+        The run, finished or stopped by a limit.
+
+    Raises
+    ------
+    UserError, InterruptedSweepError, LeakError
+        See `sweep`. UserError also if no sweep was started in the run.
+    """
     from raypipe.search import sweep as search
 
-    return Run(search.resume(run, callback=callback, **changes))
+    return Run(search.resume(_where(run), callback=callback, **changes))
 
 
 def rerun(
-    run: str | Path,
+    run: Run | str | Path,
     *,
     top: int = 3,
     seeds: int = 5,
     callback: SweepCallback | None = None,
     **changes: Any,
 ) -> Run:
-    """Train a run's best trials again on new seeds. See `raypipe.search.sweep.rerun`."""
+    """Train the best trials of a run again on new seeds, as trials of the same run on the same folds.
+
+    Called again after a crash, it trains what is missing. The run's time budget and GPU-hours do not count, unless
+    `changes` has some.
+
+    Parameters
+    ----------
+    run
+        A run with complete trials.
+    top
+        Number of best trials. Reruns are not trained again.
+    seeds
+        New seeds for each of them.
+    callback
+        Called at every event.
+    **changes
+        Options of `sweep` that replace those of the run.
+
+    Returns
+    -------
+    Run
+        The run with the new trials.
+
+    Raises
+    ------
+    UserError, InterruptedSweepError, LeakError
+        See `sweep`. UserError also if no trial is complete.
+    """
     from raypipe.search import sweep as search
 
-    return Run(search.rerun(run, top=top, seeds=seeds, callback=callback, **changes))
+    return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, **changes))
+
+
+def fit_ensemble(
+    run: Run | str | Path,
+    *,
+    top: int = 10,
+    method: str = "auto",
+    max_members: int | None = None,
+    max_mb: float | None = None,
+    distilled: bool = False,
+    progress: Progress | None = None,
+) -> Ensemble:
+    """Combine the best trials by their out-of-fold predictions, and score the result on the held-out subjects.
+
+    The ensemble is not saved; ``save()`` does, as `Run.ensemble` does.
+
+    Parameters
+    ----------
+    run
+        A run with trials that are complete or were stopped by a limit.
+    top
+        Number of best trials to combine at most.
+    method
+        ``auto``: the method with the best nested score. ``all``: the same, and every method is scored. Otherwise the
+        name of a method (docs/ensembles.md).
+    max_members, max_mb
+        Maximum number of networks, and of megabytes of weights.
+    distilled
+        Train one network to predict as the ensemble does.
+    progress
+        Called with the windows predicted so far, their number, and a text.
+
+    Returns
+    -------
+    Ensemble
+        Its ``verdict`` is the result in words, its ``render()`` the table of scores.
+
+    Raises
+    ------
+    UserError
+        No trial can be used, a file is damaged, the method is unknown or cannot be used, the limits leave no trial, or
+        the run's windows are not there.
+    LeakError
+        Predictions or windows do not follow the run's fold map.
+    """
+    from raypipe.ensembles import fit
+
+    return fit.fit_ensemble(
+        (run if isinstance(run, Run) else Run(run)).store,
+        top=top,
+        method=method,
+        max_members=max_members,
+        max_mb=max_mb,
+        distilled=distilled,
+        progress=progress,
+    )
+
+
+def export(
+    run: Run | str | Path, out: str | Path, *, format: str | None = None, also: Run | str | Path | None = None
+) -> Path:
+    """Write the saved ensemble of a run.
+
+    Parameters
+    ----------
+    run
+        A run with an ensemble.
+    out
+        Folder of the bundle, which `load_ensemble` and `predict` read, or zip file of the submission.
+    format
+        ``bundle`` or ``submission``. None: a submission if `out` ends in ``.zip``.
+    also
+        Second run of a submission, for the other half of the EEG Foundation Challenge.
+
+    Returns
+    -------
+    pathlib.Path
+        What was written.
+
+    Raises
+    ------
+    UserError
+        The run has no ensemble, the format is unknown, or both runs are of the same half.
+    """
+    from raypipe.packaging import export as packaging
+
+    return packaging.export(_where(run), out, format=format, also=None if also is None else _where(also))
+
+
+def _where(run: Run | str | Path) -> str | Path:
+    return run.where if isinstance(run, Run) else run

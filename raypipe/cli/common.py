@@ -60,7 +60,7 @@ def example(line: str, other: str | None = None) -> str:
 
 def write(text: object) -> None:
     """Print a line as it is, without markup and unwrapped."""
-    from raypipe.cli.console import print_line
+    from raypipe.reporting.tables import print_line
 
     print_line(console, str(text))
 
@@ -83,8 +83,8 @@ def print_pretrained(where: str) -> None:
 
 def print_status(where: str) -> None:
     """Print the state of a run."""
-    from raypipe.cli.tables import show_status
     from raypipe.reporting.status import read_status
+    from raypipe.reporting.tables import show_status
     from raypipe.storage.run_store import RunStore
 
     show_status(console, read_status(RunStore.open(where)))

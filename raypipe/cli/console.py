@@ -5,20 +5,15 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from raypipe.reporting.tables import print_line
 from raypipe.trial.callback import SweepCallback
 
 PLAIN_LINE_SECONDS = 15.0
 """Seconds between lines of progress where there is no terminal."""
-
-
-def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a text as it is, unwrapped and without markup, so that it can be copied and searched."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def pinned(console: Console) -> Console:
@@ -75,8 +70,3 @@ class ProgressCounter(SweepCallback, AbstractContextManager["ProgressCounter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-
-
-def short(value: Any) -> str:
-    """Return a number with three digits, and anything else as text."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

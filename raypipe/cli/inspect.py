@@ -50,7 +50,7 @@ def trials(
     parquet: Annotated[str | None, typer.Option(metavar="OUT", help="Write a Parquet file.")] = None,
 ) -> None:
     """Show or write all trials: scores, fold scores, parameters, epochs, seconds, failures."""
-    from raypipe.cli.tables import show_trials
+    from raypipe.reporting.tables import show_trials
     from raypipe.reporting.trial_table import encode_table, trials_table, write_table
     from raypipe.storage.run_store import RunStore
 
@@ -163,8 +163,8 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN1 RUN2...", help="Runs. Each is compared with the first.")],
 ) -> None:
     """Compare runs over the same subjects: differences with intervals, parameters, cost."""
-    from raypipe.cli.tables import show_comparison
     from raypipe.reporting.compare import compare_runs
+    from raypipe.reporting.tables import show_comparison
     from raypipe.storage.run_store import RunStore
 
     show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))

@@ -1,7 +1,8 @@
-"""View of a running sweep: a live display in a terminal, a line now and then elsewhere."""
+"""View of a running sweep in a terminal."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.cli.console import PLAIN_LINE_SECONDS, pinned, short
-from raypipe.cli.sweep_state import RunningTrial, SweepState
-from raypipe.core.config import TrialConfig, flat
+from raypipe.cli.console import PLAIN_LINE_SECONDS, pinned
 from raypipe.core.text import format_duration
-from raypipe.storage.budget import BUDGET_OPTIONS
-from raypipe.storage.records import TrialResult
-from raypipe.storage.remote import shell_quoted
-from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
+from raypipe.reporting.progress_lines import PrintProgress, chosen_parameters
+from raypipe.reporting.sweep_state import RunningTrial
+from raypipe.reporting.tables import print_line
 
 MAX_TRIAL_ROWS = 12
 """Running trials that are shown in the table."""
@@ -32,7 +30,7 @@ MAX_FOLD_SCORES = 5
 """Number of folds up to which every fold's score is shown; of more folds, the lowest and the highest."""
 
 
-class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
+class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
     """Callback that prints a line per event and, in a terminal, a live display below them.
 
     Parameters
@@ -45,9 +43,8 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = pinned(console)
-        self._clock = clock
-        self.state = SweepState(clock)
-        self._printed_at = clock()
+        every = math.inf if console.is_terminal else PLAIN_LINE_SECONDS  # the live display shows progress
+        super().__init__(lambda line: print_line(self._console, line), every=every, clock=clock)
         self._live: Live | None = None
 
     def __enter__(self) -> SweepView:
@@ -64,98 +61,6 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
         if self._live:
             self._live.stop()
 
-    def _print(self, line: str) -> None:
-        self._printed_at = self._clock()
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    # Callbacks
-
-    def on_ray_start(self, address: str | None) -> None:
-        self._print(f"joining Ray at {address}" if address else "starting Ray on this machine")
-
-    def on_warm_start(self, run: str, trials: int, finished: int) -> None:
-        self._print(f"warm start: the sampler begins with {trials} of the {finished} trials of {run}")
-
-    def on_trials_kept(self, asked: int, existing: int) -> None:
-        self._print(f"--trials {asked}: the run has {existing} trials already, and keeps them")
-
-    def on_open(self, run: RunSnapshot) -> None:
-        self.state.on_open(run)
-        if self.state.ended:
-            self._print(f"resuming: {self.state.ended} of {run.trials} trials have ended")
-
-    def on_trial_settled(self, result: TrialResult) -> None:
-        self.state.on_trial_settled(result)
-
-    def on_waiting(self, reason: str) -> None:
-        self._print(f"waiting for the cluster to grow: {reason}")
-
-    def on_concurrency_limited(self, asked: int, limit: int) -> None:
-        self._print(
-            f"{limit} trial(s) at a time, not {asked}: each takes 0.35 GB of memory on the driver's machine, which has "
-            "no more; where a trial has fewer workers than folds, more --workers still use the other machines"
-        )
-
-    def on_layout(self, layout: Layout) -> None:
-        self.state.on_layout(layout)
-        gpus = f" and {layout.gpus:g} GPU(s)" if layout.gpus else ""
-        self._print(
-            f"{layout.concurrent} trial(s) at a time, {layout.workers} train worker(s) each with {layout.cpus:g} "
-            f"core(s){gpus}"
-        )
-
-    def on_trial_start(self, number: int, config: TrialConfig) -> None:
-        self.state.on_trial_start(number, config)
-        self._print(f"trial {number}: {_chosen(config)}")
-
-    def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
-        self.state.on_epoch(number, epoch, score, fold_scores)
-        if not self._live and self._clock() - self._printed_at > PLAIN_LINE_SECONDS:
-            self._print(self.line())
-
-    def on_trial_end(self, result: TrialResult) -> None:
-        self.state.on_trial_end(result)
-        score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
-        best = f", {self._best()}" if self.state.best else ""
-        why = "" if result.state == "complete" else f": {result.reason}"
-        self._print(
-            f"trial {result.number} {result.state}, {score}{best}, {format_duration(result.seconds)} of workers{why}"
-        )
-
-    def on_actor_lost(self) -> None:
-        self._print("an actor sends no heartbeats and is declared dead; its trial is retried")
-
-    def on_draining(self, running: int) -> None:
-        self._print(f"stopping: {running} trial(s) finish the epoch under way; Ctrl-C again stops now")
-
-    def on_restart(self, reason: str) -> None:
-        self.state.on_restart(reason)
-        self._print(f"{reason}; restarting from the run's records")
-
-    def on_budget_used(self, reason: str) -> None:
-        self._print(
-            f"{reason}; continue with: raypipe resume {shell_quoted(self.state.where)} {BUDGET_OPTIONS[reason]} MORE"
-        )
-
-    # Display
-
-    def line(self) -> str:
-        """Return the state of the sweep in one line."""
-        state = self.state
-        parts = [format_duration(self._clock() - state.opened_at), f"{state.ended}/{state.trials or '?'} trials ended"]
-        if best := self._best():
-            parts.append(best)
-        parts += [f"trial {number}: {_progress(trial)}" for number, trial in sorted(state.running.items())[:4]]
-        parts += [f"about {format_duration(state.seconds_left)} left"] if state.seconds_left is not None else []
-        return "  ".join(parts)
-
-    def _best(self) -> str:
-        best, baseline = self.state.best, self.state.baseline
-        known = f"without EEG {baseline:.4f}" if baseline is not None else ""
-        if best is None:
-            return known
-        return f"best {best[0]:.4f} (trial {best[1]}{'; ' + known if known else ''})"
-
     def render(self) -> RenderableType:
         """Return the live display."""
         # A copy: rich draws in a thread of its own.
@@ -163,7 +68,7 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
         rows: list[RenderableType] = [Text(""), self._head(len(running))]
         if state.done is not None:
             rows.append(self._bar(state.done))
-        if best := self._best():
+        if best := self.best():
             beats = state.best and state.baseline is not None and state.better(state.best[0], state.baseline)
             rows.append(Text(f"{state.metric}: {best}", style="green" if beats else ""))
         if running:
@@ -207,18 +112,6 @@ class SweepView(SweepCallback, AbstractContextManager["SweepView"]):
         return "  ".join(parts)
 
 
-def _chosen(config: TrialConfig) -> str:
-    """Return the parameters that differ from their defaults."""
-    default = flat(TrialConfig())
-    return " ".join(f"{name}={short(value)}" for name, value in flat(config).items() if value != default[name])
-
-
-def _progress(trial: RunningTrial) -> str:
-    if trial.score is None:
-        return "starting"
-    return f"epoch {trial.epoch}/{trial.config.epochs}, score {trial.score:.4f}"
-
-
 def _folds(scores: Sequence[float | None]) -> str:
     defined = [score for score in scores if score is not None]
     if not defined:
@@ -235,7 +128,7 @@ def _table(running: Sequence[tuple[int, RunningTrial]], wide: bool) -> Table:
     if wide:
         table.add_column("chosen", no_wrap=True, overflow="ellipsis", ratio=1)
     for number, trial in running:
-        table.add_row(*_row(number, trial), *([Text(_chosen(trial.config), style="dim")] if wide else []))
+        table.add_row(*_row(number, trial), *([Text(chosen_parameters(trial.config), style="dim")] if wide else []))
     return table
 
 

@@ -19,3 +19,8 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def format_value(value: object) -> str:
+    """Write a float with three digits, and anything else as text."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

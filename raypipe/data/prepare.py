@@ -167,6 +167,11 @@ def prepare(
     progress
         Called as ``progress(recordings done, recordings in all, text)``.
 
+    Returns
+    -------
+    WindowStore
+        The windows with their targets. Its ``where`` is the folder.
+
     Raises
     ------
     UserError

@@ -33,12 +33,22 @@ T = TypeVar("T")
 
 
 def open_windows(where: str | Path) -> WindowStore:
-    """Open windows made by `prepare`, in a folder or behind a pyarrow.fs URI.
+    """Open windows made by `prepare`.
+
+    Parameters
+    ----------
+    where
+        Folder, or pyarrow.fs URI. Behind a URI, windows are fetched when they are used, and cached on this machine.
+
+    Returns
+    -------
+    WindowStore
+        ``gather(range(10))`` returns windows as an array (windows x channels x samples); ``describe()`` a summary.
 
     Raises
     ------
     UserError
-        No store there, or a damaged one.
+        There is no store, or it is damaged.
     """
     return RemoteWindowStore(str(where)) if "://" in str(where) else WindowStore(where)
 

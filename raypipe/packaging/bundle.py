@@ -176,12 +176,22 @@ class LoadedEnsemble:
 
 
 def load_ensemble(path: str | Path) -> LoadedEnsemble:
-    """Read a bundle.
+    """Read a bundle made by `export`. No code of it is run.
+
+    Parameters
+    ----------
+    path
+        Folder of the bundle.
+
+    Returns
+    -------
+    LoadedEnsemble
+        ``predict(x_NCT)`` predicts windows in microvolts.
 
     Raises
     ------
     UserError
-        It is none, is damaged, or holds a file that is no part of a bundle: a pickle might run code.
+        There is no bundle, it is damaged, or it contains a file that is not part of a bundle, such as a pickle.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -230,14 +230,19 @@ def encoder_files(where: str | Path) -> dict[str, bytes]:
 
 
 def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
-    """A pretrained encoder as a plain module, in evaluation mode; ``features`` gives a vector a window.
+    """Load a pretrained encoder.
 
     Parameters
     ----------
     where
-        A pretrained run, or a folder that `export` made of it.
+        A pretrained run, or a folder that ``raypipe export`` made of it.
     fold
-        Of fold-wise pretraining: which one.
+        Number of the fold, of fold-wise pretraining.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode. Its ``features`` maps windows (B, channels, samples) to a vector each (B, width).
 
     Raises
     ------

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from raypipe.cli.progress import SweepView
-from raypipe.cli.sweep_state import SweepState
+from raypipe.reporting.sweep_state import SweepState
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot
 from tests.support.toys import tiny

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from raypipe.cli import app
-from raypipe.cli.tables import show_comparison
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import bootstrap_difference, score
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import Ensemble, fit_ensemble
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
+from raypipe.reporting.tables import show_comparison
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from raypipe.cli.tables import show_status
 from raypipe.reporting.status import LOG_LINES, MAX_FAILURES, MAX_ROWS, read_status
+from raypipe.reporting.tables import show_status
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.evaluator import finish_trial

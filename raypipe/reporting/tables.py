@@ -10,8 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.cli.console import print_line, short
-from raypipe.core.text import format_duration
+from raypipe.core.text import format_duration, format_value
 from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
 
 LEFT_ALIGNED = {"state", "why", "failure"}
 """Columns of text."""
+
+
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print a text as it is, unwrapped and without markup, so that it can be copied and searched."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(columns: list[str]) -> Table:
@@ -83,7 +87,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     for column in table.columns:
         column.no_wrap = True
     for number, row in trials[shown].astype(object).iterrows():
-        cells = ["" if value is None or value != value else short(value) for value in row]
+        cells = ["" if value is None or value != value else format_value(value) for value in row]
         cells[1] = f"{row['score']:.4f}" if cells[1] else ""
         table.add_row(str(number), *map(Text, cells))
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
@@ -139,4 +143,4 @@ def _frame_table(frame: pd.DataFrame) -> Table:
 
 
 def _cell(column: str, value: Any) -> str:
-    return format_duration(value) if column.endswith("seconds") else short(value)
+    return format_duration(value) if column.endswith("seconds") else format_value(value)
