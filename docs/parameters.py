@@ -1,57 +1,88 @@
-"""The table of parameters in search-spaces.md, from `TrialConfig` itself: `python docs/parameters.py` rewrites it."""
+"""Write the tables of search-spaces.md and sweeps.md from the program itself: `python docs/parameters.py`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.options import SweepOptions, default_of, flag_of, help_of
 
-PAGE = Path(__file__).with_name("search-spaces.md")
-HEADING = "## Parameters\n"
+DOCS = Path(__file__).parent
+LIMITS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 
-def table() -> str:
-    """One line a parameter: its name, its default, what it may be, what it does."""
+def parameter_table() -> str:
+    """Return the parameters of a trial: name, default, values, description."""
     lines = ["| name | default | values | what it does |", "|---|---|---|---|"]
     for name, field in TrialConfig.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             lines.append(f"| **{name}/** | | | {_plain(inner.__doc__ or '')} |")
-            lines += [_line(f"{name}/{own}", each) for own, each in inner.model_fields.items()]
+            lines += [_row(f"{name}/{own}", each) for own, each in inner.model_fields.items()]
         else:
-            lines.append(_line(name, field))
+            lines.append(_row(name, field))
     return "\n".join(lines)
 
 
-def _line(name: str, field: object) -> str:
-    limits = ", ".join(
-        f"{sign} {value:g}"
-        for rule in field.metadata
-        for key, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        if (value := getattr(rule, key, None)) is not None
-    )
-    values = get_args(field.annotation)
-    kind = getattr(field.annotation, "__name__", "").replace("float", "number").replace("int", "whole number")
-    kind = {"bool": "True or False"}.get(kind, kind)
-    shown = ", ".join(f"`{value}`" for value in values if isinstance(value, str)) or f"{kind} {limits}".strip()
-    if not isinstance(field.default, str | float | int):
-        shown = "two numbers from 0, < 1"
+def _row(name: str, field: FieldInfo) -> str:
     default = field.default if isinstance(field.default, str | float | int) else list(field.default)
-    return f"| `{name}` | `{default}` | {shown} | {_plain(field.description or '')} |"
+    return f"| `{name}` | `{default}` | {_values(field)} | {_plain(field.description or '')} |"
+
+
+def _values(field: FieldInfo) -> str:
+    """Return the values that a parameter may have, in words."""
+    if not isinstance(field.default, str | float | int):
+        return "two numbers from 0, < 1"
+    names = [f"`{value}`" for value in get_args(field.annotation) if isinstance(value, str)]
+    if names:
+        return ", ".join(names)
+    kind = {"bool": "True or False", "float": "number", "int": "whole number"}[field.annotation.__name__]
+    limits = (
+        f"{sign} {limit:g}"
+        for rule in field.metadata
+        for key, sign in LIMITS
+        if (limit := getattr(rule, key, None)) is not None
+    )
+    return f"{kind} {', '.join(limits)}".strip()
+
+
+def option_table() -> str:
+    """Return the options of a sweep: flag, default, description."""
+    lines = ["| option | default | what it does |", "|---|---|---|"]
+    group = ""
+    for name in SweepOptions.model_fields:
+        flag = flag_of(name)
+        if flag.group != group:
+            group = flag.group
+            lines.append(f"| **{group}** | | |")
+        spelled = f"`--{name.replace('_', '-')}`" + (f" (`{flag.envvar}`)" if flag.envvar else "")
+        lines.append(f"| {spelled} | {_plain(default_of(name))} | {_plain(help_of(name))} |")
+    return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
-def page(text: str) -> str:
-    """The page with the table as it should be."""
-    return text.partition(HEADING)[0] + HEADING + "\n" + table() + "\n"
+PAGES: dict[str, tuple[str, Callable[[], str]]] = {
+    "search-spaces.md": ("## Parameters\n", parameter_table),
+    "sweeps.md": ('In Python these are keyword arguments: `--time-budget 2h` is `time_budget="2h"`.\n', option_table),
+}
+"""Line after which each page's table stands, to its end."""
+
+
+def page(name: str) -> str:
+    """Return a page with the table as it should be."""
+    heading, table = PAGES[name]
+    return (DOCS / name).read_text().partition(heading)[0] + heading + "\n" + table() + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for each in PAGES:
+        (DOCS / each).write_text(page(each))

@@ -1,35 +1,39 @@
-"""What the README and the Makefile say can be typed: every command parses, every Python block compiles."""
+"""Documents: every command parses, Python uses the public API only, tables are those of the program."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+import raypipe
 from raypipe.cli import app
 from raypipe.core.config import parameter_names
+from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-DOCS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 COMMANDS = sorted(
-    {line for text in (README, *DOCS) for line in re.findall(r"^raypipe .*$", text, re.MULTILINE)}
+    {line for text in PAGES.values() for line in re.findall(r"^raypipe .*$", text, re.MULTILINE)}
     | {"raypipe " + c for c in re.findall(r"^\t\$\(BIN\)/raypipe (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 )
-
-
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = [
+    pytest.param(block, id=f"{name}: {block.splitlines()[0]}")
+    for name, text in PAGES.items()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+]
 
 
 def test_there_is_something_to_check():
-    assert len(COMMANDS) >= 12
-    assert len(python_blocks()) == 2
+    assert len(COMMANDS) >= 30 and len(BLOCKS) >= 5
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -44,32 +48,43 @@ def test_every_command_parses(command):
             assert (ROOT / word).is_file()
 
 
-SPACES = [
-    block for text in DOCS for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def space" in block
-]
+def test_the_readme_is_short_and_has_a_row_for_every_verb():
+    page = PAGES["README.md"]
+    assert len(page.splitlines()) < 150
+    rows = "".join(re.findall(r"^\| (`.*?) \| ", page, re.MULTILINE))
+    for verb in typer.main.get_command(app.app).commands:
+        assert f"`{verb} " in rows or f"`{verb}`" in rows, f"README.md has no row for {verb}"
 
 
-@pytest.mark.parametrize("source", SPACES, ids=lambda source: source.splitlines()[0])
-def test_the_search_spaces_of_the_docs_are_valid(source):
+LINKS = [(name, link) for name, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text)]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_link_leads_somewhere(page, link):
+    assert ((ROOT if page == "README.md" else ROOT / "docs") / link).exists()
+
+
+@pytest.mark.parametrize("source", BLOCKS)
+def test_python_imports_the_public_api_only_and_names_what_exists(source):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert [name.name for name in node.names if name.name.startswith("raypipe")] in ([], ["raypipe"])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raypipe"):
+            assert node.module in ("raypipe", "raypipe.api")
+            assert {name.name for name in node.names} <= set(raypipe.__all__)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "raypipe":
+            assert node.attr in raypipe.__all__
+
+
+@pytest.mark.parametrize("source", [block for block in BLOCKS if "def space" in block.values[0]])
+def test_search_spaces_are_valid(source):
     SearchSpace(source, "docs").check()
-
-
-def test_the_search_space_of_the_readme_is_valid():
-    (source,) = (block for block in python_blocks() if "START" in block)
-    SearchSpace(source, "README").check()
-
-
-def test_the_python_of_the_readme_compiles_and_names_what_exists():
-    (source,) = (block for block in python_blocks() if "import" in block)
-    compile(source, "README", "exec")
-    scope: dict[str, object] = {}
-    exec(next(line for line in source.splitlines() if line.startswith("from raypipe")), scope)
-    assert all(callable(scope[name]) for name in ("prepare", "sweep", "load_ensemble"))
 
 
 FAULTS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs/faults.md").read_text().splitlines()
+    for line in PAGES["faults.md"].splitlines()
     if line.startswith("| ") and "`tests/" in line
 ]
 
@@ -84,7 +99,7 @@ def test_every_test_that_the_table_of_faults_names_is_there(fault):
 
 
 def test_every_fault_has_a_test():
-    rows = [line for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line for line in PAGES["faults.md"].splitlines() if line.startswith("| ")]
     assert len(rows) - len(FAULTS) == sum(line.startswith("| what can fail") for line in rows)
     assert len(FAULTS) > 20
 
@@ -96,11 +111,21 @@ def script(name: str):
     return module
 
 
-def test_the_table_of_parameters_is_that_of_the_program():
-    text = (ROOT / "docs/search-spaces.md").read_text()
-    assert script("parameters").page(text) == text, "run: python docs/parameters.py"
-    rows = re.findall(r"^\| `([\w/]+)` \| `[^`]+` \| \S.* \| \S.* \|$", text, re.MULTILINE)
+@pytest.mark.parametrize("name", ["search-spaces.md", "sweeps.md"])
+def test_tables_are_those_of_the_program(name):
+    assert script("parameters").page(name) == PAGES[name], "run: python docs/parameters.py"
+
+
+def test_tables_have_every_parameter_and_every_option():
+    rows = re.findall(r"^\| `([\w/]+)` \| `[^`]+` \| \S.* \| \S.* \|$", PAGES["search-spaces.md"], re.MULTILINE)
     assert rows == parameter_names()
+    flags = re.findall(r"^\| `--([\w-]+)`", PAGES["sweeps.md"], re.MULTILINE)
+    assert [flag.replace("-", "_") for flag in flags] == list(SweepOptions.model_fields)
+
+
+def test_the_python_page_names_every_public_name():
+    rows = "".join(re.findall(r"^\| (`.*?) \| ", PAGES["python.md"], re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", rows)) == set(raypipe.__all__)
 
 
 def test_the_reference_has_every_module_and_the_public_names(tmp_path, monkeypatch):
@@ -123,3 +148,17 @@ def test_every_package_is_on_the_map():
 def test_unit_tests_mirror_the_packages():
     packages = {path.parent.name for path in (ROOT / "raypipe").glob("*/__init__.py")}
     assert {path.parent.name for path in (ROOT / "tests/unit").glob("*/__init__.py")} == packages
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project["version"] and citation["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def test_hooks_are_programs_of_the_environment():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"], "hooks from elsewhere would have versions of their own"
+    pins = (ROOT / "constraints.txt").read_text()
+    assert all(f"\n{name}==" in pins for name in ("ruff", "codespell", "pre_commit"))
