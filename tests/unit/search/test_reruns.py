@@ -5,12 +5,12 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from raypipe.cli.tables import show_status
 from raypipe.core.errors import UserError
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_report
 from raypipe.reporting.status import read_status
+from raypipe.reporting.tables import show_status
 from raypipe.search import sweep
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reruns import Spread, is_rerun, spreads
