@@ -246,7 +246,7 @@ def test_a_warm_start_is_kept_in_the_run_and_not_looked_at_again(toy, tmp_path, 
     old.write_result(TrialResult(number=0, state="complete", **end))
     flags = ("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)
     assert run(*flags, "--warm-start", old.where) == 0
-    assert "the sampler begins with 1 of the 1 trials of" in capsys.readouterr().out.replace("\n", " ")
+    assert "the sampler starts with 1 of the 1 trials of" in capsys.readouterr().out.replace("\n", " ")
     made = RunStore.open(tmp_path / "r")
     shutil.rmtree(tmp_path / "old")
     assert run(*flags, "--warm-start", old.where) == 0
