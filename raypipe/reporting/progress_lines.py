@@ -10,8 +10,8 @@ from raypipe.core.config import TrialConfig, flat
 from raypipe.core.text import format_duration, format_value
 from raypipe.reporting.sweep_state import RunningTrial, SweepState
 from raypipe.storage.budget import BUDGET_OPTIONS
-from raypipe.storage.remote import shell_quoted
 from raypipe.storage.records import TrialResult
+from raypipe.storage.remote import shell_quoted
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 
 MAX_TRIALS_IN_LINE = 4
