@@ -17,7 +17,7 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raypipe.core.parallel import Progress
+    from raypipe.core.progress import Progress
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
     from raypipe.ensembles.fit import Ensemble
