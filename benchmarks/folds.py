@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import peers
 from benchmarks.timing import where_and_when
 from raypipe.core.config import TrialConfig, parse_config
-from raypipe.models.conformer import Conformer, normalise
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer

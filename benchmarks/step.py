@@ -26,9 +26,9 @@ from benchmarks import peers
 from benchmarks.roofline import roofline
 from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
 from raypipe.core.config import parse_config
-from raypipe.models.conformer import normalise
-from raypipe.models.exchange import to_braindecode
-from raypipe.training.dropout import DropoutMasks
+from raypipe.models.braindecode_weights import to_braindecode
+from raypipe.models.network import normalise
+from raypipe.training.dropout import DropoutSampler
 from raypipe.training.loader import Batch
 from raypipe.training.trainer import FoldTrainer
 from tests.support.toys import ToyWindows
@@ -62,7 +62,7 @@ def ours(args: argparse.Namespace, toy: ToyWindows, options: dict[str, Any], ste
 def our_step(args: argparse.Namespace, trainer: FoldTrainer) -> Callable[[], float]:
     x_BCT = trainer.feed.gather(np.arange(args.batch))
     y_B = torch.randn(args.batch, device=args.device)
-    masks = DropoutMasks(0, trainer.device)
+    masks = DropoutSampler(0, trainer.device)
     return lambda: trainer.step(Batch(x_BCT, y_B, masks.draw(trainer.model.dropout_plan(args.batch))), 0)
 
 

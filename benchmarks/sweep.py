@@ -39,7 +39,8 @@ from benchmarks.timing import where_and_when
 from raypipe import SweepCallback, sweep
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import score
-from raypipe.models.conformer import Conformer, normalise
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import normalise
 from raypipe.storage.records import TrialResult
 from tests.support.toys import write_store
 

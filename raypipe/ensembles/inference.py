@@ -38,7 +38,9 @@ def by_fold(rule: Rule, answers_TFNO: Floats, variances_TFN: Floats | None = Non
     """Apply a rule to the models of each fold, as it was fitted, and average over folds (N, outputs)."""
     places = list(rule.get("only", range(len(answers_TFNO))))
     answers = torch.from_numpy(answers_TFNO[places])
-    tells = variances_TFN is not None and variances_TFN[places].any()  # as `Members.only` and `EnsembleModule.told`
+    tells = (
+        variances_TFN is not None and variances_TFN[places].any()
+    )  # as `Members.only` and `EnsembleModule.predict_members`
     told = torch.from_numpy(variances_TFN[places]) if variances_TFN is not None and tells else None
     folds = [
         combine(rule, answers[:, fold], None if told is None else told[:, fold]) for fold in range(answers.shape[1])
@@ -60,7 +62,7 @@ def predict_members(
     parts, told = [], []
     for start in range(0, len(index), BATCH):
         some = index[start : start + BATCH]
-        answers_MBO, variances_MB = module.told(torch.from_numpy(windows.gather(some)))
+        answers_MBO, variances_MB = module.predict_members(torch.from_numpy(windows.gather(some)))
         parts.append(answers_MBO.double().numpy().reshape(n, -1, *answers_MBO.shape[1:]))
         if variances_MB is not None:
             told.append(variances_MB.double().numpy().reshape(n, -1, len(some)))

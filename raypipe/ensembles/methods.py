@@ -18,7 +18,7 @@ from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric, score
 from raypipe.ensembles.oof import Floats, Members
 from raypipe.ensembles.weights import confidence, no_confidence_reason, per_sample
-from raypipe.models.combine import Rule, features
+from raypipe.models.combine import Rule, tree_features
 
 INNER = 4
 """Groups of subjects that a method's own choices are cross-validated over."""
@@ -255,7 +255,7 @@ def _ridge_with(members: Members, penalty: float) -> Rule:
 
 
 def _boosting(members: Members) -> Rule:
-    """Histogram gradient boosting (scikit-learn) on `combine.features`: few and shallow trees, large leaves.
+    """Histogram gradient boosting (scikit-learn) on `combine.tree_features`: few and shallow trees, large leaves.
 
     No early stopping: scikit-learn's splits windows, not subjects.
     """
@@ -267,7 +267,7 @@ def _trees(members: Members, rounds: int) -> Rule:
     from threadpoolctl import threadpool_limits
 
     told = None if members.variances is None else torch.from_numpy(members.variances)
-    x_NF = features(torch.from_numpy(members.answers), told).numpy()
+    x_NF = tree_features(torch.from_numpy(members.answers), told).numpy()
     leaf = max(20, len(x_NF) // 50)
     how: dict[str, Any] = {"max_iter": rounds, "max_depth": 2, "learning_rate": 0.05, "min_samples_leaf": leaf}
     how |= {"early_stopping": False, "random_state": 0, "l2_regularization": 1.0}

@@ -249,7 +249,9 @@ class SoupCandidates:
     @torch.no_grad()
     def _predict(self, module: EnsembleModule, index: Index) -> Floats:
         starts = range(0, len(index), BATCH)
-        parts = [module.answers(torch.from_numpy(self.windows.gather(index[at : at + BATCH])))[0] for at in starts]
+        parts = [
+            module.predict_members(torch.from_numpy(self.windows.gather(index[at : at + BATCH])))[0][0] for at in starts
+        ]
         return np.asarray(torch.cat(parts).double().numpy())
 
 

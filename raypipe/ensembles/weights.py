@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.metrics import Kind
 from raypipe.ensembles.oof import Floats, Members
-from raypipe.models.combine import Rule, entropy, temper
+from raypipe.models.combine import Rule, apply_temperature, normalised_entropy
 
 SHARPEST = 16.0
 POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, SHARPEST)
@@ -108,8 +108,8 @@ def per_sample(members: Members, *, by_member: bool) -> Rule:
 def _by_entropy(members: Members, *, by_member: bool) -> Rule:
     answers_MNK = torch.from_numpy(members.answers)
     temperatures = [temperature(p_NK, members.targets) for p_NK in members.answers]
-    p_MNK = temper(answers_MNK, torch.tensor(temperatures, dtype=torch.float64))
-    entropy_MN = entropy(p_MNK).numpy()
+    p_MNK = apply_temperature(answers_MNK, torch.tensor(temperatures, dtype=torch.float64))
+    entropy_MN = normalised_entropy(p_MNK).numpy()
     calm = p_MNK.numpy()
     weigh = confidence if by_member else equal
     weights_M = weigh([*calm], members.targets, members.kind)

@@ -1,44 +1,53 @@
-"""EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), its stem computed in the frequency domain.
+"""EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250) with its stem computed in the frequency domain.
 
-This file needs torch (2.2 or later) and its neighbours readout.py and stem.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours network.py, readout.py and stem.py: submissions contain them
+unchanged.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.readout import moments, told
+    from raypipe.models.network import Dropout, DropoutMasks, Encoder, MaskedLayer, apply_layers
     from raypipe.models.stem import Stem
-else:  # in a submission, where the files lie side by side
-    from readout import moments, told  # type: ignore[import-not-found,no-redef,unused-ignore]
+else:  # in a submission, where the files are in one folder
+    from network import (  # type: ignore[import-not-found,no-redef,unused-ignore]
+        Dropout,
+        DropoutMasks,
+        Encoder,
+        MaskedLayer,
+        apply_layers,
+    )
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 FEATURES = ("mean", "log-power")
-NORMS = ("channel", "window", "robust", "none")
-
-_ROUNDING = 16  # a spread below this many units of rounding of a channel's offset is no signal
 KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
-_QUIET = 1e-3  # no channel is divided by less than this share of the mean scale of the window's channels
-_ROBUST_LIMIT = 15.0
+"""Temporal kernel, pool and stride in samples at 250 Hz."""
+
 _LOG_FLOOR = 1e-6
 _SHORT_ROW = 12
 
 
 def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
-    """Lengths of the temporal kernel, the pool and the pool's stride, in samples.
+    """Return the lengths of the temporal kernel, the pool and its stride in samples.
 
     Parameters
     ----------
     sfreq
         Sampling rate in Hz.
     kernels
-        `paper`: 25, 75 and 15 at any rate; `rate`: as many seconds as those are at the paper's 250 Hz
-        (10, 30 and 6 at 100 Hz); `short`: 25, 25 and 15 at 250 Hz (10, 10 and 6), for answers that lie in time.
+        `paper`: 25, 75 and 15 samples at any rate; `rate`: the durations that those have at the paper's 250 Hz
+        (10, 30 and 6 samples at 100 Hz); `short`: as `rate` with a pool of a third (10, 10 and 6), for targets that
+        are a time within the window.
+
+    Raises
+    ------
+    ValueError
+        `kernels` is none of these.
     """
     if kernels not in KERNELS:
         raise ValueError(f"kernels must be one of {', '.join(KERNELS)} (given {kernels!r})")
@@ -47,109 +56,11 @@ def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
     return kernel, pool, stride
 
 
-def normalise(x_BCT: Tensor, norm: str) -> Tensor:
-    """Normalise each window by itself, so that volts and microvolts give the same numbers.
-
-    A channel that never moves becomes zeros, whatever its offset; one a thousand times quieter than the window's
-    channels are on average is scaled up no further. All thresholds are relative.
-
-    Parameters
-    ----------
-    x_BCT
-        Windows: batch, channels, samples.
-    norm
-        `channel`: zero mean and unit variance per channel; `window`: zero mean per channel and one root mean square
-        for all; `robust`: median and 1.4826 * median absolute deviation per channel (the standard deviation where half
-        of the samples agree), clipped to +-15; `none`.
-    """
-    if norm == "none":
-        return x_BCT
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)} (given {norm!r})")
-    centre_BC1 = _median(x_BCT) if norm == "robust" else x_BCT.mean(-1, keepdim=True)
-    d_BCT = x_BCT - centre_BC1
-    # Whether a channel is flat is decided by comparison, not by a small divisor: an offset of a volt leaves rounding
-    # errors that would else be blown up to the size of a signal, and the square root of 0 has no finite gradient.
-    rounding_BC1 = centre_BC1.detach().abs() * (_ROUNDING * torch.finfo(x_BCT.dtype).eps)
-    spread_BC1 = torch.linalg.vector_norm(d_BCT, dim=-1, keepdim=True) / math.sqrt(x_BCT.shape[-1])
-    flat_BC1 = spread_BC1 <= rounding_BC1
-    if norm == "window":
-        power_B11 = spread_BC1.masked_fill(flat_BC1, 0.0).square().mean(1, keepdim=True)
-        scale_BC1 = power_B11.masked_fill(power_B11 == 0.0, 1.0).sqrt()
-    else:
-        scale_BC1 = spread_BC1
-        if norm == "robust":
-            mad_BC1 = 1.4826 * _median(d_BCT.abs())
-            scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
-        quiet_B11 = _QUIET * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
-        scale_BC1 = torch.maximum(scale_BC1.masked_fill(flat_BC1, 1.0), quiet_B11)
-    y_BCT: Tensor = d_BCT * scale_BC1.reciprocal().masked_fill(flat_BC1, 0.0)
-    return y_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else y_BCT
-
-
-def _median(x_BCT: Tensor) -> Tensor:
-    """Median over time, the lower of two middle values; a third of the time of a sort, and deterministic on a GPU."""
-    return x_BCT.topk(x_BCT.shape[-1] // 2 + 1, sorted=False).values.amin(-1, keepdim=True)
-
-
-class Masks:
-    """Dropout masks drawn beforehand, taken slice by slice in the order in which layers drop.
-
-    Whoever trains draws them from a stream of its own (see `Conformer.dropout_plan`): SAM's two passes share them, and
-    a fold draws the same ones whether it is trained alone, beside others, or stacked with them.
-
-    Parameters
-    ----------
-    scale_M
-        For each value that is dropped or kept, 0 or 1 / (1 - p).
-    batch, first
-        Of a part of a batch: the windows that the masks are for, and which of them is the part's first.
-    """
-
-    def __init__(self, scale_M: Tensor, batch: int = 0, first: int = 0) -> None:
-        self._scale_M, self._taken = scale_M, 0
-        self._batch, self._first = batch, first
-
-    def take(self, x: Tensor) -> Tensor:
-        """The next mask, of `x`'s shape and type."""
-        size = x.numel() // len(x) * self._batch if self._batch else x.numel()
-        start, self._taken = self._taken, self._taken + size
-        mask = self._scale_M[start : self._taken]
-        if self._batch:
-            mask = mask.view(self._batch, -1)[self._first : self._first + len(x)]
-        taken: Tensor = mask.view(x.shape).to(x.dtype)
-        return taken
-
-
-class Dropout(nn.Module):
-    """Dropout with masks that are given or, where none are, made of uniform numbers.
-
-    On a CPU that is four times quicker than `nn.Dropout`.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """Zero a share `p` of the values in training and scale up the others."""
-        if not self.training or self.p == 0.0:
-            return x
-        if masks is not None:
-            return x * masks.take(x)
-        if x.is_cuda:
-            return F.dropout(x, self.p)
-        return x * (torch.rand_like(x) >= self.p).to(x.dtype).mul_(1.0 / (1.0 - self.p))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-class Block(nn.Module):
+class Block(MaskedLayer):
     """Pre-norm transformer block: ``x + drop(attention(norm(x)))``, then ``x + drop(feed-forward(norm(x)))``.
 
-    Scores are divided by the root of a head's width (Vaswani et al. 2017, eq. 1) as in braindecode; the authors'
-    program divides by the root of the token's. `qkv` stacks the maps of queries, keys and values.
+    Scores are divided by the square root of a head's width (Vaswani et al. 2017, eq. 1), as in braindecode. The paper's
+    own code divides by the square root of the token's width. `qkv` stacks the maps of queries, keys and values.
     """
 
     def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
@@ -160,92 +71,80 @@ class Block(nn.Module):
         self.projection = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.feed = nn.Sequential(
-            nn.Linear(width, expansion * width),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(expansion * width, width),
+            nn.Linear(width, self.inner), nn.GELU(), Dropout(dropout), nn.Linear(self.inner, width)
         )
         self.drop = Dropout(dropout)
 
-    def forward(self, x_BNF: Tensor, masks: Masks | None = None) -> Tensor:
-        """Map tokens (B, N, F) to tokens."""
+    def forward(self, x_BNF: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Map tokens (B, N, F) to tokens (B, N, F)."""
         q, k, v = self.qkv(self.norm1(x_BNF)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        # Written out: of a few tokens torch's own takes twice as long to train on a CPU, draws its own masks, and has
-        # no rule for vmap.
-        shares_BHNN = softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2))
-        mixed_BHND = self.drop(shares_BHNN, masks) @ v
+        mixed_BHND = self.attend(q, k, v, masks)
         x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)), masks)
-        out: Tensor = x_BNF + self.drop(in_order(self.feed, self.norm2(x_BNF), masks), masks)
+        out: Tensor = x_BNF + self.drop(apply_layers(self.feed, self.norm2(x_BNF), masks), masks)
         return out
 
+    def attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, masks: DropoutMasks | None) -> Tensor:
+        """Return the weighted sum of values for each query, with dropout of the weights."""
+        # torch's own attention takes twice as long to train on few tokens on a CPU, draws its own dropout masks, and
+        # has no batching rule for vmap.
+        weights_BHNN = softmax(q_BHND * q_BHND.shape[-1] ** -0.5 @ k_BHND.transpose(-1, -2))
+        mixed_BHND: Tensor = self.drop(weights_BHNN, masks) @ v_BHND
+        return mixed_BHND
+
     def dropout_plan(self, batch: int, n_tokens: int) -> list[tuple[int, float]]:
-        """Sizes and rates of the masks that a pass takes, in order."""
+        """Return size and rate of each dropout mask that a pass takes, in order."""
         token, inner = batch * n_tokens * self.projection.in_features, batch * n_tokens * self.inner
         return [(size, self.drop.p) for size in (batch * self.heads * n_tokens**2, token, inner, token)]
 
 
 def softmax(x_BHNN: Tensor) -> Tensor:
-    """Softmax over the last axis; on a CPU, over a short one, through a copy in which that axis comes first.
+    """Return the softmax over the last axis; on a CPU a short axis is copied to the front first.
 
-    Rows of seven leave vector units idle: the way round takes a third of the time (of 27, more than the straight one).
+    Rows of 7 leave vector units idle, and the copy takes a third of the time. With rows of 27 it is slower.
     """
     if x_BHNN.is_cuda or x_BHNN.shape[-1] > _SHORT_ROW:
         return x_BHNN.softmax(-1)
     return x_BHNN.flatten(0, -2).t().contiguous().softmax(0).t().reshape(x_BHNN.shape)
 
 
-def in_order(layers: nn.Sequential, x: Tensor, masks: Masks | None) -> Tensor:
-    """Apply layers one after the other, handing `masks` to those that drop."""
-    for layer in layers:
-        x = layer(x, masks) if isinstance(layer, (Dropout, Block)) else layer(x)
-    return x
-
-
-class Conformer(nn.Module):
-    """EEG-Conformer (Song et al. 2023, fig. 2 and tables I-II); normalises its windows itself.
+class Conformer(Encoder):
+    """EEG-Conformer (Song et al. 2023, fig. 2 and tables I-II); it normalises its windows itself.
 
     stem -> BatchNorm -> ELU -> average pool -> dropout -> 1 x 1 convolution -> `depth` transformer blocks without
     positional encoding -> flatten -> Linear, ELU, dropout -> Linear, ELU, dropout -> Linear.
 
     Parameters
     ----------
-    n_channels, n_times
-        Shape of a window.
-    n_outputs
-        1 for regression, else classes (the output holds logits).
+    n_channels, n_times, n_outputs, norm, bins, variance
+        See `Network`.
     kernel, pool, stride
         Lengths in samples; see `kernel_sizes`.
     filters
         Filters of both stem layers and width of a token; a multiple of `heads`.
     depth, heads, expansion
-        Of the transformer: blocks, heads, width of the feed-forward layer in tokens.
+        Of the transformer: blocks, heads, and width of the feed-forward layer in widths of a token.
     hidden
-        Width of the head's first layer; its second is an eighth of it.
+        Width of the head's first layer; the second has an eighth of it.
     dropout
-        Of stem, blocks and the head's first layer; the head's second drops 0.6 times as much (0.5 and 0.3: the paper).
+        Rate in stem, blocks and the head's first layer; 0.6 times as much in its second (0.5 and 0.3 in the paper).
     features
         `mean` of ELU activations (the paper), or `log-power`: square, average, log (Schirrmeister et al. 2017).
-    norm
-        See `normalise`.
-    bins
-        Of a regression: 0, or the bins of a distribution over the standardised target. While training, the network
-        gives their logits (B, bins), in evaluation their mean, the answer, and variance (B, 2): see
-        `raypipe.models.readout`.
-    variance
-        Of a regression: whether the network tells the variance of its answer. While training, it gives the answer and
-        the variance's logarithm (B, 2), in evaluation answer and variance (B, 2).
 
     Raises
     ------
     ValueError
-        The window holds no single pool, or an option is unknown.
+        The window is shorter than kernel and pool need, or an option is unknown.
 
     Notes
     -----
     Keys of the state: ``stem.temporal``, ``stem.spatial``, ``batch_norm`` (an `nn.BatchNorm1d`), ``pointwise``,
-    ``blocks.<i>.{norm1,qkv,projection,norm2,feed.0,feed.3}``, ``head.{1,4,7}``. Against braindecode's EEGConformer,
-    ``pointwise.weight`` lacks two trailing axes of length one and ``qkv`` stacks three layers; all else is renaming.
+    ``blocks.<i>.{norm1,qkv,projection,norm2,feed.0,feed.3}``, ``head.{1,4,7}``. Compared with braindecode's
+    EEGConformer, ``pointwise.weight`` lacks two trailing axes of length one and ``qkv`` stacks three layers. All else
+    differs by name only.
     """
+
+    stackable = True
+    head: nn.Sequential
 
     def __init__(
         self,
@@ -267,9 +166,7 @@ class Conformer(nn.Module):
         bins: int = 0,
         variance: bool = False,
     ) -> None:
-        super().__init__()
-        if (bins or variance) and n_outputs != 1:
-            raise ValueError("bins and variance are for regression")
+        super().__init__(n_channels, n_times, n_outputs, norm=norm, bins=bins, variance=variance)
         if n_times < kernel + pool - 1:
             raise ValueError(
                 f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
@@ -277,12 +174,10 @@ class Conformer(nn.Module):
             )
         if filters % heads:
             raise ValueError(f"filters ({filters}) must be a multiple of heads ({heads})")
-        if features not in FEATURES or norm not in NORMS:
-            raise ValueError(f"unknown features {features!r} or norm {norm!r}; there is {FEATURES} and {NORMS}")
-        self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
+        if features not in FEATURES:
+            raise ValueError(f"features must be one of {', '.join(FEATURES)} (given {features!r})")
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
-        self.summary, self.norm, self.bins, self.variance = features, norm, bins, variance
-        self.filters, self.hidden, self.dropout = filters, hidden, dropout
+        self.width, self.summary, self.hidden, self.dropout = filters, features, hidden, dropout
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
         self.pool = nn.AvgPool1d(pool, stride)
@@ -302,57 +197,47 @@ class Conformer(nn.Module):
         )
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Do what no parameter takes part in: normalise, and transform for the Fourier stem.
+        """Normalise windows, and transform them for the Fourier stem.
 
-        ``model(model.prepare(x), prepared=True)`` equals ``model(x)``; SAM's two passes share one call. What comes
-        back depends on `stem.algorithm`, which must not change in between.
+        The result depends on `stem.algorithm`, which must not change before it is used.
         """
-        if x_BCT.ndim != 3 or x_BCT.shape[1:] != (self.n_channels, self.n_times):
-            raise ValueError(f"expected windows (B, {self.n_channels}, {self.n_times}), got {tuple(x_BCT.shape)}")
-        return self.stem.prepare(normalise(x_BCT, self.norm))
+        return self.stem.prepare(super().prepare(x_BCT))
+
+    def use_stem(self, algorithm: str) -> None:
+        """Choose how the stem is computed; see `Stem`."""
+        self.stem.algorithm = algorithm
+
+    def batch_statistics(self) -> nn.BatchNorm1d:
+        """Return the BatchNorm layer after the stem."""
+        return self.batch_norm
 
     def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
-        """Sizes and rates of the masks that a training pass over `batch` windows takes, in order (see `Masks`)."""
-        plan = [(batch * self.n_tokens * self.filters, self.dropout)]
+        """Return size and rate of each dropout mask that a training pass over `batch` windows takes, in order."""
+        plan = [(batch * self.n_tokens * self.width, self.dropout)]
         for block in self.blocks:
             assert isinstance(block, Block)
             plan += block.dropout_plan(batch, self.n_tokens)
         plan += [(batch * self.hidden, self.dropout), (batch * max(1, self.hidden // 8), 0.6 * self.dropout)]
         return [part for part in plan if part[1]]
 
-    def forward(self, x: Tensor, *, prepared: bool = False, scale_M: Tensor | None = None) -> Tensor:
-        """Map windows (B, C, T) in any unit, or what `prepare` made of them, to (B, n_outputs).
-
-        In training, `scale_M` holds dropout masks in the order of `dropout_plan`; without it, they are drawn.
-        """
-        return self.back(self.front(x, prepared=prepared), None if scale_M is None else Masks(scale_M))
-
     def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
-        """The part that sees a batch as a whole, up to BatchNorm: windows to (B, filters, T - kernel + 1)."""
+        """Run stem and BatchNorm: windows to (B, filters, T - kernel + 1)."""
         out: Tensor = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
         return out
 
-    @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.filters
+    def back(self, y_BFT: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Run pool, blocks and head on the result of `front`."""
+        return self.decode(apply_layers(self.head, self.encode(y_BFT, masks), masks))
 
     def features(self, x: Tensor, *, prepared: bool = False) -> Tensor:
-        """A window's vector (B, filters): the mean of its tokens behind the blocks; what probes look at."""
+        """Return a feature vector for each window (B, width): the mean over its tokens after the blocks."""
         return self.encode(self.front(x, prepared=prepared)).mean(1)
 
-    def back(self, y_BFT: Tensor, masks: Masks | None = None) -> Tensor:
-        """The rest, in which every window goes its own way: what `front` gave to (B, n_outputs)."""
-        out_BK = in_order(self.head, self.encode(y_BFT, masks), masks)
-        if self.training or not (self.bins or self.variance):
-            return out_BK
-        return moments(out_BK) if self.bins else told(out_BK)
-
-    def encode(self, y_BFT: Tensor, masks: Masks | None = None) -> Tensor:
-        """Tokens (B, N, F) behind the blocks, of what `front` gave."""
+    def encode(self, y_BFT: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Return the tokens (B, N, F) after the blocks, from the result of `front`."""
         if self.summary == "mean":
             tokens_BFN = self.pool(F.elu(y_BFT))
         else:
             tokens_BFN = self.pool(y_BFT.square()).clamp_min(_LOG_FLOOR).log()
         tokens_BNF = self.pointwise(self.drop(tokens_BFN, masks).transpose(1, 2))
-        return in_order(self.blocks, tokens_BNF, masks)
+        return apply_layers(self.blocks, tokens_BNF, masks)

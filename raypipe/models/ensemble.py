@@ -1,7 +1,7 @@
-"""Networks and how they are combined as one module: what ensembles are scored with, what is shipped.
+"""Networks and the rule that combines them as one module: used to score ensembles, and shipped in submissions.
 
-This file needs torch (2.2 or later) and its neighbours combine.py, conformer.py, readout.py, stacked.py, stem.py,
-tcn.py and vit.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours builders.py, combine.py, conformer.py, network.py, readout.py,
+stacked.py, stem.py, tcn.py and vit.py: submissions contain them unchanged.
 """
 
 from __future__ import annotations
@@ -13,55 +13,35 @@ import torch
 from torch import Tensor, nn
 
 if __package__:
+    from raypipe.models.builders import build_network
     from raypipe.models.combine import combine
-    from raypipe.models.conformer import Conformer, kernel_sizes
-    from raypipe.models.stacked import Stacks
-    from raypipe.models.tcn import Tcn
-    from raypipe.models.vit import ViT
-else:  # in a submission, where the files lie side by side
+    from raypipe.models.stacked import NetworkStacks
+else:  # in a submission, where the files are in one folder
+    from builders import build_network  # type: ignore[import-not-found,no-redef,unused-ignore]
     from combine import combine  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from stacked import Stacks  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
-
-
-def _conformer(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
-    kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
-    options.pop("patch", None)
-    return Conformer(n_channels, n_times, n_outputs, kernel=kernel, pool=pool, stride=stride, **options)
-
-
-def _tcn(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
-    used = {name: options[name] for name in ("filters", "depth", "dropout", "norm", "bins")}
-    used["variance"] = options.get("variance", False)  # runs of raypipe 0.1 have none
-    return Tcn(n_channels, n_times, n_outputs, **used)
-
-
-def _vit(n_channels: int, n_times: int, n_outputs: int, sfreq: float, **options: Any) -> nn.Module:
-    names = ("patch", "depth", "heads", "expansion", "dropout", "norm")
-    return ViT(n_channels, n_times, n_outputs, width=options["filters"], **{name: options[name] for name in names})
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"conformer": _conformer, "tcn": _tcn, "vit": _vit}
-"""Builders by the name in a trial's ``model/name``; its other ``model/`` parameters are their keywords."""
+    from stacked import NetworkStacks  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
 class EnsembleModule(nn.Module):
-    """Networks and how they are combined: maps windows (B, C, T) to one answer.
+    """Networks and how they are combined: maps windows (B, C, T) to one prediction.
 
-    A member's answer is its output times `scale` plus `centre` (regression: target units) or its softmax (classes).
-    Networks of a regression may give a second column, the variance of their answer.
-    Without a rule, the answer is the members' weighted mean. A rule (`combine`) was fitted on answers of single fold
-    models, so it is applied to the models of each fold, and the answers of the folds are averaged.
+    A member's prediction is its output times `scale` plus `centre` (regression: in target units) or its softmax
+    (classes). Networks of a regression may have a second output, the variance. Without a rule, the prediction is the
+    members' weighted mean. A rule (`combine`) was fitted on predictions of single fold models. So it is applied to the
+    models of each fold, and the predictions of the folds are averaged.
 
     Parameters
     ----------
     spec
-        As a bundle's and a submission's JSON give it: ``kind`` (`regression` or `classification`), ``n_channels``,
+        As in the JSON of a bundle and a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
         ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). With a ``rule``, members
         are in order of trial, then fold, and every trial has the same folds.
+
+    Raises
+    ------
+    ValueError
+        An unknown ``kind``, no members, or with a rule, members that are not all folds of each trial.
 
     Notes
     -----
@@ -70,61 +50,57 @@ class EnsembleModule(nn.Module):
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__()
-        if spec["kind"] not in ("regression", "classification") or not spec["members"]:
-            raise ValueError(f"no ensemble: kind {spec['kind']!r}, {len(spec['members'])} members")
+        members = spec["members"]
+        if spec["kind"] not in ("regression", "classification") or not members:
+            raise ValueError(f"no ensemble: kind {spec['kind']!r}, {len(members)} members")
         self.classes = spec["kind"] == "classification"
         self.shape = (int(spec["n_channels"]), int(spec["n_times"]))
-        networks = []
-        for member in spec["members"]:
-            options = dict(member["model"])
-            build = NETWORKS[options.pop("name")]
-            networks.append(build(*self.shape, int(spec["n_outputs"]), float(spec["sfreq"]), **options))
+        self.n_outputs = int(spec["n_outputs"])
+        n_channels, n_times = self.shape
+        sizes = {"n_channels": n_channels, "n_times": n_times, "n_outputs": self.n_outputs}
+        networks = [build_network(member["model"], sfreq=float(spec["sfreq"]), **sizes) for member in members]
         self.members = nn.ModuleList(networks)
         self.rule: Mapping[str, Any] | None = spec.get("rule")
-        self.n_folds = len({int(member["fold"]) for member in spec["members"]})
+        self.n_folds = len({int(member["fold"]) for member in members})
         if self.rule is not None and len(networks) % self.n_folds:
             raise ValueError(f"{len(networks)} members are not {self.n_folds} folds of each trial")
-        self.stacks = Stacks(self.members)
-        self.n_outputs = int(spec["n_outputs"])
-        self.tells = [bool(getattr(each, "bins", 0) or getattr(each, "variance", False)) for each in networks]
-        self.weights: list[float] = [float(member["weight"]) for member in spec["members"]]
-        self.centres: list[float] = [float(member["centre"]) for member in spec["members"]]
-        self.scales: list[float] = [float(member["scale"]) for member in spec["members"]]
+        self.stacks = NetworkStacks(self.members)
+        self.predicts_variance = [network.predicts_variance for network in networks]
+        self.weights: list[float] = [float(member["weight"]) for member in members]
+        self.centres: list[float] = [float(member["centre"]) for member in members]
+        self.scales: list[float] = [float(member["scale"]) for member in members]
 
-    def answers(self, x_BCT: Tensor) -> Tensor:
-        """Each member's answers (members, B, n_outputs) to windows in microvolts (B, C, T)."""
-        return self.told(x_BCT)[0]
+    def predict_members(self, x_BCT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each member's predictions (members, B, n_outputs), and their variances (members, B).
 
-    def told(self, x_BCT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Each member's answers, and the variances of them (members, B) that it tells, in squared target units.
-
-        A member that tells none has zeros; without any that does, there are no variances.
+        Variances are in squared target units, and zero for members that predict none. They are None if no member does.
         """
         raws = self.stacks(x_BCT) if not torch.is_grad_enabled() and not self.training else None
-        answers, variances = [], []
+        values, variances = [], []
         for place, (network, centre, scale) in enumerate(zip(self.members, self.centres, self.scales)):  # noqa: B905 - 3.9
             raw_BO = network(x_BCT) if raws is None else raws[place]
             if self.classes:
-                answers.append(torch.softmax(raw_BO, dim=1))
+                values.append(torch.softmax(raw_BO, dim=1))
                 continue
-            answers.append(raw_BO[:, : self.n_outputs] * scale + centre)
-            variances.append(raw_BO[:, 1] * scale**2 if self.tells[place] else torch.zeros_like(raw_BO[:, 0]))
-        return torch.stack(answers), torch.stack(variances) if any(self.tells) else None
+            values.append(raw_BO[:, : self.n_outputs] * scale + centre)
+            predicted = self.predicts_variance[place]
+            variances.append(raw_BO[:, 1] * scale**2 if predicted else torch.zeros_like(raw_BO[:, 0]))
+        return torch.stack(values), torch.stack(variances) if any(self.predicts_variance) else None
 
     def by_fold(self, members_MB: Tensor) -> Tensor:
-        """Sort what members give, (members, B, ...), by fold: (folds, trials, B, ...)."""
+        """Arrange what members give, (members, B, ...), by fold: (folds, trials, B, ...)."""
         return members_MB.view(-1, self.n_folds, *members_MB.shape[1:]).transpose(0, 1)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """Map windows in microvolts (B, C, T) to the ensemble's answers (B, n_outputs)."""
-        answers_MBO, variances_MB = self.told(x_BCT)
+        """Map windows in microvolts (B, C, T) to the ensemble's predictions (B, n_outputs)."""
+        values_MBO, variances_MB = self.predict_members(x_BCT)
         if self.rule is not None:
-            answers_FTBO = self.by_fold(answers_MBO)
+            values_FTBO = self.by_fold(values_MBO)
             variances_F = [None] * self.n_folds if variances_MB is None else list(self.by_fold(variances_MB))
-            folds = [combine(self.rule, answers_FTBO[fold], told) for fold, told in enumerate(variances_F)]
+            folds = [combine(self.rule, values_FTBO[fold], variances_F[fold]) for fold in range(self.n_folds)]
             return torch.stack(folds).mean(0)
-        weights_M = torch.tensor(self.weights, dtype=answers_MBO.dtype, device=answers_MBO.device)
-        return torch.einsum("m,mbo->bo", weights_M, answers_MBO)
+        weights_M = torch.tensor(self.weights, dtype=values_MBO.dtype, device=values_MBO.device)
+        return torch.einsum("m,mbo->bo", weights_M, values_MBO)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnsembleModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -132,22 +108,22 @@ class EnsembleModule(nn.Module):
         return self
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """Take up weights; see `torch.nn.Module.load_state_dict`."""
+        """Load weights; see `torch.nn.Module.load_state_dict`."""
         self.stacks.forget()
         return super().load_state_dict(*args, **options)
 
 
 class ScorerModule(nn.Module):
-    """An ensemble as the challenge's scorer asks for it: one number a window, (B, 1).
+    """An ensemble as the challenge's scorer expects it: one number per window, (B, 1).
 
     The value itself for regression, the second class's probability for two classes.
 
     Parameters
     ----------
     ensemble
-        What answers.
+        The ensemble.
     input_scale
-        Factor that turns the scorer's unit into microvolts: 1e6 for volts, which MNE gives.
+        Factor from the scorer's unit to microvolts: 1e6 for volts, which MNE gives.
     """
 
     def __init__(self, ensemble: EnsembleModule, input_scale: float) -> None:

@@ -1,6 +1,6 @@
-"""Answers read from what a network gives for a regression: a distribution over bins, or a value with its variance.
+"""Decode what a network outputs for a regression: a distribution over bins, or a value with its log-variance.
 
-This file needs torch (2.2 or later) alone: submissions carry it as it is.
+This file needs torch (2.2 or later) and nothing else: submissions contain it unchanged.
 """
 
 from __future__ import annotations
@@ -8,34 +8,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-REACH = 3.5
-"""The bins' centres lie between -3.5 and 3.5 standard deviations of the training targets."""
-LOG_VARIANCE = (-9.0, 6.0)
-"""Least and largest logarithm of a told variance, in squared standard deviations of the training targets: beyond them a
-likelihood has no use of it, and its gradient no end."""
+BIN_RANGE = 3.5
+"""Bin centres are between -3.5 and 3.5 standard deviations of the training targets."""
+LOG_VARIANCE_RANGE = (-9.0, 6.0)
+"""Limits of a predicted log-variance, in squared standard deviations of the training targets. Beyond them the variance
+no longer changes the likelihood in a useful way, and its gradient grows without limit."""
 
 
 def bin_centres(logits_BK: Tensor) -> Tensor:
-    """Centres (K,) of the bins that K logits are for, in standard deviations, with the logits' type and device."""
-    return torch.linspace(-REACH, REACH, logits_BK.shape[-1], dtype=logits_BK.dtype, device=logits_BK.device)
+    """Return the centres (K,) of K bins in standard deviations, with the logits' type and device."""
+    return torch.linspace(-BIN_RANGE, BIN_RANGE, logits_BK.shape[-1], dtype=logits_BK.dtype, device=logits_BK.device)
 
 
-def expectation(logits_BK: Tensor) -> Tensor:
-    """Soft-argmax (B, 1): the mean of the distribution that logits (B, K) give over the bins; (B, 1) stays as it is."""
+def distribution_mean(logits_BK: Tensor) -> Tensor:
+    """Return the mean (B, 1) of the distribution over bins (soft-argmax); logits (B, 1) are returned as they are."""
     if logits_BK.shape[-1] == 1:
         return logits_BK
-    answer: Tensor = (logits_BK.softmax(-1) * bin_centres(logits_BK)).sum(-1, keepdim=True)
-    return answer
+    mean_B1: Tensor = (logits_BK.softmax(-1) * bin_centres(logits_BK)).sum(-1, keepdim=True)
+    return mean_B1
 
 
-def moments(logits_BK: Tensor) -> Tensor:
-    """Mean and variance (B, 2) of the distribution that logits (B, K) give over the bins."""
-    p_BK, mean_B1 = logits_BK.softmax(-1), expectation(logits_BK)
+def distribution_moments(logits_BK: Tensor) -> Tensor:
+    """Return mean and variance (B, 2) of the distribution over bins."""
+    p_BK, mean_B1 = logits_BK.softmax(-1), distribution_mean(logits_BK)
     variance_B1 = (p_BK * (bin_centres(logits_BK) - mean_B1).square()).sum(-1, keepdim=True)
     return torch.cat([mean_B1, variance_B1], dim=-1)
 
 
-def told(out_B2: Tensor) -> Tensor:
-    """Value and variance (B, 2) from a head's value and logarithm of the variance."""
+def decode_variance(out_B2: Tensor) -> Tensor:
+    """Return value and variance (B, 2) of a head's value and log-variance (B, 2)."""
     value_B1, log_B1 = out_B2[..., :1], out_B2[..., 1:]
-    return torch.cat([value_B1, log_B1.clamp(*LOG_VARIANCE).exp()], dim=-1)
+    return torch.cat([value_B1, log_B1.clamp(*LOG_VARIANCE_RANGE).exp()], dim=-1)

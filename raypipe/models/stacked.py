@@ -1,6 +1,6 @@
-"""Networks of one shape passed through as one: their parameters stacked, their stems one convolution.
+"""Networks of one architecture evaluated as one: parameters stacked, stems combined into one convolution.
 
-This file needs torch (2.2 or later) and its neighbour conformer.py: submissions carry both as they are.
+This file needs torch (2.2 or later) and its neighbours conformer.py and network.py: submissions contain them unchanged.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.conformer import Conformer, normalise
-else:  # in a submission, where the files lie side by side
-    from conformer import Conformer, normalise  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from raypipe.models.conformer import Conformer
+    from raypipe.models.network import normalise
+else:  # in a submission, where the files are in one folder
+    from conformer import Conformer  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from network import normalise  # type: ignore[import-not-found,no-redef,unused-ignore]
 
-MOST = 8
-"""Largest batch that is stacked: of more windows, each network keeps a core busy, and its own stem is the quicker."""
+MAX_BATCH = 8
+"""Largest batch that is stacked. With more windows a single network keeps a core busy, and its own stem is faster."""
 
 
 class _Back(nn.Module):
-    """What follows BatchNorm."""
+    """The part of a Conformer after BatchNorm."""
 
     def __init__(self, network: Conformer) -> None:
         super().__init__()
@@ -36,24 +38,24 @@ class _Back(nn.Module):
 class ConformerStack:
     """Conformers of one architecture, in evaluation mode.
 
-    Stem and BatchNorm of all are one convolution, whose kernels are composed once (they depend on no window); what
-    follows is vectorised over the networks (`torch.func.vmap`).
+    Stem and BatchNorm of all networks are one convolution. Its kernels are computed once, since they do not depend on
+    the windows. The rest is vectorised over the networks (`torch.func.vmap`).
     """
 
     def __init__(self, networks: Sequence[Conformer]) -> None:
         self.norm, self.n = networks[0].norm, len(networks)
-        kernels, biases = zip(*map(_composed, networks))  # noqa: B905 - runs on 3.9 too
+        kernels, biases = zip(*map(_fused_stem, networks))  # noqa: B905 - runs on 3.9 too
         self.kernels, self.biases = torch.cat(kernels), torch.cat(biases)
         shell = copy.deepcopy(networks[0]).eval()
         for name in ("stem", "batch_norm"):
             delattr(shell, name)
         self._back = _Back(shell)
         states = [dict(network.named_parameters()) for network in networks]
-        inner = [name for name in states[0] if not name.startswith(("stem.", "batch_norm."))]
-        self._parameters = {f"network.{name}": torch.stack([s[name].detach() for s in states]) for name in inner}
+        names = [name for name in states[0] if not name.startswith(("stem.", "batch_norm."))]
+        self._parameters = {f"network.{name}": torch.stack([s[name].detach() for s in states]) for name in names}
 
     def __call__(self, x_BCT: Tensor) -> Tensor:
-        """Map windows (B, C, T) to the networks' outputs (M, B, n_outputs), or (M, B, 2) where they tell variances."""
+        """Map windows (B, C, T) to the networks' outputs (M, B, n_outputs), or (M, B, 2) with variances."""
         y_BXT = F.conv1d(normalise(x_BCT, self.norm), self.kernels, self.biases)
 
         def back(parameters: dict[str, Tensor], y_BFT: Tensor) -> Any:
@@ -65,8 +67,8 @@ class ConformerStack:
         return out
 
 
-def _composed(network: Conformer) -> tuple[Tensor, Tensor]:
-    """Stem and BatchNorm as one 1-D convolution: kernel (F, C, K) and bias (F,)."""
+def _fused_stem(network: Conformer) -> tuple[Tensor, Tensor]:
+    """Return stem and BatchNorm as one 1-D convolution: kernel (F, C, K) and bias (F,)."""
     stem, norm = network.stem, network.batch_norm
     w_FK, v_GFC = stem.temporal.weight.detach()[:, 0, 0], stem.spatial.weight.detach()[..., 0]
     assert stem.temporal.bias is not None and stem.spatial.bias is not None
@@ -77,8 +79,8 @@ def _composed(network: Conformer) -> tuple[Tensor, Tensor]:
     return kernel_GCK, (bias_G - norm.running_mean) * scale_G + norm.bias.detach()
 
 
-class Stacks:
-    """All networks of an ensemble, those of one architecture stacked; made at the first pass, from weights as they are.
+class NetworkStacks:
+    """All networks of an ensemble, those of one architecture stacked; built from the weights at the first call.
 
     Parameters
     ----------
@@ -87,26 +89,23 @@ class Stacks:
     """
 
     def __init__(self, networks: nn.ModuleList) -> None:
-        self._networks = [networks]  # in a list, which keeps a module's children from being counted twice
+        self._networks = [networks]  # in a list, so that a module which has this attribute does not register them again
         self._stacks: list[tuple[list[int], ConformerStack]] | None = None
 
     def forget(self) -> None:
-        """Drop what was made from weights that have changed."""
+        """Drop the stacks, whose weights have changed."""
         self._stacks = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stacks:
-        return Stacks(copy.deepcopy(self._networks[0], memo))
+    def __deepcopy__(self, memo: dict[int, Any]) -> NetworkStacks:
+        return NetworkStacks(copy.deepcopy(self._networks[0], memo))
 
     def __call__(self, x_BCT: Tensor) -> list[Tensor] | None:
-        """Outputs (B, n_outputs) of each network; None where stacking would not pay or networks are of another kind."""
-        networks = list(self._networks[0])
-        if len(x_BCT) > MOST or len(networks) < 2 or not all(isinstance(network, Conformer) for network in networks):
+        """Return the outputs (B, n_outputs) of each network; None where stacking is slower or not possible."""
+        networks = [network for network in self._networks[0] if isinstance(network, Conformer)]
+        if len(x_BCT) > MAX_BATCH or len(networks) < 2 or len(networks) < len(self._networks[0]):
             return None
         if self._stacks is None:
-            groups: dict[Any, list[int]] = {}
-            for place, network in enumerate(networks):
-                groups.setdefault(_architecture(network), []).append(place)
-            self._stacks = [(places, ConformerStack([networks[p] for p in places])) for places in groups.values()]  # type: ignore[misc]
+            self._stacks = _stacks_of(networks)
         out: list[Tensor] = [x_BCT] * len(networks)
         for places, stack in self._stacks:
             for place, raw_BO in zip(places, stack(x_BCT)):  # noqa: B905 - runs on 3.9 too
@@ -114,11 +113,17 @@ class Stacks:
         return out
 
 
-def _architecture(network: Any) -> tuple[Any, ...]:
-    """What two networks must share to be stacked: shapes of all parameters, and what these do not tell."""
+def _stacks_of(networks: Sequence[Conformer]) -> list[tuple[list[int], ConformerStack]]:
+    """Group networks by architecture; return the positions of each group and its stack."""
+    groups: dict[Any, list[int]] = {}
+    for place, network in enumerate(networks):
+        groups.setdefault(_architecture(network), []).append(place)
+    return [(places, ConformerStack([networks[place] for place in places])) for places in groups.values()]
+
+
+def _architecture(network: Conformer) -> tuple[Any, ...]:
+    """Return what two networks must share to be stacked: the shapes of all parameters and the remaining options."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.named_parameters())
     heads = tuple(block.heads for block in network.blocks)
-    pool = network.pool
-    told = (network.bins, network.variance)
-    sizes = (tuple(pool.kernel_size), tuple(pool.stride), network.n_times)
-    return (shapes, network.norm, network.summary, heads, told, sizes)
+    sizes = (network.pool.kernel_size, network.pool.stride, network.n_times)
+    return (shapes, network.norm, network.summary, heads, (network.bins, network.variance), sizes)

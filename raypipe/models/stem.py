@@ -1,6 +1,6 @@
-"""The Conformer's stem: two convolutions that are one linear map, computed in the frequency domain or as one.
+"""The Conformer's stem: two convolutions that form one linear map, computed in the frequency domain or as one layer.
 
-This file needs torch (2.2 or later) and nothing else: submissions carry it as it is.
+This file needs torch (2.2 or later) and nothing else: submissions contain it unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALGORITHMS = ("fourier", "direct", "reference")
 
 
 def fast_length(n: int) -> int:
-    """The smallest even number from `n` on whose prime factors are 2, 3, 5 and 7."""
+    """Return the smallest even number >= `n` whose prime factors are 2, 3, 5 and 7."""
     n += n % 2
     while True:
         rest = n
@@ -31,13 +31,13 @@ def fast_length(n: int) -> int:
 class Stem(nn.Module):
     """The Conformer's two convolutions: temporal (1 -> F, 1 x K), then spatial (F -> F, C x 1), with biases.
 
-    Nothing stands between them, so they are one linear map of the window,
+    There is no nonlinearity between them, so together they are one linear map of the window,
     ``y[b,g,t] = sum_ck W[g,c,k] x[b,c,t+k] + b[g] + sum_fc v[g,f,c] a[f]`` with ``W[g,c,k] = sum_f v[g,f,c] w[f,k]``.
-    Parameters keep the two layers' names and shapes; `algorithm`, which may be changed at any time, says how the
-    map is computed, and the results differ by rounding only:
+    Parameters keep the two layers' names and shapes. `algorithm`, which may be changed at any time, is how the map is
+    computed; the results differ by rounding only:
 
-    - ``fourier``: W is made at each frequency from the transformed temporal kernels, and one complex product a
-      frequency replaces the correlation. No output wraps around, since no sum reaches beyond sample T - 1.
+    - ``fourier``: W is computed at each frequency from the transformed temporal kernels, and one complex product per
+      frequency replaces the correlation. No output wraps around, since no sum uses a sample after T - 1.
     - ``direct``: W, then one 1-D convolution.
     - ``reference``: the two layers, one after the other (an intermediate of B x F x C x T).
 
@@ -69,10 +69,10 @@ class Stem(nn.Module):
         self._make_basis()
 
     def _make_basis(self) -> None:
-        """Make the DFT of K taps at the N = length // 2 + 1 frequencies, conjugated (a correlation, not a convolution).
+        """Compute the DFT of K taps at the N = length // 2 + 1 frequencies, conjugated (a correlation).
 
-        Neither parameter nor buffer: it is not state. Made in float64 and rounded once, so it is made anew when the
-        module changes its dtype, and left alone when `torch.func` moves a skeleton to the meta device.
+        It is neither parameter nor buffer, since it is no state. It is computed in float64 and rounded once, so it is
+        computed again when the module's dtype changes, and kept when `torch.func` moves a copy to the meta device.
         """
         weight = self.temporal.weight
         if weight.is_meta:
@@ -89,14 +89,14 @@ class Stem(nn.Module):
         return self
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Compute what needs no parameter: the spectrum (frequencies, B, C) for `fourier`, else nothing."""
+        """Compute what depends on no parameter: for `fourier` the spectrum (frequencies, B, C), else nothing."""
         if self.algorithm != "fourier":
             return x_BCT
         z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
         return z_BCN.permute(2, 0, 1).contiguous()
 
     def forward(self, x_BCT: Tensor, *, prepared: bool = False) -> Tensor:
-        """Filter windows (B, C, T), or what `prepare` made of them, to (B, F, T - K + 1)."""
+        """Filter windows (B, C, T), or the result of `prepare`, to (B, F, T - K + 1)."""
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} (given {self.algorithm!r})")
         if self.algorithm == "reference":
@@ -109,7 +109,7 @@ class Stem(nn.Module):
         bias_G = self.spatial.bias + v_GFC.sum(2) @ self.temporal.bias
         if self.algorithm == "direct":
             return F.conv1d(z, torch.einsum("gfc,fk->gck", v_GFC, w_FK), bias_G)
-        with torch.autocast(z.device.type, enabled=False):  # there is no complex bfloat16
+        with torch.autocast(z.device.type, enabled=False):  # complex bfloat16 does not exist
             v_FX = v_GFC.permute(1, 2, 0).flatten(1)
             w_NX = torch.complex((self.cos_NK @ w_FK.T) @ v_FX, (self.sin_NK @ w_FK.T) @ v_FX)
             y_NBG = torch.bmm(z, w_NX.view(len(w_NX), self.n_channels, -1))

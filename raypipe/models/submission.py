@@ -1,6 +1,6 @@
-"""The entry point of a submission, shipped as it is under the name submission.py beside the files of its networks.
+"""The entry point of a submission, shipped unchanged as submission.py beside the files of its networks.
 
-It needs torch (2.2 or later). Weights that are missing or do not fit raise; there are no random ones to fall back on.
+It needs torch (2.2 or later). Weights that are missing or do not fit raise an error; random weights are never used.
 """
 
 import json
@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 
 
 def _folder() -> Path:
-    """Where the submission's files are."""
+    """Return the folder of the submission's files."""
     here = globals().get("__file__")
     places = [Path(here).resolve().parent] if here else []
     places += [Path("/app/input/res"), Path("/app/input"), Path.cwd()]
@@ -25,14 +25,19 @@ def _folder() -> Path:
 
 
 class Submission:
-    """What the challenge's scorer makes, once, and asks for a model of each challenge.
+    """Create the models; the challenge's scorer makes one instance and asks it for a model of each challenge.
 
     Parameters
     ----------
     SFREQ
-        Sampling rate of the windows in Hz; must be the one that the models were trained at.
+        Sampling rate of the windows in Hz; must be the rate that the models were trained at.
     DEVICE
-        Where the models will run.
+        Device that the models will run on.
+
+    Raises
+    ------
+    FileNotFoundError
+        The manifest is in none of the folders where the scorer may have put it.
     """
 
     def __init__(self, SFREQ: float, DEVICE: Any) -> None:
@@ -41,11 +46,11 @@ class Submission:
         self.folder = _folder()
 
     def get_model_challenge_1(self) -> torch.nn.Module:
-        """The model of challenge 1: (B, channels, samples) to (B, 1)."""
+        """Return the model of challenge 1: (B, channels, samples) to (B, 1)."""
         return self._model("1")
 
     def get_model_challenge_2(self) -> torch.nn.Module:
-        """The model of challenge 2: (B, channels, samples) to (B, 1)."""
+        """Return the model of challenge 2: (B, channels, samples) to (B, 1)."""
         return self._model("2")
 
     def _model(self, challenge: str) -> torch.nn.Module:

@@ -1,6 +1,7 @@
 """A vision transformer for EEG: a token is a patch of one channel, placed by its time and its electrode's position.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py and stem.py: submissions carry them as they are.
+This file needs torch (2.2 or later) and its neighbours conformer.py, network.py, readout.py and stem.py: submissions
+contain them unchanged.
 """
 
 from __future__ import annotations
@@ -12,58 +13,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.conformer import Dropout, Masks, in_order, normalise
-else:  # in a submission, where the files lie side by side
-    from conformer import (  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from raypipe.models.conformer import Block
+    from raypipe.models.network import Dropout, DropoutMasks, Encoder, apply_layers
+else:  # in a submission, where the files are in one folder
+    from conformer import Block  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from network import (  # type: ignore[import-not-found,no-redef,unused-ignore]
         Dropout,
-        Masks,
-        in_order,
-        normalise,
+        DropoutMasks,
+        Encoder,
+        apply_layers,
     )
 
 WAVES = 8
-"""Waves along each axis of space that a position is described by."""
+"""Waves along each axis of space that describe a position."""
 _HEAD_RADIUS = 0.1  # metres
 
 
-class Layer(nn.Module):
-    """Pre-norm transformer block (Vaswani et al. 2017) that drops in its feed-forward layer and residuals only.
+class ViTBlock(Block):
+    """Transformer block without dropout of the attention weights.
 
-    Attention itself drops nothing: masks of tokens x tokens would be most of the memory where tokens are many.
+    Its masks would have tokens x tokens values, which is most of the memory where there are many tokens.
     """
 
-    def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.inner = heads, expansion * width
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.feed = nn.Sequential(
-            nn.Linear(width, self.inner), nn.GELU(), Dropout(dropout), nn.Linear(self.inner, width)
-        )
-        self.drop = Dropout(dropout)
-
-    def forward(self, x_BNF: Tensor, masks: Masks | None = None) -> Tensor:
-        """Map tokens (B, N, F) to tokens."""
-        q, k, v = self.qkv(self.norm1(x_BNF)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BHND = F.scaled_dot_product_attention(q, k, v)
-        x_BNF = x_BNF + self.drop(self.projection(mixed_BHND.transpose(1, 2).flatten(2)), masks)
-        out: Tensor = x_BNF + self.drop(in_order(self.feed, self.norm2(x_BNF), masks), masks)
-        return out
+    def attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, masks: DropoutMasks | None) -> Tensor:
+        """Return the weighted sum of values for each query."""
+        return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
 
     def dropout_plan(self, batch: int, n_tokens: int) -> list[tuple[int, float]]:
-        """Sizes and rates of the masks that a pass takes, in order."""
-        token, inner = batch * n_tokens * self.projection.in_features, batch * n_tokens * self.inner
-        return [(size, self.drop.p) for size in (token, inner, token)]
+        """Return size and rate of each dropout mask that a pass takes, in order."""
+        return super().dropout_plan(batch, n_tokens)[1:]
 
 
-class Places(nn.Module):
-    """Embeddings of where and when a patch was taken.
+class ElectrodeEmbedding(nn.Module):
+    """Embeddings of where and when a patch was recorded.
 
-    Where: sines and cosines of the electrode's position (random Fourier features with fixed waves, after Tancik et
-    al. 2020, arXiv:2006.10739), through a linear map; so weights of one montage serve another. An electrode of unknown
-    position gets one learned vector. When: sines and cosines of the patch's number (Vaswani et al. 2017, sec. 3.5).
+    Where: sines and cosines of the electrode's position (random Fourier features with fixed waves, after Tancik et al.
+    2020, arXiv:2006.10739), through a linear map; so weights of one montage can be used with another. All electrodes of
+    unknown position share one learned vector. When: sines and cosines of the patch's number (Vaswani et al. 2017, sec.
+    3.5).
     """
 
     positions: Tensor
@@ -79,49 +66,48 @@ class Places(nn.Module):
         self.unknown = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, n_patches: int) -> Tensor:
-        """Embeddings (C, P, F) of all channels' patches."""
+        """Return the embeddings (C, P, F) of all channels' patches."""
         known_C1 = self.positions.isfinite().all(1, keepdim=True)
         phase_CW = (self.positions.nan_to_num() / _HEAD_RADIUS) @ self.waves
         where_CF = torch.where(known_C1, self.where(torch.cat((phase_CW.sin(), phase_CW.cos()), 1)), self.unknown)
-        return where_CF[:, None] + when(n_patches, where_CF.shape[1], where_CF.device)
+        return where_CF[:, None] + time_embedding(n_patches, where_CF.shape[1], where_CF.device)
 
 
-def when(n_patches: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines (P, F) of the numbers of patches (Vaswani et al. 2017, sec. 3.5)."""
+def time_embedding(n_patches: int, width: int, device: torch.device) -> Tensor:
+    """Return sines and cosines (P, F) of the patches' numbers (Vaswani et al. 2017, sec. 3.5)."""
     number_P1 = torch.arange(n_patches, device=device, dtype=torch.float32)[:, None]
     rate_W = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
     return torch.stack((torch.sin(number_P1 * rate_W), torch.cos(number_P1 * rate_W)), 2).flatten(1)[:, :width]
 
 
-class ViT(nn.Module):
-    """Transformer over patches of channels and time; normalises its windows itself.
+class ViT(Encoder):
+    """Transformer over patches of channels and time; it normalises its windows itself.
 
-    patches -> Linear + where + when -> `depth` blocks -> LayerNorm (`encode`) -> mean over tokens -> Linear.
+    patches -> Linear + embeddings of place and time -> `depth` blocks -> LayerNorm (`encode`) -> mean over tokens ->
+    Linear.
 
     Parameters
     ----------
-    n_channels, n_times
-        Shape of a window. Samples beyond the last whole patch are not looked at.
-    n_outputs
-        1 for regression, else classes (the output holds logits).
+    n_channels, n_times, n_outputs, norm
+        See `Network`. Samples after the last whole patch are not used.
     patch
         Samples of a patch.
     width, depth, heads, expansion
         Of the transformer; `width` is a multiple of `heads`.
     dropout
         Of blocks and head.
-    norm
-        See `conformer.normalise`.
 
     Raises
     ------
     ValueError
-        The window holds no single patch, or `width` is no multiple of `heads`.
+        The window is shorter than a patch, or `width` is no multiple of `heads`.
 
     Notes
     -----
-    Electrode positions are a buffer, ``places.positions`` (metres; NaN: unknown): weights bring theirs along.
+    Electrode positions are a buffer, ``places.positions`` (metres; NaN: unknown), so they are saved with the weights.
     """
+
+    head: nn.Linear
 
     def __init__(
         self,
@@ -137,33 +123,30 @@ class ViT(nn.Module):
         dropout: float = 0.1,
         norm: str = "channel",
     ) -> None:
-        super().__init__()
+        super().__init__(n_channels, n_times, n_outputs, norm=norm)
         if n_times < patch:
             raise ValueError(f"a window of {n_times} samples is too short for a patch of {patch}")
         if width % heads:
             raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
-        self.n_channels, self.n_times, self.n_outputs = n_channels, n_times, n_outputs
-        self.patch, self.width, self.norm, self.dropout = patch, width, norm, dropout
+        self.patch, self.width, self.dropout = patch, width, dropout
         self.n_patches = n_times // patch
         self.n_tokens = n_channels * self.n_patches
         self.embed = nn.Linear(patch, width)
-        self.places = Places(n_channels, width)
-        self.blocks = nn.Sequential(*(Layer(width, heads, expansion, dropout) for _ in range(depth)))
+        self.places = ElectrodeEmbedding(n_channels, width)
+        self.blocks = nn.Sequential(*(ViTBlock(width, heads, expansion, dropout) for _ in range(depth)))
         self.final_norm = nn.LayerNorm(width)
         self.drop = Dropout(dropout)
         self.head = nn.Linear(width, n_outputs)
 
-    def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Normalise windows: what no parameter takes part in."""
-        if x_BCT.ndim != 3 or x_BCT.shape[1:] != (self.n_channels, self.n_times):
-            raise ValueError(f"expected windows (B, {self.n_channels}, {self.n_times}), got {tuple(x_BCT.shape)}")
-        return normalise(x_BCT, self.norm)
+    def place_electrodes(self, positions_C3: Tensor) -> None:
+        """Set the electrode positions in metres; NaN: unknown."""
+        self.places.positions.copy_(positions_C3.to(self.places.positions.device))
 
     def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
-        """Sizes and rates of the masks that a training pass over `batch` windows takes, in order (see `Masks`)."""
+        """Return size and rate of each dropout mask that a training pass over `batch` windows takes, in order."""
         plan: list[tuple[int, float]] = []
         for block in self.blocks:
-            assert isinstance(block, Layer)
+            assert isinstance(block, ViTBlock)
             plan += block.dropout_plan(batch, self.n_tokens)
         return [part for part in [*plan, (batch * self.width, self.dropout)] if part[1]]
 
@@ -171,38 +154,27 @@ class ViT(nn.Module):
         """Cut prepared windows into patches (B, C * P, patch), channel by channel."""
         return x_BCT[..., : self.n_patches * self.patch].reshape(len(x_BCT), self.n_tokens, self.patch)
 
-    def forward(self, x: Tensor, *, prepared: bool = False, scale_M: Tensor | None = None) -> Tensor:
-        """Map windows (B, C, T) in any unit, or what `prepare` made of them, to (B, n_outputs)."""
-        return self.back(self.front(x, prepared=prepared), None if scale_M is None else Masks(scale_M))
-
     def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
-        """Tokens (B, N, F) before the first block."""
+        """Return the tokens (B, N, F) before the first block."""
         return self.tokens(self.cut(x if prepared else self.prepare(x)))
 
     def tokens(self, patches_BNS: Tensor, kept_BK: Tensor | None = None) -> Tensor:
-        """Embed patches in their places; with `kept_BK`, `patches_BNS` are (B, K, patch), those of these numbers."""
+        """Embed patches (B, N, patch); with `kept_BK`, the patches (B, K, patch) are those of these numbers."""
         places_NF = self.places(self.n_patches).flatten(0, 1)
         x_BNF: Tensor = self.embed(patches_BNS)
         out: Tensor = x_BNF + (places_NF if kept_BK is None else places_NF[kept_BK])
         return out
 
-    def encode(self, tokens_BNF: Tensor, masks: Masks | None = None) -> Tensor:
-        """What the encoder makes of tokens (B, N, F), as many as are given."""
-        out: Tensor = self.final_norm(in_blocks(self.blocks, tokens_BNF, masks))
+    def encode(self, tokens_BNF: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Run the blocks on any number of tokens (B, N, F)."""
+        out: Tensor = self.final_norm(apply_layers(self.blocks, tokens_BNF, masks))
         return out
 
-    def features(self, x_BCT: Tensor, *, prepared: bool = False) -> Tensor:
-        """A window's vector (B, F): the mean of its tokens, which the head and probes look at."""
-        return self.encode(self.front(x_BCT, prepared=prepared)).mean(1)
+    def features(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+        """Return a feature vector for each window (B, F): the mean over its tokens, which head and probes use."""
+        return self.encode(self.front(x, prepared=prepared)).mean(1)
 
-    def back(self, y_BNF: Tensor, masks: Masks | None = None) -> Tensor:
-        """Blocks and head: what `front` gave to (B, n_outputs)."""
+    def back(self, y_BNF: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Run blocks and head on the result of `front`."""
         out: Tensor = self.head(self.drop(self.encode(y_BNF, masks).mean(1), masks))
         return out
-
-
-def in_blocks(layers: nn.Sequential, x_BNF: Tensor, masks: Masks | None) -> Tensor:
-    """Apply blocks one after the other, handing `masks` to each."""
-    for layer in layers:
-        x_BNF = layer(x_BNF, masks)
-    return x_BNF

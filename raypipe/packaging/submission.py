@@ -29,8 +29,10 @@ MANIFEST = "manifest.json"
 CODE = (
     "submission.py",
     "ensemble.py",
+    "builders.py",
     "combine.py",
     "conformer.py",
+    "network.py",
     "readout.py",
     "stacked.py",
     "stem.py",

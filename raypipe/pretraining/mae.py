@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raypipe.models.vit import Layer, ViT, in_blocks
+from raypipe.models.network import apply_layers
+from raypipe.models.vit import ViT, ViTBlock
 
 _EPS = 1e-6
 
@@ -80,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         self.into = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.place = nn.Linear(encoder.width, width)
-        self.blocks = nn.Sequential(*(Layer(width, heads, 4, 0.0) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ViTBlock(width, heads, 4, 0.0) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, encoder.patch)
 
@@ -95,7 +96,7 @@ class MaskedAutoencoder(nn.Module):
         places_NF = self.place(self.encoder.places(self.encoder.n_patches).flatten(0, 1))
         seen_BKF = self.into(self.latent(patches_BNS, visible_BK)) + places_NF[visible_BK]
         hidden_BMF = self.mask_token + places_NF[masked_BM]
-        both_BNF = self.norm(in_blocks(self.blocks, torch.cat((seen_BKF, hidden_BMF), 1), None))
+        both_BNF = self.norm(apply_layers(self.blocks, torch.cat((seen_BKF, hidden_BMF), 1), None))
         out: Tensor = self.out(both_BNF[:, visible_BK.shape[1] :])
         return out
 

@@ -21,7 +21,8 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
-from raypipe.models.conformer import Conformer, Dropout
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import Dropout
 from raypipe.models.registry import build_model
 from raypipe.models.vit import ViT
 from raypipe.pretraining.augmentations import augment

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class DropoutMasks:
+class DropoutSampler:
     """Dropout masks of one fold's epoch, step by step."""
 
     def __init__(self, seed: int, device: torch.device) -> None:

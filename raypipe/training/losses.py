@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import LossConfig
 from raypipe.core.errors import UserError
-from raypipe.models.readout import bin_centres, expectation, told
+from raypipe.models.readout import bin_centres, decode_variance, distribution_mean
 
 Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ def make_loss(
         if cfg.name == "nll":
             return _likelihood(cfg.variance_power)
         loss = {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
-        return (lambda logits_BK, target_B: loss(expectation(logits_BK), target_B)) if bins else loss
+        return (lambda logits_BK, target_B: loss(distribution_mean(logits_BK), target_B)) if bins else loss
     if kind != "classification":
         raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
     if cfg.name in ("huber", "kl", "nll"):
@@ -160,7 +160,7 @@ def _likelihood(power: float) -> Loss:
                 f"nll needs values and log-variances (B, 2) and targets (B,), got {tuple(out_B2.shape)} and "
                 f"{tuple(target_B.shape)}"
             )
-        value_B, variance_B = told(out_B2).unbind(1)
+        value_B, variance_B = decode_variance(out_B2).unbind(1)
         surprise_B = 0.5 * (variance_B.log() + (value_B - target_B).square() / variance_B)
         return (surprise_B * variance_B.detach().pow(power)).mean()
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from raypipe.models.conformer import Conformer, Masks
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import DropoutMasks
 from raypipe.training.sam import Sam
 from raypipe.training.step import Step, frozen_statistics, steps, walk
 
@@ -75,7 +76,7 @@ def gradients(
     for first in range(0, batch, size):
         part = cut_BFT.detach()[first : first + size].requires_grad_()
         with autocast(y.device, dtype):
-            raw = model.back(part, None if masks is None else Masks(masks, batch, first))
+            raw = model.back(part, None if masks is None else DropoutMasks(masks, batch, first))
         loss = loss_of(raw, y[first : first + size]) * (len(part) / batch)
         (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         assert part.grad is not None

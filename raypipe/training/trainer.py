@@ -22,12 +22,13 @@ from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
-from raypipe.models.conformer import Conformer, normalise
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import normalise
 from raypipe.models.registry import build_model
 from raypipe.models.vit import ViT
 from raypipe.training import precision as passes
 from raypipe.training.checkpoint import clone_tensors
-from raypipe.training.dropout import DropoutMasks
+from raypipe.training.dropout import DropoutSampler
 from raypipe.training.finetuning import (
     choose_trained,
     initial_id,
@@ -224,7 +225,7 @@ class FoldTrainer:
     def forward(self, model: Callable[..., Tensor], prepared: Tensor, masks: Tensor | None) -> Tensor:
         """Run a network, in the trial's precision, on what its `prepare` made."""
         with passes.autocast(self.device, self.dtype):
-            return model(prepared, prepared=True, scale_M=masks)
+            return model(prepared, prepared=True, dropout_M=masks)
 
     def loss_of(self, raw: Tensor, y: Tensor) -> Tensor:
         """Mean loss of a batch."""
@@ -270,7 +271,7 @@ class FoldTrainer:
 
     def _batches(self, seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
-        masks = DropoutMasks(derive_seed("masks", seed), self.device)
+        masks = DropoutSampler(derive_seed("masks", seed), self.device)
         order = self._order(rng)
         for step in range(self.steps_per_epoch):
             index = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]

@@ -13,7 +13,7 @@ from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
 from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
-from raypipe.models.conformer import normalise
+from raypipe.models.network import normalise
 from raypipe.reporting.filter_patterns import (
     Array,
     activation_patterns,

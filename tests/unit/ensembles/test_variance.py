@@ -16,7 +16,7 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.oof import read_members_oof
-from raypipe.models.readout import bin_centres, moments, told
+from raypipe.models.readout import bin_centres, decode_variance, distribution_moments
 from raypipe.models.registry import build_model
 from raypipe.models.stacked import ConformerStack
 from raypipe.packaging.bundle import export_bundle, load_ensemble
@@ -37,7 +37,7 @@ def test_moments_of_a_distribution():
     logits_BK = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     p_BK, x_K = logits_BK.softmax(1), bin_centres(logits_BK)
     mean_B, second_B = (p_BK * x_K).sum(1), (p_BK * x_K**2).sum(1)
-    torch.testing.assert_close(moments(logits_BK), torch.stack([mean_B, second_B - mean_B**2], dim=1))
+    torch.testing.assert_close(distribution_moments(logits_BK), torch.stack([mean_B, second_B - mean_B**2], dim=1))
 
 
 def test_beta_nll_is_the_likelihood_weighted_by_its_variance():
@@ -88,7 +88,7 @@ def test_a_network_tells_value_and_variance_in_evaluation(name, options):
 
 
 def test_told_variances_stay_within_bounds():
-    wild = told(torch.tensor([[0.0, 1e4], [0.0, -1e4]]))
+    wild = decode_variance(torch.tensor([[0.0, 1e4], [0.0, -1e4]]))
     assert torch.isfinite(wild).all() and (wild[:, 1] > 0).all()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from raypipe.core.config import ModelConfig
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.models.stacked import MOST
+from raypipe.models.stacked import MAX_BATCH
 
 SHAPE = {"n_channels": 3, "n_times": 80, "n_outputs": 2, "sfreq": 50.0}
 SMALL = {"filters": 6, "heads": 3, "hidden": 8, "depth": 1, "kernels": "short"}
@@ -42,14 +42,14 @@ def looped(made: EnsembleModule, x_BCT):
 @torch.no_grad()
 def test_stacked_answers_are_those_of_each_network():
     made = module(*MIXED)
-    x_BCT = torch.randn(MOST, 3, 80) * 20
+    x_BCT = torch.randn(MAX_BATCH, 3, 80) * 20
     expected = looped(made, x_BCT)
-    torch.testing.assert_close(made.answers(x_BCT), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.predict_members(x_BCT)[0], expected, rtol=1e-5, atol=1e-6)
     assert len(made.stacks._stacks) == 5  # those of one architecture are one stack
     for batch in (1, 3):
-        torch.testing.assert_close(made.answers(x_BCT[:batch]), expected[:, :batch], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(made.predict_members(x_BCT[:batch])[0], expected[:, :batch], rtol=1e-5, atol=1e-6)
     large = torch.cat([x_BCT, x_BCT])
-    torch.testing.assert_close(made.answers(large)[:, :MOST], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.predict_members(large)[0][:, :MAX_BATCH], expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def test_new_weights_are_not_answered_by_old_stacks():
     state = {name: tensor + 0.1 for name, tensor in other.state_dict().items()}
     made.load_state_dict(state)
     assert not torch.equal(made(x_BCT), before)
-    torch.testing.assert_close(made.answers(x_BCT), looped(made, x_BCT), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.predict_members(x_BCT)[0], looped(made, x_BCT), rtol=1e-5, atol=1e-6)
     moved = copy.deepcopy(made).double()
     torch.testing.assert_close(moved(x_BCT.double()).float(), made(x_BCT), rtol=1e-5, atol=1e-6)
 

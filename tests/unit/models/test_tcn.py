@@ -7,7 +7,7 @@ import torch
 from raypipe.core.config import ModelConfig, parse_config
 from raypipe.core.errors import UserError
 from raypipe.models.conformer import Conformer
-from raypipe.models.readout import REACH, bin_centres, expectation
+from raypipe.models.readout import BIN_RANGE, bin_centres, distribution_mean
 from raypipe.models.registry import build_model
 from raypipe.models.tcn import Tcn
 
@@ -26,10 +26,10 @@ def build(**options):
 def test_a_peak_is_read_where_it_is():
     logits_BK = torch.full((3, 71), -50.0)
     logits_BK[torch.arange(3), torch.tensor([0, 35, 70])] = 50.0
-    torch.testing.assert_close(expectation(logits_BK)[:, 0], torch.tensor([-REACH, 0.0, REACH]))
-    torch.testing.assert_close(expectation(torch.zeros(2, 9)), torch.zeros(2, 1))
+    torch.testing.assert_close(distribution_mean(logits_BK)[:, 0], torch.tensor([-BIN_RANGE, 0.0, BIN_RANGE]))
+    torch.testing.assert_close(distribution_mean(torch.zeros(2, 9)), torch.zeros(2, 1))
     value_B1 = torch.tensor([[2.0], [9.0]])
-    assert expectation(value_B1) is value_B1 and bin_centres(logits_BK).shape == (71,)
+    assert distribution_mean(value_B1) is value_B1 and bin_centres(logits_BK).shape == (71,)
 
 
 @pytest.mark.parametrize("name", ["tcn", "conformer"])
@@ -53,8 +53,8 @@ def test_prepared_masks_and_parts_equal_the_whole(bins):
     plan = model.dropout_plan(4)
     masks_M = torch.cat([(torch.rand(n) >= p).float() / (1 - p) for n, p in plan])
     prepared = model.prepare(x_BCT)
-    whole = model(prepared, prepared=True, scale_M=masks_M)
-    torch.testing.assert_close(model(x_BCT, scale_M=masks_M), whole)
+    whole = model(prepared, prepared=True, dropout_M=masks_M)
+    torch.testing.assert_close(model(x_BCT, dropout_M=masks_M), whole)
     assert masks_M.numel() == sum(n for n, _ in plan) == 2 * 4 * 8 * 30
     with pytest.raises(ValueError, match="expected windows"):
         model(torch.randn(4, 5, 61))
@@ -74,7 +74,7 @@ def test_later_evidence_gives_a_later_answer():
     for row, at in enumerate((20, 100, 180)):
         x_BCT[row, 0, at - 3 : at + 3] = 10.0
     answers = model(x_BCT)[:, 0]
-    place = 2 * REACH * (torch.tensor([20.0, 100.0, 180.0]) / 199 - 0.5)
+    place = 2 * BIN_RANGE * (torch.tensor([20.0, 100.0, 180.0]) / 199 - 0.5)
     assert (answers - place).abs().max() < 0.15
 
 
@@ -113,14 +113,14 @@ def test_kl_is_least_at_the_gaussian_itself_and_other_losses_see_the_mean():
     target_B = torch.tensor([-1.0, 0.4, 9.0])
     kl = make_loss(LossConfig(name="kl", width=0.3), kind="regression")
     centre_K = bin_centres(torch.zeros(1, 64))
-    best_BK = -0.5 * ((centre_K - target_B.clamp(-REACH, REACH)[:, None]) / 0.3).square()
+    best_BK = -0.5 * ((centre_K - target_B.clamp(-BIN_RANGE, BIN_RANGE)[:, None]) / 0.3).square()
     assert abs(float(kl(best_BK, target_B))) < 1e-6
     for _ in range(5):
         assert float(kl(best_BK + torch.randn(3, 64), target_B)) > 1e-3
     logits_BK = torch.randn(3, 64)
     plain = make_loss(LossConfig(), kind="regression", bins=64)
     torch.testing.assert_close(
-        plain(logits_BK, target_B), make_loss(LossConfig(), kind="regression")(expectation(logits_BK), target_B)
+        plain(logits_BK, target_B), make_loss(LossConfig(), kind="regression")(distribution_mean(logits_BK), target_B)
     )
     with pytest.raises(ValueError, match="kl needs logits"):
         kl(torch.zeros(3, 1), target_B)

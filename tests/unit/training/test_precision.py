@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from raypipe.core.config import LossConfig
-from raypipe.models.conformer import Conformer, Masks
-from raypipe.training.dropout import DropoutMasks
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import DropoutMasks
+from raypipe.training.dropout import DropoutSampler
 from raypipe.training.losses import class_weights, make_loss
 from raypipe.training.precision import gradients, optimizer_step
 from raypipe.training.sam import Sam, norm_parameters
@@ -44,7 +45,7 @@ def model(outputs: int = 1, stem: str = "fourier", features: str = "mean", dropo
 def batch(kind: str, made: Conformer) -> tuple[Tensor, Tensor, Tensor | None]:
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.normal(size=(BATCH, CHANNELS, TIMES)))
-    masks = DropoutMasks(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+    masks = DropoutSampler(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
     if kind == "values":
         y = torch.from_numpy(rng.normal(size=BATCH))
     elif kind == "shares":
@@ -62,7 +63,7 @@ def loss_named(name: str):
 
 
 def whole(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
-    loss = loss_of(made(made.prepare(x), prepared=True, scale_M=masks), y)
+    loss = loss_of(made(made.prepare(x), prepared=True, dropout_M=masks), y)
     loss.backward()
     return float(loss.detach())
 
@@ -111,9 +112,9 @@ def test_with_every_stem_and_feature(stem, features, dropout):
 def test_a_part_of_a_batch_takes_its_rows_of_the_masks():
     made = model()
     plan = made.dropout_plan(BATCH)
-    scale_M = DropoutMasks(5, torch.device("cpu")).draw(plan)
+    scale_M = DropoutSampler(5, torch.device("cpu")).draw(plan)
     assert scale_M is not None
-    everything, part = Masks(scale_M), Masks(scale_M, BATCH, 3)
+    everything, part = DropoutMasks(scale_M), DropoutMasks(scale_M, BATCH, 3)
     for size, _ in plan:
         rows = torch.empty(BATCH, size // BATCH)
         assert part.take(rows[3:5]).equal(everything.take(rows)[3:5])
@@ -136,11 +137,11 @@ def test_steps_are_those_of_the_whole_batch(name, clip):
         seen = []
         for seed in range(5):
             x, y, _ = batch("values", made)
-            masks = DropoutMasks(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
+            masks = DropoutSampler(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
             prepared = made.prepare(x + seed)
 
             def closure() -> Tensor:
-                loss: Tensor = loss_of(made(prepared, prepared=True, scale_M=masks), y)  # noqa: B023
+                loss: Tensor = loss_of(made(prepared, prepared=True, dropout_M=masks), y)  # noqa: B023
                 return loss
 
             def compute() -> float:

@@ -87,5 +87,5 @@ def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy,
     oof = run.oof(0)
     index = oof.windows[oof.folds == 0][:4]
     with torch.no_grad():
-        member = module.answers(torch.from_numpy(toy.gather(index)))[0].numpy()
+        member = module.predict_members(torch.from_numpy(toy.gather(index)))[0][0].numpy()
     np.testing.assert_allclose(member, oof.predictions[oof.folds == 0][:4], atol=1e-4)

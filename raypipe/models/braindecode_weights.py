@@ -1,4 +1,4 @@
-"""Weights of a `Conformer` under the names of braindecode's EEGConformer, and back: one network in other words."""
+"""Convert weights between `Conformer` and braindecode's EEGConformer, which is the same network with other names."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _STACKED = ("queries", "keys", "values")
 
 
 def to_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a `Conformer` as that of braindecode's EEGConformer of the same sizes (braindecode 1.8).
+    """Convert the state of a `Conformer` to that of braindecode's EEGConformer of the same sizes (braindecode 1.8).
 
-    That network does not normalise its windows: give it what `normalise` makes of them.
+    That network does not normalise its windows: pass it the result of `normalise`.
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -50,12 +50,12 @@ def to_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of braindecode's EEGConformer as that of a `Conformer` of the same sizes.
+    """Convert the state of braindecode's EEGConformer to that of a `Conformer` of the same sizes.
 
     Raises
     ------
     ValueError
-        It holds a tensor that this network does not have; the message names it.
+        It contains a tensor that this network does not have; the message names it.
     """
     layers = {theirs: ours for ours, theirs in _LAYERS.items()}
     in_block = {theirs: ours for ours, theirs in _IN_BLOCK.items()}

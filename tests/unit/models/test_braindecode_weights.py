@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks import peers
-from raypipe.models.conformer import Conformer, normalise
-from raypipe.models.exchange import from_braindecode, to_braindecode
+from raypipe.models.braindecode_weights import from_braindecode, to_braindecode
+from raypipe.models.conformer import Conformer
+from raypipe.models.network import normalise
 
 
 def test_there_and_back() -> None:

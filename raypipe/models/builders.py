@@ -1,0 +1,70 @@
+"""Builders of the networks, by name.
+
+This file needs torch (2.2 or later) and its neighbours conformer.py, network.py, readout.py, stem.py, tcn.py and
+vit.py: submissions contain them unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+if __package__:
+    from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.network import Network
+    from raypipe.models.tcn import Tcn
+    from raypipe.models.vit import ViT
+else:  # in a submission, where the files are in one folder
+    from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
+
+_CONFORMER = (
+    "filters",
+    "depth",
+    "heads",
+    "expansion",
+    "hidden",
+    "dropout",
+    "features",
+    "norm",
+    "bins",
+    "variance",
+)
+_TCN = ("filters", "depth", "dropout", "norm", "bins", "variance")
+_VIT = ("patch", "depth", "heads", "expansion", "dropout", "norm")
+
+
+def _conformer(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    kernel, pool, stride = kernel_sizes(sfreq, options["kernels"])
+    return Conformer(*shape, kernel=kernel, pool=pool, stride=stride, **{name: options[name] for name in _CONFORMER})
+
+
+def _tcn(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    return Tcn(*shape, **{name: options[name] for name in _TCN})
+
+
+def _vit(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    return ViT(*shape, width=options["filters"], **{name: options[name] for name in _VIT})
+
+
+BUILDERS: dict[str, Callable[[Mapping[str, Any], tuple[int, int, int], float], Network]] = {
+    "conformer": _conformer,
+    "tcn": _tcn,
+    "vit": _vit,
+}
+"""Builders by the value of ``model/name``; they take the ``model/`` parameters, (C, T, n_outputs) and Hz."""
+
+
+def build_network(
+    options: Mapping[str, Any], *, n_channels: int, n_times: int, n_outputs: int, sfreq: float
+) -> Network:
+    """Build the network for windows (n_channels, n_times) at `sfreq` Hz; weights are drawn from torch's generator.
+
+    Parameters
+    ----------
+    options
+        The ``model/`` part of a trial's configuration.
+    """
+    return BUILDERS[options["name"]](options, (n_channels, n_times, n_outputs), sfreq)
