@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.folds import Index
 from raypipe.core.text import format_duration
-from raypipe.pretraining.encoders import PretrainedRun
+from raypipe.ensembles.verdict import spoken
+from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, CHANCE, GREY, ORANGE, new_figure
 from raypipe.storage.files import open_folder
@@ -106,8 +106,8 @@ def _render(run: PretrainedRun) -> str:
 
 def _curves_caption(run: PretrainedRun) -> str:
     caption = (
-        f"Left: mean loss by epoch. Right: {run.info.metric} of linear probes on frozen features, each fitted on other "
-        "subjects than those it predicts. The encoder was trained on the recordings of these subjects, without targets"
+        f"Left: mean loss by epoch. Right: {spoken(run.info.metric)} of linear probes on frozen features, each fitted "
+        "on other subjects than those it predicts. The encoder saw the recordings of these subjects, without targets"
         + (", but not on those of its own fold." if run.info.fold_wise else ".")
     )
     if run.info.tuned_probe:
@@ -133,27 +133,28 @@ def plot_curves(run: PretrainedRun) -> Figure:
 
     figure, (left, right) = new_figure(8.0, 3.0, 2)
     for part in run.parts:
-        history, first = run.history(part), part == run.parts[0]
+        history = run.history(part)
         left.plot([epoch.epoch for epoch in history], [epoch.loss for epoch in history], color=BLUE, lw=1.4)
-        linear = [(epoch.epoch, epoch.probe) for epoch in history if epoch.probe is not None]
-        _plot_probes(right, linear, ORANGE, "o", "linear" if run.info.tuned_probe and first else None)
-        tuned = [(epoch.epoch, epoch.tuned) for epoch in history if epoch.tuned is not None]
-        _plot_probes(right, tuned, BLUE, "s", "fine-tuned" if first else None)
-    chance, label = CHANCE.get(run.info.metric, (math.nan, ""))
-    if math.isfinite(chance):
-        right.axhline(chance, color=GREY, lw=1, ls="--", label=label)
+        _plot_probes(right, history, labelled=part == run.parts[0], two_probes=run.info.tuned_probe > 0)
+    if run.info.metric in CHANCE:
+        score, label = CHANCE[run.info.metric]
+        right.axhline(score, color=GREY, lw=1, ls="--", label=label)
     if right.get_legend_handles_labels()[1]:
         right.legend(frameon=False)
-    for axes, label in ((left, "loss"), (right, f"probe, {run.info.metric}")):
+    for axes, label in ((left, "loss"), (right, f"probe {spoken(run.info.metric)}")):
         axes.set(xlabel="epoch", ylabel=label, xlim=(0, run.info.config.epochs + 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def _plot_probes(axes: Axes, scores: Sequence[tuple[int, float]], colour: str, marker: str, label: str | None) -> None:
-    if scores:
-        epochs, values = zip(*scores, strict=True)
-        axes.plot(epochs, values, color=colour, marker=marker, ms=4, lw=1.4, label=label)
+def _plot_probes(axes: Axes, history: Sequence[PretrainEpoch], *, labelled: bool, two_probes: bool) -> None:
+    """Plot the scores of the linear and the fine-tuned probe, with labels where they are two."""
+    linear = {epoch.epoch: epoch.probe for epoch in history if epoch.probe is not None}
+    tuned = {epoch.epoch: epoch.tuned for epoch in history if epoch.tuned is not None}
+    linear_label, tuned_label = ("linear", "fine-tuned") if labelled and two_probes else (None, None)
+    style: dict[str, Any] = {"ms": 4, "lw": 1.4}
+    axes.plot(list(linear), list(linear.values()), color=ORANGE, marker="o", label=linear_label, **style)
+    axes.plot(list(tuned), list(tuned.values()), color=BLUE, marker="s", label=tuned_label, **style)
 
 
 def _spread_over_subjects(subjects_N: NDArray[np.str_], index: Index, count: int = 3) -> Index:

@@ -40,13 +40,13 @@ class SubjectScores(NamedTuple):
 def held_out_section(run: RunStore, ensemble: Ensemble) -> Markup:
     """Render the section."""
     if run.info.kind == "regression":
-        panels, caption = _regression_panels(run, ensemble), "Predicted against true values"
+        panels, caption = _regression_panels(run, ensemble), "Left: predicted against true values. Right"
     else:
         panels = _classification_panels(run, ensemble)
-        caption = "Windows of all subjects, pooled; in the confusion matrix each counts for its most probable class"
+        caption = "Windows of all subjects, pooled; the confusion matrix has their most probable classes. Last plot"
     scores = subject_scores(run, ensemble)
     panels.append(Panel(partial(scores_by_subject, scores), f"Held-out subjects: {scores.label}"))
-    figure = draw_figure(panels, f"{caption}. Last plot, for each subject: {scores.label}.")
+    figure = draw_figure(panels, f"{caption}: {scores.label}, for each subject.")
     return render_template("held_out", figure=figure)
 
 
@@ -107,7 +107,7 @@ def predicted_against_true(
     size, alpha = (28, 0.9) if by_subject else (10, 0.45)
     pixels = len(y) > _MAX_VECTOR_POINTS
     axes.scatter(y, predicted, s=size, color=BLUE, alpha=alpha, lw=0, rasterized=pixels, zorder=3)
-    axes.set_xlabel(f"true ({unit}; one point a {'subject' if by_subject else 'window'})")
+    axes.set_xlabel(f"true ({unit}; one point per {'subject' if by_subject else 'window'})")
     axes.set_ylabel(f"predicted ({unit})")
     axes.set_aspect("equal")
     axes.legend(loc="upper left", fontsize=8.5, frameon=False)
