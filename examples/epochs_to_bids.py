@@ -1,8 +1,8 @@
-"""Turn epochs that lie in arrays into a BIDS folder that `raypipe prepare` reads.
+"""Convert arrays of epochs to a BIDS folder that `raypipe prepare` reads.
 
-As it stands it reads the UCI EEG Database in the form of `epochs.npz` and `trials.tsv` (16 people, 1 s epochs from
-stimulus onset, 64 channels at 256 Hz). For data of your own, change `load`: the rest only needs an array of epochs in
-volts, channel names and types, and a table with the columns participant_id, value and any trait of the participant.
+This example reads the UCI EEG Database as `epochs.npz` and `trials.tsv` (16 people, 1 s epochs from stimulus onset, 64
+channels at 256 Hz). For your own data, change `load`. The rest needs an array of epochs in volts, channel names and
+types, and a table with the columns participant_id, value and any trait of the participant.
 
     python examples/epochs_to_bids.py FOLDER_WITH_EPOCHS OUT
     raypipe prepare OUT --task latency:S1_obj,S2_match,S2_nomatch --out STORE
@@ -21,7 +21,7 @@ NOT_EEG = {"X": "eog", "Y": "eog", "nd": "misc"}
 
 
 def load(folder: Path) -> tuple[np.ndarray, list[str], list[str], float, pd.DataFrame]:
-    """Epochs in volts (N, C, T), channel names, channel types, sampling rate in Hz, and a row an epoch."""
+    """Return epochs in volts (N, C, T), channel names, channel types, sampling rate in Hz, and a row per epoch."""
     with np.load(folder / "epochs.npz") as arrays:
         names = [str(name) for name in arrays["ch_names"]]
         epochs_NCT, sfreq = arrays["x_nV"] * 1e-9, float(arrays["sfreq"])
@@ -31,7 +31,7 @@ def load(folder: Path) -> tuple[np.ndarray, list[str], list[str], float, pd.Data
 
 
 def write(folder: Path, out: Path) -> None:
-    """Write one continuous recording a participant: their epochs, one after the other, each with an event."""
+    """Write one continuous recording per participant: the epochs one after the other, each with an event."""
     epochs_NCT, names, types, sfreq, table = load(folder)
     info = mne.create_info(names, sfreq, types)
     length = epochs_NCT.shape[2] / sfreq

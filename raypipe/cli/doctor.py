@@ -78,10 +78,10 @@ def reachable(folder: Folder) -> Finding:
         It cannot be reached, or it refuses.
     """
     name, said = f"doctor-{uuid.uuid4().hex}.txt", uuid.uuid4().bytes
-    begun = time.perf_counter()
+    started = time.perf_counter()
     folder.write(name, said)
     back = folder.read(name)
-    took = time.perf_counter() - begun
+    took = time.perf_counter() - started
     folder.remove(name)
     if back != said:
         return Finding(
