@@ -30,7 +30,10 @@ def submit(
     ],
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """Run a command on a cluster's head and return at once. Submitted again after a crash, it continues."""
+    """Run a command on a cluster's head, and return at once.
+
+    Submitted again after a crash, it continues.
+    """
     from raypipe.backend.jobs import Jobs
 
     if verb not in SUBMITTED:
@@ -105,7 +108,10 @@ def stop(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Name, as raypipe jobs lists it.")],
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """Stop a job. Its run is kept; submit the same command again to continue it."""
+    """Stop a job; submit its command again to continue.
+
+    Its run is kept.
+    """
     from raypipe.backend.jobs import Jobs
 
     Jobs(cluster).stop(job)
@@ -117,7 +123,7 @@ def push(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Windows made by prepare.")],
     target: Annotated[str, typer.Argument(metavar="URI", help="Folder or pyarrow.fs URI to copy them to.")],
 ) -> None:
-    """Copy windows to shared storage. Each machine of a cluster fetches them from there once."""
+    """Copy windows to shared storage, for a cluster."""
     from raypipe.cli.console import ProgressCounter
     from raypipe.data.window_cache import push_store
 

@@ -13,10 +13,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding.\n\n"
-    "Usual order: [b]prepare[/b] cuts recordings into windows, [b]sweep[/b] searches training settings over subject "
-    "folds, [b]ensemble[/b] combines the best trials, [b]export[/b] and [b]check[/b] make something to ship. A sweep "
-    "that was killed continues with the same command, or with [b]resume[/b]. [b]simulate[/b] makes data to try it on.",
+    help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding.",
+    epilog="[dim]First steps:[/dim]\n\n"
+    "raypipe simulate demo/bids\n\n"
+    "raypipe prepare demo/bids --task challenge1 --out demo/store\n\n"
+    "raypipe sweep search_spaces/smoke.py --data demo/store --run demo/run --trials 2 --folds 4\n\n"
+    "raypipe ensemble demo/run",
 )
 console = Console()
 

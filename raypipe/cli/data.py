@@ -31,7 +31,10 @@ def simulate(
         Path | None, typer.Option(help="With hbn: folder of real event files to take events from.")
     ] = None,
 ) -> None:
-    """Simulate EEG recordings (a BIDS folder, HBN-like) whose response times can be predicted."""
+    """Simulate EEG recordings with response times to predict.
+
+    The recordings are a BIDS folder like those of HBN-EEG. The response times can be predicted, unless --null is given.
+    """
     from raypipe.cli.console import ProgressCounter
     from raypipe.simulation.contrast_change import simulate as simulate_recordings
     from raypipe.simulation.hbn_release import simulate_release
@@ -104,7 +107,10 @@ def prepare(
     mini: Annotated[bool, typer.Option("--mini", help="Download the small version of hbn:R1 to hbn:R11.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder to download hbn:R1 to hbn:R11 to.")] = Path("hbn"),
 ) -> None:
-    """Cut recordings into windows with targets. Run again, it processes only what has changed."""
+    """Cut recordings into windows with targets.
+
+    Run again, it processes only what has changed.
+    """
     from raypipe.cli.console import ProgressCounter
     from raypipe.data.hbn import SCHEME, fetch
     from raypipe.data.prepare import prepare as make_windows

@@ -42,7 +42,10 @@ def ensemble(
         bool, typer.Option("--distill", help="Train one network to predict as the ensemble does, and ship that.")
     ] = False,
 ) -> None:
-    """Fit an ensemble on out-of-fold predictions, score it on the held-out subjects and write the report."""
+    """Combine the best trials, score them on held-out subjects and report.
+
+    The ensemble is fitted on out-of-fold predictions and saved in the run, for export.
+    """
     from raypipe.cli.console import ProgressCounter
     from raypipe.ensembles.fit import fit_ensemble
     from raypipe.reporting.baselines import write_baselines
@@ -94,9 +97,10 @@ def export(
         str | None, typer.Option(help="bundle or submission.", show_default="submission if OUT ends in .zip")
     ] = None,
 ) -> None:
-    """Write a run's ensemble as a bundle, for Python and predict, or as a submission zip, which needs torch only.
+    """Write a run's ensemble as a bundle or a submission zip.
 
-    A submission to the EEG Foundation Challenge takes two runs, one for each challenge.
+    A bundle is for Python and predict. A submission to the EEG Foundation Challenge needs torch only and may take two
+    runs, one for each challenge. A pretrained run is exported as an encoder.
     """
     from raypipe.packaging.export import export as write_export
 
@@ -118,9 +122,9 @@ def check(
     zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
     bundle: Annotated[Path | None, typer.Option(help="Bundle whose predictions the submission must equal.")] = None,
 ) -> None:
-    """Run the challenge's scoring loop on a submission, in a fresh process without raypipe and Ray.
+    """Check a submission zip with the challenge's own scoring loop.
 
-    The exit status is 1 if a check fails.
+    The loop runs in a fresh process without raypipe and Ray. The exit status is 1 if a check fails.
     """
     from raypipe.packaging.check import check_submission
 
@@ -144,7 +148,7 @@ def score(
     subjects: Annotated[str, typer.Option(help="new: subjects that the models were not trained on; or all.")] = "new",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Score a submission as the EEG Foundation Challenge does: NRMSE, RMSE and R2."""
+    """Score a submission zip as the challenge does."""
     from raypipe.packaging.score import score_submission
 
     if len(task) != len(data) or len(set(task)) != len(task):
@@ -159,7 +163,7 @@ def predict(
     recordings: Annotated[Path, typer.Argument(metavar="RECORDING|BIDS", help="A recording or a BIDS folder.")],
     out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
 ) -> None:
-    """Predict the windows of recordings, also of subjects that the ensemble has never seen."""
+    """Predict recordings, also of subjects the ensemble has not seen."""
     from raypipe.cli.console import ProgressCounter
     from raypipe.packaging.predict import predict as run_bundle
 

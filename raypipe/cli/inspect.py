@@ -35,7 +35,7 @@ PANEL = "Inspection"
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe status demo/run"))
 def status(run: RunArg) -> None:
-    """Show trials, scores, failures and time left, while a sweep runs and afterwards."""
+    """Show trials, scores, failures and time left of a run."""
     if is_pretrained(run):
         print_pretrained(run)
     else:
@@ -49,7 +49,7 @@ def trials(
     json: Annotated[str | None, typer.Option(metavar="OUT", help="Write a JSON list of objects; -: as above.")] = None,
     parquet: Annotated[str | None, typer.Option(metavar="OUT", help="Write a Parquet file.")] = None,
 ) -> None:
-    """Show or write all trials: scores, fold scores, parameters, epochs, seconds, failures."""
+    """Show all trials with their parameters, or write them to a file."""
     from raypipe.reporting.tables import show_trials
     from raypipe.reporting.trial_table import encode_table, trials_table, write_table
     from raypipe.storage.run_store import RunStore
@@ -80,7 +80,7 @@ def logs(
     ] = False,
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """Show the log of a trial, epoch by epoch; what Ray printed during a run; or what a job prints."""
+    """Show the log of a trial, of Ray, or of a job."""
     from raypipe.storage.files import open_folder
     from raypipe.storage.run_store import RunStore
 
@@ -146,7 +146,7 @@ def report(
     run: RunArg,
     out: Annotated[Path | None, typer.Option(help="HTML file.", show_default="report.html in the run")] = None,
 ) -> None:
-    """Write the report of a run: one HTML file that needs no other."""
+    """Write the report of a run, one HTML file."""
     from raypipe.reporting.report import write_report
     from raypipe.storage.run_store import RunStore
 
@@ -162,7 +162,7 @@ def report(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN1 RUN2...", help="Runs. Each is compared with the first.")],
 ) -> None:
-    """Compare runs over the same subjects: differences with intervals, parameters, cost."""
+    """Compare runs over the same subjects, with intervals."""
     from raypipe.reporting.compare import compare_runs
     from raypipe.reporting.tables import show_comparison
     from raypipe.storage.run_store import RunStore
@@ -175,7 +175,7 @@ def dashboard(
     run: RunArg,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
 ) -> None:
-    """Serve the run's Optuna study in optuna-dashboard, on this machine only. Ctrl-C ends it."""
+    """Serve a run's study in optuna-dashboard, on this machine only."""
     from raypipe.cli.dashboard import serve
     from raypipe.storage.run_store import RunStore
 
@@ -189,9 +189,9 @@ def doctor(
         typer.Argument(metavar="[TARGET]", help="Store, run, pretrained run, bundle, or URI of a storage."),
     ] = None,
 ) -> None:
-    """Check this machine and, if one is named, a store, run, bundle or storage; say how to fix what is broken.
+    """Check this machine, and a store, run, bundle or storage.
 
-    The exit status is 1 if something is broken.
+    Each finding says how to fix what is broken. The exit status is 1 if something is broken.
     """
     from raypipe.cli.doctor import diagnose
     from raypipe.cli.machine import examine

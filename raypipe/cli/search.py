@@ -43,7 +43,7 @@ def plan(
     gpus: Annotated[float | None, typer.Option(help="GPUs of the sweep.", show_default="the cluster's, or 0")] = None,
     **options: Any,
 ) -> None:
-    """Estimate how long a sweep takes, and how much memory and disk, from a few training steps."""
+    """Estimate a sweep's time, memory and disk from a few training steps."""
     from raypipe.cli.console import ProgressCounter
     from raypipe.search.forecast import forecast
 
@@ -69,7 +69,10 @@ def sweep(
     ] = None,
     **options: Any,
 ) -> None:
-    """Search a space over subject folds. The same command continues a run after a crash, or extends it."""
+    """Search a space over subject folds.
+
+    The same command continues a run after a crash, and a larger --trials extends it.
+    """
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import sweep as search
 
@@ -82,7 +85,7 @@ def sweep(
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
 @sweep_flags(unchanged=("trials", "time_budget", "gpu_hours", "address", "workers"))
 def resume(run: RunArg, **options: Any) -> None:
-    """Continue a run, as its sweep command would. Options that are given replace those of the run."""
+    """Continue a run. Options that are given replace its own."""
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import resume as continue_sweep
 
@@ -114,7 +117,10 @@ def rerun(
     seeds: Annotated[int, typer.Option(min=1, help="New seeds for each of them.")] = 5,
     **options: Any,
 ) -> None:
-    """Train the best trials again on new seeds, to see how much of a score was luck and to add ensemble members."""
+    """Train the best trials again on new seeds.
+
+    This shows how much of a score was luck, and adds ensemble members. The same command continues after a crash.
+    """
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import rerun as train_again
 
@@ -157,7 +163,10 @@ def pretrain(
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
     **options: Any,
 ) -> None:
-    """Pretrain an encoder without targets, for sweeps with --init. The same command continues after a crash."""
+    """Pretrain an encoder without targets, for sweeps with --init.
+
+    The same command continues after a crash.
+    """
     from raypipe.cli.console import ProgressCounter
     from raypipe.search.pretrain import parse_values
     from raypipe.search.pretrain import pretrain as begin
