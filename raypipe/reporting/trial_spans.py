@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,13 +9,11 @@ from itertools import pairwise
 
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
-from raypipe.storage.trial_log import read_log
+from raypipe.storage.trial_log import START_ENTRY, read_log
 
 Interval = tuple[float, float]
 """Start and end, Unix times."""
 
-_START_LINE = re.compile(r": (?:starts|goes on after epoch (\d+))$")
-"""End of the log line that a worker writes when it starts or resumes a trial (`FoldRunner`)."""
 _GROUP_SECONDS = 20.0
 """Time within which all workers of a group start a trial."""
 _MIN_PAUSE = 0.02
@@ -80,7 +77,7 @@ def _read_starts(run: RunStore, number: int, earliest: float, latest: float) -> 
     """Read the starts of a trial from its log; starts of several workers at about the same time are one."""
     starts: list[_Start] = []
     for line in read_log(run.folder, number):
-        found = _START_LINE.search(line)
+        found = START_ENTRY.search(line)
         if not found:
             continue
         time = datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp()

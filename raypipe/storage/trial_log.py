@@ -23,8 +23,23 @@ LIMIT = 16_000
 """Characters of one writer's file; older entries make room for newer ones."""
 ENTRY = 4_000
 """Characters of one entry; of a longer one the first line and the end are kept."""
+START_ENTRY = re.compile(r": (?:starts|resumes after epoch (\d+))$")
+"""Matches the end of the entry that `start_text` writes; its group is the epoch."""
 _LEFT_OUT = "(earlier entries were left out)"
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z ", re.MULTILINE)
+
+
+def start_text(work: str, after_epoch: int) -> str:
+    """Return the entry of a worker that starts a trial, or resumes it after an epoch from 1 on.
+
+    Parameters
+    ----------
+    work
+        Its folds and how it trains them.
+    after_epoch
+        Last epoch of the checkpoints that it resumes from; 0 at the start.
+    """
+    return f"{work}: {f'resumes after epoch {after_epoch}' if after_epoch else 'starts'}"
 
 
 class TrialLog:

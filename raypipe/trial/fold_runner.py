@@ -16,7 +16,7 @@ import torch
 from raypipe.core.errors import CheckpointError, InterruptedEpochError
 from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.storage.run_store import RunStore
-from raypipe.storage.trial_log import TrialLog
+from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
@@ -94,7 +94,7 @@ class FoldRunner:
             Asked before every batch; True raises `train.InterruptedEpochError`.
         """
         epochs = self.run.config(self.number).epochs
-        self.log.write(f"{self._work()}: {f'goes on after epoch {done}' if done else 'starts'}")
+        self.log.write(start_text(self._work(), done))
         with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as other:
             waiting: Future[bool] | None = None
 

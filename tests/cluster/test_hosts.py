@@ -129,7 +129,7 @@ def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder
     finally:
         job.end()
     assert job.child.returncode == 0, out
-    assert before >= 2 and f"goes on after epoch {before}" in "\n".join(read_log(open_folder(run), 0))
+    assert before >= 2 and f"resumes after epoch {before}" in "\n".join(read_log(open_folder(run), 0))
     assert numbers(Run(run)) == undisturbed
 
 

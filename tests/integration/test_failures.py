@@ -99,7 +99,7 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
             worker = f"group-0-worker-{rank}: folds {folds} on cpu, fourier stem"
             assert f"{worker}, one by one: starts" in log
             # Epoch 2 may not have been scored yet when memory runs out at the first step of epoch 3.
-            assert re.search(f"{re.escape(worker)}, micro-batches of 4: goes on after epoch [12]", log)
+            assert re.search(f"{re.escape(worker)}, micro-batches of 4: resumes after epoch [12]", log)
     assert cli("logs", where, 1).splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
 

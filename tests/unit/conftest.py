@@ -16,7 +16,7 @@ from raypipe.reporting.baselines import write_baselines
 from raypipe.simulation.contrast_change import simulate
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore
-from raypipe.storage.trial_log import TrialLog
+from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.storage import s3_server
@@ -120,7 +120,7 @@ def twelve(tmp_path) -> RunStore:
         )
     add_ended(made, 12, 1.2, "pruned", epochs=1)
     add_ended(made, 13, 1.3, "pruned", epochs=2)
-    TrialLog(made.folder, 3, "slot").write("rank 0: goes on after epoch 2")
+    TrialLog(made.folder, 3, "slot").write(start_text("rank 0", 2))
     return made
 
 

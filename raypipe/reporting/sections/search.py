@@ -91,7 +91,7 @@ def _rerun_table(run: RunStore) -> Table | None:
 def scores_by_number(run: RunStore, results: Sequence[TrialResult]) -> Figure:
     """Plot the score of each trial by its number, the best score so far, and the score without EEG."""
     figure, (axes,) = new_figure(4.2, 3.3)
-    # The line of the best score goes on to the last trial, whether that has a score or not.
+    # The line of the best score is drawn up to the last trial, also where that has no score.
     _plot_scores(axes, run, _scored(results), lambda r: float(r.number), max(r.number for r in results))
     axes.set_xlabel("trial")
     axes.locator_params(axis="x", integer=True)

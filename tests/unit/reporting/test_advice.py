@@ -99,7 +99,7 @@ def test_whether_more_trials_would_help(search, scores, spread, words, step):
 
 def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
-    run = search(0.9, 0.8, *([0.9] * 7))  # all of START: what is asked for again comes next
+    run = search(0.9, 0.8, *([0.9] * 7))  # all of START; reruns follow
     before = advise(run)
     ledger = StudyQueue(run, ToyWindows(), open_journal(run), trials=None)
     assert ledger.ask_again(1, 3) == 12

@@ -39,7 +39,7 @@ FEATURES = ("band power", "log-covariance")
 
 
 def grouped(n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One feature per class that tells it, from twelve subjects of ten windows."""
+    """Return one feature for each class, from twelve subjects with ten windows each."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, n_classes, 120)
     return np.eye(n_classes)[y] + 0.2 * rng.normal(size=(120, n_classes)), y, np.repeat(np.arange(12), 10)

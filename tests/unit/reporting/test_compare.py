@@ -23,15 +23,15 @@ from raypipe.storage.run_store import RunStore
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
-def answered(where, store, noise, *, seed=0, lr=3e-3, draw=1):
-    """A run whose one trial predicts the targets up to `noise`; nothing is trained."""
+def finished_run(where, store, sd, *, seed=0, lr=3e-3, draw=1):
+    """Return a run with one trial that predicts the targets with errors of SD `sd`; nothing is trained."""
     windows = WindowStore(store)
     made = make_run(where, windows, seed=seed)
     write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(store)})
     run = RunStore.open(where)
     index = run.folds.search_index(windows.subjects)
-    wrong = noise * np.random.default_rng(draw).normal(size=len(index))
-    predictions = (windows.targets[index] + wrong).astype(np.float32)[:, None]
+    errors = sd * np.random.default_rng(draw).normal(size=len(index))
+    predictions = (windows.targets[index] + errors).astype(np.float32)[:, None]
     files = run.write_oof(0, OutOfFold(index, run.folds.folds(windows.subjects)[index], predictions))
     value = score("nrmse", windows.targets[index], predictions)
     run.add_trial(0, tiny(optim__lr=lr))
@@ -49,7 +49,7 @@ def store(tmp_path_factory):
 
 
 def test_a_run_against_itself_differs_by_nothing(store, tmp_path):
-    run = answered(tmp_path / "a", store, 0.5)
+    run = finished_run(tmp_path / "a", store, 0.5)
     found = compare_runs([run, run])
     ((only,),) = found.differences
     assert (only.predictor, only.difference, only.low, only.high, only.mismatched) == (BEST_TRIAL, 0.0, 0.0, 0.0, 0)
@@ -61,7 +61,7 @@ def test_a_run_against_itself_differs_by_nothing(store, tmp_path):
 
 
 def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, tmp_path):
-    a, b = answered(tmp_path / "a", store, 0.8), answered(tmp_path / "b", store, 0.3, lr=1e-2)
+    a, b = finished_run(tmp_path / "a", store, 0.8), finished_run(tmp_path / "b", store, 0.3, lr=1e-2)
     found = compare_runs([a, b])
     ((pair,),) = found.differences
     windows = WindowStore(store)
@@ -82,7 +82,7 @@ def test_the_difference_and_its_interval_are_those_of_paired_predictions(store, 
 
 
 def test_other_folds_are_a_warning_and_only_subjects_that_both_predict_are_paired(store, tmp_path):
-    a, b = answered(tmp_path / "a", store, 0.5), answered(tmp_path / "b", store, 0.5, seed=3)
+    a, b = finished_run(tmp_path / "a", store, 0.5), finished_run(tmp_path / "b", store, 0.5, seed=3)
     found = compare_runs([a, b])
     warnings = [condition.text for condition in found.conditions[0] if not condition.same]
     assert [text.split(":")[0] for text in warnings] == ["DIFFERENT FOLDS", "DIFFERENT HELD-OUT SUBJECTS"]
@@ -94,10 +94,10 @@ def test_other_data_is_paired_where_windows_are_the_same(store, tmp_path):
     louder = ToyWindows(subjects=24, each=5)
     louder.x = louder.x * 2
     louder.targets = louder.targets.copy()
-    a = answered(tmp_path / "a", store, 0.5)
+    a = finished_run(tmp_path / "a", store, 0.5)
     louder.targets[int(a.oof(0).windows[0])] += 1.0
     other = write_store(tmp_path / "louder", louder)
-    found = compare_runs([a, answered(tmp_path / "b", other, 0.5)])
+    found = compare_runs([a, finished_run(tmp_path / "b", other, 0.5)])
     assert found.conditions[0][0].text.startswith("DIFFERENT DATA: 120 and 120 windows, 120 at the same onset")
     ((pair,),) = found.differences
     assert (pair.mismatched, pair.windows) == (1, len(a.oof(0).windows) - 1)
@@ -109,7 +109,7 @@ def test_a_target_of_the_subject_is_compared_by_subject(tmp_path):
         toy = ToyWindows(subjects=24, each=each)
         level = {name: float(k % 7) for k, name in enumerate(sorted(set(toy.subjects)))}
         toy.targets = np.array([level[name] for name in toy.subjects], np.float32)
-        runs.append(answered(tmp_path / name, write_store(tmp_path / f"{name}-store", toy), 0.5))
+        runs.append(finished_run(tmp_path / name, write_store(tmp_path / f"{name}-store", toy), 0.5))
     ((pair,),) = compare_runs(runs).differences
     people = {name for name, fold in runs[0].folds.fold_of.items() if fold >= 0 and runs[1].folds.fold_of[name] >= 0}
     assert (pair.windows, pair.subjects, pair.mismatched) == (0, len(people), 0)
@@ -119,12 +119,12 @@ def test_runs_without_common_subjects_have_no_differences(store, tmp_path):
     toy = ToyWindows(subjects=24, each=5)
     toy.x = -toy.x
     toy.subjects = np.array([f"other{name}" for name in toy.subjects])
-    other = answered(tmp_path / "b", write_store(tmp_path / "s", toy), 0.5)
-    assert compare_runs([answered(tmp_path / "a", store, 0.5), other]).differences == [[]]
+    other = finished_run(tmp_path / "b", write_store(tmp_path / "s", toy), 0.5)
+    assert compare_runs([finished_run(tmp_path / "a", store, 0.5), other]).differences == [[]]
 
 
 def test_what_cannot_be_compared(store, tmp_path):
-    a = answered(tmp_path / "a", store, 0.5)
+    a = finished_run(tmp_path / "a", store, 0.5)
     with pytest.raises(UserError, match="two runs or more"):
         compare_runs([a])
     with pytest.raises(UserError, match="no trial is complete"):
@@ -135,7 +135,7 @@ def test_what_cannot_be_compared(store, tmp_path):
 
 def test_windows_that_were_prepared_again_are_not_used(store, tmp_path):
     mine = shutil.copytree(store, tmp_path / "store")
-    a, b = answered(tmp_path / "a", mine, 0.5), answered(tmp_path / "b", store, 0.5)
+    a, b = finished_run(tmp_path / "a", mine, 0.5), finished_run(tmp_path / "b", store, 0.5)
     shutil.rmtree(mine)
     assert compare_runs([a, b]).differences[0][0].subjects, "the other run's store holds the same windows"
     write_store(mine, ToyWindows(subjects=8))

@@ -11,6 +11,7 @@ from raypipe.reporting.trial_spans import find_pauses, merge_intervals, trial_sp
 from raypipe.storage.files import write_json, write_record
 from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.records import trial_file
+from raypipe.storage.trial_log import start_text
 from tests.support.toys import ToyWindows, add_ended, make_run
 
 START = 1_760_000_000.0
@@ -25,14 +26,14 @@ def log(run, number, who, *entries):
 def run(tmp_path):
     """Trial 0 by two workers, interrupted after its second epoch and resumed; then trial 1, without a log."""
     made = make_run(tmp_path / "run", ToyWindows())
-    for number, asked, ended in ((0, 0, 1000), (1, 1000, 1100)):
+    for number, requested, ended in ((0, 0, 1000), (1, 1000, 1100)):
         add_ended(made, number, 1.0)
-        record = made.record(number).model_copy(update={"started": START + asked})
+        record = made.record(number).model_copy(update={"started": START + requested})
         write_json(made.folder, trial_file(number, "trial.json"), record.model_dump(mode="json"))
         made.write_result(made.result(number).model_copy(update={"finished": START + ended}))
     for worker in range(2):
-        taken = (30 + worker, "folds 0 on cpu: starts"), (900 + worker, "folds 0 on cpu: goes on after epoch 2")
-        log(made, 0, f"group-0-worker-{worker}", *taken)
+        entries = (30 + worker, start_text("folds 0 on cpu", 0)), (900 + worker, start_text("folds 0 on cpu", 2))
+        log(made, 0, f"group-0-worker-{worker}", *entries)
     return made
 
 
@@ -60,7 +61,7 @@ def test_the_time_use_adds_up(run):
 
 
 def test_a_log_that_has_lost_its_beginning(run):
-    log(run, 0, "group-0-worker-0", (900, "folds 0 on cpu: goes on after epoch 2"))
+    log(run, 0, "group-0-worker-0", (900, start_text("folds 0 on cpu", 2)))
     log(run, 0, "group-0-worker-1")
     first = trial_spans(run, run.results())[0]
     assert first.resumed == [START + 900] and first.trained[0] == (START, START + 20)

@@ -80,7 +80,7 @@ def test_a_trial_that_does_not_fit_is_trained_in_micro_batches_with_the_same_num
     assert read_retry(run, 0).micro_batch == 4
     log = "\n".join(read_log(run.folder, 0))
     assert "process: no memory left on the host: it does not fit; tried once more in micro-batches of 4" in log
-    assert "micro-batches of 4: goes on after epoch 2" in log
+    assert "micro-batches of 4: resumes after epoch 2" in log
     assert log.splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
 
