@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raypipe.core.progress import Progress
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
-    from raypipe.ensembles.fit import Ensemble
+    from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict
     from raypipe.pretraining.encoders import load_encoder
@@ -160,7 +160,7 @@ class Run:
         Returns
         -------
         Ensemble
-            Its ``verdict`` is the result in words, its ``render()`` the table of scores.
+            Its ``verdict`` is the result in words, its ``render()`` adds the table of scores, members and notes.
 
         Raises
         ------
@@ -388,7 +388,7 @@ def fit_ensemble(
     Returns
     -------
     Ensemble
-        Its ``verdict`` is the result in words, its ``render()`` the table of scores.
+        Its ``verdict`` is the result in words, its ``render()`` adds the table of scores, members and notes.
 
     Raises
     ------

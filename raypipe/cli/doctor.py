@@ -19,8 +19,8 @@ from raypipe.core.folds import LeakError
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import MANIFEST, SETTINGS, WindowStore
-from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.oof import read_members_oof
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
 from raypipe.storage.files import Folder, open_folder
@@ -229,7 +229,7 @@ def _data(run: RunStore, *, whole: bool) -> Iterator[Finding]:
     ranked = run.ranked()
     if ranked and whole:
         members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
-        read_members_oof(run, members, windows.subjects, windows.targets)
+        read_oof_predictions(run, members, windows.subjects, windows.targets)
         yield Finding("ok", f"out-of-fold predictions of {len(ranked)} trial(s) follow the fold map and are finite")
 
 

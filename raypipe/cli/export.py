@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from raypipe.cli.common import RunArg, app, console, example, is_pretrained, write
 from raypipe.core.errors import UserError
-
-if TYPE_CHECKING:
-    from raypipe.ensembles.fit import Ensemble
 
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
@@ -66,22 +63,11 @@ def ensemble(
     fitted.save()
     write_baselines(store)
     console.print(fitted.render())
-    write(f"shipped: {_shipped(fitted, distill)}")
     if method == "all":
-        for name, reason in (fitted.left_out or {}).items():
+        for name, reason in fitted.excluded.items():
             write(f"{name} was left out: {reason}")
-    write(fitted.verdict)
     write_plots(store, fitted)
     write(f"report: {write_report(store)}")
-
-
-def _shipped(fitted: Ensemble, distilled: bool) -> str:
-    """Return what an ensemble ships, in words."""
-    if len(fitted.members) == 1 and not distilled:
-        return f"{fitted.members[0]} alone ({fitted.method})"
-    snapshots = sum(member.epoch > 0 for member in fitted.members)
-    parts = f"{fitted.method}, {len(fitted.trials)} trial(s)" + (f" and {snapshots} snapshot(s)" if snapshots else "")
-    return parts + (", distilled into one network" if distilled else "")
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""Distillation (Hinton et al. 2015, arXiv:1503.02531): one network that has learned to answer as an ensemble does."""
+"""Distillation (Hinton et al. 2015, arXiv:1503.02531): one network trained to predict what an ensemble predicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import Soup
+from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
@@ -18,40 +18,41 @@ from raypipe.training.loader import WindowLoader
 from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.failures import read_retry
 
-LABELS = 0.5
-"""Share of the label in what the student learns; the rest is what the ensemble answered."""
+LABEL_SHARE = 0.5
+"""Share of the labels in the student's targets; the rest is what the ensemble predicts."""
 
 
 class _Student(FoldTrainer):
-    """A trainer whose targets are an ensemble's answers and the labels, mixed; on the crops that were answered."""
+    """A trainer whose targets are a mean of labels and an ensemble's predictions, on the crops that it predicted."""
 
-    answers_NO: Floats  # noqa: N815 - a row for every window of the store; others than those trained on are unused
+    predictions_NO: Floats  # noqa: N815 - a row for each window of the store; only those of training windows are read
 
     def _offsets(self, rng: np.random.Generator, index: Index) -> Index | None:
-        return None  # an answer is to the crop that windows are evaluated with
+        return None  # the ensemble predicted the crop that windows are evaluated with
 
     def _targets(self, index: Index, offsets: Index | None) -> Tensor:
         labels = super()._targets(index, None)
-        given_BO = torch.as_tensor(self.answers_NO[index], dtype=torch.float32, device=self.device)
+        predicted_BO = torch.as_tensor(self.predictions_NO[index], dtype=torch.float32, device=self.device)
         if self.classes:
-            shares_BK = torch.nn.functional.one_hot(labels, self.classes).to(given_BO)
-            return torch.lerp(given_BO, shares_BK, LABELS)
-        # The student's answer is shrunk as its trial's is, and the ensemble's answers are shrunk already.
-        return torch.lerp((given_BO[:, 0] - self.out_centre) / (self.out_scale or self.scale), labels, LABELS)
+            one_hot_BK = torch.nn.functional.one_hot(labels, self.classes).to(predicted_BO)
+            return torch.lerp(predicted_BO, one_hot_BK, LABEL_SHARE)
+        # The ensemble's predictions are shrunk already, and the student's output will be: undo the student's shrinkage.
+        predicted_B = (predicted_BO[:, 0] - self.out_centre) / (self.out_scale or self.scale)
+        return torch.lerp(predicted_B, labels, LABEL_SHARE)
 
 
-def require_scratch(run: RunStore, like: Member) -> None:
-    """Refuse a student that would have the network of a trial which started from a pretrained encoder.
+def require_random_start(run: RunStore, like: Member) -> None:
+    """Refuse a student with the configuration of a trial that started from a pretrained encoder.
 
     Raises
     ------
     UserError
-        It would: that network has learned from more than a student sees.
+        The trial did: its networks have learned from more than the student would.
     """
     if run.config(like.trial).init.name != "none":
         raise UserError(
             f"--distill: trial {like.trial}, whose network the student would have, started from a pretrained encoder; "
-            "take --method soup for one network a fold"
+            "take --method soup for one network per fold"
         )
 
 
@@ -60,12 +61,12 @@ def distill(
     windows: WindowStore,
     like: Member,
     index: Index,
-    answers_NO: Floats,
+    predictions_NO: Floats,
     progress: Progress | None = None,
-) -> Soup:
+) -> MergedNetworks:
     """Train one network on all search subjects, with the configuration of a trial, up to the trial's best epoch.
 
-    (Where its folds chose their epochs themselves, up to the last that one of them trained.) It is trained in this
+    If each fold of the trial chose its own epoch, it is the last that one of them trained. Training happens in this
     process, on its GPU if there is one.
 
     Parameters
@@ -73,33 +74,33 @@ def distill(
     run, windows
         The run and its windows.
     like
-        Whose configuration the student has; its mixing of windows is left out, and it starts at random.
+        Member whose configuration the student has, without mixup; the student starts at random.
     index
-        (N,) windows that it learns from.
-    answers_NO
-        What the ensemble answers to them. They should be answers of an ensemble that was not fitted on them: a student
-        that learns what its teacher knows by heart learns noise.
+        (N,) windows that it is trained on.
+    predictions_NO
+        (N, outputs) predictions of the ensemble for these windows. They should come from an ensemble that was not
+        fitted on the windows: otherwise the student learns what the ensemble has memorized.
     progress
         Called with epochs done, epochs in all, and a text.
 
     Returns
     -------
-    Soup
-        With the student as its one network.
+    MergedNetworks
+        With the student as its only network.
 
     Raises
     ------
     UserError
-        See `require_scratch`.
+        See `require_random_start`.
     """
-    require_scratch(run, like)
+    require_random_start(run, like)
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
-    given = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
-    feed = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu")
+    config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
+    loader = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu")
     micro_batch = retry.micro_batch if retry else None
-    student = _Student(given, feed, index, index[:0], fold=run.folds.n_folds, micro_batch=micro_batch)
-    student.answers_NO = np.zeros((len(windows), answers_NO.shape[1]))
-    student.answers_NO[index] = answers_NO
+    student = _Student(config, loader, index, index[:0], fold=run.folds.n_folds, micro_batch=micro_batch)
+    student.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))
+    student.predictions_NO[index] = predictions_NO
     epochs = result.best_epoch if result is not None else config.epochs
     for epoch in range(1, epochs + 1):
         student.begin()
@@ -111,4 +112,4 @@ def distill(
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in student.weights().items()}
     for name, value in (("centre", student.out_centre), ("scale", student.out_scale)):
         tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
-    return Soup([like], [tensors], student=True)
+    return MergedNetworks([like], [tensors], distilled=True)

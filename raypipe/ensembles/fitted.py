@@ -1,11 +1,11 @@
-"""A fitted ensemble: members, how they are combined, how they score; kept in its run."""
+"""A fitted ensemble: members, how they are combined, and their scores; stored in its run."""
 
 from __future__ import annotations
 
 import io
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,21 +14,50 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, Index
+from raypipe.core.record import Record
 from raypipe.core.versions import package_versions
-from raypipe.ensembles import verdict
-from raypipe.ensembles.members import Soup, listed, unlisted
+from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
-from raypipe.ensembles.scores import Side
+from raypipe.ensembles.scores import EvaluationSet
 from raypipe.models.combine import Rule
-from raypipe.storage.files import read_json, write_json
+from raypipe.storage.files import read_record, write_record
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
-FORMAT = "raypipe-ensemble/1"
 RECORD, ARRAYS, TABLE = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/table.csv"
+
+
+class EnsembleRecord(Record):
+    """An ensemble as JSON (``ensemble/ensemble.json``)."""
+
+    format: Literal["raypipe-ensemble/1"] = "raypipe-ensemble/1"
+    created: float
+    """Unix time."""
+    method: str
+    trials: list[int]
+    epochs: list[int]
+    """Of each member: that of a snapshot, or 0 for the trial's best epoch."""
+    weights: list[float]
+    table: dict[str, dict[str, int | float | None]]
+    verdict: str
+    notes: list[str]
+    looks: int
+    """How often the run was scored on its held-out subjects."""
+    rule: dict[str, Any] | None
+    diversity: dict[str, Any]
+    left_out: dict[str, str]
+    """Methods that could not be used, and why."""
+    data_hash: str
+    versions: dict[str, str]
+    soup: MergedRecord | None
+
+    @property
+    def members(self) -> list[Member]:
+        """Trials and snapshots."""
+        return [Member(*pair) for pair in zip(self.trials, self.epochs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -42,81 +71,92 @@ class HeldOut:
     targets: NDArray[Any]
     """(N,) values, or class numbers."""
     predictions: NDArray[np.float32]
-    """(N, outputs) of the ensemble: the value in target units, or class probabilities."""
+    """(N, outputs) of what is shipped: the value in target units, or class probabilities."""
     trials: NDArray[np.float32]
-    """(M, N, outputs): each member's mean over its fold models."""
+    """(M, N, outputs): mean over the fold models of each member."""
     constant: NDArray[np.float64]
-    """(outputs,): the training mean or class frequencies, the answer without EEG."""
+    """(outputs,): the training mean or class frequencies, the prediction without EEG."""
 
     @property
-    def side(self) -> Side:
+    def evaluation_set(self) -> EvaluationSet:
         """Targets and subjects, as scores take them."""
-        return Side(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
+        return EvaluationSet(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) fold by fold."""
+    """Members and how they are combined: a weighted mean, or a rule (`raypipe.models.combine`) applied fold by fold."""
 
     run: RunStore
     method: str
     members: list[Member]
     """Trials, and snapshots of them, best out-of-fold score first."""
     weights: Floats
-    """(M,) none negative, sum one; of a rule whose weights are of another kind, what is nearest to that."""
+    """(M,) not negative, with sum one; approximate for a rule that has other weights."""
+    rule: Rule | None
+    """How the members are combined, where it is not the weighted mean."""
+    merged: MergedNetworks | None
+    """Networks that replace those of the members: a soup, or a distilled network."""
     table: pd.DataFrame
-    """Scores; see `verdict.score_table` and `standing.nested_columns`."""
+    """See `scores.score_table`."""
     verdict: str
-    """What the held-out scores show, in words."""
+    """Two or three sentences on the scores."""
+    notes: list[str]
+    """How to read the table."""
     held_out: HeldOut
-    looks: int
-    """How often this run has been scored on its held-out subjects, this time included."""
-    rule: Rule | None = None
-    """How the members are combined, where `weights` do not say it all."""
-    diversity: dict[str, Any] | None = None
+    held_out_evaluations: int
+    """How often this run was scored on its held-out subjects, this time included."""
+    diversity: dict[str, Any]
     """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
-    left_out: dict[str, str] | None = None
+    excluded: dict[str, str]
     """Methods that could not be used, and why."""
-    soup: Soup | None = None
-    """Networks that stand for those of the members: their weights averaged (`raypipe.ensembles.soup`), or a student."""
 
     @property
     def trials(self) -> list[int]:
-        """Numbers of the trials of members, and of what stands for them, each once."""
-        others = self.soup.members if self.soup else []
+        """Numbers of the trials of all members, and of those that merged networks come from, each once."""
+        others = self.merged.members if self.merged else []
         return list(dict.fromkeys(member.trial for member in [*self.members, *others]))
 
+    @property
+    def distilled(self) -> bool:
+        """Whether one network is shipped that was trained to predict what the ensemble predicts."""
+        return self.merged is not None and self.merged.distilled
+
     def save(self) -> None:
-        """Write the ensemble to its run: arrays (``ensemble/``), ``ensemble/table.csv``, then its record."""
+        """Write the ensemble to its run: arrays, table and merged networks, then the record."""
         buffer = io.BytesIO()
         np.savez(buffer, **vars(self.held_out))
         self.run.folder.write(ARRAYS, buffer.getvalue())
         self.run.folder.write(TABLE, self.table.to_csv().encode())
-        soup = self.soup.save(self.run) if self.soup else None
-        write_json(self.run.folder, RECORD, self.record() | ({"soup": soup} if soup else {}))
+        merged = self.merged.save(self.run) if self.merged else None
+        record = EnsembleRecord(
+            created=time.time(),
+            method=self.method,
+            trials=[member.trial for member in self.members],
+            epochs=[member.epoch for member in self.members],
+            weights=self.weights.tolist(),
+            table=self.table_record(),
+            verdict=self.verdict,
+            notes=self.notes,
+            looks=self.held_out_evaluations,
+            rule=None if self.rule is None else dict(self.rule),
+            diversity=self.diversity,
+            left_out=self.excluded,
+            data_hash=self.run.info.data_hash,
+            versions=package_versions(),
+            soup=merged,
+        )
+        write_record(self.run.folder, RECORD, record)
 
-    def record(self) -> dict[str, Any]:
-        """What `save` writes as JSON."""
+    def table_record(self) -> dict[str, dict[str, int | float | None]]:
+        """Return the score table by row and column, with None for undefined scores."""
         table = self.table.astype(object).where(self.table.notna(), None)
-        return {
-            "format": FORMAT,
-            "created": time.time(),
-            "method": self.method,
-            **listed(self.members),
-            "weights": self.weights.tolist(),
-            "table": {str(name): row for name, row in table.to_dict("index").items()},
-            "verdict": self.verdict,
-            "looks": self.looks,
-            "rule": self.rule,
-            "diversity": self.diversity,
-            "left_out": self.left_out,
-            "data_hash": self.run.info.data_hash,
-            "versions": package_versions(),
-        }
+        rows = table.to_dict("index").items()
+        return {str(name): {str(column): value for column, value in row.items()} for name, row in rows}
 
     @staticmethod
     def exists(run: RunStore) -> bool:
-        """Whether the run has a saved ensemble."""
+        """Return whether the run has a saved ensemble."""
         return run.folder.exists(RECORD)
 
     @classmethod
@@ -128,43 +168,47 @@ class Ensemble:
         UserError
             The run has none, or it is damaged.
         """
-        if not cls.exists(run):
+        record = read_ensemble_record(run)
+        if record is None:
             raise UserError(f"{run.where}: no ensemble yet; fit one with: raypipe ensemble RUN")
-        record = read_json(run.folder, RECORD)
         try:
-            if record["format"] != FORMAT:
-                raise ValueError(f"format {record['format']}")
             with np.load(io.BytesIO(run.folder.read(ARRAYS)), allow_pickle=False) as arrays:
                 held_out = HeldOut(**{name: arrays[name] for name in HeldOut.__annotations__})
-            table = pd.DataFrame.from_dict(record["table"], orient="index").astype(float).rename_axis("predictor")
-            table = table.astype({"subjects": int, "windows": int})
-            weights = np.array(record["weights"], dtype=np.float64)
-            fitted = unlisted(record), weights, table, record["verdict"], held_out, record["looks"]
-            extra = {name: record.get(name) for name in ("rule", "diversity", "left_out")}  # none in raypipe 0.1
-            soup = Soup.load(run, record["soup"]) if "soup" in record else None
-            return cls(run, record["method"], *fitted, **extra, soup=soup)
-        except (KeyError, ValueError, TypeError, OSError, BadZipFile) as error:
+            merged = MergedNetworks.load(run, record.soup) if record.soup else None
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
             raise UserError(
-                f"{run.where}/{RECORD}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
+                f"{run.where}/{ARRAYS}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
             ) from None
+        table = pd.DataFrame.from_dict(record.table, orient="index").astype(float).rename_axis("predictor")
+        return cls(
+            run=run,
+            method=record.method,
+            members=record.members,
+            weights=np.array(record.weights, dtype=np.float64),
+            rule=record.rule,
+            merged=merged,
+            table=table.astype({"subjects": int, "windows": int}),
+            verdict=record.verdict,
+            notes=record.notes,
+            held_out=held_out,
+            held_out_evaluations=record.looks,
+            diversity=record.diversity,
+            excluded=record.left_out,
+        )
 
-    def render(self) -> Table:
-        """The scores that count, as a table for a terminal of 80 columns: per subject where targets belong to them."""
-        from rich.table import Table
+    def render(self) -> Group:
+        """Return verdict, score table, members and notes for a terminal of 80 columns."""
+        from raypipe.ensembles.terminal import render
 
-        level = "subject_" if "subject_held_out" in self.table else ""
-        metric = verdict.spoken(self.run.info.metric)
-        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-        nested = "nested" in self.table
-        for name in ("", "nested" if nested else "out of fold", f"held-out {metric}, 95 %", "difference to no EEG"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for predictor, row in self.table.iterrows():
-            value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
-            apart, least, most = (row[level + "difference" + end] for end in ("", "_low", "_high"))
-            table.add_row(
-                str(predictor),
-                "" if np.isnan(fitted := row["nested"] if nested else row[level + "oof"]) else f"{fitted:.3f}",
-                f"{value:.3f} ({low:.3f} to {high:.3f})",
-                "" if predictor == self.table.index[-1] else f"{apart:+.3f} ({least:+.3f} to {most:+.3f})",
-            )
-        return table
+        return render(self)
+
+
+def read_ensemble_record(run: RunStore) -> EnsembleRecord | None:
+    """Read the record of a run's ensemble without its arrays; None if the run has no ensemble.
+
+    Raises
+    ------
+    UserError
+        The record is damaged, or has another format.
+    """
+    return read_record(EnsembleRecord, run.folder, RECORD) if run.folder.exists(RECORD) else None

@@ -1,4 +1,4 @@
-"""Members' answers to held-out windows, and a fitted rule applied to them as it will be shipped."""
+"""Members' predictions for held-out windows, and rules applied to them as the shipped module applies them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,63 @@ from raypipe.ensembles.oof import Floats
 from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
 
-BATCH = 256
+BATCH_SIZE = 256
 
 
-def deployable(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
-    """Places of the trials that a rule uses, their weights, and the rule for them, where weights alone do not do."""
+@torch.no_grad()
+def predict_members(
+    module: EnsembleModule, windows: WindowStore, index: Index, n_members: int, progress: Progress | None
+) -> tuple[Floats, Floats | None]:
+    """Predict windows with the fold models of each member.
+
+    Returns
+    -------
+    predictions
+        (members, folds, N, outputs).
+    variances
+        (members, folds, N), or None if no model predicts any.
+    """
+    parts, variances = [], []
+    for start in range(0, len(index), BATCH_SIZE):
+        some = index[start : start + BATCH_SIZE]
+        predictions_XBO, variances_XB = module.predict_members(torch.from_numpy(windows.gather(some)))
+        parts.append(predictions_XBO.double().numpy().reshape(n_members, -1, *predictions_XBO.shape[1:]))
+        if variances_XB is not None:
+            variances.append(variances_XB.double().numpy().reshape(n_members, -1, len(some)))
+        if progress:
+            progress(min(start + BATCH_SIZE, len(index)), len(index), "held-out windows")
+    return np.concatenate(parts, axis=2), np.concatenate(variances, axis=2) if variances else None
+
+
+def predict_one_per_fold(
+    module: EnsembleModule, windows: WindowStore, index: Index, progress: Progress | None
+) -> Floats:
+    """Predict windows with a module that has one network per fold; return their mean (N, outputs)."""
+    return np.asarray(predict_members(module, windows, index, 1, progress)[0][0].mean(axis=0))
+
+
+def combine_by_fold(rule: Rule, predictions_MFNO: Floats, variances_MFN: Floats | None = None) -> Floats:
+    """Apply a rule to the models of each fold, as it was fitted, and return the mean over folds (N, outputs)."""
+    used = list(rule.get("only", range(len(predictions_MFNO))))
+    predictions = torch.from_numpy(predictions_MFNO[used])
+    # Variances that are all zero are left out, as in `MemberPredictions.select_members` and `EnsembleModule`.
+    given = None if variances_MFN is None or not variances_MFN[used].any() else torch.from_numpy(variances_MFN[used])
+    folds = [
+        combine(rule, predictions[:, fold], None if given is None else given[:, fold])
+        for fold in range(predictions.shape[1])
+    ]
+    return np.asarray(torch.stack(folds).mean(0).numpy())
+
+
+def deployable(rule: Rule, n_members: int) -> tuple[list[int], Floats, Rule | None]:
+    """Return the indices of the members that a rule uses, their weights, and the rule for them.
+
+    The rule is None where the weighted mean is the same.
+    """
     if rule["kind"] != "linear":
-        places = list(rule.get("only", range(n)))
-        shares = np.array(rule.get("weights", np.ones(len(places))), dtype=np.float64)
-        return places, shares / shares.sum(), {name: part for name, part in rule.items() if name != "only"}
+        used = list(rule.get("only", range(n_members)))
+        weights = np.array(rule.get("weights", np.ones(len(used))), dtype=np.float64)
+        return used, weights / weights.sum(), {name: part for name, part in rule.items() if name != "only"}
     weights = np.array(rule["weights"], dtype=np.float64)
     used = np.flatnonzero(weights > 0).tolist() or [0]
     total = weights[used].sum()
@@ -34,38 +82,7 @@ def deployable(rule: Rule, n: int) -> tuple[list[int], Floats, Rule | None]:
     return used, shares, {**rule, "weights": weights[used].tolist()}
 
 
-def by_fold(rule: Rule, answers_TFNO: Floats, variances_TFN: Floats | None = None) -> Floats:
-    """Apply a rule to the models of each fold, as it was fitted, and average over folds (N, outputs)."""
-    places = list(rule.get("only", range(len(answers_TFNO))))
-    answers = torch.from_numpy(answers_TFNO[places])
-    tells = (
-        variances_TFN is not None and variances_TFN[places].any()
-    )  # as `Members.only` and `EnsembleModule.predict_members`
-    told = torch.from_numpy(variances_TFN[places]) if variances_TFN is not None and tells else None
-    folds = [
-        combine(rule, answers[:, fold], None if told is None else told[:, fold]) for fold in range(answers.shape[1])
-    ]
-    return np.asarray(torch.stack(folds).mean(0).numpy())
-
-
-def mix(predictions_TNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats) -> Floats:
-    """Weighted mean of trials' predictions, (T, N, outputs) -> (N, outputs)."""
-    stacked_TNO = np.asarray(predictions_TNO, dtype=np.float64)
-    return np.asarray(np.einsum("t,tno->no", weights, stacked_TNO))
-
-
-@torch.no_grad()
-def predict_members(
-    module: EnsembleModule, windows: WindowStore, index: Index, n: int, progress: Progress | None
-) -> tuple[Floats, Floats | None]:
-    """What the fold models of each of `n` members answer (n, F, N, outputs), and variances (n, F, N) if any tells."""
-    parts, told = [], []
-    for start in range(0, len(index), BATCH):
-        some = index[start : start + BATCH]
-        answers_MBO, variances_MB = module.predict_members(torch.from_numpy(windows.gather(some)))
-        parts.append(answers_MBO.double().numpy().reshape(n, -1, *answers_MBO.shape[1:]))
-        if variances_MB is not None:
-            told.append(variances_MB.double().numpy().reshape(n, -1, len(some)))
-        if progress:
-            progress(min(start + BATCH, len(index)), len(index), "held-out windows")
-    return np.concatenate(parts, axis=2), np.concatenate(told, axis=2) if told else None
+def weighted_mean(predictions_MNO: Sequence[NDArray[Any]] | NDArray[Any], weights: Floats) -> Floats:
+    """Return the weighted mean (N, outputs) of members' predictions (M, N, outputs)."""
+    stacked_MNO = np.asarray(predictions_MNO, dtype=np.float64)
+    return np.asarray(np.einsum("t,tno->no", weights, stacked_MNO))

@@ -1,34 +1,34 @@
-"""The one input of every ensemble method: members' out-of-fold predictions, side by side. Read without Ray."""
+"""Out-of-fold predictions of several members for the same windows: the input of every ensemble method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.metrics import Kind, score
+from raypipe.core.metrics import Kind, get_metric, score
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Members:
-    """Answers to the same windows, out of fold: each window answered by networks that never saw its subject."""
+class MemberPredictions:
+    """Predictions of M members for the same N windows, each made by a network that was not trained on its subject."""
 
     names: list[str]
-    """(M,) names of the members, best out-of-fold score first."""
-    answers: Floats
+    """(M,) names of the members."""
+    predictions: Floats
     """(M, N, outputs): values in target units, or class probabilities."""
     targets: NDArray[Any]
     """(N,) values, or class numbers."""
@@ -41,77 +41,97 @@ class Members:
     metric: str
     kind: Kind
     variances: Floats | None = None
-    """(M, N) variances in squared target units, where any member tells them; zeros of one that does not."""
+    """(M, N) predicted variances in squared target units; zeros for a member that predicts none; None if none does."""
     trials: list[int] | None = None
-    """(M,) numbers of the members' trials; snapshots share theirs."""
+    """(M,) numbers of the members' trials; a trial and its snapshots share one."""
 
-    def rows(self, inside: NDArray[Any]) -> Members:
-        """Some of the windows, by mask or index."""
+    def select_windows(self, windows: NDArray[Any]) -> MemberPredictions:
+        """Return the predictions for some windows, given by mask or index."""
         return replace(
             self,
-            answers=self.answers[:, inside],
-            targets=self.targets[inside],
-            subjects=self.subjects[inside],
-            folds=self.folds[inside],
-            windows=self.windows[inside],
-            variances=None if self.variances is None else self.variances[:, inside],
+            predictions=self.predictions[:, windows],
+            targets=self.targets[windows],
+            subjects=self.subjects[windows],
+            folds=self.folds[windows],
+            windows=self.windows[windows],
+            variances=None if self.variances is None else self.variances[:, windows],
         )
 
-    def only(self, places: Sequence[int]) -> Members:
-        """Some of the members, by their places."""
-        some = list(places)
+    def select_members(self, members: Sequence[int]) -> MemberPredictions:
+        """Return the predictions of some members, given by index."""
+        some = list(members)
         variances = None if self.variances is None or not self.variances[some].any() else self.variances[some]
         return replace(
             self,
-            names=[self.names[place] for place in some],
-            answers=self.answers[some],
+            names=[self.names[member] for member in some],
+            predictions=self.predictions[some],
             variances=variances,
-            trials=None if self.trials is None else [self.trials[place] for place in some],
+            trials=None if self.trials is None else [self.trials[member] for member in some],
         )
 
     @property
-    def goals(self) -> Floats:
-        """What a perfect member answers, (N, outputs): the target, or 1 for its class."""
+    def encoded_targets(self) -> Floats:
+        """Targets (N, outputs) that predictions are compared with: values, or one-hot classes."""
         if self.kind == "regression":
             return np.asarray(self.targets, dtype=np.float64)[:, None]
-        return np.asarray(np.eye(self.answers.shape[2])[self.targets.astype(np.int64)])
+        return np.asarray(np.eye(self.predictions.shape[2])[self.targets.astype(np.int64)])
 
     @property
-    def errors(self) -> Floats:
-        """(M,) mean squared errors; classes: Brier scores (Brier 1950: summed over classes)."""
-        return np.asarray(((self.answers - self.goals) ** 2).sum(2).mean(1))
+    def squared_errors(self) -> Floats:
+        """Mean squared error of each member (M,); for classes the Brier score (Brier 1950: summed over classes)."""
+        return np.asarray(((self.predictions - self.encoded_targets) ** 2).sum(2).mean(1))
 
     def scores(self) -> Floats:
-        """(M,) the task's metric of each member."""
-        return np.array([score(self.metric, self.targets, answers_NO) for answers_NO in self.answers])
+        """Return the task's metric of each member (M,)."""
+        return np.array([score(self.metric, self.targets, member_NO) for member_NO in self.predictions])
 
-    def combined(self, rule: Rule) -> Floats:
-        """What a rule makes of the members, (N, outputs)."""
-        variances = None if self.variances is None else torch.from_numpy(self.variances)
+    def ranking(self) -> list[int]:
+        """Return the members' indices, best score first; undefined scores come last."""
+        losses_M = np.nan_to_num(get_metric(self.metric).sign * self.scores(), nan=np.inf)
+        return [int(member) for member in np.argsort(losses_M, kind="stable")]
+
+    def combine(self, rule: Rule) -> Floats:
+        """Apply a rule (`raypipe.models.combine`) to all members, or to those in its ``only``: (N, outputs)."""
+        used = self.select_members(rule["only"]) if "only" in rule else self
+        variances = None if used.variances is None else torch.from_numpy(used.variances)
         with torch.no_grad():
-            return np.asarray(combine(rule, torch.from_numpy(self.answers), variances).numpy())
-
-    def table(self) -> pd.DataFrame:
-        """One row a window and member: `window`, `subject`, `fold`, `member`, then the prediction (or a column a class)
-        and, where it is told, `variance`."""
-        outputs = self.answers.shape[2]
-        columns = ["prediction"] if outputs == 1 else [f"probability_{k}" for k in range(outputs)]
-        parts = []
-        for place, name in enumerate(self.names):
-            part = pd.DataFrame(self.answers[place], columns=pd.Index(columns))
-            part.insert(0, "member", name)
-            part.insert(0, "fold", self.folds)
-            part.insert(0, "subject", self.subjects)
-            part.insert(0, "window", self.windows)
-            if self.variances is not None:
-                part["variance"] = self.variances[place]
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
+            return np.asarray(combine(rule, torch.from_numpy(used.predictions), variances).numpy())
 
 
-def read_members_oof(
+# Splits by subject
+
+
+def subject_groups(members: MemberPredictions, n: int) -> Index:
+    """Distribute the subjects over at most `n` groups with similar targets; return the group of each window (N,).
+
+    Subjects are taken in order of their mean target, `n` at a time, and distributed in a random order with a fixed
+    seed. The result depends on subjects and targets only.
+    """
+    names, index_N = np.unique(members.subjects, return_inverse=True)
+    means_S = np.bincount(index_N, weights=members.targets.astype(np.float64)) / np.bincount(index_N)
+    n = min(n, len(names))
+    group_S = np.empty(len(names), np.int64)
+    rng = np.random.default_rng(0)
+    order = np.argsort(means_S, kind="stable")
+    for start in range(0, len(order), n):
+        some = order[start : start + n]
+        group_S[some] = rng.permutation(n)[: len(some)]
+    return np.asarray(np.unique(group_S, return_inverse=True)[1][index_N])
+
+
+def subject_splits(members: MemberPredictions, n: int) -> Iterator[tuple[Mask, Mask]]:
+    """Yield, for each of `n` groups of subjects, the masks (N,) of the windows to fit on and to test on."""
+    groups_N = subject_groups(members, n)
+    for group in range(int(groups_N.max()) + 1):
+        yield groups_N != group, groups_N == group
+
+
+# Reading
+
+
+def read_oof_predictions(
     run: RunStore, members: Sequence[Member], subjects: NDArray[Any], targets: NDArray[Any]
-) -> Members:
+) -> MemberPredictions:
     """Read members' out-of-fold predictions, each checked against the run's fold map.
 
     Parameters
@@ -119,39 +139,39 @@ def read_members_oof(
     run
         The run.
     members
-        Trials that have left predictions, and snapshots of them.
+        Trials that have stored predictions, and snapshots of them.
     subjects, targets
         Of all windows of the store.
 
     Raises
     ------
     LeakError
-        A window was predicted by a network of another fold than the map says, or is a held-out subject's.
+        A window was predicted by the network of another fold than the map says, or belongs to a held-out subject.
     UserError
         A member's predictions are missing, damaged or not finite.
     """
     index = run.folds.search_index(subjects)
     folds_N = run.folds.folds(subjects)[index]
-    left = [run.oof(*member) for member in members]
-    answers = [audited(oof, member, index, folds_N) for oof, member in zip(left, members, strict=True)]
-    none = np.zeros(len(index))
-    told = [none if oof.variances is None else oof.variances.astype(np.float64) for oof in left]
-    return Members(
+    stored = [run.oof(*member) for member in members]
+    predictions = [_checked(oof, member, index, folds_N) for oof, member in zip(stored, members, strict=True)]
+    zeros_N = np.zeros(len(index))
+    variances = [zeros_N if oof.variances is None else oof.variances.astype(np.float64) for oof in stored]
+    return MemberPredictions(
         names=[str(member) for member in members],
-        answers=np.stack(answers).astype(np.float64),
+        predictions=np.stack(predictions).astype(np.float64),
         targets=targets[index],
         subjects=np.array([str(subject) for subject in subjects[index]]),
         folds=folds_N,
         windows=index,
         metric=run.info.metric,
         kind=run.info.kind,
-        variances=np.stack(told) if any(oof.variances is not None for oof in left) else None,
+        variances=np.stack(variances) if any(oof.variances is not None for oof in stored) else None,
         trials=[member.trial for member in members],
     )
 
 
-def audited(oof: OutOfFold, member: Member, index: Index, folds_N: Index) -> NDArray[np.float32]:
-    """Check that a member's predictions are those of the run's fold map: each window by the fold that left it out."""
+def _checked(oof: OutOfFold, member: Member, index: Index, folds_N: Index) -> NDArray[np.float32]:
+    """Return a member's predictions if each was made by the network of the fold that left the window's subject out."""
     if not np.array_equal(oof.windows, index):
         raise LeakError(
             f"{member}: its {len(oof.windows)} out-of-fold windows are not the {len(index)} windows of the "
@@ -160,6 +180,7 @@ def audited(oof: OutOfFold, member: Member, index: Index, folds_N: Index) -> NDA
     if not np.array_equal(oof.folds, folds_N):
         wrong = int(np.sum(oof.folds != folds_N))
         raise LeakError(f"{member}: {wrong} out-of-fold predictions come from another fold than the map says")
-    if not np.isfinite(oof.predictions).all() or (oof.variances is not None and not np.isfinite(oof.variances).all()):
+    finite = np.isfinite(oof.predictions).all() and (oof.variances is None or np.isfinite(oof.variances).all())
+    if not finite:
         raise UserError(f"{member}: its out-of-fold predictions are not all finite")
     return oof.predictions

@@ -1,4 +1,4 @@
-"""How methods stand: nested and held-out scores side by side, with intervals over subjects and paired differences."""
+"""The score table of an ensemble: out-of-fold, nested and held-out scores with intervals over subjects."""
 
 from __future__ import annotations
 
@@ -19,197 +19,198 @@ from raypipe.core.metrics import (
     constant_prediction,
     score,
 )
-from raypipe.ensembles.oof import Floats, Members
-
-NESTED = ("nested", "nested_low", "nested_high")
-
-
-def nested_columns(
-    table: pd.DataFrame,
-    members: Members,
-    nested: Mapping[str, Floats],
-    held_out: Mapping[str, Floats],
-    side: Side,
-    best: str,
-    n_classes: int,
-) -> pd.DataFrame:
-    """Add to a table of `verdict.score_table` what nested cross-validation says.
-
-    Parameters
-    ----------
-    table
-        Its last row is the predictor without EEG.
-    members
-        Out-of-fold answers of all members.
-    nested, held_out
-        By row, (N, outputs) nested predictions of the search subjects' windows, and of the held-out windows.
-    side
-        The held-out windows.
-    best
-        Row of the best single trial.
-    n_classes
-        Classes of the task, or 0.
-
-    Returns
-    -------
-    pandas.DataFrame
-        With the columns ``nested``, ``nested_low``, ``nested_high`` (95 % bootstrap over subjects); ``optimism``
-        (nested minus ``oof``: what was gained by choosing on the scored subjects alone); ``nested_difference`` to the
-        predictor without EEG, ``nested_to_best`` and, held out, ``to_best``, to the best single trial: each with
-        ``_low`` and ``_high``, on the same resamples.
-    """
-    metric = members.metric
-    search = Side(members.targets, members.subjects, members.folds)
-    constant_NO = constant_out_of_fold(members.kind, members.targets, members.folds, n_classes)
-    rows = []
-    naive = table["oof"].to_numpy(dtype=float).tolist()
-    for name, before in zip(table.index, naive, strict=True):
-        if str(name) in held_out and str(name) not in nested:  # a network that has learned from all these subjects
-            rows.append(_apart("to_best", metric, side, held_out[str(name)], held_out[best]))
-            continue
-        predictions = nested.get(str(name), constant_NO)
-        inner = interval(metric, search, predictions)
-        value = score(metric, search.targets, predictions)
-        row = {"nested": value, "nested_low": inner.low, "nested_high": inner.high}
-        row["optimism"] = value - before
-        row |= _apart("nested_difference", metric, search, predictions, constant_NO)
-        row |= _apart("nested_to_best", metric, search, predictions, nested[best])
-        if str(name) in held_out:
-            row |= _apart("to_best", metric, side, held_out[str(name)], held_out[best])
-        rows.append(row)
-    return table.join(pd.DataFrame(rows, index=table.index))
-
-
-def _apart(name: str, metric: str, side: Side, a: Floats, b: Floats) -> dict[str, float]:
-    found = difference(metric, side, a, b)
-    apart = score(metric, side.targets, a) - score(metric, side.targets, b)
-    return {name: apart, f"{name}_low": found.low, f"{name}_high": found.high}
-
 
 Array = NDArray[Any]
 
-
+ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single trial", "distilled"
+"""Names of rows of the table."""
 BASELINES: dict[str, str] = {"regression": "training mean", "classification": "class frequencies"}
-"""What is predicted without any EEG, by kind of task."""
+"""Name of the last row, the predictor without EEG, by kind of task."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """Scored windows, or subjects: targets (N,), subjects (N,) and the fold of each (N,)."""
+class EvaluationSet:
+    """Windows, or subjects, that predictions are scored on."""
 
     targets: Array
+    """(N,)."""
     subjects: Array
+    """(N,)."""
     folds: Array
+    """(N,)."""
 
-    def per_subject(self) -> Side:
-        """One row a subject; its target is that of its first window."""
+    def per_subject(self) -> EvaluationSet:
+        """Return one row per subject, with the target of its first window."""
         names, first = np.unique(self.subjects, return_index=True)
-        return Side(self.targets[first], names, self.folds[first])
+        return EvaluationSet(self.targets[first], names, self.folds[first])
 
-    def mean(self, predictions: Array) -> Array:
-        """Mean prediction of every subject (N, outputs) -> (S, outputs), subjects in sorted order."""
+    def mean_per_subject(self, predictions: Array) -> Array:
+        """Average the predictions (N, outputs) of each subject: (S, outputs), subjects in sorted order."""
         names, index = np.unique(self.subjects, return_inverse=True)
         sums = np.zeros((len(names), predictions.shape[1]))
         np.add.at(sums, index, predictions)
         return np.asarray(sums / np.bincount(index)[:, None])
 
+    @property
+    def has_subject_targets(self) -> bool:
+        """Whether each subject has one target for all its windows, and some subject has several windows."""
+        one = self.per_subject()
+        index = np.searchsorted(one.subjects, self.subjects)
+        return len(one.subjects) < len(self.subjects) and bool(np.all(one.targets[index] == self.targets))
 
-def _level(
-    metric: str,
-    kind: Kind,
-    n_classes: int,
-    predictions: dict[str, tuple[Array | None, Array]],
-    search: Side,
-    held_out: Side,
-    baseline: str,
-) -> pd.DataFrame:
-    oof_constant = np.zeros((len(search.targets), max(1, n_classes)))
-    for fold in np.unique(search.folds):
-        inside = search.folds == fold
-        oof_constant[inside] = constant_prediction(kind, search.targets[~inside], int(inside.sum()), n_classes)
-    constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes)
-    rows = []
-    for oof, out in [*predictions.values(), (oof_constant, constant)]:
-        inner = interval(metric, held_out, out)
-        apart = difference(metric, held_out, out, constant)
-        value = score(metric, held_out.targets, out)
-        rows.append(
-            {
-                "oof": float("nan") if oof is None else score(metric, search.targets, oof),
-                "held_out": value,
-                "low": inner.low,
-                "high": inner.high,
-                "difference": value - score(metric, held_out.targets, constant),
-                "difference_low": apart.low,
-                "difference_high": apart.high,
-            }
+    def joined(self, other: EvaluationSet) -> EvaluationSet:
+        """Return the rows of both."""
+        pairs = (
+            (self.targets, other.targets),
+            (self.subjects, other.subjects),
+            (self.folds, other.folds),
         )
-    return pd.DataFrame(rows, index=pd.Index([*predictions, baseline], name="predictor"))
+        return EvaluationSet(*(np.concatenate(pair) for pair in pairs))
 
 
-def _parts(side: Side) -> tuple[Array, Array, Array]:
-    return side.targets, side.subjects, side.folds
+@dataclass(frozen=True)
+class RowPredictions:
+    """Predictions of one row of the score table, each (N, outputs).
 
+    A network that was trained on all search subjects has held-out predictions only.
+    """
 
-def difference(metric: str, side: Side, a: Array, b: Array) -> Interval:
-    """Bootstrap interval of ``score(a) - score(b)``; NaN where there is one subject only."""
-    if len(np.unique(side.subjects)) < 2:
-        return Interval(float("nan"), float("nan"), 0)
-    return bootstrap_difference(metric, side.targets, a, b, side.subjects)
-
-
-def interval(metric: str, side: Side, predictions: Array) -> Interval:
-    """Bootstrap interval over subjects; NaN where there is one subject only."""
-    if len(np.unique(side.subjects)) < 2:
-        return Interval(float("nan"), float("nan"), 0)
-    return bootstrap_subjects(metric, side.targets, predictions, side.subjects)
+    held_out: Array
+    oof: Array | None = None
+    """For the search subjects, by a combination that was fitted on these subjects: optimistic."""
+    nested: Array | None = None
+    """For the search subjects, by combinations that were fitted on other subjects."""
 
 
 def score_table(
     metric: str,
     kind: Kind,
     n_classes: int,
-    predictions: Mapping[str, tuple[Array | None, Array]],
-    search: Side,
-    held_out: Side,
+    rows: Mapping[str, RowPredictions],
+    search: EvaluationSet,
+    held_out: EvaluationSet,
 ) -> pd.DataFrame:
-    """Score each row's predictions on both sides, beside the predictor without EEG.
+    """Score each row's predictions beside the predictor without EEG.
 
     Parameters
     ----------
     metric, kind, n_classes
         Of the task.
-    predictions
-        Row name to out-of-fold predictions (None of what has none) and predictions of the held-out windows, each
-        (N, outputs).
+    rows
+        Predictions by name of the row; `BEST` is one of them.
     search, held_out
-        The two sides.
+        Windows of the search subjects and of the held-out subjects.
 
     Returns
     -------
     pandas.DataFrame
-        Rows as in `predictions`, then the baseline (out of fold: the constant of the other folds). Columns:
-        ``oof``, ``held_out`` with its 95 % bootstrap interval over subjects ``low``, ``high``; ``difference`` to the
-        baseline with ``difference_low``, ``difference_high`` (same resamples); ``subjects``, ``windows``. Where the
-        target belongs to the subject, the same again with the prefix ``subject_`` for subjects' mean predictions.
+        The given rows, then the predictor without EEG (out of fold: the constant of the other folds). Columns:
+
+        - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects ``low``, ``high``.
+        - ``difference`` of the held-out score to the predictor without EEG.
+        - ``subjects`` and ``windows`` that are held out.
+        - The columns above, but the last two, with the prefix ``subject_`` for the mean prediction of each subject,
+          where each subject has one target.
+        - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
+        - ``nested_difference`` to the predictor without EEG; ``nested_to_best`` and, held out, ``to_best``, to the best
+          single trial.
+
+        Every difference has an interval, ``_low`` and ``_high``, on paired resamples.
     """
-    kind_of = BASELINES[kind]
-    table = _level(metric, kind, n_classes, dict(predictions), search, held_out, kind_of)
+    table = _plain_columns(metric, kind, n_classes, rows, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
-    both = Side(*(np.concatenate(pair) for pair in zip(_parts(search), _parts(held_out), strict=True)))
-    if target_per_subject(both):
+    if search.joined(held_out).has_subject_targets:
         means = {
-            name: (None if oof is None else search.mean(oof), held_out.mean(out))
-            for name, (oof, out) in predictions.items()
+            name: RowPredictions(
+                held_out.mean_per_subject(row.held_out), None if row.oof is None else search.mean_per_subject(row.oof)
+            )
+            for name, row in rows.items()
         }
-        inner = _level(metric, kind, n_classes, means, search.per_subject(), held_out.per_subject(), kind_of)
-        table = table.join(inner.add_prefix("subject_"))
-    return table
+        subjects = _plain_columns(metric, kind, n_classes, means, search.per_subject(), held_out.per_subject())
+        table = table.join(subjects.add_prefix("subject_"))
+    constant = constant_out_of_fold(kind, search.targets, search.folds, n_classes)
+    naive = {str(name): float(value) for name, value in table["oof"].items()}
+    return table.join(_nested_columns(metric, rows, constant, naive, search, held_out))
 
 
-def target_per_subject(side: Side) -> bool:
-    """Whether every subject has one target for all its windows, and some subject has more windows than one."""
-    one = side.per_subject()
-    index = np.searchsorted(one.subjects, side.subjects)
-    return len(one.subjects) < len(side.subjects) and bool(np.all(one.targets[index] == side.targets))
+def _plain_columns(
+    metric: str,
+    kind: Kind,
+    n_classes: int,
+    rows: Mapping[str, RowPredictions],
+    search: EvaluationSet,
+    held_out: EvaluationSet,
+) -> pd.DataFrame:
+    """Score rows, and the predictor without EEG, out of fold and held out."""
+    constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes)
+    without_eeg = RowPredictions(constant, constant_out_of_fold(kind, search.targets, search.folds, n_classes))
+    out = []
+    for row in [*rows.values(), without_eeg]:
+        inner = score_interval(metric, held_out, row.held_out)
+        out.append(
+            {
+                "oof": float("nan") if row.oof is None else score(metric, search.targets, row.oof),
+                "held_out": score(metric, held_out.targets, row.held_out),
+                "low": inner.low,
+                "high": inner.high,
+                **_difference("difference", metric, held_out, row.held_out, constant),
+            }
+        )
+    return pd.DataFrame(out, index=pd.Index([*rows, BASELINES[kind]], name="predictor"))
+
+
+def _nested_columns(
+    metric: str,
+    rows: Mapping[str, RowPredictions],
+    constant: Array,
+    naive: Mapping[str, float],
+    search: EvaluationSet,
+    held_out: EvaluationSet,
+) -> pd.DataFrame:
+    """Score nested predictions, and compare each row with the best single trial.
+
+    Parameters
+    ----------
+    metric, rows, search, held_out
+        See `score_table`.
+    constant
+        (N, outputs) out of fold, of the predictor without EEG.
+    naive
+        Out-of-fold score by row, the predictor without EEG last.
+    """
+    best, out = rows[BEST], []
+    for name, oof_score in naive.items():
+        row = rows.get(name)
+        nested = constant if row is None else row.nested
+        columns: dict[str, float] = {}
+        if nested is not None and best.nested is not None:
+            inner, value = score_interval(metric, search, nested), score(metric, search.targets, nested)
+            columns = {"nested": value, "nested_low": inner.low, "nested_high": inner.high}
+            columns["optimism"] = value - oof_score
+            columns |= _difference("nested_difference", metric, search, nested, constant)
+            columns |= _difference("nested_to_best", metric, search, nested, best.nested)
+        if row is not None:
+            columns |= _difference("to_best", metric, held_out, row.held_out, best.held_out)
+        out.append(columns)
+    return pd.DataFrame(out, index=pd.Index(list(naive), name="predictor"))
+
+
+def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> dict[str, float]:
+    found = difference_interval(metric, evaluation, a, b)
+    value = score(metric, evaluation.targets, a) - score(metric, evaluation.targets, b)
+    return {name: value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -> Interval:
+    """Return the bootstrap interval of a score over subjects; NaN if there is only one subject."""
+    if len(np.unique(evaluation.subjects)) < 2:
+        return Interval(float("nan"), float("nan"), 0)
+    return bootstrap_subjects(metric, evaluation.targets, predictions, evaluation.subjects)
+
+
+def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
+    """Return the bootstrap interval of ``score(a) - score(b)``; NaN if there is only one subject."""
+    if len(np.unique(evaluation.subjects)) < 2:
+        return Interval(float("nan"), float("nan"), 0)
+    return bootstrap_difference(metric, evaluation.targets, a, b, evaluation.subjects)

@@ -1,7 +1,7 @@
-"""Model soups (Wortsman et al. 2022, arXiv:2203.05482): the weights of networks that share an initialisation, averaged.
+"""Model soups (Wortsman et al. 2022, arXiv:2203.05482): averaged weights of networks that share an initialization.
 
-Networks are averaged fold by fold, and every fold's soup answers that fold's out-of-fold windows. Which trials go in is
-one choice for all folds: made fold by fold, each soup would be picked on the very windows that it is scored on alone.
+Networks are averaged fold by fold, and the soup of a fold predicts that fold's out-of-fold windows. The members that go
+in are the same for all folds: a choice for each fold would be made on the very windows that the soup is scored on.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
@@ -22,46 +20,53 @@ from raypipe.core.metrics import get_metric, score
 from raypipe.core.progress import Progress
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import Soup, build_module, fold_tensors, read_soup
-from raypipe.ensembles.methods import ranking, splits, with_snapshots
-from raypipe.ensembles.oof import Floats, Members
+from raypipe.ensembles.members import MergedNetworks, build_module, fold_tensors, merged_spec
+from raypipe.ensembles.methods import NO_SNAPSHOTS
+from raypipe.ensembles.oof import Floats, Mask, MemberPredictions, subject_splits
+from raypipe.ensembles.weights import best_trial_with_snapshots
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
 UNIFORM, GREEDY, SWA = "uniform-soup", "soup", "swa"
 SOUPS = {
-    UNIFORM: "the mean of all kindred members' weights",
-    GREEDY: "the mean of weights, member by member if it helps",
-    SWA: "the mean of the weights of the best trial and its snapshots (Izmailov et al. 2018, arXiv:1803.05407)",
+    UNIFORM: "the mean of all compatible members' weights",
+    GREEDY: "the mean of compatible members' weights, each added if the score does not get worse",
+    SWA: "the mean of the weights of the best trial and its snapshots",
 }
-HALVES = 2
-"""Groups of subjects: ingredients are chosen on one, and the soup is scored on the other, both ways."""
-BATCH = 256
-MOST = 64 * BATCH
-"""Training windows that BatchNorm's statistics are taken over; of more, so many are drawn."""
+"""Soups by name."""
+SOUP_GROUPS = 2
+"""Groups of subjects: members are chosen on one and the soup is scored on the other, both ways."""
+BATCH_SIZE = 256
+MAX_STATISTICS_WINDOWS = 64 * BATCH_SIZE
+"""Training windows that BatchNorm's statistics are computed from; of more, so many are drawn."""
 
-Places = tuple[int, ...]
-Answers = Callable[[Places], Floats]
+Indices = tuple[int, ...]
+PredictFunction = Callable[[Indices], Floats]
 
 
-def average(ingredients: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of networks' states; what is no floating-point number (BatchNorm's counts) is copied from the first."""
+# Averaging
+
+
+def average(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average networks' states; integers, such as BatchNorm's counts, are copied from the first."""
     return {
-        name: torch.stack([each[name].double() for each in ingredients]).mean(0).to(tensor.dtype)
+        name: torch.stack([each[name].double() for each in networks]).mean(0).to(tensor.dtype)
         if tensor.is_floating_point()
         else tensor.clone()
-        for name, tensor in ingredients[0].items()
+        for name, tensor in networks[0].items()
     }
 
 
 @torch.no_grad()
 def update_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
-    """Take BatchNorm's statistics anew over batches of windows, as their cumulative average; whether there are any.
+    """Recompute BatchNorm's statistics as a cumulative average over batches; return whether there are any.
 
-    The mean of networks does not have the mean of their activations' statistics. All else stays in evaluation mode.
+    The averaged weights do not have the average of their activations' statistics. All other layers stay in evaluation
+    mode.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    layers = [layer for layer in network.modules() if isinstance(layer, kinds) and layer.track_running_stats]
     before = [(layer.momentum, layer.training) for layer in layers]
     if not layers:
         return False
@@ -79,43 +84,11 @@ def update_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> bool:
     return True
 
 
-# Who may be averaged with whom
+# Compatible members
 
 
-def different_start(run: RunStore, a: int, b: int) -> str | None:
-    """Why the networks of two trials cannot be averaged, or None."""
-    one, other = run.config(a), run.config(b)
-    for name in type(one.model).model_fields:
-        mine, yours = getattr(one.model, name), getattr(other.model, name)
-        if name != "dropout" and mine != yours:
-            return f"they are other networks, model/{name} {mine} and {yours}"
-    starts = [result.initial if (result := run.result(number)) is not None else [] for number in (a, b)]
-    for number, start in zip((a, b), starts, strict=True):
-        if not start or not all(start):
-            return f"it is not recorded what trial {number} started from"
-    if starts[0] == starts[1]:
-        return None
-    if one.seed != other.seed:
-        return f"they started from other weights, seeds {one.seed} and {other.seed}"
-    return "they started from other weights"
-
-
-def require_same_start(run: RunStore, members: Sequence[Member]) -> None:
-    """Refuse members whose networks cannot be averaged.
-
-    Raises
-    ------
-    UserError
-        Names two trials, and why.
-    """
-    first = members[0].trial
-    for number in dict.fromkeys(member.trial for member in members[1:]):
-        if number != first and (reason := different_start(run, first, number)):
-            raise UserError(f"no soup of trials {first} and {number}: {reason}")
-
-
-def same_start(run: RunStore, members: Sequence[Member]) -> list[Member]:
-    """The best-placed of these members that has kin among them, and its kin, in the order given.
+def compatible_members(run: RunStore, members: Sequence[Member]) -> list[Member]:
+    """Return the first member whose weights can be averaged with another's, and all that it can be averaged with.
 
     Raises
     ------
@@ -124,68 +97,70 @@ def same_start(run: RunStore, members: Sequence[Member]) -> list[Member]:
     """
 
     @functools.cache
-    def apart(a: int, b: int) -> bool:
-        return a != b and different_start(run, a, b) is not None
+    def compatible(a: int, b: int) -> bool:
+        return a == b or incompatibility(run, a, b) is None
 
     for place, one in enumerate(members):
-        # Kinship is an equivalence, so nobody before this one is its kin.
-        found = [one, *(other for other in members[place + 1 :] if not apart(one.trial, other.trial))]
+        # Compatibility is an equivalence: none of the members before this one is compatible with it.
+        found = [one, *(other for other in members[place + 1 :] if compatible(one.trial, other.trial))]
         if len(found) > 1:
             return found
     trials = [member.trial for member in members]
     names = ", ".join(map(str, trials))
     if len(trials) < 2:
-        raise UserError(f"--method soup: only trial {names} is there, and a soup needs two")
-    reason = different_start(run, trials[0], trials[1])
+        raise UserError(f"--method soup: there is only trial {names}, and a soup needs two")
+    reason = incompatibility(run, trials[0], trials[1])
     raise UserError(
         f"--method soup: no two of the trials {names} can be averaged (trials {trials[0]} and {trials[1]}: {reason}); "
         "a soup's trials share model/ and seed, or the encoder of --init and seed"
     )
 
 
-# Choosing ingredients
+def incompatibility(run: RunStore, a: int, b: int) -> str | None:
+    """Return why the networks of two trials cannot be averaged, or None."""
+    one, other = run.config(a), run.config(b)
+    for name in type(one.model).model_fields:
+        value_a, value_b = getattr(one.model, name), getattr(other.model, name)
+        if name != "dropout" and value_a != value_b:
+            return f"they are different networks, model/{name} {value_a} and {value_b}"
+    starts = [result.initial if (result := run.result(number)) is not None else [] for number in (a, b)]
+    for number, start in zip((a, b), starts, strict=True):
+        if not start or not all(start):
+            return f"the initial weights of trial {number} are not recorded"
+    if starts[0] == starts[1]:
+        return None
+    seeds = "" if one.seed == other.seed else f", seeds {one.seed} and {other.seed}"
+    return f"they have different initial weights{seeds}"
 
 
-def greedy(members: Members, answers: Answers, inside: NDArray[np.bool_]) -> Places:
-    """Places of the ingredients: in order of their own score, each stays if the score does not fall (recipe 1).
+def require_compatible(run: RunStore, members: Sequence[Member]) -> None:
+    """Refuse members whose networks cannot be averaged.
 
-    Parameters
-    ----------
-    members
-        Candidates and their own answers.
-    answers
-        What the soup of some of them answers (N, outputs).
-    inside
-        (N,) the windows to choose on.
+    Raises
+    ------
+    UserError
+        Names two trials, and the reason.
     """
-    some = members.rows(inside)
-    sign = get_metric(members.metric).sign
-
-    def loss(answers_NO: Floats) -> float:
-        return sign * score(members.metric, some.targets, answers_NO)
-
-    first, *others = ranking(some)
-    kept: Places = (first,)
-    reached = loss(some.answers[first])
-    for place in others:
-        tried = tuple(sorted((*kept, place)))
-        found = loss(answers(tried)[inside])
-        if found <= reached:  # false of a score that is undefined
-            kept, reached = tried, found
-    return kept
+    first = members[0].trial
+    for number in dict.fromkeys(member.trial for member in members[1:]):
+        if number != first and (reason := incompatibility(run, first, number)):
+            raise UserError(f"no soup of trials {first} and {number}: {reason}")
 
 
-class SoupCandidates:
-    """Makes soups of a run's members; what each answers is kept, for choices on other subjects try the same ones.
+# Soups of a run's members
+
+
+class SoupMaker:
+    """Makes soups of a run's members, and keeps their out-of-fold predictions: a search tries the same soups again.
 
     Parameters
     ----------
     run, windows
         The run and its windows.
+    predictions
+        Out-of-fold predictions of the members.
     members
-        Out-of-fold answers of the candidates.
-    ingredients
-        The candidates.
+        The members that may be averaged.
     progress
         Called with folds done, folds in all, and a text.
     """
@@ -194,123 +169,129 @@ class SoupCandidates:
         self,
         run: RunStore,
         windows: WindowStore,
-        members: Members,
-        ingredients: Sequence[Member],
+        predictions: MemberPredictions,
+        members: Sequence[Member],
         progress: Progress | None = None,
     ) -> None:
-        require_same_start(run, ingredients)
-        self.run, self.windows, self.members, self.ingredients = run, windows, members, list(ingredients)
+        require_compatible(run, members)
+        self.run, self.windows, self.predictions, self.members = run, windows, predictions, list(members)
         self.progress = progress
         folds = range(run.folds.n_folds)
-        self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in ingredients]
-        self._known: dict[Places, Floats] = {(p,): members.answers[p] for p in range(len(self.ingredients))}
+        self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in members]
+        self._known: dict[Indices, Floats] = {(m,): predictions.predictions[m] for m in range(len(self.members))}
 
-    def soup(self, places: Places) -> Soup:
-        """The soup of some members: for each fold the averaged weights, with statistics of its training windows."""
+    def soup(self, chosen: Indices) -> MergedNetworks:
+        """Average some members' weights for each fold, with BatchNorm's statistics of the fold's training windows."""
         folds = []
         for fold in range(self.run.folds.n_folds):
-            tensors = average([self._weights[place][fold] for place in places])
-            if len(places) > 1:
-                self._refresh(places, fold, tensors)
+            tensors = average([self._weights[member][fold] for member in chosen])
+            if len(chosen) > 1:
+                self._update_batchnorm(chosen, fold, tensors)
             folds.append(tensors)
-        return Soup([self.ingredients[place] for place in places], folds)
+        return MergedNetworks([self.members[member] for member in chosen], folds)
 
-    def answers(self, places: Places) -> Floats:
-        """What the soup of some members answers out of fold (N, outputs); of one, what it has left."""
-        if places not in self._known:
-            soup = self.soup(places)
-            out_NO = np.empty_like(self.members.goals)
+    def predict(self, chosen: Indices) -> Floats:
+        """Return the out-of-fold predictions (N, outputs) of the soup of some members."""
+        if chosen not in self._known:
+            soup = self.soup(chosen)
+            out_NO = np.empty_like(self.predictions.encoded_targets)
             for fold in range(self.run.folds.n_folds):
-                inside = self.members.folds == fold
-                out_NO[inside] = self._predict(
-                    self._module(places[0], fold, soup.folds[fold]), self.members.windows[inside]
-                )
+                inside_N = self.predictions.folds == fold
+                module = self._module(chosen[0], fold, soup.folds[fold])
+                out_NO[inside_N] = self._predict(module, self.predictions.windows[inside_N])
                 if self.progress:
-                    self.progress(fold + 1, self.run.folds.n_folds, f"folds of a soup of {len(places)}")
-            self._known[places] = out_NO
-        return self._known[places]
+                    self.progress(fold + 1, self.run.folds.n_folds, f"folds of a soup of {len(chosen)}")
+            self._known[chosen] = out_NO
+        return self._known[chosen]
 
-    def _refresh(self, places: Places, fold: int, tensors: dict[str, Tensor]) -> None:
-        network = self._module(places[0], fold, tensors).members[0]
-        if update_batchnorm(network, self._training(fold)):
+    def _update_batchnorm(self, chosen: Indices, fold: int, tensors: dict[str, Tensor]) -> None:
+        network = self._module(chosen[0], fold, tensors).members[0]
+        if update_batchnorm(network, self._training_batches(fold)):
             tensors |= {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
 
-    def _module(self, place: int, fold: int, tensors: Mapping[str, Tensor]) -> EnsembleModule:
-        return build_module(*read_soup(self.run, self.windows, self.ingredients[place], {fold: tensors}))
+    def _module(self, member: int, fold: int, tensors: Mapping[str, Tensor]) -> EnsembleModule:
+        return build_module(*merged_spec(self.run, self.windows, self.members[member], {fold: tensors}))
 
-    def _training(self, fold: int) -> Iterable[Tensor]:
-        """A fold's training windows in whole batches, mixed: neighbours are of one subject, and vary too little."""
+    def _training_batches(self, fold: int) -> Iterable[Tensor]:
+        """Yield a fold's training windows in shuffled batches; windows of one subject alone would vary too little."""
         train = self.run.folds.split(self.windows.subjects, fold)[0]
         rng = np.random.default_rng(derive_seed("soup", self.run.info.seed, fold))
-        order = rng.permutation(train)[:MOST]
-        for step in range(max(1, len(order) // BATCH)):
-            yield torch.from_numpy(self.windows.gather(order[step * BATCH : (step + 1) * BATCH]))
+        order = rng.permutation(train)[:MAX_STATISTICS_WINDOWS]
+        for step in range(max(1, len(order) // BATCH_SIZE)):
+            yield torch.from_numpy(self.windows.gather(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]))
 
     @torch.no_grad()
     def _predict(self, module: EnsembleModule, index: Index) -> Floats:
-        starts = range(0, len(index), BATCH)
-        parts = [
-            module.predict_members(torch.from_numpy(self.windows.gather(index[at : at + BATCH])))[0][0] for at in starts
-        ]
+        starts = range(0, len(index), BATCH_SIZE)
+        batches = (torch.from_numpy(self.windows.gather(index[start : start + BATCH_SIZE])) for start in starts)
+        parts = [module.predict_members(x_BCT)[0][0] for x_BCT in batches]
         return np.asarray(torch.cat(parts).double().numpy())
 
 
 @dataclass(frozen=True)
 class SoupResult:
-    """A soup, and what it is worth out of fold."""
+    """A soup and its predictions for the search subjects."""
 
-    soup: Soup
-    answers: Floats
-    """(N, outputs) out of fold. Of a greedy soup optimistic: its ingredients were chosen on the same windows."""
+    networks: MergedNetworks
+    oof: Floats
+    """(N, outputs) out of fold; those of a greedy soup are optimistic, as its members were chosen on these windows."""
     nested: Floats
-    """(N, outputs) of soups whose ingredients were chosen on the other half of the subjects."""
+    """(N, outputs) of soups whose members were chosen on the other half of the subjects."""
 
 
-def make_soup(pot: SoupCandidates, name: str) -> SoupResult:
-    """Make the soup of that name of all that is in the pot.
+def make_soup(maker: SoupMaker, name: str) -> SoupResult:
+    """Make the soup of a name, choosing among all members of the maker.
 
     Raises
     ------
     UserError
-        It is to be of snapshots, and no trial in the pot has any.
+        The soup is of snapshots, and no trial has any.
     """
-    members = pot.members
     if name == UNIFORM:
-        places = tuple(range(len(pot.ingredients)))
-        return SoupResult(pot.soup(places), pot.answers(places), pot.answers(places))
-    if name == SWA and len(with_snapshots(members)) < 2:
-        raise UserError("--method swa: no trial has kept snapshots; they come with optim/schedule=cyclic")
+        everyone = tuple(range(len(maker.members)))
+        return SoupResult(maker.soup(everyone), maker.predict(everyone), maker.predict(everyone))
+    predictions = maker.predictions
+    if name == SWA and len(best_trial_with_snapshots(predictions)) < 2:
+        raise UserError(f"--method swa: {NO_SNAPSHOTS}")
 
-    def choose(inside_N: NDArray[np.bool_]) -> Places:
-        return tuple(with_snapshots(members.rows(inside_N))) if name == SWA else greedy(members, pot.answers, inside_N)
+    def choose(inside_N: Mask) -> Indices:
+        if name == SWA:
+            return tuple(best_trial_with_snapshots(predictions.select_windows(inside_N)))
+        return choose_greedily(predictions, maker.predict, inside_N)
 
-    nested_NO = np.empty_like(members.goals)
-    for fit_N, judge_N in splits(members, HALVES):
-        nested_NO[judge_N] = pot.answers(choose(fit_N))[judge_N]
-    places = choose(np.ones(len(members.targets), dtype=bool))
-    return SoupResult(pot.soup(places), pot.answers(places), nested_NO)
+    nested_NO = np.empty_like(predictions.encoded_targets)
+    for fit_N, test_N in subject_splits(predictions, SOUP_GROUPS):
+        nested_NO[test_N] = maker.predict(choose(fit_N))[test_N]
+    chosen = choose(np.ones(len(predictions.targets), dtype=bool))
+    return SoupResult(maker.soup(chosen), maker.predict(chosen), nested_NO)
 
 
-def soup_sentence(name: str, made: SoupResult, members: Sequence[Member], family: Sequence[Member]) -> str:
-    """What was averaged, what was left out and why, and how the choice bears on the scores."""
-    used = ", ".join(map(str, made.soup.members))
-    if len(made.soup.members) > 1:
-        words = f"Each fold's network is the mean of the weights of {used}."
-    else:
-        words = f"The greedy soup is {used} alone: averaging any other with it made the score worse."
-    related = {member.trial for member in family}
-    strangers = [str(n) for n in dict.fromkeys(member.trial for member in members) if n not in related]
-    if strangers and name != SWA:
-        one = len(strangers) == 1
-        words += (
-            f" Trial{'' if one else 's'} {', '.join(strangers)} {'was' if one else 'were'} not tried: "
-            f"{'it is another network or' if one else 'they are other networks or'} started from other weights."
-        )
-    if name == SWA:
-        words += " Its nested score is of the trial that was best on half of the subjects, scored on the other half."
-    if name == GREEDY:
-        words += (
-            " The soup's own out-of-fold score is optimistic, for its ingredients were chosen on those very windows; "
-            "the nested one is of soups chosen on half of the subjects and scored on the other half, both ways."
-        )
-    return words
+def choose_greedily(predictions: MemberPredictions, predict: PredictFunction, inside_N: Mask) -> Indices:
+    """Return the members of a greedy soup: in order of their score, each is kept if the score does not get worse.
+
+    This is recipe 1 of Wortsman et al.
+
+    Parameters
+    ----------
+    predictions
+        Of the members themselves.
+    predict
+        Returns the predictions (N, outputs) of the soup of some members.
+    inside_N
+        (N,) mask of the windows to choose on.
+    """
+    inside = predictions.select_windows(inside_N)
+    sign = get_metric(predictions.metric).sign
+
+    def loss(predictions_NO: Floats) -> float:
+        return sign * score(predictions.metric, inside.targets, predictions_NO)
+
+    first, *others = inside.ranking()
+    chosen: Indices = (first,)
+    lowest = loss(inside.predictions[first])
+    for member in others:
+        tried = tuple(sorted((*chosen, member)))
+        found = loss(predict(tried)[inside_N])
+        if found <= lowest:  # false for an undefined score
+            chosen, lowest = tried, found
+    return chosen

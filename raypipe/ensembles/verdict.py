@@ -1,280 +1,290 @@
-"""Scores beside the answer of one who has seen no EEG, and what they say in plain words."""
+"""The verdict of an ensemble in two or three sentences, and notes on how to read the score table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from raypipe.core.metrics import (
-    Interval,
-    get_metric,
-)
+from raypipe.core.metrics import Interval, get_metric
+from raypipe.ensembles.labels import describe_target, metric_label
+from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
+from raypipe.ensembles.soup import GREEDY, SWA
+from raypipe.storage.records import Member
 
-ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single trial", "distilled"
+MIN_SUBJECTS = 6
+"""Fewer held-out subjects are no evidence at 95 %: all n signs agree by chance with a probability of 2^(1 - n)."""
+ROUGH_SUBJECTS = 20
+"""With fewer held-out subjects, a note says that the interval is rough."""
 
-FEW = 20
-"""Below this many subjects, a verdict says that the interval itself is rough."""
+Evidence = Literal["better", "suggestive", "none", "worse", "undefined"]
+"""Evidence of the held-out scores against the predictor without EEG.
 
-ENOUGH = 6
-"""Fewer subjects prove nothing at 95 %, even if all agree: signs that agree in all of n have a chance of 2^(1 - n)."""
-
-NAMES = {"auc": "AUC", "nrmse": "NRMSE", "balanced_accuracy": "balanced accuracy"}
-
-
-def spoken(metric: str) -> str:
-    """A metric's name as people write it."""
-    return NAMES.get(metric, metric)
+``suggestive`` is better on too few subjects; ``undefined`` has no score or no interval.
+"""
 
 
-def predicted(task: str) -> str:
-    """What a task predicts, in words: ``participants:age`` to ``age``, ``events:A,B`` to ``A against B``."""
-    kind, _, rest = task.partition("@")[0].partition(":")
-    if kind == "challenge1":
-        return "the response time"
-    if kind == "challenge2":
-        return "the externalizing factor"
-    if kind == "latency":
-        return f"the latency of {rest}"
-    if kind == "participants":
-        return rest.removesuffix(":regression").removesuffix(":classification")
-    return " against ".join(part.strip() for part in rest.split(",")) or kind
+@dataclass(frozen=True)
+class Outcome:
+    """What a verdict is written from."""
+
+    table: pd.DataFrame
+    """See `scores.score_table`."""
+    metric: str
+    task: str
+    method: str
+    """Method that is shipped."""
+    candidates: int
+    """Trials and snapshots that could be combined."""
+    alone: str | None = None
+    """The member that is shipped by itself, if it is only one."""
+    to_best: Interval | None = None
+    """Held-out interval of ensemble minus best single trial; None where they are the same."""
+    nested_scores: Mapping[str, float] | None = None
+    """By method, where the method was chosen by them; None where it was asked for."""
+    distilled: bool = False
+    evaluations: int = 1
+    """How often the run was scored on its held-out subjects, this time included."""
+    notes: Sequence[str] = field(default_factory=list)
+    """Notes on the method."""
+
+    @property
+    def held_out(self) -> HeldOutScores:
+        """The ensemble's held-out scores: per subject where each subject has one target, else per window."""
+        level = _level(self.table)
+        row = dict(zip(self.table.columns, self.table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
+        value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
+        return HeldOutScores(value, low, high, int(row["subjects"]), float(self.table[level + "held_out"].iloc[-1]))
 
 
-def unit(task: str) -> str:
-    """The unit of a task's target, where raypipe knows it."""
-    kind, _, rest = task.partition("@")[0].partition(":")
-    if kind in ("challenge1", "latency"):
-        return "seconds"
-    return "years" if kind == "participants" and rest.partition(":")[0] == "age" else "target units"
+class HeldOutScores(NamedTuple):
+    """Held-out scores of an ensemble."""
+
+    value: float
+    low: float
+    high: float
+    subjects: int
+    baseline: float
+    """Score of the predictor without EEG."""
 
 
-def oof_note(metric: str, constant: float) -> list[str]:
-    """Why class frequencies, `constant` out of fold, look worse than chance; nothing where they do not."""
-    if metric != "auc" or not constant < 0.4995:
-        return []
-    return [
-        "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
-        "lowest where the class is most frequent."
-    ]
+def _level(table: pd.DataFrame) -> str:
+    return "subject_" if "subject_held_out" in table else ""
 
 
-Finding = Literal["carries", "sign", "none", "worse", "undefined"]
-"""What held-out scores show: something that carries over to new people; a good sign, of too few people; no evidence;
-worse than no EEG; or nothing, since there is no score or no interval."""
-
-
-def finding(table: pd.DataFrame, metric: str) -> Finding:
-    """What the ensemble's row of a `score_table` shows."""
-    own = "subject_" if "subject_held_out" in table else ""
-    row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
-    if np.isnan(row[own + "held_out"]) or np.isnan(row[own + "low"]):
+def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
+    """Classify the ensemble's held-out difference to the predictor without EEG by its 95 % interval."""
+    level, row = _level(table), table.loc[ENSEMBLE].to_dict()
+    if np.isnan(row[level + "held_out"]) or np.isnan(row[level + "low"]):
         return "undefined"
-    better = -get_metric(metric).sign
-    low, high = sorted(better * row[own + "difference" + end] for end in ("_low", "_high"))
-    if low > 0:
-        return "carries" if row["subjects"] >= ENOUGH else "sign"
-    return "worse" if high < 0 else "none"
+    side = _side(metric, row[level + "difference_low"], row[level + "difference_high"])
+    if side > 0:
+        return "better" if row["subjects"] >= MIN_SUBJECTS else "suggestive"
+    return "worse" if side < 0 else "none"
 
 
-def write_verdict(
-    table: pd.DataFrame, metric: str, task: str, against_best: Interval | None, who: str = "the ensemble"
-) -> str:
-    """Say in words what the held-out scores show, and what they do not.
+def _side(metric: str, low: float, high: float) -> int:
+    """Return 1 if the interval of a difference is all on the better side, -1 if on the worse one, else 0."""
+    gains = sorted((-get_metric(metric).sign * low, -get_metric(metric).sign * high))
+    return int(gains[0] > 0) - int(gains[1] < 0)
 
-    Parameters
-    ----------
-    table
-        From `score_table`.
-    metric, task
-        Of the run.
-    against_best
-        Interval of ensemble minus best single trial; None where they are the same.
-    who
-        What is shipped.
 
-    Notes
-    -----
-    "Better than the baseline" means that the 95 % interval of the paired difference lies wholly on the better side.
+# Sentences
+
+
+def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
+    """Write two or three sentences on an ensemble, and notes on how to read its table.
+
+    The first sentence compares the ensemble with the predictor without EEG, on held-out subjects. The second compares
+    it with the best single trial, the third says whether combining was worth it. "Better" means that the 95 % interval
+    of the paired difference is all on the better side.
     """
-    own = "subject_" if "subject_held_out" in table else ""
-    base = table.index[-1]
-    row = dict(zip(table.columns, table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
-    chance = float(table[own + "held_out"].iloc[-1])
-    n = int(row["subjects"])
-    better = -get_metric(metric).sign
-    value, low, high = (row[own + name] for name in ("held_out", "low", "high"))
-    apart, apart_low, apart_high = (row[own + "difference" + end] for end in ("", "_low", "_high"))
-    people = "subject" if n == 1 else "subjects"
-    unit_of = "one mean prediction a subject" if own else f"{int(row['windows'])} windows"
-    what, article = predicted(task), "an" if spoken(metric)[0] in "AN" else "a"
-    if np.isnan(value):
-        return (
-            f"On the {n} held-out {people} the score is undefined (their targets are all the same): "
-            f"nothing can be said about {what}. Hold out more subjects in a new run."
-        )
-    out = [f"On {n} {people} that no choice has seen ({unit_of}) {who} reaches {article} {spoken(metric)} of "]
+    sentences = [_held_out_sentence(outcome)]
+    if outcome.alone is not None:
+        sentences.append(_alone_sentence(outcome, outcome.alone))
+    elif outcome.candidates > 1 and outcome.method != "best":
+        sentences.append(_comparison_sentence(outcome))
+        if not outcome.distilled:
+            sentences.append(_worth_sentence(outcome))
+    if outcome.distilled:
+        sentences.append(_distilled_sentence(outcome))
+    return " ".join(sentence for sentence in sentences if sentence), _notes(outcome)
+
+
+def _held_out_sentence(outcome: Outcome) -> str:
+    scores, target, label = outcome.held_out, describe_target(outcome.task), metric_label(outcome.metric)
+    n = scores.subjects
+    subjects = f"On {n} subject{'' if n == 1 else 's'} that no choice has seen,"
+    if np.isnan(scores.value):
+        return f"{subjects} all targets are the same and the score is undefined: nothing can be said about {target}."
+    article = "an" if label[0] in "AN" else "a"
+    reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {article} {label} of {scores.value:.3f}"
+    if np.isnan(scores.low):
+        return f"{reached}, but one subject gives no interval: nothing can be said about {target}."
+    return f"{reached} (95 % interval {scores.low:.3f} to {scores.high:.3f}), {_conclusion(outcome, target)}."
+
+
+def _conclusion(outcome: Outcome, target: str) -> str:
+    scores, name = outcome.held_out, outcome.table.index[-1]
+    baseline = "chance (0.5)" if outcome.metric == "auc" else f"the {name} without EEG ({scores.baseline:.3f})"
+    evidence = held_out_evidence(outcome.table, outcome.metric)
+    if evidence == "better":
+        return f"better than {baseline}: what it learned carries over to new people"
+    if evidence == "suggestive":
+        return f"better than {baseline}, but {scores.subjects} subjects are too few to be evidence"
+    if evidence == "worse":
+        return f"worse than {baseline}: what it learned about {target} does not carry over to new people"
+    return f"not distinguishable from {baseline}: there is no evidence that it predicts {target}"
+
+
+class _ToBest(NamedTuple):
+    """A difference to the best single trial."""
+
+    side: int
+    text: str
+
+
+def _nested_to_best(outcome: Outcome) -> _ToBest | None:
+    row = outcome.table.loc[ENSEMBLE].to_dict()
+    value, low, high = (float(row[f"nested_to_best{end}"]) for end in ("", "_low", "_high"))
     if np.isnan(low):
-        out[0] += f"{value:.3f}; {_ground(metric, base, chance)}."
-        out.append("With one subject no interval can be given, so this says nothing about new people.")
-        return " ".join(out)
-    out[0] += f"{value:.3f} (95 % interval over subjects {low:.3f} to {high:.3f}); "
-    out[0] += _ground(metric, base, chance)
-    if metric == "nrmse":
-        out[0] += f", and the difference to it is {apart:+.3f} ({apart_low:+.3f} to {apart_high:+.3f})"
-        words = "the interval of the difference"
-    else:
-        words = "the interval"
-    shows = finding(table, metric)
-    if shows == "carries":
-        out[0] += ": it has learned something that carries over to new people."
-    elif shows == "sign":
-        out[0] += (
-            f". A good sign, but no evidence yet: that all of {n} {people} agree happens by luck alone in "
-            f"{100 * 2.0 ** (1 - n):.0f} % of cases."
-        )
-    elif shows == "worse":
-        out[0] += f": it is worse than no EEG at all; what it learned about {what} does not carry over to new people."
-    else:
-        nothing = "0" if metric == "nrmse" else f"chance ({chance:.3g})"
-        out[0] += f": {words} contains {nothing}, so there is no evidence that it predicts {what}."
-    if own:
-        out.append(
-            f"The target belongs to the person, so these {n} {people} are {n} data points, whatever the windows."
-        )
-    if ENOUGH <= n < FEW:
-        out.append(f"{n} {people} are few: the interval itself is rough, and rather too narrow than too wide.")
-    if against_best is not None and n >= ENOUGH and against_best.low < against_best.high:
-        edges = sorted((better * against_best.low, better * against_best.high))
-        span = f"(difference {against_best.low:+.3f} to {against_best.high:+.3f})"
-        if edges[0] > 0:
-            out.append(f"It is better than its best single trial {span}.")
-        elif edges[1] < 0:
-            out.append(f"It is worse than its best single trial {span}.")
-        else:
-            out.append(f"Whether it is better than its best single trial cannot be told from these subjects {span}.")
-    return " ".join(out)
+        return None
+    return _ToBest(_side(outcome.metric, low, high), f"{value:+.3f}, {low:+.3f} to {high:+.3f}")
 
 
-def _ground(metric: str, name: str, value: float) -> str:
-    if metric == "auc":
-        return "chance is 0.5"
-    return f"the {name}, without any EEG, {'give' if name.endswith('s') else 'gives'} {value:.3f}"
+def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
+    """Return the held-out difference, unless the subjects are too few to compare on."""
+    to_best, level = outcome.to_best, _level(outcome.table)
+    enough = int(outcome.table.loc[ENSEMBLE].to_dict()["subjects"]) >= MIN_SUBJECTS
+    if to_best is None or not enough or np.isnan(to_best.low):
+        return None
+    scores = outcome.table[level + "held_out"].to_dict()
+    value = scores[ENSEMBLE] - scores[BEST]
+    side = _side(outcome.metric, to_best.low, to_best.high)
+    return _ToBest(side, f"{value:+.3f}, {to_best.low:+.3f} to {to_best.high:+.3f}")
 
 
-def student_words(table: pd.DataFrame, ensemble: str, student: str, metric: str) -> str:
-    """What is shipped where an ensemble was distilled, and what that costs."""
-    column = "subject_held_out" if "subject_held_out" in table else "held_out"
-    own, theirs = (float(table[column].to_dict()[row]) for row in (student, ensemble))
-    return (
-        f"What is shipped is one network, trained on all search subjects to answer as the ensemble does: its held-out "
-        f"{spoken(metric)} is {own:.3f}, the ensemble's {theirs:.3f}. It has no out-of-fold score."
-    )
+_RELATION = {1: "better", 0: "not distinguishable", -1: "worse"}
+_RELATION_TO = {1: "better than", 0: "not distinguishable from", -1: "worse than"}
 
 
-def _side(sign: float, low: float, high: float) -> int:
-    """1 where an interval of a difference lies wholly on the better side, -1 on the worse, else 0."""
-    low, high = sorted((sign * low, sign * high))
-    return int(low > 0) - int(high < 0)
-
-
-def alone_words(who: str, n: int, method: str, metric: str, scores: Mapping[str, float] | None) -> str:
-    """Why one trial is shipped by itself, and what that says of combining.
-
-    Parameters
-    ----------
-    who
-        The trial.
-    n
-        Trials and snapshots that there were.
-    method
-        That was used.
-    metric
-        Of the run.
-    scores
-        Nested scores by method, where the method was chosen by them; None where it was asked for.
-    """
-    if n == 1:
-        return f"What is shipped is {who} alone: there was no other to combine it with, so it is no ensemble."
-    if scores is None:
-        why = "as was asked for" if method == "best" else f"method '{method}' gave it all the weight"
-        return f"What is shipped is {who} alone ({why}): nothing was combined, so it is no ensemble."
-    words = f"What is shipped is {who} alone: combining did not help."
-    others = [value for name, value in scores.items() if name not in ("best", "auto")]
-    if others:
-        top = min(others) if get_metric(metric).direction == "minimize" else max(others)
-        words += (
-            f" Out of fold, on subjects that it was not fitted on, the best way of combining the {n} members scores "
-            f"{spoken(metric)} {top:.3f}, the best single trial {scores['best']:.3f}."
-        )
-    return f"{words} In short: an ensemble was not worth it here; one trial's networks do as well."
-
-
-def nested_words(table: pd.DataFrame, ensemble: str, best: str, *, minimize: bool) -> str:
-    """What the nested scores say of the ensemble against the best single trial, in words."""
-    to_best = table[["nested_to_best", "nested_to_best_low", "nested_to_best_high"]]
-    apart, low, high = (float(each) for each in to_best.loc[ensemble].to_numpy(dtype=float))
-    scores = dict(zip(table.index, table["nested"].to_numpy(dtype=float).tolist(), strict=True))
-    if np.isnan(low):
+def _comparison_sentence(outcome: Outcome) -> str:
+    """Compare with the best single trial: nested over the search subjects, and on the held-out subjects."""
+    nested, held_out = _nested_to_best(outcome), _held_out_to_best(outcome)
+    if nested is None and held_out is None:
         return ""
-    words = (
-        f"Out of fold, on subjects that neither weights nor the choice of method were fitted on, it scores "
-        f"{scores[ensemble]:.3f}, the best single trial {scores[best]:.3f} (difference {apart:+.3f}, "
-        f"{low:+.3f} to {high:+.3f})"
+    if nested is None or held_out is None:
+        where, found = ("On these subjects", held_out) if held_out else ("In nested cross-validation", nested)
+        assert found is not None
+        return f"{where} it is {_RELATION_TO[found.side]} the best single trial (difference {found.text})."
+    return (
+        f"In nested cross-validation it is {_RELATION_TO[nested.side]} the best single trial (difference "
+        f"{nested.text}), on the held-out subjects it is {_RELATION[held_out.side]} (difference {held_out.text})."
     )
-    gain_low = -high if minimize else low
-    gain_high = -low if minimize else high
-    if gain_low > 0:
-        return words + ": the ensemble is better."
-    return words + (": the ensemble is worse." if gain_high < 0 else ": that they differ cannot be told.")
 
 
-def worth_words(
-    table: pd.DataFrame, metric: str, ensemble: str, against: Interval | None, method: str, scores: Mapping[str, float]
-) -> str:
-    """In plain words, whether an ensemble was worth it, and why it is shipped where it was not.
+def _worth_sentence(outcome: Outcome) -> str:
+    """Say whether combining was worth it; if it was not, also why the ensemble is shipped."""
+    nested, held_out = (found.side if found else 0 for found in (_nested_to_best(outcome), _held_out_to_best(outcome)))
+    if held_out < 0 or nested < 0:
+        scores = outcome.nested_scores
+        if scores is None:
+            return f"Combining was not worth it; the ensemble is shipped because '{outcome.method}' was asked for."
+        return (
+            f"Combining was not worth it; the ensemble is shipped because its nested score was the best "
+            f"('{outcome.method}' {scores[outcome.method]:.3f}, the best single trial {scores['best']:.3f}), and "
+            "held-out scores are never used to choose."
+        )
+    if held_out > 0:
+        return "Combining was worth it."
+    if nested > 0:
+        return "Combining was worth it, though the held-out subjects alone do not show it."
+    return "Whether combining was worth it is open; the best single trial may do as well, and is simpler to ship."
+
+
+def _alone_sentence(outcome: Outcome, member: str) -> str:
+    """Say why a single trial is shipped."""
+    if outcome.candidates == 1:
+        return f"Only {member} is shipped: there was no other trial to combine it with."
+    if outcome.nested_scores is None:
+        asked = outcome.method == "best"
+        reason = "--method best asks for it" if asked else f"'{outcome.method}' gives it all the weight"
+        return f"Only {member} is shipped, because {reason}."
+    sentence = f"Only {member} is shipped, because combining did not help"
+    others = [value for name, value in outcome.nested_scores.items() if name not in ("best", "auto")]
+    if not others:
+        return f"{sentence}."
+    best = min(others, key=lambda value: get_metric(outcome.metric).sign * value)
+    return (
+        f"{sentence}: in nested cross-validation the best combination of the {outcome.candidates} members scores "
+        f"{metric_label(outcome.metric)} {best:.3f}, the best single trial {outcome.nested_scores['best']:.3f}."
+    )
+
+
+def _distilled_sentence(outcome: Outcome) -> str:
+    scores = outcome.table[_level(outcome.table) + "held_out"].to_dict()
+    return (
+        f"One distilled network is shipped: its held-out {metric_label(outcome.metric)} is {scores[DISTILLED]:.3f}, "
+        f"the ensemble's {scores[ENSEMBLE]:.3f}."
+    )
+
+
+# Notes
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    n, notes = outcome.held_out.subjects, []
+    if outcome.evaluations > 1:
+        notes.append(
+            f"This run has been scored on its held-out subjects {outcome.evaluations} times. To choose the best of "
+            "several scores would make it optimistic."
+        )
+    if held_out_evidence(outcome.table, outcome.metric) == "suggestive":
+        notes.append(f"All of {n} subjects agree by chance in {100 * 2.0 ** (1 - n):.0f} % of cases.")
+    if MIN_SUBJECTS <= n < ROUGH_SUBJECTS:
+        notes.append(f"{n} subjects are few: the intervals are rough, and rather too narrow than too wide.")
+    if _level(outcome.table):
+        notes.append(
+            f"The target belongs to the subject: {n} held-out subjects are {n} data points, however many windows they "
+            "have. Their held-out score is of one mean prediction per subject."
+        )
+    if outcome.distilled:
+        notes.append("The distilled network was trained on all search subjects, so it has no out-of-fold score.")
+    return [*notes, *outcome.notes]
+
+
+def soup_notes(
+    name: str, averaged: Sequence[Member], candidates: Sequence[Member], compatible: Sequence[Member]
+) -> list[str]:
+    """Write notes on a soup: which members were averaged, which were not and why, and how to read its scores.
 
     Parameters
     ----------
-    table
-        With the columns of `nested_columns`.
-    metric
-        Of the run.
-    ensemble
-        Its row.
-    against
-        Held-out interval of ensemble minus best single trial.
-    method
-        That is shipped.
-    scores
-        Nested scores by method, where the method was chosen by them; empty where it was asked for.
+    name
+        The soup's name.
+    averaged
+        Members whose weights were averaged.
+    candidates, compatible
+        All members, and those that the soup could average.
     """
-    sign = -get_metric(metric).sign
-    to_best = table.loc[ensemble, ["nested_to_best_low", "nested_to_best_high"]].to_numpy(dtype=float)
-    nested = _side(sign, *to_best.tolist())
-    known = against is not None and int(table.loc[ensemble].to_dict()["subjects"]) >= ENOUGH
-    held_out = _side(sign, against.low, against.high) if known and against is not None else 0
-    why = f"The ensemble is shipped because '{method}' was asked for."
-    if scores:
-        why = (
-            "The ensemble is shipped all the same, because the choice was made by the nested out-of-fold score "
-            f"('{method}' {scores[method]:.3f}, the best single trial {scores['best']:.3f}) and never by the held-out "
-            "subjects: chosen by them, their score would be no test any more."
+    members = ", ".join(map(str, averaged))
+    if len(averaged) > 1:
+        notes = [f"The network of each fold is the mean of the weights of {members}."]
+    else:
+        notes = [f"The greedy soup is {members} alone: averaging another member with it made the score worse."]
+    tried = {member.trial for member in compatible}
+    others = [str(trial) for trial in dict.fromkeys(member.trial for member in candidates) if trial not in tried]
+    if name == SWA:
+        notes.append("The nested score is of the trial that is best on half of the subjects, scored on the other half.")
+    elif others:
+        subject, verb = (f"Trial {others[0]}", "was") if len(others) == 1 else (f"Trials {', '.join(others)}", "were")
+        notes.append(f"{subject} {verb} not tried: not the same network with the same initial weights.")
+    if name == GREEDY:
+        notes.append(
+            "The soup's out-of-fold score is optimistic, because its members were chosen on the same windows. The "
+            "nested score is of soups chosen on half of the subjects and scored on the other half, both ways."
         )
-    if held_out < 0:
-        return f"{why} In short: on these new people its best single trial did better, so combining was not worth it."
-    if nested < 0:
-        return f"{why} In short: its best single trial does better, so combining was not worth it."
-    if held_out > 0:
-        return "In short: the ensemble was worth it; on new people it does better than its best single trial."
-    if nested > 0:
-        return (
-            "In short: the ensemble was worth it; on people whom it was not fitted on it does better than its best "
-            "single trial, though the held-out subjects alone do not show it."
-        )
-    return (
-        "In short: that the ensemble was worth it cannot be told; its best single trial alone may do as well, and is "
-        "the simpler thing to ship."
-    )
+    return notes

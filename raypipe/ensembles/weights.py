@@ -1,138 +1,219 @@
-"""Ways to weigh the trials of an ensemble, from out-of-fold predictions alone."""
+"""Weights of members, fitted on out-of-fold predictions: one for each member, or one for each member and window."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import Kind
-from raypipe.ensembles.oof import Floats, Members
+from raypipe.core.metrics import Kind, get_metric, score
+from raypipe.ensembles.oof import Floats, MemberPredictions, subject_splits
 from raypipe.models.combine import Rule, apply_temperature, normalised_entropy
 
-SHARPEST = 16.0
-POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, SHARPEST)
+INNER_GROUPS = 4
+"""Groups of subjects over which a method cross-validates its own parameters."""
+POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Powers of the inverse mean squared error."""
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
+"""Temperatures of the softmax over errors."""
+ENTROPY_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""How fast a window's weight falls with its entropy."""
 
-Method = Callable[[Sequence[NDArray[Any]], NDArray[Any], Kind], Floats]
+
+def linear_rule(weights: Floats, intercept: float = 0.0) -> Rule:
+    """Return the rule of fixed weights (M,)."""
+    return {"kind": "linear", "weights": [float(w) for w in weights], "intercept": float(intercept)}
 
 
-def equal(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:
-    """Weigh all trials alike."""
-    return np.full(len(oof_TNO), 1.0 / len(oof_TNO))
+# One weight for each member
 
 
-def confidence(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:
-    """Weigh each trial by a power of its inverse mean squared error (classes: Brier score), normalised.
+def best_member(members: MemberPredictions) -> Rule:
+    """Give all weight to the member with the best score."""
+    return linear_rule(np.eye(len(members.names))[members.ranking()[0]])
 
-    The power 1 gives the best weights there are if the trials' errors are unbiased and independent. Those of networks
-    trained on the same people are neither: the trials share most of their error, and a weak one adds little but its
-    own. So the power, from 0 (equal weights) to `SHARPEST`, is the one whose weighted mean errs least out of fold: a
-    single number is fitted, and 1 is kept where none is better.
+
+def equal_weights(members: MemberPredictions) -> Rule:
+    """Weight all members equally."""
+    return linear_rule(np.full(len(members.names), 1.0 / len(members.names)))
+
+
+def average_of_best(members: MemberPredictions) -> Rule:
+    """Weight the best n members equally, with the n whose mean scores best."""
+    metric, order = get_metric(members.metric), members.ranking()
+    means_MNO = np.cumsum(members.predictions[order], axis=0) / np.arange(1, len(order) + 1)[:, None, None]
+    best_n, best_score = 1, np.nan
+    for n, mean_NO in enumerate(means_MNO, start=1):
+        found = score(members.metric, members.targets, mean_NO)
+        if metric.better(found, best_score):
+            best_n, best_score = n, found
+    return linear_rule(np.isin(np.arange(len(order)), order[:best_n]) / best_n)
+
+
+def average_of_snapshots(members: MemberPredictions) -> Rule:
+    """Weight the best trial that has snapshots and its snapshots equally (Huang et al. 2017)."""
+    inside_M = np.isin(np.arange(len(members.names)), best_trial_with_snapshots(members))
+    return linear_rule(inside_M / inside_M.sum())
+
+
+def best_trial_with_snapshots(members: MemberPredictions) -> list[int]:
+    """Return the indices of all members of the best trial that has several; if no trial has, of the best trial."""
+    trials = members.trials or list(range(len(members.names)))
+    order = members.ranking()
+    best = next((trials[member] for member in order if trials.count(trials[member]) > 1), trials[order[0]])
+    return [member for member, trial in enumerate(trials) if trial == best]
+
+
+def inverse_error(members: MemberPredictions) -> Rule:
+    """Weight members by the inverse of their mean squared error."""
+    errors_M = np.maximum(members.squared_errors, 1e-12 * members.squared_errors.max() + 1e-300)
+    return linear_rule((1 / errors_M) / np.sum(1 / errors_M))
+
+
+def power_of_inverse_error(members: MemberPredictions) -> Rule:
+    """Weight members by a power of the inverse of their mean squared error; see `confidence_weights`."""
+    return linear_rule(confidence_weights([*members.predictions], members.targets, members.kind))
+
+
+def confidence_weights(predictions_MNO: Sequence[NDArray[Any]], targets: NDArray[Any], kind: Kind) -> Floats:
+    """Return weights (M,) that are a power of the inverse mean squared error (classes: Brier score), normalized.
+
+    The power 1 is optimal for unbiased, independent errors. Networks that were trained on the same subjects share most
+    of their error, so a weak one adds little but its own. The power is the one of `POWERS` whose weighted mean has the
+    lowest error; 1 is kept if no other is better.
     """
-    errors_T = np.array([squared_error(p_NO, y, kind) for p_NO in oof_TNO])
-    perfect_T = errors_T == 0.0
-    if perfect_T.any():
-        return np.asarray(perfect_T / perfect_T.sum())
-    inverse_T = errors_T.min() / errors_T  # the ratio, so that tiny errors do not overflow
-    chosen_T, least = inverse_T / inverse_T.sum(), np.inf
+    errors_M = np.array([squared_error(member_NO, targets, kind) for member_NO in predictions_MNO])
+    perfect_M = errors_M == 0.0
+    if perfect_M.any():
+        return np.asarray(perfect_M / perfect_M.sum())
+    inverse_M = errors_M.min() / errors_M  # the ratio, so that tiny errors do not overflow
+    best_M, lowest = inverse_M / inverse_M.sum(), np.inf
+    stacked_MNO = np.stack(predictions_MNO).astype(np.float64)
     for power in sorted(POWERS, key=lambda power: power != 1.0):
-        weights_T = inverse_T**power / np.sum(inverse_T**power)
-        error = squared_error(np.tensordot(weights_T, np.stack(oof_TNO).astype(np.float64), 1), y, kind)
-        if error < least * (1 - 1e-6):
-            chosen_T, least = weights_T, error
-    return np.asarray(chosen_T)
+        weights_M = inverse_M**power / np.sum(inverse_M**power)
+        error = squared_error(np.tensordot(weights_M, stacked_MNO, 1), targets, kind)
+        if error < lowest * (1 - 1e-6):
+            best_M, lowest = weights_M, error
+    return np.asarray(best_M)
 
 
-def best(oof_TNO: Sequence[NDArray[Any]], y: NDArray[Any], kind: Kind) -> Floats:
-    """Give all weight to the best single trial: the first."""
-    return np.asarray(np.eye(len(oof_TNO))[0])
+def squared_error(predictions_NO: NDArray[Any], targets: NDArray[Any], kind: Kind) -> float:
+    """Return the mean squared error, or the Brier score of probabilities (Brier 1950: summed over classes)."""
+    classes = kind == "classification"
+    wanted_NO = np.eye(predictions_NO.shape[1])[targets.astype(np.int64)] if classes else targets[:, None]
+    return float(np.mean(np.sum((predictions_NO.astype(np.float64) - wanted_NO) ** 2, axis=1)))
 
 
-METHODS: dict[str, Method] = {"confidence": confidence, "equal": equal, "best": best}
-"""Ways to weigh trials: ``method(oof_TNO, y, kind)`` gives weights (T,), none negative, that sum to one. `oof_TNO`
-holds each trial's out-of-fold predictions (N, outputs), best trial first; held-out subjects are in none of them."""
+def softmax_of_errors(members: MemberPredictions) -> Rule:
+    """Weight members by a softmax of their errors, the temperature cross-validated over subjects."""
+    residuals_MNO = members.predictions - members.encoded_targets
+    losses_T = np.zeros(len(TEMPERATURES))
+    for fit_N, test_N in subject_splits(members, INNER_GROUPS):
+        errors_M = (residuals_MNO[:, fit_N] ** 2).sum(2).mean(1)
+        for place, temperature in enumerate(TEMPERATURES):
+            combined_NO = np.tensordot(_softmax(errors_M, temperature), residuals_MNO[:, test_N], 1)
+            losses_T[place] += (combined_NO**2).sum()
+    return linear_rule(_softmax(members.squared_errors, TEMPERATURES[int(losses_T.argmin())]))
 
 
-def squared_error(p_NO: NDArray[Any], y: NDArray[Any], kind: Kind) -> float:
-    """Mean squared error, or the Brier score (Brier 1950: summed over classes) of probabilities (N, n_classes)."""
-    goal_NO = np.eye(p_NO.shape[1])[y.astype(np.int64)] if kind == "classification" else y[:, None]
-    return float(np.mean(np.sum((p_NO.astype(np.float64) - goal_NO) ** 2, axis=1)))
+def _softmax(errors_M: Floats, temperature: float) -> Floats:
+    excess_M = (errors_M - errors_M.min()) / max(float(errors_M.min()), 1e-300)
+    weights_M = np.exp(-excess_M / temperature)
+    return np.asarray(weights_M / weights_M.sum())
 
 
-SHARPNESS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+# One weight for each member and window
 
 
-def no_confidence_reason(members: Members) -> str | None:
-    """Why members have no weights a sample, or None."""
+def variance_or_entropy_weights(members: MemberPredictions, *, by_member: bool) -> Rule:
+    """Weight each window of a member by its predicted variance, or by the entropy of its class probabilities.
+
+    Parameters
+    ----------
+    members
+        Predictions to fit on.
+    by_member
+        Fit the calibration, or for classes the weight, of each member by itself; else all members share it.
+    """
+    if members.kind == "classification":
+        return _entropy_rule(members, by_member=by_member)
+    return _precision_rule(members, by_member=by_member)
+
+
+def missing_variances(members: MemberPredictions) -> str | None:
+    """Return why members have no weights per window, or None."""
     if members.kind == "regression" and members.variances is None:
-        return "no member tells a variance beside its value"
+        return "no member predicts a variance beside its value"
     return None
 
 
-def _calibrated(wrong_N: Floats, told_N: Floats | None) -> tuple[float, float]:
-    """Scale and floor of the variance ``scale * told + floor`` under which errors are likeliest (Gaussian)."""
-    mean = max(float(np.mean(wrong_N**2)), 1e-300)
-    if told_N is None or not np.isfinite(told_N).all() or np.ptp(told_N) == 0.0:
+def _precision_rule(members: MemberPredictions, *, by_member: bool) -> Rule:
+    """Weight windows by the inverse of ``scale * variance + floor``."""
+    residuals_MN = members.predictions[:, :, 0] - members.targets
+    # A limit on members may leave none that predicts a variance: each then has one weight for all windows.
+    variances_MN = np.zeros_like(residuals_MN) if members.variances is None else members.variances
+    pairs = [calibrate_variance(*pair) for pair in zip(residuals_MN, variances_MN, strict=True)]
+    predicting = [member for member, variances_N in enumerate(variances_MN) if variances_N.any()]
+    if predicting and not by_member:
+        shared = calibrate_variance(residuals_MN[predicting].ravel(), variances_MN[predicting].ravel())
+        pairs = [shared if member in predicting else own for member, own in enumerate(pairs)]
+    return {"kind": "precision", "scale": [scale for scale, _ in pairs], "floor": [floor for _, floor in pairs]}
+
+
+def calibrate_variance(residuals_N: Floats, variances_N: Floats) -> tuple[float, float]:
+    """Return the scale and floor of ``scale * variance + floor`` that maximize the Gaussian likelihood of residuals."""
+    mean = max(float(np.mean(residuals_N**2)), 1e-300)
+    if not np.isfinite(variances_N).all() or np.ptp(variances_N) == 0.0:
         return 0.0, mean
     from scipy.optimize import minimize
 
-    unit_N, square_N = told_N / told_N.mean(), wrong_N**2 / mean
+    unit_N, square_N = variances_N / variances_N.mean(), residuals_N**2 / mean
 
-    def surprise(ab: Floats) -> tuple[float, Floats]:
-        v_N = ab[0] * unit_N + ab[1]
+    def negative_log_likelihood(parameters: Floats) -> tuple[float, Floats]:
+        v_N = parameters[0] * unit_N + parameters[1]
         slope_N = 0.5 * (1.0 / v_N - square_N / v_N**2) / len(v_N)
         return float(np.mean(0.5 * (np.log(v_N) + square_N / v_N))), np.array([slope_N @ unit_N, slope_N.sum()])
 
-    found = minimize(surprise, np.array([0.5, 0.5]), jac=True, bounds=[(0.0, 1e3), (1e-4, 1e3)], method="L-BFGS-B")
-    return float(found.x[0] * mean / told_N.mean()), float(found.x[1] * mean)
+    bounds = [(0.0, 1e3), (1e-4, 1e3)]
+    found = minimize(negative_log_likelihood, np.array([0.5, 0.5]), jac=True, bounds=bounds, method="L-BFGS-B")
+    return float(found.x[0] * mean / variances_N.mean()), float(found.x[1] * mean)
 
 
-def per_sample(members: Members, *, by_member: bool) -> Rule:
-    """Weights a sample: by the variance that a member tells, or its entropy; calibrated together, or by member."""
-    if members.kind == "classification":
-        return _by_entropy(members, by_member=by_member)
-    wrong_MN = members.answers[:, :, 0] - members.targets
-    # None of some of the members, where others tell variances: each then has one weight for all windows.
-    told_MN = np.zeros_like(wrong_MN) if members.variances is None else members.variances
-    pairs = [_calibrated(wrong_N, told_N) for wrong_N, told_N in zip(wrong_MN, told_MN, strict=True)]
-    if not by_member:  # those that tell a variance share one calibration
-        telling = [place for place, told_N in enumerate(told_MN) if told_N.any()]
-        shared = _calibrated(wrong_MN[telling].ravel(), told_MN[telling].ravel()) if telling else (0.0, 0.0)
-        pairs = [shared if place in telling else own for place, own in enumerate(pairs)]
-    return {"kind": "precision", "scale": [a for a, _ in pairs], "floor": [b for _, b in pairs]}
+def _entropy_rule(members: MemberPredictions, *, by_member: bool) -> Rule:
+    """Calibrate probabilities by temperature, and weight windows by ``exp(-gamma * entropy)``."""
+    temperatures = [fit_temperature(member_NK, members.targets) for member_NK in members.predictions]
+    calibrated = apply_temperature(
+        torch.from_numpy(members.predictions), torch.tensor(temperatures, dtype=torch.float64)
+    )
+    entropy_MN, p_MNK = normalised_entropy(calibrated).numpy(), calibrated.numpy()
+    n = len(p_MNK)
+    weights_M = confidence_weights([*p_MNK], members.targets, members.kind) if by_member else np.full(n, 1.0 / n)
+    best_gamma, lowest = 0.0, np.inf
+    for gamma in ENTROPY_FACTORS:
+        weights_MN = weights_M[:, None] * np.exp(-gamma * entropy_MN)
+        combined_NK = np.einsum("mn,mnk->nk", weights_MN / weights_MN.sum(0), p_MNK)
+        error = float(np.mean(np.sum((combined_NK - members.encoded_targets) ** 2, axis=1)))
+        if error < lowest * (1 - 1e-6):
+            best_gamma, lowest = gamma, error
+    return {"kind": "entropy", "weights": weights_M.tolist(), "temperatures": temperatures, "gamma": best_gamma}
 
 
-def _by_entropy(members: Members, *, by_member: bool) -> Rule:
-    answers_MNK = torch.from_numpy(members.answers)
-    temperatures = [temperature(p_NK, members.targets) for p_NK in members.answers]
-    p_MNK = apply_temperature(answers_MNK, torch.tensor(temperatures, dtype=torch.float64))
-    entropy_MN = normalised_entropy(p_MNK).numpy()
-    calm = p_MNK.numpy()
-    weigh = confidence if by_member else equal
-    weights_M = weigh([*calm], members.targets, members.kind)
-    least, chosen = np.inf, 0.0
-    for gamma in SHARPNESS:
-        shares_MN = weights_M[:, None] * np.exp(-gamma * entropy_MN)
-        mixed_NK = np.einsum("mn,mnk->nk", shares_MN / shares_MN.sum(0), calm)
-        error = float(np.mean(np.sum((mixed_NK - members.goals) ** 2, axis=1)))
-        if error < least * (1 - 1e-6):
-            least, chosen = error, gamma
-    return {"kind": "entropy", "weights": weights_M.tolist(), "temperatures": temperatures, "gamma": chosen}
+def fit_temperature(p_NK: Floats, classes_N: NDArray[Any]) -> float:
+    """Return the temperature of class probabilities that has the highest likelihood, from 0.1 to 10.
 
-
-def temperature(p_NK: Floats, classes_N: NDArray[Any]) -> float:
-    """Temperature that makes class probabilities likeliest (Guo et al. 2017, arXiv:1706.04599), from 0.1 to 10."""
+    See Guo et al. 2017, arXiv:1706.04599.
+    """
     from scipy.optimize import minimize_scalar
 
     log_NK, rows = np.log(np.maximum(p_NK, 1e-7)), np.arange(len(p_NK))
 
-    def surprise(log_t: float) -> float:
-        z_NK = log_NK / np.exp(log_t)
+    def negative_log_likelihood(log_temperature: float) -> float:
+        z_NK = log_NK / np.exp(log_temperature)
         top_N = z_NK.max(1)
         return float(np.mean(top_N + np.log(np.exp(z_NK - top_N[:, None]).sum(1)) - z_NK[rows, classes_N]))
 
-    found = minimize_scalar(surprise, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
+    found = minimize_scalar(negative_log_likelihood, bounds=(np.log(0.1), np.log(10.0)), method="bounded")
     return float(np.exp(found.x))

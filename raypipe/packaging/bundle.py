@@ -16,7 +16,7 @@ from raypipe.core.progress import Progress
 from raypipe.core.versions import package_versions
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card
@@ -58,7 +58,9 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
+    spec, state = read_members(
+        run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.merged
+    )
     configs = {number: run.config(number) for number in ensemble.trials}
     info = BundleInfo(
         format=FORMAT,
@@ -76,16 +78,17 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         prepare=windows.manifest.plan,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
-        student=ensemble.soup is not None and ensemble.soup.student,
-        soup=[member.trial for member in ensemble.soup.members] if ensemble.soup else [],
-        soup_epochs=[member.epoch for member in ensemble.soup.members] if ensemble.soup else [],
+        student=ensemble.merged is not None and ensemble.merged.distilled,
+        soup=[member.trial for member in ensemble.merged.members] if ensemble.merged else [],
+        soup_epochs=[member.epoch for member in ensemble.merged.members] if ensemble.merged else [],
         members=[Member.model_validate(member) for member in spec["members"]],
         configs={number: config.model_dump(mode="json") for number, config in configs.items()},
         config_hashes={number: config.hash() for number, config in configs.items()},
         fold_map=run.folds,
-        table=ensemble.record()["table"],
+        table=ensemble.table_record(),
         verdict=ensemble.verdict,
-        looks=ensemble.looks,
+        notes=ensemble.notes,
+        looks=ensemble.held_out_evaluations,
         seed=run.info.seed,
         data_hash=run.info.data_hash,
         versions=package_versions(),

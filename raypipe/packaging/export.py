@@ -28,7 +28,7 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     UserError
         The run has no ensemble, the format is unknown, or both runs answer the same half.
     """
-    from raypipe.ensembles.fit import Ensemble
+    from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import export_bundle
     from raypipe.packaging.submission import challenge_of, export_submission
     from raypipe.storage.run_store import RunStore

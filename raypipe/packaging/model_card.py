@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raypipe.core.config import ModelConfig
 from raypipe.core.folds import FoldMap
 from raypipe.data.window_store import Plan
-from raypipe.ensembles.verdict import oof_note, predicted
+from raypipe.ensembles.labels import class_frequency_note, describe_target
 
 FORMAT: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
 
@@ -67,6 +67,7 @@ class BundleInfo(BaseModel):
     fold_map: FoldMap
     table: dict[str, dict[str, float | None]]
     verdict: str
+    notes: list[str]
     looks: int
     seed: int
     data_hash: str
@@ -102,7 +103,7 @@ def model_card(info: BundleInfo) -> str:
     else:
         answer = "one value a window, in the unit of the target"
     lines = [
-        f"# Ensemble for {predicted(info.task)}",
+        f"# Ensemble for {describe_target(info.task)}",
         "",
         info.verdict,
         "",
@@ -118,7 +119,8 @@ def model_card(info: BundleInfo) -> str:
             f"{_number(row['high'])} |"
             for name, row in info.table.items()
         ),
-        *(f"\n{note}" for note in oof_note(info.metric, list(info.table.values())[-1]["oof"] or 0.5)),
+        *(f"\n{note}" for note in info.notes),
+        *(f"\n{note}" for note in class_frequency_note(info.metric, list(info.table.values())[-1]["oof"] or 0.5)),
         "",
         "## Use",
         "",

@@ -18,7 +18,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
@@ -120,7 +120,9 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         )
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.soup)
+    spec, state = read_members(
+        run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.merged
+    )
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))

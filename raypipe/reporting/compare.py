@@ -12,10 +12,10 @@ from raypipe.core.config import flat
 from raypipe.core.errors import UserError
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.inference import mix
-from raypipe.ensembles.oof import read_members_oof
-from raypipe.ensembles.scores import Side
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.inference import weighted_mean
+from raypipe.ensembles.oof import read_oof_predictions
+from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference, window_keys
 from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.lease import read_lease
@@ -135,18 +135,18 @@ def _predictions(run: RunStore, windows: WindowStore) -> dict[str, Predictions]:
     """Return a run's predictions by predictor: its best trial and, where there is one, its ensemble."""
     keys = window_keys(windows)
     best = run.ranked()[0].number
-    members = read_members_oof(run, [Member(best)], windows.subjects, windows.targets)
-    side = Side(members.targets, members.subjects, members.folds)
-    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.answers[0])}
+    members = read_oof_predictions(run, [Member(best)], windows.subjects, windows.targets)
+    side = EvaluationSet(members.targets, members.subjects, members.folds)
+    found = {BEST_TRIAL: Predictions(keys[members.windows], side, members.predictions[0])}
     if Ensemble.exists(run):
         ensemble = Ensemble.load(run)
-        if ensemble.soup is None:  # a soup's out-of-fold predictions are not those of its members
-            members = read_members_oof(run, ensemble.members, windows.subjects, windows.targets)
+        if ensemble.merged is None:  # a soup's out-of-fold predictions are not those of its members
+            members = read_oof_predictions(run, ensemble.members, windows.subjects, windows.targets)
             rule = ensemble.rule
-            oof = members.combined(rule) if rule else mix(members.answers, ensemble.weights)
+            oof = members.combine(rule) if rule else weighted_mean(members.predictions, ensemble.weights)
             found[ENSEMBLE_OOF] = Predictions(keys[members.windows], side, oof)
         held = ensemble.held_out
-        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.side, held.predictions)
+        found[ENSEMBLE_HELD_OUT] = Predictions(keys[held.windows], held.evaluation_set, held.predictions)
     return found
 
 

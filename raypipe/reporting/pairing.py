@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.metrics import get_metric, score
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.scores import Side, difference, target_per_subject
-from raypipe.ensembles.verdict import ENOUGH
+from raypipe.ensembles.scores import EvaluationSet, difference_interval
+from raypipe.ensembles.verdict import MIN_SUBJECTS
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Predictions:
 
     keys: NDArray[np.str_]
     """(N,) names of the windows that are the same in every store (`window_keys`)."""
-    side: Side
+    side: EvaluationSet
     predictions: NDArray[Any]
     """(N, outputs): the value in target units, or class probabilities."""
 
@@ -53,7 +53,9 @@ class PairedDifference:
         if low <= 0 <= high:
             return "no evidence of a difference"
         word = "better" if low > 0 else "worse"
-        return word if self.subjects >= ENOUGH else f"{word}, but {self.subjects} subjects are too few for evidence"
+        return (
+            word if self.subjects >= MIN_SUBJECTS else f"{word}, but {self.subjects} subjects are too few for evidence"
+        )
 
 
 def window_keys(windows: WindowStore) -> NDArray[np.str_]:
@@ -85,7 +87,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     PairedDifference or None
         None where the runs have nothing in common.
     """
-    by_subject = target_per_subject(first.side) and target_per_subject(other.side)
+    by_subject = first.side.has_subject_targets and other.side.has_subject_targets
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
     _, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
@@ -94,10 +96,10 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     a, b = a[same], b[same]
     if len(a) == 0:
         return None
-    side = Side(first.side.targets[a], first.side.subjects[a], first.side.folds[a])
+    side = EvaluationSet(first.side.targets[a], first.side.subjects[a], first.side.folds[a])
     one, two = first.predictions[a], other.predictions[b]
     scores = (score(metric, side.targets, one), score(metric, side.targets, two))
-    interval = difference(metric, side, two, one)
+    interval = difference_interval(metric, side, two, one)
     return PairedDifference(
         predictor,
         scores,
@@ -112,4 +114,4 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
 
 def _by_subject(predictions: Predictions) -> Predictions:
     side = predictions.side.per_subject()
-    return Predictions(side.subjects.astype(str), side, predictions.side.mean(predictions.predictions))
+    return Predictions(side.subjects.astype(str), side, predictions.side.mean_per_subject(predictions.predictions))

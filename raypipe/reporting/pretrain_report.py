@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.folds import Index
 from raypipe.core.text import format_duration
-from raypipe.ensembles.verdict import spoken
+from raypipe.ensembles.labels import metric_label
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, CHANCE, GREY, ORANGE, new_figure
@@ -106,9 +106,9 @@ def _render(run: PretrainedRun) -> str:
 
 def _curves_caption(run: PretrainedRun) -> str:
     caption = (
-        f"Left: mean loss by epoch. Right: {spoken(run.info.metric)} of linear probes on frozen features, each fitted "
-        "on other subjects than those it predicts. The encoder saw the recordings of these subjects, without targets"
-        + (", but not on those of its own fold." if run.info.fold_wise else ".")
+        f"Left: mean loss by epoch. Right: {metric_label(run.info.metric)} of linear probes on frozen features, each "
+        "fitted on other subjects than those it predicts. The encoder saw the recordings of these subjects, without "
+        "targets" + (", but not on those of its own fold." if run.info.fold_wise else ".")
     )
     if run.info.tuned_probe:
         caption += f" Fine-tuned: copies of the encoder, trained on targets for {run.info.tuned_probe} epoch(s)."
@@ -141,7 +141,7 @@ def plot_curves(run: PretrainedRun) -> Figure:
         right.axhline(score, color=GREY, lw=1, ls="--", label=label)
     if right.get_legend_handles_labels()[1]:
         right.legend(frameon=False)
-    for axes, label in ((left, "loss"), (right, f"probe {spoken(run.info.metric)}")):
+    for axes, label in ((left, "loss"), (right, f"probe {metric_label(run.info.metric)}")):
         axes.set(xlabel="epoch", ylabel=label, xlim=(0, run.info.config.epochs + 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.verdict import predicted
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import describe_target
 from raypipe.reporting.advice import advise
 from raypipe.reporting.page import render_template
 from raypipe.reporting.plotting import to_svg
@@ -74,7 +74,7 @@ def render_report(run: RunStore) -> str:
     ]
     return render_template(
         "report",
-        target=predicted(run.info.task),
+        target=describe_target(run.info.task),
         run=name,
         task=run.info.task,
         ended=len(results),

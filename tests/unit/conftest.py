@@ -11,7 +11,8 @@ import torch
 
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.baselines import write_baselines
 from raypipe.simulation.contrast_change import simulate
 from raypipe.storage.files import read_json, write_json

@@ -13,7 +13,7 @@ import pytest
 import raypipe
 from raypipe import api
 from raypipe.core.options import SweepOptions, default_of, help_of
-from raypipe.ensembles.fit import Ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.packaging.bundle import LoadedEnsemble
 
 FUNCTIONS = [n for n in raypipe.__all__ if inspect.isfunction(getattr(raypipe, n)) and n != "pretrain"]

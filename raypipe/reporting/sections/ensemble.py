@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.verdict import spoken
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import (
     FigureBlock,
     Panel,
@@ -41,14 +41,14 @@ def ensemble_section(ensemble: Ensemble) -> Markup:
         weights=weights,
         nested=_nested_table(ensemble),
         diversity=_diversity_figure(ensemble),
-        single=len(ensemble.members) == 1 and ensemble.soup is None,
+        single=len(ensemble.members) == 1 and ensemble.merged is None,
     )
 
 
 def _weights_caption(ensemble: Ensemble) -> str:
-    if ensemble.soup is not None and ensemble.soup.student:
+    if ensemble.distilled:
         return f"Weights by '{ensemble.method}' in the ensemble that was distilled to the one network that is shipped."
-    if ensemble.soup is not None:
+    if ensemble.merged is not None:
         return "Each fold's network has the mean weights of these members; predictions are averaged over the folds."
     return (
         f"Weights by '{ensemble.method}', fitted on out-of-fold predictions only. A member's prediction is the mean of "
@@ -56,9 +56,7 @@ def _weights_caption(ensemble: Ensemble) -> str:
     )
 
 
-def _nested_table(ensemble: Ensemble) -> Table | None:
-    if "nested" not in ensemble.table or not ensemble.diversity:
-        return None
+def _nested_table(ensemble: Ensemble) -> Table:
     rows = []
     for name, row in ensemble.table.iterrows():
         difference, low, high = (row[f"nested_to_best{end}"] for end in ("", "_low", "_high"))
@@ -71,15 +69,13 @@ def _nested_table(ensemble: Ensemble) -> Table | None:
                 f"{format_score(difference, sign=True)} ({format_interval(low, high, sign=True)})",
             ]
         )
-    metric = spoken(ensemble.run.info.metric)
+    metric = metric_label(ensemble.run.info.metric)
     return Table(
         ["predictor", f"nested {metric}", "95 % interval", "nested minus naive", "difference to best trial"], rows
     )
 
 
-def _diversity_figure(ensemble: Ensemble) -> FigureBlock | None:
-    if "nested" not in ensemble.table or not ensemble.diversity:
-        return None
+def _diversity_figure(ensemble: Ensemble) -> FigureBlock:
     curve = partial(score_by_size, ensemble.diversity, ensemble.run.info.metric)
     panels = [
         Panel(curve, "Nested score by number of members"),
@@ -124,7 +120,7 @@ def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
         colour, marker = _LINES[name]
         axes.plot(range(1, len(scores) + 1), scores, color=colour, marker=marker, ms=4.5, lw=1.5, label=name)
     axes.set_xlabel("members, equally weighted")
-    axes.set_ylabel(f"nested {spoken(metric)}")
+    axes.set_ylabel(f"nested {metric_label(metric)}")
     axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize=8.5, frameon=False)
     return figure

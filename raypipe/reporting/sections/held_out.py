@@ -11,8 +11,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import score
-from raypipe.ensembles.fit import Ensemble
-from raypipe.ensembles.verdict import unit
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import target_unit
 from raypipe.reporting.page import Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
 from raypipe.storage.run_store import RunStore
@@ -53,10 +53,12 @@ def held_out_section(run: RunStore, ensemble: Ensemble) -> Markup:
 def _regression_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
     held, by_subject = ensemble.held_out, "subject_held_out" in ensemble.table
     if by_subject:
-        y, predicted = held.side.per_subject().targets, held.side.mean(held.predictions)[:, 0]
+        y = held.evaluation_set.per_subject().targets
+        predicted = held.evaluation_set.mean_per_subject(held.predictions)[:, 0]
     else:
         y, predicted = held.targets, held.predictions[:, 0]
-    draw = partial(predicted_against_true, y, predicted, float(held.constant[0]), by_subject, unit(run.info.task))
+    unit = target_unit(run.info.task)
+    draw = partial(predicted_against_true, y, predicted, float(held.constant[0]), by_subject, unit)
     return [Panel(draw, "Predicted against true values")]
 
 
@@ -81,7 +83,7 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
     if not n_classes:
         errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in windows]
         constant = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in windows]
-        label = f"root mean square error ({unit(run.info.task)})"
+        label = f"root mean square error ({target_unit(run.info.task)})"
         return SubjectScores(names, np.array(errors), np.array(constant), label)
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]

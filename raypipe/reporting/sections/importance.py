@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raypipe.core.search_space import silence_optuna
-from raypipe.ensembles.verdict import spoken
+from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, DARK, GREY, LIGHT, MUTED, ORANGE, STYLE, new_figure
 from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
@@ -64,7 +64,7 @@ def _importance_figure(
         "counts with its default."
     )
     if len(names) > 1 and len(trained) >= FEW_TRIALS:
-        draw = partial(contour_plot, trained, names[:2], spoken(run.info.metric), run.info.direction)
+        draw = partial(contour_plot, trained, names[:2], metric_label(run.info.metric), run.info.direction)
         panels.append(Panel(draw, f"Contour plot of the score over {names[0]} and {names[1]}"))
         caption += (
             f" Contours: score over {names[0]} and {names[1]}, the two most important parameters, interpolated between "
@@ -79,7 +79,7 @@ def _parallel_figure(run: RunStore, table: pd.DataFrame, names: Sequence[str]) -
         caption += " Grey, dashed: pruned trials, with their score at that time."
     if any(is_unused(row, name) for row in table.to_dict("records") for name in names):
         caption += " A line has a gap where the trial does not use the parameter."
-    draw = partial(parallel_coordinates, table, names, spoken(run.info.metric), run.info.direction)
+    draw = partial(parallel_coordinates, table, names, metric_label(run.info.metric), run.info.direction)
     return draw_figure([Panel(draw, "Parallel coordinates: parameters and score of each trial")], caption)
 
 

@@ -18,8 +18,8 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
 from raypipe.data.window_store import Settings, read_manifest
-from raypipe.ensembles.fit import LOOKS
-from raypipe.ensembles.fitted import RECORD
+from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
 from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
 from raypipe.storage.files import read_json
@@ -105,14 +105,13 @@ def _flag_words(name: str, value: Any) -> list[str]:
 def ensemble_command(run: RunStore) -> list[str]:
     """Return the words of the last ``raypipe ensemble``, as far as its options were recorded."""
     words = ["raypipe", "ensemble", "RUN"]
-    last = list(read_json(run.folder, LOOKS))[-1:] if run.folder.exists(LOOKS) else []
-    for record in last:
-        method, trials = record.get("method", "auto"), len(record.get("trials", []))
-        words += ["--method", method] if method != "auto" else []
+    for evaluation in read_evaluations(run)[-1:]:
+        trials = len(evaluation.trials)
+        words += ["--method", evaluation.method] if evaluation.method != "auto" else []
         if trials > _DEFAULT_TOP or (trials and trials < min(_DEFAULT_TOP, len(run.ranked()))):
             words += ["--top", str(trials)]
-    record = dict(read_json(run.folder, RECORD)) if run.folder.exists(RECORD) else {}
-    return words + (["--distill"] if (record.get("soup") or {}).get("student") else [])
+    record = read_ensemble_record(run)
+    return words + (["--distill"] if record and record.soup and record.soup.student else [])
 
 
 def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[list[str]]:

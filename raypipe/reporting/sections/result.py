@@ -5,17 +5,17 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.fit import LOOKS, Ensemble
-from raypipe.ensembles.verdict import ENSEMBLE, finding, oof_note, spoken
+from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import class_frequency_note, metric_label
+from raypipe.ensembles.scores import ENSEMBLE
+from raypipe.ensembles.verdict import held_out_evidence
 from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.page import Table, format_interval, format_score, render_template, use_minus_signs
-from raypipe.storage.files import read_json
 from raypipe.storage.run_store import RunStore
 
-_SUMMARY = "In short: "
-"""Start of the verdict's last sentence, which stands in a paragraph of its own."""
-_TONES = {"carries": "positive", "worse": "negative"}
-"""Colour of the verdict by `verdict.finding`; all others are neutral."""
+_TONES = {"better": "positive", "worse": "negative"}
+"""Colour of the verdict by `verdict.held_out_evidence`; all others are neutral."""
 
 
 def result_section(run: RunStore, ensemble: Ensemble | None) -> Markup:
@@ -25,40 +25,36 @@ def result_section(run: RunStore, ensemble: Ensemble | None) -> Markup:
 
 def _unfitted_section(run: RunStore) -> Markup:
     best = run.ranked()
-    evaluations = len(read_json(run.folder, LOOKS)) if run.folder.exists(LOOKS) else 0
-    return render_template("result_unfitted", best=best[0] if best else None, evaluations=evaluations)
+    return render_template("result_unfitted", best=best[0] if best else None, evaluations=len(read_evaluations(run)))
 
 
 def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
-    details, _, summary = use_minus_signs(ensemble.verdict).partition(_SUMMARY)
     by_subject = "subject_held_out" in ensemble.table
     last_oof = float(ensemble.table["oof"].iloc[-1])
     return render_template(
         "result",
-        tone=_TONES.get(finding(ensemble.table, run.info.metric), "neutral"),
-        details=details.strip(),
-        summary=f"{_SUMMARY}{summary}" if summary else "",
+        tone=_TONES.get(held_out_evidence(ensemble.table, run.info.metric), "neutral"),
+        verdict=use_minus_signs(ensemble.verdict),
         outdated=_outdated(run, ensemble),
         subject_scores=_score_table(ensemble, "subject_") if by_subject else None,
         window_scores=_score_table(ensemble, ""),
-        metric=spoken(run.info.metric),
+        metric=metric_label(run.info.metric),
         better="lower" if get_metric(run.info.metric).sign > 0 else "higher",
         subjects=int(ensemble.table["subjects"].iloc[0]),
         windows=int(ensemble.table["windows"].iloc[0]),
-        oof_notes=oof_note(run.info.metric, last_oof),
+        notes=[*ensemble.notes, *class_frequency_note(run.info.metric, last_oof)],
     )
 
 
 def _outdated(run: RunStore, ensemble: Ensemble) -> bool:
     """Return whether the run's best trials differ from those that the ensemble was fitted on."""
-    fitted = (ensemble.diversity or {}).get("members") or [str(member) for member in ensemble.members]
-    trials = [name for name in fitted if " at " not in name]  # snapshots belong to their trials
+    trials = [name for name in ensemble.diversity["members"] if " at " not in name]  # snapshots belong to their trials
     return trials != [f"trial {result.number}" for result in run.ranked()[: len(trials)]]
 
 
 def _score_table(ensemble: Ensemble, level: str) -> Table:
     """Return scores of all predictors, by window (`level` is empty) or by subject (``subject_``)."""
-    metric = spoken(ensemble.run.info.metric)
+    metric = metric_label(ensemble.run.info.metric)
     rows = []
     for name, row in ensemble.table.iterrows():
         value, low, high = (row[f"{level}difference{end}"] for end in ("", "_low", "_high"))
@@ -85,4 +81,4 @@ def baselines_section(run: RunStore, ensemble: Ensemble) -> Markup:
     for row in baselines:
         name = row["name"] + ("" if row["usable"] else " (not usable at inference: a scorer gives no age)")
         rows.append([name, format_score(float("nan") if row["score"] is None else row["score"])])
-    return render_template("baselines", table=Table(["baseline", f"{spoken(run.info.metric)} held out"], rows))
+    return render_template("baselines", table=Table(["baseline", f"{metric_label(run.info.metric)} held out"], rows))

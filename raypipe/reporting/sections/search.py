@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from raypipe.core.metrics import get_metric
-from raypipe.ensembles.verdict import spoken
+from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, format_score, render_template
 from raypipe.reporting.plotting import (
     BLUE,
@@ -52,7 +52,7 @@ def search_section(run: RunStore, results: Sequence[TrialResult], spans: Sequenc
 
 
 def _score_figure(run: RunStore, results: Sequence[TrialResult], spans: Sequence[TrialSpan]) -> FigureBlock:
-    metric = spoken(run.info.metric)
+    metric = metric_label(run.info.metric)
     panels = [Panel(partial(scores_by_number, run, results), f"Out-of-fold {metric} of each trial")]
     if not spans:
         return draw_figure(panels, "Score of each trial over all folds, by start order.")
@@ -128,7 +128,7 @@ def _plot_scores(
         if points:
             axes.plot(*zip(*points, strict=True), marker, mfc=face, mec=edge, ms=5.5, ls="none", label=state, zorder=3)
     draw_chance(axes, run.info.metric)
-    axes.set_ylabel(f"out-of-fold {spoken(run.info.metric)}")
+    axes.set_ylabel(f"out-of-fold {metric_label(run.info.metric)}")
     _limit_scores(axes, run.info.metric, np.array([r.score for r in scored], dtype=float))
     done = [r for r in scored if r.state in ("complete", "stopped")]
     if done:
@@ -181,7 +181,7 @@ def learning_curve(
     axes.plot(epochs, [e.score for e in history], color=BLUE, lw=1.6, marker="o" if len(epochs) < 3 else None, ms=4)
     draw_chance(axes, metric)
     axes.set_title(f"trial {number}", fontsize=9.5)
-    axes.set(xlabel="epoch", ylabel=spoken(metric))
+    axes.set(xlabel="epoch", ylabel=metric_label(metric))
     axes.locator_params(axis="x", integer=True)
     axes.set_ylim(*limits)
     return figure

@@ -14,9 +14,11 @@ import torch
 
 from raypipe.cli.app import main
 from raypipe.core.errors import UserError
-from raypipe.ensembles.distillation import LABELS, _Student, distill
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
-from raypipe.ensembles.methods import METHODS, Method, linear
+from raypipe.ensembles.distillation import LABEL_SHARE, _Student, distill
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.methods import METHODS, Method
+from raypipe.ensembles.weights import linear_rule
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.reporting.report import write_report
 from raypipe.storage.records import Member
@@ -38,14 +40,14 @@ def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made)
     rng = np.random.default_rng(0)
     answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
     one = _Student(run.config(0), WindowLoader(windows), index, index[:0], fold=3)
-    one.answers_NO = np.full((len(windows), answers.shape[1]), np.nan)
-    one.answers_NO[index] = answers
+    one.predictions_NO = np.full((len(windows), answers.shape[1]), np.nan)
+    one.predictions_NO[index] = answers
     some = index[:5]
     given = one._targets(some, np.array([1, 2, 0, 1, 2])).numpy()
     if windows.classes:
-        expected = LABELS * np.eye(2)[windows.targets[some]] + (1 - LABELS) * answers[:5]
+        expected = LABEL_SHARE * np.eye(2)[windows.targets[some]] + (1 - LABEL_SHARE) * answers[:5]
     else:
-        expected = (LABELS * windows.targets[some] + (1 - LABELS) * answers[:5, 0] - one.centre) / one.scale
+        expected = (LABEL_SHARE * windows.targets[some] + (1 - LABEL_SHARE) * answers[:5, 0] - one.centre) / one.scale
     np.testing.assert_allclose(given, expected, rtol=1e-5)
     targets = torch.cat([batch.y for batch in one.batches()])
     assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never asked for
@@ -75,10 +77,10 @@ def test_one_network_is_shipped_scored_and_told(made, tmp_path):
     # It has learned what its teacher knows: far better than no EEG, and not far from the teacher.
     gain = rows["held_out"] - rows["held_out"].iloc[-1]
     assert gain["distilled"] / gain["ensemble"] > 0.7
-    assert "What is shipped is one network" in fitted.verdict
+    assert "One distilled network is shipped" in fitted.verdict
     fitted.save()
     loaded = Ensemble.load(run)
-    assert loaded.soup.student and len(loaded.soup.folds) == 1
+    assert loaded.distilled and len(loaded.merged.folds) == 1
     assert loaded.table.loc["distilled"].isna().any()
     bundle = load_ensemble(export_bundle(run, loaded, tmp_path / "bundle", windows=windows))
     assert len(bundle.module.members) == 1
@@ -103,7 +105,7 @@ def test_whatever_its_teacher_was_the_student_answers_alone(made, tmp_path, meth
 def test_a_student_of_a_trial_that_was_left_out_is_shipped(made, tmp_path, monkeypatch):
     run, windows = made.run, made.windows
     best = run.ranked()[0].number
-    others = lambda members: linear(np.array([0.0, 0.5, 0.5]))  # noqa: E731 - all but the best
+    others = lambda members: linear_rule(np.array([0.0, 0.5, 0.5]))  # noqa: E731 - all but the best
     monkeypatch.setitem(METHODS, "ridge", Method("ridge", "", others))
     fitted = fit_ensemble(run, windows=windows, method="ridge", distilled=True)
     assert best not in [member.trial for member in fitted.members] and best in fitted.trials
@@ -117,7 +119,7 @@ def test_a_shrunken_teacher_is_not_shrunk_again(values):
     config = run.config(0).model_copy(update={"shrink": 0.5})
     one = _Student(config, WindowLoader(windows), index, index[:0], fold=3)
     perfect = one.centre + 0.5 * (windows.targets - one.centre)  # the label, drawn half-way to the mean
-    one.answers_NO = perfect[:, None].astype(np.float64)
+    one.predictions_NO = perfect[:, None].astype(np.float64)
     labels = (windows.targets[index[:9]] - one.centre) / one.scale
     np.testing.assert_allclose(one._targets(index[:9], None).numpy(), labels, atol=1e-5)
 
@@ -128,7 +130,7 @@ def test_by_the_command_line(made, capsys):
         main(["ensemble", str(run.local), "--method", "best", "--distill"])
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "shipped: best, 1 trial(s), distilled into one network" in shown and "distilled" in shown
+    assert "One distilled network is shipped" in shown and "distilled into one network" in shown
     assert json.loads((run.local / "ensemble/ensemble.json").read_text())["soup"]["student"] is True
 
 

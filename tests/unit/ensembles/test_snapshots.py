@@ -14,11 +14,11 @@ import torch
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
-from raypipe.ensembles.members import Soup
-from raypipe.ensembles.methods import splits
-from raypipe.ensembles.oof import Members, read_members_oof
-from raypipe.ensembles.soup import HALVES, average, make_soup
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.members import MergedNetworks
+from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions, subject_splits
+from raypipe.ensembles.soup import SOUP_GROUPS, average, make_soup
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.reporting.report import write_report
 from raypipe.search.pruner import SuccessiveHalving
@@ -183,8 +183,8 @@ def test_an_ensemble_of_snapshots_is_shipped_as_it_was_scored(made, tmp_path):
     fitted.save()
     assert Ensemble.load(run).members == fitted.members
     answers = [run.oof(*member).predictions for member in fitted.members]
-    members = read_members_oof(run, fitted.members, windows.subjects, windows.targets)
-    np.testing.assert_allclose(members.answers.mean(0), np.mean(answers, axis=0), rtol=1e-6)
+    members = read_oof_predictions(run, fitted.members, windows.subjects, windows.targets)
+    np.testing.assert_allclose(members.predictions.mean(0), np.mean(answers, axis=0), rtol=1e-6)
 
     export_bundle(run, fitted, tmp_path / "bundle", windows=windows)
     held = fitted.held_out
@@ -199,13 +199,14 @@ def test_an_ensemble_of_snapshots_is_shipped_as_it_was_scored(made, tmp_path):
 def test_the_mean_of_snapshots_is_a_soup(made):
     run, windows = made.run, made.windows
     fitted = fit_ensemble(run, windows=windows, method="swa")
-    assert isinstance(fitted.soup, Soup) and {member.trial for member in fitted.soup.members} == {0}
-    assert {member.epoch for member in fitted.soup.members} == {0, *snapshots_of(run)}
+    assert isinstance(fitted.merged, MergedNetworks) and {member.trial for member in fitted.merged.members} == {0}
+    assert {member.epoch for member in fitted.merged.members} == {0, *snapshots_of(run)}
     name = "model.pointwise.weight"
-    mean = average([run.weights(0, 2, member.epoch) for member in fitted.soup.members])
-    torch.testing.assert_close(fitted.soup.folds[2][name], mean[name])
-    assert "the mean of the weights of trial 0" in fitted.verdict and "not tried" not in fitted.verdict
-    assert "the trial that was best on half of the subjects" in fitted.verdict
+    mean = average([run.weights(0, 2, member.epoch) for member in fitted.merged.members])
+    torch.testing.assert_close(fitted.merged.folds[2][name], mean[name])
+    notes = " ".join(fitted.notes)
+    assert "the mean of the weights of trial 0" in notes and "not tried" not in notes
+    assert "the trial that is best on half of the subjects" in notes
     both = fit_ensemble(run, windows=windows, method="all")
     assert {"snapshots", "swa", "uniform-soup", "soup"} <= set(both.table.index)
 
@@ -218,7 +219,7 @@ def test_without_snapshots_both_say_why(made, tmp_path):
     for method in ("snapshots", "swa"):
         with pytest.raises(UserError, match="they come with optim/schedule=cyclic"):
             fit_ensemble(run, windows=made.windows, method=method)
-    left = fit_ensemble(run, windows=made.windows, method="all").left_out
+    left = fit_ensemble(run, windows=made.windows, method="all").excluded
     assert "optim/schedule=cyclic" in left["snapshots"] and "optim/schedule=cyclic" in left["swa"]
 
 
@@ -230,13 +231,16 @@ def test_the_trial_whose_snapshots_are_taken_is_chosen_on_other_subjects():
     answers[:2, groups, 0], answers[2:, ~groups, 0] = y[groups], y[~groups]  # either trial is perfect on one half
     zeros = np.zeros(80, np.int64)
     names = ["a", "a at 2", "b", "b at 2"]
-    members = Members(names, answers, y, subjects, zeros, np.arange(80), "nrmse", "regression", trials=[0, 0, 1, 1])
-    pot = SimpleNamespace(members=members, soup=lambda places: places, answers=lambda p: answers[list(p)].mean(0))
-    made = make_soup(pot, "swa")
+    members = MemberPredictions(
+        names, answers, y, subjects, zeros, np.arange(80), "nrmse", "regression", trials=[0, 0, 1, 1]
+    )
+    predict = lambda chosen: answers[list(chosen)].mean(0)  # noqa: E731
+    maker = SimpleNamespace(members=names, predictions=members, soup=lambda chosen: chosen, predict=predict)
+    made = make_soup(maker, "swa")
     assert score("nrmse", y, made.nested) > score("nrmse", y, answers[0])  # each half by the trial that is bad there
 
 
 def splits_of(y, subjects):
     zeros = np.zeros(len(y), np.int64)
-    members = Members(["a"], y[None, :, None], y, subjects, zeros, np.arange(len(y)), "nrmse", "regression")
-    return (fit_N for fit_N, _ in splits(members, HALVES))
+    members = MemberPredictions(["a"], y[None, :, None], y, subjects, zeros, np.arange(len(y)), "nrmse", "regression")
+    return (fit_N for fit_N, _ in subject_splits(members, SOUP_GROUPS))

@@ -12,16 +12,17 @@ from torch import nn
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
-from raypipe.ensembles.oof import Members, read_members_oof
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.soup import (
-    SoupCandidates,
+    SoupMaker,
     average,
-    different_start,
-    greedy,
+    choose_greedily,
+    compatible_members,
+    incompatibility,
     make_soup,
-    require_same_start,
-    same_start,
+    require_compatible,
     update_batchnorm,
 )
 from raypipe.models.registry import build_model
@@ -46,10 +47,10 @@ def siblings(tmp_path_factory) -> Finished:
     return made
 
 
-def pot_of(made: Finished, trials: list[int]) -> SoupCandidates:
+def maker_of(made: Finished, trials: list[int]) -> SoupMaker:
     some = [Member(number) for number in trials]
-    members = read_members_oof(made.run, some, made.windows.subjects, made.windows.targets)
-    return SoupCandidates(made.run, made.windows, members, some)
+    members = read_oof_predictions(made.run, some, made.windows.subjects, made.windows.targets)
+    return SoupMaker(made.run, made.windows, members, some)
 
 
 def test_what_is_no_float_is_copied_and_never_averaged():
@@ -87,7 +88,7 @@ def test_statistics_of_a_soup_are_stale_until_they_are_taken_anew():
 
 def test_a_soups_statistics_are_those_of_its_fold_s_training_windows(siblings):
     run, windows = siblings.run, siblings.windows
-    soup = pot_of(siblings, [0, 1, 2]).soup((0, 1, 2))
+    soup = maker_of(siblings, [0, 1, 2]).soup((0, 1, 2))
     for fold, tensors in enumerate(soup.folds):
         plain = average([run.weights(number, fold) for number in (0, 1, 2)])
         assert not torch.equal(tensors["model.batch_norm.running_var"], plain["model.batch_norm.running_var"])
@@ -104,9 +105,9 @@ def test_a_soups_statistics_are_those_of_its_fold_s_training_windows(siblings):
 
 
 def test_without_new_statistics_a_soup_answers_otherwise(siblings, monkeypatch):
-    fresh = pot_of(siblings, [0, 1, 2]).answers((0, 1, 2))
+    fresh = maker_of(siblings, [0, 1, 2]).predict((0, 1, 2))
     monkeypatch.setattr("raypipe.ensembles.soup.update_batchnorm", lambda network, batches: False)
-    stale = pot_of(siblings, [0, 1, 2]).answers((0, 1, 2))
+    stale = maker_of(siblings, [0, 1, 2]).predict((0, 1, 2))
     assert np.abs(fresh - stale).max() > 1e-3
 
 
@@ -120,14 +121,16 @@ def test_a_greedy_soup_never_scores_below_its_best_ingredient(seed, n, metric, s
     answers = np.stack([1 - values_MN, values_MN], axis=2) if classes else values_MN[:, :, None]
     kind = "classification" if classes else "regression"
     subjects, zeros = np.repeat(np.arange(20), 3).astype(str), np.zeros(60, np.int64)
-    members = Members([f"trial {k}" for k in range(n)], answers, y, subjects, zeros, np.arange(60), metric, kind)
+    members = MemberPredictions(
+        [f"trial {k}" for k in range(n)], answers, y, subjects, zeros, np.arange(60), metric, kind
+    )
 
     def soup(places):  # averaged weights do better than the mean of answers, or far worse
         rng = np.random.default_rng([seed, *places])
         return answers[list(places)].mean(0) + spoilt * rng.normal(size=answers.shape[1:])
 
     inside = rng.random(60) < 0.8
-    places = greedy(members, soup, inside)
+    places = choose_greedily(members, soup, inside)
     found = (answers[places[0]] if len(places) == 1 else soup(places))[inside]
     singles = [score(metric, y[inside], each[inside]) for each in answers]
     if np.isfinite(singles).all():
@@ -136,22 +139,24 @@ def test_a_greedy_soup_never_scores_below_its_best_ingredient(seed, n, metric, s
 
 
 def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_on_what_it_chose_by(siblings):
-    pot = pot_of(siblings, [0, 1, 2])
-    made = make_soup(pot, "soup")
-    found = score("nrmse", pot.members.targets, made.answers)
-    assert found <= pot.members.scores().min()
-    assert np.isfinite(made.nested).all() and {member.trial for member in made.soup.members} <= {0, 1, 2}
-    uniform = make_soup(pot, "uniform-soup")
-    assert uniform.soup.members == [Member(0), Member(1), Member(2)]
-    np.testing.assert_array_equal(uniform.answers, uniform.nested)  # nothing was chosen
+    maker = maker_of(siblings, [0, 1, 2])
+    made = make_soup(maker, "soup")
+    found = score("nrmse", maker.predictions.targets, made.oof)
+    assert found <= maker.predictions.scores().min()
+    assert np.isfinite(made.nested).all() and {member.trial for member in made.networks.members} <= {0, 1, 2}
+    uniform = make_soup(maker, "uniform-soup")
+    assert uniform.networks.members == [Member(0), Member(1), Member(2)]
+    np.testing.assert_array_equal(uniform.oof, uniform.nested)  # nothing was chosen
 
 
 def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path):
     run = siblings.run
-    require_same_start(run, [Member(0), Member(1), Member(2)])
-    with pytest.raises(UserError, match=r"no soup of trials 0 and 4: they started from other weights, seeds 5 and 6"):
-        pot_of(siblings, [0, 1, 4])
-    assert same_start(run, [Member(4), Member(2), Member(0)]) == [Member(2), Member(0)]
+    require_compatible(run, [Member(0), Member(1), Member(2)])
+    with pytest.raises(
+        UserError, match=r"no soup of trials 0 and 4: they have different initial weights, seeds 5 and 6"
+    ):
+        maker_of(siblings, [0, 1, 4])
+    assert compatible_members(run, [Member(4), Member(2), Member(0)]) == [Member(2), Member(0)]
     ranked = ", ".join(str(result.number) for result in values.run.ranked())
     with pytest.raises(UserError, match=f"no two of the trials {ranked} can be averaged"):
         values.ensemble(method="soup")
@@ -159,20 +164,21 @@ def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path)
         values.ensemble(method="uniform-soup", top=1)
     copy = RunStore.open(shutil.copytree(run.local, tmp_path / "run"))
     copy.add_trial(5, tiny(model__heads=1, seed=5))  # the same weights, used otherwise
-    assert different_start(copy, 0, 5) == "they are other networks, model/heads 2 and 1"
+    assert incompatibility(copy, 0, 5) == "they are different networks, model/heads 2 and 1"
     copy.add_trial(6, tiny(model__dropout=0.5, seed=5))
-    assert different_start(copy, 0, 6) == "it is not recorded what trial 6 started from"
+    assert incompatibility(copy, 0, 6) == "the initial weights of trial 6 are not recorded"
 
 
 @pytest.mark.parametrize("method", ["uniform-soup", "soup"])
 def test_a_soup_is_shipped_as_one_network_a_fold(siblings, tmp_path, method):
     run, windows = RunStore.open(shutil.copytree(siblings.run.local, tmp_path / "run")), siblings.windows
     made = fit_ensemble(run, windows=windows, method=method)
-    assert 4 not in made.trials and "Trial 4 was not tried: it is another network or" in made.verdict
-    assert ("nested one is of soups chosen on half" in made.verdict) == (method == "soup")
+    notes = " ".join(made.notes)
+    assert 4 not in made.trials and "Trial 4 was not tried: not the same network" in notes
+    assert ("nested score is of soups chosen on half" in notes) == (method == "soup")
     made.save()
     loaded = Ensemble.load(run)
-    assert loaded.soup is not None and loaded.soup.members == made.members
+    assert loaded.merged is not None and loaded.merged.members == made.members
     bundle = load_ensemble(export_bundle(run, loaded, tmp_path / "bundle", windows=windows))
     assert len(bundle.module.members) == run.folds.n_folds
     some = made.held_out.windows
@@ -189,4 +195,4 @@ def test_the_table_of_all_methods_has_the_soups_or_says_why_not(siblings, values
     table = fit_ensemble(siblings.run, windows=siblings.windows, method="all").table
     assert {"soup", "uniform-soup"} <= set(table.index)
     without = values.ensemble(method="all")
-    assert "soup" not in without.table.index and "seeds" in without.left_out["soup"]
+    assert "soup" not in without.table.index and "seeds" in without.excluded["soup"]

@@ -15,7 +15,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.ensembles.methods import METHODS
-from raypipe.ensembles.oof import read_members_oof
+from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.models.readout import bin_centres, decode_variance, distribution_moments
 from raypipe.models.registry import build_model
 from raypipe.models.stacked import ConformerStack
@@ -150,9 +150,9 @@ def test_trials_leave_variances_beside_their_values(made):
         best = run.history(number)[run.result(number).best_epoch - 1]
         assert score("nrmse", windows.targets[oof.windows], oof.predictions) == pytest.approx(best.score)
     assert run.oof(2).variances is None
-    members = read_members_oof(run, [Member(2), Member(0)], windows.subjects, windows.targets)
+    members = read_oof_predictions(run, [Member(2), Member(0)], windows.subjects, windows.targets)
     assert not members.variances[0].any() and (members.variances[1] > 0).all()
-    assert members.only([0]).variances is None and "variance" in members.table()
+    assert members.select_members([0]).variances is None
 
 
 @pytest.mark.parametrize("method", ["sample", "member-sample", "boosting"])
@@ -160,7 +160,7 @@ def test_trials_leave_variances_beside_their_values(made):
 def test_what_is_shipped_weighs_by_told_variances_as_the_scores_did(made, tmp_path, method, most):
     run, windows = made
     fitted = fit_ensemble(run, windows=windows, method=method, max_members=most)
-    assert method not in fitted.left_out and len(fitted.members) == (4 if most is None else 2)
+    assert method not in fitted.excluded and len(fitted.members) == (4 if most is None else 2)
     held = fitted.held_out
     module = build_module(*read_members(run, windows, fitted.members, fitted.weights.tolist(), fitted.rule))
     x_NCT = torch.from_numpy(windows.gather(held.windows))
@@ -186,7 +186,7 @@ def test_members_without_a_variance_may_be_all_that_fit(tmp_path, method):
         fitted = fit_ensemble(run, windows=windows, method=method, max_members=most)
         assert len(fitted.members) <= most // 3 and np.isfinite(fitted.held_out.predictions).all()
     rule = (
-        METHODS[method].fit(read_members_oof(run, [Member(0), Member(1)], windows.subjects, windows.targets))
+        METHODS[method].fit(read_oof_predictions(run, [Member(0), Member(1)], windows.subjects, windows.targets))
         if (method != "auto")
         else None
     )

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from raypipe.core.errors import UserError
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging import scorer
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.check import check_submission
@@ -141,7 +142,7 @@ def test_bad_exports(simulated, classes, tmp_path):
     info = classes.run.info.model_copy(update={"classes": ["a", "b", "c"]})
     many = RunStore(classes.run.folder, info, classes.run.folds, classes.run.space)
     found = classes.ensemble(top=1)
-    three = Ensemble(many, found.method, found.trials, found.weights, found.table, "", found.held_out, 1)
+    three = replace(found, run=many)
     with pytest.raises(UserError, match="predicts 3 classes, but the scorer reads one number"):
         export_submission({1: three}, tmp_path / "out.zip")
 
@@ -154,7 +155,7 @@ def test_challenge_of_a_task():
 # Tampered zips fail, and for the right reason
 
 
-def replace(name, old, new):
+def changed(name, old, new):
     def change(files):
         text = files[name].decode()
         assert old in text
@@ -187,45 +188,45 @@ ANSWER = "return y_BO[:, -1:]"
 MEMORY = "self.last = 0.9 * getattr(self, 'last', 0.0) + y_BO[:, -1:].mean(); return y_BO[:, -1:] + self.last"
 TAMPERED = {
     "a plural getter": (
-        replace("submission.py", "def get_model_challenge_1", "def get_models_challenge_1"),
+        changed("submission.py", "def get_model_challenge_1", "def get_models_challenge_1"),
         "loads",
         "has no get_model_challenge_1, which the scorer calls; it has .*get_models_challenge_1",
     ),
     "a list of models": (
-        replace("submission.py", 'return self._model("1")', 'return [self._model("1")]'),
+        changed("submission.py", 'return self._model("1")', 'return [self._model("1")]'),
         "loads",
         r"returns a list, not a torch\.nn\.Module",
     ),
-    "another class": (replace("submission.py", "class Submission", "class Entry"), "loads", "no class Submission"),
+    "another class": (changed("submission.py", "class Submission", "class Entry"), "loads", "no class Submission"),
     "a tensor is missing": (missing_tensor, "loads", "Missing key"),
     "no weights": (lambda files: files.pop("model_challenge_1.pt"), "loads", "FileNotFoundError"),
     "other weights": (other_weights, "reference answers", "answers differ from those of the bundle at export"),
-    "training mode": (replace("submission.py", ".eval()", ".train()"), "evaluation mode", "in training mode"),
-    "a flat answer": (replace("ensemble.py", ANSWER, "return y_BO[:, -1]"), "one number a window", r"shape \(1,\)"),
-    "no number": (replace("ensemble.py", ANSWER, "return y_BO[:, -1:] / 0 * 0"), "one number a window", "not finite"),
-    "memory": (replace("ensemble.py", ANSWER, MEMORY), "keeps no memory", "the model remembers windows"),
+    "training mode": (changed("submission.py", ".eval()", ".train()"), "evaluation mode", "in training mode"),
+    "a flat answer": (changed("ensemble.py", ANSWER, "return y_BO[:, -1]"), "one number a window", r"shape \(1,\)"),
+    "no number": (changed("ensemble.py", ANSWER, "return y_BO[:, -1:] / 0 * 0"), "one number a window", "not finite"),
+    "memory": (changed("ensemble.py", ANSWER, MEMORY), "keeps no memory", "the model remembers windows"),
     "statistics of the batch": (
-        replace("ensemble.py", ANSWER, "return y_BO[:, -1:] - 0.1 * y_BO[:, -1:].mean()"),
+        changed("ensemble.py", ANSWER, "return y_BO[:, -1:] - 0.1 * y_BO[:, -1:].mean()"),
         "any batch size",
         "windows influence each other",
     ),
     "chance": (
-        replace("ensemble.py", ANSWER, "return y_BO[:, -1:] + 1e-2 * torch.rand(1, device=y_BO.device)"),
+        changed("ensemble.py", ANSWER, "return y_BO[:, -1:] + 1e-2 * torch.rand(1, device=y_BO.device)"),
         "same answers twice",
         "something is random",
     ),
     "raypipe is imported": (
-        replace("submission.py", "import json", "import json\nimport raypipe"),
+        changed("submission.py", "import json", "import json\nimport raypipe"),
         "imports",
         "No module named 'raypipe' where submissions are scored.*submission.py, line",
     ),
     "ray is imported late": (
-        replace("submission.py", "        manifest = json", "        import ray\n        manifest = json"),
+        changed("submission.py", "        manifest = json", "        import ray\n        manifest = json"),
         "loads",
         "No module named 'ray'",
     ),
-    "code that does not parse": (replace("submission.py", "import json", "import ("), "imports", "SyntaxError"),
-    "it ends the process": (replace("submission.py", "import json", "import os; os._exit(3)"), "ends", "exit status 3"),
+    "code that does not parse": (changed("submission.py", "import json", "import ("), "imports", "SyntaxError"),
+    "it ends the process": (changed("submission.py", "import json", "import os; os._exit(3)"), "ends", "exit status 3"),
     "files in a folder": (in_a_folder, "flat", "'mine/.*lies in a folder.*submission.py at the top"),
     "an escape": (lambda files: files.update({"../evil.py": b""}), "safe to unpack", "outside the folder"),
     "an absolute path": (lambda files: files.update({"/evil.py": b""}), "safe to unpack", "outside the folder"),
@@ -280,7 +281,7 @@ def test_what_is_no_submission(tmp_path):
 
 
 def test_a_submission_that_never_ends_is_cut_off(submission, tmp_path):
-    change = replace("submission.py", "import json", "import threading; threading.Event().wait()\nimport json")
+    change = changed("submission.py", "import json", "import threading; threading.Event().wait()\nimport json")
     report = check_submission(repack(submission, tmp_path / "endless.zip", change), timeout=0.5)
     assert [line.detail for line in report.failures] == ["the scorer's process did not end within 0.5 s"]
 

@@ -13,7 +13,8 @@ from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import bootstrap_difference, score
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
 from raypipe.reporting.tables import show_comparison
 from raypipe.storage.files import read_json, write_json

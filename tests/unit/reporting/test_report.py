@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from raypipe.ensembles.fit import LOOKS, fit_ensemble
+from raypipe.ensembles.evaluation_log import record_evaluation
+from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.plotting import svg_data_uri
 from raypipe.reporting.report import write_report
 from raypipe.reporting.sections import search
@@ -91,7 +92,7 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     page = Page(path.read_text())
     assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been evaluated")
     assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 9
-    run.folder.write(LOOKS, b"[{}]")
+    record_evaluation(run, [0], "auto")
     assert Page(write_report(run).read_text()).says("were evaluated 1 time(s), but no ensemble was saved")
 
 

@@ -9,7 +9,8 @@ from pyarrow import fs
 
 from raypipe.cli import app
 from raypipe.core.errors import DiskFullError, StorageError, UserError
-from raypipe.ensembles.fit import Ensemble, fit_ensemble
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.journal import open_journal

@@ -1,0 +1,92 @@
+"""The candidates of an ensemble: a run's best trials and their snapshots, with their out-of-fold predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raypipe.core.errors import UserError
+from raypipe.data.splits import audit_subjects
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.members import count_members_within
+from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
+from raypipe.ensembles.scores import EvaluationSet
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Members that may be combined."""
+
+    run: RunStore
+    windows: WindowStore
+    trials: list[int]
+    """Numbers of the trials, best first."""
+    members: list[Member]
+    """The trials and their snapshots, best out-of-fold score first."""
+    predictions: MemberPredictions
+    """Out of fold, in the order of `members`."""
+    max_members: int | None
+    """Members that a method may use; None for all."""
+
+    @property
+    def search(self) -> EvaluationSet:
+        """The windows of the search subjects."""
+        return EvaluationSet(self.predictions.targets, self.predictions.subjects, self.predictions.folds)
+
+    @property
+    def held_out(self) -> EvaluationSet:
+        """The windows of the held-out subjects."""
+        subjects, out = self.windows.subjects, self.run.folds.held_out_index(self.windows.subjects)
+        return EvaluationSet(self.windows.targets[out], subjects[out], self.run.folds.folds(subjects)[out])
+
+
+def read_candidates(
+    run: RunStore, windows: WindowStore | None, *, top: int, max_networks: int | None, max_mb: float | None
+) -> Candidates:
+    """Read the best trials of a run, after checks of their files and for leaks.
+
+    Raises
+    ------
+    UserError
+        No trial can be used, one of the best is damaged, the limits leave no trial, or the windows are not the run's.
+    LeakError
+        Out-of-fold predictions or windows do not follow the run's fold map.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: an ensemble needs at least one trial")
+    ranked = run.ranked()[:top]
+    if not ranked:
+        raise UserError(_no_trial(run))
+    trials = [result.number for result in ranked]
+    members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
+    windows = _run_windows(run, windows)
+    run.require_whole(trials)
+    audit_subjects(windows, run.folds)
+    predictions = read_oof_predictions(run, members, windows.subjects, windows.targets)
+    order = predictions.ranking()
+    members = [members[member] for member in order]
+    limit = count_members_within(run, members, max_networks, max_mb)
+    return Candidates(run, windows, trials, members, predictions.select_members(order), limit)
+
+
+def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:
+    windows = open_windows(run.info.data) if windows is None else windows
+    if windows.data_hash != run.info.data_hash:
+        raise UserError(
+            f"{windows.where}: not the windows that {run.where} was made from (hash {windows.data_hash[:12]}, the run "
+            f"has {run.info.data_hash[:12]})"
+        )
+    return windows
+
+
+def _no_trial(run: RunStore) -> str:
+    states = [result.state for result in run.results()]
+    counts = f"{len(run.numbers())} started, {states.count('failed')} failed, {states.count('pruned')} were pruned"
+    if states.count("failed"):
+        hint = f"see why with: raypipe status {Path(run.where).name}"
+    else:
+        hint = "continue the run with: raypipe resume RUN"
+    return f"{run.where}: no trial is complete, so there is nothing to combine ({counts}); {hint}"

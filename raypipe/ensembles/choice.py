@@ -1,0 +1,152 @@
+"""Fit the methods on out-of-fold predictions, choose one, and find the members that it ships."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress
+from raypipe.ensembles.candidates import Candidates
+from raypipe.ensembles.inference import deployable
+from raypipe.ensembles.members import MergedNetworks
+from raypipe.ensembles.methods import METHODS
+from raypipe.ensembles.nested_cv import AUTO, NestedResult, best_name, limit_members, run_nested_cv
+from raypipe.ensembles.oof import Floats
+from raypipe.ensembles.soup import SOUPS, SoupMaker, SoupResult, compatible_members, make_soup
+from raypipe.ensembles.verdict import soup_notes
+from raypipe.models.combine import Rule
+from raypipe.storage.records import Member
+
+ALL = "all"
+"""As `AUTO`, with a row for every method in the table."""
+
+
+@dataclass(frozen=True)
+class FittedMethods:
+    """Methods fitted on all search subjects, their nested cross-validation, and the method that is shipped."""
+
+    chosen: str
+    chosen_by_score: bool
+    """The nested score has chosen the method; else it was asked for."""
+    rules: dict[str, Rule]
+    nested: NestedResult
+    soups: dict[str, SoupResult]
+    compatible: list[Member]
+    """Members that the soups may average."""
+    excluded: dict[str, str]
+    """Methods that cannot be used, and why."""
+
+    @property
+    def nested_predictions(self) -> Floats:
+        """Nested predictions (N, outputs) of the ensemble; where a score has chosen it, of the choice too."""
+        if self.chosen in self.soups:
+            return self.soups[self.chosen].nested
+        return self.nested.predictions[AUTO if self.chosen_by_score else self.chosen]
+
+    def notes(self, candidates: Candidates) -> list[str]:
+        """Write notes on the method that is shipped."""
+        soup = self.soups.get(self.chosen)
+        if soup is None:
+            return []
+        return soup_notes(self.chosen, soup.networks.members, candidates.members, self.compatible)
+
+
+def fit_methods(candidates: Candidates, method: str, progress: Progress | None) -> FittedMethods:
+    """Fit the methods that the table needs, and choose the one that is shipped.
+
+    Raises
+    ------
+    UserError
+        The method that was asked for cannot be used.
+    """
+    by_score = method in (AUTO, ALL)
+    wanted = list(METHODS) if by_score else [name for name in METHODS if name in ("best", "equal", method)]
+    limit = candidates.max_members
+    nested = run_nested_cv(candidates.predictions, wanted, max_members=limit, auto=by_score)
+    if not by_score and method in nested.excluded:
+        raise UserError(f"--method {method}: {nested.excluded[method]}; use --method auto")
+    usable = [name for name in wanted if name not in nested.excluded]
+    rules = {}
+    for name in usable:
+        fit = METHODS[name].fit if name == "best" else limit_members(METHODS[name].fit, limit)
+        rules[name] = fit(candidates.predictions)
+    chosen = method
+    if by_score:
+        chosen = best_name({name: nested.scores[name] for name in usable}, candidates.run.info.metric)
+    soups, compatible, excluded = make_soups(candidates, method, progress)
+    return FittedMethods(chosen, by_score, rules, nested, soups, compatible, nested.excluded | excluded)
+
+
+def make_soups(
+    candidates: Candidates, method: str, progress: Progress | None
+) -> tuple[dict[str, SoupResult], list[Member], dict[str, str]]:
+    """Make the soups that a method needs.
+
+    Returns
+    -------
+    soups
+        By name.
+    compatible
+        Members that they may average.
+    excluded
+        Soups that cannot be made, and why.
+    """
+    wanted = [method] if method in SOUPS else list(SOUPS) if method == ALL else []
+    soups: dict[str, SoupResult] = {}
+    excluded: dict[str, str] = {}
+    if not wanted:
+        return soups, [], excluded
+    run, members = candidates.run, candidates.members
+    try:
+        compatible = compatible_members(run, members)
+    except UserError as error:
+        if method != ALL:
+            raise
+        return soups, [], dict.fromkeys(wanted, str(error).removeprefix("--method soup: "))
+    predictions = candidates.predictions.select_members([members.index(member) for member in compatible])
+    maker = SoupMaker(run, candidates.windows, predictions, compatible, progress)
+    for name in wanted:
+        try:
+            soups[name] = make_soup(maker, name)
+        except UserError as error:
+            if method != ALL:
+                raise
+            excluded[name] = str(error).removeprefix(f"--method {name}: ")
+    return soups, compatible, excluded
+
+
+# What is shipped
+
+
+@dataclass(frozen=True)
+class ShippedMembers:
+    """The members that are shipped, and how they are combined."""
+
+    places: list[int]
+    """Their indices among the candidates."""
+    members: list[Member]
+    weights: Floats
+    """(M,)."""
+    rule: Rule | None
+    merged: MergedNetworks | None
+    """A soup, or a distilled network, that is shipped in their place."""
+
+    @property
+    def alone(self) -> str | None:
+        """The member that is shipped by itself, if it is only one."""
+        return str(self.members[0]) if len(self.members) == 1 and self.merged is None else None
+
+
+def shipped_members(candidates: Candidates, fits: FittedMethods, student: MergedNetworks | None) -> ShippedMembers:
+    """Return the members that the chosen method uses."""
+    members, soup = candidates.members, fits.soups.get(fits.chosen)
+    if soup is not None:
+        places = [members.index(member) for member in soup.networks.members]
+        weights, rule = np.full(len(places), 1.0 / len(places)), None
+    else:
+        places, weights, rule = deployable(fits.rules[fits.chosen], len(members))
+    merged = student or (soup.networks if soup is not None else None)
+    rule = None if merged is not None else rule  # one network for each fold, or in all, needs no rule
+    return ShippedMembers(places, [members[place] for place in places], weights, rule, merged)

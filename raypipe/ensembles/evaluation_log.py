@@ -1,0 +1,48 @@
+"""The record of every time that a run was scored on its held-out subjects (``ensemble/looks.json``)."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from raypipe.core.record import Record
+from raypipe.storage.files import read_record, write_record
+from raypipe.storage.run_store import RunStore
+
+EVALUATION_LOG = "ensemble/looks.json"
+
+
+class HeldOutEvaluation(BaseModel):
+    """One scoring of held-out subjects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: float
+    """Unix time."""
+    trials: list[int]
+    """Candidates, best first."""
+    method: str
+    """As it was asked for."""
+
+
+class EvaluationLog(Record):
+    """All scorings of a run's held-out subjects, in order."""
+
+    format: Literal["raypipe-looks/1"] = "raypipe-looks/1"
+    looks: list[HeldOutEvaluation]
+
+
+def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
+    """Return how a run was scored on its held-out subjects so far."""
+    if not run.folder.exists(EVALUATION_LOG):
+        return []
+    return read_record(EvaluationLog, run.folder, EVALUATION_LOG).looks
+
+
+def record_evaluation(run: RunStore, trials: list[int], method: str) -> int:
+    """Record that held-out subjects are scored, before anyone sees the score; return how often this has happened."""
+    looks = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
+    write_record(run.folder, EVALUATION_LOG, EvaluationLog(looks=looks))
+    return len(looks)

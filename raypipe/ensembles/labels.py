@@ -1,0 +1,42 @@
+"""Names of metrics, targets and units as people write them."""
+
+from __future__ import annotations
+
+_METRICS = {"auc": "AUC", "nrmse": "NRMSE", "balanced_accuracy": "balanced accuracy"}
+
+
+def metric_label(metric: str) -> str:
+    """Return a metric's name as people write it."""
+    return _METRICS.get(metric, metric)
+
+
+def describe_target(task: str) -> str:
+    """Return what a task predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``."""
+    kind, _, rest = task.partition("@")[0].partition(":")
+    if kind == "challenge1":
+        return "the response time"
+    if kind == "challenge2":
+        return "the externalizing factor"
+    if kind == "latency":
+        return f"the latency of {rest}"
+    if kind == "participants":
+        return rest.removesuffix(":regression").removesuffix(":classification")
+    return " against ".join(part.strip() for part in rest.split(",")) or kind
+
+
+def target_unit(task: str) -> str:
+    """Return the unit of a task's target; ``target units`` where it is unknown."""
+    kind, _, rest = task.partition("@")[0].partition(":")
+    if kind in ("challenge1", "latency"):
+        return "seconds"
+    return "years" if kind == "participants" and rest.partition(":")[0] == "age" else "target units"
+
+
+def class_frequency_note(metric: str, constant: float) -> list[str]:
+    """Explain why class frequencies score below chance out of fold; nothing where `constant`, their score, does not."""
+    if metric != "auc" or not constant < 0.4995:
+        return []
+    return [
+        "Out of fold, class frequencies score below 0.5: each fold's constant comes from the other folds, so it is "
+        "lowest where the class is most frequent."
+    ]

@@ -1,0 +1,98 @@
+"""Selection of members: forward, and greedily with replacement."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.metrics import get_metric, score
+from raypipe.ensembles.oof import Floats, MemberPredictions
+from raypipe.ensembles.weights import linear_rule
+from raypipe.models.combine import Rule
+
+BAGS = 10
+"""Random subsets of subjects over which greedy selection is averaged."""
+BAG_FRACTION = 0.75
+MAX_PICKS = 15
+
+
+def forward_selection(members: MemberPredictions, n: int) -> list[int]:
+    """Return the indices of `n` members, each the one whose addition gives the best mean with equal weights."""
+    chosen: list[int] = []
+    total_NO = np.zeros_like(members.encoded_targets)
+    while len(chosen) < min(n, len(members.names)):
+        left = [member for member in range(len(members.names)) if member not in chosen]
+        losses_C = _losses(members, (total_NO + members.predictions[left]) / (len(chosen) + 1))
+        chosen.append(left[int(losses_C.argmin())])
+        total_NO = total_NO + members.predictions[chosen[-1]]
+    return chosen
+
+
+def greedy_selection(members: MemberPredictions) -> Rule:
+    """Select greedily with replacement (Caruana et al. 2004), averaged over bags of subjects.
+
+    Caruana et al. (2006) draw half of several hundred members for each bag. Here members are few, and such a bag would
+    often lack the best ones, so subjects are drawn instead.
+    """
+    rng = np.random.default_rng(0)
+    names = np.unique(members.subjects)
+    weights_M = np.zeros(len(members.names))
+    for _ in range(BAGS):
+        drawn = rng.choice(names, size=max(1, round(BAG_FRACTION * len(names))), replace=False)
+        counts_M = _pick_greedily(members.select_windows(np.isin(members.subjects, drawn)))
+        weights_M += counts_M / counts_M.sum()
+    return linear_rule(weights_M / weights_M.sum())
+
+
+def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
+    """Pick the member that gives the best mean, again and again; return the counts (M,) of the best such mean."""
+    counts_M = np.zeros(len(members.names), np.int64)
+    best_M, lowest = counts_M, np.inf
+    if members.metric == "nrmse":  # the squared error of any mean follows from the products of the members' residuals
+        residuals_MX = (members.predictions - members.encoded_targets).reshape(len(members.names), -1)
+        products_MM = residuals_MX @ residuals_MX.T / residuals_MX.shape[1]
+    total_NO = np.zeros_like(members.encoded_targets)
+    for picks in range(1, MAX_PICKS + 1):
+        if members.metric == "nrmse":
+            crossed_M = products_MM @ counts_M
+            losses_M = (counts_M @ crossed_M + 2 * crossed_M + np.diag(products_MM)) / picks**2
+        else:
+            losses_M = _losses(members, (total_NO + members.predictions) / picks)
+        picked = int(losses_M.argmin())
+        counts_M = counts_M + (np.arange(len(counts_M)) == picked)
+        total_NO = total_NO + members.predictions[picked]
+        if losses_M.min() < lowest - 1e-12:
+            best_M, lowest = counts_M, float(losses_M.min())
+    return best_M
+
+
+def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
+    """Return a loss (C,) of each candidate's predictions that orders them as the task's metric does."""
+    if members.metric == "nrmse":
+        return _squared_errors(members, candidates_CNO)
+    if members.metric == "auc":
+        return _auc_losses(members, candidates_CNO)
+    sign = get_metric(members.metric).sign
+    return np.array([sign * score(members.metric, members.targets, each_NO) for each_NO in candidates_CNO])
+
+
+def _squared_errors(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
+    return np.asarray(((candidates_CNO - members.encoded_targets) ** 2).sum(2).mean(1))
+
+
+def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
+    """Return the negative AUC from ranks, of all candidates at once; the Brier score if a class is missing."""
+    from scipy.stats import rankdata
+
+    n_classes = candidates_CNO.shape[2]
+    scored = [1] if n_classes == 2 else range(n_classes)
+    total_C = np.zeros(len(candidates_CNO))
+    for k in scored:
+        positive_N = members.targets == k
+        n1 = int(positive_N.sum())
+        n0 = len(positive_N) - n1
+        if not n1 or not n0:
+            return _squared_errors(members, candidates_CNO)
+        ranks_C = rankdata(candidates_CNO[:, :, k], axis=1)[:, positive_N].sum(1)
+        total_C += (ranks_C - n1 * (n1 + 1) / 2) / (n1 * n0)
+    return -total_C / len(scored)

@@ -1,0 +1,87 @@
+"""A fitted ensemble as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raypipe.core.metrics import get_metric
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import metric_label
+from raypipe.ensembles.scores import BEST
+
+
+def render(ensemble: Ensemble) -> Group:
+    """Return verdict, score table, members and notes."""
+    parts: list[RenderableType] = [
+        Text(ensemble.verdict),
+        "",
+        _table(ensemble),
+        _caption(ensemble),
+        "",
+        _members(ensemble),
+    ]
+    if ensemble.notes:
+        parts.append("")
+    parts.extend(Text(note) for note in ensemble.notes)
+    return Group(*parts)
+
+
+def _table(ensemble: Ensemble) -> Table:
+    """Show nested scores beside held-out ones: per subject where each subject has one target."""
+    level = "subject_" if "subject_held_out" in ensemble.table else ""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("")
+    heads = ("nested\nscore", "nested difference\nto best trial", "held-out\nscore", "held-out difference\nto no EEG")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, row in ensemble.table.iterrows():
+        best, without_eeg = name == BEST, name == ensemble.table.index[-1]
+        table.add_row(
+            "best trial" if best else "no EEG" if without_eeg else str(name),
+            _number(row["nested"]),
+            "" if best else _difference(row, "nested_to_best"),
+            _number(row[level + "held_out"]),
+            "" if without_eeg else _difference(row, level + "difference"),
+        )
+    return table
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _difference(row: Any, name: str) -> str:
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    if math.isnan(value):
+        return ""
+    return f"{value:+.3f}" if math.isnan(low) else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
+
+
+def _caption(ensemble: Ensemble) -> Text:
+    table, metric = ensemble.table, ensemble.run.info.metric
+    better = "lower" if get_metric(metric).direction == "minimize" else "higher"
+    first = table.iloc[0]
+    return Text(
+        f"{metric_label(metric)}, {better} is better; differences with 95 % intervals over subjects. Held out: "
+        f"{int(first['subjects'])} subjects, {int(first['windows'])} windows. No EEG: {table.index[-1]}.",
+        style="dim",
+    )
+
+
+def _members(ensemble: Ensemble) -> Text:
+    """List the members, with their weights where they are combined by fixed weights."""
+    if len(ensemble.members) == 1 and ensemble.merged is None:
+        return Text(f"Members ({ensemble.method}): {ensemble.members[0]} alone")
+    weighted = ensemble.merged is None or ensemble.distilled
+    weighted = weighted and (ensemble.rule is None or ensemble.rule["kind"] == "linear")
+    names = [
+        f"{member} {weight:.3f}" if weighted else str(member)
+        for member, weight in zip(ensemble.members, ensemble.weights, strict=True)
+    ]
+    more = "; distilled into one network" if ensemble.distilled else "; averaged weights" if ensemble.merged else ""
+    return Text(f"Members ({ensemble.method}): {', '.join(names)}{more}")

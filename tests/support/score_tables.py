@@ -1,0 +1,27 @@
+"""Score tables of predictions that are made up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raypipe.ensembles.scores import EvaluationSet, RowPredictions, score_table
+
+
+def hand_made(n_subjects, *, signal, each=5, seed=0):
+    """Subjects with one target each, and predictions that follow it or not."""
+    rng = np.random.default_rng(seed)
+    target = rng.normal(size=n_subjects)
+    y = np.repeat(target, each)
+    predicted = (signal * y + 0.3 * rng.normal(size=len(y)))[:, None]
+    subjects = np.repeat([f"s{k:03d}" for k in range(n_subjects)], each)
+    return y, predicted, subjects
+
+
+def table_of(signal, n_out):
+    y, predicted, subjects = hand_made(20 + n_out, signal=signal)
+    out = subjects >= "s020"
+    folds = np.repeat(np.arange(20 + n_out) % 4, 5)
+    search, held = (EvaluationSet(y[m], subjects[m], folds[m]) for m in (~out, out))
+    row = RowPredictions(held_out=predicted[out], oof=predicted[~out], nested=predicted[~out])
+    rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), row)
+    return score_table("nrmse", "regression", 0, rows, search, held)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from raypipe.ensembles.labels import class_frequency_note, describe_target, target_unit
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("challenge1", "the response time"),
+        ("participants:age", "age"),
+        ("participants:sex:classification@rest", "sex"),
+        ("events:left,right", "left against right"),
+        ("bids-task:rest,arithmetic", "rest against arithmetic"),
+        ("latency:stim", "the latency of stim"),
+    ],
+)
+def test_tasks_in_words(task, words):
+    assert describe_target(task) == words
+
+
+def test_units_of_targets_are_named_where_they_are_known():
+    known = [target_unit(task) for task in ("challenge1", "latency:stim", "participants:age:regression@rest")]
+    assert known == ["seconds", "seconds", "years"]
+    assert target_unit("participants:p_factor") == target_unit("challenge2") == "target units"
+
+
+def test_class_frequencies_are_explained_only_where_they_look_worse_than_chance():
+    for metric, constant in (("auc", 0.5), ("nrmse", 0.4), ("auc", float("nan"))):
+        assert class_frequency_note(metric, constant) == []
+    assert "score below 0.5" in class_frequency_note("auc", 0.43)[0]

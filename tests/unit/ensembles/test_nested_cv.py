@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raypipe.core.metrics import score
+from raypipe.ensembles.methods import METHODS
+from raypipe.ensembles.nested_cv import (
+    AUTO,
+    choose_method,
+    error_correlations,
+    limit_members,
+    run_nested_cv,
+    score_by_ensemble_size,
+)
+from raypipe.ensembles.selection import forward_selection
+from tests.support.member_predictions import independent, values
+
+
+def test_weights_per_window_need_variances():
+    members, _ = independent((1.0, 2.0), n=400)
+    nested = run_nested_cv(members, ["equal", "sample"], auto=False)
+    assert list(nested.scores) == ["equal"] and "predicts a variance" in nested.excluded["sample"]
+
+
+def test_noise_gains_nothing_and_the_naive_score_is_optimistic():
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=400)
+    members = values(rng.normal(size=(12, 400)) * 0.3, y)
+    nested = run_nested_cv(members, ["best", "equal", "greedy", "ridge"])
+    naive = score("nrmse", y, members.combine(METHODS["greedy"].fit(members)))
+    assert nested.scores["greedy"] > naive
+    assert nested.scores[AUTO] > 0.99
+    assert nested.scores["ridge"] == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_limit_on_members_is_kept_and_scored_with_the_rest():
+    members, _ = independent((0.5, 0.6, 3.0, 4.0), n=2000)
+    for name in ("equal", "ridge", "boosting"):
+        rule = limit_members(METHODS[name].fit, 2)(members)
+        used = rule.get("only") or np.flatnonzero(rule["weights"]).tolist()
+        assert set(used) <= {0, 1}
+        assert members.combine(rule).shape == (2000, 1)
+    assert forward_selection(members, 2) == [0, 1]
+    assert (
+        run_nested_cv(members, ["equal"], max_members=2, auto=False).scores["equal"]
+        < run_nested_cv(members, ["equal"]).scores["equal"]
+    )
+
+
+def test_the_simplest_of_equal_methods_is_chosen():
+    y = np.random.default_rng(0).normal(size=200)
+    members = values(np.stack([y + 1, y + 1]), y)
+    assert choose_method(members, {name: METHODS[name] for name in ("equal", "average", "confidence")}, None) == "equal"
+
+
+def test_score_by_ensemble_size_and_error_correlations():
+    members, _ = independent((1.0, 1.0, 1.0), n=4000)
+    found = score_by_ensemble_size(members)
+    assert found["by rank"][0] > found["by rank"][1] > found["by rank"][2]
+    assert found["by rank"][2] == pytest.approx(found["complementing"][2])
+    r_MM = error_correlations(members)
+    np.testing.assert_allclose(np.diag(r_MM), 1.0)
+    assert np.abs(r_MM - np.eye(3)).max() < 0.06
