@@ -91,7 +91,7 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
 
 def _check_comparable(runs: Sequence[RunStore]) -> None:
     if len(runs) < 2:
-        raise UserError("compare wants two runs or more: raypipe compare RUN1 RUN2")
+        raise UserError("compare needs two runs or more: raypipe compare RUN1 RUN2")
     first = runs[0]
     for run in runs[1:]:
         if (run.info.metric, run.info.classes) != (first.info.metric, first.info.classes):

@@ -175,10 +175,10 @@ def _unfinished_row(run: RunStore, number: int, total: int, alive: bool) -> Tria
 def _driver_state(driver: DriverRecord | None, options: dict[str, Any], finished: bool) -> str:
     """Return the state of the run's driver, and how to continue a run that has stopped."""
     if driver is None:
-        return "never driven"
+        return "not started; start it with: raypipe sweep"
     if driver.alive:
         seconds = round(time.time() - driver.beat)
-        state = f"running (process {driver.pid} on {driver.host}, {seconds} s ago)"
+        state = f"running (process {driver.pid} on {driver.host}, last heartbeat {seconds} s ago)"
     elif finished:
         state = "finished"
     elif exhausted := _exhausted_budget(driver, options):

@@ -367,7 +367,7 @@ def test_a_run_without_trials_has_no_ensemble(refused, toy, tmp_path):
 def test_status_of_a_run_that_was_never_driven(toy, tmp_path, capsys):
     made(toy, tmp_path / "r")
     assert run("status", tmp_path / "r") == 0
-    assert "never driven" in capsys.readouterr().out
+    assert "not started" in capsys.readouterr().out
 
 
 # What comes out
