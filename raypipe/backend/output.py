@@ -16,7 +16,7 @@ from typing import Any
 
 from raypipe.core.errors import UserError
 from raypipe.storage.files import Folder
-from raypipe.storage.trial_log import OUTPUT_FILE, OUTPUT_LIMIT, last_lines, read_output
+from raypipe.storage.trial_log import MAX_OUTPUT_CHARACTERS, OUTPUT_FILE, keep_end, read_output
 
 EVERY = 10.0
 """Seconds between two writes, where there is something new: what a killed driver loses."""
@@ -38,8 +38,8 @@ class CapturedOutput(io.TextIOBase):
         with self._lock:
             self._text += text
             self._new = True
-            if len(self._text) > 2 * OUTPUT_LIMIT:
-                self._text = last_lines(self._text)
+            if len(self._text) > 2 * MAX_OUTPUT_CHARACTERS:
+                self._text = keep_end(self._text)
         return len(text)
 
     def hear(self, data: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class CapturedOutput(io.TextIOBase):
 
     def _save(self, folder: Folder) -> None:
         with self._lock:
-            text, new, self._new = last_lines(self._text), self._new, False
+            text, new, self._new = keep_end(self._text), self._new, False
         if new:
             with contextlib.suppress(OSError, UserError):
                 folder.write(OUTPUT_FILE, text.encode(errors="replace"))

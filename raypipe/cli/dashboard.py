@@ -39,7 +39,7 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    storage = open_journal(run, mend=False)
+    storage = open_journal(run, writable=False)
     if STUDY_NAME not in optuna.get_all_study_names(storage):
         raise UserError(f"{run.where}: no study yet; start one with: raypipe sweep")
     try:

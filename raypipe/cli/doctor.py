@@ -16,18 +16,20 @@ import numpy as np
 from raypipe.cli.machine import Finding
 from raypipe.core.errors import CheckpointError, UserError, first_line
 from raypipe.core.folds import LeakError
+from raypipe.data.manifest import MANIFEST, SETTINGS
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
-from raypipe.data.window_store import MANIFEST, SETTINGS, WindowStore
+from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
 from raypipe.storage.files import Folder, open_folder
-from raypipe.storage.journal import FolderJournal, lines
+from raypipe.storage.journal import FolderJournal, parse_journal
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import Member
-from raypipe.storage.remote import RemoteFolder, RetryPolicy, without_settings
+from raypipe.storage.remote import RemoteFolder, without_settings
+from raypipe.storage.retry_policy import RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 
@@ -46,7 +48,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
     where = str(target)
     try:
         if "://" in where:
-            folder: Folder = RemoteFolder(where, patience=RetryPolicy(without_settings(where), STORAGE_TIMEOUT_SECONDS))
+            folder: Folder = RemoteFolder(where, retry=RetryPolicy(without_settings(where), STORAGE_TIMEOUT_SECONDS))
             yield reachable(folder)
         else:
             folder = open_folder(where)
@@ -167,7 +169,7 @@ def _study(run: RunStore) -> Iterator[Finding]:
     try:
         if run.folder.exists(name):
             *_, last = data = run.folder.read(name).split(b"\n")
-            lines(b"\n".join(data[:-1]), f"{run.where}/{name}")
+            parse_journal(b"\n".join(data[:-1]), f"{run.where}/{name}")
             if last:
                 yield Finding(
                     "warning",
@@ -175,9 +177,7 @@ def _study(run: RunStore) -> Iterator[Finding]:
                     "nothing to do: raypipe resume removes it",
                 )
         else:
-            journal = FolderJournal(run.folder)
-            journal.frozen = True
-            if not journal.read_logs(0):
+            if not FolderJournal(run.folder, read_only=True).read_logs(0):
                 return
     except UserError as error:
         what, _, fix = str(error).partition("; ")

@@ -1,6 +1,6 @@
 """Find and read recordings: a small BIDS reader (BIDS specification 1.10, EEG) over MNE's file readers.
 
-Not mne-bids: it refuses sidecars of HBN-EEG releases 10 and 11, whose types and units are all ``n/a``.
+It replaces mne-bids, which refuses sidecars of HBN-EEG releases 10 and 11, whose types and units are all ``n/a``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ EXTENSIONS = (".bdf", ".edf", ".set", ".vhdr", ".fif")
 LAYOUT = "sub-*/[ses-*/]eeg/*_eeg.{" + ",".join(e[1:] for e in EXTENSIONS) + "}"
 
 _NA = ["n/a", "N/A", "NaN", "nan", ""]
+_EDF_FIXED_HEADER = 256
+"""Bytes of the fixed part of the header of an EDF or BDF file."""
 _COMPANIONS = {".set": (".fdt",), ".vhdr": (".vmrk", ".eeg")}
 
 
 class UnreadableRecordingError(UserError):
-    """A recording or a table beside it cannot be read; others may well be."""
+    """A recording or a table beside it cannot be read. Other recordings may be readable."""
 
 
 @dataclass(frozen=True)
 class Recording:
     """One continuous EEG file.
 
-    Labels are without their prefix (`subject` is ``01`` for ``sub-01``); None where the file's name has none.
+    Labels have no prefix (`subject` is ``01`` for ``sub-01``). They are None where the file's name has none.
     """
 
     path: Path
@@ -44,11 +46,11 @@ class Recording:
     task: str | None = None
     run: str | None = None
     release: str | None = None
-    """Of HBN-EEG, such as ``R5``."""
+    """Release of HBN-EEG, such as ``R5``."""
     age: float | None = None
-    """Of the subject, in years."""
+    """Age of the subject in years."""
     mirror: RemoteBids | None = None
-    """Where its files are fetched from while it is read; None for files of this machine."""
+    """Mirror that fetches the files while they are read; None for files of this machine."""
 
     @property
     def key(self) -> str:
@@ -56,40 +58,58 @@ class Recording:
         return self.path.stem.removesuffix("_eeg")
 
     def sidecar(self, suffix: str) -> Path:
-        """Path of the file beside it that ends in `suffix`, such as ``events.tsv``."""
+        """Return the path of the file beside it that ends in `suffix`, such as ``events.tsv``."""
         return self.path.with_name(f"{self.key}_{suffix}")
 
     def companions(self) -> list[Path]:
-        """Other files of its signal that are there."""
+        """Return the other files of its signal that exist."""
         paths = [self.path.with_suffix(ext) for ext in _COMPANIONS.get(self.path.suffix.lower(), ())]
         return [path for path in paths if path.is_file()]
 
     def files(self) -> list[Path]:
-        """The files that decide its windows: the recording with its companions, then the sidecars that are there."""
+        """Return the files that decide its windows: the recording, its companions, and the sidecars that exist."""
         beside = [self.sidecar("events.tsv"), self.sidecar("channels.tsv")]
         return [self.path, *self.companions(), *(path for path in beside if path.is_file())]
 
     @contextlib.contextmanager
-    def at_hand(self, *, header: bool = False) -> Iterator[None]:
-        """Have its signal on this machine for as long as this lasts; its header is enough where `header` is set."""
+    def fetched(self, *, header: bool = False) -> Iterator[None]:
+        """Fetch the signal of a recording behind a URI for the duration of the block.
+
+        Parameters
+        ----------
+        header
+            Fetch the header only, where the format has one at the start of the file.
+
+        Raises
+        ------
+        UserError
+            The storage fails, or the disk is full.
+        """
         if self.mirror is None:
             yield
             return
-        kind = self.path.suffix.lower()
-        split = self.path.parent.glob(self.path.name.replace("_split-01_", "_split-*_"))
-        paths = sorted({*split, self.path, *self.companions()})
-        if header and kind == ".vhdr":
-            paths = [path for path in paths if path.suffix.lower() != ".eeg"]
+        paths = self._signal_files()
         try:
-            if header and kind in (".bdf", ".edf"):
-                self.mirror.fetch(paths, 256)
-                with contextlib.suppress(ValueError), open(self.path, "rb") as file:
-                    self.mirror.fetch(paths, int(file.read(192)[184:]))
+            if header:
+                self._fetch_header(self.mirror, paths)
             else:
                 self.mirror.fetch(paths)
             yield
         finally:
-            self.mirror.empty(paths)
+            self.mirror.evict(paths)
+
+    def _signal_files(self) -> list[Path]:
+        splits = self.path.parent.glob(self.path.name.replace("_split-01_", "_split-*_"))
+        return sorted({*splits, self.path, *self.companions()})
+
+    def _fetch_header(self, mirror: RemoteBids, paths: list[Path]) -> None:
+        kind = self.path.suffix.lower()
+        if kind in (".bdf", ".edf"):
+            mirror.fetch(paths, _EDF_FIXED_HEADER)
+            with contextlib.suppress(ValueError), open(self.path, "rb") as file:
+                mirror.fetch(paths, int(file.read(192)[184:]))  # the header's length
+        else:
+            mirror.fetch(path for path in paths if kind != ".vhdr" or path.suffix.lower() != ".eeg")
 
 
 def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[Recording]:
@@ -100,12 +120,12 @@ def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[
     root
         The folder.
     mirror
-        The mirror that it lies in.
+        The mirror that contains the folder; None for a folder of this machine.
 
     Raises
     ------
     UserError
-        No such folder, no recording in it, or two files of one name (the same recording in two formats).
+        There is no such folder, it has no recording, or it has the same recording in two formats.
     """
     root = Path(root)
     if not root.is_dir():
@@ -128,12 +148,12 @@ def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[
 
 
 def recording_from_file(path: str | Path) -> Recording:
-    """Take a single file as a recording; labels come from its name, the subject is the name where it has none.
+    """Make a recording of a single file. Labels come from its name; the subject is the name where it has none.
 
     Raises
     ------
     UserError
-        No such file, or a format that is not read.
+        There is no such file, or its format cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,23 +178,23 @@ def _parse(path: Path, root: Path, mirror: RemoteBids | None = None) -> Recordin
 
 
 def _is_later_split(path: Path) -> bool:
-    # MNE follows a split FIF from its first file on its own.
+    # MNE finds the later files of a split FIF itself.
     split = re.search(r"_split-(\d+)", path.name)
     return split is not None and int(split.group(1)) > 1
 
 
 def read_raw(recording: Recording) -> Any:
-    """Open a recording with MNE; its signal stays on disk (EEGLAB files with the signal inside are loaded).
+    """Open a recording with MNE. Its signal stays on disk, but that of EEGLAB files that contain it is loaded.
 
     Returns
     -------
     mne.io.BaseRaw
-        In volts.
+        The signal is in volts.
 
     Raises
     ------
     UnreadableRecordingError
-        The file is missing, truncated or unreadable; the line names it.
+        The file is missing, truncated or unreadable.
     """
     import mne
 
@@ -201,19 +221,19 @@ def read_raw(recording: Recording) -> Any:
 
 
 def _check_whole(path: Path, bytes_per_sample: int) -> None:
-    # MNE only warns of a truncated file, and reads what is left of it.
+    # MNE only warns about a truncated file, and reads what is left of it.
     with open(path, "rb") as file:
-        fixed = file.read(256)
+        fixed = file.read(_EDF_FIXED_HEADER)
         try:
             header_bytes, n_records, n_signals = int(fixed[184:192]), int(fixed[236:244]), int(fixed[252:256])
-            file.seek(256 + n_signals * 216)
+            file.seek(_EDF_FIXED_HEADER + n_signals * 216)
             samples = file.read(n_signals * 8)
             record_samples = sum(int(samples[8 * i : 8 * i + 8]) for i in range(n_signals))
         except ValueError:
             kind = "a BDF" if bytes_per_sample == 3 else "an EDF"
             raise UnreadableRecordingError(f"{path}: not {kind} file (its header cannot be read)") from None
     if n_records == -1:
-        return  # "unknown" (EDF specification): the recorder was interrupted, MNE counts the records by the size
+        return  # "unknown" (EDF specification): recording was interrupted, and MNE counts the records by the size
     expected = header_bytes + n_records * record_samples * bytes_per_sample
     size = path.stat().st_size
     if size < expected:
@@ -221,10 +241,10 @@ def _check_whole(path: Path, bytes_per_sample: int) -> None:
 
 
 def eeg_channels(recording: Recording, raw: Any) -> list[str]:
-    """Names of the EEG channels, in file order.
+    """Return the names of the EEG channels, in file order.
 
-    By the type column of the ``channels.tsv`` beside the recording. MNE's type counts for channels that it lacks or has
-    as ``n/a``, and where there is no such file. (EDF and BDF carry no types: MNE takes all of their channels for EEG.)
+    Types come from the ``channels.tsv`` beside the recording. MNE's type is used where there is no such file, and for
+    channels that it lacks or has as ``n/a``. (EDF and BDF store no types: MNE takes all of their channels for EEG.)
 
     Raises
     ------
@@ -252,9 +272,9 @@ def read_events(recording: Recording) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        By ascending onset (equal onsets in file order): `onset` (s, float), `duration` (s, float, may be NaN), `value`
-        (str; the column ``trial_type`` where there is no ``value``) and the file's other columns. Rows without an
-        onset are left out.
+        Rows by ascending onset, equal onsets in file order; rows without an onset are left out. Columns: `onset` (s,
+        float), `duration` (s, float, may be NaN), `value` (str; from ``trial_type`` where there is no ``value``), and
+        the file's other columns.
 
     Raises
     ------
@@ -289,12 +309,12 @@ def read_participants(root: str | Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Indexed by subject label without ``sub-``.
+        Indexed by the subject's label without ``sub-``.
 
     Raises
     ------
     UserError
-        The file is missing or damaged, or names a subject twice.
+        The file is missing or damaged, or has two rows of a subject.
     """
     path = Path(root) / "participants.tsv"
     if not path.is_file():
@@ -310,12 +330,12 @@ def read_participants(root: str | Path) -> pd.DataFrame:
 
 
 def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Read a BIDS table; columns named in `text` are read as strings, ``n/a`` as missing.
+    """Read a BIDS table. Columns named in `text` are read as strings, ``n/a`` as missing.
 
     Raises
     ------
     UnreadableRecordingError
-        The file is no table of tab-separated values in UTF-8.
+        The file is not a table of tab-separated values in UTF-8.
     """
     import pandas as pd
 
@@ -326,7 +346,7 @@ def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
             dtype=dict.fromkeys(text, str),
             na_values=_NA,
             keep_default_na=False,
-            encoding="utf-8-sig",  # tables from spreadsheets begin with a byte-order mark
+            encoding="utf-8-sig",  # spreadsheets write a byte-order mark
             skipinitialspace=True,
             index_col=False,
             low_memory=False,

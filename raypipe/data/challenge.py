@@ -1,4 +1,4 @@
-"""The two tasks of the EEG Foundation Challenge 2025 on HBN-EEG, as its organisers define them.
+"""The two tasks of the EEG Foundation Challenge 2025 on HBN-EEG, as the organisers define them.
 
 Sources: EEGDash, ``eegdash/hbn/windows.py``; the scorer's ingestion (100 Hz, 129 channels, windows of 2 s).
 """
@@ -18,26 +18,28 @@ import numpy as np
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
 from raypipe.data.bids import Recording, UnreadableRecordingError, read_events
-from raypipe.data.task_base import Cut, Labels, Layout, Span, Task, side_by_side, split_names
+from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_side_by_side, split_names
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CONTRAST_TASK = "contrastChangeDetection"
+TRIAL_START = "contrastTrial_start"
 FACTOR = "externalizing"
 SCORER_SEED = 42
 
 NO_FEEDBACK = "feedback columns, which events.tsv lacks (trials kept; the organisers' code wants them)"
-BLOCK = 5
-"""As many trials in a row must equal those of another run before they count as its copy."""
+MIN_COPIED_TRIALS = 5
+"""Consecutive trials that must equal those of another run to count as copies."""
 
 _TARGETS = ("left_target", "right_target")
 _PRESSES = ("left_buttonPress", "right_buttonPress")
+_COMMON_OPTIONS = ("with-excluded", "no-caution")
 
 
 @dataclass(frozen=True)
-class _Hbn(Task):
-    """What both tasks share."""
+class _HbnTask(Task):
+    """Options that both tasks share."""
 
     bids_tasks: tuple[str, ...] = (CONTRAST_TASK,)
     with_excluded: bool = False
@@ -45,56 +47,62 @@ class _Hbn(Task):
     no_caution: bool = False
     """Leave out recordings that participants.tsv marks ``caution``."""
 
-    def sift(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
+    def exclude(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
         return hbn.exclude_recordings(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
 
 
 @dataclass(frozen=True)
-class Challenge1(_Hbn):
-    """Response time after a contrast change.
+class Challenge1(_HbnTask):
+    """Predict the response time after a contrast change.
 
-    Window from +0.5 s to +2.5 s after the target, response time in seconds from the target (`contrast_trials`).
+    A window goes from 0.5 s to 2.5 s after the target. The response time is in seconds from the target
+    (`contrast_trials`).
     """
 
     drop_duplicates: bool = False
-    """Leave out trials of a block that an earlier run of the subject holds already (`copied_trials`)."""
+    """Leave out trials of a block that an earlier run of the subject already has (`copied_trials`)."""
     mark_early: bool = False
     """Mark windows of trials in which a button was pressed before the target."""
 
     default_tmin: ClassVar[float] = 0.5
     event_locked: ClassVar[bool] = True
 
-    def beside(self, recording: Recording) -> list[Path]:
+    def extra_files(self, recording: Recording) -> list[Path]:
         return _earlier_runs(recording) if self.drop_duplicates else []
 
-    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         events = read_events(recording)
         trials = contrast_trials(events)
         left_out = Counter[str]()
         left_out[NO_FEEDBACK] = int("feedback" not in events.columns)
         shown = trials.dropna(subset=["stimulus"])
         left_out["trials without a target"] = len(trials) - len(shown)
-        if labels:
-            usable = shown.dropna(subset=["rt"])
-            left_out["trials without a response"] = len(shown) - len(usable)
-            if self.drop_duplicates:
-                copied = copied_trials(trials, [_trials_of(path) for path in _earlier_runs(recording)])
-                fresh = usable[~copied[usable.index]]
-                left_out["trials of a block that an earlier run repeats"] = len(usable) - len(fresh)
-                usable = fresh
-        else:
-            usable = shown.assign(rt=float("nan"))
+        usable = self._answered(recording, trials, shown, left_out) if labels else shown.assign(rt=float("nan"))
         marks = ["early" if early and self.mark_early else "" for early in usable["early"]]
         rows = zip(usable["stimulus"], usable["rt"], marks, strict=True)
-        return Cut([Span(s + layout.tmin, rt, mark) for s, rt, mark in rows], left_out)
+        return Segments([Segment(stimulus + timing.tmin, rt, mark) for stimulus, rt, mark in rows], left_out)
+
+    def _answered(
+        self, recording: Recording, trials: pd.DataFrame, shown: pd.DataFrame, left_out: Counter[str]
+    ) -> pd.DataFrame:
+        """Return the trials with a response, without copies if asked for, and count the others."""
+        answered = shown.dropna(subset=["rt"])
+        left_out["trials without a response"] = len(shown) - len(answered)
+        if not self.drop_duplicates:
+            return answered
+        copied = copied_trials(trials, [_trials_of(path) for path in _earlier_runs(recording)])
+        fresh = answered[~copied[answered.index]]
+        left_out["trials of a block that an earlier run repeats"] = len(answered) - len(fresh)
+        return fresh
 
 
 @dataclass(frozen=True)
-class Challenge2(_Hbn):
-    """The externalizing factor of participants.tsv, from recordings of any task; the scorer's are contrast change.
+class Challenge2(_HbnTask):
+    """Predict the externalizing factor of participants.tsv.
 
-    Windows of 4 s every 2 s; a model sees 2 s of each: at random places in training, where the scorer draws them in
-    evaluation (`scorer_offsets`). Every window counts by itself.
+    Recordings of any task can be used; the scorer uses contrast change. Windows are 4 s long and start every 2 s. A
+    model sees 2 s of each: in training at random places, in evaluation where the scorer draws them (`scorer_offsets`).
+    Every window is scored by itself.
     """
 
     default_window: ClassVar[float] = 4.0
@@ -104,34 +112,46 @@ class Challenge2(_Hbn):
     def default_crop(self, window: float) -> float | None:
         return window / 2
 
-    def bind(self, recordings: Sequence[Recording]) -> Labels:
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         known: dict[str, float] = {}
         for root in {recording.root: None for recording in recordings}:
-            table = hbn.participants(root)
-            path = root / "participants.tsv"
-            if table is None:
-                raise UserError(f"{path}: no such file; the task takes its targets from it")
-            if FACTOR not in table.columns:
-                raise UserError(f"{path}: no column '{FACTOR}'; {nearest(FACTOR, table.columns)}")
-            values = table[FACTOR].dropna()
-            if values.dtype.kind not in "iuf":
-                raise UserError(f"{path}: column '{FACTOR}' holds text ('{values.iloc[0]}'); it must be numbers")
-            known |= {str(subject): float(value) for subject, value in values.items()}
+            known |= _read_factor(root)
         subjects = {recording.subject for recording in recordings}
         known = {subject: value for subject, value in known.items() if subject in subjects}
         if len(set(known.values())) < 2:
             raise UserError(f"task '{self.spec}': '{FACTOR}' is known of {len(known)} subject(s); nothing to predict")
         return Labels("regression", (), known)
 
-    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
-        known = (labels.by_subject or {}) if labels else {}
-        return side_by_side(duration, layout, known.get(recording.subject, float("nan")))
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        targets = (labels.by_subject or {}) if labels else {}
+        return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
+
+
+def _read_factor(root: Path) -> dict[str, float]:
+    """Return the externalizing factor of each subject that has one."""
+    table = hbn.participants(root)
+    path = root / "participants.tsv"
+    if table is None:
+        raise UserError(f"{path}: no such file; the task takes its targets from it")
+    if FACTOR not in table.columns:
+        raise UserError(f"{path}: no column '{FACTOR}'; {nearest(FACTOR, table.columns)}")
+    values = table[FACTOR].dropna()
+    if values.dtype.kind not in "iuf":
+        raise UserError(f"{path}: column '{FACTOR}' holds text ('{values.iloc[0]}'); it must be numbers")
+    return {str(subject): float(value) for subject, value in values.items()}
 
 
 def scorer_offsets(count: int, spare: int) -> list[int]:
-    """Where the scorer's crops of one recording begin, in samples from the start of each of its `count` windows.
+    """Return where the scorer's crops of one recording start, in samples from the start of each of its windows.
 
-    One ``random.Random(42)`` a recording, one ``randint(0, spare)`` a window, in order.
+    The scorer makes one ``random.Random(42)`` per recording and draws one ``randint(0, spare)`` per window, in order.
+
+    Parameters
+    ----------
+    count
+        Windows of the recording.
+    spare
+        Samples of a window less those of a crop.
     """
     draw = random.Random(SCORER_SEED)
     return [draw.randint(0, spare) for _ in range(count)]
@@ -140,9 +160,9 @@ def scorer_offsets(count: int, spare: int) -> list[int]:
 def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
     """Find stimulus and response of every contrast-change trial of a run.
 
-    A trial goes from one ``contrastTrial_start`` to the next; the run's last start opens none. Its stimulus is the
-    first target in it, its response the first button press of either side at or after the stimulus. Source: EEGDash,
-    ``eegdash/hbn/windows.py``, the challenge organisers' code.
+    A trial lasts from one ``contrastTrial_start`` to the next, so the run's last start begins no trial. Its stimulus is
+    the first target in it. Its response is the first button press of either side at or after the stimulus. Source:
+    EEGDash, ``eegdash/hbn/windows.py``, the challenge organisers' code.
 
     Parameters
     ----------
@@ -152,15 +172,15 @@ def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row a trial: `start`, `stimulus`, `response` (s from the recording's start), `rt` (response - stimulus, s),
-        NaN where there is none; and `early`, whether a button was pressed between start and stimulus.
+        A row per trial: `start`, `stimulus` and `response` (s from the recording's start), `rt` (response - stimulus,
+        s), NaN where there is none, and `early` (bool): a button was pressed between start and stimulus.
     """
     import pandas as pd
 
     events = events.sort_values("onset", kind="stable")
     onset = events["onset"].to_numpy(float)
     value = events["value"].astype(str)
-    starts = onset[(value == "contrastTrial_start").to_numpy()]
+    starts = onset[(value == TRIAL_START).to_numpy()]
     stimuli = onset[value.isin(_TARGETS).to_numpy()]
     presses = onset[value.isin(_PRESSES).to_numpy()]
     stimulus = _first_in(stimuli, starts[:-1], starts[1:])
@@ -173,17 +193,23 @@ def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_in(times: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """First of the sorted `times` in each half-open interval; NaN where there is none."""
+    """Return the first of the sorted `times` in each half-open interval; NaN where there is none."""
     padded = np.append(times, np.inf)
     first = padded[np.searchsorted(times, begin)]
     return np.where(first < end, first, np.nan)
 
 
 def copied_trials(trials: pd.DataFrame, earlier: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Which trials (N,) are copies: `BLOCK` or more in a row that equal, to 10 ms, as many in a row of another table.
+    """Find the trials that are copies of trials of earlier runs.
 
-    In HBN-EEG, 285 runs hold two blocks, one of which is another run of the same person. What is compared is from
-    trial start to target and from target to press. Trials without a target end a row.
+    In HBN-EEG, 285 runs consist of two blocks, one of which is another run of the same person. Trials are copies if
+    `MIN_COPIED_TRIALS` or more in a row equal as many in a row of another run, to 10 ms. The times from trial start to
+    target and from target to press are compared. A trial without a target ends a row.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N,) bool, true for copies.
     """
     mine = _signature(trials)
     copied = np.zeros(len(mine), dtype=bool)
@@ -192,10 +218,11 @@ def copied_trials(trials: pd.DataFrame, earlier: Sequence[pd.DataFrame]) -> np.n
         if not len(mine) or not len(other):
             continue
         same = (mine[:, None] == other[None]).all(axis=2)
-        length = np.zeros(len(other) + 1, dtype=int)  # of the row of equal trials that ends here, diagonal by diagonal
+        # length[j + 1]: how many trials in a row, up to this one and to the other run's trial j, are equal
+        length = np.zeros(len(other) + 1, dtype=int)
         for row in range(len(mine)):
             length[1:] = np.where(same[row], length[:-1] + 1, 0)
-            if length.max() >= BLOCK:
+            if length.max() >= MIN_COPIED_TRIALS:
                 copied[row - length.max() + 1 : row + 1] = True
     return copied
 
@@ -211,27 +238,20 @@ def _run_number(name: str) -> int:
 
 
 def _earlier_runs(recording: Recording) -> list[Path]:
-    """Event files of the subject's earlier runs of the same task."""
+    """Return the event files of the subject's earlier runs of the same task."""
     pattern = f"sub-{recording.subject}*_task-{recording.task}_*events.tsv"
     own = _run_number(recording.path.name)
     return sorted(path for path in recording.path.parent.glob(pattern) if _run_number(path.name) < own)
 
 
 def _trials_of(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     name = path.name.replace("_events.tsv", "_eeg.bdf")
     try:
         return contrast_trials(read_events(Recording(path.with_name(name), path.parent, "")))
-    except UnreadableRecordingError:  # the turn of that run itself will tell
-        return contrast_trials(_nothing())
-
-
-def _nothing() -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame({"onset": [], "value": []})
-
-
-_COMMON = ("with-excluded", "no-caution")
+    except UnreadableRecordingError:  # reported when that run itself is read
+        return contrast_trials(pd.DataFrame({"onset": [], "value": []}))
 
 
 def _options(spec: str, argument: str, known: Sequence[str]) -> dict[str, Any]:
@@ -243,10 +263,10 @@ def _options(spec: str, argument: str, known: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_challenge1(spec: str, argument: str) -> Task:
-    """Make the task of challenge 1 from its options, by commas."""
-    return Challenge1(spec, **_options(spec, argument, ("drop-duplicates", "mark-early", *_COMMON)))
+    """Make the task of challenge 1 from its options, separated by commas."""
+    return Challenge1(spec, **_options(spec, argument, ("drop-duplicates", "mark-early", *_COMMON_OPTIONS)))
 
 
 def parse_challenge2(spec: str, argument: str) -> Task:
-    """Make the task of challenge 2 from its options, by commas."""
-    return Challenge2(spec, **_options(spec, argument, _COMMON))
+    """Make the task of challenge 2 from its options, separated by commas."""
+    return Challenge2(spec, **_options(spec, argument, _COMMON_OPTIONS))

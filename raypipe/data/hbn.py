@@ -1,4 +1,4 @@
-"""HBN-EEG as it lies on disk: its releases, the subjects the challenge leaves out, and who has done which task.
+"""HBN-EEG: releases, ages, recordings that are unavailable, subjects that the challenge excludes, and download.
 
 Sources: Shirazi et al. 2024 (doi:10.1101/2024.10.03.615261); the challenge's start kit.
 """
@@ -23,10 +23,10 @@ RELEASES: dict[str, str] = {
     **{f"R{number}": f"ds{5504 + number:06d}" for number in range(1, 9)},
     **{f"R{number}": f"ds{5505 + number:06d}" for number in range(9, 12)},
 }
-"""Release to OpenNeuro data set: R1 to R8 are ds005505 to ds005512, R9 to R11 ds005514 to ds005516."""
+"""OpenNeuro data set of each release: R1 to R8 are ds005505 to ds005512, R9 to R11 ds005514 to ds005516."""
 
 WARM_UP = "R5"
-"""The release that the challenge scored its warm-up phase on; held out of a sweep by default."""
+"""The release that the challenge's warm-up phase was scored on; held out of a sweep by default."""
 
 EXCLUDED = frozenset(
     {
@@ -41,16 +41,19 @@ EXCLUDED = frozenset(
         "NDARBA381JGH",
     }
 )
-"""Subjects, without ``sub-``, that the start kit leaves out of training. The scorer does not."""
+"""Subjects, without ``sub-``, that the start kit excludes from training. The scorer does not exclude them."""
+
+SCHEME = "hbn:"
+BUCKET = "s3://nmdatasets/NeurIPS25"
 
 _FOLDER = re.compile(r"(?:^|[^A-Za-z0-9])R(\d{1,2})(?![0-9A-Za-z])")
 _DATASET = {dataset: release for release, dataset in RELEASES.items()}
 
 
 def release_of(name: str) -> str | None:
-    """The release that a folder's name stands for: ``R5``, ``R5_mini_L100_bdf``, ``ds005509``, ``ds005509-bdf-mini``.
+    """Return the release that a folder's name contains; None for other names.
 
-    None for other names.
+    ``R5``, ``R5_mini_L100_bdf``, ``ds005509`` and ``ds005509-bdf-mini`` are R5.
     """
     for dataset, release in _DATASET.items():
         if dataset in name:
@@ -62,52 +65,57 @@ def release_of(name: str) -> str | None:
 
 
 def release_folders(root: Path) -> list[Path]:
-    """The BIDS folders at or in `root`: itself where it holds subjects, else the folders in it that do, sorted."""
+    """Return the BIDS folders at `root`: itself if it holds subjects, else the folders in it that do, sorted."""
     if not root.is_dir() or next(root.glob("sub-*"), None) is not None:
         return [root]
     inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and next(folder.glob("sub-*"), None))
     return inside or [root]
 
 
-@lru_cache(maxsize=64)
-def _table(path: Path, size: int, changed: int) -> pd.DataFrame:
-    return read_participants(path.parent)
-
-
 def participants(root: Path) -> pd.DataFrame | None:
-    """A BIDS folder's participants.tsv, read once; None where there is none."""
+    """Return the table of a BIDS folder's participants.tsv, which is cached; None where there is no such file."""
     path = root / "participants.tsv"
     if not path.is_file():
         return None
     stat = path.stat()
-    return _table(path, stat.st_size, stat.st_mtime_ns)
+    return _cached_participants(path, stat.st_size, stat.st_mtime_ns)
 
 
-def with_releases(recordings: Iterable[Recording]) -> list[Recording]:
-    """Note each recording's release, by its folder's name, else by participants.tsv (`release_number`), and its age."""
+@lru_cache(maxsize=64)
+def _cached_participants(path: Path, size: int, changed: int) -> pd.DataFrame:
+    return read_participants(path.parent)
+
+
+def _participant_value(recording: Recording, column: str) -> Any:
+    """Return a value of the recording's subject in participants.tsv; NaN where there is none."""
+    table = participants(recording.root)
+    if table is None or column not in table.columns or recording.subject not in table.index:
+        return float("nan")
+    return table.at[recording.subject, column]
+
+
+def add_releases(recordings: Iterable[Recording]) -> list[Recording]:
+    """Add the release and the subject's age (years) to each recording.
+
+    The release is that of the folder's name, else ``release_number`` of participants.tsv.
+    """
     out = []
     for recording in recordings:
+        years = pd.to_numeric(pd.Series([_participant_value(recording, "age")]), errors="coerce").iloc[0]
+        age = float(years) if np.isfinite(years) else None
         release = release_of(recording.root.name)
-        table, age = participants(recording.root), None
-        if table is not None and "age" in table.columns and recording.subject in table.index:
-            years = pd.to_numeric(pd.Series([table.at[recording.subject, "age"]]), errors="coerce").iloc[0]
-            age = float(years) if np.isfinite(years) else None
-        if (
-            release is None
-            and table is not None
-            and "release_number" in table.columns
-            and recording.subject in table.index
-        ):
-            value: Any = table.at[recording.subject, "release_number"]
+        if release is None:
+            value = _participant_value(recording, "release_number")
             release = None if pd.isna(value) else str(value)
         out.append(replace(recording, release=release, age=age))
     return out
 
 
 def availability(recording: Recording) -> str:
-    """What participants.tsv says of a recording: ``available``, ``caution``, ``unavailable``, or `` `` if nothing.
+    """Return the mark of a recording in participants.tsv, or an empty string if it has none.
 
-    Its columns are named for the task, or for task and run (``surroundSupp``, ``contrastChangeDetection_1``).
+    Marks are ``available``, ``caution`` and ``unavailable``. Columns are named for the task, or for task and run
+    (``surroundSupp``, ``contrastChangeDetection_1``).
     """
     table = participants(recording.root)
     if table is None or recording.subject not in table.index:
@@ -122,7 +130,7 @@ def availability(recording: Recording) -> str:
 def exclude_recordings(
     recordings: Sequence[Recording], *, with_excluded: bool = False, no_caution: bool = False
 ) -> tuple[list[Recording], Counter[str]]:
-    """Leave out recordings that are unavailable, and those of subjects that the start kit leaves out.
+    """Leave out recordings that are unavailable, and those of subjects that the start kit excludes.
 
     Parameters
     ----------
@@ -130,37 +138,38 @@ def exclude_recordings(
         Keep the excluded subjects, as the scorer does.
     no_caution
         Leave out recordings marked ``caution`` as well.
+
+    Returns
+    -------
+    kept, left_out
+        The other recordings, and counts of those left out by reason.
     """
     kept, left_out = [], Counter[str]()
     for recording in recordings:
-        said = availability(recording)
+        mark = availability(recording)
         if recording.subject in EXCLUDED and not with_excluded:
             left_out["recordings of subjects that the challenge excludes"] += 1
-        elif said == "unavailable" or (said == "caution" and no_caution):
-            left_out[f"recordings marked {said} in participants.tsv"] += 1
+        elif mark == "unavailable" or (mark == "caution" and no_caution):
+            left_out[f"recordings marked {mark} in participants.tsv"] += 1
         else:
             kept.append(recording)
     return kept, left_out
 
 
-SCHEME = "hbn:"
-BUCKET = "s3://nmdatasets/NeurIPS25"
-
-
 def bucket_of(release: str, *, mini: bool = False) -> str:
-    """Where the challenge's copy of a release lies: 100 Hz, 0.5 to 50 Hz, BDF."""
+    """Return the URI of the challenge's copy of a release (100 Hz, 0.5 to 50 Hz, BDF)."""
     return f"{BUCKET}/{release}_{'mini_' if mini else ''}L100_bdf"
 
 
 def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
-    """Download a release into `cache`; what is there already stays.
+    """Download a release into `cache`. Files that are there already are kept.
 
     Parameters
     ----------
     name
         ``hbn:R5``.
     mini
-        The challenge's small version, 20 subjects.
+        Take the challenge's small version, 20 subjects.
 
     Returns
     -------
@@ -170,7 +179,7 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
     Raises
     ------
     UserError
-        An unknown release, or eegdash is not installed: how to get the data without it.
+        The release is unknown, or eegdash is not installed (says how to get the data without it).
     """
     release = name.removeprefix(SCHEME)
     if release not in RELEASES:

@@ -1,4 +1,4 @@
-"""A folder for windows, taken by one `prepare`: no foreign files in it, the same settings, nobody else at work."""
+"""Cut the recordings of BIDS folders into a store of windows with targets."""
 
 from __future__ import annotations
 
@@ -7,112 +7,39 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
 from raypipe.core.parallel import map_processes
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.bids import Recording, UnreadableRecordingError
-from raypipe.data.plan import (
-    Header,
-    Work,
-    check_settings,
-    check_subjects,
-    fingerprint,
-    make_plan,
-    parse_settings,
-    select,
-)
-from raypipe.data.remote_bids import open_remote_bids
-from raypipe.data.shards import Made, load_made, make_shard, probe
-from raypipe.data.tasks import parse_task
-from raypipe.data.window_store import (
+from raypipe.data.manifest import (
     COLUMNS,
-    EXTRA,
     MANIFEST,
-    SETTINGS,
-    SHARDS,
+    OPTIONAL_COLUMNS,
     TABLE,
     Manifest,
     Plan,
     Settings,
     Summary,
-    WindowStore,
     read_manifest,
 )
-from raypipe.storage.files import TEMPORARY, lock, write_atomic
+from raypipe.data.output_folder import claim_output, remove_leftovers
+from raypipe.data.plan import Header, check_settings, make_plan, parse_settings
+from raypipe.data.remote_bids import open_remote_bids
+from raypipe.data.selection import Selection, check_subjects, select_recordings
+from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header
+from raypipe.data.tasks import parse_task
+from raypipe.data.window_store import WindowStore
+from raypipe.storage.files import write_atomic
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@contextlib.contextmanager
-def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
-    """Make the folder this run's own for as long as this lasts.
-
-    Parameters
-    ----------
-    folder
-        For windows; made if need be.
-    asked
-        Settings that the windows that are there must have been made with.
-    keys
-        Of the recordings; some of what is there must be of these.
-
-    Raises
-    ------
-    UserError
-        Foreign files, other settings, another data set, or another process at work.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, not a folder for windows")
-    path = folder / SETTINGS
-    made = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
-    # Recordings without a window leave no shard to protect: a prepare that found none at all may be put right.
-    finished = any((folder / SHARDS / f"{stem}.npy").is_file() for stem in made)
-    if path.is_file() and finished:
-        _check_same(path, asked)
-    elif not path.is_file() and folder.is_dir() and any(not e.name.endswith(TEMPORARY) for e in folder.iterdir()):
-        raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
-    else:
-        write_atomic(path, lambda file: file.write(asked.model_dump_json(indent=1).encode() + b"\n"))
-    with open(path, "rb") as file:
-        if not lock(file):
-            raise UserError(f"{folder}: another prepare is at work there; wait for it to end")
-        if finished and not made & keys:
-            raise UserError(f"{folder}: holds windows of another data set; choose another folder")
-        yield
-
-
-def _check_same(path: Path, asked: Settings) -> None:
-    try:
-        before = Settings.model_validate_json(path.read_bytes())
-    except ValidationError:
-        raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
-    for name in Settings.model_fields:
-        old, new = getattr(before, name), getattr(asked, name)
-        if old != new:
-            raise UserError(
-                f"{path.parent}: was made with {name} {_show(old)}, not {_show(new)}; choose another folder for --out"
-            )
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "left to its default"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
-
-
-def remove_leftovers(folder: Path, keys: set[str]) -> None:
-    """Remove what a killed run left half-written, and shards of recordings that are gone."""
-    for path in (folder / SHARDS).glob("*"):
-        if path.name.endswith(TEMPORARY) or (path.suffix in (".npy", ".json") and path.stem not in keys):
-            path.unlink()
-
-
-FEW = 200
-"""Headers of so many recordings are read faster than processes start."""
+MIN_PARALLEL_HEADERS = 200
+"""Number of recordings from which several processes read headers; for fewer, starting processes takes longer."""
 
 
 def prepare(
@@ -130,42 +57,42 @@ def prepare(
     dtype: str = "float32",
     jobs: int | None = None,
     skip_unreadable: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> WindowStore:
     """Cut the recordings of a BIDS folder into windows with targets.
 
-    Run again, it reads only recordings that are new or changed; killed, it goes on where it was.
+    A second call reads only recordings that are new or changed. A call that was killed is continued by the next one.
 
     Parameters
     ----------
     bids
-        BIDS folder, a folder of such folders (releases of HBN-EEG side by side), or several of them. A pyarrow.fs URI
-        (``s3://bucket/folder``) will do: tables are fetched first, a recording for as long as it is read.
+        BIDS folder, a folder of BIDS folders (releases of HBN-EEG side by side), or several of either. A pyarrow.fs URI
+        (``s3://bucket/folder``) is accepted too: tables are fetched first, each recording only while it is read.
     task
         What is predicted; see `raypipe.data.tasks`.
     out
         Folder for the store: new, empty, or a store made with the same settings.
     sfreq
-        Rate of the windows (Hz). Default: the recordings' own, if it is one.
+        Sampling rate of the windows (Hz). Default: the recordings' own, if they share one.
     band
-        Edges of a zero-phase FIR band-pass (Hz), MNE's default design; a lower edge of 0 makes it a low-pass.
+        Edges of a zero-phase FIR band-pass (Hz), MNE's default design. A lower edge of 0 makes it a low-pass.
     channels
-        Names. Default: the EEG channels that all recordings have, in the first one's order.
+        Names of channels. Default: the EEG channels that all recordings have, in the first one's order.
     window, stride, tmin
-        Seconds: length of a window, step between windows side by side, start of a window after its event. Default: the
-        task's; windows side by side do not overlap.
+        Seconds: length of a window, time between windows side by side, start of a window after its event. Default: the
+        task's. Windows side by side do not overlap by default.
     crop
-        Seconds of a window that a model sees at a time: at random places in training, at a fixed one in evaluation.
-        Default: all of it, and half of it for ``latency``.
+        Seconds of a window that a model sees at a time: at random places in training, at a fixed place in evaluation.
+        Default: the whole window, or half of it for ``latency``.
     dtype
-        Type of the stored samples; ``float16`` takes half the space and has 11 bits of precision.
+        Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     jobs
-        Processes. Default: one a core. A script that calls this with more than one must be guarded by
+        Processes. Default: one per core. A script that calls this with more than one must be guarded by
         ``if __name__ == "__main__":``, as for any use of multiprocessing.
     skip_unreadable
-        Leave out recordings that cannot be read, and count them, instead of stopping at the first.
+        Leave out and count recordings that cannot be read, instead of stopping at the first.
     progress
-        Called as ``progress(recordings done, recordings in all, text)``.
+        Called with the recordings done, their total and a short text.
 
     Returns
     -------
@@ -175,11 +102,10 @@ def prepare(
     Raises
     ------
     UserError
-        Anything that is wrong with the request, the folder or the recordings.
+        The request, the folder or a recording is wrong.
     DiskFullError
-        No room is left; finished shards are kept.
+        The disk is full; finished shards are kept.
     """
-    say: Progress = progress or no_progress
     asked = parse_settings(
         task=task,
         sfreq=sfreq,
@@ -193,32 +119,32 @@ def prepare(
     )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs {jobs}: must be at least 1")
-    wanted = parse_task(task)
-    check_settings(wanted, asked)
+    chosen = parse_task(task)
+    check_settings(chosen, asked)
     folder = Path(out).expanduser().absolute()
-    jobs = jobs or len(os.sched_getaffinity(0))
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
-        work = select(wanted, folders)
-        with claim_output(folder, asked, {r.key for r in work.recordings}):
-            store = _up_to_date(folder, asked, work)
+        selection = select_recordings(chosen, folders)
+        with claim_output(folder, asked, {r.key for r in selection.recordings}):
+            store = _open_if_up_to_date(folder, asked, selection)
             if store is None:
-                store = _build(folder, asked, work, jobs, skip_unreadable, say)
+                build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
+                store = build.run(asked)
             else:
-                say(len(work.recordings), len(work.recordings), "up to date, nothing to do")
+                progress(len(selection.recordings), len(selection.recordings), "up to date, nothing to do")
     return store
 
 
-def _up_to_date(folder: Path, asked: Settings, work: Work) -> WindowStore | None:
+def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> WindowStore | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = read_manifest(folder)
         if manifest.settings != asked:
             return None
-        now = {r.key: fingerprint(r, manifest.plan, work) for r in work.recordings}
-        if now != {shard.recording: shard.fingerprint for shard in manifest.shards}:
+        current = {r.key: selection.fingerprint(r, manifest.plan) for r in selection.recordings}
+        if current != {shard.recording: shard.fingerprint for shard in manifest.shards}:
             return None
-        if any(load_made(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
+        if any(load_shard_record(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
             return None
         store = WindowStore(folder)
     except UserError:
@@ -227,109 +153,129 @@ def _up_to_date(folder: Path, asked: Settings, work: Work) -> WindowStore | None
     return store
 
 
-def _build(folder: Path, asked: Settings, work: Work, jobs: int, skip: bool, say: Progress) -> WindowStore:
-    left_out = Counter(work.left_out)
-    recordings, headers = _headers(work, jobs if len(work.recordings) > FEW else 1, skip, left_out, say)
-    plan, channels_left_out = make_plan(work.task, asked, recordings, headers)
-    left_out += channels_left_out
-    prints = {r.key: fingerprint(r, plan, work) for r in recordings}
-    (folder / MANIFEST).unlink(missing_ok=True)
-    remove_leftovers(folder, set(prints))
-    kept = {key: load_made(folder, key, prints[key]) for key in prints}
-    made: dict[str, Made] = {key: one for key, one in kept.items() if one is not None}
-    todo = [r for r in recordings if r.key not in made]
-    redone = 0
-    say(len(made), len(recordings), f"{len(made)} kept" if made else "")
-    calls = [(r, work.task.spec, work.labels_of(r), plan, folder, prints[r.key]) for r in todo]
-    with contextlib.closing(map_processes(make_shard, calls, jobs)) as answers:
-        for place, answer in answers:
-            key = todo[place].key
-            if isinstance(answer, Made):
-                made[key] = answer
-                redone += 1
-                say(len(made), len(recordings), key)
-            elif skip and isinstance(answer, UnreadableRecordingError):
-                left_out["unreadable recordings"] += 1
-            else:
-                raise answer
-    ordered = [made[r.key] for r in recordings if r.key in made]
-    store = _finish(folder, asked, work, plan, ordered, left_out)
-    store.redone = redone
-    return store
+class _Build:
+    """Make the shards that are missing, then the table and the manifest."""
+
+    def __init__(self, folder: Path, selection: Selection, jobs: int, skip: bool, progress: Progress) -> None:
+        self.folder, self.selection, self.jobs, self.skip, self.progress = folder, selection, jobs, skip, progress
+        self.left_out = Counter(selection.left_out)
+
+    def run(self, asked: Settings) -> WindowStore:
+        recordings, headers = self._read_headers()
+        plan, left_out = make_plan(self.selection.task, asked, recordings, headers)
+        self.left_out += left_out
+        fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        remove_leftovers(self.folder, set(fingerprints))
+        found = {key: load_shard_record(self.folder, key, print_) for key, print_ in fingerprints.items()}
+        kept = {key: record for key, record in found.items() if record is not None}
+        made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
+        records = kept | made
+        store = self._finish(asked, plan, [records[r.key] for r in recordings if r.key in records])
+        store.redone = len(made)
+        return store
+
+    def _read_headers(self) -> tuple[list[Recording], list[Header]]:
+        recordings = self.selection.recordings
+        jobs = self.jobs if len(recordings) > MIN_PARALLEL_HEADERS else 1
+        found: dict[int, Header] = {}
+        with contextlib.closing(map_processes(read_header, [(r,) for r in recordings], jobs)) as answers:
+            for number, answer in answers:
+                if isinstance(answer, UserError):
+                    self._skip_or_raise(answer)
+                else:
+                    found[number] = answer
+                    self.progress(0, len(recordings), f"header of {recordings[number].key}")
+        if not found:
+            raise UserError("no recording can be read")
+        readable = sorted(found)
+        return [recordings[number] for number in readable], [found[number] for number in readable]
+
+    def _make_shards(
+        self, recordings: list[Recording], kept: int, plan: Plan, fingerprints: dict[str, str]
+    ) -> dict[str, ShardRecord]:
+        total = len(fingerprints)
+        self.progress(kept, total, f"{kept} kept" if kept else "")
+        spec, labels_of = self.selection.task.spec, self.selection.labels_of
+        calls = [(r, spec, labels_of(r), plan, self.folder, fingerprints[r.key]) for r in recordings]
+        made: dict[str, ShardRecord] = {}
+        with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as answers:
+            for number, answer in answers:
+                if isinstance(answer, UserError):
+                    self._skip_or_raise(answer)
+                else:
+                    made[recordings[number].key] = answer
+                    self.progress(kept + len(made), total, recordings[number].key)
+        return made
+
+    def _skip_or_raise(self, error: UserError) -> None:
+        if not (self.skip and isinstance(error, UnreadableRecordingError)):
+            raise error
+        self.left_out["unreadable recordings"] += 1
+
+    def _finish(self, asked: Settings, plan: Plan, records: list[ShardRecord]) -> WindowStore:
+        """Write the table and then the manifest."""
+        import mne
+
+        for record in records:
+            self.left_out.update(record.left_out)
+        left_out = dict(+self.left_out)
+        table = self._table(records, left_out)
+        subjects = set(table["subject"])
+        check_subjects(set(subjects), str(self.folder))
+        labels = self.selection.labels
+        text = table.to_csv(index=False, lineterminator="\n").encode()
+        table_sha256 = hashlib.sha256(text).hexdigest()
+        manifest = Manifest(
+            settings=asked,
+            plan=plan,
+            kind=labels.kind,
+            metric="nrmse" if labels.kind == "regression" else "auc",
+            classes=labels.classes,
+            shards=tuple(record.shard for record in records),
+            table_sha256=table_sha256,
+            data_hash=_data_hash(records, table_sha256, plan, labels.classes),
+            summary=Summary(
+                recordings=sum(record.shard.rows > 0 for record in records),
+                windows=len(table),
+                subjects=len(subjects),
+                left_out=left_out,
+            ),
+            versions={"mne": mne.__version__},
+        )
+        write_atomic(self.folder / TABLE, lambda file: file.write(text))
+        write_atomic(self.folder / MANIFEST, lambda file: file.write(manifest.to_json()))
+        return WindowStore(self.folder)
+
+    def _table(self, records: list[ShardRecord], left_out: dict[str, int]) -> pd.DataFrame:
+        """Return the table of all windows, and check that there are windows of every class."""
+        import pandas as pd
+
+        spec, classes = self.selection.task.spec, self.selection.labels.classes
+        rows = [
+            row | {"shard": number, "row": place}
+            for number, record in enumerate(records)
+            for place, row in enumerate(record.rows)
+        ]
+        if not rows:
+            reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
+            raise UserError(f"task '{spec}': no window at all ({reasons or 'no matching event'})")
+        table = pd.DataFrame(rows)
+        if classes:
+            table["target"] = table["target"].astype(int)
+            missing = set(range(len(classes))) - set(table["target"])
+            if missing:
+                raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'")
+        table.insert(0, "window", range(len(table)))
+        used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
+        return table[[*COLUMNS, *used]]
 
 
-def _headers(
-    work: Work, jobs: int, skip: bool, left_out: Counter[str], say: Progress
-) -> tuple[list[Recording], list[Header]]:
-    found: dict[int, Header] = {}
-    # Processes take longer to start than a few headers to read.
-    with contextlib.closing(map_processes(probe, [(r,) for r in work.recordings], jobs)) as answers:
-        for place, answer in answers:
-            if isinstance(answer, tuple):
-                found[place] = answer
-                say(0, len(work.recordings), f"header of {work.recordings[place].key}")
-            elif skip and isinstance(answer, UnreadableRecordingError):
-                left_out["unreadable recordings"] += 1
-            else:
-                raise answer
-    if not found:
-        raise UserError("no recording can be read")
-    readable = [r for place, r in enumerate(work.recordings) if place in found]
-    headers = [found[place] for place in sorted(found)]
-    return readable, headers
-
-
-def _finish(
-    folder: Path, asked: Settings, work: Work, plan: Plan, made: list[Made], left_out: Counter[str]
-) -> WindowStore:
-    import mne
-    import pandas as pd
-
-    for one in made:
-        left_out.update(one.left_out)
-    rows = [
-        row | {"shard": number, "row": place} for number, one in enumerate(made) for place, row in enumerate(one.rows)
-    ]
-    left_out = +left_out
-    if not rows:
-        reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-        raise UserError(f"task '{work.task.spec}': no window at all ({reasons or 'no matching event'})")
-    table = pd.DataFrame(rows)
-    if work.labels.classes:
-        table["target"] = table["target"].astype(int)
-        empty = set(range(len(work.labels.classes))) - set(table["target"])
-        if empty:
-            name = work.labels.classes[min(empty)]
-            raise UserError(f"task '{work.task.spec}': no window of class '{name}'")
-    table.insert(0, "window", range(len(table)))
-    subjects = set(table["subject"])
-    check_subjects(subjects, str(folder))
-    extra = [name for name in EXTRA if name in table and table[name].fillna("").astype(bool).any()]
-    text = table[[*COLUMNS, *extra]].to_csv(index=False, lineterminator="\n").encode()
-    table_sha256 = hashlib.sha256(text).hexdigest()
+def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:
     content = {
-        "shards": [one.shard.sha256 for one in made],
+        "shards": [record.shard.sha256 for record in records],
         "table": table_sha256,
         "plan": plan.model_dump(mode="json", include={"channels", "sfreq", "crop_samples", "target_is_offset"}),
-        "classes": work.labels.classes,
+        "classes": classes,
     }
-    manifest = Manifest(
-        settings=asked,
-        plan=plan,
-        kind=work.labels.kind,
-        metric="nrmse" if work.labels.kind == "regression" else "auc",
-        classes=work.labels.classes,
-        shards=tuple(one.shard for one in made),
-        table_sha256=table_sha256,
-        data_hash=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
-        summary=Summary(
-            recordings=sum(one.shard.rows > 0 for one in made),
-            windows=len(table),
-            subjects=len(subjects),
-            left_out=dict(left_out),
-        ),
-        versions={"mne": mne.__version__},
-    )
-    write_atomic(folder / TABLE, lambda file: file.write(text))
-    write_atomic(folder / MANIFEST, lambda file: file.write(manifest.model_dump_json(indent=1).encode() + b"\n"))
-    return WindowStore(folder)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What every task is: where its windows lie in a recording, and what their targets are."""
+"""The interface of a task: which windows a recording has, and what their targets are."""
 
 from __future__ import annotations
 
@@ -16,99 +16,103 @@ from raypipe.data.bids import Recording
 
 Kind = Literal["regression", "classification"]
 
+_ROUNDING = 1e-6
+"""Seconds by which a window may reach beyond its recording: times are rounded."""
+
 
 @dataclass(frozen=True)
-class Layout:
-    """Shape of windows, in seconds."""
+class WindowTiming:
+    """Length and placement of windows, in seconds."""
 
     window: float
     stride: float
-    """From one window to the next, where windows lie side by side."""
+    """Time from one window to the next, where windows are placed side by side."""
     tmin: float
-    """From an event to the start of its window."""
+    """Time from an event to the start of its window."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the data says about a task's targets."""
+    """The targets that the data offers for a task."""
 
     kind: Kind
     classes: tuple[str, ...] = ()
     """Names of the classes; a target is an index into them. Empty for regression."""
     by_subject: dict[str, float] | None = None
-    """Target of each subject, where it is one for all of a subject's windows; subjects without one are missing."""
+    """Target of each subject, where all windows of a subject share one. Subjects without a target are missing."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """A window before it is read."""
+class Segment:
+    """Place and target of a window, before its signal is read."""
 
     onset: float
     """Start in seconds from the recording's start."""
     target: float = float("nan")
     """Value, or index of the class; NaN where unknown."""
     mark: str = ""
-    """What a task notes about a window, for the table's column `mark`."""
+    """A note of the task, for the table's column `mark`."""
 
 
 @dataclass
-class Cut:
-    """Windows of one recording, and how many were left out for which reason."""
+class Segments:
+    """The windows of one recording, and how many were left out for which reason."""
 
-    spans: list[Span]
+    segments: list[Segment]
     left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One kind of target. Made by `parse_task`."""
+    """What is predicted. `raypipe.data.tasks.parse_task` makes tasks."""
 
     spec: str
     bids_tasks: tuple[str, ...] = ()
-    """Recordings of these BIDS tasks only; empty for all."""
+    """BIDS tasks whose recordings are used; empty for all."""
 
     default_window: ClassVar[float] = 2.0
+    """Seconds."""
     default_tmin: ClassVar[float] = 0.0
-    event_locked: ClassVar[bool] = False
-    """Windows lie at events; otherwise side by side."""
-    target_is_offset: ClassVar[bool] = False
-    """The target is where in its window a crop begins, whatever `windows` says."""
-
+    """Seconds."""
     default_stride: ClassVar[float | None] = None
-    """Seconds from one window to the next; None for windows that do not overlap."""
+    """Seconds; None for windows that do not overlap."""
+    event_locked: ClassVar[bool] = False
+    """Windows are placed at events; otherwise side by side."""
+    target_is_offset: ClassVar[bool] = False
+    """The target is the start of the crop in its window, whatever `segment` returns."""
     scorer_crops: ClassVar[bool] = False
-    """Crops that are evaluated lie where the challenge's scorer draws them (`challenge.scorer_offsets`)."""
+    """Evaluated crops start where the challenge's scorer draws them (`challenge.scorer_offsets`)."""
 
     def default_crop(self, window: float) -> float | None:
-        """Seconds of a window that a model sees at a time; None for all of it."""
+        """Return how many seconds of a window a model sees at a time; None for the whole window."""
         return window / 2 if self.target_is_offset else None
 
     def select(self, recordings: Sequence[Recording]) -> list[Recording]:
-        """Keep the recordings that the task is about.
+        """Return the recordings of the task's BIDS tasks.
 
         Raises
         ------
         UserError
-            A BIDS task that no recording is of.
+            No recording has one of the BIDS tasks.
         """
         if not self.bids_tasks:
             return list(recordings)
-        there = sorted({r.task for r in recordings if r.task})
+        present = sorted({r.task for r in recordings if r.task})
         for name in self.bids_tasks:
-            if name not in there:
-                raise UserError(f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, there)}")
+            if name not in present:
+                raise UserError(f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}")
         return [r for r in recordings if r.task in self.bids_tasks]
 
-    def sift(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
-        """Leave out what the data set itself says is of no use, and count it."""
+    def exclude(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
+        """Leave out the recordings that the data set itself marks as unusable, and count them by reason."""
         return list(recordings), Counter()
 
-    def beside(self, recording: Recording) -> list[Path]:
-        """Files, other than its own, that the windows of a recording depend on."""
+    def extra_files(self, recording: Recording) -> list[Path]:
+        """Return the files, other than the recording's own, that its windows depend on."""
         return []
 
-    def bind(self, recordings: Sequence[Recording]) -> Labels:
-        """Look up kind and classes in the data.
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        """Read the kind of the targets and their classes from the data.
 
         Raises
         ------
@@ -118,39 +122,42 @@ class Task(ABC):
         return Labels("regression")
 
     @abstractmethod
-    def windows(self, recording: Recording, duration: float, layout: Layout, labels: Labels | None) -> Cut:
-        """Lay the windows of one recording.
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        """Place the windows of one recording.
 
         Parameters
         ----------
+        recording
+            The recording; its events may be read, its signal is not.
         duration
             Length of the recording in seconds.
+        timing
+            Length and placement of the windows.
         labels
-            What `bind` found. None to lay windows for prediction: targets are NaN and need not be known.
+            What `read_labels` returned. None places windows for prediction: targets are NaN and need not be known.
         """
 
 
-def side_by_side(duration: float, layout: Layout, target: float) -> Cut:
-    """Lay windows from the recording's start on, as many as fit in."""
-    # A microsecond of grace: a window that ends with the recording is not lost to rounding.
-    count = int(np.floor((duration - layout.window + 1e-6) / layout.stride)) + 1
+def segments_side_by_side(duration: float, timing: WindowTiming, target: float) -> Segments:
+    """Place windows from the recording's start on, as many as fit."""
+    count = int(np.floor((duration - timing.window + _ROUNDING) / timing.stride)) + 1
     if count < 1:
-        return Cut([], Counter({"recordings shorter than a window": 1}))
-    return Cut([Span(i * layout.stride, target) for i in range(count)])
+        return Segments([], Counter({"recordings shorter than a window": 1}))
+    return Segments([Segment(i * timing.stride, target) for i in range(count)])
 
 
 def split_names(spec: str, argument: str, at_least: int) -> tuple[str, ...]:
-    """Names that are separated by commas.
+    """Return the names in a text that separates them by commas.
 
     Raises
     ------
     UserError
-        They are too few, or one is there twice.
+        There are fewer than `at_least`, or a name is repeated.
     """
     names = tuple(name.strip() for name in argument.split(",") if name.strip())
     if len(names) < at_least:
         raise UserError(f"task '{spec}': needs at least {at_least} name{'s' * (at_least > 1)}, separated by commas")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"task '{spec}': '{twice[0]}' is there twice")
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise UserError(f"task '{spec}': '{repeated[0]}' is given twice")
     return names

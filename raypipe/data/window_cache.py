@@ -1,33 +1,39 @@
-"""Windows that lie on shared storage, fetched to a machine's own disk once, for all of its processes."""
+"""Windows behind a URI, fetched once to a disk cache that all processes of a machine share."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.window_store import HEADER_BYTES, MANIFEST, SETTINGS, TABLE, Shard, WindowStore, content_hash
+from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Shard
+from raypipe.data.shard_file import HEADER_BYTES, content_hash, file_size, map_shard
+from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import Folder, lock, open_folder, write_atomic
 from raypipe.storage.remote import refuse_credentials
 from raypipe.storage.transfer import copy_folder
 
-CACHE, LIMIT = "RAYPIPE_CACHE", "RAYPIPE_CACHE_GB"
-"""Environment variables: the folder (default ``~/.cache/raypipe``) and the most gigabytes that shards may take in it
-(default: nine tenths of what is free or already used by them)."""
+FOLDER_VARIABLE = "RAYPIPE_CACHE"
+"""Environment variable: the cache's folder. Default: ``~/.cache/raypipe``."""
+LIMIT_VARIABLE = "RAYPIPE_CACHE_GB"
+"""Environment variable: gigabytes that the cache may use. Default: nine tenths of what is free or used by it."""
 
-_AT_A_TIME = 8
+MAX_FETCHES = 8
+"""Shards that one process fetches at a time."""
+
+_LOCK_PAUSE = 0.05
+"""Seconds between two attempts to take a shard's lock."""
 
 T = TypeVar("T")
 
@@ -53,154 +59,174 @@ def open_windows(where: str | Path) -> WindowStore:
     return RemoteWindowStore(str(where)) if "://" in str(where) else WindowStore(where)
 
 
-class ShardCache:
-    """Shards by their content, on this machine's disk; the longest unused go first when room is short.
+def push_store(store: str, target: str, *, progress: Progress = no_progress) -> int:
+    """Copy a store of windows to shared storage and return the number of files.
 
-    Whoever has mapped a shard keeps it when it is removed: the disk's blocks go with the last map.
+    The manifest is copied last, so an unfinished copy is not taken for a store.
+
+    Raises
+    ------
+    UserError
+        `store` is not a store of windows, or the storage fails.
+    """
+    WindowStore(store)
+    return copy_folder(store, target, last=(MANIFEST,), progress=progress)
+
+
+class CachedShard(NamedTuple):
+    """A file of the cache; sorts by its last use."""
+
+    used: float
+    """Unix time (s)."""
+    size: int
+    """Bytes."""
+    path: Path
+
+
+class ShardCache:
+    """Shards on this machine's disk, named by their content. The least recently used are evicted when it is full.
+
+    An evicted shard stays readable for processes that have mapped it: the disk frees its blocks with the last map.
 
     Parameters
     ----------
-    folder, limit
-        Where, and the most bytes; None for the defaults (`CACHE`, `RETRY_SECONDS`).
+    folder
+        The cache's folder; None for the default (`FOLDER_VARIABLE`).
+    limit
+        Bytes that it may use; None for the default (`LIMIT_VARIABLE`).
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
-        self.folder = folder or Path(os.environ.get(CACHE) or "~/.cache/raypipe").expanduser()
+        self.folder = folder or Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/raypipe").expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.limit = self._limit() if limit is None else limit
+        self.limit = self._default_limit() if limit is None else limit
 
-    def _limit(self) -> int:
-        text = os.environ.get(LIMIT)
+    def _default_limit(self) -> int:
+        text = os.environ.get(LIMIT_VARIABLE)
         if not text:
-            return int(0.9 * (shutil.disk_usage(self.folder).free + sum(size for _, size, _ in self._held())))
+            return int(0.9 * (shutil.disk_usage(self.folder).free + sum(shard.size for shard in self._shards())))
         try:
             return int(float(text) * 1e9)
         except ValueError:
-            raise UserError(f"{LIMIT}={text}: not a number of gigabytes; say for example 100") from None
+            raise UserError(f"{LIMIT_VARIABLE}={text}: not a number of gigabytes, such as 100") from None
 
-    def _held(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, size and path of every shard."""
+    def _shards(self) -> Iterator[CachedShard]:
         for path in self.folder.glob("*.npy"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room
-                found = path.stat()
-                yield found.st_mtime, found.st_size, path
+            with contextlib.suppress(FileNotFoundError):  # evicted by another process
+                stat = path.stat()
+                yield CachedShard(stat.st_mtime, stat.st_size, path)
 
-    def use(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder, how: Callable[[Path], T]) -> T:
-        """What `how` makes of a shard's file, which is not removed meanwhile.
+    def use(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder, read: Callable[[Path], T]) -> T:
+        """Fetch a shard if it is not in the cache, and return what `read` returns for its file.
 
-        It is fetched from `folder` unless it is there; one process of a machine fetches it.
+        The shard is locked meanwhile: only one process of the machine fetches it, and none evicts it.
 
         Parameters
         ----------
         shard, shape, dtype
-            What is wanted, and the array that it must hold.
+            The shard, and shape and type of its array.
         folder
-            The store's.
-        how
-            Given the file's path.
+            The store's folder, which the shard is fetched from.
+        read
+            Called with the path of the shard's file in the cache.
 
         Raises
         ------
         UserError
-            It is not in `folder`, or is not what `prepare` wrote.
+            The shard is not in `folder`, or is not what `prepare` wrote.
         """
         path = self.folder / f"{shard.sha256}.npy"
-        with self._alone(path):
+        with self._locked(path):
             if not path.is_file():
-                data = self._fetched(shard, shape, dtype, folder)
-                self._make_room(len(data))
+                data = self._fetch(shard, shape, dtype, folder)
+                self._evict_for(len(data))
                 write_atomic(path, lambda file: file.write(data))
             os.utime(path)
-            return how(path)
+            return read(path)
 
     @contextlib.contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
+    def _locked(self, path: Path) -> Iterator[None]:
         with open(path.with_suffix(".lock"), "wb") as file:
             while not lock(file):
-                time.sleep(0.05)
+                time.sleep(_LOCK_PAUSE)
             yield
 
-    def _fetched(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder) -> bytes:
+    def _fetch(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder) -> bytes:
         where = f"{folder.where}/{shard.file}"
         try:
             data = folder.read(shard.file)
         except FileNotFoundError:
             raise UserError(f"{where}: missing; copy the whole store there again") from None
-        count = math.prod(shape)
-        whole = len(data) == HEADER_BYTES + count * np.dtype(dtype).itemsize
-        x_NCT = np.frombuffer(data, dtype, count, HEADER_BYTES).reshape(shape) if whole else None
-        if x_NCT is None or content_hash(x_NCT) != shard.sha256:
+        whole = len(data) == file_size(shape, dtype)
+        if not whole or content_hash(np.frombuffer(data, dtype, offset=HEADER_BYTES).reshape(shape)) != shard.sha256:
             raise UserError(f"{where}: damaged (its content is not what prepare wrote); copy the store there again")
         return data
 
-    def _make_room(self, size: int) -> None:
-        held = sorted(self._held())
-        there = sum(size for _, size, _ in held)
-        for _, each, path in held:
-            if there + size <= self.limit:
+    def _evict_for(self, size: int) -> None:
+        """Evict shards until `size` more bytes fit; shards that are locked are kept."""
+        shards = sorted(self._shards())
+        used = sum(shard.size for shard in shards)
+        for shard in shards:
+            if used + size <= self.limit:
                 return
-            with open(path.with_suffix(".lock"), "wb") as file:
-                if lock(file):  # or it is being mapped
-                    path.unlink(missing_ok=True)
-                    there -= each
+            with open(shard.path.with_suffix(".lock"), "wb") as file:
+                if lock(file):
+                    shard.path.unlink(missing_ok=True)
+                    used -= shard.size
 
 
 class RemoteWindowStore(WindowStore):
-    """Windows behind a URI. Pickled by it: another machine fetches its own.
+    """Windows behind a URI. Pickled by the URI: another machine fetches its own copy.
 
-    All shards are fetched at once where they fit into the cache, else each at its first use.
+    All shards are fetched at the start if they fit in the cache, else each at its first use.
 
     Parameters
     ----------
     uri
-        Of the folder that holds a store, copied there whole.
+        URI of a folder that holds a whole store.
     cache
-        Where shards are kept.
+        Where shards are kept; None for the machine's cache.
+
+    Raises
+    ------
+    UserError
+        There is no store, or it is damaged.
     """
 
     def __init__(self, uri: str, cache: ShardCache | None = None) -> None:
         refuse_credentials(uri)
         self._folder, self._cache = open_folder(uri), cache or ShardCache()
-        super().__init__(self._small_files(uri))
+        super().__init__(self._fetch_manifest_and_table())
         self.where = uri
-        whole = [shard for shard in self.manifest.shards if shard.rows]
-        itemsize = np.dtype(self.manifest.plan.dtype).itemsize
-        if sum(HEADER_BYTES + math.prod(self._shape(shard)) * itemsize for shard in whole) <= self._cache.limit:
-            with ThreadPoolExecutor(_AT_A_TIME) as pool:
-                list(pool.map(lambda shard: self._use(shard, Path), whole))
+        shards = [shard for shard in self.manifest.shards if shard.rows]
+        if sum(file_size(self._shape(shard), self.manifest.plan.dtype) for shard in shards) <= self._cache.limit:
+            with ThreadPoolExecutor(MAX_FETCHES) as pool:
+                list(pool.map(lambda shard: self._use(shard, Path), shards))
 
-    def _small_files(self, uri: str) -> Path:
-        """Copy the manifest and the table; the folder on this machine that holds them."""
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return RemoteWindowStore, (self.where,)
+
+    def _fetch_manifest_and_table(self) -> Path:
+        """Return the folder on this machine that holds copies of both."""
+        where = self._folder.where
         try:
             manifest = self._folder.read(MANIFEST)
         except FileNotFoundError:
             unfinished = self._folder.exists(SETTINGS)
             why = "prepare or the copying did not finish" if unfinished else f"not a store of windows (no {MANIFEST})"
-            raise UserError(f"{self._folder.where}: {why}; copy a store there with raypipe push") from None
+            raise UserError(f"{where}: {why}; copy a store there with raypipe push") from None
         local = self._cache.folder / "stores" / hashlib.sha256(manifest).hexdigest()[:24]
         if not (local / MANIFEST).is_file():
             try:
                 table = self._folder.read(TABLE)
             except FileNotFoundError:
-                raise UserError(f"{self._folder.where}/{TABLE}: missing; copy the whole store there again") from None
+                raise UserError(f"{where}/{TABLE}: missing; copy the whole store there again") from None
             write_atomic(local / TABLE, lambda file: file.write(table))
             write_atomic(local / MANIFEST, lambda file: file.write(manifest))
         return local
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return RemoteWindowStore, (self.where,)
-
-    def _shape(self, shard: Shard) -> tuple[int, ...]:
-        return shard.rows, self.n_channels, self.window_samples
-
-    def _use(self, shard: Shard, how: Callable[[Path], T]) -> T:
-        return self._cache.use(shard, self._shape(shard), self.manifest.plan.dtype, self._folder, how)
-
     def _open(self, shard: Shard) -> NDArray[Any]:
-        return self._use(shard, lambda path: self._mapped(path, shard))
+        return self._use(shard, lambda path: map_shard(path, self._shape(shard), self.manifest.plan.dtype))
 
-
-def push_store(store: str, target: str, *, progress: Progress = no_progress) -> int:
-    """Copy a store of windows to shared storage, its manifest last: what is cut short is no store."""
-    WindowStore(store)  # refuses what is none
-    return copy_folder(store, target, last=(MANIFEST,), progress=progress)
+    def _use(self, shard: Shard, read: Callable[[Path], T]) -> T:
+        return self._cache.use(shard, self._shape(shard), self.manifest.plan.dtype, self._folder, read)

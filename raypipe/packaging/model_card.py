@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raypipe.core.config import ModelConfig
 from raypipe.core.folds import FoldMap
-from raypipe.data.window_store import Plan
+from raypipe.data.manifest import Plan
 from raypipe.ensembles.labels import class_frequency_note, describe_target
 
 FORMAT: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"

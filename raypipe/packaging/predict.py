@@ -13,7 +13,8 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.progress import Progress
 from raypipe.data.bids import Recording, find_recordings, recording_from_file
-from raypipe.data.tasks import Task, parse_task
+from raypipe.data.task_base import Task
+from raypipe.data.tasks import parse_task
 from raypipe.data.windower import windows_of
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.storage.files import write_atomic

@@ -164,7 +164,7 @@ def range_edges(run: RunStore) -> list[RangeEdge]:
 def _best_trials(run: RunStore) -> list[FrozenTrial]:
     """Return the study's best trials that this search drew, best first."""
     with silence_optuna():
-        storage = open_journal(run, mend=False)
+        storage = open_journal(run, writable=False)
         if STUDY_NAME not in optuna.get_all_study_names(storage):
             return []
         trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials(deepcopy=False)

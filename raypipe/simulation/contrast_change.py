@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.progress import Progress
-from raypipe.data.tasks import CONTRAST_TASK
+from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.simulation.signal import Trial, signal
-from raypipe.storage.files import TEMPORARY, write_atomic
+from raypipe.storage.files import PARTIAL_SUFFIX, write_atomic
 
 Array = NDArray[np.float64]
 
@@ -203,9 +203,9 @@ def _write_subject(
     folder: Path, name: str, design: _Design, rng: np.random.Generator, factor: float, template: Template | None
 ) -> None:
     """Write all files of a subject into a folder that gets its name once it is complete."""
-    for left in folder.glob(f".{name}.*{TEMPORARY}"):
+    for left in folder.glob(f".{name}.*{PARTIAL_SUFFIX}"):
         shutil.rmtree(left)
-    temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+    temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
     mean_rt, severed_mean = rng.normal(RT_MEAN, RT_BETWEEN, size=2)
     try:
         for run in range(1, design.runs + 1):

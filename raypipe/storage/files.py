@@ -14,32 +14,48 @@ from typing import IO, Any, BinaryIO, Protocol, TypeVar
 
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.record import Record
-from raypipe.storage.remote import TEMPORARY as TEMPORARY
+from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from raypipe.storage.remote import RemoteFolder
+
+MAX_CALLS = 16
+"""Calls of a remote storage at a time; each waits some hundredths of a second for the server."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+R = TypeVar("R", bound=Record)
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, flush it to the disk and rename it into place.
+    """Write a file whole or not at all.
+
+    The content goes to a partial file beside `path`, which is flushed to the disk and renamed.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made if it does not exist.
+    write
+        Writes the content to an open file.
 
     Raises
     ------
     DiskFullError
-        No room is left; `path` is as it was.
+        The disk is full; `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(partial, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise disk_full(error, path) or error from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -51,9 +67,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
-    """Take an open file's lock, if no other process of this host has it; it goes with the file or the process.
+    """Lock an open file, and return False if another process of this host holds its lock.
 
-    A file system without locks says yes to everyone.
+    The lock is released when the file is closed or the process ends. On a file system without locks it is always taken.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -65,9 +81,10 @@ def lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
 
 
 class Folder(Protocol):
-    """A place for named files; names are relative and use ``/``."""
+    """A local folder, or a folder behind a URI. Names of files are relative and use ``/``."""
 
     where: str
+    """Path or URI."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file whole or not at all."""
@@ -76,16 +93,16 @@ class Folder(Protocol):
         """Return the whole file; FileNotFoundError where there is none."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether there is a file of this name."""
 
     def names(self, prefix: str = "") -> list[str]:
-        """Sorted names of all files below the folder `prefix`, temporary ones left out."""
+        """Return the sorted names of all files below the folder `prefix`, without partial files."""
 
     def partial_files(self) -> list[str]:
-        """Sorted names of temporary files: being written, or left by who was killed in the midst of it."""
+        """Return the sorted names of partial files: those being written, or left by a process that was killed."""
 
     def remove(self, name: str) -> None:
-        """Remove the file; nothing happens where there is none."""
+        """Remove the file, if it exists."""
 
 
 class LocalFolder:
@@ -105,57 +122,56 @@ class LocalFolder:
         return (self.path / name).is_file()
 
     def names(self, prefix: str = "") -> list[str]:
-        return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(TEMPORARY))
+        return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(PARTIAL_SUFFIX))
 
     def partial_files(self) -> list[str]:
-        return sorted(name for name in self._walk(self.path) if name.endswith(TEMPORARY))
+        return sorted(name for name in self._walk(self.path) if name.endswith(PARTIAL_SUFFIX))
 
     def _walk(self, top: Path) -> Iterator[str]:
         for folder, _, files in os.walk(top):
             if files:
                 below = Path(folder).relative_to(self.path).as_posix()
-                before = "" if below == "." else f"{below}/"
-                yield from (before + file for file in files)  # a path object for each would take most of a listing
+                prefix = "" if below == "." else f"{below}/"
+                yield from (prefix + file for file in files)  # a Path for each would take most of the time
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
 
 def open_folder(where: str | Path) -> Folder:
-    """Open a local path or a pyarrow.fs URI; nothing is created before the first write."""
-    text = str(where)
-    return RemoteFolder(text) if "://" in text else LocalFolder(text)
-
-
-AT_ONCE = 16
-"""Calls of a storage at a time: each waits some hundredths of a second for its server."""
-
-A = TypeVar("A")
-B = TypeVar("B")
-R = TypeVar("R", bound=Record)
-
-
-def map_concurrently(folder: Folder, call: Callable[[A], B], things: Iterable[A]) -> list[B]:
-    """What `call` says of each thing, in order; behind a URI, where it waits, several at a time.
-
-    `call` must bear being called by several threads.
-    """
-    if isinstance(folder, LocalFolder):
-        return [call(thing) for thing in things]
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="raypipe-call") as others:
-        return list(others.map(call, things))
-
-
-def read_json(folder: Folder, name: str) -> Any:
-    """Parse a JSON file of `folder`.
+    """Open a local path or a pyarrow.fs URI. Nothing is created before the first write.
 
     Raises
     ------
     UserError
-        The file is no whole JSON document.
+        pyarrow cannot open the URI.
     """
-    for _ in range(2):
-        # Twice, for a file that is rewritten meanwhile: pyarrow asks a store for its length and then for its bytes.
+    text = str(where)
+    return RemoteFolder(text) if "://" in text else LocalFolder(text)
+
+
+def map_concurrently(folder: Folder, call: Callable[[A], B], arguments: Iterable[A]) -> list[B]:
+    """Call a function with each argument and return the results in order.
+
+    For a folder behind a URI, several calls run at a time in threads, since each waits for the server.
+    """
+    if isinstance(folder, LocalFolder):
+        return [call(argument) for argument in arguments]
+    with ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="raypipe-call") as pool:
+        return list(pool.map(call, arguments))
+
+
+def read_json(folder: Folder, name: str) -> Any:
+    """Return the content of a JSON file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    UserError
+        The file is not a whole JSON document.
+    """
+    for _ in range(2):  # a second time, because the file may be rewritten during the first (see `read_record`)
         with contextlib.suppress(ValueError):
             return json.loads(folder.read(name))
     raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy")
@@ -173,8 +189,10 @@ def read_record(kind: type[R], folder: Folder, name: str) -> R:
     ------
     FileNotFoundError
         There is no such file.
+    OtherFormatError
+        The file has another format.
     UserError
-        The file is not JSON, has another format, or does not fit the schema.
+        The file is not JSON, or does not fit the schema.
     """
     where = f"{folder.where}/{name}"
     data = folder.read(name)

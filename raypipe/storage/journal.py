@@ -1,4 +1,4 @@
-"""The journal of a run's Optuna study: one file where the run is local, numbered files behind a URI."""
+"""The journal of a run's Optuna study: one file in a local run, numbered files behind a URI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -15,146 +15,38 @@ from raypipe.core.errors import UserError
 from raypipe.storage.files import Folder, map_concurrently
 from raypipe.storage.run_store import RunStore
 
-CHUNK = 256
-"""Files that are made one. A trial leaves a dozen, and each is a call of the storage to whoever opens the study."""
-TRIES = 3
-"""Times that a reader lists the files, of which the writer may make one meanwhile."""
-_NAME = re.compile(r"study/(\d{8})(?:-(\d{8}))?\.jsonl")
+STUDY_NAME = "raypipe"
+JOURNAL_FILE = "study.journal"
+MERGE_COUNT = 256
+"""Numbered files that are merged into one. A trial writes a dozen, and each costs a reader one call of the storage."""
+LISTING_ATTEMPTS = 3
+"""Attempts of a reader to list and read the files, some of which the writer may merge meanwhile."""
+
+_FOLDER = "study"
+_NAME = re.compile(rf"{_FOLDER}/(\d{{8}})(?:-(\d{{8}}))?\.jsonl")
 
 
-class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
-    """Optuna's journal as numbered files, for storage that cannot append. One writer at a time: the run's driver.
+def open_journal(run: RunStore, *, writable: bool = True) -> Any:
+    """Open the study's storage: ``study.journal`` in a local run, which optuna-dashboard reads, else numbered files.
 
-    What is appended is a file of its own, written whole before anybody goes on. `CHUNK` such files on end are then
-    written once more as one, whose name has the first and last number, and removed.
+    A run that was pulled from a URI keeps its numbered files.
 
-    Attributes
+    Parameters
     ----------
-    frozen
-        Whether it may be looked at only. A writer is not told of what others write until it writes itself.
+    writable
+        The caller holds the run's lease. It may write, and what a killed driver left is repaired.
     """
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._logs: list[dict[str, Any]] = []
-        self._next = 0
-        self._loose: list[bytes] = []
-        self._begun = False
-        self.frozen = False
-
-    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        if self.frozen or not self._begun:
-            self._read()
-        return self._logs[log_number_from:]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        if self.frozen:
-            raise UserError(f"{self._folder.where}: its study can be looked at here, not changed")
-        if not self._begun or self._overtaken():
-            self._next, self._logs, self._loose = 0, [], []
-            self._read()
-        data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self._folder.write(_name(self._next), data)
-        self._logs += logs
-        self._loose.append(data)
-        self._next += 1
-        if len(self._loose) >= CHUNK:
-            self._gather()
-
-    def _overtaken(self) -> bool:
-        """Whether another has written, who may not: a driver that slept for longer than its lease wakes up to this."""
-        if self._folder.exists(_name(self._next)):
-            return True
-        if self._loose:
-            return not self._folder.exists(_name(self._next - 1))
-        return any(last >= self._next for last in _files(self._folder)[0].values())
-
-    def _read(self) -> None:
-        """Read what follows on what is known; all, where some of that has been made one file with what follows."""
-        for left in reversed(range(TRIES)):
-            ends, stale = _files(self._folder)
-            known = self._next in ends or self._next > max(ends.values(), default=-1)
-            at = self._next if known else 0
-            files = []
-            while at in ends:
-                files.append((at, ends[at]))
-                at = ends[at] + 1
-            try:
-                if any(first > at for first in ends):
-                    raise FileNotFoundError(f"{self._folder.where}/{_name(at)}")
-                found = map_concurrently(self._folder, lambda file: self._folder.read(_name(*file)), files)
-                break
-            except FileNotFoundError as error:  # made one with others since they were listed; or not there at all
-                if not left:
-                    raise UserError(f"{error}: missing; restore it from a copy") from None
-        if not known:
-            self._logs, self._loose = [], []
-        for file, data in zip(files, found, strict=True):
-            self._logs += lines(data, f"{self._folder.where}/{_name(*file)}")
-            if file[0] == file[1]:
-                self._loose.append(data)
-            else:
-                self._loose = []
-        self._next, self._begun = at, True
-        if not self.frozen:
-            map_concurrently(self._folder, self._folder.remove, stale)
-            if len(self._loose) >= CHUNK:
-                self._gather()
-
-    def _gather(self) -> None:
-        first, last = self._next - len(self._loose), self._next - 1
-        if max(_files(self._folder)[0].items()) != (last, last):
-            return  # another has written: the next entry finds out
-        self._folder.write(_name(first, last), b"".join(self._loose))
-        map_concurrently(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
-        self._loose = []
-
-
-def _name(first: int, last: int | None = None) -> str:
-    return f"study/{first:08d}.jsonl" if last in (None, first) else f"study/{first:08d}-{last:08d}.jsonl"
-
-
-def _files(folder: Folder) -> tuple[dict[int, int], list[str]]:
-    """First and last number of the files that count; names of those that are in a longer one too."""
-    spans = [
-        (int(match[1]), int(match[2] or match[1]), name)
-        for name in folder.names("study")
-        if (match := _NAME.fullmatch(name))
-    ]
-    ends: dict[int, int] = {}
-    stale, covered = [], -1
-    for first, last, name in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if first > covered:
-            ends[first] = covered = last
-        elif last <= covered:
-            stale.append(name)
-        else:
-            raise UserError(
-                f"{folder.where}/{name}: overlaps what is before it; restore {folder.where}/study from a copy"
-            )
-    return ends, stale
-
-
-def open_journal(run: RunStore, *, mend: bool = True) -> Any:
-    """The study's storage: ``study.journal`` in a local run (which optuna-dashboard reads), else numbered files.
-
-    A run that was pulled keeps its numbered files. Only who holds the run's lease may `mend` what a killed driver left;
-    of numbered files, only they may write.
-    """
-    if run.local is None or (
-        run.folder.names("study") and not run.folder.exists("study.journal")
-    ):  # or pulled from one
-        journal = FolderJournal(run.folder)
-        journal.frozen = not mend
-        return optuna.storages.JournalStorage(journal)
-    path = run.local / "study.journal"
-    if mend:
-        _mend(path)
+    is_pulled = bool(run.folder.names(_FOLDER)) and not run.folder.exists(JOURNAL_FILE)
+    if run.local is None or is_pulled:
+        return optuna.storages.JournalStorage(FolderJournal(run.folder, read_only=not writable))
+    path = run.local / JOURNAL_FILE
+    if writable:
+        _repair(path)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def _mend(path: Path) -> None:
-    """Drop what a killed driver left: a last line cut short, which Optuna cannot read past, and its lock."""
+def _repair(path: Path) -> None:
+    """Remove the lock of a killed driver, and the last line if it is cut short: Optuna cannot read past it."""
     for lock in path.parent.glob(path.name + ".lock*"):
         lock.unlink(missing_ok=True)
     if path.is_file():
@@ -163,16 +55,16 @@ def _mend(path: Path) -> None:
         if whole < len(data):
             with open(path, "r+b") as file:
                 file.truncate(whole)
-        lines(data[:whole], str(path))
+        parse_journal(data[:whole], str(path))
 
 
-def lines(data: bytes, where: str) -> list[dict[str, Any]]:
-    """Entries of a journal, each a line.
+def parse_journal(data: bytes, where: str) -> list[dict[str, Any]]:
+    """Return the entries of a journal, one per line.
 
     Raises
     ------
     UserError
-        They are damaged.
+        A line is damaged.
     """
     try:
         return [json.loads(line) for line in data.splitlines()]
@@ -180,4 +72,151 @@ def lines(data: bytes, where: str) -> list[dict[str, Any]]:
         raise UserError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy") from None
 
 
-STUDY_NAME = "raypipe"
+class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
+    """Optuna's journal as numbered files, for storage that cannot append. The run's driver is the only writer.
+
+    Each call of `append_logs` writes one file before it returns. After `MERGE_COUNT` consecutive files, their content
+    is written to one file, named for the first and last number, and they are removed.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    read_only
+        Refuse to write, and read new files at each call. A writer reads other writers' files only when it writes.
+    """
+
+    def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
+        self.read_only = read_only
+        self._folder = folder
+        self._logs: list[dict[str, Any]] = []
+        self._next = 0
+        """Number of the next file."""
+        self._unmerged: list[bytes] = []
+        """Content of the newest files, which are not merged yet."""
+        self._is_loaded = False
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        if self.read_only or not self._is_loaded:
+            self._load()
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self.read_only:
+            raise UserError(f"{self._folder.where}: its study can be read here, not changed")
+        if not self._is_loaded or self._is_outdated():
+            self._next, self._logs, self._unmerged = 0, [], []
+            self._load()
+        data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        self._folder.write(_name(self._next), data)
+        self._logs += logs
+        self._unmerged.append(data)
+        self._next += 1
+        if len(self._unmerged) >= MERGE_COUNT:
+            self._merge()
+
+    def _is_outdated(self) -> bool:
+        """Return whether another process has written: this one was suspended for longer than its lease."""
+        if self._folder.exists(_name(self._next)):
+            return True
+        if self._unmerged:
+            return not self._folder.exists(_name(self._next - 1))
+        return any(last >= self._next for last in _list_files(self._folder).last.values())
+
+    def _load(self) -> None:
+        """Read the files that follow those read before; all files, if some of those were merged with newer ones."""
+        start, files, contents, covered = self._read_new_files()
+        if start == 0:
+            self._logs, self._unmerged = [], []
+        for (first, last), data in zip(files, contents, strict=True):
+            self._logs += parse_journal(data, f"{self._folder.where}/{_name(first, last)}")
+            if first == last:
+                self._unmerged.append(data)
+            else:
+                self._unmerged = []
+        self._next = files[-1][1] + 1 if files else start
+        self._is_loaded = True
+        if not self.read_only:
+            map_concurrently(self._folder, self._folder.remove, covered)
+            if len(self._unmerged) >= MERGE_COUNT:
+                self._merge()
+
+    def _read_new_files(self) -> tuple[int, list[tuple[int, int]], list[bytes], list[str]]:
+        """Return the number to continue at, the files from there on, their content, and files that merged ones cover.
+
+        Raises
+        ------
+        UserError
+            A file is missing.
+        """
+        for attempt in range(1, LISTING_ATTEMPTS + 1):
+            listing = _list_files(self._folder)
+            start = self._next if listing.continues_at(self._next) else 0
+            try:
+                files = listing.from_number(start, self._folder.where)
+                read = map_concurrently(self._folder, lambda file: self._folder.read(_name(*file)), files)
+                return start, files, read, listing.covered
+            except FileNotFoundError as error:  # merged since the files were listed, or really missing
+                if attempt == LISTING_ATTEMPTS:
+                    raise UserError(f"{error}: missing; restore it from a copy") from None
+        raise AssertionError
+
+    def _merge(self) -> None:
+        first, last = self._next - len(self._unmerged), self._next - 1
+        if max(_list_files(self._folder).last.items()) != (last, last):
+            return  # another process has written; the next append notices it
+        self._folder.write(_name(first, last), b"".join(self._unmerged))
+        map_concurrently(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
+        self._unmerged = []
+
+
+class _Listing(NamedTuple):
+    """The files of a journal."""
+
+    last: dict[int, int]
+    """Last number of each file, by its first."""
+    covered: list[str]
+    """Names of files whose entries are in a longer file too."""
+
+    def continues_at(self, number: int) -> bool:
+        """Return whether a file starts at `number`, or all files end before it."""
+        return number in self.last or number > max(self.last.values(), default=-1)
+
+    def from_number(self, number: int, where: str) -> list[tuple[int, int]]:
+        """Return first and last number of the consecutive files from `number` on.
+
+        Raises
+        ------
+        FileNotFoundError
+            A file between them is missing; names it.
+        """
+        files = []
+        while number in self.last:
+            files.append((number, self.last[number]))
+            number = self.last[number] + 1
+        if any(first > number for first in self.last):
+            raise FileNotFoundError(f"{where}/{_name(number)}")
+        return files
+
+
+def _list_files(folder: Folder) -> _Listing:
+    found = [
+        (int(match[1]), int(match[2] or match[1]), name)
+        for name in folder.names(_FOLDER)
+        if (match := _NAME.fullmatch(name))
+    ]
+    listing, end = _Listing({}, []), -1
+    for first, last, name in sorted(found, key=lambda file: (file[0], -file[1])):
+        if first > end:
+            listing.last[first] = end = last
+        elif last <= end:
+            listing.covered.append(name)
+        else:
+            raise UserError(
+                f"{folder.where}/{name}: overlaps the file before it; restore {folder.where}/{_FOLDER} from a copy"
+            )
+    return listing
+
+
+def _name(first: int, last: int | None = None) -> str:
+    return f"{_FOLDER}/{first:08d}.jsonl" if last in (None, first) else f"{_FOLDER}/{first:08d}-{last:08d}.jsonl"

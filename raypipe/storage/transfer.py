@@ -1,4 +1,4 @@
-"""Runs and stores of windows copied between a folder and shared storage."""
+"""Copy folders between this machine and shared storage."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.storage.files import open_folder
 from raypipe.storage.run_store import RunStore
 
-TRIES = 3
-"""Times that a run is copied whose driver meanwhile removes what was listed."""
+PULL_ATTEMPTS = 3
+"""Attempts to copy a run whose driver removes listed files meanwhile."""
 
 
 def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progress: Progress = no_progress) -> int:
-    """Copy every file of a folder or pyarrow.fs URI to another, each whole or not at all; how many there were.
+    """Copy every file of a folder to another, each whole or not at all, and return the number of files.
 
     Parameters
     ----------
     source, target
-        Paths or URIs.
+        Paths or pyarrow.fs URIs.
     last
-        Files that say that the rest is there: written when it is.
+        Names of files that are copied after all others.
     progress
-        Told of files done, files in all, and the file's name.
+        Called with the files copied, their total and the name of the next one.
 
     Raises
     ------
     UserError
-        `source` is empty, or one of them cannot be reached.
+        `source` is empty, or a folder cannot be reached.
     """
     here, there = open_folder(source), open_folder(target)
     names = sorted(here.names(), key=lambda name: (name in last, name))
@@ -40,12 +40,22 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
 
 
 def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
-    """Copy a run to a folder; what a run that is being driven writes meanwhile may be in or not."""
+    """Copy a run to a folder, and return the number of files.
+
+    Of a run that is being driven, files that are written meanwhile may or may not be copied.
+
+    Raises
+    ------
+    UserError
+        There is no run, or a folder cannot be reached.
+    FileNotFoundError
+        The driver removed listed files at every attempt.
+    """
     RunStore.open(run)
-    for left in reversed(range(TRIES)):
+    for attempt in range(1, PULL_ATTEMPTS + 1):
         try:
             return copy_folder(run, target, progress=progress)
-        except FileNotFoundError:  # its driver removes what it no longer needs
-            if not left:
+        except FileNotFoundError:
+            if attempt == PULL_ATTEMPTS:
                 raise
     raise AssertionError

@@ -15,7 +15,8 @@ from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
-from raypipe.data.window_store import COLUMNS, Manifest, Plan, Settings, Shard, Summary, content_hash
+from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
+from raypipe.data.shard_file import content_hash
 from raypipe.storage.records import Epoch, RunInfo, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.training.stacked_trainer import StackedTrainer
@@ -177,6 +178,7 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         crop_samples=toy.crop_samples,
         target_is_offset=False,
         dtype="float32",
+        crops="own",
     )
     shards, rows = [], []
     (path / "shards").mkdir(parents=True)
@@ -202,5 +204,5 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards), left_out={}),
         versions={},
     )
-    (path / "manifest.json").write_text(manifest.model_dump_json())
+    (path / "manifest.json").write_bytes(manifest.to_json())
     return path

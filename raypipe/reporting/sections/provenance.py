@@ -17,7 +17,7 @@ from raypipe.core.config import TrialConfig, flat
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
-from raypipe.data.window_store import Settings, read_manifest
+from raypipe.data.manifest import Settings, read_manifest
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template

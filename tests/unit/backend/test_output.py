@@ -11,7 +11,7 @@ from raypipe.backend import output
 from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.files import LocalFolder, open_folder
-from raypipe.storage.trial_log import OUTPUT_LIMIT, read_output
+from raypipe.storage.trial_log import MAX_OUTPUT_CHARACTERS, read_output
 
 
 @pytest.mark.parametrize("kind", ["folder", "uri"])
@@ -67,7 +67,7 @@ def test_the_newest_is_kept_and_the_file_has_an_end(tmp_path):
         for number in range(9_000):
             heard.write(f"line {number} {'x' * 100}\n")
     lines = read_output(folder).splitlines()
-    assert OUTPUT_LIMIT - 200 < len(read_output(folder)) <= OUTPUT_LIMIT
+    assert MAX_OUTPUT_CHARACTERS - 200 < len(read_output(folder)) <= MAX_OUTPUT_CHARACTERS
     assert lines[0].startswith("line ") and lines[-1].startswith("line 8999 ")
 
 

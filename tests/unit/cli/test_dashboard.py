@@ -77,7 +77,7 @@ def test_looking_on_leaves_the_drivers_lock_and_its_unfinished_line(run):
     before = path.read_bytes()
     path.write_bytes(before + b'{"op_code": 4, "study')
     lock.touch()
-    open_journal(run, mend=False)
+    open_journal(run, writable=False)
     assert path.read_bytes().endswith(b'"study') and lock.exists()
     open_journal(run)
     assert path.read_bytes() == before and not lock.exists()
@@ -85,8 +85,8 @@ def test_looking_on_leaves_the_drivers_lock_and_its_unfinished_line(run):
 
 def test_a_study_behind_a_uri_is_looked_at_only(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
-    frozen = open_journal(run, mend=False)._backend
-    with pytest.raises(UserError, match="can be looked at here, not changed"):
+    frozen = open_journal(run, writable=False)._backend
+    with pytest.raises(UserError, match="can be read here, not changed"):
         frozen.append_logs([{}])
     open_journal(run)._backend.append_logs([{"op_code": 0}])
     assert list(frozen.read_logs(0)) == [{"op_code": 0}]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.data.bids import Recording
-from raypipe.data.challenge import BLOCK, NO_FEEDBACK, contrast_trials, copied_trials, scorer_offsets
+from raypipe.data.challenge import MIN_COPIED_TRIALS, NO_FEEDBACK, contrast_trials, copied_trials, scorer_offsets
 from raypipe.data.prepare import prepare
-from raypipe.data.task_base import Labels, Layout
+from raypipe.data.task_base import Labels, WindowTiming
 from raypipe.data.tasks import parse_task
 from raypipe.simulation.contrast_change import simulate
 
-LAYOUT = Layout(2.0, 2.0, 0.5)
+LAYOUT = WindowTiming(2.0, 2.0, 0.5)
 START, LEFT, RIGHT = "contrastTrial_start", "left_target", "right_target"
 PRESS = "left_buttonPress"
 
@@ -85,13 +85,13 @@ def test_stray_values_change_nothing(stray):
 def test_a_sample_column_is_optional_and_feedback_is_missed_aloud(tmp_path):
     task = parse_task("challenge1")
     whole = write(tmp_path, 1, block([1.5]))
-    onsets = [span.onset for span in task.windows(whole, 99, LAYOUT, Labels("regression")).spans]
+    onsets = [each.onset for each in task.segment(whole, 99, LAYOUT, Labels("regression")).segments]
     sample = "\n".join(line + ("\tsample" if n == 0 else "\t7") for n, line in enumerate(block([1.5]).splitlines()))
     with_sample = write(tmp_path, 2, sample + "\n")
-    assert [s.onset for s in task.windows(with_sample, 99, LAYOUT, Labels("regression")).spans] == onsets
+    assert [s.onset for s in task.segment(with_sample, 99, LAYOUT, Labels("regression")).segments] == onsets
     bare = "\n".join(line.rpartition("\t")[0] for line in block([1.5]).splitlines())
-    cut = task.windows(write(tmp_path, 3, bare + "\n"), 99, LAYOUT, Labels("regression"))
-    assert [s.onset for s in cut.spans] == onsets and +cut.left_out == {NO_FEEDBACK: 1}
+    cut = task.segment(write(tmp_path, 3, bare + "\n"), 99, LAYOUT, Labels("regression"))
+    assert [s.onset for s in cut.segments] == onsets and +cut.left_out == {NO_FEEDBACK: 1}
 
 
 def test_two_blocks_joined_in_one_run_and_one_of_them_again(tmp_path):
@@ -102,14 +102,14 @@ def test_two_blocks_joined_in_one_run_and_one_of_them_again(tmp_path):
     run = write(tmp_path, 2, joined)
     task = parse_task("challenge1")
     # One trial spans from the first block's terminal start to the second block: it has no target.
-    plain = task.windows(run, 199, LAYOUT, Labels("regression"))
-    assert len(plain.spans) == 12 and plain.left_out["trials without a target"] == 1
+    plain = task.segment(run, 199, LAYOUT, Labels("regression"))
+    assert len(plain.segments) == 12 and plain.left_out["trials without a target"] == 1
     option = parse_task("challenge1:drop-duplicates")
-    fresh = option.windows(run, 199, LAYOUT, Labels("regression"))
-    assert [round(s.target, 2) for s in fresh.spans] == two
+    fresh = option.segment(run, 199, LAYOUT, Labels("regression"))
+    assert [round(s.target, 2) for s in fresh.segments] == two
     assert fresh.left_out["trials of a block that an earlier run repeats"] == 6
-    assert [p.name for p in option.beside(run)] == ["sub-a_task-contrastChangeDetection_run-1_events.tsv"]
-    assert task.beside(run) == []
+    assert [p.name for p in option.extra_files(run)] == ["sub-a_task-contrastChangeDetection_run-1_events.tsv"]
+    assert task.extra_files(run) == []
 
 
 @settings(deadline=None)
@@ -119,10 +119,10 @@ def test_copies_are_rows_of_equal_trials(mine, other):
         return pd.DataFrame({"start": 0.0, "stimulus": 2.0, "rt": [1 + v / 10 for v in values]}, dtype=float)
 
     expected = np.zeros(len(mine), bool)
-    for i in range(len(mine) - BLOCK + 1):
-        for j in range(len(other) - BLOCK + 1):
-            if mine[i : i + BLOCK] == other[j : j + BLOCK]:
-                expected[i : i + BLOCK] = True
+    for i in range(len(mine) - MIN_COPIED_TRIALS + 1):
+        for j in range(len(other) - MIN_COPIED_TRIALS + 1):
+            if mine[i : i + MIN_COPIED_TRIALS] == other[j : j + MIN_COPIED_TRIALS]:
+                expected[i : i + MIN_COPIED_TRIALS] = True
     assert copied_trials(table(mine), [table(other)]).tolist() == expected.tolist()
 
 
@@ -131,7 +131,7 @@ def test_early_presses_are_marked_on_request(tmp_path):
         tmp_path, 1, f"onset\tvalue\tfeedback\n0\t{START}\t\n1\t{PRESS}\t\n2\t{LEFT}\t\n3\t{PRESS}\t\n5\t{START}\t\n"
     )
     marks = [
-        [s.mark for s in parse_task(spec).windows(run, 99, LAYOUT, Labels("regression")).spans]
+        [s.mark for s in parse_task(spec).segment(run, 99, LAYOUT, Labels("regression")).segments]
         for spec in ("challenge1", "challenge1:mark-early")
     ]
     assert marks == [[""], ["early"]]
@@ -150,13 +150,13 @@ def test_challenge2_needs_a_table_with_the_factor(tmp_path):
     task = parse_task("challenge2")
     run = write(tmp_path, 1, "")
     with pytest.raises(UserError, match=r"participants\.tsv: no such file"):
-        task.bind([run])
+        task.read_labels([run])
     (tmp_path / "participants.tsv").write_text("participant_id\tp_factor\nsub-a\t1\n")
     with pytest.raises(UserError, match="no column 'externalizing'"):
-        task.bind([run])
+        task.read_labels([run])
     (tmp_path / "participants.tsv").write_text("participant_id\texternalizing\nsub-a\tn/a\nsub-b\t0.5\n")
     with pytest.raises(UserError, match=r"known of 0 subject\(s\)"):
-        task.bind([run])
+        task.read_labels([run])
 
 
 def test_challenge2_takes_other_tasks_for_training():

@@ -44,7 +44,7 @@ def test_eleven_releases_and_nine_excluded_subjects_without_prefix():
 
 def test_release_from_the_table_where_the_folder_says_nothing(tmp_path):
     (tmp_path / "participants.tsv").write_text(f"{COLUMNS}\nsub-a\tR3\t1\tavailable\tavailable\tavailable\n")
-    assert [r.release for r in hbn.with_releases(recordings(tmp_path, ["a", "b"]))] == ["R3", None]
+    assert [r.release for r in hbn.add_releases(recordings(tmp_path, ["a", "b"]))] == ["R3", None]
 
 
 def test_availability_and_exclusion(tmp_path):

@@ -86,7 +86,7 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
     def never(*_):
         raise AssertionError("a recording was opened")
 
-    monkeypatch.setattr("raypipe.data.prepare.probe", never)
+    monkeypatch.setattr("raypipe.data.prepare.read_header", never)
     monkeypatch.setattr("raypipe.data.prepare.make_shard", never)
     said = []
     second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: said.append(a))
@@ -221,7 +221,7 @@ def test_two_at_once_are_refused(bids, out):
     prepare(bids, TASK, out, jobs=1)
     with open(out / "settings.json") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another prepare is at work"):
+        with pytest.raises(UserError, match="another prepare is writing there"):
             prepare(bids, TASK, out, jobs=1)
 
 
@@ -231,14 +231,14 @@ def test_two_at_once_are_refused(bids, out):
         (TASK, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
         (TASK, {"window": -1}, "window -1: must be greater than 0"),
         (TASK, {"window": float("nan")}, "window nan: must be greater than 0"),
-        (TASK, {"stride": 1.0}, "its windows lie at events; leave out stride"),
-        ("participants:age", {"tmin": 1.0}, "its windows lie side by side; leave out tmin"),
+        (TASK, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
+        ("participants:age", {"tmin": 1.0}, "its windows are placed side by side; leave out tmin"),
         (TASK, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
         ("latency:left_target", {"crop": 1.0}, "the crop must be shorter"),
-        (TASK, {"band": (10, 5)}, "band 10 5: wants a lower and a higher edge"),
+        (TASK, {"band": (10, 5)}, "band 10 5: needs a lower and a higher edge"),
         (TASK, {"band": (1, 40), "sfreq": 50}, "hold nothing above 25 Hz"),
-        (TASK, {"band": (0.5, 50)}, "upper edge must lie below 50 Hz"),
-        (TASK, {"channels": ["E1", "E1"]}, "a name is there twice"),
+        (TASK, {"band": (0.5, 50)}, "upper edge must be below 50 Hz"),
+        (TASK, {"channels": ["E1", "E1"]}, "a name is given twice"),
         (TASK, {"channels": []}, "the list is empty"),
         (TASK, {"channels": ["E1", "cz"]}, "no EEG channel 'cz'; did you mean 'Cz'"),
         (TASK, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),

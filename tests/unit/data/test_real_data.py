@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from raypipe.data.bids import Recording, eeg_channels, find_recordings, read_events, read_raw, recording_from_file
+from raypipe.data.challenge import contrast_trials
 from raypipe.data.prepare import prepare
-from raypipe.data.tasks import Labels, Layout, contrast_trials, parse_task
+from raypipe.data.task_base import Labels, WindowTiming
+from raypipe.data.tasks import parse_task
 
 pytestmark = pytest.mark.real
 
@@ -129,9 +131,9 @@ def test_hbn_participants(real_data):
         Recording(path, root, path.parts[-3].removeprefix("sub-"), task="contrastChangeDetection")
         for path in sorted(root.glob("sub-*/eeg/*_events.tsv"))
     ]
-    labels = parse_task("participants:externalizing@contrastChangeDetection").bind(recordings)
+    labels = parse_task("participants:externalizing@contrastChangeDetection").read_labels(recordings)
     assert labels.kind == "regression" and labels.by_subject["NDARAC904DMU"] == 0.325
-    assert parse_task("participants:sex").bind(recordings).classes == ("F", "M")
+    assert parse_task("participants:sex").read_labels(recordings).classes == ("F", "M")
 
 
 def test_hbn_distribution_of_response_times(trials):
@@ -176,7 +178,7 @@ def test_hbn_duplicated_blocks(real_data):
         run = re.search(r"run-(\d+)", path.name)[1]
         eeg = path.with_name(path.name.replace("events.tsv", "eeg.bdf"))
         recording = Recording(eeg, real_data, subject, task="contrastChangeDetection", run=run)
-        cut = option.windows(recording, 1e4, Layout(2, 2, 0.5), Labels("regression"))
+        cut = option.segment(recording, 1e4, WindowTiming(2, 2, 0.5), Labels("regression"))
         found = cut.left_out["trials of a block that an earlier run repeats"]
         copies += found
         people |= {subject} if found else set()

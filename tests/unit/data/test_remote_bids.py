@@ -129,7 +129,7 @@ def test_a_mirror_in_use_is_left_alone(release, tmp_path):
         open_remote_bids([f"file://{release}"], out) as (one,),
         open_remote_bids([f"file://{release}"], out) as (other,),
     ):
-        assert one.place != other.place and one.place.is_dir() and other.place.is_dir()
+        assert one.local != other.local and one.local.is_dir() and other.local.is_dir()
     assert not out.exists()
 
 
@@ -146,7 +146,7 @@ def mirrored_recording(root: Path, out: Path):
     @contextlib.contextmanager
     def seen():
         with open_remote_bids([f"file://{root}"], out) as (there,):
-            (found,) = find_recordings(there.place, there)
+            (found,) = find_recordings(there.local, there)
             yield found
 
     return seen()
@@ -159,7 +159,7 @@ def test_all_files_of_a_split_recording_are_fetched(tmp_path):
     raw = mne.io.RawArray(x_CT, mne.create_info(4, 100.0, "eeg"), verbose="ERROR")
     raw.save(folder / "sub-a_task-x_eeg.fif", split_size="2MB", split_naming="bids", verbose="ERROR")
     assert len(list(folder.iterdir())) > 1
-    with mirrored_recording(tmp_path / "bids", tmp_path / "out") as recording, recording.at_hand():
+    with mirrored_recording(tmp_path / "bids", tmp_path / "out") as recording, recording.fetched():
         np.testing.assert_allclose(read_raw(recording).get_data(), x_CT, rtol=1e-6)
 
 
@@ -168,10 +168,10 @@ def test_brainvision_is_planned_without_its_signal(tmp_path):
     folder.mkdir(parents=True)
     write_brainvision(folder / "sub-a_eeg.vhdr", np.ones((20_000, 2), "<f4"))
     with mirrored_recording(tmp_path / "bids", tmp_path / "out") as recording:
-        with recording.at_hand(header=True):
+        with recording.fetched(header=True):
             raw = read_raw(recording)
             assert (raw.info["sfreq"], raw.n_times, raw.get_data().max()) == (100, 20_000, 0)
-        with recording.at_hand():
+        with recording.fetched():
             assert read_raw(recording).get_data().max() == pytest.approx(1e-6)
         assert sum(path.stat().st_blocks for path in recording.files()) == 0
 
@@ -222,16 +222,16 @@ def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
         pytest.raises(UserError, match=r"has changed since.*same command again"),
         open_remote_bids([f"file://{release}"], tmp_path / "out") as (there,),
     ):
-        path = next(there.place.rglob("*.bdf"))
-        with open(release / path.relative_to(there.place), "ab") as file:
+        path = next(there.local.rglob("*.bdf"))
+        with open(release / path.relative_to(there.local), "ab") as file:
             file.write(b"more")
         there.fetch([path])
     with (
         pytest.raises(UserError, match=f"^file://{release}/sub.*has changed since"),
         open_remote_bids([f"file://{release}"], tmp_path / "out") as (there,),
     ):
-        path = next(there.place.rglob("*.bdf"))
-        (release / path.relative_to(there.place)).unlink()
+        path = next(there.local.rglob("*.bdf"))
+        (release / path.relative_to(there.local)).unlink()
         there.fetch([path])
 
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.data.bids import Recording
-from raypipe.data.tasks import Labels, Layout, contrast_trials, parse_task
+from raypipe.data.challenge import contrast_trials
+from raypipe.data.task_base import Labels, WindowTiming
+from raypipe.data.tasks import parse_task
 
-SIDE_BY_SIDE = Layout(window=2.0, stride=2.0, tmin=0.0)
+SIDE_BY_SIDE = WindowTiming(window=2.0, stride=2.0, tmin=0.0)
 
 
 def make(root: Path, participants: str = "", events: dict[str, str] | None = None) -> list[Recording]:
@@ -40,10 +42,10 @@ def subjects(root: Path, column: str, **values: str) -> list[Recording]:
         ("chalenge1", "unknown task 'chalenge1'; did you mean 'challenge1'"),
         ("", "unknown task ''"),
         ("challenge1:drop-duplicate", "unknown option 'drop-duplicate'; did you mean 'drop-duplicates'"),
-        ("challenge1@rest", "itself says which recordings"),
+        ("challenge1@rest", "itself names the recordings"),
         ("bids-task:rest", "needs at least 2 names"),
         ("events:a", "needs at least 2 names"),
-        ("events:a,a", "'a' is there twice"),
+        ("events:a,a", "'a' is given twice"),
         ("latency:", "needs at least 1 name,"),
         ("participants:", "needs a column"),
         ("events:a,b@", "needs at least 1 name,"),
@@ -67,22 +69,22 @@ def test_bids_tasks_after_the_at_sign_restrict_recordings(tmp_path):
 def test_participants_numbers_are_regressed_on(tmp_path):
     recordings = subjects(tmp_path, "age", a="7.5", b="n/a", c="9", d="11")
     task = parse_task("participants:age")
-    labels = task.bind(recordings)
+    labels = task.read_labels(recordings)
     assert labels == Labels("regression", (), {"a": 7.5, "c": 9.0, "d": 11.0})
-    cut = task.windows(recordings[0], 7.0, SIDE_BY_SIDE, labels)
-    assert [(s.onset, s.target) for s in cut.spans] == [(0.0, 7.5), (2.0, 7.5), (4.0, 7.5)]
-    assert all(np.isnan(s.target) for s in task.windows(recordings[1], 7.0, SIDE_BY_SIDE, None).spans)
+    cut = task.segment(recordings[0], 7.0, SIDE_BY_SIDE, labels)
+    assert [(s.onset, s.target) for s in cut.segments] == [(0.0, 7.5), (2.0, 7.5), (4.0, 7.5)]
+    assert all(np.isnan(s.target) for s in task.segment(recordings[1], 7.0, SIDE_BY_SIDE, None).segments)
 
 
 def test_participants_text_and_two_numbers_are_classes(tmp_path):
-    text = parse_task("participants:sex").bind(subjects(tmp_path, "sex", a="M", b="F", c="F"))
+    text = parse_task("participants:sex").read_labels(subjects(tmp_path, "sex", a="M", b="F", c="F"))
     assert text == Labels("classification", ("F", "M"), {"a": 1.0, "b": 0.0, "c": 0.0})
     numbers = subjects(tmp_path, "good", a="1", b="0", c="1", d="n/a")
-    assert parse_task("participants:good").bind(numbers).classes == ("0", "1")
-    assert parse_task("participants:good:regression").bind(numbers).kind == "regression"
-    assert parse_task("participants:age").bind(subjects(tmp_path, "age", a="7", b="8")).kind == "regression"
+    assert parse_task("participants:good").read_labels(numbers).classes == ("0", "1")
+    assert parse_task("participants:good:regression").read_labels(numbers).kind == "regression"
+    assert parse_task("participants:age").read_labels(subjects(tmp_path, "age", a="7", b="8")).kind == "regression"
     grades = subjects(tmp_path, "grade", a="10", b="9", c="9", d="10", e="11")
-    assert parse_task("participants:grade:classification").bind(grades).classes == ("9", "10", "11")
+    assert parse_task("participants:grade:classification").read_labels(grades).classes == ("9", "10", "11")
 
 
 @pytest.mark.parametrize(
@@ -99,15 +101,15 @@ def test_participants_text_and_two_numbers_are_classes(tmp_path):
 def test_participants_columns_that_are_refused(tmp_path, spec, values, message):
     recordings = subjects(tmp_path, "age", **values)
     with pytest.raises(UserError, match=message):
-        parse_task(spec).bind(recordings)
+        parse_task(spec).read_labels(recordings)
 
 
 def test_bids_task_classes(tmp_path):
     recordings = make(tmp_path, events={"sub-1_task-rest": "", "sub-1_task-math": ""})
     task = parse_task("bids-task:rest,math")
-    labels = task.bind(task.select(recordings))
+    labels = task.read_labels(task.select(recordings))
     assert labels.classes == ("rest", "math")
-    assert [s.target for s in task.windows(recordings[1], 4.0, SIDE_BY_SIDE, labels).spans] == [1.0, 1.0]
+    assert [s.target for s in task.segment(recordings[1], 4.0, SIDE_BY_SIDE, labels).segments] == [1.0, 1.0]
 
 
 EVENTS = "onset\tvalue\n1.5\tleft\n3\tblink\n4\tright\n6\tleft\n"
@@ -116,32 +118,32 @@ EVENTS = "onset\tvalue\n1.5\tleft\n3\tblink\n4\tright\n6\tleft\n"
 def test_events_are_classes(tmp_path):
     recordings = make(tmp_path, events={"sub-1": "onset\tvalue\n1\tleft\n", "sub-2": EVENTS})
     task = parse_task("events:right,left")
-    labels = task.bind(recordings)
-    layout = Layout(1.0, 1.0, tmin=-0.5)
-    assert [(s.onset, s.target) for s in task.windows(recordings[1], 9, layout, labels).spans] == [
+    labels = task.read_labels(recordings)
+    layout = WindowTiming(1.0, 1.0, tmin=-0.5)
+    assert [(s.onset, s.target) for s in task.segment(recordings[1], 9, layout, labels).segments] == [
         (1.0, 1.0),
         (3.5, 0.0),
         (5.5, 1.0),
     ]
-    assert all(np.isnan(s.target) for s in task.windows(recordings[1], 9, layout, None).spans)
+    assert all(np.isnan(s.target) for s in task.segment(recordings[1], 9, layout, None).segments)
     with pytest.raises(UserError, match="no event has the value 'rigth'; did you mean 'right'"):
-        parse_task("events:left,rigth").bind(recordings)
+        parse_task("events:left,rigth").read_labels(recordings)
 
 
 def test_latency_crops_half_the_window(tmp_path):
     recordings = make(tmp_path, events={"sub-1": EVENTS})
     task = parse_task("latency:left")
     assert task.target_is_offset and task.default_window == 1.0 and task.default_crop(1.0) == 0.5
-    assert task.bind(recordings).kind == "regression"
-    assert [s.onset for s in task.windows(recordings[0], 9, Layout(1, 1, 0), None).spans] == [1.5, 6.0]
+    assert task.read_labels(recordings).kind == "regression"
+    assert [s.onset for s in task.segment(recordings[0], 9, WindowTiming(1, 1, 0), None).segments] == [1.5, 6.0]
 
 
 @settings(deadline=None)
 @given(duration=st.floats(0, 50), window=st.sampled_from([0.5, 1.0, 2.5]), overlap=st.sampled_from([1.0, 0.5]))
 def test_windows_side_by_side_tile_the_recording(duration, window, overlap):
     recording = Recording(Path("a"), Path(), "1")
-    layout = Layout(window, window * overlap, 0.0)
-    onsets = [s.onset for s in parse_task("participants:x").windows(recording, duration, layout, None).spans]
+    layout = WindowTiming(window, window * overlap, 0.0)
+    onsets = [s.onset for s in parse_task("participants:x").segment(recording, duration, layout, None).segments]
     assert onsets == [i * layout.stride for i in range(len(onsets))]
     assert all(onset + window <= duration + 1e-5 for onset in onsets)
     assert len(onsets) * layout.stride + window > duration - 1e-5
@@ -166,13 +168,13 @@ CCD = """onset\tduration\tvalue\tevent_code\tfeedback
 def test_challenge1_windows_and_left_out(tmp_path):
     (recording,) = make(tmp_path, events={"sub-1_task-contrastChangeDetection": CCD})
     task = parse_task("challenge1")
-    layout = Layout(2.0, 2.0, task.default_tmin)
-    cut = task.windows(recording, 20.0, layout, Labels("regression"))
-    assert [(s.onset, s.target) for s in cut.spans] == [(2.5, 1.25)]
+    layout = WindowTiming(2.0, 2.0, task.default_tmin)
+    cut = task.segment(recording, 20.0, layout, Labels("regression"))
+    assert [(s.onset, s.target) for s in cut.segments] == [(2.5, 1.25)]
     assert +cut.left_out == {"trials without a target": 1, "trials without a response": 1}
-    unlabelled = task.windows(recording, 20.0, layout, None)
-    assert [s.onset for s in unlabelled.spans] == [2.5, 6.5]
-    assert np.isnan([s.target for s in unlabelled.spans]).all()
+    unlabelled = task.segment(recording, 20.0, layout, None)
+    assert [s.onset for s in unlabelled.segments] == [2.5, 6.5]
+    assert np.isnan([s.target for s in unlabelled.segments]).all()
 
 
 VALUES = ["contrastTrial_start", "left_target", "right_target", "left_buttonPress", "right_buttonPress", "9999"]

@@ -11,7 +11,7 @@ import pytest
 
 from raypipe.cli import app
 from raypipe.core.errors import UserError
-from raypipe.data.window_cache import LIMIT, RemoteWindowStore, ShardCache, open_windows, push_store
+from raypipe.data.window_cache import LIMIT_VARIABLE, RemoteWindowStore, ShardCache, open_windows, push_store
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.transfer import copy_folder
 from tests.support.toys import ToyWindows, write_store
@@ -131,12 +131,12 @@ def test_a_store_that_has_changed_is_fetched_anew(uri, cache, tmp_path):
 
 
 def test_the_limit_is_read_from_the_environment(cache, monkeypatch):
-    monkeypatch.setenv(LIMIT, "1.5")
+    monkeypatch.setenv(LIMIT_VARIABLE, "1.5")
     assert ShardCache().limit == 1_500_000_000
-    monkeypatch.setenv(LIMIT, "much")
+    monkeypatch.setenv(LIMIT_VARIABLE, "much")
     with pytest.raises(UserError, match="RAYPIPE_CACHE_GB=much"):
         ShardCache()
-    monkeypatch.delenv(LIMIT)
+    monkeypatch.delenv(LIMIT_VARIABLE)
     assert 0 < ShardCache().limit < os.statvfs(cache).f_blocks * os.statvfs(cache).f_frsize
 
 

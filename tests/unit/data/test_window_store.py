@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
+from raypipe.data.manifest import COLUMNS
 from raypipe.data.prepare import prepare
-from raypipe.data.window_store import COLUMNS, WindowStore
+from raypipe.data.window_store import WindowStore
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_pickle_reopens(tiny_store):
 
 def test_few_memory_maps_are_enough(tiny_store):
     store = WindowStore(tiny_store.path)
-    store._most_maps = 2
+    store._max_maps = 2
     index = np.random.default_rng(0).permutation(len(store))
     np.testing.assert_array_equal(store.gather(index), tiny_store.gather(index))
     assert len(store._maps) == 2
@@ -104,7 +105,7 @@ def test_few_memory_maps_are_enough(tiny_store):
 def test_threads_may_read_side_by_side(tiny_store):
     """Each fold of a stack fetches its batches in a thread of its own."""
     store = WindowStore(tiny_store.path)
-    store._most_maps = 1
+    store._max_maps = 1
     index = np.random.default_rng(0).permutation(len(store))
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -129,17 +130,18 @@ def test_folders_that_are_no_store(tmp_path, copy):
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil"),
+    ("message", "spoil"),
     [
-        ("manifest.json", lambda data: data[:-20]),
-        ("manifest.json", lambda data: data.replace(b'"auc"', b'"f1"').replace(b'"nrmse"', b'"f1"')),
-        ("windows.csv", lambda data: data.replace(b"SIM0001", b"SIM0002")),
+        ("manifest.json: damaged", lambda data: data[:-20]),
+        ("manifest.json: metric", lambda data: data.replace(b'"auc"', b'"f1"').replace(b'"nrmse"', b'"f1"')),
+        ("manifest.json: format 'old'", lambda data: data.replace(b'"raypipe-windows/1"', b'"old"')),
+        ("windows.csv: damaged", lambda data: data.replace(b"SIM0001", b"SIM0002")),
     ],
 )
-def test_damaged_manifest_or_table(copy, name, spoil):
-    path = copy / name
+def test_damaged_manifest_or_table(copy, message, spoil):
+    path = copy / message.partition(":")[0]
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"{name}: damaged"):
+    with pytest.raises(UserError, match=message):
         WindowStore(copy)
 
 

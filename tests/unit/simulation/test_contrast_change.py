@@ -8,7 +8,7 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.data.bids import eeg_channels, find_recordings, read_events, read_participants, read_raw
-from raypipe.data.tasks import contrast_trials
+from raypipe.data.challenge import contrast_trials
 from raypipe.simulation.contrast_change import simulate
 
 SMALL = {"subjects": 2, "channels": 5, "trials": 6}

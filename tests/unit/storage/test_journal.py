@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 from raypipe.search.study import StudyQueue
 from raypipe.storage import journal
 from raypipe.storage.files import LocalFolder, open_folder
-from raypipe.storage.journal import CHUNK, FolderJournal, open_journal
+from raypipe.storage.journal import MERGE_COUNT, FolderJournal, open_journal
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.transfer import pull_run
 from tests.support.toys import ToyWindows, make_run
@@ -59,9 +59,7 @@ class Memory:
 
 
 def reader(folder):
-    made = FolderJournal(folder)
-    made.frozen = True
-    return made
+    return FolderJournal(folder, read_only=True)
 
 
 def entries(journal):
@@ -70,7 +68,7 @@ def entries(journal):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(journal, "CHUNK", 4)
+    monkeypatch.setattr(journal, "MERGE_COUNT", 4)
 
 
 def test_a_reader_is_told_what_the_writer_has_written(tmp_path):
@@ -117,7 +115,7 @@ def test_files_that_overlap_are_refused_and_none_is_removed(short):
     folder = Memory()
     for first, last in ((0, 3), (2, 5), (6, 6)):
         folder.files[journal._name(first, last)] = b'{"n":0}\n'
-    with pytest.raises(UserError, match=r"study/00000002-00000005.jsonl: overlaps what is before it; restore"):
+    with pytest.raises(UserError, match=r"study/00000002-00000005.jsonl: overlaps the file before it; restore"):
         FolderJournal(folder).read_logs(0)
     assert len(folder.files) == 3
 
@@ -127,14 +125,14 @@ def test_a_long_journal_is_few_files_and_few_calls():
     book = FolderJournal(folder)
     book.read_logs(0)
     folder.calls = 0
-    for n in range(3 * CHUNK):
+    for n in range(3 * MERGE_COUNT):
         book.append_logs([{"n": n}])
         book.read_logs(0)
-    assert folder.calls <= 4 * 3 * CHUNK + 3 * 3, "an entry is looked for twice, written, and removed"
-    book.append_logs([{"n": 3 * CHUNK}])
+    assert folder.calls <= 4 * 3 * MERGE_COUNT + 3 * 3, "an entry is looked for twice, written, and removed"
+    book.append_logs([{"n": 3 * MERGE_COUNT}])
     assert len(folder.files) == 4
     folder.calls = 0
-    assert entries(reader(folder)) == list(range(3 * CHUNK + 1))
+    assert entries(reader(folder)) == list(range(3 * MERGE_COUNT + 1))
     assert folder.calls == 5
 
 
@@ -194,7 +192,7 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
     """Each life ends before one of the writer's calls; what it was told that it has written is there ever after."""
     folder, written, number = Memory(), [], itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "CHUNK", chunk)
+        patch.setattr(journal, "MERGE_COUNT", chunk)
         for calls in lives:
             left = iter(range(calls))
 

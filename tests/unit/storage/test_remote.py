@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.storage.files import open_folder, read_json
-from raypipe.storage.remote import (
-    FIRST,
-    LONGEST,
-    RETRY_SECONDS,
-    RemoteFolder,
-    RetryPolicy,
-    describe_failure,
-    shell_quoted,
-    without_settings,
-)
+from raypipe.storage.remote import RemoteFolder, shell_quoted, without_settings
+from raypipe.storage.retry_policy import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
 from tests.support.storage import Clock, MemoryStore
 
 URI = "s3://bucket/run"
@@ -32,8 +24,8 @@ SLOW = OSError("When putting key: AWS Error SLOW_DOWN during PutObject operation
 
 def remote(store: MemoryStore, clock: Clock | None = None) -> RemoteFolder:
     clock = clock or Clock()
-    patience = RetryPolicy(URI, clock=clock, sleep=clock.sleep)
-    return RemoteFolder(URI, filesystem=(store, "bucket/run"), patience=patience)
+    retry = RetryPolicy(URI, clock=clock, sleep=clock.sleep)
+    return RemoteFolder(URI, filesystem=(store, "bucket/run"), retry=retry)
 
 
 def failing(*numbers: int, error: BaseException = SLOW):
@@ -75,8 +67,8 @@ def test_waiting_ends_after_the_limit_with_one_line():
         f"{URI}: the storage has not answered for 5 minutes (writing a: {first_line(SLOW)}); run the same command "
         "again when it does (nothing written so far is lost)"
     )
-    assert clock.now == RETRY_SECONDS
-    assert clock.slept[0] == FIRST and max(clock.slept) == LONGEST
+    assert clock.now == MAX_OUTAGE_SECONDS
+    assert clock.slept[0] == FIRST_PAUSE and max(clock.slept) == MAX_PAUSE
     assert clock.slept[:-1] == sorted(clock.slept[:-1])
 
 
@@ -92,7 +84,7 @@ def test_what_follows_a_storage_that_was_given_up_does_not_wait_again(caplog):
     for name in OPERATIONS:
         with pytest.raises(StorageError):
             OPERATIONS[name](folder)
-    assert clock.now == RETRY_SECONDS
+    assert clock.now == MAX_OUTAGE_SECONDS
     assert len(caplog.messages) == 1
     store.fault = failing()
     folder.write("a", b"new")
@@ -112,7 +104,7 @@ def test_time_that_a_stalled_call_takes_counts():
     with pytest.raises(StorageError, match="Timeout was reached"):
         remote(MemoryStore(stall), clock).read("a")
     assert len(clock.slept) == 4
-    assert clock.now < RETRY_SECONDS + 70 + LONGEST
+    assert clock.now < MAX_OUTAGE_SECONDS + 70 + MAX_PAUSE
 
 
 def test_threads_share_an_outage(caplog):
@@ -238,7 +230,7 @@ def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     calls=st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.binary(max_size=9))), max_size=10),
 )
 def test_whatever_fails_for_a_while_the_files_are_those_that_were_written(failures, lost, calls):
-    logging.getLogger("raypipe.storage.remote").setLevel(logging.ERROR)
+    logging.getLogger("raypipe.storage.retry_policy").setLevel(logging.ERROR)
     folder, model = remote(MemoryStore(failing(*failures), lost=lost)), {}
     for name, data in calls:
         if data is None:
@@ -249,4 +241,4 @@ def test_whatever_fails_for_a_while_the_files_are_those_that_were_written(failur
             model[name] = data
         assert folder.names() == sorted(model)
         assert {name: folder.read(name) for name in model} == model
-    logging.getLogger("raypipe.storage.remote").setLevel(logging.NOTSET)
+    logging.getLogger("raypipe.storage.retry_policy").setLevel(logging.NOTSET)

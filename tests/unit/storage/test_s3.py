@@ -15,7 +15,8 @@ from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
-from raypipe.storage.remote import RemoteFolder, RetryPolicy
+from raypipe.storage.remote import RemoteFolder
+from raypipe.storage.retry_policy import RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.storage import Clock, FaultyProxy
@@ -53,7 +54,7 @@ def through(proxy: FaultyProxy, uri: str, clock: Clock | None = None, **options)
         **options,
     )
     root = uri.removeprefix("s3://").partition("?")[0]
-    return RemoteFolder(uri, filesystem=(server, root), patience=RetryPolicy(uri, clock=clock, sleep=clock.sleep))
+    return RemoteFolder(uri, filesystem=(server, root), retry=RetryPolicy(uri, clock=clock, sleep=clock.sleep))
 
 
 def healing(proxy: FaultyProxy, after: int = 3) -> Clock:
@@ -305,7 +306,7 @@ def test_a_server_that_is_not_there_is_waited_for_and_then_named(tmp_path):
         region="us-east-1",
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
-    patience = RetryPolicy("s3://bucket/run", clock=clock, sleep=clock.sleep)
-    folder = RemoteFolder("s3://bucket/run", filesystem=(server, "bucket/run"), patience=patience)
+    retry = RetryPolicy("s3://bucket/run", clock=clock, sleep=clock.sleep)
+    folder = RemoteFolder("s3://bucket/run", filesystem=(server, "bucket/run"), retry=retry)
     with pytest.raises(StorageError, match="s3://bucket/run: the storage has not answered for 5 minutes"):
         folder.exists("run.json")

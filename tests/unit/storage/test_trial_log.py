@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.files import LocalFolder, open_folder, write_record
 from raypipe.storage.records import Epoch, History, trial_file
-from raypipe.storage.trial_log import ENTRY, LIMIT, TrialLog, _shortened, follow_log, read_log
+from raypipe.storage.trial_log import (
+    MAX_ENTRY_CHARACTERS,
+    MAX_FILE_CHARACTERS,
+    TrialLog,
+    _shorten,
+    follow_log,
+    read_log,
+)
 
 
 @pytest.fixture(params=["folder", "uri"])
@@ -48,7 +55,7 @@ def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
     log = TrialLog(folder, 0, "slot")
     for number in range(300):
         log.write(f"entry {number} " + "x" * 200)
-    assert len(folder.read(log.name)) <= LIMIT
+    assert len(folder.read(log.name)) <= MAX_FILE_CHARACTERS
     lines = read_log(folder, 0)
     assert "earlier entries were left out" in lines[0]
     numbers = [int(re.search(r"entry (\d+)", line)[1]) for line in lines[1:]]
@@ -60,10 +67,10 @@ def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(0, 9000))
 def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
     text = f"start {first.splitlines()[0] if first.splitlines() else ''}\n" + "y" * length + "\nthe end"
-    kept = _shortened(text)
+    kept = _shorten(text)
     assert kept.startswith("start ")
     assert kept.endswith("the end")
-    assert len(kept) <= ENTRY + 100
+    assert len(kept) <= MAX_ENTRY_CHARACTERS + 100
 
 
 def test_lines_that_look_like_entries_are_none(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from raypipe.core.folds import make_folds
 from raypipe.core.options import parse_held_out
 from raypipe.core.search_space import SearchSpace
-from raypipe.data.window_store import Settings
+from raypipe.data.manifest import Settings
 from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore

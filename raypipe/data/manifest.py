@@ -1,0 +1,147 @@
+"""The files of a store of windows, and the schema of those that are JSON.
+
+=========================  ============================================================================
+``settings.json``          what was asked of `prepare`; written first, and locked by the process that prepares
+``shards/<key>.npy``       the windows of one recording (`raypipe.data.shard_file`)
+``shards/<key>.json``      what the shard was made from, and its rows of the table (`raypipe.data.shards`)
+``windows.csv``            the table: a row per window
+``manifest.json``          everything else; written last, so a store without it is unfinished
+=========================  ============================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from raypipe.core.errors import UserError
+from raypipe.core.record import OtherFormatError, Record
+
+MANIFEST = "manifest.json"
+TABLE = "windows.csv"
+SETTINGS = "settings.json"
+SHARDS = "shards"
+COLUMNS = ("window", "recording", "subject", "session", "task", "run", "onset", "target", "shard", "row", "offset")
+OPTIONAL_COLUMNS = ("release", "mark", "age")
+"""Columns that the table has only if a window has a value in them."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Settings(_Frozen):
+    """What was asked of `prepare`. Together with the recordings it decides the windows."""
+
+    task: str
+    sfreq: float | None
+    band: tuple[float, float] | None
+    channels: tuple[str, ...] | None
+    window: float | None
+    crop: float | None
+    stride: float | None
+    tmin: float | None
+    dtype: Literal["float16", "float32"]
+
+
+class SettingsFile(Record):
+    """The content of ``settings.json``."""
+
+    format: Literal["raypipe-settings/1"] = "raypipe-settings/1"
+    settings: Settings
+
+
+class Plan(_Frozen):
+    """How a recording is cut: the settings, with every default filled in from the task and the recordings."""
+
+    task: str
+    channels: tuple[str, ...]
+    sfreq: float
+    """Sampling rate of the windows (Hz)."""
+    band: tuple[float, float] | None
+    """Edges of the band-pass (Hz)."""
+    window: float
+    """Seconds, as are `stride` and `tmin`."""
+    stride: float
+    tmin: float
+    window_samples: int
+    crop_samples: int
+    target_is_offset: bool
+    dtype: Literal["float16", "float32"]
+    crops: Literal["own", "scorer"]
+    """Where evaluated crops start: `scorer`, where the challenge's scorer draws them."""
+
+
+class Shard(_Frozen):
+    """The windows of one recording."""
+
+    recording: str
+    rows: int
+    sha256: str
+    """Hash of the samples, their shape and type (`shard_file.content_hash`); empty for no rows and hence no file."""
+    fingerprint: str
+    """Hash of the files and labels that the shard was made from."""
+
+    @property
+    def file(self) -> str:
+        """Path of the ``.npy`` file in the store."""
+        return f"{SHARDS}/{self.recording}.npy"
+
+
+class Summary(_Frozen):
+    """Counts of what the store contains and what was left out."""
+
+    recordings: int
+    """Recordings with at least one window."""
+    windows: int
+    subjects: int
+    left_out: dict[str, int]
+    """Counts of what was left out, by reason in words."""
+
+
+class Manifest(Record):
+    """Everything about a store but its windows (``manifest.json``)."""
+
+    format: Literal["raypipe-windows/1"] = "raypipe-windows/1"
+    settings: Settings
+    plan: Plan
+    kind: Literal["regression", "classification"]
+    metric: Literal["nrmse", "auc"]
+    classes: tuple[str, ...]
+    unit: Literal["uV"] = "uV"
+    shards: tuple[Shard, ...]
+    table_sha256: str
+    data_hash: str
+    """Hash of shards and table: equal for equal windows, wherever the store is."""
+    summary: Summary
+    versions: dict[str, str]
+
+    @property
+    def task(self) -> str:
+        """The task's specification."""
+        return self.plan.task
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a store.
+
+    Raises
+    ------
+    UserError
+        There is no such folder, it is no store, its prepare did not finish, or its manifest is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder of windows; make one with raypipe prepare")
+    file = path / MANIFEST
+    if not file.is_file():
+        if (path / SETTINGS).is_file():
+            raise UserError(f"{path}: prepare did not finish; run the same prepare command again to continue it")
+        raise UserError(f"{path}: not a store of windows (no {MANIFEST}); make one with raypipe prepare")
+    try:
+        return Manifest.parse(file.read_bytes(), str(file))
+    except OtherFormatError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; or delete the file and run prepare again") from None

@@ -1,0 +1,83 @@
+"""The folder that `prepare` writes to: locked by one process, for one data set and one set of settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raypipe.core.errors import UserError
+from raypipe.core.record import OtherFormatError
+from raypipe.data.manifest import SETTINGS, SHARDS, Settings, SettingsFile
+from raypipe.storage.files import PARTIAL_SUFFIX, lock, write_atomic
+
+
+@contextlib.contextmanager
+def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
+    """Lock the folder for the duration of the block.
+
+    Parameters
+    ----------
+    folder
+        Folder for windows; made if it does not exist.
+    asked
+        Settings that the windows in it must have been made with.
+    keys
+        Keys of the recordings. Windows in the folder must be of some of them.
+
+    Raises
+    ------
+    UserError
+        The folder has foreign files, windows of other settings or of another data set, or is locked.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, not a folder for windows")
+    path = folder / SETTINGS
+    recorded = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
+    # Recordings without a window have no shard to protect: after a prepare that found no window, settings may change.
+    has_windows = any((folder / SHARDS / f"{key}.npy").is_file() for key in recorded)
+    if path.is_file() and has_windows:
+        _check_settings_unchanged(path, asked)
+    elif not path.is_file() and _has_files(folder):
+        raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
+    else:
+        write_atomic(path, lambda file: file.write(SettingsFile(settings=asked).to_json()))
+    with open(path, "rb") as file:
+        if not lock(file):
+            raise UserError(f"{folder}: another prepare is writing there; wait for it to end")
+        if has_windows and not recorded & keys:
+            raise UserError(f"{folder}: holds windows of another data set; choose another folder")
+        yield
+
+
+def remove_leftovers(folder: Path, keys: set[str]) -> None:
+    """Remove partial files of a killed process, and shards of recordings that are not in `keys`."""
+    for path in (folder / SHARDS).glob("*"):
+        if path.name.endswith(PARTIAL_SUFFIX) or (path.suffix in (".npy", ".json") and path.stem not in keys):
+            path.unlink()
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(not entry.name.endswith(PARTIAL_SUFFIX) for entry in folder.iterdir())
+
+
+def _check_settings_unchanged(path: Path, asked: Settings) -> None:
+    try:
+        before = SettingsFile.parse(path.read_bytes(), str(path)).settings
+    except OtherFormatError:
+        raise
+    except UserError:
+        raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
+    for name in Settings.model_fields:
+        old, new = getattr(before, name), getattr(asked, name)
+        if old != new:
+            raise UserError(
+                f"{path.parent}: was made with {name} {_shown(old)}, not {_shown(new)}; choose another folder for --out"
+            )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "left to its default"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"
