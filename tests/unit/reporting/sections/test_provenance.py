@@ -61,10 +61,10 @@ ASKED = {
 def test_every_setting_of_prepare_that_was_asked_for_is_printed():
     import typer
 
-    from raypipe.cli import common
+    from raypipe.cli.app import app
 
     words = prepare_command(Settings(**ASKED))
-    group = typer.main.get_command(common.app)
+    group = typer.main.get_command(app)
     parsed = group.commands["prepare"].make_context("prepare", words[2:]).params
     given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
     assert given == ASKED
