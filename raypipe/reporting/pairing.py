@@ -20,7 +20,7 @@ class Predictions:
 
     keys: NDArray[np.str_]
     """(N,) names of the windows that are the same in every store (`window_keys`)."""
-    side: EvaluationSet
+    evaluation_set: EvaluationSet
     predictions: NDArray[Any]
     """(N, outputs): the value in target units, or class probabilities."""
 
@@ -87,16 +87,20 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     PairedDifference or None
         None where the runs have nothing in common.
     """
-    by_subject = first.side.has_subject_targets and other.side.has_subject_targets
+    by_subject = first.evaluation_set.has_subject_targets and other.evaluation_set.has_subject_targets
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
     _, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
-    same = np.isclose(first.side.targets[a].astype(float), other.side.targets[b].astype(float), rtol=1e-5)
+    same = np.isclose(
+        first.evaluation_set.targets[a].astype(float), other.evaluation_set.targets[b].astype(float), rtol=1e-5
+    )
     mismatched = int(np.sum(~same))
     a, b = a[same], b[same]
     if len(a) == 0:
         return None
-    side = EvaluationSet(first.side.targets[a], first.side.subjects[a], first.side.folds[a])
+    side = EvaluationSet(
+        first.evaluation_set.targets[a], first.evaluation_set.subjects[a], first.evaluation_set.folds[a]
+    )
     one, two = first.predictions[a], other.predictions[b]
     scores = (score(metric, side.targets, one), score(metric, side.targets, two))
     interval = difference_interval(metric, side, two, one)
@@ -113,5 +117,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
 
 
 def _by_subject(predictions: Predictions) -> Predictions:
-    side = predictions.side.per_subject()
-    return Predictions(side.subjects.astype(str), side, predictions.side.mean_per_subject(predictions.predictions))
+    side = predictions.evaluation_set.per_subject()
+    return Predictions(
+        side.subjects.astype(str), side, predictions.evaluation_set.mean_per_subject(predictions.predictions)
+    )

@@ -12,12 +12,12 @@ import pytest
 from raypipe.ensembles.evaluation_log import record_evaluation
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.plotting import svg_data_uri
-from raypipe.reporting.report import write_report
+from raypipe.reporting.report import render_report, write_report
 from raypipe.reporting.sections import search
 from raypipe.reporting.sections.held_out import confusion_matrix
 from raypipe.reporting.trial_spans import TrialSpan
 from raypipe.storage.run_store import RunStore
-from tests.support.toys import ToyWindows, make_run, tiny
+from tests.support.toys import SPACE, ToyWindows, add_ended, make_run, tiny
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -111,6 +111,23 @@ def test_an_outdated_ensemble_is_reported(values, copy):
     run.add_trial(4, run.config(best.number))
     run.write_result(best.model_copy(update={"number": 4, "score": best.score - 1.0}))
     assert Page(write_report(run).read_text()).says("The run has continued since this ensemble was fitted")
+
+
+def test_hostile_names_are_escaped_in_every_section(tmp_path):
+    toy = ToyWindows(classes=True)
+    toy.classes = ["<img src=x onerror=alert(1)>", "a&b"]
+    toy.subjects = np.array([f"<i>{name}" for name in toy.subjects])
+    made = make_run(tmp_path / "<b>run", toy, space=f"{SPACE}# </pre><script>alert(1)</script>\n")
+    info = made.info.model_copy(update={"task": "events:<script>,<i>", "versions": {"<script>": "<i>"}})
+    run = RunStore(made.folder, info, made.folds, made.space)
+    for number, state in enumerate(("complete", "pruned", "failed", "stopped")):
+        add_ended(run, number, 0.7 + number / 100, state)
+        run.write_result(run.result(number).model_copy(update={"reason": "<script>reason</script>", "failure": "<i>"}))
+    html = render_report(run)
+    page = Page(html)
+    assert not any(tag in html for tag in ("<script", "<img src=x", "<i>", "<b>run"))
+    for words in ("<script>reason</script>", "# </pre><script>alert(1)</script>", "<i>s00", "<b>run", "<script> <i>"):
+        assert page.says(words), words
 
 
 def test_a_plot_that_cannot_be_drawn_leaves_a_line(values, copy, monkeypatch):
