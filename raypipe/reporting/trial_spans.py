@@ -16,8 +16,8 @@ Interval = tuple[float, float]
 
 _GROUP_SECONDS = 20.0
 """Time within which all workers of a group start a trial."""
-_MIN_PAUSE = 0.02
-"""Share of the run's duration that a pause must have to be reported."""
+_MIN_PAUSE_SHARE, _MIN_PAUSE_SECONDS = 0.02, 1.0
+"""Share of the run's duration, and time, that a pause must have to be reported."""
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ def find_pauses(spans: Sequence[TrialSpan]) -> list[Interval]:
     busy = merge_intervals(interval for span in spans for interval in span.trained)
     if not busy:
         return []
-    shortest = _MIN_PAUSE * (busy[-1][1] - busy[0][0])
+    shortest = max(_MIN_PAUSE_SECONDS, _MIN_PAUSE_SHARE * (busy[-1][1] - busy[0][0]))
     return [(end, start) for (_, end), (start, _) in pairwise(busy) if start - end > shortest]
