@@ -1,13 +1,13 @@
-"""Challenge 1, response time: the Conformer and a small TCN, with every loss and kind of SAM that suits it.
+"""Challenge 1, response time: the Conformer and a small TCN, with every loss and SAM variant that fits the task.
 
-Why: what the leaders share is normalised windows, a plain or a distributional loss, and many models averaged. Kernels
-are the paper's sizes, scaled for 100 Hz or cut short, since the answer lies in time. A regression of response times has
-a heavy left tail, so Huber and a distribution (KL, soft-argmax) compete with the squared error; Focal-R weights the
-outliers up, which is here rather label noise. A distribution, and a Gaussian likelihood (`nll`), also tell how sure the
-network is of each window, which the ensemble may weigh it by.
+Why: the best entries share normalised windows, a plain or distributional loss, and the average of many models. Kernels
+have the paper's sizes, scaled to 100 Hz or shortened, since the target is a time. Response times have a heavy left
+tail. So Huber and a distribution (KL, soft-argmax) compete with the squared error. Focal-R gives more weight to
+outliers, which are mostly label noise here. A distribution and a Gaussian likelihood (`nll`) also predict their
+uncertainty, by which an ensemble may weight each window.
 
-Expect: on all releases an out-of-fold NRMSE of .9 to .95 is good (the best entries reached .887 to .914 on hidden
-people, the median entry 1.000). On one mini release most trials stay near 1. Give it 40 trials and up.
+Expect: on all releases an out-of-fold NRMSE of 0.90 to 0.95 is good (the best entries reached 0.887 to 0.914 on hidden
+subjects, the median entry 1.000). On one mini release most trials stay near 1. Run 40 trials or more.
 """
 
 CONFORMER = {
@@ -74,7 +74,7 @@ def space(trial):
     sam = trial.suggest_categorical("sam/name", ["none", "sam", "asam", "looksam", "msam"])
     if sam != "none":
         rho = trial.suggest_float("sam/rho", 0.01, 0.2, log=True)
-        # ASAM's and MSAM's radii are measured otherwise: about 20 and 10 times larger for the same effect.
+        # The radii of ASAM and MSAM have other units: about 20 and 10 times larger for the same effect.
         fixed["sam/rho"] = {"asam": 20.0, "msam": 10.0}.get(sam, 1.0) * rho
     trial.suggest_categorical("target_scale", ["standard", "robust"])
     trial.suggest_categorical("sampling", ["window", "subject"])

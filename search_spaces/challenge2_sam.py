@@ -1,12 +1,12 @@
-"""Challenge 2, externalizing: few and noisy labels, one a person, so everything that keeps a network from memorising.
+"""Challenge 2, externalizing: few and noisy labels, one per subject, so every method against memorisation.
 
-Why: of 184 entries 24 beat the constant predictor, the best by 2 %. People are drawn evenly, C-Mixup takes partners of
-other people only (near labels are else the same person), SAM looks for flat minima, and answers are drawn towards the
-training mean, as far as the search finds it pays. Age and sex predict a little, but the scorer gives a model EEG only,
-so they are no inputs; the report shows age as a baseline that cannot be used.
+Why: of 184 entries 24 beat the constant predictor, the best by 2 %. Subjects are drawn evenly. C-Mixup takes partners
+of other subjects only, since windows with similar labels are otherwise of the same subject. SAM looks for flat minima.
+Predictions are shrunk to the training mean, as far as the search finds it helps. Age and sex predict a little, but the
+scorer gives a model EEG only, so they are no inputs. The report shows age as a baseline that cannot be used.
 
-Expect: an out-of-fold NRMSE near 1.0, and often an honest "no evidence". Anything below .97 on a few releases deserves
-suspicion first.
+Expect: an out-of-fold NRMSE near 1.0, and often "no evidence". Check anything below 0.97 on a few releases for errors
+first.
 """
 
 RHYTHMS = {

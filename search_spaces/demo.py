@@ -1,8 +1,9 @@
 """The search of `make sweep`: a small Conformer on 500 simulated contrast-change trials, in minutes on two cores.
 
-Why: shows conditionals (focal -> gamma, mixing -> alpha, SAM -> rho) and early stopping of trials while one waits.
-The answer is known to be in the data; a sweep that does not find it is broken.
-Expect: 8 trials of 4 folds in about five minutes, NRMSE of the ensemble well below 0.9.
+Why: it shows conditional parameters (focal -> gamma, mixing -> alpha, SAM -> rho) and early stopping of trials.
+The simulated data contains the answer, so a sweep that does not find it has an error.
+
+Expect: 8 trials of 4 folds in about five minutes, and an NRMSE of the ensemble well below 0.9.
 """
 
 START = [

@@ -1,10 +1,10 @@
-"""Fine-tuning of a pretrained encoder: all of it, its head alone, or low-rank changes; how fast, and how deep.
+"""Fine-tune a pretrained encoder: all of it, its head only, or low-rank changes; with which rates, and how deep.
 
-Why: with few labels it is not clear beforehand whether an encoder should be trained on, and how much. Full training
-with a smaller rate for lower blocks, LoRA and a frozen encoder are drawn side by side, all from one `--init RUN`.
+Why: with few labels it is not known beforehand how much of an encoder should be trained. Full training with a smaller
+rate for lower blocks, LoRA and a frozen encoder are drawn in one search, all from one `--init RUN`.
 
 Expect: the start points are the three ways at usual rates. model/* must be as pretrained (these are the defaults of
-`raypipe pretrain`). Trials with one seed start from the same weights, so that they can be averaged.
+`raypipe pretrain`). Trials of one seed start from the same weights, so their weights can be averaged.
 """
 
 START = [

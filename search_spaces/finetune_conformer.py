@@ -1,12 +1,12 @@
-"""Fine-tuning of a Conformer that SimCLR has pretrained: all of it, its head alone, or low-rank changes.
+"""Fine-tune a Conformer that SimCLR has pretrained: all of it, its head only, or low-rank changes.
 
     raypipe pretrain simclr --data STORE --run PRETRAINED --set model/name=conformer
 
-Why: where a Conformer is the network to beat, its stem may have learnt its filters from recordings without labels. The
-new head is large (it sees every token), so that full training at a small rate for what lies below is the first point.
+Why: the filters of the stem can be learnt from recordings without labels. The new head is large (it sees every token),
+so the first point trains everything, with small rates below the head.
 
-Expect: model/* must be as pretrained (these are what the command above has), as must the channels. Under a frozen or
-low-rank trunk BatchNorm keeps the statistics that it was pretrained with.
+Expect: model/* must be as pretrained (these are the values of the command above), and so must the channels. With a
+frozen or low-rank trunk, BatchNorm keeps the statistics of pretraining.
 """
 
 START = [

@@ -1,11 +1,12 @@
-"""Focal loss, mixing and sharpness-aware minimisation on the EEG-Conformer: the search raypipe is named for.
+"""Focal loss, mixing and sharpness-aware minimisation on the EEG-Conformer.
 
-Why: each of the three fights another way of overfitting few people (easy trials, single windows, sharp minima), and
-which of them pays differs between tasks. Each brings its own parameter only where it is drawn: focal -> gamma,
-mixing -> alpha, SAM -> rho. Works for classes (cross-entropy, focal loss) and for regression (squared error, Focal-R).
+Why: each of the three works against another cause of overfitting few subjects (easy trials, single windows, sharp
+minima), and which of them helps depends on the task. Each has a parameter of its own, drawn only if it is used:
+focal -> gamma, mixing -> alpha, SAM -> rho. The space is for classes (cross-entropy, focal loss) and for regression
+(squared error, Focal-R).
 
-Expect: the two start points show whether the task lives in rhythms or in responses; 16 trials give an ensemble, 40 find
-the good region. SAM doubles a trial's passes over the data, and successive halving counts them.
+Expect: the two start points show whether the task depends on rhythms or on responses. 16 trials give an ensemble, 40
+find the good region. SAM doubles the passes over the data, and successive halving counts passes.
 """
 
 RHYTHMS = {
@@ -56,6 +57,6 @@ def space(trial):
     sam = trial.suggest_categorical("sam/name", ["none", "sam", "asam"])
     if sam != "none":
         rho = trial.suggest_float("sam/rho", 0.01, 0.2, log=True)
-        # ASAM's radius is measured in units of the weights: about 20 times larger for the same effect.
+        # ASAM's radius is in units of the weights: about 20 times larger for the same effect.
         constants["sam/rho"] = 20 * rho if sam == "asam" else rho
     return constants

@@ -1,10 +1,10 @@
-"""Answers that lie in time (`latency`, response times) from few hundred windows: short pools, small batches, patience.
+"""Targets that are times (`latency`, response times), from a few hundred windows: short pools, small batches, patience.
 
-Why: every epoch sees new random crops, so training pays for longer than on fixed windows; what the answer needs is the
-time of a response within the window, hence the short pools. Mixing and SAM compete with plain training.
+Why: every epoch has new random crops, so training improves for longer than on fixed windows. The network must see when
+a response is in the window, hence the short pools. Mixing and SAM compete with plain training.
 
-Expect: on the UCI EEG Database (924 epochs of 16 people, crops of 0.5 s) a trial of 4 folds takes about 30 s on two
-cores and reaches an out-of-fold NRMSE of about 0.80 to 0.83, where ridge regression reaches 0.86.
+Expect: on the UCI EEG Database (924 epochs of 16 subjects, crops of 0.5 s) a trial of 4 folds takes about 30 s on two
+cores and reaches an out-of-fold NRMSE of about 0.80 to 0.83; ridge regression reaches 0.86.
 """
 
 START = [

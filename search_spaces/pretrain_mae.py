@@ -1,10 +1,10 @@
-"""Pretraining itself, searched: masked autoencoders, judged by what a linear probe reads off their features.
+"""Search over pretraining: masked autoencoders, scored by a linear probe of their features.
 
-Why: how much is masked, and how long a patch is, decide whether rebuilding can be done by drawing lines between
-neighbours (then nothing is learnt) or needs to know what EEG looks like.
+Why: the share of masked patches and their length decide whether interpolation is enough to rebuild a patch, which
+teaches nothing, or whether the network has to learn what EEG looks like.
 
-Expect: each fold is pretrained on its training subjects alone, and the probe's predictions of the others are the score;
-so it is leak-free, and costs as many pretrainings as there are folds. Pretrain with the winner: `raypipe pretrain mae`.
+Expect: each fold is pretrained on its training subjects only, and the probe's predictions of the others are scored. So
+the score has no leak, and a trial costs one pretraining per fold. Pretrain with the best: `raypipe pretrain mae`.
 """
 
 START = [{"pretrain/mask": 0.75, "model/patch": 25, "optim/lr": 1e-3, "model/depth": 4}]

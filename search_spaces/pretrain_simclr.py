@@ -1,10 +1,10 @@
-"""Pretraining itself, searched: contrastive learning, judged by what a linear probe reads off their features.
+"""Search over pretraining: contrastive learning, scored by a linear probe of the features.
 
-Why: the temperature, the strength of the views and what becomes of a person's own other windows decide whether windows
-are told apart by what the brain does or by whose it is.
+Why: the temperature, the strength of the views, and the use of a subject's other windows as negatives decide what the
+features encode: what the brain does, or whose brain it is.
 
-Expect: each fold is pretrained on its training subjects alone, and the probe's predictions of the others are the score;
-so it is leak-free, and costs as many pretrainings as there are folds. Then: `raypipe pretrain simclr`.
+Expect: each fold is pretrained on its training subjects only, and the probe's predictions of the others are scored. So
+the score has no leak, and a trial costs one pretraining per fold. Pretrain with the best: `raypipe pretrain simclr`.
 """
 
 START = [

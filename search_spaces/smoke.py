@@ -1,7 +1,8 @@
-"""The smallest search that trains in earnest: one network, two questions, a few epochs.
+"""The smallest search that trains a network: two parameters and a few epochs.
 
-Why: to see that a data set, a machine or a cluster works before anything long is launched, and as a form to copy.
-Expect: seconds a trial on small data, no good scores.
+Why: to check that a data set, a machine or a cluster works before a long run, and as a template for other spaces.
+
+Expect: seconds per trial on small data, and no good scores.
 """
 
 START = [{"optim/lr": 1e-3, "sam/name": "none"}]

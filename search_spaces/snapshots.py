@@ -1,12 +1,11 @@
-"""Several networks from each training: a learning rate that goes in cycles, whose ends become members of the ensemble.
+"""Several networks from each training: a cyclic learning rate, with a member of the ensemble at the end of each cycle.
 
-Why: a snapshot ensemble costs one training where an ensemble of as many networks costs several (Huang et al. 2017), and
-the mean of the snapshots' weights is often the flattest of the minima that the cycles came by (Izmailov et al. 2018).
-It pays where a trial takes long and few can be afforded; given many trials, different configurations err more
-differently than snapshots of one. `raypipe ensemble RUN --method all` shows both: `snapshots` and `swa`.
+Why: a snapshot ensemble costs one training, where an ensemble of as many networks costs several (Huang et al. 2017).
+The mean of the snapshots' weights is often in a flatter minimum than each of them (Izmailov et al. 2018). Snapshots
+help where a trial takes long and few can be run. With many trials, different configurations make more different errors
+than snapshots of one. `raypipe ensemble RUN --method all` shows both: `snapshots` and `swa`.
 
-Expect: trials are judged, and stopped, at the ends of cycles only. Nothing is gained by fewer than about ten epochs a
-cycle.
+Expect: trials are scored and stopped at the ends of cycles only. Cycles of fewer than about ten epochs gain nothing.
 """
 
 START = [{"optim/lr": 2e-3, "optim/cycles": 4, "sam/name": "none", "model/dropout": 0.3}]

@@ -1,6 +1,6 @@
-"""What one trial is: a frozen, validated configuration with a stable hash.
+"""The configuration of a trial: frozen, validated, and with a stable hash.
 
-Ranges do not belong here: a range belongs to a study (`search_spaces/`), not to the program.
+Ranges of parameters are not here: they belong to a study (`search_spaces/`), not to the program.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class _Frozen(BaseModel):
 
 class ModelConfig(_Frozen):
     """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), a small TCN, or a transformer over
-    patches."""
+    patches (ViT)."""
 
     name: Literal["conformer", "tcn", "vit"] = "conformer"
-    """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); of what follows it uses `filters`, `depth`,
-    `dropout`, `norm`, `bins` and `variance`. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
+    """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); it uses `filters`, `depth`, `dropout`, `norm`,
+    `bins` and `variance` of the parameters below. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
     uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
     patch: Annotated[int, Field(ge=2)] = 25
     """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
     """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
-    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: those very sample counts at any rate; `short`: as `rate` with
-    a pool of a third (10, 10, 6 at 100 Hz), for answers that lie in time."""
+    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: the same numbers of samples at any rate; `short`: as `rate`
+    with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times."""
     filters: Annotated[int, Field(ge=1)] = 40
     """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
     depth: Annotated[int, Field(ge=0)] = 6
@@ -45,112 +45,112 @@ class ModelConfig(_Frozen):
     expansion: Annotated[int, Field(ge=1)] = 4
     """Width of a block's feed-forward layer, in tokens."""
     hidden: Annotated[int, Field(ge=1)] = 256
-    """Width of the head's first layer; its second is an eighth of it (256 and 32 in the paper)."""
+    """Width of the head's first layer. The second has an eighth of it (256 and 32 in the paper)."""
     dropout: Fraction = 0.5
-    """Dropout of the stem, the blocks and the head."""
+    """Dropout rate of the stem, the blocks and the head."""
     features: Literal["mean", "log-power"] = "mean"
-    """What a token sums up: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
-    (square, mean, log: Schirrmeister et al. 2017), for tasks that live in rhythms."""
+    """What a token summarises: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
+    (square, mean, log: Schirrmeister et al. 2017), for tasks that depend on rhythms."""
     norm: Literal["channel", "window", "robust", "none"] = "channel"
     """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
     the relative power of channels; `robust` (median and MAD per channel); or `none`."""
 
     bins: Annotated[int, Field(ge=0)] = 0
-    """Regression: 0 for one number, or the bins of a distribution over the standardised target, whose mean is the
-    answer (soft-argmax). `loss/name=kl` needs them; other losses see the mean. The distribution's variance tells how
-    sure the network is."""
+    """Regression: 0 to predict one number, or the bins of a predicted distribution over the standardised target, whose
+    mean is the prediction (soft-argmax). `loss/name=kl` needs bins; other losses use the mean. The variance of the
+    distribution is the predicted uncertainty."""
     variance: bool = False
-    """Regression: whether the network also tells the variance of its answer, for ensembles that weigh each window by
-    it; with `loss/name=nll` only."""
+    """Regression: also predict the variance, for ensembles that weight each window by it; with `loss/name=nll` only."""
 
     @model_validator(mode="after")
-    def _heads_divide_filters(self) -> Self:
+    def _parameters_fit_the_network(self) -> Self:
         if self.bins == 1:
             raise ValueError("bins must be 0, or 2 or more")
         if self.bins and self.variance:
-            raise ValueError("bins tell a variance already: leave variance False")
-        if self.name == "vit" and self.variance:
-            raise ValueError("variance is for name=conformer and tcn, not for vit")
+            raise ValueError("bins predict a variance already: leave variance False")
+        if self.name == "vit" and (self.bins or self.variance):
+            raise ValueError("bins and variance are for name=conformer and tcn, not for vit")
         if self.name == "conformer" and self.filters % self.heads:
             raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
         return self
 
 
 class OptimConfig(_Frozen):
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a schedule of the learning rate."""
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a learning-rate schedule."""
 
     lr: Positive = 1e-3
     """Peak of the learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
-    """Decoupled decay of weights, in learning rates a step."""
+    """Decoupled weight decay per step, as a factor of the learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay of the running means of gradients and of their squares."""
+    """Decay rates of the running means of gradients and of their squares."""
     warmup: Fraction = 0.1
-    """Share of all steps over which the rate rises linearly from zero; of `cyclic`, share of the first cycle's."""
+    """Share of all steps in which the rate rises linearly from zero; with `cyclic`, share of the first cycle."""
     schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
-    """`cyclic`: cosine decay begun again `cycles` times; the weights at the end of each cycle are kept, and are members
-    of ensembles (snapshots: Huang et al. 2017, arXiv:1704.00109)."""
+    """`cyclic`: cosine decay in `cycles` cycles. Weights at the end of each cycle are stored as members of ensembles
+    (snapshots: Huang et al. 2017, arXiv:1704.00109)."""
     cycles: Annotated[int, Field(ge=2)] = 4
-    """Of `cyclic`: how many, as equal in epochs as can be."""
+    """Number of cycles of `cyclic`, as equal in epochs as possible."""
     clip: Annotated[float, Field(ge=0.0)] = 1.0
-    """Largest norm of the gradient that is stepped with (SAM: the second gradient only); 0 clips nothing."""
+    """Largest gradient norm (SAM: of the second gradient); 0 disables clipping."""
     ema: Fraction = 0.0
-    """Decay per step of the exponential moving average of weights that is evaluated and kept; 0 for none."""
+    """Decay per step of the exponential moving average of the weights, which is evaluated and stored; 0 for none."""
 
 
 class SamConfig(_Frozen):
-    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its kin."""
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its variants."""
 
     name: Literal["none", "sam", "asam", "looksam", "msam"] = "none"
-    """`sam`; `asam`, its scale-invariant form; `looksam`, SAM at every few steps; `msam`, which climbs against the
-    momentum and costs one pass. See `sam.Sam`."""
+    """`sam`; `asam`, its scale-invariant form; `looksam`, SAM every few steps; `msam`, which perturbs against the
+    momentum and costs one pass. See `training.sam`."""
     rho: Positive = 0.05
-    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) wants it 10 to 40 times larger, MSAM
+    """Radius of the perturbation. ASAM (Kwon et al. 2021, arXiv:2102.11600) needs a radius 10 to 40 times larger, MSAM
     (Becker et al. 2024, arXiv:2401.12033) about 10 times."""
     only: Literal["all", "norm"] = "all"
-    """Which parameters are perturbed: `norm`, those of the normalisation layers (SAM-ON, Mueller et al. 2023,
+    """Parameters that are perturbed: all, or those of the normalisation layers (SAM-ON, Mueller et al. 2023,
     arXiv:2306.04226)."""
     every: Annotated[int, Field(ge=2)] = 5
-    """LookSAM (Liu et al. 2022, arXiv:2203.02714): steps from one second gradient to the next."""
+    """LookSAM (Liu et al. 2022, arXiv:2203.02714): steps from one SAM step to the next."""
     alpha: Positive = 0.7
-    """LookSAM: norm of the reused part, in norms of the gradient."""
+    """LookSAM: norm of the reused part, as a factor of the gradient's norm."""
 
 
 class MixupConfig(_Frozen):
     """Mixing of windows within a batch."""
 
     name: Literal["none", "mixup", "cmixup", "cutmix", "cutmix-channels"] = "none"
-    """`mixup` (Zhang et al. 2018, arXiv:1710.09412); `cmixup`, with partners of near targets (Yao et al. 2022,
-    arXiv:2210.05775); `cutmix` in time or over channels (after Yun et al. 2019, arXiv:1905.04899)."""
+    """`mixup` (Zhang et al. 2018, arXiv:1710.09412); `cmixup`, with partners of similar targets (Yao et al. 2022,
+    arXiv:2210.05775); `cutmix` in time, `cutmix-channels` over channels (after Yun et al. 2019, arXiv:1905.04899)."""
     alpha: Positive = 0.3
-    """lambda ~ Beta(alpha, alpha)."""
+    """Mixing weights are drawn from Beta(alpha, alpha)."""
     prob: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of batches that are mixed."""
     bandwidth: Positive = 0.5
-    """C-Mixup: width of the kernel that partners are drawn by, in standard deviations of the training targets."""
+    """C-Mixup: width of the kernel over target differences, in standard deviations of the training targets."""
     other_subject: bool = False
-    """Whether a partner must be of another subject; where a batch holds one subject only, windows stay as they are."""
+    """Draw partners of other subjects only. Windows of a batch of one subject are not mixed."""
 
 
 class LossConfig(_Frozen):
-    """The training loss. Trials are ranked by the task's metric, never by this."""
+    """The training loss. Trials are ranked by the task's metric, not by the loss."""
 
     name: Literal["plain", "focal", "huber", "kl", "nll"] = "plain"
-    """`plain`: cross-entropy or mean squared error; `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
-    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression; `huber`: regression only; `kl`:
-    the divergence of the network's distribution from a Gaussian around the target, regression with `model/bins`;
-    `nll`: Gaussian likelihood of the target, regression with `model/variance`."""
+    """`plain`: cross-entropy or mean squared error. `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for
+    classes, Focal-R (Yang et al. 2021, arXiv:2102.09554) for regression. `huber`: regression only. `kl`: divergence of
+    the predicted distribution from a Gaussian around the target, regression with `model/bins`. `nll`: Gaussian negative
+    log-likelihood of the target, regression with `model/variance`."""
     width: Positive = 0.3
     """Standard deviation of `kl`'s Gaussian, in standard deviations of the training targets."""
     variance_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """`nll`: windows count by their told variance to this power (beta-NLL, Seitzer et al. 2022, arXiv:2203.09168): 0 is
-    the likelihood itself, which gives up on what is hard; 1 moves the answer as squared error does."""
+    """`nll`: weight of a window is its predicted variance to this power (beta-NLL, Seitzer et al. 2022,
+    arXiv:2203.09168). 0 is the likelihood itself, which gives little weight to hard windows; 1 has the gradient of the
+    squared error."""
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     """Focusing exponent of `focal`; 0 is the plain loss."""
     beta: Positive = 0.2
-    """Slope of Focal-R's sigmoid, per training-set standard deviation of the error."""
+    """Slope of Focal-R's sigmoid, per standard deviation of the training targets."""
     delta: Positive = 1.0
-    """Where Huber turns linear, in standard deviations of the training targets."""
+    """Error from which Huber is linear, in standard deviations of the training targets."""
     smoothing: Fraction = 0.0
     """Label smoothing (classes only)."""
     balanced: bool = True
@@ -158,49 +158,49 @@ class LossConfig(_Frozen):
 
 
 class PretrainConfig(_Frozen):
-    """Self-supervised pretraining in place of training; a linear probe then predicts (see `pretraining`)."""
+    """Self-supervised pretraining in place of training. A linear probe then predicts (see `raypipe.pretraining`)."""
 
     name: Literal["none", "mae", "simclr"] = "none"
-    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377), of `model/name=vit`; `simclr` (Chen et al. 2020,
-    arXiv:2002.05709), of `vit` or, by ``raypipe pretrain``, `conformer`."""
+    """`mae`: masked autoencoder (He et al. 2022, arXiv:2111.06377), with `model/name=vit`. `simclr`: Chen et al. 2020,
+    arXiv:2002.05709, with `vit` or, in ``raypipe pretrain``, `conformer`."""
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     """MAE: share of patches that are masked."""
     decoder_width: Annotated[int, Field(ge=1)] = 32
     """MAE: width of the decoder's tokens."""
     decoder_depth: Annotated[int, Field(ge=0)] = 1
-    """MAE: the decoder's transformer blocks."""
+    """MAE: transformer blocks of the decoder."""
     temperature: Positive = 0.5
-    """SimCLR: of the softmax over similarities."""
+    """SimCLR: temperature of the softmax over similarities."""
     projection: Annotated[int, Field(ge=1)] = 32
-    """SimCLR: width of what the projection head gives."""
+    """SimCLR: outputs of the projection head."""
     strength: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
-    """SimCLR: of the changes that make a view."""
+    """SimCLR: strength of the augmentations."""
     time_shift: bool = False
-    """SimCLR: whether views are shifted in time; not where the answer lies in time."""
+    """SimCLR: shift views in time; not for targets that are times."""
     negatives: Literal["all", "other-subject", "same-subject"] = "all"
-    """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts them `weight` times."""
+    """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts those `weight` times."""
     weight: Positive = 2.0
-    """SimCLR: what a window of the same subject counts as a negative, with `negatives=same-subject`."""
+    """SimCLR: weight of a negative of the same subject, with `negatives=same-subject`."""
 
 
 class InitConfig(_Frozen):
-    """Where training starts: at random, or at the pretrained encoder that the sweep was given (``--init``)."""
+    """Initial weights: random, or those of the pretrained encoder that the sweep was given (``--init``)."""
 
     name: Literal["none", "pretrained"] = "none"
-    """`pretrained`: at the encoder that ``--init`` gave the run, of `model/name=vit` or `conformer`."""
+    """`pretrained`: start from the encoder of ``--init``, with `model/name=vit` or `conformer`."""
     tune: Literal["full", "frozen", "lora"] = "full"
-    """What is trained: everything; the head alone; or the head and low-rank changes of the blocks' linear layers (LoRA,
-    Hu et al. 2022, arXiv:2106.09685), which are merged into the weights that are kept."""
+    """Weights that are trained: `full`, all; `frozen`, the head; `lora`, the head and low-rank changes of the blocks,
+    which are merged into the stored weights (Hu et al. 2022, arXiv:2106.09685)."""
     rank: Annotated[int, Field(ge=1)] = 4
-    """LoRA: rank of a change."""
+    """LoRA: rank of the changes."""
     alpha: Positive = 16.0
-    """LoRA: a change counts alpha / rank times."""
+    """LoRA: changes are scaled by alpha / rank."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
 class TrialConfig(_Frozen):
-    """Everything that decides a trial's numbers, given the data, the fold map, the seed and the layout."""
+    """Everything that decides a trial's numbers, given the data and the fold map."""
 
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -210,31 +210,31 @@ class TrialConfig(_Frozen):
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
     epochs: Annotated[int, Field(ge=1)] = 20
-    """Passes over the training windows at most; the learning rate's schedule is laid over all of them."""
+    """Maximum number of epochs; the learning-rate schedule covers all of them."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Windows a step, of each fold."""
+    """Windows per step, of each fold."""
     patience: Annotated[int, Field(ge=1)] = 10
-    """Epochs without a better score before training ends; see `early_stop`."""
+    """Epochs without a better score until training stops; see `early_stop`."""
     early_stop: Literal["trial", "fold"] = "trial"
-    """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold sets subjects of its
-    training side apart, chooses its epoch by them and stops by itself; no choice sees the scored windows."""
+    """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold holds out subjects of its
+    training side, and chooses its epoch and stops by them; no choice uses the scored windows."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the network's passes (autocast); `auto` is bfloat16 on a GPU that has it, else float32. The Fourier stem, the
-    loss and the optimiser stay in float32."""
+    """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that supports it, else float32. The
+    Fourier stem, the loss and the optimiser use float32."""
     sampling: Literal["window", "subject"] = "window"
-    """Which windows make up an epoch: every one once, or, for as many draws, first a `subject` and then one of the
-    subject's windows: nobody counts for more than another."""
+    """Windows of an epoch: `window`, each of them once; `subject`, as many draws of first a subject and then one of its
+    windows, so that all subjects have equal weight."""
     target_scale: Literal["standard", "robust"] = "standard"
-    """What regression targets are scaled by, over the training windows: mean and standard deviation, or median and
-    1.4826 * median absolute deviation."""
+    """Scaling of regression targets by the training windows: `standard`, mean and standard deviation; `robust`, median
+    and 1.4826 * median absolute deviation."""
     shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Regression: how far answers are drawn to the training mean; 1 answers nothing else. Where most of a target is
-    noise, the best answer is near it."""
+    """Regression: shrinkage of predictions to the training mean, from 0 (none) to 1 (always the mean). Where most of a
+    target is noise, the best prediction is near the mean."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of weights, batches, mixing and dropout; the fold map and the data have seeds of their own."""
+    """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
 
     @model_validator(mode="after")
-    def _some_networks_are_pretrained(self) -> Self:
+    def _pretraining_fits_the_network(self) -> Self:
         if self.model.name == "tcn" and (self.pretrain.name != "none" or self.init.name != "none"):
             raise ValueError("pretraining and init/name=pretrained need model/name=vit or conformer")
         if self.pretrain.name == "mae" and self.model.name != "vit":
@@ -244,7 +244,7 @@ class TrialConfig(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _kl_needs_bins(self) -> Self:
+    def _loss_fits_the_output(self) -> Self:
         if self.loss.name == "kl" and not self.model.bins:
             raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
         if (self.loss.name == "nll") != self.model.variance:
@@ -252,7 +252,7 @@ class TrialConfig(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _cycles_are_of_epochs(self) -> Self:
+    def _cycles_fit_the_epochs(self) -> Self:
         if self.optim.schedule == "cyclic":
             if self.epochs < self.optim.cycles:
                 raise ValueError(f"{self.optim.cycles} cycles (optim/cycles) need as many epochs (given {self.epochs})")
@@ -264,14 +264,14 @@ class TrialConfig(_Frozen):
 
     @property
     def cycle_ends(self) -> list[int]:
-        """Epochs that end a cycle of the learning rate; none without cycles."""
+        """Epochs that end a cycle of the learning rate; empty without cycles."""
         if self.optim.schedule != "cyclic":
             return []
         return [round(self.epochs * cycle / self.optim.cycles) for cycle in range(1, self.optim.cycles + 1)]
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes a step costs: SAM pays twice, LookSAM once and a share, MSAM once."""
+        """Forward and backward passes per step: two for SAM, between one and two for LookSAM, one for MSAM."""
         return {"none": 1.0, "msam": 1.0, "looksam": 1.0 + 1.0 / self.sam.every}.get(self.sam.name, 2.0)
 
     def hash(self) -> str:
@@ -281,7 +281,7 @@ class TrialConfig(_Frozen):
 
 
 def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
-    """Every name a search space may set, such as ``optim/lr``."""
+    """Return every name that a search space may set, such as ``optim/lr``."""
     names: list[str] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
@@ -293,7 +293,13 @@ def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> l
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"loss/gamma": 2}`` to ``{"loss": {"gamma": 2}}``; names without a slash and nested dicts stay."""
+    """Turn ``{"loss/gamma": 2}`` into ``{"loss": {"gamma": 2}}``; names without a slash and nested dicts are kept.
+
+    Raises
+    ------
+    UserError
+        A name is used both as a parameter and as a group of parameters.
+    """
     out: dict[str, Any] = {}
     for name, value in flat.items():
         here = out
@@ -310,7 +316,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: TrialConfig) -> dict[str, Any]:
-    """A configuration by parameter name, such as ``loss/gamma``."""
+    """Return the values of a configuration by parameter name, such as ``loss/gamma``."""
     out: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):
@@ -326,7 +332,7 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
     Raises
     ------
     UserError
-        Names an unknown parameter with the nearest right name, or the value that is out of range.
+        A parameter is unknown (names the nearest one), or a value is out of range.
     """
     try:
         return TrialConfig.model_validate(nest(params))

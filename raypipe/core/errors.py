@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""Exceptions, and helpers for messages of one line."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ import errno
 import re
 from collections.abc import Iterable
 
+_FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
+"""Messages of object stores, which have no error numbers."""
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "bad_alloc",
+)
+
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what would be right.
+    """Bad input. The message is one line: what is wrong, where, and what would be right.
 
-    The command line prints it without a traceback and leaves with exit status 2.
+    The command line prints it without a traceback and exits with status 2.
     """
 
 
 class StorageError(UserError):
-    """The storage cannot be used any longer; what was written before is whole and the same command goes on."""
+    """The storage cannot be used any longer. What was written is whole, and the same command continues the work."""
 
 
 class DiskFullError(StorageError):
-    """No room is left where raypipe writes."""
+    """The disk is full."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint file is truncated, altered or of another kind; the one before it may still be good."""
+    """A checkpoint file is truncated, changed or of another kind. The one before it may be whole."""
 
 
 class InterruptedSweepError(Exception):
-    """The sweep was asked to stop (Ctrl-C, SIGTERM) and has stopped in good order."""
+    """The sweep was interrupted (Ctrl-C, SIGTERM) and has stopped after saving its state."""
 
 
 class LostSweepError(Exception):
-    """What executes the sweep has died (its desk, Ray Tune), for which no trial is to blame; it is begun again.
+    """A process that executes the sweep has died (the broker, Ray Tune), and no trial is its cause. It is restarted.
 
     Parameters
     ----------
     reason
-        Who died, in words.
+        The process that died, in words.
     progress
         Whether an epoch was finished before.
     """
@@ -48,43 +58,32 @@ class LostSweepError(Exception):
 
 
 class InterruptedEpochError(Exception):
-    """The trial was taken off this worker in mid-epoch; its last checkpoint stands."""
+    """The worker was stopped in the middle of an epoch. The trial's last checkpoint is valid."""
 
 
 class NonFiniteError(Exception):
-    """The training loss, its gradient or the score is no longer a number."""
+    """The training loss, its gradient or the score is not finite."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """Return the first line of an error's message, at most 300 characters; its type where it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
-    """Turn "no space left" and "quota exceeded" into the line users see; None for any other error."""
+    """Return the error that users see for "no space left" and "quota exceeded"; None for any other error."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
         return None
     return DiskFullError(
-        f"{where}: no space left on the disk; make room and run the same command again (nothing written so far is lost)"
+        f"{where}: no space left on the disk; free some space and run the same command again (nothing written so far "
+        "is lost)"
     )
 
 
-# What object stores say; they have no error numbers.
-_FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
-
-_NO_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "out of memory",
-    "_STATUS_ALLOC_FAILED",
-    "bad_alloc",
-)
-
-
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, torch's on host or GPU, or the machine's, for which Ray kills a process.
+    """Return whether memory ran out: in Python, in torch on host or GPU, or on the machine, when Ray kills a process.
 
-    Told by names, since neither torch nor Ray is imported here.
+    Errors of torch and Ray are recognised by name, since neither is imported here.
     """
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -94,12 +93,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def missing_package(extra: str) -> str:
-    """How an extra is installed; raypipe itself is on no index."""
+    """Return how to install an extra; raypipe is on no package index."""
     return f"in raypipe's clone: pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest of `names`, or a listing of them when none is close."""
+    """Return ``did you mean 'x'?`` for the closest of `names`, or a list of them if none is close."""
     known = [str(n) for n in names]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

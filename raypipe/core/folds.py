@@ -1,4 +1,4 @@
-"""Who may learn from whom: one frozen subject-to-fold map per run, and the audit of its use."""
+"""The subject-to-fold map of a run, and the check that no subject is on two sides of a split."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Index = NDArray[np.int64]
 
 
 class LeakError(Exception):
-    """A subject stands on both sides of a split. Nothing that was computed from it may be shown."""
+    """A subject is on both sides of a split, so nothing that was computed from it may be shown."""
 
 
 class FoldMap(Record):
-    """The fold of every subject; `HELD_OUT` for those that no trial sees.
+    """The fold of every subject, `HELD_OUT` for those that no trial sees (``folds.json``).
 
-    Written once when a run is made, read by every trial, never changed.
+    It is written once when a run is made, read by every trial, and never changed.
     """
 
     format: Literal["raypipe-folds/1"] = "raypipe-folds/1"
@@ -33,11 +33,11 @@ class FoldMap(Record):
 
     @property
     def held_out(self) -> list[str]:
-        """Subjects that no trial, no ensemble weight and no choice has seen."""
+        """Subjects that no trial, ensemble weight or choice has seen."""
         return sorted(subject for subject, fold in self.fold_of.items() if fold == HELD_OUT)
 
     def folds(self, subjects_N: Iterable[str]) -> Index:
-        """Fold number of each window's subject (N,).
+        """Return the fold of each window's subject (N,).
 
         Raises
         ------
@@ -50,7 +50,18 @@ class FoldMap(Record):
             raise LeakError(f"subject {error} is not in the run's fold map") from None
 
     def split(self, subjects_N: NDArray[Any], fold: int) -> tuple[Index, Index]:
-        """Training and validation window indices of `fold`, audited."""
+        """Return the indices of the training and validation windows of a fold, after an audit.
+
+        Parameters
+        ----------
+        subjects_N
+            (N,) subject of every window.
+
+        Raises
+        ------
+        LeakError
+            A subject is missing from the map or on two sides, or a side has no window.
+        """
         folds_N = self.folds(subjects_N)
         train = np.flatnonzero((folds_N != fold) & (folds_N != HELD_OUT))
         validation = np.flatnonzero(folds_N == fold)
@@ -58,21 +69,28 @@ class FoldMap(Record):
         return train, validation
 
     def held_out_index(self, subjects_N: NDArray[Any]) -> Index:
-        """Window indices of the held-out subjects."""
+        """Return the indices of the windows of held-out subjects."""
         return np.flatnonzero(self.folds(subjects_N) == HELD_OUT)
 
     def search_index(self, subjects_N: NDArray[Any]) -> Index:
-        """Window indices of all subjects that are not held out, in store order: the rows of out-of-fold predictions."""
+        """Return the indices of all other windows, in the store's order: the rows of out-of-fold predictions."""
         return np.flatnonzero(self.folds(subjects_N) != HELD_OUT)
 
 
 def audit(subjects_N: NDArray[Any], parts: dict[str, Index]) -> None:
-    """Check that no subject has windows in two of `parts`, and that none of them is empty.
+    """Check that no subject has windows in two parts, and that no part is empty.
+
+    Parameters
+    ----------
+    subjects_N
+        (N,) subject of every window.
+    parts
+        Indices of windows by the name of the part.
 
     Raises
     ------
     LeakError
-        Names the subjects and the two parts.
+        Names the subjects and the two parts, or the empty part.
     """
     seen: dict[str, str] = {}
     for part, index in parts.items():
@@ -94,52 +112,36 @@ def make_folds(
     held_out: float | Sequence[str] = 0.2,
     seed: int = 0,
 ) -> FoldMap:
-    """Deal subjects into held-out subjects and `n_folds` folds.
+    """Distribute subjects over held-out subjects and `n_folds` folds.
 
     Parameters
     ----------
     subjects_N, targets_N
-        Subject and target of every window.
+        (N,) subject and target of every window.
     classes
-        Targets are classes: the deal is stratified by them (scikit-learn's StratifiedGroupKFold, else GroupKFold).
+        Targets are classes. Folds are then stratified by them (scikit-learn's StratifiedGroupKFold) if there are enough
+        windows of each class; else GroupKFold is used.
     held_out
         Share of the subjects, or their names.
 
     Raises
     ------
     UserError
-        Too few subjects for the folds asked for, or an unknown held-out subject.
+        There are too few subjects for the folds, or a held-out subject is unknown.
     """
     names = sorted({str(s) for s in subjects_N})
     if len(names) < 2:
         raise UserError(f"the data has one subject only ({names[0] if names else 'none'}); subject folds need three")
+    n_held_out = _count_held_out(held_out, names)
+    _check_fold_count(n_folds, len(names), n_held_out)
     if isinstance(held_out, int | float):
-        if not 0 < held_out < 1:
-            raise UserError(f"held-out share {held_out}: must lie between 0 and 1, for example 0.2")
-        n_out = max(1, round(held_out * len(names)))
+        n_parts = max(2, round(len(names) / n_held_out))
+        chosen = set(_split_subjects(subjects_N, targets_N, classes, n_parts, seed)[0])
     else:
-        if not held_out:
-            raise UserError("no held-out subject is named; name at least one, or a share such as 0.2")
-        unknown = [s for s in held_out if s.removeprefix("sub-") not in names]
-        if unknown:
-            raise UserError(f"held-out subject '{unknown[0]}' is not in the data; {nearest(unknown[0], names)}")
-        n_out = len(held_out)
-    if n_folds < 2:
-        raise UserError(f"{n_folds} fold(s): cross-validation needs at least 2")
-    if n_folds > len(names) - n_out:
-        raise UserError(
-            f"{n_folds} folds need at least {n_folds} subjects beside the {n_out} held out; the data has {len(names)} "
-            f"subjects in all: use at most --folds {max(len(names) - n_out, 0)}"
-        )
-    fold_of = dict.fromkeys(names, 0)
-    if isinstance(held_out, int | float):
-        out_splits = max(2, round(len(names) / n_out))
-        chosen = set(_deal(subjects_N, targets_N, classes, out_splits, seed)[0])
-    else:
-        chosen = {s.removeprefix("sub-") for s in held_out}
-    fold_of |= dict.fromkeys(chosen, HELD_OUT)
+        chosen = {_without_prefix(s) for s in held_out}
+    fold_of = dict.fromkeys(names, 0) | dict.fromkeys(chosen, HELD_OUT)
     rest = np.array([fold_of[str(s)] != HELD_OUT for s in subjects_N])
-    for fold, group in enumerate(_deal(subjects_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
+    for fold, group in enumerate(_split_subjects(subjects_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
         fold_of |= dict.fromkeys(group, fold)
     made = FoldMap(seed=seed, n_folds=n_folds, fold_of=fold_of)
     for fold in range(n_folds):
@@ -147,17 +149,46 @@ def make_folds(
     return made
 
 
-def _deal(
-    subjects_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_splits: int, seed: int
+def _without_prefix(subject: str) -> str:
+    return subject.removeprefix("sub-")
+
+
+def _count_held_out(held_out: float | Sequence[str], names: list[str]) -> int:
+    """Return how many subjects are held out, after a check of the share or of the names."""
+    if isinstance(held_out, int | float):
+        if not 0 < held_out < 1:
+            raise UserError(f"held-out share {held_out}: must be between 0 and 1, for example 0.2")
+        return max(1, round(held_out * len(names)))
+    if not held_out:
+        raise UserError("no held-out subject is named; name at least one, or a share such as 0.2")
+    for subject in held_out:
+        if _without_prefix(subject) not in names:
+            raise UserError(f"held-out subject '{subject}' is not in the data; {nearest(subject, names)}")
+    return len(held_out)
+
+
+def _check_fold_count(n_folds: int, n_subjects: int, n_held_out: int) -> None:
+    if n_folds < 2:
+        raise UserError(f"{n_folds} fold(s): cross-validation needs at least 2")
+    if n_folds > n_subjects - n_held_out:
+        raise UserError(
+            f"{n_folds} folds need at least {n_folds} subjects beside the {n_held_out} held out; the data has "
+            f"{n_subjects} subjects in all: use at most --folds {max(n_subjects - n_held_out, 0)}"
+        )
+
+
+def _split_subjects(
+    subjects_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_parts: int, seed: int
 ) -> list[list[str]]:
+    """Split subjects into parts of about equally many windows, stratified by class where that is possible."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     groups = np.array([str(s) for s in subjects_N])
     fewest = min(np.unique(targets_N, return_counts=True)[1]) if classes else 0
-    # Stratified splits of very few windows come out empty or not at all.
-    for kind in (StratifiedGroupKFold, GroupKFold) if fewest >= n_splits else (GroupKFold,):
-        splits = kind(n_splits, shuffle=True, random_state=seed).split(groups, targets_N, groups)
-        dealt = [sorted(set(groups[test].tolist())) for _, test in splits]
-        if all(dealt):
+    # A stratified split of very few windows may have an empty part, or raise an error.
+    for kind in (StratifiedGroupKFold, GroupKFold) if fewest >= n_parts else (GroupKFold,):
+        splits = kind(n_parts, shuffle=True, random_state=seed).split(groups, targets_N, groups)
+        parts = [sorted(set(groups[test].tolist())) for _, test in splits]
+        if all(parts):
             break
-    return dealt
+    return parts

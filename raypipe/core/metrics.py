@@ -1,4 +1,4 @@
-"""Scores that rank trials, and their confidence intervals over subjects."""
+"""Scores that rank trials, and constant predictions to compare them with."""
 
 from __future__ import annotations
 
@@ -16,29 +16,21 @@ Kind = Literal["classification", "regression"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_CHUNK = 4_000_000  # numbers in the largest temporary array of a bootstrap
-
-
-class Interval(NamedTuple):
-    """A percentile interval over resampled subjects."""
-
-    low: float
-    high: float
-    usable: int
-    """Resamples on which the metric is defined; both ends are NaN if there is none."""
+_MAX_ELEMENTS = 4_000_000
+"""Elements of the largest temporary array of a bootstrap."""
 
 
 class Metric(NamedTuple):
-    """A score, which way is better, and the same score of many resamples at once."""
+    """A score, and which direction is better."""
 
     name: str
     direction: Direction
     kind: Kind
     value: Callable[[Any, Any], float]
-    """``value(y, pred)``."""
+    """Score of predictions: ``value(y, pred)``."""
     resampled: Callable[[Any, Any, Ints, Ints], Floats]
-    """``resampled(y, pred, subject_N, counts_RS)``: the score of each of R resamples in which subject s occurs
-    ``counts_RS[r, s]`` times; NaN where it is undefined."""
+    """Scores (R,) of resamples: ``resampled(y, pred, subject_N, counts_RS)``. Resample r has subject s
+    ``counts_RS[r, s]`` times. NaN where the score is undefined."""
 
     @property
     def sign(self) -> float:
@@ -53,10 +45,10 @@ class Metric(NamedTuple):
 
 
 def nrmse(y: ArrayLike, pred: ArrayLike) -> float:
-    """Root mean square error over the population standard deviation of `y`, pooled over all windows.
+    """Return the root mean square error over the population standard deviation of `y`, pooled over all windows.
 
-    The NeurIPS 2025 EEG challenge's score: predicting the mean of `y` gives 1. Pool before scoring; a mean of batches'
-    or folds' values is another number.
+    It is the score of the NeurIPS 2025 EEG challenge: predicting the mean of `y` gives 1. Predictions must be pooled
+    before scoring, since the mean over batches or folds is another number.
 
     Parameters
     ----------
@@ -82,14 +74,14 @@ def nrmse(y: ArrayLike, pred: ArrayLike) -> float:
 
 
 def auc(y: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve (scikit-learn); from three classes on, the mean of each class against the rest.
+    """Return the area under the ROC curve (scikit-learn); for three classes or more, the mean of each against the rest.
 
     Parameters
     ----------
     y
         Classes (N,).
     scores
-        (N, K), larger is likelier; with two classes, column 1 counts.
+        (N, K), larger is likelier. With two classes, column 1 is used.
 
     Returns
     -------
@@ -106,7 +98,7 @@ def auc(y: ArrayLike, scores: ArrayLike) -> float:
 
 
 def balanced_accuracy(y: ArrayLike, scores: ArrayLike) -> float:
-    """Mean recall over the classes that occur in `y` (scikit-learn) when the class of the largest score is predicted.
+    """Return the mean recall over the classes in `y` (scikit-learn), predicting the class of the largest score.
 
     Parameters
     ----------
@@ -144,11 +136,11 @@ def _nrmse_resampled(y: Any, pred: Any, subject_N: Ints, counts_RS: Ints) -> Flo
 
 
 def _auc_resampled(y: Any, scores: Any, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Score by counting pairs of weighted windows in order of their scores; a tie counts half."""
+    """Return the scores by counting pairs of weighted windows in order of their scores; a tie counts half."""
     y_N, scores_NK = _classes(y, scores)
     n_classes = scores_NK.shape[1]
     out_R = np.zeros(len(counts_RS))
-    rows = max(1, _CHUNK // max(1, len(y_N)))
+    rows = max(1, _MAX_ELEMENTS // max(1, len(y_N)))
     for k in _ranked_classes(n_classes):
         order_N = np.argsort(scores_NK[:, k], kind="stable")
         ranked_N = scores_NK[order_N, k]
@@ -191,12 +183,12 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-    """Look a metric up.
+    """Return the metric of a name.
 
     Raises
     ------
     UserError
-        There is none of that name.
+        There is no such metric.
     """
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
@@ -204,68 +196,29 @@ def get_metric(name: str) -> Metric:
 
 
 def score(metric: str, y: ArrayLike, pred: ArrayLike) -> float:
-    """Score predictions: (N, 1) for regression, probabilities (N, n_classes) for classes; NaN where undefined."""
-    return get_metric(metric).value(y, pred)
-
-
-def bootstrap_subjects(
-    metric: str,
-    y: ArrayLike,
-    pred: ArrayLike,
-    subjects: ArrayLike,
-    *,
-    n: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of a score when subjects, not windows, are drawn again with replacement.
-
-    Windows of one subject resemble each other; an interval over windows is too narrow.
+    """Return the score of predictions, NaN where it is undefined.
 
     Parameters
     ----------
     metric
         Name in `METRICS`.
-    y, pred
-        As `score` takes them.
-    subjects
-        Subject of each window (N,).
-    n
-        Resamples. Those on which the metric is undefined (a class is absent) are left out; `Interval.usable` counts
-        the rest.
-    seed
-        Of the resamples: equal seeds and subjects give the same ones.
-    level
-        Share of resamples within the interval.
+    y
+        (N,) targets or classes.
+    pred
+        (N, 1) values for regression, (N, n_classes) probabilities for classes.
 
     Raises
     ------
+    UserError
+        There is no such metric.
     ValueError
-        There are fewer than two subjects, or lengths differ.
+        The shapes are others.
     """
-    subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
-    return _interval(_scores(metric, y, pred, subject_N, counts_RS), level)
-
-
-def bootstrap_difference(
-    metric: str,
-    y: ArrayLike,
-    pred_a: ArrayLike,
-    pred_b: ArrayLike,
-    subjects: ArrayLike,
-    *,
-    n: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of ``score(a) - score(b)``, both on the same resamples; see `bootstrap_subjects`."""
-    subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
-    a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
-    return _interval(a_R - b_R, level)
+    return get_metric(metric).value(y, pred)
 
 
 def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int = 0) -> Floats:
-    """Predictions of one who knows the training targets and no EEG.
+    """Return the best constant predictions, which use the training targets and no EEG.
 
     Returns
     -------
@@ -286,39 +239,13 @@ def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int =
 
 
 def constant_out_of_fold(kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0) -> Floats:
-    """`constant_prediction` for each fold's windows by one who knows the targets of the other folds: (N, outputs)."""
+    """Return `constant_prediction` for each fold's windows from the targets of the other folds, (N, outputs)."""
     y_N, fold_N = np.asarray(y), np.asarray(folds)
     found_NO = np.empty((len(y_N), n_classes or 1))
     for fold in np.unique(fold_N):
         inside = fold_N == fold
         found_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes)
     return found_NO
-
-
-def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[Ints, Ints]:
-    """Index the subject of each window, and count how often each resample drew each subject."""
-    names, subject_N = np.unique(np.asarray(subjects), return_inverse=True)
-    if subject_N.shape != (n_windows,):
-        raise ValueError(f"expected the subject of each of {n_windows} windows, got {subject_N.shape}")
-    if len(names) < 2:
-        raise ValueError(f"a bootstrap over subjects needs two or more, got {len(names)}")
-    rng = np.random.default_rng(seed)
-    counts_RS = rng.multinomial(len(names), np.full(len(names), 1.0 / len(names)), size=n)
-    return subject_N.astype(np.int64), counts_RS.astype(np.int64)
-
-
-def _scores(metric: str, y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    if not np.isfinite(np.asarray(pred, dtype=np.float64)).all():
-        return np.full(len(counts_RS), np.nan)
-    return get_metric(metric).resampled(y, pred, subject_N, counts_RS)
-
-
-def _interval(scores_R: Floats, level: float) -> Interval:
-    usable_R = scores_R[~np.isnan(scores_R)]
-    if len(usable_R) == 0:
-        return Interval(float("nan"), float("nan"), 0)
-    low, high = np.quantile(usable_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(low), float(high), len(usable_R))
 
 
 def _ranked_classes(n_classes: int) -> list[int]:

@@ -16,10 +16,15 @@ T = TypeVar("T")
 def map_processes(
     function: Callable[..., T], calls: Sequence[tuple[Any, ...]], jobs: int
 ) -> Generator[tuple[int, T | UserError], None, None]:
-    """Yield the number of a call and its answer as it comes, or the `UserError` that it raised.
+    """Call a function with each tuple of arguments, and yield results as they are ready.
 
-    With one job, or one call, all happens in this process. The caller may stop at any point: calls that have not begun
-    never begin, those that have are waited for.
+    With one job, or one call, everything runs in this process. The caller may close the generator at any point: calls
+    that run are waited for, and no other is started.
+
+    Yields
+    ------
+    number, answer
+        Number of the call, and its result or the `UserError` that it raised.
 
     Raises
     ------
@@ -45,7 +50,7 @@ def map_processes(
                 answer = error
             except BrokenProcessPool:
                 raise UserError(
-                    f"one of {jobs} processes was killed, for want of memory or in a script without "
+                    f"one of {jobs} processes was killed, for lack of memory or in a script without "
                     "'if __name__ == \"__main__\":'; run it again with fewer jobs (what is finished is kept)"
                 ) from None
             yield numbers.pop(future), answer

@@ -1,4 +1,4 @@
-"""Search spaces: Python files in Optuna's define-by-run form, loaded only from the path the user names."""
+"""Search spaces: Python files in Optuna's define-by-run form, loaded only from a path that the user names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Space = Callable[[Any], Mapping[str, Any] | None]
 
 
 class _Recorder:
-    """Wraps an Optuna trial and keeps what each ``suggest_*`` returned."""
+    """Wrap an Optuna trial and record what each ``suggest_*`` returns."""
 
     def __init__(self, trial: Any) -> None:
         self._trial = trial
@@ -39,9 +39,9 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The source of one ``search_spaces/<name>.py``: a docstring, `START` (points run first) and ``space(trial)``.
+    """The source of a search space: a docstring, `START` (points that run first) and ``space(trial)``.
 
-    It holds text, not a function, so that it can be pickled to any worker and kept in the run.
+    It stores the text and not the function, so that it can be pickled to any worker and copied to the run.
     """
 
     source: str
@@ -52,7 +52,7 @@ class SearchSpace:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the source."""
+        """SHA-256 of the source, in hex digits."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @cached_property
@@ -70,12 +70,12 @@ class SearchSpace:
 
     @property
     def description(self) -> str:
-        """The file's docstring."""
+        """Docstring of the file."""
         return str(self._module.get("__doc__") or "").strip()
 
     @property
     def start(self) -> list[dict[str, Any]]:
-        """Known-good points, run first."""
+        """Points that are known to work and run first."""
         return [dict(point) for point in self._module.get("START", [])]
 
     def __call__(self, trial: Any) -> TrialConfig:
@@ -84,7 +84,7 @@ class SearchSpace:
         Raises
         ------
         UserError
-            The space names an unknown parameter, draws a value out of range, or its code fails (with its line).
+            The space names an unknown parameter, draws a value out of range, or its code fails (names the line).
         """
         recorder = _Recorder(trial)
         space = self._module["space"]
@@ -99,26 +99,20 @@ class SearchSpace:
         return parse_config({**recorder.values, **(constants or {})}, self.name)
 
     def draw(self, draws: int) -> list[TrialConfig]:
-        """Draw configurations at random, the same ones every time.
-
-        Raises
-        ------
-        UserError
-            See `__call__`.
-        """
-        import optuna  # here: those who only read a run need not wait for it
+        """Draw configurations at random, the same ones every time; raises as `__call__`."""
+        import optuna  # imported here because it is slow, and reading a run does not need it
 
         with silence_optuna():
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
             return [self(study.ask()) for _ in range(draws)]
 
     def check(self, draws: int = 20) -> None:
-        """Draw at random and try every `START` point, so that a bad space is known before anything is launched.
+        """Draw at random and try every `START` point, so that errors are found before anything is launched.
 
         Raises
         ------
         UserError
-            See `__call__`; also a start point that lacks a parameter, has one too many, or is out of range.
+            As `__call__`; or a start point lacks a parameter, has one too many, or is out of range.
         """
         import optuna
 
@@ -126,7 +120,7 @@ class SearchSpace:
         for number, point in enumerate(self.start):
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("error")  # Optuna only warns of values out of range
+                    warnings.simplefilter("error")  # Optuna only warns about values out of range
                     fixed = optuna.trial.FixedTrial(point)
                     self(fixed)
             except UserError as error:
@@ -140,7 +134,7 @@ class SearchSpace:
 
 @contextlib.contextmanager
 def silence_optuna() -> Iterator[None]:
-    """Keep Optuna's own log lines out of the terminal."""
+    """Suppress Optuna's log lines for the duration of the block."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -167,7 +161,7 @@ def load_space(path: str | Path) -> SearchSpace:
     Raises
     ------
     UserError
-        There is no such file, it does not run, or it is no valid space.
+        There is no such file, it does not run, or it is not a valid space.
     """
     file = Path(path)
     if not file.is_file():

@@ -17,7 +17,8 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
-from raypipe.data.bids import Recording, UnreadableRecordingError, read_events
+from raypipe.data.bids import Recording, UnreadableRecordingError
+from raypipe.data.bids_tables import read_events
 from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_side_by_side, split_names
 
 if TYPE_CHECKING:

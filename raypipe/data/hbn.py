@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from raypipe.core.errors import UserError, missing_package, nearest
-from raypipe.data.bids import Recording, read_participants
+from raypipe.data.bids import Recording
+from raypipe.data.bids_tables import read_participants
 
 RELEASES: dict[str, str] = {
     **{f"R{number}": f"ds{5504 + number:06d}" for number in range(1, 9)},

@@ -94,12 +94,9 @@ def make_plan(
         Recordings differ in sampling rate, have no channel in common, or lack one that was asked for; or a length is
         below one sample.
     """
-    left_out: Counter[str] = Counter()
-    sfreq = asked.sfreq or _common_rate(recordings, [rate for rate, _ in headers])
-    names = [names for _, names in headers]
-    if asked.channels:
-        _require_channels(recordings, names, asked.channels)
-    channels = asked.channels or _common_channels(recordings, names, left_out)
+    rates, names = zip(*headers, strict=True)
+    sfreq = asked.sfreq or _common_rate(recordings, rates)
+    channels, left_out = _choose_channels(recordings, names, asked.channels)
     window = asked.window or task.default_window
     stride = asked.stride or task.default_stride or window
     crop = asked.crop or task.default_crop(window) or window
@@ -131,19 +128,23 @@ def _common_rate(recordings: Sequence[Recording], rates: Sequence[float]) -> flo
     return rates[0]
 
 
-def _require_channels(
-    recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], channels: Sequence[str]
-) -> None:
+def _choose_channels(
+    recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], asked: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Counter[str]]:
+    """Return the channels that were asked for or that all recordings have, and the count of the others."""
+    if not asked:
+        common = _common_channels(recordings, names)
+        others = len({name for present in names for name in present}) - len(common)
+        return common, Counter({"EEG channels that not every recording has": others})
     for recording, present in zip(recordings, names, strict=True):
-        for channel in channels:
+        for channel in asked:
             if channel not in present:
                 raise UserError(f"{recording.path}: no EEG channel '{channel}'; {nearest(channel, present)}")
+    return asked, Counter()
 
 
-def _common_channels(
-    recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], left_out: Counter[str]
-) -> tuple[str, ...]:
-    """Return the channels that all recordings have, in the first one's order, and count the others."""
+def _common_channels(recordings: Sequence[Recording], names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the channels that all recordings have, in the first one's order."""
     common = list(names[0])
     for recording, present in zip(recordings, names, strict=True):
         rest = [name for name in common if name in present]
@@ -153,5 +154,4 @@ def _common_channels(
                 f"has none of those before it ({', '.join(common[:3])}, ...; {recordings[0].path.name})"
             )
         common = rest
-    left_out["EEG channels that not every recording has"] = len({n for each in names for n in each}) - len(common)
     return tuple(common)

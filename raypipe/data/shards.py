@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import Record
-from raypipe.data.bids import Recording, eeg_channels, read_raw
+from raypipe.data.bids import Recording, read_raw
+from raypipe.data.bids_tables import eeg_channels
 from raypipe.data.manifest import SHARDS, Plan, Shard
 from raypipe.data.shard_file import finish_hash, npy_header
 from raypipe.data.task_base import Labels

@@ -33,7 +33,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from raypipe.core.errors import UserError, nearest
-from raypipe.data.bids import Recording, UnreadableRecordingError, read_events, read_participants
+from raypipe.data.bids import Recording, UnreadableRecordingError
+from raypipe.data.bids_tables import read_events, read_participants
 from raypipe.data.challenge import Challenge2, parse_challenge1, parse_challenge2
 from raypipe.data.task_base import (
     Kind,
@@ -64,8 +65,7 @@ class Participants(Task):
             raise UserError(f"{where} is {distinct[0]} for every subject; there is nothing to predict")
         subjects = [str(subject) for subject in values.index]
         numeric = values.dtype.kind in "iuf"
-        binary = len(distinct) == 2 < len(values)  # two subjects of two ages are not two classes
-        if self.kind == "regression" or (self.kind is None and numeric and not binary):
+        if self._is_regression(numeric, len(distinct), len(values)):
             if not numeric:
                 raise UserError(f"{where} holds text ('{distinct[0]}'); regression needs numbers")
             return Labels("regression", (), dict(zip(subjects, map(float, values), strict=True)))
@@ -73,8 +73,14 @@ class Participants(Task):
             raise UserError(f"{where} is different for every subject; classes need subjects that share one")
         index = {value: float(i) for i, value in enumerate(distinct)}
         classes = tuple(f"{value:g}" if numeric else str(value) for value in distinct)
-        targets = map(index.__getitem__, values.tolist())
+        targets = [index[value] for value in values.tolist()]
         return Labels("classification", classes, dict(zip(subjects, targets, strict=True)))
+
+    def _is_regression(self, numeric: bool, n_distinct: int, n_subjects: int) -> bool:
+        if self.kind is not None:
+            return self.kind == "regression"
+        is_binary = n_distinct == 2 < n_subjects  # two subjects of two ages are not two classes
+        return numeric and not is_binary
 
     def _read_column(self, recordings: Sequence[Recording]) -> pd.Series[Any]:
         """Return the values of the subjects that have recordings, by subject; missing ones are left out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raypipe.core.metrics import Interval
+from raypipe.core.bootstrap import Interval
 from raypipe.core.progress import Progress
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods

@@ -10,15 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import (
-    Interval,
-    Kind,
-    bootstrap_difference,
-    bootstrap_subjects,
-    constant_out_of_fold,
-    constant_prediction,
-    score,
-)
+from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects
+from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, score
 
 Array = NDArray[Any]
 

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from raypipe.core.metrics import Interval, get_metric
+from raypipe.core.bootstrap import Interval
+from raypipe.core.metrics import get_metric
 from raypipe.ensembles.labels import describe_target, metric_label
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
 from raypipe.ensembles.soup import GREEDY, SWA

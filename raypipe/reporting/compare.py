@@ -64,7 +64,7 @@ def compare_runs(runs: Sequence[RunStore]) -> Comparison:
     Returns
     -------
     Comparison
-        With 95 % intervals by bootstrap over the subjects that both runs predict (`metrics.bootstrap_difference`).
+        With 95 % intervals by bootstrap over the subjects that both runs predict (`bootstrap.bootstrap_difference`).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Simulated EEG with a known answer, in the shape of HBN-EEG's contrast-change detection (BIDS, BDF)."""
+"""Write simulated EEG with a known answer, in the form of HBN-EEG's contrast-change detection (BIDS, BDF)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError, disk_full
-from raypipe.core.progress import Progress
+from raypipe.core.progress import Progress, no_progress
 from raypipe.data.challenge import CONTRAST_TASK
-from raypipe.simulation.signal import Trial, signal
+from raypipe.simulation.signal import Trial, simulate_signal
 from raypipe.storage.files import PARTIAL_SUFFIX, write_atomic
 
 Array = NDArray[np.float64]
@@ -25,18 +25,29 @@ Array = NDArray[np.float64]
 RT_MEAN, RT_BETWEEN, RT_WITHIN = 1.598, 0.214, 0.347
 """Response times (s): mean, SD between and within subjects, as measured on all 116,149 usable trials of HBN-EEG."""
 RT_RANGE = (0.2, 2.5)
+"""Shortest and longest response time (s)."""
 FACTOR = (0.04, 0.73)
 """Mean and SD of the externalizing factor in HBN-EEG."""
+LEAD = 2.0
+"""Seconds before the first trial."""
 
-_BLOCKS = (94, 95, 96)
-LEAD, _TAIL, _GAP = 2.0, 4.0, 2.6
-_MICROVOLT = 1000
-"""Digital steps per microvolt."""
-_SPAN = 8_000_000
+_TAIL = 4.0
+"""Seconds after the last trial."""
+_TRIAL_SECONDS = 2.6
+"""Seconds from a stimulus to the earliest start of the next trial."""
+_BLOCK_CODES = (94, 95, 96)
+"""Event codes of the starts of the task's three runs."""
+_MIN_SFREQ = 50
+_GENERATOR = "raypipe simulate"
+_STEPS_PER_MICROVOLT = 1000
+_MAX_DIGITAL = 8_000_000
+"""Largest digital value of a BDF sample that is written."""
 
 
 @dataclass(frozen=True)
 class _Design:
+    """The arguments that decide the content of a folder; recorded in its dataset_description.json."""
+
     channels: int
     trials: int
     runs: int
@@ -47,10 +58,12 @@ class _Design:
 
 @dataclass(frozen=True)
 class Template:
-    """A real run's events, and its trials: start, stimulus (s) and response time (s; NaN where there is none)."""
+    """The events of a real run."""
 
     text: str
+    """Content of its events.tsv."""
     trials: tuple[tuple[float, float, float], ...]
+    """Start (s), stimulus (s) and response time (s, NaN where there is none) of each trial."""
 
 
 def simulate(
@@ -66,33 +79,33 @@ def simulate(
     prefix: str = "",
     release: str = "SIM",
     templates: Sequence[Template] = (),
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write a BIDS folder of simulated subjects.
 
     The response time of a trial is the latency of a centro-parietal positivity that builds up to the button press
-    (after O'Connell et al. 2012, doi:10.1038/nn.3248) and of a lateralised motor potential; the participant's
-    `externalizing` factor sets the power of frontal theta. Both sit on 1/f activity, occipital alpha and sensor noise.
+    (after O'Connell et al. 2012, doi:10.1038/nn.3248) and of a lateralised motor potential. The subject's
+    `externalizing` factor sets the power of frontal theta. 1/f activity, occipital alpha and sensor noise are added.
     The last channel is the flat reference ``Cz``. Events, their codes and participants.tsv follow HBN-EEG.
 
     Parameters
     ----------
     out
-        Folder: new, empty, or one that was begun with the same arguments and is then completed.
+        Folder: new, empty, or an unfinished one of the same arguments, which is then completed.
     subjects, channels, trials, runs
-        How many; trials are per run, and nineteen in twenty have a response.
+        Numbers of each. Trials are per run, and 95 % of them have a response.
     sfreq
-        Hz.
+        Sampling rate (Hz).
     seed
-        Subject k is the same for any number of subjects.
+        Seed. Subject k is the same for any number of subjects.
     null
-        Draw response times and factors apart from the EEG, so that nothing can be predicted.
+        Draw response times and factors independently of the EEG, so that nothing can be predicted.
     prefix, release
-        Before every subject's label, and in participants.tsv.
+        Text before every subject's label, and release in participants.tsv.
     templates
-        Events of real runs, taken in turn; none for simulated ones.
+        Events of real runs, used in turn; empty for simulated events.
     progress
-        Called as ``progress(subjects done, subjects in all, text)``.
+        Called with the subjects done, their total and the subject's name.
 
     Returns
     -------
@@ -104,23 +117,16 @@ def simulate(
     UserError
         An argument is out of range, or the folder holds something else.
     DiskFullError
-        No room is left; finished subjects are kept.
+        The disk is full; finished subjects are kept.
 
     Notes
     -----
-    Measured with the defaults, by a ridge regression on 10 principal components of the task's windows at 10 Hz, six
-    subjects left out at a time: NRMSE 0.61, and 1.01 with `null`. 24 subjects are 95 MB.
+    A ridge regression on 10 principal components of the task's windows at 10 Hz, with six subjects left out at a time,
+    has an NRMSE of 0.61 with the defaults, and of 1.01 with `null`. 24 subjects take 95 MB.
     """
     _check(subjects=subjects, channels=channels - 1, trials=trials, runs=runs)
-    if runs > len(_BLOCKS):
-        raise UserError(f"runs {runs}: the task has at most {len(_BLOCKS)}")
-    if not sfreq >= 50:
-        raise UserError(f"sfreq {sfreq:g}: must be at least 50 Hz")
-    if sfreq != round(sfreq):
-        raise UserError(f"sfreq {sfreq:g}: must be a whole number of Hz, as a BDF record of one second wants")
-    if seed < 0:
-        raise UserError(f"seed {seed}: must not be negative")
     design = _Design(channels, trials, runs, float(sfreq), seed, null)
+    _check_design(design)
     folder = Path(out).expanduser().absolute()
     _claim(folder, design)
     rows = []
@@ -132,8 +138,7 @@ def simulate(
             template = templates[number % len(templates)] if templates else None
             _write_subject(folder, name, design, rng, float(factors[0]), template)
         rows.append(_participant(name, design, float(factors[1 if null else 0]), number, release))
-        if progress:
-            progress(number + 1, subjects, name)
+        progress(number + 1, subjects, name)
     header = list(rows[0])
     lines = ["\t".join(header), *("\t".join(row[column] for column in header) for row in rows)]
     _write_text(folder / "participants.tsv", "\n".join(lines) + "\n")
@@ -146,32 +151,51 @@ def _check(**counts: int) -> None:
             raise UserError(f"{name}: too few; needs at least {2 if name == 'channels' else 1}")
 
 
+def _check_design(design: _Design) -> None:
+    if design.runs > len(_BLOCK_CODES):
+        raise UserError(f"runs {design.runs}: the task has at most {len(_BLOCK_CODES)}")
+    if not design.sfreq >= _MIN_SFREQ:
+        raise UserError(f"sfreq {design.sfreq:g}: must be at least {_MIN_SFREQ} Hz")
+    if design.sfreq != round(design.sfreq):
+        raise UserError(f"sfreq {design.sfreq:g}: must be a whole number of Hz, as a BDF record of one second needs")
+    if design.seed < 0:
+        raise UserError(f"seed {design.seed}: must not be negative")
+
+
 def _claim(folder: Path, design: _Design) -> None:
+    """Check that the folder is empty or of the same design, and record the design in it."""
     path = folder / "dataset_description.json"
+    if path.is_file():
+        _check_same_design(folder, _recorded_design(path), design)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not an empty folder; choose another")
     description = {
         "Name": "Simulated contrast-change detection",
         "BIDSVersion": "1.9.0",
         "DatasetType": "raw",
         "License": "CC0",
-        "GeneratedBy": [{"Name": "raypipe simulate", "Parameters": asdict(design)}],
+        "GeneratedBy": [{"Name": _GENERATOR, "Parameters": asdict(design)}],
     }
-    if path.is_file():
-        try:
-            (made,) = json.loads(path.read_bytes())["GeneratedBy"]
-            before = made["Parameters"] if made["Name"] == "raypipe simulate" else None
-        except (ValueError, KeyError, TypeError):
-            before = None
-        if before is None:
-            raise UserError(f"{folder}: holds a data set that raypipe did not simulate; choose another folder")
-        if before != asdict(design):
-            name = next(k for k, v in asdict(design).items() if before.get(k) != v)
-            raise UserError(
-                f"{folder}: was simulated with {name} {before.get(name)}, not {getattr(design, name)}; choose another "
-                "folder"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder; choose another")
     _write_text(path, json.dumps(description, indent=1) + "\n")
+
+
+def _recorded_design(path: Path) -> dict[str, Any] | None:
+    """Return the parameters in a dataset_description.json that raypipe wrote; None for other files."""
+    try:
+        (generator,) = json.loads(path.read_bytes())["GeneratedBy"]
+        return dict(generator["Parameters"]) if generator["Name"] == _GENERATOR else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_same_design(folder: Path, before: dict[str, Any] | None, design: _Design) -> None:
+    if before is None:
+        raise UserError(f"{folder}: holds a data set that raypipe did not simulate; choose another folder")
+    for name, value in asdict(design).items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{folder}: was simulated with {name} {before.get(name)}, not {value}; choose another folder"
+            )
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -195,30 +219,31 @@ def _participant(name: str, design: _Design, factor: float, number: int, release
         "externalizing": f"{factor:.3f}",
     } | {
         f"{CONTRAST_TASK}_{run}": "available" if run <= design.runs else "unavailable"
-        for run in range(1, len(_BLOCKS) + 1)
+        for run in range(1, len(_BLOCK_CODES) + 1)
     }
 
 
 def _write_subject(
     folder: Path, name: str, design: _Design, rng: np.random.Generator, factor: float, template: Template | None
 ) -> None:
-    """Write all files of a subject into a folder that gets its name once it is complete."""
-    for left in folder.glob(f".{name}.*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(left)
-    temporary = folder / f".{name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
-    mean_rt, severed_mean = rng.normal(RT_MEAN, RT_BETWEEN, size=2)
+    """Write all files of a subject to a partial folder, and rename it when they are complete."""
+    for leftover in folder.glob(f".{name}.*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(leftover)
+    partial = folder / f".{name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    mean_rt, null_mean = rng.normal(RT_MEAN, RT_BETWEEN, size=2)
     try:
         for run in range(1, design.runs + 1):
             if template is None:
-                times = _trials(design, rng, float(mean_rt), float(severed_mean))
+                times = _trials(design, rng, float(mean_rt), float(null_mean))
             else:
-                times = _trials_like(template, design, rng, float(severed_mean))
-            seconds = math.ceil(times[-1].stimulus + _GAP + _TAIL)
-            apart = factor - FACTOR[0]
-            x_CT = signal(rng, times, apart, channels=design.channels, sfreq=design.sfreq, seconds=seconds)
-            stem = temporary / "eeg" / f"{name}_task-{CONTRAST_TASK}_run-{run}_"
+                times = _trials_like(template, design, rng, float(null_mean))
+            seconds = math.ceil(times[-1].stimulus + _TRIAL_SECONDS + _TAIL)
+            x_CT = simulate_signal(
+                rng, times, factor - FACTOR[0], channels=design.channels, sfreq=design.sfreq, seconds=seconds
+            )
+            stem = partial / "eeg" / f"{name}_task-{CONTRAST_TASK}_run-{run}_"
             _write_bdf(Path(f"{stem}eeg.bdf"), x_CT, design)
-            _write_text(Path(f"{stem}events.tsv"), template.text if template else _events(times, _BLOCKS[run - 1]))
+            _write_text(Path(f"{stem}events.tsv"), template.text if template else _events(times, _BLOCK_CODES[run - 1]))
             _write_text(Path(f"{stem}channels.tsv"), _channels(design))
             sidecar = {
                 "TaskName": CONTRAST_TASK,
@@ -231,41 +256,41 @@ def _write_subject(
                 "RecordingDuration": x_CT.shape[1] / design.sfreq,
             }
             _write_text(Path(f"{stem}eeg.json"), json.dumps(sidecar, indent=1) + "\n")
-        temporary.rename(folder / name)
+        partial.rename(folder / name)
     except OSError as error:
         raise disk_full(error, folder) or error from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _trials(design: _Design, rng: np.random.Generator, mean: float, severed_mean: float) -> list[Trial]:
+def _trials(design: _Design, rng: np.random.Generator, mean: float, null_mean: float) -> list[Trial]:
     times = []
     clock = LEAD
     for _ in range(design.trials):
         rt = _draw_rt(rng, mean)
-        severed = _draw_rt(rng, severed_mean)
+        null_rt = _draw_rt(rng, null_mean)
         stimulus = clock + float(rng.choice([1.0, 1.2, 1.4]))
         times.append(
             Trial(
                 start=clock,
                 stimulus=stimulus,
                 rt=rt,
-                shown_rt=severed if design.null else rt,
+                recorded_rt=null_rt if design.null else rt,
                 side=int(rng.integers(2)),
                 pressed=bool(rng.random() < 0.95),
             )
         )
-        clock = stimulus + _GAP + float(rng.uniform(0, 0.3))
+        clock = stimulus + _TRIAL_SECONDS + float(rng.uniform(0, 0.3))
     return times
 
 
 def _trials_like(template: Template, design: _Design, rng: np.random.Generator, mean: float) -> list[Trial]:
-    """A real run's trials; what is evoked follows its response times or, where the link is severed, other ones."""
+    """Return the trials of a real run. Evoked responses follow its response times, or others for a null simulation."""
     times = []
     for start, stimulus, rt in template.trials:
-        severed, side, pressed = _draw_rt(rng, mean), int(rng.integers(2)), math.isfinite(rt)
-        evoked = severed if design.null or not pressed else rt
-        times.append(Trial(start=start, stimulus=stimulus, rt=evoked, shown_rt=rt, side=side, pressed=pressed))
+        null_rt, side, pressed = _draw_rt(rng, mean), int(rng.integers(2)), math.isfinite(rt)
+        evoked = null_rt if design.null or not pressed else rt
+        times.append(Trial(start=start, stimulus=stimulus, rt=evoked, recorded_rt=rt, side=side, pressed=pressed))
     return times
 
 
@@ -283,15 +308,15 @@ def _names(design: _Design) -> list[str]:
 def _write_bdf(path: Path, x_CT: Array, design: _Design) -> None:
     from edfio import Bdf, BdfSignal
 
-    digital = np.clip(np.round(x_CT * _MICROVOLT), -_SPAN, _SPAN).astype(np.int32)
+    digital = np.clip(np.round(x_CT * _STEPS_PER_MICROVOLT), -_MAX_DIGITAL, _MAX_DIGITAL).astype(np.int32)
     signals = [
         BdfSignal.from_digital(
             row,
             design.sfreq,
             label=name,
             physical_dimension="uV",
-            physical_range=(-_SPAN / _MICROVOLT, _SPAN / _MICROVOLT),
-            digital_range=(-_SPAN, _SPAN),
+            physical_range=(-_MAX_DIGITAL / _STEPS_PER_MICROVOLT, _MAX_DIGITAL / _STEPS_PER_MICROVOLT),
+            digital_range=(-_MAX_DIGITAL, _MAX_DIGITAL),
         )
         for name, row in zip(_names(design), digital, strict=True)
     ]
@@ -305,15 +330,15 @@ def _channels(design: _Design) -> str:
 
 def _events(times: list[Trial], block: int) -> str:
     rows: list[tuple[float, str, Any, str]] = [
-        (LEAD / 2, f"contrastChangeB{_BLOCKS.index(block) + 1}_start", block, "n/a")
+        (LEAD / 2, f"contrastChangeB{_BLOCK_CODES.index(block) + 1}_start", block, "n/a")
     ]
     for trial in times:
         side = ("left", "right")[trial.side]
         rows.append((trial.start, "contrastTrial_start", 5, "n/a"))
         rows.append((trial.stimulus, f"{side}_target", 8 + trial.side, "n/a"))
         if trial.pressed:
-            rows.append((trial.stimulus + trial.shown_rt, f"{side}_buttonPress", 12 + trial.side, "smiley_face"))
-    rows.append((times[-1].stimulus + _GAP + 0.4, "contrastTrial_start", 5, "n/a"))
+            rows.append((trial.stimulus + trial.recorded_rt, f"{side}_buttonPress", 12 + trial.side, "smiley_face"))
+    rows.append((times[-1].stimulus + _TRIAL_SECONDS + 0.4, "contrastTrial_start", 5, "n/a"))
     rows.sort(key=lambda row: row[0])
     lines = [f"{onset:.3f}\tn/a\t{value}\t{code}\t{feedback}" for onset, value, code, feedback in rows]
     return "onset\tduration\tvalue\tevent_code\tfeedback\n" + "\n".join(lines) + "\n"

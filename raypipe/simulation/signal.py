@@ -1,4 +1,4 @@
-"""The signal of a simulated run: 1/f activity, alpha and theta, and what a press evokes, on a spherical head."""
+"""Simulate the signal of a run: 1/f activity, alpha, theta and responses to presses, on a spherical head."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_SOURCES = 24
-"""Of background activity."""
-_NET = 128
-"""Electrodes of a HydroCel net beside its reference."""
+_N_SOURCES = 24
+"""Sources of background activity."""
+_N_NET = 128
+"""Electrodes of a HydroCel net without its reference."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was shown and pressed in a trial, in seconds from the recording's start."""
+    """Stimulus and response of a trial."""
 
     start: float
+    """Seconds from the recording's start."""
     stimulus: float
+    """Seconds from the recording's start."""
     rt: float
-    """What the evoked response follows (s from the stimulus)."""
-    shown_rt: float
-    """What events.tsv says: `rt`, or a time drawn apart from it where the link is severed."""
+    """Response time of the evoked response (s from the stimulus)."""
+    recorded_rt: float
+    """Response time in events.tsv: `rt`, or an independent one for a null simulation."""
     side: int
+    """0 for left, 1 for right."""
     pressed: bool
 
 
-def signal(
+def simulate_signal(
     rng: np.random.Generator, trials: Sequence[Trial], factor: float, *, channels: int, sfreq: float, seconds: int
 ) -> Array:
     """Draw the signal of a run.
@@ -39,17 +42,20 @@ def signal(
     Parameters
     ----------
     trials
-        What was shown and pressed when.
+        Stimuli and responses.
     factor
-        Sets the power of frontal theta: exp(0.7 * factor) times the amplitude.
+        Sets the amplitude of frontal theta: 3 µV times exp(0.7 * factor).
+    channels, sfreq, seconds
+        Channels with the reference, sampling rate (Hz) and duration.
 
     Returns
     -------
-    (channels, sfreq * seconds) in microvolts; the last channel is the flat reference.
+    numpy.ndarray
+        (channels, sfreq * seconds) in microvolts. The last channel is the flat reference.
     """
     n = seconds * round(sfreq)
     place_C3 = _positions(channels - 1)
-    x_CT = _topographies(place_C3, _directions(_SOURCES), 0.6) @ (7.0 * _coloured(rng, _SOURCES, n, sfreq))
+    x_CT = _topographies(place_C3, _source_directions(_N_SOURCES), 0.6) @ (7.0 * _pink_noise(rng, _N_SOURCES, n, sfreq))
     alpha_ST = _rhythm(rng, 3, n, sfreq, 10.0) * rng.uniform(3, 8)
     x_CT += _topographies(place_C3, np.array([[-0.4, -0.9, 0.2], [0.0, -1.0, 0.2], [0.4, -0.9, 0.2]]), 0.5) @ alpha_ST
     theta_ST = _rhythm(rng, 1, n, sfreq, 6.0) * 3.0 * math.exp(0.7 * factor)
@@ -71,12 +77,12 @@ def signal(
 
 
 def _positions(count: int) -> Array:
-    """Electrodes on a unit sphere; x right, y front, z up.
+    """Return positions of electrodes on a unit sphere (count, 3): x right, y front, z up.
 
-    All of a HydroCel net sit where their names say. Fewer are spread over the upper part by the golden angle: a net's
-    first ones lie together on the right of the forehead, where little is to be seen of a response.
+    A whole HydroCel net has its own positions. Fewer electrodes are spread over the upper part by the golden angle,
+    since the first ones of a net are all on the right of the forehead, far from the responses.
     """
-    if count == _NET:
+    if count == _N_NET:
         import mne
 
         places = mne.channels.make_standard_montage("GSN-HydroCel-128").get_positions()["ch_pos"]
@@ -89,20 +95,20 @@ def _positions(count: int) -> Array:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
 
 
-def _directions(count: int) -> Array:
-    """Where the sources of background activity lie: the same head for everyone."""
+def _source_directions(count: int) -> Array:
+    """Return directions of the sources of background activity (count, 3), the same for all subjects."""
     vector = np.random.default_rng(20).normal(size=(count, 3))
     return np.asarray(vector / np.linalg.norm(vector, axis=1, keepdims=True), dtype=float)
 
 
 def _topographies(place_C3: Array, source_S3: Array, width: float) -> Array:
-    """(C, S): Gaussian fall-off with the distance from each source, peak 1."""
+    """Return weights of sources at electrodes (C, S): a Gaussian of their distance, with a peak of 1."""
     distance = np.linalg.norm(place_C3[:, None] - source_S3[None], axis=2)
     return np.asarray(np.exp(-((distance / width) ** 2) / 2), dtype=float)
 
 
-def _coloured(rng: np.random.Generator, count: int, n: int, sfreq: float) -> Array:
-    """Noise of unit variance with power 1/f above 1 Hz, (count, n)."""
+def _pink_noise(rng: np.random.Generator, count: int, n: int, sfreq: float) -> Array:
+    """Return noise (count, n) of unit variance, with power 1/f above 1 Hz."""
     frequency = np.fft.rfftfreq(n, 1 / sfreq)
     spectrum = np.fft.rfft(rng.normal(size=(count, n))) / np.sqrt(np.maximum(frequency, 1.0)) * (frequency > 0.3)
     x = np.fft.irfft(spectrum, n)
@@ -110,7 +116,7 @@ def _coloured(rng: np.random.Generator, count: int, n: int, sfreq: float) -> Arr
 
 
 def _rhythm(rng: np.random.Generator, count: int, n: int, sfreq: float, centre: float) -> Array:
-    """Noise of unit variance in a band of about 2 Hz around `centre`, (count, n)."""
+    """Return noise (count, n) of unit variance, in a band of about 2 Hz around `centre`."""
     frequency = np.fft.rfftfreq(n, 1 / sfreq)
     x = np.fft.irfft(np.fft.rfft(rng.normal(size=(count, n))) * np.exp(-((frequency - centre) ** 2) / 2), n)
     return np.asarray(x / x.std(axis=1, keepdims=True), dtype=float)

@@ -60,7 +60,7 @@ class TrialLog:
     """
 
     def __init__(self, folder: Folder, number: int, who: str) -> None:
-        self.folder, self.who = folder, who
+        self.folder = folder
         self.name = trial_file(number, f"log/{who}.txt")
 
     def write(self, text: str) -> None:

@@ -214,7 +214,9 @@ def disk(tmp_path):
 
 def test_a_full_disk_stops_the_sweep_with_one_line_and_harms_nothing(toy, disk, undisturbed):
     disk, resize = disk
-    with pytest.raises(DiskFullError, match=r"no space left on the disk; make room and run the same command again"):
+    with pytest.raises(
+        DiskFullError, match=r"no space left on the disk; free some space and run the same command again"
+    ):
         sweep(toy / "long.py", toy / "store", disk / "run", **OPTIONS)
     resize("100m")
     assert not list((disk / "run").rglob("*.part"))

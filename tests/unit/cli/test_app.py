@@ -322,7 +322,7 @@ def test_a_store_is_no_run(refused, toy, verb):
     [
         (("--folds", 1), "needs at least 2"),
         (("--folds", 100), "100 folds need at least 100 subjects"),
-        (("--held-out", 37), "must lie between 0 and 1"),
+        (("--held-out", 37), "must be between 0 and 1"),
         (("--run", "STORE"), "a store of windows, not a run; name a new folder"),
     ],
 )

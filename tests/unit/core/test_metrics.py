@@ -15,8 +15,6 @@ from raypipe.core.metrics import (
     METRICS,
     auc,
     balanced_accuracy,
-    bootstrap_difference,
-    bootstrap_subjects,
     constant_out_of_fold,
     constant_prediction,
     get_metric,
@@ -25,20 +23,10 @@ from raypipe.core.metrics import (
 )
 from raypipe.trial.evaluator import constant_baseline
 from tests.support.toys import ToyWindows, make_run
+from tests.unit.core.examples import example
 
 FINITE = st.floats(-100, 100, allow_subnormal=False)
 TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lambda y: y.std() > 1e-3)
-
-
-def example(kind: str, n: int = 60, k: int = 3, seed: int = 0) -> tuple[Any, Any, Any]:
-    rng = np.random.default_rng(seed)
-    subjects = rng.integers(0, 8, n).astype(str)
-    if kind == "regression":
-        y = rng.normal(5.0, 1.0, n)
-        return y, (y + rng.normal(size=n))[:, None], subjects
-    y = np.r_[np.arange(k), rng.integers(0, k, n - k)]
-    scores = np.round(rng.dirichlet(np.ones(k), n) + 0.3 * np.eye(k)[y], 1)  # rounding makes ties
-    return y, scores, subjects
 
 
 @settings(deadline=None)
@@ -126,6 +114,10 @@ def test_registry() -> None:
         score("rmse", y, pred)
 
 
+def test_the_sign_makes_lower_better() -> None:
+    assert {name: metric.sign for name, metric in METRICS.items()} == {"nrmse": 1, "auc": -1, "balanced_accuracy": -1}
+
+
 def test_better() -> None:
     assert get_metric("nrmse").better(0.9, 1.0) and not get_metric("nrmse").better(1.0, 1.0)
     assert get_metric("auc").better(0.9, 0.8)
@@ -147,54 +139,6 @@ def test_counting_equals_drawing_again(name: str, k: int, seed: int, n: int) -> 
     for fast, counts_S in zip(fast_R, counts_RS, strict=True):
         rows = np.repeat(np.arange(n), counts_S[subject_N])
         assert fast == pytest.approx(metric.value(y[rows], pred[rows]), rel=1e-9, nan_ok=True)
-
-
-@pytest.mark.parametrize("name", sorted(METRICS))
-def test_interval_holds_the_score(name: str) -> None:
-    y, pred, subjects = example(METRICS[name].kind, n=400)
-    low, high, usable = bootstrap_subjects(name, y, pred, subjects, n=300)
-    assert low < score(name, y, pred) < high and usable == 300
-    assert bootstrap_subjects(name, y, pred, subjects, n=300) == (low, high, usable)
-    assert bootstrap_subjects(name, y, pred, subjects, n=300, seed=1) != (low, high, usable)
-    narrow = bootstrap_subjects(name, y, pred, subjects, n=300, level=0.5)
-    assert low < narrow.low < narrow.high < high
-
-
-def test_interval_is_over_subjects() -> None:
-    """Copies of a subject's windows tell nothing new, so they must not narrow the interval."""
-    y, pred, subjects = example("regression", n=40)
-    once = bootstrap_subjects("nrmse", y, pred, subjects, n=200)
-    often = bootstrap_subjects("nrmse", np.tile(y, 25), np.tile(pred, (25, 1)), np.tile(subjects, 25), n=200)
-    assert often == pytest.approx(once)
-
-
-def test_undefined_resamples_are_left_out() -> None:
-    y, subjects = np.array([0, 0, 0, 1]), np.array(["a", "b", "c", "d"])
-    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
-    interval = bootstrap_subjects("auc", y, scores, subjects, n=500)
-    assert 0 < interval.usable < 500 and 0 <= interval.low <= interval.high <= 1
-    nothing = bootstrap_subjects("auc", np.zeros(4), scores, subjects, n=50)
-    assert math.isnan(nothing.low) and nothing.usable == 0
-    assert bootstrap_subjects("auc", y, scores * np.nan, subjects, n=50).usable == 0
-
-
-def test_difference_is_paired() -> None:
-    y, pred, subjects = example("regression", n=200)
-    assert bootstrap_difference("nrmse", y, pred, pred, subjects, n=100) == (0.0, 0.0, 100)
-    worse = y[:, None] + 1.1 * (pred - y[:, None])
-    low, high, _ = bootstrap_difference("nrmse", y, pred, worse, subjects, n=300)
-    one = bootstrap_subjects("nrmse", y, pred, subjects, n=300)
-    assert low < high < 0 and high - low < one.high - one.low
-    flipped = bootstrap_difference("nrmse", y, worse, pred, subjects, n=300)
-    assert (flipped.low, flipped.high) == pytest.approx((-high, -low))
-
-
-def test_bootstrap_refuses() -> None:
-    y, pred, subjects = example("regression")
-    with pytest.raises(ValueError, match="two or more"):
-        bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))
-    with pytest.raises(ValueError, match="each of 60"):
-        bootstrap_subjects("nrmse", y, pred, subjects[:-1])
 
 
 def test_a_constant_out_of_fold_knows_the_other_folds_alone():

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import (
-    UnreadableRecordingError,
-    eeg_channels,
-    find_recordings,
-    read_events,
-    read_participants,
-    read_raw,
-    recording_from_file,
-)
+from raypipe.data.bids import UnreadableRecordingError, find_recordings, read_raw, recording_from_file
+from raypipe.data.bids_tables import eeg_channels, read_events, read_participants
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raypipe.data.bids import Recording, eeg_channels, find_recordings, read_events, read_raw, recording_from_file
+from raypipe.data.bids import Recording, find_recordings, read_raw, recording_from_file
+from raypipe.data.bids_tables import eeg_channels, read_events
 from raypipe.data.challenge import contrast_trials
 from raypipe.data.prepare import prepare
 from raypipe.data.task_base import Labels, WindowTiming

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from raypipe.core.metrics import Interval
+from raypipe.core.bootstrap import Interval
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.verdict import Outcome, held_out_evidence, soup_notes, write_verdict
 from raypipe.storage.records import Member

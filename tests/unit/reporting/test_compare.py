@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from raypipe.cli import app
+from raypipe.core.bootstrap import bootstrap_difference
 from raypipe.core.errors import UserError
-from raypipe.core.metrics import bootstrap_difference, score
+from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble

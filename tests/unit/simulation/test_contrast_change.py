@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import eeg_channels, find_recordings, read_events, read_participants, read_raw
+from raypipe.data.bids import find_recordings, read_raw
+from raypipe.data.bids_tables import eeg_channels, read_events, read_participants
 from raypipe.data.challenge import contrast_trials
 from raypipe.simulation.contrast_change import simulate
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import find_recordings, read_events
+from raypipe.data.bids import find_recordings
+from raypipe.data.bids_tables import read_events
 from raypipe.data.challenge import contrast_trials
 from raypipe.simulation.hbn_release import simulate_release
 
