@@ -1,13 +1,13 @@
-"""A thousand trials, two hundred at once: what is asked of Tune, the ledger, the desk and the store around training.
+"""A thousand trials, two hundred at a time: cost of Tune, the queue, the broker and the store, without training.
 
     python benchmarks/crowd.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
 
-Trials are simulated (tests/support): slots sleep and report. All else is as in any sweep, on nodes of this
+Trials are simulated (tests/support): trial actors sleep and report. All else is as in any sweep, on nodes of this
 machine that claim cores which it does not have. Told are, for a third of the trials at a time, so that one sees what
 grows:
 
 - overhead: seconds of a trial beyond those that it sleeps, from being handed out to its end (median); of the first
-  ones also those in which slots start, for none begins before all slots are up;
+  ones also those in which actors start, for none begins before all actors are up;
 - driver: its seconds of processor a trial, and its memory;
 - operations of the run's storage by the driver, a report;
 - sizes of the study's journal and of what Tune itself writes;
@@ -37,8 +37,8 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
+from raypipe.search.run_setup import open_run
 from raypipe.search.study import StudyQueue
-from raypipe.search.sweep import _open
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import TrialResult
@@ -117,7 +117,7 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Hundreds of processes that start at once on two cores would all be too slow, and be started again.
     os.environ |= {"RAY_worker_maximum_startup_concurrency": "1", "RAY_worker_register_timeout_seconds": "600"}
-    # Two hundred slots hold 116 MB each: on a machine of 24 GiB some are swapped out, and Ray must not kill them.
+    # Two hundred trial actors hold 116 MB each: of 24 GiB some are swapped out, and Ray must not kill them.
     os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}
     import ray
     from ray.cluster_utils import Cluster
@@ -131,8 +131,8 @@ def main() -> None:
             "folds": 2, "workers": 1, "concurrent": asked.concurrent, "track": [], "storage": str(folder / "tune"),
         }  # fmt: skip
         windows = WindowStore(store)
-        run = _open(load_space(space), windows, str(folder / "run"), parse_options(options), None)
-        prepare_simulation(run, windows, folder / "packed", asked.seconds, slots=asked.concurrent)
+        run = open_run(load_space(space), windows, str(folder / "run"), parse_options(options))
+        prepare_simulation(run, windows, folder / "packed", asked.seconds, actors=asked.concurrent)
         cores = -(-asked.concurrent // asked.nodes)
         node = {"num_cpus": cores, "object_store_memory": 10**8}
         cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -152,7 +152,7 @@ def main() -> None:
                 opened = time.perf_counter()
                 StudyQueue(run, windows, open_journal(run), trials=asked.trials)
                 opened = time.perf_counter() - opened
-                prepare_simulation(run, windows, folder / "packed", asked.seconds)  # one slot is all there will be now
+                prepare_simulation(run, windows, folder / "packed", asked.seconds)  # there will be one actor now
                 again, first = time.perf_counter(), []
                 note = SweepCallback()
                 note.on_trial_start = lambda number, config: first.append(time.perf_counter())  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
             for k, value in enumerate(scores)
         ]
         run.write_history(number, history)
-        TrialLog(run.folder, number, "slot").say("starts")
+        TrialLog(run.folder, number, "actor").say("starts")
         for name in ("oof.npz", *(f"fold-{fold}.safetensors" for fold in range(FOLDS)), "log/rank-0.txt"):
             (where / f"trials/{number:04d}" / name).write_bytes(b"0")
         if number == trials - 1:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from raypipe.api import (
         PrintProgress,
         Run,
+        StopRequest,
         SweepCallback,
         UserError,
         export,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PrintProgress",
     "Run",
+    "StopRequest",
     "SweepCallback",
     "UserError",
     "export",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raypipe.core.progress import Progress
+    from raypipe.core.stop import StopRequest
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
     from raypipe.ensembles.fitted import Ensemble
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PrintProgress",
     "Run",
+    "StopRequest",
     "SweepCallback",
     "UserError",
     "export",
@@ -48,6 +50,7 @@ __all__ = [
 
 MODULES = {
     "PrintProgress": "raypipe.reporting.progress_lines",
+    "StopRequest": "raypipe.core.stop",
     "SweepCallback": "raypipe.trial.callback",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",
@@ -239,6 +242,7 @@ def sweep(
     warm_start: str | Path | None = None,
     init: str | Path | None = None,
     callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
     **options: Any,
 ) -> Run:
     """Search a space over subject folds, and continue a run that exists.
@@ -262,6 +266,8 @@ def sweep(
         into a new run. Ignored if `run` exists.
     callback
         Called at every event, such as `PrintProgress`.
+    stop
+        When another thread sets it, no trial starts and running trials stop after the epoch under way.
     {options}
 
     Returns
@@ -284,18 +290,26 @@ def sweep(
     """
     from raypipe.search import sweep as search
 
-    return Run(search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, **options))
+    return Run(
+        search.sweep(space, data, run, warm_start=warm_start, init=init, callback=callback, stop=stop, **options)
+    )
 
 
-def resume(run: Run | str | Path, *, callback: SweepCallback | None = None, **changes: Any) -> Run:
+def resume(
+    run: Run | str | Path,
+    *,
+    callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
+    **changes: Any,
+) -> Run:
     """Continue a run with its own options.
 
     Parameters
     ----------
     run
         A run that a sweep was started in.
-    callback
-        Called at every event.
+    callback, stop
+        See `sweep`.
     **changes
         Options of `sweep` that replace those of the run, such as ``trials=60`` or ``time_budget="2h"``.
 
@@ -311,7 +325,7 @@ def resume(run: Run | str | Path, *, callback: SweepCallback | None = None, **ch
     """
     from raypipe.search import sweep as search
 
-    return Run(search.resume(_where(run), callback=callback, **changes))
+    return Run(search.resume(_where(run), callback=callback, stop=stop, **changes))
 
 
 def rerun(
@@ -320,6 +334,7 @@ def rerun(
     top: int = 3,
     seeds: int = 5,
     callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
     **changes: Any,
 ) -> Run:
     """Train the best trials of a run again on new seeds, as trials of the same run on the same folds.
@@ -335,8 +350,8 @@ def rerun(
         Number of best trials. Reruns are not trained again.
     seeds
         New seeds for each of them.
-    callback
-        Called at every event.
+    callback, stop
+        See `sweep`.
     **changes
         Options of `sweep` that replace those of the run.
 
@@ -352,7 +367,7 @@ def rerun(
     """
     from raypipe.search import sweep as search
 
-    return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, **changes))
+    return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
 
 
 def fit_ensemble(

@@ -1,7 +1,7 @@
-"""The desk between slots and groups of train workers: hands trials out, collects epochs, says when to move on.
+"""Async actor that passes trials from Tune's trial actors to train workers and returns per-epoch results.
 
-One asyncio actor a sweep. It holds nothing that a crash could lose: what it passes on is written in the run's store
-first, and a worker or a slot that starts again asks it, or the store, where things stand.
+There is one per sweep. It keeps nothing that a crash could lose: everything it passes on is first written to the run's
+store, and an actor or a worker that restarts reads the state from the broker or the store.
 """
 
 from __future__ import annotations
@@ -16,219 +16,237 @@ from raypipe.backend.messages import TrialJob
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import Failure
 
-# A worker may be this many epochs ahead of the last one that all folds have finished and the slot has scored.
 MAX_EPOCHS_AHEAD = 2
-# A trial whose workers die this often without finishing an epoch is at fault itself.
+"""Epochs that a worker may be ahead of the last one that all folds have finished and that is scored."""
 MAX_RESTARTS = 4
-# Seconds after which another worker may do what one has claimed, should nobody have noticed that it is gone.
+"""A trial fails when its workers have died this often without finishing an epoch."""
 CLAIM_SECONDS = 60.0
+"""Seconds after which a claim expires, in case the death of its worker was not noticed."""
+CLAIM_RETRY_SECONDS = 0.2
 
 
 @dataclass
 class _Group:
+    """State of a worker group and of the trial that it trains."""
+
     owner: bytes | None = None
     broken: Failure | None = None
     job: TrialJob | None = None
-    stopped: bool = False
+    closed: bool = False
     scored: int = 0
     best: int = 0
-    over: bool = False
+    finished: bool = False
     failure: Failure | None = None
     outcomes: dict[int, dict[int, FoldEpoch]] = field(default_factory=dict)
+    """Results by epoch and fold."""
     restarts: int = 0
     ranks: set[int] = field(default_factory=set)
     placement: str | None = None
     controller: bytes | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
+    def is_over(self, seq: int) -> bool:
+        """Return whether the job `seq` has ended for the workers."""
+        if self.closed or self.finished or self.failure is not None:
+            return True
+        return self.job is None or self.job.seq != seq
 
-class Broker:
-    """The actor's class; every method may be called remotely. Everything goes by a group's name."""
+    def any_failure(self) -> Failure | None:
+        """Return why the trial or the group has failed."""
+        return self.failure or self.broken
 
-    def __init__(self) -> None:
-        self._groups: dict[str, _Group] = {}
-        self._claims: dict[str, tuple[str, float]] = {}
-        self._beats: dict[bytes, float] = {}
-        self._asked = time.monotonic()
+    def open_job(self, seen: int) -> TrialJob | None:
+        """Return the job if it is newer than `seen` and has not ended."""
+        return self.job if self.job is not None and self.job.seq > seen and not self.is_over(self.job.seq) else None
 
-    async def _wait(self, group: _Group, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        async with group.changed:
-            waiting: Awaitable[Any] = group.changed.wait_for(ready)
+    async def notify(self) -> None:
+        """Wake up all calls that wait for a change of the group."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `ready`; return False after `timeout` seconds."""
+        async with self.changed:
+            waiting: Awaitable[Any] = self.changed.wait_for(ready)
             try:
                 await asyncio.wait_for(waiting, timeout)
             except TimeoutError:
                 return False
         return True
 
-    async def _notify(self, group: _Group) -> None:
-        async with group.changed:
-            group.changed.notify_all()
 
-    # The driver's side
+class Broker:
+    """Class of the actor; every method can be called remotely. Worker groups are referred to by name."""
 
-    async def live(self) -> None:
-        """Never answers: a call that comes to an end says that the desk has."""
+    def __init__(self) -> None:
+        self._groups: dict[str, _Group] = {}
+        self._claims: dict[str, tuple[str, float]] = {}
+        self._heartbeats: dict[bytes, float] = {}
+        self._checked = time.monotonic()
+
+    # Called by the driver
+
+    async def block(self) -> None:
+        """Never return: a call that ends shows that the broker has died."""
         await asyncio.Event().wait()
 
-    async def open(self, name: str) -> None:
-        """A worker group is started."""
+    async def open_group(self, name: str) -> None:
+        """Add a worker group."""
         self._groups[name] = _Group()
 
-    async def control(self, name: str, controller: bytes) -> bool:
-        """A worker group's controller (a pickled actor handle) starts; False if the group was closed meanwhile."""
+    async def close_group(self, name: str) -> tuple[str | None, bytes | None]:
+        """Remove a worker group; return its placement group and its pickled controller, if they are known."""
+        group = self._groups.pop(name, None)
+        if group is None:
+            return None, None
+        group.closed = True
+        await group.notify()
+        return group.placement, group.controller
+
+    async def placement_group(self, name: str) -> str | None:
+        """Return the placement group of a worker group's last start, if it is known."""
+        group = self._groups.get(name)
+        return group.placement if group else None
+
+    async def mark_broken(self, name: str, reason: str) -> None:
+        """Record that a worker group cannot be kept running, which is no trial's fault."""
+        group = self._groups.get(name)
+        if group is not None:
+            group.broken = Failure("no-workers", reason)
+            await group.notify()
+
+    async def silent_actors(self, seconds: float) -> list[bytes]:
+        """Return actors that own a group and have sent no heartbeat for `seconds`; each once in that time."""
+        now = time.monotonic()
+        suspended = now - self._checked > seconds  # heartbeats that wait behind this call are not counted yet
+        self._checked = now
+        if suspended:
+            self._heartbeats = dict.fromkeys(self._heartbeats, now)
+        owners = {group.owner for group in self._groups.values() if group.owner is not None}
+        self._heartbeats = {owner: last for owner, last in self._heartbeats.items() if owner in owners}
+        found = [owner for owner, last in self._heartbeats.items() if now - last > seconds]
+        self._heartbeats |= dict.fromkeys(found, now)
+        return found
+
+    # Called by a group's controller
+
+    async def register_controller(self, name: str, controller: bytes) -> bool:
+        """Record a group's controller (a pickled actor handle); return False if the group has been closed."""
         group = self._groups.get(name)
         if group is not None:
             group.controller = controller
         return group is not None
 
-    async def close(self, name: str) -> tuple[str | None, bytes | None]:
-        """A worker group is to end; its placement group and its controller, if they are known."""
-        group = self._groups.pop(name, None)
-        if group is None:
-            return None, None
-        group.stopped = True
-        await self._notify(group)
-        return group.placement, group.controller
-
-    async def placement(self, name: str) -> str | None:
-        """Placement group of a worker group's last start, if it is known."""
+    async def report_worker_death(self, name: str, failure: Failure | None = None) -> int | None:
+        """Record the death of a worker and, if its trial caused it, the failure; return the trial if there is one."""
+        self._drop_claims(name)
         group = self._groups.get(name)
-        return group.placement if group else None
+        if group is None or group.job is None or group.is_over(group.job.seq):
+            return None
+        if failure is not None:
+            group.failure = failure
+            await group.notify()
+        return group.job.number
 
-    async def broken(self, name: str, reason: str) -> None:
-        """A worker group cannot be kept running, which no trial is to blame for."""
-        group = self._groups.get(name)
-        if group is not None:
-            group.broken = Failure("no-workers", reason)
-            await self._notify(group)
-
-    # The slot's side
+    # Called by trial actors
 
     async def owners(self) -> dict[str, bytes | None]:
-        """Worker groups and the slots (pickled actor handles) that have them, or None."""
+        """Return the worker groups and the pickled handles of the actors that own them."""
         return {name: group.owner for name, group in self._groups.items()}
 
-    async def take(self, owner: bytes, gone: Sequence[bytes] = ()) -> str | None:
-        """A slot takes a worker group that nobody has, or that belongs to one of those `gone`; None if there is none.
+    async def acquire(self, owner: bytes, dead: Sequence[bytes] = ()) -> str | None:
+        """Give an actor a worker group that is free or owned by one of the `dead`; return None if there is none.
 
-        Owners are named, not groups: another slot may have taken the group since this one looked.
+        Dead owners are passed rather than groups: another actor may have acquired such a group in between.
         """
         for name, group in self._groups.items():
-            if group.owner is None or group.owner in gone:
+            if group.owner is None or group.owner in dead:
                 group.owner = owner
-                self._beats[owner] = time.monotonic()
+                self._heartbeats[owner] = time.monotonic()
                 return name
         return None
 
-    async def beat(self, owner: bytes) -> None:
-        """A slot lives."""
-        if owner in self._beats:
-            self._beats[owner] = time.monotonic()
+    async def heartbeat(self, owner: bytes) -> None:
+        """Record that an actor is alive."""
+        if owner in self._heartbeats:
+            self._heartbeats[owner] = time.monotonic()
 
-    async def silent(self, seconds: float) -> list[bytes]:
-        """Slots that have a group and have not been heard of for so long; each is named once in that time."""
-        now = time.monotonic()
-        stood_still = now - self._asked > seconds  # so did the beats that wait behind this question
-        self._asked = now
-        if stood_still:
-            self._beats = dict.fromkeys(self._beats, now)
-        owners = {group.owner for group in self._groups.values() if group.owner is not None}
-        self._beats = {owner: last for owner, last in self._beats.items() if owner in owners}
-        found = [owner for owner, last in self._beats.items() if now - last > seconds]
-        self._beats |= dict.fromkeys(found, now)
-        return found
-
-    async def leave(self, name: str, owner: bytes) -> None:
-        """A slot ends, and leaves its worker group to another; nobody waits for its trial any more."""
+    async def release(self, name: str, owner: bytes) -> None:
+        """Free an actor's worker group and end its trial for the workers."""
         group = self._groups.get(name)
         if group is not None and group.owner == owner:
-            group.owner, group.over = None, True
-            await self._notify(group)
+            group.owner, group.finished = None, True
+            await group.notify()
 
     async def assign(self, name: str, number: int, done: int, best: int) -> int:
-        """Hand a trial to the group's workers, in place of the one before; its sequence number."""
+        """Give the workers a trial in place of the previous one; return its sequence number."""
         group = self._groups[name]
         seq = group.job.seq + 1 if group.job else 1
         group.job = TrialJob(seq, number, done)
-        group.scored, group.best, group.over = done, best, False
+        group.scored, group.best, group.finished = done, best, False
         group.failure, group.outcomes, group.restarts = None, {}, 0
-        await self._notify(group)
+        await group.notify()
         return seq
 
     async def collect(
         self, name: str, epoch: int, n_folds: int, timeout: float
     ) -> dict[int, FoldEpoch] | Failure | None:
-        """What every fold gave at `epoch`, or why there will be nothing; None when `timeout` seconds went by."""
+        """Return the results of all folds at `epoch`, a failure, or None after `timeout` seconds."""
         group = self._groups[name]
-        await self._wait(
-            group, lambda: self._failure(group) is not None or len(group.outcomes.get(epoch, ())) == n_folds, timeout
-        )
-        if len(group.outcomes.get(epoch, ())) == n_folds:
-            return group.outcomes.pop(epoch)
-        return self._failure(group)
 
-    @staticmethod
-    def _failure(group: _Group) -> Failure | None:
-        return group.failure or group.broken
+        def complete() -> bool:
+            return len(group.outcomes.get(epoch, ())) == n_folds
 
-    async def scored(self, name: str, epoch: int, best: int, over: bool) -> None:
-        """The slot has scored `epoch`: workers may go further."""
+        await group.wait(lambda: group.any_failure() is not None or complete(), timeout)
+        return group.outcomes.pop(epoch) if complete() else group.any_failure()
+
+    async def mark_scored(self, name: str, epoch: int, best: int, over: bool) -> None:
+        """Record that `epoch` is scored, so that the workers may continue, or end the trial if it is `over`."""
         group = self._groups[name]
-        group.scored, group.best, group.over, group.restarts = epoch, best, over, 0
-        await self._notify(group)
+        group.scored, group.best, group.finished, group.restarts = epoch, best, over, 0
+        await group.notify()
 
-    # The workers' side
+    # Called by workers
 
     async def join(self, name: str, rank: int, placement: str | None) -> None:
-        """A worker starts, or starts again. One of a group that was closed meanwhile gets no job and ends."""
+        """Register a worker that starts or restarts. A worker of a closed group receives no job and ends."""
         self._drop_claims(name)
         group = self._groups.get(name)
         if group is None:
             return
-        again = rank in group.ranks
+        restarted = rank in group.ranks
         group.ranks.add(rank)
         group.placement = placement
-        if again and rank == 0 and group.job is not None and group.failure is None:
+        if restarted and rank == 0 and group.job is not None and group.failure is None:
             group.restarts += 1
             if group.restarts >= MAX_RESTARTS:
-                group.failure = Failure(
-                    "lost-worker", f"its workers died {group.restarts} times in epoch {group.scored + 1}"
-                )
-                await self._notify(group)
+                reason = f"its workers died {group.restarts} times in epoch {group.scored + 1}"
+                group.failure = Failure("lost-worker", reason)
+                await group.notify()
 
     async def next_job(self, name: str, seen: int) -> TrialJob | None:
-        """The group's job, as soon as it is newer than `seen`; None when the group ends."""
+        """Wait for a job newer than `seen`; return None when the group is closed."""
         group = self._groups.get(name)
         if group is None:
             return None
-        await self._wait(group, lambda: group.stopped or self._open_job(group, seen) is not None)
-        job = None if group.stopped else self._open_job(group, seen)
-        # A worker that starts again goes on after the last epoch that was scored.
+        await group.wait(lambda: group.closed or group.open_job(seen) is not None)
+        job = group.open_job(seen)
+        # A worker that restarts continues after the last epoch that was scored.
         return None if job is None else TrialJob(job.seq, job.number, group.scored)
 
-    @staticmethod
-    def _open_job(group: _Group, seen: int) -> TrialJob | None:
-        if group.job is None or group.job.seq <= seen or group.over or group.failure:
-            return None
-        return group.job
-
-    async def moved(self, name: str, seq: int) -> bool:
-        """Whether the job `seq` is over for its workers."""
+    async def is_over(self, name: str, seq: int) -> bool:
+        """Return whether the job `seq` has ended for the workers."""
         group = self._groups.get(name)
-        return group is None or self._moved(group, seq)
-
-    @staticmethod
-    def _moved(group: _Group, seq: int) -> bool:
-        return group.stopped or group.over or group.failure is not None or group.job is None or group.job.seq != seq
+        return group is None or group.is_over(seq)
 
     async def claim(self, name: str, key: str) -> bool:
-        """Whether a worker may do what only one should (a measurement); the others wait and are asked to look again.
+        """Return whether the worker may do what only one should (a measurement); others retry after a pause.
 
-        A claim ends when a worker of its group starts again or fails.
+        A claim ends when a worker of its group restarts or fails.
         """
         now = time.monotonic()
         if key in self._claims and now - self._claims[key][1] < CLAIM_SECONDS:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(CLAIM_RETRY_SECONDS)
             return False
         self._claims[key] = name, now
         return True
@@ -236,32 +254,21 @@ class Broker:
     def _drop_claims(self, name: str) -> None:
         self._claims = {key: claim for key, claim in self._claims.items() if claim[0] != name}
 
-    async def post(self, name: str, seq: int, epoch: int, outcomes: dict[int, FoldEpoch]) -> Reply:
-        """Hand in an epoch of some folds; answers when the next one may start."""
+    async def report_epoch(self, name: str, seq: int, epoch: int, outcomes: dict[int, FoldEpoch]) -> Reply:
+        """Record an epoch of some folds; return when the next epoch may start."""
         group = self._groups.get(name)
-        if group is None or self._moved(group, seq):
+        if group is None or group.is_over(seq):
             return Reply(False, 0)
         if epoch > group.scored:
             group.outcomes.setdefault(epoch, {}).update(outcomes)
-            await self._notify(group)
-        await self._wait(group, lambda: self._moved(group, seq) or group.scored >= epoch + 1 - MAX_EPOCHS_AHEAD)
-        return Reply(not self._moved(group, seq), group.best)
+            await group.notify()
+        await group.wait(lambda: group.is_over(seq) or group.scored >= epoch + 1 - MAX_EPOCHS_AHEAD)
+        return Reply(not group.is_over(seq), group.best)
 
-    async def lost(self, name: str, failure: Failure | None = None) -> int | None:
-        """One of the group's workers has died, with `failure` if its trial is to blame; the trial, if there is one."""
+    async def report_failure(self, name: str, seq: int, failure: Failure) -> None:
+        """Record that a fold, and so its trial, has failed."""
         self._drop_claims(name)
         group = self._groups.get(name)
-        if group is None or group.job is None or self._moved(group, group.job.seq):
-            return None
-        if failure is not None:
+        if group is not None and not group.is_over(seq):
             group.failure = failure
-            await self._notify(group)
-        return group.job.number
-
-    async def fail(self, name: str, seq: int, failure: Failure) -> None:
-        """A fold cannot go on, and so neither can its trial."""
-        self._drop_claims(name)
-        group = self._groups.get(name)
-        if group is not None and not self._moved(group, seq):
-            group.failure = failure
-            await self._notify(group)
+            await group.notify()

@@ -1,4 +1,4 @@
-"""Ray for a sweep: joined or started, and ended. Its processes come up while the driver imports what it will need."""
+"""Connection of a driver to Ray: joins a cluster or starts Ray on this machine, and leaves it."""
 
 from __future__ import annotations
 
@@ -6,60 +6,53 @@ import contextlib
 import importlib
 import logging
 import os
-import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from raypipe.backend.output import CapturedOutput
+from raypipe.backend.process_state import (
+    deferred_interrupt,
+    logger_to,
+    restored_process_state,
+    restored_signal_handlers,
+)
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, loopback_only, process_output_to
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
 
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its snapshots are not used
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of every report, in Tune's own loop, that nobody reads
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # ten minutes is how long a lost one may else go unnoticed
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `on_first_interrupt`
-}
-
 
 class Cluster:
-    """Ray while its block lasts, once `start` is called.
+    """Context manager that leaves Ray, once `start` has joined or started it, and restores the process's state.
 
     Parameters
     ----------
     address
-        Of a running cluster; None starts Ray on this machine.
+        Address of a running cluster; None starts Ray on this machine.
     callback
         Its `on_ray_start` is called.
     preload
-        Modules to import while Ray's processes come up.
+        Modules to import while Ray's processes start.
 
     Attributes
     ----------
-    noise
-        Takes what Ray prints.
+    output
+        Receives the output of Ray's processes and the log of Ray's driver.
     """
 
     def __init__(self, address: str | None, callback: SweepCallback, preload: Sequence[str] = ()) -> None:
         self._preload = ("raypipe.backend.worker_groups", *preload)
         self._address, self._callback = address, callback
-        self.noise = CapturedOutput()
+        self.output = CapturedOutput()
         self._stack = contextlib.ExitStack()
-        self._started = self._ours = False
+        self._started = self._owns_ray = False
 
     def __enter__(self) -> Cluster:
         return self
 
     def start(self) -> None:
-        """Join Ray or start it; again, it does nothing.
+        """Join Ray or start it; a second call does nothing. A Ray that the caller has started is used as it is.
 
         Raises
         ------
@@ -69,131 +62,63 @@ class Cluster:
         if self._started:
             return
         self._started = True
-        for name, value in SETTINGS.items():
+        self._stack.enter_context(restored_process_state())
+        for name, value in (SETTINGS if self._address else SETTINGS | LOCAL_SETTINGS).items():
             os.environ.setdefault(name, value)
-        if not self._address:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not reclaimed
         self._callback.on_ray_start(self._address)
-        with contextlib.redirect_stdout(self.noise), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ray
+        import ray
 
-            others = threading.Thread(target=_import, args=(self._preload,), daemon=True)
-            others.start()
-            if not ray.is_initialized():
-                self._ours = True
-                self._stack.enter_context(_ray_logs_to(self.noise))
-                _init(self._address)
-                self._stack.callback(ray.shutdown)
-                _listen(self.noise)
-            others.join()
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own handler ends the process at once. A notice to stop is a Ctrl-C.
-            before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-            self._stack.callback(signal.signal, signal.SIGTERM, before)
+        imports = threading.Thread(target=_import, args=(self._preload,), daemon=True)
+        imports.start()
+        if not ray.is_initialized():
+            self._owns_ray = True
+            self._stack.enter_context(logger_to("ray", self.output))
+            self._stack.callback(ray.shutdown)
+            _connect(self._address, self.output)
+        imports.join()
 
     def restart(self) -> None:
-        """Leave Ray and join or start it anew, so that all that the sweep held is given back.
+        """Leave Ray and join or start it again, which releases everything that the sweep held.
 
-        A Ray that was there before the block stays.
+        A Ray that the caller has started is kept.
         """
-        if not self._ours:
+        if not self._owns_ray:
             return
         import ray
 
-        with contextlib.redirect_stdout(self.noise):
-            ray.shutdown()
-            _init(self._address)
-            _listen(self.noise)
+        ray.shutdown()
+        _connect(self._address, self.output)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.redirect_stdout(self.noise):
+        with deferred_interrupt():
             self._stack.close()
 
 
-@contextlib.contextmanager
-def on_first_interrupt(then: Callable[[], None]) -> Iterator[None]:
-    """Within it, the first Ctrl-C only calls `then`; the next does what a Ctrl-C did before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        then()
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _import(modules: Sequence[str]) -> None:
-    """Import what takes seconds; should it fail, it fails again, and is heard, where it is used."""
+    """Import modules ahead of their use; an import that fails here fails again, visibly, where it is needed."""
     with contextlib.suppress(Exception):
         for name in modules:
             importlib.import_module(name)
 
 
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have a Ray that is started within listen on this machine's loopback only, as Ray itself does on a Mac.
-
-    Its GCS, raylet and workers would listen on every interface. A node's address follows from this setting; one of
-    127.0.0.1 that `ray.init` is given is replaced by the address that others reach.
-    """
-    from ray._private import ray_constants
-
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    kept = os.environ.get(name)
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        os.environ.pop(name)
-        if kept is not None:
-            os.environ[name] = kept
-
-
-@contextlib.contextmanager
-def _ray_logs_to(noise: CapturedOutput) -> Iterator[None]:
-    """Have Ray's own logger write to `noise` and not to the terminal."""
-    logger = logging.getLogger("ray")
-    before, logger.handlers = logger.handlers, [logging.StreamHandler(noise)]
-    try:
-        yield
-    finally:
-        logger.handlers = before
-
-
-def _listen(noise: CapturedOutput) -> None:
-    """Have what Ray's processes print handed to `noise`, and not printed here."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as heard
-
-    for name in ("ray_print_logs", "raypipe"):  # the first is Ray's, of `log_to_driver`
-        heard.remove_handler(name)
-    heard.add_handler("raypipe", noise.hear)
-
-
-def _init(address: str | None) -> None:
+def _connect(address: str | None, output: CapturedOutput) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
-    if not address:
-        with _on_loopback():
-            # Without an address, Ray joins whatever cluster was last started on this machine, by anyone.
-            ray.init(address="local", include_dashboard=False, **quiet)
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except ray.exceptions.AuthenticationError as error:
-        raise UserError(f"--address {address}: {first_line(error)}") from None
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        told = os.environ.get("RAY_AUTH_MODE") == "token"
-        hint = "" if told else "; one with token authentication asks for RAY_AUTH_MODE=token and ~/.ray/auth_token"
-        raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    # `ray.init` replaces SIGTERM's handler by one that ends the process.
+    with process_output_to(output.receive), restored_signal_handlers():
+        if not address:
+            with loopback_only():
+                # Without an address, Ray joins whichever cluster was last started on this machine, by any user.
+                ray.init(address="local", include_dashboard=False, **options)
+            return
+        try:
+            ray.init(address=address, **options)
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(f"--address {address}: {first_line(error)}") from None
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            hint = "; a cluster with token authentication needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
+            hint = "" if os.environ.get("RAY_AUTH_MODE") == "token" else hint
+            raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None

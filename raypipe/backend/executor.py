@@ -1,180 +1,294 @@
-"""Has Ray run what a run's ledger hands out: desk, worker groups, Tune. What executes may die; then it begins again."""
+"""Runs the trials of a queue on Ray with a broker, worker groups and Tune, and restarts them when one of these dies."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-import warnings
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raypipe.backend.cluster import Cluster, on_first_interrupt
+from raypipe.backend.cluster import Cluster
+from raypipe.backend.process_state import deferred_interrupt
 from raypipe.backend.resources import max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
+from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import Layout, SweepCallback
 
 if TYPE_CHECKING:
-    from raypipe.backend.tune import TrialQueue
+    from raypipe.backend.messages import SweepContext
+    from raypipe.backend.tune import RunSearch, TrialQueue
+    from raypipe.backend.worker_groups import WorkerGroups
     from raypipe.core.options import SweepOptions
     from raypipe.storage.budget import Budget
+    from raypipe.storage.lease import Lease
 
 ACTOR_BYTES = 120 * 10**6
-"""Bytes that a slot takes, on whichever machine (benchmarks/RESULTS.md)."""
-
+"""Bytes of memory that a trial actor needs (benchmarks/RESULTS.md)."""
+BROKER_SPARE_CALLS = 1000
+"""Calls that the broker can answer while every worker and every trial actor waits in one."""
+POLL_SECONDS = 0.5
+TUNE_END_SECONDS = 30.0
+"""Seconds that Tune may take to end its actors after a Ctrl-C."""
 MAX_RESTARTS = 4
-"""Times on end that what executes a sweep may die without an epoch in between."""
+"""Consecutive restarts of a sweep without an epoch in between, before it stops."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Everything that a driver needs to execute a sweep."""
+
+    store: RunStore
+    windows: WindowStore
+    options: SweepOptions
+    study_storage: Any
+    """Optuna's storage."""
+    lease: Lease
+    budget: Budget
+    cluster: Cluster
+    callback: SweepCallback
+    stop: StopRequest
 
 
 def supervise(
     run: Callable[[TrialQueue], None],
-    ledger: TrialQueue,
-    open_ledger: Callable[[], TrialQueue],
-    cluster: Cluster,
+    queue: TrialQueue,
+    open_queue: Callable[[], TrialQueue],
+    restart: Callable[[], None],
     callback: SweepCallback,
 ) -> None:
-    """Execute a sweep; again, as another driver would, where what executes it has died.
+    """Run a queue's trials; restart when Tune or the broker has died, as a new driver would.
 
     Parameters
     ----------
     run
-        Has the trials of a ledger run until none is left; `LostSweepError` where it cannot.
-    ledger, open_ledger
-        The ledger, and what opens it anew: that settles what was left in mid-air.
-    cluster
-        Started anew in between.
+        Runs the trials of a queue until none is left, or raises `LostSweepError`.
+    queue, open_queue
+        The queue, and a function that opens it again and settles what was left open.
+    restart
+        Restarts Ray.
     callback
         Its `on_restart` is called.
 
     Raises
     ------
     UserError
-        It died again and again without an epoch in between.
+        It has died `MAX_RESTARTS` times without an epoch in between.
     """
-    lives = MAX_RESTARTS
-    while not ledger.exhausted:
+    attempts = MAX_RESTARTS
+    while not queue.exhausted:
         try:
-            return run(ledger)
+            return run(queue)
         except LostSweepError as error:
-            lives = MAX_RESTARTS if error.progress else lives - 1
-            if not lives:
-                raise UserError(f"{error}, {MAX_RESTARTS} times on end; the same command goes on from here") from error
+            attempts = MAX_RESTARTS if error.progress else attempts - 1
+            if not attempts:
+                raise UserError(
+                    f"{error}, {MAX_RESTARTS} times without an epoch in between; run the same command again to continue"
+                ) from error
             callback.on_restart(str(error))
-        cluster.restart()
-        ledger = open_ledger()
+        restart()
+        queue = open_queue()
 
 
-def execute(
-    store: RunStore,
-    windows: WindowStore,
-    options: SweepOptions,
-    storage: Any,
-    budget: Budget,
-    cluster: Cluster,
-    callback: SweepCallback,
-    ledger: TrialQueue,
-) -> None:
-    """Have Ray run what the ledger hands out."""
-    cluster.start()
+def execute(driver: Driver, queue: TrialQueue) -> None:
+    """Run the trials of a queue on Ray until none is left.
+
+    Raises
+    ------
+    LostSweepError
+        Tune or the broker has died.
+    InterruptedSweepError
+        The sweep was asked to stop, and has stopped.
+    UserError
+        The workers do not fit in the cluster, or the sweep cannot continue.
+    """
+    driver.cluster.start()
+    import ray
+    from ray import tune
+
+    from raypipe.backend import worker_groups
+
     with contextlib.ExitStack() as stack:
-        scratch = options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
-        stack.enter_context(contextlib.redirect_stdout(cluster.noise))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        import ray
-        from ray import tune
-
-        from raypipe.backend.heartbeat import Watchdog
-        from raypipe.backend.messages import SweepContext
-        from raypipe.backend.trainable import TrialTrainable
-        from raypipe.backend.tune import RunScheduler, RunSearch, RunStopper
-        from raypipe.backend.worker_groups import WorkerGroups
-
-        home = ray.get_runtime_context().get_node_id()
-        most = max_trials_on_driver(home, WorkerGroups.FOOTPRINT)
-        if options.concurrent and options.concurrent > most:
-            callback.on_concurrency_limited(options.concurrent, most)
-            options = options.model_copy(update={"concurrent": most})
-        workers, concurrent = wait_for_resources(options, store.folds.n_folds, callback)
-        if concurrent > most:
-            callback.on_concurrency_limited(concurrent, most)
-            concurrent = most
-        ledger.parallel = concurrent
-        there = ray.cluster_resources()
-        callback.on_layout(
-            Layout(
-                workers=workers,
-                concurrent=concurrent,
-                cpus=options.cpus_per_worker,
-                gpus=options.gpus_per_worker,
-                total_cpus=there.get("CPU", 0.0),
-                total_gpus=there.get("GPU", 0.0),
-            )
-        )
-        gpus = workers * concurrent * options.gpus_per_worker
-        stack.enter_context(budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
-        desk = open_broker(home, workers, concurrent)
-        ends = desk.live.remote()
-        crew = SweepContext(
-            run=store.where,
-            windows=windows.where,
-            desk=desk,
-            scratch=str(scratch),
-            workers=workers,
-            cpus=options.cpus_per_worker,
-            gpus=options.gpus_per_worker,
-            stem=options.stem,
-            stack=options.stack,
-            grows=bool(options.address),
-        )
-        lost = lambda seconds: bool(ray.wait([ends], timeout=seconds)[0])  # noqa: E731
-        watchdog = Watchdog(desk, tell=callback.on_actor_lost)
-        search = RunSearch(ledger, storage, over=budget.used_up, callback=callback, lost=lost, look=watchdog.look)
+        scratch = driver.options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
+        layout = _fit_layout(driver, worker_groups.WorkerGroups.DRIVER_BYTES)
+        queue.parallel = layout.concurrent
+        driver.callback.on_layout(layout)
+        gpus = layout.workers * layout.concurrent * layout.gpus
+        stack.enter_context(driver.budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
+        broker = start_broker(ray.get_runtime_context().get_node_id(), layout.workers, layout.concurrent)
+        stack.callback(_kill, broker)
+        context = _sweep_context(driver, layout, broker, str(scratch))
+        search = _search(driver, queue, broker)
         try:
-            groups = WorkerGroups(crew, concurrent)
-            stack.push(lambda kind, *_: groups.close(now=kind is KeyboardInterrupt))
-            tuner = tune.Tuner(
-                # No CPU: the slot only waits for its workers. By memory they are dealt among the machines.
-                tune.with_resources(tune.with_parameters(TrialTrainable, crew=crew), {"CPU": 0, "memory": ACTOR_BYTES}),
-                tune_config=tune.TuneConfig(
-                    search_alg=search,
-                    scheduler=RunScheduler(search),
-                    num_samples=-1,
-                    max_concurrent_trials=concurrent,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="slots",
-                    storage_path=str(scratch),
-                    failure_config=tune.FailureConfig(max_failures=3),
-                    stop=RunStopper(search),
-                    verbose=0,
-                ),
-            )
-            with on_first_interrupt(search.drain):
-                tuner.fit()
+            with deferred_interrupt():
+                groups = worker_groups.WorkerGroups(context, layout.concurrent)
+                stack.push(lambda kind, *_: _close(groups, now=kind is KeyboardInterrupt))
+            tuner = _tuner(search, context, layout.concurrent)
+            with driver.stop.accepting():
+                _run_in_thread(tuner.fit, lambda: _interrupt(search, groups))
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
-            # Of an actor that Ray has killed to save memory, for one, Tune does not take care.
+            # Tune does not handle an actor that Ray has killed to save memory, for example.
             search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({first_line(error)})", search.progress)
-        if search.fatal and not (search.draining and isinstance(search.fatal, LostSweepError)):
-            raise search.fatal
-        if search.interrupted:
-            raise InterruptedSweepError
-        if search.used_up:
-            callback.on_budget_used(search.used_up)
+        _raise_end(search)
+        if search.budget_used:
+            driver.callback.on_budget_used(search.budget_used)
 
 
-def open_broker(node: str, workers: int, concurrent: int) -> Any:
-    """The desk of a sweep, on the driver's node: it is lost with that only.
+def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
+    """Return how many trials and workers run, once the cluster has the resources."""
+    import ray
 
-    It must be able to keep every worker and slot waiting, some without an end, and still hear one more.
+    options, callback = driver.options, driver.callback
+    limit = max_trials_on_driver(ray.get_runtime_context().get_node_id(), driver_bytes)
+    if options.concurrent and options.concurrent > limit:
+        callback.on_concurrency_limited(options.concurrent, limit)
+        options = options.model_copy(update={"concurrent": limit})
+    workers, concurrent = wait_for_resources(options, driver.store.folds.n_folds, callback, driver.stop)
+    if concurrent > limit:
+        callback.on_concurrency_limited(concurrent, limit)
+        concurrent = limit
+    total = ray.cluster_resources()
+    return Layout(
+        workers=workers,
+        concurrent=concurrent,
+        cpus=options.cpus_per_worker,
+        gpus=options.gpus_per_worker,
+        total_cpus=total.get("CPU", 0.0),
+        total_gpus=total.get("GPU", 0.0),
+    )
+
+
+def start_broker(node: str, workers: int, concurrent: int) -> Any:
+    """Start a sweep's broker on a node, the driver's, so that it is lost with that node only.
+
+    An actor answers a limited number of calls at a time, 1000 unless told otherwise. Workers and trial actors wait in
+    calls, some without end, and the broker must still answer more.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raypipe.backend.broker import Broker
 
-    here = NodeAffinitySchedulingStrategy(node, soft=False)
-    calls = concurrent * (workers + 1) + 1000
-    return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=here)(Broker).remote()
+    calls = concurrent * (workers + 1) + BROKER_SPARE_CALLS
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=on_node)(Broker).remote()
+
+
+def _close(groups: WorkerGroups, *, now: bool) -> None:
+    with deferred_interrupt():
+        groups.close(now=now)
+
+
+def _kill(broker: Any) -> None:
+    import ray
+
+    with deferred_interrupt(), contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(broker)
+
+
+def _run_in_thread(work: Callable[[], object], interrupt: Callable[[], object]) -> None:
+    """Call `work` in a thread, so that a Ctrl-C does not break into it, and wait for its end.
+
+    After a Ctrl-C, `interrupt` is called to make it end soon.
+    """
+    ended, errors = threading.Event(), []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="raypipe-tune", daemon=True).start()
+    try:
+        # With a timeout: CPython can miss a signal that arrives just before it waits for a lock.
+        while not ended.wait(POLL_SECONDS):
+            pass
+    except KeyboardInterrupt:
+        with deferred_interrupt():
+            interrupt()
+            ended.wait(TUNE_END_SECONDS)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _interrupt(search: RunSearch, groups: WorkerGroups) -> None:
+    search.fatal = KeyboardInterrupt()
+    groups.close(now=True)
+
+
+def _sweep_context(driver: Driver, layout: Layout, broker: Any, scratch: str) -> SweepContext:
+    from raypipe.backend.messages import SweepContext
+
+    return SweepContext(
+        run=driver.store.where,
+        windows=driver.windows.where,
+        broker=broker,
+        scratch=scratch,
+        workers=layout.workers,
+        cpus=layout.cpus,
+        gpus=layout.gpus,
+        stem=driver.options.stem,
+        stack=driver.options.stack,
+        autoscaling=bool(driver.options.address),
+    )
+
+
+def _search(driver: Driver, queue: TrialQueue, broker: Any) -> RunSearch:
+    import ray
+
+    from raypipe.backend.heartbeat import Watchdog
+    from raypipe.backend.tune import RunSearch
+
+    ended = broker.block.remote()
+    return RunSearch(
+        queue,
+        driver.study_storage,
+        callback=driver.callback,
+        stop=driver.stop,
+        lease=driver.lease,
+        check_budget=driver.budget.used_up,
+        broker_died=lambda seconds: bool(ray.wait([ended], timeout=seconds)[0]),
+        actor_not_replaced=Watchdog(broker, driver.callback.on_actor_lost).check,
+    )
+
+
+def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Any:
+    from ray import tune
+
+    from raypipe.backend.trainable import TrialTrainable
+    from raypipe.backend.tune import RunScheduler, RunStopper
+
+    # No CPU: a trial actor only waits for its workers. Its memory distributes the actors over the machines.
+    resources = {"CPU": 0, "memory": ACTOR_BYTES}
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(TrialTrainable, context=context), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=RunScheduler(search),
+            num_samples=-1,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=context.scratch,
+            failure_config=tune.FailureConfig(max_failures=3),
+            stop=RunStopper(search),
+            verbose=0,
+        ),
+    )
+
+
+def _raise_end(search: RunSearch) -> None:
+    """Raise why a sweep has ended before its trials, if it has."""
+    if search.fatal and not (search.stop.is_set() and isinstance(search.fatal, LostSweepError)):
+        raise search.fatal
+    if search.interrupted:
+        raise InterruptedSweepError

@@ -1,7 +1,8 @@
-"""A slot that dies while Ray's control store is down too may be missed by Ray for ever; its silence tells.
+"""Heartbeats that detect a trial actor whose death Ray missed because its control store (GCS) was down.
 
-The raylet reports a dead actor once. A control store that is killed in that moment comes back with the actor alive, and
-whoever waits for its answer waits on. So slots beat, the desk listens, and the driver has a silent one declared dead.
+The raylet reports a dead actor once. A GCS that is killed at that moment comes back with the actor listed as alive, and
+Tune waits for its answer forever. Therefore trial actors send heartbeats to the broker, and the driver kills the ones
+that send none.
 """
 
 from __future__ import annotations
@@ -14,69 +15,78 @@ from typing import Any
 
 import ray
 
-BEAT = 2.0
-"""Seconds from beat to beat, by a thread of its own: neither storage nor a wait holds it up."""
-SILENCE = 60.0
-"""Seconds without a beat after which a slot is taken for dead."""
-LOOK = 5.0
-"""Seconds from one question of the driver's to the next."""
+from raypipe.backend.ray_compat import kill_actor
+
+HEARTBEAT_SECONDS = 2.0
+"""Seconds between heartbeats. A separate thread sends them, so that neither storage nor a wait delays them."""
+DEAD_AFTER_SECONDS = 60.0
+"""Seconds without a heartbeat after which an actor is declared dead."""
+CHECK_SECONDS = 5.0
+"""Seconds between two checks of the driver."""
 
 
-def send_heartbeats(desk: Any, me: bytes) -> threading.Event:
-    """Have a thread of this process tell the desk that it lives; setting the event ends it."""
-    over = threading.Event()
+def send_heartbeats(broker: Any, actor: bytes) -> threading.Event:
+    """Send the heartbeats of this process's actor to the broker, in a thread, until the returned event is set."""
+    stop = threading.Event()
 
-    def keep() -> None:
-        while not over.wait(BEAT):
-            with contextlib.suppress(Exception):  # a desk that is gone is somebody else's care
-                desk.beat.remote(me)
+    def send() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(Exception):  # the driver notices a dead broker
+                broker.heartbeat.remote(actor)
 
-    threading.Thread(target=keep, name="raypipe-beat", daemon=True).start()
-    return over
+    threading.Thread(target=send, name="raypipe-heartbeat", daemon=True).start()
+    return stop
 
 
 class Watchdog:
-    """The driver's: asks the desk now and then who is silent, and has those declared dead.
+    """Kills trial actors that send no heartbeats; runs in the driver.
 
     Parameters
     ----------
-    desk
-        The sweep's desk.
-    tell
-        Called when a slot is declared dead.
-    silence
-        Seconds; None for `SILENCE`.
+    broker
+        Handle of the sweep's broker.
+    on_actor_lost
+        Called when an actor is declared dead.
+    dead_after
+        Seconds without a heartbeat; None for `DEAD_AFTER_SECONDS`.
     every
-        See `LOOK`.
+        Seconds between two checks.
     """
 
     def __init__(
-        self, desk: Any, tell: Callable[[], object] = lambda: None, silence: float | None = None, every: float = LOOK
+        self,
+        broker: Any,
+        on_actor_lost: Callable[[], object] = lambda: None,
+        dead_after: float | None = None,
+        every: float = CHECK_SECONDS,
     ) -> None:
-        self._desk, self._tell, self._every = desk, tell, every
-        self._silence = SILENCE if silence is None else silence
-        self._named: set[bytes] = set()
-        self._asked: Any = None
-        self._looked = time.monotonic()
+        self._broker, self._on_actor_lost, self._every = broker, on_actor_lost, every
+        self._dead_after = DEAD_AFTER_SECONDS if dead_after is None else dead_after
+        self._killed: set[bytes] = set()
+        self._pending: Any = None
+        self._checked = time.monotonic()
 
-    def look(self) -> bool:
-        """Take an answer that has come, or ask when it is time to; it never waits.
+    def check(self) -> bool:
+        """Ask the broker for silent actors or read its answer, without waiting for it.
 
-        True where a slot that was declared dead still has its group when it has been silent for as long again: nobody
-        has followed it (its successor's start was lost with the control store too), and only a new beginning helps.
+        Returns
+        -------
+        bool
+            True if an actor that was killed still owns its group and has been silent for as long again: no actor has
+            replaced it, because the start of the new one was lost with the GCS too. The sweep must be restarted.
         """
-        if self._asked is None:
-            if time.monotonic() - self._looked >= self._every:
-                self._asked = self._desk.silent.remote(self._silence)
+        if self._pending is None:
+            if time.monotonic() - self._checked >= self._every:
+                self._pending = self._broker.silent_actors.remote(self._dead_after)
             return False
-        if not ray.wait([self._asked], timeout=0)[0]:
+        if not ray.wait([self._pending], timeout=0)[0]:
             return False
-        asked, self._asked, self._looked = self._asked, None, time.monotonic()
-        with contextlib.suppress(ray.exceptions.RayError):  # of a desk that has died, which is noticed elsewhere
-            for slot in ray.get(asked):
-                if slot in self._named:
+        pending, self._pending, self._checked = self._pending, None, time.monotonic()
+        with contextlib.suppress(ray.exceptions.RayError):  # `RunSearch` notices a dead broker
+            for actor in ray.get(pending):
+                if actor in self._killed:
                     return True
-                self._named.add(slot)
-                ray.kill(ray.cloudpickle.loads(slot))
-                self._tell()
+                self._killed.add(actor)
+                kill_actor(actor)
+                self._on_actor_lost()
         return False

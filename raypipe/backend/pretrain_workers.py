@@ -1,4 +1,4 @@
-"""Pretraining by several workers of Ray Train, which share every batch; workers that die are started again."""
+"""Pretraining by several Ray Train workers that share every batch; workers that die are restarted."""
 
 from __future__ import annotations
 
@@ -9,175 +9,199 @@ import threading
 from typing import Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
-from raypipe.backend.worker_groups import ElasticPolicy, WorkerGroupTrainer, free_placement_group
+from raypipe.backend.process_state import deferred_interrupt
+from raypipe.backend.ray_compat import (
+    kill_actor,
+    kv_delete,
+    kv_get,
+    kv_put,
+    pickled_current_actor,
+    remove_placement_group,
+)
+from raypipe.backend.train_compat import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    ScalingDecision,
+    WorkerGroupPollStatus,
+    WorkerGroupState,
+    WorkerGroupTrainer,
+    worker_errors,
+    worker_tracebacks,
+)
+from raypipe.backend.worker_groups import ElasticPolicy
 from raypipe.core.errors import NonFiniteError, UserError, first_line
 
-FAREWELL = 60.0
-"""Seconds that the thread which waits for the workers is given to see that they are gone; mostly it needs none."""
-LIVES = 20
-"""Times that the group is started again before pretraining stops; the same command goes on."""
+THREAD_SECONDS = 60.0
+"""Seconds that the waiting thread may take to notice that the workers were killed; usually it takes none."""
+MAX_RESTARTS = 20
+"""Times that the group is restarted before pretraining stops; the same command continues it."""
 
 
-class _Patient(DefaultFailurePolicy):  # type: ignore[misc]
-    """Starts workers again, unless one has met what would meet it again."""
+class RetryPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Failure policy that restarts the workers unless their error would occur again."""
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
-        """Go on, or give up."""
-        if is_permanent(training_failed_error) is not None:
+        """Restart or give up."""
+        if permanent_error(training_failed_error) is not None:
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
-class _Known(ElasticPolicy):
-    """Leaves word of who the controller is and what the workers hold, so that `PretrainWorkers.close` can end both."""
+class _PublishedPolicy(ElasticPolicy):
+    """Policy that publishes the controller and the placement group, so that `PretrainWorkers.close` can end both."""
 
-    def __init__(self, scaling_config: ScalingConfig, *, grows: bool, key: str) -> None:
-        super().__init__(scaling_config, grows=grows)
+    def __init__(self, scaling_config: ScalingConfig, *, autoscaling: bool, key: str) -> None:
+        super().__init__(scaling_config, autoscaling=autoscaling)
         self._key = key
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Say who this is."""
-        _internal_kv_put(f"{self._key}/controller", ray.cloudpickle.dumps(ray.get_runtime_context().current_actor))
+        """Publish the controller and request machines."""
+        kv_put(f"{self._key}/controller", pickled_current_actor())
         super().after_controller_start(train_run_context)
 
-    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """As `ElasticPolicy`; say what is held."""
-        before = self._held
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """Publish a new placement group and decide as `ElasticPolicy`."""
+        before = self._placement_group
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if self._held != before:
-            _internal_kv_put(f"{self._key}/placement", str(self._held))
+        if self._placement_group != before:
+            kv_put(f"{self._key}/placement", str(self._placement_group))
         return decision
 
 
-def is_permanent(error: BaseException) -> Exception | None:
-    """Of what the workers died of, bad input or a loss that is no number: the next ones would die of it too."""
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    causes = (getattr(failure, "_base_exc", failure) for failure in failures)
-    return next((cause for cause in causes if isinstance(cause, UserError | NonFiniteError)), None)
+def permanent_error(error: BaseException) -> Exception | None:
+    """Return the bad input or the loss that is not finite, of which restarted workers would die again."""
+    return next((cause for cause in worker_errors(error) if isinstance(cause, UserError | NonFiniteError)), None)
 
 
 class PretrainWorkers:
-    """A Ray Train run in a thread, which trains until all encoders of a pretrained run are there.
+    """A Ray Train run, in a thread, that trains until all encoders of a pretrained run are written.
 
     Parameters
     ----------
     where
-        The run.
+        Path or URI of the run.
     layout
-        ``workers``, ``cpus`` and ``gpus`` of each, ``address``.
+        ``workers``, ``cpus`` and ``gpus`` of each, and ``address``.
     scratch
-        A folder for Ray Train.
+        Folder for Ray Train.
 
     Attributes
     ----------
     error
-        What went wrong, once it is over.
+        Why it failed, once it has ended.
     """
 
     def __init__(self, where: str, layout: dict[str, Any], scratch: str) -> None:
         self.error: Exception | None = None
         self._key = f"raypipe-pretrain-{ray.get_runtime_context().get_job_id()}"
-        gpus, grows = float(layout["gpus"]), bool(layout.get("address"))
-        alone = not (gpus or grows)
+        gpus, autoscaling = float(layout["gpus"]), bool(layout.get("address"))
+        single_machine = not (gpus or autoscaling)
         trainer = WorkerGroupTrainer(
             train,
             train_loop_config={
                 "where": where,
                 "cpus": layout["cpus"],
                 "stop": f"{self._key}/stop",
-                "meet": scratch if alone else "",
+                "rendezvous": scratch if single_machine else "",
             },
-            backend_config=None if alone else TorchConfig(backend="nccl" if gpus else "gloo"),
+            backend_config=None if single_machine else TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=int(layout["workers"]),
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": layout["cpus"], **({"GPU": gpus} if gpus else {})},
             ),
-            run_config=RunConfig(name="pretrain", storage_path=scratch, failure_config=FailureConfig(LIVES)),
+            run_config=RunConfig(name="pretrain", storage_path=scratch, failure_config=FailureConfig(MAX_RESTARTS)),
         )
         trainer.policies = {
-            "scaling_policy": _Known(trainer.scaling_config, grows=grows, key=self._key),
-            "failure_policy": _Patient(FailureConfig(LIVES)),
+            "scaling_policy": _PublishedPolicy(trainer.scaling_config, autoscaling=autoscaling, key=self._key),
+            "failure_policy": RetryPolicy(FailureConfig(MAX_RESTARTS)),
         }
         self._start(trainer)
 
     def _start(self, trainer: WorkerGroupTrainer) -> None:
-        # Not the thread's own `join`: one that a Ctrl-C interrupts takes the thread for dead (CPython's gh-90882).
-        self._over = threading.Event()
+        # An event instead of the thread's `join`, which takes the thread for dead after a Ctrl-C (CPython gh-90882).
+        self._ended = threading.Event()
         threading.Thread(target=self._fit, args=(trainer,), daemon=True).start()
 
     def _fit(self, trainer: WorkerGroupTrainer) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            self.error = is_permanent(error) or error
+            self.error = permanent_error(error) or error
         finally:
-            self._over.set()
+            self._ended.set()
 
-    def over(self, seconds: float) -> bool:
-        """Whether it is over, after `seconds` at most."""
-        return self._over.wait(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, `seconds` at most; return whether it has come."""
+        return self._ended.wait(seconds)
 
     def drain(self) -> None:
-        """Have the workers end after the epoch under way."""
-        _internal_kv_put(f"{self._key}/stop", "1")
+        """Make the workers end after the epoch under way."""
+        kv_put(f"{self._key}/stop", "1")
 
     def close(self) -> None:
-        """End what is left, at once. No thread may still wait for them when Ray is left: Ray would end the process."""
-        controller, placement = (_internal_kv_get(f"{self._key}/{name}") for name in ("controller", "placement"))
-        if not self.over(0):
+        """Kill the workers if they have not ended.
+
+        Ray ends the driver's process if a thread still waits for workers when Ray is shut down. So the thread ends
+        here.
+        """
+        with deferred_interrupt():
+            self._close()
+
+    def _close(self) -> None:
+        controller, placement_group = kv_get(f"{self._key}/controller"), kv_get(f"{self._key}/placement")
+        if not self.wait(0):
             with contextlib.suppress(ray.exceptions.RayError):
                 if controller:
-                    ray.kill(ray.cloudpickle.loads(controller))
-                free_placement_group(placement.decode() if placement else None)
-            self.over(FAREWELL)
+                    kill_actor(controller)
+                remove_placement_group(placement_group.decode() if placement_group else None)
+            self.wait(THREAD_SECONDS)
         for name in ("controller", "placement", "stop"):
-            _internal_kv_del(f"{self._key}/{name}")
+            kv_delete(f"{self._key}/{name}")
 
 
 def error_line(error: Exception) -> str:
-    """An error of the workers in one line: of a traceback, its last."""
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    lines = next((str(failure).strip().splitlines() for failure in failures), [])
+    """Return an error of the workers in one line: the last one of a traceback."""
+    lines = next((text.strip().splitlines() for text in worker_tracebacks(error)), [])
     return (lines[-1] if lines else first_line(error))[:300]
 
 
-def meet(folder: str, rank: int, world: int) -> None:
-    """Have the workers of this machine find each other by a file, and speak on its loopback only.
+def join_by_file(folder: str, rank: int, world: int) -> None:
+    """Initialise torch's process group of this machine's workers by a file, on the loopback interface.
 
-    Ray Train would have them meet at a port that is open to all, and gloo listen where the machine's name leads to.
+    Ray Train would use a port that is open to all, and gloo would listen where the machine's name resolves to.
     """
     import torch.distributed as dist
 
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback
-    placement = ray.util.get_current_placement_group()  # another one whenever workers are started again
-    path = f"{folder}/meet-{placement.id.hex()}"
+    placement_group = ray.util.get_current_placement_group()  # a new one after every restart
+    path = f"{folder}/rendezvous-{placement_group.id.hex()}"
     dist.init_process_group("gloo", store=dist.FileStore(path, world), rank=rank, world_size=world)  # type: ignore[attr-defined]
 
 
-def train(order: dict[str, Any]) -> None:
-    """One worker (the train function)."""
+def train(settings: dict[str, Any]) -> None:
+    """Train as one worker (the train function of Ray Train)."""
     import torch
 
     from raypipe.pretraining.worker import work
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if order["meet"]:
-        meet(order["meet"], rank, world)
-    torch.set_num_threads(max(1, int(order["cpus"])))
+    if settings["rendezvous"]:
+        join_by_file(settings["rendezvous"], rank, world)
+    torch.set_num_threads(max(1, int(settings["cpus"])))
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     work(
-        order["where"],
+        settings["where"],
         rank=rank,
         world=world,
         device=device,
-        stopping=lambda: bool(_internal_kv_get(order["stop"])),
+        stopping=lambda: bool(kv_get(settings["stop"])),
     )

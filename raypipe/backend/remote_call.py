@@ -1,4 +1,4 @@
-"""Work that is measured where it will be done: on a worker's share of a cluster's machines."""
+"""Function calls on a machine of a cluster, with a worker's resources, so that they measure what a worker would."""
 
 from __future__ import annotations
 
@@ -11,74 +11,76 @@ from raypipe.backend.resources import WAIT_SECONDS
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
 
-GLANCE = 5.0
-"""Seconds after which it is said that a machine is waited for."""
+NOTICE_SECONDS = 5.0
+"""Seconds without a free machine after which `on_waiting` is called."""
+MAX_ATTEMPTS = 3
+"""Times that a call is made, in case its machine is lost."""
 
-LIVES = 3
-"""Machines that a measurement may be lost with."""
 
-
-class Site(NamedTuple):
+class RemoteSite(NamedTuple):
     """A cluster that has been joined."""
 
     run: Callable[..., Any]
-    """Calls a function on a machine of it, with a worker's share of that machine."""
+    """Calls a function on one of its machines, with a worker's resources."""
     resources: Callable[[], dict[str, float]]
-    """What all its machines have, by resource."""
+    """Returns the resources of all its machines, by name."""
 
 
 @contextlib.contextmanager
-def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) -> Iterator[Site]:
-    """Join a cluster while the block lasts.
+def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) -> Iterator[RemoteSite]:
+    """Join a cluster for the duration of the block.
 
     Parameters
     ----------
     address
-        Of the cluster.
+        Address of the cluster.
     callback
         Its `on_waiting` is called while no machine is free.
     cpus, gpus
-        A worker's share.
+        Resources of a worker.
 
     Raises
     ------
     UserError
-        There is no cluster; or, of `Site.run`, no machine with so much room for ten minutes, or what the function
-        raised.
+        There is no cluster; or, from `RemoteSite.run`, no machine was free for ten minutes, or the function raised it.
     """
     with Cluster(address, SweepCallback()) as cluster:
         cluster.start()
         import ray
 
-        def run(work: Callable[..., Any], *given: Any) -> Any:
-            # Ray's own retries would have no end where its monitor ends what takes too much memory.
-            place = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-            for life in range(LIVES):
-                ready = place(_nothing).remote()
-                if not ray.wait([ready], timeout=GLANCE)[0]:
-                    callback.on_waiting(f"no machine has {cpus:g} core(s) and {gpus:g} GPU(s) free")
-                    if not ray.wait([ready], timeout=WAIT_SECONDS)[0]:
-                        ray.cancel(ready, force=True)
-                        raise UserError(
-                            f"{address}: for {WAIT_SECONDS / 60:.0f} minutes no machine had room for a worker of "
-                            f"{cpus:g} core(s) and {gpus:g} GPU(s)"
-                        )
+        def run(function: Callable[..., Any], *arguments: Any) -> Any:
+            # Ray's own retries would never end where its memory monitor kills the task each time.
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                ready = remote(_do_nothing).remote()
+                _wait_for_machine(ready, address, callback, f"{cpus:g} core(s) and {gpus:g} GPU(s)")
                 try:
                     ray.get(ready)
-                    return ray.get(place(work).remote(*given))
+                    return ray.get(remote(function).remote(*arguments))
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, UserError):
                         raise error.cause from None
                     raise
                 except ray.exceptions.OutOfMemoryError as error:
                     raise UserError(f"a step does not fit in a machine's memory ({first_line(error)})") from None
-                except ray.exceptions.RayError as error:  # a machine that is lost takes what it measures with it
-                    if life == LIVES - 1:
-                        raise UserError(f"{address}: what measured has died ({first_line(error)})") from error
+                except ray.exceptions.RayError as error:  # the machine was lost
+                    if attempt == MAX_ATTEMPTS:
+                        raise UserError(f"{address}: the measuring process has died ({first_line(error)})") from error
             raise AssertionError
 
-        yield Site(run, ray.cluster_resources)
+        yield RemoteSite(run, ray.cluster_resources)
 
 
-def _nothing() -> None:
-    """Done as soon as there is a place to do it."""
+def _do_nothing() -> None:
+    """Return once Ray has found a machine for it."""
+
+
+def _wait_for_machine(ready: Any, address: str, callback: SweepCallback, resources: str) -> None:
+    import ray
+
+    if ray.wait([ready], timeout=NOTICE_SECONDS)[0]:
+        return
+    callback.on_waiting(f"no machine has {resources} free")
+    if not ray.wait([ready], timeout=WAIT_SECONDS)[0]:
+        ray.cancel(ready, force=True)
+        raise UserError(f"{address}: no machine had {resources} free for {WAIT_SECONDS / 60:.0f} minutes")

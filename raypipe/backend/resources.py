@@ -1,4 +1,4 @@
-"""Resources of the cluster: how many workers a trial has and how many trials run at a time."""
+"""Number of workers per trial and of trials at a time, from the resources of the cluster."""
 
 from __future__ import annotations
 
@@ -7,110 +7,128 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import InterruptedSweepError, UserError
+from raypipe.core.stop import StopRequest
 from raypipe.trial.callback import SweepCallback
 
 if TYPE_CHECKING:
     from raypipe.core.options import SweepOptions
 
-
 WAIT_SECONDS = 600.0
-"""Seconds that a cluster without room is waited for: a machine from a cloud takes minutes."""
+"""Seconds that a cluster may take to grow: a machine from a cloud takes minutes."""
+MIN_UTILISATION = 0.95
+"""Fraction of a trial's workers that train, on average, where the number of workers is chosen."""
 
 
-def max_trials_on_driver(node: str, each: int) -> int:
-    """How many trials at a time the driver's machine has the memory for, at least one.
+def max_trials_on_driver(node: str, trial_bytes: int) -> int:
+    """Return how many trials at a time fit in the memory of the driver's machine, at least one.
 
     Parameters
     ----------
     node
-        Of the driver.
-    each
-        Bytes that a trial takes there, whichever machines its workers are on.
+        Id of the driver's node.
+    trial_bytes
+        Bytes per trial on that node, wherever its workers run.
     """
     import ray
 
     memory = next((found["Resources"].get("memory") for found in ray.nodes() if found["NodeID"] == node), None)
-    return max(1, int(memory / each)) if each and memory else sys.maxsize
+    return max(1, int(memory / trial_bytes)) if trial_bytes and memory else sys.maxsize
 
 
-def workers_per_trial(n_folds: int, slots_of_one: int) -> int:
-    """Workers a trial: the most among which the folds can be dealt with hardly any idle share.
+def workers_per_trial(n_folds: int, fitting: int) -> int:
+    """Return the largest number of workers over which the folds are distributed almost evenly.
 
     Parameters
     ----------
     n_folds
         Folds of a trial.
-    slots_of_one
-        Workers there is room for.
+    fitting
+        Workers that fit in the cluster.
     """
-    sizes = range(min(n_folds, max(1, slots_of_one)), 0, -1)
-    return next(w for w in sizes if n_folds / (w * -(-n_folds // w)) >= 0.95)
+    counts = range(min(n_folds, max(1, fitting)), 0, -1)
+    return next(count for count in counts if n_folds / (count * -(-n_folds // count)) >= MIN_UTILISATION)
 
 
 def divide_resources(options: SweepOptions, n_folds: int, resources: dict[str, float]) -> tuple[int, int]:
-    """Workers a trial and trials at a time, from what the cluster has.
+    """Return the number of workers per trial and of trials at a time that fit in `resources`.
 
     Raises
     ------
     UserError
-        Not even one worker group fits.
+        Not even one trial fits.
     """
-    room = int(resources.get("CPU", 0) / options.cpus_per_worker)
+    fitting = int(resources.get("CPU", 0) / options.cpus_per_worker)
     if options.gpus_per_worker:
-        room = min(room, int(resources.get("GPU", 0) / options.gpus_per_worker))
-    wanted = min(options.workers, n_folds) if options.workers else workers_per_trial(n_folds, room)
-    if room < wanted:
+        fitting = min(fitting, int(resources.get("GPU", 0) / options.gpus_per_worker))
+    workers = min(options.workers, n_folds) if options.workers else workers_per_trial(n_folds, fitting)
+    if fitting < workers:
         has = f"{resources.get('CPU', 0):g} CPU(s) and {resources.get('GPU', 0):g} GPU(s)"
         needs = f"{options.cpus_per_worker:g} CPU(s) and {options.gpus_per_worker:g} GPU(s)"
         raise UserError(
-            f"{wanted} worker(s) of {needs} each do not fit: there are {has}; "
+            f"{workers} worker(s) of {needs} each do not fit: there are {has}; "
             "use fewer --workers, --cpus-per-worker or --gpus-per-worker"
         )
-    fits = room // wanted
-    return wanted, min(options.concurrent, fits) if options.concurrent else fits
+    trials = fitting // workers
+    return workers, min(options.concurrent, trials) if options.concurrent else trials
 
 
 def wait_for_resources(
     options: SweepOptions,
     n_folds: int,
     callback: SweepCallback,
+    stop: StopRequest,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[int, int]:
-    """`layout` on this Ray. A cluster that has less room than was asked for is asked for machines, and waited for.
+    """Return `divide_resources` of Ray's cluster, after it has been asked to grow and waited for if necessary.
 
     Raises
     ------
     UserError
-        Nothing fits; on a cluster, even after ten minutes.
+        Nothing fits; on a cluster, even after `WAIT_SECONDS`.
+    InterruptedSweepError
+        The sweep was asked to stop.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    begun: float | None = None
-    while True:
-        refusal, found = None, None
+    def try_to_fit() -> tuple[int, int] | UserError:
         try:
-            found = divide_resources(options, n_folds, ray.cluster_resources())
+            return divide_resources(options, n_folds, ray.cluster_resources())
         except UserError as error:
-            refusal = error
-        enough = found is not None and found[1] >= (options.concurrent or 1)
-        if not options.address or enough or (begun is not None and clock() - begun > WAIT_SECONDS):
-            break
-        if begun is None:
-            begun = clock()
-            some = (
-                f"room for {found[1]} trial(s) at a time; --concurrent {found[1]} begins at once" if found else refusal
-            )
-            callback.on_waiting(str(some))
-            one = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
-            wanted = {name: amount for name, amount in one.items() if amount}
-            request_resources(bundles=[wanted] * min(options.workers or 1, n_folds) * (options.concurrent or 1))
-        sleep(1)
-    if begun is not None:
-        request_resources(bundles=[])  # from here on the workers ask for themselves
-    if found is None:
-        assert refusal is not None
-        raise refusal
+            return error
+
+    found = try_to_fit()
+    if options.address and not _enough(found, options):
+        begun = clock()
+        callback.on_waiting(_reason(found))
+        request_resources(bundles=_bundles(options, n_folds))
+        try:
+            while not _enough(found, options) and clock() - begun <= WAIT_SECONDS:
+                if stop.is_set():
+                    raise InterruptedSweepError
+                sleep(1)
+                found = try_to_fit()
+        finally:
+            request_resources(bundles=[])  # from here on the workers request their own
+    if isinstance(found, UserError):
+        raise found
     return found
+
+
+def _enough(found: tuple[int, int] | UserError, options: SweepOptions) -> bool:
+    return not isinstance(found, UserError) and found[1] >= (options.concurrent or 1)
+
+
+def _reason(found: tuple[int, int] | UserError) -> str:
+    if isinstance(found, UserError):
+        return str(found)
+    return f"{found[1]} trial(s) at a time fit; --concurrent {found[1]} begins at once"
+
+
+def _bundles(options: SweepOptions, n_folds: int) -> list[dict[str, float]]:
+    """Return the resources of every worker that was asked for."""
+    worker = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
+    needed = {name: amount for name, amount in worker.items() if amount}
+    return [needed] * min(options.workers or 1, n_folds) * (options.concurrent or 1)

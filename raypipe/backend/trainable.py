@@ -1,6 +1,6 @@
-"""Where trials run: a slot of Ray Tune, which hands trial after trial to a worker group, waits and scores.
+"""Tune actor that runs trial after trial: assigns each to a worker group, collects its epochs and scores them.
 
-Neither torch nor Ray Train here: a slot is up in seconds, while the workers still start.
+It imports neither torch nor Ray Train, so it is up in seconds, while the workers still start.
 """
 
 from __future__ import annotations
@@ -15,84 +15,87 @@ from ray import tune
 
 from raypipe.backend.heartbeat import send_heartbeats
 from raypipe.backend.messages import SweepContext
+from raypipe.backend.ray_compat import pickled_current_actor, ping_actor
 from raypipe.data.window_cache import open_windows
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
 from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.failures import Failure, classify_failure, retry_or_fail
 
-# Seconds a question to the desk may wait for an answer.
-GLANCE = 1.0
-# Looks for a free worker group, a second apart, before a slot gives up.
-LOOKS = 60
+COLLECT_SECONDS = 1.0
+"""Seconds that the broker may take to answer `Broker.collect`."""
+PING_SECONDS = 1.0
+"""Seconds in which an idle actor answers a call."""
+MAX_ACQUIRE_ATTEMPTS = 60
+"""Attempts, a second apart, to acquire a worker group."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
-    """A place where one trial after another runs. Tune steps it once an epoch of all folds."""
+    """Runs one trial after another. Each step is an epoch of all folds."""
 
-    def setup(self, config: dict[str, Any], crew: SweepContext) -> None:
-        """Take a worker group and hand it the first trial."""
-        self.crew = crew
-        # As bytes, for the desk compares slots only, and would import half of Ray to unpack one.
-        self.me = ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)
-        self.name = acquire_group(crew.desk, self.me)
-        self.beating = send_heartbeats(crew.desk, self.me)
-        self.run, self.windows = RunStore.open(crew.run), open_windows(crew.windows)
-        self._assign(config)
+    def setup(self, config: dict[str, Any], context: SweepContext) -> None:
+        """Acquire a worker group and assign it the first trial."""
+        self.context, self.broker = context, context.broker
+        self.me = pickled_current_actor()
+        self.group = acquire_group(self.broker, self.me)
+        self.heartbeats = send_heartbeats(self.broker, self.me)
+        self.run, self.windows = RunStore.open(context.run), open_windows(context.windows)
+        self._begin_trial(config)
 
-    def _assign(self, config: dict[str, Any]) -> None:
-        self.referee = TrialEvaluator(self.run, self.windows, int(config["number"]))
-        if not self.referee.over:
-            self._hand_over()
+    def _begin_trial(self, config: dict[str, Any]) -> None:
+        self.evaluator = TrialEvaluator(self.run, self.windows, int(config["number"]))
+        if not self.evaluator.over:
+            self._assign()
 
-    def _hand_over(self) -> None:
-        referee = self.referee
-        ray.get(self.crew.desk.assign.remote(self.name, referee.number, referee.done, referee.best))
+    def _assign(self) -> None:
+        evaluator = self.evaluator
+        ray.get(self.broker.assign.remote(self.group, evaluator.number, evaluator.done, evaluator.best))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial on the warm worker group."""
-        self._assign(new_config)
+        """Begin the next trial on the same worker group."""
+        self._begin_trial(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Wait for the next epoch of all folds and score it."""
-        referee = self.referee
-        if referee.over:  # a trial that a killed driver had left at its end
+        evaluator = self.evaluator
+        if evaluator.over:  # a killed driver had not recorded its end
             return self._report(done=True)
-        epoch = referee.done + 1
+        epoch = evaluator.done + 1
         outcomes = self._collect(epoch)
         if isinstance(outcomes, Failure):
             return self._report(done=True, failure=outcomes)
         try:
-            referee.take(epoch, outcomes)
+            evaluator.take(epoch, outcomes)
         except Exception as error:
             return self._report(done=True, failure=classify_failure(error))
-        ray.get(self.crew.desk.scored.remote(self.name, epoch, referee.best, referee.over))
-        return self._report(done=referee.over)
+        ray.get(self.broker.mark_scored.remote(self.group, epoch, evaluator.best, evaluator.over))
+        return self._report(done=evaluator.over)
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
         while True:
-            found = ray.get(self.crew.desk.collect.remote(self.name, epoch, self.run.folds.n_folds, GLANCE))
+            found = ray.get(self.broker.collect.remote(self.group, epoch, self.run.folds.n_folds, COLLECT_SECONDS))
             if isinstance(found, Failure):
-                found = self._second_try(found)
+                found = self._retry(found)
             if found is not None:
                 return found  # type: ignore[no-any-return]
 
-    def _second_try(self, failure: Failure) -> Failure | None:
+    def _retry(self, failure: Failure) -> Failure | None:
+        """Assign the trial once more if its failure allows it; otherwise return the failure."""
         try:
-            found = retry_or_fail(self.run, self.referee.number, failure, "slot")
+            final = retry_or_fail(self.run, self.evaluator.number, failure, "actor")
         except Exception as error:
             return classify_failure(error)
-        if found is None:
-            self._hand_over()
-        return found
+        if final is None:
+            self._assign()
+        return final
 
     def _report(self, *, done: bool, failure: Failure | None = None) -> dict[str, Any]:
-        referee = self.referee
-        latest = referee.history[-1] if referee.history else None
+        evaluator = self.evaluator
+        latest = evaluator.history[-1] if evaluator.history else None
         report: dict[str, Any] = {
-            "number": referee.number,
-            "epoch": referee.done,
+            "number": evaluator.number,
+            "epoch": evaluator.done,
             "score": latest.score if latest else float("nan"),
             "folds": latest.fold_scores if latest else [],
             "done": done,
@@ -103,45 +106,45 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         return report
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the run's store holds every epoch's checkpoints."""
+        """Do nothing: the run's store holds every epoch's checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the run's store holds every epoch's checkpoints."""
+        """Do nothing: the run's store holds every epoch's checkpoints."""
 
     def cleanup(self) -> None:
-        """Leave the worker group to another slot."""
-        self.beating.set()
+        """Release the worker group."""
+        self.heartbeats.set()
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self.crew.desk.leave.remote(self.name, self.me))
+            ray.get(self.broker.release.remote(self.group, self.me))
 
 
-def acquire_group(desk: Any, me: bytes) -> str:
-    """Take a worker group that no slot has, or whose slot has died.
+def acquire_group(broker: Any, me: bytes) -> str:
+    """Acquire a worker group that is free or whose owner has died.
 
     Raises
     ------
     RuntimeError
-        All are taken by slots that live.
+        All groups are owned by actors that are alive.
     """
-    for _ in range(LOOKS):
-        # Others are asked whether they live only where nothing is free: hundreds that start would all ask one another.
-        if (name := ray.get(desk.take.remote(me))) is not None:
+    for _ in range(MAX_ACQUIRE_ATTEMPTS):
+        # Other owners are pinged only where no group is free: hundreds of actors that start would all ping each other.
+        if (name := ray.get(broker.acquire.remote(me))) is not None:
             return str(name)
-        owners = ray.get(desk.owners.remote())
-        if (name := ray.get(desk.take.remote(me, dead_owners(owners.values())))) is not None:
+        owners = ray.get(broker.owners.remote())
+        if (name := ray.get(broker.acquire.remote(me, dead_owners(owners.values())))) is not None:
             return str(name)
-        time.sleep(GLANCE)  # slots that are idle answer at once
-    raise RuntimeError(f"no worker group is free: {', '.join(owners)} are taken by slots that live")
+        time.sleep(PING_SECONDS)
+    raise RuntimeError(f"no worker group is free: {', '.join(owners)} are owned by actors that are alive")
 
 
 def dead_owners(owners: Iterable[bytes | None]) -> list[bytes]:
-    """Those slots that have died. One that lives is at work, and does not answer within a second."""
-    asked = {ray.cloudpickle.loads(owner).__ray_ready__.remote(): owner for owner in owners if owner is not None}
-    answers = ray.wait(list(asked), num_returns=len(asked), timeout=GLANCE)[0] if asked else []
-    gone = []
+    """Return the owners that have died. One that works does not answer in time, and counts as alive."""
+    pings = {ping_actor(owner): owner for owner in owners if owner is not None}
+    answers = ray.wait(list(pings), num_returns=len(pings), timeout=PING_SECONDS)[0] if pings else []
+    dead = []
     for answer in answers:
         try:
             ray.get(answer)
         except ray.exceptions.RayActorError:
-            gone.append(asked[answer])
-    return gone
+            dead.append(pings[answer])
+    return dead

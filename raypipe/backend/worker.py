@@ -1,6 +1,6 @@
-"""One Ray Train worker: serves its share of trial after trial from the sweep's desk.
+"""Ray Train worker that trains its folds of trial after trial, assigned by the sweep's broker.
 
-torch is imported where it is used: the driver, which only hands `serve` over, does without.
+torch is imported inside functions: the driver, which only passes `serve` to Ray Train, does not need it.
 """
 
 from __future__ import annotations
@@ -8,104 +8,117 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raypipe.backend.messages import SweepContext, TrialJob
 from raypipe.core.errors import InterruptedEpochError
-from raypipe.training.result import Reply
+from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import OUT_OF_MEMORY, classify_failure
 
 if TYPE_CHECKING:
     from raypipe.trial.fold_runner import FoldRunner
 
-# Seconds between two looks at whether the trial has moved on while an epoch is trained.
-GLANCE = 0.2
+OVER_CHECK_SECONDS = 0.2
+"""Seconds between two checks, during an epoch, whether the trial is over."""
 
 
-def serve(order: dict[str, Any]) -> None:
-    """Serve trials on one Ray Train worker until its group ends (the train function)."""
-    with contextlib.suppress(ray.exceptions.ActorDiedError):  # the desk is gone: the sweep is over, or begins again
-        _serve(order)
+def serve(settings: dict[str, Any]) -> None:
+    """Train trials on one worker until its group is closed (the train function of Ray Train).
+
+    Parameters
+    ----------
+    settings
+        ``context``, a `SweepContext`, and ``group``, the name of the worker's group.
+    """
+    # A dead broker means that the sweep is over or restarts with other workers.
+    with contextlib.suppress(ray.exceptions.ActorDiedError):
+        _Worker(settings["context"], settings["group"]).run()
 
 
-def _serve(order: dict[str, Any]) -> None:
-    import torch
+class _Worker:
+    """One worker of a group: registers with the broker and trains one job after another."""
 
-    from raypipe.data.window_cache import open_windows
-    from raypipe.storage.run_store import RunStore
-    from raypipe.training.loader import WindowLoader
-    from raypipe.trial.autotune import ComputeOptions, choose_compute
-    from raypipe.trial.failures import read_retry
-    from raypipe.trial.fold_runner import FoldRunner
+    def __init__(self, context: SweepContext, group: str) -> None:
+        import torch
 
-    crew: SweepContext = order["crew"]
-    name: str = order["group"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, int(crew.cpus)))
-    device = "cuda" if crew.gpus and torch.cuda.is_available() else "cpu"
-    placement = ray.util.get_current_placement_group()
-    ray.get(crew.desk.join.remote(name, rank, placement.id.hex() if placement else None))
-    run, feed = RunStore.open(crew.run), WindowLoader(open_windows(crew.windows), device)
-    wishes = ComputeOptions(stem=crew.stem, stack=crew.stack)  # type: ignore[arg-type]
-    folds = range(rank, run.folds.n_folds, world)
+        from raypipe.data.window_cache import open_windows
+        from raypipe.storage.run_store import RunStore
+        from raypipe.training.loader import WindowLoader
 
-    def claim(key: str) -> bool:
-        if ray.get(crew.desk.moved.remote(name, seen)):
+        self.context, self.group, self.broker = context, group, context.broker
+        train_context = ray.train.get_context()
+        self.rank, world = train_context.get_world_rank(), train_context.get_world_size()
+        torch.set_num_threads(max(1, int(context.cpus)))
+        device = "cuda" if context.gpus and torch.cuda.is_available() else "cpu"
+        placement_group = ray.util.get_current_placement_group()
+        ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
+        self.run_store = RunStore.open(context.run)
+        self.loader = WindowLoader(open_windows(context.windows), device)
+        self.gpu_share = context.gpus if device == "cuda" else 1.0
+        self.folds = range(self.rank, self.run_store.folds.n_folds, world)
+        self.seq = 0
+
+    def run(self) -> None:
+        """Train jobs until the group is closed."""
+        while (job := ray.get(self.broker.next_job.remote(self.group, self.seq))) is not None:
+            self.seq = job.seq
+            _train_job(self.broker, self.group, job, self._fold_runner)
+
+    def _fold_runner(self, number: int) -> FoldRunner:
+        from raypipe.trial.autotune import ComputeOptions, choose_compute
+        from raypipe.trial.failures import read_retry
+        from raypipe.trial.fold_runner import FoldRunner
+
+        context, run, loader = self.context, self.run_store, self.loader
+        who = f"{self.group}-worker-{self.rank}"
+        if read_retry(run, number):  # a measurement would run out of memory again
+            stem = "direct" if context.stem == "direct" else "fourier"
+            return FoldRunner(run, loader, number, self.folds, stem=stem, who=who)
+        options = ComputeOptions(stem=context.stem, stack=context.stack)  # type: ignore[arg-type]
+        how = choose_compute(run, loader, run.config(number), self.folds, options, self._claim, self.gpu_share)
+        return FoldRunner(run, loader, number, self.folds, stem=how.stem, stacked=how.stacked, who=who)
+
+    def _claim(self, key: str) -> bool:
+        if ray.get(self.broker.is_over.remote(self.group, self.seq)):
             raise InterruptedEpochError
-        return bool(ray.get(crew.desk.claim.remote(name, key)))
-
-    who = f"{name}-worker-{rank}"
-
-    def share(number: int) -> FoldRunner:
-        if read_retry(run, number):  # a measurement would fill the memory again
-            stem = "direct" if crew.stem == "direct" else "fourier"
-            return FoldRunner(run, feed, number, folds, stem=stem, who=who)
-        how = choose_compute(
-            run, feed, run.config(number), folds, wishes, claim, crew.gpus if device == "cuda" else 1.0
-        )
-        return FoldRunner(run, feed, number, folds, stem=how.stem, stacked=how.stacked, who=who)
-
-    seen = 0
-    while (job := ray.get(crew.desk.next_job.remote(name, seen))) is not None:
-        seen = job.seq
-        _serve_job(crew, name, job, share)
+        return bool(ray.get(self.broker.claim.remote(self.group, key)))
 
 
-def _serve_job(crew: SweepContext, name: str, job: TrialJob, share: Callable[[int], FoldRunner]) -> None:
-    looked = time.monotonic()
+def _train_job(broker: Any, group: str, job: TrialJob, make_runner: Callable[[int], FoldRunner]) -> None:
+    """Train a worker's folds of one trial; report every epoch, or the failure."""
+    checked = time.monotonic()
 
     def interrupted() -> bool:
-        nonlocal looked
-        if time.monotonic() - looked < GLANCE:
+        nonlocal checked
+        if time.monotonic() - checked < OVER_CHECK_SECONDS:
             return False
-        looked = time.monotonic()
-        return bool(ray.get(crew.desk.moved.remote(name, job.seq)))
+        checked = time.monotonic()
+        return bool(ray.get(broker.is_over.remote(group, job.seq)))
 
-    def report(epoch: int, outcomes: Any) -> Reply:
-        reply: Reply = ray.get(crew.desk.post.remote(name, job.seq, epoch, dict(outcomes)))
+    def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
+        reply: Reply = ray.get(broker.report_epoch.remote(group, job.seq, epoch, dict(outcomes)))
         return reply
 
     try:
-        share(job.number).train(job.done, report, interrupted)
+        make_runner(job.number).train(job.done, report, interrupted)
     except InterruptedEpochError:
         return
     except ray.exceptions.RayError:
-        raise  # the desk's, not the trial's
+        raise  # the broker has failed, not the trial
     except Exception as error:
         failure = classify_failure(error)
     else:
         return
     if failure.kind == OUT_OF_MEMORY:
-        _make_room()
-    ray.get(crew.desk.fail.remote(name, job.seq, failure))
+        _free_memory()
+    ray.get(broker.report_failure.remote(group, job.seq, failure))
 
 
-def _make_room() -> None:
-    """Give back what a failed trial held on to, before a slot hands over the next."""
+def _free_memory() -> None:
+    """Free the memory of a failed trial before the next one is assigned."""
     import torch
 
     gc.collect()

@@ -19,6 +19,7 @@ from raypipe.cli.common import (
     print_status,
 )
 from raypipe.cli.flags import sweep_flags
+from raypipe.cli.process import training_process
 from raypipe.core.errors import UserError
 from raypipe.core.options import SweepOptions, parse_held_out
 
@@ -47,7 +48,7 @@ def plan(
     from raypipe.cli.console import ProgressCounter
     from raypipe.search.forecast import forecast
 
-    with ProgressCounter(console, "planning") as counter:
+    with training_process(), ProgressCounter(console, "planning") as counter:
         found = forecast(space, data, cpus=cpus, gpus=gpus, progress=counter, callback=counter, **options)
     console.print(found.render(), highlight=False, soft_wrap=True)
 
@@ -76,8 +77,8 @@ def sweep(
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import sweep as search
 
-    with SweepView(console) as view:
-        done = search(space, data, run, warm_start=warm_start, init=init, callback=view, **options)
+    with training_process() as stop, SweepView(console) as view:
+        done = search(space, data, run, warm_start=warm_start, init=init, callback=view, stop=stop, **options)
     print_status(done.where)
     print_advice(done.where)
 
@@ -92,8 +93,8 @@ def resume(run: RunArg, **options: Any) -> None:
     if is_pretrained(run):
         _resume_pretraining(run, **options)
         return
-    with SweepView(console) as view:
-        continue_sweep(run, callback=view, **options)
+    with training_process() as stop, SweepView(console) as view:
+        continue_sweep(run, callback=view, stop=stop, **options)
     print_status(run)
     print_advice(run)
 
@@ -104,8 +105,8 @@ def _resume_pretraining(run: str, workers: int | None, address: str | None, **ot
 
     if any(given is not None for given in others.values()):
         raise UserError(f"{run}: a pretrained run has no --trials, no --time-budget and no --gpu-hours")
-    with ProgressCounter(console, "pretraining") as counter:
-        continue_pretraining(run, workers=workers, address=address, progress=counter, callback=counter)
+    with training_process() as stop, ProgressCounter(console, "pretraining") as counter:
+        continue_pretraining(run, workers=workers, address=address, progress=counter, callback=counter, stop=stop)
     print_pretrained(run)
 
 
@@ -126,8 +127,8 @@ def rerun(
 
     if is_pretrained(run):
         raise UserError(f"{run}: a pretrained run has no trials to train again")
-    with SweepView(console) as view:
-        train_again(run, top=top, seeds=seeds, callback=view, **options)
+    with training_process() as stop, SweepView(console) as view:
+        train_again(run, top=top, seeds=seeds, callback=view, stop=stop, **options)
     print_status(run)
     print_advice(run)
 
@@ -176,7 +177,7 @@ def pretrain(
     params: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "optim/lr": lr, "pretrain/mask": mask}
     params |= {"pretrain/temperature": temperature, "pretrain/negatives": negatives, "pretrain/time_shift": time_shift}
     options["held_out"] = parse_held_out(options["held_out"])
-    with ProgressCounter(console, f"pretraining ({objective})") as counter:
+    with training_process() as stop, ProgressCounter(console, f"pretraining ({objective})") as counter:
         begin(
             objective,  # type: ignore[arg-type]
             data,
@@ -191,6 +192,7 @@ def pretrain(
             address=address,
             progress=counter,
             callback=counter,
+            stop=stop,
             **options,
         )
     print_pretrained(run)

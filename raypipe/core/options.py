@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from raypipe.core.errors import UserError, nearest
+
+Options = TypeVar("Options", bound=BaseModel)
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -122,6 +125,38 @@ def default_of(name: str) -> str:
     return f"{shown}: {flag.unset}" if flag.unset else shown
 
 
+class PretrainOptions(BaseModel):
+    """Options of pretraining. The seed, the folds and the held-out subjects are fixed when the run is created."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    folds: int = 5
+    """Subject folds, as in the sweep that the encoder is for."""
+    held_out: Annotated[float | list[str] | Literal["auto"], BeforeValidator(parse_held_out)] = "auto"
+    """Subjects that the encoder does not see, as in the sweep that it is for."""
+    seed: int = Field(0, ge=0)
+    """Seed of the fold map, as in the sweep, and of training."""
+    serves: str | Path | None = None
+    """A run whose fold map is used instead, so that its held-out subjects are not seen."""
+    fold_wise: bool = False
+    """Train one encoder per fold, without the fold's subjects."""
+    probe_every: int = Field(5, ge=0)
+    """Epochs between linear probes; 0 for none."""
+    tuned_probe: int = Field(0, ge=0)
+    """Epochs of a second probe after every linear one, which trains a copy of the encoder for each fold on the targets
+    of the fold's training subjects; 0 for none. It costs as much as a trial of that many epochs."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Windows whose activations a worker holds at a time."""
+    workers: int = Field(1, ge=1)
+    """Workers that share a batch. More than one run on Ray; they may change from one call to the next."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """CPU cores per worker."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs per worker."""
+    address: str | None = None
+    """Address of a running Ray cluster."""
+
+
 def parse_options(given: dict[str, Any]) -> SweepOptions:
     """Validate options of a sweep.
 
@@ -130,16 +165,31 @@ def parse_options(given: dict[str, Any]) -> SweepOptions:
     UserError
         Names an unknown option with the nearest right name, or the value that is out of range.
     """
+    options = _validate(SweepOptions, given, "a sweep")
+    if options.gpu_hours is not None and not options.gpus_per_worker:
+        raise UserError("--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too")
+    return options
+
+
+def parse_pretrain_options(given: dict[str, Any]) -> PretrainOptions:
+    """Validate options of pretraining.
+
+    Raises
+    ------
+    UserError
+        Names an unknown option with the nearest right name, or the value that is out of range.
+    """
+    return _validate(PretrainOptions, given, "pretraining")
+
+
+def _validate(kind: type[Options], given: dict[str, Any], work: str) -> Options:
     try:
-        options = SweepOptions.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            raise UserError(f"{name}: no such option of a sweep; {nearest(name, SweepOptions.model_fields)}") from None
+            raise UserError(f"{name}: no such option of {work}; {nearest(name, kind.model_fields)}") from None
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         message = message.partition(", unable")[0]
         raise UserError(f"--{name.replace('_', '-')} {problem['input']}: {message}") from None
-    if options.gpu_hours is not None and not options.gpus_per_worker:
-        raise UserError("--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too")
-    return options

@@ -1,4 +1,4 @@
-"""What a sweep's trials start from: a pretrained encoder, checked against the sweep's folds and copied into its run."""
+"""Pretrained encoder that a sweep's trials start from: checked against the fold map and copied into the run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ import optuna
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap, LeakError
 from raypipe.core.search_space import SearchSpace
-from raypipe.pretraining.encoders import encoder_files, read_card
 from raypipe.storage.files import open_folder
 from raypipe.storage.records import digest
 
+SAMPLED_CONFIGS = 20
+"""Draws of a space among which one with a pretrained encoder is looked for."""
+MAX_NAMED_SUBJECTS = 5
+
 
 def needs_encoder(space: SearchSpace) -> bool:
-    """Whether some of a space's trials start from a pretrained encoder."""
-    drawn = space.draw(20) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
+    """Return whether trials of a space start from a pretrained encoder."""
+    drawn = space.draw(SAMPLED_CONFIGS) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
     return any(config.init.name == "pretrained" for config in drawn)
 
 
 def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSpace) -> dict[str, Any]:
-    """Copy a pretrained encoder into a new run; the record of it (`RunInfo.init`).
+    """Copy a pretrained encoder into a new run; return the record of it (`RunInfo.init`).
 
     Raises
     ------
     UserError
         There is no encoder, it is damaged, or no trial of the space would start from it.
     LeakError
-        It has seen a subject that the sweep holds out, or, pretrained fold-wise, one that a fold predicts.
+        It has seen a subject that the sweep holds out or, pretrained fold-wise, one that a fold predicts.
     """
+    from raypipe.pretraining.encoders import encoder_files, read_card  # torch takes seconds to import
+
     card, files = read_card(init), encoder_files(init)
     if not needs_encoder(space):
         raise UserError(f"{space.name}: no trial starts from --init; a space for it sets init/name=pretrained")
@@ -47,7 +52,7 @@ def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: Sea
 
 
 def check_seen_subjects(init: str | Path, card: dict[str, Any], folds: FoldMap) -> None:
-    """Check that an encoder has seen nobody whom the sweep must not have seen.
+    """Check that an encoder has not seen subjects that the sweep holds out or, fold-wise, predicts.
 
     Raises
     ------
@@ -56,7 +61,7 @@ def check_seen_subjects(init: str | Path, card: dict[str, Any], folds: FoldMap) 
     """
     both = sorted(set(card["subjects_seen"]) & set(folds.held_out))
     if both:
-        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
+        shown = ", ".join(both[:MAX_NAMED_SUBJECTS]) + (", ..." if len(both) > MAX_NAMED_SUBJECTS else "")
         raise LeakError(
             f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out ({shown}); "
             "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"

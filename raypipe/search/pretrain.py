@@ -1,19 +1,20 @@
-"""Pretraining, driven: in this process, or by Ray Train with several workers; the same call goes on after a kill."""
+"""Pretraining of encoders, in this process or by several Ray Train workers; the same call continues after a crash."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-from raypipe.backend.cluster import Cluster, on_first_interrupt
+from raypipe.backend.cluster import Cluster
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.options import PretrainOptions, parse_pretrain_options
 from raypipe.core.progress import Progress, no_progress
+from raypipe.core.stop import StopRequest
 from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
@@ -26,7 +27,9 @@ from raypipe.storage.records import OPTIONS_FILE
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
+"""Seconds between two looks at the progress of workers."""
+DEFAULT_MODEL = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
 
 
 def pretrain(
@@ -35,84 +38,56 @@ def pretrain(
     run: str | Path,
     *,
     params: dict[str, Any] | None = None,
-    folds: int = 5,
-    held_out: float | list[str] | Literal["auto"] = "auto",
-    seed: int = 0,
-    serves: str | Path | None = None,
-    fold_wise: bool = False,
-    probe_every: int = 5,
-    tuned_probe: int = 0,
-    micro_batch: int | None = None,
-    workers: int = 1,
-    cpus_per_worker: float = 1,
-    gpus_per_worker: float = 0,
-    address: str | None = None,
     progress: Progress = no_progress,
     callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
+    **options: Any,
 ) -> PretrainedRun:
-    """Pretrain an encoder on windows of all subjects that are not held out.
+    """Pretrain an encoder on the windows of all subjects that are not held out.
 
     Parameters
     ----------
-    objective, data, run
-        What is learnt, from which store of windows, and the folder or URI where it is kept; one that is there goes on.
+    objective
+        Masked autoencoder or SimCLR.
+    data
+        A store made by `prepare`.
+    run
+        Folder or URI of the encoder's run; an existing one is continued.
     params
         Values of a `TrialConfig`, such as ``{"epochs": 20, "model/depth": 4}``.
-    folds, held_out, seed
-        As of the sweep that the encoder is for: the same store and values give the same fold map.
-    serves
-        A run whose fold map is taken instead, so that its held-out subjects are not seen.
-    fold_wise
-        One encoder a fold, which has not seen the fold's subjects either.
-    probe_every
-        Epochs from one linear probe to the next; 0 for none.
-    tuned_probe
-        With every linear probe, one more: a copy of the encoder for each fold is trained on for so many epochs, by the
-        targets of the fold's training subjects. It costs as much as a trial of so many epochs.
-    micro_batch
-        Windows a worker keeps the activations of at a time.
-    workers, cpus_per_worker, gpus_per_worker, address
-        More than one worker, or an address, are run by Ray Train. They may change from one call to the next.
     progress
         Called after every epoch.
     callback
-        Its `on_draining` is called after a Ctrl-C.
+        Its `on_draining` is called when `stop` is set while several workers train.
+    stop
+        When it is set, workers stop after the epoch under way; in this process, pretraining stops at once.
+    **options
+        See `PretrainOptions`.
 
     Raises
     ------
     UserError
-        Bad input, or the run was made otherwise.
+        Bad input, or the run was made with other settings.
+    InterruptedSweepError
+        Pretraining has stopped because of `stop`.
     """
-    if workers < 1:
-        raise UserError(f"--workers {workers}: must be 1 or more")
+    chosen = parse_pretrain_options(options)
     windows = open_windows(data)
-    given = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
-    config = parse_config({**given, **(params or {}), "pretrain/name": objective, "seed": seed}, "pretrain")
+    config = parse_config(
+        {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"
+    )
     if PretrainedRun.exists(run):
         store = PretrainedRun(run)
-        _same(store, windows, config, fold_wise)
+        _check_unchanged(store, windows, config, chosen.fold_wise)
     else:
-        made = _fold_map(windows, folds, held_out, seed, serves)
-        info = PretrainInfo(
-            created=time.time(),
-            data=windows.where,
-            data_hash=windows.data_hash,
-            task=windows.manifest.task,
-            metric=windows.metric,
-            channels=windows.channels,
-            n_times=windows.crop_samples,
-            sfreq=windows.sfreq,
-            config=config,
-            folds_hash="",
-            fold_wise=fold_wise,
-            probe_every=probe_every,
-            tuned_probe=tuned_probe,
-            micro_batch=micro_batch,
-            versions=package_versions(),
-        )
-        store = PretrainedRun.create(run, info, made)
-    layout = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker, "address": address}
-    return _drive(store, layout, progress, callback or SweepCallback())
+        store = _create(run, windows, config, chosen)
+    layout = {
+        "workers": chosen.workers,
+        "cpus": chosen.cpus_per_worker,
+        "gpus": chosen.gpus_per_worker,
+        "address": chosen.address,
+    }
+    return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
 
 
 def resume(
@@ -122,8 +97,9 @@ def resume(
     address: str | None = None,
     progress: Progress = no_progress,
     callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
 ) -> PretrainedRun:
-    """Go on with pretraining, as it was last driven or with another number of workers."""
+    """Continue pretraining with its last layout, or with another number of workers or another cluster."""
     store = PretrainedRun(run)
     layout = (
         read_json(store.folder, OPTIONS_FILE)
@@ -131,13 +107,12 @@ def resume(
         else {"workers": 1, "cpus": 1, "gpus": 0}
     )
     changes = {"workers": workers, "address": address}
-    return _drive(
-        store, layout | {k: v for k, v in changes.items() if v is not None}, progress, callback or SweepCallback()
-    )
+    layout |= {name: value for name, value in changes.items() if value is not None}
+    return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:
-    """``["model/patch=50"]`` to parameters.
+    """Parse ``["model/patch=50"]`` to parameters.
 
     Raises
     ------
@@ -148,70 +123,105 @@ def parse_values(given: list[str]) -> dict[str, Any]:
     for text in given:
         name, sign, value = text.partition("=")
         if not sign:
-            raise UserError(f"--set {text}: say NAME=VALUE, for example model/patch=50")
+            raise UserError(f"--set {text}: must be NAME=VALUE, for example model/patch=50")
         found[name.strip()] = value.strip()
     return found
 
 
-def _fold_map(
-    windows: WindowStore, folds: int, held_out: float | list[str] | str, seed: int, serves: str | Path | None
-) -> FoldMap:
-    if serves is None:
-        return folds_of(windows, folds, held_out, seed)
-    served = RunStore.open(serves).folds
+def _create(run: str | Path, windows: WindowStore, config: TrialConfig, options: PretrainOptions) -> PretrainedRun:
+    info = PretrainInfo(
+        created=time.time(),
+        data=windows.where,
+        data_hash=windows.data_hash,
+        task=windows.manifest.task,
+        metric=windows.metric,
+        channels=windows.channels,
+        n_times=windows.crop_samples,
+        sfreq=windows.sfreq,
+        config=config,
+        folds_hash="",
+        fold_wise=options.fold_wise,
+        probe_every=options.probe_every,
+        tuned_probe=options.tuned_probe,
+        micro_batch=options.micro_batch,
+        versions=package_versions(),
+    )
+    return PretrainedRun.create(run, info, _fold_map(windows, options))
+
+
+def _fold_map(windows: WindowStore, options: PretrainOptions) -> FoldMap:
+    if options.serves is None:
+        return folds_of(windows, options.folds, options.held_out, options.seed)
+    served = RunStore.open(options.serves).folds
     new = sorted({str(s) for s in windows.subjects} - served.fold_of.keys())
-    # Subjects that the run does not have are learnt from in every fold; the map gives them the folds in turn.
+    # Subjects that the run does not have are distributed over the folds in turn.
     extra = {subject: number % served.n_folds for number, subject in enumerate(new)}
     return served.model_copy(update={"fold_of": served.fold_of | extra})
 
 
-def _same(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_wise: bool) -> None:
+def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_wise: bool) -> None:
     if store.info.data_hash != windows.data_hash:
         raise UserError(f"{store.where}: it was pretrained on other data ({store.info.data}); name a new run folder")
     if store.info.config != config or store.info.fold_wise != fold_wise:
         raise UserError(f"{store.where}: it was begun with other settings, and they are frozen; name a new run folder")
 
 
-def _drive(store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback) -> PretrainedRun:
-    with Lease(store.folder):
+def _drive(
+    store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback, stop: StopRequest
+) -> PretrainedRun:
+    with Lease(store.folder) as lease:
         write_json(store.folder, OPTIONS_FILE, layout)
         if store.over:
             return store
         if layout["workers"] > 1 or layout.get("address"):
-            _with_ray(store, layout, progress, callback)
+            _train_on_ray(store, layout, progress, callback, stop, lease)
         else:
-            stop = threading.Event()
-            with on_first_interrupt(stop.set):
-                try:
-                    work(store.where, progress=progress, interrupted=stop.is_set)
-                except InterruptedEpochError:
-                    raise InterruptedSweepError from None
+            _train_here(store, progress, stop, lease)
         store.finish()
     return store
 
 
-def _with_ray(store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback) -> None:
-    with Cluster(layout.get("address"), callback) as cluster, cluster.noise.kept(store.folder):
+def _train_here(store: PretrainedRun, progress: Progress, stop: StopRequest, lease: Lease) -> None:
+    try:
+        with stop.accepting():
+            work(store.where, progress=progress, interrupted=lambda: stop.is_set() or lease.lost is not None)
+    except InterruptedEpochError:
+        raise lease.lost or InterruptedSweepError from None
+
+
+def _train_on_ray(
+    store: PretrainedRun,
+    layout: dict[str, Any],
+    progress: Progress,
+    callback: SweepCallback,
+    stop: StopRequest,
+    lease: Lease,
+) -> None:
+    with Cluster(layout.get("address"), callback) as cluster, cluster.output.saved_to(store.folder):
         cluster.start()
         from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
-        with contextlib.redirect_stdout(cluster.noise), tempfile.TemporaryDirectory(prefix="raypipe-") as scratch:
-            stop, asked = threading.Event(), False
-            going = PretrainWorkers(store.where, layout, scratch)
-            with contextlib.closing(going), on_first_interrupt(stop.set):
-                while not going.over(LOOK):
-                    tell(store, progress)
-                    if stop.is_set():
-                        going.drain()
-                        if not asked:
-                            callback.on_draining(int(layout["workers"]))
-                        asked = True
-            tell(store, progress)
-        if isinstance(going.error, UserError):
-            raise going.error
-        if going.error is not None:
+        with (
+            tempfile.TemporaryDirectory(prefix="raypipe-") as scratch,
+            contextlib.closing(PretrainWorkers(store.where, layout, scratch)) as workers,
+            stop.accepting(),
+        ):
+            draining = False
+            while not workers.wait(POLL_SECONDS):
+                tell(store, progress)
+                if lease.lost is not None:
+                    raise lease.lost
+                if stop.is_set():
+                    workers.drain()
+                    if not draining:
+                        callback.on_draining(int(layout["workers"]))
+                    draining = True
+        tell(store, progress)
+        if isinstance(workers.error, UserError):
+            raise workers.error
+        if workers.error is not None:
             raise UserError(
-                f"pretraining has stopped ({error_line(going.error)}); the same command goes on from here"
-            ) from going.error
+                f"pretraining has stopped ({error_line(workers.error)}); run the same command again to continue"
+            ) from workers.error
         if not all(store.folder.exists(store.encoder_name(part)) for part in store.parts):
             raise InterruptedSweepError

@@ -1,7 +1,8 @@
-"""Winners trained again on new seeds: they tell how much of a score was luck, and join the ensemble as members.
+"""Reruns: the best trials trained again on new seeds, to estimate their variance and to add ensemble members.
 
-A rerun is a trial of the same run, on the same fold map: the winner's configuration with another seed. It is no draw of
-the search space, so the sampler learns nothing from it, and successive halving neither stops it nor counts it.
+A rerun is a trial of the same run, on the same fold map, with the configuration of another trial and a new seed. It is
+not drawn from the search space, so the sampler does not learn from it, and successive halving neither stops nor counts
+it.
 """
 
 from __future__ import annotations
@@ -18,45 +19,51 @@ from raypipe.core.errors import UserError
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
 
-OF, SEED = "rerun_of", "rerun_seed"
-"""User attributes of a trial of the study that trains another one again: which, and with what seed."""
+RERUN_OF, RERUN_SEED = "rerun_of", "rerun_seed"
+"""User attributes of a rerun in the study: the trial that it trains again, and its seed."""
 
 
 def is_rerun(trial: FrozenTrial) -> bool:
-    """Whether a trial of a study trains another one again."""
-    return OF in trial.user_attrs
+    """Return whether a trial of a study is a rerun."""
+    return RERUN_OF in trial.user_attrs
 
 
 def rerun_config(run: RunStore, trial: FrozenTrial) -> tuple[TrialConfig, int] | None:
-    """Configuration of a rerun and the trial that it trains again; None where the space is to draw."""
+    """Return a rerun's configuration and the trial that it trains again; None for a trial that is no rerun."""
     if not is_rerun(trial):
         return None
-    of = int(trial.user_attrs[OF])
-    return run.config(of).model_copy(update={"seed": int(trial.user_attrs[SEED])}), of
+    of = int(trial.user_attrs[RERUN_OF])
+    return run.config(of).model_copy(update={"seed": int(trial.user_attrs[RERUN_SEED])}), of
 
 
 def enqueue_reruns(study: optuna.Study, run: RunStore, top: int, seeds: int) -> int:
-    """Queue the best trials with new seeds, those that follow their own; how many were queued.
+    """Enqueue the best trials with new seeds, which follow their own; return how many were enqueued.
 
-    What is queued, or was trained, is not queued again: the same call after a crash adds what is missing. Winners of
-    one seed are given the same new ones: where they are one network, they start alike and can be averaged.
+    A rerun that is in the study already is not enqueued again, so the same call after a crash adds what is missing.
+    Trials of one seed get the same new seeds: networks of one shape then start alike and can be averaged.
 
     Raises
     ------
     UserError
-        There is no winner.
+        No trial is complete.
     """
     if top < 1 or seeds < 1:
         raise UserError(f"rerun --top {top} --seeds {seeds}: both must be 1 or more")
-    winners = [result.number for result in run.ranked() if run.rerun_of(result.number) is None][:top]
-    if not winners:
-        raise UserError(f"{run.where}: no trial is complete, so there is no winner to train again")
-    known = {(t.user_attrs[OF], t.user_attrs[SEED]) for t in study.get_trials(deepcopy=False) if is_rerun(t)}
-    wanted = [(winner, run.config(winner).seed + k) for k in range(1, seeds + 1) for winner in winners]
-    missing = [pair for pair in wanted if pair not in known]
-    for winner, seed in missing:
-        study.enqueue_trial({}, user_attrs={OF: winner, SEED: seed})
+    best = [result.number for result in run.ranked() if run.rerun_of(result.number) is None][:top]
+    if not best:
+        raise UserError(f"{run.where}: no trial is complete, so none can be trained again")
+    existing = _existing_reruns(study)
+    wanted = [(number, run.config(number).seed + k) for k in range(1, seeds + 1) for number in best]
+    missing = [pair for pair in wanted if pair not in existing]
+    for number, seed in missing:
+        study.enqueue_trial({}, user_attrs={RERUN_OF: number, RERUN_SEED: seed})
     return len(missing)
+
+
+def _existing_reruns(study: optuna.Study) -> set[tuple[int, int]]:
+    """Return the trial and the seed of every rerun of a study."""
+    reruns = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if is_rerun(trial)]
+    return {(attributes[RERUN_OF], attributes[RERUN_SEED]) for attributes in reruns}
 
 
 @dataclass(frozen=True)
@@ -66,24 +73,24 @@ class Spread:
     trial: int
     """The trial that the search found."""
     found: float
-    """Its score: the best of many, and so optimistic."""
+    """Its score, optimistic because it is the best of many."""
     again: dict[int, float]
-    """Scores on new seeds, by the trial that had each."""
+    """Score of each rerun, by its number."""
     unfinished: int
-    """Reruns without a score: failed, or still to be trained."""
+    """Reruns without a score: failed, or not trained yet."""
 
     @property
     def mean(self) -> float:
-        """Mean score on new seeds."""
+        """Mean score of the reruns."""
         return float(np.mean(list(self.again.values()))) if self.again else float("nan")
 
     @property
     def sd(self) -> float:
-        """Standard deviation over new seeds (n - 1); NaN of fewer than two."""
+        """Standard deviation over the reruns (n - 1); NaN for fewer than two."""
         return float(np.std(list(self.again.values()), ddof=1)) if len(self.again) > 1 else float("nan")
 
     def words(self, metric: str) -> str:
-        """The spread as one line."""
+        """Describe the spread in one line."""
         line = f"trial {self.trial}: {metric} {self.found:.4f} as found"
         if self.again:
             values = self.again.values()
@@ -96,9 +103,14 @@ class Spread:
 def spreads(
     run: RunStore, reruns: Mapping[int, int | None] | None = None, results: Iterable[TrialResult] | None = None
 ) -> list[Spread]:
-    """Of every trial that was trained again, best first as they were found.
+    """Return the spread of every trial that was trained again, in order of the scores as found.
 
-    `reruns` (`RunStore.rerun_of` of every trial) and `results` are given where they have been read already.
+    Parameters
+    ----------
+    run
+        The run.
+    reruns, results
+        `RunStore.rerun_of` of every trial and `RunStore.results`, if they have been read already.
     """
     if reruns is None:
         reruns = {number: run.rerun_of(number) for number in run.numbers()}

@@ -1,7 +1,7 @@
-"""The Optuna study beside the run's store: asks for trials, judges them, tells how each ended, exactly once.
+"""Queue of a run's trials, backed by an Optuna study beside the run's store.
 
-Neither Ray nor Tune is needed here. The run's store and the study are the truth of a sweep; whatever executes it may
-die at any moment and be replaced.
+The store and the study are the truth of a sweep: whatever executes the trials may die at any moment and be replaced.
+Neither Ray nor Tune is used here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import StorageError, UserError
 from raypipe.core.seeds import derive_seed
+from raypipe.search.optuna_compat import enqueued_params, open_trial
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
@@ -26,7 +28,7 @@ from raypipe.trial.failures import DrawError
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
-_TOLD = {
+_STUDY_STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "stopped": TrialState.PRUNED,
@@ -35,12 +37,11 @@ _TOLD = {
 
 
 class StudyQueue:
-    """A run's trials: which is next, whether one goes on, how each ended.
+    """Hands out a run's trials, decides which continue, and records how each ended, exactly once.
 
-    Opening it settles what a killed driver left: trials that ended but were not told, and trials in mid-air, which are
-    handed out again first, under their own numbers (`settled` are the ends that were told so late). A trial's number is
-    Optuna's, everywhere: where a run begins with another's trials (`warm_start`), those have the first numbers, and
-    the run's own follow.
+    Opening it settles what a killed driver left: trials that have ended are reported to the study (`settled`), and
+    trials that were running are handed out again first, under their numbers. A trial's number is Optuna's; in a run
+    that starts from another's trials (`warm_start`), those have the first numbers.
 
     Parameters
     ----------
@@ -49,11 +50,16 @@ class StudyQueue:
     storage
         From `journal.open_journal`.
     trials
-        How many trials the run is to have; None for no limit.
+        Number of trials that the run is to have; None for no limit.
     pruner
         None lets every trial run to its end.
     parallel
-        Trials that run at a time (the sampler then keeps away from those in flight).
+        Trials that run at a time; with several, the sampler avoids the parameters of those that run.
+
+    Attributes
+    ----------
+    settled
+        Results of trials whose end the study did not know.
     """
 
     def __init__(
@@ -75,19 +81,19 @@ class StudyQueue:
             load_if_exists=True,
         )
         self._warm = add_warm_trials(self.study, run)
-        # Optuna's own `skip_if_exists` would leave out a point that only another run has trained.
-        queued = [trial.system_attrs.get("fixed_params") for trial in self.study.get_trials(deepcopy=False)]
-        for point in run.space.start:
-            if point not in queued:
-                self.study.enqueue_trial(point)
-                queued.append(point)
-        self._waiting: deque[int] = deque()
-        self._ends: dict[int, list[int]] = {}
+        self._enqueue_start_points()
+        self._put_back: deque[int] = deque()
+        self._cycle_ends: dict[int, list[int]] = {}
         self.settled: list[TrialResult] = []
         self._settle()
 
-    def _trial(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+    def _enqueue_start_points(self) -> None:
+        # Optuna's `skip_if_exists` would leave out a point that only another run has trained.
+        queued = [enqueued_params(trial) for trial in self.study.get_trials(deepcopy=False)]
+        for point in self.run.space.start:
+            if point not in queued:
+                self.study.enqueue_trial(point)
+                queued.append(point)
 
     def _settle(self) -> None:
         for trial in self.study.get_trials(deepcopy=False):
@@ -95,21 +101,24 @@ class StudyQueue:
                 continue
             ended = self.run.result(trial.number)
             if ended is not None:
-                self._tell(ended)
+                self._report_end(ended)
                 self.settled.append(ended)
             elif not self.run.has_trial(trial.number) or self.observe(trial.number):
-                self._waiting.append(trial.number)
+                self._put_back.append(trial.number)
             else:
                 self.settled.append(self.close(trial.number, "pruned", "stopped by successive halving"))
 
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
     @property
     def asked(self) -> int:
-        """Trials of this run that have been asked for, ended or not."""
+        """Number of trials of this run that have been drawn, whether they have ended or not."""
         trials = self.study.get_trials(deepcopy=False)
         return len([trial for trial in trials if trial.state != TrialState.WAITING]) - self._warm
 
-    def ask_again(self, top: int, seeds: int) -> int:
-        """Queue the best trials with new seeds (`reruns`); how many trials the run has with all that wait."""
+    def enqueue_reruns(self, top: int, seeds: int) -> int:
+        """Enqueue the best trials with new seeds; return the number of trials that the run will have."""
         enqueue_reruns(self.study, self.run, top, seeds)
         waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
         self.trials = self.asked + len(waiting)
@@ -117,43 +126,47 @@ class StudyQueue:
 
     @property
     def exhausted(self) -> bool:
-        """No trial is left to be handed out."""
-        return not self._waiting and self.trials is not None and self.asked >= self.trials
+        """Whether every trial has been handed out."""
+        return not self._put_back and self.trials is not None and self.asked >= self.trials
 
     def put_back(self, number: int) -> None:
-        """Have a trial that was handed out, and has not ended, handed out again before any other."""
-        self._waiting.appendleft(number)
+        """Hand out a trial that has not ended again, before any other."""
+        self._put_back.appendleft(number)
 
     def next(self) -> int | None:
-        """Hand out a trial by number, recorded in the run; None when there is none left.
+        """Return the number of the next trial, recorded in the run; None if none is left.
 
         Raises
         ------
         DrawError
-            The space drew a configuration that is not valid; the trial is recorded as failed.
+            The space drew an invalid configuration; the trial is recorded as failed.
         """
-        if self._waiting:
-            number = self._waiting.popleft()
+        if self._put_back:
+            number = self._put_back.popleft()
         elif self.exhausted:
             return None
         else:
-            self._seed(self._warm + self.asked)
+            self._seed_sampler(self._warm + self.asked)
             number = int(self.study.ask().number)
         if not self.run.has_trial(number):
-            self._seed(number)
-            trial = optuna.Trial(self.study, self._trial(number)._trial_id)
-            rerun = rerun_config(self.run, self._trial(number))
-            try:
-                config, of = rerun or (self.run.space(trial), None)
-            except StorageError:
-                raise
-            except UserError as error:
-                raise DrawError(self.close(number, "failed", str(error), "bad-configuration")) from None
-            self.run.add_trial(number, config, of)
+            config, rerun_of = self._draw(number)
+            self.run.add_trial(number, config, rerun_of)
         return number
 
-    def _seed(self, number: int) -> None:
-        """Give the sampler the stream of trial `number`: one seed for all would repeat draws after every restart."""
+    def _draw(self, number: int) -> tuple[TrialConfig, int | None]:
+        """Return the configuration of a trial and, for a rerun, the trial that it trains again."""
+        self._seed_sampler(number)
+        trial = open_trial(self.study, self._trial(number))
+        rerun = rerun_config(self.run, self._trial(number))
+        try:
+            return rerun or (self.run.space(trial), None)
+        except StorageError:
+            raise
+        except UserError as error:
+            raise DrawError(self.close(number, "failed", str(error), "bad-configuration")) from None
+
+    def _seed_sampler(self, number: int) -> None:
+        """Give trial `number` a random stream of its own, so that a restart does not repeat draws."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.sampler = optuna.samplers.TPESampler(
@@ -164,29 +177,29 @@ class StudyQueue:
             )
 
     def observe(self, number: int) -> bool:
-        """Bring the study up to date with a trial's history; whether the trial may go on."""
+        """Update the study with a trial's history; return whether the trial continues."""
         trial = self._trial(number)
-        handle = optuna.Trial(self.study, trial._trial_id)
-        if number not in self._ends:
-            self._ends[number] = self.run.config(number).cycle_ends
-        ends, history = self._ends[number], self.run.history(number)
+        handle = open_trial(self.study, trial)
+        if number not in self._cycle_ends:
+            self._cycle_ends[number] = self.run.config(number).cycle_ends
+        ends, history = self._cycle_ends[number], self.run.history(number)
         for epoch in history:
             if epoch.passes in trial.intermediate_values or (ends and epoch.epoch not in ends):
-                continue  # within a cycle the learning rate is high, and no score says what the trial is worth
+                continue  # within a cycle the learning rate is high, and the score does not show the trial's quality
             handle.report(epoch.score, epoch.passes)
         if is_rerun(trial) or (ends and history and history[-1].epoch not in ends):
             return True
-        # The last step is asked again after a restart: the answer may not have been acted on.
+        # After a restart the pruner is asked again about the last step: its answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
 
     def close(self, number: int, state: State, reason: str, failure: str | None = None, trace: str = "") -> TrialResult:
-        """Record a trial's end in the run, then in the study. Again, it changes nothing."""
+        """Record how a trial ended, in the run and then in the study. A second call changes nothing."""
         ended = finish_trial(self.run, self.windows, number, state, reason, failure, trace)
-        self._tell(ended)
+        self._report_end(ended)
         return ended
 
-    def _tell(self, ended: TrialResult) -> None:
+    def _report_end(self, ended: TrialResult) -> None:
         if self._trial(ended.number).state.is_finished():
             return
-        state = _TOLD[ended.state]
+        state = _STUDY_STATES[ended.state]
         self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)

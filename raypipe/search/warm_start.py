@@ -1,6 +1,6 @@
-"""A warm start: the study of a new run begins with what another run has found, in another search space if need be.
+"""Warm start: a new run's study begins with the trials of another run, which may have searched another space.
 
-Those trials inform the sampler and no more: they are no members of the new run, which trains its own.
+Those trials only inform the sampler; the new run trains its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
 
 SOURCE = "source"
-"""User attribute of a trial that another run has trained: which run, and its number there."""
+"""User attribute of a trial that another run has trained: the run, and the trial's number there."""
 
 
 class WarmTrial(BaseModel):
-    """A trial of another run, as the new space would have asked for it."""
+    """A trial of another run, with the parameters that the new space asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,10 +34,10 @@ class WarmTrial(BaseModel):
     params: dict[str, Any]
     distributions: dict[str, str]
     steps: dict[int, float]
-    """Score after so many passes over the training windows."""
+    """Score by number of passes over the training windows."""
 
     def frozen(self, run: str) -> FrozenTrial:
-        """The trial, for a study."""
+        """Return the trial in the form in which a study takes it."""
         return optuna.trial.create_trial(
             state=TrialState.COMPLETE if self.state == "complete" else TrialState.PRUNED,
             value=self.score,
@@ -49,28 +49,28 @@ class WarmTrial(BaseModel):
 
 
 class WarmStart(BaseModel):
-    """What a run begins with (kept in its ``run.json``)."""
+    """Trials that a run's sampler starts from (stored in its ``run.json``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
-    """The run it comes from."""
+    """The run that has trained them."""
     finished: int
-    """Trials with a score that it had."""
+    """Trials with a score that it has."""
     trials: list[WarmTrial]
-    """Those that are valid in the new space."""
+    """The ones that are valid in the new space."""
 
 
 def warm_start(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> WarmStart:
-    """Gather what a new run in `space` may learn from an old one.
+    """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
-    A trial is taken over if `space`, given the value of every parameter of its configuration, asks only for values
-    that lie in range; what `space` fixes may differ.
+    A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of
+    `space` may differ.
 
     Raises
     ------
     UserError
-        The runs are of different tasks or metrics, or nothing can be taken over.
+        The runs have different tasks or metrics, or no trial can be used.
     """
     if (old.info.task, old.info.metric) != (task, metric):
         raise UserError(
@@ -80,15 +80,17 @@ def warm_start(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> 
         r for r in old.results() if r.state != "failed" and r.score is not None and old.rerun_of(r.number) is None
     ]
     if not finished:
-        raise UserError(f"--warm-start {old.where}: no trial of it has ended with a score")
-    trials, why = [], ""
+        raise UserError(f"--warm-start {old.where}: none of its trials has a score")
+    trials, reason = [], ""
     for result in finished:
         try:
             trials.append(_translate(old, result, space))
         except UserError as error:
-            why = why or f"trial {result.number}: {error}"
+            reason = reason or f"trial {result.number}: {error}"
     if not trials:
-        raise UserError(f"--warm-start {old.where}: none of its {len(finished)} trials is valid in this space ({why})")
+        raise UserError(
+            f"--warm-start {old.where}: none of its {len(finished)} trials is valid in this space ({reason})"
+        )
     return WarmStart(run=old.where, finished=len(finished), trials=trials)
 
 
@@ -111,19 +113,19 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTr
 
 
 def add_warm_trials(study: optuna.Study, run: RunStore) -> int:
-    """Have the study of `run` begin with the trials of its warm start, if it has one; how many there are.
+    """Add the trials of a run's warm start, if it has one, to its study; return how many there are.
 
-    They come before all others, so a study that a killed driver left half begun is completed.
+    They are the first ones, so a study that a killed driver left incomplete is completed.
     """
     if run.info.warm is None:
         return 0
     warm = WarmStart.model_validate(run.info.warm)
-    there = sum(is_warm(trial) for trial in study.get_trials(deepcopy=False))
-    for trial in warm.trials[there:]:
+    added = sum(is_warm(trial) for trial in study.get_trials(deepcopy=False))
+    for trial in warm.trials[added:]:
         study.add_trial(trial.frozen(warm.run))
     return len(warm.trials)
 
 
 def is_warm(trial: FrozenTrial) -> bool:
-    """Whether a trial of a study is another run's."""
+    """Return whether another run has trained a trial of a study."""
     return SOURCE in trial.user_attrs

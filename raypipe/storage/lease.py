@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -139,6 +138,8 @@ class Lease:
         Hours of GPUs that this and earlier drivers have held; `raypipe.storage.budget` adds to it.
     before_beat
         Called before each heartbeat is written.
+    lost
+        The error to stop with, once another driver has taken over the run.
 
     Raises
     ------
@@ -154,6 +155,7 @@ class Lease:
         self._lock_handle: int | None = None
         self.gpu_hours = 0.0
         self.before_beat: Callable[[], object] = lambda: None
+        self.lost: UserError | None = None
 
     @property
     def spent(self) -> float:
@@ -198,7 +200,7 @@ class Lease:
                 if found and found.id != self._id:
                     # Two drivers started at the same moment, or this one was suspended for longer than the expiry.
                     # The later one has the lease.
-                    os.kill(os.getpid(), signal.SIGINT)
+                    self.lost = in_use_error(self._folder, found)
                     return
                 self._beat()
 

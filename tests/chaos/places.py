@@ -13,12 +13,12 @@ from typing import Any, Literal
 from tests.support.faults import descendants, ray_processes, title
 from tests.support.sweeps import AGENTS, Driver, answers, wait_until
 
-# Class names of actors as Ray shows them; a slot bears the name that Tune gives it while it works.
+# Class names of actors as Ray shows them; a trial actor has the name that Tune gives it while it works.
 ACTORS = {
     "worker": ("RayTrainWorker",),
-    "slot": ("TrialTrainable", "ResourceTrainable"),
+    "actor": ("TrialTrainable", "ResourceTrainable"),
     "controller": ("TrainController",),
-    "desk": ("Broker",),
+    "broker": ("Broker",),
 }
 # Of the cluster and not of a sweep: passes requests for machines on to an autoscaler, for whoever asks next too.
 LASTING = ("_AutoscalingCoordinatorActor",)

@@ -17,8 +17,8 @@ FLAGS += ("--stem", "fourier", "--stack", "off")
 
 # How often each is chosen, by where the sweep runs.
 VICTIMS = {
-    "alone": {"worker": 3, "slot": 3, "controller": 2, "desk": 1, "driver": 4},
-    "nodes": {"worker": 3, "slot": 3, "controller": 2, "desk": 1, "driver": 5, "node": 3, "store": 2},
+    "alone": {"worker": 3, "actor": 3, "controller": 2, "broker": 1, "driver": 4},
+    "nodes": {"worker": 3, "actor": 3, "controller": 2, "broker": 1, "driver": 5, "node": 3, "store": 2},
 }
 
 

@@ -26,7 +26,7 @@ def prepare(folder: Path) -> dict[str, str]:
     """Write the windows and the search space; the environment in which every epoch leaves a trace."""
     write_store(folder / "store", ToyWindows(subjects=8, each=40))
     (folder / "space.py").write_text(SOURCE)
-    env = injected(folder / "hook", tracing() | {"raypipe.backend.worker_groups": "module.ABSENCE = 5.0"})
+    env = injected(folder / "hook", tracing() | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = 5.0"})
     # Ray may have counted a node that has just gone; the workers' places are then waited for in vain.
     return env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 
@@ -84,7 +84,7 @@ def play(place: Alone | Nodes, folder: Path, name: str, strikes: Sequence[Strike
         raise
     played.seconds = time.monotonic() - began
     _check(run, finished)
-    if not suicides:  # nobody knows when workers and slots have killed themselves
+    if not suicides:  # it is not known when workers and actors have killed themselves
         _count(run, times, played)
     return played
 

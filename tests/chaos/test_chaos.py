@@ -45,14 +45,14 @@ def test_kills_at_the_worst_places(field, reference, tmp_path):
         Kill(state, "0000/fold-2/epoch-0004", when="after"),  # the last of its worker's: nobody has been told
         Kill(state, "0001/fold-0/epoch-0001", when="before"),
     ]
-    slots = [Kill(state, "0000/history", nth=3, when="amid"), Kill(state, "0001/history", nth=4, when="after")]
+    actors = [Kill(state, "0000/history", nth=3, when="amid"), Kill(state, "0001/history", nth=4, when="after")]
     drivers = [
         Kill(state, "0000/oof", when="amid"),
         Kill(state, "0000/result", when="after"),  # the study has not been told
         Kill(state, "0001/trial", when="before"),  # asked for, and not recorded
         Kill(state, "0001/fold-1/epoch-0006", call="remove", when="after"),
     ]
-    with Alone(injected(tmp_path / "hook", arming(*workers, *slots, *drivers))) as place:
+    with Alone(injected(tmp_path / "hook", arming(*workers, *actors, *drivers))) as place:
         play(place, folder, "worst", [], suicides=len(drivers))
     assert differences(folder / "worst", reference) == []
     assert len({path.name.rpartition(".")[0] for path in (tmp_path / "state").iterdir()}) == 9

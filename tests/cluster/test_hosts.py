@@ -51,7 +51,7 @@ def undisturbed(folder):
 @pytest.fixture(scope="module")
 def laptop(folder):
     """From where a cluster of three hosts is used, which is up: a head, and two workers with a core each."""
-    impatient = {"raypipe.backend.worker_groups": "module.ABSENCE = module.LOOK = 5.0"}
+    impatient = {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = module.GROW_CHECK_SECONDS = 5.0"}
     env = injected(folder / "hook", impatient | gated(folder / "gate", GATED))
     env |= KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150"}
     with Hosts(folder / "hosts", 3, env) as hosts, Laptop(folder / "laptop", hosts) as laptop:

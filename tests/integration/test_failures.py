@@ -92,7 +92,7 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
         np.testing.assert_allclose(run.oof(number).predictions, undisturbed.oof(number).predictions, atol=5e-3)
         log = "\n".join(read_log(run.folder, number))
         assert (
-            "slot: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; tried once more" in log
+            "actor: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; tried once more" in log
         )
         assert "in starved" in log
         for rank, folds in ((0, "0, 2"), (1, "1, 3")):
@@ -117,15 +117,17 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
     assert said.count("in broken\n    MemoryError") == 3
 
 
-def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
-    """As one does whose death Ray has missed, for its control store died in that moment."""
+def test_an_actor_without_heartbeats_is_declared_dead(tmp_path, drive_with):
+    """As if Ray had missed its death because the control store died at that moment."""
     where, gate = tmp_path / "run", tmp_path / "gate"
-    hooks = gated(gate, epoch=2) | {"raypipe.backend.heartbeat": "module.SILENCE = 8.0; module.LOOK = 1.0"}
+    hooks = gated(gate, epoch=2) | {
+        "raypipe.backend.heartbeat": "module.DEAD_AFTER_SECONDS = 8.0; module.CHECK_SECONDS = 1.0"
+    }
     driver = drive_with(hooks, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
-    (slot,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the slot")
-    os.kill(slot, signal.SIGSTOP)
+    (actor,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the actor")
+    os.kill(actor, signal.SIGSTOP)
     wait_until(lambda: "an actor sends no heartbeats and is declared dead" in driver.said(), "the driver to notice")
     gate.touch()
     out = driver.finish()
@@ -136,16 +138,18 @@ def test_a_slot_that_falls_silent_is_taken_for_dead(tmp_path, drive_with):
     assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
 
 
-def test_where_nothing_follows_a_silent_slot_the_sweep_begins_again(tmp_path, drive_with):
-    """As where its successor's start was lost with the control store: here, declaring it dead has no effect."""
+def test_where_an_actor_is_not_replaced_the_sweep_restarts(tmp_path, drive_with):
+    """As if the start of a new one was lost with the control store: here, killing the old one has no effect."""
     where, gate = tmp_path / "run", tmp_path / "gate"
-    deaf = "module.SILENCE = 8.0; module.ray = type('Deaf', (), vars(module.ray) | {'kill': staticmethod(print)})"
-    driver = drive_with(gated(gate, epoch=2) | {"raypipe.backend.heartbeat": deaf}, "space.py", trials=1)
+    hooks = gated(gate, epoch=2) | {
+        "raypipe.backend.heartbeat": "module.DEAD_AFTER_SECONDS = 8.0; module.kill_actor = print"
+    }
+    driver = drive_with(hooks, "space.py", trials=1)
     history = where / "trials/0000/history.json"
     wait_until(history.exists, "the first epoch")
-    (slot,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the slot")
-    os.kill(slot, signal.SIGSTOP)
-    wait_until(lambda: "nothing followed a slot that died" in driver.said(), "the driver to begin again")
+    (actor,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the actor")
+    os.kill(actor, signal.SIGSTOP)
+    wait_until(lambda: "no actor replaced one that died" in driver.said(), "the driver to begin again")
     gate.touch()
     out = driver.finish()
     assert driver.child.returncode == 0, out

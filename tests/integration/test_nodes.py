@@ -17,7 +17,7 @@ from tests.support.sweeps import FLAGS, gated, injected, numbers, wait_until
 pytestmark = pytest.mark.ray
 
 # Nobody waits long for a machine.
-IMPATIENT = {"raypipe.backend.worker_groups": "module.ABSENCE = module.LOOK = 1.0"}
+IMPATIENT = {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = module.GROW_CHECK_SECONDS = 1.0"}
 REDIS = pytest.param(
     "redis",
     marks=pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server (package redis-server)"),

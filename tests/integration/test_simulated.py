@@ -9,7 +9,8 @@ from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
-from raypipe.search.sweep import _open, resume
+from raypipe.search.run_setup import open_run
+from raypipe.search.sweep import resume
 from raypipe.storage.lease import read_lease
 from raypipe.storage.trial_log import read_log, read_output
 from tests.support.callbacks import Recorder
@@ -31,7 +32,7 @@ def cluster():
 def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on(tmp_path, toy, cluster):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "gpus_per_worker": 0.5, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
+    run = open_run(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options))
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.5)
     seen = Recorder()
     given = options | {"trials": 500, "prune": False, "callback": seen, "gpu_hours": 2 * 15 / 3600}
@@ -54,7 +55,7 @@ def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on
 def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, capfd):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
+    run = open_run(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options))
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.2)
     seen = Recorder()
     with simulated():
@@ -67,19 +68,19 @@ def test_simulated_trials_end_like_any_and_are_in_the_study_once(tmp_path, toy, 
     assert len(run.oof(0).windows) == len(run.folds.search_index(windows.subjects))
     assert run.checkpoints(0, 0) == []
     told = read_output(run.folder)
-    assert "Configuration for experiment" in told, "what Tune prints in the driver"
-    assert "SimulatedSlot " in told, "what Ray's processes print"
+    assert "SimulatedTrainable " in told, "the output of Ray's processes"
     printed = capfd.readouterr()
-    assert not [word for word in ("Configuration for", "SimulatedSlot") if word in printed.out + printed.err]
+    assert printed.out == "", "neither Tune nor Ray's processes print in the driver"
+    assert "SimulatedTrainable" not in printed.err
     assert len([line for line in read_log(run.folder, 0) if "Z epoch " in line]) == len(run.history(0))
 
 
 def test_no_more_trials_run_at_a_time_than_the_drivers_machine_has_memory_for(tmp_path, toy, monkeypatch):
     options = {"folds": 4, "workers": 1, "concurrent": 4, "cpus_per_worker": 0.25, "track": []}
     windows = WindowStore(toy / "store")
-    run = _open(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options), None)
+    run = open_run(load_space(toy / "space.py"), windows, str(tmp_path / "run"), parse_options(options))
     prepare_simulation(run, windows, tmp_path / "packed", seconds=0.1)
-    monkeypatch.setattr(SimulatedGroups, "FOOTPRINT", 10**15)
+    monkeypatch.setattr(SimulatedGroups, "DRIVER_BYTES", 10**15)
     seen = Recorder()
     given = options | {"trials": 2, "callback": seen}
     with simulated():

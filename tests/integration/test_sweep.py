@@ -19,6 +19,7 @@ from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.callbacks import Recorder
 from tests.support.faults import small_disk
+from tests.support.process import process_state
 from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, traced, tracing, wait_until
 
 pytestmark = pytest.mark.ray
@@ -30,8 +31,9 @@ def cli_output(*arguments):
 
 
 def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
-    seen = Recorder()
+    state, seen = process_state(), Recorder()
     run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **OPTIONS)
+    assert process_state() == state, "the caller's process is left as it was"
     assert run.trials.state.tolist() == ["complete"] * 3
     assert seen.names.count("on_trial_end") == 3
     windows = WindowStore(toy / "store")
@@ -61,7 +63,7 @@ def test_trials_on_ray_equal_trials_in_a_plain_process(toy, tmp_path):
     assert {n: v for n, v in numbers(longer).items() if n < 3} == numbers(Run(plain))
 
 
-def test_trials_beside_one_another_on_slots_of_one_worker(toy, tmp_path):
+def test_trials_beside_one_another_on_groups_of_one_worker(toy, tmp_path):
     options = {"trials": 5, "folds": 3, "prune": False, "concurrent": 2, "workers": 1}
     seen = Recorder()
     run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **options)
@@ -90,16 +92,16 @@ def test_a_killed_train_worker_costs_what_was_not_yet_written_and_changes_no_num
     assert max(again.values()) <= 2  # the epoch under way, and the one whose checkpoint was still being written
 
 
-def test_a_killed_slot_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
+def test_a_killed_actor_is_replaced_and_its_workers_resources_freed(toy, tmp_path, drive, undisturbed):
     driver = drive("sweep", toy / "long.py", "--data", toy / "store", "--run", tmp_path / "run", *FLAGS)
     history = tmp_path / "run/trials/0001/history.json"  # its second trial, so that it is not known by its first
     wait_until(
         lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 2, "trial 1's second epoch"
     )
     # The second is what Tune calls it while it works, which may begin between the two looks.
-    slots = driver.named("TrialTrainable", "ResourceTrainable")
-    assert len(slots) == 1
-    driver.kill(*slots)
+    actors = driver.named("TrialTrainable", "ResourceTrainable")
+    assert len(actors) == 1
+    driver.kill(*actors)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     assert numbers(Run(tmp_path / "run")) == numbers(undisturbed)
@@ -126,7 +128,7 @@ def test_a_killed_driver_is_resumed_without_loss_or_repetition(toy, tmp_path, dr
     )
     driver.kill()
     driver.finish()
-    wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
+    wait_until(lambda: not driver.orphans(agents=False), "workers and actors to end with their driver")
     finished = (where / "trials/0000/result.json").read_bytes()
     done = len(json.loads(history.read_text())["epochs"])
     seen = Recorder()

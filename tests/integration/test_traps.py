@@ -13,11 +13,13 @@ import ray
 
 from raypipe import Run, resume, sweep
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.executor import open_broker
+from raypipe.backend.executor import start_broker
 from raypipe.core.errors import InterruptedSweepError
+from raypipe.core.stop import StopRequest
 from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
 from tests.support.faults import descendants, title, truncate
+from tests.support.process import process_state
 from tests.support.sweeps import FLAGS, OPTIONS, injected, numbers, study_of, wait_until
 
 pytestmark = pytest.mark.ray
@@ -33,7 +35,7 @@ def test_tunes_own_files_cut_short_start_no_fresh_sweep(toy, tmp_path, drive, un
         lambda: history.exists() and len(json.loads(history.read_text())["epochs"]) >= 3, "trial 1's third epoch"
     )
     driver.kill()
-    wait_until(lambda: not driver.orphans(agents=False), "workers and slots to end with their driver")
+    wait_until(lambda: not driver.orphans(agents=False), "workers and actors to end with their driver")
     files = [path for path in scratch.rglob("*") if path.is_file()]
     assert any(path.name.startswith("experiment_state") for path in files)
     for path in files:
@@ -122,7 +124,7 @@ def shared_ray():
     """A Ray that is there before a sweep and after it."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
 
@@ -135,32 +137,39 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
         free = shared_ray.available_resources()
         return all(free.get(name) == amount for name, amount in total.items())
 
-    stopped = []
-
-    def stop(event, given):
-        if event == "on_epoch" and given.epoch == 2 and not stopped:
-            stopped.append(given)
+    def interrupt(event, given):
+        if event == "on_epoch" and given.epoch == 2:
             assert not nothing_is_held()
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(InterruptedSweepError):
-        sweep(toy / "long.py", toy / "store", tmp_path / "run", callback=Recorder(stop), **OPTIONS)
+    def ask(event, given):
+        if event == "on_epoch":
+            request.set()
+
+    before, request = process_state(), StopRequest()
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # a reference: in a notebook the traceback is kept too
+        sweep(toy / "long.py", toy / "store", tmp_path / "run", callback=Recorder(interrupt), **OPTIONS)
     wait_until(nothing_is_held, "an interrupted sweep's resources")
+    assert process_state() == before and interrupted
+    with pytest.raises(InterruptedSweepError):
+        resume(tmp_path / "run", callback=Recorder(ask), stop=request)
+    wait_until(nothing_is_held, "a stopped sweep's resources")
     assert numbers(resume(tmp_path / "run")) == numbers(undisturbed)
     wait_until(nothing_is_held, "a finished sweep's resources")
+    assert process_state() == before
 
 
 @pytest.mark.parametrize(("workers", "concurrent"), [(1, 1200), (4, 300)])
-def test_a_desk_at_which_more_workers_wait_than_ray_lets_an_actor_answer_hears_the_slots(workers, concurrent):
+def test_a_broker_answers_while_more_workers_wait_than_ray_lets_an_actor_answer(workers, concurrent):
     """An actor's methods wait in line behind 1,000 that do not end: 1,200 workers without a job would never get one."""
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        desk = open_broker(ray.get_runtime_context().get_node_id(), workers, concurrent)
+        broker = start_broker(ray.get_runtime_context().get_node_id(), workers, concurrent)
         names = [f"group-{number}" for number in range(concurrent)]
-        ray.get([desk.open.remote(name) for name in names])
-        waiting = [desk.next_job.remote(name, 0) for name in names for _ in range(workers)]
+        ray.get([broker.open_group.remote(name) for name in names])
+        waiting = [broker.next_job.remote(name, 0) for name in names for _ in range(workers)]
         assert ray.wait(waiting, timeout=0.5)[0] == []
-        ray.get([desk.assign.remote(name, 7, 0, 0) for name in names], timeout=60)
+        ray.get([broker.assign.remote(name, 7, 0, 0) for name in names], timeout=60)
         assert {job.number for job in ray.get(waiting, timeout=60)} == {7}
     finally:
         ray.shutdown()

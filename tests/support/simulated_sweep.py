@@ -1,7 +1,7 @@
-"""Sweeps without training: slots that sleep and report, to learn what a thousand trials ask of all the rest.
+"""Sweeps without training, which show what a thousand trials cost besides it: trial actors sleep and report.
 
-Tune, the ledger and its study, the desk, the heartbeats and the run's store are the real ones; only workers are left
-out. What a fold would have given is made up, and its checkpoint is one that was packed beforehand.
+Tune, the queue and its study, the broker, the heartbeats and the run's store are the real ones. Only workers are left
+out: the results of folds are made up, and their checkpoints are packed beforehand.
 """
 
 from __future__ import annotations
@@ -26,80 +26,82 @@ from raypipe.training.result import FoldEpoch
 from raypipe.trial.failures import Failure
 
 PLAN = "simulated.json"
-"""Beside the checkpoints, in the run's folder: seconds an epoch, and slots that the first of them waits for."""
+"""File in the run's folder: seconds per epoch, and the number of actors that must be up before the first trial."""
 
 
-class SimulatedSlot(TrialTrainable):
-    """A slot whose workers are a pause: `seconds` of the plan, a tenth more or less by trial and epoch."""
+class SimulatedTrainable(TrialTrainable):
+    """Trial actor whose workers are a pause of `seconds`, a tenth more or less by trial and epoch."""
 
-    def _assign(self, config: dict[str, Any]) -> None:
-        super()._assign(config)
+    def _begin_trial(self, config: dict[str, Any]) -> None:
+        super()._begin_trial(config)
         self.plan = read_json(self.run.folder, PLAN)
-        while self._up() < self.plan["slots"]:
+        while self._actors_up() < self.plan["actors"]:
             time.sleep(1.0)
 
-    def _up(self) -> int:
-        return sum(owner is not None for owner in ray.get(self.crew.desk.owners.remote()).values())
+    def _actors_up(self) -> int:
+        return sum(owner is not None for owner in ray.get(self.broker.owners.remote()).values())
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
-        number, referee = self.referee.number, self.referee
+        evaluator = self.evaluator
+        number = evaluator.number
         rng = np.random.default_rng(derive_seed("simulated", number, epoch))
         time.sleep(self.plan["seconds"] * rng.uniform(0.9, 1.1))
         good = np.random.default_rng(derive_seed("simulated", number)).uniform(0.1, 0.9)
-        given = {}
-        for fold, index in enumerate(referee.validation):
+        outcomes = {}
+        for fold, index in enumerate(evaluator.validation):
             self.run.write_checkpoint(number, fold, epoch, Path(self.plan["folder"], f"fold-{fold}").read_bytes())
-            self.run.drop_checkpoints(number, fold, keep=(epoch, referee.best), before=epoch)
+            self.run.drop_checkpoints(number, fold, keep=(epoch, evaluator.best), before=epoch)
             y_V1 = self.windows.targets[index][:, None].astype(np.float32)
             noise_V1 = rng.normal(size=y_V1.shape).astype(np.float32) * (0.5 + good / epoch)
-            given[fold] = FoldEpoch(0.5 + good / epoch, y_V1 + noise_V1, self.plan["seconds"])
-        return given
+            outcomes[fold] = FoldEpoch(0.5 + good / epoch, y_V1 + noise_V1, self.plan["seconds"])
+        return outcomes
 
 
 class SimulatedGroups:
-    """Worker groups that the desk knows of, and that nobody is in."""
+    """Worker groups without workers."""
 
-    FOOTPRINT = 0
+    DRIVER_BYTES = 0
 
-    def __init__(self, crew: SweepContext, count: int) -> None:
-        ray.get([crew.desk.open.remote(f"group-{number}") for number in range(count)])
+    def __init__(self, context: SweepContext, count: int) -> None:
+        ray.get([context.broker.open_group.remote(f"group-{number}") for number in range(count)])
 
     def close(self, *, now: bool = False) -> None:
-        """Nothing: there is nobody to send home."""
+        """Do nothing: there are no workers."""
 
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Within it, sweeps of this process are simulated; their runs need what `prepare_simulation` leaves."""
-    from raypipe.backend import worker_groups  # a slot's process does without
+    """Simulate the sweeps of this process; their runs need the files of `prepare_simulation`."""
+    from raypipe.backend import worker_groups  # imports Ray Train, which a trial actor does not need
 
-    kept = trainable.TrialTrainable, worker_groups.WorkerGroups
-    trainable.TrialTrainable, worker_groups.WorkerGroups = SimulatedSlot, SimulatedGroups  # type: ignore[misc,assignment]
+    before = trainable.TrialTrainable, worker_groups.WorkerGroups
+    trainable.TrialTrainable = SimulatedTrainable  # type: ignore[misc]
+    worker_groups.WorkerGroups = SimulatedGroups  # type: ignore[misc,assignment]
     try:
         yield
     finally:
-        trainable.TrialTrainable, worker_groups.WorkerGroups = kept  # type: ignore[misc]
+        trainable.TrialTrainable, worker_groups.WorkerGroups = before  # type: ignore[misc]
 
 
 def prepare_simulation(
-    run: RunStore, windows: WindowStore, folder: Path, seconds: float, *, slots: int = 0, weights: int = 1000
+    run: RunStore, windows: WindowStore, folder: Path, seconds: float, *, actors: int = 0, weights: int = 1000
 ) -> None:
-    """Pack a checkpoint for each fold, with so many weights, and write the plan of a run.
+    """Pack a checkpoint for each fold, and write the plan of a run.
 
     Parameters
     ----------
     run, windows
         A new run, and the store that it is made for.
     folder
-        Where the checkpoints are packed.
+        Folder of the packed checkpoints.
     seconds
-        That an epoch takes, a tenth more or less.
-    slots
-        That must be up before the first trial begins. Where trials are shorter than a slot takes to start, Tune hands
-        the ones that wait to slots that are free and lets go of those that start, over and over; on two cores, which
-        have hundreds of slots to start, it would never come to have them all.
+        Seconds per epoch, a tenth more or less.
+    actors
+        Actors that must be up before the first trial begins. Where trials are shorter than the start of an actor, Tune
+        gives waiting trials to free actors and drops those that start, again and again. On two cores it would never
+        have hundreds of actors.
     weights
-        That a checkpoint holds.
+        Number of weights in a checkpoint.
 
     Raises
     ------
@@ -123,4 +125,4 @@ def prepare_simulation(
             "answer": [0.0, 1.0],
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
-    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder), "slots": slots})
+    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder), "actors": actors})

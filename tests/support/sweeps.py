@@ -86,7 +86,7 @@ class Driver:
         assert self.child.returncode == 130, out
         assert out.endswith("raypipe: interrupted; the same command continues from here\n"), out
         assert "Traceback" not in out
-        wait_until(lambda: not self.orphans(agents=False), "workers and slots to end with their driver")
+        wait_until(lambda: not self.orphans(agents=False), "workers and actors to end with their driver")
 
     def said(self) -> str:
         """What it has printed so far."""

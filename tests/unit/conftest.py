@@ -121,7 +121,7 @@ def twelve(tmp_path) -> RunStore:
         )
     add_ended(made, 12, 1.2, "pruned", epochs=1)
     add_ended(made, 13, 1.3, "pruned", epochs=2)
-    TrialLog(made.folder, 3, "slot").write(start_text("rank 0", 2))
+    TrialLog(made.folder, 3, "actor").write(start_text("rank 0", 2))
     return made
 
 

@@ -272,10 +272,7 @@ RUNS_CODE = {
 }
 ALLOWED = {
     ("search_space.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
-    ("trainable.py", "ray.cloudpickle.loads"),  # an actor's handle, made by this very sweep
-    ("worker_groups.py", "ray.cloudpickle.loads"),  # the same
-    ("heartbeat.py", "ray.cloudpickle.loads"),  # the same
-    ("pretrain_workers.py", "ray.cloudpickle.loads"),  # of this very pretraining
+    ("ray_compat.py", "ray.cloudpickle.loads"),  # handles of actors, pickled by this very sweep
 }
 
 

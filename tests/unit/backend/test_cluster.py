@@ -1,56 +1,23 @@
-"""Ray is started here where nobody names a cluster; Ctrl-C, once and twice, in this process."""
+"""Ray is joined or started, and left. Ray is imported, not started."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
-import threading
+import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from raypipe.backend import cluster
-from raypipe.backend.cluster import on_first_interrupt
+from raypipe.backend.cluster import Cluster
+from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import UserError
-
-
-def interrupt() -> None:
-    """Have this process interrupted, and give its interpreter a chance to notice."""
-    os.kill(os.getpid(), signal.SIGINT)
-    for _ in range(1000):
-        pass
-
-
-def test_the_first_ctrl_c_asks_and_the_second_stops():
-    before, asked = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), on_first_interrupt(lambda: asked.append(1)):
-        interrupt()
-        assert asked == [1]
-        interrupt()
-    assert asked == [1]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_afterwards_a_ctrl_c_is_what_it_was():
-    before, asked = signal.getsignal(signal.SIGINT), []
-    with on_first_interrupt(lambda: asked.append(1)):
-        pass
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    assert asked == []
-
-
-def test_in_another_thread_signals_are_left_alone():
-    before, inside = signal.getsignal(signal.SIGINT), []
-
-    def work() -> None:
-        with on_first_interrupt(lambda: None):
-            inside.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert inside == [before]
+from raypipe.trial.callback import SweepCallback
+from tests.support.process import process_state
 
 
 def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkeypatch):
@@ -64,7 +31,7 @@ def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkey
     monkeypatch.setattr(ray, "init", lambda address=None, **_: given.append(canonicalize_bootstrap_address(address)))
     ray.init()
     assert str(given.pop()).endswith(":6379")
-    cluster._init(None)
+    cluster._connect(None, CapturedOutput())
     assert given == [None]
 
 
@@ -76,9 +43,9 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch):
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    said = r"^--address x: no Ray cluster there \(ray://x could not be reached\); .* asks for RAY_AUTH_MODE=token and"
+    said = r"^--address x: no Ray cluster there \(ray://x could not be reached\); .* needs RAY_AUTH_MODE=token and"
     with pytest.raises(UserError, match=said):
-        cluster._init("x")
+        cluster._connect("x", CapturedOutput())
 
 
 def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch):
@@ -89,7 +56,7 @@ def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch):
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"^--address x: no authentication token was found"):
-        cluster._init("x")
+        cluster._connect("x", CapturedOutput())
 
 
 def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
@@ -99,7 +66,71 @@ def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
     name, seen = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, []
     monkeypatch.setenv(name, "before")
     monkeypatch.setattr(ray, "init", lambda **_: seen.append((os.environ[name], ray_constants.ENABLE_RAY_CLUSTER)))
-    cluster._init(None)
-    cluster._init("there:6379")
+    cluster._connect(None, CapturedOutput())
+    cluster._connect("there:6379", CapturedOutput())
     assert seen == [("0", False), ("before", True)]
     assert (os.environ[name], ray_constants.ENABLE_RAY_CLUSTER) == ("before", True)
+
+
+@pytest.fixture
+def changing_ray(monkeypatch):
+    """A Ray whose `init` changes what the real one does, and more; `inside` is what it found changed."""
+    import ray
+
+    made = SimpleNamespace(initialized=False, inside={}, error=None)
+
+    def init(**_):
+        if made.error:
+            raise made.error
+        made.initialized = True
+        made.inside = {"usage": os.environ.get("RAY_USAGE_STATS_ENABLED")}
+        os.environ["PYTHONBREAKPOINT"] = "ray.util.rpdb._driver_set_trace"
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        logging.getLogger("ray").error("from Ray's logger")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: made.initialized)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: setattr(made, "initialized", False))
+    return made
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_the_callers_process_is_left_as_it_was(changing_ray, error):
+    before = process_state()
+    made = Cluster("there:6379", SweepCallback())
+    with contextlib.suppress(ZeroDivisionError), made:
+        made.start()
+        assert signal.getsignal(signal.SIGTERM) is before["SIGTERM"], "also while the sweep runs"
+        assert (sys.stdout, sys.stderr) == before["streams"][:2]
+        if error:
+            raise error
+    assert process_state() == before
+    assert changing_ray.inside == {"usage": "0"} and not changing_ray.initialized
+    assert "from Ray's logger" in made.output._text
+
+
+def test_the_callers_process_is_left_as_it_was_where_ray_does_not_start(changing_ray):
+    before, changing_ray.error = process_state(), ConnectionError("no answer")
+    with pytest.raises(UserError, match="no answer"), Cluster("there:6379", SweepCallback()) as made:
+        made.start()
+    assert process_state() == before
+
+
+def test_a_ray_of_the_callers_stays_and_keeps_its_logger(changing_ray):
+    changing_ray.initialized = True
+    before = process_state()
+    with Cluster(None, SweepCallback()) as made:
+        made.start()
+        assert logging.getLogger("ray").handlers == before["logger"][0]
+        made.restart()
+    assert changing_ray.initialized and changing_ray.inside == {}
+    assert process_state() == before
+
+
+def test_settings_of_the_user_are_kept(changing_ray, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with Cluster(None, SweepCallback()) as made:
+        made.start()
+    assert changing_ray.inside == {"usage": "1"} and os.environ["RAY_USAGE_STATS_ENABLED"] == "1"

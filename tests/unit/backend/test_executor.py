@@ -1,16 +1,20 @@
-"""What of Ray a sweep takes, and how it is begun again where what executes it has died."""
+"""Resources of a sweep, and its restart after the death of the broker or of Tune."""
 
 from __future__ import annotations
+
+import signal
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.backend.executor import MAX_RESTARTS, supervise
+from raypipe.backend.executor import MAX_RESTARTS, _run_in_thread, supervise
 from raypipe.backend.resources import divide_resources as fit
 from raypipe.backend.resources import max_trials_on_driver, wait_for_resources, workers_per_trial
-from raypipe.core.errors import LostSweepError, UserError
+from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError
 from raypipe.core.options import SweepOptions
+from raypipe.core.stop import StopRequest
 from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
 
@@ -74,13 +78,14 @@ class Growing:
     def sleep(self, seconds):
         self.seconds += seconds
 
-    def room(self, **options):
-        return wait_for_resources(SweepOptions(**options), 4, self.seen, clock=lambda: self.seconds, sleep=self.sleep)
+    def fit(self, stop=None, **options):
+        clock, sleep = (lambda: self.seconds), self.sleep
+        return wait_for_resources(SweepOptions(**options), 4, self.seen, stop or StopRequest(), clock, sleep)
 
 
 def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
     cluster = Growing(monkeypatch, most=8)
-    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 3)
+    assert cluster.fit(address="auto", workers=2, concurrent=3) == (2, 3)
     assert cluster.seconds == 6
     assert cluster.asked == [[{"CPU": 1}] * 6, []], "asked once, and no more than was needed is kept"
     (waiting,) = cluster.seen.of("on_waiting")
@@ -89,16 +94,24 @@ def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch
 
 def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_line(monkeypatch):
     cluster = Growing(monkeypatch, most=4)
-    assert cluster.room(address="auto", workers=2, concurrent=3) == (2, 2)
+    assert cluster.fit(address="auto", workers=2, concurrent=3) == (2, 2)
     assert 600 < cluster.seconds < 610
     with pytest.raises(UserError, match="there are 0 CPU"):
-        Growing(monkeypatch, most=0).room(address="auto")
+        Growing(monkeypatch, most=0).fit(address="auto")
+
+
+def test_a_stop_is_heard_while_a_cluster_is_waited_for(monkeypatch):
+    cluster, stop = Growing(monkeypatch, most=0), StopRequest()
+    cluster.seen._then = lambda *_: stop.set()
+    with pytest.raises(InterruptedSweepError):
+        cluster.fit(stop, address="auto")
+    assert cluster.seconds == 0 and cluster.asked[-1] == [], "the request for machines is withdrawn"
 
 
 def test_this_machine_does_not_grow(monkeypatch):
     cluster = Growing(monkeypatch, most=8)
     with pytest.raises(UserError, match="do not fit"):
-        cluster.room()
+        cluster.fit()
     assert (cluster.seconds, cluster.asked) == (0, [])
 
 
@@ -106,34 +119,37 @@ class Deaths:
     """Executes a sweep and dies, again and again, with or without an epoch before."""
 
     def __init__(self, *progress: bool):
-        self.progress, self.ledgers, self.restarts, self.seen = list(progress), [], 0, Recorder()
+        self.progress, self.queues, self.restarts, self.seen = list(progress), [], 0, Recorder()
         self.exhausted = False
 
-    def run(self, ledger):
-        self.ledgers.append(ledger)
+    def run(self, queue):
+        self.queues.append(queue)
         if self.progress:
-            raise LostSweepError("the desk has died", self.progress.pop(0))
+            raise LostSweepError("the broker has died", self.progress.pop(0))
 
     def restart(self):
         self.restarts += 1
 
     def supervised(self):
-        supervise(self.run, self, lambda: Deaths(), self, self.seen)
+        supervise(self.run, self, lambda: Deaths(), self.restart, self.seen)
 
 
-def test_a_sweep_whose_executor_dies_begins_again_with_a_ledger_of_its_own():
+def test_a_sweep_whose_executor_dies_restarts_with_a_new_queue():
     deaths = Deaths(False, True, False)
     deaths.supervised()
-    assert [given.reason for given in deaths.seen.of("on_restart")] == ["the desk has died"] * 3
+    assert [given.reason for given in deaths.seen.of("on_restart")] == ["the broker has died"] * 3
     assert deaths.restarts == 3
-    assert len(set(map(id, deaths.ledgers))) == 4
+    assert len(set(map(id, deaths.queues))) == 4
 
 
 def test_deaths_without_an_epoch_in_between_are_counted():
     Deaths(*[False] * (MAX_RESTARTS - 1)).supervised()
     Deaths(*[False] * (MAX_RESTARTS - 1), True, *[False] * (MAX_RESTARTS - 1)).supervised()
     deaths = Deaths(*[False] * MAX_RESTARTS)
-    with pytest.raises(UserError, match=rf"the desk has died, {MAX_RESTARTS} times on end; the same command goes on"):
+    with pytest.raises(
+        UserError,
+        match=rf"the broker has died, {MAX_RESTARTS} times without an epoch in between; run the same command again",
+    ):
         deaths.supervised()
     assert deaths.restarts == MAX_RESTARTS - 1
 
@@ -142,5 +158,43 @@ def test_nothing_is_executed_where_the_dead_one_had_done_all():
     deaths = Deaths(True)
     done = Deaths()
     done.exhausted = True
-    supervise(deaths.run, deaths, lambda: done, deaths, SweepCallback())
-    assert deaths.ledgers == [deaths]
+    supervise(deaths.run, deaths, lambda: done, deaths.restart, SweepCallback())
+    assert deaths.queues == [deaths]
+
+
+def test_errors_of_tunes_thread_are_raised_here():
+    with pytest.raises(ZeroDivisionError):
+        _run_in_thread(lambda: 1 / 0, lambda: None)
+    _run_in_thread(lambda: None, lambda: None)
+
+
+def test_a_ctrl_c_ends_tune_before_it_is_raised():
+    interrupted, order = threading.Event(), []
+
+    def work():
+        # Repeated: CPython misses a signal that arrives between its last check and the lock's system call.
+        while not interrupted.wait(0.1):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        order.append("ended")
+
+    def interrupt():
+        order.append("interrupted")
+        interrupted.set()
+
+    handler = signal.signal(signal.SIGINT, once_interrupted(interrupted))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _run_in_thread(work, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert order == ["interrupted", "ended"]
+
+
+def once_interrupted(seen: threading.Event):
+    """A handler that raises KeyboardInterrupt until it was seen."""
+
+    def handle(*_):
+        if not seen.is_set():
+            raise KeyboardInterrupt
+
+    return handle

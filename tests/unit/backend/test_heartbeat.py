@@ -1,4 +1,4 @@
-"""Slots' heartbeats and the driver's watchdog. Ray is imported, not started."""
+"""Heartbeats of trial actors and the driver's watchdog. Ray is imported, not started."""
 
 from __future__ import annotations
 
@@ -40,43 +40,43 @@ def cluster(monkeypatch):
     return made
 
 
-def test_silent_slots_are_declared_dead_without_waiting(cluster, monkeypatch):
-    clock, told = [0.0], []
+def test_actors_without_heartbeats_are_killed_without_waiting(cluster, monkeypatch):
+    clock, lost = [0.0], []
     monkeypatch.setattr("raypipe.backend.heartbeat.time.monotonic", lambda: clock[0])
-    desk = SimpleNamespace(silent=Remote("answer"))
-    dog = heartbeat.Watchdog(desk, lambda: told.append(1), every=5)
-    dog.look()
-    assert desk.silent.calls == []
+    broker = SimpleNamespace(silent_actors=Remote("answer"))
+    watchdog = heartbeat.Watchdog(broker, lambda: lost.append(1), every=5)
+    watchdog.check()
+    assert broker.silent_actors.calls == []
     clock[0] = 5.0
-    dog.look()
-    dog.look()
-    assert desk.silent.calls == [(heartbeat.SILENCE,)] and cluster.killed == []
-    cluster.ready, cluster.found = True, ["slot"]
-    dog.look()
-    assert cluster.killed == ["slot"] and told == [1]
-    dog.look()
-    assert len(desk.silent.calls) == 1  # not before it is time again
+    watchdog.check()
+    watchdog.check()
+    assert broker.silent_actors.calls == [(heartbeat.DEAD_AFTER_SECONDS,)] and cluster.killed == []
+    cluster.ready, cluster.found = True, ["actor"]
+    watchdog.check()
+    assert cluster.killed == ["actor"] and lost == [1]
+    watchdog.check()
+    assert len(broker.silent_actors.calls) == 1  # not before it is time again
     clock[0] = 10.0
-    assert not dog.look()
-    assert len(desk.silent.calls) == 2
-    assert dog.look()  # nobody has taken its place, and it is named again
-    assert cluster.killed == ["slot"] and told == [1]
+    assert not watchdog.check()
+    assert len(broker.silent_actors.calls) == 2
+    assert watchdog.check()  # no actor has replaced it, and it is still silent
+    assert cluster.killed == ["actor"] and lost == [1]
 
 
-def test_a_desk_that_has_died_is_not_the_watchdogs_care(cluster):
+def test_a_dead_broker_does_not_matter_to_the_watchdog(cluster):
     cluster.ready, cluster.found = True, ray.exceptions.RayActorError()
-    dog = heartbeat.Watchdog(SimpleNamespace(silent=Remote("answer")), every=0)
-    dog.look()
-    dog.look()
+    watchdog = heartbeat.Watchdog(SimpleNamespace(silent_actors=Remote("answer")), every=0)
+    watchdog.check()
+    watchdog.check()
     assert cluster.killed == []
 
 
-def test_a_slot_beats_until_it_is_told_to_stop(monkeypatch):
-    monkeypatch.setattr(heartbeat, "BEAT", 0.001)
-    desk = SimpleNamespace(beat=Remote())
-    over = heartbeat.send_heartbeats(desk, b"me")
-    assert desk.beat.called.wait(30)
-    thread = next(t for t in threading.enumerate() if t.name == "raypipe-beat")
+def test_heartbeats_are_sent_until_the_event_is_set(monkeypatch):
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.001)
+    broker = SimpleNamespace(heartbeat=Remote())
+    over = heartbeat.send_heartbeats(broker, b"me")
+    assert broker.heartbeat.called.wait(30)
+    thread = next(t for t in threading.enumerate() if t.name == "raypipe-heartbeat")
     over.set()
     thread.join(30)
-    assert not thread.is_alive() and set(desk.beat.calls) == {(b"me",)}
+    assert not thread.is_alive() and set(broker.heartbeat.calls) == {(b"me",)}

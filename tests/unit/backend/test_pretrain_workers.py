@@ -1,4 +1,4 @@
-"""What is made of workers' errors; no Ray is started."""
+"""Errors of pretraining workers, and a Ctrl-C while they are waited for. Ray is imported, not started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from raypipe.backend.pretrain_workers import LIVES, PretrainWorkers, _Patient, error_line, is_permanent
+from raypipe.backend.pretrain_workers import (
+    MAX_RESTARTS,
+    PretrainWorkers,
+    RetryPolicy,
+    error_line,
+    permanent_error,
+)
 from raypipe.core.errors import NonFiniteError, UserError
 
 
@@ -24,16 +30,16 @@ def died(*causes: Exception) -> WorkerGroupError:
 @pytest.mark.parametrize("cause", [UserError("other data"), NonFiniteError("no number")])
 def test_what_would_happen_again_ends_pretraining(cause):
     error = died(RuntimeError("Connection closed by peer"), cause)
-    assert is_permanent(error) is cause
-    assert _Patient(FailureConfig(LIVES)).make_decision(error) is FailureDecision.RAISE
+    assert permanent_error(error) is cause
+    assert RetryPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
 
 
 def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
     error = died(RuntimeError("Connection closed by peer"))
-    policy = _Patient(FailureConfig(LIVES))
-    decisions = [policy.make_decision(error) for _ in range(LIVES + 1)]
-    assert decisions == [FailureDecision.RETRY] * LIVES + [FailureDecision.RAISE]
-    assert is_permanent(error) is None
+    policy = RetryPolicy(FailureConfig(MAX_RESTARTS))
+    decisions = [policy.make_decision(error) for _ in range(MAX_RESTARTS + 1)]
+    assert decisions == [FailureDecision.RETRY] * MAX_RESTARTS + [FailureDecision.RAISE]
+    assert permanent_error(error) is None
     assert error_line(error) == "RuntimeError: Connection closed by peer"
     assert error_line(ValueError("one\ntwo")) == "one"
 
@@ -57,15 +63,15 @@ def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone(
             raise RuntimeError("killed")
 
     before = signal.signal(signal.SIGINT, interrupt)
-    going = PretrainWorkers.__new__(PretrainWorkers)
-    going._start(Trainer())
+    workers = PretrainWorkers.__new__(PretrainWorkers)
+    workers._start(Trainer())
     try:
         with pytest.raises(KeyboardInterrupt):
             waits.set()
-            going.over(60)
+            workers.wait(60)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert not going.over(0)
+    assert not workers.wait(0)
     goes_on.set()
-    assert going.over(60)
-    assert error_line(going.error) == "killed"
+    assert workers.wait(60)
+    assert error_line(workers.error) == "killed"

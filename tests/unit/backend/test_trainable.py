@@ -1,4 +1,4 @@
-"""What a slot makes of failures: Ray is imported, not started; the desk is an object of this process."""
+"""Failures in the trial actor. Ray is imported, not started; the broker is an object of this process."""
 
 from __future__ import annotations
 
@@ -20,112 +20,114 @@ OOM = Failure("out-of-memory", "no memory left on the GPU", "the end of a traceb
 
 
 class Remote:
-    """The desk's methods as Ray gives them; `asked` keeps the names of the calls."""
+    """The broker's methods as Ray gives them; `asked` has the names of the calls."""
 
-    def __init__(self, desk: Broker) -> None:
-        self._desk, self.asked = desk, []
+    def __init__(self, broker: Broker) -> None:
+        self._broker, self.asked = broker, []
 
     def __getattr__(self, name):
         def remote(*arguments):
             self.asked.append(name)
-            return getattr(self._desk, name)(*arguments)
+            return getattr(self._broker, name)(*arguments)
 
         return SimpleNamespace(remote=remote)
 
 
 @pytest.fixture
-def slot(tmp_path, monkeypatch):
-    """A slot with trial 0 in hand, as after its setup; `slot.post` hands in an epoch of all folds."""
+def actor(tmp_path, monkeypatch):
+    """A trial actor with trial 0, as after its setup; `actor.post` reports an epoch of all folds."""
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
     run.add_trial(0, tiny())
     loop = asyncio.new_event_loop()
-    desk = Broker()
+    broker = Broker()
     monkeypatch.setattr("raypipe.backend.trainable.ray.get", loop.run_until_complete)
-    loop.run_until_complete(desk.open("group-0"))
+    loop.run_until_complete(broker.open_group("group-0"))
     made = TrialTrainable.__new__(TrialTrainable)
-    made.crew, made.name = SimpleNamespace(desk=Remote(desk)), "group-0"
+    made.broker, made.group = Remote(broker), "group-0"
     made.run, made.windows = run, windows
-    made._assign({"number": 0})
-    share = FoldRunner(run, windows, 0, range(3))
+    made._begin_trial({"number": 0})
+    runner = FoldRunner(run, windows, 0, range(3))
 
     def post(epoch: int) -> None:
-        desk._groups["group-0"].outcomes[epoch] = share._epoch(epoch, lambda: False)[0]
+        broker._groups["group-0"].outcomes[epoch] = runner._epoch(epoch, lambda: False)[0]
 
     made.post = post
-    made.fail = lambda failure: loop.run_until_complete(desk.fail("group-0", desk._groups["group-0"].job.seq, failure))
-    made.job = lambda: desk._groups["group-0"].job
+    made.fail = lambda failure: loop.run_until_complete(
+        broker.report_failure("group-0", broker._groups["group-0"].job.seq, failure)
+    )
+    made.job = lambda: broker._groups["group-0"].job
     yield made
     loop.close()
 
 
-def test_a_trial_out_of_memory_is_handed_out_once_more_and_goes_on(slot, monkeypatch):
-    slot.post(1)
-    assert slot.step()["epoch"] == 1
-    before = slot.job()
-    slot.fail(OOM)
-    hand_over = TrialTrainable._hand_over
+def test_a_trial_out_of_memory_is_handed_out_once_more_and_goes_on(actor, monkeypatch):
+    actor.post(1)
+    assert actor.step()["epoch"] == 1
+    before = actor.job()
+    actor.fail(OOM)
+    assign = TrialTrainable._assign
 
     def then_post(self):
-        hand_over(self)
+        assign(self)
         self.post(2)
 
-    monkeypatch.setattr(TrialTrainable, "_hand_over", then_post)
-    report = slot.step()
+    monkeypatch.setattr(TrialTrainable, "_assign", then_post)
+    report = actor.step()
     assert (report["epoch"], report["over"], "failure" in report) == (2, False, False)
-    assert (slot.job().seq, slot.job().number, slot.job().done) == (before.seq + 1, 0, 1)
-    assert read_retry(slot.run, 0).micro_batch == 4
+    assert (actor.job().seq, actor.job().number, actor.job().done) == (before.seq + 1, 0, 1)
+    assert read_retry(actor.run, 0).micro_batch == 4
 
 
-def test_the_second_time_it_fails(slot):
-    slot.crew.desk.asked.clear()
-    slot.fail(OOM)
-    fail_again = slot._hand_over
-    slot._hand_over = lambda: (fail_again(), slot.fail(OOM))
-    report = slot.step()
+def test_the_second_time_it_fails(actor):
+    actor.broker.asked.clear()
+    actor.fail(OOM)
+    fail_again = actor._assign
+    actor._assign = lambda: (fail_again(), actor.fail(OOM))
+    report = actor.step()
     assert (report["failure"], report["done"]) == ("out-of-memory", True)
     assert report["reason"] == "no memory left on the GPU (also in micro-batches of 4)"
     assert report["trace"] == OOM.trace
-    assert slot.crew.desk.asked.count("assign") == 1
-    assert "tried once more in micro-batches of 4" in "\n".join(read_log(slot.run.folder, 0))
+    assert actor.broker.asked.count("assign") == 1
+    assert "tried once more in micro-batches of 4" in "\n".join(read_log(actor.run.folder, 0))
 
 
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers"])
-def test_other_failures_are_reported_at_once(slot, kind):
-    slot.crew.desk.asked.clear()
-    slot.fail(Failure(kind, "it broke", "trace"))
-    report = slot.step()
+def test_other_failures_are_reported_at_once(actor, kind):
+    actor.broker.asked.clear()
+    actor.fail(Failure(kind, "it broke", "trace"))
+    report = actor.step()
     assert (report["failure"], report["reason"], report["trace"]) == (kind, "it broke", "trace")
-    assert "assign" not in slot.crew.desk.asked
+    assert "assign" not in actor.broker.asked
 
 
-def test_a_disk_too_full_to_record_the_retry_stops_the_sweep(slot, monkeypatch):
+def test_a_disk_too_full_to_record_the_retry_stops_the_sweep(actor, monkeypatch):
     def full(*_):
         raise DiskFullError("no space left")
 
-    monkeypatch.setattr("raypipe.trial.failures.write_json", full)
-    slot.fail(OOM)
-    assert slot.step()["failure"] == "disk-full"
+    monkeypatch.setattr("raypipe.trial.failures.write_record", full)
+    actor.fail(OOM)
+    assert actor.step()["failure"] == "disk-full"
 
 
-def test_a_score_that_is_no_number_is_reported_as_such(slot, monkeypatch):
+def test_a_score_that_is_no_number_is_reported_as_such(actor, monkeypatch):
     monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
-    slot.post(1)
-    assert slot.step()["failure"] == "non-finite"
-    assert TrialEvaluator(slot.run, slot.windows, 0).history == []
+    actor.post(1)
+    assert actor.step()["failure"] == "non-finite"
+    assert TrialEvaluator(actor.run, actor.windows, 0).history == []
 
 
-def test_slots_that_start_together_do_not_ask_whether_all_the_others_live(monkeypatch):
+def test_actors_that_start_together_do_not_ping_all_the_others(monkeypatch):
     monkeypatch.setattr("ray.get", asyncio.run)
     monkeypatch.setattr(
         "raypipe.backend.trainable.dead_owners", lambda owners: [owner for owner in owners if owner == b"dead"]
     )
-    desk = Remote(Broker())
+    broker = Remote(Broker())
     for name, owner in {"a": b"one", "b": b"dead", "c": None}.items():
-        asyncio.run(desk._desk.open(name))
+        asyncio.run(broker._broker.open_group(name))
         if owner:
-            asyncio.run(desk._desk.take(owner))
-    assert acquire_group(desk, b"me") == "c"
-    assert desk.asked == ["take"]
-    assert acquire_group(desk, b"you") == "b", "nothing is free: the one whose slot has died"
-    assert desk.asked == ["take", "take", "owners", "take"]
+            asyncio.run(broker._broker.acquire(owner))
+    assert acquire_group(broker, b"me") == "c"
+    assert broker.asked == ["acquire"]
+    assert acquire_group(broker, b"you") == "b", "no group is free: the one whose owner has died"
+    assert broker.asked == ["acquire", "acquire", "owners", "acquire"]

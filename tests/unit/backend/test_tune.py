@@ -1,4 +1,4 @@
-"""What Tune reports, and what the run's ledger makes of it. Ray is imported, not started."""
+"""Tune's reports and what the run's queue records. Ray is imported, not started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raypipe.backend.tune import ADVICE, MAX_ACTOR_DEATHS, SAME_FAILURES, RunScheduler, RunSearch, RunStopper
+from raypipe.backend.tune import ADVICE, MAX_ACTOR_DEATHS, MAX_SAME_FAILURES, RunScheduler, RunSearch, RunStopper
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.reporting.status import read_status
 from raypipe.search.study import StudyQueue
@@ -28,22 +28,22 @@ def search(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
     storage = open_journal(run)
-    ledger = StudyQueue(run, windows, storage, trials=9)
-    return RunSearch(ledger, storage, over=lambda: "", callback=SweepCallback())
+    queue = StudyQueue(run, windows, storage, trials=9)
+    return RunSearch(queue, storage, callback=SweepCallback())
 
 
-def test_a_desk_that_has_died_is_no_trials_fault(search):
+def test_a_broker_that_has_died_is_no_trials_fault(search):
     search.suggest("a")
-    assert not search.desk_is_lost()
+    assert not search.broker_is_lost()
     waited = []
-    search._lost = lambda seconds: waited.append(seconds) or True
-    search.on_trial_complete("a", None, error=True)  # its slot could not do without
-    assert waited[0] > 0  # the slot may have seen it before the driver does
+    search._broker_died = lambda seconds: waited.append(seconds) or True
+    search.on_trial_complete("a", None, error=True)  # its actor depends on the broker
+    assert waited[0] > 0  # the actor may notice it before the driver does
     assert isinstance(search.fatal, LostSweepError)
     assert not search.fatal.progress
-    assert search.ledger.run.results() == []
+    assert search.queue.run.results() == []
     assert RunStopper(search).stop_all()
-    again = StudyQueue(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    again = StudyQueue(search.queue.run, search.queue.windows, open_journal(search.queue.run), trials=9)
     assert again.next() == 0
 
 
@@ -57,9 +57,9 @@ def fail_as(search, name, failure, reason):
     search.on_trial_complete(name, {"failure": failure, "reason": reason, "done": True})
 
 
-def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(search):
+def test_a_failed_trial_is_recorded_and_the_sweep_continues(search):
     number = fail(search, "a", "non-finite", "fold 0, epoch 1: the training loss is not finite")
-    result = search.ledger.run.result(number)
+    result = search.queue.run.result(number)
     assert (result.state, result.failure) == ("failed", "non-finite")
     assert search.fatal is None
     assert search.suggest("b")["number"] != number
@@ -70,27 +70,27 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(search):
     [
         ("disk-full", DiskFullError, "^no space left$"),
         ("storage", StorageError, "^no space left$"),
-        ("no-workers", UserError, "^no space left; the same command goes on from here$"),
+        ("no-workers", UserError, "^no space left; run the same command again to continue$"),
     ],
 )
 def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_leaves_the_trial_open(search, failure, kind, message):
     number = fail(search, "a", failure, "no space left")
-    assert search.ledger.run.result(number) is None
+    assert search.queue.run.result(number) is None
     with pytest.raises(kind, match=message):
         raise search.fatal
     assert search.suggest("b") == "FINISHED"
-    ledger = search.ledger
-    again = StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    queue = search.queue
+    again = StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9)
     assert again.next() == number
 
 
 @pytest.mark.parametrize("kind", sorted(ADVICE))
 def test_trials_that_fail_the_same_way_from_the_first_end_the_sweep(search, kind):
-    for trial in range(SAME_FAILURES):
+    for trial in range(MAX_SAME_FAILURES):
         assert search.fatal is None
         number = fail(search, str(trial), kind, f"fold {trial}: it broke at 0x7f{trial}a, {trial}.5e-0{trial + 1}")
     assert RunStopper(search).stop_all()
-    where = search.ledger.run.where
+    where = search.queue.run.where
     with pytest.raises(UserError) as stopped:
         raise search.fatal
     assert str(stopped.value) == (
@@ -116,11 +116,11 @@ def finished(search, epochs=None):
     """Have a trial trained for `epochs`, or to its end; its number."""
     name = f"tune-{len(search._numbers)}"
     number = search.suggest(name)["number"]
-    run = search.ledger.run
+    run = search.queue.run
     if epochs is None:
-        run_trial(run, search.ledger.windows, number)
+        run_trial(run, search.queue.windows, number)
     else:
-        break_off(run, search.ledger.windows, number, epochs)
+        break_off(run, search.queue.windows, number, epochs)
     history = run.history(number)
     report = {"number": number, "epoch": len(history), "score": history[-1].score, "folds": history[-1].fold_scores}
     return name, number, report | {"done": epochs is None, "over": epochs is None}
@@ -129,31 +129,31 @@ def finished(search, epochs=None):
 def test_no_sweep_that_has_had_a_good_trial_stops_for_bad_ones(search):
     name, _, result = finished(search)
     search.on_trial_complete(name, result)
-    again = RunSearch(search.ledger, search._storage, over=lambda: "", callback=SweepCallback())
+    again = RunSearch(search.queue, search._storage, callback=SweepCallback())
     for one in (search, again):
-        for trial in range(SAME_FAILURES):
+        for trial in range(MAX_SAME_FAILURES):
             fail(one, str(trial), "error", "it broke")
         assert one.fatal is None
 
 
-def test_an_end_that_was_not_told_is_settled_by_the_next_ledger_and_named(search):
+def test_an_end_that_was_not_reported_is_settled_by_the_next_queue(search):
     _, number, _ = finished(search)
-    ledger = search.ledger
-    assert ledger.settled == []
-    ended = finish_trial(ledger.run, ledger.windows, number, "complete", "trained to the end")  # killed before it told
-    again = StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    queue = search.queue
+    assert queue.settled == []
+    ended = finish_trial(queue.run, queue.windows, number, "complete", "trained to the end")  # killed before it told
+    again = StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9)
     assert [result.number for result in again.settled] == [number] and again.settled[0] == ended
-    assert StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9).settled == []
+    assert StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9).settled == []
 
 
 def test_a_report_costs_the_driver_one_read_of_the_storage(search):
     _, number, _ = finished(search, epochs=2)
-    ledger = search.ledger
-    ledger.run.folder = counted = FailingFolder(ledger.run.folder, at=10**9)
-    assert ledger.observe(number)
+    queue = search.queue
+    queue.run.folder = counted = FailingFolder(queue.run.folder, at=10**9)
+    assert queue.observe(number)
     before = counted.count
     assert before <= 2  # the configuration, once a trial
-    assert ledger.observe(number)
+    assert queue.observe(number)
     assert counted.count - before == 1
 
 
@@ -164,8 +164,8 @@ class Never(optuna.pruners.BasePruner):
         return True
 
 
-def told(run):
-    """By trial: the ends that the study was told of, as its journal has them."""
+def ends_in_study(run):
+    """Return the ends in the study's journal, by trial."""
     ends = {}
     for line in (run.local / "study.journal").read_text().splitlines():
         log = json.loads(line)
@@ -180,7 +180,7 @@ def told(run):
         ("done", "complete", "COMPLETE"),
         ("halved", "pruned", "PRUNED"),
         ("late", "stopped", "PRUNED"),
-        ("slot", "failed", "FAIL"),
+        ("actor", "failed", "FAIL"),
         ("non-finite", "failed", "FAIL"),
         ("out-of-memory", "failed", "FAIL"),
         ("error", "failed", "FAIL"),
@@ -189,65 +189,65 @@ def told(run):
         ("damaged", "failed", "FAIL"),
     ],
 )
-def test_every_end_of_a_trial_is_told_once_and_rightly(search, end, state, expected):
+def test_every_end_of_a_trial_is_reported_once_and_rightly(search, end, state, expected):
     """With an epoch trained and scored before it, which must not make a failed trial a good one."""
-    ledger = search.ledger
+    queue = search.queue
     name, number, result = finished(search, epochs=None if end == "done" else 2)
     if end == "halved":
-        ledger.study.pruner = Never()
+        queue.study.pruner = Never()
     if end == "late":
-        search._over = lambda: "the GPU-hours were used up"
-    if end == "slot":
+        search._check_budget = lambda: "the GPU-hours were used up"
+    if end == "actor":
         search._deaths[number] = MAX_ACTOR_DEATHS - 1
     if end == "damaged":
-        for path in ledger.run.local.rglob("*.ckpt"):
+        for path in queue.run.local.rglob("*.ckpt"):
             path.write_bytes(path.read_bytes()[:-9])
-        search._over = lambda: "the GPU-hours were used up"
+        search._check_budget = lambda: "the GPU-hours were used up"
     scheduler = RunScheduler(search)
     decision = None
     if end in ("halved", "late", "damaged"):
         decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
         result |= {"done": True}  # as Tune does where a scheduler stops a trial
-    elif end not in ("done", "slot"):
+    elif end not in ("done", "actor"):
         result |= {"failure": end, "reason": "it broke", "trace": "Traceback\n  line", "done": True}
     assert decision in (None, "STOP")
-    search.on_trial_complete(name, None if end == "slot" else result, error=end == "slot")
+    search.on_trial_complete(name, None if end == "actor" else result, error=end == "actor")
     search.on_trial_complete(name, result)  # Tune tells once; should it ever tell again, nothing happens
-    StudyQueue(ledger.run, ledger.windows, open_journal(ledger.run), trials=9)
+    StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9)
     assert search.fatal is None
-    ended = ledger.run.result(number)
+    ended = queue.run.result(number)
     assert (ended.state, ended.epochs) == (state, 4 if end == "done" else 2)
-    assert told(ledger.run) == {number: [expected]}
-    trial = ledger.study.get_trials()[number]
+    assert ends_in_study(queue.run) == {number: [expected]}
+    trial = queue.study.get_trials()[number]
     assert trial.state.name == expected
     assert trial.value == (ended.score if end == "done" else None) or expected == "PRUNED"
-    assert [r.number for r in ledger.run.ranked()] == ([number] if state in ("complete", "stopped") else [])
-    log = read_log(ledger.run.folder, number)
+    assert [r.number for r in queue.run.ranked()] == ([number] if state in ("complete", "stopped") else [])
+    log = read_log(queue.run.folder, number)
     assert f"end: {state}" in "\n".join(log[-3:])
     if "trace" in result:
         assert log[-2:] == ["  Traceback", "    line"]
 
 
-def test_a_trial_whose_slot_dies_between_two_trials_is_handed_out_again(search):
+def test_a_trial_whose_actor_dies_between_two_trials_is_handed_out_again(search):
     """Tune gives up at once on a trial whose actor it cannot reset (found by chaos seed 7)."""
     first, second = search.suggest("a")["number"], search.suggest("b")["number"]
     search.on_trial_complete("a", None, error=True)
-    assert search.ledger.run.results() == []
+    assert search.queue.run.results() == []
     assert search.suggest("c")["number"] == first
     assert search.suggest("d")["number"] not in (first, second)
 
 
-def test_a_trial_that_outlives_no_slot_fails(search):
+def test_a_trial_whose_actors_keep_dying_fails(search):
     numbers = []
     for attempt in range(MAX_ACTOR_DEATHS):
         numbers.append(search.suggest(str(attempt))["number"])
         search.on_trial_complete(str(attempt), None, error=True)
     assert numbers == [0] * MAX_ACTOR_DEATHS
-    assert search.ledger.run.result(0).failure == "lost-worker"
+    assert search.queue.run.result(0).failure == "lost-worker"
     assert search.suggest("next")["number"] == 1
 
 
-def test_tune_is_not_told_that_all_is_over_while_a_trial_may_come_back(search):
+def test_tune_does_not_finish_while_a_trial_may_come_back(search):
     numbers = [search.suggest(str(n))["number"] for n in range(9)]
     assert search.suggest("another") is None
     search.on_trial_complete("8", None, error=True)
@@ -256,18 +256,18 @@ def test_tune_is_not_told_that_all_is_over_while_a_trial_may_come_back(search):
     for name in ["again", *map(str, range(8))]:
         fail_as(search, name, "error", f"it broke {name}")
     assert search.suggest("another") == "FINISHED"
-    assert not search._open
+    assert not search._running
 
 
-def test_a_score_that_is_no_number_is_told_as_failed(search, monkeypatch):
+def test_a_score_that_is_not_finite_is_a_failure(search, monkeypatch):
     name = "a"
     number = search.suggest(name)["number"]
     monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
-    ended = run_trial(search.ledger.run, search.ledger.windows, number)
+    ended = run_trial(search.queue.run, search.queue.windows, number)
     assert (ended.state, ended.failure, ended.score) == ("failed", "non-finite", None)
     result = {"number": number, "epoch": 0, "score": float("nan"), "folds": [], "done": True}
     search.on_trial_complete(name, result | {"failure": ended.failure, "reason": ended.reason})
-    assert told(search.ledger.run) == {number: ["FAIL"]}
+    assert ends_in_study(search.queue.run) == {number: ["FAIL"]}
 
 
 def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
@@ -279,7 +279,6 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     search = RunSearch(
         StudyQueue(run, windows, storage, trials=6),
         storage,
-        over=lambda: "",
         callback=seen,
     )
     good = []
@@ -289,7 +288,7 @@ def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     bad = sorted(set(range(6)) - set(good))
     assert good and bad
     assert seen.names.count("on_trial_end") == len(bad)
-    assert told(run) == {number: ["FAIL"] for number in bad}
+    assert ends_in_study(run) == {number: ["FAIL"] for number in bad}
     for number in bad:
         ended = run.result(number)
         assert (ended.failure, ended.epochs) == ("bad-configuration", 0)
@@ -303,37 +302,50 @@ def test_draining_lets_the_epoch_under_way_end_and_leaves_the_trials_open(search
     name, number, result = finished(search, epochs=1)
     stopper, scheduler = RunStopper(search), RunScheduler(search)
     assert not stopper.stop_all()
-    search.drain()
+    search.stop.set()
     assert search.suggest("another") == "FINISHED"
     assert not stopper.stop_all() and not stopper.stop_all()
     assert [given.running for given in seen.of("on_draining")] == [1]
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
     search.on_trial_complete(name, result | {"done": True})  # as Tune does where a scheduler stops a trial
     assert search.interrupted
-    assert told(search.ledger.run) == {}
-    again = StudyQueue(search.ledger.run, search.ledger.windows, open_journal(search.ledger.run), trials=9)
+    assert ends_in_study(search.queue.run) == {}
+    again = StudyQueue(search.queue.run, search.queue.windows, open_journal(search.queue.run), trials=9)
     assert again.next() == number
     assert again.study.trials[number].intermediate_values == {1: result["score"]}
 
 
-def test_a_sweep_that_cannot_go_on_leaves_its_trials_open(search, monkeypatch):
+def test_a_sweep_that_cannot_continue_leaves_its_trials_open(search, monkeypatch):
     name, number, result = finished(search, epochs=1)
-    monkeypatch.setattr(search.ledger, "observe", lambda _: (_ for _ in ()).throw(DiskFullError("full")))
-    assert not search.goes_on(name, result)
+    monkeypatch.setattr(search.queue, "observe", lambda _: (_ for _ in ()).throw(DiskFullError("full")))
+    assert not search.record_epoch(name, result)
     search.on_trial_complete(name, result | {"done": True})
-    assert search.ledger.run.result(number) is None
-    assert told(search.ledger.run) == {}
+    assert search.queue.run.result(number) is None
+    assert ends_in_study(search.queue.run) == {}
 
 
 def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):
     name, number, result = finished(search)
-    search.drain()
+    search.stop.set()
     search.on_trial_complete(name, result)
-    assert told(search.ledger.run) == {number: ["COMPLETE"]}
+    assert ends_in_study(search.queue.run) == {number: ["COMPLETE"]}
 
 
-def test_a_slot_that_nothing_follows_has_the_sweep_begun_again(search):
+def test_an_actor_that_is_not_replaced_restarts_the_sweep(search):
     assert not RunStopper(search).stop_all() and search.fatal is None
-    search.look = lambda: True
+    search._actor_not_replaced = lambda: True
     assert RunStopper(search).stop_all()
-    assert isinstance(search.fatal, LostSweepError) and "nothing followed a slot" in str(search.fatal)
+    assert isinstance(search.fatal, LostSweepError) and "no actor replaced one" in str(search.fatal)
+
+
+def test_a_driver_whose_run_was_taken_over_stops_and_leaves_its_trials_open(search):
+    name, number, result = finished(search, epochs=1)
+    search._lease = SimpleNamespace(lost=None)
+    stopper, scheduler = RunStopper(search), RunScheduler(search)
+    assert not stopper.stop_all()
+    search._lease.lost = UserError("another raypipe is driving this run")
+    assert stopper.stop_all() and search.fatal is search._lease.lost
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
+    search.on_trial_complete(name, result | {"done": True})
+    assert search.suggest("another") == "FINISHED"
+    assert search.queue.run.result(number) is None

@@ -1,4 +1,4 @@
-"""Workers that die: who is told, and how many are started again. Ray is imported, not started."""
+"""Deaths of workers: what is reported, and how many workers restart. Ray is imported, not started."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
-from raypipe.backend.worker_groups import ABSENCE, LOOK, DeathCallback, ElasticPolicy, groups_that_fit
+from raypipe.backend.worker_groups import (
+    GROW_CHECK_SECONDS,
+    SHRINK_AFTER_SECONDS,
+    DeathCallback,
+    ElasticPolicy,
+    workers_that_fit,
+)
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import Failure
 from tests.support.toys import ToyWindows, make_run
 
 
 @dataclass
-class Desk:
-    """Answers with a trial's number, and keeps what it is told."""
+class FakeBroker:
+    """Answers with a trial's number, and records what is reported."""
 
     number: int | None = 3
-    told: list[Any] = field(default_factory=list)
+    reported: list[Any] = field(default_factory=list)
 
     @property
-    def lost(self):
-        return SimpleNamespace(remote=lambda group, failure: self.told.append((group, failure)) or self.number)
+    def report_worker_death(self):
+        return SimpleNamespace(remote=lambda group, failure: self.reported.append((group, failure)) or self.number)
 
 
 @pytest.fixture
@@ -36,47 +42,47 @@ def run(tmp_path, monkeypatch):
     return make_run(tmp_path / "run", ToyWindows())
 
 
-def seen(run, desk, **deaths) -> list[str]:
-    crew = SimpleNamespace(run=run.where, desk=desk)
+def log_of(run, broker, **deaths) -> list[str]:
+    context = SimpleNamespace(run=run.where, broker=broker)
     polled = {int(rank[1:]): WorkerHealthCheckFailedError("polled in vain", cause) for rank, cause in deaths.items()}
-    DeathCallback(crew, "group-0").after_exception(None, polled)
+    DeathCallback(context, "group-0").after_exception(None, polled)
     return [line.split("Z ", 1)[1] for line in read_log(run.folder, 3)]
 
 
 def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
-    desk = Desk()
-    lines = seen(run, desk, r1=ray.exceptions.NodeDiedError("the node died\nand more"))
-    assert desk.told == [("group-0", None)]
+    broker = FakeBroker()
+    lines = log_of(run, broker, r1=ray.exceptions.NodeDiedError("the node died\nand more"))
+    assert broker.reported == [("group-0", None)]
     assert len(lines) == 1
-    assert lines[0] == "group-0: worker 1 died (the node died); the group starts again"
+    assert lines[0] == "group-0: worker 1 died (the node died); the group restarts"
 
 
 def test_a_worker_killed_for_the_machines_memory_is_its_trials_doing(run):
-    desk = Desk()
-    lines = seen(
+    broker = FakeBroker()
+    lines = log_of(
         run,
-        desk,
+        broker,
         r0=ray.exceptions.NodeDiedError("collateral"),
         r1=ray.exceptions.OutOfMemoryError(
             "Task was killed due to the node running low on memory.\nMemory on the node"
         ),
     )
     reason = "killed by Ray: Task was killed due to the node running low on memory."
-    assert desk.told == [("group-0", Failure("out-of-memory", reason))]
+    assert broker.reported == [("group-0", Failure("out-of-memory", reason))]
     assert len(lines) == 2
 
 
-def test_a_death_between_trials_is_nobodys(run):
-    assert seen(run, Desk(number=None), r0=ray.exceptions.OutOfMemoryError("killed")) == []
+def test_a_death_between_trials_is_no_trials_fault(run):
+    assert log_of(run, FakeBroker(number=None), r0=ray.exceptions.OutOfMemoryError("killed")) == []
 
 
-def test_a_witness_that_fails_does_not_end_the_controller(run):
+def test_a_report_that_fails_does_not_end_the_controller(run):
     class Gone:
         @property
-        def lost(self):
-            raise ray.exceptions.ActorDiedError("the desk is gone")
+        def report_worker_death(self):
+            raise ray.exceptions.ActorDiedError("the broker has died")
 
-    assert seen(run, Gone(), r0=ray.exceptions.OutOfMemoryError("killed")) == []
+    assert log_of(run, Gone(), r0=ray.exceptions.OutOfMemoryError("killed")) == []
 
 
 @dataclass
@@ -87,23 +93,21 @@ class Machines:
     now: float = 0.0
     bundles: dict[int, str] = field(default_factory=dict)
 
-    def table(self) -> dict[str, Any]:
-        return {"aa": {"state": "CREATED", "bundles_to_node_id": self.bundles}}
+    def nodes(self, group: str) -> list[str]:
+        return list(self.bundles.values()) if group == "aa" else []
 
 
 @pytest.fixture
 def machines(monkeypatch):
     made = Machines()
-    monkeypatch.setattr(
-        "raypipe.backend.worker_groups.ray._private.state.available_resources_per_node", lambda: made.free
-    )
-    monkeypatch.setattr("raypipe.backend.worker_groups.placement_group_table", made.table)
+    monkeypatch.setattr("raypipe.backend.worker_groups.free_resources", lambda: made.free)
+    monkeypatch.setattr("raypipe.backend.worker_groups.nodes_of_placement_group", made.nodes)
     monkeypatch.setattr("raypipe.backend.worker_groups.time.monotonic", lambda: made.now)
     return made
 
 
 def elastic(workers: int = 3) -> ElasticPolicy:
-    return ElasticPolicy(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), grows=False)
+    return ElasticPolicy(ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1.0}), autoscaling=False)
 
 
 def running(policy: ElasticPolicy, workers: int) -> int | None:
@@ -122,14 +126,14 @@ def chosen(decision: Any) -> int | None:
     return decision.num_workers if isinstance(decision, ResizeDecision) else None
 
 
-def test_room_is_counted_machine_by_machine_and_with_what_the_group_gives_back(machines):
+def test_resources_are_counted_by_node_and_with_the_groups_own_bundles(machines):
     machines.free = {"a": {"CPU": 1.5, "GPU": 1.0}, "b": {"CPU": 3.0}}
-    assert groups_that_fit({"CPU": 1.0}) == 4
-    assert groups_that_fit({"CPU": 2.0, "GPU": 0}) == 1
-    assert groups_that_fit({"CPU": 1.0, "GPU": 0.5}) == 1
+    assert workers_that_fit({"CPU": 1.0}) == 4
+    assert workers_that_fit({"CPU": 2.0, "GPU": 0}) == 1
+    assert workers_that_fit({"CPU": 1.0, "GPU": 0.5}) == 1
     machines.bundles = {0: "a", 1: "gone", 2: "b"}
-    assert groups_that_fit({"CPU": 2.0}, "aa") == 3
-    assert groups_that_fit({"CPU": 2.0}, "bb") == 1
+    assert workers_that_fit({"CPU": 2.0}, "aa") == 3
+    assert workers_that_fit({"CPU": 2.0}, "bb") == 1
 
 
 def test_a_group_that_was_never_whole_begins_with_all_its_workers(machines):
@@ -152,16 +156,16 @@ def test_fewer_workers_where_a_machine_stays_away_and_all_when_it_is_back(machin
     del machines.free["b"]  # lost
     machines.now = 100.0
     assert starting(policy) is None
-    machines.now += ABSENCE - 1
+    machines.now += SHRINK_AFTER_SECONDS - 1
     assert starting(policy) is None
     machines.now += 2
     assert starting(policy) == 2
     machines.bundles = {0: "a", 1: "a"}
-    machines.now += LOOK + 1
+    machines.now += GROW_CHECK_SECONDS + 1
     assert running(policy, 2) is None
     machines.free["c"] = {"CPU": 1.0}
     assert running(policy, 2) is None  # it has just looked
-    machines.now += LOOK + 1
+    machines.now += GROW_CHECK_SECONDS + 1
     assert running(policy, 2) == 3
 
 
@@ -169,20 +173,20 @@ def test_a_machine_that_is_back_in_time_costs_no_worker_and_the_next_absence_cou
     policy = elastic(2)
     assert starting(policy) == 2
     assert starting(policy) is None
-    machines.now += ABSENCE / 2
+    machines.now += SHRINK_AFTER_SECONDS / 2
     machines.free = {"a": {"CPU": 2.0}}
     assert starting(policy) == 2
     machines.free = {"a": {"CPU": 1.0}}
-    machines.now += ABSENCE
+    machines.now += SHRINK_AFTER_SECONDS
     assert starting(policy) is None
-    machines.now += ABSENCE
+    machines.now += SHRINK_AFTER_SECONDS
     assert starting(policy) == 1
 
 
-def test_no_group_begins_with_nobody(machines):
+def test_no_group_starts_without_a_worker(machines):
     policy = elastic(2)
     assert starting(policy) == 2
-    machines.now += 10 * ABSENCE
+    machines.now += 10 * SHRINK_AFTER_SECONDS
     assert starting(policy) is None
-    machines.now += 10 * ABSENCE
+    machines.now += 10 * SHRINK_AFTER_SECONDS
     assert starting(policy) is None

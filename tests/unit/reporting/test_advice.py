@@ -102,7 +102,7 @@ def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypa
     run = search(0.9, 0.8, *([0.9] * 7))  # all of START; reruns follow
     before = advise(run)
     ledger = StudyQueue(run, ToyWindows(), open_journal(run), trials=None)
-    assert ledger.ask_again(1, 3) == 12
+    assert ledger.enqueue_reruns(1, 3) == 12
     search(0.1, 0.1, 0.1)  # the best trial on other seeds, and lucky
     assert [run.rerun_of(number) for number in (9, 10, 11)] == [1, 1, 1]
     found = advise(run)

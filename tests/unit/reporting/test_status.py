@@ -22,7 +22,7 @@ def run(tmp_path):
     for number, kind in enumerate(KINDS):
         made.add_trial(number, tiny())
         for line in range(2 * LOG_LINES):
-            TrialLog(made.folder, number, "slot").write(f"line {line}")
+            TrialLog(made.folder, number, "actor").write(f"line {line}")
         if kind:
             finish_trial(made, windows, number, "failed", f"reason {number}", kind, "Traceback\n  the end")
     finish_trial(made, windows, 9, "failed", "toy.py: parameter 'batch_size'", "bad-configuration")  # never recorded

@@ -7,8 +7,8 @@ import pytest
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.data.window_store import WindowStore
-from raypipe.search import forecast as measuring
-from raypipe.search.forecast import START_UP, Forecast, Measured, forecast
+from raypipe.search.forecast import START_SECONDS, Forecast, forecast
+from raypipe.search.measurement import Cost, cached_loader
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
@@ -27,31 +27,33 @@ def space(tmp_path):
 
 
 def made(trial=(60.0,), **changes):
-    measured = [Measured(0.1, 1.0, seconds, 1000, 500) for seconds in trial]
+    costs = [Cost(0.1, 1.0, seconds, 1000, 500) for seconds in trial]
     fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "a processor"}
-    return Forecast(**(fields | changes), measured=measured, memory=10**9)
+    return Forecast(**(fields | changes), costs=costs, memory=10**9)
 
 
 def test_time_goes_by_rounds_of_trials_and_the_busiest_worker():
-    assert made().likely == START_UP + 4 * 60 / 2
-    assert made(workers=4, concurrent=1).likely == START_UP + 8 * 60 / 4
-    assert made(folds=5, workers=2).likely == START_UP + 4 * 60 * 3 / 5, "one of the two has three of the five folds"
-    assert made(trials=9).likely == START_UP + 5 * 60 / 2, "the last round is not full"
+    assert made().likely == START_SECONDS + 4 * 60 / 2
+    assert made(workers=4, concurrent=1).likely == START_SECONDS + 8 * 60 / 4
+    assert made(folds=5, workers=2).likely == START_SECONDS + 4 * 60 * 3 / 5, (
+        "one of the two has three of the five folds"
+    )
+    assert made(trials=9).likely == START_SECONDS + 5 * 60 / 2, "the last round is not full"
 
 
 def test_the_range_is_of_the_quickest_and_the_slowest():
     both = made(trial=(30.0, 90.0))
-    assert both.range == (START_UP + 60, START_UP + 180)
-    assert both.likely == START_UP + 120
+    assert both.range == (START_SECONDS + 60, START_SECONDS + 180)
+    assert both.likely == START_SECONDS + 120
 
 
 def test_gpu_hours_and_disk():
     assert made(gpus=0.5).gpu_hours == pytest.approx(made().likely / 3600 * 2 * 2 * 0.5), "held by two trials of two"
     idle = made(gpus=1.0, folds=5, workers=4, concurrent=1, trials=1)
-    assert idle.gpu_hours == pytest.approx((START_UP + 60 * 2 / 5) / 3600 * 4), "three workers wait for the fourth"
+    assert idle.gpu_hours == pytest.approx((START_SECONDS + 60 * 2 / 5) / 3600 * 4), "three workers wait for the fourth"
     assert (
-        "GPU memory 3.0 GB a worker with one fold, of 20.0 GB"
-        in made(gpus=0.25, gpu_memory=3 * 10**9, gpu_share=20 * 10**9).render()
+        "GPU memory 3.0 GB per worker with one fold, of 20.0 GB"
+        in made(gpus=0.25, gpu_memory=3 * 10**9, worker_gpu_memory=20 * 10**9).render()
     )
     assert made().disk == 8 * 500 + 3 * 4 * 2 * 1000
     assert "GPU-hours" in made(gpus=0.5).render() and "GPU-hours" not in made().render()
@@ -62,7 +64,7 @@ def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space,
     found = forecast(space, store, cpus=4, trials=6, folds=3, progress=lambda *news: seen.append(news[:2]))
     assert seen == [(number, 6) for number in range(6)]
     assert (found.trials, found.folds, found.workers, found.concurrent) == (6, 3, 3, 1)
-    for one in found.measured:
+    for one in found.costs:
         assert 0 < one.step < one.epoch < one.trial
         assert one.trial == pytest.approx(one.epoch * TINY["epochs"] * 3)
     windows = WindowStore(store)
@@ -71,7 +73,7 @@ def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space,
     run_trial(run, windows, 0)
     folder = Path(RunStore.open(run.where).local) / "trials/0000"
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npz", ".safetensors"))
-    assert 0.3 * left < found.measured[0].result < left, "headers are not reckoned"
+    assert 0.3 * left < found.costs[0].result < left, "headers are not reckoned"
 
 
 def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
@@ -84,8 +86,8 @@ def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"workers": 0}, "--workers: "),
-        ({"cpus_per_worker": 0}, "--cpus-per-worker: "),
+        ({"workers": 0}, "--workers 0: "),
+        ({"cpus_per_worker": 0}, "--cpus-per-worker 0: "),
         ({"cpus": float("nan")}, "--cpus nan: "),
         ({"cpus": -3}, "--cpus -3: "),
         ({"gpus": -3}, "--gpus -3: "),
@@ -98,7 +100,7 @@ def test_what_there_cannot_be_is_one_line(space, store, given, words):
 
 def test_a_store_that_is_made_anew_is_measured_anew(space, store):
     forecast(space, store, trials=1, folds=3)
-    assert measuring._feed.cache_info().currsize == 0
+    assert cached_loader.cache_info().currsize == 0
 
 
 def test_a_bad_space_is_one_line(tmp_path, store):
@@ -121,13 +123,13 @@ def test_a_step_that_does_not_fit_in_memory_is_one_line(space, store, monkeypatc
     def full(*given, **named):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("raypipe.search.forecast.FoldTrainer", full)
+    monkeypatch.setattr("raypipe.search.measurement.FoldTrainer", full)
     with pytest.raises(
         UserError, match=r"a step does not fit in this machine's memory \(.*9 bytes\): .*epochs="
     ) as told:
         forecast(space, store, cpus=1)
     assert len(str(told.value).splitlines()) == 1
-    monkeypatch.setattr("raypipe.search.forecast.FoldTrainer", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr("raypipe.search.measurement.FoldTrainer", lambda *given, **named: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         forecast(space, store, cpus=1)
 

@@ -24,7 +24,7 @@ from raypipe.pretraining.trainer import Pretrainer
 from raypipe.pretraining.worker import probe_score, tuned_score, work
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain
-from raypipe.search.sweep import _open
+from raypipe.search.run_setup import open_run
 from raypipe.training.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
 from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
@@ -161,13 +161,12 @@ def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_
 
 
 def opened(store, where, encoder, **options):
-    return _open(
+    return open_run(
         SearchSpace(SPACE, "s.py"),
         WindowStore(store),
         str(where),
         parse_options({"folds": 3, **options}),
-        None,
-        encoder,
+        init=encoder,
     )
 
 
@@ -198,7 +197,7 @@ def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune
 def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
     start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
     space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
-    run = _open(space, windows, str(tmp_path / "run"), parse_options({"folds": 3}), None, start)
+    run = open_run(space, windows, str(tmp_path / "run"), parse_options({"folds": 3}), init=start)
     base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
     for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
@@ -303,7 +302,7 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
 def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
     space = SPACE.replace("'vit'", "'conformer'")
     options = parse_options({"folds": 3})
-    run = _open(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, None, conformer)
+    run = open_run(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, init=conformer)
     config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
     run.add_trial(0, config)
     assert run_trial(run, WindowStore(store), 0).state == "complete"

@@ -55,7 +55,7 @@ def run(tmp_path, windows) -> RunStore:
 def test_winners_are_asked_for_again_with_the_seeds_that_follow(run, windows):
     book = ledger(run, windows, 4)
     assert book.exhausted
-    assert book.ask_again(2, 3) == 4 + 6 and not book.exhausted
+    assert book.enqueue_reruns(2, 3) == 4 + 6 and not book.exhausted
     handed = [book.next() for _ in range(6)]
     assert handed == [4, 5, 6, 7, 8, 9] and book.next() is None and book.exhausted
     assert [run.rerun_of(number) for number in handed] == [2, 0] * 3
@@ -69,25 +69,25 @@ def test_winners_are_asked_for_again_with_the_seeds_that_follow(run, windows):
 
 def test_the_same_call_after_a_crash_adds_what_is_missing_only(run, windows):
     book = ledger(run, windows, 4)
-    book.ask_again(1, 2)
+    book.enqueue_reruns(1, 2)
     assert book.next() == 4
     del book  # killed, before the new number of trials was written
 
     again = ledger(RunStore.open(run.where), windows, 4)
-    assert again.ask_again(1, 2) == 6
+    assert again.enqueue_reruns(1, 2) == 6
     assert [again.next() for _ in range(3)] == [4, 5, None]
     record(run, 4, [0.1])  # better than its winner, yet no winner itself
     record(run, 5, [0.2])
     for number in (4, 5):
         run.write_result(again.close(number, "failed", "toy").model_copy(update={"state": "complete"}))
-    assert ledger(run, windows, 6).ask_again(1, 2) == 6
-    assert ledger(run, windows, 6).ask_again(1, 3) == 7
-    assert ledger(run, windows, 7).ask_again(2, 3) == 7 + 3
+    assert ledger(run, windows, 6).enqueue_reruns(1, 2) == 6
+    assert ledger(run, windows, 6).enqueue_reruns(1, 3) == 7
+    assert ledger(run, windows, 7).enqueue_reruns(2, 3) == 7 + 3
 
 
 def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
     book = ledger(run, windows, 4)
-    book.ask_again(1, 1)
+    book.enqueue_reruns(1, 1)
     scored(run, windows, book, [0.4])
     longer = ledger(run, windows, 6)
     number = longer.next()
@@ -97,7 +97,7 @@ def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
 
 def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
     book = ledger(run, windows, 4, pruner=SuccessiveHalving(1, 2))
-    book.ask_again(1, 3)
+    book.enqueue_reruns(1, 3)
     for value in (5.0, 6.0, 0.01):
         number = book.next()
         record(run, number, [value])
@@ -112,15 +112,15 @@ def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
 
 def test_bad_input_is_refused(tmp_path, run, windows):
     with pytest.raises(UserError, match="--top 0 --seeds 5: both must be 1 or more"):
-        ledger(run, windows, 4).ask_again(0, 5)
+        ledger(run, windows, 4).enqueue_reruns(0, 5)
     empty = make_run(tmp_path / "empty", windows)
-    with pytest.raises(UserError, match="no winner to train again"):
-        ledger(empty, windows, 4).ask_again(3, 5)
+    with pytest.raises(UserError, match="none can be trained again"):
+        ledger(empty, windows, 4).enqueue_reruns(3, 5)
 
 
 def test_the_spread_of_hand_made_scores(run, windows):
     book = ledger(run, windows, 4)
-    book.ask_again(2, 3)
+    book.enqueue_reruns(2, 3)
     scored(run, windows, book, [0.5, 0.7, 0.6, 0.8])  # of trials 2, 0, 2, 0
     book.next()
     best, second = spreads(run)
@@ -142,7 +142,7 @@ def test_reruns_join_the_ensemble_and_status_tells_their_spread(tmp_path):
     book = ledger(run, windows, 1)
     assert run_trial(run, windows, book.next()).state == "complete"
     book.close(0, "complete", "")
-    book.ask_again(1, 2)
+    book.enqueue_reruns(1, 2)
     while (number := book.next()) is not None:
         run_trial(run, windows, number)
         book.close(number, "complete", "")

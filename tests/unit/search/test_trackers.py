@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from raypipe.core.errors import StorageError, UserError
-from raypipe.search.trackers import TRACKERS, TrackingCallback, require
-from raypipe.storage.records import Epoch, TrialResult
-from raypipe.storage.run_store import RunStore
+from raypipe.search.trackers import TRACKERS, TrackingCallback, check_trackers
+from raypipe.storage.run_store import Epoch, RunStore, TrialResult
 from raypipe.trial.callback import CallbackList, SweepCallback
 from raypipe.trial.evaluator import finish_trial
 from tests.support.callbacks import Recorder
@@ -29,9 +28,7 @@ def run(tmp_path) -> RunStore:
 
 def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     return [
-        Epoch(
-            epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0, finished=0.0
-        )
+        Epoch(epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0)
         for k, s in enumerate(scores, start=begin)
     ]
 
@@ -130,7 +127,7 @@ def test_a_tracker_that_fails_is_left_alone_and_the_sweep_is_told_of_all(run, mo
     both.on_trial_end(ended())
     tracked.close()
     assert seen.names == ["on_epoch", "on_epoch", "on_trial_end"]
-    assert caplog.text.count("wandb is told no more: ConnectionError: no network") == 1
+    assert caplog.text.count("nothing more is logged to wandb: ConnectionError: no network") == 1
 
 
 def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
@@ -223,15 +220,15 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
 
 
 def test_unknown_and_missing_trackers_are_refused(monkeypatch):
-    require(["tensorboard", "none"])
+    check_trackers(["tensorboard", "none"])
     with pytest.raises(UserError, match="--track tensorbord: there is no such tracker; did you mean 'tensorboard'"):
-        require(["tensorbord"])
+        check_trackers(["tensorbord"])
     monkeypatch.setitem(TRACKERS, "wandb", (TRACKERS["wandb"][0], "no_such_package"))
     with pytest.raises(
         UserError,
         match=r"--track wandb: not installed here; in raypipe's clone: pip install -c constraints.txt -e '.\[wandb\]'",
     ):
-        require(["wandb"])
+        check_trackers(["wandb"])
 
 
 def test_a_trial_that_failed_before_an_epoch_is_told(run):
@@ -285,7 +282,7 @@ def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
         then.setattr(RunStore, "history", lambda self, number: (_ for _ in ()).throw(StorageError("no answer")))
         tracked.on_epoch(0, 1, 0.9, [0.9, None, 0.9])
         tracked.close()
-    assert "told later: no answer" in caplog.text
+    assert "logged later: no answer" in caplog.text
 
 
 def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkeypatch, caplog):
@@ -293,4 +290,4 @@ def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkey
     tracked = TrackingCallback(run, ["mlflow", "none"])
     tell(tracked, run, [0.9])
     tracked.close()
-    assert "mlflow is not told: it is not installed here" in caplog.text
+    assert "nothing is logged to mlflow: it is not installed here" in caplog.text

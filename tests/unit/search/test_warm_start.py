@@ -148,7 +148,7 @@ def test_another_task_or_metric_is_one_line(old, task, metric, message):
 
 
 def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
-    with pytest.raises(UserError, match="no trial of it has ended with a score"):
+    with pytest.raises(UserError, match="none of its trials has a score"):
         warm_start(make_run(tmp_path / "empty", windows), SearchSpace(SPACE), task="toy", metric="nrmse")
     elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
     with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):

@@ -11,7 +11,8 @@ from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
-from raypipe.search.sweep import _open, resume
+from raypipe.search.run_setup import open_run
+from raypipe.search.sweep import resume
 from raypipe.storage import budget
 from raypipe.storage.budget import RECOUNT_SECONDS, Budget
 from raypipe.storage.files import open_folder, read_json, write_json
@@ -112,7 +113,7 @@ def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch
     space = tmp_path / "space.py"
     space.write_text(SPACE)
     options = parse_options({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
-    run = _open(load_space(space), windows, str(tmp_path / "run"), options, None)
+    run = open_run(load_space(space), windows, str(tmp_path / "run"), options)
     write_json(run.folder, "options.json", options.model_dump(mode="json"))
     with Lease(run.folder):
         pass

@@ -80,6 +80,16 @@ def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
     assert read_lease(folder).id == "other"
 
 
+def test_a_driver_notices_that_another_has_taken_over_its_run(folder, monkeypatch):
+    monkeypatch.setattr("raypipe.storage.lease.HEARTBEAT_SECONDS", 0.01)
+    with Lease(folder) as lease:
+        assert lease.lost is None
+        write(folder, host="elsewhere", id="other")
+        lease._thread.join(30)
+        assert not lease._thread.is_alive()
+        assert "another raypipe is driving this run" in str(lease.lost) and "elsewhere" in str(lease.lost)
+
+
 def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
     folder = open_folder(f"file://{tmp_path}")
     with Lease(folder), pytest.raises(UserError, match="another raypipe"):

@@ -27,32 +27,32 @@ def folder(request, tmp_path):
 
 
 def test_writers_of_one_log_are_read_in_order_of_time(folder):
-    slot, worker = TrialLog(folder, 7, "slot"), TrialLog(folder, 7, "group-0-worker-1")
-    slot.write("one")
+    actor, worker = TrialLog(folder, 7, "actor"), TrialLog(folder, 7, "group-0-worker-1")
+    actor.write("one")
     worker.write("two")
-    slot.write("three\nTraceback\n  here")
-    TrialLog(folder, 8, "slot").write("of another trial")
+    actor.write("three\nTraceback\n  here")
+    TrialLog(folder, 8, "actor").write("of another trial")
     lines = read_log(folder, 7)
     assert [re.sub(r"^\S+ \S+Z ", "", line) for line in lines] == [
-        "slot: one",
+        "actor: one",
         "group-0-worker-1: two",
-        "slot: three",
+        "actor: three",
         "  Traceback",
         "    here",
     ]
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ slot: one", lines[0])
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ actor: one", lines[0])
     assert read_log(folder, 9) == []
 
 
 def test_a_writer_that_starts_again_goes_on_with_its_file(folder):
-    TrialLog(folder, 0, "slot").write("before")
-    TrialLog(folder, 0, "slot").write("after")
-    assert [line.split("slot: ")[1] for line in read_log(folder, 0)] == ["before", "after"]
+    TrialLog(folder, 0, "actor").write("before")
+    TrialLog(folder, 0, "actor").write("after")
+    assert [line.split("actor: ")[1] for line in read_log(folder, 0)] == ["before", "after"]
 
 
 def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
     folder = LocalFolder(tmp_path)
-    log = TrialLog(folder, 0, "slot")
+    log = TrialLog(folder, 0, "actor")
     for number in range(300):
         log.write(f"entry {number} " + "x" * 200)
     assert len(folder.read(log.name)) <= MAX_FILE_CHARACTERS
@@ -75,8 +75,8 @@ def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
 
 def test_lines_that_look_like_entries_are_none(tmp_path):
     folder = LocalFolder(tmp_path)
-    TrialLog(folder, 0, "slot").write("it broke\n2020-01-01T00:00:00.000Z not an entry")
-    TrialLog(folder, 0, "slot").write("more")
+    TrialLog(folder, 0, "actor").write("it broke\n2020-01-01T00:00:00.000Z not an entry")
+    TrialLog(folder, 0, "actor").write("more")
     lines = read_log(folder, 0)
     assert len(lines) == 3 and lines[0].endswith("it broke") and lines[2].endswith("more")
 
@@ -88,7 +88,7 @@ def test_a_log_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch, 
 
     folder = LocalFolder(tmp_path)
     monkeypatch.setattr(folder, "write", full)
-    TrialLog(folder, 0, "slot").write("lost")
+    TrialLog(folder, 0, "actor").write("lost")
     assert read_log(folder, 0) == []
 
 
@@ -102,28 +102,28 @@ def scored(folder, number, *epochs):
 
 
 def test_every_epoch_has_a_line_made_of_the_history(folder):
-    folder.write(trial_file(7, "log/slot.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
+    folder.write(trial_file(7, "log/actor.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
     scored(folder, 7, 10.0, 20.0)
     assert read_log(folder, 7) == [
         "1970-01-01 00:00:10Z epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers",
-        "1970-01-01 00:00:15Z slot: begun again",
+        "1970-01-01 00:00:15Z actor: begun again",
         "1970-01-01 00:00:20Z epoch 2: score 0.2000 (folds 0.2500 -), 2.0 s of workers",
     ]
-    assert folder.names("trials/0007/log") == ["trials/0007/log/slot.txt"], "nothing was written for an epoch"
+    assert folder.names("trials/0007/log") == ["trials/0007/log/actor.txt"], "nothing was written for an epoch"
 
 
 @pytest.mark.parametrize("damage", [b"[{", b"{}"])
 def test_a_damaged_history_does_not_hide_the_log(folder, damage):
-    TrialLog(folder, 0, "slot").write("here")
+    TrialLog(folder, 0, "actor").write("here")
     folder.write(trial_file(0, "history.json"), damage)
     assert len(read_log(folder, 0)) == 1
 
 
 def test_a_log_is_followed_until_its_trial_has_ended(folder):
-    log = TrialLog(folder, 7, "slot")
+    log = TrialLog(folder, 7, "actor")
     log.write("starts")
     told = follow_log(folder, 7, alive=lambda: True, pause=0)
-    assert next(told).endswith("slot: starts")
+    assert next(told).endswith("actor: starts")
     scored(folder, 7, 10.0)
     assert next(told).endswith("epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers")
     for number in range(60):  # until the oldest make room
@@ -135,5 +135,5 @@ def test_a_log_is_followed_until_its_trial_has_ended(folder):
 
 
 def test_nobody_follows_a_run_that_nobody_drives(folder):
-    TrialLog(folder, 7, "slot").write("starts")
+    TrialLog(folder, 7, "actor").write("starts")
     assert len(list(follow_log(folder, 7, alive=lambda: False))) == 1

@@ -39,26 +39,26 @@ def failing(monkeypatch, fails, error=MemoryError):
 
 def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run):
     assert read_retry(run, 0) is None
-    assert retry_or_fail(run, 0, OOM, "slot") is None
+    assert retry_or_fail(run, 0, OOM, "actor") is None
     assert read_retry(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
     assert read_retry(RunStore.open(run.where), 0).micro_batch == 5
-    again = retry_or_fail(run, 0, OOM, "slot")
+    again = retry_or_fail(run, 0, OOM, "actor")
     assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)
     lines = read_log(run.folder, 0)
-    assert "slot: no memory left on the GPU; tried once more in micro-batches of 5" in lines[0]
+    assert "actor: no memory left on the GPU; tried once more in micro-batches of 5" in lines[0]
     assert lines[1:] == ["  Traceback", "    here"]
 
 
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers", "disk-full"])
 def test_no_other_failure_is_tried_again(run, kind):
     failure = Failure(kind, "it broke")
-    assert retry_or_fail(run, 0, failure, "slot") is failure
+    assert retry_or_fail(run, 0, failure, "actor") is failure
     assert read_retry(run, 0) is None
 
 
 def test_the_configuration_stays_what_it_was(run):
     before = run.config(0)
-    retry_or_fail(run, 0, OOM, "slot")
+    retry_or_fail(run, 0, OOM, "actor")
     assert run.config(0) == before and run.config(0).hash() == before.hash()
 
 

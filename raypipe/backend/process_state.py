@@ -1,0 +1,80 @@
+"""State of the caller's process that Ray changes, restored after a sweep; delayed Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def restored_process_state() -> Iterator[None]:
+    """Restore environment variables, warning filters, signal handlers and ``sys.excepthook`` after the block.
+
+    Libraries change some of them when they are imported, Ray also when it starts.
+    """
+    environment, excepthook = dict(os.environ), sys.excepthook
+    with warnings.catch_warnings(), restored_signal_handlers():
+        try:
+            yield
+        finally:
+            sys.excepthook = excepthook
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def restored_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of the signals that Ray and Tune handle after the block.
+
+    Only the main thread may set handlers, and Ray sets none in another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Delay a Ctrl-C until the end of the block, so that it does not interrupt a clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def logger_to(name: str, stream: io.TextIOBase) -> Iterator[None]:
+    """Make a logger write to `stream` instead of its own handlers, for the duration of the block."""
+    logger = logging.getLogger(name)
+    handlers, level = logger.handlers, logger.level
+    logger.handlers = [logging.StreamHandler(stream)]
+    try:
+        yield
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)

@@ -1,0 +1,138 @@
+"""Private API of Ray Core that raypipe needs; `raypipe.backend.train_compat` has that of Ray Train.
+
+No other module of raypipe uses a private name of Ray, so a new version of Ray is checked here and by
+``tests/unit/backend/test_ray_compat.py``. Ray is imported inside functions: a driver imports this module first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old reporter prints nothing at verbosity 0; the new one prints a header
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # Ray's ten minutes is how long a lost worker can go unnoticed
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they write files after every report, in Tune's own loop
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are not used
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+"""Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""
+LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
+"""More of them, where Ray is started on this machine."""
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a Ray that is started in the block listen on the loopback interface only, as Ray does on macOS.
+
+    Its GCS, raylet and workers would listen on every interface. The address of a node follows from this setting;
+    ``ray.init`` replaces an address of 127.0.0.1 by one that other machines reach.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    environment = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if environment is not None:
+            os.environ[name] = environment
+
+
+@contextlib.contextmanager
+def process_output_to(receive: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+    """Pass the output of a cluster's processes to `receive`, where Ray is started or joined in the block.
+
+    Ray would print it here (its ``log_to_driver``).
+    """
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, ignore_prefix: receive(data)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return the free resources of every node that is alive, by node id."""
+    from ray._private.state import available_resources_per_node
+
+    found: dict[str, dict[str, float]] = available_resources_per_node()
+    return found
+
+
+def nodes_of_placement_group(group: str) -> list[str]:
+    """Return the node of every bundle of a placement group, by node id; none if it is removed."""
+    from ray.util.placement_group import placement_group_table
+
+    found = placement_group_table().get(group)
+    if not found or found["state"] == "REMOVED":
+        return []
+    return list(found["bundles_to_node_id"].values())
+
+
+def remove_placement_group(group: str | None) -> None:
+    """Remove a placement group, given by its id in hex, if it is there."""
+    if not group:
+        return
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table
+    from ray.util.placement_group import remove_placement_group as remove
+
+    found = placement_group_table().get(group)
+    if found and found["state"] != "REMOVED":
+        remove(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def pickled_current_actor() -> bytes:
+    """Return the pickled handle of this process's actor; pickled, so that the broker need not import Ray's classes."""
+    import ray
+
+    return bytes(ray.cloudpickle.dumps(ray.get_runtime_context().current_actor))
+
+
+def ping_actor(pickled: bytes) -> Any:
+    """Call the actor of a pickled handle; return the reference to its answer."""
+    import ray
+
+    return ray.cloudpickle.loads(pickled).__ray_ready__.remote()
+
+
+def kill_actor(pickled: bytes) -> None:
+    """Kill the actor of a pickled handle."""
+    import ray
+
+    ray.kill(ray.cloudpickle.loads(pickled))
+
+
+def kv_put(key: str, value: bytes | str) -> None:
+    """Store a value in the cluster's key-value store."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value)
+
+
+def kv_get(key: str) -> bytes | None:
+    """Return a value of the cluster's key-value store."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key)
+    return value
+
+
+def kv_delete(key: str) -> None:
+    """Delete a value of the cluster's key-value store."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key)

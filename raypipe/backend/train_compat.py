@@ -1,0 +1,111 @@
+"""Private API of Ray Train that raypipe needs. Importing Ray Train takes seconds, so this is a module of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.train import ScalingConfig, WorkerGroupError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+__all__ = [
+    "DefaultFailurePolicy",
+    "FailureDecision",
+    "NoopDecision",
+    "ResizeDecision",
+    "ScalingDecision",
+    "ScalingPolicy",
+    "WorkerGroupPollStatus",
+    "WorkerGroupState",
+    "WorkerGroupTrainer",
+    "health_check_cause",
+    "placement_group_of",
+    "worker_errors",
+    "worker_tracebacks",
+]
+
+
+class ScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
+    """Ray Train's policy of a fixed number of workers, with names of its own for what subclasses need.
+
+    Parameters
+    ----------
+    scaling_config
+        The workers asked for.
+    autoscaling
+        Whether the cluster may start machines; if not, none are requested, which would start Ray Data's coordinator.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, *, autoscaling: bool) -> None:
+        super().__init__(scaling_config)
+        self._autoscaling = autoscaling
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Request machines."""
+        if self._autoscaling:
+            super().after_controller_start(train_run_context)
+
+    def request_resources(self) -> None:
+        """Repeat the request for machines, if it is due."""
+        if self._autoscaling:
+            self._maybe_send_resource_request()
+
+    @property
+    def num_workers(self) -> int:
+        """Workers asked for."""
+        return int(self.scaling_config.num_workers)
+
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """Resources of a worker, by name."""
+        return dict(self.scaling_config._resources_per_worker_not_none)
+
+
+class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """Ray Train's trainer with policies of its own and without two of its callbacks.
+
+    One callback is the detached actor that polls for a dead controller: it queries Ray's state API, which needs a
+    dashboard, and `raypipe.backend.worker_groups` does its work. The other starts the actor that manages Ray Data's
+    datasets, which imports Ray Data for seconds and has nothing to manage here.
+    """
+
+    policies: Mapping[str, Any]
+    """Arguments of the controller by name: ``scaling_policy``, ``failure_policy``; to be set before `fit`."""
+    _LEFT_OUT = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._LEFT_OUT]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, **self.policies})
+
+
+def placement_group_of(state: WorkerGroupState) -> str:
+    """Return the id in hex of a worker group's placement group."""
+    return str(state.placement_group_handle.placement_group.id.hex())
+
+
+def worker_errors(error: BaseException) -> list[BaseException]:
+    """Return what the workers of a failed group raised, without the wrapper that holds the traceback."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return [getattr(failure, "_base_exc", failure) for failure in failures]
+
+
+def worker_tracebacks(error: BaseException) -> list[str]:
+    """Return the tracebacks of the workers of a failed group."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return [str(failure) for failure in failures]
+
+
+def health_check_cause(error: BaseException) -> BaseException:
+    """Return why Ray Train's health check of a worker failed; any other error as it is."""
+    cause: BaseException = getattr(error, "health_check_failure", error)
+    return cause

@@ -1,0 +1,158 @@
+"""Measurement of one configuration: seconds per step and epoch, memory, and bytes on disk."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from raypipe.core.config import InitConfig, TrialConfig, flat
+from raypipe.core.errors import UserError, first_line, out_of_memory
+from raypipe.core.folds import FoldMap
+from raypipe.data.window_cache import open_windows
+from raypipe.models.conformer import Conformer
+from raypipe.training import checkpoint
+from raypipe.training.loader import WindowLoader
+from raypipe.training.trainer import FoldTrainer
+from raypipe.trial.autotune import stem_seconds
+
+TIMED_STEPS = 3
+"""Steps that are timed, after one that is not."""
+PREDICTED_BATCHES = 4
+"""Batches of validation windows that are predicted to time it."""
+FLOAT32_BYTES = 4
+
+
+class Cost(NamedTuple):
+    """Cost of one configuration."""
+
+    step: float
+    """Seconds of a step of one fold."""
+    epoch: float
+    """Seconds of an epoch of one fold, with its validation."""
+    trial: float
+    """Seconds of all epochs of all folds on one worker."""
+    checkpoint: int
+    """Bytes of a fold's checkpoint."""
+    result: int
+    """Bytes that a trial leaves when it has ended."""
+
+
+class Measurement(NamedTuple):
+    """Cost of one configuration, and the machine on which it was measured."""
+
+    cost: Cost
+    device: str
+    memory: int
+    """Peak resident bytes of the process so far."""
+    gpu_memory: int = 0
+    """Peak bytes on the GPU."""
+    worker_gpu_memory: int = 0
+    """Bytes of the GPU that a worker may use."""
+
+
+def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str, float]) -> Measurement:
+    """Measure a configuration on this machine.
+
+    Parameters
+    ----------
+    where
+        Path or URI of the store of windows.
+    folds
+        Fold map of the sweep; the first fold is measured.
+    config
+        Configuration.
+    resources
+        ``cpus`` and ``gpus`` of a worker.
+
+    Raises
+    ------
+    UserError
+        Workers have a GPU and this machine has none, or a step does not fit in memory.
+    """
+    host = socket.gethostname()
+    device = "cuda" if resources["gpus"] and torch.cuda.is_available() else "cpu"
+    if resources["gpus"] and device == "cpu":
+        raise UserError(
+            f"--gpus-per-worker: {host} has no GPU to measure on; name a cluster that has (--address), "
+            "or run plan on a machine that has one"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(resources["cpus"])))
+    try:
+        cost = _measure_cost(config, cached_loader(where, device), folds)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        default = flat(TrialConfig())
+        named = ", ".join(f"{name}={value}" for name, value in flat(config).items() if value != default[name])
+        raise UserError(f"a step does not fit in this machine's memory ({first_line(error)}): {named}") from error
+    finally:
+        torch.set_num_threads(threads)
+    if device == "cpu":
+        return Measurement(cost, f"{host}'s processor", _peak_memory())
+    gpu = torch.cuda.get_device_properties(0)
+    share = int(min(1.0, resources["gpus"]) * gpu.total_memory)
+    name = f"{host}'s {torch.cuda.get_device_name(0)}"
+    return Measurement(cost, name, _peak_memory(), torch.cuda.max_memory_allocated(0), share)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_loader(where: str, device: str) -> WindowLoader:
+    """Return the loader of a store, the same one for all configurations of a forecast."""
+    return WindowLoader(open_windows(where), device)
+
+
+def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> Cost:
+    # A pretrained encoder may not be at hand; training a new one costs the same.
+    config = config.model_copy(update={"init": InitConfig()})
+    train, validation = folds.split(loader.windows.subjects, 0)
+    trainer = FoldTrainer(config, loader, train, validation, fold=0)
+    step = _step_seconds(trainer)
+    some = validation[: PREDICTED_BATCHES * config.batch_size]
+    state: dict[str, Any] = {}
+    predict = _seconds(lambda: state.update(predictions=torch.from_numpy(trainer.predict(some)))) / max(1, len(some))
+    epoch = trainer.steps_per_epoch * step + predict * len(validation)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
+    predictions = len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
+    return Cost(
+        step=step,
+        epoch=epoch,
+        trial=epoch * config.epochs * folds.n_folds,
+        checkpoint=len(checkpoint.dumps(trainer.state_dict() | state)),
+        result=(1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions),
+    )
+
+
+def _step_seconds(trainer: FoldTrainer) -> float:
+    batch = next(trainer.batches())
+    if isinstance(trainer.model, Conformer):
+        times = stem_seconds(trainer.model, batch.x)
+        trainer.model.stem.algorithm = min(times, key=times.__getitem__)
+    trainer.begin()
+    trainer.step(batch, 0)
+    return statistics.median(_seconds(partial(trainer.step, batch, n)) for n in range(1, TIMED_STEPS + 1))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, on the GPU too."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

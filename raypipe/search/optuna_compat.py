@@ -1,0 +1,19 @@
+"""Private and deprecated API of Optuna that raypipe needs; no other module uses any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+
+def open_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """Return a trial of the study that can draw parameters and report values, also after a restart."""
+    return optuna.Trial(study, trial._trial_id)
+
+
+def enqueued_params(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Return the parameters with which a trial was enqueued; None where it was not."""
+    found: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    return found

@@ -1,0 +1,107 @@
+"""Creation of a sweep's run, and checks that an existing run is continued with what it was made from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypipe.core.errors import UserError
+from raypipe.core.options import SweepOptions
+from raypipe.core.search_space import SearchSpace
+from raypipe.core.versions import package_versions
+from raypipe.data.splits import folds_of
+from raypipe.data.window_store import WindowStore
+from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.storage.files import read_json
+from raypipe.storage.records import OPTIONS_FILE, RunInfo
+from raypipe.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    from raypipe.search.warm_start import WarmStart
+
+
+def open_run(
+    space: SearchSpace,
+    windows: WindowStore,
+    where: str,
+    options: SweepOptions,
+    *,
+    warm: WarmStart | None = None,
+    init: str | Path | None = None,
+    before_create: Callable[[], None] = lambda: None,
+) -> RunStore:
+    """Open the run at `where`, or create it.
+
+    Parameters
+    ----------
+    space, windows, where, options
+        What the run is made from. An existing run must have been made from the same.
+    warm
+        Trials of another run that the sampler of a new run starts from.
+    init
+        Pretrained encoder that trials of a new run start from.
+    before_create
+        Called before a new run is created, after all checks; not called for an existing run, which may be finished.
+
+    Raises
+    ------
+    UserError
+        The run was made from something else, or cannot be made.
+    """
+    if RunStore.exists(where):
+        store = RunStore.open(where)
+        check_unchanged(store, windows, space, options)
+        return store
+    if init is None and needs_encoder(space):
+        raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
+    folds = folds_of(windows, options.folds, options.held_out, options.seed)
+    RunStore.check_new(where)
+    before_create()
+    encoder: dict[str, Any] | None = copy_encoder(init, where, folds, space) if init is not None else None
+    info = RunInfo(
+        created=time.time(),
+        data=windows.where,
+        data_hash=windows.data_hash,
+        task=windows.manifest.task,
+        kind=windows.kind,
+        metric=windows.metric,
+        direction="minimize" if windows.kind == "regression" else "maximize",
+        classes=windows.classes,
+        seed=options.seed,
+        space=space.name,
+        space_hash=space.hash,
+        folds_hash="",
+        versions=package_versions(),
+        warm=warm.model_dump(mode="json") if warm else None,
+        init=encoder,
+    )
+    return RunStore.create(where, info, folds, space)
+
+
+def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, options: SweepOptions) -> None:
+    """Check that a run is continued with the data, space, folds and seed that it was made with.
+
+    Raises
+    ------
+    UserError
+        Names what has changed.
+    """
+    info = store.info
+    if windows.data_hash != info.data_hash:
+        raise UserError(
+            f"{store.where}: the run was made from other data ({info.data}, hash {info.data_hash[:12]}; "
+            f"{windows.where} has {windows.data_hash[:12]}); name a new run folder"
+        )
+    if space.hash != info.space_hash:
+        raise UserError(
+            f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
+        )
+    if options.folds != store.folds.n_folds:
+        raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
+    before = read_json(store.folder, OPTIONS_FILE) if store.folder.exists(OPTIONS_FILE) else {}
+    if before and SweepOptions.model_validate(before).held_out != options.held_out:
+        raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
+    if options.seed != info.seed:
+        raise UserError(f"{store.where}: the run has seed {info.seed}, not {options.seed}; it is frozen")

@@ -1,0 +1,125 @@
+"""Private API of Ray that raypipe uses is there, with the signatures that it expects."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import ray
+
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, process_output_to
+
+PARAMETERS = {
+    "ray._private.state.available_resources_per_node": [],
+    "ray._private.worker.print_to_stdstream": ["data", "ignore_prefix"],
+    "ray.experimental.internal_kv._internal_kv_del": ["key"],
+    "ray.experimental.internal_kv._internal_kv_get": ["key"],
+    "ray.experimental.internal_kv._internal_kv_put": ["key", "value"],
+    "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": ["exc", "traceback_str"],
+    "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError": ["message", "failure"],
+    "ray.train.v2._internal.execution.failure_handling.DefaultFailurePolicy.make_decision": [
+        "self",
+        "training_failed_error",
+    ],
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy": ["scaling_config"],
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy._maybe_send_resource_request": ["self"],
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.after_controller_start": [
+        "self",
+        "train_run_context",
+    ],
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.make_decision_for_non_running_worker_group": [
+        "self"
+    ],
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy.make_decision_for_running_worker_group": [
+        "self",
+        "worker_group_state",
+        "worker_group_status",
+    ],
+    "ray.train.v2._internal.execution.scaling_policy.NoopDecision": [],
+    "ray.train.v2._internal.execution.scaling_policy.ResizeDecision": ["num_workers", "resources_per_worker"],
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": ["self"],
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._initialize_and_run_controller": [
+        "self",
+        "controller_init_kwargs",
+    ],
+    "ray.util.placement_group.PlacementGroup": ["id"],
+    "ray.util.placement_group.placement_group_table": ["placement_group"],
+    "ray.util.placement_group.remove_placement_group": ["placement_group"],
+}
+"""Parameters of each function or class; of more optional ones, the first."""
+
+
+def find(dotted: str) -> object:
+    """Return what stands at a dotted name."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name)
+        return found
+    raise AssertionError(dotted)
+
+
+@pytest.mark.parametrize("dotted", sorted(PARAMETERS))
+def test_it_is_there_with_the_parameters_that_are_passed(dotted):
+    parameters = list(inspect.signature(find(dotted)).parameters.values())
+    wanted = PARAMETERS[dotted]
+    assert [parameter.name for parameter in parameters[: len(wanted)]] == wanted
+    assert all(
+        p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters[len(wanted) :]
+    )
+
+
+def test_names_of_the_callbacks_that_are_left_out_are_those_of_ray():
+    from raypipe.backend.train_compat import WorkerGroupTrainer
+
+    source = inspect.getsource(find("ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"))
+    assert all(f"{name}(" in source for name in WorkerGroupTrainer._LEFT_OUT)
+
+
+def test_the_arguments_of_the_controller_that_are_replaced_are_those_of_ray():
+    parameters = inspect.signature(
+        find("ray.train.v2._internal.execution.controller.TrainController.__init__")
+    ).parameters
+    assert {"scaling_policy", "failure_policy"} <= parameters.keys()
+
+
+def test_attributes_of_instances_are_there():
+    from ray.train import ScalingConfig
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2._internal.execution.worker_group import WorkerGroupState
+
+    cause = ValueError("cause")
+    assert UserExceptionWithTraceback(cause, "trace")._base_exc is cause
+    assert WorkerHealthCheckFailedError("message", cause).health_check_failure is cause
+    assert ScalingConfig(num_workers=1, resources_per_worker={"CPU": 2})._resources_per_worker_not_none == {"CPU": 2}
+    assert "placement_group_handle" in inspect.signature(WorkerGroupState).parameters
+    assert "num_workers" in dir(WorkerGroupState)
+    constants = importlib.import_module("ray._private.ray_constants")
+    assert isinstance(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str)
+    assert isinstance(constants.ENABLE_RAY_CLUSTER, bool)
+
+
+def test_ray_reads_every_environment_variable_that_is_set():
+    package = Path(ray.__file__).parent
+    found: set[str] = set()
+    for folder in ("_common", "_private", "air", "train", "tune"):
+        for path in (package / folder).rglob("*.py"):
+            found |= set(re.findall(r"\b(?:RAY|TUNE)_[A-Z_]+\b", path.read_text(errors="ignore")))
+    assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
+
+
+def test_output_of_processes_goes_where_ray_would_print_it():
+    worker = importlib.import_module("ray._private.worker")
+    printed, received = worker.print_to_stdstream, []
+    with process_output_to(received.append):
+        worker.print_to_stdstream({"lines": ["one"]}, ignore_prefix=False)
+    assert received == [{"lines": ["one"]}]
+    assert worker.print_to_stdstream is printed
+    assert "print_to_stdstream" in inspect.getsource(worker.connect), "connect() registers it"
