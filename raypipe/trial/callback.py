@@ -47,9 +47,10 @@ class Layout:
 
 
 class SweepCallback:
-    """Base class of sweep callbacks; each method is called in the driver at one event and does nothing here.
+    """Base class of sweep callbacks; each method is called at one event and does nothing here.
 
-    An exception raised by a method ends the sweep, which can be resumed.
+    Methods are called in the driver's process, one at a time, most of them in the thread that runs Ray Tune. An
+    exception raised by a method ends the sweep, which can be resumed.
     """
 
     def on_ray_start(self, address: str | None) -> None:

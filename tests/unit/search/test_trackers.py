@@ -12,7 +12,8 @@ import pytest
 
 from raypipe.core.errors import StorageError, UserError
 from raypipe.search.trackers import TRACKERS, TrackingCallback, check_trackers
-from raypipe.storage.run_store import Epoch, RunStore, TrialResult
+from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, SweepCallback
 from raypipe.trial.evaluator import finish_trial
 from tests.support.callbacks import Recorder
