@@ -29,7 +29,9 @@ def run(tmp_path) -> RunStore:
 
 def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     return [
-        Epoch(epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0)
+        Epoch(
+            epoch=k, passes=k, score=s, fold_scores=[s, None, s + 1], losses=[1.0, 2.0, 3.0], seconds=1.0, finished=1.0
+        )
         for k, s in enumerate(scores, start=begin)
     ]
 
