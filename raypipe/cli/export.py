@@ -140,7 +140,7 @@ def score(
     if len(task) != len(data) or len(set(task)) != len(task):
         raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
     stores = dict(zip(task, data, strict=True))
-    console.print(score_submission(submission, stores, release=release, whose=subjects, device=device).render())
+    console.print(score_submission(submission, stores, release=release, subjects=subjects, device=device).render())
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe predict demo/bundle demo/bids --out predictions.csv"))

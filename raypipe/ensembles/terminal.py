@@ -27,7 +27,7 @@ def render(ensemble: Ensemble) -> Group:
     ]
     if ensemble.notes:
         parts.append("")
-    parts.extend(Text(note) for note in ensemble.notes)
+    parts.extend(Text(f"- {note}") for note in ensemble.notes)
     return Group(*parts)
 
 
@@ -77,8 +77,7 @@ def _members(ensemble: Ensemble) -> Text:
     """List the members, with their weights where they are combined by fixed weights."""
     if len(ensemble.members) == 1 and ensemble.merged is None:
         return Text(f"Members ({ensemble.method}): {ensemble.members[0]} alone")
-    weighted = ensemble.merged is None or ensemble.distilled
-    weighted = weighted and (ensemble.rule is None or ensemble.rule["kind"] == "linear")
+    weighted = ensemble.merged is None and (ensemble.rule is None or ensemble.rule["kind"] == "linear")
     names = [
         f"{member} {weight:.3f}" if weighted else str(member)
         for member, weight in zip(ensemble.members, ensemble.weights, strict=True)

@@ -183,7 +183,7 @@ def _comparison_sentence(outcome: Outcome) -> str:
         return f"{where} it is {_RELATION_TO[found.side]} the best single trial (difference {found.text})."
     return (
         f"In nested cross-validation it is {_RELATION_TO[nested.side]} the best single trial (difference "
-        f"{nested.text}), on the held-out subjects it is {_RELATION[held_out.side]} (difference {held_out.text})."
+        f"{nested.text}); on the held-out subjects it is {_RELATION[held_out.side]} (difference {held_out.text})."
     )
 
 
@@ -240,11 +240,11 @@ def _notes(outcome: Outcome) -> list[str]:
     n, notes = outcome.held_out.subjects, []
     if outcome.evaluations > 1:
         notes.append(
-            f"This run has been scored on its held-out subjects {outcome.evaluations} times. To choose the best of "
-            "several scores would make it optimistic."
+            f"This run has been scored on its held-out subjects {outcome.evaluations} times. Choosing the best of "
+            "several scores makes it optimistic."
         )
     if held_out_evidence(outcome.table, outcome.metric) == "suggestive":
-        notes.append(f"All of {n} subjects agree by chance in {100 * 2.0 ** (1 - n):.0f} % of cases.")
+        notes.append(f"Without any effect, all {n} subjects would agree in {100 * 2.0 ** (1 - n):.0f} % of cases.")
     if MIN_SUBJECTS <= n < ROUGH_SUBJECTS:
         notes.append(f"{n} subjects are few: the intervals are rough, and rather too narrow than too wide.")
     if _level(outcome.table):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
@@ -19,15 +18,16 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.packaging.model_card import FORMAT, BundleInfo, Member, model_card
-from raypipe.storage.files import LocalFolder
+from raypipe.packaging.bundle_info import BundleInfo, BundleMember
+from raypipe.packaging.model_card import model_card
+from raypipe.storage.files import LocalFolder, read_record, write_record
 from raypipe.storage.records import digest
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
 FILES = (RECORD, TENSORS, CARD)
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
+_PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin")
 
 
 def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows: WindowStore | None = None) -> Path:
@@ -42,28 +42,50 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     windows
         The run's windows; None opens the store it was made from.
 
+    Returns
+    -------
+    Path
+        The folder.
+
     Raises
     ------
     UserError
-        `out` holds something else, or weights are damaged or missing.
+        `out` contains something else, or weights are damaged or missing.
     """
     from safetensors.torch import save
 
     path = Path(out)
+    folder = _bundle_folder(path)
+    windows = open_windows(run.info.data) if windows is None else windows
+    run.require_whole(ensemble.trials)
+    weights = ensemble.weights.tolist()
+    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged)
+    info = _bundle_info(run, ensemble, windows, spec)
+    files = {TENSORS: save(state), CARD: model_card(info).encode()}
+    folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
+    for name, data in files.items():
+        folder.write(name, data)
+    checksums = {name: digest(data) for name, data in files.items()}
+    write_record(folder, RECORD, info.model_copy(update={"sha256": checksums}))
+    return path
+
+
+def _bundle_folder(path: Path) -> LocalFolder:
+    """Open a folder that is new, empty or a bundle."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: a file; a bundle is a folder")
     folder = LocalFolder(path)
     foreign = [name for name in folder.names() if name not in FILES]
     if foreign:
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
-    windows = open_windows(run.info.data) if windows is None else windows
-    run.require_whole(ensemble.trials)
-    spec, state = read_members(
-        run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.merged
-    )
-    configs = {number: run.config(number) for number in ensemble.trials}
-    info = BundleInfo(
-        format=FORMAT,
+    return folder
+
+
+def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any]) -> BundleInfo:
+    """Describe an ensemble; checksums are still missing."""
+    configs = {trial: run.config(trial) for trial in ensemble.trials}
+    merged = ensemble.merged.members if ensemble.merged else []
+    return BundleInfo(
         created=time.time(),
         run=without_settings(run.where).rpartition("/")[2],
         task=run.info.task,
@@ -78,12 +100,12 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         prepare=windows.manifest.plan,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
-        student=ensemble.merged is not None and ensemble.merged.distilled,
-        soup=[member.trial for member in ensemble.merged.members] if ensemble.merged else [],
-        soup_epochs=[member.epoch for member in ensemble.merged.members] if ensemble.merged else [],
-        members=[Member.model_validate(member) for member in spec["members"]],
-        configs={number: config.model_dump(mode="json") for number, config in configs.items()},
-        config_hashes={number: config.hash() for number, config in configs.items()},
+        soup=[member.trial for member in merged],
+        student=ensemble.distilled,
+        soup_epochs=[member.epoch for member in merged],
+        members=[BundleMember.model_validate(member) for member in spec["members"]],
+        configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},
+        config_hashes={trial: config.hash() for trial, config in configs.items()},
         fold_map=run.folds,
         table=ensemble.table_record(),
         verdict=ensemble.verdict,
@@ -92,25 +114,19 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
         seed=run.info.seed,
         data_hash=run.info.data_hash,
         versions=package_versions(),
+        sha256={},
     )
-    files = {TENSORS: save(state), CARD: model_card(info).encode()}
-    info = info.model_copy(update={"sha256": {name: digest(data) for name, data in files.items()}})
-    folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
-    for name, data in files.items():
-        folder.write(name, data)
-    folder.write(RECORD, (info.model_dump_json(indent=1) + "\n").encode())
-    return path
 
 
 class LoadedEnsemble:
-    """A bundle, read back: ``load_ensemble("bundle").predict(x_NCT)``.
+    """A bundle that was read: ``load_ensemble("bundle").predict(x_NCT)``.
 
     Parameters
     ----------
     info
         Its record.
     module
-        Its networks, in evaluation mode; maps windows in microvolts (B, C, T) to (B, outputs).
+        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode.
     """
 
     def __init__(self, info: BundleInfo, module: EnsembleModule) -> None:
@@ -119,7 +135,7 @@ class LoadedEnsemble:
 
     @property
     def channels(self) -> list[str]:
-        """Names of the channels, in the order that `predict` wants them."""
+        """Names of the channels, in the order that `predict` takes them."""
         return self.info.channels
 
     @property
@@ -129,7 +145,7 @@ class LoadedEnsemble:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; none for regression."""
+        """Names of the classes; empty for regression."""
         return self.info.classes
 
     @torch.no_grad()
@@ -143,19 +159,19 @@ class LoadedEnsemble:
         x_NCT
             Windows in microvolts (N, channels, samples), channels in the order of `channels`.
         batch_size
-            Windows computed at a time.
+            Windows that are computed at a time.
         progress
             Called with windows done, windows in all, and a text.
 
         Returns
         -------
-        answers
+        predictions
             Regression: (N, 1) in target units. Classes: probabilities (N, n_classes).
 
         Raises
         ------
         UserError
-            Another shape, or values that are not finite.
+            Windows have another shape, or values that are not finite.
         """
         wanted = (len(self.channels), self.info.n_times)
         x_NCT = np.asarray(x_NCT)
@@ -202,21 +218,13 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     folder = LocalFolder(path)
     if not folder.exists(RECORD):
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
-    for name in folder.names():
-        if name not in FILES:
-            what = ": a pickle, which may run code when it is read" if _is_pickle(folder.path / name) else ""
-            raise UserError(f"{path}/{name}{what}: no part of a bundle; remove it if you know it")
-    try:
-        info = BundleInfo.model_validate_json(folder.read(RECORD))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = "/".join(map(str, problem["loc"]))
-        raise UserError(f"{path}/{RECORD}: {where + ': ' if where else ''}{problem['msg']}") from None
+    _require_bundle_files(Path(path))
+    info = read_record(BundleInfo, folder, RECORD)
     try:
         tensors = folder.read(TENSORS)
     except FileNotFoundError:
         raise UserError(f"{path}: {TENSORS} is missing; copy the bundle again") from None
-    if info.sha256.get(TENSORS, digest(tensors)) != digest(tensors):
+    if info.sha256.get(TENSORS) != digest(tensors):
         raise UserError(f"{path}/{TENSORS}: damaged (its checksum is not the one in {RECORD}); copy the bundle again")
     try:
         module = build_module(info.spec(), load(tensors))
@@ -226,7 +234,16 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     return LoadedEnsemble(info, module)
 
 
+def _require_bundle_files(path: Path) -> None:
+    """Refuse a folder with other files than a bundle's."""
+    for name in LocalFolder(path).names():
+        if name not in FILES:
+            kind = ": a pickle, which may run code when it is read" if _is_pickle(path / name) else ""
+            raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you know it")
+
+
 def _is_pickle(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(2)
-    return path.suffix.lower() in _PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+    protocols = (b"\x02", b"\x03", b"\x04", b"\x05")
+    return path.suffix.lower() in _PICKLE_SUFFIXES or (head[:1] == b"\x80" and head[1:] in protocols)

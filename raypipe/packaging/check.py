@@ -1,15 +1,10 @@
-"""Whether a submission will survive the scorer: its own loop, in a fresh process that has torch and NumPy only."""
+"""Check whether a submission survives the scorer: its own loop, in a process that has torch and NumPy only."""
 
 from __future__ import annotations
 
-import json
-import stat
-import subprocess
-import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +12,18 @@ import numpy as np
 from raypipe.core.errors import UserError
 from raypipe.packaging import scorer
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
-from raypipe.packaging.submission import FORMAT, INPUT_SCALE, MANIFEST, challenge_of
+from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
+from raypipe.packaging.scorer_process import LayoutError, ScorerProcessError, run_scorer, unpack_submission
+from raypipe.packaging.submission import INPUT_SCALE, challenge_of
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-LARGEST = 4 * 2**30
-CHALLENGE = {"sfreq": 100.0, "n_channels": 129, "n_times": 200}
-"""What the challenge's windows look like; used for a zip that does not say what it takes."""
+CHALLENGE_WINDOWS = {"sfreq": 100.0, "n_channels": 129, "n_times": 200}
+"""Windows of the challenge, for a zip without a manifest."""
+
+Request = dict[str, Any]
+"""What `scorer` needs to know of a challenge."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class CheckLine:
 
 @dataclass
 class CheckReport:
-    """What `check_submission` found, one line a check."""
+    """Result of `check_submission`, one line per check."""
 
     path: Path
     lines: list[CheckLine] = field(default_factory=list)
@@ -55,13 +54,12 @@ class CheckReport:
         """The checks that failed."""
         return [line for line in self.lines if not line.ok]
 
-    def add(self, name: str, ok: bool, detail: str) -> bool:
+    def add(self, name: str, ok: bool, detail: str) -> None:
         """Add a line."""
         self.lines.append(CheckLine(name, ok, detail))
-        return ok
 
     def render(self) -> Text:
-        """The lines for a terminal."""
+        """Return the lines for a terminal."""
         from rich.text import Text
 
         text = Text()
@@ -82,150 +80,93 @@ def check_submission(
 ) -> CheckReport:
     """Unpack a submission and run the scorer's loop on it.
 
-    Its code is run, in a process of its own but with your rights: check what you have made or read.
+    Its code is run, in a separate process but with your permissions: check only what you have made or read.
 
     Parameters
     ----------
     path
         The zip.
     bundle
-        A bundle whose answers it must give; else the answers that its manifest carries.
+        A bundle whose predictions it must equal; None compares with the predictions in its manifest.
     device
-        Where to run the models.
+        ``cpu`` or ``cuda``.
     timeout
         Seconds that the scorer's process may take.
 
     Raises
     ------
     UserError
-        `path` is no zip, or holds no ``submission.py`` at all.
+        `path` is not a zip, or has no ``submission.py`` at all.
     """
     report = CheckReport(Path(path))
     with tempfile.TemporaryDirectory(prefix="raypipe-check-") as scratch:
         folder = Path(scratch) / "submission"
         folder.mkdir()
-        if not unpack(report, folder):
+        try:
+            report.add("flat", True, unpack_submission(report.path, folder))
+        except LayoutError as error:
+            report.add(error.check, False, error.detail)
             return report
-        manifest = _manifest(report, folder)
-        requests = _requests(report, manifest, None if bundle is None else load_ensemble(bundle))
-        if requests:
-            _examine(report, folder, Path(scratch), {"device": device, "challenges": requests}, timeout)
+        requests = _manifest_requests(report, folder)
+        requests = requests or {str(k): CHALLENGE_WINDOWS | {"reference": None, "source": ""} for k in (1, 2)}
+        if bundle is not None and not _compare_with_bundle(report, requests, load_ensemble(bundle)):
+            return report
+        report.challenges = [int(challenge) for challenge in requests]
+        _run_checks(report, folder, Path(scratch), {"device": device, "challenges": requests}, timeout)
     return report
 
 
-def unpack(report: CheckReport, folder: Path) -> bool:
-    """Unpack a submission that is safe and flat; else add a line that says why not."""
-    path = report.path
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError):
-        raise UserError(f"{path}: not a zip file") from None
-    with archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        if not any(PurePosixPath(name.replace("\\", "/")).name == "submission.py" for name in names):
-            raise UserError(f"{path}: no submission.py in it; make one with: raypipe export RUN OUT.zip")
-        problem = _unsafe(members)
-        if problem:
-            return report.add("safe to unpack", False, problem)
-        deep = [name for name in names if "/" in name]
-        if deep:
-            where = "" if "submission.py" in names else "; the scorer looks for submission.py at the top"
-            mend = "zip the files, not the folder"
-            return report.add("flat", False, f"'{deep[0]}' lies in a folder; all must be at the top{where}: {mend}")
-        try:
-            for member in members:
-                (folder / member.filename).write_bytes(archive.read(member))
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise UserError(f"{path}: damaged ({error})") from None
-    return report.add("flat", True, f"{len(names)} files, {path.stat().st_size / 2**20:.1f} MB")
-
-
-def _unsafe(members: list[zipfile.ZipInfo]) -> str | None:
-    seen: set[str] = set()
-    for member in members:
-        name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
-        pure = PurePosixPath(name.replace("\\", "/"))
-        if not pure.name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
-            return f"'{name}' would be written outside the folder it is unpacked to"
-        if stat.S_ISLNK(kind):
-            return f"'{name}' is a link"
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            return f"'{name}' is no file"
-        if name in seen:
-            return f"'{name}' is in it twice: which of them counts depends on who unpacks it"
-        seen.add(name)
-    size = sum(member.file_size for member in members)
-    return f"unpacked it would take {size / 2**30:.1f} GB" if size > LARGEST else None
-
-
-def _manifest(report: CheckReport, folder: Path) -> dict[str, Any]:
-    """The manifest's challenges; none where there is no manifest that can be read."""
+def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request]:
+    """Return a request for each challenge in the manifest; none where it cannot be read."""
     file = folder / MANIFEST
     if not file.is_file():
-        report.add("manifest", False, f"{MANIFEST} is missing: nothing says what the models take and must answer")
+        report.add("manifest", False, f"{MANIFEST} is missing: the windows and predictions of the models are unknown")
         return {}
     try:
-        manifest = json.loads(file.read_bytes())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']!r}, not {FORMAT!r}")
-        found = {}
-        for challenge, entry in manifest["challenges"].items():
-            spec = entry["spec"]
-            found[str(int(challenge))] = {
-                "sfreq": float(spec["sfreq"]),
-                "n_channels": int(spec["n_channels"]),
-                "n_times": int(spec["n_times"]),
-                "reference": [float(answer) for answer in entry["reference"]["answers"]],
+        manifest = SubmissionManifest.parse(file.read_bytes(), MANIFEST)
+        requests: dict[str, Request] = {
+            str(int(challenge)): {
+                "sfreq": entry.spec.sfreq,
+                "n_channels": entry.spec.n_channels,
+                "n_times": entry.spec.n_times,
+                "reference": entry.reference.answers,
                 "source": "those of the bundle at export",
             }
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        report.add("manifest", False, f"{MANIFEST} is damaged: {type(error).__name__}: {error}")
+            for challenge, entry in manifest.challenges.items()
+        }
+    except (UserError, ValueError) as error:
+        report.add("manifest", False, str(error))
         return {}
-    held = " and ".join(sorted(found))
-    note = f"holds only challenge {held}" if len(found) == 1 else f"holds challenges {held}"
-    report.add("manifest", bool(found), note if found else "holds no challenge")
-    return found
-
-
-def _requests(report: CheckReport, manifest: dict[str, Any], bundle: LoadedEnsemble | None) -> dict[str, Any]:
-    requests = manifest or {str(k): CHALLENGE | {"reference": None, "source": ""} for k in (1, 2)}
-    if bundle is not None:
-        mine = str(challenge_of(bundle.info.task))
-        if mine not in requests:
-            mine = next(iter(requests))
-        wanted = requests[mine]
-        n_channels, n_times = len(bundle.channels), bundle.info.n_times
-        shape = {"n_channels": n_channels, "n_times": n_times, "sfreq": bundle.sfreq}
-        other = [name for name, value in shape.items() if wanted[name] != value]
-        if other:
-            report.add("bundle", False, f"the bundle's {other[0]} is {shape[other[0]]}, the zip's {wanted[other[0]]}")
-            return {}
-        x_NCT = scorer.reference_windows(n_channels, n_times) * np.float32(INPUT_SCALE)
-        answers = bundle.predict(x_NCT)[:, -1].astype(float).tolist()
-        requests[mine] = wanted | {"reference": answers, "source": "those of the bundle given"}
-    report.challenges = [int(challenge) for challenge in requests]
+    names = " and ".join(sorted(requests))
+    detail = f"has only challenge {names}" if len(requests) == 1 else f"has challenges {names}"
+    report.add("manifest", bool(requests), detail if requests else "has no challenge")
     return requests
 
 
-def _examine(report: CheckReport, folder: Path, scratch: Path, request: dict[str, Any], timeout: float) -> None:
-    """Run `scorer` by its path: ``-I`` keeps this process's folder and PYTHONPATH out of it."""
-    asked, answered, elsewhere = scratch / "request.json", scratch / "answer.json", scratch / "elsewhere"
-    elsewhere.mkdir()
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-I", str(scorer.__file__), str(folder), str(asked), str(answered)]
+def _compare_with_bundle(report: CheckReport, requests: dict[str, Request], bundle: LoadedEnsemble) -> bool:
+    """Have the bundle's challenge compared with the bundle's predictions; return False if its windows differ."""
+    challenge = str(challenge_of(bundle.info.task))
+    if challenge not in requests:
+        challenge = next(iter(requests))
+    request = requests[challenge]
+    shape = {"n_channels": len(bundle.channels), "n_times": bundle.info.n_times, "sfreq": bundle.sfreq}
+    for name, value in shape.items():
+        if request[name] != value:
+            report.add("bundle", False, f"the bundle's {name} is {value}, the zip's {request[name]}")
+            return False
+    x_NCT = scorer.reference_windows(len(bundle.channels), bundle.info.n_times) * np.float32(INPUT_SCALE)
+    reference = bundle.predict(x_NCT)[:, -1].astype(float).tolist()
+    requests[challenge] = request | {"reference": reference, "source": "those of the bundle given"}
+    return True
+
+
+def _run_checks(report: CheckReport, folder: Path, scratch: Path, request: Request, timeout: float) -> None:
     try:
-        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        report.add("ends", False, f"the scorer's process did not end within {timeout:g} s")
+        answer = run_scorer(folder, scratch, request, timeout=timeout)
+    except ScorerProcessError as error:
+        report.add("ends", False, str(error))
         return
-    if not answered.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        report.add("ends", False, f"the scorer's process died (exit status {done.returncode}): {last[:300]}")
-        return
-    for challenge, lines in json.loads(answered.read_bytes()).items():
+    for challenge, lines in answer.items():
         prefix = "" if challenge == "import" else f"challenge {challenge}: "
         for name, ok, detail in lines:
             report.add(prefix + name, bool(ok), str(detail))

@@ -1,4 +1,4 @@
-"""From a run to what is shipped: a bundle for Python, or a submission zip for the challenge."""
+"""Export a run's ensemble as a bundle for Python, or as a submission zip for the challenge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FORMATS = ("bundle", "submission")
 
 
 def export(run: str | Path, out: str | Path, *, format: str | None = None, also: str | Path | None = None) -> Path:
-    """Write a run's saved ensemble.
+    """Export a run's saved ensemble.
 
     Parameters
     ----------
@@ -19,33 +19,38 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     out
         Folder of the bundle, or the submission's zip file.
     format
-        ``bundle`` or ``submission``; None goes by the name of `out`: ``.zip`` is a submission.
+        ``bundle`` or ``submission``; None for a submission if `out` ends in ``.zip``, else a bundle.
     also
-        A second run for a submission, which answers the challenge's other half.
+        A second run for a submission, which answers the other challenge.
+
+    Returns
+    -------
+    Path
+        What was written.
 
     Raises
     ------
     UserError
-        The run has no ensemble, the format is unknown, or both runs answer the same half.
+        The run has no ensemble, the format is unknown, or both runs answer the same challenge.
     """
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import export_bundle
     from raypipe.packaging.submission import challenge_of, export_submission
     from raypipe.storage.run_store import RunStore
 
-    chosen = format or ("submission" if Path(out).suffix == ".zip" else "bundle")
-    if chosen not in FORMATS:
-        raise UserError(f"--format {chosen}: no such format; {nearest(chosen, FORMATS)}")
+    format = format or ("submission" if Path(out).suffix == ".zip" else "bundle")
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: no such format; {nearest(format, FORMATS)}")
     ensemble = Ensemble.load(RunStore.open(run))
-    if chosen == "bundle":
+    if format == "bundle":
         if also:
-            raise UserError("a bundle holds one run's ensemble; only a submission (.zip) takes two runs")
+            raise UserError("a bundle has one run's ensemble; only a submission (.zip) takes two runs")
         return export_bundle(ensemble.run, ensemble, out)
     ensembles = {challenge_of(ensemble.run.info.task): ensemble}
     if also:
         other = Ensemble.load(RunStore.open(also))
-        half = challenge_of(other.run.info.task)
-        if half in ensembles:
-            raise UserError(f"{also}: both runs answer challenge {half} ({other.run.info.task})")
-        ensembles[half] = other
+        challenge = challenge_of(other.run.info.task)
+        if challenge in ensembles:
+            raise UserError(f"{also}: both runs answer challenge {challenge} ({other.run.info.task})")
+        ensembles[challenge] = other
     return export_submission(ensembles, out)

@@ -1,4 +1,4 @@
-"""Predict recordings with a bundle: its own preparation is redone, recording by recording, without any label."""
+"""Predict recordings with a bundle: each is prepared as the training data were, without any labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypipe.data.windower import windows_of
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.storage.files import write_atomic
 
-BATCH = 64
+BATCH_SIZE = 64
 
 
 def predict(
@@ -30,42 +30,43 @@ def predict(
     per: Literal["window", "recording"] = "window",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Predict one recording or all of a BIDS folder.
+    """Predict one recording, or all of a BIDS folder.
 
     Parameters
     ----------
     bundle
-        A bundle's folder, or one that is loaded.
+        A bundle's folder, or a bundle that was read.
     recordings
-        A recording file, or a BIDS folder (of which the recordings are taken that the bundle's task is about).
+        A recording file, or a BIDS folder, whose recordings of the bundle's BIDS tasks are predicted.
     out_csv
-        Where to write the table, whole or not at all.
+        CSV file that the table is written to.
     per
-        `window`: a row a window. `recording`: a row a recording, predictions averaged over its windows.
+        `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows.
     progress
-        Called with recordings done, recordings in all, and the last one's name.
+        Called with recordings done, recordings in all, and the name of the last one.
 
     Returns
     -------
     pandas.DataFrame
-        `recording`, `subject`, `session`, `task`, `run`; `onset` of the window in seconds (`windows`, their number,
-        per recording); `role` of a subject of that name in the bundle's making (`learned from`, `held out`, `new`: a
-        score on subjects learned from means nothing); then `prediction` in target units, or a `probability_CLASS`
-        column for each class and the likeliest as `prediction`. A row depends on nothing but its own recording.
+        Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
+        number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
+        most probable class as `prediction`. The `role` of the subject in training is `learned from`, `held out` or
+        `new`; predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording
+        only.
 
     Raises
     ------
     UserError
-        No such recordings, a channel that the bundle needs is missing, or no window fits.
+        There are no such recordings, a channel of the bundle is missing, or no window fits.
     """
     if per not in ("window", "recording"):
         raise UserError(f"per '{per}': must be window or recording")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle)
     task = parse_task(ensemble.info.prepare.task)
-    found = _find(recordings, task)
+    found = _find_recordings(recordings, task)
     tables = []
     for number, recording in enumerate(found, start=1):
-        tables += list(_predict_one(ensemble, recording, task, per))
+        tables += list(_predict_recording(ensemble, recording, task, per))
         if progress:
             progress(number, len(found), recording.key)
     if not tables:
@@ -80,37 +81,39 @@ def predict(
     return table
 
 
-def _find(recordings: str | Path, task: Task) -> list[Recording]:
+def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
     if not Path(recordings).is_dir():
         return [recording_from_file(recordings)]
     everything = find_recordings(recordings)
     found = [r for r in everything if not task.bids_tasks or r.task is None or r.task in task.bids_tasks]
     if not found:
-        there = ", ".join(sorted({r.task for r in everything if r.task}))
+        known = ", ".join(sorted({r.task for r in everything if r.task}))
         raise UserError(
-            f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle is about; there "
-            f"is: {there}"
+            f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle was trained on; "
+            f"there is: {known}"
         )
     return found
 
 
-def _predict_one(ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str) -> Iterator[pd.DataFrame]:
+def _predict_recording(ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str) -> Iterator[pd.DataFrame]:
+    """Yield the table of a recording, unless no window fits."""
     rows, crops = windows_of(recording, task, ensemble.info.prepare)
     if len(rows) == 0:
         return
-    # Windows are cut a stretch of the recording at a time: memory does not grow with its length.
-    answers = np.concatenate([ensemble.predict(x_NCT, batch_size=BATCH) for x_NCT in crops]).astype(float)
+    # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
+    parts = [ensemble.predict(x_NCT, batch_size=BATCH_SIZE) for x_NCT in crops]
+    predictions = np.concatenate(parts).astype(float)
     fold = ensemble.info.fold_map.fold_of.get(recording.subject)
     role = "new" if fold is None else "held out" if fold == HELD_OUT else "learned from"
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
     if per == "recording":
         table = table.iloc[:1].assign(windows=len(rows))
-        answers = answers.mean(axis=0, keepdims=True)
+        predictions = predictions.mean(axis=0, keepdims=True)
     else:
         table["onset"] = rows["onset"]
     table["role"] = role
-    table[names] = answers
+    table[names] = predictions
     if ensemble.classes:
-        table["prediction"] = [ensemble.classes[k] for k in answers.argmax(axis=1)]
+        table["prediction"] = [ensemble.classes[k] for k in predictions.argmax(axis=1)]
     yield table

@@ -6,9 +6,6 @@ overall score is ``0.3 * challenge 1 + 0.7 * challenge 2``.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,58 +19,59 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.packaging import scorer
-from raypipe.packaging.check import CheckReport, unpack
-from raypipe.packaging.submission import MANIFEST, subject_mark
+from raypipe.packaging.manifest import MANIFEST, SubmissionManifest, subject_hash
+from raypipe.packaging.scorer_process import LayoutError, ScorerProcessError, run_scorer, unpack_submission
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-SHARES = {1: 0.3, 2: 0.7}
-TASKS = {"challenge1": 1, "challenge2": 2}
-WHOSE = ("new", "all")
+WEIGHTS = {1: 0.3, 2: 0.7}
+"""Of each challenge in the overall score."""
+CHALLENGES = {"challenge1": 1, "challenge2": 2}
+"""Number of each challenge by task."""
+SUBJECTS = ("new", "all")
 
 
 @dataclass(frozen=True)
-class Score:
-    """How one challenge was answered."""
+class ChallengeScore:
+    """Scores of one challenge."""
 
     nrmse: float
     rmse: float
     r2: float
     constant: float
-    """NRMSE of the best constant that needs no EEG but knows these targets: 1 by definition."""
+    """NRMSE of the targets' mean, which needs the targets but no EEG: 1 by definition."""
     windows: int
     subjects: int
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """Scores by challenge, and what they are of."""
+    """Scores by challenge, and notes on them."""
 
     path: Path
-    scores: dict[int, Score]
+    scores: dict[int, ChallengeScore]
     notes: list[str] = field(default_factory=list)
 
     @property
     def overall(self) -> float | None:
-        """The challenge's score; None unless both halves are there."""
-        if set(self.scores) != set(SHARES):
+        """The overall score; None unless both challenges are scored."""
+        if set(self.scores) != set(WEIGHTS):
             return None
-        return sum(SHARES[number] * one.nrmse for number, one in self.scores.items())
+        return sum(WEIGHTS[challenge] * score.nrmse for challenge, score in self.scores.items())
 
     def render(self) -> Text:
-        """The report for a terminal."""
+        """Return the report for a terminal."""
         from rich.text import Text
 
         text = Text()
-        for number, one in sorted(self.scores.items()):
+        for challenge, score in sorted(self.scores.items()):
             text.append(
-                f"challenge {number}  NRMSE {one.nrmse:.5f}  RMSE {one.rmse:.5f}  R2 {one.r2:+.5f}  "
-                f"({one.windows} windows of {one.subjects} subjects; a constant at their mean: {one.constant:.5f})\n"
+                f"challenge {challenge}  NRMSE {score.nrmse:.5f}  RMSE {score.rmse:.5f}  R2 {score.r2:+.5f}  "
+                f"({score.windows} windows of {score.subjects} subjects; their mean target: {score.constant:.5f})\n"
             )
         if self.overall is not None:
-            text.append(f"overall      {self.overall:.5f}  (0.3 and 0.7 of the two; lower is better)\n")
+            text.append(f"overall      {self.overall:.5f}  (weights 0.3 and 0.7; lower is better)\n")
         for note in self.notes:
             text.append(f"note: {note}\n")
         text.rstrip()
@@ -83,24 +81,25 @@ class ScoreReport:
         return self.render().plain
 
 
-def compare(targets: ArrayLike, answers: ArrayLike, subjects: int = 0) -> Score:
-    """Score answers (N,) against targets (N,).
+def score_predictions(targets: ArrayLike, predictions: ArrayLike, subjects: int = 0) -> ChallengeScore:
+    """Score predictions (N,) of targets (N,).
 
     Raises
     ------
     UserError
-        The targets are all the same, or an answer is no number.
+        The targets are all the same, or a prediction is not finite.
     """
-    y_N, answer_N = np.asarray(targets, np.float64), np.asarray(answers, np.float64)
-    if y_N.ndim != 1 or y_N.shape != answer_N.shape:
-        raise ValueError(f"targets {y_N.shape} and answers {answer_N.shape} must be (N,) both")
-    if len(y_N) == 0 or np.ptp(y_N) == 0.0:
-        raise UserError(f"the targets of all {len(y_N)} windows are the same, so there is no NRMSE; score more people")
-    if not np.isfinite(answer_N).all():
-        raise UserError(f"{int((~np.isfinite(answer_N)).sum())} answers are no numbers; run raypipe check on the zip")
-    square = float(np.mean((y_N - answer_N) ** 2))
-    spread = float(y_N.std())
-    return Score(square**0.5 / spread, square**0.5, 1 - square / spread**2, 1.0, len(y_N), subjects)
+    y_N, predicted_N = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
+    if y_N.ndim != 1 or y_N.shape != predicted_N.shape:
+        raise ValueError(f"targets {y_N.shape} and predictions {predicted_N.shape} must both be (N,)")
+    n = len(y_N)
+    if n == 0 or np.ptp(y_N) == 0.0:
+        raise UserError(f"the targets of all {n} windows are the same, so there is no NRMSE; score more subjects")
+    if not np.isfinite(predicted_N).all():
+        count = int((~np.isfinite(predicted_N)).sum())
+        raise UserError(f"{count} predictions are not finite; run raypipe check on the zip")
+    mse, sd = float(np.mean((y_N - predicted_N) ** 2)), float(y_N.std())
+    return ChallengeScore(mse**0.5 / sd, mse**0.5, 1 - mse / sd**2, 1.0, n, subjects)
 
 
 def score_submission(
@@ -108,121 +107,145 @@ def score_submission(
     stores: Mapping[str, str | Path],
     *,
     release: str | None = None,
-    whose: str = "new",
+    subjects: str = "new",
     device: str = "cpu",
 ) -> ScoreReport:
-    """Run the scorer's loop over the windows of stores: batch 1, in order, in volts.
+    """Run the scorer's loop over the windows of stores: batch size 1, in order, in volts.
 
     Parameters
     ----------
     path
-        The zip. Its code is run, in a process of its own but with your rights.
+        The zip. Its code is run, in a separate process but with your permissions.
     stores
-        ``challenge1`` and ``challenge2``, or one of them, to the store of its windows. Only recordings of contrast
-        change are scored, as the organisers do.
+        For ``challenge1``, ``challenge2`` or both, the store of the windows. Only recordings of contrast change
+        detection are scored, as in the challenge.
     release
         Only subjects of this release of HBN-EEG, such as ``R5``.
-    whose
-        ``new``: subjects that the zip's models have not learned from, as far as its manifest says; ``all``.
+    subjects
+        ``new``: subjects that the zip's models were not trained on, according to its manifest; ``all``.
     device
-        Where to run the models.
+        ``cpu`` or ``cuda``.
 
     Raises
     ------
     UserError
         The zip cannot be run, does not answer a challenge, or there is nothing to score.
     """
-    if whose not in WHOSE:
-        raise UserError(f"--subjects {whose}: no such choice; {nearest(whose, WHOSE)}")
-    for name in stores:
-        if name not in TASKS:
-            raise UserError(f"--task {name}: no task of the challenge; {nearest(name, TASKS)}")
+    if subjects not in SUBJECTS:
+        raise UserError(f"--subjects {subjects}: no such choice; {nearest(subjects, SUBJECTS)}")
+    for task in stores:
+        if task not in CHALLENGES:
+            raise UserError(f"--task {task}: not a task of the challenge; {nearest(task, CHALLENGES)}")
     with tempfile.TemporaryDirectory(prefix="raypipe-score-") as scratch:
         folder = Path(scratch) / "submission"
         folder.mkdir()
-        unpacked = CheckReport(Path(path))
-        if not unpack(unpacked, folder):
-            raise UserError(f"{path}: {unpacked.lines[-1].detail}")
-        learned = _learned(folder)
-        jobs: dict[str, Any] = {}
-        chosen: dict[int, tuple[WindowStore, NDArray[np.int64]]] = {}
-        notes: list[str] = []
-        for name, where in stores.items():
-            number = TASKS[name]
-            store = open_windows(where)
-            chosen[number] = store, _choose(store, name, learned.get(str(number)), release, whose, notes)
-            jobs[str(number)] = _job(*chosen[number])
-        request = {"device": device, "sfreq": next(iter(chosen.values()))[0].sfreq, "score": jobs}
-        answers = _run(folder, Path(scratch), request)
-    scores = {}
-    for number, (store, index) in chosen.items():
-        people = len(set(store.subjects[index].tolist()))
-        targets = store.table["target"].to_numpy(np.float64)[index]
-        scores[number] = compare(targets, answers[str(number)], people)
-    return ScoreReport(Path(path), scores, notes)
+        try:
+            unpack_submission(Path(path), folder)
+        except LayoutError as error:
+            raise UserError(f"{path}: {error.detail}") from None
+        trained_on = _training_subjects(folder)
+        parts, notes = [], []
+        for task, where in stores.items():
+            part, more = select_windows(open_windows(where), task, trained_on, release, only_new=subjects == "new")
+            parts.append(part)
+            notes += more
+        predictions = _predict(Path(path), folder, parts, device)
+    return ScoreReport(Path(path), {part.challenge: part.score(predictions[part.challenge]) for part in parts}, notes)
 
 
-def _learned(folder: Path) -> dict[str, set[str]]:
-    """Marks of the subjects that each challenge's models were learned from; none where nothing says."""
+@dataclass(frozen=True)
+class ScoredWindows:
+    """Windows that one challenge is scored on."""
+
+    challenge: int
+    store: WindowStore
+    index: NDArray[np.int64]
+
+    def request(self) -> dict[str, Any]:
+        """Return what `scorer.predict_store` needs."""
+        rows = self.store.table.iloc[self.index]
+        return {
+            "shards": [str(self.store.path / shard.file) for shard in self.store.manifest.shards],
+            "windows": rows[["shard", "row", "offset"]].to_numpy().tolist(),
+            "samples": self.store.crop_samples,
+        }
+
+    def score(self, predictions: ArrayLike) -> ChallengeScore:
+        """Score predictions of these windows."""
+        targets = self.store.table["target"].to_numpy(np.float64)[self.index]
+        return score_predictions(targets, predictions, len(set(self.store.subjects[self.index].tolist())))
+
+
+def _training_subjects(folder: Path) -> dict[int, set[str]]:
+    """Return the hashes of the training subjects by challenge; none where the manifest cannot be read."""
     try:
-        entries = json.loads((folder / MANIFEST).read_bytes())["challenges"]
-        return {number: set(entry["learned_from"]) for number, entry in entries.items() if "learned_from" in entry}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = SubmissionManifest.parse((folder / MANIFEST).read_bytes(), MANIFEST)
+        return {int(challenge): set(entry.learned_from) for challenge, entry in manifest.challenges.items()}
+    except (OSError, UserError, ValueError):
         return {}
 
 
-def _choose(
-    store: WindowStore, name: str, learned: set[str] | None, release: str | None, whose: str, notes: list[str]
-) -> NDArray[np.int64]:
-    if store.manifest.task.partition("@")[0].partition(":")[0] != name:
+def select_windows(
+    store: WindowStore, task: str, trained_on: Mapping[int, set[str]], release: str | None, *, only_new: bool
+) -> tuple[ScoredWindows, list[str]]:
+    """Select the windows of a store that are scored, and write notes on the subjects.
+
+    Raises
+    ------
+    UserError
+        The store is of another task, or none of its windows can be scored.
+    """
+    if store.manifest.task.partition("@")[0].partition(":")[0] != task:
         raise UserError(
-            f"{store.path}: holds windows of task '{store.manifest.task}', not {name}; prepare them with --task {name}"
+            f"{store.path}: has windows of task '{store.manifest.task}', not {task}; prepare them with --task {task}"
         )
-    keep = np.array(store.table["task"] == CONTRAST_TASK)
-    if not keep.any():
+    keep_N = np.array(store.table["task"] == CONTRAST_TASK)
+    if not keep_N.any():
         raise UserError(f"{store.path}: no recording of {CONTRAST_TASK}, the task that the challenge scores")
     if release is not None:
-        releases = store.releases
-        keep &= np.array([releases.get(subject) == release for subject in store.subjects])
-        if not keep.any():
-            there = ", ".join(sorted({r for r in releases.values() if r})) or "none known"
-            raise UserError(f"{store.path}: no subject of release {release}; there is: {there}")
-    if learned is None:
-        notes.append(f"{name}: the zip does not say whom it was learned from; these subjects may be among them")
+        keep_N &= _of_release(store, keep_N, release)
+    challenge = CHALLENGES[task]
+    if challenge not in trained_on:
+        notes = [f"{task}: the zip does not name its training subjects; these subjects may be among them"]
     else:
-        old = np.array([subject_mark(str(subject)) in learned for subject in store.subjects])
-        count = len(set(store.subjects[keep & old].tolist()))
-        if whose == "new":
-            keep &= ~old
-            if not keep.any():
-                raise UserError(
-                    f"{store.path}: the models have learned from every subject in it, so a score would say nothing; "
-                    "prepare other people, or ask for it with --subjects all"
-                )
-            if count:
-                notes.append(f"{name}: {count} subjects that the models have learned from were left out")
-        elif count:
-            notes.append(f"{name}: {count} subjects have been learned from; this score is no forecast")
-    return np.flatnonzero(keep)
+        known_N = np.array([subject_hash(str(subject)) in trained_on[challenge] for subject in store.subjects])
+        keep_N, notes = _exclude_training_subjects(store, task, keep_N, known_N, only_new=only_new)
+    return ScoredWindows(challenge, store, np.flatnonzero(keep_N)), notes
 
 
-def _job(store: WindowStore, index: NDArray[np.int64]) -> dict[str, Any]:
-    rows = store.table.iloc[index]
-    return {
-        "shards": [str(store.path / shard.file) for shard in store.manifest.shards],
-        "windows": rows[["shard", "row", "offset"]].to_numpy().tolist(),
-        "samples": store.crop_samples,
-    }
+def _of_release(store: WindowStore, keep_N: NDArray[np.bool_], release: str) -> NDArray[np.bool_]:
+    """Return the mask (N,) of the windows of a release."""
+    releases = store.releases
+    inside_N = np.array([releases.get(subject) == release for subject in store.subjects])
+    if not (keep_N & inside_N).any():
+        known = ", ".join(sorted({r for r in releases.values() if r})) or "none known"
+        raise UserError(f"{store.path}: no subject of release {release}; there is: {known}")
+    return inside_N
 
 
-def _run(folder: Path, scratch: Path, request: dict[str, Any]) -> dict[str, list[float]]:
-    asked, answered, elsewhere = scratch / "request.json", scratch / "answer.json", scratch / "elsewhere"
-    elsewhere.mkdir()
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-I", str(scorer.__file__), str(folder), str(asked), str(answered)]
-    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
-    if not answered.is_file():
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"the submission failed in the scorer's loop: {last[:300]}; raypipe check says more")
-    found: dict[str, list[float]] = json.loads(answered.read_bytes())
-    return found
+def _exclude_training_subjects(
+    store: WindowStore, task: str, keep_N: NDArray[np.bool_], known_N: NDArray[np.bool_], *, only_new: bool
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Drop the windows of training subjects if only new subjects are scored, and write a note."""
+    count = len(set(store.subjects[keep_N & known_N].tolist()))
+    if not only_new:
+        note = f"{task}: the models were trained on {count} of these subjects; this score is no forecast"
+        return keep_N, [note] if count else []
+    if not (keep_N & ~known_N).any():
+        raise UserError(
+            f"{store.path}: the models were trained on every subject in it, so a score would say nothing; prepare "
+            "other subjects, or ask for it with --subjects all"
+        )
+    note = f"{task}: {count} subjects that the models were trained on are left out"
+    return keep_N & ~known_N, [note] if count else []
+
+
+def _predict(path: Path, folder: Path, parts: list[ScoredWindows], device: str) -> dict[int, list[float]]:
+    """Return the predictions of a submission, which is unpacked in `folder`, by challenge."""
+    windows = {str(part.challenge): part.request() for part in parts}
+    request = {"device": device, "sfreq": parts[0].store.sfreq, "score": windows}
+    try:
+        answer = run_scorer(folder, folder.parent, request)
+    except ScorerProcessError as error:
+        raise UserError(f"{path}: {error}; raypipe check says more") from None
+    return {int(challenge): predictions for challenge, predictions in answer.items()}

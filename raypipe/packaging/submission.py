@@ -1,14 +1,13 @@
-"""Submissions: ensembles as one flat zip that the challenge's scorer can run with torch alone."""
+"""Submissions: ensembles as one flat zip that the challenge's scorer runs with torch and NumPy only."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,12 +19,18 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
+from raypipe.packaging.manifest import (
+    MANIFEST,
+    ChallengeEntry,
+    NetworkSpec,
+    ReferencePredictions,
+    SubmissionManifest,
+    subject_hash,
+)
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
 from raypipe.storage.run_store import RunStore
 
-FORMAT = "raypipe-submission/1"
-MANIFEST = "manifest.json"
 CODE = (
     "submission.py",
     "ensemble.py",
@@ -39,20 +44,15 @@ CODE = (
     "tcn.py",
     "vit.py",
 )
-"""Files of `raypipe.models` that a submission holds, word for word."""
+"""Files of `raypipe.models` that a submission contains, unchanged."""
 
 INPUT_SCALE = 1e6
-"""The scorer gives volts (MNE's unit); windows are learned from in microvolts."""
+"""The scorer's windows are in volts (MNE's unit), the networks were trained on microvolts."""
 
 
 def challenge_of(task: str) -> int:
-    """Which challenge a task answers: 2 (what kind of person) for ``participants:`` too, else 1 (response times)."""
+    """Return the challenge that a task answers: 2 for traits of subjects (``participants:`` too), else 1."""
     return 2 if task.startswith(("challenge2", "participants:")) else 1
-
-
-def subject_mark(subject: str) -> str:
-    """What a submission says of a subject that it was learned from: enough to be recognised by, not the label."""
-    return hashlib.sha256(subject.encode()).hexdigest()[:16]
 
 
 def export_submission(
@@ -66,79 +66,90 @@ def export_submission(
     Parameters
     ----------
     ensembles
-        Challenge (1 or 2) to the ensemble, or the run whose saved ensemble, answers it. A single one goes where
-        `challenge_of` its task says.
+        By challenge (1 or 2) the ensemble that answers it, or the run whose saved ensemble does. For a single one,
+        `challenge_of` its task gives the challenge.
     out_zip
-        The zip file; one that is there is replaced.
+        The zip file; an existing one is replaced.
     windows
-        The runs' windows by challenge; left out, the stores that the runs were made from are opened.
+        The runs' windows by challenge; None opens the stores that the runs were made from.
+
+    Returns
+    -------
+    Path
+        The zip file.
 
     Raises
     ------
     UserError
-        A run has no ensemble or a damaged one, its answer is not one number, or there is no such challenge.
+        A run has no ensemble or a damaged one, its prediction is not one number, or there is no such challenge.
     """
-    if not isinstance(ensembles, Mapping):
-        store = ensembles if isinstance(ensembles, RunStore) else ensembles.run
-        ensembles = {challenge_of(store.info.task): ensembles}
-    wrong = [challenge for challenge in ensembles if challenge not in (1, 2)]
-    if wrong or not ensembles:
-        raise UserError(f"challenge {wrong[0] if wrong else 'none'}: a submission answers challenge 1, 2 or both")
-    entries: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
-    for challenge, source in sorted(ensembles.items()):
-        ensemble = Ensemble.load(source) if isinstance(source, RunStore) else source
-        name = f"model_challenge_{challenge}.pt"
-        entries[str(challenge)], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
-    code = Path(str(models.__file__)).parent
-    files |= {name: (code / name).read_bytes() for name in CODE}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    manifest = {"format": FORMAT, "challenges": entries, "sha256": hashes}
-    files[MANIFEST] = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
-
-    def write(file: Any) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for name, data in sorted(files.items()):
-                about = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-                about.compress_type = zipfile.ZIP_DEFLATED
-                about.external_attr = 0o644 << 16
-                archive.writestr(about, data)
-
     path = Path(out_zip)
     if path.is_dir():
         raise UserError(f"{path}: a folder; a submission is a zip file")
-    write_atomic(path, write)
+    entries: dict[str, ChallengeEntry] = {}
+    code = Path(str(models.__file__)).parent
+    files = {name: (code / name).read_bytes() for name in CODE}
+    for challenge, ensemble in _by_challenge(ensembles).items():
+        name = f"model_challenge_{challenge}.pt"
+        entries[str(challenge)], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    files[MANIFEST] = SubmissionManifest(challenges=entries, sha256=hashes).to_json()
+    write_atomic(path, lambda file: _write_zip(file, files))
     return path
 
 
-def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -> tuple[dict[str, Any], bytes]:
+def _by_challenge(ensembles: Mapping[int, Ensemble | RunStore] | Ensemble | RunStore) -> dict[int, Ensemble]:
+    """Return the ensembles by challenge, loaded."""
+    if not isinstance(ensembles, Mapping):
+        run = ensembles if isinstance(ensembles, RunStore) else ensembles.run
+        ensembles = {challenge_of(run.info.task): ensembles}
+    wrong = [challenge for challenge in ensembles if challenge not in (1, 2)]
+    if wrong or not ensembles:
+        raise UserError(f"challenge {wrong[0] if wrong else 'none'}: a submission answers challenge 1, 2 or both")
+    return {
+        challenge: Ensemble.load(source) if isinstance(source, RunStore) else source
+        for challenge, source in sorted(ensembles.items())
+    }
+
+
+def _write_zip(file: BinaryIO, files: Mapping[str, bytes]) -> None:
+    """Write files in sorted order, with a fixed date."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, data in sorted(files.items()):
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+
+
+def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -> tuple[ChallengeEntry, bytes]:
+    """Return the manifest's entry of an ensemble, and the content of its file of weights."""
     run = ensemble.run
     if len(run.info.classes) > 2:
         raise UserError(
-            f"{run.where}: it predicts {len(run.info.classes)} classes, but the scorer reads one number a window; "
+            f"{run.where}: it predicts {len(run.info.classes)} classes, but the scorer reads one number per window; "
             "export a bundle instead"
         )
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
-    spec, state = read_members(
-        run, windows, ensemble.members, ensemble.weights.tolist(), ensemble.rule, ensemble.merged
-    )
+    weights = ensemble.weights.tolist()
+    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged)
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))
         reference = build_module(spec, state)(microvolts)[:, -1]
     buffer = io.BytesIO()
     torch.save(dict(sorted(state.items())), buffer)
-    entry = {
-        "weights": weights_name,
-        "input_scale": INPUT_SCALE,
-        "spec": spec,
-        "task": run.info.task,
-        "classes": run.info.classes,
-        "channels": list(windows.channels),
-        "data_hash": run.info.data_hash,
-        "method": ensemble.method,
-        "learned_from": sorted(subject_mark(s) for s, fold in run.folds.fold_of.items() if fold != HELD_OUT),
-        "reference": {"seed": SEED, "answers": reference.tolist()},
-    }
+    entry = ChallengeEntry(
+        weights=weights_name,
+        input_scale=INPUT_SCALE,
+        spec=NetworkSpec.model_validate(spec),
+        task=run.info.task,
+        classes=run.info.classes,
+        channels=list(windows.channels),
+        data_hash=run.info.data_hash,
+        method=ensemble.method,
+        learned_from=sorted(subject_hash(s) for s, fold in run.folds.fold_of.items() if fold != HELD_OUT),
+        reference=ReferencePredictions(seed=SEED, answers=reference.tolist()),
+    )
     return entry, buffer.getvalue()

@@ -84,7 +84,7 @@ def saved(thing) -> bytes:
 def test_a_file_that_is_no_part_of_a_bundle_is_refused(bundle, mark, name, evil):
     (bundle / name).parent.mkdir(exist_ok=True)
     (bundle / name).write_bytes(pickle.dumps(Evil(mark)) if evil else b"hello")
-    with pytest.raises(UserError, match="no part of a bundle") as caught:
+    with pytest.raises(UserError, match="not part of a bundle") as caught:
         load_ensemble(bundle)
     assert name in one_line(caught)
     assert ("a pickle" in str(caught.value)) == (evil or name.endswith(".pkl"))
@@ -108,7 +108,7 @@ def test_a_forged_safetensors_header_is_refused(bundle, header):
     poison = struct.pack("<Q", header) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
     (bundle / TENSORS).write_bytes(poison)
     record = json.loads((bundle / RECORD).read_text())
-    (bundle / RECORD).write_text(json.dumps(record | {"sha256": {}}))
+    (bundle / RECORD).write_text(json.dumps(record | {"sha256": {TENSORS: digest(poison)}}))
     with pytest.raises(UserError, match="not the weights"):
         load_ensemble(bundle)
 
@@ -217,13 +217,15 @@ def archive(path: Path, *members: tuple[str, int, bytes]) -> Path:
         ("C:evil.py", 0o644, "outside the folder"),
         (".", 0o644, "outside the folder"),
         ("link", stat.S_IFLNK | 0o777, "is a link"),
-        ("pipe", stat.S_IFIFO | 0o644, "is no file"),
-        ("disk", stat.S_IFBLK | 0o644, "is no file"),
-        ("sub/", stat.S_IFDIR | 0o755, "lies in a folder"),
+        ("pipe", stat.S_IFIFO | 0o644, "is not a file"),
+        ("disk", stat.S_IFBLK | 0o644, "is not a file"),
+        ("sub/", stat.S_IFDIR | 0o755, "is in a folder"),
     ],
 )
 def test_a_zip_that_would_escape_or_surprise_is_not_unpacked(tmp_path, monkeypatch, name, mode, reason):
-    monkeypatch.setattr("raypipe.packaging.check.subprocess.run", lambda *_, **__: pytest.fail("its code was run"))
+    monkeypatch.setattr(
+        "raypipe.packaging.scorer_process.subprocess.run", lambda *_, **__: pytest.fail("its code was run")
+    )
     before = sorted(tmp_path.rglob("*"))
     zipped = archive(tmp_path / "evil.zip", (name, mode, b"/etc/passwd"))
     report = check_submission(zipped)

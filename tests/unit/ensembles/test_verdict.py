@@ -57,7 +57,7 @@ def test_the_verdict_of_no_signal():
 def test_the_verdict_claims_nothing_from_few_subjects():
     verdict, notes = of_table(table_of(1.0, 4))
     assert "but 4 subjects are too few to be evidence" in verdict
-    assert "All of 4 subjects agree by chance in 12 % of cases." in notes
+    assert "Without any effect, all 4 subjects would agree in 12 % of cases." in notes
     assert "nothing can be said about age" in of_table(table_of(1.0, 1))[0]
 
 

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import r2_score, root_mean_squared_error
 
 from raypipe.core.errors import UserError
-from raypipe.packaging.score import Score, ScoreReport, compare, score_submission
+from raypipe.packaging.score import ChallengeScore, ScoreReport, score_predictions, score_submission
 from raypipe.packaging.submission import export_submission
 
 FINITE = st.floats(-3, 3)
@@ -23,7 +23,7 @@ def test_equal_to_scikit_learn_and_numpy(pair):
     y, p = pair
     if np.ptp(y) < 1e-3:
         return
-    found = compare(y, p)
+    found = score_predictions(y, p)
     rmse = root_mean_squared_error(y, p)
     assert found.rmse == pytest.approx(rmse, rel=1e-12, abs=1e-12)
     assert found.nrmse == pytest.approx(rmse / y.std(), rel=1e-12, abs=1e-12)
@@ -32,15 +32,15 @@ def test_equal_to_scikit_learn_and_numpy(pair):
 
 def test_what_cannot_be_scored():
     with pytest.raises(UserError, match="all 2 windows are the same"):
-        compare([1.0, 1.0], [1.0, 2.0])
-    with pytest.raises(UserError, match="1 answers are no numbers"):
-        compare([1.0, 2.0], [1.0, float("nan")])
-    with pytest.raises(ValueError, match="must be"):
-        compare([1.0, 2.0], [[1.0], [2.0]])
+        score_predictions([1.0, 1.0], [1.0, 2.0])
+    with pytest.raises(UserError, match="1 predictions are not finite"):
+        score_predictions([1.0, 2.0], [1.0, float("nan")])
+    with pytest.raises(ValueError, match="must both be"):
+        score_predictions([1.0, 2.0], [[1.0], [2.0]])
 
 
 def test_overall_is_three_and_seven_tenths():
-    one, two = Score(0.9, 1, 0, 1, 5, 2), Score(1.1, 1, 0, 1, 5, 2)
+    one, two = ChallengeScore(0.9, 1, 0, 1, 5, 2), ChallengeScore(1.1, 1, 0, 1, 5, 2)
     assert ScoreReport("x.zip", {1: one}).overall is None
     report = ScoreReport("x.zip", {1: one, 2: two})
     assert report.overall == pytest.approx(0.3 * 0.9 + 0.7 * 1.1, abs=1e-15) and "1.04000" in str(report)
@@ -55,16 +55,16 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
     wanted = root_mean_squared_error(held.targets, held.predictions[:, 0]) / held.targets.std()
     assert found.nrmse == pytest.approx(float(wanted), rel=1e-5)
     assert (found.windows, found.subjects) == (len(held.targets), len(set(held.subjects)))
-    assert "subjects that the models have learned from were left out" in report.notes[0]
-    everyone = score_submission(path, {"challenge1": simulated.windows.path}, whose="all")
+    assert "subjects that the models were trained on are left out" in report.notes[0]
+    everyone = score_submission(path, {"challenge1": simulated.windows.path}, subjects="all")
     assert everyone.scores[1].windows == len(simulated.windows) and "no forecast" in everyone.notes[0]
-    with pytest.raises(UserError, match="holds windows of task 'challenge1', not challenge2"):
+    with pytest.raises(UserError, match="has windows of task 'challenge1', not challenge2"):
         score_submission(path, {"challenge2": simulated.windows.path})
     with pytest.raises(UserError, match="no subject of release R5"):
         score_submission(path, {"challenge1": simulated.windows.path}, release="R5")
     with pytest.raises(UserError, match="no such choice"):
-        score_submission(path, {"challenge1": simulated.windows.path}, whose="al")
-    with pytest.raises(UserError, match="no task of the challenge"):
+        score_submission(path, {"challenge1": simulated.windows.path}, subjects="al")
+    with pytest.raises(UserError, match="not a task of the challenge"):
         score_submission(path, {"chalenge1": simulated.windows.path})
 
 
@@ -76,5 +76,5 @@ def test_a_zip_without_weights_fails_loudly(simulated, tmp_path):
         for name in source.namelist():
             if not name.endswith(".pt"):
                 target.writestr(name, source.read(name))
-    with pytest.raises(UserError, match=r"failed in the scorer's loop: FileNotFoundError"):
+    with pytest.raises(UserError, match=r"bare\.zip: the scorer's process died .*FileNotFoundError.*raypipe check"):
         score_submission(tmp_path / "bare.zip", {"challenge1": simulated.windows.path})
