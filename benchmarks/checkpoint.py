@@ -26,12 +26,13 @@ from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
 from raypipe.core.config import parse_config
 from raypipe.storage.run_store import RunStore
+from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.trial.fold_runner import FoldRunner
 from tests.support.toys import make_run
 
 
-def epochs_of(share: FoldRunner, count: int) -> list[float]:
+def epochs_of(runner: FoldRunner, count: int) -> list[float]:
     """Seconds from one report to the next; all but the first, which the start is in."""
     seen: list[float] = []
 
@@ -39,7 +40,7 @@ def epochs_of(share: FoldRunner, count: int) -> list[float]:
         seen.append(time.perf_counter())
         return Reply(len(seen) <= count, epoch)
 
-    share.train(0, report)
+    runner.train(0, report)
     return [b - a for a, b in itertools.pairwise(seen)]
 
 
@@ -58,13 +59,13 @@ def main() -> None:
             for way, seconds in found.items():
                 run = make_run(Path(name) / f"{way}-{turn}", toy, n_folds=args.folds)
                 run.add_trial(0, config)
-                share = FoldRunner(run, toy, 0, range(args.folds))  # type: ignore[arg-type]
+                runner = FoldRunner(run, WindowLoader(toy), 0, range(args.folds))  # type: ignore[arg-type]
                 if way == "written":
-                    seconds += epochs_of(share, args.epochs)
+                    seconds += epochs_of(runner, args.epochs)
                     size = sum(f.stat().st_size for f in Path(run.where).rglob("*.ckpt")) / 2**20
                 else:
                     with patch.object(RunStore, "write_checkpoint"):
-                        seconds += epochs_of(share, args.epochs)
+                        seconds += epochs_of(runner, args.epochs)
     for way, seconds in found.items():
         print(f"an epoch of {args.folds} folds, checkpoints {way:12}{statistics.median(seconds):8.3f} s")
     cost = statistics.median(found["written"]) / statistics.median(found["not written"]) - 1

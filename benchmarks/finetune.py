@@ -29,12 +29,11 @@ from raypipe.core.config import parse_config
 from raypipe.core.metrics import auc
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.models.conformer import Conformer
-from raypipe.models.vit import ViT
+from raypipe.models.network import Encoder
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer, features, make_encoder
-from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 
 SHARE = 0.2
 SHAPE = {"model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}
@@ -116,12 +115,13 @@ def one_fold(
     steps = max(1, len(labelled) // args.batch)
 
     def tune(name: str, config: dict[str, object], encoder: dict[str, torch.Tensor] | None) -> None:
-        trainer = FoldTrainer(parse_config(config), feed, labelled, out[:1], fold=fold, encoder=encoder)
+        parsed = parse_config(config)
+        trainer = SupervisedTrainer(parsed, FoldData(parsed, feed, labelled, out[:1], fold=fold), encoder=encoder)
         for _ in range(trainer.config.epochs):
             trainer.run_epoch()
         table.add(name, seed, out, trainer.predict(out)[:, 1])
 
-    def probe(name: str, network: Conformer | ViT) -> None:
+    def probe(name: str, network: Encoder) -> None:
         weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)
         raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()
         table.add(name, seed, out, raw[:, 1] - raw[:, 0])

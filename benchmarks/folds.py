@@ -33,8 +33,8 @@ from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import FoldTrainer
-from tests.support.toys import ToyWindows, make_run
+from raypipe.training.trainer import SupervisedTrainer
+from tests.support.toys import ToyWindows, fold_trainer, make_run
 
 
 def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> ToyWindows:
@@ -44,9 +44,9 @@ def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> To
     return toy
 
 
-def trainers(run: RunStore, feed: WindowLoader, config: TrialConfig) -> list[FoldTrainer]:
+def trainers(run: RunStore, feed: WindowLoader, config: TrialConfig) -> list[SupervisedTrainer]:
     splits = [run.folds.split(feed.windows.subjects, fold) for fold in range(run.folds.n_folds)]
-    return [FoldTrainer(config, feed, *split, fold=fold) for fold, split in enumerate(splits)]
+    return [fold_trainer(config, feed, *split, fold=fold) for fold, split in enumerate(splits)]
 
 
 def plain_epoch(

@@ -58,12 +58,12 @@ def passing(one: Pretrainer) -> Any:
     drawn = next(one.batches())
     n = len(drawn.windows)
     mae = one.config.pretrain.name == "mae"
-    x = one.feed.gather(drawn.windows) if mae else one._views(drawn)
+    x = one.loader.gather(drawn.windows) if mae else one.objective.views(one.loader, drawn)
 
     def both() -> None:
         one.module.zero_grad(set_to_none=True)
         if mae:
-            one.module(x, *drawn.chance).mean().backward()
+            one.module(x, *drawn.drawn).mean().backward()
         else:
             z_VP = one.module(x)
             nt_xent(z_VP, z_VP, 0, n).mean().backward()

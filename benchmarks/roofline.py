@@ -9,7 +9,7 @@ from raypipe.models.conformer import Conformer
 
 def direct_operations(model: Conformer, batch: int) -> float:
     """Multiplications and additions of one forward pass, the stem as one direct convolution."""
-    stem, filters = model.stem, model.filters
+    stem, filters = model.stem, model.width
     outputs = stem.n_times - stem.kernel + 1
     total = 2.0 * batch * outputs * filters * stem.n_channels * stem.kernel
     total += 2.0 * stem.n_channels * stem.kernel * filters * filters  # composing the kernels
@@ -23,7 +23,7 @@ def direct_operations(model: Conformer, batch: int) -> float:
 
 def fourier_operations(model: Conformer, batch: int) -> float:
     """The same with the stem in the frequency domain (a complex product: 8 for 2), transforms of windows left out."""
-    stem, filters = model.stem, model.filters
+    stem, filters = model.stem, model.width
     outputs = stem.n_times - stem.kernel + 1
     frequencies = stem.length // 2 + 1
     direct = 2.0 * batch * outputs * filters * stem.n_channels * stem.kernel
@@ -38,7 +38,7 @@ def roofline(model: Conformer, batch: int, peak: float, seconds: float, passes: 
 
     A backward pass counts as two forward ones; the stem's, which needs no gradient of the windows, as one.
     """
-    stem, filters = model.stem, model.filters
+    stem, filters = model.stem, model.width
     outputs = stem.n_times - stem.kernel + 1
     stem_direct = 2.0 * batch * outputs * filters * stem.n_channels * stem.kernel
     direct = passes * (3.0 * direct_operations(model, batch) - stem_direct)

@@ -28,10 +28,9 @@ from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
 from raypipe.core.config import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
 from raypipe.models.network import normalise
-from raypipe.training.dropout import DropoutSampler
-from raypipe.training.loader import Batch
-from raypipe.training.trainer import FoldTrainer
-from tests.support.toys import ToyWindows
+from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
+from tests.support.toys import ToyWindows, fold_trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "AdamW": {},
@@ -51,19 +50,22 @@ def windows_of(args: argparse.Namespace) -> ToyWindows:
     return toy
 
 
-def ours(args: argparse.Namespace, toy: ToyWindows, options: dict[str, Any], stem: str = "fourier") -> FoldTrainer:
+def ours(
+    args: argparse.Namespace, toy: ToyWindows, options: dict[str, Any], stem: str = "fourier"
+) -> SupervisedTrainer:
     config = parse_config({"model/kernels": "paper", "batch_size": args.batch, "precision": args.precision, **options})
     index = np.arange(len(toy))
-    trainer = FoldTrainer(config, toy, index[: args.batch], index[args.batch :], fold=0, device=args.device, stem=stem)  # type: ignore[arg-type]
-    trainer.begin()
+    loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
+    trainer = fold_trainer(config, loader, index[: args.batch], index[args.batch :], fold=0, stem=stem)
+    trainer.start_epoch()
     return trainer
 
 
-def our_step(args: argparse.Namespace, trainer: FoldTrainer) -> Callable[[], float]:
-    x_BCT = trainer.feed.gather(np.arange(args.batch))
+def our_step(args: argparse.Namespace, trainer: SupervisedTrainer) -> Callable[[], float]:
+    x_BCT = trainer.data.loader.gather(np.arange(args.batch))
     y_B = torch.randn(args.batch, device=args.device)
-    masks = DropoutSampler(0, trainer.device)
-    return lambda: trainer.step(Batch(x_BCT, y_B, masks.draw(trainer.model.dropout_plan(args.batch))), 0)
+    dropout = DropoutSampler(0, trainer.data.device)
+    return lambda: trainer.step(Batch(x_BCT, y_B, dropout.draw(trainer.model.dropout_plan(args.batch))), 0)
 
 
 def their_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module, sam: bool) -> Callable[[], float]:
@@ -86,7 +88,7 @@ def outputs_apart(args: argparse.Namespace, toy: ToyWindows) -> float:
     trainer = ours(args, toy, {"precision": "float32"})
     theirs = peers.conformer(args.channels, args.samples).to(args.device)
     theirs.load_state_dict(to_braindecode(trainer.model.state_dict()))
-    x_BCT = trainer.feed.gather(np.arange(args.batch))
+    x_BCT = trainer.data.loader.gather(np.arange(args.batch))
     with torch.no_grad():
         a, b = trainer.model.eval()(x_BCT), theirs.eval()(normalise(x_BCT, "channel"))
     return float((a - b).abs().max() / b.abs().max())

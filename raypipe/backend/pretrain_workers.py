@@ -190,7 +190,7 @@ def train(settings: dict[str, Any]) -> None:
     """Train as one worker (the train function of Ray Train)."""
     import torch
 
-    from raypipe.pretraining.worker import work
+    from raypipe.pretraining.worker import train_encoders
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -198,7 +198,7 @@ def train(settings: dict[str, Any]) -> None:
         join_by_file(settings["rendezvous"], rank, world)
     torch.set_num_threads(max(1, int(settings["cpus"])))
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-    work(
+    train_encoders(
         settings["where"],
         rank=rank,
         world=world,

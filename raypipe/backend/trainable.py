@@ -66,7 +66,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if isinstance(outcomes, Failure):
             return self._report(done=True, failure=outcomes)
         try:
-            evaluator.take(epoch, outcomes)
+            evaluator.add_epoch(epoch, outcomes)
         except Exception as error:
             return self._report(done=True, failure=classify_failure(error))
         ray.get(self.broker.mark_scored.remote(self.group, epoch, evaluator.best, evaluator.over))

@@ -73,13 +73,13 @@ class _Worker:
         from raypipe.trial.fold_runner import FoldRunner
 
         context, run, loader = self.context, self.run_store, self.loader
-        who = f"{self.group}-worker-{self.rank}"
+        writer = f"{self.group}-worker-{self.rank}"
         if read_retry(run, number):  # a measurement would run out of memory again
             stem = "direct" if context.stem == "direct" else "fourier"
-            return FoldRunner(run, loader, number, self.folds, stem=stem, who=who)
+            return FoldRunner(run, loader, number, self.folds, stem=stem, writer=writer)
         options = ComputeOptions(stem=context.stem, stack=context.stack)  # type: ignore[arg-type]
         how = choose_compute(run, loader, run.config(number), self.folds, options, self._claim, self.gpu_share)
-        return FoldRunner(run, loader, number, self.folds, stem=how.stem, stacked=how.stacked, who=who)
+        return FoldRunner(run, loader, number, self.folds, stem=how.stem, stacked=how.stacked, writer=writer)
 
     def _claim(self, key: str) -> bool:
         if ray.get(self.broker.is_over.remote(self.group, self.seq)):

@@ -14,27 +14,29 @@ from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.failures import read_retry
 
 LABEL_SHARE = 0.5
 """Share of the labels in the student's targets; the rest is what the ensemble predicts."""
 
 
-class _Student(FoldTrainer):
-    """A trainer whose targets are a mean of labels and an ensemble's predictions, on the crops that it predicted."""
+class _StudentData(FoldData):
+    """Data whose targets are a mean of labels and an ensemble's predictions, on the crops that it predicted."""
 
     predictions_NO: Floats  # noqa: N815 - a row for each window of the store; only those of training windows are read
 
-    def _offsets(self, rng: np.random.Generator, index: Index) -> Index | None:
-        return None  # the ensemble predicted the crop that windows are evaluated with
+    def offsets(self, rng: np.random.Generator, index: Index) -> Index | None:
+        """Return None: the ensemble predicted the crops that windows are evaluated with."""
+        return None
 
-    def _targets(self, index: Index, offsets: Index | None) -> Tensor:
-        labels = super()._targets(index, None)
+    def targets(self, index: Index, offsets: Index | None) -> Tensor:
+        """Return the mixed targets of windows."""
+        labels = super().targets(index, None)
         predicted_BO = torch.as_tensor(self.predictions_NO[index], dtype=torch.float32, device=self.device)
-        if self.classes:
-            one_hot_BK = torch.nn.functional.one_hot(labels, self.classes).to(predicted_BO)
+        if self.n_classes:
+            one_hot_BK = torch.nn.functional.one_hot(labels, self.n_classes).to(predicted_BO)
             return torch.lerp(predicted_BO, one_hot_BK, LABEL_SHARE)
         # The ensemble's predictions are shrunk already, and the student's output will be: undo the student's shrinkage.
         predicted_B = (predicted_BO[:, 0] - self.out_centre) / (self.out_scale or self.scale)
@@ -97,19 +99,17 @@ def distill(
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
     config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
     loader = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu")
-    micro_batch = retry.micro_batch if retry else None
-    student = _Student(config, loader, index, index[:0], fold=run.folds.n_folds, micro_batch=micro_batch)
-    student.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))
-    student.predictions_NO[index] = predictions_NO
+    data = _StudentData(config, loader, index, index[:0], fold=run.folds.n_folds)
+    data.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))
+    data.predictions_NO[index] = predictions_NO
+    student = SupervisedTrainer(config, data, micro_batch=retry.micro_batch if retry else None)
     epochs = result.best_epoch if result is not None else config.epochs
     for epoch in range(1, epochs + 1):
-        student.begin()
-        for step, batch in enumerate(student.batches()):
-            student.step(batch, step)
+        student.train_epoch()
         student.epoch = epoch
         if progress:
             progress(epoch, epochs, "epochs of the student")
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in student.weights().items()}
-    for name, value in (("centre", student.out_centre), ("scale", student.out_scale)):
+    for name, value in (("centre", data.out_centre), ("scale", data.out_scale)):
         tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
     return MergedNetworks([like], [tensors], distilled=True)

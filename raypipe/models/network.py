@@ -119,6 +119,8 @@ class Network(nn.Module):
 
     stackable = False
     """Whether `torch.func.vmap` can run several networks of this class as one."""
+    uses_electrodes = False
+    """Whether `place_electrodes` has an effect."""
 
     def __init__(
         self, n_channels: int, n_times: int, n_outputs: int, *, norm: str, bins: int = 0, variance: bool = False

@@ -107,6 +107,7 @@ class ViT(Encoder):
     Electrode positions are a buffer, ``places.positions`` (metres; NaN: unknown), so they are saved with the weights.
     """
 
+    uses_electrodes = True
     head: nn.Linear
 
     def __init__(

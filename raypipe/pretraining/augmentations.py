@@ -1,6 +1,6 @@
-"""Views of windows for contrastive learning: changes that leave alone what a window is about.
+"""Augmented views of windows for contrastive learning: changes that keep what a window is about.
 
-Choice of changes after Mohsenvand et al. 2020 (Contrastive representation learning for EEG).
+The choice of changes follows Mohsenvand et al. 2020 (Contrastive representation learning for EEG).
 """
 
 from __future__ import annotations
@@ -8,29 +8,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCALE, SHIFT, CUT, DROP, STOP, NOISE, ROLL = 0.5, 0.5, 0.3, 0.2, 2.0, 0.3, 0.1
-"""Largest change of the log2 of amplitude; of the offset, in spreads; share of time masked; of channels dropped; half
-width of the band-stop in Hz; noise in spreads; share of the window's length that it is shifted by."""
+MAX_GAIN = 0.5
+"""Largest change of a channel's amplitude, in log2."""
+MAX_OFFSET = 0.5
+"""Largest offset of a channel, in standard deviations."""
+MAX_CUT = 0.3
+"""Largest fraction of time that is set to zero."""
+DROP_RATE = 0.2
+"""Probability that a channel is set to zero."""
+MAX_STOP = 2.0
+"""Largest half width of the band-stop filter in Hz."""
+MAX_NOISE = 0.3
+"""Largest standard deviation of white noise, in standard deviations of the channel."""
+MAX_SHIFT = 0.1
+"""Largest shift in time, as a fraction of the window's length."""
 
 
 def augment(
     x_BCT: Tensor, sfreq: float, generator: torch.Generator, *, strength: float = 1.0, time_shift: bool = False
 ) -> Tensor:
-    """A random view of each window, drawn from `generator` (of the CPU, whatever the device).
+    """Return a random view (B, C, T) of each window.
 
-    Per window: channels' amplitudes scaled, offsets added, a stretch of time zeroed, channels zeroed, a band taken out
-    by a brick-wall filter, white noise added; each change is drawn anew.
+    Per window: channel amplitudes are scaled, offsets added, an interval set to zero, channels set to zero, a band
+    removed by a brick-wall filter, and white noise added.
 
     Parameters
     ----------
     x_BCT
         Windows, in any unit.
     sfreq
-        In Hz.
+        Sampling rate in Hz.
+    generator
+        Of the CPU, whatever the device of the windows.
     strength
-        Of all changes; 0 gives the windows back.
+        Factor of all changes; 0 returns the windows.
     time_shift
-        Whether windows are also rolled in time; only where the answer does not lie in time.
+        Whether windows are also shifted in time (circularly); not for targets that are a time within the window.
     """
     batch, channels, times = x_BCT.shape
     device = x_BCT.device
@@ -41,17 +54,17 @@ def augment(
     spread_BC1 = x_BCT.std(2, keepdim=True, correction=0)
     centre_BC1 = x_BCT.mean(2, keepdim=True)
     x_BCT = x_BCT - centre_BC1
-    # Draws come in one order, whatever is used of them: a worker's windows get the same ones in any layout.
-    gain_BC1 = 2.0 ** (strength * SCALE * (2 * draw(batch, channels, 1) - 1))
-    offset_BC1 = strength * SHIFT * (2 * draw(batch, channels, 1) - 1)
-    length_B1 = strength * CUT * times * draw(batch, 1)
+    # All numbers are drawn, in a fixed order, even if some are not used: views do not depend on the options.
+    gain_BC1 = 2.0 ** (strength * MAX_GAIN * (2 * draw(batch, channels, 1) - 1))
+    offset_BC1 = strength * MAX_OFFSET * (2 * draw(batch, channels, 1) - 1)
+    length_B1 = strength * MAX_CUT * times * draw(batch, 1)
     start_B1 = draw(batch, 1) * (times - length_B1)
-    dropped_BC1 = draw(batch, channels, 1) < strength * DROP
+    dropped_BC1 = draw(batch, channels, 1) < strength * DROP_RATE
     stop_B1 = draw(batch, 1) * sfreq / 2
-    level_B11 = strength * NOISE * draw(batch, 1, 1)
+    level_B11 = strength * MAX_NOISE * draw(batch, 1, 1)
     noise_BCT = torch.randn(batch, channels, times, generator=generator).to(device)
-    roll_B1 = (strength * ROLL * times * (2 * draw(batch, 1) - 1)).round().long()
-    half_B1 = strength * STOP * draw(batch, 1)
+    roll_B1 = (strength * MAX_SHIFT * times * (2 * draw(batch, 1) - 1)).round().long()
+    half_B1 = strength * MAX_STOP * draw(batch, 1)
 
     spectrum_BCW = torch.fft.rfft(x_BCT, dim=2)
     hertz_W = torch.fft.rfftfreq(times, 1.0 / sfreq, device=device)

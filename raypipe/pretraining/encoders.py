@@ -1,12 +1,12 @@
-"""A pretrained run's folder: what it was made of, its epochs, and the encoders that it leaves.
+"""The folder of a pretrained run: its settings, its epochs, and the encoders that it produces.
 
 ====================================  ==================================================================
-``folds.json``                        the subject-to-fold map; held-out subjects were not learnt from
-``pretrain.json``                     what the run is made of; written last, makes it a pretrained run
+``folds.json``                        the subject-to-fold map; held-out subjects are not trained on
+``pretrain.json``                     data and settings; its presence makes the folder a pretrained run
 ``all/history.json``                  loss and probe scores after every epoch (``fold-2/``: fold-wise)
 ``all/epoch-0005.ckpt``               the whole state; the newest two are kept
 ``encoder.safetensors``               the encoder (``encoder-fold-2.safetensors``: fold-wise)
-``card.json``                         what it is; written last, says that the run is over
+``card.json``                         description of the encoders; written last, when the run is finished
 ====================================  ==================================================================
 """
 
@@ -34,7 +34,7 @@ INFO, CARD = PRETRAIN_FILE, "card.json"
 
 
 class PretrainInfo(Record):
-    """What a pretrained run is made of (``pretrain.json``)."""
+    """Data and settings of a pretrained run (``pretrain.json``)."""
 
     format: Literal["raypipe-pretrain/1"] = "raypipe-pretrain/1"
     created: float
@@ -63,21 +63,27 @@ class PretrainEpoch(BaseModel):
     epoch: int
     loss: float
     probe: float | None
-    """Score of a linear probe over subject folds; None where it was not asked for or has none."""
+    """Score of a linear probe over subject folds; None where it was not requested or is undefined."""
     tuned: float | None = None
-    """The same of copies of the encoder that were trained on themselves."""
+    """The same for fine-tuned copies of the encoder."""
     seconds: float
 
 
 class PretrainHistory(Record):
-    """A part's epochs (``history.json``)."""
+    """The epochs of a part (``history.json``)."""
 
     format: Literal["raypipe-pretrain-history/1"] = "raypipe-pretrain-history/1"
     epochs: list[PretrainEpoch]
 
 
 class PretrainedRun:
-    """A pretrained run, open."""
+    """A pretrained run.
+
+    Raises
+    ------
+    UserError
+        There is none, or its fold map was changed.
+    """
 
     def __init__(self, where: str | Path) -> None:
         self.folder: Folder = open_folder(where)
@@ -94,17 +100,17 @@ class PretrainedRun:
 
     @staticmethod
     def exists(where: str | Path) -> bool:
-        """Whether there is a pretrained run at `where`."""
+        """Return whether there is a pretrained run at `where`."""
         return open_folder(where).exists(INFO)
 
     @classmethod
     def create(cls, where: str | Path, info: PretrainInfo, folds: FoldMap) -> PretrainedRun:
-        """Make a pretrained run.
+        """Create a pretrained run.
 
         Raises
         ------
         UserError
-            Something else lies there.
+            The folder contains something else.
         """
         folder = open_folder(where)
         if foreign := [name for name in folder.names() if name != "folds.json"]:
@@ -117,36 +123,36 @@ class PretrainedRun:
 
     @property
     def parts(self) -> list[str]:
-        """Names of the encoders that are trained, one after the other."""
+        """Names of the encoders, which are trained one after the other."""
         return [f"fold-{k}" for k in range(self.folds.n_folds)] if self.info.fold_wise else ["all"]
 
     @property
     def over(self) -> bool:
-        """Whether all encoders are there."""
+        """Whether all encoders are finished."""
         return self.folder.exists(CARD)
 
     def history(self, part: str) -> list[PretrainEpoch]:
-        """Epochs of a part."""
+        """Return the epochs of a part."""
         name = f"{part}/history.json"
         return read_record(PretrainHistory, self.folder, name).epochs if self.folder.exists(name) else []
 
     def write_history(self, part: str, history: list[PretrainEpoch]) -> None:
-        """Record a part's epochs."""
+        """Write the epochs of a part."""
         write_record(self.folder, f"{part}/history.json", PretrainHistory(epochs=history))
 
     def checkpoints(self, part: str) -> list[int]:
-        """Epochs of a part's checkpoints, ascending."""
+        """Return the epochs of a part's checkpoints, ascending."""
         return sorted(int(n[-9:-5]) for n in self.folder.names(part) if n.endswith(".ckpt"))
 
     def write_checkpoint(self, part: str, epoch: int, state: dict[str, Any]) -> None:
-        """Keep a part's state; the newest two stay."""
+        """Write a part's state, and remove all checkpoints but the newest two."""
         self.folder.write(f"{part}/epoch-{epoch:04d}.ckpt", checkpoint.dumps(state))
         for older in self.checkpoints(part):
             if older < epoch - 1:
                 self.folder.remove(f"{part}/epoch-{older:04d}.ckpt")
 
     def latest(self, part: str, before: float = math.inf) -> dict[str, Any] | None:
-        """A part's newest whole checkpoint, None where there is none; a damaged one is passed over."""
+        """Return a part's newest undamaged checkpoint of an epoch up to `before`; None if there is none."""
         for epoch in reversed(self.checkpoints(part)):
             if epoch > before:
                 continue
@@ -159,17 +165,17 @@ class PretrainedRun:
 
     @staticmethod
     def encoder_name(part: str) -> str:
-        """File of a part's encoder."""
+        """Return the file name of a part's encoder."""
         return "encoder.safetensors" if part == "all" else f"encoder-{part}.safetensors"
 
     def write_encoder(self, part: str, tensors: dict[str, Tensor]) -> None:
-        """Keep a part's encoder."""
+        """Write a part's encoder."""
         from safetensors.torch import save
 
         self.folder.write(self.encoder_name(part), save(tensors))
 
     def finish(self) -> None:
-        """Write the card: what the encoders are, what they have seen, and their checksums."""
+        """Write the card: what the encoders are, what they were trained on, and their checksums."""
         info = self.info
         files = {self.encoder_name(part): digest(self.folder.read(self.encoder_name(part))) for part in self.parts}
         last = {part: history[-1].model_dump() for part in self.parts if (history := self.history(part))}
@@ -195,23 +201,24 @@ class PretrainedRun:
 
 
 def read_card(where: str | Path) -> dict[str, Any]:
-    """The card of a pretrained run or an exported encoder.
+    """Read the card of a pretrained run or an exported encoder.
 
     Raises
     ------
     UserError
-        There is none: no encoder, or pretraining is not over.
+        There is no encoder, or its pretraining is not finished.
     """
     folder = open_folder(where)
     if folder.exists(CARD):
         return dict(read_json(folder, CARD))
     if folder.exists(INFO):
-        raise UserError(f"{where}: its pretraining is not over; go on with: raypipe resume {shell_quoted(where)}")
+        command = f"raypipe resume {shell_quoted(where)}"
+        raise UserError(f"{where}: its pretraining is not finished; continue it with: {command}")
     raise UserError(f"{where}: no pretrained encoder there (no {CARD}); make one with: raypipe pretrain")
 
 
 def encoder_files(where: str | Path) -> dict[str, bytes]:
-    """An encoder's safetensors files, checked.
+    """Read an encoder's safetensors files and check them.
 
     Raises
     ------
@@ -256,7 +263,7 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
     if name not in files:
         raise UserError(f"{where}: no {name}; there is {', '.join(sorted(files))}")
     tensors, chosen = unpack_tensors(files[name]), ModelConfig.model_validate(card["model"])
-    # A head that tells a distribution, or a variance, answers one value by several numbers.
+    # A head that predicts a distribution or a variance has several outputs for one value.
     last = max((n for n in tensors if n.startswith("head.") and n.endswith("bias")), key=lambda n: (len(n), n))
     model = build_model(
         chosen,
@@ -270,7 +277,18 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
 
 
 def export_encoder(where: str | Path, out: str | Path) -> str:
-    """Copy a pretrained run's encoders and their card into a folder, which `load_encoder` and ``--init`` read."""
+    """Copy a pretrained run's encoders and card into a folder that `load_encoder` and ``--init`` read.
+
+    Returns
+    -------
+    str
+        A line that says what was written.
+
+    Raises
+    ------
+    UserError
+        There is no encoder, a file is damaged, or the folder is not empty.
+    """
     files = encoder_files(where)
     folder = open_folder(out)
     if folder.names() and not folder.exists(CARD):

@@ -1,4 +1,4 @@
-"""A linear probe: what a straight line can read off a network's features."""
+"""A linear probe: how well targets can be predicted from a network's features by a linear map."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-STRENGTHS = tuple(float(v) for v in np.logspace(-2, 4, 7))
+RIDGE_STRENGTHS = tuple(float(v) for v in np.logspace(-2, 4, 7))
 
 
 def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit a linear map from features to targets: ridge regression (strength by leave-one-out) or logistic regression.
 
-    Features are standardised for the fit; what comes back applies to them as they are.
+    Features are standardised for the fit; the result applies to features as they are.
 
     Parameters
     ----------
     x_NF
-        Features of training windows.
+        (N, F) features of training windows.
     targets_N
-        Values, or classes.
+        (N,) values, or classes.
     n_classes
-        0 for regression.
+        Number of classes; 0 for regression.
 
     Returns
     -------
@@ -38,13 +38,13 @@ def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int
     weight = np.zeros((n_classes or 1, x_NF.shape[1]))
     bias = np.zeros(n_classes or 1)
     if not n_classes:
-        ridge = RidgeCV(alphas=STRENGTHS).fit(z_NF, targets_N)
+        ridge = RidgeCV(alphas=RIDGE_STRENGTHS).fit(z_NF, targets_N)
         weight[0], bias[0] = ridge.coef_, ridge.intercept_
     elif len(present := np.unique(targets_N)) == 1:
         bias[present[0]] = 10.0
     else:
         logistic = LogisticRegression(class_weight="balanced", max_iter=500, C=0.1).fit(z_NF, targets_N)
-        bias[:] = -30.0  # of classes that are not there
+        bias[:] = -30.0  # for classes without a window
         rows = np.vstack((np.zeros_like(logistic.coef_), logistic.coef_)) if len(present) == 2 else logistic.coef_
         offsets = np.array([0.0, logistic.intercept_[0]]) if len(present) == 2 else logistic.intercept_
         weight[present], bias[present] = rows, offsets

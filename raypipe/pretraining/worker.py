@@ -1,15 +1,14 @@
-"""A worker's part in a pretrained run: epoch by epoch from its checkpoints, records and probes by the first of them.
-
-Nothing here knows of Ray.
-"""
+"""One worker of a pretrained run: it trains the encoders epoch by epoch; the first worker writes records and probes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from raypipe.core.config import InitConfig, OptimConfig, TrialConfig
@@ -22,166 +21,203 @@ from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
-from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.trainer import Interrupted, SupervisedTrainer, never
 
 
-def tell(store: PretrainedRun, progress: Progress) -> None:
+class Workers(NamedTuple):
+    """This worker's number, and how many there are."""
+
+    rank: int
+    world: int
+
+    def broadcast(self, value: bool) -> bool:
+        """Return the first worker's value."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(float(value), device=_device())
+        dist.broadcast(shared, 0)
+        return bool(shared)
+
+    def minimum(self, value: int) -> int:
+        """Return the smallest value of all workers."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, device=_device())
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+        return int(shared)
+
+    def wait(self) -> None:
+        """Wait for all workers."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def report_progress(store: PretrainedRun, progress: Progress) -> None:
     """Report how far a run has come."""
     histories = [store.history(part) for part in store.parts]
     latest = next((history[-1] for history in reversed(histories) if history), None)
     if latest:
-        progress(sum(map(len, histories)), len(histories) * store.info.config.epochs, describe(latest))
+        progress(sum(map(len, histories)), len(histories) * store.info.config.epochs, epoch_text(latest))
 
 
-def describe(epoch: PretrainEpoch) -> str:
-    """An epoch in words."""
+def epoch_text(epoch: PretrainEpoch) -> str:
+    """Return loss and probe scores of an epoch as text."""
     probe = f", probe {epoch.probe:.3f}" if epoch.probe is not None else ""
-    tuned = f", trained on {epoch.tuned:.3f}" if epoch.tuned is not None else ""
+    tuned = f", fine-tuned {epoch.tuned:.3f}" if epoch.tuned is not None else ""
     return f"loss {epoch.loss:.4f}{probe}{tuned}"
 
 
-def work(
+def train_encoders(
     where: str,
     *,
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
     progress: Progress = no_progress,
-    interrupted: Callable[[], bool] = lambda: False,
-    stopping: Callable[[], bool] = lambda: False,
+    interrupted: Interrupted = never,
+    stopping: Callable[[], bool] = never,
 ) -> None:
-    """Train what is left of a pretrained run's encoders, as worker `rank` of `world`, from their checkpoints.
+    """Train the unfinished encoders of a pretrained run from their checkpoints, as worker `rank` of `world`.
 
-    `interrupted` ends an epoch in its midst; `stopping`, asked by the first worker, ends them all after an epoch.
+    Parameters
+    ----------
+    where
+        The run.
+    device
+        Where to compute.
+    progress
+        Called by the first worker after every epoch.
+    interrupted
+        Asked before every batch whether to end the epoch with `InterruptedEpochError`.
+    stopping
+        Asked by the first worker after every epoch whether all workers shall end.
+
+    Raises
+    ------
+    UserError
+        The windows have changed since the run was made.
     """
-    store = PretrainedRun(where)
-    feed = WindowLoader(open_windows(store.info.data), device)
-    if feed.windows.data_hash != store.info.data_hash:
+    store, workers = PretrainedRun(where), Workers(rank, world)
+    loader = WindowLoader(open_windows(store.info.data), device)
+    if loader.windows.data_hash != store.info.data_hash:
         raise UserError(f"{store.info.data}: changed since the run was made; name a new run folder")
     for part in store.parts:
         if store.folder.exists(store.encoder_name(part)):
             continue
-        fold = None if part == "all" else int(part.removeprefix("fold-"))
-        index = (
-            store.folds.search_index(feed.windows.subjects)
-            if fold is None
-            else store.folds.split(feed.windows.subjects, fold)[0]
-        )
-        one = Pretrainer(
-            store.info.config, feed, index, part=part, rank=rank, world=world, micro_batch=store.info.micro_batch
-        )
-        if (state := _agreed(store, part, world)) is not None:
-            one.load_state_dict(state)
-        while one.epoch < store.info.config.epochs:
+        trainer = _open_trainer(store, loader, part, workers)
+        while trainer.epoch < store.info.config.epochs:
             start = time.time()
-            loss = one.run_epoch(interrupted)
+            loss = trainer.run_epoch(interrupted)
             if rank == 0:
-                _record(store, part, one, fold, loss, start)
-                tell(store, progress)
-            if _all(stopping() if rank == 0 else False, world):
+                _record_epoch(store, part, trainer, loss, start)
+                report_progress(store, progress)
+            if workers.broadcast(stopping() if rank == 0 else False):
                 return
         if rank == 0:
-            store.write_encoder(part, clone_tensors(one.encoder.state_dict()))
-        if world > 1:
-            import torch.distributed as dist
-
-            dist.barrier()  # the next part is looked up only once this one's encoder is there
+            store.write_encoder(part, clone_tensors(trainer.encoder.state_dict()))
+        workers.wait()  # the other workers look for this encoder before they start the next one
 
 
-def _all(said: bool, world: int) -> bool:
-    """What the first worker has said, known to all."""
-    if world == 1:
-        return said
-    import torch
-    import torch.distributed as dist
-
-    answer = torch.tensor(float(said), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.broadcast(answer, 0)
-    return bool(answer)
-
-
-def _agreed(store: PretrainedRun, part: str, world: int) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a part, the same for all workers."""
+def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers: Workers) -> Pretrainer:
+    """Build the trainer of a part, and load the newest checkpoint that all workers can read."""
+    subjects, fold = loader.windows.subjects, _fold_of(part)
+    index = store.folds.search_index(subjects) if fold is None else store.folds.split(subjects, fold)[0]
+    trainer = Pretrainer(
+        store.info.config,
+        loader,
+        index,
+        part=part,
+        rank=workers.rank,
+        world=workers.world,
+        micro_batch=store.info.micro_batch,
+    )
     state = store.latest(part)
-    if world > 1:
-        import torch
-        import torch.distributed as dist
-
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        epoch = torch.tensor(state["epoch"] if state else 0, device=device)
-        dist.all_reduce(epoch, op=dist.ReduceOp.MIN)
-        state = store.latest(part, before=int(epoch)) if int(epoch) else None
-    return state
+    epoch = workers.minimum(state["epoch"] if state else 0)
+    if state is not None and state["epoch"] != epoch:
+        state = store.latest(part, before=epoch) if epoch else None
+    if state is not None:
+        trainer.load_state_dict(state)
+    return trainer
 
 
-def _record(store: PretrainedRun, part: str, one: Pretrainer, fold: int | None, loss: float, start: float) -> None:
-    every, last = store.info.probe_every, store.info.config.epochs
-    due = every and (one.epoch % every == 0 or one.epoch == last)
-    probe = probe_score(one, store.folds, fold) if due else None
-    tuned = tuned_score(one, store.folds, fold, store.info.tuned_probe) if due and store.info.tuned_probe else None
-    store.write_checkpoint(part, one.epoch, one.state_dict())
-    history = [epoch for epoch in store.history(part) if epoch.epoch < one.epoch]
-    epoch = PretrainEpoch(epoch=one.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.time() - start)
+def _fold_of(part: str) -> int | None:
+    return None if part == "all" else int(part.removeprefix("fold-"))
+
+
+def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: float, start: float) -> None:
+    """Write an epoch's checkpoint, then its loss and the probe scores that are due."""
+    every, last, fold = store.info.probe_every, store.info.config.epochs, _fold_of(part)
+    due = every and (trainer.epoch % every == 0 or trainer.epoch == last)
+    probe = probe_score(trainer, store.folds, fold) if due else None
+    tuned_epochs = store.info.tuned_probe
+    tuned = tuned_score(trainer, store.folds, fold, tuned_epochs) if due and tuned_epochs else None
+    store.write_checkpoint(part, trainer.epoch, trainer.state_dict())
+    history = [epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch]
+    epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.time() - start)
     store.write_history(part, [*history, epoch])
 
 
-def tuned_score(one: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:
-    """As `probe_score`, of copies of the encoder that are trained on, all of them, for some epochs.
+def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:
+    """Return the score of fine-tuned copies of the encoder, one per fold, after `epochs` epochs; see `probe_score`.
 
-    At the usual rates of `search_spaces/finetune.py`; what is pretrained is left as it is.
+    They use the learning rates of `search_spaces/finetune.py`. The encoder itself is not changed.
     """
-    windows, given = one.feed.windows, one.config
+    windows, pretrained = trainer.loader.windows, trainer.config
     config = TrialConfig(
-        model=given.model,
+        model=pretrained.model,
         optim=OptimConfig(lr=5e-4),
         init=InitConfig(name="pretrained", layer_decay=0.75),
         epochs=epochs,
         patience=epochs,
-        batch_size=given.batch_size,
-        seed=given.seed,
+        batch_size=pretrained.batch_size,
+        seed=pretrained.seed,
     )
     present = set(folds.folds(windows.subjects[folds.search_index(windows.subjects)]).tolist())
-    weights, truth, predictions = clone_tensors(one.encoder.state_dict()), [], []
+    weights, targets, predictions = clone_tensors(trainer.encoder.state_dict()), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         if present <= {k} or k not in present:
             continue
-        train, aside = folds.split(windows.subjects, k)
-        trainer = FoldTrainer(config, one.feed, train, aside, fold=k, encoder=weights)
+        train, validation = folds.split(windows.subjects, k)
+        tuned = SupervisedTrainer(config, FoldData(config, trainer.loader, train, validation, fold=k), encoder=weights)
         try:
             for _ in range(epochs):
-                found = trainer.run_epoch()
-        except NonFiniteError:  # of a probe: pretraining goes on
+                outcome = tuned.run_epoch()
+        except NonFiniteError:  # only of a probe: pretraining continues
             return None
-        truth.append(windows.targets[aside])
-        predictions.append(found.predictions[:, : windows.n_outputs])
-    return _pooled(windows.metric, truth, predictions)
+        targets.append(windows.targets[validation])
+        predictions.append(outcome.predictions[:, : windows.n_outputs])
+    return _pooled_score(windows.metric, targets, predictions)
 
 
-def probe_score(one: Pretrainer, folds: FoldMap, fold: int | None) -> float | None:
-    """Score of linear probes on frozen features, each fitted without the subjects of the fold that it predicts.
+def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float | None:
+    """Return the score of linear probes on frozen features; each is fitted without the fold that it predicts.
 
-    Fold-wise, of that fold alone. None where the score is no number.
+    In fold-wise pretraining it is the score of that fold alone. None where the score is undefined.
     """
-    windows = one.feed.windows
+    windows = trainer.loader.windows
     index: Index = folds.search_index(windows.subjects)
-    features_NF = one.features(index)
+    features_NF = trainer.features(index)
     folds_N = folds.folds(windows.subjects[index])
-    classes, truth, predictions = len(windows.classes), [], []
+    n_classes, targets, predictions = len(windows.classes), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
-        aside = folds_N == k
-        if not aside.any() or aside.all():
+        validation = folds_N == k
+        if not validation.any() or validation.all():
             continue
-        weight, bias = fit_probe(features_NF[~aside], windows.targets[index[~aside]], classes)
-        raw = features_NF[aside] @ weight.numpy().T + bias.numpy()
-        if classes:
+        weight, bias = fit_probe(features_NF[~validation], windows.targets[index[~validation]], n_classes)
+        raw = features_NF[validation] @ weight.numpy().T + bias.numpy()
+        if n_classes:
             raw = np.exp(raw - raw.max(1, keepdims=True))
             raw /= raw.sum(1, keepdims=True)
-        truth.append(windows.targets[index[aside]])
+        targets.append(windows.targets[index[validation]])
         predictions.append(raw.astype(np.float32))
-    return _pooled(windows.metric, truth, predictions)
+    return _pooled_score(windows.metric, targets, predictions)
 
 
-def _pooled(metric: str, truth: list[NDArray[Any]], predictions: list[NDArray[np.float32]]) -> float | None:
-    found = score(metric, np.concatenate(truth), np.concatenate(predictions))
+def _pooled_score(metric: str, targets: list[NDArray[Any]], predictions: list[NDArray[np.float32]]) -> float | None:
+    found = score(metric, np.concatenate(targets), np.concatenate(predictions))
     return float(found) if np.isfinite(found) else None

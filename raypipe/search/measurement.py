@@ -20,8 +20,8 @@ from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
-from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import stem_seconds
 
 TIMED_STEPS = 3
@@ -115,12 +115,12 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     # A pretrained encoder may not be at hand; training a new one costs the same.
     config = config.model_copy(update={"init": InitConfig()})
     train, validation = folds.split(loader.windows.subjects, 0)
-    trainer = FoldTrainer(config, loader, train, validation, fold=0)
+    trainer = SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=0))
     step = _step_seconds(trainer)
     some = validation[: PREDICTED_BATCHES * config.batch_size]
     state: dict[str, Any] = {}
     predict = _seconds(lambda: state.update(predictions=torch.from_numpy(trainer.predict(some)))) / max(1, len(some))
-    epoch = trainer.steps_per_epoch * step + predict * len(validation)
+    epoch = trainer.data.steps_per_epoch * step + predict * len(validation)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
     predictions = len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
     return Cost(
@@ -132,12 +132,12 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     )
 
 
-def _step_seconds(trainer: FoldTrainer) -> float:
+def _step_seconds(trainer: SupervisedTrainer) -> float:
     batch = next(trainer.batches())
     if isinstance(trainer.model, Conformer):
         times = stem_seconds(trainer.model, batch.x)
-        trainer.model.stem.algorithm = min(times, key=times.__getitem__)
-    trainer.begin()
+        trainer.model.use_stem(min(times, key=times.__getitem__))
+    trainer.start_epoch()
     trainer.step(batch, 0)
     return statistics.median(_seconds(partial(trainer.step, batch, n)) for n in range(1, TIMED_STEPS + 1))
 

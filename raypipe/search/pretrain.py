@@ -20,7 +20,7 @@ from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
-from raypipe.pretraining.worker import tell, work
+from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import OPTIONS_FILE
@@ -184,7 +184,7 @@ def _drive(
 def _train_here(store: PretrainedRun, progress: Progress, stop: StopRequest, lease: Lease) -> None:
     try:
         with stop.accepting():
-            work(store.where, progress=progress, interrupted=lambda: stop.is_set() or lease.lost is not None)
+            train_encoders(store.where, progress=progress, interrupted=lambda: stop.is_set() or lease.lost is not None)
     except InterruptedEpochError:
         raise lease.lost or InterruptedSweepError from None
 
@@ -208,7 +208,7 @@ def _train_on_ray(
         ):
             draining = False
             while not workers.wait(POLL_SECONDS):
-                tell(store, progress)
+                report_progress(store, progress)
                 if lease.lost is not None:
                     raise lease.lost
                 if stop.is_set():
@@ -216,7 +216,7 @@ def _train_on_ray(
                     if not draining:
                         callback.on_draining(int(layout["workers"]))
                     draining = True
-        tell(store, progress)
+        report_progress(store, progress)
         if isinstance(workers.error, UserError):
             raise workers.error
         if workers.error is not None:

@@ -1,1 +1,1 @@
-"""The fold loop and everything that it is made of."""
+"""The training loop: trainer, step, gradients, SAM, mixing, losses, checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or noticed. A file carries the SHA-256 of what follows it and never runs code when it is read."""
+"""Checkpoints with a SHA-256 of their content, so that damage is noticed; reading one never runs code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAGIC = b"raypipe-checkpoint-1\n"
 
 
 def dumps(state: dict[str, Any]) -> bytes:
-    """Pack tensors and plain values, headed by their digest."""
+    """Pack tensors and plain values, preceded by their digest."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -23,12 +23,12 @@ def dumps(state: dict[str, Any]) -> bytes:
 
 
 def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
-    """Unpack what `dumps` made (``torch.load(weights_only=True)``).
+    """Unpack the result of `dumps` (``torch.load(weights_only=True)``).
 
     Raises
     ------
     CheckpointError
-        The data is truncated, altered or of another kind.
+        The data is truncated, altered or no checkpoint.
     """
     head = len(_MAGIC) + 32
     if data[: len(_MAGIC)] != _MAGIC:
@@ -40,7 +40,7 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(f"{name}: holds more than tensors and plain values; it is not loaded") from None
-    except Exception as error:  # forged, for its checksum is right: torch has no common class for what it may find
+    except Exception as error:  # forged, since its checksum is right; torch has no common base class for its errors
         raise CheckpointError(f"{name}: not what raypipe writes ({type(error).__name__})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: holds no state")
@@ -48,7 +48,7 @@ def loads(data: bytes, name: str = "checkpoint") -> dict[str, Any]:
 
 
 def clone_tensors(state: Any) -> Any:
-    """A state's tensors on the CPU, as copies: training goes on while they are written."""
+    """Copy a state's tensors to the CPU, so that training continues while they are written."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().clone()
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Where training starts: at a pretrained encoder, of which all, the head or low-rank changes are trained."""
+"""Training from a pretrained encoder: of all parameters, of the head alone, or of low-rank changes (LoRA)."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from torch.nn.utils import parametrize
 
 from raypipe.core.config import InitConfig
 from raypipe.core.errors import UserError
-from raypipe.models.conformer import Conformer
-from raypipe.models.vit import ViT
+from raypipe.models.network import Encoder
 
 OWN = ("head.", "places.positions")
-"""What a network keeps of its own: its head, and where its own electrodes are."""
+"""Tensors that are not taken from the encoder: the head, and the positions of the electrodes."""
 
 
 class LowRank(nn.Module):
-    """A weight plus a low-rank change (Hu et al. 2022, eq. 3), which is nothing at first."""
+    """A weight plus a low-rank change (Hu et al. 2022, arXiv:2106.09685, eq. 3), which is zero at first."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
-        out, into = weight.shape
+        rows, columns = weight.shape
         self.scale = alpha / rank
-        self.down = nn.Parameter(torch.randn(rank, into) / into**0.5)
-        self.up = nn.Parameter(torch.zeros(out, rank))
+        self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
+        self.up = nn.Parameter(torch.zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The changed weight."""
+        """Return the changed weight."""
         return weight + self.scale * (self.up @ self.down)
 
 
 def start_from(model: nn.Module, encoder: Mapping[str, Tensor], where: str = "--init") -> None:
-    """Give a network the weights of a pretrained encoder; head and electrode positions stay its own.
+    """Load the weights of a pretrained encoder; head and electrode positions stay the network's own.
 
     Raises
     ------
     UserError
-        They are of a network of other sizes; the message names what differs.
+        The encoder has other sizes; the message names what differs.
     """
     own = model.state_dict()
     taken = {name: tensor for name, tensor in encoder.items() if not name.startswith(OWN)}
@@ -66,7 +65,7 @@ def start_from(model: nn.Module, encoder: Mapping[str, Tensor], where: str = "--
 
 
 def initial_id(model: nn.Module) -> str:
-    """SHA-256 (16 digits) of a network's weights before the first step: what a soup's members must have in common."""
+    """Return the SHA-256 (16 digits) of the weights before the first step, which the members of a soup must share."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -74,14 +73,19 @@ def initial_id(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def has_lora(init: InitConfig) -> bool:
+    """Return whether low-rank changes are trained."""
+    return init.name != "none" and init.tune == "lora"
+
+
 def choose_trained(model: nn.Module, init: InitConfig) -> None:
-    """Leave only those parameters to be trained that `init` says."""
+    """Freeze the parameters that `init` does not train, and add low-rank changes if it asks for them."""
     if init.name == "none" or init.tune == "full":
         return
-    assert isinstance(model, Conformer | ViT)
+    assert isinstance(model, Encoder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("head."))
-    if init.tune == "lora":
+    if has_lora(init):
         for layer in model.blocks.modules():
             if isinstance(layer, nn.Linear):
                 change = LowRank(layer.weight, init.rank, init.alpha).to(layer.weight.device)
@@ -89,16 +93,18 @@ def choose_trained(model: nn.Module, init: InitConfig) -> None:
 
 
 def keep_statistics(model: nn.Module, init: InitConfig) -> None:
-    """Have a BatchNorm below a frozen trunk normalise as it was pretrained; called where training mode begins."""
-    if isinstance(model, Conformer) and init.name != "none" and init.tune != "full":
-        model.batch_norm.eval()
+    """Let a frozen network's BatchNorm normalise as it was pretrained; call this after ``model.train()``."""
+    if isinstance(model, Encoder) and init.name != "none" and init.tune != "full":
+        layer = model.batch_statistics()
+        if layer is not None:
+            layer.eval()
 
 
 def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]:
-    """Parameters to be trained, by the factor of their learning rate (``rate``): 1 for the head, less below it."""
+    """Return the trained parameters by the factor of their learning rate (``rate``): 1 for the head, less below it."""
     if init.name == "none":
         return [{"params": list(model.parameters()), "rate": 1.0}]
-    assert isinstance(model, Conformer | ViT)
+    assert isinstance(model, Encoder)
     depth = len(model.blocks)
     groups: dict[int, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -110,15 +116,15 @@ def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]
     return [{"params": group, "rate": init.layer_decay**below} for below, group in sorted(groups.items())]
 
 
-def merged(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state without parametrisations: low-rank changes become part of the weights they change."""
+def merge_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's state with its low-rank changes merged into the weights."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if ".parametrizations." not in name:
             out[name] = tensor
         elif name.endswith(".original"):
-            layer_name, _, rest = name.partition(".parametrizations.")
-            what = rest.split(".")[0]
+            layer, _, rest = name.partition(".parametrizations.")
+            attribute = rest.split(".")[0]
             with torch.no_grad():
-                out[f"{layer_name}.{what}"] = getattr(model.get_submodule(layer_name), what).detach().clone()
+                out[f"{layer}.{attribute}"] = getattr(model.get_submodule(layer), attribute).detach().clone()
     return out

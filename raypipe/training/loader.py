@@ -1,53 +1,198 @@
-"""Batches of windows on the device that computes: gathered from the memory map, or kept on the device as a whole."""
+"""Batches: windows and dropout masks on the device that computes, drawn for one epoch of one fold.
+
+All random streams are derived from (seed, fold, epoch) and never carried over. A fold that continues at epoch 7 draws
+the batches, mixing and dropout masks that it would have drawn without the interruption, on any worker, alone or
+stacked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from raypipe.core.config import TrialConfig
 from raypipe.core.folds import Index
+from raypipe.core.seeds import derive_seed
+from raypipe.models.network import normalise
+from raypipe.training.mixup import mix
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
 T = TypeVar("T")
+DropoutPlan = Callable[[int], list[tuple[int, float]]]
 
-RESIDENT_SHARE = 0.5
-"""A store is kept on a GPU where it fills no more than this share of the memory that is free."""
-_BLOCK = 1024
+MAX_RESIDENT_FRACTION = 0.5
+"""A store is kept on a GPU if it needs no more than this fraction of the free memory."""
+INNER_FRACTION = 0.15
+"""Fraction of a fold's training subjects that choose its epoch, with ``early_stop=fold``."""
+_BLOCK_WINDOWS = 1024
 
 
 class Batch(NamedTuple):
-    """What one step is computed from."""
+    """Everything that one step computes with."""
 
     x: Tensor
-    """Windows (B, C, T)."""
+    """Windows (B, C, T), or the result of a network's `prepare`."""
     y: Tensor
-    """Standardised values (B,), classes (B,), or class shares (B, K)."""
-    masks: Tensor | None
-    """Dropout masks of the step (see `Conformer.dropout_plan`); SAM's passes share them."""
+    """Standardised values (B,), classes (B,), or fractions of classes (B, K)."""
+    dropout: Tensor | None
+    """(M,) dropout masks of the step (see `Network.dropout_plan`), which SAM's passes share."""
+
+
+class FoldData:
+    """The data of one fold.
+
+    Parameters
+    ----------
+    config
+        The trial's configuration.
+    loader
+        The windows.
+    train, validation
+        Numbers of the windows on the fold's two sides.
+    fold
+        Number of the fold, which is part of the seeds.
+
+    Attributes
+    ----------
+    train, inner
+        Windows that are trained on, and those set apart to choose the epoch (none with ``early_stop=trial``).
+    centre, scale, mean
+        Standardisation of regression targets, and their mean, from the training windows.
+    out_centre, out_scale
+        The network's output times `out_scale` plus `out_centre` is in target units; ``shrink`` is included.
+    """
+
+    def __init__(
+        self, config: TrialConfig, loader: WindowLoader, train: Index, validation: Index, *, fold: int
+    ) -> None:
+        self.config, self.loader, self.fold = config, loader, fold
+        self.windows, self.device = loader.windows, loader.device
+        self.n_classes = len(self.windows.classes)
+        self.train, self.inner, self.validation = train, np.empty(0, np.int64), validation
+        if config.early_stop == "fold":
+            self.train, self.inner = split_inner(train, self.windows.subjects[train], seed=config.seed, fold=fold)
+        self.centre, self.scale, self.mean = 0.0, 1.0, 0.0
+        if not self.n_classes:
+            targets = self.windows.targets[self.train]
+            self.centre, self.scale = target_scale(targets, config.target_scale)
+            self.mean = float(np.mean(targets, dtype=np.float64))
+        self.out_centre = self.centre + config.shrink * (self.mean - self.centre)
+        self.out_scale = self.scale * (1.0 - config.shrink)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps per epoch; a last, smaller batch is left out unless it is the only one."""
+        return max(1, len(self.train) // self.config.batch_size)
+
+    def batches(self, epoch: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
+        """Return the batches of an epoch (from 1), with dropout masks for a network's plan."""
+        seed = derive_seed("epoch", self.config.seed, self.fold, epoch)
+        return self.loader.prefetched(self._draw(seed, dropout_plan))
+
+    def _draw(self, seed: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
+        rng = np.random.default_rng(seed)
+        dropout = DropoutSampler(derive_seed("masks", seed), self.device)
+        order = self.order(rng)
+        size = self.config.batch_size
+        for start in range(0, self.steps_per_epoch * size, size):
+            index = order[start : start + size]
+            offsets = self.offsets(rng, index)
+            x_BCT, y = self.loader.gather(index, offsets), self.targets(index, offsets)
+            if self.config.mixup.name != "none":
+                # Normalised first. A loud window would otherwise dominate the mixture.
+                x_BCT, y = mix(
+                    self.config.mixup,
+                    normalise(x_BCT, self.config.model.norm),
+                    y,
+                    rng=rng,
+                    kind=self.windows.kind,
+                    n_classes=self.n_classes,
+                    subjects=self.windows.subjects[index],
+                )
+            yield Batch(x_BCT, y, dropout.draw(dropout_plan(len(index))))
+
+    def order(self, rng: np.random.Generator) -> Index:
+        """Draw the windows of an epoch: each one once, or with ``sampling=subject``, every subject equally often."""
+        if self.config.sampling == "window":
+            return rng.permutation(self.train)
+        _, subject_N = np.unique(self.windows.subjects[self.train], return_inverse=True)
+        by_subject = np.argsort(subject_N, kind="stable")
+        count_S = np.bincount(subject_N)
+        first_S = np.cumsum(count_S) - count_S
+        drawn = rng.integers(0, len(count_S), size=len(self.train))
+        drawn_N: Index = self.train[by_subject[first_S[drawn] + rng.integers(0, count_S[drawn])]]
+        return drawn_N
+
+    def offsets(self, rng: np.random.Generator, index: Index) -> Index | None:
+        """Draw where windows are cropped; None where there is no choice."""
+        spare = self.windows.window_samples - self.windows.crop_samples
+        return rng.integers(0, spare + 1, size=len(index)) if spare else None
+
+    def targets(self, index: Index, offsets: Index | None) -> Tensor:
+        """Return classes (B,), or standardised values (B,) of windows that are cropped at `offsets`."""
+        if self.n_classes:
+            return torch.as_tensor(self.windows.targets[index], dtype=torch.int64, device=self.device)
+        y = self.windows.targets[index] if offsets is None else self.windows.target_at(index, offsets)
+        return torch.as_tensor((y - self.centre) / self.scale, dtype=torch.float32, device=self.device)
+
+    def decode(self, raw_NK: Tensor) -> NDArray[np.float32]:
+        """Turn a network's outputs into probabilities (N, K), or values in target units (N, 1).
+
+        Where the network predicts a variance, it is a second column, in squared target units.
+        """
+        if self.n_classes:
+            return torch.softmax(raw_NK, dim=1).numpy()
+        value_N1, variance_N = raw_NK[:, :1] * self.out_scale + self.out_centre, raw_NK[:, 1:] * self.out_scale**2
+        return torch.cat([value_N1, variance_N], dim=1).numpy()
+
+
+def target_scale(targets: NDArray[Any], how: str) -> tuple[float, float]:
+    """Return centre and scale of regression targets (N,).
+
+    They are mean and standard deviation, or for `robust`, median and 1.4826 * median absolute deviation (the standard
+    deviation where that is 0).
+    """
+    values = np.asarray(targets, np.float64)
+    spread = float(values.std()) or 1.0
+    if how == "standard":
+        return float(values.mean()), spread
+    centre = float(np.median(values))
+    return centre, float(1.4826 * np.median(np.abs(values - centre))) or spread
+
+
+def split_inner(train: Index, subjects: NDArray[Any], *, seed: int, fold: int) -> tuple[Index, Index]:
+    """Split a fold's training windows by subject: those it trains on, and those it chooses its epoch by."""
+    names = np.unique(subjects)
+    if len(names) < 2:
+        return train, np.empty(0, np.int64)
+    rng = np.random.default_rng(derive_seed("inner", seed, fold))
+    inner = np.isin(subjects, rng.permutation(names)[: max(1, round(INNER_FRACTION * len(names)))])
+    return train[~inner], train[inner]
 
 
 class WindowLoader:
-    """Windows by number, as float32 on a device.
+    """Load windows by number, as float32 on a device.
 
-    On a CPU they are copied out of the memory map. On a GPU the whole store lies in its memory where it fits, each
-    window's channels as float16 between -1 and 1 with their own offset and scale (2 bytes a sample; no more than 1/8192
-    of a channel's range within its window off); else batches pass through pinned memory.
+    On a CPU they are copied from the memory map. On a GPU the whole store is kept in its memory where it fits: each
+    channel of a window as float16 between -1 and 1 with its own offset and scale (2 bytes per sample; errors up to
+    1/8192 of the channel's range in the window). Otherwise batches are copied through pinned memory.
 
     Parameters
     ----------
     windows
         The store.
     device
-        Where to.
+        The device.
     resident
-        Whether to keep the store on the device; None decides as said.
+        Whether to keep the store on the device; None decides as above.
     """
 
     def __init__(
@@ -56,16 +201,16 @@ class WindowLoader:
         self.windows = windows
         self.device = torch.device(device)
         if resident is None:
-            resident = self.device.type == "cuda" and resident_bytes(windows) <= RESIDENT_SHARE * _free(self.device)
+            resident = self.device.type == "cuda" and _fits(windows, self.device)
         self._kept = self._load() if resident else None
 
     @property
     def resident(self) -> bool:
-        """Whether the store lies on the device."""
+        """Whether the store is kept on the device."""
         return self._kept is not None
 
     def gather(self, index_B: Index, offset_B: Index | None = None) -> Tensor:
-        """Crops (B, C, crop_samples) of windows in microvolts; see `WindowStore.gather`."""
+        """Return crops (B, C, crop_samples) of windows in microvolts; see `WindowStore.gather`."""
         if self._kept is None:
             x_BCT = torch.from_numpy(self.windows.gather(index_B, offset_B))
             if self.device.type == "cpu":
@@ -80,16 +225,16 @@ class WindowLoader:
         scale_BC2 = scale_NC2[rows_B]
         return torch.addcmul(scale_BC2[..., :1], x_BCT, scale_BC2[..., 1:])
 
-    def ahead(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; where they come from another memory, the next is fetched while one is worked on."""
+    def prefetched(self, batches: Iterator[T]) -> Iterator[T]:
+        """Return the same batches; where they are copied to a GPU, the next one is loaded while one is used."""
         return batches if self.device.type == "cpu" or self.resident else prefetch(batches)
 
     def _load(self) -> tuple[Tensor, Tensor]:
         n, channels, samples = len(self.windows), self.windows.n_channels, self.windows.window_samples
         half_NCT = torch.empty(n, channels, samples, dtype=torch.float16, device=self.device)
         scale_NC2 = torch.empty(n, channels, 2, device=self.device)
-        for start in range(0, n, _BLOCK):
-            index = np.arange(start, min(start + _BLOCK, n))
+        for start in range(0, n, _BLOCK_WINDOWS):
+            index = np.arange(start, min(start + _BLOCK_WINDOWS, n))
             x_BCT = torch.from_numpy(self.windows.whole(index)).to(self.device)
             low_BC, high_BC = x_BCT.amin(2), x_BCT.amax(2)
             centre_BC, scale_BC = (low_BC + high_BC) / 2, ((high_BC - low_BC) / 2).clamp_min(torch.finfo().tiny)
@@ -99,20 +244,73 @@ class WindowLoader:
 
 
 def resident_bytes(windows: WindowStore) -> int:
-    """What a store takes on a device."""
+    """Return the bytes that a store needs on a device."""
     return len(windows) * windows.n_channels * (2 * windows.window_samples + 8)
 
 
-def _free(device: torch.device) -> int:
+def _fits(windows: WindowStore, device: torch.device) -> bool:
+    return resident_bytes(windows) <= MAX_RESIDENT_FRACTION * _free_bytes(device)
+
+
+def _free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The same items in the same order, each asked for, in one other thread, while the one before it is used."""
+    """Return the same items in the same order; another thread computes the next one while one is used."""
     end = object()
-    ask: Callable[[], object] = lambda: next(items, end)  # noqa: E731
-    with ThreadPoolExecutor(1, thread_name_prefix="raypipe-feed") as pool:
-        waiting = pool.submit(ask)
+
+    def next_item() -> object:
+        return next(items, end)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="raypipe-loader") as pool:
+        waiting = pool.submit(next_item)
         while (item := waiting.result()) is not end:
-            waiting = pool.submit(ask)
+            waiting = pool.submit(next_item)
             yield item  # type: ignore[misc]
+
+
+class DropoutSampler:
+    """Draw the dropout masks of one fold's epoch, step by step, from a random stream of their own."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        self._dropout_M = torch.empty(0, device=device)
+        if device.type == "cuda":
+            self._cuda = torch.Generator(device).manual_seed(seed)
+        else:
+            self._bits = np.random.SFC64(seed)
+
+    def draw(self, plan: list[tuple[int, float]]) -> Tensor | None:
+        """Return masks (M,) of the sizes and rates of `plan`, one after the other; None for an empty plan.
+
+        A value needs 16 random bits, so rates are exact to 1/65536. The next call on a CPU overwrites the masks: those
+        of one step are megabytes, and new memory takes longer than drawing.
+        """
+        if not plan:
+            return None
+        total = sum(size for size, _ in plan)
+        if self.device.type == "cuda":
+            bits_M = torch.empty(total, dtype=torch.int16, device=self.device)
+            bits_M.random_(-(2**15), 2**15, generator=self._cuda)
+        else:
+            bits_M = torch.from_numpy(self._bits.random_raw(-(-total // 4)).view(np.int16)[:total])
+        if self.device.type == "cuda" or len(self._dropout_M) != total:
+            self._dropout_M = torch.empty(total, device=self.device)
+        start = 0
+        for size, rate in _runs(plan):
+            part = self._dropout_M[start : start + size]
+            part.copy_(bits_M[start : start + size] >= round(rate * 2**16) - 2**15).mul_(1.0 / (1.0 - rate))
+            start += size
+        return self._dropout_M
+
+
+def _runs(plan: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Join neighbours of one rate."""
+    runs: list[tuple[int, float]] = []
+    for size, rate in plan:
+        if runs and runs[-1][1] == rate:
+            runs[-1] = (runs[-1][0] + size, rate)
+        else:
+            runs.append((size, rate))
+    return runs

@@ -1,9 +1,9 @@
-"""Training losses. A trial is ranked by its task's metric, never by one of these."""
+"""Training losses. Trials are ranked by their task's metric, never by one of these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from raypipe.core.config import LossConfig
+from raypipe.core.config import LossConfig, TrialConfig
 from raypipe.core.errors import UserError
+from raypipe.core.folds import Index
 from raypipe.models.readout import bin_centres, decode_variance, distribution_mean
+
+if TYPE_CHECKING:
+    from raypipe.data.window_store import WindowStore
 
 Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -21,14 +25,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
 
 
+def make_task_loss(config: TrialConfig, windows: WindowStore, train: Index, device: torch.device) -> Loss:
+    """Build the mean loss of a fold; classes are weighted by their frequency in the training windows."""
+    classes = len(windows.classes)
+    weights = None
+    if classes and config.loss.balanced:
+        weights = class_weights(windows.targets[train], classes).to(device)
+    return make_loss(config.loss, kind=windows.kind, n_classes=classes, class_weights=weights, bins=config.model.bins)
+
+
 def make_loss(
     cfg: LossConfig, *, kind: Kind, n_classes: int = 0, class_weights: Tensor | None = None, bins: int = 0
 ) -> Loss:
     """Build the mean loss over a batch: ``loss(pred, target) -> scalar``.
 
-    Regression takes predictions (B, 1), or with `bins` logits (B, bins) of a distribution, or for `nll` predictions and
-    logarithms of their variances (B, 2), and targets (B,), all in standard deviations of the training targets.
-    Classification takes logits (B, n_classes) and classes (B,) or, after mixing, class shares (B, n_classes).
+    Regression takes predictions (B, 1), with `bins` logits (B, bins) of a distribution, or for `nll` predictions and
+    log-variances (B, 2), and targets (B,), all in standard deviations of the training targets. Classification takes
+    logits (B, n_classes) and classes (B,) or, after mixing, fractions of classes (B, n_classes).
 
     Parameters
     ----------
@@ -37,35 +50,44 @@ def make_loss(
     kind
         Of the task.
     n_classes
-        Classes of a classification task.
+        Number of classes of a classification task.
     class_weights
-        (n_classes,), see `class_weights`; needed when ``cfg.balanced`` and the task has classes, else unused.
-        The batch's mean is a plain one, so weights should average to 1 over the training windows. (PyTorch divides
-        by the weights' sum for hard targets and by B for soft ones; here both mean the same.)
-
+        (n_classes,), see `class_weights`; needed if ``cfg.balanced`` and the task has classes, else unused. The mean
+        over a batch is a plain one, so weights should average to 1 over the training windows. (PyTorch divides by the
+        sum of the weights for hard targets and by B for soft ones; here both mean the same.)
     bins
-        Of a regression's distribution; 0 for predictions that are one number.
+        Number of bins of a regression's distribution; 0 for predictions that are one number.
 
     Raises
     ------
     UserError
         The configuration does not suit the kind of task; names the parameter.
     ValueError
-        Class weights are missing or of the wrong shape, and in the loss, for shapes other than those above.
+        Class weights are missing or of the wrong shape; or, in the loss, shapes other than those above.
     """
     if kind == "regression":
-        if cfg.smoothing:
-            raise UserError(f"loss/smoothing: labels are smoothed for classes only, this task is a {kind} (use 0)")
-        if cfg.name == "kl":
-            return _divergence(cfg.width)
-        if cfg.name == "nll":
-            return _likelihood(cfg.variance_power)
-        loss = {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
-        return (lambda logits_BK, target_B: loss(distribution_mean(logits_BK), target_B)) if bins else loss
-    if kind != "classification":
-        raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
+        return _regression_loss(cfg, bins)
+    if kind == "classification":
+        return _classification_loss(cfg, n_classes, class_weights)
+    raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
+
+
+def _regression_loss(cfg: LossConfig, bins: int) -> Loss:
+    if cfg.smoothing:
+        raise UserError("loss/smoothing: labels are smoothed for classes only, this task is a regression (use 0)")
+    if cfg.name == "kl":
+        return _divergence(cfg.width)
+    if cfg.name == "nll":
+        return _likelihood(cfg.variance_power)
+    loss = {"plain": _squared, "focal": _focal_r(cfg.gamma, cfg.beta), "huber": _huber(cfg.delta)}[cfg.name]
+    return (lambda logits_BK, target_B: loss(distribution_mean(logits_BK), target_B)) if bins else loss
+
+
+def _classification_loss(cfg: LossConfig, n_classes: int, class_weights: Tensor | None) -> Loss:
     if cfg.name in ("huber", "kl", "nll"):
-        raise UserError(f"loss/name: '{cfg.name}' is for regression, this task is a {kind} (use 'plain' or 'focal')")
+        raise UserError(
+            f"loss/name: '{cfg.name}' is for regression, this task is a classification (use 'plain' or 'focal')"
+        )
     if n_classes < 2:
         raise ValueError(f"a classification needs two classes or more (given {n_classes})")
     weights_K = class_weights if cfg.balanced else None
@@ -77,7 +99,7 @@ def make_loss(
 
 
 def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
-    """Inverse-frequency weights (n_classes,) whose mean over the given targets is 1.
+    """Return inverse-frequency weights (n_classes,) whose mean over the given targets is 1.
 
     A class without a window gets weight 0.
 
@@ -85,6 +107,11 @@ def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
     ----------
     targets
         Classes (N,) of the training windows, 0 to n_classes - 1.
+
+    Raises
+    ------
+    ValueError
+        There are no targets, or one is out of range.
     """
     targets_N = np.asarray(targets, dtype=np.int64)
     if targets_N.ndim != 1 or len(targets_N) == 0 or targets_N.min() < 0 or targets_N.max() >= n_classes:
@@ -96,7 +123,7 @@ def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
 
 
 def _errors(pred_B1: Tensor, target_B: Tensor) -> Tensor:
-    """Subtract (B,) from (B, 1); an unchecked difference would broadcast to (B, B) and train on noise."""
+    """Subtract (B,) from (B, 1); without this check the difference would be broadcast to (B, B)."""
     if pred_B1.ndim != 2 or pred_B1.shape[1] != 1 or target_B.shape != pred_B1.shape[:1]:
         raise ValueError(
             f"regression needs predictions (B, 1) and targets (B,), got {tuple(pred_B1.shape)} "
@@ -118,7 +145,7 @@ def _huber(delta: float) -> Loss:
 
 
 def _focal_r(gamma: float, beta: float) -> Loss:
-    """Focal-R (Yang et al. 2021, arXiv:2102.09554, sec. 4.1) on squared errors: e^2 * (2 sigmoid(beta |e|) - 1)^gamma.
+    """Build Focal-R (Yang et al. 2021, arXiv:2102.09554, sec. 4.1): mean of e^2 * (2 sigmoid(beta |e|) - 1)^gamma.
 
     The bracket is tanh(beta |e| / 2).
     """
@@ -131,9 +158,9 @@ def _focal_r(gamma: float, beta: float) -> Loss:
 
 
 def _divergence(width: float) -> Loss:
-    """Kullback-Leibler divergence of a distribution over bins from a Gaussian around the target, cut to the bins.
+    """Build the Kullback-Leibler divergence of a distribution over bins from a Gaussian around the target.
 
-    After label distribution learning (Geng 2016, arXiv:1408.6027, eq. 3).
+    The Gaussian is limited to the bins. After label distribution learning (Geng 2016, arXiv:1408.6027, eq. 3).
     """
 
     def divergence(logits_BK: Tensor, target_B: Tensor) -> Tensor:
@@ -142,7 +169,7 @@ def _divergence(width: float) -> Loss:
                 f"kl needs logits (B, bins) and targets (B,), got {tuple(logits_BK.shape)} and {tuple(target_B.shape)}"
             )
         centre_K = bin_centres(logits_BK)
-        # A target beyond the bins counts as one at their edge: its Gaussian would else be cut to nothing.
+        # A target outside the bins is moved to their edge. Its Gaussian would otherwise have no weight in any bin.
         target_B1 = target_B.clamp(centre_K[0], centre_K[-1])[:, None]
         log_t_BK = (-0.5 * ((centre_K - target_B1) / width).square()).log_softmax(1)
         return (log_t_BK.exp() * (log_t_BK - logits_BK.log_softmax(1))).sum(1).mean()
@@ -151,8 +178,10 @@ def _divergence(width: float) -> Loss:
 
 
 def _likelihood(power: float) -> Loss:
-    """Negative Gaussian log-likelihood (Nix & Weigend 1994) without its constant, weighted by the variance to a power,
-    itself held fixed: beta-NLL (Seitzer et al. 2022, arXiv:2203.09168, eq. 4)."""
+    """Build the negative Gaussian log-likelihood (Nix & Weigend 1994) without its constant, weighted per window.
+
+    The weight is the variance to a power, without a gradient: beta-NLL (Seitzer et al. 2022, arXiv:2203.09168, eq. 4).
+    """
 
     def likelihood(out_B2: Tensor, target_B: Tensor) -> Tensor:
         if out_B2.ndim != 2 or out_B2.shape[1] != 2 or target_B.shape != out_B2.shape[:1]:
@@ -161,16 +190,16 @@ def _likelihood(power: float) -> Loss:
                 f"{tuple(target_B.shape)}"
             )
         value_B, variance_B = decode_variance(out_B2).unbind(1)
-        surprise_B = 0.5 * (variance_B.log() + (value_B - target_B).square() / variance_B)
-        return (surprise_B * variance_B.detach().pow(power)).mean()
+        nll_B = 0.5 * (variance_B.log() + (value_B - target_B).square() / variance_B)
+        return (nll_B * variance_B.detach().pow(power)).mean()
 
     return likelihood
 
 
 def _focal(n_classes: int, weights_K: Tensor | None, gamma: float, smoothing: float) -> Loss:
-    """Focal loss (Lin et al. 2017, arXiv:1708.02002, eq. 4) for shares t: sum_k w_k t_k (1 - p_k)^gamma (-log p_k).
+    """Build the focal loss for fractions of classes t: sum_k w_k t_k (1 - p_k)^gamma (-log p_k).
 
-    Gamma 0 is cross-entropy.
+    Lin et al. 2017, arXiv:1708.02002, eq. 4. With gamma 0 it is cross-entropy.
     """
 
     def focal(logits_BK: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixing of windows and targets within a batch."""
+"""Mixing of windows and their targets within a batch."""
 
 from __future__ import annotations
 
@@ -25,37 +25,39 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each window of a batch with a partner, another window of the batch.
 
-    `mixup` (Zhang et al. 2018, arXiv:1710.09412): ``x = l x_i + (1 - l) x_j`` with l ~ Beta(alpha, alpha) of its own
-    for each window. `cmixup` (C-Mixup, Yao et al. 2022, arXiv:2210.05775, eq. 6): the same, with partners drawn with
-    probability ~ ``exp(-|y_i - y_j|^2 / (2 h^2))``, the distance of classes being that of their one-hot vectors.
-    `cutmix` (after Yun et al. 2019, arXiv:1905.04899): one stretch of the window, a share 1 - l of its samples in all
-    channels, comes from the partner; `cutmix-channels`: a share of its channels, at all samples. The target is mixed
-    by the weight that the window kept; for cuts that is the share after rounding.
+    - `mixup` (Zhang et al. 2018, arXiv:1710.09412): ``x = l x_i + (1 - l) x_j`` with a separate l ~ Beta(alpha, alpha)
+      for each window.
+    - `cmixup` (C-Mixup, Yao et al. 2022, arXiv:2210.05775, eq. 6): the same, with partners drawn with probability
+      ~ ``exp(-|y_i - y_j|^2 / (2 h^2))``. The distance of classes is that of their one-hot vectors.
+    - `cutmix` (after Yun et al. 2019, arXiv:1905.04899): one interval of the window, a fraction 1 - l of its samples in
+      all channels, is taken from the partner.
+    - `cutmix-channels`: a fraction 1 - l of the channels, at all samples, is taken from the partner.
 
-    Partners are a random permutation of the batch, or, for `cmixup` and `other_subject`, drawn for each window.
+    The target is mixed with the weight that the window kept; for cuts that is the fraction after rounding. Partners are
+    a random permutation of the batch, or for `cmixup` and `other_subject`, drawn for each window.
 
     Parameters
     ----------
     cfg
-        What, how much, how often; with `none` nothing is drawn from `rng`.
+        How, how strongly and how often to mix; with `none` nothing is drawn from `rng`.
     x_BCT
-        Windows, not changed.
+        Windows; not changed.
     y
-        Values (B,) for regression, in standard deviations; classes (B,) for classification; not changed.
+        (B,) values for regression, in standard deviations, or classes; not changed.
     rng
-        The only source of chance: two equal generators give two equal batches.
+        Source of all random numbers: two equal generators give two equal batches.
     kind
         Of the task.
     n_classes
-        Classes of a classification task.
+        Number of classes of a classification task.
     subjects
         (B,) subject of each window; needed for `other_subject`.
 
     Returns
     -------
     x_BCT, y
-        A batch that is mixed has new tensors, and shares (B, n_classes) in place of classes; one that is not
-        (a share 1 - `prob` of them) is what was given.
+        A batch that is mixed has new tensors, and fractions of classes (B, n_classes) instead of classes. A fraction
+        1 - `prob` of the batches is returned as it is.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def mix(
 def _partners(
     cfg: MixupConfig, y: Tensor, rng: np.random.Generator, kind: str, subjects: ArrayLike | None
 ) -> NDArray[np.int64]:
-    """Partner (B,) of each window of a batch."""
+    """Return the partner (B,) of each window of a batch."""
     if cfg.name != "cmixup" and not cfg.other_subject:
         return rng.permutation(len(y))
     allowed_BB = ~np.eye(len(y), dtype=bool)
@@ -110,7 +112,7 @@ def _partners(
         y_B = y.detach().cpu().numpy().astype(np.float64)
         apart_BB = y_B[:, None] - y_B
         square_BB = 2.0 * (apart_BB != 0) if kind == "classification" else apart_BB**2
-    # Measured from each row's nearest, so that one far from all others has a partner too.
+    # Relative to each row's nearest, so that a window far from all others has a partner too.
     nearest_B1 = np.where(allowed_BB, square_BB, np.inf).min(axis=1, keepdims=True)
     alone_B = ~np.isfinite(nearest_B1[:, 0])
     nearest_B1[alone_B] = 0.0

@@ -1,50 +1,73 @@
-"""AdamW in one kernel, without torch's compiler."""
+"""AdamW in one kernel, the learning rate as a function of the step, and the moving average of weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-_step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+from raypipe.core.config import OptimConfig
+from raypipe.training import torch_compat
 
 
 class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` with ``fused=True``, whose first use does not import `torch._dynamo`.
+    """`torch.optim.AdamW` with ``fused=True``, whose first use does not import torch's compiler (`torch_compat`).
 
-    torch's own methods are wrapped to keep its compiler out of them, and the wrappers import it to do so: 1.6 s of a
-    processor, in every worker, before the first step of a sweep that compiles nothing. One kernel for all is a tenth
-    of the time of the default on a CPU.
+    One kernel for all parameters takes a tenth of the time of the default on a CPU.
     """
 
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
 
-    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
-    state_dict = unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    add_param_group = torch_compat.adamw_add_param_group
+    zero_grad = torch_compat.adamw_zero_grad
+    state_dict = torch_compat.adamw_state_dict
+    load_state_dict = torch_compat.adamw_load_state_dict
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see `torch.optim.AdamW`."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                # The kernel reads memory in order, whatever the strides say.
-                if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
-                    parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
-        return _step(self, closure)
+        for parameter in parameters_of(self):
+            # The kernel reads memory in order and ignores strides.
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+        return torch_compat.adamw_step(self, closure)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimiser, group by group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """Return the gradients of an optimiser's parameters, without those that have none."""
+    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
+
+
+def set_learning_rate(
+    optimizer: Optimizer, config: OptimConfig, step: int, total: int, cycle_ends: Sequence[int] = ()
+) -> None:
+    """Set the learning rate of a step; a parameter group has its own factor (``rate``).
+
+    Parameters
+    ----------
+    step, total, cycle_ends
+        See `lr_factor`.
+    """
+    factor = lr_factor(step, total, config.warmup, config.schedule, cycle_ends)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor * group["rate"]
 
 
 def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: Sequence[int] = ()) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine decay, once or in cycles, or none.
+    """Return the fraction of the peak learning rate at a step: linear warm-up, then cosine decay, cycles, or constant.
 
-    A function of the step alone, so a resumed run has no scheduler to restore. No step's rate is 0: the rise starts
-    one notch above it and the decay would reach it at step `total`.
+    It is a function of the step alone, so a resumed run has no scheduler to restore. It is never 0: the warm-up starts
+    above 0, and the decay would reach 0 at step `total`.
 
     Parameters
     ----------
@@ -53,12 +76,17 @@ def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: 
     total
         Steps of the whole training.
     warmup
-        Share of `total` that rises; of `cyclic`, of the first cycle.
+        Fraction of `total` that is warm-up; for `cyclic`, of the first cycle.
     kind
         `cosine` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts), `cyclic` (with restarts) or
         `constant`.
     ends
-        Of `cyclic`: for each cycle, the step after its last.
+        For `cyclic`: the step after the last of each cycle.
+
+    Raises
+    ------
+    ValueError
+        `step`, `total` or `warmup` is out of range.
     """
     if step < 0 or total < 1 or not 0.0 <= warmup <= 1.0:
         raise ValueError(f"step {step}, total {total} or warm-up {warmup} is out of range")
@@ -67,27 +95,32 @@ def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: 
         return (step + 1) / (rising + 1)
     if kind == "constant":
         return 1.0
-    begun = rising
+    start = rising
     if kind == "cyclic":
         total = next((end for end in ends if step < end), total)
-        begun = max([rising, *(end for end in ends if end <= step)])
-    done = min(1.0, (step - begun) / max(1, total - begun))
+        start = max([rising, *(end for end in ends if end <= step)])
+    done = min(1.0, (step - start) / max(1, total - start))
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class Ema:
     """Exponential moving average of a model's weights; buffers are copied, not averaged.
 
-    Averaging would break integer buffers, and BatchNorm's statistics are averages already. The first steps count more
-    than `decay` says, ``min(decay, (1 + t) / (10 + t))`` (TensorFlow's ExponentialMovingAverage), or a short training
-    would keep a share of its random start.
+    An average would break integer buffers, and BatchNorm's statistics are averages already. The first steps count more
+    than `decay` says, ``min(decay, (1 + t) / (10 + t))`` as in TensorFlow's ExponentialMovingAverage. Otherwise a short
+    training would keep a part of its random start.
 
     Parameters
     ----------
     model
-        The live model.
+        The model that is trained.
     decay
         Per step.
+
+    Raises
+    ------
+    ValueError
+        `decay` is not in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -99,12 +132,12 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the live model's weights, after its optimiser's step."""
+        """Include the model's weights after a step of its optimiser."""
         self.steps += 1
-        share = 1.0 - min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
+        weight = 1.0 - min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))
         live = model.state_dict()
         learned = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        torch._foreach_lerp_([self._average[name] for name in learned], [live[name] for name in learned], share)
+        torch_compat.foreach_lerp_([self._average[name] for name in learned], [live[name] for name in learned], weight)
         for name in live.keys() - set(learned):
             self._average[name].copy_(live[name])
 
@@ -114,7 +147,7 @@ class Ema:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Within it the model has the averaged weights; after it, bit for bit its own."""
+        """Give the model the averaged weights within the context, and its own ones, bit for bit, after it."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         try:
             self.apply_to(model)
@@ -123,12 +156,12 @@ class Ema:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """State to save; it holds copies, so later updates do not change it."""
+        """Return the state as copies, which later updates do not change."""
         average: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self._average.items()}
         return {"steps": self.steps, "average": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state.
+        """Restore a saved state.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Results of an epoch that pass between processes. No torch: the broker and the trial actors import this."""
+"""Results of an epoch that are passed between processes. No torch: the broker and the trial actors import this."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class FoldEpoch:
-    """What one epoch of one fold gave."""
+    """Outcome of one epoch of one fold."""
 
     loss: float
     """Mean training loss."""
     predictions: NDArray[np.float32]
-    """(V, outputs) of the fold's validation windows: values in target units, or class probabilities; where the network
-    tells variances, a column more."""
+    """(V, n_outputs) of the fold's validation windows: values in target units, or class probabilities. Where the
+    network predicts variances, they are one more column."""
     seconds: float
+    """Seconds of training and prediction."""
     by_fold: bool = False
-    """The fold chooses its epoch by itself, and the predictions are those of the chosen one."""
+    """Whether the fold chooses its epoch itself; then the predictions are those of the chosen epoch."""
     stopped: bool = False
-    """The fold has stopped by itself."""
+    """Whether the fold has stopped by itself."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker is told after an epoch."""
+    """Reply to a worker that has reported an epoch."""
 
     go: bool
-    """Train the next epoch."""
+    """Whether to train the next epoch."""
     best: int
-    """Best epoch so far: its checkpoints are kept."""
+    """Best epoch so far, whose checkpoints are kept."""

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation around another optimiser: where it climbs to, and what it keeps."""
+"""Sharpness-aware minimisation around another optimiser: how the weights are perturbed, and what is kept."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+
+from raypipe.core.config import SamConfig
+from raypipe.training import torch_compat
+from raypipe.training.optim import gradients_of, parameters_of
 
 Method = Literal["sam", "asam", "looksam", "msam"]
 
 _TINY = 1e-12
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+_NORMS = (torch_compat.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, torch_compat.InstanceNorm)
 
 
 class Sam:
-    """Weights moved uphill and back: the perturbation of SAM and its kin, around any optimiser.
+    """Perturb the weights before a gradient is computed, and restore them before the step (see `step.take_step`).
 
     - ``sam`` (Foret et al. 2021, arXiv:2010.01412, eq. 2): ``w + rho g / |g|``.
     - ``asam`` (Kwon et al. 2021, arXiv:2102.11600, eq. 7): ``w + rho w^2 g / | |w| g |``, products element by element.
     - ``looksam`` (Liu et al. 2022, arXiv:2203.02714, algorithm 1): SAM at every `every`-th step, which also keeps the
-      part ``g_v`` of its gradient that is orthogonal to the plain one; the steps between add
-      ``alpha |g| / |g_v| g_v`` to their plain gradient and cost one pass.
+      part ``g_v`` of its gradient that is orthogonal to the plain one. The steps between add
+      ``alpha |g| / |g_v| g_v`` to their plain gradient and need one pass.
     - ``msam`` (Becker et al. 2024, arXiv:2401.12033, algorithm 1): ``w - rho v / |v|`` with the optimiser's own
-      momentum v (AdamW's first moment), so that one pass is all it costs; the first step is a plain one.
+      momentum v (AdamW's first moment), so that one pass is enough. The first step is a plain one.
 
     Norms are over all perturbed parameters together.
 
     Parameters
     ----------
     optimizer
-        The base optimiser. Learning rate, weight decay and schedule are its business.
+        The base optimiser. Learning rate, weight decay and schedule are its own.
     rho
-        Radius.
+        Radius of the perturbation.
     method
         One of the above.
     parameters
         Those that are perturbed; None for all of the optimiser's. `norm_parameters` gives SAM-ON.
     every, alpha
-        Of LookSAM.
+        For LookSAM.
     """
 
     def __init__(
@@ -58,25 +61,26 @@ class Sam:
         self.every, self.alpha = every, alpha
         self._chosen = None if parameters is None else {id(parameter) for parameter in parameters}
         self._weights: list[Tensor] = []
-        self._home: list[Tensor] = []
-        self._since = 0
-        self._look: list[Tensor] = []
+        self._saved: list[Tensor] = []
+        self._plain: list[Tensor] = []
+        self._orthogonal: list[Tensor] = []
+        self._steps_since = 0
 
     @property
     def perturbed(self) -> bool:
-        """Whether the weights are away from home."""
+        """Whether the weights are the perturbed ones."""
         return bool(self._weights)
 
     @property
-    def due(self) -> bool:
+    def needs_second_pass(self) -> bool:
         """Whether the next step computes a second gradient."""
         if self.method == "msam":
             return False
-        return self.method != "looksam" or not self._look or self._since >= self.every
+        return self.method != "looksam" or not self._orthogonal or self._steps_since >= self.every
 
     @torch.no_grad()
     def perturb(self) -> bool:
-        """Save the weights and move them uphill, along their gradients or against the momentum.
+        """Save the weights and move them along their gradients, or against the momentum.
 
         Returns
         -------
@@ -90,105 +94,121 @@ class Sam:
         """
         if self._weights:
             raise RuntimeError("the weights are perturbed already; restore() comes first")
-        weights, climbs = self._directions()
+        weights, directions = self._directions()
+        if self.method == "looksam":
+            self._plain = gradients_of(self.optimizer)
         if not weights:
             return True
-        # The _foreach functions are one kernel for all tensors; a loop over the Conformer's 85 starves a GPU.
-        sizes = torch._foreach_abs(weights) if self.method == "asam" else ()
+        sizes = torch_compat.foreach_abs(weights) if self.method == "asam" else ()
         if sizes:
-            climbs = list(torch._foreach_mul(climbs, sizes))
-        norm = float(_norm(climbs))
+            directions = list(torch_compat.foreach_mul(directions, sizes))
+        norm = float(_norm(directions))
         if not math.isfinite(norm):
             return False
-        self._weights, self._home = weights, [weight.clone() for weight in weights]
+        self._weights, self._saved = weights, [weight.clone() for weight in weights]
         if sizes:
-            torch._foreach_mul_(climbs, sizes)
+            torch_compat.foreach_mul_(directions, sizes)
         sign = -1.0 if self.method == "msam" else 1.0
-        torch._foreach_add_(weights, climbs, alpha=sign * self.rho / (norm + _TINY))
+        torch_compat.foreach_add_(weights, directions, alpha=sign * self.rho / (norm + _TINY))
         return True
 
     def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
-        weights, climbs = [], []
+        weights, directions = [], []
         for weight in parameters_of(self.optimizer):
             if self._chosen is not None and id(weight) not in self._chosen:
                 continue
-            climb = self._momentum(weight) if self.method == "msam" else weight.grad
-            if climb is not None:
+            direction = self._momentum(weight) if self.method == "msam" else weight.grad
+            if direction is not None:
                 weights.append(weight)
-                climbs.append(climb)
-        return weights, climbs
+                directions.append(direction)
+        return weights, directions
 
     def _momentum(self, weight: Tensor) -> Tensor | None:
         state = self.optimizer.state.get(weight, {})
-        found = state.get("exp_avg", state.get("momentum_buffer"))
-        return found if isinstance(found, Tensor) else None
+        momentum = state.get("exp_avg", state.get("momentum_buffer"))
+        return momentum if isinstance(momentum, Tensor) else None
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Copy the saved weights back, bit for bit; does nothing when none are saved."""
+        """Copy the saved weights back, bit for bit; do nothing if none are saved."""
         if self._weights:
-            torch._foreach_copy_(self._weights, self._home)
-        self._weights, self._home = [], []
+            torch_compat.foreach_copy_(self._weights, self._saved)
+        self._weights, self._saved = [], []
 
     @torch.no_grad()
-    def look(self, plain: Sequence[Tensor]) -> None:
-        """Keep the part of the gradients (LookSAM: those of SAM) that is orthogonal to the `plain` ones."""
-        sharp = gradients_of(self.optimizer)
+    def keep_orthogonal(self) -> None:
+        """For LookSAM, keep the part of SAM's gradients that is orthogonal to those that `perturb` moved along.
+
+        The gradients may be clipped before: their length does not matter, since the part is scaled when it is added.
+        """
+        if not self._plain:
+            return
+        sharp, plain = gradients_of(self.optimizer), self._plain
         product = sum(float((s * p).sum()) for s, p in zip(sharp, plain, strict=True))
         size = float(_norm(plain))
         along = product / size / size if size else 0.0
-        self._look = list(torch._foreach_sub(sharp, torch._foreach_mul(list(plain), along)))
-        self._since = 1
+        self._orthogonal = list(torch_compat.foreach_sub(sharp, torch_compat.foreach_mul(plain, along)))
+        self._plain, self._steps_since = [], 1
 
     @torch.no_grad()
-    def add_look(self) -> None:
-        """Add the kept part to the gradients, scaled to `alpha` times their norm."""
+    def add_orthogonal(self) -> None:
+        """For LookSAM, add the kept part to the gradients, scaled to `alpha` times their norm."""
+        if self.method != "looksam":
+            return
         gradients = gradients_of(self.optimizer)
-        size = self.alpha * float(_norm(gradients)) / (float(_norm(self._look)) + _TINY)
-        torch._foreach_add_(gradients, self._look, alpha=size)
-        self._since += 1
+        size = self.alpha * float(_norm(gradients)) / (float(_norm(self._orthogonal)) + _TINY)
+        torch_compat.foreach_add_(gradients, self._orthogonal, alpha=size)
+        self._steps_since += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the base optimiser, which is all there is between epochs (see `restart`).
+        """Return the state of the base optimiser; nothing else is kept from one epoch to the next (see `restart`).
 
         Raises
         ------
         RuntimeError
-            Asked within a step, when the model's weights are the perturbed ones.
+            It is called within a step, when the model's weights are the perturbed ones.
         """
         if self._weights:
-            raise RuntimeError("the weights are perturbed; a state saved now would keep the wrong weights")
+            raise RuntimeError("the weights are perturbed; a state saved now would contain the wrong weights")
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
         self.optimizer.load_state_dict(state)
         self.restart()
 
     def restart(self) -> None:
-        """Forget what LookSAM carries from step to step: the next one looks anew.
+        """Forget what LookSAM keeps from step to step, so that the next step computes a second gradient.
 
-        Called at the start of every epoch, it leaves nothing to save, and folds whose epochs differ in length look at
-        the same steps of an epoch.
+        It is called at the start of every epoch. So there is nothing to save, and folds whose epochs differ in length
+        compute second gradients at the same steps.
         """
-        self._since, self._look = 0, []
+        self._steps_since, self._orthogonal, self._plain = 0, [], []
+
+
+def make_sam(config: SamConfig, optimizer: Optimizer, model: nn.Module) -> Sam | None:
+    """Build what a configuration asks for; None for plain steps."""
+    if config.name == "none":
+        return None
+    return Sam(
+        optimizer,
+        rho=config.rho,
+        method=config.name,
+        parameters=norm_parameters(model) if config.only == "norm" else None,
+        every=config.every,
+        alpha=config.alpha,
+    )
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of the normalisation layers, which SAM-ON perturbs alone (Mueller et al. 2023, arXiv:2306.04226)."""
+    """Return the parameters of the normalisation layers, which are all that SAM-ON perturbs.
+
+    Mueller et al. 2023, arXiv:2306.04226.
+    """
     layers = (module for module in model.modules() if isinstance(module, _NORMS))
     return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
 
 
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters of an optimiser, group by group."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """Gradients of an optimiser's parameters, those that have one."""
-    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
-
-
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(list(tensors)))))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch_compat.foreach_norm(list(tensors)))))
     return norm

@@ -1,148 +1,148 @@
-"""Several folds trained as one program: parameters stacked, a batch and BatchNorm statistics each, one pass for all.
+"""Several folds trained as one program: each has its own batch and BatchNorm statistics, and all share their passes.
 
-Only the passes are shared. The optimiser, SAM's norm, clipping and the moving average of each fold are its own
-trainer's, whose parameters are views of the stacked ones; so a stacked fold has the state of one trained alone, and
-its numbers up to rounding.
+Only the passes are shared. The optimiser, SAM's norm, clipping and the moving average of each fold belong to its own
+trainer. So a stacked fold has the state of one that is trained alone, and its numbers up to rounding.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from raypipe.core.errors import InterruptedEpochError
-from raypipe.models.conformer import Conformer
+from raypipe.models.network import Network
 from raypipe.training.loader import Batch
 from raypipe.training.result import FoldEpoch
-from raypipe.training.step import Step, Steps, frozen_statistics, steps
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.step import LossOf, TrainState, take_step
+from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
 
 Tensors = dict[str, Tensor]
 
 
 class StackedTrainer:
-    """Trainers of one trial's folds, whose epochs run side by side.
+    """Train the folds of one trial side by side.
 
     Parameters
     ----------
     trainers
-        Of one configuration and on one device, all at the same epoch.
+        Trainers of one configuration and on one device, all at the same epoch.
     """
 
-    def __init__(self, trainers: Sequence[FoldTrainer]) -> None:
+    def __init__(self, trainers: Sequence[SupervisedTrainer]) -> None:
         self.trainers = list(trainers)
-        self.model = trainers[0].model
-        self._parameters = {
-            name: _join([dict(t.model.named_parameters())[name] for t in trainers]).requires_grad_()
-            for name, _ in self.model.named_parameters()
-        }
-        self._buffers = {
-            name: _join([dict(t.model.named_buffers())[name] for t in trainers])
-            for name, _ in self.model.named_buffers()
-        }
+        self.models = StackedModels([trainer.state for trainer in trainers])
 
-    def run_epoch(self, interrupted: Callable[[], bool] = lambda: False) -> list[FoldEpoch]:
+    def run_epoch(self, interrupted: Interrupted = never) -> list[FoldEpoch]:
         """Train one epoch of every fold; see `FoldTrainer.run_epoch`.
 
-        Folds with fewer steps than others leave the stack for the last ones, which run one by one.
+        Folds that have more steps than the others take the remaining ones alone.
         """
         start = time.perf_counter()
-        losses: list[list[float]] = [[] for _ in self.trainers]
         for trainer in self.trainers:
-            trainer.begin()
+            trainer.start_epoch()
         streams = [trainer.batches() for trainer in self.trainers]
-        together = min(trainer.steps_per_epoch for trainer in self.trainers)
-        for step in range(together):
+        together = min(trainer.data.steps_per_epoch for trainer in self.trainers)
+        losses: list[list[float]] = [[] for _ in self.trainers]
+        for number in range(together):
             if interrupted():
                 raise InterruptedEpochError
-            batches = [next(stream) for stream in streams]
-            if len({len(batch.x) for batch in batches}) > 1:
-                taken = [trainer.step(batch, step) for trainer, batch in zip(self.trainers, batches, strict=True)]
-            else:
-                taken = self.step(batches, step)
-            for seen, one in zip(losses, taken, strict=True):
-                seen.append(one)
-        for trainer, stream, seen in zip(self.trainers, streams, losses, strict=True):
-            for step, batch in enumerate(stream, start=together):
-                if interrupted():
-                    raise InterruptedEpochError
-                seen.append(trainer.step(batch, step))
-        shared = (time.perf_counter() - start) / len(self.trainers)
-        return [trainer.end(seen, shared) for trainer, seen in zip(self.trainers, losses, strict=True)]
+            for fold_losses, loss in zip(losses, self.step([next(s) for s in streams], number), strict=True):
+                fold_losses.append(loss)
+        for trainer, stream, fold_losses in zip(self.trainers, streams, losses, strict=True):
+            fold_losses += trainer.train_batches(stream, interrupted, first=together)
+        seconds = (time.perf_counter() - start) / len(self.trainers)
+        return [trainer.finish_epoch(given, seconds) for trainer, given in zip(self.trainers, losses, strict=True)]
 
-    def step(self, batches: list[Batch], step: int) -> list[float]:
-        """Take the epoch's step number `step` of every fold, of batches of one size; their losses."""
-        config = self.trainers[0].config
-        x_SBCT = torch.stack([batch.x for batch in batches])
-        prepared = torch.func.vmap(self.model.prepare)(x_SBCT)
-        masks_SM = None if batches[0].masks is None else torch.stack([b.masks for b in batches if b.masks is not None])
+    def step(self, batches: Sequence[Batch], number: int) -> list[float]:
+        """Take step `number` (from 0) of the epoch in every fold; return their losses.
+
+        Batches of different sizes cannot be stacked; then the folds step one by one.
+        """
+        if len({len(batch.x) for batch in batches}) > 1:
+            return [trainer.step(batch, number) for trainer, batch in zip(self.trainers, batches, strict=True)]
         for trainer in self.trainers:
-            trainer.set_rate(step)
-        running = [steps(t.optimizer, t.sam, config.optim.clip) for t in self.trainers]
-        try:
-            for one in running:
-                next(one)
-            first = True
-            while True:
-                found = self._pass(prepared, masks_SM, [batch.y for batch in batches], first=first)
-                answers = [_send(one, loss) for one, loss in zip(running, found, strict=True)]
-                ended = [answer for answer in answers if isinstance(answer, Step)]
-                for trainer, answer in zip(self.trainers, answers, strict=True):
-                    if isinstance(answer, Step):
-                        trainer.after(answer)  # one that ends before the others was skipped, which fails the trial
-                if ended:
-                    return [answer.loss for answer in ended]
-                first = False
-        finally:
-            for one in running:
-                one.close()
+            trainer.set_learning_rate(number)
+        stacked = self.models.prepare(batches)
+        losses_of = [trainer.loss_of for trainer in self.trainers]
+        results = take_step(self.models.states, lambda: self.models.gradients(stacked, losses_of))
+        for trainer, result in zip(self.trainers, results, strict=True):
+            trainer.check(result)
+        return [result.loss for result in results]
 
-    def _pass(self, prepared: Tensor, masks_SM: Tensor | None, ys: list[Tensor], *, first: bool) -> list[float]:
-        """Compute every fold's gradients at its parameters as they are; the losses."""
-        trainer = self.trainers[0]
 
-        def forward(parameters: Tensors, buffers: Tensors, x: Tensor, masks_M: Tensor | None) -> Tensor:
-            def model(x: Tensor, **options: object) -> Tensor:
+def stackable(trainers: Sequence[FoldTrainer]) -> TypeGuard[Sequence[SupervisedTrainer]]:
+    """Return whether folds can be stacked.
+
+    That needs two or more networks that vmap can run, all of whose parameters are trained, no loss scale of each fold
+    (float16), and enough memory for whole batches.
+    """
+    supervised = [trainer for trainer in trainers if isinstance(trainer, SupervisedTrainer)]
+    if len(trainers) < 2 or len(supervised) < len(trainers):
+        return False
+    first = supervised[0]
+    trains_all = first.config.init.name == "none"
+    return first.model.stackable and trains_all and first.state.scaler is None and not first.micro_batch
+
+
+class StackedBatch(NamedTuple):
+    """Batches of several models, prepared and stacked."""
+
+    x: Tensor
+    """Prepared windows, with the models as the first dimension."""
+    ys: list[Tensor]
+    """Targets of each model; not stacked, since only some of them may be mixed."""
+    dropout: Tensor | None
+    """(S, M) dropout masks."""
+
+
+class StackedModels:
+    """Models of one architecture whose forward and backward passes are one.
+
+    Their parameters and buffers are stacked, and each model's own become views of its row.
+    """
+
+    def __init__(self, states: Sequence[TrainState[Network]]) -> None:
+        self.states, self.model = list(states), states[0].model
+        self._parameters = _stacked([dict(state.model.named_parameters()) for state in states])
+        self._buffers = _stacked([dict(state.model.named_buffers()) for state in states])
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
+
+    def prepare(self, batches: Sequence[Batch]) -> StackedBatch:
+        """Stack batches of one size, one per model, and prepare their windows."""
+        x_SBCT = torch.stack([batch.x for batch in batches])
+        masks = [batch.dropout for batch in batches if batch.dropout is not None]
+        ys = [batch.y for batch in batches]
+        return StackedBatch(torch.func.vmap(self.model.prepare)(x_SBCT), ys, torch.stack(masks) if masks else None)
+
+    def gradients(self, batch: StackedBatch, losses_of: Sequence[LossOf]) -> list[float]:
+        """Compute the gradients of each model for its own batch."""
+
+        def forward_one(parameters: Tensors, buffers: Tensors, x: Tensor, dropout_M: Tensor | None) -> Tensor:
+            options = {"prepared": True, "dropout_M": dropout_M}
+            with self.states[0].autocast():
                 out: Tensor = torch.func.functional_call(self.model, (parameters, buffers), (x,), options)
-                return out
+            return out
 
-            return trainer.forward(model, x, masks_M)
-
-        with nullcontext() if first else frozen_statistics(self.model):
-            raw_SBK = torch.func.vmap(forward, in_dims=(0, 0, 0, None if masks_SM is None else 0))(
-                self._parameters, self._buffers, prepared, masks_SM
-            )
-            losses = [t.loss_of(raw_BK, y) for t, raw_BK, y in zip(self.trainers, raw_SBK, ys, strict=True)]
+        in_dims = (0, 0, 0, None if batch.dropout is None else 0)
+        raw_SBK = torch.func.vmap(forward_one, in_dims)(self._parameters, self._buffers, batch.x, batch.dropout)
+        losses = [loss_of(raw_BK, y) for loss_of, raw_BK, y in zip(losses_of, raw_SBK, batch.ys, strict=True)]
         gradients = torch.autograd.grad(torch.stack(losses).sum(), list(self._parameters.values()))
-        for s, trainer in enumerate(self.trainers):
-            for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
+        for s, state in enumerate(self.states):
+            for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
                 parameter.grad = gradient[s]
         return torch.stack(losses).detach().tolist()
 
 
-def stackable(trainers: Sequence[FoldTrainer]) -> bool:
-    """Whether folds can be stacked: several Conformers, no loss scale of their own (float16), memory not short."""
-    if len(trainers) < 2 or not isinstance(trainers[0].model, Conformer):
-        return False
-    if trainers[0].config.init.name != "none":  # only some of their parameters may be trained
-        return False
-    return trainers[0].scaler is None and not trainers[0].micro_batch
-
-
-def _send(one: Steps, loss: float) -> bool | Step:
-    try:
-        return one.send(loss)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-
-
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    """Stack tensors and make each of them a view of its row."""
-    joined = torch.stack([tensor.detach() for tensor in tensors])
-    for tensor, row in zip(tensors, joined, strict=True):
-        tensor.data = row
-    return joined
+def _stacked(tensors_of: Sequence[Tensors]) -> Tensors:
+    """Stack tensors by name, and make each of them a view of its row."""
+    stacks = {}
+    for name in tensors_of[0]:
+        stacks[name] = torch.stack([tensors[name].detach() for tensors in tensors_of])
+        for tensors, row in zip(tensors_of, stacks[name], strict=True):
+            tensors[name].data = row
+    return stacks

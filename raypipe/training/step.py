@@ -1,42 +1,245 @@
-"""One optimiser step, plain or sharpness-aware, that leaves the model whole whatever happens inside it."""
+"""One optimiser step: the state that it changes, how it is taken, and ways to compute its gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from raypipe.training.sam import Sam, gradients_of, parameters_of
+from raypipe.core.config import TrialConfig
+from raypipe.models.network import DropoutMasks, Network
+from raypipe.training import torch_compat
+from raypipe.training.loader import Batch
+from raypipe.training.optim import AdamW, Ema, gradients_of, parameters_of
+from raypipe.training.sam import Sam, make_sam
 
-Steps = Generator[bool, float, "Step"]
+MAX_OVERFLOWS = 50
+"""Steps in a row that float16 may skip, each with half the scale of the one before."""
+
+M = TypeVar("M", bound=nn.Module)
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""Mean loss of outputs (B, K) and targets (B,) or (B, K)."""
+Gradients = Callable[[], list[float]]
+"""Adds the gradients of each model's mean loss to its parameters, as these are; returns the losses, one per model."""
 
 
-class Step(NamedTuple):
-    """What a step did."""
+class StepResult(NamedTuple):
+    """Outcome of one step."""
 
     loss: float
-    """Mean loss of the batch at the weights before the step (MSAM: at the perturbed ones, the only ones it sees)."""
+    """Mean loss of the batch at the weights before the step (MSAM: at the perturbed weights)."""
     skipped: bool
-    """A loss or a gradient was not finite: weights and optimiser are as they were."""
+    """Weights and optimiser are as they were: a loss or a gradient was not finite."""
     grad_norm: float
-    """Norm, before clipping, of the gradient that was stepped with."""
+    """Norm, before clipping, of the gradient of the step."""
+    failed: bool = False
+    """The loss or gradient of this model was not finite, and float16's short range does not explain it."""
+
+
+@dataclass
+class TrainState(Generic[M]):
+    """Everything that training changes: a model, its optimiser, and what belongs to them.
+
+    Raises
+    ------
+    ValueError
+        `sam` was built around another optimiser.
+    """
+
+    model: M
+    optimizer: Optimizer
+    sam: Sam | None = None
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+    """For float16."""
+    dtype: torch.dtype = torch.float32
+    """Of the forward passes."""
+    device_type: str = "cpu"
+    clip: float = 0.0
+    """Largest norm of a step's gradient; 0 for no limit."""
+    overflows: int = 0
+    """Steps in a row that were skipped."""
+
+    def __post_init__(self) -> None:
+        if self.sam is not None and self.sam.optimizer is not self.optimizer:
+            raise ValueError("sam was built around another optimizer")
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        return torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled for float16, to the parameters."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the model the moving average of its weights within the context, if one is kept."""
+        return self.ema.swapped(self.model) if self.ema else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state between two steps, not as copies.
+
+        Raises
+        ------
+        RuntimeError
+            It is called within a step, when the weights are perturbed.
+        """
+        if self.sam is not None and self.sam.perturbed:
+            raise RuntimeError("the weights are perturbed; a state saved now would contain the wrong weights")
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+
+    # Parts of a step, which `take_step` calls in this order
+
+    def begin_step(self) -> None:
+        """Drop old gradients; MSAM perturbs the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.sam is not None and self.sam.method == "msam":
+            self.sam.perturb()
+
+    def perturb(self, loss: float) -> bool:
+        """Perturb the weights for the second pass; return False if the loss or a gradient is not finite."""
+        assert self.sam is not None
+        if self.scaler is not None:
+            # By hand: GradScaler unscales once per step, which is kept for the gradients of the second pass.
+            torch_compat.foreach_mul_(gradients_of(self.optimizer), 1.0 / self.scaler.get_scale())
+        if not (math.isfinite(loss) and self.sam.perturb()):
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def restore(self) -> None:
+        """Return to the weights before the perturbation, if there was one."""
+        if self.sam is not None:
+            self.sam.restore()
+
+    def step(self, loss: float, last_loss: float, *, perturbed: bool) -> StepResult:
+        """Step with the gradients of the last pass, or skip the step if they are not finite."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.sam is not None and not perturbed:
+            self.sam.add_orthogonal()
+        norm = float(nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip or math.inf))
+        if not (math.isfinite(last_loss) and math.isfinite(norm)):
+            return self.skip(loss, norm)
+        if self.sam is not None and perturbed:
+            self.sam.keep_orthogonal()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.overflows = 0
+        self._update_average()
+        return StepResult(loss, False, norm)
+
+    def skip(self, loss: float, norm: float = math.nan) -> StepResult:
+        """Drop the gradients of a step that cannot be taken."""
+        if self.scaler is not None:
+            torch_compat.lower_scale(self.scaler)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.overflows += 1
+        self._update_average()
+        excused = self.scaler is not None and math.isfinite(loss) and self.overflows <= MAX_OVERFLOWS
+        return StepResult(loss, True, norm, failed=not excused)
+
+    def _update_average(self) -> None:
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+
+def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, device: torch.device) -> TrainState[M]:
+    """Build the state that a configuration asks for; see `finetuning.parameter_groups` for `groups`."""
+    optim = config.optim
+    optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    dtype = autocast_type(config.precision, device)
+    return TrainState(
+        model,
+        optimizer,
+        sam=make_sam(config.sam, optimizer, model),
+        ema=Ema(model, optim.ema) if optim.ema else None,
+        scaler=torch.amp.GradScaler(device.type) if dtype == torch.float16 else None,
+        dtype=dtype,
+        device_type=device.type,
+        clip=optim.clip,
+    )
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32."""
+    if precision == "auto":
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if supported else torch.float32
+    return cast(torch.dtype, getattr(torch, precision))
+
+
+def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[StepResult]:
+    """Take one step of one model, or of several whose gradients are computed together.
+
+    A plain step computes gradients once. SAM computes them a second time, at perturbed weights. Both passes use the
+    same dropout masks, and only the first one updates BatchNorm's running statistics. Only the gradient of the last
+    pass is clipped. A loss or a gradient that is not finite skips the step: the gradients are dropped, weights and
+    optimiser stay as they are. The weights are restored even if a pass raises an error.
+
+    Parameters
+    ----------
+    states
+        One per model; several have the same configuration.
+    gradients
+        See `Gradients`. Mixing and dropout masks are drawn before it, so that it computes the same in each call.
+    """
+    sam = states[0].sam
+    second = sam is not None and sam.needs_second_pass
+    try:
+        for state in states:
+            state.begin_step()
+        losses = last_losses = gradients()
+        if second:
+            perturbed = [state.perturb(loss) for state, loss in zip(states, losses, strict=True)]
+            if not all(perturbed):
+                return [
+                    StepResult(loss, True, math.nan) if fine else state.skip(loss)
+                    for state, loss, fine in zip(states, losses, perturbed, strict=True)
+                ]
+            with frozen_statistics(state.model for state in states):
+                last_losses = gradients()
+    finally:
+        for state in states:
+            state.restore()
+    return [
+        state.step(loss, last_loss, perturbed=second)
+        for state, loss, last_loss in zip(states, losses, last_losses, strict=True)
+    ]
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Within it, BatchNorm layers normalise as before but leave their running statistics alone.
+def frozen_statistics(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Let BatchNorm layers normalise as before within the context, without an update of their running statistics.
 
-    Turning tracking off does that. A momentum of 0 would not: it still counts the batch, and it turns the statistics
-    of a batch that is not finite into NaN.
+    This turns tracking off. A momentum of 0 would still count the batch, and would turn the statistics of a batch that
+    is not finite into NaN.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = [layer for model in models for layer in model.modules() if isinstance(layer, torch_compat.BatchNorm)]
+    layers = [layer for layer in layers if layer.track_running_stats]
     try:
         for layer in layers:
             layer.track_running_stats = False
@@ -46,189 +249,47 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-def steps(
-    optimizer: Optimizer,
-    sam: Sam | None = None,
-    clip: float = 0.0,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    agree: Callable[[bool], bool] = lambda fine: fine,
-) -> Steps:
-    """One step as a generator, so that the steps of several models can share their passes (`stacked_trainer`).
+# Ways to compute gradients: of a whole batch, in micro-batches, or of stacked models (`StackedModels.gradients`). Each
+# takes batches whose windows the network has prepared, adds the gradients to the parameters, and returns the loss.
 
-    It yields whenever it needs gradients at the parameters as they are: True for the first pass, False for SAM's
-    second, which leaves BatchNorm's statistics alone. It is sent the loss of that pass, and returns the `Step`. Closed
-    or thrown into between its passes, it restores the weights.
 
-    Parameters
-    ----------
-    optimizer, sam, clip
-        See `optimizer_step`.
-    scaler
-        Of float16: the gradients are those of the scaled loss, the loss that is sent is not.
-    agree
-        Makes one answer of all workers' (all of them must step or skip).
+def whole_batch(state: TrainState[Network], batch: Batch, loss_of: LossOf) -> float:
+    """Compute the gradients of a batch in one pass."""
+    loss = loss_of(forward(state, batch.x, batch.dropout), batch.y)
+    state.backward(loss)
+    return float(loss.detach())
+
+
+def forward(state: TrainState[Network], prepared: Tensor, dropout_M: Tensor | None = None) -> Tensor:
+    """Run the network on the result of its `prepare`, in the trial's precision."""
+    with state.autocast():
+        out: Tensor = state.model(prepared, prepared=True, dropout_M=dropout_M)
+    return out
+
+
+def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, size: int) -> float:
+    """Compute the gradients of a batch, `size` windows at a time, for less memory.
+
+    BatchNorm normalises by the whole batch, so the network is cut behind it. The part before the cut (`front`) is
+    passed once and keeps a small activation. The part behind it (`back`), which needs most of the memory, is passed in
+    micro-batches. The gradients at the cut are collected and go back once. The result is the gradient of the whole
+    batch, up to rounding.
     """
-    if sam is not None and sam.optimizer is not optimizer:
-        raise ValueError("sam was built around another optimizer")
-    optimizer.zero_grad(set_to_none=True)
-    ahead = sam is not None and sam.method == "msam"
-    kept: list[Tensor] = []
-    try:
-        if sam is not None and ahead:
-            sam.perturb()
-        value = last = yield True
-        if sam is not None and sam.due:
-            plain = _unscaled(optimizer, scaler)
-            if not agree(math.isfinite(value) and sam.perturb()):
-                sam.restore()
-                return _skip(optimizer, scaler, value, math.nan)
-            # Cloned: the second pass overwrites them where gradients are views of DDP's buckets.
-            kept = [gradient.clone() for gradient in plain] if sam.method == "looksam" else []
-            optimizer.zero_grad(set_to_none=True)
-            last = yield False
-            sam.restore()
-            _unscale(optimizer, scaler)
-        else:
-            if sam is not None and ahead:
-                sam.restore()
-            _unscale(optimizer, scaler)
-            if sam is not None and sam.method == "looksam":
-                sam.add_look()
-    finally:
-        if sam is not None:
-            sam.restore()
-    norm = float(nn.utils.clip_grad_norm_(parameters_of(optimizer), clip or math.inf))
-    if not agree(math.isfinite(last) and math.isfinite(norm)):
-        return _skip(optimizer, scaler, value, norm)
-    if sam is not None and kept:
-        sam.look(kept)  # clipping changed the length alone, which is scaled anyway when the part is added
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    return Step(value, False, norm)
-
-
-def _unscaled(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> list[Tensor]:
-    """Gradients of the first pass, divided in place. GradScaler's own unscaling is left for the one that steps."""
-    gradients = gradients_of(optimizer)
-    if scaler is not None:
-        torch._foreach_mul_(gradients, 1.0 / scaler.get_scale())
-    return gradients
-
-
-def _unscale(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-
-
-def _skip(optimizer: Optimizer, scaler: torch.amp.GradScaler | None, loss: float, norm: float) -> Step:
-    if scaler is not None:
-        scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-        # A scale that is set leaves the count of good steps in a row, which an overflow ends.
-        scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
-    optimizer.zero_grad(set_to_none=True)
-    return Step(loss, True, norm)
-
-
-def optimizer_step(
-    closure: Callable[[], Tensor],
-    model: nn.Module,
-    optimizer: Optimizer,
-    sam: Sam | None = None,
-    clip: float = 0.0,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    m_sharpness: Literal["worker", "global"] = "worker",
-) -> Step:
-    """Take one step: a forward and backward pass, or SAM's two.
-
-    Both of SAM's passes see the same dropout masks, and only the first updates BatchNorm's running statistics. The
-    second gradient alone is clipped, at the weights where the optimiser then steps from. A loss or a gradient that
-    is not finite skips the step: the gradients are dropped, weights and optimiser state stay. An exception in either
-    pass leaves the weights restored as well.
-
-    Parameters
-    ----------
-    closure
-        Computes the mean loss of the batch, with gradients, from torch's global generators and nothing else that
-        changes between calls (mix the batch before). Autocast belongs into it; with bfloat16 no scaler is needed.
-    model
-        Whose BatchNorm layers are meant; may be wrapped for data-parallel training, then `closure` calls the wrapper.
-    optimizer
-        `sam`'s base optimiser, if there is a `sam`.
-    sam
-        None for a plain step.
-    clip
-        Largest norm of the gradient that is stepped with; 0 clips nothing.
-    scaler
-        For float16 autocast. Gradients are unscaled before any norm is taken, the scale is updated once a step, and
-        a first pass that overflows skips the step and lowers the scale.
-    m_sharpness
-        Of data-parallel SAM. `worker`: each worker climbs by the gradient of its own share of the batch (Foret et al.
-        2021, sec. 4.1), so the first pass is not averaged; `global`: all climb by the averaged one. The weights that
-        are stepped from, and the step, are the same on all workers. LookSAM, whose later steps reuse what the first
-        pass gave, is always `global`.
-    """
-    parallel = isinstance(model, DistributedDataParallel)
-    alone = parallel and m_sharpness == "worker" and sam is not None and sam.due and sam.method != "looksam"
-    machine = steps(optimizer, sam, clip, scaler=scaler, agree=_all_agree if parallel else lambda fine: fine)
-    chance = _chance(optimizer) if sam is not None and sam.due else None
-
-    def compute(first: bool) -> float:
-        if not first and chance is not None:
-            _set_chance(chance)
-        # DDP's no_sync must hold the forward pass as well, else the backward pass averages all the same.
-        unsynced = model.no_sync() if first and alone else nullcontext()  # type: ignore[operator]
-        with unsynced, nullcontext() if first else frozen_statistics(model):
-            loss = closure()
-            (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
-
-    return walk(machine, compute)
-
-
-def walk(machine: Steps, compute: Callable[[bool], float]) -> Step:
-    """Take the step of one `steps`.
-
-    Parameters
-    ----------
-    machine
-        The step.
-    compute
-        Told whether a pass is the first, leaves the gradients at the parameters as they are and returns the loss.
-    """
-    try:
-        first = next(machine)
-        while True:
-            first = machine.send(compute(first))
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        machine.close()
-
-
-def _all_agree(fine: bool) -> bool:
-    import torch.distributed as dist
-
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    answer = torch.tensor(float(fine), device=device)
-    dist.all_reduce(answer, op=dist.ReduceOp.MIN)
-    return bool(answer.item())
-
-
-def _chance(optimizer: Optimizer) -> list[tuple[torch.device, Tensor]]:
-    """States of the generators that dropout draws from: the processor's and that of each GPU with parameters."""
-    devices = {parameter.device for parameter in parameters_of(optimizer) if parameter.is_cuda}
-    states = [(device, torch.cuda.get_rng_state(device)) for device in sorted(devices, key=str)]
-    return [(torch.device("cpu"), torch.get_rng_state()), *states]
-
-
-def _set_chance(states: list[tuple[torch.device, Tensor]]) -> None:
-    for device, state in states:
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
+    n = len(batch.y)
+    with state.autocast():
+        cut_BFT = state.model.front(batch.x, prepared=True)
+    gradient_BFT = torch.empty_like(cut_BFT)
+    losses = []
+    for first in range(0, n, size):
+        part = cut_BFT.detach()[first : first + size].requires_grad_()
+        masks = None if batch.dropout is None else DropoutMasks(batch.dropout, n, first)
+        with state.autocast():
+            raw = state.model.back(part, masks)
+        loss = loss_of(raw, batch.y[first : first + size]) * (len(part) / n)
+        state.backward(loss)
+        assert part.grad is not None
+        gradient_BFT[first : first + size] = part.grad
+        losses.append(loss.detach())
+    if cut_BFT.requires_grad:  # not where everything before the cut is frozen
+        torch.autograd.backward(cut_BFT, gradient_BFT)
+    return float(torch.stack(losses).sum())

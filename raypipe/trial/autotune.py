@@ -1,7 +1,7 @@
-"""How a trial is computed: the stem's algorithm, and folds stacked or one by one; measured once, then kept to.
+"""Choose how a trial is computed: the stem's algorithm, and folds stacked or one by one; measured once per shape.
 
-Either choice changes numbers by rounding only. A run keeps what was chosen for each shape of network and data, so that
-a trial that goes on after a crash, and the trials after it, repeat what an undisturbed run would have given.
+Either choice changes numbers by rounding only. A run stores what was chosen for each shape of network and data. So a
+trial that continues after a crash, and the trials after it, get the numbers of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.core.record import Record
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import WindowLoader
+from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.trainer import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
-MARGIN = 0.9
-"""A way is taken instead of the usual one (Fourier stem; on a CPU one by one) where it takes less than this share."""
-FILL = 0.8
-"""A stack of all folds may fill this share of a worker's part of a GPU, by the memory that two of them took."""
-STILL = 1e-30
-"""Learning rate of the steps that are timed."""
+MAX_TIME_FRACTION = 0.9
+"""The direct stem replaces the Fourier stem, and a stack folds one by one, if it takes less than this fraction."""
+MAX_MEMORY_FRACTION = 0.8
+"""A stack may use this fraction of a worker's part of a GPU."""
+TIMING_LEARNING_RATE = 1e-30
+"""Learning rate of the steps that are timed, so that they change no weights."""
+MAX_TIMED_CALLS, MAX_TIMED_SECONDS = 5, 0.2
+"""Limits of a measurement, which a sweep waits for: calls, and seconds after which there is no other call."""
 
-
-MOST_CALLS, ENOUGH = 5, 0.2
-"""A way is timed by this many calls at most, and by none after this many seconds: a sweep waits for it."""
+StemName = Literal["fourier", "direct"]
 
 
 class ComputeOptions(BaseModel):
-    """What the user says about it."""
+    """How a trial is computed, as the user asks for it; `auto` measures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,10 +48,10 @@ class ComputeOptions(BaseModel):
 
 
 class ComputePlan(Record):
-    """What was chosen, and the seconds of each way that was measured (``compute/<key>.json``)."""
+    """What was chosen, and the seconds of each alternative that was measured (``compute/<key>.json``)."""
 
     format: Literal["raypipe-compute/1"] = "raypipe-compute/1"
-    stem: Literal["fourier", "direct"]
+    stem: StemName
     stacked: bool
     what: str
     seconds: dict[str, float]
@@ -59,160 +59,183 @@ class ComputePlan(Record):
 
 def choose_compute(
     run: RunStore,
-    feed: WindowLoader,
+    loader: WindowLoader,
     config: TrialConfig,
     folds: Sequence[int],
-    wishes: ComputeOptions,
+    options: ComputeOptions,
     claim: Callable[[str], bool] = lambda key: True,
     share: float = 1.0,
 ) -> ComputePlan:
-    """How the folds of one worker are trained: as wished, as this run has chosen before, or as measured now.
+    """Return how the folds of one worker are trained: as asked for, as the run has stored it, or as measured now.
 
     Parameters
     ----------
     run
-        Keeps what is chosen.
-    feed, config, folds
-        Of the trial and the worker.
-    wishes
-        `auto` measures.
+        The run, which stores what is chosen.
+    loader, config, folds
+        The worker's windows, the trial's configuration, and the worker's folds.
+    options
+        What the user asks for.
     claim
-        Asked with the choice's key before it is measured; False waits for another worker's measurement and looks
-        again. Asked again and again, it answers True in the end.
+        Called with the choice's key before it is measured. False waits for another worker's measurement and looks
+        again. Called repeatedly, it returns True in the end.
     share
-        Of a GPU that the worker has: a stack that would not fit in it is not chosen.
+        The worker's part of a GPU. A stack that would not fit into it is not chosen.
     """
-    if config.model.name != "conformer":  # no stem, no stack: nothing to choose
+    if config.model.name != "conformer":  # no stem and no stack, so there is nothing to choose
         return ComputePlan(stem="fourier", stacked=False, what=config.model.name, seconds={})
-    device = "cpu"
-    if feed.device.type == "cuda":
-        device = torch.cuda.get_device_name(feed.device) + ("" if share >= 1 else f" ({share:g} of it)")
-    windows, model = feed.windows, config.model
-    what = (
-        f"{device}, {torch.get_num_threads()} thread(s), {len(folds)} fold(s) of {windows.n_channels} x "
-        f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "
-        f"{'' if model.name == 'conformer' else model.name + ', '}kernels {model.kernels}, {model.filters} filters, "
-        f"depth {model.depth}"
-    )
-    key = hashlib.sha256(json.dumps([what, wishes.model_dump()]).encode()).hexdigest()[:12]
-    while (known := run.compute(ComputePlan, key)) is None:
+    what = _shape(loader, config, len(folds), share)
+    key = hashlib.sha256(json.dumps([what, options.model_dump()]).encode()).hexdigest()[:12]
+    while (plan := run.compute(ComputePlan, key)) is None:
         if claim(key):
-            found = _measure(run, feed, config, list(folds), wishes, what, share)
-            if run.compute(ComputePlan, key) is None:  # a claim does not last for ever, and the first choice stands
-                run.write_compute(key, found)
-                log.info("%s: %s", what, found)
-    return known
+            measured = _measure(run, loader, config, list(folds), options, what, share)
+            if run.compute(ComputePlan, key) is None:  # a claim expires, and the first choice is kept
+                run.write_compute(key, measured)
+                log.info("%s: %s", what, measured)
+    return plan
+
+
+def _shape(loader: WindowLoader, config: TrialConfig, n_folds: int, share: float) -> str:
+    """Describe everything that a choice depends on."""
+    device = "cpu"
+    if loader.device.type == "cuda":
+        device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of it)")
+    windows, model = loader.windows, config.model
+    return (
+        f"{device}, {torch.get_num_threads()} thread(s), {n_folds} fold(s) of {windows.n_channels} x "
+        f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "
+        f"kernels {model.kernels}, {model.filters} filters, depth {model.depth}"
+    )
 
 
 def _measure(
     run: RunStore,
-    feed: WindowLoader,
+    loader: WindowLoader,
     config: TrialConfig,
     folds: list[int],
-    wishes: ComputeOptions,
+    options: ComputeOptions,
     what: str,
     share: float,
 ) -> ComputePlan:
-    # The steps that are timed change nothing, or the loss might leave the numbers, which is for the trial to find out.
-    # SAM's second pass would cost either way the same again; where training starts makes no difference to its pace.
-    still = config.optim.model_copy(update={"lr": STILL})
-    config = config.model_copy(update={"optim": still, "sam": SamConfig(), "init": InitConfig()})
+    # Without SAM, whose second pass would take the same time again, and from random weights, which take the same time.
+    optim = config.optim.model_copy(update={"lr": TIMING_LEARNING_RATE})
+    config = config.model_copy(update={"optim": optim, "sam": SamConfig(), "init": InitConfig()})
 
-    def trainer(fold: int, stem: str = "fourier") -> FoldTrainer:
-        return FoldTrainer(config, feed, *run.folds.split(feed.windows.subjects, fold), fold=fold, stem=stem)
+    def trainer(fold: int, stem: str = "fourier") -> SupervisedTrainer:
+        train, validation = run.folds.split(loader.windows.subjects, fold)
+        return SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=fold), stem=stem)
 
     seconds: dict[str, float] = {}
-    stem: Literal["fourier", "direct"] = "direct" if wishes.stem == "direct" else "fourier"
-    if wishes.stem == "auto" and config.model.name == "conformer":
-        one = trainer(folds[0])
-        seconds |= stem_seconds(one.model, next(one.batches()).x)
-        stem = "direct" if seconds["direct"] < MARGIN * seconds["fourier"] else "fourier"
-    stacked = wishes.stack == "on" and len(folds) > 1
-    # Two folds tell: what a stack saves is the launching of kernels, which a second fold has for nothing.
-    pair = (
-        [trainer(fold, stem) for fold in folds[:2]]
-        if wishes.stack == "auto" and config.model.name == "conformer"
-        else []
-    )
+    stem: StemName = "direct" if options.stem == "direct" else "fourier"
+    if options.stem == "auto":
+        first = trainer(folds[0])
+        assert isinstance(first.model, Conformer)
+        seconds |= stem_seconds(first.model, next(first.batches()).x)
+        stem = "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
+    stacked = options.stack == "on" and len(folds) > 1
+    # Two folds are enough: a stack saves kernel launches, which cost nothing for a second fold.
+    pair = [trainer(fold, stem) for fold in folds[:2]] if options.stack == "auto" else []
     if stackable(pair):
-        batches = [next(t.batches()) for t in pair]
-        stack = StackedTrainer(pair)
-        for t in pair:
-            t.begin()
-        seconds["stacked"] = _quickest(lambda: stack.step(batches, 0), feed.device)
-        seconds["one by one"] = _quickest(
-            lambda: [t.step(batch, 0) for t, batch in zip(pair, batches, strict=True)], feed.device
-        )
-        stacked = seconds["stacked"] < MARGIN * seconds["one by one"]
-        if stacked and feed.device.type == "cuda":
-            single = _peak(lambda: pair[0].step(batches[0], 0), feed.device)
-            double = _peak(lambda: stack.step(batches, 0), feed.device)
-            # Weights, gradients, AdamW's two moments, and what SAM keeps while it has climbed.
-            state = 5 * sum(p.numel() * p.element_size() for p in pair[0].model.parameters())
-            needed, there = stack_bytes(single, double, state, len(folds)), _room(feed.device, share)
-            log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, there >> 20)
-            stacked = needed <= FILL * there
+        stack = StackedPair(pair, loader.device)
+        seconds |= stack.seconds()
+        stacked = seconds["stacked"] < MAX_TIME_FRACTION * seconds["one by one"]
+        if stacked and loader.device.type == "cuda":
+            needed, available = stack.bytes_of(len(folds)), _available_bytes(loader.device, share)
+            log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, available >> 20)
+            stacked = needed <= MAX_MEMORY_FRACTION * available
     return ComputePlan(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})
 
 
+class StackedPair:
+    """Two folds that are stepped as a stack and one by one, to measure both."""
+
+    def __init__(self, pair: Sequence[SupervisedTrainer], device: torch.device) -> None:
+        self.pair, self.device = list(pair), device
+        self.batches = [next(trainer.batches()) for trainer in pair]
+        self.stack = StackedTrainer(pair)
+        for trainer in pair:
+            trainer.start_epoch()
+
+    def seconds(self) -> dict[str, float]:
+        """Measure the seconds of a step of both folds."""
+        both = list(zip(self.pair, self.batches, strict=True))
+        return {
+            "stacked": _quickest(lambda: self.stack.step(self.batches, 0), self.device),
+            "one by one": _quickest(lambda: [trainer.step(batch, 0) for trainer, batch in both], self.device),
+        }
+
+    def bytes_of(self, n_folds: int) -> int:
+        """Measure the GPU memory of one fold and of two, and extrapolate it to `n_folds`."""
+        one = _peak_bytes(lambda: self.pair[0].step(self.batches[0], 0), self.device)
+        two = _peak_bytes(lambda: self.stack.step(self.batches, 0), self.device)
+        # Weights, gradients, AdamW's two moments, and the weights that SAM saves while they are perturbed.
+        state = 5 * sum(p.numel() * p.element_size() for p in self.pair[0].model.parameters())
+        return stack_bytes(one, two, state, n_folds)
+
+
 def stack_bytes(one: int, two: int, state: int, count: int) -> int:
-    """Bytes that a stack of `count` folds takes at its most.
+    """Return the peak memory of a stack of `count` folds in bytes.
 
     Parameters
     ----------
     one, two
-        Peaks of a step of one fold, and of two as a stack, with both in memory.
+        Peak of a step of one fold, and of two as a stack, while both are in memory.
     state
-        Of a fold's weights, gradients and optimizer.
+        Bytes of a fold's weights, gradients and optimiser.
     """
     return two + (count - 2) * (max(0, two - one) + state)
 
 
-def _peak(work: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of the GPU that are allocated while `work` is done."""
+def _peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Return the peak of allocated GPU memory during a call."""
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
 
 
-def _room(device: torch.device, share: float) -> int:
-    """Bytes of the GPU that are this process's: its part of a shared one, else what nobody else has."""
+def _available_bytes(device: torch.device, share: float) -> int:
+    """Return the GPU memory of this process: its part of a shared GPU, else what no other process uses."""
     free, total = torch.cuda.mem_get_info(device)
     return int(share * total) if share < 1 else free + torch.cuda.memory_reserved(device)
 
 
 def stem_seconds(model: Conformer, x_BCT: torch.Tensor) -> dict[str, float]:
-    """Seconds of one transform, forward and backward pass of the stem by each algorithm; the model stays as it was."""
+    """Measure one forward and backward pass of the stem, windows prepared included, with each algorithm.
+
+    The model is not changed.
+    """
     stem, before = model.stem, model.stem.algorithm
     parameters = list(stem.parameters())
-    seconds: dict[str, float] = {}
 
-    def there_and_back() -> None:
+    def forward_and_backward() -> None:
         with torch.enable_grad():
-            torch.autograd.grad(stem(x_BCT).sum(), parameters)  # of a tensor, it would import sympy: a second
+            # Of a scalar: with a tensor, torch would import sympy, which takes a second.
+            torch.autograd.grad(stem(x_BCT).sum(), parameters)
 
+    seconds: dict[str, float] = {}
     try:
-        for stem.algorithm in ("fourier", "direct"):
-            seconds[stem.algorithm] = _quickest(there_and_back, x_BCT.device)
+        for algorithm in ("fourier", "direct"):
+            model.use_stem(algorithm)
+            seconds[algorithm] = _quickest(forward_and_backward, x_BCT.device)
     finally:
-        stem.algorithm = before
+        model.use_stem(before)
     return seconds
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of a few calls, after one that is not counted; long ones are called once."""
+    """Return the seconds of the quickest of a few calls, after one that is not counted; long ones are called once."""
+
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     runs: list[float] = []
     work()
-    while len(runs) < MOST_CALLS and sum(runs) < ENOUGH:
-        _synchronise(device)
+    while len(runs) < MAX_TIMED_CALLS and sum(runs) < MAX_TIMED_SECONDS:
+        synchronise()
         start = time.perf_counter()
         work()
-        _synchronise(device)
+        synchronise()
         runs.append(time.perf_counter() - start)
     return min(runs)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""The referee of a trial: pools its folds' predictions, scores every epoch, keeps the best, says when it is over."""
+"""Score a trial's epochs over all folds, keep the best one, decide when the trial ends, and write what it leaves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class TrialEvaluator:
-    """Scores a trial's epochs over all folds together, so that a configuration is judged and not a lucky fold.
+    """Score a trial's epochs over the pooled predictions of all folds.
 
-    The best epoch is one for all folds: chosen fold by fold, each model would be picked on the very windows that its
-    out-of-fold predictions are scored on.
+    The best epoch is the same for all folds. If it were chosen fold by fold, each model would be selected on the
+    windows that its out-of-fold predictions are scored on.
     """
 
     def __init__(self, run: RunStore, windows: WindowStore, number: int) -> None:
@@ -36,20 +36,20 @@ class TrialEvaluator:
 
     @property
     def done(self) -> int:
-        """Epochs that all folds have reported."""
+        """Number of epochs that all folds have reported."""
         return len(self.history)
 
     @property
     def best(self) -> int:
-        """Best epoch so far, 0 before the first."""
+        """Best epoch so far; 0 before the first."""
         found = best_epoch(self.history, self.run.info.direction)
         return found.epoch if found else 0
 
     @property
     def over(self) -> bool:
-        """All epochs are trained, or `patience` of them went by without a better score (for each fold, by its own).
+        """Whether the trial ends: all epochs are trained, or there was no better score for `patience` epochs.
 
-        Where the learning rate goes in cycles, patience ends with a cycle only.
+        With ``early_stop=fold``, when all folds have stopped. With a cyclic learning rate, only at the end of a cycle.
         """
         if self.history and self.history[-1].over:
             return True
@@ -57,26 +57,29 @@ class TrialEvaluator:
             return False
         return self.done >= self.config.epochs or self.done - self.best >= self.config.patience
 
-    def take(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
-        """Record an epoch that all folds have finished; one that is known already is given back as it was.
+    def add_epoch(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
+        """Score and record an epoch that all folds have finished; return the record, also if it was recorded before.
+
+        Parameters
+        ----------
+        epoch
+            Its number, from 1.
+        outcomes
+            The outcome of every fold.
 
         Raises
         ------
         NonFiniteError
-            The score is no number.
+            The score is not finite.
+        RuntimeError
+            An epoch or a fold is missing.
         """
         if epoch <= self.done:
             return self.history[epoch - 1]
         if epoch != self.done + 1 or sorted(outcomes) != list(range(len(self.validation))):
             raise RuntimeError(f"epoch {epoch} with folds {sorted(outcomes)} after epoch {self.done}")
-        targets = self.windows.targets
         parts = [outcomes[fold] for fold in range(len(self.validation))]
-        pooled = score(
-            self.run.info.metric,
-            np.concatenate([targets[index] for index in self.validation]),
-            # A checkpoint of a version without variances has no column of them.
-            np.concatenate([part.predictions[:, : self.windows.n_outputs] for part in parts]),
-        )
+        pooled = self._pooled_score(parts)
         if not np.isfinite(pooled):
             raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
         record = Epoch(
@@ -94,6 +97,14 @@ class TrialEvaluator:
         self.run.write_history(self.number, self.history)
         return record
 
+    def _pooled_score(self, parts: Sequence[FoldEpoch]) -> float:
+        targets, n_outputs = self.windows.targets, self.windows.n_outputs
+        return score(
+            self.run.info.metric,
+            np.concatenate([targets[index] for index in self.validation]),
+            np.concatenate([part.predictions[:, :n_outputs] for part in parts]),
+        )
+
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
         targets = self.windows.targets[self.validation[fold]]
         value = score(self.run.info.metric, targets, predictions[:, : self.windows.n_outputs])
@@ -109,96 +120,116 @@ def finish_trial(
     failure: str | None = None,
     trace: str = "",
 ) -> TrialResult:
-    """Gather what a trial leaves (out-of-fold predictions and weights of its best epoch) and record its end.
+    """Write the out-of-fold predictions and weights of a trial's best epoch, and record its end.
 
-    Doing it again changes nothing: a trial whose result is there is given back as it is. `trace`, the end of a
-    traceback, goes into the trial's log.
+    A trial that has a result is not changed. `trace`, the end of a traceback, goes into the trial's log.
     """
-    ended = run.result(number)
-    if ended is None:
-        history = run.history(number)
-        best = best_epoch(history, run.info.direction)
-        files = run.record_checksums(number)
-        log = TrialLog(run.folder, number, "end")
-        initial: list[str] = []
-        snapshots: list[int] = []
-        if best is not None and state != "failed":
-            try:
-                files |= _gather(run, windows, Member(number), best.epoch, initial, weights=state != "pruned")
-            except (CheckpointError, FileNotFoundError) as error:
-                state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
-        if best is not None and state not in ("failed", "pruned"):
-            for epoch in run.config(number).cycle_ends:
-                if epoch > len(history) or epoch == best.epoch:
-                    continue
-                try:
-                    files |= _gather(run, windows, Member(number, epoch), epoch, [], weights=True)
-                    snapshots.append(epoch)
-                except (CheckpointError, FileNotFoundError) as error:
-                    log.write(f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}")
-        ended = TrialResult(
-            number=number,
-            state=state,
-            score=best.score if best else None,
-            best_epoch=best.epoch if best else 0,
-            epochs=len(history),
-            seconds=sum(epoch.seconds for epoch in history),
-            reason=reason,
-            failure=failure,
-            finished=time.time(),
-            files=files,
-            initial=initial,
-            snapshots=snapshots,
-        )
-        kind = f" ({failure})" if failure else ""
-        log.write(f"{state}{kind} after epoch {len(history)}: {reason}\n{trace}")
-        run.write_result(ended)
+    result = run.result(number)
+    if result is None:
+        result = _end_trial(run, windows, number, state, reason, failure)
+        kind = f" ({result.failure})" if result.failure else ""
+        text = f"{result.state}{kind} after epoch {result.epochs}: {result.reason}\n{trace}"
+        TrialLog(run.folder, number, "end").write(text)
+        run.write_result(result)
     for fold in range(run.folds.n_folds):
         run.drop_checkpoints(number, fold)
-    return ended
+    return result
 
 
-def _gather(
-    run: RunStore, windows: WindowStore, member: Member, epoch: int, initial: list[str], *, weights: bool
-) -> dict[str, str]:
-    """Write what the folds' checkpoints of `epoch` give as a member's; the files' entries in `TrialResult.files`."""
+def _end_trial(
+    run: RunStore, windows: WindowStore, number: int, state: State, reason: str, failure: str | None
+) -> TrialResult:
+    """Write what a trial leaves; return its result."""
+    history = run.history(number)
+    best = best_epoch(history, run.info.direction)
+    files = run.record_checksums(number)
+    initial: list[str] = []
+    snapshots: list[int] = []
+    if best is not None and state != "failed":
+        try:
+            written, initial = _write_member(run, windows, Member(number), best.epoch, weights=state != "pruned")
+            files |= written
+        except (CheckpointError, FileNotFoundError) as error:
+            state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
+    if best is not None and state not in ("failed", "pruned"):
+        ends = [epoch for epoch in run.config(number).cycle_ends if epoch <= len(history) and epoch != best.epoch]
+        written, snapshots = _write_snapshots(run, windows, number, ends)
+        files |= written
+    return TrialResult(
+        number=number,
+        state=state,
+        score=best.score if best else None,
+        best_epoch=best.epoch if best else 0,
+        epochs=len(history),
+        seconds=sum(epoch.seconds for epoch in history),
+        reason=reason,
+        failure=failure,
+        finished=time.time(),
+        files=files,
+        initial=initial,
+        snapshots=snapshots,
+    )
+
+
+def _write_snapshots(
+    run: RunStore, windows: WindowStore, number: int, epochs: Sequence[int]
+) -> tuple[dict[str, str], list[int]]:
+    """Write the snapshots at the ends of learning-rate cycles; return their files, and the epochs that were whole."""
+    files: dict[str, str] = {}
+    snapshots = []
+    for epoch in epochs:
+        try:
+            files |= _write_member(run, windows, Member(number, epoch), epoch, weights=True)[0]
+            snapshots.append(epoch)
+        except (CheckpointError, FileNotFoundError) as error:
+            text = f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}"
+            TrialLog(run.folder, number, "end").write(text)
+    return files, snapshots
+
+
+def _write_member(
+    run: RunStore, windows: WindowStore, member: Member, epoch: int, *, weights: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Write the predictions and weights in the folds' checkpoints of `epoch` as those of a member.
+
+    Returns
+    -------
+    files
+        Their entries in `TrialResult.files`.
+    initial
+        Identification of each fold's initial weights.
+    """
     import torch
 
     files: dict[str, str] = {}
-    index, folds, predictions = [], [], []
+    index, folds, predictions, initial = [], [], [], []
     for fold in range(run.folds.n_folds):
         state = read_fold_checkpoint(run, member.trial, fold, epoch)
-        initial.append(str(state.get("initial", "")))
+        initial.append(str(state["initial"]))
         validation = run.folds.split(windows.subjects, fold)[1]
         index.append(validation)
         folds.append(np.full(len(validation), fold))
         predictions.append(state["predictions"].numpy())
         if weights:
-            # Checkpoints of versions without `shrink` have no answer of their own.
-            centre, scale = state.get("answer") or (state["centre"], state["scale"])
-            extra = {"target.centre": centre, "target.scale": scale}
             tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state["weights"].items()}
-            tensors |= {name: torch.tensor(value, dtype=torch.float64) for name, value in extra.items()}
+            for name, value in zip(("centre", "scale"), state["target"], strict=True):
+                tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
             files |= run.write_weights(member.trial, fold, tensors, member.epoch)
     order = np.argsort(np.concatenate(index), kind="stable")
-    # A checkpoint of a version without variances has no column of them.
-    tells = all(part.shape[1] > windows.n_outputs for part in predictions)
-    answers = np.concatenate([part[:, : windows.n_outputs] for part in predictions])[order].astype(np.float32)
+    values, n_outputs = np.concatenate(predictions)[order].astype(np.float32), windows.n_outputs
     oof = OutOfFold(
         np.concatenate(index)[order],
         np.concatenate(folds)[order],
-        answers,
-        np.concatenate([part[:, windows.n_outputs] for part in predictions])[order].astype(np.float32)
-        if tells
-        else None,
+        values[:, :n_outputs],
+        values[:, n_outputs] if values.shape[1] > n_outputs else None,
     )
-    return files | run.write_oof(member.trial, oof, member.epoch)
+    return files | run.write_oof(member.trial, oof, member.epoch), initial
 
 
 def constant_baseline(run: RunStore, windows: WindowStore) -> float:
-    """Score, out of fold, of one who knows the training targets and no EEG: what a trial has to beat.
+    """Return the out-of-fold score of a constant prediction from the training targets, which trials have to beat.
 
-    Of an AUC it is 0.5: pooled over folds, training frequencies score less, since each fold's come from the others.
+    For AUC it is 0.5. Pooled over folds, training frequencies would score less, since they differ between folds.
     """
     if run.info.metric == "auc":
         return 0.5
@@ -218,7 +249,7 @@ def read_fold_checkpoint(run: RunStore, number: int, fold: int, epoch: int) -> d
     CheckpointError
         It is damaged; the message names it.
     """
-    from raypipe.training import checkpoint  # torch: the broker and the trial actors run without
+    from raypipe.training import checkpoint  # torch, which the broker and the trial actors do not import
 
     data = run.read_checkpoint(number, fold, epoch)
     return checkpoint.loads(data, f"{run.where}: trial {number}, fold {fold}, epoch {epoch}")

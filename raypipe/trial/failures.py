@@ -1,4 +1,4 @@
-"""The second try of a trial that ran out of memory: the same mathematics in micro-batches of half the batch."""
+"""Kinds of failure of a trial, and the retry after an out-of-memory error: in micro-batches of half the batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from raypipe.storage.records import TrialResult, trial_file
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 
-FILE = "retry.json"
+RETRY_FILE = "retry.json"
+OUT_OF_MEMORY = "out-of-memory"
 
 
 class Retry(Record):
-    """How a trial is tried again (``trials/0007/retry.json``). It stays with the trial, whoever goes on with it."""
+    """How a trial is retried (``trials/0007/retry.json``), on whichever worker continues it."""
 
     format: Literal["raypipe-retry/1"] = "raypipe-retry/1"
     micro_batch: int
@@ -25,28 +26,48 @@ class Retry(Record):
     reason: str
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial cannot continue."""
+
+    kind: str
+    """See `TrialResult.failure`."""
+    reason: str
+    """One line."""
+    trace: str = ""
+    """End of the traceback."""
+
+
+class DrawError(UserError):
+    """The search space drew an invalid configuration; `result` is how its trial ended."""
+
+    def __init__(self, result: TrialResult) -> None:
+        super().__init__(f"trial {result.number}: {result.reason}")
+        self.result = result
+
+
 def read_retry(run: RunStore, number: int) -> Retry | None:
-    """How the trial is tried again; None in its first try."""
-    name = trial_file(number, FILE)
+    """Return how a trial is retried; None if it was not."""
+    name = trial_file(number, RETRY_FILE)
     return read_record(Retry, run.folder, name) if run.folder.exists(name) else None
 
 
-def retry_or_fail(run: RunStore, number: int, failure: Failure, who: str) -> Failure | None:
-    """Decide what a failure leads to, and record a second try.
+def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> Failure | None:
+    """Decide whether a failed trial is retried, and record the retry.
 
     Parameters
     ----------
     run, number
         The trial.
     failure
-        Why it cannot go on.
-    who
-        Whose log says so.
+        Why it cannot continue.
+    writer
+        Name of the process in the trial's log.
 
     Returns
     -------
     Failure or None
-        What the trial fails with, or None: it is to be tried once more, from where its checkpoints stand.
+        The failure that ends the trial; None if it is retried from its checkpoints.
     """
     if failure.kind != OUT_OF_MEMORY:
         return failure
@@ -54,26 +75,14 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, who: str) -> Fai
     if before is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     half = (run.config(number).batch_size + 1) // 2
-    write_record(run.folder, trial_file(number, FILE), Retry(micro_batch=half, reason=failure.reason))
-    text = f"{failure.reason}; tried once more in micro-batches of {half}\n{failure.trace}"
-    TrialLog(run.folder, number, who).write(text)
+    write_record(run.folder, trial_file(number, RETRY_FILE), Retry(micro_batch=half, reason=failure.reason))
+    text = f"{failure.reason}; retried in micro-batches of {half}\n{failure.trace}"
+    TrialLog(run.folder, number, writer).write(text)
     return None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a trial cannot go on: the kind of `store.TrialResult`, one line, and the end of the traceback."""
-
-    kind: str
-    reason: str
-    trace: str = ""
-
-
-OUT_OF_MEMORY = "out-of-memory"
-
-
 def classify_failure(error: Exception) -> Failure:
-    """Tell kinds of failure apart; of these, only memory that ran out is worth a second try (`retry_or_fail`)."""
+    """Return the kind of failure of an error; only out-of-memory errors are retried (`retry_or_fail`)."""
     line = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, DiskFullError):
         return Failure("disk-full", line)
@@ -88,11 +97,3 @@ def classify_failure(error: Exception) -> Failure:
         place = "GPU" if "CUDA" in str(error) else "host"
         return Failure(OUT_OF_MEMORY, f"no memory left on the {place}" + (f": {line}" if line else ""), trace)
     return Failure("error", f"{type(error).__name__}: {line}", trace)
-
-
-class DrawError(UserError):
-    """The space drew a configuration that is not valid; `result` is what its trial ended with."""
-
-    def __init__(self, result: TrialResult) -> None:
-        super().__init__(f"trial {result.number}: {result.reason}")
-        self.result = result

@@ -1,6 +1,6 @@
-"""A worker's share of a trial: some of its folds, epoch by epoch, a checkpoint after every epoch of every fold.
+"""Train a subset of a trial's folds on one worker, checkpointing each fold after every epoch.
 
-Nothing here knows of Ray. A trial in a plain process is one share that holds all folds.
+A trial in a plain process is one runner with all folds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,201 +18,195 @@ from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
-from raypipe.training.loader import WindowLoader
+from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
 from raypipe.trial.evaluator import read_fold_checkpoint
 from raypipe.trial.failures import read_retry
 
-if TYPE_CHECKING:
-    from raypipe.data.window_store import WindowStore
-
 log = logging.getLogger(__name__)
 
-
-Trainer = FoldTrainer | PretrainTrainer
 Report = Callable[[int, Mapping[int, FoldEpoch]], Reply]
+Outcomes = dict[int, FoldEpoch]
+States = dict[int, dict[str, Any]]
 
 
 class FoldRunner:
-    """The folds of one trial that one worker trains.
+    """Train the folds of one trial that belong to one worker.
 
     Parameters
     ----------
-    run, windows
-        The run and the windows it is trained on (a store of them, or a `WindowLoader`).
+    run, loader
+        The run, and the windows that it is trained on.
     number
         The trial.
     folds
-        Which of its folds.
-    device
-        Where to compute; a `WindowLoader` knows.
+        Numbers of its folds.
     stem, stacked
-        How: the stem's algorithm, and whether the folds are trained as one program. A trial that goes on must keep
-        both to repeat its numbers to the bit.
-    who
-        Whose part of the trial's log this is.
+        The stem's algorithm, and whether the folds are trained as one program. A trial that continues needs the same
+        values to get the same numbers, bit for bit.
+    writer
+        Name of this worker in the trial's log.
     """
 
     def __init__(
         self,
         run: RunStore,
-        windows: WindowStore | WindowLoader,
+        loader: WindowLoader,
         number: int,
         folds: Sequence[int],
-        device: str = "cpu",
         *,
         stem: str = "fourier",
         stacked: bool = False,
-        who: str = "process",
+        writer: str = "process",
     ) -> None:
-        self.run, self.number, self.folds = run, number, list(folds)
-        self.feed = windows if isinstance(windows, WindowLoader) else WindowLoader(windows, device)
+        self.run, self.loader, self.number, self.folds = run, loader, number, list(folds)
         self.stem, self.stacked = stem, stacked
+        self.config = run.config(number)
         retry = read_retry(run, number)
         self.micro_batch = retry.micro_batch if retry else None
-        self.log = TrialLog(run.folder, number, who)
-        self._ends = run.config(number).cycle_ends
-        self._trainers: dict[int, Trainer] = {}
+        self.log = TrialLog(run.folder, number, writer)
+        self._trainers: dict[int, FoldTrainer] = {}
         self._stack: StackedTrainer | None = None
-        self._found: dict[int, set[int]] | None = None
+        self._stored: dict[int, set[int]] | None = None
 
-    def train(self, done: int, report: Report, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Train from the epoch after `done` until `report` says to stop or the epochs are used up.
+    def train(self, done: int, report: Report, interrupted: Interrupted = never) -> None:
+        """Train from the epoch after `done` until `report` ends it or all epochs are trained.
 
-        Epochs that were trained before a crash but not reported are read from their checkpoints, not trained again.
-        Checkpoints are written, and then epochs reported, by another thread while the next epoch is trained.
+        Epochs that were trained but not reported before a crash are read from their checkpoints, not trained again.
+        Another thread writes checkpoints and then reports their epoch while the next epoch is trained.
 
         Parameters
         ----------
         done
-            Epochs that have been reported by all folds.
+            Number of epochs that all folds have reported.
         report
-            Called with the epoch and what each fold of this share gave, once its checkpoints are whole.
+            Called with an epoch and the outcome of each fold, after its checkpoints were written.
         interrupted
-            Asked before every batch; True raises `train.InterruptedEpochError`.
+            Asked before every batch.
+
+        Raises
+        ------
+        InterruptedEpochError
+            `interrupted` returned True.
         """
-        epochs = self.run.config(self.number).epochs
-        self.log.write(start_text(self._work(), done))
-        with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as other:
-            waiting: Future[bool] | None = None
+        self.log.write(start_text(self._description(), done))
+        with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as reporter:
+            reported: Future[bool] | None = None
 
-            def over() -> bool:
-                return waiting is not None and waiting.done() and not waiting.result()
+            def ended() -> bool:
+                return reported is not None and reported.done() and not reported.result()
 
-            for epoch in range(done + 1, epochs + 1):
+            for epoch in range(done + 1, self.config.epochs + 1):
                 try:
-                    outcomes, states = self._epoch(epoch, lambda: over() or interrupted())
+                    outcomes, states = self._epoch(epoch, lambda: ended() or interrupted())
                 except InterruptedEpochError:
-                    if over():
+                    if ended():
                         return
                     raise
-                if waiting is not None and not waiting.result():
+                if reported is not None and not reported.result():
                     return
-                waiting = other.submit(self._hand_in, epoch, outcomes, states, report)
-            if waiting is not None:
-                waiting.result()
+                reported = reporter.submit(self._report_epoch, epoch, outcomes, states, report)
+            if reported is not None:
+                reported.result()
 
-    def _work(self) -> str:
-        way = (
-            f"micro-batches of {self.micro_batch}" if self.micro_batch else "stacked" if self.stacked else "one by one"
-        )
-        return f"folds {', '.join(map(str, self.folds))} on {self.feed.device.type}, {self.stem} stem, {way}"
+    def _description(self) -> str:
+        way = "stacked" if self.stacked else "one by one"
+        if self.micro_batch:
+            way = f"micro-batches of {self.micro_batch}"
+        return f"folds {_listed(self.folds)} on {self.loader.device.type}, {self.stem} stem, {way}"
 
-    def _hand_in(
-        self, epoch: int, outcomes: dict[int, FoldEpoch], states: dict[int, dict[str, Any]], report: Report
-    ) -> bool:
-        """Write an epoch's checkpoints, report it, and drop older ones; whether to go on."""
+    def _report_epoch(self, epoch: int, outcomes: Outcomes, states: States, report: Report) -> bool:
+        """Write an epoch's checkpoints, report it, and drop older ones; return whether training continues."""
         for fold, state in states.items():
             self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state))
         reply = report(epoch, outcomes)
-        if reply.go:  # else the trial is being finished, or is another worker's by now: its checkpoints are not ours
+        if reply.go:  # otherwise the trial has ended or has moved to another worker, and so have its checkpoints
+            keep = (epoch - 1, reply.best, *self.config.cycle_ends)
             for fold in self.folds:
-                # Later ones were left by a crash: they are read, and not written again.
-                self.run.drop_checkpoints(self.number, fold, keep=(epoch - 1, reply.best, *self._ends), before=epoch)
+                # Checkpoints of later epochs are from before a crash: they are read, and not written again.
+                self.run.drop_checkpoints(self.number, fold, keep=keep, before=epoch)
         return reply.go
 
-    def _epoch(
-        self, epoch: int, interrupted: Callable[[], bool]
-    ) -> tuple[dict[int, FoldEpoch], dict[int, dict[str, Any]]]:
-        """What every fold gives at `epoch`, and the states that are still to be written."""
+    def _epoch(self, epoch: int, interrupted: Interrupted) -> tuple[Outcomes, States]:
+        """Bring every fold to `epoch`; return the outcomes, and the states that are not written yet."""
         if not self._trainers:
             self._trainers = {fold: self._trainer(fold) for fold in self.folds}
-        if self.stacked and stackable(cast(list[FoldTrainer], list(self._trainers.values()))):
-            return self._together(self.folds, epoch, interrupted)
-        outcomes: dict[int, FoldEpoch] = {}
-        states: dict[int, dict[str, Any]] = {}
-        for fold in self.folds:
-            one = self._together([fold], epoch, interrupted)
-            outcomes |= one[0]
-            states |= one[1]
+        together = self.stacked and stackable(list(self._trainers.values()))
+        outcomes: Outcomes = {}
+        states: States = {}
+        for folds in [self.folds] if together else [[fold] for fold in self.folds]:
+            some_outcomes, some_states = self._advance(folds, epoch, interrupted)
+            outcomes |= some_outcomes
+            states |= some_states
         return outcomes, states
 
-    def _together(
-        self, folds: Sequence[int], epoch: int, interrupted: Callable[[], bool]
-    ) -> tuple[dict[int, FoldEpoch], dict[int, dict[str, Any]]]:
-        """Bring folds to `epoch`: from their checkpoints if all have one, else training all of them on together."""
-        trainers = [self._trainers[fold] for fold in folds]
-        if any(trainer.epoch != epoch - 1 for trainer in trainers) or epoch in self._known(folds):
-            found = [self._read(fold, epoch) for fold in folds]
-            states = [state for state in found if state is not None]
-            if len(states) == len(folds):
-                for trainer, state in zip(trainers, states, strict=True):
-                    trainer.load_state_dict(state)
-                return {f: as_fold_epoch(s) for f, s in zip(folds, states, strict=True)}, {}
+    def _advance(self, folds: Sequence[int], epoch: int, interrupted: Interrupted) -> tuple[Outcomes, States]:
+        """Bring folds to `epoch`: load their checkpoints of it if all have one, else train them together."""
+        behind = any(self._trainers[fold].epoch != epoch - 1 for fold in folds)
+        if behind or epoch in self._stored_epochs(folds):
+            stored = self._read_all(folds, epoch)
+            if stored is not None:
+                self._load(stored)
+                return {fold: stored_outcome(state) for fold, state in stored.items()}, {}
             self._rewind(folds, epoch - 1)
-            trainers = [self._trainers[fold] for fold in folds]
+        trainers = [self._trainers[fold] for fold in folds]
         while trainers[0].epoch < epoch:
             outcomes = self._run_epoch(trainers, interrupted)
-        return dict(zip(folds, outcomes, strict=True)), {
-            fold: _state(trainer, outcome) for fold, trainer, outcome in zip(folds, trainers, outcomes, strict=True)
-        }
+        states = {t.fold: checkpoint_of(t, outcome) for t, outcome in zip(trainers, outcomes, strict=True)}
+        return dict(zip(folds, outcomes, strict=True)), states
 
-    def _run_epoch(self, trainers: list[Trainer], interrupted: Callable[[], bool]) -> list[FoldEpoch]:
-        going = cast(list[FoldTrainer], [trainer for trainer in trainers if not trainer.stopped])
-        if not stackable(going):
+    def _run_epoch(self, trainers: list[FoldTrainer], interrupted: Interrupted) -> list[FoldEpoch]:
+        """Train one epoch; folds that have not stopped are stacked where that is possible."""
+        active = [trainer for trainer in trainers if not trainer.stopped]
+        if not stackable(active):
             return [trainer.run_epoch(interrupted) for trainer in trainers]
-        if self._stack is None or self._stack.trainers != going:
-            self._stack = StackedTrainer(going)
-        given = dict(zip(going, self._stack.run_epoch(interrupted), strict=True))
-        return [given[t] if t in given else t.run_epoch(interrupted) for t in trainers]
+        if self._stack is None or self._stack.trainers != active:
+            self._stack = StackedTrainer(active)
+        outcomes = dict(zip((trainer.fold for trainer in active), self._stack.run_epoch(interrupted), strict=True))
+        return [outcomes[t.fold] if t.fold in outcomes else t.run_epoch(interrupted) for t in trainers]
 
-    def _trainer(self, fold: int) -> Trainer:
-        train, validation = self.run.folds.split(self.feed.windows.subjects, fold)
-        config = self.run.config(self.number)
-        if config.pretrain.name != "none":
-            return PretrainTrainer(config, self.feed, train, validation, fold=fold)
-        return FoldTrainer(
-            config,
-            self.feed,
-            train,
-            validation,
-            fold=fold,
+    def _trainer(self, fold: int) -> FoldTrainer:
+        train, validation = self.run.folds.split(self.loader.windows.subjects, fold)
+        if self.config.pretrain.name != "none":
+            return PretrainTrainer(self.config, self.loader, train, validation, fold=fold)
+        return SupervisedTrainer(
+            self.config,
+            FoldData(self.config, self.loader, train, validation, fold=fold),
             stem=self.stem,
             micro_batch=self.micro_batch,
-            encoder=self.run.encoder(fold) if config.init.name != "none" else None,
+            encoder=self.run.encoder(fold) if self.config.init.name != "none" else None,
         )
 
-    def _known(self, folds: Sequence[int]) -> set[int]:
-        """Epochs that checkpoints lie there of; looked up once, at the first epoch after a start."""
-        if self._found is None:
-            self._found = {fold: set(self.run.checkpoints(self.number, fold)) for fold in self.folds}
-        return set().union(*(self._found[fold] for fold in folds))
+    # Checkpoints
+
+    def _stored_epochs(self, folds: Sequence[int]) -> set[int]:
+        """Return the epochs whose checkpoints are in the store; it is asked once, at the first epoch after a start."""
+        if self._stored is None:
+            self._stored = {fold: set(self.run.checkpoints(self.number, fold)) for fold in self.folds}
+        return set().union(*(self._stored[fold] for fold in folds))
 
     def _rewind(self, folds: Sequence[int], latest: int) -> None:
-        """Go back to the newest epoch up to `latest` of which all folds have a whole checkpoint, or to the start."""
+        """Return to the newest epoch up to `latest` of which all folds have a whole checkpoint, or to the start."""
         common = set.intersection(*(set(self.run.checkpoints(self.number, fold)) for fold in folds))
-        for epoch in sorted((epoch for epoch in common if epoch <= latest), reverse=True):
-            found = [self._read(fold, epoch) for fold in folds]
-            states = [state for state in found if state is not None]
-            if len(states) == len(folds):
-                for fold, state in zip(folds, states, strict=True):
-                    self._trainers[fold].load_state_dict(state)
-                self.log.write(f"folds {', '.join(map(str, folds))} taken up from their checkpoints of epoch {epoch}")
+        for epoch in sorted(common, reverse=True):
+            if epoch <= latest and (stored := self._read_all(folds, epoch)) is not None:
+                self._load(stored)
+                self.log.write(f"folds {_listed(folds)} restored from their checkpoints of epoch {epoch}")
                 return
         if any(self._trainers[fold].epoch for fold in folds):
             self._trainers |= {fold: self._trainer(fold) for fold in folds}
+
+    def _load(self, stored: States) -> None:
+        for fold, state in stored.items():
+            self._trainers[fold].load_state_dict(state)
+
+    def _read_all(self, folds: Sequence[int], epoch: int) -> States | None:
+        """Read the folds' checkpoints of an epoch; return None if one is missing or damaged."""
+        states = {fold: self._read(fold, epoch) for fold in folds}
+        whole = {fold: state for fold, state in states.items() if state is not None}
+        return whole if len(whole) == len(states) else None
 
     def _read(self, fold: int, epoch: int) -> dict[str, Any] | None:
         try:
@@ -225,11 +219,9 @@ class FoldRunner:
             return None
 
 
-def _state(trainer: Trainer, outcome: FoldEpoch) -> dict[str, Any]:
-    """What a checkpoint holds; weights that are the model's own are the same tensors, which are written once."""
-    state = trainer.state_dict()
-    return state | {
-        "weights": trainer.weights() if trainer.chooses_weights else state["model"],
+def checkpoint_of(trainer: FoldTrainer, outcome: FoldEpoch) -> dict[str, Any]:
+    """Return the content of a checkpoint: the trainer's state, and the outcome of its epoch."""
+    return trainer.state_dict() | {
         "loss": outcome.loss,
         "predictions": torch.from_numpy(outcome.predictions),
         "seconds": outcome.seconds,
@@ -238,7 +230,11 @@ def _state(trainer: Trainer, outcome: FoldEpoch) -> dict[str, Any]:
     }
 
 
-def as_fold_epoch(state: Mapping[str, Any]) -> FoldEpoch:
-    """What the epoch of a checkpoint gave."""
+def stored_outcome(state: Mapping[str, Any]) -> FoldEpoch:
+    """Return the outcome of a checkpoint's epoch."""
     predictions = np.asarray(state["predictions"].numpy())
     return FoldEpoch(state["loss"], predictions, state["seconds"], state["by_fold"], state["stopped"])
+
+
+def _listed(folds: Sequence[int]) -> str:
+    return ", ".join(map(str, folds))

@@ -26,23 +26,30 @@ def run_trial(
     stem: str = "fourier",
     stacked: bool = False,
 ) -> TrialResult:
-    """Run a whole trial in this process, without Ray, from wherever its checkpoints stand; see `FoldRunner`."""
+    """Run a whole trial from its checkpoints; see `FoldRunner` for the options.
+
+    Raises
+    ------
+    InterruptedEpochError
+        `interrupted` returned True.
+    StorageError
+        The run cannot be read or written. Other errors are recorded in the trial's result.
+    """
+    from raypipe.training.loader import WindowLoader
     from raypipe.trial.fold_runner import FoldRunner
 
-    referee = TrialEvaluator(run, windows, number)
+    evaluator = TrialEvaluator(run, windows, number)
     failure: Failure | None = None
 
-    def train() -> None:
-        share = FoldRunner(run, windows, number, range(run.folds.n_folds), device, stem=stem, stacked=stacked)
-        share.train(referee.done, report, interrupted)
-
     def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
-        referee.take(epoch, outcomes)
-        return Reply(not referee.over, referee.best)
+        evaluator.add_epoch(epoch, outcomes)
+        return Reply(not evaluator.over, evaluator.best)
 
-    while failure is None and not referee.over:
+    while failure is None and not evaluator.over:
         try:
-            train()
+            loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
+            runner = FoldRunner(run, loader, number, folds, stem=stem, stacked=stacked)
+            runner.train(evaluator.done, report, interrupted)
             break
         except (StorageError, InterruptedEpochError):
             raise

@@ -28,19 +28,19 @@ FLAGS = ["--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--sta
 # Memory runs out in epoch 3 of fold 2, unless it is trained in micro-batches.
 STARVED = """
 import torch
-step = module.FoldTrainer.step
+step = module.SupervisedTrainer.step
 def starved(self, batch, n):
     if self.fold == 2 and self.epoch == 2 and self.micro_batch is None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return step(self, batch, n)
-module.FoldTrainer.step = starved
+module.SupervisedTrainer.step = starved
 """
 
 # No step fits, however small.
 BROKEN = """
 def broken(self, batch, n):
     raise MemoryError
-module.FoldTrainer.step = broken
+module.SupervisedTrainer.step = broken
 """
 
 
@@ -91,9 +91,7 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
             assert one.score == pytest.approx(other.score, rel=1e-3)
         np.testing.assert_allclose(run.oof(number).predictions, undisturbed.oof(number).predictions, atol=5e-3)
         log = "\n".join(read_log(run.folder, number))
-        assert (
-            "actor: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; tried once more" in log
-        )
+        assert "actor: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; retried" in log
         assert "in starved" in log
         for rank, folds in ((0, "0, 2"), (1, "1, 3")):
             worker = f"group-0-worker-{rank}: folds {folds} on cpu, fourier stem"

@@ -122,7 +122,7 @@ def prepare_simulation(
             "initial": "simulated",
             "predictions": torch.zeros(count, 1),
             "weights": {"head.weight": torch.zeros(weights)},
-            "answer": [0.0, 1.0],
+            "target": [0.0, 1.0],
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
     write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder), "actors": actors})

@@ -116,7 +116,7 @@ def tracing() -> dict[str, str]:
 
 def gated(gate: Path, epoch: int) -> dict[str, str]:
     """For `inject`: no fold takes a step of this epoch, nor does pretraining, before the file `gate` is there."""
-    held = {"raypipe.training.trainer": "FoldTrainer", "raypipe.pretraining.trainer": "Pretrainer"}
+    held = {"raypipe.training.trainer": "SupervisedTrainer", "raypipe.pretraining.trainer": "Pretrainer"}
     return {
         module: f"import tests.support.sweeps as t; t.hold(module.{trainer}, {str(gate)!r}, {epoch})"
         for module, trainer in held.items()

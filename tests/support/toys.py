@@ -19,8 +19,9 @@ from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summ
 from raypipe.data.shard_file import content_hash
 from raypipe.storage.records import Epoch, RunInfo, TrialResult
 from raypipe.storage.run_store import RunStore
+from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.local import run_trial
 
 TINY = {
@@ -126,6 +127,12 @@ def tiny(**changes) -> TrialConfig:
     return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
 
 
+def fold_trainer(config: TrialConfig, windows: ToyWindows, train, validation, *, fold, **options) -> SupervisedTrainer:
+    """A trainer of one fold, on the CPU."""
+    loader = windows if isinstance(windows, WindowLoader) else WindowLoader(windows)
+    return SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=fold), **options)
+
+
 def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **how: bool) -> None:
     """Train a trial in this process and cut it off in the midst of the epoch after `epochs`, which are reported.
 
@@ -141,7 +148,7 @@ def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **ho
         return run_epoch_or_a_batch
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (FoldTrainer, StackedTrainer):
+        for kind in (SupervisedTrainer, StackedTrainer):
             patch.setattr(kind, "run_epoch", cut(kind.run_epoch))
         with pytest.raises(InterruptedEpochError):
             run_trial(run, windows, number, **how)

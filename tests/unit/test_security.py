@@ -23,6 +23,7 @@ from raypipe.packaging.bundle import FILES, RECORD, TENSORS, export_bundle, load
 from raypipe.packaging.check import check_submission
 from raypipe.storage.records import digest
 from raypipe.storage.run_store import RunStore
+from raypipe.training.loader import WindowLoader
 from raypipe.trial.fold_runner import FoldRunner
 from tests.support.toys import ToyWindows, make_run, tiny
 
@@ -143,7 +144,7 @@ def test_a_poisoned_checkpoint_is_passed_over(tmp_path, mark, caplog):
     for fold in range(3):
         payload = saved({"epoch": Evil(mark)})
         run.write_checkpoint(0, fold, 1, b"raypipe-checkpoint-1\n" + bytes.fromhex(digest(payload)) + payload)
-    outcomes, states = FoldRunner(run, windows, 0, range(3))._epoch(1, lambda: False)
+    outcomes, states = FoldRunner(run, WindowLoader(windows), 0, range(3))._epoch(1, lambda: False)
     assert sorted(outcomes) == sorted(states) == [0, 1, 2]  # trained, not read
     assert "holds more than tensors and plain values" in caplog.text
 

@@ -11,6 +11,7 @@ from raypipe.backend.broker import Broker
 from raypipe.backend.trainable import TrialTrainable, acquire_group
 from raypipe.core.errors import DiskFullError
 from raypipe.storage.trial_log import read_log
+from raypipe.training.loader import WindowLoader
 from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.failures import Failure, read_retry
 from raypipe.trial.fold_runner import FoldRunner
@@ -47,7 +48,7 @@ def actor(tmp_path, monkeypatch):
     made.broker, made.group = Remote(broker), "group-0"
     made.run, made.windows = run, windows
     made._begin_trial({"number": 0})
-    runner = FoldRunner(run, windows, 0, range(3))
+    runner = FoldRunner(run, WindowLoader(windows), 0, range(3))
 
     def post(epoch: int) -> None:
         broker._groups["group-0"].outcomes[epoch] = runner._epoch(epoch, lambda: False)[0]
@@ -89,7 +90,7 @@ def test_the_second_time_it_fails(actor):
     assert report["reason"] == "no memory left on the GPU (also in micro-batches of 4)"
     assert report["trace"] == OOM.trace
     assert actor.broker.asked.count("assign") == 1
-    assert "tried once more in micro-batches of 4" in "\n".join(read_log(actor.run.folder, 0))
+    assert "retried in micro-batches of 4" in "\n".join(read_log(actor.run.folder, 0))
 
 
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers"])

@@ -14,7 +14,7 @@ import torch
 
 from raypipe.cli.app import main
 from raypipe.core.errors import UserError
-from raypipe.ensembles.distillation import LABEL_SHARE, _Student, distill
+from raypipe.ensembles.distillation import LABEL_SHARE, _StudentData, distill
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.methods import METHODS, Method
@@ -39,17 +39,17 @@ def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made)
     index = run.folds.search_index(windows.subjects)
     rng = np.random.default_rng(0)
     answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
-    one = _Student(run.config(0), WindowLoader(windows), index, index[:0], fold=3)
+    one = _StudentData(run.config(0), WindowLoader(windows), index, index[:0], fold=3)
     one.predictions_NO = np.full((len(windows), answers.shape[1]), np.nan)
     one.predictions_NO[index] = answers
     some = index[:5]
-    given = one._targets(some, np.array([1, 2, 0, 1, 2])).numpy()
+    given = one.targets(some, np.array([1, 2, 0, 1, 2])).numpy()
     if windows.classes:
         expected = LABEL_SHARE * np.eye(2)[windows.targets[some]] + (1 - LABEL_SHARE) * answers[:5]
     else:
         expected = (LABEL_SHARE * windows.targets[some] + (1 - LABEL_SHARE) * answers[:5, 0] - one.centre) / one.scale
     np.testing.assert_allclose(given, expected, rtol=1e-5)
-    targets = torch.cat([batch.y for batch in one.batches()])
+    targets = torch.cat([batch.y for batch in one.batches(1, lambda size: [])])
     assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never asked for
 
 
@@ -117,11 +117,11 @@ def test_a_shrunken_teacher_is_not_shrunk_again(values):
     run, windows = values.run, values.windows
     index = run.folds.search_index(windows.subjects)
     config = run.config(0).model_copy(update={"shrink": 0.5})
-    one = _Student(config, WindowLoader(windows), index, index[:0], fold=3)
+    one = _StudentData(config, WindowLoader(windows), index, index[:0], fold=3)
     perfect = one.centre + 0.5 * (windows.targets - one.centre)  # the label, drawn half-way to the mean
     one.predictions_NO = perfect[:, None].astype(np.float64)
     labels = (windows.targets[index[:9]] - one.centre) / one.scale
-    np.testing.assert_allclose(one._targets(index[:9], None).numpy(), labels, atol=1e-5)
+    np.testing.assert_allclose(one.targets(index[:9], None).numpy(), labels, atol=1e-5)
 
 
 def test_by_the_command_line(made, capsys):

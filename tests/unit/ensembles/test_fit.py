@@ -17,7 +17,7 @@ from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import flip
-from tests.support.toys import ToyWindows, make_run, tiny
+from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny
 
 
 def test_scores_are_those_of_the_weighted_means(values):
@@ -44,14 +44,13 @@ def test_scores_are_those_of_the_weighted_means(values):
 
 
 def test_held_out_predictions_are_means_of_the_fold_models(classes):
-    from raypipe.training.trainer import FoldTrainer
 
     ensemble = classes.ensemble(top=2)
     run, windows = classes.run, classes.windows
     for place, number in enumerate(ensemble.trials):
         answers = []
         for fold in range(run.folds.n_folds):
-            trainer = FoldTrainer(run.config(number), windows, *run.folds.split(windows.subjects, fold), fold=fold)
+            trainer = fold_trainer(run.config(number), windows, *run.folds.split(windows.subjects, fold), fold=fold)
             weights = run.weights(number, fold)
             trainer.model.load_state_dict({n[6:]: t for n, t in weights.items() if n.startswith("model.")})
             answers.append(trainer.predict(ensemble.held_out.windows))

@@ -27,11 +27,10 @@ from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch, Member
 from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
-from raypipe.training.trainer import FoldTrainer
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
-from tests.support.toys import ToyWindows, break_off, make_run, tiny, write_store
+from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny, write_store
 from tests.unit.conftest import Finished
 
 CYCLIC = {"optim__schedule": "cyclic", "optim__cycles": 3, "epochs": 6, "patience": 6, "batch_size": 16}
@@ -73,12 +72,12 @@ def test_ends_of_cycles():
 
 
 def test_the_rate_falls_in_every_cycle_and_rises_between(made):
-    one = FoldTrainer(tiny(**CYCLIC), made.windows, np.arange(64), np.arange(64, 80), fold=0)
+    one = fold_trainer(tiny(**CYCLIC), made.windows, np.arange(64), np.arange(64, 80), fold=0)
     rates = []
     for one.epoch in range(6):
-        for step in range(one.steps_per_epoch):
-            one.set_rate(step)
-            rates.append(one.optimizer.param_groups[0]["lr"])
+        for step in range(one.data.steps_per_epoch):
+            one.set_learning_rate(step)
+            rates.append(one.state.optimizer.param_groups[0]["lr"])
     cycles = np.reshape(rates, (3, -1))
     for cycle in cycles[1:]:
         assert (np.diff(cycle) < 0).all() and cycle[0] == pytest.approx(one.config.optim.lr)
@@ -96,7 +95,7 @@ def test_a_trial_keeps_the_ends_of_its_cycles_beside_its_best_epoch(made):
         oof = run.oof(0, epoch)
         for fold in range(3):
             train, validation = run.folds.split(windows.subjects, fold)
-            trainer = FoldTrainer(run.config(0), windows, train, validation, fold=fold)
+            trainer = fold_trainer(run.config(0), windows, train, validation, fold=fold)
             tensors = run.weights(0, fold, epoch)
             trainer.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
             np.testing.assert_array_equal(trainer.predict(validation), oof.predictions[oof.folds == fold])
@@ -126,7 +125,7 @@ def test_a_snapshot_whose_checkpoint_is_damaged_is_left_out(made, tmp_path):
     history = made.run.history(0)
     run.write_history(0, history)
     state = {
-        "weights": {"w": torch.ones(1)}, "initial": "x", "answer": [0.0, 1.0], "centre": 0.0, "scale": 1.0,
+        "weights": {"w": torch.ones(1)}, "initial": "x", "target": [0.0, 1.0],
     }  # fmt: skip
     for epoch in {best, *snapshots_of(made.run)}:
         for fold in range(3):

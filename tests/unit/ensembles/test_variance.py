@@ -22,12 +22,9 @@ from raypipe.models.stacked import ConformerStack
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.storage.records import Member
 from raypipe.training.losses import make_loss
-from raypipe.training.result import FoldEpoch
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.local import run_trial
-from tests.support.toys import ToyWindows, make_run, tiny, write_store
+from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
 
 NLL = {"model__variance": True, "loss__name": "nll"}
 SHAPE = {"n_channels": 3, "n_times": 64, "n_outputs": 1, "sfreq": 50.0}
@@ -106,7 +103,7 @@ def noisy(subjects: int = 30, each: int = 12) -> ToyWindows:
 def test_a_head_learns_where_it_cannot_know():
     toy = noisy()
     config = tiny(**NLL, epochs=30, patience=30, optim__lr=1e-2, batch_size=32, model__norm="none", model__dropout=0.0)
-    one = FoldTrainer(config, toy, np.arange(240), np.arange(240, 360), fold=0)
+    one = fold_trainer(config, toy, np.arange(240), np.arange(240, 360), fold=0)
     for _ in range(config.epochs):
         given = one.run_epoch().predictions
     hard = toy.hard[240:]
@@ -120,8 +117,8 @@ def test_stacked_folds_equal_one_by_one():
     config = tiny(**NLL, sam__name="sam")
     index = np.arange(len(toy))
     sides = [(index[index % 3 != fold], index[index % 3 == fold]) for fold in (0, 1)]
-    apart = [FoldTrainer(config, toy, *sides[fold], fold=fold).run_epoch() for fold in (0, 1)]
-    stack = StackedTrainer([FoldTrainer(config, toy, *sides[fold], fold=fold) for fold in (0, 1)])
+    apart = [fold_trainer(config, toy, *sides[fold], fold=fold).run_epoch() for fold in (0, 1)]
+    stack = StackedTrainer([fold_trainer(config, toy, *sides[fold], fold=fold) for fold in (0, 1)])
     for one, other in zip(apart, stack.run_epoch(), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4) and one.predictions.shape[1] == 2
         np.testing.assert_allclose(one.predictions, other.predictions, rtol=2e-3, atol=2e-3)
@@ -191,15 +188,3 @@ def test_members_without_a_variance_may_be_all_that_fit(tmp_path, method):
         else None
     )
     assert rule is None or rule["scale"] == [0.0, 0.0]
-
-
-def test_checkpoints_from_before_variances_stand_beside_new_ones(tmp_path):
-    toy = ToyWindows()
-    run = make_run(tmp_path / "run", toy)
-    run.add_trial(0, tiny(model__bins=8, model__kernels="short"))
-    referee = TrialEvaluator(run, toy, 0)
-    parts = {
-        fold: FoldEpoch(1.0, np.full((len(index), 1 if fold == 1 else 2), fold, np.float32), 0.1)
-        for fold, index in enumerate(referee.validation)
-    }
-    assert np.isfinite(referee.take(1, parts).score)

@@ -17,16 +17,16 @@ def batches(count: int = 3) -> list[torch.Tensor]:
 @pytest.mark.parametrize("size", [12, 5, 1])
 def test_statistics_are_batchnorms_own_whatever_the_pieces(size):
     own, layer = nn.BatchNorm1d(4), nn.BatchNorm1d(4).eval()
-    lagged = RunningBatchNorm(layer)
-    assert lagged.empty
+    running = RunningBatchNorm(layer)
+    assert running.empty
     for number, x in enumerate(batches()):
         own.momentum = 0.1 if number else 1.0  # the first batch is taken whole
         own(x)
-        with lagged.looking():
+        with running.recording():
             for piece in x.split(size):
                 layer(piece)
-        lagged.update()
-    assert not lagged.empty
+        running.update()
+    assert not running.empty
     torch.testing.assert_close(layer.running_mean, own.running_mean)
     torch.testing.assert_close(layer.running_var, own.running_var)
 
@@ -42,8 +42,8 @@ def test_what_is_not_looked_at_changes_nothing():
 def test_a_large_offset_loses_no_variance():
     layer = nn.BatchNorm1d(1).eval()
     x = 1e4 + torch.randn(64, 1, 50, generator=torch.Generator().manual_seed(0))
-    with (lagged := RunningBatchNorm(layer)).looking():
+    with (running := RunningBatchNorm(layer)).recording():
         layer(x)
-    lagged.update()
+    running.update()
     assert float(layer.running_var) == pytest.approx(float(x.double().var()), rel=1e-5)
-    assert not lagged.empty
+    assert not running.empty

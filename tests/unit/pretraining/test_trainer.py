@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from raypipe.core.errors import InterruptedEpochError, UserError
 from raypipe.pretraining.fold_trainer import PretrainTrainer
 from raypipe.pretraining.simclr import gather, nt_xent
-from raypipe.pretraining.trainer import Pretrainer, split
+from raypipe.pretraining.trainer import Pretrainer, worker_sizes
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, tiny
 
@@ -128,7 +128,7 @@ def test_the_loss_falls_without_targets(kind):
 
 
 def test_a_batch_is_dealt_whole():
-    assert split(10, 3) == [4, 3, 3]
+    assert worker_sizes(10, 3) == [4, 3, 3]
     with pytest.raises(UserError, match="too few"):
         pretrainer("mae", world=11)
 
@@ -147,4 +147,4 @@ def test_a_fold_is_pretrained_and_probed_and_resumed(classes):
     first, second = one.run_epoch(), two.run_epoch()
     assert first.predictions.shape == (24, 2 if classes else 1)
     np.testing.assert_array_equal(first.predictions, second.predictions)
-    assert set(one.weights()) == set(one.model.state_dict())
+    assert set(one.state_dict()["weights"]) == set(one.encoder.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from raypipe.models.vit import ViT
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_encoder
 from raypipe.pretraining.trainer import Pretrainer
-from raypipe.pretraining.worker import probe_score, tuned_score, work
+from raypipe.pretraining.worker import probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain
 from raypipe.search.run_setup import open_run
-from raypipe.training.finetuning import choose_trained, initial_id, merged, parameter_groups, start_from
+from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
 from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, write_store
@@ -99,7 +100,7 @@ def test_a_probe_that_diverges_is_left_out(store, encoder, tmp_path, monkeypatch
     def diverge(self, interrupted=None):
         raise NonFiniteError("fold 0, epoch 1: the training loss is not finite")
 
-    monkeypatch.setattr("raypipe.pretraining.worker.FoldTrainer.run_epoch", diverge)
+    monkeypatch.setattr("raypipe.pretraining.worker.SupervisedTrainer.run_epoch", diverge)
     run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1, tuned_probe=1)
     assert [epoch.tuned for epoch in run.history("all")] == [None] * 3
     assert [epoch.probe for epoch in run.history("all")] == [e.probe for e in PretrainedRun(encoder).history("all")]
@@ -118,7 +119,8 @@ def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
 def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
     looks = iter([False] * 10 + [True] * 9)
     with monkeypatch.context() as patch:
-        patch.setattr("raypipe.search.pretrain.work", lambda where, **_: work(where, interrupted=lambda: next(looks)))
+        interrupted = partial(train_encoders, interrupted=lambda: next(looks))
+        patch.setattr("raypipe.search.pretrain.train_encoders", lambda where, **_: interrupted(where))
         with pytest.raises(BaseException) as stopped:
             pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
     assert isinstance(stopped.value.__context__ or stopped.value, InterruptedEpochError)
@@ -129,7 +131,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeyp
 
 def test_asked_to_stop_it_ends_with_the_epoch_under_way(store, encoder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("raypipe.search.pretrain.work", lambda where, **_: work(where, stopping=lambda: True))
+        stopped = partial(train_encoders, stopping=lambda: True)
+        patch.setattr("raypipe.search.pretrain.train_encoders", lambda where, **_: stopped(where))
         patch.setattr(PretrainedRun, "finish", lambda self: None)
         run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
     assert len(run.history("all")) == 1
@@ -203,7 +206,7 @@ def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer,
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
         assert run_trial(run, windows, number).state == "complete"
     ensemble = fit_ensemble(run, windows=windows, method="soup")
-    assert ensemble.merged is not None and {member.trial for member in ensemble.merged.members} <= {0, 1, 2}
+    assert ensemble.merge_lora is not None and {member.trial for member in ensemble.merge_lora.members} <= {0, 1, 2}
     export_bundle(run, ensemble, tmp_path / "bundle")
     answers = load_ensemble(tmp_path / "bundle").predict(windows.gather(range(8)))
     assert np.isfinite(answers).all() and np.ptp(answers) > 0
@@ -250,7 +253,7 @@ def test_lora_is_nothing_at_first_and_rates_fall_with_depth():
     names = set(model.state_dict())
     choose_trained(model, init.model_copy(update={"tune": "lora"}))
     torch.testing.assert_close(model(x), before)
-    assert set(merged(model, model.state_dict())) == names
+    assert set(merge_lora(model, model.state_dict())) == names
 
 
 @pytest.mark.parametrize("name", ["pretrain_mae", "pretrain_simclr", "finetune", "finetune_conformer"])

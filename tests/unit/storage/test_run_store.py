@@ -173,9 +173,8 @@ def drive(run, windows, numbers, ended):
                 state = {
                     "predictions": predictions,
                     "weights": {"w": predictions[:2]},
-                    "centre": 0.0,
-                    "scale": 1.0,
-                    "answer": [0.0, 1.0],
+                    "initial": "x",
+                    "target": [0.0, 1.0],
                 }
                 run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
             scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}

@@ -1,8 +1,9 @@
-"""Windows on the device: the same numbers as the store's, however they get there."""
+"""Windows on the device, dropout masks, and the batches of a fold."""
 
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.training import loader
-from raypipe.training.loader import WindowLoader, prefetch, resident_bytes
+from raypipe.training.loader import (
+    INNER_FRACTION,
+    DropoutSampler,
+    WindowLoader,
+    _runs,
+    prefetch,
+    resident_bytes,
+    split_inner,
+    target_scale,
+)
 from tests.support.toys import ToyWindows
+
+CPU = torch.device("cpu")
+RATES = st.floats(0.01, 0.95)
+PLANS = st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0.1, 0.25, 0.5])), min_size=1, max_size=6)
+SUBJECTS = st.lists(st.integers(0, 12).map("s{:02d}".format), min_size=1, max_size=60)
+SEEDS = st.integers(0, 99)
 
 
 class Shifted(ToyWindows):
@@ -33,16 +49,16 @@ def windows():
     return Shifted()
 
 
-def feeds():
-    return [t for t in threading.enumerate() if t.name.startswith("raypipe-feed")]
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("raypipe-loader")]
 
 
 def test_on_a_cpu_batches_are_the_stores(windows):
-    fed = WindowLoader(windows)
-    assert not fed.resident
+    loaded = WindowLoader(windows)
+    assert not loaded.resident
     index = np.array([5, 0, 26, 5])
     for offset in (None, np.array([10, 0, 3, 4])):
-        x_BCT = fed.gather(index, offset)
+        x_BCT = loaded.gather(index, offset)
         assert x_BCT.dtype == torch.float32
         np.testing.assert_array_equal(x_BCT.numpy(), windows.gather(index, offset))
 
@@ -56,11 +72,11 @@ def test_what_is_kept_on_the_device_is_the_store_rounded(windows, data):
     centre_C = np.array(data.draw(st.lists(st.just(0.0) | exponents, min_size=3, max_size=3)))
     toy = Shifted()
     toy.x = (windows.x * scale_C[:, None] + centre_C[:, None]).astype(np.float32)
-    fed = WindowLoader(toy, resident=True)
-    assert fed.resident
+    loaded = WindowLoader(toy, resident=True)
+    assert loaded.resident
     index = np.array(data.draw(st.lists(st.integers(0, len(toy) - 1), min_size=1, max_size=5)))
     offset = data.draw(st.none() | st.just(index % 7))
-    got, want = fed.gather(index, offset).numpy(), toy.gather(index, offset)
+    got, want = loaded.gather(index, offset).numpy(), toy.gather(index, offset)
     assert got.shape == want.shape and got.dtype == np.float32
     whole = toy.x[index]
     spread_BC1 = np.ptp(whole, axis=2, keepdims=True).astype(np.float64)
@@ -72,7 +88,7 @@ def test_what_is_kept_on_the_device_is_the_store_rounded(windows, data):
 
 def test_a_store_is_loaded_block_by_block(windows, monkeypatch):
     whole = WindowLoader(windows, resident=True)
-    monkeypatch.setattr(loader, "_BLOCK", 10)  # 27 windows: two full blocks and a rest
+    monkeypatch.setattr(loader, "_BLOCK_WINDOWS", 10)  # 27 windows: two full blocks and a rest
     for one, other in zip(whole._kept, WindowLoader(windows, resident=True)._kept, strict=True):
         assert one.equal(other)
 
@@ -83,7 +99,7 @@ def test_what_is_asked_for_is_what_is_taken(windows):
 
 @pytest.mark.parametrize(("free", "resident"), [(2.0, True), (1.9, False)])
 def test_a_store_that_leaves_room_is_kept_on_a_gpu(windows, monkeypatch, free, resident):
-    monkeypatch.setattr(loader, "_free", lambda device: free * resident_bytes(windows))
+    monkeypatch.setattr(loader, "_free_bytes", lambda device: free * resident_bytes(windows))
     monkeypatch.setattr(WindowLoader, "_load", lambda self: "loaded")
     assert WindowLoader(windows, "cuda").resident is resident
     assert not WindowLoader(windows, "cuda", resident=False).resident
@@ -91,16 +107,16 @@ def test_a_store_that_leaves_room_is_kept_on_a_gpu(windows, monkeypatch, free, r
 
 def test_only_what_passes_through_pinned_memory_is_fetched_ahead(windows, monkeypatch):
     batches = iter(range(3))
-    assert WindowLoader(windows).ahead(batches) is batches
-    assert WindowLoader(windows, resident=True).ahead(batches) is batches
-    fed = WindowLoader(windows, "cuda", resident=False)
-    assert list(fed.ahead(batches)) == [0, 1, 2]
+    assert WindowLoader(windows).prefetched(batches) is batches
+    assert WindowLoader(windows, resident=True).prefetched(batches) is batches
+    loaded = WindowLoader(windows, "cuda", resident=False)
+    assert list(loaded.prefetched(batches)) == [0, 1, 2]
 
 
 @given(st.lists(st.none() | st.integers()))
 def test_items_fetched_ahead_are_the_same_in_the_same_order(items):
     assert list(prefetch(iter(items))) == items
-    assert feeds() == []
+    assert threads() == []
 
 
 def test_the_next_item_is_fetched_while_one_is_used_and_no_further():
@@ -130,12 +146,104 @@ def test_what_goes_wrong_in_the_other_thread_is_passed_on():
     assert next(stream) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
-    assert feeds() == []
+    assert threads() == []
 
 
 def test_one_who_stops_early_leaves_no_thread_behind():
     stream = prefetch(iter(range(100)))
     assert next(stream) == 0
-    assert len(feeds()) == 1
+    assert len(threads()) == 1
     stream.close()
-    assert feeds() == []
+    assert threads() == []
+
+
+@given(PLANS, st.integers(0, 2**63 - 1))
+def test_masks_scale_up_what_they_keep_part_by_part(plan, seed):
+    scale_M = DropoutSampler(seed, CPU).draw(plan)
+    assert scale_M.dtype == torch.float32 and len(scale_M) == sum(size for size, _ in plan)
+    for part, (_, rate) in zip(scale_M.split([size for size, _ in plan]), plan, strict=True):
+        assert set(part.tolist()) <= {0.0, float(np.float32(1.0 / (1.0 - rate)))}
+
+
+@given(RATES, RATES)
+def test_rates_are_met(one, other):
+    """Within six standard errors; the mean of what is left is one, so that nothing has to be scaled in evaluation."""
+    n = 40_000
+    for part, rate in zip(DropoutSampler(7, CPU).draw([(n, one), (n, other)]).split(n), (one, other), strict=True):
+        error = np.sqrt(rate * (1 - rate) / n)
+        assert float((part == 0).double().mean()) == pytest.approx(rate, abs=6 * error + 2**-16)
+        assert float(part.double().mean()) == pytest.approx(1.0, abs=(6 * error + 2**-16) / (1 - rate))
+
+
+def test_neighbouring_values_are_dropped_independently():
+    dropped = (DropoutSampler(3, CPU).draw([(80_000, 0.5)]) == 0).double() - 0.5
+    for lag in (1, 2, 3, 4, 8):  # four values share one draw of 64 bits
+        assert abs(float((dropped[lag:] * dropped[:-lag]).mean())) < 6 * 0.25 / np.sqrt(80_000)
+
+
+@given(PLANS, st.integers(0, 2**63 - 2))
+def test_a_stream_belongs_to_its_seed(plan, seed):
+    def drawn(seed, times=3):
+        source = DropoutSampler(seed, CPU)
+        return [source.draw(plan).clone() for _ in range(times)]
+
+    for one, again in zip(drawn(seed), drawn(seed), strict=True):
+        assert one.equal(again)
+    big = [(500, 0.5)]
+    assert not DropoutSampler(seed, CPU).draw(big).equal(DropoutSampler(seed + 1, CPU).draw(big))
+
+
+@given(PLANS)
+def test_parts_come_in_the_order_of_the_plan(plan):
+    """Joining neighbours of one rate changes nothing: it is the same bits against the same bounds."""
+    runs = _runs(plan)
+    assert all(a[1] != b[1] for a, b in pairwise(runs))
+    apart = [(1, rate) for size, rate in plan for _ in range(size)]
+    assert DropoutSampler(1, CPU).draw(plan).equal(DropoutSampler(1, CPU).draw(apart))
+
+
+def test_a_step_draws_new_masks_over_the_old_ones():
+    source, plan = DropoutSampler(0, CPU), [(400, 0.5)]
+    first = source.draw(plan)
+    before = first.clone()
+    second = source.draw(plan)
+    assert second.data_ptr() == first.data_ptr()
+    assert not second.equal(before)
+    other = source.draw([(100, 0.5)])  # a batch of another size: in memory of its own
+    kept = second.clone()
+    assert other.data_ptr() != second.data_ptr() and second.equal(kept)
+
+
+def test_nothing_is_drawn_where_nothing_is_dropped():
+    source = DropoutSampler(5, CPU)
+    assert source.draw([]) is None
+    assert source.draw([(400, 0.5)]).equal(DropoutSampler(5, CPU).draw([(400, 0.5)]))
+
+
+@given(SUBJECTS, SEEDS, SEEDS)
+def test_no_subject_is_on_both_sides_and_no_window_is_lost(subjects, seed, fold):
+    names = np.array(subjects)
+    windows = np.arange(len(names)) * 3 + 1  # numbers of a store's windows, not places
+    train, inner = split_inner(windows, names, seed=seed, fold=fold)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, inner])), windows)
+    of = dict(zip(windows.tolist(), subjects, strict=True))
+    left, apart = {of[w] for w in train.tolist()}, {of[w] for w in inner.tolist()}
+    assert not left & apart
+    assert left
+    assert len(apart) == (max(1, round(INNER_FRACTION * len(set(subjects)))) if len(set(subjects)) > 1 else 0)
+    again = split_inner(windows, names, seed=seed, fold=fold)
+    assert again[0].tolist() == train.tolist() and again[1].tolist() == inner.tolist()
+
+
+def test_folds_and_seeds_set_others_apart():
+    names = np.repeat([f"s{k:02d}" for k in range(20)], 2)
+    windows = np.arange(40)
+    drawn = {tuple(split_inner(windows, names, seed=s, fold=f)[1]) for s in range(4) for f in range(4)}
+    assert len(drawn) > 12
+
+
+def test_target_scales():
+    values = np.array([0.0, 1.0, 2.0, 3.0, 100.0])
+    assert target_scale(values, "standard") == pytest.approx((values.mean(), values.std()))
+    assert target_scale(values, "robust") == pytest.approx((2.0, 1.4826))
+    assert target_scale(np.array([1.0, 1.0, 1.0, 5.0]), "robust")[1] == pytest.approx(np.sqrt(3))

@@ -14,7 +14,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from raypipe.core.config import SamConfig, TrialConfig
 from raypipe.models.conformer import Conformer
 from raypipe.training.sam import Method, Sam, norm_parameters
-from raypipe.training.step import Step, frozen_statistics, optimizer_step
+from raypipe.training.step import StepResult, TrainState, frozen_statistics
+from tests.unit.training.steps import optimizer_step
 
 METHODS: list[Method] = ["sam", "asam", "looksam", "msam"]
 
@@ -117,31 +118,20 @@ def test_state_is_the_base_optimizers_and_never_mid_step() -> None:
     model = network()
     optimizer = adamw(model)
     sam = Sam(optimizer, rho=0.05)
+    state = TrainState(model, optimizer, sam=sam)
     optimizer_step(closure_of(model), model, optimizer, sam)
-    state = sam.state_dict()
-    assert set(state["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
-    other = Sam(adamw(network()), rho=0.05)
-    other.load_state_dict(state)
-    torch.testing.assert_close(other.state_dict()["state"], state["state"])
+    saved = state.state_dict()
+    assert set(saved["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+    fresh = network()
+    other = TrainState(fresh, adamw(fresh))
+    other.load_state_dict(saved)
+    torch.testing.assert_close(other.state_dict(), saved)
     closure_of(model)().backward()  # type: ignore[no-untyped-call]
     sam.perturb()
     with pytest.raises(RuntimeError, match="wrong weights"):
-        sam.state_dict()
+        state.state_dict()
     with pytest.raises(RuntimeError, match="perturbed already"):
         sam.perturb()
-
-
-def test_both_passes_drop_the_same() -> None:
-    model = network(nn.Dropout(0.5))
-    calls: list[Tensor] = []
-    optimizer = adamw(model)
-    torch.manual_seed(3)
-    optimizer_step(closure_of(model, calls), model, optimizer, Sam(optimizer, rho=1e-9))
-    after_sam = torch.get_rng_state()
-    torch.testing.assert_close(calls[0], calls[1], rtol=0, atol=1e-6)
-    torch.manual_seed(3)
-    closure_of(model)()
-    assert torch.equal(torch.get_rng_state(), after_sam)  # a step costs one pass's worth of chance
 
 
 def test_running_statistics_see_the_first_pass_only() -> None:
@@ -161,7 +151,7 @@ def test_frozen_statistics() -> None:
     x, _ = data()
     expected, expected_frozen = model(x), frozen(x)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(KeyError), frozen_statistics(model), frozen_statistics(frozen):
+    with pytest.raises(KeyError), frozen_statistics([model, frozen]):
         assert torch.equal(model(x), expected) and torch.equal(frozen(x), expected_frozen)
         model(x * math.inf)
         raise KeyError
@@ -391,12 +381,12 @@ def test_looksam_is_unmoved_by_the_scale_of_the_loss() -> None:
         model = network().double()
         sam = Sam(adamw(model), rho=0.2, method="looksam")
         (loss_of(model, 0) * scale).backward()  # type: ignore[no-untyped-call]
-        plain = [p.grad for p in model.parameters() if p.grad is not None]
+        plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         sam.perturb()
         model.zero_grad()
         (loss_of(model, 0) * scale).backward()  # type: ignore[no-untyped-call]
-        sam.look(plain)
-        kept, along = parameters_to_vector(sam._look), parameters_to_vector(plain)
+        sam.keep_orthogonal()
+        kept, along = parameters_to_vector(sam._orthogonal), parameters_to_vector(plain)
         assert abs(torch.cosine_similarity(kept, along, dim=0, eps=0.0).item()) < 1e-9
 
 
@@ -415,17 +405,17 @@ def test_restart_looks_anew() -> None:
     for number in range(9):
         if number in (2, 7):
             sam.restart()
-        assert sam.due == (number in (0, 2, 6, 7))
+        assert sam.needs_second_pass == (number in (0, 2, 6, 7))
         before = len(calls)
         optimizer_step(closure, model, optimizer, sam)
         looks.append(len(calls) - before)
     assert looks == [2, 1, 2, 1, 1, 1, 2, 2, 1]
     copied, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
     other = adamw(copied)
+    other.load_state_dict(state)
     fresh = Sam(other, rho=0.2, method="looksam", every=4)
-    fresh.load_state_dict(state)
-    sam.load_state_dict(optimizer.state_dict())
-    assert sam.due and fresh.due
+    sam.restart()
+    assert sam.needs_second_pass and fresh.needs_second_pass
     for number in range(20, 23):
         optimizer_step(lambda number=number: loss_of(model, number), model, optimizer, sam)  # type: ignore[misc]
         optimizer_step(lambda number=number: loss_of(copied, number), copied, other, fresh)  # type: ignore[misc]
@@ -450,8 +440,8 @@ def test_looksam_keeps_nothing_of_a_skipped_look(bad_call: int, earlier: int) ->
 
     assert optimizer_step(closure, model, optimizer, sam).skipped and calls == bad_call
     calls = 10
-    assert sam.due and not optimizer_step(closure, model, optimizer, sam).skipped and calls == 12
-    assert not sam.due and not optimizer_step(closure, model, optimizer, sam).skipped and calls == 13
+    assert sam.needs_second_pass and not optimizer_step(closure, model, optimizer, sam).skipped and calls == 12
+    assert not sam.needs_second_pass and not optimizer_step(closure, model, optimizer, sam).skipped and calls == 13
 
 
 def test_msam_is_the_formula() -> None:
@@ -479,7 +469,7 @@ def test_msam_is_home_between_steps() -> None:
             return loss_of(model, number) * (math.inf if number == 3 else 1.0)
 
         step = optimizer_step(closure, model, optimizer, sam)
-        assert not sam.perturbed and not sam.due
+        assert not sam.perturbed and not sam.needs_second_pass
         moved = seen[-1] - before
         assert moved.norm().item() == pytest.approx(0.5 if number else 0.0, rel=1e-9)
         if momentum:
@@ -496,12 +486,12 @@ def test_msam_goes_on_from_a_saved_state() -> None:
     sam = Sam(optimizer, rho=0.5, method="msam")
     for number in range(8):
         if number == 4:
-            weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(sam.state_dict())
+            weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
             model = network().double()
             model.load_state_dict(weights)
             optimizer = adamw(model)
+            optimizer.load_state_dict(state)
             sam = Sam(optimizer, rho=0.5, method="msam")
-            sam.load_state_dict(state)
         optimizer_step(lambda m=model, n=number: loss_of(m, n), model, optimizer, sam)  # type: ignore[misc]
     assert torch.equal(vector(model), path[-1])
 
@@ -734,7 +724,7 @@ def test_scale_moves_as_in_pytorchs_recipe(method: Method | None) -> None:
     scales, skipped = [], []
     for number in range(14):
         calls = 0
-        at = min(bad.get(number, 0), 2 if sam is not None and sam.due else 1)
+        at = min(bad.get(number, 0), 2 if sam is not None and sam.needs_second_pass else 1)
 
         def closure(at: int = at) -> Tensor:
             nonlocal calls
@@ -761,7 +751,9 @@ def test_float16_finds_its_scale_and_learns(method: Method | None) -> None:
             out: Tensor = model(x).squeeze(1)
         return (out.float() - y).square().mean()
 
-    taken: list[Step] = [optimizer_step(closure, model, optimizer, sam, clip=1.0, scaler=scaler) for _ in range(60)]
+    taken: list[StepResult] = [
+        optimizer_step(closure, model, optimizer, sam, clip=1.0, scaler=scaler) for _ in range(60)
+    ]
     skips = sum(step.skipped for step in taken)
     assert taken[0].skipped and skips < 20 and not any(step.skipped for step in taken[20:])
     assert scaler.get_scale() == 2.0 ** (22 - skips) and scaler.updates == 60

@@ -8,9 +8,9 @@ import torch
 
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.step import whole_batch
 from raypipe.trial.local import run_trial
-from tests.support.toys import ToyWindows, break_off, make_run, tiny
+from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny
 
 METHODS = {
     "adamw": {},
@@ -31,7 +31,7 @@ def windows(request):
 def trainers(where, windows, config):
     run = make_run(where, windows)
     splits = [run.folds.split(windows.subjects, fold) for fold in range(3)]
-    return [FoldTrainer(config, windows, *split, fold=fold) for fold, split in enumerate(splits)]
+    return [fold_trainer(config, windows, *split, fold=fold) for fold, split in enumerate(splits)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -40,7 +40,7 @@ def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
     """Dropout included: its masks are drawn for a fold, not for a program."""
     config = tiny(model__dropout=dropout, batch_size=18, **METHODS[method])
     alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)
-    assert {t.steps_per_epoch for t in alone} == {2, 3}
+    assert {t.data.steps_per_epoch for t in alone} == {2, 3}
     stack = StackedTrainer(stacked)
     for _ in range(3):
         for one, other in zip([t.run_epoch() for t in alone], stack.run_epoch(), strict=True):
@@ -55,11 +55,10 @@ def test_gradients_of_a_stack_in_float64(tmp_path, windows):
         trainer.model.double().train()
     batches = [next(iter(trainer.batches())) for trainer in alone]
     batches = [b._replace(x=b.x.double(), y=b.y if windows.classes else b.y.double()) for b in batches]
-    stack = StackedTrainer(stacked)
-    prepared = torch.stack([t.model.prepare(b.x) for t, b in zip(alone, batches, strict=True)])
-    stack._pass(prepared, torch.stack([b.masks for b in batches]), [b.y for b in batches], first=True)
+    models = StackedTrainer(stacked).models
+    models.gradients(models.prepare(batches), [trainer.loss_of for trainer in stacked])
     for one, other, batch in zip(alone, stacked, batches, strict=True):
-        one.loss_of(one.forward(one.model, one.model.prepare(batch.x), batch.masks), batch.y).backward()
+        whole_batch(one.state, batch._replace(x=one.model.prepare(batch.x)), one.loss_of)
         for (name, p), q in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-6, atol=1e-8, msg=name)
         for (name, p), q in zip(one.model.named_buffers(), other.model.buffers(), strict=True):

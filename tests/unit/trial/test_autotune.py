@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import WindowLoader
-from raypipe.training.trainer import FoldTrainer as Trainer
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial import autotune
 from raypipe.trial.autotune import ComputeOptions, ComputePlan, choose_compute, stack_bytes, stem_seconds
 from tests.support.toys import ToyWindows, make_run, tiny
 
 
 @pytest.fixture(scope="module")
-def feed():
+def loader():
     return WindowLoader(ToyWindows())
 
 
 @pytest.fixture
-def run(tmp_path, feed):
-    return make_run(tmp_path / "run", feed.windows)
+def run(tmp_path, loader):
+    return make_run(tmp_path / "run", loader.windows)
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ OTHERS = ComputePlan(stem="direct", stacked=True, what="another worker's", secon
 
 @pytest.mark.parametrize("stem", ["fourier", "direct"])
 @pytest.mark.parametrize("stack", ["on", "off"])
-def test_a_wish_is_granted_without_a_measurement(run, feed, clock, stem, stack):
-    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stem=stem, stack=stack))
+def test_a_wish_is_granted_without_a_measurement(run, loader, clock, stem, stack):
+    found = choose_compute(run, loader, tiny(), range(3), ComputeOptions(stem=stem, stack=stack))
     assert (found.stem, found.stacked, found.seconds) == (stem, stack == "on", {})
     assert not choose_compute(
-        run, feed, tiny(), [1], ComputeOptions(stem=stem, stack=stack)
+        run, loader, tiny(), [1], ComputeOptions(stem=stem, stack=stack)
     ).stacked  # one fold is no stack
 
 
@@ -59,60 +59,61 @@ def test_a_wish_is_granted_without_a_measurement(run, feed, clock, stem, stack):
         ([1.0, 2.0, 0.5, 1.0], "fourier", True),
     ],
 )
-def test_the_quicker_way_is_taken_by_a_margin(run, feed, clock, times, stem, stacked):
+def test_the_quicker_way_is_taken_by_a_margin(run, loader, clock, times, stem, stacked):
     clock += times
-    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions())
+    found = choose_compute(run, loader, tiny(), range(3), ComputeOptions())
     assert (found.stem, found.stacked) == (stem, stacked)
     assert found.seconds == dict(zip(("fourier", "direct", "stacked", "one by one"), times, strict=True))
 
 
-def test_half_a_wish_leaves_the_other_half_to_be_measured(run, feed, clock):
+def test_half_a_wish_leaves_the_other_half_to_be_measured(run, loader, clock):
     clock += [0.5, 1.0]
-    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stem="direct"))
+    found = choose_compute(run, loader, tiny(), range(3), ComputeOptions(stem="direct"))
     assert (found.stem, found.stacked, set(found.seconds)) == ("direct", True, {"stacked", "one by one"})
     clock += [1.0, 0.5]
-    found = choose_compute(run, feed, tiny(), range(3), ComputeOptions(stack="off"))
+    found = choose_compute(run, loader, tiny(), range(3), ComputeOptions(stack="off"))
     assert (found.stem, found.stacked, set(found.seconds)) == ("direct", False, {"fourier", "direct"})
 
 
-def test_folds_that_cannot_be_stacked_are_not_tried(run, feed, clock):
+def test_folds_that_cannot_be_stacked_are_not_tried(run, loader, clock):
     clock += [1.0, 1.0, 1.0, 1.0]
-    assert not choose_compute(run, feed, tiny(precision="float16"), range(3), ComputeOptions()).stacked
-    assert not choose_compute(run, feed, tiny(), [2], ComputeOptions()).stacked
+    assert not choose_compute(run, loader, tiny(precision="float16"), range(3), ComputeOptions()).stacked
+    assert not choose_compute(run, loader, tiny(), [2], ComputeOptions()).stacked
     assert clock == []
 
 
-def test_where_training_starts_is_no_obstacle_to_a_measurement(run, feed, clock):
+def test_where_training_starts_is_no_obstacle_to_a_measurement(run, loader, clock):
     clock += [2.0, 1.0, 2.0, 1.0]
     tuned = tiny(init__name="pretrained", init__tune="frozen")
     assert (
-        choose_compute(run, feed, tuned, range(3), ComputeOptions()).stem == "direct"
+        choose_compute(run, loader, tuned, range(3), ComputeOptions()).stem == "direct"
     )  # its encoder need not be at hand
 
 
-def test_what_was_chosen_is_kept_to(run, feed, clock):
+def test_what_was_chosen_is_kept_to(run, loader, clock):
     clock += [1.0, 0.5, 0.5, 1.0]
-    first = choose_compute(run, feed, tiny(), range(3), ComputeOptions())
+    first = choose_compute(run, loader, tiny(), range(3), ComputeOptions())
     kept = {name: run.folder.read(name) for name in run.folder.names("compute")}
     assert len(kept) == 1
     again = RunStore.open(run.where)
     # Another trial of the shape, and other folds of it: not measured (the clock has run out).
     assert (
-        choose_compute(again, feed, tiny(optim__lr=1e-2, sam__name="sam", seed=4), [4, 1, 7], ComputeOptions()) == first
+        choose_compute(again, loader, tiny(optim__lr=1e-2, sam__name="sam", seed=4), [4, 1, 7], ComputeOptions())
+        == first
     )
     assert {name: run.folder.read(name) for name in run.folder.names("compute")} == kept
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 4}, {"model__filters": 8}, {"precision": "bfloat16"}])
-def test_another_shape_is_another_choice(run, feed, clock, changes):
+def test_another_shape_is_another_choice(run, loader, clock, changes):
     clock += [1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()).stacked
-    assert not choose_compute(run, feed, tiny(**changes), range(3), ComputeOptions()).stacked
-    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()).stacked
+    assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()).stacked
+    assert not choose_compute(run, loader, tiny(**changes), range(3), ComputeOptions()).stacked
+    assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()).stacked
     assert clock == []
 
 
-def test_who_may_not_measure_waits_for_who_does(run, feed, clock):
+def test_who_may_not_measure_waits_for_who_does(run, loader, clock):
     asked = []
 
     def claim(key):
@@ -121,11 +122,11 @@ def test_who_may_not_measure_waits_for_who_does(run, feed, clock):
             run.write_compute(key, OTHERS)
         return False
 
-    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions(), claim) == OTHERS
+    assert choose_compute(run, loader, tiny(), range(3), ComputeOptions(), claim) == OTHERS
     assert len(asked) == 3 and len(set(asked)) == 1
 
 
-def test_of_two_who_measure_the_first_is_right_for_both(run, feed, monkeypatch):
+def test_of_two_who_measure_the_first_is_right_for_both(run, loader, monkeypatch):
     """A claim lapses in the end, and a slow measurement may be overtaken."""
     keys = []
 
@@ -134,14 +135,16 @@ def test_of_two_who_measure_the_first_is_right_for_both(run, feed, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(autotune, "_quickest", slow)
-    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions(), lambda key: keys.append(key) or True) == OTHERS
-    assert choose_compute(run, feed, tiny(), range(3), ComputeOptions()) == OTHERS
+    assert (
+        choose_compute(run, loader, tiny(), range(3), ComputeOptions(), lambda key: keys.append(key) or True) == OTHERS
+    )
+    assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()) == OTHERS
 
 
-def test_a_measurement_is_made_and_fails_no_trial(run, feed):
+def test_a_measurement_is_made_and_fails_no_trial(run, loader):
     """Steps at this rate would soon leave the numbers."""
     config = tiny(optim__lr=1e30, optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
-    found = choose_compute(run, feed, config, range(3), ComputeOptions())
+    found = choose_compute(run, loader, config, range(3), ComputeOptions())
     assert set(found.seconds) == {"fourier", "direct", "stacked", "one by one"}
     assert all(seconds > 0 for seconds in found.seconds.values())
 
@@ -168,7 +171,7 @@ def test_a_stack_needs_as_much_more_a_fold_as_the_second_took(one, activations, 
 
 
 @pytest.mark.parametrize(("room", "stacked"), [(500, True), (499, False)])
-def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, clock, monkeypatch, room, stacked):
+def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, clock, monkeypatch, room, stacked):
     """With stand-ins for what a GPU would tell: three folds need 300 + 100 bytes and a fold's state."""
     clock += [1.0, 2.0, 0.5, 1.0]
     state = []
@@ -179,18 +182,18 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, feed, cloc
 
     peaks, shares = [200, 300], []
     monkeypatch.setattr(autotune, "stack_bytes", bytes_of)
-    monkeypatch.setattr(autotune, "_peak", lambda work, device: peaks.pop(0))
-    monkeypatch.setattr(autotune, "_room", lambda device, share: shares.append(share) or room)
+    monkeypatch.setattr(autotune, "_peak_bytes", lambda work, device: peaks.pop(0))
+    monkeypatch.setattr(autotune, "_available_bytes", lambda device, share: shares.append(share) or room)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    gpu = copy.copy(feed)
+    gpu = copy.copy(loader)
     gpu.device = SimpleNamespace(type="cuda")
     made = []
 
-    def on_the_processor(config, _, *given, **named):
-        made.append(Trainer(config, feed, *given, **named))
+    def on_the_processor(config, data, **named):
+        made.append(SupervisedTrainer(config, FoldData(config, loader, data.train, data.validation, fold=0), **named))
         return made[-1]
 
-    monkeypatch.setattr(autotune, "FoldTrainer", on_the_processor)
+    monkeypatch.setattr(autotune, "SupervisedTrainer", on_the_processor)
     found = choose_compute(run, gpu, tiny(), range(3), ComputeOptions(), share=0.25)
     assert found.stacked == stacked
     assert found.what.startswith("a GPU (0.25 of it), ")

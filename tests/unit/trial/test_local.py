@@ -1,4 +1,4 @@
-"""A whole trial without Ray: the fold loop, checkpoints, referee and exact resumption."""
+"""A whole trial without Ray: the fold loop, checkpoints, evaluator and exact resumption."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError
 from raypipe.core.metrics import score
+from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import FoldTrainer
-from raypipe.trial.evaluator import TrialEvaluator, finish_trial, read_fold_checkpoint
+from raypipe.training.trainer import SupervisedTrainer
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
-from tests.support.toys import ToyWindows, break_off, make_run, tiny
+from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny
 
 BY_FOLD = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 12, "patience": 2}
 EVERYTHING = {"sam__name": "sam", "mixup__name": "mixup", "optim__ema": 0.9, "loss__name": "focal"}
@@ -50,10 +51,10 @@ def test_oof_predictions_are_those_of_the_kept_weights(tmp_path, windows):
     oof = run.oof(0)
     for fold in range(3):
         train, validation = run.folds.split(windows.subjects, fold)
-        trainer = FoldTrainer(run.config(0), windows, train, validation, fold=fold)
+        trainer = fold_trainer(run.config(0), windows, train, validation, fold=fold)
         weights = run.weights(0, fold)
         trainer.model.load_state_dict({n[6:]: t for n, t in weights.items() if n.startswith("model.")})
-        trainer.ema = None
+        trainer.state.ema = None
         np.testing.assert_array_equal(trainer.predict(validation), oof.predictions[oof.folds == fold])
 
 
@@ -93,11 +94,11 @@ def test_numbers_do_not_depend_on_how_folds_are_dealt_to_workers(tmp_path, windo
     together, _ = trial(tmp_path / "together", windows, config)
     run = make_run(tmp_path / "apart", windows)
     run.add_trial(0, config)
-    referee = TrialEvaluator(run, windows, 0)
-    shares = [FoldRunner(run, windows, 0, [fold]) for fold in range(3)]
+    evaluator = TrialEvaluator(run, windows, 0)
+    runners = [FoldRunner(run, WindowLoader(windows), 0, [fold]) for fold in range(3)]
     for epoch in range(1, config.epochs + 1):
-        outcomes = {fold: shares[fold]._epoch(epoch, lambda: False)[0][fold] for fold in range(3)}
-        referee.take(epoch, outcomes)
+        outcomes = {fold: runners[fold]._epoch(epoch, lambda: False)[0][fold] for fold in range(3)}
+        evaluator.add_epoch(epoch, outcomes)
     assert [e.score for e in run.history(0)] == [e.score for e in together.history(0)]
 
 
@@ -116,30 +117,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, c
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
 
 
-def test_a_run_begun_before_answers_were_kept_goes_on(tmp_path, monkeypatch):
-    """Checkpoints of the first runs have no `answer`."""
-    windows, config = ToyWindows(), tiny()
-    whole, expected = trial(tmp_path / "whole", windows, config)
-    run = make_run(tmp_path / "old", windows)
-    run.add_trial(0, config)
-    state_dict = FoldTrainer.state_dict
-    with monkeypatch.context() as then:
-        then.setattr(
-            FoldTrainer, "state_dict", lambda self: {k: v for k, v in state_dict(self).items() if k != "answer"}
-        )
-        break_off(run, windows, 0, config.epochs - 1)
-    assert "answer" not in read_fold_checkpoint(run, 0, 0, run.checkpoints(0, 0)[-1])
-    assert run_trial(run, windows, 0).score == expected.score
-    for name, tensor in whole.weights(0, 1).items():
-        assert tensor.equal(run.weights(0, 1)[name]), name
-
-
 def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny(epochs=6))
     replies = {1: Reply(True, 1), 2: Reply(True, 1), 3: Reply(True, 1), 4: Reply(False, 0)}
-    FoldRunner(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
+    FoldRunner(run, WindowLoader(windows), 0, range(3)).train(0, lambda epoch, outcomes: replies[epoch])
     assert [run.checkpoints(0, fold) for fold in range(3)] == [[1, 2, 3, 4]] * 3
 
 
@@ -148,18 +131,20 @@ def test_a_checkpoint_that_is_ahead_of_the_report_is_not_dropped(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    FoldRunner(run, windows, 0, range(3)).train(0, lambda epoch, outcomes: Reply(True, 1 if epoch < 4 else 4))
+    FoldRunner(run, WindowLoader(windows), 0, range(3)).train(
+        0, lambda epoch, outcomes: Reply(True, 1 if epoch < 4 else 4)
+    )
     assert [run.checkpoints(0, fold) for fold in range(3)] == [[3, 4]] * 3
-    share = FoldRunner(run, windows, 0, range(3))
-    outcomes, states = share._epoch(3, lambda: False)
+    runner = FoldRunner(run, WindowLoader(windows), 0, range(3))
+    outcomes, states = runner._epoch(3, lambda: False)
     assert states == {}
-    assert share._hand_in(3, outcomes, states, lambda epoch, outcomes: Reply(True, 2))
+    assert runner._report_epoch(3, outcomes, states, lambda epoch, outcomes: Reply(True, 2))
     assert [run.checkpoints(0, fold) for fold in range(3)] == [[3, 4]] * 3
 
 
 def trainers(run, windows):
     splits = [run.folds.split(windows.subjects, fold) for fold in range(3)]
-    return [FoldTrainer(run.config(0), windows, *split, fold=fold) for fold, split in enumerate(splits)]
+    return [fold_trainer(run.config(0), windows, *split, fold=fold) for fold, split in enumerate(splits)]
 
 
 def test_subjects_set_apart_are_neither_trained_on_nor_scored(tmp_path, monkeypatch):
@@ -169,8 +154,8 @@ def test_subjects_set_apart_are_neither_trained_on_nor_scored(tmp_path, monkeypa
     gather = windows.gather
     for trainer in trainers(run, windows):
         train, validation = run.folds.split(windows.subjects, trainer.fold)
-        np.testing.assert_array_equal(np.sort(np.concatenate([trainer.train, trainer.inner])), train)
-        sides = [set(windows.subjects[index]) for index in (trainer.train, trainer.inner, validation)]
+        np.testing.assert_array_equal(np.sort(np.concatenate([trainer.data.train, trainer.data.inner])), train)
+        sides = [set(windows.subjects[index]) for index in (trainer.data.train, trainer.data.inner, validation)]
         assert all(sides)
         assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
         seen = {True: set(), False: set()}
@@ -181,10 +166,10 @@ def test_subjects_set_apart_are_neither_trained_on_nor_scored(tmp_path, monkeypa
 
         monkeypatch.setattr(windows, "gather", spy)
         outcome = trainer.run_epoch()
-        assert seen[True] == set(trainer.train.tolist())
-        assert seen[False] == {*trainer.inner.tolist(), *validation.tolist()}
+        assert seen[True] == set(trainer.data.train.tolist())
+        assert seen[False] == {*trainer.data.inner.tolist(), *validation.tolist()}
         assert outcome.by_fold and len(outcome.predictions) == len(validation)
-        assert trainer.centre == pytest.approx(windows.targets[trainer.train].mean(dtype=np.float64))
+        assert trainer.data.centre == pytest.approx(windows.targets[trainer.data.train].mean(dtype=np.float64))
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -200,11 +185,11 @@ def test_a_fold_that_has_stopped_trains_no_further(tmp_path, windows, monkeypatc
 
         return counted
 
-    for kind in (FoldTrainer, StackedTrainer):
+    for kind in (SupervisedTrainer, StackedTrainer):
         monkeypatch.setattr(kind, "step", count(kind.step))
     outcomes = []
-    take = TrialEvaluator.take
-    monkeypatch.setattr(TrialEvaluator, "take", lambda *call: outcomes.append(call[2]) or take(*call))
+    add_epoch = TrialEvaluator.add_epoch
+    monkeypatch.setattr(TrialEvaluator, "add_epoch", lambda *call: outcomes.append(call[2]) or add_epoch(*call))
     run, result = trial(tmp_path, windows, tiny(**BY_FOLD), stacked=stacked)
     history = run.history(0)
     last = {fold: max(epochs) for fold, epochs in trained.items()}
@@ -230,15 +215,15 @@ def test_out_of_fold_predictions_are_those_of_each_folds_own_epoch(tmp_path, win
         errors, predictions, best = [], [], 0
         while len(errors) < config.epochs and len(errors) - best <= config.patience:
             trainer.run_epoch()
-            inner = score(windows.metric, windows.targets[trainer.inner], trainer.predict(trainer.inner))
+            inner = score(windows.metric, windows.targets[trainer.data.inner], trainer.predict(trainer.data.inner))
             errors.append(sign * inner)
-            predictions.append(trainer.predict(trainer.validation))
+            predictions.append(trainer.predict(trainer.data.validation))
             best = int(np.argmin(errors))
         assert trainer.stopped
         np.testing.assert_array_equal(predictions[best], oof.predictions[oof.folds == trainer.fold])
         trainer.model.load_state_dict({n[6:]: t for n, t in run.weights(0, trainer.fold).items() if n[:6] == "model."})
-        trainer.ema = None
-        np.testing.assert_array_equal(trainer.predict(trainer.validation), predictions[best])
+        trainer.state.ema = None
+        np.testing.assert_array_equal(trainer.predict(trainer.data.validation), predictions[best])
         chosen.append(best)
     assert len(set(chosen)) > 1  # else one epoch for all would have done
     assert result.score == score(windows.metric, windows.targets[oof.windows], oof.predictions)
@@ -307,23 +292,23 @@ def test_an_epoch_is_scored_once_and_in_order(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    referee = TrialEvaluator(run, windows, 0)
-    share = FoldRunner(run, windows, 0, range(3))
-    outcomes, _ = share._epoch(1, lambda: False)
-    first = referee.take(1, outcomes)
-    assert referee.take(1, {}) is first
+    evaluator = TrialEvaluator(run, windows, 0)
+    runner = FoldRunner(run, WindowLoader(windows), 0, range(3))
+    outcomes, _ = runner._epoch(1, lambda: False)
+    first = evaluator.add_epoch(1, outcomes)
+    assert evaluator.add_epoch(1, {}) is first
     with pytest.raises(RuntimeError, match="epoch 3"):
-        referee.take(3, outcomes)
+        evaluator.add_epoch(3, outcomes)
     with pytest.raises(RuntimeError, match="folds"):
-        referee.take(2, {0: outcomes[0]})
+        evaluator.add_epoch(2, {0: outcomes[0]})
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     train, validation = run.folds.split(windows.subjects, 0)
-    one = FoldTrainer(tiny(), windows, train, validation, fold=0)
-    other = FoldTrainer(tiny(seed=1), windows, train, validation, fold=0)
+    one = fold_trainer(tiny(), windows, train, validation, fold=0)
+    other = fold_trainer(tiny(seed=1), windows, train, validation, fold=0)
     with pytest.raises(ValueError, match="cannot continue"):
         other.load_state_dict(one.state_dict())
 
@@ -332,9 +317,9 @@ def test_a_nan_target_never_passes_as_a_score(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path, windows)
     run.add_trial(0, tiny())
-    referee = TrialEvaluator(run, windows, 0)
-    share = FoldRunner(run, windows, 0, range(3))
-    outcomes, _ = share._epoch(1, lambda: False)
+    evaluator = TrialEvaluator(run, windows, 0)
+    runner = FoldRunner(run, WindowLoader(windows), 0, range(3))
+    outcomes, _ = runner._epoch(1, lambda: False)
     outcomes[0].predictions[0] = np.nan
     with pytest.raises((NonFiniteError, ValueError)):
-        referee.take(1, outcomes)
+        evaluator.add_epoch(1, outcomes)

@@ -8,8 +8,9 @@ import pytest
 from raypipe.core.errors import NonFiniteError
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
+from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import FoldTrainer
+from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.failures import Failure, Retry, read_retry, retry_or_fail
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
@@ -27,14 +28,14 @@ def run(tmp_path):
 
 def failing(monkeypatch, fails, error=MemoryError):
     """Have steps raise `error` whenever ``fails(trainer)``."""
-    take = FoldTrainer.step
+    take = SupervisedTrainer.step
 
     def step(self, batch, step):
         if fails(self):
             raise error("it does not fit")
         return take(self, batch, step)
 
-    monkeypatch.setattr(FoldTrainer, "step", step)
+    monkeypatch.setattr(SupervisedTrainer, "step", step)
 
 
 def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run):
@@ -45,7 +46,7 @@ def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run)
     again = retry_or_fail(run, 0, OOM, "actor")
     assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)
     lines = read_log(run.folder, 0)
-    assert "actor: no memory left on the GPU; tried once more in micro-batches of 5" in lines[0]
+    assert "actor: no memory left on the GPU; retried in micro-batches of 5" in lines[0]
     assert lines[1:] == ["  Traceback", "    here"]
 
 
@@ -79,7 +80,7 @@ def test_a_trial_that_does_not_fit_is_trained_in_micro_batches_with_the_same_num
     np.testing.assert_allclose(run.oof(0).predictions, whole.oof(0).predictions, atol=5e-3)
     assert read_retry(run, 0).micro_batch == 4
     log = "\n".join(read_log(run.folder, 0))
-    assert "process: no memory left on the host: it does not fit; tried once more in micro-batches of 4" in log
+    assert "process: no memory left on the host: it does not fit; retried in micro-batches of 4" in log
     assert "micro-batches of 4: resumes after epoch 2" in log
     assert log.splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
@@ -122,8 +123,8 @@ def test_a_damaged_checkpoint_that_is_passed_over_is_in_the_log(run):
     break_off(run, windows, 0, 3)
     path = run.local / "trials/0000/fold-1/epoch-0003.ckpt"
     path.write_bytes(path.read_bytes()[:-20])
-    share = FoldRunner(run, windows, 0, range(3), who="group-0-worker-1")
-    share._epoch(4, lambda: False)
+    runner = FoldRunner(run, WindowLoader(windows), 0, range(3), writer="group-0-worker-1")
+    runner._epoch(4, lambda: False)
     log = [line.split("Z ", 1)[1] for line in read_log(run.folder, 0) if "worker-1" in line]
     assert any("trial 0, fold 1, epoch 3: truncated or altered" in line and "before it" in line for line in log), log
-    assert any("folds 1 taken up from their checkpoints of epoch 2" in line for line in log), log
+    assert any("folds 1 restored from their checkpoints of epoch 2" in line for line in log), log

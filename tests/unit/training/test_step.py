@@ -1,4 +1,4 @@
-"""Micro-batches: the gradients, steps and statistics of the whole batch, for less memory."""
+"""Steps of several models, and micro-batches: gradients, steps and statistics of the whole batch for less memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypipe.core.config import LossConfig
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import DropoutMasks
-from raypipe.training.dropout import DropoutSampler
+from raypipe.training.loader import Batch, DropoutSampler
 from raypipe.training.losses import class_weights, make_loss
-from raypipe.training.precision import gradients, optimizer_step
 from raypipe.training.sam import Sam, norm_parameters
-from raypipe.training.step import optimizer_step as whole_step
-from raypipe.training.trainer import FoldTrainer
-from tests.support.toys import ToyWindows, make_run, tiny
+from raypipe.training.step import TrainState, micro_batches, take_step, whole_batch
+from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny
 
 BATCH, CHANNELS, TIMES, CLASSES = 8, 3, 60, 3
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -62,10 +60,16 @@ def loss_named(name: str):
     return make_loss(LOSSES[name], kind="classification", n_classes=CLASSES, class_weights=weights)
 
 
+def state_of(made: Conformer, **options) -> TrainState[Conformer]:
+    return TrainState(made, torch.optim.SGD(made.parameters(), lr=0.1), **options)
+
+
 def whole(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
-    loss = loss_of(made(made.prepare(x), prepared=True, dropout_M=masks), y)
-    loss.backward()
-    return float(loss.detach())
+    return whole_batch(state_of(made), Batch(made.prepare(x), y, masks), loss_of)
+
+
+def in_parts(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, size: int, loss_of, **options) -> float:
+    return micro_batches(state_of(made, **options), Batch(made.prepare(x), y, masks), loss_of, size)
 
 
 def same_state(one: Conformer, other: Conformer, *, of_gradients: bool = True) -> None:
@@ -90,7 +94,7 @@ def test_gradients_are_those_of_the_whole_batch(name, size):
         for made in (one, other):
             made.zero_grad()
         expected = whole(one, x, y, masks, loss_of)
-        assert gradients(other, other.prepare(x), y, masks, size, loss_of) == pytest.approx(expected, abs=1e-12)
+        assert in_parts(other, x, y, masks, size, loss_of) == pytest.approx(expected, abs=1e-12)
         assert max(float(p.grad.abs().max()) for p in one.parameters() if p.grad is not None) > 1e-3
         same_state(one, other)
 
@@ -105,7 +109,7 @@ def test_with_every_stem_and_feature(stem, features, dropout):
     assert (masks is None) == (dropout == 0.0)
     loss_of = loss_named("squared")
     whole(one, x, y, masks, loss_of)
-    gradients(other, other.prepare(x), y, masks, 3, loss_of)
+    in_parts(other, x, y, masks, 3, loss_of)
     same_state(one, other)
 
 
@@ -126,7 +130,7 @@ def test_steps_are_those_of_the_whole_batch(name, clip):
     """SAM's two passes, LookSAM's three kinds of step, MSAM's momentum; running statistics see each batch once."""
     loss_of = loss_named("squared")
 
-    def trained(in_parts: bool) -> tuple[Conformer, list[float]]:
+    def trained(size: int | None) -> tuple[Conformer, list[float]]:
         made = model()
         optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
         sam = None
@@ -134,28 +138,24 @@ def test_steps_are_those_of_the_whole_batch(name, clip):
             chosen = norm_parameters(made) if name == "sam-on" else None
             method = "sam" if name == "sam-on" else name
             sam = Sam(optimizer, rho=0.1, method=method, parameters=chosen, every=2)  # type: ignore[arg-type]
+        state = TrainState(made, optimizer, sam=sam, clip=clip)
         seen = []
         for seed in range(5):
             x, y, _ = batch("values", made)
             masks = DropoutSampler(seed, torch.device("cpu")).draw(made.dropout_plan(BATCH))
-            prepared = made.prepare(x + seed)
+            given = Batch(made.prepare(x + seed), y, masks)
 
-            def closure() -> Tensor:
-                loss: Tensor = loss_of(made(prepared, prepared=True, dropout_M=masks), y)  # noqa: B023
-                return loss
+            def gradients(given: Batch = given) -> list[float]:
+                if size is None:
+                    return [whole_batch(state, given, loss_of)]
+                return [micro_batches(state, given, loss_of, size)]
 
-            def compute() -> float:
-                return gradients(made, prepared, y, masks, 3, loss_of)  # noqa: B023
-
-            if in_parts:
-                step = optimizer_step(compute, made, optimizer, sam, clip)
-            else:
-                step = whole_step(closure, made, optimizer, sam, clip)
+            (step,) = take_step([state], gradients)
             assert not step.skipped
             seen += [step.loss, step.grad_norm]
         return made, seen
 
-    (one, expected), (other, found) = trained(False), trained(True)
+    (one, expected), (other, found) = trained(None), trained(3)
     assert found == pytest.approx(expected, abs=1e-10)
     same_state(one, other, of_gradients=False)
     assert int(other.batch_norm.num_batches_tracked) == 5
@@ -168,7 +168,7 @@ def test_a_scaled_loss_scales_the_gradients_and_not_what_is_reported():
     loss_of = loss_named("squared")
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     expected = whole(one, x, y, masks, loss_of)
-    assert gradients(other, other.prepare(x), y, masks, 4, loss_of, scaler=scaler) == pytest.approx(expected)
+    assert in_parts(other, x, y, masks, 4, loss_of, scaler=scaler) == pytest.approx(expected)
     for p, q in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(q.grad, 8 * p.grad, **EXACT)  # type: ignore[operator]
 
@@ -187,13 +187,10 @@ def test_memory_that_runs_out_in_the_second_pass_leaves_the_weights_at_home():
         loss: Tensor = loss_named("squared")(raw, y)
         return loss
 
+    state = TrainState(made, optimizer, sam=Sam(optimizer, rho=0.5))
+    given = Batch(prepared, y, masks)
     with pytest.raises(MemoryError):
-        optimizer_step(
-            lambda: gradients(made, prepared, y, masks, 4, fails_in_the_second_pass),
-            made,
-            optimizer,
-            Sam(optimizer, rho=0.5),
-        )
+        take_step([state], lambda: [micro_batches(state, given, fails_in_the_second_pass, 4)])
     for name, value in made.named_parameters():
         assert value.equal(before[name]), name
     assert made.batch_norm.track_running_stats
@@ -201,11 +198,52 @@ def test_memory_that_runs_out_in_the_second_pass_leaves_the_weights_at_home():
 
 def test_a_loss_that_is_not_finite_skips_the_step():
     made = model()
-    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
     x, y, masks = batch("values", made)
     y[6] = torch.nan
-    step = optimizer_step(lambda: gradients(made, made.prepare(x), y, masks, 4, loss_named("squared")), made, optimizer)
-    assert step.skipped and np.isnan(step.loss)
+    state, given = state_of(made), Batch(made.prepare(x), y, masks)
+    (step,) = take_step([state], lambda: [micro_batches(state, given, loss_named("squared"), 4)])
+    assert step.skipped and step.failed and np.isnan(step.loss)
+
+
+def test_below_what_is_frozen_no_gradient_is_computed():
+    """The cut has no gradient then; the head gets that of the whole batch."""
+    one = model().requires_grad_(False)
+    one.head.requires_grad_(True)
+    other = copy.deepcopy(one)
+    x, y, masks = batch("values", one)
+    loss_of = loss_named("squared")
+    expected = whole(one, x, y, masks, loss_of)
+    assert in_parts(other, x, y, masks, 3, loss_of) == pytest.approx(expected, abs=1e-12)
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (not name.startswith("head."))
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, **EXACT, msg=name)
+
+
+@pytest.mark.parametrize("method", [None, "sam", "msam"])
+def test_of_several_models_that_step_together_the_failed_one_is_named(method):
+    """None of them steps if the first pass of one is not finite; all are at their own weights afterwards."""
+    models = [nn.Linear(3, 1) for _ in range(3)]
+    optimizers = [torch.optim.SGD(made.parameters(), lr=0.1, momentum=0.9) for made in models]
+    states = [
+        TrainState(made, optimizer, sam=None if method is None else Sam(optimizer, rho=0.1, method=method))
+        for made, optimizer in zip(models, optimizers, strict=True)
+    ]
+    x = torch.ones(4, 3)
+
+    def gradients(factors: tuple[float, ...]) -> list[float]:
+        losses = [(made(x) * factor).square().mean() for made, factor in zip(models, factors, strict=True)]
+        for state, loss in zip(states, losses, strict=True):
+            state.backward(loss)
+        return [float(loss.detach()) for loss in losses]
+
+    assert not any(result.skipped for result in take_step(states, lambda: gradients((1.0, 2.0, 3.0))))
+    before = [copy.deepcopy(made.state_dict()) for made in models]
+    results = take_step(states, lambda: gradients((1.0, np.inf, 3.0)))
+    assert [result.failed for result in results] == [False, True, False]
+    stepped = [not torch.equal(made.weight, old["weight"]) for made, old in zip(models, before, strict=True)]
+    assert stepped == ([False] * 3 if method == "sam" else [True, False, True])
+    assert not any(state.sam.perturbed for state in states if state.sam)
 
 
 class _Saved:
@@ -240,7 +278,7 @@ def test_half_the_batch_keeps_little_more_than_half_of_what_the_way_back_needs()
     for size in (BATCH, BATCH // 2, BATCH // 4):
         saved = _Saved()
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-            gradients(made, made.prepare(x), y, masks, size, loss_named("squared"))
+            in_parts(made, x, y, masks, size, loss_named("squared"))
         kept.append(saved.most)
     assert kept[1] < 0.65 * kept[0]
     assert kept[2] < 0.45 * kept[0]
@@ -256,8 +294,8 @@ def test_an_epoch_in_micro_batches_is_the_epoch(tmp_path, changes, classes):
     windows, config = ToyWindows(classes=classes), tiny(**changes)
     run = make_run(tmp_path, windows)
     split = run.folds.split(windows.subjects, 0)
-    one = FoldTrainer(config, windows, *split, fold=0)
-    other = FoldTrainer(config, windows, *split, fold=0, micro_batch=3)
+    one = fold_trainer(config, windows, *split, fold=0)
+    other = fold_trainer(config, windows, *split, fold=0, micro_batch=3)
     near = 0.02 if changes.get("precision") else 1e-4
     for _ in range(2):
         expected, found = one.run_epoch(), other.run_epoch()
@@ -273,7 +311,7 @@ def test_predictions_take_smaller_batches_too(tmp_path, monkeypatch):
     gather = windows.gather
     windows.gather = lambda index, offset=None: sizes.append(len(index)) or gather(index, offset)
     monkeypatch.setattr("raypipe.training.trainer.EVALUATION_BATCH", 12)
-    trainer = FoldTrainer(tiny(), windows, *split, fold=0, micro_batch=4)
+    trainer = fold_trainer(tiny(), windows, *split, fold=0, micro_batch=4)
     given = trainer.predict(np.arange(30))
     assert sizes == [6] * 5
     sizes.clear()

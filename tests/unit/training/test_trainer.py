@@ -1,0 +1,172 @@
+"""One fold: options of a trial that change what is drawn, scaled or predicted, and the choice of its epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.core.folds import make_folds
+from raypipe.core.metrics import METRICS, score
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.members import build_module, read_members
+from raypipe.models.network import DropoutMasks
+from raypipe.storage.records import Member
+from raypipe.training import checkpoint
+from raypipe.training.stacked_trainer import StackedTrainer
+from raypipe.training.trainer import EpochChoice
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return ToyWindows(subjects=12, each=6)
+
+
+def trainer(toy, fold=0, **changes):
+    folds = make_folds(toy.subjects, toy.targets, classes=False, n_folds=3, seed=0)
+    return fold_trainer(tiny(**changes), toy, *folds.split(toy.subjects, fold), fold=fold)
+
+
+def test_subject_sampling_gives_everyone_the_same_share(toy):
+    uneven = trainer(toy, sampling="subject").data
+    people = toy.subjects[uneven.train]
+    first = np.unique(people)[0]
+    # One person with all windows, the others with one.
+    keep = [i for i in uneven.train if toy.subjects[i] == first]
+    keep += [next(i for i in uneven.train if toy.subjects[i] == p) for p in np.unique(people)[1:]]
+    uneven.train = np.array(keep * 40)
+    drawn = uneven.order(np.random.default_rng(0))
+    share = np.mean(toy.subjects[drawn] == first)
+    assert len(drawn) == len(uneven.train) and share == pytest.approx(1 / len(np.unique(people)), abs=0.04)
+    np.testing.assert_array_equal(drawn, uneven.order(np.random.default_rng(0)))
+    plain = trainer(toy).data
+    assert sorted(plain.order(np.random.default_rng(0))) == sorted(plain.train)
+
+
+def test_full_shrinkage_predicts_the_training_mean(toy):
+    for scale in ("standard", "robust"):
+        one = trainer(toy, shrink=1.0, target_scale=scale)
+        one.run_epoch()
+        predictions = one.predict(one.data.validation)
+        np.testing.assert_allclose(predictions, toy.targets[one.data.train].mean(), rtol=1e-5)
+    plain, half = trainer(toy), trainer(toy, shrink=0.5)
+    mean, index = plain.data.mean, plain.data.validation
+    np.testing.assert_allclose(half.predict(index) - mean, 0.5 * (plain.predict(index) - mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tcn", "conformer"])
+def test_a_distribution_trains_alone_and_stacked_with_the_same_numbers(toy, name):
+    changes = {"model__name": name, "model__bins": 16, "loss__name": "kl", "sam__name": "sam"}
+    alone = [trainer(toy, fold, **changes) for fold in (0, 1)]
+    apart = [one.run_epoch() for one in alone]
+    stack = StackedTrainer([trainer(toy, fold, **changes) for fold in (0, 1)])
+    for one, other in zip(apart, stack.run_epoch(), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        np.testing.assert_allclose(one.predictions, other.predictions, atol=2e-3)
+
+
+def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy, tmp_path):
+    toy = WindowStore(write_store(tmp_path / "store", toy))
+    run = make_run(tmp_path / "run", toy)
+    changes = {"model__name": "tcn", "model__bins": 16, "loss__name": "kl", "shrink": 0.3, "target_scale": "robust"}
+    run.add_trial(0, tiny(epochs=2, batch_size=16, **changes))
+    run_trial(run, toy, 0)
+    ensemble = fit_ensemble(run, windows=toy, top=1)
+    module = build_module(*read_members(run, toy, [Member(0)], [1.0]))
+    with torch.no_grad():
+        answers = module(torch.from_numpy(toy.gather(ensemble.held_out.windows))).numpy()
+    np.testing.assert_allclose(answers, ensemble.held_out.predictions, atol=1e-4)
+    oof = run.oof(0)
+    index = oof.windows[oof.folds == 0][:4]
+    with torch.no_grad():
+        member = module.predict_members(torch.from_numpy(toy.gather(index)))[0][0].numpy()
+    np.testing.assert_allclose(member, oof.predictions[oof.folds == 0][:4], atol=1e-4)
+
+
+def choose(choice, *scores):
+    """Offer the scores of epochs; return the epochs that became the best one."""
+    changed = []
+    for epoch, value in enumerate(scores, start=choice.epoch + 1):
+        if choice.improved_by(value):
+            choice.replace(epoch, value, 0.25, {"a": torch.arange(3.0)}, np.full((2, 1), epoch, np.float32))
+            changed.append(epoch)
+    return changed
+
+
+@given(st.lists(st.integers(0, 40).map(lambda k: k / 8), min_size=1, max_size=12))
+def test_the_best_epoch_is_chosen_and_the_first_of_equals(errors):
+    choice = EpochChoice(METRICS["nrmse"])
+    choose(choice, *errors)
+    assert choice.epoch == 1 + int(np.argmin(errors))
+
+
+def test_a_score_may_be_the_better_the_larger():
+    choice = EpochChoice(METRICS["auc"])
+    choose(choice, 0.6, 1.0, 0.8)
+    assert (choice.epoch, choice.score) == (2, 1.0)
+
+
+def test_while_there_is_no_score_the_latest_epoch_counts():
+    """AUC of subjects of one class: never a number, so the fold is trained to its end."""
+    choice = EpochChoice(METRICS["auc"])
+    assert choose(choice, np.nan, np.nan, np.nan) == [1, 2, 3]
+    assert choice.epoch == 3 and np.isnan(choice.score)
+
+
+def test_an_epoch_that_is_no_number_never_replaces_one_that_is():
+    choice = EpochChoice(METRICS["nrmse"])
+    assert choose(choice, np.nan, 0.5, np.nan, 0.7, 0.2, np.nan) == [1, 2, 5]
+    assert choice.score == 0.2
+
+
+def test_the_epoch_is_chosen_by_the_subjects_set_apart(toy):
+    """By the metric on their windows, with the weights and predictions of that epoch."""
+    one = trainer(toy, early_stop="fold", optim__lr=0.1, optim__schedule="constant", epochs=6, patience=6)
+    scores, predictions = [], []
+    for _ in range(6):
+        outcome = one.run_epoch()
+        inner = one.data.inner
+        scores.append(score("nrmse", toy.targets[inner], one.predict(inner)))
+        predictions.append(one.predict(one.data.validation))
+        best = int(np.argmin(scores))
+        assert (one.choice.epoch, one.choice.score) == (best + 1, scores[best])
+        np.testing.assert_array_equal(outcome.predictions, predictions[best])
+    assert len(set(scores)) > 1
+
+
+def test_a_choice_survives_a_checkpoint():
+    choice = EpochChoice(METRICS["nrmse"])
+    assert choose(choice, 0.5, 0.3) == [1, 2]
+    again = EpochChoice(METRICS["nrmse"])
+    again.load_state_dict(checkpoint.loads(checkpoint.dumps(choice.state_dict())))
+    assert (again.epoch, again.score, again.loss) == (choice.epoch, choice.score, choice.loss) == (2, 0.3, 0.25)
+    assert again.weights["a"].tolist() == [0, 1, 2] and again.predictions.tolist() == [[2], [2]]
+    assert choose(again, 0.4, 0.1) == [4]
+    fresh = EpochChoice(METRICS["auc"])
+    again.load_state_dict(checkpoint.loads(checkpoint.dumps(fresh.state_dict())))
+    assert again.epoch == 0 and again.predictions.shape == (0, 1)
+
+
+def test_both_passes_of_sam_use_the_same_dropout_masks(toy):
+    """They are drawn with the batch, so a step draws nothing from torch's own generator."""
+    one = trainer(toy, sam__name="sam", sam__rho=1e-9, model__dropout=0.5, batch_size=8)
+    seen = []
+    back = one.model.back
+    one.model.back = lambda y, masks=None: seen.append(back(y, masks)) or seen[-1]
+    state = torch.get_rng_state()
+    one.start_epoch()
+    for number, batch in enumerate(one.batches()):
+        one.step(batch, number)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(seen) == 2 * one.data.steps_per_epoch
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        cut = one.model.front(one.model.prepare(batch.x), prepared=True)
+        again, other = (back(cut, DropoutMasks(mask_M)) for mask_M in (batch.dropout, 2.0 - batch.dropout))
+    assert not torch.allclose(again, other, atol=1e-3)  # masks matter
