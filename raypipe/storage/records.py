@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.record import Record
-from raypipe.storage.files import Folder
+from raypipe.storage.files import Folder, read_record, write_record
 
 OPTIONS_FILE = "options.json"
 """Options that a run was last driven with."""
@@ -136,6 +136,29 @@ class Member(NamedTuple):
 def trial_file(number: int, name: str = "") -> str:
     """Return the path of a trial's file, relative to the run."""
     return f"trials/{number:04d}/{name}"
+
+
+class OptionsFile(Record):
+    """The options that a run was last driven with (``options.json``)."""
+
+    format: Literal["raypipe-options/1"] = "raypipe-options/1"
+    options: dict[str, Any]
+
+
+def read_options(folder: Folder) -> dict[str, Any]:
+    """Return the options that a run was last driven with; empty where it was never driven.
+
+    Raises
+    ------
+    UserError
+        The record is damaged.
+    """
+    return read_record(OptionsFile, folder, OPTIONS_FILE).options if folder.exists(OPTIONS_FILE) else {}
+
+
+def write_options(folder: Folder, options: dict[str, Any]) -> None:
+    """Record the options that a run is driven with."""
+    write_record(folder, OPTIONS_FILE, OptionsFile(options=options))
 
 
 def describe_other_folder(folder: Folder) -> str | None:

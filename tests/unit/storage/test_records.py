@@ -4,7 +4,7 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.storage.files import open_folder, read_record
-from raypipe.storage.records import Epoch, TrialResult, best_epoch
+from raypipe.storage.records import Epoch, TrialResult, best_epoch, read_options, write_options
 
 
 def epoch(number: int, score: float, **changes) -> Epoch:
@@ -28,3 +28,10 @@ def test_a_record_that_does_not_fit_its_schema_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         read_record(TrialResult, folder, "other.json")
+
+
+def test_options_come_back_and_are_empty_before_a_run_is_driven(tmp_path):
+    folder = open_folder(tmp_path)
+    assert read_options(folder) == {}
+    write_options(folder, {"trials": 3, "held_out": "auto"})
+    assert read_options(folder) == {"trials": 3, "held_out": "auto"}
