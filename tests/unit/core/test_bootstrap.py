@@ -22,7 +22,7 @@ def test_interval_holds_the_score(name: str) -> None:
 
 
 def test_interval_is_over_subjects() -> None:
-    """Copies of a subject's windows tell nothing new, so they must not narrow the interval."""
+    """Copies of a subject's windows add no information, so they must not narrow the interval."""
     y, pred, subjects = example("regression", n=40)
     once = bootstrap_subjects("nrmse", y, pred, subjects, n=200)
     often = bootstrap_subjects("nrmse", np.tile(y, 25), np.tile(pred, (25, 1)), np.tile(subjects, 25), n=200)

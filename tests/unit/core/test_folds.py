@@ -64,7 +64,7 @@ def test_bad_wishes_are_one_line(n, options, message):
         make_folds(*windows(n), classes=False, **options)
 
 
-def test_the_audit_names_who_stands_on_both_sides():
+def test_the_audit_names_the_subjects_on_both_sides():
     subjects = np.array(["a", "a", "b", "c"])
     audit(subjects, {"training": np.array([0, 1]), "validation": np.array([2])})
     with pytest.raises(LeakError, match=r"1 subject\(s\) in both training and validation: a"):

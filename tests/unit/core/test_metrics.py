@@ -141,16 +141,16 @@ def test_counting_equals_drawing_again(name: str, k: int, seed: int, n: int) -> 
         assert fast == pytest.approx(metric.value(y[rows], pred[rows]), rel=1e-9, nan_ok=True)
 
 
-def test_a_constant_out_of_fold_knows_the_other_folds_alone():
+def test_an_out_of_fold_constant_uses_the_other_folds_only():
     y, folds = np.array([1.0, 2.0, 3.0, 10.0]), np.array([0, 0, 1, 1])
     np.testing.assert_allclose(constant_out_of_fold("regression", y, folds)[:, 0], [6.5, 6.5, 1.5, 1.5])
     classes = np.array([0, 0, 0, 2])
-    told = constant_out_of_fold("classification", classes, folds, 3)
-    np.testing.assert_allclose(told, [[0.5, 0, 0.5], [0.5, 0, 0.5], [1, 0, 0], [1, 0, 0]])
+    found = constant_out_of_fold("classification", classes, folds, 3)
+    np.testing.assert_allclose(found, [[0.5, 0, 0.5], [0.5, 0, 0.5], [1, 0, 0], [1, 0, 0]])
 
 
 @pytest.mark.parametrize("classes", [False, True])
-def test_what_a_trial_has_to_beat(tmp_path, classes):
+def test_the_constant_baseline_of_a_run(tmp_path, classes):
     windows = ToyWindows(classes=classes)
     run = make_run(tmp_path / "run", windows)
     found = constant_baseline(run, windows)

@@ -88,20 +88,20 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
 
     monkeypatch.setattr("raypipe.data.prepare.read_header", never)
     monkeypatch.setattr("raypipe.data.prepare.make_shard", never)
-    said = []
-    second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: said.append(a))
+    calls = []
+    second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: calls.append(a))
     assert second.redone == 0 and "up to date" in second.describe()
-    assert said == [(3, 3, "up to date, nothing to do")]
+    assert calls == [(3, 3, "up to date, nothing to do")]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert second.data_hash == first.data_hash
 
 
 def test_several_processes_give_the_same_store(bids, out, tmp_path):
     one = prepare(bids, TASK, out, jobs=1)
-    said = []
-    two = prepare(bids, TASK, tmp_path / "two", jobs=2, progress=lambda *a: said.append(a))
+    calls = []
+    two = prepare(bids, TASK, tmp_path / "two", jobs=2, progress=lambda *a: calls.append(a))
     assert same_windows(one, two)
-    assert said[-1][:2] == (3, 3)
+    assert calls[-1][:2] == (3, 3)
 
 
 def test_data_hash_follows_content_not_place(bids, out, tmp_path):
@@ -117,7 +117,7 @@ def test_data_hash_follows_content_not_place(bids, out, tmp_path):
     assert prepare(moved, TASK, tmp_path / "third", jobs=1).data_hash != first.data_hash
 
 
-def test_a_killed_run_goes_on(bids, out, monkeypatch):
+def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
     real = raypipe.data.shards.make_shard
     done = []
 

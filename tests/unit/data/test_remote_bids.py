@@ -123,7 +123,7 @@ def test_a_crash_keeps_finished_shards_and_its_mirror_is_removed(bucket, tmp_pat
     assert left(out) == []
 
 
-def test_a_mirror_in_use_is_left_alone(release, tmp_path):
+def test_a_mirror_in_use_is_not_removed(release, tmp_path):
     out = tmp_path / "out"
     with (
         open_remote_bids([f"file://{release}"], out) as (one,),
@@ -133,7 +133,7 @@ def test_a_mirror_in_use_is_left_alone(release, tmp_path):
     assert not out.exists()
 
 
-def test_recordings_without_a_header_in_front_are_fetched_whole(release, tmp_path):
+def test_recordings_without_a_header_at_the_start_are_fetched_whole(release, tmp_path):
     for recording in find_recordings(release):
         rewrite(recording)
     here = prepare(release, TASK, tmp_path / "here", jobs=1)
@@ -236,7 +236,7 @@ def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
 
 
 def test_the_store_does_not_know_where_it_came_from(release, tmp_path):
-    """So a copy of the bucket goes on with the shards of the bucket, where times are kept."""
+    """A copy of the bucket that keeps times can use the shards of the bucket."""
     store = prepare(f"file://{release}", TASK, tmp_path / "out", jobs=1)
     assert prepare(release, TASK, tmp_path / "out", jobs=1).redone == 0
     assert isinstance(store, WindowStore) and np.isfinite(store.gather([0])).all()

@@ -58,7 +58,7 @@ def test_each_shard_is_fetched_once_for_all_processes_and_by_its_content(store, 
     first = open_windows(uri)
     assert shards(cache) == sorted(f"{shard.sha256}.npy" for shard in store.manifest.shards)
     for path in (tmp_path / "shared/shards").iterdir():
-        path.unlink()  # whoever fetched again would fail
+        path.unlink()  # a second fetch would fail
     again = pickle.loads(pickle.dumps(first))
     np.testing.assert_array_equal(again.gather([3]), store.gather([3]))
     program = f"from raypipe.data.window_cache import open_windows; print(len(open_windows({uri!r}).gather([0, 40])))"
@@ -161,7 +161,7 @@ def test_what_is_being_mapped_is_not_removed_for_room(store, uri, cache):
     first, second = store.manifest.shards[:2]
 
     def while_mapped(path):
-        small._use(second, Path)  # wants the room
+        small._use(second, Path)  # evicts the other
         return path.is_file()
 
     assert small._use(first, while_mapped)

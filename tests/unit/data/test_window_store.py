@@ -19,7 +19,7 @@ from raypipe.data.window_store import WindowStore
 
 @pytest.fixture(scope="module")
 def cropped(tiny_bids: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowStore:
-    """Half-second crops of one-second windows, to be told where they begin."""
+    """Half-second crops of one-second windows, whose target is their start."""
     out = tmp_path_factory.mktemp("latency")
     return prepare(tiny_bids, "latency:left_target,right_target", out, window=1.0, crop=0.5, tmin=-0.2, jobs=1)
 

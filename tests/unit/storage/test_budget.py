@@ -90,7 +90,7 @@ def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock)
         assert read_lease(folder).gpu_hours == pytest.approx(2.0)
 
 
-def test_the_next_driver_goes_on_counting(tmp_path):
+def test_the_next_driver_continues_the_count(tmp_path):
     folder = open_folder(tmp_path)
     with Lease(folder) as lease:
         lease.gpu_hours = 2.5

@@ -154,7 +154,7 @@ def test_the_dying_disk_dies_at_every_step_of_a_write(tmp_path):
 
 
 @pytest.mark.parametrize(("when", "left"), [("before", b"old"), ("after", b"new")])
-def test_a_failing_folder_fails_where_it_is_told(tmp_path, when, left):
+def test_a_failing_folder_fails_at_the_given_call(tmp_path, when, left):
     inner = LocalFolder(tmp_path)
     inner.write("a", b"old")
     folder = FailingFolder(inner, 1, times=1, error=OSError("no"), when=when, calls=["write"])
@@ -207,7 +207,7 @@ def test_a_uri_of_no_known_storage_is_one_line():
         open_folder("ftp://x")
 
 
-def test_a_lock_is_one_files_and_looks_may_share_it(tmp_path):
+def test_a_lock_is_exclusive_or_shared(tmp_path):
     path = tmp_path / "lock"
     path.touch()
     with open(path, "rb") as one, open(path, "rb") as other:

@@ -71,7 +71,7 @@ def short(monkeypatch):
     monkeypatch.setattr(journal, "MERGE_COUNT", 4)
 
 
-def test_a_reader_is_told_what_the_writer_has_written(tmp_path):
+def test_a_reader_sees_what_the_writer_has_written(tmp_path):
     folder = open_folder(tmp_path)
     one, two = FolderJournal(folder), reader(folder)
     assert list(two.read_logs(0)) == []
@@ -95,20 +95,20 @@ def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
 @pytest.mark.parametrize("entries_of_another", [1, 2, 4, 7])
 def test_a_writer_that_was_overtaken_overwrites_nothing(short, entries_of_mine, entries_of_another):
     """A driver slept, another took the run and wrote, and made files one; then the first one writes on."""
-    folder, told = Memory(), []
+    folder, numbers = Memory(), []
     one, two = FolderJournal(folder), FolderJournal(folder)
 
-    def write(book, count):
+    def write(writer, count):
         for _ in range(count):
-            told.append(len(told))
-            book.append_logs([{"n": told[-1]}])
+            numbers.append(len(numbers))
+            writer.append_logs([{"n": numbers[-1]}])
 
     write(one, entries_of_mine)
     write(two, entries_of_another)
     write(one, 5)
-    assert entries(one) == entries(reader(folder)) == told
+    assert entries(one) == entries(reader(folder)) == numbers
     write(two, 5)
-    assert entries(two) == entries(FolderJournal(folder)) == told
+    assert entries(two) == entries(FolderJournal(folder)) == numbers
 
 
 def test_files_that_overlap_are_refused_and_none_is_removed(short):
@@ -122,14 +122,14 @@ def test_files_that_overlap_are_refused_and_none_is_removed(short):
 
 def test_a_long_journal_is_few_files_and_few_calls():
     folder = Memory()
-    book = FolderJournal(folder)
-    book.read_logs(0)
+    writer = FolderJournal(folder)
+    writer.read_logs(0)
     folder.calls = 0
     for n in range(3 * MERGE_COUNT):
-        book.append_logs([{"n": n}])
-        book.read_logs(0)
+        writer.append_logs([{"n": n}])
+        writer.read_logs(0)
     assert folder.calls <= 4 * 3 * MERGE_COUNT + 3 * 3, "an entry is looked for twice, written, and removed"
-    book.append_logs([{"n": 3 * MERGE_COUNT}])
+    writer.append_logs([{"n": 3 * MERGE_COUNT}])
     assert len(folder.files) == 4
     folder.calls = 0
     assert entries(reader(folder)) == list(range(3 * MERGE_COUNT + 1))
@@ -141,16 +141,16 @@ def test_a_journal_of_an_older_raypipe_is_made_one_where_it_is_opened_to_write(s
     for n in range(9):
         folder.files[f"study/{n:08d}.jsonl"] = b'{"n":%d}\n' % n
     assert entries(reader(folder)) == list(range(9))
-    assert len(folder.files) == 9, "who only looks changes nothing"
+    assert len(folder.files) == 9, "a reader changes nothing"
     assert entries(FolderJournal(folder)) == list(range(9))
     assert list(folder.files) == ["study/00000000-00000008.jsonl"]
 
 
 def test_a_file_that_is_missing_or_damaged_is_one_line(short):
     folder = Memory()
-    book = FolderJournal(folder)
+    writer = FolderJournal(folder)
     for n in range(7):
-        book.append_logs([{"n": n}])
+        writer.append_logs([{"n": n}])
     kept = dict(folder.files)
     for name in list(kept)[:-1]:
         folder.files = {other: data for other, data in kept.items() if other != name}
@@ -161,26 +161,26 @@ def test_a_file_that_is_missing_or_damaged_is_one_line(short):
             FolderJournal(folder).read_logs(0)
 
 
-def test_a_reader_that_was_in_the_midst_of_what_is_one_file_now_goes_on(short):
+def test_a_reader_continues_after_its_files_were_merged(short):
     folder = Memory()
-    book, looks = FolderJournal(folder), [reader(folder) for _ in range(12)]
+    writer, looks = FolderJournal(folder), [reader(folder) for _ in range(12)]
     for n, look in enumerate(looks):
         assert entries(look) == list(range(n))
-        book.append_logs([{"n": n}])
+        writer.append_logs([{"n": n}])
     for look in looks:
         assert entries(look) == list(range(12))
 
 
 def test_files_that_are_made_one_while_they_are_read_are_read_as_that(short):
     folder = Memory()
-    book = FolderJournal(folder)
+    writer = FolderJournal(folder)
     for n in range(3):
-        book.append_logs([{"n": n}])
+        writer.append_logs([{"n": n}])
 
     def meanwhile(what, name):
         if what == "read":
             folder.before = lambda what, name: None
-            book.append_logs([{"n": 3}])
+            writer.append_logs([{"n": 3}])
 
     folder.before = meanwhile
     assert entries(reader(folder)) == [0, 1, 2, 3]
@@ -188,8 +188,8 @@ def test_files_that_are_made_one_while_they_are_read_are_read_as_that(short):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 5))
-def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives, chunk):
-    """Each life ends before one of the writer's calls; what it was told that it has written is there ever after."""
+def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(lives, chunk):
+    """Each writer is killed before one of its calls; what it has written before is kept."""
     folder, written, number = Memory(), [], itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "MERGE_COUNT", chunk)
@@ -202,11 +202,11 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
 
             folder.before = die
             try:
-                book = FolderJournal(folder)
+                writer = FolderJournal(folder)
                 while True:
                     n = next(number)
                     try:
-                        book.append_logs([{"n": n}])
+                        writer.append_logs([{"n": n}])
                     except KilledError:
                         folder.before = lambda what, name: None
                         there = entries(reader(folder))
@@ -214,7 +214,7 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
                         written = there
                         raise
                     written.append(n)
-                    assert entries(book) == written
+                    assert entries(writer) == written
             except KilledError:
                 pass
             folder.before = lambda what, name: None
@@ -223,13 +223,13 @@ def test_nothing_is_lost_or_told_twice_however_often_the_writer_is_killed(lives,
         assert len(folder.files) < chunk + len(written) / chunk + 1
 
 
-def test_a_run_that_was_pulled_goes_on_with_the_study_it_had(tmp_path):
+def test_a_pulled_run_continues_its_study(tmp_path):
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
-    book = StudyQueue(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
-    numbers = [book.next() for _ in range(3)]
+    writer = StudyQueue(run, windows, JournalStorage(FolderJournal(run.folder)), trials=5)
+    numbers = [writer.next() for _ in range(3)]
     for number in numbers[:2]:
-        book.close(number, "failed", "for a test", "error")
+        writer.close(number, "failed", "for a test", "error")
     again = StudyQueue(run, windows, open_journal(run), trials=5)
     assert again.asked == 3 and [again.next() for _ in range(2)] == [2, 3]
     assert not (run.local / "study.journal").exists()

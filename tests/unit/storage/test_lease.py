@@ -43,7 +43,7 @@ def dead_pid():
     return child.pid
 
 
-def test_a_second_driver_is_told_who_the_first_is(folder):
+def test_a_second_driver_gets_an_error_that_names_the_first(folder):
     with Lease(folder), pytest.raises(UserError, match=rf"another raypipe is driving this run \(process {os.getpid()}"):
         Lease(folder).__enter__()
     with Lease(folder):
@@ -67,14 +67,14 @@ def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(fo
     assert read_lease(folder).spent >= 100
 
 
-def test_a_dead_driver_whose_number_has_come_round_again_is_taken_over(folder):
+def test_a_dead_driver_whose_process_id_is_used_again_is_taken_over(folder):
     write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
     assert not read_lease(folder).alive
     with Lease(folder):
         pass
 
 
-def test_a_driver_whose_record_was_taken_over_leaves_the_new_one_alone(folder):
+def test_a_driver_that_was_taken_over_keeps_the_new_record(folder):
     with Lease(folder):
         write(folder, host="elsewhere", id="other")
     assert read_lease(folder).id == "other"
@@ -102,7 +102,7 @@ def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
         Lease(folder).__enter__()
 
 
-def test_a_storage_that_fails_is_not_taken_for_nobody(folder):
+def test_a_storage_that_fails_does_not_free_the_lease(folder):
     with Lease(folder):
         away = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
         for look in (lambda: read_lease(away), lambda: Lease(away).__enter__()):
@@ -123,7 +123,7 @@ def test_a_record_of_another_version_is_not_taken_over(folder):
         Lease(folder).__enter__()
 
 
-def test_a_run_whose_driver_has_only_just_begun_is_being_driven(tmp_path):
+def test_a_run_whose_driver_has_just_started_is_in_use(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
     with pytest.raises(UserError, match="never driven"):
         resume(run.where)

@@ -123,7 +123,7 @@ def test_threads_share_an_outage(caplog):
     ]
 
 
-def test_ctrl_c_while_a_file_is_put_leaves_it_whole():
+def test_a_ctrl_c_while_a_file_is_written_leaves_it_whole():
     """An exception between opening and writing would close the stream, and closing puts an empty object."""
     store = MemoryStore()
     folder = remote(store)
@@ -194,7 +194,7 @@ def test_a_full_disk_and_a_path_that_is_a_folder_are_not_waited_for(tmp_path):
         remote(store).write("a", b"new")
 
 
-def test_a_bucket_that_is_not_there_is_told_from_an_empty_folder():
+def test_a_missing_bucket_is_distinguished_from_an_empty_folder():
     store = MemoryStore()
     assert remote(store).names() == [] and not remote(store).exists("a")
     store.buckets.clear()

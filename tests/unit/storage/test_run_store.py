@@ -59,7 +59,7 @@ def test_everything_comes_back(run):
     assert (again.history(9), again.result(9), again.checkpoints(9, 0)) == ([], None, [])
 
 
-def test_later_checkpoints_can_be_left_alone(run):
+def test_later_checkpoints_can_be_kept(run):
     for epoch in range(1, 7):
         run.write_checkpoint(0, 1, epoch, b"state")
     run.drop_checkpoints(0, 1, keep=(2,), before=5)
@@ -68,7 +68,7 @@ def test_later_checkpoints_can_be_left_alone(run):
     assert run.checkpoints(0, 1) == []
 
 
-def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
+def test_checkpoints_of_ended_trials_are_removed(run):
     for number in (0, 1):
         run.add_trial(number, tiny())
         run.write_checkpoint(number, 2, 5, b"late")
@@ -77,7 +77,7 @@ def test_checkpoints_that_outlived_their_trial_are_tidied_away(run):
     assert (run.checkpoints(0, 2), run.checkpoints(1, 2)) == ([], [5])
 
 
-def test_temporary_files_of_the_killed_are_tidied_away(run):
+def test_partial_files_of_killed_processes_are_removed(run):
     ours = ["trials/0000/fold-1/.epoch-0002.ckpt.0a1b2c3d.part", "compute/.key.json.0a1b2c3d.part"]
     ours += [".driver.json.0a1b2c3d.part"]
     others = [".report.html.0a1b2c3d.part", "ensemble/.ensemble.json.0a1b2c3d.part"]
@@ -113,7 +113,7 @@ def test_no_run_there(tmp_path):
         RunStore.open(tmp_path)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not a raypipe run, and not empty \(thesis.tex\)"):
         make_run(tmp_path, ToyWindows())
@@ -263,7 +263,7 @@ NEVER = 1 << 30
 
 
 def contents(run):
-    """All that lies in a run but times of day and logs."""
+    """Return the content of all files of a run but logs, without times of day."""
     found = {name: run.folder.read(name) for name in run.folder.names() if "/log/" not in name}
     for name in [name for name in found if name.rpartition("/")[2] in ("trial.json", "result.json")]:
         files = {"files": {k: v for k, v in json.loads(found[name]).get("files", {}).items() if k != "trial.json"}}
@@ -291,7 +291,7 @@ def check_what_is_left(where, ended, seen):
 
 @settings(max_examples=60, deadline=None)
 @given(deaths=st.lists(st.integers(0, 330), min_size=1, max_size=4))
-def test_a_run_cut_off_at_any_step_on_the_disk_goes_on_with_nothing_lost(tmp_path_factory, undisturbed, deaths):
+def test_a_run_killed_at_any_step_on_the_disk_continues_with_nothing_lost(tmp_path_factory, undisturbed, deaths):
     where, windows, ended, seen = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), [], {}
     write = RunStore.write_history
 
@@ -318,7 +318,7 @@ def test_a_run_cut_off_at_any_step_on_the_disk_goes_on_with_nothing_lost(tmp_pat
 
 @settings(max_examples=40, deadline=None)
 @given(at=st.integers(0, 45), when=st.sampled_from(["before", "after"]))
-def test_a_run_cut_off_at_any_write_of_any_storage_goes_on(tmp_path_factory, undisturbed, at, when):
+def test_a_run_killed_at_any_write_of_any_storage_continues(tmp_path_factory, undisturbed, at, when):
     where, windows, ended = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), []
     run = make_run(where, windows)
     dying = FailingFolder(LocalFolder(where), at, when=when, calls=("write", "remove"))

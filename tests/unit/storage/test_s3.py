@@ -109,19 +109,19 @@ def test_a_trial_gives_the_numbers_of_a_local_one(bucket, tmp_path):
     assert left[0] == left[1]
 
 
-def test_a_study_goes_on_in_another_driver(bucket):
+def test_another_driver_continues_a_study(bucket):
     windows = ToyWindows()
     run = make_run(bucket, windows)
-    book = StudyQueue(run, windows, open_journal(run), trials=4)
-    assert [book.next(), book.next()] == [0, 1]
-    book.close(0, "failed", "toy")
+    queue = StudyQueue(run, windows, open_journal(run), trials=4)
+    assert [queue.next(), queue.next()] == [0, 1]
+    queue.close(0, "failed", "toy")
     run = RunStore.open(bucket)
     again = StudyQueue(run, windows, open_journal(run), trials=4)
     assert [again.next(), again.next(), again.next(), again.next()] == [1, 2, 3, None]
     assert run.result(0).reason == "toy"
 
 
-def test_a_second_driver_is_told_and_a_stale_lease_is_taken_over(bucket):
+def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket):
     folder = open_folder(bucket)
     with Lease(folder), pytest.raises(UserError, match="another raypipe is driving this run"):
         Lease(open_folder(bucket)).__enter__()

@@ -44,7 +44,7 @@ def test_writers_of_one_log_are_read_in_order_of_time(folder):
     assert read_log(folder, 9) == []
 
 
-def test_a_writer_that_starts_again_goes_on_with_its_file(folder):
+def test_a_restarted_writer_continues_its_file(folder):
     TrialLog(folder, 0, "actor").write("before")
     TrialLog(folder, 0, "actor").write("after")
     assert [line.split("actor: ")[1] for line in read_log(folder, 0)] == ["before", "after"]
@@ -73,7 +73,7 @@ def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
     assert len(kept) <= MAX_ENTRY_CHARACTERS + 100
 
 
-def test_lines_that_look_like_entries_are_none(tmp_path):
+def test_lines_that_look_like_entries_are_not_entries(tmp_path):
     folder = LocalFolder(tmp_path)
     TrialLog(folder, 0, "actor").write("it broke\n2020-01-01T00:00:00.000Z not an entry")
     TrialLog(folder, 0, "actor").write("more")
@@ -82,7 +82,7 @@ def test_lines_that_look_like_entries_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), OSError("stalled")])
-def test_a_log_that_cannot_be_written_is_nobodys_failure(tmp_path, monkeypatch, error):
+def test_a_log_that_cannot_be_written_fails_nothing(tmp_path, monkeypatch, error):
     def full(*_):
         raise error
 
@@ -102,11 +102,11 @@ def scored(folder, number, *epochs):
 
 
 def test_every_epoch_has_a_line_made_of_the_history(folder):
-    folder.write(trial_file(7, "log/actor.txt"), b"1970-01-01T00:00:15.000000Z begun again\n")
+    folder.write(trial_file(7, "log/actor.txt"), b"1970-01-01T00:00:15.000000Z restarted\n")
     scored(folder, 7, 10.0, 20.0)
     assert read_log(folder, 7) == [
         "1970-01-01 00:00:10Z epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers",
-        "1970-01-01 00:00:15Z actor: begun again",
+        "1970-01-01 00:00:15Z actor: restarted",
         "1970-01-01 00:00:20Z epoch 2: score 0.2000 (folds 0.2500 -), 2.0 s of workers",
     ]
     assert folder.names("trials/0007/log") == ["trials/0007/log/actor.txt"], "nothing was written for an epoch"
@@ -122,18 +122,18 @@ def test_a_damaged_history_does_not_hide_the_log(folder, damage):
 def test_a_log_is_followed_until_its_trial_has_ended(folder):
     log = TrialLog(folder, 7, "actor")
     log.write("starts")
-    told = follow_log(folder, 7, alive=lambda: True, pause=0)
-    assert next(told).endswith("actor: starts")
+    followed = follow_log(folder, 7, alive=lambda: True, pause=0)
+    assert next(followed).endswith("actor: starts")
     scored(folder, 7, 10.0)
-    assert next(told).endswith("epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers")
-    for number in range(60):  # until the oldest make room
+    assert next(followed).endswith("epoch 1: score 0.1000 (folds 0.2500 -), 1.0 s of workers")
+    for number in range(60):  # until the oldest entries are dropped
         log.write(f"{number} " + "x" * 400)
     TrialLog(folder, 7, "end").write("complete")
     folder.write(trial_file(7, "result.json"), b"{}")
-    rest = list(told)
+    rest = list(followed)
     assert rest[-1].endswith("end: complete") and not [line for line in rest if "left out" in line or "starts" in line]
 
 
-def test_nobody_follows_a_run_that_nobody_drives(folder):
+def test_the_log_of_a_run_that_is_not_driven_is_not_followed(folder):
     TrialLog(folder, 7, "actor").write("starts")
     assert len(list(follow_log(folder, 7, alive=lambda: False))) == 1
