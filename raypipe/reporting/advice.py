@@ -18,10 +18,9 @@ from raypipe.core.search_space import silence_optuna
 from raypipe.core.text import format_duration
 from raypipe.search.reruns import is_rerun
 from raypipe.search.warm_start import is_warm
-from raypipe.storage.files import read_json
 from raypipe.storage.journal import STUDY_NAME, open_journal
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import OPTIONS_FILE, TrialResult
+from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
@@ -108,7 +107,7 @@ def advise(run: RunStore, name: str | None = None) -> Advice:
 def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     seconds = sum(result.seconds for result in results)
     lease = read_lease(run.folder)
-    options = read_json(run.folder, OPTIONS_FILE) if run.folder.exists(OPTIONS_FILE) else {}
+    options = read_options(run.folder)
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {format_duration(seconds)} of worker time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
         reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from raypipe.core.metrics import get_metric
 from raypipe.search.reruns import Spread, spreads
-from raypipe.storage.files import map_concurrently, read_json
+from raypipe.storage.files import map_concurrently
 from raypipe.storage.lease import DriverRecord, read_lease
-from raypipe.storage.records import OPTIONS_FILE, TrialRecord, TrialResult, best_epoch
+from raypipe.storage.records import TrialRecord, TrialResult, best_epoch, read_options
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 
@@ -106,7 +106,7 @@ class _Trial(NamedTuple):
 def read_status(run: RunStore) -> Status:
     """Read the state of a run."""
     driver = read_lease(run.folder)
-    options = read_json(run.folder, OPTIONS_FILE) if run.folder.exists(OPTIONS_FILE) else {}
+    options = read_options(run.folder)
     trials = _read_trials(run)
     rows = [_row(run, trial, bool(driver and driver.alive)) for trial in trials]
     planned = int(options.get("trials", len(rows)))

@@ -21,9 +21,8 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease
-from raypipe.storage.records import OPTIONS_FILE
+from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 
@@ -101,11 +100,7 @@ def resume(
 ) -> PretrainedRun:
     """Continue pretraining with its last layout, or with another number of workers or another cluster."""
     store = PretrainedRun(run)
-    layout = (
-        read_json(store.folder, OPTIONS_FILE)
-        if store.folder.exists(OPTIONS_FILE)
-        else {"workers": 1, "cpus": 1, "gpus": 0}
-    )
+    layout = read_options(store.folder) or {"workers": 1, "cpus": 1, "gpus": 0}
     changes = {"workers": workers, "address": address}
     layout |= {name: value for name, value in changes.items() if value is not None}
     return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
@@ -170,7 +165,7 @@ def _drive(
     store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
     with Lease(store.folder) as lease:
-        write_json(store.folder, OPTIONS_FILE, layout)
+        write_options(store.folder, layout)
         if store.over:
             return store
         if layout["workers"] > 1 or layout.get("address"):

@@ -14,8 +14,7 @@ from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
-from raypipe.storage.files import read_json
-from raypipe.storage.records import OPTIONS_FILE, RunInfo
+from raypipe.storage.records import RunInfo, read_options
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
         )
     if options.folds != store.folds.n_folds:
         raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
-    before = read_json(store.folder, OPTIONS_FILE) if store.folder.exists(OPTIONS_FILE) else {}
+    before = read_options(store.folder)
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
     if options.seed != info.seed:

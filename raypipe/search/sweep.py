@@ -25,9 +25,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.lease import Lease, in_use_error, read_lease
-from raypipe.storage.records import OPTIONS_FILE
+from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
@@ -163,12 +162,13 @@ def _resume(
     reruns: Reruns | None = None,
 ) -> RunStore:
     store = RunStore.open(run)
-    if not store.folder.exists(OPTIONS_FILE):
+    recorded = read_options(store.folder)
+    if not recorded:
         last = read_lease(store.folder)
         if last and last.alive:  # its driver has only just started
             raise in_use_error(store.folder, last)
         raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
-    chosen = parse_options({**read_json(store.folder, OPTIONS_FILE), **changes})
+    chosen = parse_options(recorded | changes)
     windows = open_windows(store.info.data)
     check_unchanged(store, windows, store.space, chosen)
     callback = callback or SweepCallback()
@@ -203,7 +203,7 @@ def _drive(
             callback = CallbackList([tracking, callback])
             storage = open_journal(store)
             options = _fix_trials(store, windows, options, storage, callback, reruns)
-            write_json(store.folder, OPTIONS_FILE, options.model_dump(mode="json"))
+            write_options(store.folder, options.model_dump(mode="json"))
             pruner = _pruner(store.space, options)
 
             def open_queue() -> StudyQueue:

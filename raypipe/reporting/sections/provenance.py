@@ -22,8 +22,7 @@ from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
 from raypipe.reporting.trial_table import is_unused, trials_table, varied_parameters
-from raypipe.storage.files import read_json
-from raypipe.storage.records import OPTIONS_FILE, TrialResult
+from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.run_store import RunStore
 
 _DEFAULT_TOP = 10
@@ -80,10 +79,9 @@ def prepare_command(settings: Settings) -> list[str]:
 
 def sweep_command(run: RunStore) -> list[str]:
     """Return the words of the sweep with the options of its last call; names of folders are placeholders."""
-    options = SweepOptions.model_validate(
-        read_json(run.folder, OPTIONS_FILE) if run.folder.exists(OPTIONS_FILE) else {}
-    )
-    trials = options.trials if run.folder.exists(OPTIONS_FILE) else len(run.numbers())
+    recorded = read_options(run.folder)
+    options = SweepOptions.model_validate(recorded)
+    trials = options.trials if recorded else len(run.numbers())
     words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
     words += ["--trials", str(trials), "--folds", str(run.folds.n_folds)]
     words += ["--held-out", ",".join(run.folds.held_out), "--seed", str(run.info.seed)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from raypipe.reporting.advice import advise, range_edges
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import Lease
-from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.records import Epoch, TrialResult, write_options
 from tests.support.toys import TINY, ToyWindows, make_run
 
 SPACE = f"""
@@ -115,7 +113,7 @@ def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypa
 def test_the_cost_is_time_and_gpu_hours(search):
     run = search(0.9, 0.8, seconds=5400.0)
     assert advise(run).cost == "cost: 2 trials, 3 h 00 min of worker time"
-    run.folder.write("options.json", json.dumps({"gpus_per_worker": 0.5}).encode())
+    write_options(run.folder, {"gpus_per_worker": 0.5})
     assert "1.5 GPU-hours" in advise(run).cost and "reserved" not in advise(run).cost
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0

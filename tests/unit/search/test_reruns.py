@@ -17,6 +17,7 @@ from raypipe.search.reruns import Spread, is_rerun, spreads
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
+from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, write_store
@@ -166,7 +167,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     with pytest.raises(UserError, match="never driven"):
         sweep.rerun(run.where, top=1, seeds=2)
     spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
-    write_json(run.folder, sweep.OPTIONS_FILE, spent)
+    write_options(run.folder, spent)
     run = RunStore.open(run.where)
     scored(run, windows, ledger(run, windows, 2), [0.5, 0.4])
     trained = []
@@ -180,7 +181,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     sweep.rerun(run.where, top=1, seeds=2)
     sweep.rerun(run.where, top=1, seeds=2)
     assert trained == [2] and [run.rerun_of(number) for number in run.numbers()] == [None, None, 1, 1]
-    options = read_json(run.folder, sweep.OPTIONS_FILE)
+    options = read_options(run.folder)
     assert options["trials"] == 4 and options["time_budget"] is None
     sweep.resume(run.where, trials=5)
     assert trained == [2, 1] and run.rerun_of(4) is None

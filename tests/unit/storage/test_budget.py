@@ -17,6 +17,7 @@ from raypipe.storage import budget
 from raypipe.storage.budget import RECOUNT_SECONDS, Budget
 from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.lease import DRIVER_FILE, Lease, read_lease
+from raypipe.storage.records import write_options
 from raypipe.trial.callback import CallbackList
 from tests.support.callbacks import Recorder
 from tests.support.toys import SPACE, ToyWindows, write_store
@@ -114,7 +115,7 @@ def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch
     space.write_text(SPACE)
     options = parse_options({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
     run = open_run(load_space(space), windows, str(tmp_path / "run"), options)
-    write_json(run.folder, "options.json", options.model_dump(mode="json"))
+    write_options(run.folder, options.model_dump(mode="json"))
     with Lease(run.folder):
         pass
     write_json(run.folder, DRIVER_FILE, read_json(run.folder, DRIVER_FILE) | used)
