@@ -206,7 +206,7 @@ def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer,
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
         assert run_trial(run, windows, number).state == "complete"
     ensemble = fit_ensemble(run, windows=windows, method="soup")
-    assert ensemble.merge_lora is not None and {member.trial for member in ensemble.merge_lora.members} <= {0, 1, 2}
+    assert ensemble.merged is not None and {member.trial for member in ensemble.merged.members} <= {0, 1, 2}
     export_bundle(run, ensemble, tmp_path / "bundle")
     answers = load_ensemble(tmp_path / "bundle").predict(windows.gather(range(8)))
     assert np.isfinite(answers).all() and np.ptp(answers) > 0
