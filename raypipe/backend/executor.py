@@ -282,6 +282,7 @@ def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Any:
             failure_config=tune.FailureConfig(max_failures=3),
             stop=RunStopper(search),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # in a notebook, Tune's own choice clears the cell's output
         ),
     )
 
