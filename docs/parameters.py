@@ -1,9 +1,10 @@
-"""Write the tables of search-spaces.md and sweeps.md from the program itself: `python docs/parameters.py`."""
+"""Write the tables of search-spaces.md, sweeps.md and pretraining.md: `python docs/parameters.py`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.options import SweepOptions, default_of, flag_of, help_of
+from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of
 
 DOCS = Path(__file__).parent
 LIMITS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
@@ -52,17 +53,17 @@ def _values(field: FieldInfo) -> str:
     return f"{kind} {', '.join(limits)}".strip()
 
 
-def option_table() -> str:
-    """Return the options of a sweep: flag, default, description."""
+def option_table(options: type[BaseModel]) -> str:
+    """Return options: flag, default, description."""
     lines = ["| option | default | what it does |", "|---|---|---|"]
     group = ""
-    for name in SweepOptions.model_fields:
-        flag = flag_of(name)
+    for name in options.model_fields:
+        flag = flag_of(options, name)
         if flag.group != group:
             group = flag.group
             lines.append(f"| **{group}** | | |")
         spelled = f"`--{name.replace('_', '-')}`" + (f" (`{flag.envvar}`)" if flag.envvar else "")
-        lines.append(f"| {spelled} | {_plain(default_of(name))} | {_plain(help_of(name))} |")
+        lines.append(f"| {spelled} | {_plain(default_of(options, name))} | {_plain(help_of(options, name))} |")
     return "\n".join(lines)
 
 
@@ -70,9 +71,11 @@ def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
+KEYWORDS = 'In Python these are keyword arguments: `--held-out R5` is `held_out="R5"`.\n'
 PAGES: dict[str, tuple[str, Callable[[], str]]] = {
     "search-spaces.md": ("## Parameters\n", parameter_table),
-    "sweeps.md": ('In Python these are keyword arguments: `--time-budget 2h` is `time_budget="2h"`.\n', option_table),
+    "sweeps.md": (KEYWORDS, partial(option_table, SweepOptions)),
+    "pretraining.md": (KEYWORDS, partial(option_table, PretrainOptions)),
 }
 """Line after which each page's table stands, to its end."""
 

@@ -8,10 +8,12 @@ import textwrap
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from raypipe.core.errors import UserError
-from raypipe.core.options import SweepOptions, default_of, help_of
+from raypipe.core.options import PretrainOptions, SweepOptions, default_of, help_of
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict
-    from raypipe.pretraining.encoders import load_encoder
+    from raypipe.pretraining.encoders import PretrainedRun, load_encoder
     from raypipe.reporting.progress_lines import PrintProgress
-    from raypipe.search.pretrain import pretrain
     from raypipe.trial.callback import SweepCallback
 
 __all__ = [
@@ -57,7 +58,6 @@ MODULES = {
     "open_windows": "raypipe.data.window_cache",
     "predict": "raypipe.packaging.predict",
     "prepare": "raypipe.data.prepare",
-    "pretrain": "raypipe.search.pretrain",
 }
 """Modules of the names that are imported when they are first used: torch and Ray take seconds to import."""
 
@@ -216,24 +216,28 @@ class Run:
         return export(self, out, **options)
 
 
-def _with_options(function: Function) -> Function:
-    """List the fields of `SweepOptions` in a function's signature and, in place of ``{options}``, in its docstring."""
-    described = (
-        f"    {name}\n" + textwrap.fill(f"{help_of(name)} Default: {default_of(name)}.", 120, **INDENT)
-        for name in SweepOptions.model_fields
-    )
-    function.__doc__ = (function.__doc__ or "").replace("    {options}", "\n".join(described))
-    signature = inspect.signature(function)
-    own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
-    options = [
+def _with_options(options: type[BaseModel]) -> Callable[[Function], Function]:
+    """List options in a function's signature and, in place of ``{options}``, in its docstring."""
+    described = {
+        name: f"{help_of(options, name)} Default: {default_of(options, name)}." for name in options.model_fields
+    }
+    text = "\n".join(f"    {name}\n{textwrap.fill(each, 120, **INDENT)}" for name, each in described.items())
+    parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-        for name, field in SweepOptions.model_fields.items()
+        for name, field in options.model_fields.items()
     ]
-    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    return function
+
+    def document(function: Function) -> Function:
+        function.__doc__ = (function.__doc__ or "").replace("    {options}", text)
+        signature = inspect.signature(function)
+        own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
+        function.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
+        return function
+
+    return document
 
 
-@_with_options
+@_with_options(SweepOptions)
 def sweep(
     space: str | Path,
     data: str | Path,
@@ -368,6 +372,60 @@ def rerun(
     from raypipe.search import sweep as search
 
     return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
+
+
+@_with_options(PretrainOptions)
+def pretrain(
+    objective: Literal["mae", "simclr"],
+    data: str | Path,
+    run: str | Path,
+    *,
+    params: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
+    **options: Any,
+) -> PretrainedRun:
+    """Pretrain an encoder without targets, on the windows of subjects that are not held out.
+
+    Parameters
+    ----------
+    objective
+        ``mae``: masked autoencoder. ``simclr``: contrastive learning.
+    data
+        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
+    run
+        Folder or pyarrow.fs URI of the pretrained run. An existing one is continued.
+    params
+        Parameters of a trial, such as ``{"epochs": 20, "model/depth": 4}`` (docs/search-spaces.md).
+    progress
+        Called after every epoch with the epochs trained so far, their number, and a text.
+    callback
+        Its `on_draining` is called when `stop` is set while several workers train.
+    stop
+        When another thread sets it, workers stop after the epoch under way; without workers, training stops at once.
+    {options}
+
+    Returns
+    -------
+    PretrainedRun
+        The pretrained run, for the `init` of `sweep` and for `load_encoder`.
+
+    Raises
+    ------
+    UserError
+        Bad input, or the run was made with other settings.
+    InterruptedSweepError
+        Pretraining was stopped, and can be continued.
+
+    Examples
+    --------
+    >>> pretrain("mae", "demo/store", "demo/mae", params={"epochs": 20})  # doctest: +SKIP
+    """
+    from raypipe.search import pretrain as search
+
+    done = progress or (lambda *_: None)
+    return search.pretrain(objective, data, run, params=params, progress=done, callback=callback, stop=stop, **options)
 
 
 def fit_ensemble(

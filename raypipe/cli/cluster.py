@@ -50,12 +50,14 @@ def submit(
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
     """Return the options of a command, checked here so that a mistake in them is no failed job."""
-    from raypipe.core.options import SweepOptions, parse_options
+    from raypipe.core.options import PretrainOptions, SweepOptions, parse_options, parse_pretrain_options
 
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     values = dict(command.make_context(f"raypipe submit {verb}", list(words)).params)
     if verb in ("plan", "sweep"):
         parse_options({name: value for name, value in values.items() if name in SweepOptions.model_fields})
+    if verb == "pretrain":
+        parse_pretrain_options({name: value for name, value in values.items() if name in PretrainOptions.model_fields})
     return values
 
 

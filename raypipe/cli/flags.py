@@ -1,16 +1,17 @@
-"""Flags of the verbs that run a sweep, made from `SweepOptions`."""
+"""Flags of the verbs that train, made from the models of their options."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
-from raypipe.core.options import SweepOptions, default_of, flag_of, help_of
+from raypipe.core.options import default_of, flag_of, help_of
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -18,11 +19,13 @@ UNCHANGED = "unchanged"
 """Default shown for a flag that replaces an option of an existing run."""
 
 
-def sweep_flags(*names: str, unchanged: Collection[str] = ()) -> Callable[[Verb], Verb]:
-    """Replace a verb's ``**options`` by a flag for each named option of `SweepOptions`.
+def option_flags(options: type[BaseModel], *names: str, unchanged: Collection[str] = ()) -> Callable[[Verb], Verb]:
+    """Replace a verb's ``**options`` by a flag for each named option.
 
     Parameters
     ----------
+    options
+        Model of the options.
     *names
         Options with their defaults.
     unchanged
@@ -32,7 +35,8 @@ def sweep_flags(*names: str, unchanged: Collection[str] = ()) -> Callable[[Verb]
     def add(verb: Verb) -> Verb:
         signature = inspect.signature(verb, eval_str=True)
         own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
-        flags = [_parameter(name) for name in names] + [_parameter(name, kept=True) for name in unchanged]
+        flags = [_parameter(options, name) for name in names]
+        flags += [_parameter(options, name, kept=True) for name in unchanged]
         verb.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[param.replace(kind=param.KEYWORD_ONLY) for param in (*own, *flags)]
         )
@@ -41,25 +45,26 @@ def sweep_flags(*names: str, unchanged: Collection[str] = ()) -> Callable[[Verb]
     return add
 
 
-def _parameter(name: str, kept: bool = False) -> inspect.Parameter:
-    field, flag = SweepOptions.model_fields[name], flag_of(name)
+def _parameter(options: type[BaseModel], name: str, kept: bool = False) -> inspect.Parameter:
+    field, flag = options.model_fields[name], flag_of(options, name)
     spelled = [f"--{name.replace('_', '-')}", flag.alias] if flag.alias else []
+    if field.default is False:
+        spelled = [f"--{name.replace('_', '-')}"]  # without a --no- form
     option = typer.Option(
         *spelled,
-        help=help_of(name),
-        show_default=UNCHANGED if kept else default_of(name) if flag.unset else True,
+        help=help_of(options, name),
+        show_default=UNCHANGED if kept else default_of(options, name) if flag.unset else True,
         metavar=flag.metavar,
         envvar=flag.envvar,
         rich_help_panel=flag.group,
     )
     default = None if kept else field.default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_typed(name, option))
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_typed(field, option))
 
 
-def _typed(name: str, option: Any) -> Any:
-    field = SweepOptions.model_fields[name]
-    if any(isinstance(each, BeforeValidator) for each in field.metadata):
+def _typed(field: FieldInfo, option: Any) -> Any:
+    """Return the type of a flag, with its option."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else [field.annotation]
+    if str in kinds or any(isinstance(each, BeforeValidator) for each in field.metadata):
         return Annotated[str | None, option]  # read from text when the options are validated
-    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    optional = NoneType in get_args(field.annotation)
-    return Annotated[kinds[0] if optional else field.annotation, option]
+    return Annotated[next(kind for kind in kinds if kind is not NoneType), option]

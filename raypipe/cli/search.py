@@ -18,13 +18,15 @@ from raypipe.cli.common import (
     print_pretrained,
     print_status,
 )
-from raypipe.cli.flags import sweep_flags
+from raypipe.cli.flags import option_flags
 from raypipe.cli.process import training_process
 from raypipe.core.errors import UserError
-from raypipe.core.options import SweepOptions, parse_held_out
+from raypipe.core.options import PretrainOptions, SweepOptions
 
 PANEL = "Search and training"
 """Heading of these verbs in `raypipe --help`."""
+OBJECTIVE = "Objective and training"
+"""Heading of pretraining's own flags."""
 
 SpaceArg = Annotated[Path, typer.Argument(metavar="SPACE", help="Search space: a Python file.")]
 NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. An existing run is continued.")]
@@ -34,7 +36,7 @@ NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. 
     rich_help_panel=PANEL,
     epilog=example("raypipe plan search_spaces/focal_mixup_sam.py --data demo/store --trials 200 --cpus 64"),
 )
-@sweep_flags("trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address")
+@option_flags(SweepOptions, "trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address")
 def plan(
     space: SpaceArg,
     data: DataOption,
@@ -57,7 +59,7 @@ def plan(
     rich_help_panel=PANEL,
     epilog=example("raypipe sweep search_spaces/focal_mixup_sam.py --data demo/store --run demo/run --trials 40"),
 )
-@sweep_flags(*SweepOptions.model_fields)
+@option_flags(SweepOptions, *SweepOptions.model_fields)
 def sweep(
     space: SpaceArg,
     data: DataOption,
@@ -84,7 +86,7 @@ def sweep(
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
-@sweep_flags(unchanged=("trials", "time_budget", "gpu_hours", "address", "workers"))
+@option_flags(SweepOptions, unchanged=("trials", "time_budget", "gpu_hours", "address", "workers"))
 def resume(run: RunArg, **options: Any) -> None:
     """Continue a run. Options that are given replace its own."""
     from raypipe.cli.progress import SweepView
@@ -111,7 +113,7 @@ def _resume_pretraining(run: str, workers: int | None, address: str | None, **ot
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe rerun demo/run --top 3 --seeds 5"))
-@sweep_flags("time_budget", "gpu_hours", unchanged=("address", "workers"))
+@option_flags(SweepOptions, "time_budget", "gpu_hours", unchanged=("address", "workers"))
 def rerun(
     run: RunArg,
     top: Annotated[int, typer.Option(min=1, help="Number of best trials to train again.")] = 3,
@@ -134,34 +136,35 @@ def rerun(
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))
-@sweep_flags("folds", "held_out", "seed", "cpus_per_worker", "gpus_per_worker")
+@option_flags(PretrainOptions, *PretrainOptions.model_fields)
 def pretrain(
     objective: Annotated[str, typer.Argument(metavar="mae|simclr", help="Masked autoencoder, or SimCLR.")],
     data: DataOption,
     run: NewRun,
-    epochs: Annotated[int, typer.Option(help="Epochs.")] = 20,
-    batch: Annotated[int, typer.Option(help="Windows per step, over all workers.")] = 64,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Windows per pass of a worker.", show_default="all of its batch")
-    ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    mask: Annotated[float, typer.Option(help="MAE: share of patches that are masked.")] = 0.75,
-    temperature: Annotated[float, typer.Option(help="SimCLR: temperature of the softmax.")] = 0.5,
-    negatives: Annotated[str, typer.Option(help="SimCLR: all, other-subject or same-subject.")] = "all",
+    epochs: Annotated[int, typer.Option(help="Epochs.", rich_help_panel=OBJECTIVE)] = 20,
+    batch: Annotated[int, typer.Option(help="Windows per step, over all workers.", rich_help_panel=OBJECTIVE)] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=OBJECTIVE)] = 1e-3,
+    mask: Annotated[float, typer.Option(help="MAE: share of patches masked.", rich_help_panel=OBJECTIVE)] = 0.75,
+    temperature: Annotated[
+        float, typer.Option(help="SimCLR: temperature of the softmax.", rich_help_panel=OBJECTIVE)
+    ] = 0.5,
+    negatives: Annotated[
+        str, typer.Option(help="SimCLR: all, other-subject or same-subject.", rich_help_panel=OBJECTIVE)
+    ] = "all",
     time_shift: Annotated[
-        bool, typer.Option(help="SimCLR: shift views in time too. Not for targets that lie in time.")
+        bool,
+        typer.Option(
+            "--time-shift",
+            help="SimCLR: shift views in time too. Not for targets that lie in time.",
+            rich_help_panel=OBJECTIVE,
+        ),
     ] = False,
     set: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Another parameter, such as model/patch=50.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Another parameter, such as model/patch=50.", rich_help_panel=OBJECTIVE
+        ),
     ] = None,
-    serves: Annotated[str | None, typer.Option(metavar="RUN", help="Use the fold map of this run.")] = None,
-    fold_wise: Annotated[
-        bool, typer.Option("--fold-wise", help="Train one encoder per fold, without the fold's subjects.")
-    ] = False,
-    probe_every: Annotated[int, typer.Option(min=0, help="Epochs between linear probes; 0: none.")] = 5,
-    tuned_probe: Annotated[int, typer.Option(min=0, help="Epochs of an additional fine-tuned probe; 0: none.")] = 0,
-    workers: Annotated[int, typer.Option(help="Workers that share a batch. More than one run on Ray.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
     **options: Any,
 ) -> None:
     """Pretrain an encoder without targets, for sweeps with --init.
@@ -170,26 +173,19 @@ def pretrain(
     """
     from raypipe.cli.console import ProgressCounter
     from raypipe.search.pretrain import parse_values
-    from raypipe.search.pretrain import pretrain as begin
+    from raypipe.search.pretrain import pretrain as train_encoder
 
     if objective not in ("mae", "simclr"):
         raise UserError(f"pretrain {objective}: no such objective; there is mae and simclr")
     params: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "optim/lr": lr, "pretrain/mask": mask}
     params |= {"pretrain/temperature": temperature, "pretrain/negatives": negatives, "pretrain/time_shift": time_shift}
-    options["held_out"] = parse_held_out(options["held_out"])
+    params |= parse_values(set or [])
     with training_process() as stop, ProgressCounter(console, f"pretraining ({objective})") as counter:
-        begin(
+        train_encoder(
             objective,  # type: ignore[arg-type]
             data,
             run,
-            params=params | parse_values(set or []),
-            serves=serves,
-            fold_wise=fold_wise,
-            probe_every=probe_every,
-            tuned_probe=tuned_probe,
-            micro_batch=micro_batch,
-            workers=workers,
-            address=address,
+            params=params,
             progress=counter,
             callback=counter,
             stop=stop,

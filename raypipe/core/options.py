@@ -1,4 +1,4 @@
-"""Options of a sweep. Flags, their help, the API's docstrings and docs/sweeps.md are made from `SweepOptions`."""
+"""Options of sweeps and pretraining. Flags, their help, docstrings of the API and tables in docs/ come from here."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class Flag:
 
 
 SIZE, LIMITS, RESOURCES, STOPPING, SPEED = "Trials and folds", "Limits", "Resources", "Early stopping", "Computation"
+FOLDS, PROBES = "Folds", "Probes"
+"""Headings of options."""
+
+R5 = "release R5 if the store has it among others, otherwise 0.2"
 
 
 class SweepOptions(BaseModel):
@@ -67,7 +71,7 @@ class SweepOptions(BaseModel):
     held_out: Annotated[
         float | list[str] | Literal["auto"],
         BeforeValidator(parse_held_out),
-        Flag(SIZE, "release R5 if the store has it among others, otherwise 0.2", metavar="SHARE|NAMES"),
+        Flag(SIZE, R5, metavar="SHARE|NAMES"),
     ] = "auto"
     """Subjects that no trial, weight or choice sees: a share of all, or names of subjects and of HBN-EEG releases,
     separated by commas."""
@@ -106,55 +110,57 @@ class SweepOptions(BaseModel):
     """Where curves are logged: tensorboard, mlflow, wandb, or none. Several may be given."""
 
 
-def flag_of(name: str) -> Flag:
-    """Return how an option is presented."""
-    return next(each for each in SweepOptions.model_fields[name].metadata if isinstance(each, Flag))
-
-
-def help_of(name: str) -> str:
-    """Return an option's description in one line."""
-    return " ".join((SweepOptions.model_fields[name].description or "").split())
-
-
-def default_of(name: str) -> str:
-    """Return an option's default in words."""
-    flag, default = flag_of(name), SweepOptions.model_fields[name].default
-    if default is None:
-        return str(flag.unset)
-    shown = ", ".join(default) if isinstance(default, list) else str(default)
-    return f"{shown}: {flag.unset}" if flag.unset else shown
-
-
 class PretrainOptions(BaseModel):
     """Options of pretraining. The seed, the folds and the held-out subjects are fixed when the run is created."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    folds: int = 5
+    folds: Annotated[int, Flag(FOLDS)] = 5
     """Subject folds, as in the sweep that the encoder is for."""
-    held_out: Annotated[float | list[str] | Literal["auto"], BeforeValidator(parse_held_out)] = "auto"
+    held_out: Annotated[
+        float | list[str] | Literal["auto"], BeforeValidator(parse_held_out), Flag(FOLDS, R5, metavar="SHARE|NAMES")
+    ] = "auto"
     """Subjects that the encoder does not see, as in the sweep that it is for."""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, Flag(FOLDS)] = Field(0, ge=0)
     """Seed of the fold map, as in the sweep, and of training."""
-    serves: str | Path | None = None
-    """A run whose fold map is used instead, so that its held-out subjects are not seen."""
-    fold_wise: bool = False
+    serves: Annotated[str | Path | None, Flag(FOLDS, "make one", metavar="RUN")] = None
+    """Run whose fold map is used instead, so that its held-out subjects are not seen."""
+    fold_wise: Annotated[bool, Flag(FOLDS)] = False
     """Train one encoder per fold, without the fold's subjects."""
-    probe_every: int = Field(5, ge=0)
+    probe_every: Annotated[int, Flag(PROBES)] = Field(5, ge=0)
     """Epochs between linear probes; 0 for none."""
-    tuned_probe: int = Field(0, ge=0)
+    tuned_probe: Annotated[int, Flag(PROBES)] = Field(0, ge=0)
     """Epochs of a second probe after every linear one, which trains a copy of the encoder for each fold on the targets
     of the fold's training subjects; 0 for none. It costs as much as a trial of that many epochs."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: Annotated[int | None, Flag(RESOURCES, "all of its batch")] = Field(None, ge=1)
     """Windows whose activations a worker holds at a time."""
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, Flag(RESOURCES)] = Field(1, ge=1)
     """Workers that share a batch. More than one run on Ray; they may change from one call to the next."""
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(1, gt=0)
     """CPU cores per worker."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0)
     """GPUs per worker."""
-    address: str | None = None
+    address: Annotated[str | None, Flag(RESOURCES, "this process, or a Ray started on this machine")] = None
     """Address of a running Ray cluster."""
+
+
+def flag_of(options: type[BaseModel], name: str) -> Flag:
+    """Return how an option is presented."""
+    return next(each for each in options.model_fields[name].metadata if isinstance(each, Flag))
+
+
+def help_of(options: type[BaseModel], name: str) -> str:
+    """Return an option's description in one line."""
+    return " ".join((options.model_fields[name].description or "").split())
+
+
+def default_of(options: type[BaseModel], name: str) -> str:
+    """Return an option's default in words."""
+    flag, default = flag_of(options, name), options.model_fields[name].default
+    if default is None:
+        return str(flag.unset)
+    shown = ", ".join(default) if isinstance(default, list) else str(default)
+    return f"{shown}: {flag.unset}" if flag.unset else shown
 
 
 def parse_options(given: dict[str, Any]) -> SweepOptions:

@@ -12,11 +12,11 @@ import pytest
 
 import raypipe
 from raypipe import api
-from raypipe.core.options import SweepOptions, default_of, help_of
+from raypipe.core.options import PretrainOptions, SweepOptions, default_of, help_of
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.packaging.bundle import LoadedEnsemble
 
-FUNCTIONS = [n for n in raypipe.__all__ if inspect.isfunction(getattr(raypipe, n)) and n != "pretrain"]
+FUNCTIONS = [n for n in raypipe.__all__ if inspect.isfunction(getattr(raypipe, n))]
 METHODS = [
     getattr(kind, name)
     for kind in (raypipe.Run, raypipe.SweepCallback, raypipe.PrintProgress, Ensemble, LoadedEnsemble)
@@ -68,11 +68,12 @@ def test_every_public_member_is_documented(member):
         assert inspect.getdoc(member)
 
 
-def test_a_sweeps_docstring_and_signature_list_its_options():
-    text = " ".join(sections(raypipe.sweep)["Parameters"].split())
-    parameters = inspect.signature(raypipe.sweep).parameters
-    for name, field in SweepOptions.model_fields.items():
-        assert f"{name} {help_of(name)} Default: {default_of(name)}." in text
+@pytest.mark.parametrize(("function", "options"), [("sweep", SweepOptions), ("pretrain", PretrainOptions)])
+def test_docstring_and_signature_list_all_options(function, options):
+    text = " ".join(sections(getattr(raypipe, function))["Parameters"].split())
+    parameters = inspect.signature(getattr(raypipe, function)).parameters
+    for name, field in options.model_fields.items():
+        assert f"{name} {help_of(options, name)} Default: {default_of(options, name)}." in text
         assert parameters[name].default == field.default
 
 

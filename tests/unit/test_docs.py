@@ -16,7 +16,7 @@ import yaml
 import raypipe
 from raypipe.cli import app
 from raypipe.core.config import parameter_names
-from raypipe.core.options import SweepOptions
+from raypipe.core.options import PretrainOptions, SweepOptions
 from raypipe.core.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def script(name: str):
     return module
 
 
-@pytest.mark.parametrize("name", ["search-spaces.md", "sweeps.md"])
+@pytest.mark.parametrize("name", ["search-spaces.md", "sweeps.md", "pretraining.md"])
 def test_tables_are_those_of_the_program(name):
     assert script("parameters").page(name) == PAGES[name], "run: python docs/parameters.py"
 
@@ -119,8 +119,9 @@ def test_tables_are_those_of_the_program(name):
 def test_tables_have_every_parameter_and_every_option():
     rows = re.findall(r"^\| `([\w/]+)` \| `[^`]+` \| \S.* \| \S.* \|$", PAGES["search-spaces.md"], re.MULTILINE)
     assert rows == parameter_names()
-    flags = re.findall(r"^\| `--([\w-]+)`", PAGES["sweeps.md"], re.MULTILINE)
-    assert [flag.replace("-", "_") for flag in flags] == list(SweepOptions.model_fields)
+    for name, options in (("sweeps.md", SweepOptions), ("pretraining.md", PretrainOptions)):
+        flags = re.findall(r"^\| `--([\w-]+)`", PAGES[name], re.MULTILINE)
+        assert [flag.replace("-", "_") for flag in flags] == list(options.model_fields)
 
 
 def test_the_python_page_names_every_public_name():

@@ -1,4 +1,4 @@
-"""The flags of the verbs that run a sweep are those of `SweepOptions`, and no others than these."""
+"""The flags of the verbs that train are made from their options, and are no others than these."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import pytest
 import typer
 
 from raypipe.cli import app
-from raypipe.core.options import SweepOptions, flag_of, help_of, parse_options
+from raypipe.core.options import PretrainOptions, SweepOptions, flag_of, help_of, parse_options
 
 OWN = {
     "plan": {"data", "cpus", "gpus"},
     "sweep": {"data", "run", "warm_start", "init"},
     "resume": set(),
     "rerun": {"top", "seeds"},
+    "pretrain": {
+        *("data", "run", "epochs", "batch", "lr", "mask", "temperature", "negatives", "time_shift", "set"),
+    },
 }
 FLAGS = {
     "plan": {"trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address"},
@@ -33,6 +36,10 @@ FLAGS = {
     },
     "resume": {"trials", "time_budget", "gpu_hours", "workers", "address"},
     "rerun": {"time_budget", "gpu_hours", "workers", "address"},
+    "pretrain": {
+        *("folds", "held_out", "seed", "serves", "fold_wise", "probe_every", "tuned_probe", "micro_batch", "workers"),
+        *("cpus_per_worker", "gpus_per_worker", "address"),
+    },
 }
 
 
@@ -49,21 +56,23 @@ def test_the_flags_of_a_verb(verb):
 
 def test_every_option_of_a_sweep_is_a_flag():
     assert FLAGS["sweep"] == set(SweepOptions.model_fields)
+    assert FLAGS["pretrain"] == set(PretrainOptions.model_fields)
 
 
 @pytest.mark.parametrize("verb", FLAGS)
 def test_help_and_default_are_those_of_the_option(verb):
     for name in FLAGS[verb]:
         flag = options(verb)[name]
-        assert flag.help == help_of(name) and flag.rich_help_panel == flag_of(name).group
+        model = PretrainOptions if verb == "pretrain" else SweepOptions
+        assert flag.help == help_of(model, name) and flag.rich_help_panel == flag_of(model, name).group
         kept = verb == "resume" or (verb == "rerun" and name in ("workers", "address"))
-        assert flag.default == (None if kept else SweepOptions.model_fields[name].default)
+        assert flag.default == (None if kept else model.model_fields[name].default)
 
 
 def test_other_names_and_forms():
     flags = options("sweep")
     assert flags["concurrent"].opts == ["--concurrent", "--max-concurrent"]
-    assert flags["prune"].secondary_opts == ["--no-prune"]
+    assert flags["prune"].secondary_opts == ["--no-prune"] and not options("pretrain")["fold_wise"].secondary_opts
     assert flags["address"].envvar == "RAY_ADDRESS"
     assert all(flags[name].opts == [f"--{name.replace('_', '-')}"] for name in flags if name != "concurrent")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.core.options import SweepOptions, default_of, flag_of, help_of, parse_options
+from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of, parse_options
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_a_wrong_option_is_one_line(given, line):
     assert str(caught.value) == line
 
 
-@pytest.mark.parametrize("name", SweepOptions.model_fields)
-def test_every_option_is_described(name):
-    assert help_of(name).endswith(".") and flag_of(name).group
-    assert default_of(name) != "None"
+@pytest.mark.parametrize("options", [SweepOptions, PretrainOptions])
+def test_every_option_is_described(options):
+    for name in options.model_fields:
+        assert help_of(options, name).endswith(".") and flag_of(options, name).group
+        assert default_of(options, name) != "None"
