@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A sweep in one Slurm allocation: a head on the first node, a worker on every node, the sweep on the head.
+# A sweep in one Slurm allocation: Ray's head on the first node, workers on every node, the driver on the head.
 #   sbatch deploy/slurm.sh search_spaces/latency.py --data /shared/store --run /shared/run --trials 200
-# Submitted again after a time-out or a crash, it goes on. --data and --run lie where all nodes see them.
+# Submitted again after a time-out or a crash, it continues the run. All nodes must reach --data and --run.
 #SBATCH --job-name=raypipe
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --gres=gpu:1
 #SBATCH --time=24:00:00
-# A minute before the time is up the sweep ends the epoch under way:
+# A minute before the time limit, the sweep finishes the epochs under way and stops:
 #SBATCH --signal=B:TERM@60
 set -euo pipefail
 
@@ -19,7 +19,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}'):$port
 
-# Whoever reaches a Ray cluster runs code on it: a token of this job alone keeps the other users of the nodes out.
+# Anyone who reaches a Ray cluster can run code on it. This job's own token keeps other users of the nodes out.
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
@@ -27,11 +27,11 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN
 srun --overlap --nodes=1 --ntasks=1 -w "$head" \
   ray start --head --port="$port" --num-cpus="$cpus" --include-dashboard=false --block &
 cluster=("$!")
-# shellcheck disable=SC2317  # called by the trap
+# shellcheck disable=SC2317  # the trap calls it
 end() { kill "${cluster[@]}" 2>/dev/null || true; }
 trap end EXIT
 
-# The head answers before anybody joins it.
+# Wait until the head answers.
 for _ in $(seq 60); do
   ray health-check --address "$address" >/dev/null 2>&1 && break
   sleep 1
@@ -46,7 +46,7 @@ sweep=$!
 trap 'kill -TERM "$sweep"' TERM
 status=0
 wait "$sweep" || status=$?
-if kill -0 "$sweep" 2>/dev/null; then # the notice came: it ends its epochs
+if kill -0 "$sweep" 2>/dev/null; then # SIGTERM interrupted the wait: the sweep finishes its epochs
   status=0
   wait "$sweep" || status=$?
 fi

@@ -86,7 +86,7 @@ def supervise(
             attempts = MAX_RESTARTS if error.progress else attempts - 1
             if not attempts:
                 raise UserError(
-                    f"{error}, {MAX_RESTARTS} times without an epoch in between; run the same command again to continue"
+                    f"{error}, {MAX_RESTARTS} times without an epoch in between; the same command continues from here"
                 ) from error
             callback.on_restart(str(error))
         restart()

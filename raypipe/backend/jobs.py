@@ -1,4 +1,4 @@
-"""Commands run on a cluster by Ray's Jobs API: submitted from anywhere that reaches its dashboard, then left alone."""
+"""Jobs of a cluster (Ray's Jobs API): raypipe commands that are submitted through its dashboard and run on its head."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raypipe.backend.process_state import logger_at
 from raypipe.core.errors import UserError, first_line, missing_package
 from raypipe.core.versions import EXPECTED_VERSIONS, job_versions
 from raypipe.storage.remote import refuse_credentials
 
-_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-LOOK = 5.0
-"""Seconds in which Ray notices that a job has died, once it looks."""
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+DEATH_NOTICE_SECONDS = 5.0
+"""Seconds within which Ray notices that a job has died, once it checks."""
+POLL_SECONDS = 0.5
 
 
 class Job(NamedTuple):
-    """A job, as lists show it."""
+    """A job of the cluster."""
 
     name: str
     status: str
     command: str
-    begun: datetime | None
+    started: datetime | None
     message: str
 
 
 class Jobs:
-    """The jobs of a cluster.
+    """Submits, lists, reads and stops the jobs of a cluster.
 
     Parameters
     ----------
     address
-        Of its dashboard, such as ``http://127.0.0.1:8265``.
+        Address of its dashboard, such as ``http://127.0.0.1:8265``.
 
     Raises
     ------
     UserError
-        Nothing answers there, the cluster has another Ray, or this machine has no ``ray[default]``.
+        No dashboard answers, the cluster has another version of Ray, or this machine has no ``ray[default]``.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every upload
         try:
             from ray.job_submission import JobSubmissionClient
 
-            self._client: Any = JobSubmissionClient(address)
+            with logger_at("ray", logging.ERROR):
+                self._client: Any = JobSubmissionClient(address)
         except ConnectionError:
             raise UserError(
                 f"--cluster {address}: no Ray dashboard answers there; reach one with "
@@ -68,30 +70,30 @@ class Jobs:
             raise UserError(f"--cluster {address}: {first_line(error)}") from None
 
     def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:
-        """Have the cluster's head run a raypipe command; the job's name. It returns at once.
+        """Submit a raypipe command to the cluster's head and return the job's name, without waiting for its end.
 
-        The command's code is this machine's raypipe, shipped as it is; its packages are the cluster's, and the job
-        refuses to begin where their versions differ.
+        The job runs this machine's raypipe, which is uploaded, with the packages of the cluster. It ends with an error
+        if their versions differ from those of this machine.
 
         Parameters
         ----------
         command
-            Words after ``raypipe``.
+            Arguments of ``raypipe``.
         run
-            The run that it drives: one job at a time.
+            The run that the command drives; a run has one job at a time.
         files
-            Files beside which the command is run.
+            Files that are copied into the job's working directory.
 
         Raises
         ------
         UserError
-            A job is at work on the run.
+            Another job drives the run, or the cluster refuses the job.
         """
         stem = job_stem(run)
         before = [job for job in self.list() if job.name.rpartition("-")[0] == stem]
         for job in before:
-            if job.status not in _OVER and self._lives(job.name):
-                raise UserError(f"{run}: job {job.name} is at work on it; look with raypipe logs {job.name} -f")
+            if job.status not in _ENDED and self._is_running(job.name):
+                raise UserError(f"{run}: job {job.name} drives it; follow it with: raypipe logs {job.name} -f")
         name = f"{stem}-{1 + max((int(job.name.rpartition('-')[2]) for job in before), default=0)}"
         with tempfile.TemporaryDirectory(prefix="raypipe-job-") as folder:
             for file in files:
@@ -102,31 +104,31 @@ class Jobs:
                 "excludes": ["__pycache__"],
                 "env_vars": {EXPECTED_VERSIONS: json.dumps(job_versions()), "RAY_USAGE_STATS_ENABLED": "0"},
             }
+            submission: dict[str, Any] = {
+                "entrypoint": shlex.join(["python", "-m", "raypipe", *command]),
+                "submission_id": name,
+                "runtime_env": runtime_env,
+                "metadata": {"run": run},
+            }
             try:
-                return str(
-                    self._client.submit_job(
-                        entrypoint=shlex.join(["python", "-m", "raypipe", *command]),
-                        submission_id=name,
-                        runtime_env=runtime_env,
-                        metadata={"run": run},
-                    )
-                )
+                with logger_at("ray", logging.ERROR):  # it logs every upload
+                    return str(self._client.submit_job(**submission))
             except RuntimeError as error:
                 raise UserError(f"--cluster {self.address}: refused ({first_line(error)})") from None
 
-    def _lives(self, name: str) -> bool:
-        """Whether a job that is said to run does so.
+    def _is_running(self, name: str) -> bool:
+        """Return whether a job runs that Ray lists as running.
 
-        A head that was started again has its jobs from the control store, where those that died with it still run. Ray
-        looks after them only once somebody has asked for something that the head's agent has to do, such as a log.
+        A head that was restarted reads its jobs from the control store (GCS), where those that died with it are still
+        running. Ray checks them only after a request that the head's agent answers, such as one for a log.
         """
-        with contextlib.suppress(RuntimeError):  # where the agent has gone too
+        with contextlib.suppress(RuntimeError):  # the agent may have died too
             self._client.get_job_logs(name)
-        deadline = time.monotonic() + LOOK
+        deadline = time.monotonic() + DEATH_NOTICE_SECONDS
         while time.monotonic() < deadline:
-            if self._status(name) in _OVER:
+            if self._status(name) in _ENDED:
                 return False
-            time.sleep(0.5)
+            time.sleep(POLL_SECONDS)
         return True
 
     def _status(self, name: str) -> str:
@@ -134,7 +136,7 @@ class Jobs:
         return str(getattr(status, "value", status))
 
     def list(self) -> list[Job]:
-        """All submitted jobs, the newest first."""
+        """Return all submitted jobs, the newest first."""
         found = [job for job in self._client.list_jobs() if job.submission_id]
         found.sort(key=lambda job: job.start_time or 0, reverse=True)
         return [
@@ -142,24 +144,24 @@ class Jobs:
                 name=job.submission_id,
                 status=str(getattr(job.status, "value", job.status)),
                 command=job.entrypoint.removeprefix("python -m raypipe "),
-                begun=datetime.fromtimestamp(job.start_time / 1e3) if job.start_time else None,
+                started=datetime.fromtimestamp(job.start_time / 1e3) if job.start_time else None,
                 message=(job.message or "").partition("\n")[0],
             )
             for job in found
         ]
 
-    def _known(self, name: str) -> None:
+    def _check_exists(self, name: str) -> None:
         if name not in {job.name for job in self.list()}:
             raise UserError(f"{name}: no such job on {self.address}; raypipe jobs lists them")
 
     def logs(self, name: str) -> str:
-        """What a job has printed so far."""
-        self._known(name)
+        """Return the output of a job so far."""
+        self._check_exists(name)
         return str(self._client.get_job_logs(name))
 
     def follow(self, name: str, write: Callable[[str], None]) -> str:
-        """Hand on what a job prints until it is over; how it ended."""
-        self._known(name)
+        """Write the output of a job until it ends; return its last status."""
+        self._check_exists(name)
 
         async def read() -> None:
             async for text in self._client.tail_job_logs(name):
@@ -169,25 +171,25 @@ class Jobs:
         return self._status(name)
 
     def stop(self, name: str) -> None:
-        """End a job; its run stays, and goes on when it is submitted again."""
-        self._known(name)
+        """Stop a job; its run stays, and the same command submitted again continues it."""
+        self._check_exists(name)
         self._client.stop_job(name)
 
 
 def job_stem(run: str) -> str:
-    """What the names of a run's jobs begin with: readable, and another one for another run."""
+    """Return the beginning of the names of a run's jobs: the folder's name and a hash of the path."""
     plain = run.partition("?")[0].rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", plain.rpartition("/")[2]).strip("-") or "run"
     return f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
 
 
 def refuse_local(option: str, where: str) -> None:
-    """Refuse a place that a cluster cannot see, or that would put keys on its record.
+    """Refuse a path that a cluster cannot read, and a URI whose keys would be stored in the job's record.
 
     Raises
     ------
     UserError
-        `where` is a path of this machine, or a URI with keys in it.
+        `where` is a relative path, or a URI with keys in it.
     """
     refuse_credentials(where)
     if "://" not in where and not Path(where).is_absolute():

@@ -78,3 +78,15 @@ def logger_to(name: str, stream: io.TextIOBase) -> Iterator[None]:
     finally:
         logger.handlers = handlers
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def logger_at(name: str, level: int) -> Iterator[None]:
+    """Set a logger's level for the duration of the block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -38,7 +38,7 @@ ADVICE = {
 _SWEEP_ERRORS: dict[str, Callable[[str], Exception]] = {
     "disk-full": DiskFullError,
     "storage": StorageError,
-    "no-workers": lambda reason: UserError(f"{reason}; run the same command again to continue"),
+    "no-workers": lambda reason: UserError(f"{reason}; the same command continues from here"),
 }
 """Failures that end the sweep and leave the trial open."""
 _KINDS_WITHOUT_REASON = ("non-finite", "out-of-memory", "lost-worker")

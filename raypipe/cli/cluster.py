@@ -101,7 +101,7 @@ def jobs(cluster: ClusterOption = LOCAL_DASHBOARD) -> None:
         return
     table = Table("job", "status", "since", "command", box=None)
     for job in found:
-        table.add_row(job.name, job.status.lower(), f"{job.begun:%Y-%m-%d %H:%M}" if job.begun else "", job.command)
+        table.add_row(job.name, job.status.lower(), f"{job.started:%Y-%m-%d %H:%M}" if job.started else "", job.command)
     console.print(table)
 
 

@@ -16,11 +16,6 @@ PLAIN_LINE_SECONDS = 15.0
 """Seconds between lines of progress where there is no terminal."""
 
 
-def pinned(console: Console) -> Console:
-    """Return a console that keeps writing to the current stream, also while standard output is redirected for Ray."""
-    return Console(file=console.file, width=console.width, force_terminal=console.is_terminal)
-
-
 class ProgressCounter(SweepCallback, AbstractContextManager["ProgressCounter"]):
     """Callback ``(done, total, text)`` that shows a bar in a terminal and a line now and then elsewhere.
 
@@ -33,7 +28,7 @@ class ProgressCounter(SweepCallback, AbstractContextManager["ProgressCounter"]):
     """
 
     def __init__(self, console: Console, what: str) -> None:
-        self._console = pinned(console)
+        self._console = console
         self._what, self._live = what, console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),

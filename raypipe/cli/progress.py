@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.cli.console import PLAIN_LINE_SECONDS, pinned
+from raypipe.cli.console import PLAIN_LINE_SECONDS
 from raypipe.core.text import format_duration
 from raypipe.reporting.progress_lines import PrintProgress, chosen_parameters
 from raypipe.reporting.sweep_state import RunningTrial
@@ -42,16 +41,14 @@ class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = pinned(console)
+        self._console = console
         every = math.inf if console.is_terminal else PLAIN_LINE_SECONDS  # the live display shows progress
         super().__init__(lambda line: print_line(self._console, line), every=every, clock=clock)
         self._live: Live | None = None
 
     def __enter__(self) -> SweepView:
         if self._console.is_terminal:
-            # Standard output is redirected to a file while Ray runs; the display leaves it alone.
-            options: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False, "transient": True}
-            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=2, **options)
+            self._live = Live(get_renderable=self.render, console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
         return self
 

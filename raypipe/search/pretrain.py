@@ -216,7 +216,7 @@ def _train_on_ray(
             raise workers.error
         if workers.error is not None:
             raise UserError(
-                f"pretraining has stopped ({error_line(workers.error)}); run the same command again to continue"
+                f"pretraining has stopped ({error_line(workers.error)}); the same command continues from here"
             ) from workers.error
         if not all(store.folder.exists(store.encoder_name(part)) for part in store.parts):
             raise InterruptedSweepError

@@ -148,7 +148,7 @@ def test_deaths_without_an_epoch_in_between_are_counted():
     deaths = Deaths(*[False] * MAX_RESTARTS)
     with pytest.raises(
         UserError,
-        match=rf"the broker has died, {MAX_RESTARTS} times without an epoch in between; run the same command again",
+        match=rf"the broker has died, {MAX_RESTARTS} times without an epoch in between; the same command continues",
     ):
         deaths.supervised()
     assert deaths.restarts == MAX_RESTARTS - 1

@@ -94,11 +94,11 @@ def test_a_space_may_be_named_as_a_shell_completes_it(cluster, capsys, monkeypat
 
 
 def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
-    monkeypatch.setattr("raypipe.backend.jobs.LOOK", 0.0)
+    monkeypatch.setattr("raypipe.backend.jobs.DEATH_NOTICE_SECONDS", 0.0)
     words = ("submit", "resume", "s3://lab/run")
     assert typed(capsys, *words)[0] == 0
     status, _, error = typed(capsys, *words)
-    assert status == 2 and f"job {cluster.jobs[0].submission_id} is at work on it" in error
+    assert status == 2 and f"job {cluster.jobs[0].submission_id} drives it" in error
     cluster.jobs[0].status = "FAILED"
     assert typed(capsys, *words)[0] == 0
     assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "2"]

@@ -70,7 +70,7 @@ def test_a_failed_trial_is_recorded_and_the_sweep_continues(search):
     [
         ("disk-full", DiskFullError, "^no space left$"),
         ("storage", StorageError, "^no space left$"),
-        ("no-workers", UserError, "^no space left; run the same command again to continue$"),
+        ("no-workers", UserError, "^no space left; the same command continues from here$"),
     ],
 )
 def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_leaves_the_trial_open(search, failure, kind, message):
