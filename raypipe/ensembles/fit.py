@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from raypipe.ensembles.held_out import HeldOutPredictions, difference_to_best, p
 from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
+from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
@@ -112,11 +114,7 @@ def fit_ensemble(
         notes=notes,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
         held_out_evaluations=evaluations,
-        diversity={
-            "members": candidates.predictions.names,
-            "correlations": error_correlations(candidates.predictions).round(4).tolist(),
-            "curve": score_by_ensemble_size(candidates.predictions),
-        },
+        diversity=_diversity(candidates.predictions),
         excluded=fits.excluded,
     )
 
@@ -128,8 +126,18 @@ def _require_known(method: str) -> None:
 
 
 def _distill(candidates: Candidates, fits: FittedMethods, progress: Progress | None) -> MergedNetworks:
+    """Train a network with the configuration of the best member on the ensemble's nested predictions."""
     like, index = candidates.members[0], candidates.predictions.windows
     return distill(candidates.run, candidates.windows, like, index, fits.nested_predictions, progress)
+
+
+def _diversity(predictions: MemberPredictions) -> dict[str, Any]:
+    """Return `Ensemble.diversity`."""
+    return {
+        "members": predictions.names,
+        "correlations": error_correlations(predictions).round(4).tolist(),
+        "curve": score_by_ensemble_size(predictions),
+    }
 
 
 def _held_out_record(
@@ -138,6 +146,7 @@ def _held_out_record(
     held_out: HeldOutPredictions,
     shipped: ShippedMembers,
 ) -> HeldOut:
+    """Return the held-out predictions of what is shipped, and of its members."""
     info, evaluation = candidates.run.info, candidates.held_out
     shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
     n_classes = len(candidates.windows.classes)

@@ -45,7 +45,7 @@ class EnsembleRecord(Record):
     verdict: str
     notes: list[str]
     looks: int
-    """How often the run was scored on its held-out subjects."""
+    """Number of times that the run was scored on its held-out subjects."""
     rule: dict[str, Any] | None
     diversity: dict[str, Any]
     left_out: dict[str, str]
@@ -94,7 +94,7 @@ class Ensemble:
     weights: Floats
     """(M,) not negative, with sum one; approximate for a rule that has other weights."""
     rule: Rule | None
-    """How the members are combined, where it is not the weighted mean."""
+    """Combines the members; None for the weighted mean."""
     merged: MergedNetworks | None
     """Networks that replace those of the members: a soup, or a distilled network."""
     table: pd.DataFrame
@@ -102,10 +102,10 @@ class Ensemble:
     verdict: str
     """Two or three sentences on the scores."""
     notes: list[str]
-    """How to read the table."""
+    """Notes on how to read the table."""
     held_out: HeldOut
     held_out_evaluations: int
-    """How often this run was scored on its held-out subjects, this time included."""
+    """Number of times that this run was scored on its held-out subjects, this one included."""
     diversity: dict[str, Any]
     """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
     excluded: dict[str, str]
@@ -119,7 +119,7 @@ class Ensemble:
 
     @property
     def distilled(self) -> bool:
-        """Whether one network is shipped that was trained to predict what the ensemble predicts."""
+        """Return whether a single network is shipped, trained to predict what the ensemble predicts."""
         return self.merged is not None and self.merged.distilled
 
     def save(self) -> None:

@@ -46,7 +46,7 @@ class EvaluationSet:
 
     @property
     def has_subject_targets(self) -> bool:
-        """Whether each subject has one target for all its windows, and some subject has several windows."""
+        """Return whether each subject has one target for all its windows, and some subject has several windows."""
         one = self.per_subject()
         index = np.searchsorted(one.subjects, self.subjects)
         return len(one.subjects) < len(self.subjects) and bool(np.all(one.targets[index] == self.targets))

@@ -30,7 +30,7 @@ Evidence = Literal["better", "suggestive", "none", "worse", "undefined"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verdict is written from."""
+    """Scores and choices that a verdict is written from."""
 
     table: pd.DataFrame
     """See `scores.score_table`."""
@@ -48,7 +48,7 @@ class Outcome:
     """By method, where the method was chosen by them; None where it was asked for."""
     distilled: bool = False
     evaluations: int = 1
-    """How often the run was scored on its held-out subjects, this time included."""
+    """Number of times that the run was scored on its held-out subjects, this one included."""
     notes: Sequence[str] = field(default_factory=list)
     """Notes on the method."""
 

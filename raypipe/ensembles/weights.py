@@ -20,7 +20,7 @@ POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 100.0)
 """Temperatures of the softmax over errors."""
 ENTROPY_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""How fast a window's weight falls with its entropy."""
+"""Factors of the entropy in a window's weight, ``exp(-factor * entropy)``."""
 
 
 def linear_rule(weights: Floats, intercept: float = 0.0) -> Rule:

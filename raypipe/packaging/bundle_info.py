@@ -50,10 +50,10 @@ class BundleInfo(Record):
     """Samples of a window that the networks see."""
     n_outputs: int = Field(ge=1)
     prepare: Plan
-    """How recordings were cut into windows."""
+    """Plan by which recordings were cut into windows."""
     method: str
     rule: dict[str, Any] | None
-    """How members are combined (`raypipe.models.combine`); None for their weighted mean."""
+    """Combines the members (`raypipe.models.combine`); None for their weighted mean."""
     soup: list[int]
     """Trials of averaged weights, or of a distilled network's configuration; empty if there are none."""
     student: bool
@@ -70,7 +70,7 @@ class BundleInfo(Record):
     verdict: str
     notes: list[str]
     looks: int
-    """How often the run was scored on its held-out subjects."""
+    """Number of times that the run was scored on its held-out subjects."""
     seed: int
     data_hash: str
     versions: dict[str, str]

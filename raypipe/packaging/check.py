@@ -23,7 +23,7 @@ CHALLENGE_WINDOWS = {"sfreq": 100.0, "n_channels": 129, "n_times": 200}
 """Windows of the challenge, for a zip without a manifest."""
 
 Request = dict[str, Any]
-"""What `scorer` needs to know of a challenge."""
+"""Windows and reference predictions of a challenge, for `scorer`."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """Return whether every check passed."""
         return bool(self.lines) and all(line.ok for line in self.lines)
 
     @property
     def failures(self) -> list[CheckLine]:
-        """The checks that failed."""
+        """Return the checks that failed."""
         return [line for line in self.lines if not line.ok]
 
     def add(self, name: str, ok: bool, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""One network that answers as an ensemble does: what it learns from, how it is scored, that it is what is shipped."""
+"""A network distilled from an ensemble: its targets, its scores, and that it is what is shipped."""
 
 from __future__ import annotations
 
@@ -34,39 +34,41 @@ def made(request, tmp_path) -> Finished:
     return Finished(RunStore.open(shutil.copytree(given.run.local, tmp_path / "run")), given.windows)
 
 
-def test_the_student_learns_labels_and_answers_and_nothing_of_the_held_out(made):
+def test_the_student_learns_labels_and_predictions_and_nothing_of_the_held_out(made):
     run, windows = made.run, made.windows
     index = run.folds.search_index(windows.subjects)
     rng = np.random.default_rng(0)
-    answers = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
+    predictions = rng.dirichlet((1, 1), len(index)) if windows.classes else rng.normal(size=(len(index), 1))
     one = _StudentData(run.config(0), WindowLoader(windows), index, index[:0], fold=3)
-    one.predictions_NO = np.full((len(windows), answers.shape[1]), np.nan)
-    one.predictions_NO[index] = answers
+    one.predictions_NO = np.full((len(windows), predictions.shape[1]), np.nan)
+    one.predictions_NO[index] = predictions
     some = index[:5]
     given = one.targets(some, np.array([1, 2, 0, 1, 2])).numpy()
     if windows.classes:
-        expected = LABEL_SHARE * np.eye(2)[windows.targets[some]] + (1 - LABEL_SHARE) * answers[:5]
+        expected = LABEL_SHARE * np.eye(2)[windows.targets[some]] + (1 - LABEL_SHARE) * predictions[:5]
     else:
-        expected = (LABEL_SHARE * windows.targets[some] + (1 - LABEL_SHARE) * answers[:5, 0] - one.centre) / one.scale
+        mean = LABEL_SHARE * windows.targets[some] + (1 - LABEL_SHARE) * predictions[:5, 0]
+        expected = (mean - one.centre) / one.scale
     np.testing.assert_allclose(given, expected, rtol=1e-5)
     targets = torch.cat([batch.y for batch in one.batches(1, lambda size: [])])
-    assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never asked for
+    assert torch.isfinite(targets).all()  # the rows of held-out windows, which are NaN here, are never read
 
 
 def test_distilling_again_gives_the_same_network(made):
     run, windows = made.run, made.windows
     index = run.folds.search_index(windows.subjects)
-    answers = np.full((len(index), windows.n_outputs), 0.5)
-    said: list[tuple[int, int, str]] = []
+    predictions = np.full((len(index), windows.n_outputs), 0.5)
+    calls: list[tuple[int, int, str]] = []
     one, other = (
-        distill(run, windows, Member(0), index, answers, lambda *news: said.append(news)).folds[0] for _ in range(2)
+        distill(run, windows, Member(0), index, predictions, lambda *call: calls.append(call)).folds[0]
+        for _ in range(2)
     )
     assert all(tensor.equal(other[name]) for name, tensor in one.items())
     best = run.result(0).best_epoch
-    assert [news[:2] for news in said] == 2 * [(epoch, best) for epoch in range(1, best + 1)]
+    assert [call[:2] for call in calls] == 2 * [(epoch, best) for epoch in range(1, best + 1)]
 
 
-def test_one_network_is_shipped_scored_and_told(made, tmp_path):
+def test_one_network_is_shipped_scored_and_reported(made, tmp_path):
     run, windows = made.run, made.windows
     plain = fit_ensemble(run, windows=windows, method="equal")
     fitted = fit_ensemble(run, windows=windows, method="equal", distilled=True)
@@ -92,7 +94,7 @@ def test_one_network_is_shipped_scored_and_told(made, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ridge", "boosting", "greedy"])
-def test_whatever_its_teacher_was_the_student_answers_alone(made, tmp_path, method):
+def test_the_student_predicts_without_its_teachers_rule(made, tmp_path, method):
     run, windows = made.run, made.windows
     fitted = fit_ensemble(run, windows=windows, method=method, distilled=True)
     assert fitted.rule is None

@@ -1,4 +1,4 @@
-"""Networks that tell the variance of their answers, from the head to the ensemble that weighs windows by it."""
+"""Networks that predict a variance, from the head to the ensemble that weights windows by it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_configurations_that_do_not_go_together():
 
 @pytest.mark.parametrize("name", ["conformer", "tcn"])
 @pytest.mark.parametrize("options", [{"variance": True}, {"bins": 16}])
-def test_a_network_tells_value_and_variance_in_evaluation(name, options):
+def test_a_network_predicts_value_and_variance_in_evaluation(name, options):
     torch.manual_seed(0)
     config = ModelConfig(name=name, filters=4, heads=2, depth=1, hidden=8, **options)
     models = [build_model(config, **SHAPE) for _ in range(2)]
@@ -84,7 +84,7 @@ def test_a_network_tells_value_and_variance_in_evaluation(name, options):
             torch.testing.assert_close(ConformerStack(models)(x_BCT), torch.stack(answers), atol=1e-5, rtol=1e-5)
 
 
-def test_told_variances_stay_within_bounds():
+def test_predicted_variances_stay_within_bounds():
     wild = decode_variance(torch.tensor([[0.0, 1e4], [0.0, -1e4]]))
     assert torch.isfinite(wild).all() and (wild[:, 1] > 0).all()
 
@@ -154,7 +154,7 @@ def test_trials_leave_variances_beside_their_values(made):
 
 @pytest.mark.parametrize("method", ["sample", "member-sample", "boosting"])
 @pytest.mark.parametrize("most", [None, 6])
-def test_what_is_shipped_weighs_by_told_variances_as_the_scores_did(made, tmp_path, method, most):
+def test_what_is_shipped_weights_by_predicted_variances_as_the_scores_did(made, tmp_path, method, most):
     run, windows = made
     fitted = fit_ensemble(run, windows=windows, method=method, max_members=most)
     assert method not in fitted.excluded and len(fitted.members) == (4 if most is None else 2)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raypipe.core.metrics import score
+from raypipe.ensembles.selection import _losses, forward_selection, greedy_selection
+from tests.support.member_predictions import classes, independent, values
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("metric", ["auc", "balanced_accuracy"])
+def test_losses_of_classes_are_negative_scores(metric, n_classes):
+    rng = np.random.default_rng(0)
+    predictions = rng.dirichlet(np.ones(n_classes), size=(4, 200)).round(1)  # ties too
+    members = replace(classes(n=200), predictions=predictions, targets=rng.integers(0, n_classes, 200), metric=metric)
+    expected = [-score(metric, members.targets, member_NK) for member_NK in predictions]
+    np.testing.assert_allclose(_losses(members, predictions), expected, rtol=1e-12)
+
+
+def test_losses_are_brier_scores_where_a_class_is_missing():
+    members = replace(classes(n=200), targets=np.zeros(200, int))
+    expected = ((members.predictions - [1.0, 0.0]) ** 2).sum(2).mean(1)
+    np.testing.assert_allclose(_losses(members, members.predictions), expected)
+
+
+def test_forward_selection_takes_what_complements_the_best():
+    rng = np.random.default_rng(0)
+    y, error = rng.normal(size=400), rng.normal(size=400)
+    # The second member shares the error of the first, the third has the opposite error.
+    members = values([y + error, y + 1.01 * error, y - 1.5 * error], y)
+    assert forward_selection(members, 2) == [0, 2]
+    assert sorted(forward_selection(members, 9)) == [0, 1, 2]
+
+
+def test_greedy_selection_gives_better_members_more_weight():
+    weights = greedy_selection(independent((0.5, 0.7, 1.0, 1.4))[0])["weights"]
+    assert sum(weights) == pytest.approx(1.0) and weights == sorted(weights, reverse=True)
