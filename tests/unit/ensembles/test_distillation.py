@@ -88,7 +88,7 @@ def test_one_network_is_shipped_scored_and_reported(made, tmp_path):
     assert len(bundle.module.members) == 1
     given = bundle.predict(windows.gather(fitted.held_out.windows))
     np.testing.assert_allclose(given, fitted.held_out.predictions, atol=1e-5)
-    assert "One network, which has the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
+    assert "One network with the configuration of trial" in (tmp_path / "bundle/README.md").read_text()
     page = re.sub(r'src="data:[^"]*"', "", html.unescape(Path(write_report(run)).read_text()))
     assert "distilled to the one network that is shipped" in page and "NaN" not in page and ">nan<" not in page
 
@@ -112,7 +112,7 @@ def test_a_student_of_a_trial_that_was_left_out_is_shipped(made, tmp_path, monke
     fitted = fit_ensemble(run, windows=windows, method="ridge", distilled=True)
     assert best not in [member.trial for member in fitted.members] and best in fitted.trials
     export_bundle(run, fitted, tmp_path / "bundle", windows=windows)
-    assert f"has the configuration of trial {best}" in (tmp_path / "bundle/README.md").read_text()
+    assert f"with the configuration of trial {best}," in (tmp_path / "bundle/README.md").read_text()
 
 
 def test_a_shrunken_teacher_is_not_shrunk_again(values):

@@ -190,7 +190,7 @@ def test_an_ensemble_of_snapshots_is_shipped_as_it_was_scored(made, tmp_path):
     given = load_ensemble(tmp_path / "bundle").predict(windows.gather(held.windows))
     np.testing.assert_allclose(given, held.predictions, atol=1e-5)
     card = (tmp_path / "bundle/README.md").read_text()
-    assert f"| 0 | {kept[0]} |" in card and f"1 trial(s), {len(kept)} of their snapshots, with 3 fold models" in card
+    assert f"| 0 | {kept[0]} |" in card and f"1 trial(s) and {len(kept)} snapshot(s) with 3 fold models" in card
     page = Path(write_report(run)).read_text()
     assert "continued since this ensemble" not in page
 

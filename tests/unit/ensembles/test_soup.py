@@ -183,7 +183,7 @@ def test_a_soup_is_shipped_as_one_network_a_fold(siblings, tmp_path, method):
     assert len(bundle.module.members) == run.folds.n_folds
     some = made.held_out.windows
     np.testing.assert_allclose(bundle.predict(windows.gather(some)), made.held_out.predictions, atol=1e-5)
-    assert f"the mean of the weights of {len(made.trials)} trial(s)" in (tmp_path / "bundle/README.md").read_text()
+    assert f"the mean weights of {len(made.trials)} trial(s)" in (tmp_path / "bundle/README.md").read_text()
     assert export_submission({1: loaded}, tmp_path / "s.zip", windows={1: windows}).is_file()
     assert "the mean weights of these members" in html.unescape(write_report(loaded.run).read_text())
     flip(tmp_path / "run/ensemble/soup-fold-1.safetensors")

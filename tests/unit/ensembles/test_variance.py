@@ -126,7 +126,7 @@ def test_stacked_folds_equal_one_by_one():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Trials that tell a variance (a head, and bins), and one that tells none."""
+    """Trials that predict a variance (a head, and bins), and one that predicts none."""
     root = tmp_path_factory.mktemp("variance")
     windows = WindowStore(write_store(root / "store", noisy()))
     run = make_run(root / "run", windows)
@@ -169,7 +169,7 @@ def test_what_is_shipped_weights_by_predicted_variances_as_the_scores_did(made, 
     np.testing.assert_allclose(given, held.predictions, atol=2e-5)
     if method != "boosting" and most is None:
         flat = fitted.rule["scale"][[member.trial for member in fitted.members].index(2)]
-        assert flat == 0.0 and max(fitted.rule["scale"]) > 0  # who tells none has one weight for all windows
+        assert flat == 0.0 and max(fitted.rule["scale"]) > 0  # one weight for all windows
 
 
 @pytest.mark.parametrize("method", ["auto", "sample", "member-sample"])
