@@ -1,4 +1,4 @@
-"""Resources of a sweep, and its restart after the death of the broker or of Tune."""
+"""Restarts of a sweep after the death of the broker or of Tune, and a Ctrl-C while Tune runs."""
 
 from __future__ import annotations
 
@@ -6,113 +6,11 @@ import signal
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raypipe.backend.executor import MAX_RESTARTS, _run_in_thread, supervise
-from raypipe.backend.resources import divide_resources as fit
-from raypipe.backend.resources import max_trials_on_driver, wait_for_resources, workers_per_trial
-from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError
-from raypipe.core.options import SweepOptions
-from raypipe.core.stop import StopRequest
+from raypipe.core.errors import LostSweepError, UserError
 from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
-
-
-@pytest.mark.parametrize(
-    ("folds", "room", "size"), [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)]
-)
-def test_workers_a_trial(folds, room, size):
-    assert workers_per_trial(folds, room) == size
-
-
-@given(st.integers(2, 20), st.integers(1, 64))
-def test_hardly_any_worker_idles(folds, room):
-    size = workers_per_trial(folds, room)
-    assert 1 <= size <= min(folds, room)
-    assert folds / (size * -(-folds // size)) >= 0.95
-
-
-def layout(n_folds=4, cpus=2.0, gpus=0.0, **options):
-    return fit(SweepOptions(**options), n_folds, {"CPU": cpus, "GPU": gpus})
-
-
-def test_all_that_fits_runs_at_a_time():
-    assert layout() == (2, 1)
-    assert layout(n_folds=5) == (1, 2)
-    assert layout(cpus=16) == (4, 4)
-    assert layout(cpus=16, concurrent=2) == (4, 2)
-    assert layout(cpus=16, concurrent=99) == (4, 4)
-    assert layout(cpus=16, workers=8) == (4, 4)  # no more workers than folds
-    assert layout(cpus=16, gpus=2, gpus_per_worker=0.25) == (4, 2)
-
-
-def test_what_does_not_fit_is_one_line():
-    with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.*there are 2 CPU"):
-        layout(workers=4)
-    with pytest.raises(UserError, match=r"1 GPU\(s\) each do not fit: there are 2 CPU\(s\) and 0 GPU"):
-        layout(gpus_per_worker=1)
-
-
-def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
-    nodes = [
-        {"NodeID": "head", "Resources": {"memory": 1e9}},
-        {"NodeID": "b", "Resources": {"memory": 9e9, "CPU": 1.0}},
-    ]
-    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
-    assert max_trials_on_driver("head", 230 * 10**6) == 4
-    assert max_trials_on_driver("b", 230 * 10**6) == 39
-    assert max_trials_on_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
-    assert max_trials_on_driver("head", 0) > 10**6, "simulated trials take nothing"
-    assert max_trials_on_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
-
-
-class Growing:
-    """A cluster that gets a CPU a second, up to some; what it is asked for."""
-
-    def __init__(self, monkeypatch, most):
-        self.seconds, self.most, self.asked, self.seen = 0.0, most, [], Recorder()
-        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": min(self.seconds, self.most)})
-        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(bundles))
-
-    def sleep(self, seconds):
-        self.seconds += seconds
-
-    def fit(self, stop=None, **options):
-        clock, sleep = (lambda: self.seconds), self.sleep
-        return wait_for_resources(SweepOptions(**options), 4, self.seen, stop or StopRequest(), clock, sleep)
-
-
-def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
-    cluster = Growing(monkeypatch, most=8)
-    assert cluster.fit(address="auto", workers=2, concurrent=3) == (2, 3)
-    assert cluster.seconds == 6
-    assert cluster.asked == [[{"CPU": 1}] * 6, []], "asked once, and no more than was needed is kept"
-    (waiting,) = cluster.seen.of("on_waiting")
-    assert "do not fit: there are 0 CPU" in waiting.reason
-
-
-def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_line(monkeypatch):
-    cluster = Growing(monkeypatch, most=4)
-    assert cluster.fit(address="auto", workers=2, concurrent=3) == (2, 2)
-    assert 600 < cluster.seconds < 610
-    with pytest.raises(UserError, match="there are 0 CPU"):
-        Growing(monkeypatch, most=0).fit(address="auto")
-
-
-def test_a_stop_is_heard_while_a_cluster_is_waited_for(monkeypatch):
-    cluster, stop = Growing(monkeypatch, most=0), StopRequest()
-    cluster.seen._then = lambda *_: stop.set()
-    with pytest.raises(InterruptedSweepError):
-        cluster.fit(stop, address="auto")
-    assert cluster.seconds == 0 and cluster.asked[-1] == [], "the request for machines is withdrawn"
-
-
-def test_this_machine_does_not_grow(monkeypatch):
-    cluster = Growing(monkeypatch, most=8)
-    with pytest.raises(UserError, match="do not fit"):
-        cluster.fit()
-    assert (cluster.seconds, cluster.asked) == (0, [])
 
 
 class Deaths:

@@ -67,8 +67,8 @@ def typed(capsys, *words):
     """Exit status, output and error of a command."""
     with pytest.raises(SystemExit) as end:
         app.main([str(word) for word in words])
-    told = capsys.readouterr()
-    return end.value.code, told.out, told.err
+    message = capsys.readouterr()
+    return end.value.code, message.out, message.err
 
 
 def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, capsys):
@@ -131,7 +131,7 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ("sweep", SPACE, "--data", "demo/store", "--run", "s3://lab/run"),
@@ -152,9 +152,9 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
         (("plan", SPACE, "--data", "demo/store"), "data demo/store: a folder of this"),
     ],
 )
-def test_mistakes_are_told_here_and_nothing_is_submitted(cluster, capsys, words, told):
+def test_mistakes_are_reported_here_and_nothing_is_submitted(cluster, capsys, words, message):
     status, _, error = typed(capsys, "submit", *words)
-    assert status == 2 and told in error and "geheim" not in error
+    assert status == 2 and message in error and "geheim" not in error
     assert cluster.jobs == []
 
 
@@ -182,20 +182,20 @@ def test_a_run_is_not_taken_for_a_job(values, cluster, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ConnectionError("Failed to connect"), "no Ray dashboard answers there"),
         (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), ".[cluster]"),
         (RuntimeError("Ray version mismatch: 2.61\nmore"), "Ray version mismatch: 2.61"),
     ],
 )
-def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys, error, told):
+def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys, error, message):
     def refuse(address):
         raise error
 
     monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
     status, _, line = typed(capsys, "jobs", "--cluster", "http://127.0.0.1:1")
-    assert status == 2 and told in line and line.count("\n") == 1
+    assert status == 2 and message in line and line.count("\n") == 1
 
 
 def test_a_cluster_with_other_versions_refuses_the_job(monkeypatch, capsys):

@@ -28,8 +28,8 @@ class Clock:
 
 
 def ended(number: int, state: str = "complete", score: float | None = 0.8, failure: str | None = None) -> TrialResult:
-    told = {"number": number, "state": state, "score": score, "failure": failure, "reason": "so"}
-    return TrialResult(**told, best_epoch=4, epochs=9, seconds=61.0, finished=1.0)
+    fields = {"number": number, "state": state, "score": score, "failure": failure, "reason": "so"}
+    return TrialResult(**fields, best_epoch=4, epochs=9, seconds=61.0, finished=1.0)
 
 
 OPEN = RunSnapshot(where="toys/run", metric="nrmse", direction="minimize", baseline=1.0021, trials=4)
@@ -56,7 +56,7 @@ def shown(view: SweepView, width: int = 160) -> str:
     return console.file.getvalue()
 
 
-def test_fewer_trials_at_a_time_than_asked_for_are_told_with_the_reason(clock):
+def test_fewer_trials_at_a_time_than_asked_for_are_explained(clock):
     text = io.StringIO()
     SweepView(Console(file=text, width=400), clock).on_concurrency_limited(asked=200, limit=45)
     assert "45 trial(s) at a time, not 200: each takes 0.35 GB of memory on the driver's machine" in text.getvalue()

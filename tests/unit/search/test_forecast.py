@@ -126,9 +126,9 @@ def test_a_step_that_does_not_fit_in_memory_is_one_line(space, store, monkeypatc
     monkeypatch.setattr("raypipe.search.measurement.SupervisedTrainer", full)
     with pytest.raises(
         UserError, match=r"a step does not fit in this machine's memory \(.*9 bytes\): .*epochs="
-    ) as told:
+    ) as raised:
         forecast(space, store, cpus=1)
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1
     monkeypatch.setattr("raypipe.search.measurement.SupervisedTrainer", lambda *given, **named: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         forecast(space, store, cpus=1)

@@ -26,17 +26,17 @@ from tests.unit.search.test_study import record
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def ledger(run, windows, trials, **options) -> StudyQueue:
+def study_queue(run, windows, trials, **options) -> StudyQueue:
     return StudyQueue(run, windows, open_journal(run), trials=trials, **options)
 
 
-def scored(run, windows, book, scores) -> None:
+def scored(run, windows, queue, scores) -> None:
     """Hand out so many trials, whose scores are made up."""
     for value in scores:
-        number = book.next()
+        number = queue.next()
         record(run, number, [value])
-        book.observe(number)
-        result = book.close(number, "failed", "toy")  # it has no checkpoints to gather
+        queue.observe(number)
+        result = queue.close(number, "failed", "toy")  # it has no checkpoints to gather
         run.write_result(result.model_copy(update={"state": "complete"}))
 
 
@@ -49,61 +49,61 @@ def windows():
 def run(tmp_path, windows) -> RunStore:
     """Four trials; the best are 2 and 0."""
     run = make_run(tmp_path / "run", windows)
-    scored(run, windows, ledger(run, windows, 4), [0.6, 0.9, 0.5, 0.8])
+    scored(run, windows, study_queue(run, windows, 4), [0.6, 0.9, 0.5, 0.8])
     return run
 
 
 def test_winners_are_asked_for_again_with_the_seeds_that_follow(run, windows):
-    book = ledger(run, windows, 4)
-    assert book.exhausted
-    assert book.enqueue_reruns(2, 3) == 4 + 6 and not book.exhausted
-    handed = [book.next() for _ in range(6)]
-    assert handed == [4, 5, 6, 7, 8, 9] and book.next() is None and book.exhausted
+    queue = study_queue(run, windows, 4)
+    assert queue.exhausted
+    assert queue.enqueue_reruns(2, 3) == 4 + 6 and not queue.exhausted
+    handed = [queue.next() for _ in range(6)]
+    assert handed == [4, 5, 6, 7, 8, 9] and queue.next() is None and queue.exhausted
     assert [run.rerun_of(number) for number in handed] == [2, 0] * 3
     for number in handed:
         config, own = run.config(number), run.config(run.rerun_of(number))
         assert config == own.model_copy(update={"seed": config.seed})
     assert [run.config(number).seed - run.config(2).seed for number in handed] == [1, 1, 2, 2, 3, 3]
     assert run.rerun_of(2) is None
-    assert all(trial.params == {} for trial in book.study.trials if is_rerun(trial))
+    assert all(trial.params == {} for trial in queue.study.trials if is_rerun(trial))
 
 
 def test_the_same_call_after_a_crash_adds_what_is_missing_only(run, windows):
-    book = ledger(run, windows, 4)
-    book.enqueue_reruns(1, 2)
-    assert book.next() == 4
-    del book  # killed, before the new number of trials was written
+    queue = study_queue(run, windows, 4)
+    queue.enqueue_reruns(1, 2)
+    assert queue.next() == 4
+    del queue  # killed, before the new number of trials was written
 
-    again = ledger(RunStore.open(run.where), windows, 4)
+    again = study_queue(RunStore.open(run.where), windows, 4)
     assert again.enqueue_reruns(1, 2) == 6
     assert [again.next() for _ in range(3)] == [4, 5, None]
     record(run, 4, [0.1])  # better than its winner, yet no winner itself
     record(run, 5, [0.2])
     for number in (4, 5):
         run.write_result(again.close(number, "failed", "toy").model_copy(update={"state": "complete"}))
-    assert ledger(run, windows, 6).enqueue_reruns(1, 2) == 6
-    assert ledger(run, windows, 6).enqueue_reruns(1, 3) == 7
-    assert ledger(run, windows, 7).enqueue_reruns(2, 3) == 7 + 3
+    assert study_queue(run, windows, 6).enqueue_reruns(1, 2) == 6
+    assert study_queue(run, windows, 6).enqueue_reruns(1, 3) == 7
+    assert study_queue(run, windows, 7).enqueue_reruns(2, 3) == 7 + 3
 
 
 def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
-    book = ledger(run, windows, 4)
-    book.enqueue_reruns(1, 1)
-    scored(run, windows, book, [0.4])
-    longer = ledger(run, windows, 6)
+    queue = study_queue(run, windows, 4)
+    queue.enqueue_reruns(1, 1)
+    scored(run, windows, queue, [0.4])
+    longer = study_queue(run, windows, 6)
     number = longer.next()
     assert number == 5 and run.rerun_of(number) is None
     assert longer.study.trials[number].params
 
 
 def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
-    book = ledger(run, windows, 4, pruner=SuccessiveHalving(1, 2))
-    book.enqueue_reruns(1, 3)
+    queue = study_queue(run, windows, 4, pruner=SuccessiveHalving(1, 2))
+    queue.enqueue_reruns(1, 3)
     for value in (5.0, 6.0, 0.01):
-        number = book.next()
+        number = queue.next()
         record(run, number, [value])
-        assert book.observe(number)
-    fresh = ledger(run, windows, 8, pruner=SuccessiveHalving(1, 2))
+        assert queue.observe(number)
+    fresh = study_queue(run, windows, 8, pruner=SuccessiveHalving(1, 2))
     for _ in range(3):
         fresh.next()  # the reruns, still in flight
     number = fresh.next()
@@ -113,17 +113,17 @@ def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
 
 def test_bad_input_is_refused(tmp_path, run, windows):
     with pytest.raises(UserError, match="--top 0 --seeds 5: both must be 1 or more"):
-        ledger(run, windows, 4).enqueue_reruns(0, 5)
+        study_queue(run, windows, 4).enqueue_reruns(0, 5)
     empty = make_run(tmp_path / "empty", windows)
     with pytest.raises(UserError, match="none can be trained again"):
-        ledger(empty, windows, 4).enqueue_reruns(3, 5)
+        study_queue(empty, windows, 4).enqueue_reruns(3, 5)
 
 
 def test_the_spread_of_hand_made_scores(run, windows):
-    book = ledger(run, windows, 4)
-    book.enqueue_reruns(2, 3)
-    scored(run, windows, book, [0.5, 0.7, 0.6, 0.8])  # of trials 2, 0, 2, 0
-    book.next()
+    queue = study_queue(run, windows, 4)
+    queue.enqueue_reruns(2, 3)
+    scored(run, windows, queue, [0.5, 0.7, 0.6, 0.8])  # of trials 2, 0, 2, 0
+    queue.next()
     best, second = spreads(run)
     assert best == Spread(2, 0.5, {4: 0.5, 6: 0.6}, 1)
     assert best.mean == pytest.approx(0.55) and best.sd == pytest.approx(0.0707107, rel=1e-5)
@@ -140,16 +140,16 @@ def test_reruns_join_the_ensemble_and_status_tells_their_spread(tmp_path):
     store = write_store(tmp_path / "store", ToyWindows(subjects=12, each=5))
     windows = WindowStore(store)
     run = make_run(tmp_path / "run", windows, n_folds=2)
-    book = ledger(run, windows, 1)
-    assert run_trial(run, windows, book.next()).state == "complete"
-    book.close(0, "complete", "")
-    book.enqueue_reruns(1, 2)
-    while (number := book.next()) is not None:
+    queue = study_queue(run, windows, 1)
+    assert run_trial(run, windows, queue.next()).state == "complete"
+    queue.close(0, "complete", "")
+    queue.enqueue_reruns(1, 2)
+    while (number := queue.next()) is not None:
         run_trial(run, windows, number)
-        book.close(number, "complete", "")
+        queue.close(number, "complete", "")
     starts = [run.result(number).initial for number in (0, 1, 2)]
     assert len({tuple(each) for each in starts}) == 3  # other seeds, other weights
-    assert [t.state for t in book.study.trials[:3]] == [TrialState.COMPLETE] * 3
+    assert [t.state for t in queue.study.trials[:3]] == [TrialState.COMPLETE] * 3
     fitted = fit_ensemble(run, windows=windows, method="equal")
     assert sorted(fitted.trials) == [0, 1, 2]
     fitted.save()
@@ -169,13 +169,13 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
     write_options(run.folder, spent)
     run = RunStore.open(run.where)
-    scored(run, windows, ledger(run, windows, 2), [0.5, 0.4])
+    scored(run, windows, study_queue(run, windows, 2), [0.5, 0.4])
     trained = []
 
-    def in_process(execute, book, *rest):  # what Ray would do
-        scores = [0.6] * (book.trials - book.asked)
+    def in_process(execute, queue, *rest):  # what Ray would do
+        scores = [0.6] * (queue.trials - queue.asked)
         trained.append(len(scores))
-        scored(run, windows, book, scores)
+        scored(run, windows, queue, scores)
 
     monkeypatch.setattr(sweep, "supervise", in_process)
     sweep.rerun(run.where, top=1, seeds=2)

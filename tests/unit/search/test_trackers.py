@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard, MLflow and W&B are told, and that none of them can hurt a sweep."""
+"""Trackers: what is logged to TensorBoard, MLflow and W&B, and that none of them can harm a sweep."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def epochs(scores: list[float], begin: int = 1) -> list[Epoch]:
     ]
 
 
-def tell(tracked: SweepCallback, run: RunStore, scores: list[float], begin: int = 1) -> None:
+def play_driver(tracked: SweepCallback, run: RunStore, scores: list[float], begin: int = 1) -> None:
     """Play a driver that scores epochs from `begin` on."""
     for count in range(begin, begin + len(scores)):
         history = [*run.history(0)[: begin - 1], *epochs(scores, begin)][:count]
@@ -69,7 +69,7 @@ def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     first = TrackingCallback(run, ["tensorboard"])
-    tell(first, run, [0.9, 0.5])
+    play_driver(first, run, [0.9, 0.5])
     first.close()
     again = TrackingCallback(run, ["tensorboard"])
     run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune tells of a last epoch by the trial's end alone
@@ -77,14 +77,14 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     again.close()
     found = events(run.local / "tensorboard/trial-0000")
     scores = [(step, values["score"]) for step, values in found if "score" in values]
-    # All of a trial is told again at its first event, and TensorBoard drops what it had from there on.
+    # All epochs of a trial are logged again at its first event, and TensorBoard drops the earlier ones.
     assert scores[-3:] == [(1, pytest.approx(0.9)), (2, pytest.approx(0.5)), (3, pytest.approx(0.4))]
     assert [values["loss"] for _, values in found if "loss" in values][-3:] == [2.0, 2.0, 2.0]
     assert {name for _, values in found for name in values} >= {"fold/0", "fold/2", "best_score"}
     assert not any("fold/1" in values for _, values in found)
 
 
-def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
+def test_an_end_that_an_earlier_driver_did_not_log_is_logged(run):
     run.write_history(0, epochs([0.9, 0.5, 0.4]))
     tracked = TrackingCallback(run, ["tensorboard"])
     tracked.on_trial_settled(ended())
@@ -97,21 +97,21 @@ def test_an_end_that_an_earlier_driver_had_no_time_to_tell_is_told(run):
 def test_runs_behind_uris_have_no_event_files(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
     tracked = TrackingCallback(run, ["tensorboard"])
-    tell(tracked, run, [0.9])
+    play_driver(tracked, run, [0.9])
     tracked.close()
     assert not list(Path(run.where).rglob("events.*"))
 
 
 @pytest.mark.parametrize("kind", ["begin", "epoch", "end", "close"])
-def test_a_tracker_that_fails_is_left_alone_and_the_sweep_is_told_of_all(run, monkeypatch, caplog, kind):
+def test_a_tracker_that_fails_is_dropped_and_other_callbacks_get_every_event(run, monkeypatch, caplog, kind):
     class Broken:
         def __init__(self, run):
-            self.told = []
+            self.logged = []
             if kind == "begin":
                 raise ConnectionError("no network")
 
         def epoch(self, number, epoch):
-            self.told.append(epoch.epoch)
+            self.logged.append(epoch.epoch)
             if kind == "epoch":
                 raise ConnectionError("no network")
 
@@ -126,7 +126,7 @@ def test_a_tracker_that_fails_is_left_alone_and_the_sweep_is_told_of_all(run, mo
     monkeypatch.setitem(TRACKERS, "wandb", (Broken, "json"))
     seen, tracked = Recorder(), TrackingCallback(run, ["wandb"])
     both = CallbackList([tracked, seen])
-    tell(both, run, [0.9, 0.8])
+    play_driver(both, run, [0.9, 0.8])
     both.on_trial_end(ended())
     tracked.close()
     assert seen.names == ["on_epoch", "on_epoch", "on_trial_end"]
@@ -177,21 +177,27 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
     first = TrackingCallback(run, ["mlflow"])
-    tell(first, run, [0.9, 0.5])
+    play_driver(first, run, [0.9, 0.5])
     first.close()
     again = TrackingCallback(run, ["mlflow"])
-    tell(again, run, [0.4], begin=3)
+    play_driver(again, run, [0.4], begin=3)
     again.on_trial_end(ended("pruned"))
     again.close()
     assert list(made) == ["trial 0"]
-    told = made["trial 0"]
-    assert [m for m in told["metrics"] if m[0] == "score"] == [("score", 0.9, 1), ("score", 0.5, 2), ("score", 0.4, 3)]
+    logged = made["trial 0"]
+    assert [m for m in logged["metrics"] if m[0] == "score"] == [
+        ("score", 0.9, 1),
+        ("score", 0.5, 2),
+        ("score", 0.4, 3),
+    ]
     assert (
-        told["params"]["optim/lr"] == "0.002" and told["status"] == "KILLED" and told["tags"]["raypipe.reason"] == "toy"
+        logged["params"]["optim/lr"] == "0.002"
+        and logged["status"] == "KILLED"
+        and logged["tags"]["raypipe.reason"] == "toy"
     )
 
 
-def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
+def test_wandb_resumes_the_run_of_a_trial(run, monkeypatch):
     opened, logged = [], []
 
     class Told:
@@ -211,10 +217,10 @@ def test_wandb_goes_on_under_the_same_name(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
     first = TrackingCallback(run, ["wandb"])
-    tell(first, run, [0.9])
+    play_driver(first, run, [0.9])
     first.close()
     again = TrackingCallback(run, ["wandb"])
-    tell(again, run, [0.5], begin=2)
+    play_driver(again, run, [0.5], begin=2)
     again.on_trial_end(ended("failed", None))
     again.close()
     assert logged == [(1, 0.9), ("finish", 0), (2, 0.5), ("finish", 1)]
@@ -234,7 +240,7 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch):
         check_trackers(["wandb"])
 
 
-def test_a_trial_that_failed_before_an_epoch_is_told(run):
+def test_a_trial_that_failed_before_an_epoch_is_logged(run):
     tracked = TrackingCallback(run, ["tensorboard"])
     result = finish_trial(run, ToyWindows(), 0, "failed", "toy", "error")
     tracked.on_trial_end(result)
@@ -242,29 +248,29 @@ def test_a_trial_that_failed_before_an_epoch_is_told(run):
     assert events(run.local / "tensorboard") == []
 
 
-def test_a_trial_that_was_never_recorded_is_not_told_and_hurts_nobody(run, caplog):
+def test_a_trial_that_was_never_recorded_is_not_logged_and_does_no_harm(run, caplog):
     tracked = TrackingCallback(run, ["tensorboard"])
     drawn = ended("failed", None).model_copy(update={"number": 1})
     tracked.on_trial_end(drawn)
-    tell(tracked, run, [0.9])
+    play_driver(tracked, run, [0.9])
     tracked.close()
     assert [step for step, _ in events(run.local / "tensorboard")] == [1, 1, 1, 1] and not caplog.text
 
 
-def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
+def test_a_slow_tracker_delays_nothing(run, monkeypatch):
     let = threading.Event()
 
     class Slow:
         def __init__(self, run):
-            self.told = []
+            self.logged = []
             slow.append(self)
 
         def epoch(self, number, epoch):
             assert let.wait(60)
-            self.told.append(epoch.epoch)
+            self.logged.append(epoch.epoch)
 
         def end(self, result):
-            self.told.append("end")
+            self.logged.append("end")
 
         def close(self):
             pass
@@ -272,14 +278,14 @@ def test_a_slow_tracker_holds_nobody_up(run, monkeypatch):
     slow: list[Slow] = []
     monkeypatch.setitem(TRACKERS, "wandb", (Slow, "json"))
     tracked = TrackingCallback(run, ["wandb"])
-    tell(tracked, run, [0.9, 0.8, 0.7])
-    tracked.on_trial_end(ended())  # all of it while the first epoch is still being told
+    play_driver(tracked, run, [0.9, 0.8, 0.7])
+    tracked.on_trial_end(ended())  # all of it while the first epoch is still being logged
     let.set()
     tracked.close()
-    assert slow[0].told == [1, 2, 3, "end"]
+    assert slow[0].logged == [1, 2, 3, "end"]
 
 
-def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
+def test_storage_that_fails_does_not_end_the_trackers(run, monkeypatch, caplog):
     tracked = TrackingCallback(run, ["tensorboard"])
     with monkeypatch.context() as then:
         then.setattr(RunStore, "history", lambda self, number: (_ for _ in ()).throw(StorageError("no answer")))
@@ -288,9 +294,9 @@ def test_storage_that_fails_is_not_the_trackers_care(run, monkeypatch, caplog):
     assert "logged later: no answer" in caplog.text
 
 
-def test_who_resumes_elsewhere_goes_on_without_what_is_not_installed(run, monkeypatch, caplog):
+def test_a_tracker_that_is_not_installed_is_left_out_of_a_resumed_sweep(run, monkeypatch, caplog):
     monkeypatch.setitem(TRACKERS, "mlflow", (TRACKERS["mlflow"][0], "no_such_package"))
     tracked = TrackingCallback(run, ["mlflow", "none"])
-    tell(tracked, run, [0.9])
+    play_driver(tracked, run, [0.9])
     tracked.close()
     assert "nothing is logged to mlflow: it is not installed here" in caplog.text

@@ -62,14 +62,14 @@ def begun(old, where, windows, source=NARROW):
     return RunStore.open(where)
 
 
-def ledger(run, windows, trials=3, **options):
+def study_queue(run, windows, trials=3, **options):
     return StudyQueue(run, windows, open_journal(run), trials=trials, **options)
 
 
 def test_trials_that_are_valid_in_the_new_space_are_taken_over_and_marked(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
-    book = ledger(run, windows)
-    warm = [trial for trial in book.study.trials if is_warm(trial)]
+    queue = study_queue(run, windows)
+    warm = [trial for trial in queue.study.trials if is_warm(trial)]
     valid = [n for n in range(14) if 2e-3 <= 1e-3 + n * 5e-4 <= 8e-3 and n != 5]
     assert [t.user_attrs["source"] for t in warm] == [f"{old.where} trial {n}" for n in valid]
     assert [t.params for t in warm] == [{"optim/lr": old.config(n).optim.lr, "epochs": 4} for n in valid]
@@ -80,24 +80,24 @@ def test_trials_that_are_valid_in_the_new_space_are_taken_over_and_marked(old, t
 
 def test_they_are_no_members_and_do_not_count(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
-    book = ledger(run, windows)
-    assert (book.asked, book.exhausted) == (0, False)
-    first = sum(map(is_warm, book.study.trials))
-    numbers = [book.next() for _ in range(4)]
+    queue = study_queue(run, windows)
+    assert (queue.asked, queue.exhausted) == (0, False)
+    first = sum(map(is_warm, queue.study.trials))
+    numbers = [queue.next() for _ in range(4)]
     assert numbers == [first, first + 1, first + 2, None]
     assert run.numbers() == numbers[:3]
-    assert book.exhausted
+    assert queue.exhausted
     assert run.config(first).optim.lr == 0.003  # the start point, although the old run has trained the very same
-    book.close(first, "failed", "toy", "error")
-    assert [t.state for t in book.study.trials[first:]] == [TrialState.FAIL] + [TrialState.RUNNING] * 2
+    queue.close(first, "failed", "toy", "error")
+    assert [t.state for t in queue.study.trials[first:]] == [TrialState.FAIL] + [TrialState.RUNNING] * 2
 
 
 def test_the_sampler_has_learnt_from_them(old, tmp_path, windows):
     """Its first ten draws would be random ones in a run that begins cold."""
 
     def drawn(run):
-        book = ledger(run, windows, trials=9)
-        numbers = [book.next() for _ in range(9)]
+        queue = study_queue(run, windows, trials=9)
+        numbers = [queue.next() for _ in range(9)]
         return [abs(run.config(n).optim.lr - 4e-3) for n in numbers[1:]]
 
     warm, cold = begun(old, tmp_path / "warm", windows), make_run(tmp_path / "cold", windows, space=NARROW)
@@ -106,7 +106,7 @@ def test_the_sampler_has_learnt_from_them(old, tmp_path, windows):
 
 def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, windows, monkeypatch):
     undisturbed = begun(old, tmp_path / "a", windows)
-    numbers = [ledger(undisturbed, windows).next()]
+    numbers = [study_queue(undisturbed, windows).next()]
     run = begun(old, tmp_path / "b", windows)
     add = optuna.Study.add_trial
     calls = []
@@ -119,23 +119,23 @@ def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, wi
 
     monkeypatch.setattr(optuna.Study, "add_trial", dies)
     with pytest.raises(KeyboardInterrupt):
-        ledger(run, windows)
+        study_queue(run, windows)
     monkeypatch.undo()
     for _ in range(2):
-        book = ledger(RunStore.open(tmp_path / "b"), windows)
-    assert [book.next()] == numbers
-    sources = [t.user_attrs["source"] for t in book.study.trials if is_warm(t)]
-    assert sources == [t.user_attrs["source"] for t in ledger(undisturbed, windows).study.trials if is_warm(t)]
+        queue = study_queue(RunStore.open(tmp_path / "b"), windows)
+    assert [queue.next()] == numbers
+    sources = [t.user_attrs["source"] for t in queue.study.trials if is_warm(t)]
+    assert sources == [t.user_attrs["source"] for t in study_queue(undisturbed, windows).study.trials if is_warm(t)]
     assert len(set(sources)) == len(sources)
 
 
 def test_halving_does_not_compare_with_them(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
-    book = ledger(run, windows, pruner=SuccessiveHalving(grace=1, eta=2))
-    number = book.next()
+    queue = study_queue(run, windows, pruner=SuccessiveHalving(grace=1, eta=2))
+    number = queue.next()
     bad = Epoch(epoch=1, passes=1, score=99.0, fold_scores=[99.0], losses=[1.0], seconds=1, finished=0.0)
     run.write_history(number, [bad])
-    assert book.observe(number)
+    assert queue.observe(number)
 
 
 @pytest.mark.parametrize(
