@@ -7,9 +7,13 @@ DEMO := demo
 N := 30
 SEED := 0
 
+PARTS := static unit integration chaos-ci cluster
+PYTEST := $(BIN)/pytest $(if $(LONG),,-m 'not long')
+LOWEST := .venv-lowest
+
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: docs sweep check test lint types imports unit integration chaos-ci cluster chaos clean
+.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,12 +40,20 @@ sweep: $(STAMP)
 check: lint types imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q $$($(BIN)/python -m tests.changed)
 
-test: lint types imports unit integration chaos-ci cluster
+# What CI runs, in twenty minutes on two cores; it ends with the time of each part and with what was skipped.
+test: $(STAMP)
+	$(BIN)/python -m tests.parts $(PARTS)
+
+# The same, and the long forms: a dozen seeds of chaos, three hosts in full, real recordings, the challenge at full size,
+# the lowest versions of dependencies.
+test-all: $(STAMP)
+	LONG=1 $(BIN)/python -m tests.parts $(PARTS) lowest
+
+static: lint types imports
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -51,21 +63,33 @@ imports: $(STAMP)
 
 # A file of tests at a time on each of two cores, each with one thread
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit -n 2 --dist loadfile
 
+# Each of two processes starts a Ray, which its tests share
 integration: $(STAMP)
-	$(BIN)/pytest tests/integration
+	$(PYTEST) tests/integration -n 2 --dist loadfile
 
 chaos-ci: $(STAMP)
-	$(BIN)/pytest tests/chaos
+	$(PYTEST) tests/chaos -n 2 --dist worksteal
 
 # Three hosts of namespaces, ssh and `ray up`; skipped, with the reason, where this machine cannot be that (not root, ...)
 cluster: $(STAMP)
-	$(BIN)/pytest tests/cluster
+	$(PYTEST) tests/cluster
 
 # Kills at random moments in N runs, from seed SEED on; one seed again: make chaos N=1 SEED=7
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --runs $(N) --seed $(SEED)
+
+# The unit tests with the lowest versions that pyproject.toml allows
+lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest tests/unit -m 'not long' -n 2 --dist loadfile
+
+$(LOWEST)/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt torch==2.13.0
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
+	touch $@
 
 docs: $(STAMP)
 	$(BIN)/python docs/api.py build/api

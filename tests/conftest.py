@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ import pytest
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
 from raypipe.simulation.contrast_change import simulate
+from tests.support.programs import SKIPS
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Leave the reasons of all skips for `tests/parts.py`."""
+    if file := os.environ.get(SKIPS):
+        skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ())]
+        with open(file, "a") as lines:
+            lines.writelines(reason.removeprefix("Skipped: ") + "\n" for reason in skipped)
 
 
 @pytest.fixture(scope="session")

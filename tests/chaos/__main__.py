@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import statistics
 import sys
@@ -12,34 +11,30 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.places import PLACES
-from tests.chaos.plan import FOLDS, draw
-from tests.chaos.play import Played, differences, numbers, play, prepare
+from tests.chaos.plan import FOLDS, VICTIMS, draw
+from tests.chaos.play import Played, differences, place, play, prepare, undisturbed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--place", choices=[*PLACES, "both"], default="both")
+    parser.add_argument("--place", choices=[*VICTIMS, "both"], default="both")
     asked = parser.parse_args()
-    places = list(PLACES) if asked.place == "both" else [asked.place]
+    kinds = list(VICTIMS) if asked.place == "both" else [asked.place]
     wanted = range(asked.seed, asked.seed + asked.runs)
-    seeds = {place: [s for s in wanted if s % len(places) == n] for n, place in enumerate(places)}
+    seeds = {kind: [s for s in wanted if s % len(kinds) == n] for n, kind in enumerate(kinds)}
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    env = prepare(folder)
+    prepare(folder)
+    reference = undisturbed(folder)
     done: list[Played] = []
     lost: list[str] = []
-    for place in filter(seeds.get, places):
-        with contextlib.ExitStack() as stack:
-            where = stack.enter_context(PLACES[place](env))
-            name = f"{place}-undisturbed"
-            play(where, folder, name, [])
-            reference = numbers(folder / name)
-            for seed in seeds[place]:
-                strikes = draw(seed, place)
+    for kind in filter(seeds.get, kinds):
+        with place(kind, folder / kind) as where:
+            for seed in seeds[kind]:
+                strikes = draw(seed, kind)
                 plan = ", ".join(f"{s.victim} at {s.at}" for s in strikes)
-                name = f"{place}-{seed}"
+                name = f"{kind}-{seed}"
                 try:
                     played = play(where, folder, name, strikes)
                     wrong = differences(folder / name, reference)

@@ -1,4 +1,4 @@
-"""What is killed, and when: drawn from a seed. Moments are what can be seen to have happened in the run folder."""
+"""Draw from a seed what is killed, and when. A moment is a file of the run folder that is there for the first time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ VICTIMS = {
     "alone": {"worker": 3, "actor": 3, "controller": 2, "broker": 1, "driver": 4},
     "nodes": {"worker": 3, "actor": 3, "controller": 2, "broker": 1, "driver": 5, "node": 3, "store": 2},
 }
+WHAT = ("asked", "checkpoint", "scored", "weights", "predictions", "ended")
+CI_SEEDS = (157, 180, 198)
+"""On nodes, these few kill every kind of process, and at every kind of moment; a test holds them to it."""
+LONG_SEEDS = tuple(range(12))
 
 
 @dataclass(frozen=True, order=True)
@@ -32,7 +36,7 @@ class Moment:
     fold: int = 0
 
     def reached(self, run: Path) -> bool:
-        """Whether it has come, or is past."""
+        """Return whether it has come, or is past."""
         trial = run / f"trials/{self.number:04d}"
         if (trial / "result.json").exists():
             return True
@@ -55,7 +59,7 @@ class Moment:
 
 
 def moments() -> list[Moment]:
-    """All of them, more or less in order of time."""
+    """Return all moments of a sweep, more or less in order of time."""
     found = []
     for number in range(TRIALS):
         found.append(Moment(number, 0, "asked"))
@@ -69,7 +73,7 @@ def moments() -> list[Moment]:
 
 @dataclass(frozen=True)
 class Strike:
-    """Somebody is killed at a moment."""
+    """Something is killed at a moment."""
 
     at: Moment
     victim: str
@@ -78,7 +82,7 @@ class Strike:
 
 
 def draw(seed: int, place: str, most: int = 3) -> list[Strike]:
-    """One to `most` strikes, in order of time. Of three nodes two may be lost: the last has room for one worker."""
+    """Draw one to `most` strikes, in order of time. Of three nodes two may be lost: one worker fits on the last."""
     rng = random.Random(f"{place} {seed}")
     weights = dict(VICTIMS[place])
     strikes = []

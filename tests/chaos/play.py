@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raypipe.storage.run_store import RunStore
-from tests.chaos.places import Alone, Nodes
 from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, TRIALS, Strike
 from tests.support.faults import kill
-from tests.support.sweeps import Driver, injected, traced, tracing, wait_until
+from tests.support.plain import plain_sweep
+from tests.support.rays import OwnRay, SharedRay
+from tests.support.sweeps import Driver, traced, tracing, wait_until
 from tests.support.toys import ToyWindows, write_store
 
 ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
 CREATE, TELL = 4, 6
 
 
-def prepare(folder: Path) -> dict[str, str]:
-    """Write the windows and the search space; the environment in which every epoch leaves a trace."""
+# In every process of a sweep: each epoch leaves a trace, and a lost node is not waited for long.
+HOOKS = tracing() | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = 5.0"}
+# Ray may have counted a node that has just gone; the workers' places are then waited for in vain.
+ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+
+
+def prepare(folder: Path) -> None:
+    """Write the windows and the search space."""
     write_store(folder / "store", ToyWindows(subjects=8, each=40))
     (folder / "space.py").write_text(SOURCE)
-    env = injected(folder / "hook", tracing() | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = 5.0"})
-    # Ray may have counted a node that has just gone; the workers' places are then waited for in vain.
-    return env | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+
+
+def undisturbed(folder: Path) -> dict[int, Any]:
+    """Return the numbers of the sweep without Ray."""
+    plain_sweep(folder / "space.py", folder / "store", folder / "undisturbed", trials=TRIALS, folds=FOLDS)
+    return numbers(folder / "undisturbed")
+
+
+@contextlib.contextmanager
+def place(kind: str, folder: Path) -> Iterator[OwnRay | SharedRay]:
+    """Open the place of this name: ``alone``, or three ``nodes`` with a core each and a control store that is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = OwnRay(folder, env=ENV) if kind == "alone" else SharedRay(folder, (1, 1, 1), store="rocksdb", env=ENV)
+    made.hooks.set(HOOKS)
+    with made:
+        yield made
 
 
 @dataclass
 class Played:
-    """What happened in one run."""
+    """The kills of one run, and what they cost."""
 
     kills: list[str] = field(default_factory=list)
-    """Who was killed."""
+    """What was killed."""
     repeated: list[int] = field(default_factory=list)
     """For each kill, how many epochs the fold that lost most had to begin again."""
     work: list[int] = field(default_factory=list)
@@ -44,7 +65,7 @@ class Played:
     seconds: float = 0.0
 
 
-def play(place: Alone | Nodes, folder: Path, name: str, strikes: Sequence[Strike], suicides: int = 0) -> Played:
+def play(place: OwnRay | SharedRay, folder: Path, name: str, strikes: Sequence[Strike], suicides: int = 0) -> Played:
     """Drive a sweep to its end, whatever is killed meanwhile: the driver is started again by the same command.
 
     `suicides` is how often a driver is to kill itself, by faults that were armed in the place; then what was
@@ -77,10 +98,9 @@ def play(place: Alone | Nodes, folder: Path, name: str, strikes: Sequence[Strike
             drivers.append(place.drive(*command))
         out = drivers[-1].finish()
         assert drivers[-1].child.returncode == 0, out
-        place.settle(drivers)
+        place.settle()
     except BaseException:
-        for driver in drivers:
-            driver.end()
+        place.end()
         raise
     played.seconds = time.monotonic() - began
     _check(run, finished)
@@ -93,22 +113,22 @@ def _over(driver: Driver) -> bool:
     return driver.child.poll() is not None
 
 
-def _strike(place: Alone | Nodes, driver: Driver, strike: Strike) -> bool:
-    """Kill the victim; False where the sweep was over before."""
+def _strike(place: OwnRay | SharedRay, driver: Driver, strike: Strike) -> bool:
+    """Kill the victim; return False where the sweep was over before."""
     if strike.victim == "driver":
         driver.kill()
         return True
     if strike.victim == "node":
-        assert isinstance(place, Nodes)
+        assert isinstance(place, SharedRay)
         place.lose_node(strike.choice)
         return not _over(driver)
     if strike.victim == "store":
-        assert isinstance(place, Nodes)
+        assert isinstance(place, SharedRay)
         place.kill_store()
         place.start_store()
         return not _over(driver)
-    # Those who have just been killed may still be on their way back.
-    found: Any = wait_until(lambda: _over(driver) or place.find(driver, strike.victim), f"a {strike.victim} to kill")
+    # One that has just been killed may not be back yet.
+    found: Any = wait_until(lambda: _over(driver) or place.find(strike.victim), f"a {strike.victim} to kill")
     if found is True:
         return False
     kill(found[int(strike.choice * len(found))])
@@ -116,7 +136,7 @@ def _strike(place: Alone | Nodes, driver: Driver, strike: Strike) -> bool:
 
 
 def _finished(run: Path) -> dict[str, int]:
-    """What trials that have ended have left, and when it was written."""
+    """Return the files of trials that have ended, and when they were written."""
     ended = [path.parent for path in (run / "trials").glob("*/result.json")]
     return {
         str(file): file.stat().st_mtime_ns for trial in ended for file in trial.glob("*.*") if file.suffix != ".part"
@@ -124,7 +144,7 @@ def _finished(run: Path) -> dict[str, int]:
 
 
 def _check(run: Path, finished: dict[str, int]) -> None:
-    """Nothing was told or done twice, and nothing lies about."""
+    """Check that nothing was reported or done twice, and that nothing is left behind."""
     again = [name for name, written in finished.items() if Path(name).stat().st_mtime_ns != written]
     assert not again, f"written again after the trial had ended: {again}"
     left = [str(p) for p in run.rglob("*") if p.name.endswith((".part", ".ckpt"))]
@@ -143,7 +163,7 @@ def _never(number: int) -> Any:
 
 
 def _count(run: Path, times: Sequence[float], played: Played) -> None:
-    """Which epochs were begun again after each kill."""
+    """Count the epochs that were begun again after each kill."""
     begun: Counter[tuple[int, int, int]] = Counter()
     again: list[Counter[tuple[int, int]]] = [Counter() for _ in times]
     for epoch in traced(run):
@@ -151,7 +171,7 @@ def _count(run: Path, times: Sequence[float], played: Played) -> None:
         begun[key] += 1
         if begun[key] > 1:
             after = [n for n, at in enumerate(times) if at <= epoch.at]
-            assert after, f"{epoch} was begun again, and nobody had been killed"
+            assert after, f"{epoch} was begun again, and nothing had been killed"
             again[after[-1]][epoch.number, epoch.fold] += 1
     assert len(begun) == TRIALS * FOLDS * EPOCHS
     played.repeated = [max(folds.values(), default=0) for folds in again]
@@ -159,7 +179,7 @@ def _count(run: Path, times: Sequence[float], played: Played) -> None:
 
 
 def numbers(run: Path) -> dict[int, Any]:
-    """All that must be the same to the bit: configurations, scores, out-of-fold predictions, weights, ends."""
+    """Return all that must be the same to the bit: configurations, scores, out-of-fold predictions, weights, ends."""
     store = RunStore.open(run)
     return {
         number: {
@@ -174,7 +194,7 @@ def numbers(run: Path) -> dict[int, Any]:
 
 
 def differences(run: Path, reference: dict[int, Any]) -> list[str]:
-    """Where a run's numbers are not the reference's."""
+    """List where a run's numbers are not the reference's."""
     found = numbers(run)
     if list(found) != list(reference):
         return [f"trials {list(found)}, not {list(reference)}"]

@@ -1,4 +1,4 @@
-"""Hosts that hosts.sh makes, and a Ray cluster that `ray up` makes of them, as somebody at a laptop would."""
+"""Hosts that hosts.sh makes, and a Ray cluster that `ray up` makes of them, as from a laptop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cluster.config import of_hosts
 from tests.support.faults import descendants, kill, session, title
+from tests.support.programs import missing_program, need_program
 from tests.support.sweeps import Driver, answers, wait_until
 
 GATEWAY = "10.77.0.254"
@@ -28,28 +31,24 @@ RAYS = ("ray::", "raylet", "gcs_server", "ray/dashboard", "ray/autoscaler", "ray
 """One of these is in the title of whatever belongs to Ray, or to what runs on it."""
 
 
-def missing() -> list[str]:
-    """Why this machine cannot be several hosts; empty where it can."""
+TOOLS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "unshare": "util-linux"}
+
+
+def need_hosts() -> None:
+    """Skip the test where this machine cannot be several hosts."""
     if os.geteuid() != 0:
-        return ["not root, who alone makes namespaces, links and mounts"]
-    tools = {
-        "ip": "iproute2",
-        "sshd": "openssh-server",
-        "ssh": "openssh-client",
-        "rsync": "rsync",
-        "unshare": "util-linux",
-    }
-    reasons = [f"no {tool} (package {package})" for tool, package in tools.items() if shutil.which(tool) is None]
+        pytest.skip("several hosts on this machine: only root makes namespaces, links and mounts")
+    for tool, package in TOOLS.items():
+        need_program(tool, f"apt-get install {package}")
     # What `import ray.dashboard.optional_deps` asks for first; an import would stay in this process.
     if any(importlib.util.find_spec(name) is None for name in ("aiohttp", "aiohttp_cors", "opencensus")):
-        reasons.append("no ray[default] (pip install -c constraints.txt -e '.[cluster]')")
-    if not (BIN / "ray").exists():
-        reasons.append(f"no {BIN / 'ray'}, which hosts would run")
-    if not reasons and subprocess.run(PROBE.split(), capture_output=True).returncode:
-        reasons.append(
-            "this root may make no namespaces or bridges (a container without CAP_SYS_ADMIN, CAP_NET_ADMIN?)"
+        missing_program("ray[default]", "pip install -c constraints.txt -e '.[cluster]'")
+    need_program("ray", "pip install -c constraints.txt -e '.[cluster]'", shutil.which(BIN / "ray"))
+    if subprocess.run(PROBE.split(), capture_output=True).returncode:
+        pytest.skip(
+            "several hosts on this machine: this root may make no namespaces or bridges (a container without "
+            "CAP_SYS_ADMIN, CAP_NET_ADMIN?)"
         )
-    return reasons
 
 
 class Hosts:

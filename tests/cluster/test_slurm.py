@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe import Run, sweep
+from raypipe import Run
 from tests.cluster.config import ROOT
-from tests.cluster.hosts import BIN, GATEWAY, Hosts, missing
+from tests.cluster.hosts import BIN, GATEWAY, Hosts, need_hosts
+from tests.support.plain import plain_sweep
 from tests.support.storage import KEYS, s3_server
-from tests.support.sweeps import FLAGS, HOW, PATIENCE, numbers, wait_until
+from tests.support.sweeps import FLAGS, PATIENCE, numbers, wait_until
 from tests.support.toys import SPACE, ToyWindows, write_store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 SCONTROL = "printf 'raypipe0\\nraypipe1\\n'"
 # Slurm hands on the environment, and ends what it has started with itself.
@@ -25,8 +26,7 @@ wait $!"""
 @pytest.fixture
 def hosts(tmp_path):
     """Two hosts of one core, with Slurm's commands."""
-    if reasons := missing():
-        pytest.skip("several hosts on this machine: " + "; ".join(reasons))
+    need_hosts()
     env = KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150"}
     with Hosts(tmp_path / "hosts", 2, env) as hosts:
         for name, body in {"scontrol": SCONTROL, "srun": SRUN.replace("KEY", str(hosts.key))}.items():
@@ -40,7 +40,7 @@ def hosts(tmp_path):
 def test_one_allocation_is_a_cluster_of_its_own_that_ends_with_its_sweep(hosts, tmp_path):
     toy, space = write_store(tmp_path / "store", ToyWindows(subjects=8, each=40)), tmp_path / "space.py"
     space.write_text(SPACE)
-    sweep(space, toy, tmp_path / "alone", folds=4, trials=2, workers=2, concurrent=1, prune=False, **HOW)
+    undisturbed = plain_sweep(space, toy, tmp_path / "undisturbed", trials=2)
     env = {
         "PATH": f"{tmp_path / 'slurm'}:{BIN}:/usr/bin:/bin",
         "SLURM_JOB_NODELIST": "raypipe[0-1]",
@@ -55,6 +55,6 @@ def test_one_allocation_is_a_cluster_of_its_own_that_ends_with_its_sweep(hosts, 
         finally:
             job.kill()
         assert job.returncode == 0, out
-        assert numbers(Run(run)) == numbers(Run(tmp_path / "alone"))
+        assert numbers(Run(run)) == numbers(undisturbed)
     assert "1 trial(s) at a time, 2 train worker(s)" in out, out
     wait_until(lambda: not hosts.rays(), "all of Ray to end")

@@ -8,6 +8,7 @@ challenge's thousands. So "1.00 +- .02" is the ratio to what the training mean s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,14 @@ def space(trial):
 '''
 
 
-def learn(text, bids, task, where, trials=2):
+def learn(text, bids, task, where, address, **how):
     """Windows, sweep and ensemble; the store's path, the run's and the ensemble."""
     store = prepare(bids, task, where.with_name(f"{where.name}-store"), jobs=2)
     assert store.n_channels == 129
     space = where.with_suffix(".py")
     space.write_text(text)
-    found = raypipe.sweep(space, store.path, where, trials=trials, folds=3, prune=False)
+    options = {"trials": 2, "folds": 3, "prune": False, "address": address} | how
+    found = raypipe.sweep(space, store.path, where, **options)
     ensemble = found.ensemble(top=2 if text is TIMES else 1)
     ensemble.save()
     held = found.store.folds.held_out
@@ -73,22 +75,47 @@ def scored(path, **halves):
     return scores, means
 
 
+def overall(scores):
+    return 0.3 * scores.scores[1].nrmse + 0.7 * scores.scores[2].nrmse
+
+
+def test_both_halves_end_to_end(tmp_path, shared):
+    """From raw recordings to a scored zip, on little: what is learned is not looked at."""
+    bids = simulate_release(tmp_path / "hbn", subjects=5, trials=4)
+    quick = {"trials": 1, "folds": 2, "workers": 1, "concurrent": 1}
+
+    def small(text):
+        return re.sub(r'"batch_size": \d+', '"batch_size": 8', re.sub(r'"epochs": \d+', '"epochs": 1', text))
+
+    halves = {
+        task: learn(small(text), bids, task, tmp_path / task, shared.address, **quick)
+        for task, text in (("challenge1", TIMES), ("challenge2", RHYTHM))
+    }
+    scores, means = scored(tmp_path / "both.zip", **halves)
+    assert scores.overall == pytest.approx(overall(scores))
+    assert all(0.5 < mean < 2.0 for mean in means.values())
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_both_halves_end_to_end(tmp_path):
+def test_an_answer_in_the_data_is_found_and_none_where_there_is_none(tmp_path, shared):
     events = EVENTS if EVENTS.is_dir() else None
     bids = simulate_release(tmp_path / "hbn", events=events, subjects=24, trials=8)
     null = simulate_release(tmp_path / "null", events=events, subjects=14, trials=6, null=True)
 
     answer = {
-        "challenge1": learn(TIMES, bids, "challenge1", tmp_path / "times"),
-        "challenge2": learn(RHYTHM, bids, "challenge2", tmp_path / "rhythm", trials=1),
+        "challenge1": learn(TIMES, bids, "challenge1", tmp_path / "times", shared.address),
+        "challenge2": learn(RHYTHM, bids, "challenge2", tmp_path / "rhythm", shared.address, trials=1),
     }
     scores, means = scored(tmp_path / "answer.zip", **answer)
     assert scores.scores[1].nrmse < 0.9 < means["challenge1"]
     assert scores.scores[2].nrmse < 0.95 * means["challenge2"]
-    assert scores.overall == pytest.approx(0.3 * scores.scores[1].nrmse + 0.7 * scores.scores[2].nrmse)
+    assert scores.overall == pytest.approx(overall(scores))
 
-    nothing = {task: learn(NOISE, null, task, tmp_path / f"null-{task}") for task in ("challenge1", "challenge2")}
+    nothing = {
+        task: learn(NOISE, null, task, tmp_path / f"null-{task}", shared.address)
+        for task in ("challenge1", "challenge2")
+    }
     scores, means = scored(tmp_path / "null.zip", **nothing)
     for number, (task, mean) in enumerate(means.items(), start=1):
         assert abs(scores.scores[number].nrmse / mean - 1.0) < 0.02, task

@@ -1,8 +1,18 @@
-"""Kinds of failure and ways of stopping, on a real local Ray. Faults come from outside, by `faults.inject`."""
+"""Kinds of failure and ways of stopping, on a real local Ray. Faults come from outside, by `faults.Hooks`.
+
+Which process is killed where, each once:
+
+- workers, trial actors, controllers, the broker, drivers, nodes and the control store at moments between two files, and
+  in the midst of a file: `tests/chaos`;
+- a trial actor that hangs, a Tune that dies, a notice to stop, Ctrl-C once and twice: here;
+- a driver with a Ray of its own, whose Tune leaves truncated files: `test_traps.py`;
+- workers that pretrain: `test_pretrain.py`;
+- machines for good, and the control store for longer: `tests/chaos/test_nodes.py`;
+- hosts, and all of Ray on the head: `tests/cluster`.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -11,19 +21,17 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+from ray.tune.execution.tune_controller import TuneController
 
-from raypipe import Run, resume
-from raypipe.data.window_store import WindowStore
-from raypipe.storage.run_store import RunStore
+from raypipe import Run, resume, sweep
+from raypipe.backend import heartbeat
+from raypipe.core.errors import UserError
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import read_retry
-from raypipe.trial.local import run_trial
-from tests.support.sweeps import gated, injected, wait_until
+from tests.support.callbacks import Recorder
+from tests.support.sweeps import FLAGS, Gate, epochs_of, numbers, study_of, wait_until
 
 pytestmark = pytest.mark.ray
-
-FLAGS = ["--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--stack", "off"]
 
 # Memory runs out in epoch 3 of fold 2, unless it is trained in micro-batches.
 STARVED = """
@@ -45,29 +53,20 @@ module.SupervisedTrainer.step = broken
 
 
 @pytest.fixture
-def drive_with(toy, tmp_path, drive):
-    """Start a sweep in whose processes something is injected; its run is ``run``."""
+def command(toy, tmp_path):
+    """The words of a sweep in the folder ``run``."""
 
-    def start(after, space, trials):
-        options = ["--data", toy / "store", "--run", tmp_path / "run", "--trials", trials, *FLAGS]
-        return drive("sweep", toy / space, *options, env=injected(tmp_path / "hook", after))
+    def words(trials, workers=2):
+        flags = ["--data", toy / "store", "--run", tmp_path / "run", *FLAGS]
+        return ["sweep", toy / "space.py", *flags, "--trials", trials, "--workers", workers, "--concurrent", 1]
 
-    return start
+    return words
 
 
-def plain(run: RunStore, where, numbers) -> RunStore:
-    """The same trials in this process, undisturbed."""
-    made = RunStore.create(where, run.info, run.folds, run.space)
-    windows = WindowStore(run.info.data)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for number in numbers:
-            made.add_trial(number, run.config(number))
-            run_trial(made, windows, number)
-    finally:
-        torch.set_num_threads(threads)
-    return made
+def same(run: Run, undisturbed: Run, trials: int) -> bool:
+    """Return whether a run has so many trials, and their numbers are those of the run that nothing disturbed."""
+    assert [(t.number, t.state.name) for t in study_of(run).trials] == [(n, "COMPLETE") for n in range(trials)]
+    return numbers(run) == {n: found for n, found in numbers(undisturbed).items() if n < trials}
 
 
 def cli(*arguments) -> str:
@@ -77,19 +76,17 @@ def cli(*arguments) -> str:
     ).stdout
 
 
-def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path, drive_with):
+def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_path, shared, options, undisturbed):
     where = tmp_path / "run"
-    driver = drive_with({"raypipe.training.trainer": STARVED}, "space.py", trials=2)
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    run = RunStore.open(where)
-    undisturbed = plain(run, tmp_path / "plain", (0, 1))
+    shared.hooks.set({"raypipe.training.trainer": STARVED})
+    run = sweep(toy / "space.py", toy / "store", where, **options | {"trials": 2}).store
     for number in (0, 1):
         assert run.result(number).state == "complete"
         assert read_retry(run, number).micro_batch == 4
-        for one, other in zip(run.history(number), undisturbed.history(number), strict=True):
+        for one, other in zip(run.history(number), undisturbed.store.history(number), strict=True):
             assert one.score == pytest.approx(other.score, rel=1e-3)
-        np.testing.assert_allclose(run.oof(number).predictions, undisturbed.oof(number).predictions, atol=5e-3)
+        expected = undisturbed.store.oof(number).predictions
+        np.testing.assert_allclose(run.oof(number).predictions, expected, atol=5e-3)
         log = "\n".join(read_log(run.folder, number))
         assert "actor: no memory left on the GPU: CUDA out of memory. Tried to allocate 2.00 GiB.; retried" in log
         assert "in starved" in log
@@ -101,9 +98,10 @@ def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(tmp_path,
     assert cli("logs", where, 1).splitlines()[-1].endswith("end: complete after epoch 4: trained to the end")
 
 
-def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
+def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, shared, command):
     where = tmp_path / "run"
-    driver = drive_with({"raypipe.training.trainer": BROKEN}, "space.py", trials=20)
+    shared.hooks.set({"raypipe.training.trainer": BROKEN})
+    driver = shared.drive(*command(20, workers=1))
     out = driver.finish()
     assert driver.child.returncode == 2, out
     assert "the first 3 trials failed the same way (out-of-memory): no memory left on the host" in out
@@ -115,70 +113,82 @@ def test_a_sweep_in_which_nothing_fits_stops_and_says_so(tmp_path, drive_with):
     assert said.count("in broken\n    MemoryError") == 3
 
 
-def test_an_actor_without_heartbeats_is_declared_dead(tmp_path, drive_with):
-    """As if Ray had missed its death because the control store died at that moment."""
-    where, gate = tmp_path / "run", tmp_path / "gate"
-    hooks = gated(gate, epoch=2) | {
-        "raypipe.backend.heartbeat": "module.DEAD_AFTER_SECONDS = 8.0; module.CHECK_SECONDS = 1.0"
-    }
-    driver = drive_with(hooks, "space.py", trials=1)
-    history = where / "trials/0000/history.json"
-    wait_until(history.exists, "the first epoch")
-    (actor,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the actor")
-    os.kill(actor, signal.SIGSTOP)
-    wait_until(lambda: "an actor sends no heartbeats and is declared dead" in driver.said(), "the driver to notice")
-    gate.touch()
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    run = RunStore.open(where)
-    undisturbed = plain(run, tmp_path / "plain", [0])
-    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
-    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
+@pytest.mark.parametrize(
+    "deaf", [False, True], ids=["its successor takes over", "none follows, and the sweep restarts"]
+)
+def test_an_actor_without_heartbeats_is_declared_dead(toy, tmp_path, shared, light, undisturbed, monkeypatch, deaf):
+    """As if Ray had missed its death because the control store died at that moment.
+
+    In the second case killing it has no effect, as if the start of a new one was lost with the control store.
+    """
+    gate = Gate(tmp_path / "gate", 2)
+    shared.hooks.set(gate.hooks)
+    monkeypatch.setattr(heartbeat, "DEAD_AFTER_SECONDS", 8.0)
+    if deaf:
+        monkeypatch.setattr(heartbeat, "kill_actor", lambda actor: None)
+
+    def stop(event, given):
+        if event == "on_epoch" and given.epoch == 1:
+            for pid in shared.find("actor"):
+                os.kill(pid, signal.SIGSTOP)
+        elif event == ("on_restart" if deaf else "on_actor_lost"):
+            gate.open(2)
+
+    seen = Recorder(stop)
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **light | {"trials": 1})
+    assert "on_actor_lost" in seen.names
+    if deaf:
+        assert "no actor replaced one that died" in seen.of("on_restart")[0].reason
+    assert same(run, undisturbed, 1)
 
 
-def test_where_an_actor_is_not_replaced_the_sweep_restarts(tmp_path, drive_with):
-    """As if the start of a new one was lost with the control store: here, killing the old one has no effect."""
-    where, gate = tmp_path / "run", tmp_path / "gate"
-    hooks = gated(gate, epoch=2) | {
-        "raypipe.backend.heartbeat": "module.DEAD_AFTER_SECONDS = 8.0; module.kill_actor = print"
-    }
-    driver = drive_with(hooks, "space.py", trials=1)
-    history = where / "trials/0000/history.json"
-    wait_until(history.exists, "the first epoch")
-    (actor,) = wait_until(lambda: driver.named("TrialTrainable", "ResourceTrainable"), "the actor")
-    os.kill(actor, signal.SIGSTOP)
-    wait_until(lambda: "no actor replaced one that died" in driver.said(), "the driver to begin again")
-    gate.touch()
-    out = driver.finish()
-    assert driver.child.returncode == 0, out
-    run = RunStore.open(where)
-    undisturbed = plain(run, tmp_path / "plain", [0])
-    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
-    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
+def test_a_tune_that_dies_of_a_kill_for_memory_is_restarted(toy, tmp_path, shared, light, undisturbed, monkeypatch):
+    """Tune's loop dies when Ray has killed a trial's actor for memory: `OutOfMemoryError` is no `RayActorError`."""
+    step, seen = TuneController.step, Recorder()
+
+    def dying(self):
+        step(self)
+        if seen.names.count("on_epoch") >= 2 and not seen.of("on_restart"):
+            raise RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory.")
+
+    monkeypatch.setattr(TuneController, "step", dying)
+    run = sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=seen, **light | {"trials": 2})
+    (restart,) = seen.of("on_restart")
+    assert "Ray Tune has died (Caught unexpected exception: Task was killed" in restart.reason
+    assert same(run, undisturbed, 2)
 
 
-@pytest.mark.parametrize("how", ["once", "twice"])
-def test_ctrl_c_once_ends_the_epoch_under_way_and_twice_stops_now(tmp_path, drive_with, how):
-    where, gate = tmp_path / "run", tmp_path / "gate"
-    driver = drive_with(gated(gate, epoch=3), "long.py", trials=1)
-    history = where / "trials/0000/history.json"
+def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resumed(
+    tmp_path, shared, alone, command, undisturbed
+):
+    """Once: the epoch under way ends, and no other begins. Twice: the sweep stops now. None changes a number."""
+    where = tmp_path / "run"
 
-    def epochs() -> int:
-        return len(json.loads(history.read_text())["epochs"]) if history.exists() else 0
+    def stop(place, sign, *, twice=False):
+        """Drive the run to its next epoch, in which it waits, and stop it there."""
+        before = epochs_of(where)
+        # The second keeps workers from training the epoch ahead, which the next driver would only have to report.
+        gate = Gate(tmp_path / f"gate-{sign.name}-{twice}", before + 1, before + 2)
+        place.hooks.set(gate.hooks)
+        driver = place.drive(*command(2, workers=1 if twice else 2))
+        gate.wait(before + 1, driver.child.poll)
+        with pytest.raises(UserError, match="another raypipe is driving this run"):
+            resume(where)
+        # To the driver's group, as a terminal does: workers are in it, where the Ray is the driver's own.
+        os.killpg(driver.child.pid, sign)
+        wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")
+        assert driver.child.poll() is None
+        if twice:
+            os.killpg(driver.child.pid, sign)
+        else:
+            gate.open(before + 1)
+        driver.finish_interrupted()
+        place.settle()
+        assert epochs_of(where) == before + (not twice)
 
-    wait_until(lambda: epochs() == 2, "the second epoch")
-    os.killpg(driver.child.pid, signal.SIGINT)  # as a terminal does: everyone hears it
-    wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")
-    assert driver.child.poll() is None
-    if how == "once":
-        gate.touch()
-    else:
-        os.killpg(driver.child.pid, signal.SIGINT)
-    driver.finish_interrupted()
-    # Once: the epoch under way is the third, or still the second where the driver has not heard of that yet.
-    assert epochs() in ((2, 3) if how == "once" else (2,))
-    run = resume(where).store
-    undisturbed = plain(run, tmp_path / "plain", [0])
-    assert [e.score for e in run.history(0)] == [e.score for e in undisturbed.history(0)]
-    assert run.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
-    assert [t.state for t in run.results()] == ["complete"]
+    stop(shared, signal.SIGTERM)
+    stop(alone, signal.SIGINT)
+    stop(alone, signal.SIGINT, twice=True)
+    shared.hooks.clear()
+    run = resume(where, address=shared.address, workers=1)
+    assert same(run, undisturbed, 2)

@@ -12,21 +12,17 @@ from raypipe.core.errors import UserError
 from raypipe.search.forecast import forecast
 from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
+from tests.support.rays import SharedRay
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def cluster():
-    """A head that runs nothing, and a machine with three cores and a GPU that is not there."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    place = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    place.add_node(num_cpus=3, num_gpus=1)
-    yield place.address
-    ray.shutdown()
-    place.shutdown()
+def cluster(tmp_path):
+    """The address of a head that runs nothing, and a machine with three cores and a GPU that is not there."""
+    with SharedRay(tmp_path, [0]) as place:
+        place.add_node(num_cpus=3, num_gpus=1)
+        yield place.address
 
 
 def test_it_is_measured_on_a_workers_share_and_reckoned_with_all_there_is(toy, cluster, monkeypatch):

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from raypipe import sweep
-from raypipe.backend.cluster import Cluster
 from raypipe.pretraining.encoders import PretrainedRun
-from raypipe.search.pretrain import pretrain
-from raypipe.trial.callback import SweepCallback
+from raypipe.search.pretrain import pretrain, resume
 from tests.support.faults import Kill, arming
-from tests.support.sweeps import gated, injected, wait_until
+from tests.support.sweeps import Gate, wait_until
 from tests.support.toys import ToyWindows, write_store
 
 pytestmark = pytest.mark.ray
@@ -27,22 +25,17 @@ TOY = "\n    return {**found(trial), **" + repr(SMALL | {"epochs": 2, "patience"
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory):
-    """A folder with a store, while Ray is there in whose processes the second run dies as it writes epoch 3."""
+def folder(tmp_path_factory):
+    """A folder with a store."""
     folder = tmp_path_factory.mktemp("pretrain")
     write_store(folder / "store", ToyWindows(subjects=8, each=12))
-    kill = Kill(state=str(folder / "kills"), name=r"all/epoch-0003", nth=2, when="amid")
-    with pytest.MonkeyPatch.context() as patch, Cluster(None, SweepCallback()) as cluster:
-        for name, value in injected(folder / "hook", arming(kill)).items():
-            patch.setenv(name, value)
-        cluster.start()
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
-def two(room) -> dict[str, PretrainedRun]:
-    """Runs of two workers each: undisturbed, and with the first worker killed in the midst of a checkpoint."""
-    return {name: pretrain("simclr", room / "store", room / name, workers=2, **HOW) for name in ("calm", "killed")}
+def calm(folder, options) -> PretrainedRun:
+    """A run of two workers that nothing disturbed."""
+    return pretrain("simclr", folder / "store", folder / "calm", workers=2, address=options["address"], **HOW)
 
 
 def losses(run: PretrainedRun) -> list[float]:
@@ -53,52 +46,51 @@ def encoder(run: PretrainedRun) -> bytes:
     return run.folder.read("encoder.safetensors")
 
 
-def test_two_workers_train_what_one_does(room, two):
-    alone = pretrain("simclr", room / "store", room / "alone", workers=1, **HOW)
-    np.testing.assert_allclose(losses(two["calm"]), losses(alone), atol=1e-4)
+def test_two_workers_train_what_one_does(folder, shared, calm):
+    alone = pretrain("simclr", folder / "store", folder / "alone", workers=1, **HOW)
+    np.testing.assert_allclose(losses(calm), losses(alone), atol=1e-4)
     assert len(losses(alone)) == 4
 
 
-def test_a_worker_killed_changes_nothing(room, two):
-    # Counted were: the calm run's third epoch, the killed one's, and the same again by who came after.
-    assert len(list((room / "kills").iterdir())) == 3
-    assert losses(two["killed"]) == losses(two["calm"])
-    assert encoder(two["killed"]) == encoder(two["calm"])
+def test_ctrl_c_once_and_twice_and_a_killed_worker_change_nothing(folder, shared, calm, tmp_path, alone):
+    """Once ends the epoch under way, twice stops two workers now; the killed one is started again by Ray Train.
 
-
-def test_ctrl_c_ends_the_epoch_under_way_and_again_stops_two_workers_now(room, two, tmp_path, drive):
+    They are on a Ray of their driver's own, where they meet by a file and not at a port.
+    """
     run = tmp_path / "run"
     sets = [word for name, value in SMALL.items() if "/" in name for word in ("--set", f"{name}={value}")]
-    command = ["pretrain", "simclr", "--data", room / "store", "--run", run, "--epochs", 4, "--folds", 2]
+    command = ["pretrain", "simclr", "--data", folder / "store", "--run", run, "--epochs", 4, "--folds", 2]
     command += ["--batch", 32, "--probe-every", 0, "--workers", 2, *sets]
 
     def epochs() -> int:
-        return len(PretrainedRun(run).history("all")) if (run / "all/history.json").exists() else 0
+        return len(losses(PretrainedRun(run))) if PretrainedRun.exists(run) else 0
 
+    kill = Kill(state=str(tmp_path / "kills"), name=r"all/epoch-0001", when="amid")
     for how, before, after in (("once", 1, 2), ("twice", 2, 2)):
-        gate = tmp_path / how
-        driver = drive(*command, env=injected(tmp_path / "hook", gated(gate, epoch=before + 1)))
+        gate = Gate(tmp_path / how, before + 1)
+        alone.hooks.set(gate.hooks | arming(kill))
+        driver = alone.drive(*command)
+        gate.wait(before + 1, driver.child.poll)
         wait_until(lambda: epochs() == before, "the epochs before the gate")  # noqa: B023
-        wait_until(lambda: driver.named("RayTrainWorker"), "the workers")  # noqa: B023
-        os.killpg(driver.child.pid, signal.SIGINT)  # as a terminal does: everyone hears it
+        os.killpg(driver.child.pid, signal.SIGINT)  # to the driver's group, as a terminal does: workers are in it
         wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")  # noqa: B023
         if how == "once":
-            gate.touch()
+            gate.open(before + 1)
         else:
             os.killpg(driver.child.pid, signal.SIGINT)
         driver.finish_interrupted()
         assert epochs() == after
-    again = drive(*command)
-    out = again.finish()
-    assert again.child.returncode == 0, out
-    assert losses(PretrainedRun(run)) == losses(two["calm"])
-    assert encoder(PretrainedRun(run)) == encoder(two["calm"])
+    assert len(list((tmp_path / "kills").iterdir())) == 2, "the checkpoint of the killed worker, and of its successor"
+    again = resume(run, address=shared.address)
+    assert losses(again) == losses(calm)
+    assert encoder(again) == encoder(calm)
 
 
-def test_a_sweep_starts_from_the_encoder(room, two):
-    space = room / "space.py"
+def test_a_sweep_starts_from_the_encoder(folder, shared, calm, light):
+    space = folder / "space.py"
     space.write_text(FINETUNE.replace("def space(", "def found(") + "\n\ndef space(trial):" + TOY)
-    run = sweep(space, room / "store", room / "fine", init=room / "killed", trials=3, folds=2, workers=1, prune=False)
+    given = light | {"folds": 2}
+    run = sweep(space, folder / "store", folder / "fine", init=folder / "calm", **given)
     results = run.store.results()
     assert [result.state for result in results] == ["complete"] * 3
     assert {run.store.config(n).init.tune for n in run.store.numbers()} == {"full", "lora", "frozen"}
@@ -107,14 +99,15 @@ def test_a_sweep_starts_from_the_encoder(room, two):
     assert run.store.info.init["objective"] == "simclr"
 
 
-def test_a_sweep_starts_from_a_pretrained_conformer_with_all_choices_left_to_it(room):
+def test_a_sweep_starts_from_a_pretrained_conformer_with_all_choices_left_to_it(folder, shared):
     """`--stem auto --stack auto`, the defaults, measure networks before any encoder is at hand."""
     sizes = SMALL | {"model/name": "conformer"}
-    pretrain("simclr", room / "store", room / "conformer", params=sizes | {"epochs": 1}, folds=2, probe_every=0)
-    space = room / "conformer.py"
+    pretrain("simclr", folder / "store", folder / "conformer", params=sizes | {"epochs": 1}, folds=2, probe_every=0)
+    space = folder / "conformer.py"
     fixed = sizes | {"init/name": "pretrained", "epochs": 2}
     space.write_text(
         f"def space(trial):\n    trial.suggest_categorical('init/tune', ['full', 'lora'])\n    return {fixed!r}\n"
     )
-    run = sweep(space, room / "store", room / "tuned", init=room / "conformer", trials=2, folds=2, workers=1)
+    given = {"trials": 2, "folds": 2, "workers": 1, "concurrent": 1, "address": shared.address}
+    run = sweep(space, folder / "store", folder / "tuned", init=folder / "conformer", **given)
     assert [(result.state, result.reason) for result in run.store.results()] == [("complete", "trained to the end")] * 2

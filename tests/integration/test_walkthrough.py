@@ -51,6 +51,7 @@ def test_from_simulation_to_predictions(tmp_path):
     assert Run(tmp_path / "run").trials.state.tolist() == ["complete"] * 2
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_the_readme_on_real_recordings(real_data, tmp_path):
     readme = (ROOT / "README.md").read_text()

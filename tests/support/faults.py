@@ -1,14 +1,15 @@
-"""Faults, made on purpose: for tests of any kind, yours too. Nothing in raypipe uses this room, or knows of it.
+"""Inject faults, for tests of any kind. Nothing in raypipe uses this module.
 
 A fault is brought in from outside: by wrapping a `Folder`, by killing a process that is found by the title Ray gives
-it, or, for the processes that a sweep starts, by `inject`, which has the interpreter itself run a few lines after a
-module of raypipe is imported.
+it, or, for the processes that a sweep starts, by `Hooks`: the interpreter itself runs a few lines after a module of
+raypipe is imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -296,19 +297,33 @@ class FailingFolder:
 # ---- Into processes that others start --------------------------------------------------------------------------------
 
 _HOOK = """\
-import importlib.abc, importlib.machinery, sys
+import importlib.abc, importlib.machinery, json, os, sys
 
-AFTER = {after!r}
+TABLE = {table!r}
 
 class After(importlib.abc.MetaPathFinder):
+    read = None, {{}}
+
+    def sources(self):
+        try:
+            stat = os.stat(TABLE)
+        except FileNotFoundError:
+            return {{}}
+        version = stat.st_ino, stat.st_mtime_ns
+        if self.read[0] != version:
+            with open(TABLE) as file:
+                self.read = version, json.load(file)
+        return self.read[1]
+
     def find_spec(self, name, path=None, target=None):
-        if name not in AFTER:
+        source = self.sources().get(name)
+        if source is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            exec(AFTER.pop(name), {{"module": module}})
+            exec(source, {{"module": module}})
         spec.loader.exec_module = exec_module
         return spec
 
@@ -316,27 +331,44 @@ sys.meta_path.insert(0, After())
 """
 
 
-def inject(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
-    """Have Python code run after a module is imported, in every process that inherits an environment.
+class Hooks:
+    """Python code that runs after a module is imported, in every process that inherits an environment.
 
-    Ray starts the processes of a sweep; this reaches into them without a word of it in raypipe. It works by a
-    ``sitecustomize.py``, which the interpreter imports when it starts.
+    Ray starts the processes of a sweep; this reaches into them, and nothing in raypipe knows of it. It works by a
+    ``sitecustomize.py``, which the interpreter imports when it starts. The code is read when a module is imported: a
+    cluster that is up already gets what is set for the next sweep, as every sweep has processes of its own.
 
     Parameters
     ----------
     folder
-        Where that file is written.
-    after
-        Source by the module's name; it sees the module as ``module``. See `arming`.
+        Where the files are written.
 
-    Returns
-    -------
-    dict
-        What the environment of the first process must have.
+    Attributes
+    ----------
+    env
+        The environment variables that the first process must have.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(_HOOK.format(after=dict(after)))
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._table = folder / "after.json"
+        (folder / "sitecustomize.py").write_text(_HOOK.format(table=str(self._table)))
+        self.env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+    def set(self, after: Mapping[str, str]) -> None:
+        """Have this source run, by the module's name; it sees the module as ``module``. See `arming`."""
+        write_atomic(self._table, lambda file: file.write(json.dumps(dict(after)).encode()))
+
+    def clear(self) -> None:
+        """Have nothing run any more."""
+        self._table.unlink(missing_ok=True)
+
+
+def inject(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
+    """Set `Hooks` in a folder, and return the environment variables that the first process must have."""
+    hooks = Hooks(folder)
+    hooks.set(after)
+    return hooks.env
 
 
 def arming(*kills: Kill) -> dict[str, str]:

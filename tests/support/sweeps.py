@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from raypipe import Run
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.trial_log import read_log
 from tests.support.faults import inject, kill, ray_processes, session, title
 
 # Computed one way, so that two runs can be compared to the bit; `auto` measures, and may choose either in either run.
@@ -105,31 +107,65 @@ class Driver:
 
 
 def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
-    """`inject`, for code that imports from the tests."""
+    """Do as `inject`, for code that imports from the tests."""
     return {"PYTHONPATH": f"{inject(folder, after)['PYTHONPATH']}:{ROOT}"}
 
 
 def tracing() -> dict[str, str]:
-    """For `inject`: every epoch that a fold begins, repeated ones too, leaves a line that `traced` reads."""
+    """For `Hooks`: every epoch that a fold begins, repeated ones too, leaves a line that `traced` reads."""
     return {"raypipe.trial.fold_runner": "import tests.support.sweeps as t; t.trace(module.FoldRunner)"}
 
 
-def gated(gate: Path, epoch: int) -> dict[str, str]:
-    """For `inject`: no fold takes a step of this epoch, nor does pretraining, before the file `gate` is there."""
-    held = {"raypipe.training.trainer": "SupervisedTrainer", "raypipe.pretraining.trainer": "Pretrainer"}
-    return {
-        module: f"import tests.support.sweeps as t; t.hold(module.{trainer}, {str(gate)!r}, {epoch})"
-        for module, trainer in held.items()
-    }
+class Gate:
+    """Have every fold of a sweep, and pretraining, wait before an epoch until the test lets it train on.
+
+    Parameters
+    ----------
+    folder
+        By whose files the processes of the sweep and the test understand each other.
+    epochs
+        Before which they wait.
+
+    Attributes
+    ----------
+    hooks
+        For `Hooks`.
+    """
+
+    def __init__(self, folder: Path, *epochs: int) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        held = {"raypipe.training.trainer": "SupervisedTrainer", "raypipe.pretraining.trainer": "Pretrainer"}
+        self.hooks = {
+            module: f"import tests.support.sweeps as t; t.hold(module.{trainer}, {str(folder)!r}, {epochs})"
+            for module, trainer in held.items()
+        }
+
+    def wait(self, epoch: int, over: Callable[[], object] = lambda: None) -> None:
+        """Wait until a fold waits here; fail where the sweep is `over` before."""
+        wait_until(lambda: (self._folder / f"reached-{epoch}").exists() or over(), f"a fold to begin epoch {epoch}")
+        assert (self._folder / f"reached-{epoch}").exists(), f"it was over before epoch {epoch}"
+
+    def open(self, epoch: int) -> None:
+        """Let the folds train this epoch."""
+        (self._folder / f"open-{epoch}").touch()
+
+    def shut(self) -> None:
+        """Have the folds of the next sweep wait again."""
+        for file in self._folder.iterdir():
+            file.unlink()
 
 
-def hold(trainer: Any, gate: str, epoch: int) -> None:
-    """Have a class of trainers wait for a file."""
+def hold(trainer: Any, folder: str, epochs: tuple[int, ...]) -> None:
+    """Have a class of trainers wait at a `Gate`."""
     step = trainer.step
 
     def gated_step(self: Any, batch: Any, n: int) -> float:
-        if self.epoch == epoch - 1:
-            wait_until(Path(gate).exists, f"{gate} to be there")
+        epoch = self.epoch + 1
+        gate = Path(folder, f"open-{epoch}")
+        if epoch in epochs and not gate.exists():
+            Path(folder, f"reached-{epoch}").touch()
+            wait_until(gate.exists, f"{gate} to be there")
         return float(step(self, batch, n))
 
     trainer.step = gated_step
@@ -165,6 +201,19 @@ def traced(run: Path) -> list[Begun]:
     path = Path(f"{run}.begun")
     rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return [Begun(int(number), int(fold), int(epoch), float(at)) for number, fold, epoch, at in rows]
+
+
+def epochs_of(run: Path | str, number: int = 0) -> int:
+    """Return how many epochs of a trial are scored, of a run that may not be there yet."""
+    return len(RunStore.open(run).history(number)) if RunStore.exists(run) else 0
+
+
+def starts_of(run: Path | str, worker: str, number: int = 0) -> int:
+    """Return how often a worker with these folds has started or resumed a trial."""
+    if not RunStore.exists(run):
+        return 0
+    lines = read_log(RunStore.open(run).folder, number)
+    return sum(f"{worker} on cpu" in line and ": folds" in line for line in lines)
 
 
 def numbers(run: Run) -> dict[int, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.cluster.config import CLUSTER, ROOT, of_hosts, on_premise
+from tests.support.programs import need_program
 
 RAY = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
@@ -137,8 +137,7 @@ def test_the_job_for_kubernetes_has_what_a_sweep_needs():
 @pytest.mark.parametrize("script", ["deploy/slurm.sh", "tests/cluster/hosts.sh"])
 def test_the_scripts_are_clean(script):
     subprocess.run(["bash", "-n", ROOT / script], check=True)
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed; bash has parsed the script")
+    need_program("shellcheck", "apt-get install shellcheck")
     subprocess.run(["shellcheck", ROOT / script], check=True)
 
 

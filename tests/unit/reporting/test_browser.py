@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from raypipe.reporting.report import write_report
+from tests.support.programs import missing_program, need_program
 
 pytestmark = pytest.mark.browser
 
@@ -59,10 +61,12 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = os.environ.get("RAYPIPE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
-        pytest.skip("no chromium on the PATH; install one, or name it in RAYPIPE_CHROMIUM")
+    if find_spec("playwright") is None:
+        missing_program("playwright", "pip install -c constraints.txt -e '.[dev]'")
+    from playwright import sync_api
+
+    named = os.environ.get("RAYPIPE_CHROMIUM") or shutil.which("chromium-browser")
+    found = need_program("chromium", "apt-get install chromium", named)
     with sync_api.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])  # root has no sandbox
         yield opened

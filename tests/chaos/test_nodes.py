@@ -1,0 +1,69 @@
+"""Nodes that stay away for a while, and a control store that does. The numbers stay the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.plan import FLAGS
+from tests.chaos.play import ENV, HOOKS, differences
+from tests.support.rays import SharedRay
+from tests.support.sweeps import Gate, epochs_of, starts_of, wait_until
+
+pytestmark = pytest.mark.ray
+
+# No group waits long for a machine.
+IMPATIENT = HOOKS | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = module.GROW_CHECK_SECONDS = 1.0"}
+ONE, SECOND_OF_TWO = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
+
+
+def sweep(place, folder, run):
+    flags = [*FLAGS, "--trials", 1]
+    return place.drive("sweep", folder / "space.py", "--data", folder / "store", "--run", run, *flags)
+
+
+def first(reference):
+    return {0: reference[0]}
+
+
+def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, nodes, reference, tmp_path):
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
+    nodes.hooks.set(IMPATIENT | gate.hooks)
+    driver = sweep(nodes, folder, run)
+    gate.wait(3, driver.child.poll)
+    wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 1, "the second worker")
+    nodes.lose_node(0.0)
+    nodes.lose_node(0.0)
+    wait_until(lambda: starts_of(run, ONE) == 1, "one worker to train all folds")
+    nodes.fill(1)
+    wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 2, "the second worker to be back")
+    gate.open(3)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
+@pytest.fixture(params=["rocksdb", "redis"])
+def kept(request, tmp_path):
+    """A Ray whose control store is kept; by RocksDB, the nodes of all tests."""
+    if request.param == "rocksdb":
+        yield request.getfixturevalue("nodes")
+        return
+    with SharedRay(tmp_path, store="redis", env=ENV) as place:
+        yield place
+
+
+def test_a_control_store_that_is_kept_may_be_killed_and_started_again(field, kept, reference, tmp_path):
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3, 5)
+    kept.hooks.set(IMPATIENT | gate.hooks)
+    driver = sweep(kept, folder, run)
+    gate.wait(3, driver.child.poll)
+    kept.kill_store()
+    gate.open(3)
+    wait_until(lambda: epochs_of(run) > 2, "an epoch without the control store")
+    kept.start_store()
+    gate.open(5)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []

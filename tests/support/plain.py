@@ -1,0 +1,32 @@
+"""A sweep without Ray: the numbers that every other must have, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from raypipe import Run
+from raypipe.core.options import SweepOptions
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.search.run_setup import open_run
+from raypipe.search.study import StudyQueue
+from raypipe.storage.journal import open_journal
+from raypipe.trial.local import run_trial
+
+
+def plain_sweep(space: Path, data: Path, where: Path, *, trials: int, folds: int = 4) -> Run:
+    """Run a sweep in this process, trial by trial and fold by fold, each on one core."""
+    windows = WindowStore(data)
+    run = open_run(load_space(space), windows, str(where), SweepOptions(trials=trials, folds=folds))
+    queue = StudyQueue(run, windows, open_journal(run), trials=trials)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker's: it decides on how sums are rounded
+    try:
+        while (number := queue.next()) is not None:
+            run_trial(run, windows, number)
+            queue.close(number, "complete", "trained to the end")
+    finally:
+        torch.set_num_threads(threads)
+    return Run(run)

@@ -1,0 +1,259 @@
+"""Where the sweeps of tests run: on a Ray that their driver starts, or on one that drivers join."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.support.faults import Hooks, descendants, ray_processes, title
+from tests.support.programs import need_program
+from tests.support.sweeps import AGENTS, ROOT, Driver, answers, wait_until
+
+ACTORS = {
+    "worker": ("RayTrainWorker",),
+    "actor": ("TrialTrainable", "ResourceTrainable"),
+    "controller": ("TrainController",),
+    "broker": ("Broker",),
+}
+"""Class names of actors as Ray shows them; a trial actor has the name that Tune gives it while it works."""
+LASTING = ("_AutoscalingCoordinatorActor",)
+"""Actors of the cluster and not of a sweep: this one passes requests for machines on to an autoscaler."""
+NO_PREEMPTION = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Saves an actor of every worker group, which has nothing to see here; `tests/cluster` has it."""
+AGENTS_END_SECONDS = 150.0
+"""Ray's agents take up to a minute to notice that their raylet is gone."""
+NODE_START_SECONDS = 120.0
+
+
+class OwnRay:
+    """The driver starts Ray, as on a laptop."""
+
+    name = "alone"
+    flags: tuple[object, ...] = ()
+
+    def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None) -> None:
+        self.hooks = Hooks(folder / "hooks")
+        self.env = _with_tests(self.hooks) | dict(env or {})
+        self._drivers: list[Driver] = []
+
+    def __enter__(self) -> OwnRay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for Ray's agents; fails where one has outlived its sweep for good."""
+        try:
+            left = lambda: any(driver.orphans() for driver in self._drivers)  # noqa: E731
+            wait_until(lambda: not left(), "Ray's agents to end", AGENTS_END_SECONDS)
+        finally:
+            self.end()
+
+    def drive(self, *command: object) -> Driver:
+        """Start a driver."""
+        self._drivers.append(Driver(*command, *self.flags, env=self.env))
+        return self._drivers[-1]
+
+    def end(self) -> None:
+        """End the drivers, and all that they have started."""
+        for driver in self._drivers:
+            driver.end()
+
+    def find(self, victim: str) -> list[int]:
+        """Return the processes of a kind that work for the latest driver."""
+        return sorted(self._drivers[-1].named(*ACTORS[victim]))
+
+    def settle(self) -> None:
+        """Wait until nothing of the drivers is left but agents, which have until the end of the block."""
+        left = lambda: any(driver.orphans(agents=False) for driver in self._drivers)  # noqa: E731
+        wait_until(lambda: not left(), "all processes of the sweep to end")
+
+
+class SharedRay:
+    """A Ray of one or more nodes on this machine that drivers join by its address; they run beside the first node.
+
+    Parameters
+    ----------
+    folder
+        For its hooks.
+    cpus
+        Cores of each node, the head first.
+    store
+        Where its control store (GCS) is kept, so that it can be killed and started again: RocksDB, which is a folder,
+        or a Redis server of its own. None keeps it nowhere.
+    env
+        More environment variables for Ray's processes and the drivers.
+
+    Attributes
+    ----------
+    hooks
+        What is injected into the processes of the next sweep.
+    """
+
+    name = "nodes"
+
+    def __init__(
+        self,
+        folder: Path,
+        cpus: Sequence[int] = (2,),
+        *,
+        store: Literal["rocksdb", "redis"] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.hooks = Hooks(folder / "hooks")
+        self.env = _with_tests(self.hooks) | NO_PREEMPTION | dict(env or {})
+        self._cpus, self._store = list(cpus), store
+        self._drivers: list[Driver] = []
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> SharedRay:
+        from ray.cluster_utils import Cluster
+
+        with contextlib.ExitStack() as stack:
+            self._kept = stack.enter_context(KEEPERS[self._store]())
+            self.cluster: Any = Cluster()
+            stack.callback(self._stop)
+            with self._environment():
+                self.cluster.add_node(wait=False, num_cpus=self._cpus[0], include_dashboard=False)
+            self.spare: list[Any] = []
+            self.fill()
+            self._stack = stack.pop_all()
+        self.address: str = self.cluster.address
+        self.flags: tuple[object, ...] = ("--address", self.address)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _stop(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Set what the nodes' processes are started in. Not kept: another Ray of this process would take its store."""
+        before = dict(os.environ)
+        os.environ.update(self.env | self._kept, RAY_USAGE_STATS_ENABLED="0")
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def drive(self, *command: object) -> Driver:
+        """Start a driver."""
+        self._drivers.append(Driver(*command, *self.flags, env=self.env))
+        return self._drivers[-1]
+
+    def end(self) -> None:
+        """End the drivers."""
+        while self._drivers:
+            self._drivers.pop().end()
+
+    def fill(self, nodes: int | None = None) -> None:
+        """Start nodes until there are so many beside the head; None: as many as at first."""
+        wanted = len(self._cpus) - 1 if nodes is None else nodes
+        while len(self.spare) < wanted:
+            self.spare.append(self.add_node(num_cpus=self._cpus[1 + len(self.spare)]))
+        self.cluster.wait_for_nodes(NODE_START_SECONDS)
+
+    def add_node(self, **resources: float) -> Any:
+        """Start a node."""
+        with self._environment():
+            node = self.cluster.add_node(wait=False, **resources)
+        self.cluster.wait_for_nodes(NODE_START_SECONDS)
+        return node
+
+    @contextlib.contextmanager
+    def node(self, **resources: float) -> Iterator[None]:
+        """Have one node more for the length of a block."""
+        node = self.add_node(**resources)
+        try:
+            yield
+        finally:
+            self.cluster.remove_node(node)
+
+    def find(self, victim: str) -> list[int]:
+        """Return the processes of a kind; there is one sweep at a time."""
+        return sorted(ray_processes(self._processes(), *ACTORS[victim]))
+
+    def _processes(self) -> set[int]:
+        """Return processes below this one, and those seen there before: one that loses its node is nobody's child."""
+        self._seen |= set(descendants(os.getpid()))
+        return self._seen
+
+    def lose_node(self, choice: float) -> None:
+        """SIGKILL all processes of a node other than the drivers'."""
+        self._processes()
+        node = self.spare.pop(int(choice * len(self.spare)))
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def kill_store(self) -> None:
+        """SIGKILL the control store."""
+        self.cluster.head_node.kill_gcs_server()
+
+    def start_store(self) -> None:
+        """Start it again from what it has kept."""
+        with self._environment():
+            self.cluster.head_node.start_gcs_server()
+
+    def settle(self) -> None:
+        """Wait until no process works and nothing is held, and start nodes for those that were lost."""
+        wait_until(lambda: not self.busy(), "all processes of the sweep to end")
+        wait_until(lambda: not self.held(), "all resources to be given back")
+        self.end()
+        self.fill()
+
+    def busy(self) -> list[str]:
+        """Return the titles of Ray's processes that work for a sweep."""
+        idle = tuple(f"ray::{name}" for name in ("IDLE", *LASTING, *AGENTS))
+        titles = [title(pid) for pid in self._processes()]
+        return [found for found in titles if found.startswith("ray::") and not found.startswith(idle)]
+
+    def held(self) -> dict[str, float]:
+        """Return resources that are in use. Objects in memory do not count: Ray frees them when it likes."""
+        state = self.cluster.global_state  # needs no connection of this process, which sweeps open and close
+        free = state.available_resources()
+        total = {k: v for k, v in state.cluster_resources().items() if k != "object_store_memory"}
+        return {name: amount for name, amount in total.items() if free.get(name, 0.0) != amount}
+
+
+def _with_tests(hooks: Hooks) -> dict[str, str]:
+    """Return the environment of processes in which `hooks` work, whose code may import from the tests."""
+    return {"PYTHONPATH": f"{hooks.env['PYTHONPATH']}{os.pathsep}{ROOT}"}
+
+
+@contextlib.contextmanager
+def rocksdb() -> Iterator[dict[str, str]]:
+    """Return the environment in which Ray keeps its control store in a folder."""
+    with tempfile.TemporaryDirectory(prefix="gcs-") as folder:
+        yield {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
+
+
+@contextlib.contextmanager
+def redis() -> Iterator[dict[str, str]]:
+    """Return the environment in which Ray keeps its control store in a Redis server that lives as long as the block."""
+    need_program("redis-server", "apt-get install redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: answers("127.0.0.1", port), f"redis-server to answer at port {port}")
+        yield {"RAY_REDIS_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+KEEPERS: dict[str | None, Any] = {
+    None: lambda: contextlib.nullcontext({}),
+    "rocksdb": rocksdb,
+    "redis": redis,
+}
