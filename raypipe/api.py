@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import io
-import textwrap
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, Literal
 
 from raypipe.core.errors import UserError
-from raypipe.core.options import PretrainOptions, SweepOptions, default_of, help_of
-from raypipe.storage.run_store import RunStore
+from raypipe.core.options import PretrainOptions, SweepOptions, document_options
+from raypipe.reporting.run import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from raypipe.core.progress import Progress
     from raypipe.core.stop import StopRequest
     from raypipe.data.prepare import prepare
@@ -61,10 +53,6 @@ MODULES = {
 }
 """Modules of the names that are imported when they are first used: torch and Ray take seconds to import."""
 
-INDENT: dict[str, Any] = {"initial_indent": " " * 8, "subsequent_indent": " " * 8}
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
@@ -72,172 +60,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(MODULES[name]), name)
 
 
-class Run:
-    """A run: its trials, out-of-fold predictions, ensemble and report. Ray need not run.
-
-    Parameters
-    ----------
-    run
-        Folder or pyarrow.fs URI of the run.
-
-    Attributes
-    ----------
-    store : raypipe.storage.run_store.RunStore
-        The run's files.
-
-    Raises
-    ------
-    UserError
-        There is no run.
-
-    Examples
-    --------
-    >>> Run("demo/run").trials  # doctest: +SKIP
-    """
-
-    def __init__(self, run: RunStore | str | Path) -> None:
-        self.store = run if isinstance(run, RunStore) else RunStore.open(run)
-
-    def __repr__(self) -> str:
-        return f"Run({self.where!r})"
-
-    @property
-    def where(self) -> str:
-        """Path or URI of the run."""
-        return self.store.where
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """One row per trial: state, score, score of each fold, seconds, failure and parameters."""
-        from raypipe.reporting.trial_table import trials_table
-
-        return trials_table(self.store)
-
-    def oof(self, number: int) -> pd.DataFrame:
-        """Return the out-of-fold predictions of a trial.
-
-        Parameters
-        ----------
-        number
-            Number of the trial.
-
-        Returns
-        -------
-        pandas.DataFrame
-            One row per window: ``window``, ``fold``, and ``prediction`` in target units, or one column of probabilities
-            per class.
-
-        Raises
-        ------
-        UserError
-            The trial has no predictions, or they are damaged.
-        """
-        import pandas as pd
-
-        oof = self.store.oof(number)
-        names = self.store.info.classes or ["prediction"]
-        table = pd.DataFrame(oof.predictions, columns=pd.Index(names))
-        table.insert(0, "window", oof.windows)
-        table.insert(1, "fold", oof.folds)
-        return table
-
-    def status(self) -> str:
-        """Return what ``raypipe status`` prints: trials, scores, failures and time left."""
-        from rich.console import Console
-
-        from raypipe.reporting.status import read_status
-        from raypipe.reporting.tables import show_status
-
-        text = io.StringIO()
-        show_status(Console(file=text, width=120), read_status(self.store))
-        return text.getvalue()
-
-    def ensemble(self, **options: Any) -> Ensemble:
-        """Fit an ensemble and save it in the run, for `report` and `export`.
-
-        Parameters
-        ----------
-        **options
-            Those of `fit_ensemble`.
-
-        Returns
-        -------
-        Ensemble
-            Its ``verdict`` is the result in words, its ``render()`` adds the table of scores, members and notes.
-
-        Raises
-        ------
-        UserError, LeakError
-            See `fit_ensemble`.
-        """
-        fitted = fit_ensemble(self, **options)
-        fitted.save()
-        return fitted
-
-    def report(self, out: str | Path | None = None) -> Path | str:
-        """Write the report of the run, one HTML file.
-
-        Parameters
-        ----------
-        out
-            The file. None: ``report.html`` in the run.
-
-        Returns
-        -------
-        path or URI
-            Where the report was written.
-        """
-        from raypipe.reporting.baselines import write_baselines
-        from raypipe.reporting.report import write_report
-
-        write_baselines(self.store)
-        return write_report(self.store, out)
-
-    def export(self, out: str | Path, **options: Any) -> Path:
-        """Write the saved ensemble as a bundle or a submission.
-
-        Parameters
-        ----------
-        out
-            Folder of the bundle, or zip file of the submission.
-        **options
-            Those of `raypipe.export`.
-
-        Returns
-        -------
-        pathlib.Path
-            What was written.
-
-        Raises
-        ------
-        UserError
-            See `raypipe.export`.
-        """
-        return export(self, out, **options)
-
-
-def _with_options(options: type[BaseModel]) -> Callable[[Function], Function]:
-    """List options in a function's signature and, in place of ``{options}``, in its docstring."""
-    described = {
-        name: f"{help_of(options, name)} Default: {default_of(options, name)}." for name in options.model_fields
-    }
-    text = "\n".join(f"    {name}\n{textwrap.fill(each, 120, **INDENT)}" for name, each in described.items())
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-        for name, field in options.model_fields.items()
-    ]
-
-    def document(function: Function) -> Function:
-        function.__doc__ = (function.__doc__ or "").replace("    {options}", text)
-        signature = inspect.signature(function)
-        own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
-        return function
-
-    return document
-
-
-@_with_options(SweepOptions)
+@document_options(SweepOptions)
 def sweep(
     space: str | Path,
     data: str | Path,
@@ -374,7 +197,7 @@ def rerun(
     return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
 
 
-@_with_options(PretrainOptions)
+@document_options(PretrainOptions)
 def pretrain(
     objective: Literal["mae", "simclr"],
     data: str | Path,

@@ -39,7 +39,7 @@ class Finding:
     what: str
     """In one line."""
     fix: str = ""
-    """What to do about it."""
+    """Command or action that fixes it."""
 
 
 def examine(folder: str | Path = ".") -> Iterator[Finding]:

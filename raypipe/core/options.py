@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from raypipe.core.errors import UserError, nearest
 
 Options = TypeVar("Options", bound=BaseModel)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -41,7 +45,7 @@ def parse_held_out(given: Any) -> Any:
 
 @dataclass(frozen=True)
 class Flag:
-    """How an option is presented on the command line and in documents."""
+    """Presentation of an option on the command line and in documents."""
 
     group: str
     """Heading under which it is listed."""
@@ -161,6 +165,29 @@ def default_of(options: type[BaseModel], name: str) -> str:
         return str(flag.unset)
     shown = ", ".join(default) if isinstance(default, list) else str(default)
     return f"{shown}: {flag.unset}" if flag.unset else shown
+
+
+def document_options(options: type[BaseModel]) -> Callable[[Function], Function]:
+    """List options in a function's signature and, in place of ``{options}``, in its docstring."""
+    described = {
+        name: f"{help_of(options, name)} Default: {default_of(options, name)}." for name in options.model_fields
+    }
+    text = "\n".join(
+        f"    {name}\n{textwrap.indent(textwrap.fill(each, 112), ' ' * 8)}" for name, each in described.items()
+    )
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+        for name, field in options.model_fields.items()
+    ]
+
+    def document(function: Function) -> Function:
+        function.__doc__ = (function.__doc__ or "").replace("    {options}", text)
+        signature = inspect.signature(function)
+        own = [param for param in signature.parameters.values() if param.kind is not param.VAR_KEYWORD]
+        function.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
+        return function
+
+    return document
 
 
 def parse_options(given: dict[str, Any]) -> SweepOptions:

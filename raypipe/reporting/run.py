@@ -1,0 +1,162 @@
+"""A run as Python sees it: its trials, predictions, ensemble and report."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypipe.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raypipe.ensembles.fitted import Ensemble
+
+
+class Run:
+    """A run: its trials, out-of-fold predictions, ensemble and report. Ray need not run.
+
+    Parameters
+    ----------
+    run
+        Folder or pyarrow.fs URI of the run.
+
+    Attributes
+    ----------
+    store : raypipe.storage.run_store.RunStore
+        The run's files.
+
+    Raises
+    ------
+    UserError
+        There is no run.
+
+    Examples
+    --------
+    >>> Run("demo/run").trials  # doctest: +SKIP
+    """
+
+    def __init__(self, run: RunStore | str | Path) -> None:
+        self.store = run if isinstance(run, RunStore) else RunStore.open(run)
+
+    def __repr__(self) -> str:
+        return f"Run({self.where!r})"
+
+    @property
+    def where(self) -> str:
+        """Path or URI of the run."""
+        return self.store.where
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: state, score, score of each fold, seconds, failure and parameters."""
+        from raypipe.reporting.trial_table import trials_table
+
+        return trials_table(self.store)
+
+    def oof(self, number: int) -> pd.DataFrame:
+        """Return the out-of-fold predictions of a trial.
+
+        Parameters
+        ----------
+        number
+            Number of the trial.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per window: ``window``, ``fold``, and ``prediction`` in target units, or one column of probabilities
+            per class.
+
+        Raises
+        ------
+        UserError
+            The trial has no predictions, or they are damaged.
+        """
+        import pandas as pd
+
+        oof = self.store.oof(number)
+        names = self.store.info.classes or ["prediction"]
+        table = pd.DataFrame(oof.predictions, columns=pd.Index(names))
+        table.insert(0, "window", oof.windows)
+        table.insert(1, "fold", oof.folds)
+        return table
+
+    def status(self) -> str:
+        """Return what ``raypipe status`` prints: trials, scores, failures and time left."""
+        from rich.console import Console
+
+        from raypipe.reporting.status import read_status
+        from raypipe.reporting.tables import show_status
+
+        text = io.StringIO()
+        show_status(Console(file=text, width=120), read_status(self.store))
+        return text.getvalue()
+
+    def ensemble(self, **options: Any) -> Ensemble:
+        """Fit an ensemble and save it in the run, for `report` and `export`.
+
+        Parameters
+        ----------
+        **options
+            Those of `fit_ensemble`.
+
+        Returns
+        -------
+        Ensemble
+            Its ``verdict`` is the result in words, its ``render()`` adds the table of scores, members and notes.
+
+        Raises
+        ------
+        UserError, LeakError
+            See `fit_ensemble`.
+        """
+        from raypipe.ensembles.fit import fit_ensemble
+
+        fitted = fit_ensemble(self.store, **options)
+        fitted.save()
+        return fitted
+
+    def report(self, out: str | Path | None = None) -> Path | str:
+        """Write the report of the run, one HTML file.
+
+        Parameters
+        ----------
+        out
+            The file. None: ``report.html`` in the run.
+
+        Returns
+        -------
+        path or URI
+            Where the report was written.
+        """
+        from raypipe.reporting.baselines import write_baselines
+        from raypipe.reporting.report import write_report
+
+        write_baselines(self.store)
+        return write_report(self.store, out)
+
+    def export(self, out: str | Path, **options: Any) -> Path:
+        """Write the saved ensemble as a bundle or a submission.
+
+        Parameters
+        ----------
+        out
+            Folder of the bundle, or zip file of the submission.
+        **options
+            Those of `raypipe.export`.
+
+        Returns
+        -------
+        pathlib.Path
+            What was written.
+
+        Raises
+        ------
+        UserError
+            See `raypipe.export`.
+        """
+        from raypipe.packaging.export import export
+
+        return export(self.where, out, **options)
