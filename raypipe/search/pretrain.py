@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raypipe.backend.cluster import Cluster
+from raypipe.backend.process_state import restored_process_state
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
@@ -31,6 +32,7 @@ POLL_SECONDS = 0.5
 DEFAULT_MODEL = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
 
 
+@restored_process_state()
 def pretrain(
     objective: Literal["mae", "simclr"],
     data: str | Path,
@@ -89,6 +91,7 @@ def pretrain(
     return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
 
 
+@restored_process_state()
 def resume(
     run: str | Path,
     *,

@@ -11,10 +11,11 @@ import torch
 
 from raypipe.cli import app
 from raypipe.core.config import parse_config
-from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
+from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, NonFiniteError, UserError
 from raypipe.core.folds import LeakError
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import SearchSpace
+from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.models.conformer import Conformer
@@ -26,9 +27,11 @@ from raypipe.pretraining.worker import probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain
 from raypipe.search.run_setup import open_run
+from raypipe.storage.lease import Lease
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
 from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
+from tests.support.process import process_state
 from tests.support.toys import ToyWindows, make_run, write_store
 
 SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8}
@@ -161,6 +164,32 @@ def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_
     run = pretrain("simclr", store, tmp_path / "run", params=PARAMS | {"epochs": 1}, folds=3)
     assert seen
     assert not seen & set(run.folds.held_out)
+
+
+def test_pretraining_leaves_the_callers_process_as_it_was(store, tmp_path):
+    before = process_state()
+    pretrain("simclr", store, tmp_path / "run", params=PARAMS | {"epochs": 1}, folds=3)
+    assert process_state() == before
+
+
+class TakenOver(Lease):
+    """A lease that another driver takes over at once."""
+
+    def __enter__(self):
+        self.lost = UserError("another raypipe is driving this run")
+        return super().__enter__()
+
+
+def test_pretraining_in_this_process_stops_when_asked_or_taken_over_and_continues(store, tmp_path, monkeypatch):
+    train = partial(pretrain, "simclr", store, tmp_path / "run", params=PARAMS | {"epochs": 1}, folds=3)
+    stop = StopRequest()
+    stop.set()
+    with pytest.raises(InterruptedSweepError):
+        train(stop=stop)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="another raypipe is driving this run"):
+        patch.setattr("raypipe.search.pretrain.Lease", TakenOver)
+        train()
+    assert train().over
 
 
 def opened(store, where, encoder, **options):
