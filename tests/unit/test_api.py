@@ -62,7 +62,7 @@ def test_a_function_describes_parameters_result_and_errors(name):
     assert {"Returns", "Raises"} <= set(found) and re.match(r"[A-Z][a-z]+ .*\.", found[""])
 
 
-@pytest.mark.parametrize("member", METHODS, ids=lambda member: getattr(member, "__qualname__", repr(member)))
+@pytest.mark.parametrize("member", METHODS, ids=lambda member: getattr(member, "fget", member).__qualname__)
 def test_every_public_member_is_documented(member):
     if inspect.isfunction(member) or isinstance(member, property):
         assert inspect.getdoc(member)
