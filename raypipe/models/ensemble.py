@@ -88,7 +88,7 @@ class EnsembleModule(nn.Module):
         return torch.stack(values), torch.stack(variances) if any(self.predicts_variance) else None
 
     def by_fold(self, members_MB: Tensor) -> Tensor:
-        """Arrange what members give, (members, B, ...), by fold: (folds, trials, B, ...)."""
+        """Arrange predictions (members, B, ...) by fold: (folds, trials, B, ...)."""
         return members_MB.view(-1, self.n_folds, *members_MB.shape[1:]).transpose(0, 1)
 
     def forward(self, x_BCT: Tensor) -> Tensor:

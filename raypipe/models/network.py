@@ -1,4 +1,4 @@
-"""What all networks share: the interface that training uses, normalisation of windows, and dropout by given masks.
+"""Base class of the networks, normalisation of windows, and dropout with masks that are drawn beforehand.
 
 This file needs torch (2.2 or later) and its neighbour readout.py: submissions contain both unchanged.
 """
@@ -135,7 +135,7 @@ class Network(nn.Module):
 
     @property
     def predicts_variance(self) -> bool:
-        """Whether the output in evaluation mode has a second column, the variance."""
+        """Return whether the output in evaluation mode has a second column, the variance."""
         return bool(self.bins or self.variance)
 
     def prepare(self, x_BCT: Tensor) -> Tensor:

@@ -123,12 +123,12 @@ class PretrainedRun:
 
     @property
     def parts(self) -> list[str]:
-        """Names of the encoders, which are trained one after the other."""
+        """Return the names of the encoders, which are trained one after the other."""
         return [f"fold-{k}" for k in range(self.folds.n_folds)] if self.info.fold_wise else ["all"]
 
     @property
     def over(self) -> bool:
-        """Whether all encoders are finished."""
+        """Return whether all encoders are finished."""
         return self.folder.exists(CARD)
 
     def history(self, part: str) -> list[PretrainEpoch]:

@@ -46,7 +46,7 @@ class PretrainTrainer:
 
     @property
     def epoch(self) -> int:
-        """Number of epochs that were trained."""
+        """Return the number of epochs that were trained."""
         return self.pretrainer.epoch
 
     def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:

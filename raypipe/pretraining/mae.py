@@ -12,7 +12,7 @@ from raypipe.pretraining.objective import Passes, PretrainBatch
 from raypipe.training.loader import WindowLoader
 
 
-def draw_masks(batch: int, n_tokens: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_masks(batch: int, n_tokens: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw which patches of each window are visible; return numbers (B, K) of those and (B, M) of the masked ones.
 
     At least one patch is visible and one masked.
@@ -24,7 +24,7 @@ def draw_masks(batch: int, n_tokens: int, share: float, generator: torch.Generat
     """
     if n_tokens < 2:
         raise ValueError("a window of one patch has nothing to rebuild")
-    masked = min(n_tokens - 1, max(1, round(share * n_tokens)))
+    masked = min(n_tokens - 1, max(1, round(fraction * n_tokens)))
     order_BN = torch.rand(batch, n_tokens, generator=generator).argsort(1)
     return order_BN[:, masked:].sort(1).values, order_BN[:, :masked].sort(1).values
 

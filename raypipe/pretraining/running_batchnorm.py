@@ -40,7 +40,7 @@ class RunningBatchNorm:
 
     @property
     def empty(self) -> bool:
-        """Whether there was no batch yet."""
+        """Return whether there was no batch yet."""
         return not bool(self.layer.num_batches_tracked)
 
     @contextmanager

@@ -119,7 +119,7 @@ class Pretrainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch; a last, smaller batch is left out."""
+        """Return the optimiser steps per epoch; a last, smaller batch is left out."""
         return max(1, len(self.index) // self.batch_size)
 
     def run_epoch(self, interrupted: Interrupted = never) -> float:

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class FoldData:
-    """The data of one fold.
+    """Split the windows of one fold, scale their targets, and draw the batches of its epochs.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class FoldData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch; a last, smaller batch is left out unless it is the only one."""
+        """Return the optimiser steps per epoch; a last, smaller batch is left out unless it is the only one."""
         return max(1, len(self.train) // self.config.batch_size)
 
     def batches(self, epoch: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
@@ -206,7 +206,7 @@ class WindowLoader:
 
     @property
     def resident(self) -> bool:
-        """Whether the store is kept on the device."""
+        """Return whether the store is kept on the device."""
         return self._kept is not None
 
     def gather(self, index_B: Index, offset_B: Index | None = None) -> Tensor:

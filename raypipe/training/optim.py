@@ -141,16 +141,12 @@ class Ema:
         for name in live.keys() - set(learned):
             self._average[name].copy_(live[name])
 
-    def apply_to(self, model: nn.Module) -> None:
-        """Overwrite a model's weights and buffers with the average."""
-        model.load_state_dict(self._average)
-
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights within the context, and its own ones, bit for bit, after it."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         try:
-            self.apply_to(model)
+            model.load_state_dict(self._average)
             yield
         finally:
             model.load_state_dict(own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +68,12 @@ class Sam:
 
     @property
     def perturbed(self) -> bool:
-        """Whether the weights are the perturbed ones."""
+        """Return whether the weights are the perturbed ones."""
         return bool(self._weights)
 
     @property
     def needs_second_pass(self) -> bool:
-        """Whether the next step computes a second gradient."""
+        """Return whether the next step computes a second gradient."""
         if self.method == "msam":
             return False
         return self.method != "looksam" or not self._orthogonal or self._steps_since >= self.every
@@ -82,10 +82,7 @@ class Sam:
     def perturb(self) -> bool:
         """Save the weights and move them along their gradients, or against the momentum.
 
-        Returns
-        -------
-        bool
-            False if the gradients are not finite; then nothing has moved.
+        Return False if the gradients are not finite; then nothing has moved.
 
         Raises
         ------
@@ -160,28 +157,11 @@ class Sam:
         torch_compat.foreach_add_(gradients, self._orthogonal, alpha=size)
         self._steps_since += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base optimiser; nothing else is kept from one epoch to the next (see `restart`).
-
-        Raises
-        ------
-        RuntimeError
-            It is called within a step, when the model's weights are the perturbed ones.
-        """
-        if self._weights:
-            raise RuntimeError("the weights are perturbed; a state saved now would contain the wrong weights")
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
-        self.optimizer.load_state_dict(state)
-        self.restart()
-
     def restart(self) -> None:
         """Forget what LookSAM keeps from step to step, so that the next step computes a second gradient.
 
-        It is called at the start of every epoch. So there is nothing to save, and folds whose epochs differ in length
-        compute second gradients at the same steps.
+        It is called at the start of every epoch. So there is nothing to save between epochs, and folds whose epochs
+        differ in length compute second gradients at the same steps.
         """
         self._steps_since, self._orthogonal, self._plain = 0, [], []
 

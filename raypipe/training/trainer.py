@@ -5,8 +5,10 @@ An epoch reads from top to bottom: `SupervisedTrainer.run_epoch`, `train_epoch`,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -50,27 +52,22 @@ def never() -> bool:
 
 
 class FoldTrainer(Protocol):
-    """What a fold's training provides, supervised or self-supervised; `FoldRunner` adds checkpoints and reports."""
+    """Interface of a fold's training, supervised or self-supervised; `FoldRunner` adds checkpoints and reports."""
 
     fold: int
 
     @property
     def epoch(self) -> int:
-        """Number of epochs that were trained."""
+        """Return the number of epochs that were trained."""
 
     @property
     def stopped(self) -> bool:
-        """Whether the fold has stopped by itself; then `run_epoch` returns the same predictions again."""
+        """Return whether the fold has stopped by itself; then `run_epoch` returns the same predictions again."""
 
     def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:
         """Train one epoch and predict the validation windows.
 
-        Raises
-        ------
-        NonFiniteError
-            The loss or a gradient is not finite.
-        InterruptedEpochError
-            `interrupted` returned True.
+        It raises `NonFiniteError` if the loss or a gradient is not finite, `InterruptedEpochError` if interrupted.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,13 +78,24 @@ class FoldTrainer(Protocol):
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to where `state` was taken.
+        """Return to where `state` was taken; raise `ValueError` if it is of another configuration or fold."""
 
-        Raises
-        ------
-        ValueError
-            The state belongs to another configuration or fold.
-        """
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """Best epoch so far of a fold that chooses its epoch by training subjects set apart, and its results."""
+
+    epoch: int = 0
+    score: float = math.nan
+    """Of the subjects set apart."""
+    loss: float = math.nan
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    predictions: Tensor = field(default_factory=lambda: torch.empty(0, 1))
+    """Of the validation windows."""
+
+    def beaten_by(self, score: float, metric: Metric) -> bool:
+        """Return whether a score is better, or there is none yet (AUC of subjects of one class)."""
+        return metric.better(score, self.score) or math.isnan(self.score)
 
 
 class SupervisedTrainer:
@@ -137,12 +145,12 @@ class SupervisedTrainer:
         choose_trained(self.model, config.init)
         self.loss = make_task_loss(config, data.windows, data.train, data.device)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
-        self.choice = EpochChoice(METRICS[data.windows.metric]) if len(data.inner) else None
+        self.best = BestEpoch() if len(data.inner) else None
 
     @property
     def stopped(self) -> bool:
-        """Whether the fold has stopped by itself (``early_stop=fold``)."""
-        return self.choice is not None and self.epoch - self.choice.epoch >= self.config.patience
+        """Return whether the fold has stopped by itself (``early_stop=fold``)."""
+        return self.best is not None and self.epoch - self.best.epoch >= self.config.patience
 
     def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:
         """Train one epoch and predict the validation windows; see `FoldTrainer`."""
@@ -208,23 +216,25 @@ class SupervisedTrainer:
     def finish_epoch(self, losses: list[float], seconds: float) -> FoldEpoch:
         """End an epoch that was trained for `seconds`: predict, and choose the epoch where the fold does so itself."""
         start = time.perf_counter()
-        was_stopped, loss = self.stopped, float(np.mean(losses)) if losses else float("nan")
+        loss = float(np.mean(losses)) if losses else math.nan
         self.epoch += 1
-        if self.choice is None:
+        if self.best is None:
             predictions = self.predict(self.data.validation)
             return FoldEpoch(loss, predictions, seconds + time.perf_counter() - start)
-        if was_stopped:
-            loss = self.choice.loss
-        else:
-            self._update_choice(self.choice, loss)
+        if losses:
+            self.best = self._better_epoch(self.best, loss)
+        else:  # the fold has stopped
+            loss = self.best.loss
         seconds += time.perf_counter() - start
-        return FoldEpoch(loss, self.choice.predictions, seconds, by_fold=True, stopped=self.stopped)
+        return FoldEpoch(loss, self.best.predictions.numpy(), seconds, by_fold=True, stopped=self.stopped)
 
-    def _update_choice(self, choice: EpochChoice, loss: float) -> None:
+    def _better_epoch(self, best: BestEpoch, loss: float) -> BestEpoch:
         windows, inner = self.data.windows, self.data.inner
         found = score(windows.metric, windows.targets[inner], self.predict(inner)[:, : windows.n_outputs])
-        if choice.improved_by(found):
-            choice.replace(self.epoch, found, loss, self._evaluated_weights(), self.predict(self.data.validation))
+        if not best.beaten_by(found, METRICS[windows.metric]):
+            return best
+        predictions = torch.from_numpy(self.predict(self.data.validation))
+        return BestEpoch(self.epoch, found, loss, self._evaluated_weights(), predictions)
 
     @torch.no_grad()
     def predict(self, index: Index) -> NDArray[np.float32]:
@@ -240,7 +250,7 @@ class SupervisedTrainer:
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is evaluated and shipped: the chosen epoch's weights, else the present (averaged) ones."""
-        return self.choice.weights if self.choice is not None and self.choice.weights else self._evaluated_weights()
+        return self.best.weights if self.best is not None and self.best.weights else self._evaluated_weights()
 
     def _evaluated_weights(self) -> dict[str, Tensor]:
         with self.state.averaged():
@@ -256,11 +266,11 @@ class SupervisedTrainer:
                 "epoch": self.epoch,
                 "target": [self.data.out_centre, self.data.out_scale],
                 **self.state.state_dict(),
-                "choice": self.choice.state_dict() if self.choice else None,
+                "choice": vars(self.best) if self.best else None,
             }
         )
-        # The same tensors where they are equal: they are written once.
-        if self.choice is not None and self.choice.weights:
+        # The same tensors where they are equal, which are then written once.
+        if self.best is not None and self.best.weights:
             state["weights"] = state["choice"]["weights"]
         elif self.state.ema is not None or has_lora(self.config.init):
             state["weights"] = self._evaluated_weights()
@@ -276,51 +286,9 @@ class SupervisedTrainer:
                 f"configuration {self.config.hash()}, fold {self.fold}"
             )
         self.state.load_state_dict(state)
-        if self.choice:
-            self.choice.load_state_dict(state["choice"])
+        if self.best is not None:
+            self.best = BestEpoch(**state["choice"])
         self.epoch = state["epoch"]
-
-
-class EpochChoice:
-    """The best epoch of a fold that chooses it by training subjects set apart, and what that epoch gave.
-
-    Parameters
-    ----------
-    metric
-        The score of the windows that were set apart.
-    """
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.epoch, self.score, self.loss = 0, float("nan"), float("nan")
-        self.weights: dict[str, Tensor] = {}
-        self.predictions: NDArray[np.float32] = np.empty((0, 1), np.float32)
-
-    def improved_by(self, score: float) -> bool:
-        """Return whether a score is better than the best so far, or there is none yet (AUC of one class)."""
-        return self.metric.better(score, self.score) or not np.isfinite(self.score)
-
-    def replace(
-        self, epoch: int, score: float, loss: float, weights: dict[str, Tensor], predictions: NDArray[np.float32]
-    ) -> None:
-        """Make an epoch the best one."""
-        self.epoch, self.score, self.loss = epoch, score, loss
-        self.weights, self.predictions = weights, predictions
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state to save."""
-        return {
-            "epoch": self.epoch,
-            "score": self.score,
-            "loss": self.loss,
-            "weights": self.weights,
-            "predictions": torch.from_numpy(self.predictions),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
-        self.epoch, self.score, self.loss = state["epoch"], state["score"], state["loss"]
-        self.weights, self.predictions = state["weights"], state["predictions"].numpy()
 
 
 def make_network(config: TrialConfig, windows: Any, device: torch.device) -> Network:

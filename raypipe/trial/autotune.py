@@ -39,7 +39,7 @@ StemName = Literal["fourier", "direct"]
 
 
 class ComputeOptions(BaseModel):
-    """How a trial is computed, as the user asks for it; `auto` measures."""
+    """Options of how a trial is computed; `auto` measures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class ComputeOptions(BaseModel):
 
 
 class ComputePlan(Record):
-    """What was chosen, and the seconds of each alternative that was measured (``compute/<key>.json``)."""
+    """The choice, and the seconds of each alternative that was measured (``compute/<key>.json``)."""
 
     format: Literal["raypipe-compute/1"] = "raypipe-compute/1"
     stem: StemName

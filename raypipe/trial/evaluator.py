@@ -36,18 +36,18 @@ class TrialEvaluator:
 
     @property
     def done(self) -> int:
-        """Number of epochs that all folds have reported."""
+        """Return the number of epochs that all folds have reported."""
         return len(self.history)
 
     @property
     def best(self) -> int:
-        """Best epoch so far; 0 before the first."""
+        """Return the best epoch so far; 0 before the first."""
         found = best_epoch(self.history, self.run.info.direction)
         return found.epoch if found else 0
 
     @property
     def over(self) -> bool:
-        """Whether the trial ends: all epochs are trained, or there was no better score for `patience` epochs.
+        """Return whether the trial ends: all epochs are trained, or there was no better score for `patience` epochs.
 
         With ``early_stop=fold``, when all folds have stopped. With a cyclic learning rate, only at the end of a cycle.
         """

@@ -18,7 +18,7 @@ OUT_OF_MEMORY = "out-of-memory"
 
 
 class Retry(Record):
-    """How a trial is retried (``trials/0007/retry.json``), on whichever worker continues it."""
+    """The retry of a trial (``trials/0007/retry.json``), on whichever worker continues it."""
 
     format: Literal["raypipe-retry/1"] = "raypipe-retry/1"
     micro_batch: int

@@ -17,7 +17,7 @@ from raypipe.models.network import DropoutMasks
 from raypipe.storage.records import Member
 from raypipe.training import checkpoint
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.trainer import EpochChoice
+from raypipe.training.trainer import BestEpoch
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
 
@@ -88,40 +88,35 @@ def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy,
     np.testing.assert_allclose(member, oof.predictions[oof.folds == 0][:4], atol=1e-4)
 
 
-def choose(choice, *scores):
-    """Offer the scores of epochs; return the epochs that became the best one."""
-    changed = []
-    for epoch, value in enumerate(scores, start=choice.epoch + 1):
-        if choice.improved_by(value):
-            choice.replace(epoch, value, 0.25, {"a": torch.arange(3.0)}, np.full((2, 1), epoch, np.float32))
+def choose(metric, *scores):
+    """Offer the scores of epochs 1, 2, ...; return the best epoch, and the epochs at which it changed."""
+    best, changed = BestEpoch(), []
+    for epoch, value in enumerate(scores, start=1):
+        if best.beaten_by(value, METRICS[metric]):
+            best = BestEpoch(epoch, value)
             changed.append(epoch)
-    return changed
+    return best, changed
 
 
 @given(st.lists(st.integers(0, 40).map(lambda k: k / 8), min_size=1, max_size=12))
 def test_the_best_epoch_is_chosen_and_the_first_of_equals(errors):
-    choice = EpochChoice(METRICS["nrmse"])
-    choose(choice, *errors)
-    assert choice.epoch == 1 + int(np.argmin(errors))
+    assert choose("nrmse", *errors)[0].epoch == 1 + int(np.argmin(errors))
 
 
 def test_a_score_may_be_the_better_the_larger():
-    choice = EpochChoice(METRICS["auc"])
-    choose(choice, 0.6, 1.0, 0.8)
-    assert (choice.epoch, choice.score) == (2, 1.0)
+    best, changed = choose("auc", 0.6, 1.0, 0.8)
+    assert (best.epoch, best.score, changed) == (2, 1.0, [1, 2])
 
 
 def test_while_there_is_no_score_the_latest_epoch_counts():
     """AUC of subjects of one class: never a number, so the fold is trained to its end."""
-    choice = EpochChoice(METRICS["auc"])
-    assert choose(choice, np.nan, np.nan, np.nan) == [1, 2, 3]
-    assert choice.epoch == 3 and np.isnan(choice.score)
+    best, changed = choose("auc", np.nan, np.nan, np.nan)
+    assert changed == [1, 2, 3] and np.isnan(best.score)
 
 
 def test_an_epoch_that_is_no_number_never_replaces_one_that_is():
-    choice = EpochChoice(METRICS["nrmse"])
-    assert choose(choice, np.nan, 0.5, np.nan, 0.7, 0.2, np.nan) == [1, 2, 5]
-    assert choice.score == 0.2
+    best, changed = choose("nrmse", np.nan, 0.5, np.nan, 0.7, 0.2, np.nan)
+    assert changed == [1, 2, 5] and best.score == 0.2
 
 
 def test_the_epoch_is_chosen_by_the_subjects_set_apart(toy):
@@ -134,22 +129,26 @@ def test_the_epoch_is_chosen_by_the_subjects_set_apart(toy):
         scores.append(score("nrmse", toy.targets[inner], one.predict(inner)))
         predictions.append(one.predict(one.data.validation))
         best = int(np.argmin(scores))
-        assert (one.choice.epoch, one.choice.score) == (best + 1, scores[best])
+        assert (one.best.epoch, one.best.score) == (best + 1, scores[best])
         np.testing.assert_array_equal(outcome.predictions, predictions[best])
     assert len(set(scores)) > 1
 
 
-def test_a_choice_survives_a_checkpoint():
-    choice = EpochChoice(METRICS["nrmse"])
-    assert choose(choice, 0.5, 0.3) == [1, 2]
-    again = EpochChoice(METRICS["nrmse"])
-    again.load_state_dict(checkpoint.loads(checkpoint.dumps(choice.state_dict())))
-    assert (again.epoch, again.score, again.loss) == (choice.epoch, choice.score, choice.loss) == (2, 0.3, 0.25)
-    assert again.weights["a"].tolist() == [0, 1, 2] and again.predictions.tolist() == [[2], [2]]
-    assert choose(again, 0.4, 0.1) == [4]
-    fresh = EpochChoice(METRICS["auc"])
-    again.load_state_dict(checkpoint.loads(checkpoint.dumps(fresh.state_dict())))
-    assert again.epoch == 0 and again.predictions.shape == (0, 1)
+def test_the_chosen_epoch_survives_a_checkpoint(toy):
+    options = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 9, "patience": 9}
+    one, again = trainer(toy, **options), trainer(toy, **options)
+    again.load_state_dict(checkpoint.loads(checkpoint.dumps(one.state_dict())))
+    assert again.best.epoch == 0 and again.best.predictions.shape == (0, 1)
+    for _ in range(4):
+        one.run_epoch()
+    state = checkpoint.loads(checkpoint.dumps(one.state_dict()))
+    again.load_state_dict(state)
+    assert (again.best.epoch, again.best.score, again.best.loss) == (one.best.epoch, one.best.score, one.best.loss)
+    for name, tensor in one.best.weights.items():
+        assert tensor.equal(again.best.weights[name]) and tensor.equal(state["weights"][name]), name
+    for _ in range(3):
+        np.testing.assert_array_equal(one.run_epoch().predictions, again.run_epoch().predictions)
+        assert one.best.epoch == again.best.epoch
 
 
 def test_both_passes_of_sam_use_the_same_dropout_masks(toy):
