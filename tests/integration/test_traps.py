@@ -87,7 +87,7 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
     """The cleaner that Ray Train leaves this to does nothing where no dashboard runs."""
 
     def interrupt(event, given):
-        if event == "on_epoch" and given.epoch == 2:
+        if event == "on_epoch" and given.epoch >= 2:  # again and again: the first may reach a finaliser, which drops it
             assert shared.held()
             signal.raise_signal(signal.SIGINT)
 
