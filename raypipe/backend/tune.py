@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ray import tune
@@ -151,7 +152,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             try:
                 number = self.queue.next()
             except DrawError as error:
-                self._end(error.result)
+                with self._sweep_ends_on_error():
+                    self._end(error.result)
                 continue
             except Exception as error:
                 self.fatal = error
@@ -161,7 +163,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
                 return None if self._running else Searcher.FINISHED
             self._numbers[trial_id] = number
             self._running.add(number)
-            self.callback.on_trial_start(number, self.queue.run.config(number))
+            with self._sweep_ends_on_error():
+                self.callback.on_trial_start(number, self.queue.run.config(number))
             return {"number": number}
         return Searcher.FINISHED
 
@@ -175,12 +178,10 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         """Record an epoch that a trial has reported; return whether the trial continues."""
         number = self._numbers[trial_id]
         self.progress = True
-        self.callback.on_epoch(number, result["epoch"], result["score"], result["folds"])
-        try:
+        with self._sweep_ends_on_error():
+            self.callback.on_epoch(number, result["epoch"], result["score"], result["folds"])
             if not self.queue.observe(number):
                 self._stop_reasons[trial_id] = ("pruned", "stopped by successive halving")
-        except Exception as error:
-            self.fatal = error
         if self._over_budget():
             self._stop_reasons.setdefault(trial_id, ("stopped", self.budget_used))
         return not (self.fatal or self.stop.is_set() or trial_id in self._stop_reasons)
@@ -190,10 +191,16 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended. A trial that was interrupted stays open for the next driver."""
-        try:
+        with self._sweep_ends_on_error():
             self._complete(trial_id, result or {}, error)
-        except Exception as problem:
-            self.fatal = self.fatal or problem
+
+    @contextlib.contextmanager
+    def _sweep_ends_on_error(self) -> Iterator[None]:
+        """Make an exception `fatal`: Tune would blame it on the trial, and train that again."""
+        try:
+            yield
+        except Exception as error:
+            self.fatal = self.fatal or error
 
     def _complete(self, trial_id: str, result: dict[str, Any], error: bool) -> None:
         number, failure = self._numbers[trial_id], result.get("failure")
@@ -248,13 +255,14 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def check(self) -> bool:
         """Look for reasons to end the sweep; return whether there is one."""
-        if self.stop.is_set() and not self._draining_reported:
-            self._draining_reported = True  # reported here: a signal handler may have set the request
-            self.callback.on_draining(len(self._running))
-        if self._lease is not None and self._lease.lost is not None:
-            self.fatal = self.fatal or self._lease.lost
-        if self._actor_not_replaced() and self.fatal is None:
-            self.fatal = LostSweepError("no actor replaced one that died", self.progress)
+        with self._sweep_ends_on_error():
+            if self.stop.is_set() and not self._draining_reported:
+                self._draining_reported = True  # reported here: a signal handler may have set the request
+                self.callback.on_draining(len(self._running))
+            if self._lease is not None and self._lease.lost is not None:
+                raise self._lease.lost
+            if self._actor_not_replaced():
+                raise LostSweepError("no actor replaced one that died", self.progress)
         return self.broker_is_lost() or self.fatal is not None
 
     def broker_is_lost(self, seconds: float = 0.0) -> bool:

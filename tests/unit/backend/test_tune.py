@@ -324,6 +324,25 @@ def test_a_sweep_that_cannot_continue_leaves_its_trials_open(search, monkeypatch
     assert ends_in_study(search.queue.run) == {}
 
 
+@pytest.mark.parametrize("event", ["on_trial_start", "on_epoch", "on_trial_end", "on_draining"])
+def test_an_exception_in_a_callback_ends_the_sweep_and_is_no_trials_fault(search, event):
+    """Tune takes it for a failure of the trial, which it would train again."""
+
+    def refuse(name, given):
+        if name == event:
+            raise ValueError("a bug of the caller's")
+
+    search.callback = Recorder(refuse)
+    name, number, result = finished(search, epochs=1)
+    search.record_epoch(name, result)
+    search.on_trial_complete(name, None if event == "on_epoch" else result | {"done": True, "failure": "error", "reason": "it broke"})
+    search.stop.set()
+    assert RunStopper(search).stop_all()
+    assert isinstance(search.fatal, ValueError)
+    assert search.suggest("another") == "FINISHED"
+    assert set(ends_in_study(search.queue.run)) == (set() if event == "on_epoch" else {number})
+
+
 def test_a_trial_that_ends_while_the_sweep_drains_has_ended(search):
     name, number, result = finished(search)
     search.stop.set()
