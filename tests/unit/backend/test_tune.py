@@ -335,7 +335,9 @@ def test_an_exception_in_a_callback_ends_the_sweep_and_is_no_trials_fault(search
     search.callback = Recorder(refuse)
     name, number, result = finished(search, epochs=1)
     search.record_epoch(name, result)
-    search.on_trial_complete(name, None if event == "on_epoch" else result | {"done": True, "failure": "error", "reason": "it broke"})
+    search.on_trial_complete(
+        name, None if event == "on_epoch" else result | {"done": True, "failure": "error", "reason": "it broke"}
+    )
     search.stop.set()
     assert RunStopper(search).stop_all()
     assert isinstance(search.fatal, ValueError)
