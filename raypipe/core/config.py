@@ -1,6 +1,6 @@
 """The configuration of a trial: frozen, validated, and with a stable hash.
 
-Ranges of parameters are not here: they belong to a study (`search_spaces/`), not to the program.
+The ranges that a sweep searches are defined in search spaces (`search_spaces/`), not here.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.record import FrozenModel
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ModelConfig(_Frozen):
+class ModelConfig(FrozenModel):
     """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), a small TCN, or a transformer over
     patches (ViT)."""
 
@@ -75,7 +72,7 @@ class ModelConfig(_Frozen):
         return self
 
 
-class OptimConfig(_Frozen):
+class OptimConfig(FrozenModel):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a learning-rate schedule."""
 
     lr: Positive = 1e-3
@@ -97,7 +94,7 @@ class OptimConfig(_Frozen):
     """Decay per step of the exponential moving average of the weights, which is evaluated and stored; 0 for none."""
 
 
-class SamConfig(_Frozen):
+class SamConfig(FrozenModel):
     """Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412) and its variants."""
 
     name: Literal["none", "sam", "asam", "looksam", "msam"] = "none"
@@ -115,7 +112,7 @@ class SamConfig(_Frozen):
     """LookSAM: norm of the reused part, as a factor of the gradient's norm."""
 
 
-class MixupConfig(_Frozen):
+class MixupConfig(FrozenModel):
     """Mixing of windows within a batch."""
 
     name: Literal["none", "mixup", "cmixup", "cutmix", "cutmix-channels"] = "none"
@@ -131,7 +128,7 @@ class MixupConfig(_Frozen):
     """Draw partners of other subjects only. Windows of a batch of one subject are not mixed."""
 
 
-class LossConfig(_Frozen):
+class LossConfig(FrozenModel):
     """The training loss. Trials are ranked by the task's metric, not by the loss."""
 
     name: Literal["plain", "focal", "huber", "kl", "nll"] = "plain"
@@ -157,7 +154,7 @@ class LossConfig(_Frozen):
     """Weight classes by inverse frequency in the training windows (classes only)."""
 
 
-class PretrainConfig(_Frozen):
+class PretrainConfig(FrozenModel):
     """Self-supervised pretraining in place of training. A linear probe then predicts (see `raypipe.pretraining`)."""
 
     name: Literal["none", "mae", "simclr"] = "none"
@@ -183,7 +180,7 @@ class PretrainConfig(_Frozen):
     """SimCLR: weight of a negative of the same subject, with `negatives=same-subject`."""
 
 
-class InitConfig(_Frozen):
+class InitConfig(FrozenModel):
     """Initial weights: random, or those of the pretrained encoder that the sweep was given (``--init``)."""
 
     name: Literal["none", "pretrained"] = "none"
@@ -199,7 +196,7 @@ class InitConfig(_Frozen):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
-class TrialConfig(_Frozen):
+class TrialConfig(FrozenModel):
     """Everything that decides a trial's numbers, given the data and the fold map."""
 
     model: ModelConfig = ModelConfig()
@@ -264,14 +261,14 @@ class TrialConfig(_Frozen):
 
     @property
     def cycle_ends(self) -> list[int]:
-        """Epochs that end a cycle of the learning rate; empty without cycles."""
+        """Return the epochs that end a cycle of the learning rate; empty without cycles."""
         if self.optim.schedule != "cyclic":
             return []
         return [round(self.epochs * cycle / self.optim.cycles) for cycle in range(1, self.optim.cycles + 1)]
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes per step: two for SAM, between one and two for LookSAM, one for MSAM."""
+        """Return the forward and backward passes per step: 2 for SAM, between 1 and 2 for LookSAM, 1 for MSAM."""
         return {"none": 1.0, "msam": 1.0, "looksam": 1.0 + 1.0 / self.sam.every}.get(self.sam.name, 2.0)
 
     def hash(self) -> str:
@@ -302,20 +299,20 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for name, value in flat.items():
-        here = out
+        group = out
         *path, last = name.split("/")
         for part in path:
-            here = here.setdefault(part, {})
-            if not isinstance(here, dict):
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
                 raise UserError(f"parameter '{name}': '{part}' is itself a parameter")
-        if isinstance(value, Mapping) and isinstance(here.get(last, {}), dict):
-            here.setdefault(last, {}).update(nest(value))
+        if isinstance(value, Mapping) and isinstance(group.get(last, {}), dict):
+            group.setdefault(last, {}).update(nest(value))
         else:
-            here[last] = value
+            group[last] = value
     return out
 
 
-def flat(config: TrialConfig) -> dict[str, Any]:
+def flatten(config: TrialConfig) -> dict[str, Any]:
     """Return the values of a configuration by parameter name, such as ``loss/gamma``."""
     out: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():

@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Iterable
 
-_FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
+_DISK_FULL = re.compile(r"HTTP status 507|StorageFull|QuotaExceeded")
 """Messages of object stores, which have no error numbers."""
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """The storage cannot be used any longer. What was written is whole, and the same command continues the work."""
+    """The storage cannot be used any longer. All written files are whole, and the same command continues."""
 
 
 class DiskFullError(StorageError):
@@ -42,14 +42,14 @@ class InterruptedSweepError(Exception):
 
 
 class LostSweepError(Exception):
-    """A process that executes the sweep has died (the broker, Ray Tune), and no trial is its cause. It is restarted.
+    """A process that executes the sweep (the broker, Ray Tune) has died, not because of a trial. The sweep restarts it.
 
     Parameters
     ----------
     reason
         The process that died, in words.
     progress
-        Whether an epoch was finished before.
+        True if an epoch was finished before.
     """
 
     def __init__(self, reason: str, progress: bool) -> None:
@@ -72,7 +72,7 @@ def first_line(error: BaseException) -> str:
 
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
     """Return the error that users see for "no space left" and "quota exceeded"; None for any other error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not _DISK_FULL.search(str(error)):
         return None
     return DiskFullError(
         f"{where}: no space left on the disk; free some space and run the same command again (nothing written so far "
@@ -98,9 +98,9 @@ def missing_package(extra: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the closest of `names`, or a list of them if none is close."""
+    """Return ``did you mean 'x'?`` for the closest of `names`, or ``available: x, y`` if none is close."""
     known = [str(n) for n in names]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "there is: " + ", ".join(known) if known else "there is none"
+    return "available: " + ", ".join(known) if known else "none is available"

@@ -17,7 +17,7 @@ Index = NDArray[np.int64]
 
 
 class LeakError(Exception):
-    """A subject is on both sides of a split, so nothing that was computed from it may be shown."""
+    """A subject is on both sides of a split. No result of that split is reported."""
 
 
 class FoldMap(Record):
@@ -73,7 +73,7 @@ class FoldMap(Record):
         return np.flatnonzero(self.folds(subjects_N) == HELD_OUT)
 
     def search_index(self, subjects_N: NDArray[Any]) -> Index:
-        """Return the indices of all other windows, in the store's order: the rows of out-of-fold predictions."""
+        """Return the indices of the windows of all other subjects, ascending: the rows of out-of-fold predictions."""
         return np.flatnonzero(self.folds(subjects_N) != HELD_OUT)
 
 
@@ -122,7 +122,8 @@ def make_folds(
         Targets are classes. Folds are then stratified by them (scikit-learn's StratifiedGroupKFold) if there are enough
         windows of each class; else GroupKFold is used.
     held_out
-        Share of the subjects, or their names.
+        Share of the subjects, or their names. A share is rounded to 1/k, where k is 2 or more: subjects are split into
+        k parts of about equally many windows, and one part is held out.
 
     Raises
     ------
@@ -133,20 +134,21 @@ def make_folds(
     if len(names) < 2:
         raise UserError(f"the data has one subject only ({names[0] if names else 'none'}); subject folds need three")
     n_held_out = _count_held_out(held_out, names)
-    _check_fold_count(n_folds, len(names), n_held_out)
     if isinstance(held_out, int | float):
         n_parts = max(2, round(len(names) / n_held_out))
         chosen = set(_split_subjects(subjects_N, targets_N, classes, n_parts, seed)[0])
     else:
         chosen = {_without_prefix(s) for s in held_out}
+    # The split into equal parts may hold out a subject more than the share says.
+    _check_fold_count(n_folds, len(names), max(n_held_out, len(chosen)))
     fold_of = dict.fromkeys(names, 0) | dict.fromkeys(chosen, HELD_OUT)
     rest = np.array([fold_of[str(s)] != HELD_OUT for s in subjects_N])
     for fold, group in enumerate(_split_subjects(subjects_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
         fold_of |= dict.fromkeys(group, fold)
-    made = FoldMap(seed=seed, n_folds=n_folds, fold_of=fold_of)
+    folds = FoldMap(seed=seed, n_folds=n_folds, fold_of=fold_of)
     for fold in range(n_folds):
-        made.split(subjects_N, fold)
-    return made
+        folds.split(subjects_N, fold)
+    return folds
 
 
 def _without_prefix(subject: str) -> str:
@@ -170,10 +172,12 @@ def _count_held_out(held_out: float | Sequence[str], names: list[str]) -> int:
 def _check_fold_count(n_folds: int, n_subjects: int, n_held_out: int) -> None:
     if n_folds < 2:
         raise UserError(f"{n_folds} fold(s): cross-validation needs at least 2")
-    if n_folds > n_subjects - n_held_out:
+    n_left = n_subjects - n_held_out
+    if n_folds > n_left:
+        advice = f"use at most --folds {n_left}" if n_left >= 2 else "hold out fewer"
         raise UserError(
             f"{n_folds} folds need at least {n_folds} subjects beside the {n_held_out} held out; the data has "
-            f"{n_subjects} subjects in all: use at most --folds {max(n_subjects - n_held_out, 0)}"
+            f"{n_subjects} subjects in all: {advice}"
         )
 
 
@@ -184,10 +188,10 @@ def _split_subjects(
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     groups = np.array([str(s) for s in subjects_N])
-    fewest = min(np.unique(targets_N, return_counts=True)[1]) if classes else 0
+    n_rarest_class = min(np.unique(targets_N, return_counts=True)[1]) if classes else 0
     # A stratified split of very few windows may have an empty part, or raise an error.
-    for kind in (StratifiedGroupKFold, GroupKFold) if fewest >= n_parts else (GroupKFold,):
-        splits = kind(n_parts, shuffle=True, random_state=seed).split(groups, targets_N, groups)
+    for splitter in (StratifiedGroupKFold, GroupKFold) if n_rarest_class >= n_parts else (GroupKFold,):
+        splits = splitter(n_parts, shuffle=True, random_state=seed).split(groups, targets_N, groups)
         parts = [sorted(set(groups[test].tolist())) for _, test in splits]
         if all(parts):
             break

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.record import FrozenModel
 
 Options = TypeVar("Options", bound=BaseModel)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,8 +20,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def parse_duration(given: Any) -> Any:
-    """Return seconds of ``90s``, ``30m``, ``2h`` or ``1.5d``; anything but a text is returned as it is."""
+def parse_duration(given: object) -> object:
+    """Convert ``90s``, ``30m``, ``2h`` or ``1.5d`` to seconds. A value that is no text is returned unchanged."""
     if not isinstance(given, str):
         return given
     unit = SECONDS_PER_UNIT.get(given[-1:])
@@ -33,8 +34,8 @@ def parse_duration(given: Any) -> Any:
     return seconds
 
 
-def parse_held_out(given: Any) -> Any:
-    """Return the share in ``0.2`` and the names in ``NDAR1,R5``; ``auto`` and anything but a text stay as they are."""
+def parse_held_out(given: object) -> object:
+    """Convert ``0.2`` to a number, and ``NDAR1,R5`` to a list. ``auto`` and a value that is no text are unchanged."""
     if not isinstance(given, str) or given == "auto":
         return given
     try:
@@ -60,13 +61,11 @@ SIZE, LIMITS, RESOURCES, STOPPING, SPEED = "Trials and folds", "Limits", "Resour
 FOLDS, PROBES = "Folds", "Probes"
 """Headings of options."""
 
-R5 = "release R5 if the store has it among others, otherwise 0.2"
+_DEFAULT_HELD_OUT = "release R5 if the store has it among others, otherwise 0.2"
 
 
-class SweepOptions(BaseModel):
+class SweepOptions(FrozenModel):
     """Options of a sweep. The seed, the folds and the held-out subjects are fixed when the run is created."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     trials: Annotated[int, Flag(SIZE)] = Field(20, ge=1)
     """Trials of the run in all. A larger number extends a finished run."""
@@ -75,7 +74,7 @@ class SweepOptions(BaseModel):
     held_out: Annotated[
         float | list[str] | Literal["auto"],
         BeforeValidator(parse_held_out),
-        Flag(SIZE, R5, metavar="SHARE|NAMES"),
+        Flag(SIZE, _DEFAULT_HELD_OUT, metavar="SHARE|NAMES"),
     ] = "auto"
     """Subjects that no trial, weight or choice sees: a share of all, or names of subjects and of HBN-EEG releases,
     separated by commas."""
@@ -110,19 +109,19 @@ class SweepOptions(BaseModel):
     """Algorithm of the Conformer's stem."""
     stack: Annotated[Literal["auto", "on", "off"], Flag(SPEED, "the faster one, measured at the start")] = "auto"
     """Train a worker's folds as one stacked program."""
-    track: Annotated[list[str], Flag("Tracking")] = ["tensorboard"]
+    track: Annotated[list[str], Flag("Tracking")] = Field(["tensorboard"])
     """Where curves are logged: tensorboard, mlflow, wandb, or none. Several may be given."""
 
 
-class PretrainOptions(BaseModel):
+class PretrainOptions(FrozenModel):
     """Options of pretraining. The seed, the folds and the held-out subjects are fixed when the run is created."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     folds: Annotated[int, Flag(FOLDS)] = 5
     """Subject folds, as in the sweep that the encoder is for."""
     held_out: Annotated[
-        float | list[str] | Literal["auto"], BeforeValidator(parse_held_out), Flag(FOLDS, R5, metavar="SHARE|NAMES")
+        float | list[str] | Literal["auto"],
+        BeforeValidator(parse_held_out),
+        Flag(FOLDS, _DEFAULT_HELD_OUT, metavar="SHARE|NAMES"),
     ] = "auto"
     """Subjects that the encoder does not see, as in the sweep that it is for."""
     seed: Annotated[int, Flag(FOLDS)] = Field(0, ge=0)

@@ -1,9 +1,12 @@
-"""Base class of the JSON files that raypipe writes: each has a format number, which is checked when it is read."""
+"""Base classes of frozen models, and of the JSON files that raypipe writes.
+
+Each file has a format number, which is checked when it is read.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,7 +17,13 @@ class OtherFormatError(UserError):
     """A file has another format number than this version of raypipe reads."""
 
 
-class Record(BaseModel):
+class FrozenModel(BaseModel):
+    """Values that are validated and cannot be changed. Unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Record(FrozenModel):
     """A JSON file with a format number.
 
     A subclass declares the file's fields, and its format as a Literal with a default::
@@ -29,8 +38,6 @@ class Record(BaseModel):
 
     Raise the number whenever a file of the old form would be misread. Only the newest number is read.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: str
 
@@ -65,24 +72,24 @@ class Record(BaseModel):
         try:
             record = cls.model_validate_json(data)  # three times as fast as validating what json.loads returns
         except ValidationError as error:
-            raise cls._refusal(data, error, where) from None
+            raise cls._describe_error(data, error, where) from None
         if "format" not in record.model_fields_set:
-            raise cls._other_format(None, where)
+            raise cls._other_format_error(None, where)
         return record
 
     @classmethod
-    def _refusal(cls, data: bytes, error: ValidationError, where: str) -> UserError:
+    def _describe_error(cls, data: bytes, error: ValidationError, where: str) -> UserError:
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
             return UserError(f"{where}: damaged (not a JSON document); restore it from a copy")
         found = json.loads(data)
         if isinstance(found, dict) and found.get("format") != cls.model_fields["format"].default:
-            return cls._other_format(found.get("format"), where)  # the format explains every other problem
+            return cls._other_format_error(found.get("format"), where)  # the format explains every other problem
         place = "/".join(map(str, problem["loc"]))
         return UserError(f"{where}: {place + ': ' if place else ''}{problem['msg']}")
 
     @classmethod
-    def _other_format(cls, given: Any, where: str) -> OtherFormatError:
+    def _other_format_error(cls, given: object, where: str) -> OtherFormatError:
         found = "no format number" if given is None else f"format {given!r}"
         expected = cls.model_fields["format"].default
         return OtherFormatError(f"{where}: {found}, expected {expected!r}; use the version of raypipe that wrote it")

@@ -166,7 +166,7 @@ def load_space(path: str | Path) -> SearchSpace:
     file = Path(path)
     if not file.is_file():
         there = sorted(p.as_posix() for p in Path("search_spaces").glob("*.py"))
-        raise UserError(f"{path}: no such search space" + (f"; there is: {', '.join(there)}" if there else ""))
+        raise UserError(f"{path}: no such search space" + (f"; available: {', '.join(there)}" if there else ""))
     space = SearchSpace(file.read_text(encoding="utf-8"), str(path))
     space.check()
     return space

@@ -13,7 +13,7 @@ class StopRequest:
     Attributes
     ----------
     accepted
-        Whether the work that was started checks the flag now. Before and after that, an exception is needed to stop it.
+        True while the work that was started checks the flag. Before and after that, only an exception stops it.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class StopRequest:
         self.accepted = False
 
     def set(self) -> None:
-        """Ask for the stop."""
+        """Request the stop."""
         self._event.set()
 
     def is_set(self) -> bool:
-        """Return whether the stop has been asked for."""
+        """Return whether the stop has been requested."""
         return self._event.is_set()
 
     @contextlib.contextmanager

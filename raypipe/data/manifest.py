@@ -1,9 +1,9 @@
 """The files of a store of windows, and the schema of those that are JSON.
 
 =========================  ============================================================================
-``settings.json``          what was asked of `prepare`; written first, and locked by the process that prepares
+``settings.json``          the settings of `prepare`; written first, and locked while `prepare` runs
 ``shards/<key>.npy``       the windows of one recording (`raypipe.data.shard_file`)
-``shards/<key>.json``      what the shard was made from, and its rows of the table (`raypipe.data.shards`)
+``shards/<key>.json``      a hash of the shard's input files, and its rows of the table (`raypipe.data.shards`)
 ``windows.csv``            the table: a row per window
 ``manifest.json``          everything else; written last, so a store without it is unfinished
 =========================  ============================================================================
@@ -14,10 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from raypipe.core.errors import UserError
-from raypipe.core.record import OtherFormatError, Record
+from raypipe.core.metrics import Kind
+from raypipe.core.record import FrozenModel, OtherFormatError, Record
 
 MANIFEST = "manifest.json"
 TABLE = "windows.csv"
@@ -28,12 +27,8 @@ OPTIONAL_COLUMNS = ("release", "mark", "age")
 """Columns that the table has only if a window has a value in them."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Settings(_Frozen):
-    """What was asked of `prepare`. Together with the recordings it decides the windows."""
+class Settings(FrozenModel):
+    """The arguments of `prepare` that decide, together with the recordings, what the windows are."""
 
     task: str
     sfreq: float | None
@@ -53,8 +48,8 @@ class SettingsFile(Record):
     settings: Settings
 
 
-class Plan(_Frozen):
-    """How a recording is cut: the settings, with every default filled in from the task and the recordings."""
+class Plan(FrozenModel):
+    """The settings by which recordings are cut, with every default filled in from the task and the recordings."""
 
     task: str
     channels: tuple[str, ...]
@@ -71,10 +66,10 @@ class Plan(_Frozen):
     target_is_offset: bool
     dtype: Literal["float16", "float32"]
     crops: Literal["own", "scorer"]
-    """Where evaluated crops start: `scorer`, where the challenge's scorer draws them."""
+    """Start of evaluated crops: `scorer`, where the challenge's scorer draws it; `own`, as `windower` places it."""
 
 
-class Shard(_Frozen):
+class Shard(FrozenModel):
     """The windows of one recording."""
 
     recording: str
@@ -90,7 +85,7 @@ class Shard(_Frozen):
         return f"{SHARDS}/{self.recording}.npy"
 
 
-class Summary(_Frozen):
+class Summary(FrozenModel):
     """Counts of what the store contains and what was left out."""
 
     recordings: int
@@ -107,7 +102,7 @@ class Manifest(Record):
     format: Literal["raypipe-windows/1"] = "raypipe-windows/1"
     settings: Settings
     plan: Plan
-    kind: Literal["regression", "classification"]
+    kind: Kind
     metric: Literal["nrmse", "auc"]
     classes: tuple[str, ...]
     unit: Literal["uV"] = "uV"

@@ -76,7 +76,7 @@ def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> lis
         inside = sorted(subject for subject, release in release_by_subject.items() if release == name)
         if not inside:
             present = ", ".join(sorted(set(release_by_subject.values()) - {""})) or "none"
-            raise UserError(f"held out {name}: no subject is of that release; there is: {present}")
+            raise UserError(f"held out {name}: no subject is of that release; available: {present}")
         out += inside
     return out
 

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.metrics import Kind
 from raypipe.data.bids import Recording
-
-Kind = Literal["regression", "classification"]
 
 _ROUNDING = 1e-6
 """Seconds by which a window may reach beyond its recording: times are rounded."""

@@ -33,11 +33,11 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.metrics import Kind
 from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.bids_tables import read_events, read_participants
 from raypipe.data.challenge import Challenge2, parse_challenge1, parse_challenge2
 from raypipe.data.task_base import (
-    Kind,
     Labels,
     Segment,
     Segments,

@@ -90,7 +90,7 @@ def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
         known = ", ".join(sorted({r.task for r in everything if r.task}))
         raise UserError(
             f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle was trained on; "
-            f"there is: {known}"
+            f"available: {known}"
         )
     return found
 

@@ -219,7 +219,7 @@ def _of_release(store: WindowStore, keep_N: NDArray[np.bool_], release: str) -> 
     inside_N = np.array([releases.get(subject) == release for subject in store.subjects])
     if not (keep_N & inside_N).any():
         known = ", ".join(sorted({r for r in releases.values() if r})) or "none known"
-        raise UserError(f"{store.path}: no subject of release {release}; there is: {known}")
+        raise UserError(f"{store.path}: no subject of release {release}; available: {known}")
     return inside_N
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from raypipe.core.config import flat
+from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -216,7 +216,7 @@ def _version_conditions(first: RunStore, run: RunStore) -> list[Condition]:
 
 def _changed_parameters(runs: Sequence[RunStore], names: list[str]) -> pd.DataFrame:
     """Return the parameters that differ between the best trials of the runs."""
-    configs = [flat(run.config(run.ranked()[0].number)) for run in runs]
+    configs = [flatten(run.config(run.ranked()[0].number)) for run in runs]
     changed = [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1]
     rows = [[config[name] for config in configs] for name in changed]
     return pd.DataFrame(rows, index=pd.Index(changed, name="parameter"), columns=pd.Index(names), dtype=object)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from raypipe.core.config import TrialConfig, flat
+from raypipe.core.config import TrialConfig, flatten
 from raypipe.core.text import format_duration, format_value
 from raypipe.reporting.sweep_state import RunningTrial, SweepState
 from raypipe.storage.budget import BUDGET_OPTIONS
@@ -142,8 +142,8 @@ class PrintProgress(SweepCallback):
 
 def chosen_parameters(config: TrialConfig) -> str:
     """Return the parameters that differ from their defaults."""
-    default = flat(TrialConfig())
-    values = flat(config).items()
+    default = flatten(TrialConfig())
+    values = flatten(config).items()
     return " ".join(f"{name}={format_value(value)}" for name, value in values if value != default[name])
 
 

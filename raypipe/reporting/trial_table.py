@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from raypipe.core.config import flat, parameter_names
+from raypipe.core.config import flatten, parameter_names
 from raypipe.core.errors import UserError
 from raypipe.storage.files import write_atomic
 from raypipe.storage.lease import read_lease
@@ -52,7 +52,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     rows: dict[int, dict[str, Any]] = {}
     for number in sorted(recorded | ended):
         result = run.result(number) if number in ended else None
-        parameters = flat(run.config(number)) if number in recorded else {}
+        parameters = flatten(run.config(number)) if number in recorded else {}
         rows[number] = _progress(run, number, folds) | _outcome(result, unfinished) | parameters
     first = ["state", "score", *folds, "best_epoch", "trained", "seconds", "failure", "reason"]
     table = pd.DataFrame(

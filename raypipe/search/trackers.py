@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from raypipe.core.config import flat
+from raypipe.core.config import flatten
 from raypipe.core.errors import UserError, first_line, missing_package, nearest
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.remote import without_settings
@@ -72,7 +72,9 @@ class TensorBoard:
         """Log the configuration and the best score (TensorBoard's HParams)."""
         writer = self._writer(result.number, result.epochs + 1)
         if result.score is not None:
-            given = {name: value for name, value in flat(self._run.config(result.number)).items() if value is not None}
+            given = {
+                name: value for name, value in flatten(self._run.config(result.number)).items() if value is not None
+            }
             plain = {n: v if isinstance(v, int | float | str) else str(v) for n, v in given.items()}
             writer.add_hparams(plain, {"best_score": result.score}, name="hparams")
         writer.close()
@@ -114,7 +116,7 @@ class MLflow:
 
         tags = {"raypipe.trial": tag, "raypipe.run": without_settings(self._run.where)}
         run_id = str(self._client.create_run(self._experiment, run_name=f"trial {number}", tags=tags).info.run_id)
-        config = flat(self._run.config(number))
+        config = flatten(self._run.config(number))
         self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in config.items()])
         return run_id
 
@@ -159,7 +161,7 @@ class WandB:
                 id=f"{round(self._run.info.created * 1000):x}-{number}",
                 resume="allow",
                 reinit="create_new",
-                config=flat(self._run.config(number)),
+                config=flatten(self._run.config(number)),
                 settings=wandb.Settings(silent=True, console="off"),
             )
         return self._runs[number]

@@ -13,7 +13,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
-from raypipe.core.config import flat
+from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.records import TrialResult
@@ -95,7 +95,7 @@ def warm_start(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> 
 
 
 def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTrial:
-    point = optuna.trial.FixedTrial(flat(old.config(result.number)))
+    point = optuna.trial.FixedTrial(flatten(old.config(result.number)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of values out of range

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.record import Record
+from raypipe.core.metrics import Direction, Kind
+from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import Folder, read_record, write_record
 
 OPTIONS_FILE = "options.json"
@@ -28,16 +29,16 @@ State = Literal["complete", "pruned", "stopped", "failed"]
 
 
 class RunInfo(Record):
-    """What a run is made of (``run.json``)."""
+    """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
 
     format: Literal["raypipe-run/1"] = "raypipe-run/1"
     created: float
     data: str
     data_hash: str
     task: str
-    kind: Literal["regression", "classification"]
+    kind: Kind
     metric: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     classes: list[str]
     seed: int
     space: str
@@ -50,10 +51,8 @@ class RunInfo(Record):
     """Pretrained run whose encoders are in the run's ``init`` folder: its place, its objective and their checksums."""
 
 
-class Epoch(BaseModel):
+class Epoch(FrozenModel):
     """One epoch of one trial over all its folds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     epoch: int
     passes: int
@@ -83,7 +82,7 @@ class History(Record):
 
 
 class TrialResult(Record):
-    """How a trial ended (``result.json``)."""
+    """The state and the score that a trial ended with (``result.json``)."""
 
     format: Literal["raypipe-result/1"] = "raypipe-result/1"
     number: int
@@ -106,12 +105,12 @@ class TrialResult(Record):
 
 
 class TrialRecord(Record):
-    """A trial that was asked for (``trial.json``)."""
+    """The configuration of a trial, written before it starts (``trial.json``)."""
 
     format: Literal["raypipe-trial/1"] = "raypipe-trial/1"
     number: int
     started: float
-    """Unix time (s) at which it was first asked for."""
+    """Unix time (s) at which the trial was recorded, before it started."""
     config: TrialConfig
     rerun_of: int | None = None
     """The trial whose configuration it repeats on another seed (`raypipe.search.reruns`)."""
@@ -162,14 +161,14 @@ def write_options(folder: Folder, options: dict[str, Any]) -> None:
 
 
 def describe_other_folder(folder: Folder) -> str | None:
-    """Say which of raypipe's other folders this is; None for a run of a sweep and for unknown content."""
+    """Return what raypipe folder this is, in words; None for a run of a sweep and for unknown content."""
     return next((words for name, words in _OTHER_FOLDERS.items() if folder.exists(name)), None)
 
 
-def best_epoch(history: Sequence[Epoch], direction: str) -> Epoch | None:
-    """Return the epoch with the best score over all folds, the first of equals.
+def best_epoch(history: Sequence[Epoch], direction: Direction) -> Epoch | None:
+    """Return the epoch with the best score over all folds; of equal scores, the first.
 
-    Where folds choose their own epochs it is the latest. None for an empty history.
+    Return the latest epoch where folds choose their own epochs, and None for an empty history.
     """
     if not history:
         return None

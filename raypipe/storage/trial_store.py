@@ -82,7 +82,7 @@ class TrialStore:
         return self.record(number).rerun_of
 
     def started(self, number: int) -> float:
-        """Return the Unix time (s) at which a trial was first asked for; raises as `record`."""
+        """Return the Unix time (s) at which a trial was recorded, before it started; raises as `record`."""
         return self.record(number).started
 
     def history(self, number: int) -> list[Epoch]:

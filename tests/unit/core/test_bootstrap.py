@@ -11,7 +11,7 @@ from tests.unit.core.examples import example
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_interval_holds_the_score(name: str) -> None:
+def test_interval_contains_the_score(name: str) -> None:
     y, pred, subjects = example(METRICS[name].kind, n=400)
     low, high, usable = bootstrap_subjects(name, y, pred, subjects, n=300)
     assert low < score(name, y, pred) < high and usable == 300
@@ -50,7 +50,7 @@ def test_difference_is_paired() -> None:
     assert (flipped.low, flipped.high) == pytest.approx((-high, -low))
 
 
-def test_bootstrap_refuses() -> None:
+def test_wrong_subjects_are_refused() -> None:
     y, pred, subjects = example("regression")
     with pytest.raises(ValueError, match="two or more"):
         bootstrap_subjects("nrmse", y, pred, ["a"] * len(y))

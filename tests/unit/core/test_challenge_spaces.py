@@ -1,4 +1,4 @@
-"""The challenge's two search spaces train: their start points, and draws until every choice has been met."""
+"""Train the start points of the challenge's two search spaces, and draws that cover every choice."""
 
 from __future__ import annotations
 
@@ -51,45 +51,45 @@ def stores(releases) -> dict[str, WindowStore]:
 
 
 def points(space: SearchSpace, wanted: dict[str, set[str]]) -> tuple[list[dict], dict[str, set[str]]]:
-    """The start points, then draws that bring something new, until nothing is; and the choices that were met."""
-    met: dict[str, set[str]] = defaultdict(set)
+    """Return the start points and the draws that have a new choice, and all choices in them."""
+    covered: dict[str, set[str]] = defaultdict(set)
     found = []
 
-    def meet(point: dict, always: bool = False) -> None:
-        new = [name for name in wanted if name in point and point[name] not in met[name]]
+    def add(point: dict, always: bool = False) -> None:
+        new = [name for name in wanted if name in point and point[name] not in covered[name]]
         if new or always:
             found.append(point)
         for name in new:
-            met[name].add(point[name])
+            covered[name].add(point[name])
 
     for point in space.start:
-        meet(point, always=True)
+        add(point, always=True)
     with silence_optuna():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(60):
             trial = study.ask()
             space(trial)
-            meet(dict(trial.params))
-    return found, dict(met)
+            add(dict(trial.params))
+    return found, dict(covered)
 
 
 @pytest.mark.parametrize("task", FILES)
 def test_every_choice_trains(task, stores, tmp_path):
     windows, space = stores[task], load_space(SPACES / FILES[task])
-    found, met = points(space, WANTED[task])
-    assert met == WANTED[task]
+    found, covered = points(space, WANTED[task])
+    assert covered == WANTED[task]
     run = make_run(tmp_path, windows)
     for number, point in enumerate(found):
         config = space(optuna.trial.FixedTrial(point)).model_copy(update={"epochs": 1, "patience": 1, "batch_size": 8})
         run.add_trial(number, config)
         result = run_trial(run, windows, number)
         assert result.state == "complete", (point, result.reason)
-        answers = run.oof(number).predictions
-        assert np.isfinite(answers).all() and np.ptp(answers) > 0, point
+        predictions = run.oof(number).predictions
+        assert np.isfinite(predictions).all() and np.ptp(predictions) > 0, point
         assert all(np.isfinite(loss) for loss in run.history(number)[0].losses), point
 
 
-def test_people_are_drawn_evenly_and_partners_are_others_in_challenge2():
+def test_challenge2_samples_subjects_evenly_and_mixes_with_other_subjects():
     for config in load_space(SPACES / FILES["challenge2"]).draw(20):
         assert config.sampling == "subject" and config.mixup.other_subject
         assert config.sam.name != "none" and config.shrink <= 0.95

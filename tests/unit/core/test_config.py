@@ -9,7 +9,7 @@ from raypipe.core.errors import UserError
 from tests.support.toys import TINY
 
 
-def test_flat_and_nested_names_are_one():
+def test_flat_and_nested_names_are_equivalent():
     flat = parse_config({"loss/gamma": 2.0, "sam/name": "sam", "epochs": 3})
     assert flat == parse_config({"loss": {"gamma": 2.0}, "sam": {"name": "sam"}, "epochs": 3})
     assert (flat.loss.gamma, flat.sam.name, flat.epochs) == (2.0, "sam", 3)
@@ -43,7 +43,7 @@ def test_a_configuration_is_frozen():
         TrialConfig().epochs = 3
 
 
-def test_the_hash_is_that_of_the_values():
+def test_equal_values_have_equal_hashes():
     assert TrialConfig().hash() == parse_config({"epochs": 20}).hash()
     assert TrialConfig().hash() != parse_config({"epochs": 21}).hash()
     assert TrialConfig.model_validate(TrialConfig().model_dump(mode="json")).hash() == TrialConfig().hash()

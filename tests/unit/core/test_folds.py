@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
@@ -17,10 +17,9 @@ def windows(n_subjects, each=4, seed=0):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(6, 40), st.integers(2, 4), st.floats(0.05, 0.4), st.integers(0, 5), st.booleans(), st.integers(1, 5))
-def test_every_subject_has_one_place_and_no_fold_is_empty(n, k, share, seed, classes, each):
+def test_every_subject_is_in_one_fold_and_no_fold_is_empty(n, k, share, seed, classes, each):
     subjects, targets = windows(n, each)
-    if k > n - max(1, round(share * n)):
-        return
+    assume(k <= n - max(1, round(share * n)))
     folds = make_folds(subjects, targets, classes=classes, n_folds=k, held_out=share, seed=seed)
     assert sorted(folds.fold_of) == sorted(set(subjects))
     assert set(folds.fold_of.values()) == {HELD_OUT, *range(k)}
@@ -55,11 +54,13 @@ def test_held_out_subjects_may_be_named():
         (1, {}, "one subject only"),
         (6, {"n_folds": 6}, r"6 folds need at least 6 subjects beside the 1 held out.*--folds 5"),
         (6, {"n_folds": 1}, "at least 2"),
+        (3, {"n_folds": 2, "held_out": 0.8}, "beside the 2 held out.*: hold out fewer"),
+        (5, {"n_folds": 3, "held_out": 0.4}, "beside the 3 held out.*--folds 2"),
         (6, {"held_out": 1.5}, "between 0 and 1"),
         (6, {"held_out": ["s01"]}, "'s01' is not in the data; did you mean 's001'"),
     ],
 )
-def test_bad_wishes_are_one_line(n, options, message):
+def test_bad_arguments_give_one_line_messages(n, options, message):
     with pytest.raises(UserError, match=message):
         make_folds(*windows(n), classes=False, **options)
 
@@ -73,7 +74,7 @@ def test_the_audit_names_the_subjects_on_both_sides():
         audit(subjects, {"training": np.array([0]), "validation": np.array([], dtype=int)})
 
 
-def test_a_subject_the_map_does_not_know_is_a_leak():
+def test_a_subject_missing_from_the_map_is_a_leak():
     folds = FoldMap(seed=0, n_folds=2, fold_of={"a": 0, "b": 1, "c": HELD_OUT})
     with pytest.raises(LeakError, match="subject 'd' is not in"):
         folds.split(np.array(["a", "b", "c", "d"]), 0)

@@ -31,14 +31,14 @@ TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lam
 
 @settings(deadline=None)
 @given(TARGETS)
-def test_mean_scores_one(y: np.ndarray) -> None:
+def test_predicting_the_mean_has_an_nrmse_of_one(y: np.ndarray) -> None:
     assert nrmse(y, constant_prediction("regression", y, len(y))) == pytest.approx(1.0, rel=1e-9)
     assert nrmse(y, y[:, None]) == 0.0
 
 
 @settings(deadline=None)
 @given(TARGETS, st.floats(0.01, 100), FINITE, st.integers(0, 99))
-def test_nrmse_has_no_unit(y: np.ndarray, scale: float, shift: float, seed: int) -> None:
+def test_nrmse_does_not_depend_on_the_unit(y: np.ndarray, scale: float, shift: float, seed: int) -> None:
     pred = y + np.random.default_rng(seed).normal(size=len(y))
     assert nrmse(scale * y + shift, scale * pred + shift) == pytest.approx(nrmse(y, pred), rel=1e-6)
 
@@ -57,7 +57,7 @@ def test_nrmse_never_broadcasts(y: tuple[int, ...], pred: tuple[int, ...]) -> No
 
 @settings(deadline=None)
 @given(st.integers(0, 999), st.integers(2, 4))
-def test_auc_knows_only_order(seed: int, k: int) -> None:
+def test_auc_depends_on_the_order_of_scores_only(seed: int, k: int) -> None:
     y, scores, _ = example("classification", k=k, seed=seed)
     assert auc(y, np.exp(3 * scores) - 7) == pytest.approx(auc(y, scores))
     if k == 2:
@@ -69,7 +69,7 @@ def test_auc_knows_only_order(seed: int, k: int) -> None:
         assert auc(y, shares) == pytest.approx(expected)
 
 
-def test_constants_are_at_chance() -> None:
+def test_constant_predictions_score_at_chance() -> None:
     y, _, _ = example("classification")
     pred = constant_prediction("classification", y, len(y), 3)
     assert pred.shape == (60, 3) and pred.sum(1) == pytest.approx(1.0)
@@ -102,7 +102,7 @@ def test_classes_are_checked(metric: Any, y: Any, scores: Any) -> None:
         metric(y, scores)
 
 
-def test_registry() -> None:
+def test_metrics_are_found_by_name() -> None:
     assert {name: metric.direction for name, metric in METRICS.items()} == {
         "nrmse": "minimize",
         "auc": "maximize",
@@ -118,7 +118,7 @@ def test_the_sign_makes_lower_better() -> None:
     assert {name: metric.sign for name, metric in METRICS.items()} == {"nrmse": 1, "auc": -1, "balanced_accuracy": -1}
 
 
-def test_better() -> None:
+def test_better_compares_in_the_metrics_direction() -> None:
     assert get_metric("nrmse").better(0.9, 1.0) and not get_metric("nrmse").better(1.0, 1.0)
     assert get_metric("auc").better(0.9, 0.8)
     for metric in METRICS.values():
@@ -128,8 +128,8 @@ def test_better() -> None:
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(METRICS)), st.integers(2, 4), st.integers(0, 999), st.integers(2, 20))
-def test_counting_equals_drawing_again(name: str, k: int, seed: int, n: int) -> None:
-    """The quick bootstrap scores a resample as the metric itself scores the repeated rows."""
+def test_scores_of_resamples_equal_scores_of_repeated_rows(name: str, k: int, seed: int, n: int) -> None:
+    """The vectorised bootstrap scores a resample as the metric itself scores the repeated rows."""
     metric = METRICS[name]
     assume(n >= k)
     y, pred, subjects = example(metric.kind, n=n, k=k, seed=seed)

@@ -1,4 +1,4 @@
-"""Options of a sweep: how they are read and what is refused."""
+"""Options of a sweep: how they are parsed and which are refused."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def test_shipped_spaces_draw_valid_configurations_and_known_good_points(path):
     assert len(space.description.splitlines()) >= 3
 
 
-def test_the_conditional_parameters_are_asked_for_only_where_they_act():
+def test_conditional_parameters_are_drawn_only_where_they_have_an_effect():
     space = load_space(next(p for p in SHIPPED if p.stem == "focal_mixup_sam"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     seen = set()
@@ -63,13 +63,13 @@ def write(tmp_path, text):
         ),
     ],
 )
-def test_a_bad_space_is_one_line_with_its_place(tmp_path, text, message):
+def test_a_bad_space_gives_one_line_with_the_position(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load_space(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
-def test_a_space_that_is_not_there(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such search space"):
         load_space(tmp_path / "none.py")
 

@@ -81,7 +81,7 @@ def test_folders_side_by_side(tmp_path):
 def test_releases_stand_for_their_subjects():
     release = {"a": "R5", "b": "R1", "c": "R5"}
     assert subjects_of(["R5", "b"], release) == ["a", "c", "b"]
-    with pytest.raises(UserError, match="held out R7: no subject is of that release; there is: R1, R5"):
+    with pytest.raises(UserError, match="held out R7: no subject is of that release; available: R1, R5"):
         subjects_of(["R7"], release)
 
 

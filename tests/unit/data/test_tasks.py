@@ -62,7 +62,7 @@ def test_bids_tasks_after_the_at_sign_restrict_recordings(tmp_path):
     assert [r.subject for r in task.select(recordings)] == ["2", "3"]
     with pytest.raises(UserError, match="no recording of BIDS task 'odball'; did you mean 'oddball'"):
         parse_task("events:a,b@odball").select(recordings)
-    with pytest.raises(UserError, match="no recording of BIDS task 'contrastChangeDetection'; there is: oddball"):
+    with pytest.raises(UserError, match="no recording of BIDS task 'contrastChangeDetection'; available: oddball"):
         parse_task("challenge1").select(recordings)
 
 

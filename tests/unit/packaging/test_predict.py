@@ -103,7 +103,7 @@ def test_bad_input(simulated, bundle, tmp_path):
     other = shutil.copytree(simulated.bids, tmp_path / "bids")
     for path in list(other.rglob("*contrastChangeDetection*")):
         path.rename(path.with_name(path.name.replace("contrastChangeDetection", "RestingState")))
-    with pytest.raises(UserError, match=r"no recording of BIDS task contrastChangeDetection.*there is: RestingState"):
+    with pytest.raises(UserError, match=r"no recording of BIDS task contrastChangeDetection.*available: RestingState"):
         predict(bundle, other, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
