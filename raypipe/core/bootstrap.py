@@ -42,8 +42,7 @@ def bootstrap_subjects(
     subjects
         (N,) subject of each window.
     n
-        Number of resamples. Those on which the metric is undefined (a class is absent) are left out; `Interval.usable`
-        counts the others.
+        Number of resamples. Those on which the metric is undefined (a class is absent) are left out of the interval.
     seed
         Seed of the resamples. Equal seeds and subjects give equal resamples.
     level
@@ -69,7 +68,10 @@ def bootstrap_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of ``score(a) - score(b)``, on the same resamples; see `bootstrap_subjects`."""
+    """Return the percentile interval of ``score(a) - score(b)``, both on the same resamples.
+
+    Parameters and errors are those of `bootstrap_subjects`.
+    """
     subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
     a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
     return _interval(a_R - b_R, level)
@@ -88,6 +90,7 @@ def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[
 
 
 def _scores(metric: str, y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
+    """Return the score of each resample (R,); NaN where it is undefined."""
     if not np.isfinite(np.asarray(pred, dtype=np.float64)).all():
         return np.full(len(counts_RS), np.nan)
     return get_metric(metric).resampled(y, pred, subject_N, counts_RS)

@@ -1,10 +1,10 @@
-"""Scores that rank trials, and constant predictions to compare them with."""
+"""Metrics that rank trials, and constant predictions to compare scores with."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,15 +26,15 @@ class Metric(NamedTuple):
     name: str
     direction: Direction
     kind: Kind
-    value: Callable[[Any, Any], float]
+    value: Callable[[ArrayLike, ArrayLike], float]
     """Score of predictions: ``value(y, pred)``."""
-    resampled: Callable[[Any, Any, Ints, Ints], Floats]
+    resampled: Callable[[ArrayLike, ArrayLike, Ints, Ints], Floats]
     """Scores (R,) of resamples: ``resampled(y, pred, subject_N, counts_RS)``. Resample r has subject s
     ``counts_RS[r, s]`` times. NaN where the score is undefined."""
 
     @property
     def sign(self) -> float:
-        """Return 1.0 where lower scores are better, else -1.0: ``sign * score`` is lower for the better score."""
+        """Return 1.0 if lower scores are better, else -1.0; ``sign * score`` is lower for the better score."""
         return 1.0 if self.direction == "minimize" else -1.0
 
     def better(self, a: float, b: float) -> bool:
@@ -122,7 +122,7 @@ def balanced_accuracy(y: ArrayLike, scores: ArrayLike) -> float:
         return float(balanced_accuracy_score(y_N, scores_NK.argmax(1)))
 
 
-def _nrmse_resampled(y: Any, pred: Any, subject_N: Ints, counts_RS: Ints) -> Floats:
+def _nrmse_resampled(y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
     y_N, pred_N = _values(y, pred)
     y_N, error_N = y_N - y_N.mean(), y_N - pred_N  # a variance from sums of squares needs a mean near 0
     n_R, sum_R, square_R, error_R = (
@@ -135,8 +135,8 @@ def _nrmse_resampled(y: Any, pred: Any, subject_N: Ints, counts_RS: Ints) -> Flo
         return np.sqrt(np.where(variance_R > rounding_R, error_R / n_R / variance_R, np.nan))
 
 
-def _auc_resampled(y: Any, scores: Any, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Return the scores by counting pairs of weighted windows in order of their scores; a tie counts half."""
+def _auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
+    """Return the AUC of each resample by counting pairs of weighted windows in order of score; a tie counts half."""
     y_N, scores_NK = _classes(y, scores)
     n_classes = scores_NK.shape[1]
     out_R = np.zeros(len(counts_RS))
@@ -144,7 +144,7 @@ def _auc_resampled(y: Any, scores: Any, subject_N: Ints, counts_RS: Ints) -> Flo
     for k in _ranked_classes(n_classes):
         order_N = np.argsort(scores_NK[:, k], kind="stable")
         ranked_N = scores_NK[order_N, k]
-        first_T = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]])  # where each run of ties begins
+        first_T = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]])  # first index of each group of ties
         positive_N, subject_of_N = (y_N == k)[order_N], subject_N[order_N]
         for start in range(0, len(counts_RS), rows):
             part = slice(start, start + rows)
@@ -160,7 +160,7 @@ def _auc_resampled(y: Any, scores: Any, subject_N: Ints, counts_RS: Ints) -> Flo
     return np.where(complete_R, out_R / len(_ranked_classes(n_classes)), np.nan)
 
 
-def _balanced_accuracy_resampled(y: Any, scores: Any, subject_N: Ints, counts_RS: Ints) -> Floats:
+def _balanced_accuracy_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
     y_N, scores_NK = _classes(y, scores)
     one_hot_NK = np.eye(scores_NK.shape[1])[y_N]
     right_N1 = (scores_NK.argmax(1) == y_N)[:, None]
@@ -212,7 +212,7 @@ def score(metric: str, y: ArrayLike, pred: ArrayLike) -> float:
     UserError
         There is no such metric.
     ValueError
-        The shapes are others.
+        The shapes differ from those above.
     """
     return get_metric(metric).value(y, pred)
 
@@ -239,33 +239,37 @@ def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int =
 
 
 def constant_out_of_fold(kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0) -> Floats:
-    """Return `constant_prediction` for each fold's windows from the targets of the other folds, (N, outputs)."""
+    """Return (N, outputs): for the windows of each fold, the `constant_prediction` from the targets of the others."""
     y_N, fold_N = np.asarray(y), np.asarray(folds)
-    found_NO = np.empty((len(y_N), n_classes or 1))
+    pred_NO = np.empty((len(y_N), n_classes or 1))
     for fold in np.unique(fold_N):
         inside = fold_N == fold
-        found_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes)
-    return found_NO
+        pred_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes)
+    return pred_NO
 
 
 def _ranked_classes(n_classes: int) -> list[int]:
+    """Return the classes whose AUC is averaged."""
     return [1] if n_classes == 2 else list(range(n_classes))
 
 
 def _sums(values_NK: Floats, subject_N: Ints, n_subjects: int) -> Floats:
+    """Return the sums (S, K) of the rows of each subject."""
     out_SK = np.zeros((n_subjects, values_NK.shape[1]))
     np.add.at(out_SK, subject_N, values_NK)
     return out_SK
 
 
-def _values(y: Any, pred: Any) -> tuple[Floats, Floats]:
+def _values(y: ArrayLike, pred: ArrayLike) -> tuple[Floats, Floats]:
+    """Return targets (N,) and predictions (N,), and check their shapes."""
     y_N, pred_N = np.asarray(y, dtype=np.float64), np.asarray(pred, dtype=np.float64)
     if y_N.ndim != 1 or pred_N.shape not in (y_N.shape, (len(y_N), 1)):
         raise ValueError(f"expected targets (N,) and predictions (N, 1), got {y_N.shape} and {pred_N.shape}")
     return y_N, pred_N.reshape(-1)
 
 
-def _classes(y: Any, scores: Any) -> tuple[Ints, Floats]:
+def _classes(y: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
+    """Return classes (N,) and scores (N, K), and check them."""
     y_N, scores_NK = np.asarray(y), np.asarray(scores, dtype=np.float64)
     if y_N.ndim != 1 or scores_NK.ndim != 2 or len(scores_NK) != len(y_N) or scores_NK.shape[1] < 2:
         raise ValueError(f"expected classes (N,) and scores (N, K), got {y_N.shape} and {scores_NK.shape}")

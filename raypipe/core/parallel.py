@@ -18,13 +18,13 @@ def map_processes(
 ) -> Generator[tuple[int, T | UserError], None, None]:
     """Call a function with each tuple of arguments, and yield results as they are ready.
 
-    With one job, or one call, everything runs in this process. The caller may close the generator at any point: calls
-    that run are waited for, and no other is started.
+    With one job, or one call, everything runs in this process. The caller may close the generator at any point, which
+    waits for the running calls and cancels the others.
 
     Yields
     ------
-    number, answer
-        Number of the call, and its result or the `UserError` that it raised.
+    number, result
+        Number of the call, and what it returned or the `UserError` that it raised.
 
     Raises
     ------
@@ -33,26 +33,27 @@ def map_processes(
     """
     if min(jobs, len(calls)) <= 1:
         for number, call in enumerate(calls):
-            try:
-                answer: T | UserError = function(*call)
-            except UserError as error:
-                answer = error
-            yield number, answer
+            yield number, _call(function, call)
         return
     # spawn: a fork of a process with threads (BLAS, Ray) may hang.
     pool = ProcessPoolExecutor(min(jobs, len(calls)), mp_context=get_context("spawn"))
     try:
-        numbers = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+        numbers = {pool.submit(_call, function, call): number for number, call in enumerate(calls)}
         for future in as_completed(numbers):
             try:
-                answer = future.result()
-            except UserError as error:
-                answer = error
+                result = future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    f"one of {jobs} processes was killed, for lack of memory or in a script without "
-                    "'if __name__ == \"__main__\":'; run it again with fewer jobs (what is finished is kept)"
+                    f"one of {jobs} processes was killed: the memory is full, or the script lacks "
+                    "'if __name__ == \"__main__\":'; run it again with fewer jobs (finished parts are kept)"
                 ) from None
-            yield numbers.pop(future), answer
+            yield numbers.pop(future), result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T | UserError:
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return error

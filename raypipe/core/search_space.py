@@ -39,9 +39,9 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The source of a search space: a docstring, `START` (points that run first) and ``space(trial)``.
+    """A search space: a Python file with a docstring, `START` (points that run first) and ``space(trial)``.
 
-    It stores the text and not the function, so that it can be pickled to any worker and copied to the run.
+    The source is stored instead of the function, so that it can be pickled to any worker and copied to the run.
     """
 
     source: str
@@ -52,7 +52,7 @@ class SearchSpace:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the source, in hex digits."""
+        """Return the SHA-256 of the source in hex digits."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @cached_property
@@ -61,21 +61,25 @@ class SearchSpace:
         try:
             exec(compile(self.source, self.name, "exec"), module)
         except Exception as error:
-            raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+            raise self._code_error(error) from None
         if not callable(module.get("space")):
             raise UserError(f"{self.name}: no function space(trial); see search_spaces/smoke.py for the form")
         if not isinstance(module.get("START", []), list | tuple):
             raise UserError(f"{self.name}: START must be a list of points such as {{'optim/lr': 1e-3}}")
         return module
 
+    def _code_error(self, error: Exception) -> UserError:
+        """Return the error that users see when the code of the space fails."""
+        return UserError(f"{self.name}: {_line_of(error, self.name)}{type(error).__name__}: {error}")
+
     @property
     def description(self) -> str:
-        """Docstring of the file."""
+        """Return the docstring of the file."""
         return str(self._module.get("__doc__") or "").strip()
 
     @property
     def start(self) -> list[dict[str, Any]]:
-        """Points that are known to work and run first."""
+        """Return the points that run first."""
         return [dict(point) for point in self._module.get("START", [])]
 
     def __call__(self, trial: Any) -> TrialConfig:
@@ -84,7 +88,7 @@ class SearchSpace:
         Raises
         ------
         UserError
-            The space names an unknown parameter, draws a value out of range, or its code fails (names the line).
+            The space sets an unknown parameter or a value out of range, or its code fails (names the line).
         """
         recorder = _Recorder(trial)
         space = self._module["space"]
@@ -93,13 +97,13 @@ class SearchSpace:
         except (UserError, OSError):
             raise
         except Exception as error:
-            raise UserError(f"{self.name}: {_at(error, self.name)}{type(error).__name__}: {error}") from None
+            raise self._code_error(error) from None
         if constants is not None and not isinstance(constants, Mapping):
             raise UserError(f"{self.name}: space(trial) must return a dict of constants or None")
         return parse_config({**recorder.values, **(constants or {})}, self.name)
 
     def draw(self, draws: int) -> list[TrialConfig]:
-        """Draw configurations at random, the same ones every time; raises as `__call__`."""
+        """Draw configurations at random from a fixed seed; raises as `__call__`."""
         import optuna  # imported here because it is slow, and reading a run does not need it
 
         with silence_optuna():
@@ -145,7 +149,8 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _at(error: Exception, name: str) -> str:
+def _line_of(error: Exception, name: str) -> str:
+    """Return ``line N: ``, where N is the line of the file in which the error was raised; empty if unknown."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:

@@ -13,18 +13,20 @@ EXPECTED_VERSIONS = "RAYPIPE_EXPECTS"
 """Environment variable of a job: the versions of the process that submitted it, as JSON."""
 
 _RECORDED = ("raypipe", "torch", "ray", "optuna", "mne", "scikit-learn", "numpy")
-_SHIPPED = ("ray", "torch", "optuna", "numpy", "pydantic")
+"""Packages that the numbers of a run depend on."""
+_CHECKED = ("ray", "torch", "optuna", "numpy", "pydantic")
+"""Packages whose versions must be equal where a job is submitted and where it runs."""
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what a run's numbers depend on, to be recorded with them."""
+    """Return the versions of Python and of the packages that a run's numbers depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _RECORDED}}
 
 
 def job_versions() -> dict[str, str]:
-    """Return the versions that must be equal where a job is submitted and where it runs."""
+    """Return the versions of Python and of the packages that must be equal where a job is submitted and runs."""
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python} | {name: version(name).partition("+")[0] for name in _SHIPPED}
+    return {"python": python} | {name: version(name).partition("+")[0] for name in _CHECKED}
 
 
 def check_job_versions() -> None:
@@ -38,14 +40,14 @@ def check_job_versions() -> None:
     text = os.environ.get(EXPECTED_VERSIONS)
     if not text:
         return
-    here, there = job_versions(), json.loads(text)
+    here, submitted = job_versions(), json.loads(text)
     different = [
-        f"{name} {here.get(name, 'missing')} here, {expected} there"
-        for name, expected in there.items()
+        f"{name} {here.get(name, 'missing')} here, {expected} where it was submitted"
+        for name, expected in submitted.items()
         if here.get(name) != expected
     ]
     if different:
         raise UserError(
-            f"this cluster is not what the job was submitted with: {'; '.join(different)}; "
+            f"the cluster's versions differ from those of the job: {'; '.join(different)}; "
             "install both with -c constraints.txt"
         )
