@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,11 +71,19 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 
 
 def test_help_lists_every_verb_and_importing_it_is_light():
-    code = "import sys, raypipe.cli; print(sorted(m for m in ('torch', 'ray', 'mne', 'optuna') if m in sys.modules))"
+    heavy = ("torch", "ray", "mne", "optuna")
+    code = f"import sys, raypipe.cli.app; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     module = [sys.executable, "-m", "raypipe", "--help"]
     out = subprocess.run(module, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"}).stdout
+    assert all(verb in out for verb in VERBS)
+
+
+def test_the_installed_command_is_the_command_line():
+    """Other tests run ``python -m raypipe``."""
+    installed = Path(sysconfig.get_path("scripts"), "raypipe")
+    out = subprocess.run([installed, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(verb in out for verb in VERBS)
 
 
