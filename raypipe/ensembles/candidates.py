@@ -1,4 +1,4 @@
-"""The candidates of an ensemble: a run's best trials and their snapshots, with their out-of-fold predictions."""
+"""Read the candidates of an ensemble: a run's best trials, their snapshots and their out-of-fold predictions."""
 
 from __future__ import annotations
 

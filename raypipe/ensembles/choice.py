@@ -9,7 +9,7 @@ import numpy as np
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.ensembles.candidates import Candidates
-from raypipe.ensembles.inference import deployable
+from raypipe.ensembles.inference import used_members
 from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, NestedResult, best_name, limit_members, run_nested_cv
@@ -20,7 +20,7 @@ from raypipe.models.combine import Rule
 from raypipe.storage.records import Member
 
 ALL = "all"
-"""As `AUTO`, with a row for every method in the table."""
+"""Ship the same method as `AUTO`, and add a row for every method to the table."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FittedMethods:
 
     chosen: str
     chosen_by_score: bool
-    """The nested score has chosen the method; else it was asked for."""
+    """The method was chosen by its nested score, not by the user."""
     rules: dict[str, Rule]
     nested: NestedResult
     soups: dict[str, SoupResult]
@@ -40,7 +40,7 @@ class FittedMethods:
 
     @property
     def nested_predictions(self) -> Floats:
-        """Nested predictions (N, outputs) of the ensemble; where a score has chosen it, of the choice too."""
+        """Nested predictions (N, outputs) of the ensemble. A choice by score is repeated in each split."""
         if self.chosen in self.soups:
             return self.soups[self.chosen].nested
         return self.nested.predictions[AUTO if self.chosen_by_score else self.chosen]
@@ -59,7 +59,7 @@ def fit_methods(candidates: Candidates, method: str, progress: Progress | None) 
     Raises
     ------
     UserError
-        The method that was asked for cannot be used.
+        The requested method cannot be used.
     """
     by_score = method in (AUTO, ALL)
     wanted = list(METHODS) if by_score else [name for name in METHODS if name in ("best", "equal", method)]
@@ -124,7 +124,7 @@ def make_soups(
 class ShippedMembers:
     """The members that are shipped, and how they are combined."""
 
-    places: list[int]
+    indices: list[int]
     """Their indices among the candidates."""
     members: list[Member]
     weights: Floats
@@ -135,7 +135,7 @@ class ShippedMembers:
 
     @property
     def alone(self) -> str | None:
-        """The member that is shipped by itself, if it is only one."""
+        """Name of the member if only one is shipped, else None."""
         return str(self.members[0]) if len(self.members) == 1 and self.merged is None else None
 
 
@@ -143,10 +143,10 @@ def shipped_members(candidates: Candidates, fits: FittedMethods, student: Merged
     """Return the members that the chosen method uses."""
     members, soup = candidates.members, fits.soups.get(fits.chosen)
     if soup is not None:
-        places = [members.index(member) for member in soup.networks.members]
-        weights, rule = np.full(len(places), 1.0 / len(places)), None
+        indices = [members.index(member) for member in soup.networks.members]
+        weights, rule = np.full(len(indices), 1.0 / len(indices)), None
     else:
-        places, weights, rule = deployable(fits.rules[fits.chosen], len(members))
+        indices, weights, rule = used_members(fits.rules[fits.chosen], len(members))
     merged = student or (soup.networks if soup is not None else None)
-    rule = None if merged is not None else rule  # one network for each fold, or in all, needs no rule
-    return ShippedMembers(places, [members[place] for place in places], weights, rule, merged)
+    rule = None if merged is not None else rule  # a rule combines members; merged networks are one per fold, or one
+    return ShippedMembers(indices, [members[index] for index in indices], weights, rule, merged)

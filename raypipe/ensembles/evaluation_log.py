@@ -1,4 +1,4 @@
-"""The record of every time that a run was scored on its held-out subjects (``ensemble/looks.json``)."""
+"""Record every time that a run is scored on its held-out subjects (``ensemble/looks.json``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HeldOutEvaluation(BaseModel):
     trials: list[int]
     """Candidates, best first."""
     method: str
-    """As it was asked for."""
+    """Requested method, which may be ``auto`` or ``all``."""
 
 
 class EvaluationLog(Record):
@@ -35,14 +35,14 @@ class EvaluationLog(Record):
 
 
 def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
-    """Return how a run was scored on its held-out subjects so far."""
+    """Return all scorings of a run's held-out subjects so far."""
     if not run.folder.exists(EVALUATION_LOG):
         return []
     return read_record(EvaluationLog, run.folder, EVALUATION_LOG).looks
 
 
 def record_evaluation(run: RunStore, trials: list[int], method: str) -> int:
-    """Record that held-out subjects are scored, before anyone sees the score; return how often this has happened."""
+    """Record a scoring of the held-out subjects before its score is shown; return the number of scorings so far."""
     looks = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
     write_record(run.folder, EVALUATION_LOG, EvaluationLog(looks=looks))
     return len(looks)

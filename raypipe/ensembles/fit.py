@@ -1,4 +1,4 @@
-"""Fit an ensemble: everything is chosen on out-of-fold predictions, then the held-out subjects are scored once."""
+"""Fit an ensemble on out-of-fold predictions, then score it once on the held-out subjects."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import constant_prediction
@@ -21,7 +22,7 @@ from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
 from raypipe.ensembles.oof import MemberPredictions
-from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
+from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, ScoredTask, score_table
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
 from raypipe.storage.run_store import RunStore
@@ -50,7 +51,7 @@ def fit_ensemble(
         Name in `methods.METHODS` or `soup.SOUPS`; ``auto`` for the one of METHODS with the best nested score; ``all``
         for the same with a row for every method in the table, soups included.
     max_members, max_mb
-        Networks (a trial has one per fold) and megabytes of weights that may be shipped.
+        Maximum number of networks (a trial has one per fold), and of megabytes of weights.
     distilled
         Ship one network that was trained to predict what the ensemble predicts (`raypipe.ensembles.distillation`).
     windows
@@ -76,7 +77,7 @@ def fit_ensemble(
     if distilled:
         require_random_start(run, candidates.members[0])
 
-    # Everything is fitted and chosen on out-of-fold predictions.
+    # Methods are fitted and chosen on out-of-fold predictions only.
     fits = fit_methods(candidates, method, progress)
     student = _distill(candidates, fits, progress) if distilled else None
 
@@ -84,24 +85,11 @@ def fit_ensemble(
     held_out = predict_held_out(candidates, fits.soups, student, progress)
     evaluations = record_evaluation(run, candidates.trials, method)
     rows = table_rows(candidates, fits, held_out, every_method=method == ALL)
-    info, n_classes = run.info, len(candidates.windows.classes)
-    table = score_table(info.metric, info.kind, n_classes, rows, candidates.search, candidates.held_out)
+    task = ScoredTask(run.info.metric, run.info.kind, len(candidates.windows.classes))
+    table = score_table(task, rows, candidates.search, candidates.held_out)
 
     shipped = shipped_members(candidates, fits, student)
-    outcome = Outcome(
-        table=table,
-        metric=info.metric,
-        task=info.task,
-        method=fits.chosen,
-        candidates=len(candidates.members),
-        alone=shipped.alone,
-        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject="subject_held_out" in table),
-        nested_scores=fits.nested.scores if fits.chosen_by_score else None,
-        distilled=distilled,
-        evaluations=evaluations,
-        notes=fits.notes(candidates) if not distilled else [],
-    )
-    verdict, notes = write_verdict(outcome)
+    verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations))
     return Ensemble(
         run=run,
         method=fits.chosen,
@@ -131,6 +119,31 @@ def _distill(candidates: Candidates, fits: FittedMethods, progress: Progress | N
     return distill(candidates.run, candidates.windows, like, index, fits.nested_predictions, progress)
 
 
+def _outcome(
+    candidates: Candidates,
+    fits: FittedMethods,
+    rows: Mapping[str, RowPredictions],
+    table: pd.DataFrame,
+    shipped: ShippedMembers,
+    evaluations: int,
+) -> Outcome:
+    """Return what the verdict is written from."""
+    distilled = shipped.merged is not None and shipped.merged.distilled
+    return Outcome(
+        table=table,
+        metric=candidates.run.info.metric,
+        task=candidates.run.info.task,
+        method=fits.chosen,
+        candidates=len(candidates.members),
+        alone=shipped.alone,
+        to_best=difference_to_best(candidates, rows, fits.chosen, by_subject="subject_held_out" in table),
+        nested_scores=fits.nested.scores if fits.chosen_by_score else None,
+        distilled=distilled,
+        evaluations=evaluations,
+        notes=[] if distilled else fits.notes(candidates),
+    )
+
+
 def _diversity(predictions: MemberPredictions) -> dict[str, Any]:
     """Return `Ensemble.diversity`."""
     return {
@@ -155,6 +168,6 @@ def _held_out_record(
         subjects=np.array([str(subject) for subject in evaluation.subjects]),
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
-        trials=held_out.members_MFNO[shipped.places].mean(axis=1).astype(np.float32),
+        trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
         constant=constant_prediction(info.kind, candidates.search.targets, 1, n_classes)[0],
     )

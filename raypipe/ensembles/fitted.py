@@ -1,4 +1,4 @@
-"""A fitted ensemble: members, how they are combined, and their scores; stored in its run."""
+"""A fitted ensemble (members, combination and scores), and its files in the run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EnsembleRecord(Record):
     method: str
     trials: list[int]
     epochs: list[int]
-    """Of each member: that of a snapshot, or 0 for the trial's best epoch."""
+    """Epoch of each member that is a snapshot; 0 for the trial's best epoch."""
     weights: list[float]
     table: dict[str, dict[str, int | float | None]]
     verdict: str
@@ -71,7 +71,7 @@ class HeldOut:
     targets: NDArray[Any]
     """(N,) values, or class numbers."""
     predictions: NDArray[np.float32]
-    """(N, outputs) of what is shipped: the value in target units, or class probabilities."""
+    """(N, outputs) predictions of the shipped module: the value in target units, or class probabilities."""
     trials: NDArray[np.float32]
     """(M, N, outputs): mean over the fold models of each member."""
     constant: NDArray[np.float64]
@@ -79,7 +79,7 @@ class HeldOut:
 
     @property
     def evaluation_set(self) -> EvaluationSet:
-        """Targets and subjects, as scores take them."""
+        """Targets and subjects in the form that score functions take."""
         return EvaluationSet(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
 
 

@@ -1,4 +1,4 @@
-"""Members' predictions for held-out windows, and rules applied to them as the shipped module applies them."""
+"""Predict held-out windows with members, and combine the predictions as the shipped module does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def combine_by_fold(rule: Rule, predictions_MFNO: Floats, variances_MFN: Floats 
     return np.asarray(torch.stack(folds).mean(0).numpy())
 
 
-def deployable(rule: Rule, n_members: int) -> tuple[list[int], Floats, Rule | None]:
+def used_members(rule: Rule, n_members: int) -> tuple[list[int], Floats, Rule | None]:
     """Return the indices of the members that a rule uses, their weights, and the rule for them.
 
     The rule is None where the weighted mean is the same.

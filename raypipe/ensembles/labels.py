@@ -1,4 +1,4 @@
-"""Names of metrics, targets and units as people write them."""
+"""Names of metrics, targets and units for texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _METRICS = {"auc": "AUC", "nrmse": "NRMSE", "balanced_accuracy": "balanced accur
 
 
 def metric_label(metric: str) -> str:
-    """Return a metric's name as people write it."""
+    """Return a metric's name for texts."""
     return _METRICS.get(metric, metric)
 
 
@@ -33,7 +33,15 @@ def target_unit(task: str) -> str:
 
 
 def class_frequency_note(metric: str, constant: float) -> list[str]:
-    """Explain why class frequencies score below chance out of fold; nothing where `constant`, their score, does not."""
+    """Return a note if class frequencies score below chance out of fold, which it explains.
+
+    Parameters
+    ----------
+    metric
+        Of the run.
+    constant
+        Out-of-fold score of the class frequencies.
+    """
     if metric != "auc" or not constant < 0.4995:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The fold models of members, read from a run and put together as one module."""
+"""Read the fold models of members from a run, and build one module of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MergedRecord(BaseModel):
 
     trials: list[int]
     epochs: list[int]
-    """Of a snapshot; 0 for a trial's best epoch."""
+    """Epoch of each member that is a snapshot; 0 for the trial's best epoch."""
     files: dict[str, str]
     """SHA-256 of each fold's weights, by name in the run."""
     student: bool
@@ -42,7 +42,7 @@ class MergedNetworks:
     members: list[Member]
     """Members whose weights were averaged (`raypipe.ensembles.soup`), or whose configuration the network has."""
     folds: list[dict[str, torch.Tensor]]
-    """By fold, tensors as `RunStore.weights` gives them."""
+    """Tensors of each network, as `RunStore.weights` returns them."""
     distilled: bool = False
     """There is one network, trained to predict what the ensemble predicts (`raypipe.ensembles.distillation`)."""
 
@@ -125,7 +125,7 @@ def ensemble_spec(
     weights: Sequence[float],
     rule: Mapping[str, Any] | None = None,
 ) -> Spec:
-    """Describe the fold models of members as `EnsembleModule` takes them; `centre` and `scale` are still 0 and 1."""
+    """Return the description of fold models that `EnsembleModule` takes; `centre` and `scale` are not filled in."""
     folds = range(run.folds.n_folds)
     spec = {
         "kind": run.info.kind,
@@ -169,11 +169,11 @@ def fold_tensors(run: RunStore, member: Member, fold: int) -> dict[str, torch.Te
 def _complete(spec: Spec, networks: Sequence[Tensors]) -> tuple[Spec, dict[str, torch.Tensor]]:
     """Fill in `centre` and `scale` of each member, and return the spec with the state of its module."""
     state: dict[str, torch.Tensor] = {}
-    for place, (member, tensors) in enumerate(zip(spec["members"], networks, strict=True)):
+    for number, (member, tensors) in enumerate(zip(spec["members"], networks, strict=True)):
         member["centre"], member["scale"] = float(tensors["target.centre"]), float(tensors["target.scale"])
         for name, tensor in tensors.items():
             if name.startswith("model."):
-                state[f"members.{place}.{name.removeprefix('model.')}"] = tensor
+                state[f"members.{number}.{name.removeprefix('model.')}"] = tensor
     return spec, state
 
 

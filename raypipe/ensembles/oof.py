@@ -1,4 +1,4 @@
-"""Out-of-fold predictions of several members for the same windows: the input of every ensemble method."""
+"""Out-of-fold predictions of several members for the same windows, the input of every ensemble method."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def read_oof_predictions(
     members
         Trials that have stored predictions, and snapshots of them.
     subjects, targets
-        Of all windows of the store.
+        (N,) of all windows of the store.
 
     Raises
     ------

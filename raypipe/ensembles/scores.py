@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,15 @@ ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single tri
 """Names of rows of the table."""
 BASELINES: dict[str, str] = {"regression": "training mean", "classification": "class frequencies"}
 """Name of the last row, the predictor without EEG, by kind of task."""
+
+
+class ScoredTask(NamedTuple):
+    """How predictions of a task are scored."""
+
+    metric: str
+    kind: Kind
+    n_classes: int
+    """0 for regression."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +85,14 @@ class RowPredictions:
 
 
 def score_table(
-    metric: str,
-    kind: Kind,
-    n_classes: int,
-    rows: Mapping[str, RowPredictions],
-    search: EvaluationSet,
-    held_out: EvaluationSet,
+    task: ScoredTask, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
 ) -> pd.DataFrame:
     """Score each row's predictions beside the predictor without EEG.
 
     Parameters
     ----------
-    metric, kind, n_classes
-        Of the task.
+    task
+        Its metric, and the kind of its targets.
     rows
         Predictions by name of the row; `BEST` is one of them.
     search, held_out
@@ -102,7 +106,7 @@ def score_table(
         - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects ``low``, ``high``.
         - ``difference`` of the held-out score to the predictor without EEG.
         - ``subjects`` and ``windows`` that are held out.
-        - The columns above, but the last two, with the prefix ``subject_`` for the mean prediction of each subject,
+        - The columns above except the last two, with the prefix ``subject_`` for the mean prediction of each subject,
           where each subject has one target.
         - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
         - ``nested_difference`` to the predictor without EEG; ``nested_to_best`` and, held out, ``to_best``, to the best
@@ -110,7 +114,7 @@ def score_table(
 
         Every difference has an interval, ``_low`` and ``_high``, on paired resamples.
     """
-    table = _plain_columns(metric, kind, n_classes, rows, search, held_out)
+    table = _plain_columns(task, rows, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
     if search.joined(held_out).has_subject_targets:
@@ -120,22 +124,18 @@ def score_table(
             )
             for name, row in rows.items()
         }
-        subjects = _plain_columns(metric, kind, n_classes, means, search.per_subject(), held_out.per_subject())
+        subjects = _plain_columns(task, means, search.per_subject(), held_out.per_subject())
         table = table.join(subjects.add_prefix("subject_"))
-    constant = constant_out_of_fold(kind, search.targets, search.folds, n_classes)
+    constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes)
     naive = {str(name): float(value) for name, value in table["oof"].items()}
-    return table.join(_nested_columns(metric, rows, constant, naive, search, held_out))
+    return table.join(_nested_columns(task.metric, rows, constant, naive, search, held_out))
 
 
 def _plain_columns(
-    metric: str,
-    kind: Kind,
-    n_classes: int,
-    rows: Mapping[str, RowPredictions],
-    search: EvaluationSet,
-    held_out: EvaluationSet,
+    task: ScoredTask, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
 ) -> pd.DataFrame:
     """Score rows, and the predictor without EEG, out of fold and held out."""
+    metric, kind, n_classes = task
     constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes)
     without_eeg = RowPredictions(constant, constant_out_of_fold(kind, search.targets, search.folds, n_classes))
     out = []

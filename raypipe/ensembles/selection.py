@@ -45,7 +45,7 @@ def greedy_selection(members: MemberPredictions) -> Rule:
 
 
 def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
-    """Pick the member that gives the best mean, again and again; return the counts (M,) of the best such mean."""
+    """Add the member that gives the best mean, `MAX_PICKS` times; return the counts (M,) at the best of these means."""
     counts_M = np.zeros(len(members.names), np.int64)
     best_M, lowest = counts_M, np.inf
     if members.metric == "nrmse":  # the squared error of any mean follows from the products of the members' residuals

@@ -1,4 +1,4 @@
-"""Private attributes of scikit-learn that raypipe reads; nothing else uses any.
+"""Read private attributes of scikit-learn; no other module uses any.
 
 scikit-learn has no public way to read the trees of its histogram gradient boosting.
 """
@@ -18,7 +18,7 @@ class BoostedTrees(NamedTuple):
     """The trees of a fitted histogram gradient boosting."""
 
     start: NDArray[Any]
-    """(outputs,) to which the trees' values are added."""
+    """(outputs,) values that the trees' values are added to."""
     rounds: list[list[NDArray[Any]]]
     """For each round and output, the nodes of a tree: an array with the fields `NODE_FIELDS`."""
 

@@ -1,7 +1,7 @@
 """Model soups (Wortsman et al. 2022, arXiv:2203.05482): averaged weights of networks that share an initialization.
 
-Networks are averaged fold by fold, and the soup of a fold predicts that fold's out-of-fold windows. The members that go
-in are the same for all folds: a choice for each fold would be made on the very windows that the soup is scored on.
+Networks are averaged fold by fold, and the soup of a fold predicts that fold's out-of-fold windows. All folds average
+the same members: a choice for each fold would be made on the very windows that the soup is scored on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SOUP_GROUPS = 2
 """Groups of subjects: members are chosen on one and the soup is scored on the other, both ways."""
 BATCH_SIZE = 256
 MAX_STATISTICS_WINDOWS = 64 * BATCH_SIZE
-"""Training windows that BatchNorm's statistics are computed from; of more, so many are drawn."""
+"""Maximum number of training windows that BatchNorm's statistics are computed from, drawn at random."""
 
 Indices = tuple[int, ...]
 PredictFunction = Callable[[Indices], Floats]
@@ -100,9 +100,9 @@ def compatible_members(run: RunStore, members: Sequence[Member]) -> list[Member]
     def compatible(a: int, b: int) -> bool:
         return a == b or incompatibility(run, a, b) is None
 
-    for place, one in enumerate(members):
+    for index, one in enumerate(members):
         # Compatibility is an equivalence: none of the members before this one is compatible with it.
-        found = [one, *(other for other in members[place + 1 :] if compatible(one.trial, other.trial))]
+        found = [one, *(other for other in members[index + 1 :] if compatible(one.trial, other.trial))]
         if len(found) > 1:
             return found
     trials = [member.trial for member in members]
@@ -151,7 +151,7 @@ def require_compatible(run: RunStore, members: Sequence[Member]) -> None:
 
 
 class SoupMaker:
-    """Makes soups of a run's members, and keeps their out-of-fold predictions: a search tries the same soups again.
+    """Makes soups of a run's members, and caches their out-of-fold predictions, since a search repeats soups.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class SoupMaker:
         self.progress = progress
         folds = range(run.folds.n_folds)
         self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in members]
-        self._known: dict[Indices, Floats] = {(m,): predictions.predictions[m] for m in range(len(self.members))}
+        self._cached: dict[Indices, Floats] = {(m,): predictions.predictions[m] for m in range(len(self.members))}
 
     def soup(self, chosen: Indices) -> MergedNetworks:
         """Average some members' weights for each fold, with BatchNorm's statistics of the fold's training windows."""
@@ -192,7 +192,7 @@ class SoupMaker:
 
     def predict(self, chosen: Indices) -> Floats:
         """Return the out-of-fold predictions (N, outputs) of the soup of some members."""
-        if chosen not in self._known:
+        if chosen not in self._cached:
             soup = self.soup(chosen)
             out_NO = np.empty_like(self.predictions.encoded_targets)
             for fold in range(self.run.folds.n_folds):
@@ -201,8 +201,8 @@ class SoupMaker:
                 out_NO[inside_N] = self._predict(module, self.predictions.windows[inside_N])
                 if self.progress:
                     self.progress(fold + 1, self.run.folds.n_folds, f"folds of a soup of {len(chosen)}")
-            self._known[chosen] = out_NO
-        return self._known[chosen]
+            self._cached[chosen] = out_NO
+        return self._cached[chosen]
 
     def _update_batchnorm(self, chosen: Indices, fold: int, tensors: dict[str, Tensor]) -> None:
         network = self._module(chosen[0], fold, tensors).members[0]
@@ -240,7 +240,14 @@ class SoupResult:
 
 
 def make_soup(maker: SoupMaker, name: str) -> SoupResult:
-    """Make the soup of a name, choosing among all members of the maker.
+    """Make a soup of the members of a maker.
+
+    Parameters
+    ----------
+    maker
+        The maker.
+    name
+        One of `SOUPS`.
 
     Raises
     ------
@@ -248,8 +255,8 @@ def make_soup(maker: SoupMaker, name: str) -> SoupResult:
         The soup is of snapshots, and no trial has any.
     """
     if name == UNIFORM:
-        everyone = tuple(range(len(maker.members)))
-        return SoupResult(maker.soup(everyone), maker.predict(everyone), maker.predict(everyone))
+        every_member = tuple(range(len(maker.members)))
+        return SoupResult(maker.soup(every_member), maker.predict(every_member), maker.predict(every_member))
     predictions = maker.predictions
     if name == SWA and len(best_trial_with_snapshots(predictions)) < 2:
         raise UserError(f"--method swa: {NO_SNAPSHOTS}")

@@ -27,9 +27,9 @@ def ridge_stacking(members: MemberPredictions) -> Rule:
     losses_P = np.zeros(len(PENALTIES))
     for fit_N, test_N in subject_splits(members, INNER_GROUPS):
         fit, test = members.select_windows(fit_N), members.select_windows(test_N)
-        for place, penalty in enumerate(PENALTIES):
+        for index, penalty in enumerate(PENALTIES):
             combined_NO = test.combine(_fit_ridge(fit, penalty))
-            losses_P[place] += ((combined_NO - test.encoded_targets) ** 2).sum()
+            losses_P[index] += ((combined_NO - test.encoded_targets) ** 2).sum()
     return _fit_ridge(members, PENALTIES[int(losses_P.argmin())])
 
 

@@ -1,4 +1,4 @@
-"""A fitted ensemble as text for a terminal of 80 columns."""
+"""Show a fitted ensemble in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _difference(row: Any, name: str) -> str:
 
 def _caption(ensemble: Ensemble) -> Text:
     table, metric = ensemble.table, ensemble.run.info.metric
-    better = "lower" if get_metric(metric).direction == "minimize" else "higher"
+    better = "lower" if get_metric(metric).sign > 0 else "higher"
     first = table.iloc[0]
     return Text(
         f"{metric_label(metric)}, {better} is better; differences with 95 % intervals over subjects. Held out: "

@@ -1,4 +1,4 @@
-"""The verdict of an ensemble in two or three sentences, and notes on how to read the score table."""
+"""Write the verdict of an ensemble in two or three sentences, and notes on how to read the score table."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Outcome:
     candidates: int
     """Trials and snapshots that could be combined."""
     alone: str | None = None
-    """The member that is shipped by itself, if it is only one."""
+    """Name of the member if only one is shipped, else None."""
     to_best: Interval | None = None
     """Held-out interval of ensemble minus best single trial; None where they are the same."""
     nested_scores: Mapping[str, float] | None = None
-    """By method, where the method was chosen by them; None where it was asked for."""
+    """By method, if the method was chosen by them; None if the user chose it."""
     distilled: bool = False
     evaluations: int = 1
     """Number of times that the run was scored on its held-out subjects, this one included."""
@@ -88,7 +88,7 @@ def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
 
 
 def _side(metric: str, low: float, high: float) -> int:
-    """Return 1 if the interval of a difference is all on the better side, -1 if on the worse one, else 0."""
+    """Return 1 if the whole interval of a difference is on the better side, -1 if on the worse side, else 0."""
     gains = sorted((-get_metric(metric).sign * low, -get_metric(metric).sign * high))
     return int(gains[0] > 0) - int(gains[1] < 0)
 
@@ -101,7 +101,7 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
 
     The first sentence compares the ensemble with the predictor without EEG, on held-out subjects. The second compares
     it with the best single trial, the third says whether combining was worth it. "Better" means that the 95 % interval
-    of the paired difference is all on the better side.
+    of the paired difference is wholly on the better side.
     """
     sentences = [_held_out_sentence(outcome)]
     if outcome.alone is not None:
@@ -118,13 +118,13 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
 def _held_out_sentence(outcome: Outcome) -> str:
     scores, target, label = outcome.held_out, describe_target(outcome.task), metric_label(outcome.metric)
     n = scores.subjects
-    subjects = f"On {n} subject{'' if n == 1 else 's'} that no choice has seen,"
+    subjects = f"On {n} held-out subject{'' if n == 1 else 's'},"
     if np.isnan(scores.value):
-        return f"{subjects} all targets are the same and the score is undefined: nothing can be said about {target}."
+        return f"{subjects} all targets are the same, so the score is undefined and shows nothing about {target}."
     article = "an" if label[0] in "AN" else "a"
     reached = f"{subjects} {outcome.alone or 'the ensemble'} reaches {article} {label} of {scores.value:.3f}"
     if np.isnan(scores.low):
-        return f"{reached}, but one subject gives no interval: nothing can be said about {target}."
+        return f"{reached}, but one subject gives no interval, so the score shows nothing about {target}."
     return f"{reached} (95 % interval {scores.low:.3f} to {scores.high:.3f}), {_conclusion(outcome, target)}."
 
 
@@ -133,11 +133,11 @@ def _conclusion(outcome: Outcome, target: str) -> str:
     baseline = "chance (0.5)" if outcome.metric == "auc" else f"the {name} without EEG ({scores.baseline:.3f})"
     evidence = held_out_evidence(outcome.table, outcome.metric)
     if evidence == "better":
-        return f"better than {baseline}: what it learned carries over to new people"
+        return f"better than {baseline}: it generalizes to new people"
     if evidence == "suggestive":
         return f"better than {baseline}, but {scores.subjects} subjects are too few to be evidence"
     if evidence == "worse":
-        return f"worse than {baseline}: what it learned about {target} does not carry over to new people"
+        return f"worse than {baseline}: its predictions of {target} do not generalize to new people"
     return f"not distinguishable from {baseline}: there is no evidence that it predicts {target}"
 
 
@@ -193,7 +193,7 @@ def _worth_sentence(outcome: Outcome) -> str:
     if held_out < 0 or nested < 0:
         scores = outcome.nested_scores
         if scores is None:
-            return f"Combining was not worth it; the ensemble is shipped because '{outcome.method}' was asked for."
+            return f"Combining was not worth it; the ensemble is shipped because '--method {outcome.method}' was given."
         return (
             f"Combining was not worth it; the ensemble is shipped because its nested score was the best "
             f"('{outcome.method}' {scores[outcome.method]:.3f}, the best single trial {scores['best']:.3f}), and "
@@ -211,8 +211,8 @@ def _alone_sentence(outcome: Outcome, member: str) -> str:
     if outcome.candidates == 1:
         return f"Only {member} is shipped: there was no other trial to combine it with."
     if outcome.nested_scores is None:
-        asked = outcome.method == "best"
-        reason = "--method best asks for it" if asked else f"'{outcome.method}' gives it all the weight"
+        by_name = outcome.method == "best"
+        reason = "'--method best' was given" if by_name else f"'{outcome.method}' gives it all the weight"
         return f"Only {member} is shipped, because {reason}."
     sentence = f"Only {member} is shipped, because combining did not help"
     others = [value for name, value in outcome.nested_scores.items() if name not in ("best", "auto")]
@@ -246,7 +246,7 @@ def _notes(outcome: Outcome) -> list[str]:
     if held_out_evidence(outcome.table, outcome.metric) == "suggestive":
         notes.append(f"Without any effect, all {n} subjects would agree in {100 * 2.0 ** (1 - n):.0f} % of cases.")
     if MIN_SUBJECTS <= n < ROUGH_SUBJECTS:
-        notes.append(f"{n} subjects are few: the intervals are rough, and rather too narrow than too wide.")
+        notes.append(f"{n} subjects are few: the intervals are rough, and more likely too narrow than too wide.")
     if _level(outcome.table):
         notes.append(
             f"The target belongs to the subject: {n} held-out subjects are {n} data points, however many windows they "

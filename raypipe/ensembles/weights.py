@@ -1,4 +1,4 @@
-"""Weights of members, fitted on out-of-fold predictions: one for each member, or one for each member and window."""
+"""Fit weights of members on out-of-fold predictions: one for each member, or one for each member and window."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def inverse_error(members: MemberPredictions) -> Rule:
 
 
 def power_of_inverse_error(members: MemberPredictions) -> Rule:
-    """Weight members by a power of the inverse of their mean squared error; see `confidence_weights`."""
+    """Weight members by a fitted power of the inverse of their mean squared error (`confidence_weights`)."""
     return linear_rule(confidence_weights([*members.predictions], members.targets, members.kind))
 
 
@@ -82,8 +82,8 @@ def confidence_weights(predictions_MNO: Sequence[NDArray[Any]], targets: NDArray
     """Return weights (M,) that are a power of the inverse mean squared error (classes: Brier score), normalized.
 
     The power 1 is optimal for unbiased, independent errors. Networks that were trained on the same subjects share most
-    of their error, so a weak one adds little but its own. The power is the one of `POWERS` whose weighted mean has the
-    lowest error; 1 is kept if no other is better.
+    of their error, so a weak one adds little but error of its own. The power is the one of `POWERS` whose weighted mean
+    has the lowest error; 1 is kept if no other is better.
     """
     errors_M = np.array([squared_error(member_NO, targets, kind) for member_NO in predictions_MNO])
     perfect_M = errors_M == 0.0
@@ -113,9 +113,9 @@ def softmax_of_errors(members: MemberPredictions) -> Rule:
     losses_T = np.zeros(len(TEMPERATURES))
     for fit_N, test_N in subject_splits(members, INNER_GROUPS):
         errors_M = (residuals_MNO[:, fit_N] ** 2).sum(2).mean(1)
-        for place, temperature in enumerate(TEMPERATURES):
+        for index, temperature in enumerate(TEMPERATURES):
             combined_NO = np.tensordot(_softmax(errors_M, temperature), residuals_MNO[:, test_N], 1)
-            losses_T[place] += (combined_NO**2).sum()
+            losses_T[index] += (combined_NO**2).sum()
     return linear_rule(_softmax(members.squared_errors, TEMPERATURES[int(losses_T.argmin())]))
 
 
@@ -136,7 +136,7 @@ def variance_or_entropy_weights(members: MemberPredictions, *, by_member: bool) 
     members
         Predictions to fit on.
     by_member
-        Fit the calibration, or for classes the weight, of each member by itself; else all members share it.
+        Fit the calibration, or for classes the weight, of each member separately, instead of one for all members.
     """
     if members.kind == "classification":
         return _entropy_rule(members, by_member=by_member)

@@ -31,8 +31,8 @@ def test_the_verdict_of_a_signal_that_is_there(classes):
     ensemble = classes.ensemble()
     n = len(classes.run.folds.held_out)
     assert ensemble.table.loc["ensemble", "low"] > 0.5
-    assert f"On {n} subjects that no choice has seen" in ensemble.verdict
-    assert "better than chance (0.5): what it learned carries over to new people" in ensemble.verdict
+    assert f"On {n} held-out subjects, " in ensemble.verdict
+    assert "better than chance (0.5): it generalizes to new people" in ensemble.verdict
     assert ensemble.table.loc["class frequencies", "held_out"] == 0.5
     assert 2 <= len(sentences(ensemble.verdict)) <= 3
 
@@ -44,7 +44,7 @@ def test_targets_of_subjects_are_data_points_by_subject():
     assert (
         f"NRMSE of {value:.3f} (95 % interval" in verdict and f"the training mean without EEG ({chance:.3f})" in verdict
     )
-    assert "carries over to new people" in verdict
+    assert "it generalizes to new people" in verdict
     assert any("8 held-out subjects are 8 data points" in note for note in notes)
     assert any(note.startswith("8 subjects are few") for note in notes)
 
@@ -58,7 +58,7 @@ def test_the_verdict_claims_nothing_from_few_subjects():
     verdict, notes = of_table(table_of(1.0, 4))
     assert "but 4 subjects are too few to be evidence" in verdict
     assert "Without any effect, all 4 subjects would agree in 12 % of cases." in notes
-    assert "nothing can be said about age" in of_table(table_of(1.0, 1))[0]
+    assert "shows nothing about age" in of_table(table_of(1.0, 1))[0]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_ensemble_that_is_worse_says_why_it_is_shipped():
     last = compared((-0.2, 0.1), (0.01, 0.02))[-1]
     assert "its nested score was the best ('ridge' 0.191, the best single trial 0.195)" in last
     assert "held-out scores are never used to choose" in last
-    assert "because 'ridge' was asked for" in compared((-0.2, 0.1), (0.01, 0.02), scores=None)[-1]
+    assert "because '--method ridge' was given" in compared((-0.2, 0.1), (0.01, 0.02), scores=None)[-1]
 
 
 def test_higher_is_better_where_it_is():
@@ -150,7 +150,7 @@ def test_a_trial_alone_says_why():
     chosen = alone(4, "best", SCORES | {"ridge": 0.2})
     assert chosen.startswith("Only trial 3 is shipped, because combining did not help")
     assert "of the 4 members scores NRMSE 0.200, the best single trial 0.195" in chosen
-    assert "because --method best asks for it" in alone(4, "best", None)
+    assert "because '--method best' was given" in alone(4, "best", None)
     assert "'greedy' gives it all the weight" in alone(4, "greedy", None)
     assert "no other trial to combine it with" in alone(1, "best", SCORES)
 
