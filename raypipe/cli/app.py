@@ -1,4 +1,4 @@
-"""The command line: its verbs, and one line on standard error for whatever a user got wrong."""
+"""Run the command line. Bad input gives one line on standard error."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from raypipe.storage.remote import shell_quoted
 PANEL = "Cluster and storage"
 """Heading of these verbs in `raypipe --help`."""
 
-SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report")
+SUBMITTABLE = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report")
 """Verbs that can be submitted to a cluster."""
 
 
@@ -26,7 +26,7 @@ SUBMITTED = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "report
 def submit(
     context: typer.Context,
     verb: Annotated[
-        str, typer.Argument(metavar="VERB ...", help=f"Command as on this machine: {', '.join(SUBMITTED)}.")
+        str, typer.Argument(metavar="VERB ...", help=f"Command as on this machine: {', '.join(SUBMITTABLE)}.")
     ],
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
@@ -36,8 +36,8 @@ def submit(
     """
     from raypipe.backend.jobs import Jobs
 
-    if verb not in SUBMITTED:
-        raise UserError(f"submit {verb}: not submitted; there is {', '.join(SUBMITTED)}")
+    if verb not in SUBMITTABLE:
+        raise UserError(f"submit {verb}: cannot be submitted; choose one of {', '.join(SUBMITTABLE)}")
     words = list(context.args)
     values = _parsed(verb, words)
     run = _run_of(verb, values)
@@ -49,7 +49,7 @@ def submit(
 
 
 def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
-    """Return the options of a command, checked here so that a mistake in them is no failed job."""
+    """Parse and check a command's options, so that bad ones are refused before a job is started."""
     from raypipe.core.options import PretrainOptions, SweepOptions, parse_options, parse_pretrain_options
 
     command: Any = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def _parsed(verb: str, words: list[str]) -> dict[str, Any]:
 
 
 def _run_of(verb: str, values: dict[str, Any]) -> str:
-    """Return the run that a job drives: one job at a time may. A plan drives none and is named by what it measures."""
+    """Return the run by which a job is named, since a run has one job at a time; for a plan, its data and space."""
     if verb == "plan":
         return f"{str(values['data']).partition('?')[0]}/plan-{Path(values['space']).stem}"
     return str(values["run"])
@@ -78,7 +78,7 @@ def _refuse_local_paths(verb: str, values: dict[str, Any]) -> None:
 
 
 def _ship_space(values: dict[str, Any], words: list[str]) -> list[Path]:
-    """Return the files to ship with a job; the search space is named in `words` as it is named there."""
+    """Return the files to send with a job, and change the path of the search space in `words` to its path there."""
     if not values.get("space"):
         return []
     space = Path(values["space"])

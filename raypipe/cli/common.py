@@ -1,4 +1,4 @@
-"""Parts that the verbs share: the application, the console, common arguments, and how a run is printed."""
+"""Share the application, the console, common arguments and the output about a run among the verbs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _every_verb(
 
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
-"""Address to which `ray dashboard` and `ssh -L` forward a cluster's dashboard."""
+"""Local address to which `ray dashboard` and `ssh -L` forward a cluster's dashboard."""
 
 ClusterOption = Annotated[
     str,

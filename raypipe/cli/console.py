@@ -1,4 +1,4 @@
-"""Progress of long work in a terminal. A sweep has a view of its own (`progress`)."""
+"""Show the progress of long work. A sweep has its own view (`progress`)."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ def simulate(
     runs: Annotated[int, typer.Option(min=1, help="Recordings per subject.")] = 1,
     sfreq: Annotated[float, typer.Option(min=50, help="Sampling rate in Hz.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    null: Annotated[bool, typer.Option("--null", help="Simulate EEG that predicts nothing.")] = False,
+    null: Annotated[bool, typer.Option("--null", help="Simulate response times that the EEG cannot predict.")] = False,
     events: Annotated[
         Path | None, typer.Option(help="With hbn: folder of real event files to take events from.")
     ] = None,
 ) -> None:
     """Simulate EEG recordings with response times to predict.
 
-    The recordings are a BIDS folder like those of HBN-EEG. The response times can be predicted, unless --null is given.
+    The recordings are a BIDS folder like those of HBN-EEG.
     """
     from raypipe.cli.console import ProgressCounter
     from raypipe.simulation.contrast_change import simulate as simulate_recordings
@@ -43,7 +43,7 @@ def simulate(
     if len(out) > 2 or (len(out) == 2 and not release):
         raise UserError(f"simulate takes one folder, or hbn and a folder (given {' '.join(out)})")
     if events is not None and not release:
-        raise UserError("--events: goes with simulate hbn OUT")
+        raise UserError("--events: only for simulate hbn OUT")
     common: dict[str, Any] = {"subjects": subjects, "channels": channels, "trials": trials, "seed": seed, "null": null}
     with ProgressCounter(console, "simulating") as counter:
         if release:

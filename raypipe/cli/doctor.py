@@ -77,15 +77,15 @@ def reachable(folder: Folder) -> Finding:
     Raises
     ------
     UserError
-        It cannot be reached, or it refuses.
+        The storage cannot be reached, or denies access.
     """
-    name, said = f"doctor-{uuid.uuid4().hex}.txt", uuid.uuid4().bytes
+    name, content = f"doctor-{uuid.uuid4().hex}.txt", uuid.uuid4().bytes
     started = time.perf_counter()
-    folder.write(name, said)
+    folder.write(name, content)
     back = folder.read(name)
     took = time.perf_counter() - started
     folder.remove(name)
-    if back != said:
+    if back != content:
         return Finding(
             "broken",
             f"{without_settings(folder.where)}: returns other bytes than were written",
@@ -115,13 +115,13 @@ def _windows(windows: WindowStore) -> Iterator[Finding]:
 
 def _copies(windows: WindowStore) -> Iterator[Finding]:
     """Find recordings of different subjects with the same samples."""
-    whose = dict(zip(windows.table["shard"].tolist(), windows.subjects.tolist(), strict=True))
+    subject_of = dict(zip(windows.table["shard"].tolist(), windows.subjects.tolist(), strict=True))
     same: dict[str, list[int]] = defaultdict(list)
     for number, shard in enumerate(windows.manifest.shards):
         if shard.rows:
             same[shard.sha256].append(number)
     for numbers in same.values():
-        if len({whose[number] for number in numbers}) > 1:
+        if len({subject_of[number] for number in numbers}) > 1:
             names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
             yield Finding(
                 "broken",
@@ -200,8 +200,8 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
                 except CheckpointError as error:
                     damaged += 1
                     after = f"continues from the one of epoch {good}" if good else "trains that fold's epochs again"
-                    said = f"trial {number}, fold {fold}, checkpoint of epoch {epoch}: {first_line(error)}"
-                    yield Finding("broken", said, f"check the disk; raypipe resume {after}")
+                    line = f"trial {number}, fold {fold}, checkpoint of epoch {epoch}: {first_line(error)}"
+                    yield Finding("broken", line, f"check the disk; raypipe resume {after}")
                 except FileNotFoundError:
                     pass  # a driver has removed it meanwhile
     if whole and not damaged:

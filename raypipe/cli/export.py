@@ -1,4 +1,4 @@
-"""Verbs that make something of a run: ensemble, export, check, score, predict."""
+"""Verbs that combine, export and predict: ensemble, export, check, score, predict."""
 
 from __future__ import annotations
 
@@ -85,8 +85,9 @@ def export(
 ) -> None:
     """Write a run's ensemble as a bundle or a submission zip.
 
-    A bundle is for Python and predict. A submission to the EEG Foundation Challenge needs torch only and may take two
-    runs, one for each challenge. A pretrained run is exported as an encoder.
+    A bundle is for Python and for predict. A pretrained run is exported as an encoder.
+
+    A submission is for the EEG Foundation Challenge. It may have two runs, one per challenge.
     """
     from raypipe.packaging.export import export as write_export
 
@@ -138,7 +139,9 @@ def score(
     from raypipe.packaging.score import score_submission
 
     if len(task) != len(data) or len(set(task)) != len(task):
-        raise UserError(f"score wants one --data for each --task, no task twice (given {len(task)} and {len(data)})")
+        raise UserError(
+            f"score needs one --data for each --task, and no task twice (given {len(task)} and {len(data)})"
+        )
     stores = dict(zip(task, data, strict=True))
     console.print(score_submission(submission, stores, release=release, subjects=subjects, device=device).render())
 

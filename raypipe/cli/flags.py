@@ -1,4 +1,4 @@
-"""Flags of the verbs that train, made from the models of their options."""
+"""Make the flags of the verbs that train from the models of their options."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from packaging.requirements import Requirement
 
 GIB = 1024**3
 LOW_DISK_BYTES, MIN_DISK_BYTES = 10 * GIB, GIB
-"""Free space below which a disk gets a warning, and below which a sweep will not get far."""
+"""Free space below which a disk gets a warning, and below which it is too full for a sweep."""
 MIN_SHARED_BYTES = GIB
 """Shared memory below which Ray keeps its objects on the disk."""
 MIN_OPEN_FILES = 1024
-"""Files that a process should be allowed to open. Every memory map, socket and worker takes some."""
+"""Files that a process should be allowed to open. Memory maps, sockets and workers need them."""
 MAX_DISK_SHARE = 0.95
 """Share of a disk above which Ray refuses to spill objects to it."""
 

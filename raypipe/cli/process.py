@@ -1,4 +1,4 @@
-"""What the command line changes in its own process while it trains: signals and warnings. The Python API does not."""
+"""Handle signals and hide warnings while the command line trains. The Python API does neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""View of a running sweep in a terminal."""
+"""Show a running sweep in a terminal."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
         if state.done is not None:
             rows.append(self._bar(state.done))
         if best := self.best():
-            beats = state.best and state.baseline is not None and state.better(state.best[0], state.baseline)
-            rows.append(Text(f"{state.metric}: {best}", style="green" if beats else ""))
+            better = state.best and state.baseline is not None and state.better(state.best[0], state.baseline)
+            rows.append(Text(f"{state.metric}: {best}", style="green" if better else ""))
         if running:
             rows.append(_table(running[:MAX_TRIAL_ROWS], self._console.width >= MIN_WIDE_COLUMNS))
         if len(running) > MAX_TRIAL_ROWS:

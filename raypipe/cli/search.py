@@ -155,7 +155,7 @@ def pretrain(
         bool,
         typer.Option(
             "--time-shift",
-            help="SimCLR: shift views in time too. Not for targets that lie in time.",
+            help="SimCLR: shift views in time too. Not for targets that are times.",
             rich_help_panel=OBJECTIVE,
         ),
     ] = False,

@@ -1,4 +1,4 @@
-"""One line for a command line that cannot be parsed: what is wrong, where, and what would be right."""
+"""Explain in one line why a command line cannot be parsed: what is wrong, where, and what would be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def explain(error: Any, words: Sequence[str]) -> str:
-    """Return one line about a `UsageError`, or an empty text if click's help is the right answer.
+    """Return one line about a `UsageError`, or an empty text if click prints its help instead.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Bundles: an ensemble as a folder that predicts wherever raypipe is installed. No pickle is ever read."""
+"""Write and read bundles: folders with an ensemble that raypipe alone can run. No pickle is ever read."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: 
 
 
 class LoadedEnsemble:
-    """A bundle that was read: ``load_ensemble("bundle").predict(x_NCT)``.
+    """An ensemble read from a bundle: ``load_ensemble("bundle").predict(x_NCT)``.
 
     Parameters
     ----------
     info
-        Its record.
+        Record of the bundle.
     module
         Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode.
     """
@@ -195,7 +195,7 @@ class LoadedEnsemble:
 
 
 def load_ensemble(path: str | Path) -> LoadedEnsemble:
-    """Read a bundle made by `export`. No code of it is run.
+    """Read a bundle made by `export`. No code in it is run.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def _require_bundle_files(path: Path) -> None:
     for name in LocalFolder(path).names():
         if name not in FILES:
             kind = ": a pickle, which may run code when it is read" if _is_pickle(path / name) else ""
-            raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you know it")
+            raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you put it there")
 
 
 def _is_pickle(path: Path) -> bool:

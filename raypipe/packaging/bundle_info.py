@@ -19,12 +19,12 @@ class BundleMember(BaseModel):
 
     trial: int
     epoch: int = 0
-    """Of a snapshot; 0 for the trial's best epoch."""
+    """Epoch of the snapshot; 0 for the trial's best epoch."""
     fold: int
     weight: float = Field(ge=0.0, le=1.0)
     """Its share of the ensemble; the shares sum to one."""
     centre: float
-    """In target units, added to the scaled output."""
+    """Added to the scaled output, in target units."""
     scale: float
     """Target units per unit of output."""
     model: ModelConfig

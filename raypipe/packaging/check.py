@@ -1,4 +1,4 @@
-"""Check whether a submission survives the scorer: its own loop, in a process that has torch and NumPy only."""
+"""Check a submission with the scorer's own loop, in a process that has torch and NumPy only."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_submission(
 
 
 def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request]:
-    """Return a request for each challenge in the manifest; none where it cannot be read."""
+    """Return a request for each challenge in the manifest; an empty dict if it cannot be read."""
     file = folder / MANIFEST
     if not file.is_file():
         report.add("manifest", False, f"{MANIFEST} is missing: the windows and predictions of the models are unknown")
@@ -144,7 +144,7 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request]:
 
 
 def _compare_with_bundle(report: CheckReport, requests: dict[str, Request], bundle: LoadedEnsemble) -> bool:
-    """Have the bundle's challenge compared with the bundle's predictions; return False if its windows differ."""
+    """Request a comparison with a bundle's predictions; return False if the bundle has other windows."""
     challenge = str(challenge_of(bundle.info.task))
     if challenge not in requests:
         challenge = next(iter(requests))

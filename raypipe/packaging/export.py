@@ -10,29 +10,7 @@ FORMATS = ("bundle", "submission")
 
 
 def export(run: str | Path, out: str | Path, *, format: str | None = None, also: str | Path | None = None) -> Path:
-    """Export a run's saved ensemble.
-
-    Parameters
-    ----------
-    run
-        Folder or URI of the run.
-    out
-        Folder of the bundle, or the submission's zip file.
-    format
-        ``bundle`` or ``submission``; None for a submission if `out` ends in ``.zip``, else a bundle.
-    also
-        A second run for a submission, which answers the other challenge.
-
-    Returns
-    -------
-    Path
-        What was written.
-
-    Raises
-    ------
-    UserError
-        The run has no ensemble, the format is unknown, or both runs answer the same challenge.
-    """
+    """Write the saved ensemble of a run; see `raypipe.api.export`."""
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import export_bundle
     from raypipe.packaging.submission import challenge_of, export_submission

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from raypipe.ensembles.labels import class_frequency_note, describe_target, metric_label
 from raypipe.packaging.bundle_info import BundleInfo
 
 
 def model_card(info: BundleInfo) -> str:
-    """Write what a bundle predicts, how well, how to use it, what it was made from and its limits."""
+    """Return the model card: prediction, scores, use, members, data and limits of a bundle."""
     sections = (_scores(info), _use(info), _members(info), _data(info), _limits(info))
     lines = [f"# Ensemble for {describe_target(info.task)}", "", info.verdict, *itertools.chain.from_iterable(sections)]
     return "\n".join(lines) + "\n"
@@ -25,8 +26,8 @@ def _scores(info: BundleInfo) -> list[str]:
         f"{_number(row['high'])} |"
         for name, row in info.table.items()
     ]
-    without_eeg = list(info.table.values())[-1]
-    notes = [*info.notes, *class_frequency_note(info.metric, without_eeg["oof"] or 0.5)]
+    without_eeg = list(info.table.values())[-1]["oof"]
+    notes = [*info.notes, *class_frequency_note(info.metric, math.nan if without_eeg is None else without_eeg)]
     return _section(
         "Scores",
         f"Metric: {metric_label(info.metric)}. Out-of-fold scores are optimistic, because trials and epochs were "

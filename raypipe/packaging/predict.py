@@ -1,4 +1,4 @@
-"""Predict recordings with a bundle: each is prepared as the training data were, without any labels."""
+"""Predict recordings with a bundle. They are prepared as the training data were, without labels."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def predict(
 def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
     if not Path(recordings).is_dir():
         return [recording_from_file(recordings)]
-    everything = find_recordings(recordings)
-    found = [r for r in everything if not task.bids_tasks or r.task is None or r.task in task.bids_tasks]
+    present = find_recordings(recordings)
+    found = [r for r in present if not task.bids_tasks or r.task is None or r.task in task.bids_tasks]
     if not found:
-        known = ", ".join(sorted({r.task for r in everything if r.task}))
+        known = ", ".join(sorted({r.task for r in present if r.task}))
         raise UserError(
             f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle was trained on; "
             f"available: {known}"

@@ -1,4 +1,4 @@
-"""A submission's score on a store of windows, as the challenge's organisers compute it.
+"""Score a submission on a store of windows as the challenge's organisers do.
 
 NRMSE is the root mean square error over the population standard deviation of the targets, all windows pooled; the
 overall score is ``0.3 * challenge 1 + 0.7 * challenge 2``.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WEIGHTS = {1: 0.3, 2: 0.7}
-"""Of each challenge in the overall score."""
+"""Weight of each challenge in the overall score."""
 CHALLENGES = {"challenge1": 1, "challenge2": 2}
 """Number of each challenge by task."""
 SUBJECTS = ("new", "all")
@@ -120,9 +120,9 @@ def score_submission(
         For ``challenge1``, ``challenge2`` or both, the store of the windows. Only recordings of contrast change
         detection are scored, as in the challenge.
     release
-        Only subjects of this release of HBN-EEG, such as ``R5``.
+        Score only subjects of this release of HBN-EEG, such as ``R5``.
     subjects
-        ``new``: subjects that the zip's models were not trained on, according to its manifest; ``all``.
+        ``new``: subjects that the zip's models were not trained on, according to its manifest. ``all``: every subject.
     device
         ``cpu`` or ``cuda``.
 
@@ -177,7 +177,7 @@ class ScoredWindows:
 
 
 def _training_subjects(folder: Path) -> dict[int, set[str]]:
-    """Return the hashes of the training subjects by challenge; none where the manifest cannot be read."""
+    """Return the hashes of the training subjects by challenge; an empty dict if the manifest cannot be read."""
     try:
         manifest = SubmissionManifest.parse((folder / MANIFEST).read_bytes(), MANIFEST)
         return {int(challenge): set(entry.learned_from) for challenge, entry in manifest.challenges.items()}
@@ -229,12 +229,12 @@ def _exclude_training_subjects(
     """Drop the windows of training subjects if only new subjects are scored, and write a note."""
     count = len(set(store.subjects[keep_N & known_N].tolist()))
     if not only_new:
-        note = f"{task}: the models were trained on {count} of these subjects; this score is no forecast"
+        note = f"{task}: the models were trained on {count} of these subjects, so this score is optimistic"
         return keep_N, [note] if count else []
     if not (keep_N & ~known_N).any():
         raise UserError(
-            f"{store.path}: the models were trained on every subject in it, so a score would say nothing; prepare "
-            "other subjects, or ask for it with --subjects all"
+            f"{store.path}: the models were trained on every subject in it, so a score would show nothing; prepare "
+            "other subjects, or score these with --subjects all"
         )
     note = f"{task}: {count} subjects that the models were trained on are left out"
     return keep_N & ~known_N, [note] if count else []
@@ -247,5 +247,5 @@ def _predict(path: Path, folder: Path, parts: list[ScoredWindows], device: str) 
     try:
         answer = run_scorer(folder, folder.parent, request)
     except ScorerProcessError as error:
-        raise UserError(f"{path}: {error}; raypipe check says more") from None
+        raise UserError(f"{path}: {error}; for details run: raypipe check {path}") from None
     return {int(challenge): predictions for challenge, predictions in answer.items()}

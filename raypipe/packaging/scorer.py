@@ -1,4 +1,4 @@
-"""The challenge scorer's own loop, run on an unpacked submission in a process that has torch and NumPy only.
+"""Run the challenge scorer's loop on an unpacked submission, in a process that has torch and NumPy only.
 
 `scorer_process` runs this file by its path, so it must import nothing of raypipe: ``python -I scorer.py SUBMISSION
 REQUEST ANSWER``. REQUEST and ANSWER are JSON files. A request with the key ``score`` asks for predictions, any other
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 N_REFERENCE_WINDOWS = 8
 SEED = 20251115
-"""Of the reference windows."""
+"""Seed of the reference windows."""
 TOLERANCE = 1e-5
-"""Relative to the largest prediction: float32 rounding differs with the batch size."""
+"""Tolerated difference relative to the largest prediction: float32 rounding depends on the batch size."""
 LARGE_BATCH = 64
 N_TIMED_WINDOWS = 8
 N_HIDDEN_WINDOWS = 100_000
@@ -123,10 +123,10 @@ def predict_store(model: Any, request: dict[str, Any], device: str) -> list[floa
 def predict(folder: Path, request: dict[str, Any]) -> dict[str, list[float]]:
     """Return the predictions of the submission in `folder` by challenge."""
     submission = import_submission(folder)
-    made = submission.Submission(request["sfreq"], request["device"])
+    instance = submission.Submission(request["sfreq"], request["device"])
     out: dict[str, list[float]] = {}
     for challenge, windows in request["score"].items():
-        model = getattr(made, f"get_model_challenge_{challenge}")()
+        model = getattr(instance, f"get_model_challenge_{challenge}")()
         model.eval()
         out[challenge] = predict_store(model, windows, request["device"])
     return out
@@ -333,6 +333,6 @@ def check(folder: Path, request: dict[str, Any]) -> dict[str, list[Line]]:
 
 
 if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    found: Any = (predict if "score" in asked else check)(Path(sys.argv[1]), asked)
-    Path(sys.argv[3]).write_text(json.dumps(found), encoding="utf-8")
+    request = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    answer: Any = (predict if "score" in request else check)(Path(sys.argv[1]), request)
+    Path(sys.argv[3]).write_text(json.dumps(answer), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Unpack a submission, and run the scorer on it in a process of its own."""
+"""Unpack a submission, and run the scorer on it in a separate process."""
 
 from __future__ import annotations
 
@@ -123,15 +123,15 @@ def run_scorer(folder: Path, scratch: Path, request: dict[str, Any], *, timeout:
     ScorerProcessError
         The process died, or did not end in time.
     """
-    asked, answered, elsewhere = scratch / "request.json", scratch / "answer.json", scratch / "elsewhere"
-    elsewhere.mkdir()
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-I", str(scorer.__file__), str(folder), str(asked), str(answered)]
+    request_file, answer_file, cwd = scratch / "request.json", scratch / "answer.json", scratch / "cwd"
+    cwd.mkdir()
+    request_file.write_text(json.dumps(request), encoding="utf-8")
+    command = [sys.executable, "-I", str(scorer.__file__), str(folder), str(request_file), str(answer_file)]
     try:
-        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         raise ScorerProcessError(f"the scorer's process did not end within {timeout:g} s") from None
-    if not answered.is_file():
+    if not answer_file.is_file():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ScorerProcessError(f"the scorer's process died (exit status {done.returncode}): {last[:300]}")
-    return json.loads(answered.read_bytes())
+    return json.loads(answer_file.read_bytes())

@@ -1,4 +1,4 @@
-"""Submissions: ensembles as one flat zip that the challenge's scorer runs with torch and NumPy only."""
+"""Write submissions: ensembles in one flat zip that the challenge's scorer runs with torch and NumPy only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CODE = (
 """Files of `raypipe.models` that a submission contains, unchanged."""
 
 INPUT_SCALE = 1e6
-"""The scorer's windows are in volts (MNE's unit), the networks were trained on microvolts."""
+"""Microvolts, on which the networks were trained, per volt, the unit of the scorer's windows."""
 
 
 def challenge_of(task: str) -> int:

@@ -141,7 +141,7 @@ def test_a_job_that_died_with_its_head_still_runs_until_ray_is_asked(cluster, ca
         (("sweep", SPACE, "--data", "s3://k:geheim@lab/store", "--run", "s3://a/c"), "leave the keys out of the URI"),
         (("sweep", "no.py", "--data", "s3://a/b", "--run", "s3://a/c"), "no.py: no such search space"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--bogus"), "sweep --bogus: no such option"),
-        (("check", "s3://a/c"), "submit check: not submitted"),
+        (("check", "s3://a/c"), "submit check: cannot be submitted; choose one of plan, sweep"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "0"), "--gpu-hours 0.0: must be"),
         (("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", "--gpu-hours", "5"), "give --gpus-per-worker too"),
         (

@@ -57,7 +57,7 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
     assert (found.windows, found.subjects) == (len(held.targets), len(set(held.subjects)))
     assert "subjects that the models were trained on are left out" in report.notes[0]
     everyone = score_submission(path, {"challenge1": simulated.windows.path}, subjects="all")
-    assert everyone.scores[1].windows == len(simulated.windows) and "no forecast" in everyone.notes[0]
+    assert everyone.scores[1].windows == len(simulated.windows) and "optimistic" in everyone.notes[0]
     with pytest.raises(UserError, match="has windows of task 'challenge1', not challenge2"):
         score_submission(path, {"challenge2": simulated.windows.path})
     with pytest.raises(UserError, match="no subject of release R5"):
