@@ -55,7 +55,7 @@ def from_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        It contains a tensor that this network does not have; the message names it.
+        The state contains a tensor that this network does not have; the message names it.
     """
     layers = {theirs: ours for ours, theirs in _LAYERS.items()}
     in_block = {theirs: ours for ours, theirs in _IN_BLOCK.items()}
@@ -71,5 +71,5 @@ def from_braindecode(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif layer in layers:
             out[f"{layers[layer]}.{kind}"] = tensor[..., 0, 0] if key.endswith("projection.0.weight") else tensor
         else:
-            raise ValueError(f"'{key}' is no tensor of an EEGConformer as braindecode 1.8 names them")
+            raise ValueError(f"'{key}' is no tensor of braindecode's EEGConformer (names as in braindecode 1.8)")
     return out | {name: torch.cat([parts[part] for part in _STACKED]) for name, parts in stacked.items()}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 Rule = Mapping[str, Any]
 
-_MIN_PROBABILITY = 1e-7  # keeps logarithms finite
+_MIN_PROBABILITY = 1e-7
+"""Smallest probability whose logarithm is taken."""
 
 
 def combine(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) -> Tensor:
@@ -41,7 +42,7 @@ def combine(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) 
     Returns
     -------
     Tensor
-        (N, O), computed in float64, so that a rounding error does not send a sample down another branch of a tree.
+        (N, O), computed in float64, so that rounding errors do not change which branch of a tree a sample takes.
     """
     variances_MN = None if variances_MN is None else variances_MN.double()
     combined_NO: Tensor = RULES[rule["kind"]](rule, values_MNO.double(), variances_MN)
@@ -49,6 +50,7 @@ def combine(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) 
 
 
 def _numbers(values: Any, like: Tensor) -> Tensor:
+    """Return a list of numbers as a tensor with the type and device of `like`."""
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
@@ -121,7 +123,7 @@ def boosted_trees(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = 
 
 
 def _tree_values(trees: Sequence[Mapping[str, Any]], x_NF: Tensor) -> Tensor:
-    """Return the value of each tree for each sample (N, T); each iteration goes one level down in all trees."""
+    """Return the value of each tree for each sample (N, T). Each iteration descends one level in all trees."""
     n_nodes = max(len(tree["feature"]) for tree in trees)
 
     def nodes(name: str, dtype: torch.dtype) -> Tensor:

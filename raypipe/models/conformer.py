@@ -29,7 +29,9 @@ KERNELS = {"rate": (25, 75, 15), "paper": (25, 75, 15), "short": (25, 25, 15)}
 """Temporal kernel, pool and stride in samples at 250 Hz."""
 
 _LOG_FLOOR = 1e-6
-_SHORT_ROW = 12
+"""Smallest power whose logarithm is taken."""
+_MAX_COPIED_ROW = 12
+"""Longest axis for which `softmax` copies on a CPU."""
 
 
 def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
@@ -41,7 +43,7 @@ def kernel_sizes(sfreq: float, kernels: str = "rate") -> tuple[int, int, int]:
         Sampling rate in Hz.
     kernels
         `paper`: 25, 75 and 15 samples at any rate; `rate`: the durations that those have at the paper's 250 Hz
-        (10, 30 and 6 samples at 100 Hz); `short`: as `rate` with a pool of a third (10, 10 and 6), for targets that
+        (10, 30 and 6 samples at 100 Hz); `short`: as `rate` with a third of the pool (10, 10 and 6), for targets that
         are a time within the window.
 
     Raises
@@ -98,11 +100,11 @@ class Block(MaskedLayer):
 
 
 def softmax(x_BHNN: Tensor) -> Tensor:
-    """Return the softmax over the last axis; on a CPU a short axis is copied to the front first.
+    """Return the softmax over the last axis. On a CPU, a short axis is moved to the front first, by a copy.
 
-    Rows of 7 leave vector units idle, and the copy takes a third of the time. With rows of 27 it is slower.
+    For rows of 7, which leave vector units idle, this takes a third of the time; for rows of 27 it is slower.
     """
-    if x_BHNN.is_cuda or x_BHNN.shape[-1] > _SHORT_ROW:
+    if x_BHNN.is_cuda or x_BHNN.shape[-1] > _MAX_COPIED_ROW:
         return x_BHNN.softmax(-1)
     return x_BHNN.flatten(0, -2).t().contiguous().softmax(0).t().reshape(x_BHNN.shape)
 
@@ -122,18 +124,19 @@ class Conformer(Encoder):
     filters
         Filters of both stem layers and width of a token; a multiple of `heads`.
     depth, heads, expansion
-        Of the transformer: blocks, heads, and width of the feed-forward layer in widths of a token.
+        Of the transformer: number of blocks, heads per block, and width of the feed-forward layer in token widths.
     hidden
         Width of the head's first layer; the second has an eighth of it.
     dropout
-        Rate in stem, blocks and the head's first layer; 0.6 times as much in its second (0.5 and 0.3 in the paper).
+        Dropout rate after the stem, in the blocks and after the head's first layer; after its second, 0.6 times as
+        much (0.5 and 0.3 in the paper).
     features
         `mean` of ELU activations (the paper), or `log-power`: square, average, log (Schirrmeister et al. 2017).
 
     Raises
     ------
     ValueError
-        The window is shorter than kernel and pool need, or an option is unknown.
+        The window is shorter than kernel and pool need, `filters` is no multiple of `heads`, or an option is unknown.
 
     Notes
     -----
@@ -177,29 +180,33 @@ class Conformer(Encoder):
         if features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)} (given {features!r})")
         self.n_tokens = (n_times - kernel + 1 - pool) // stride + 1
-        self.width, self.summary, self.hidden, self.dropout = filters, features, hidden, dropout
+        self.width, self.summary, self.dropout = filters, features, dropout
+        self.hidden = (hidden, max(1, hidden // 8))
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
         self.pool = nn.AvgPool1d(pool, stride)
         self.drop = Dropout(dropout)
         self.pointwise = nn.Linear(filters, filters)
         self.blocks = nn.Sequential(*(Block(filters, heads, expansion, dropout) for _ in range(depth)))
-        second = max(1, hidden // 8)
-        self.head = nn.Sequential(
+        self.head = self._make_head(bins or n_outputs + variance)
+
+    def _make_head(self, n_outputs: int) -> nn.Sequential:
+        first, second = self.hidden
+        return nn.Sequential(
             nn.Flatten(),
-            nn.Linear(self.n_tokens * filters, hidden),
+            nn.Linear(self.n_tokens * self.width, first),
             nn.ELU(),
-            Dropout(dropout),
-            nn.Linear(hidden, second),
+            Dropout(self.dropout),
+            nn.Linear(first, second),
             nn.ELU(),
-            Dropout(0.6 * dropout),
-            nn.Linear(second, bins or n_outputs + variance),
+            Dropout(0.6 * self.dropout),
+            nn.Linear(second, n_outputs),
         )
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Normalise windows, and transform them for the Fourier stem.
+        """Normalise windows, and transform them for the Fourier stem; raises as `Network.prepare`.
 
-        The result depends on `stem.algorithm`, which must not change before it is used.
+        The result depends on `stem.algorithm`, which must not change before the result is used.
         """
         return self.stem.prepare(super().prepare(x_BCT))
 
@@ -217,7 +224,8 @@ class Conformer(Encoder):
         for block in self.blocks:
             assert isinstance(block, Block)
             plan += block.dropout_plan(batch, self.n_tokens)
-        plan += [(batch * self.hidden, self.dropout), (batch * max(1, self.hidden // 8), 0.6 * self.dropout)]
+        first, second = self.hidden
+        plan += [(batch * first, self.dropout), (batch * second, 0.6 * self.dropout)]
         return [part for part in plan if part[1]]
 
     def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:

@@ -23,17 +23,17 @@ else:  # in a submission, where the files are in one folder
 
 
 class EnsembleModule(nn.Module):
-    """Networks and how they are combined: maps windows (B, C, T) to one prediction.
+    """Networks and the rule that combines them: maps windows (B, C, T) to one prediction per window.
 
     A member's prediction is its output times `scale` plus `centre` (regression: in target units) or its softmax
     (classes). Networks of a regression may have a second output, the variance. Without a rule, the prediction is the
-    members' weighted mean. A rule (`combine`) was fitted on predictions of single fold models. So it is applied to the
-    models of each fold, and the predictions of the folds are averaged.
+    members' weighted mean. A rule (see `combine`) is applied to the models of each fold, since it was fitted on
+    predictions of one fold model per trial, and the results are averaged over the folds.
 
     Parameters
     ----------
     spec
-        As in the JSON of a bundle and a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
+        The JSON in a bundle or a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
         ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). With a ``rule``, members
         are in order of trial, then fold, and every trial has the same folds.
@@ -41,11 +41,11 @@ class EnsembleModule(nn.Module):
     Raises
     ------
     ValueError
-        An unknown ``kind``, no members, or with a rule, members that are not all folds of each trial.
+        The ``kind`` is unknown, there are no members, or with a rule, they are not all folds of each trial.
 
     Notes
     -----
-    A new module has random weights; `load_state_dict` (strict) gives it the trained ones. Keys: ``members.<i>.*``.
+    A new module has random weights; load the trained ones with `load_state_dict`. Keys: ``members.<i>.*``.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -108,15 +108,15 @@ class EnsembleModule(nn.Module):
         return self
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """Load weights; see `torch.nn.Module.load_state_dict`."""
+        """Load weights; see `torch.nn.Module.load_state_dict`. Stacks of the old weights are dropped."""
         self.stacks.forget()
         return super().load_state_dict(*args, **options)
 
 
 class ScorerModule(nn.Module):
-    """An ensemble as the challenge's scorer expects it: one number per window, (B, 1).
+    """An ensemble with the output that the challenge's scorer expects: one number per window, (B, 1).
 
-    The value itself for regression, the second class's probability for two classes.
+    It is the value for regression, and the second class's probability for two classes.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ This file needs torch (2.2 or later) and its neighbour readout.py: submissions c
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,19 @@ else:  # in a submission, where the files are in one folder
 
 NORMS = ("channel", "window", "robust", "none")
 
-_ROUNDING = 16  # a channel whose spread is below this many rounding errors of its offset is flat
-_MIN_RELATIVE_SCALE = 1e-3  # no channel is divided by less than this fraction of the window's mean scale
+_FLAT_ROUNDING_ERRORS = 16
+"""A channel is flat if its spread is below this many rounding errors of its offset."""
+_MIN_RELATIVE_SCALE = 1e-3
+"""No channel is divided by less than this fraction of the window's mean scale."""
 _ROBUST_LIMIT = 15.0
+"""Values of `robust` are clipped to this many standard deviations."""
 
 
 class DropoutMasks:
     """Dropout masks of one forward pass, taken slice by slice in the order in which the layers drop.
 
-    They are drawn before the step (see `Network.dropout_plan`). So both passes of SAM use the same masks, and a fold
-    uses the same masks whether it is trained alone or stacked with others.
+    They are drawn before the step (see `Network.dropout_plan`). Both passes of SAM then use the same masks, and a fold
+    has the same masks whether it is trained alone or stacked with others.
 
     Parameters
     ----------
@@ -90,7 +94,7 @@ def apply_layers(layers: nn.Sequential, x: Tensor, masks: DropoutMasks | None) -
     return x
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Base class of the networks: maps windows (B, C, T) in any unit to (B, n_outputs).
 
     A subclass implements `front` and `back`, which `forward` runs one after the other, and `dropout_plan`.
@@ -108,8 +112,8 @@ class Network(nn.Module):
         For regression: 0, or the number of bins of a distribution over the standardised target. In training mode the
         network outputs their logits (B, bins), in evaluation mode mean and variance (B, 2).
     variance
-        For regression: whether the network also predicts the variance of its output. In training mode it outputs the
-        value and the logarithm of the variance (B, 2), in evaluation mode value and variance (B, 2).
+        For regression: True to predict the variance of the output too. In training mode the network outputs the value
+        and the logarithm of the variance (B, 2), in evaluation mode value and variance (B, 2).
 
     Raises
     ------
@@ -118,9 +122,9 @@ class Network(nn.Module):
     """
 
     stackable = False
-    """Whether `torch.func.vmap` can run several networks of this class as one."""
+    """True if `torch.func.vmap` can run several networks of this class as one."""
     uses_electrodes = False
-    """Whether `place_electrodes` has an effect."""
+    """True if `place_electrodes` has an effect."""
 
     def __init__(
         self, n_channels: int, n_times: int, n_outputs: int, *, norm: str, bins: int = 0, variance: bool = False
@@ -139,17 +143,22 @@ class Network(nn.Module):
         return bool(self.bins or self.variance)
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Compute what depends on no parameter, so that it is computed once for both passes of SAM.
+        """Run the part that depends on no parameter: normalise the windows (B, C, T).
 
-        ``model(model.prepare(x), prepared=True)`` equals ``model(x)``.
+        Both passes of SAM use one result. ``model(model.prepare(x), prepared=True)`` equals ``model(x)``.
+
+        Raises
+        ------
+        ValueError
+            The windows have another shape.
         """
         if x_BCT.ndim != 3 or x_BCT.shape[1:] != (self.n_channels, self.n_times):
             raise ValueError(f"expected windows (B, {self.n_channels}, {self.n_times}), got {tuple(x_BCT.shape)}")
         return normalise(x_BCT, self.norm)
 
+    @abstractmethod
     def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
         """Return size and rate of each dropout mask that a training pass over `batch` windows takes, in order."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, *, prepared: bool = False, dropout_M: Tensor | None = None) -> Tensor:
         """Map windows (B, C, T), or the result of `prepare`, to (B, n_outputs); see `bins` and `variance`.
@@ -158,16 +167,16 @@ class Network(nn.Module):
         """
         return self.back(self.front(x, prepared=prepared), None if dropout_M is None else DropoutMasks(dropout_M))
 
+    @abstractmethod
     def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
         """Run the part that needs the whole batch, or that is cheap in memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def back(self, y: Tensor, masks: DropoutMasks | None = None) -> Tensor:
         """Run the rest, in which windows do not depend on each other, on the result of `front`."""
-        raise NotImplementedError
 
     def decode(self, raw_BK: Tensor) -> Tensor:
-        """Turn the head's output into value and variance (B, 2) in evaluation mode, where the network has both."""
+        """Convert the head's output to the network's: in evaluation mode, value and variance (B, 2) if it has both."""
         if self.training or not self.predicts_variance:
             return raw_BK
         return distribution_moments(raw_BK) if self.bins else decode_variance(raw_BK)
@@ -187,9 +196,9 @@ class Encoder(Network):
     blocks: nn.Sequential
     head: nn.Module
 
+    @abstractmethod
     def features(self, x: Tensor, *, prepared: bool = False) -> Tensor:
         """Return a feature vector for each window (B, width): the mean over its tokens after the blocks."""
-        raise NotImplementedError
 
     def batch_statistics(self) -> nn.BatchNorm1d | None:
         """Return the layer that keeps statistics of batches, if there is one."""
@@ -224,7 +233,7 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
     d_BCT = x_BCT - centre_BC1
     # Flat channels are found by comparison, not by a small divisor. An offset of a volt leaves rounding errors that a
     # division would scale up to the size of a signal, and the square root of 0 has no finite gradient.
-    rounding_BC1 = centre_BC1.detach().abs() * (_ROUNDING * torch.finfo(x_BCT.dtype).eps)
+    rounding_BC1 = centre_BC1.detach().abs() * (_FLAT_ROUNDING_ERRORS * torch.finfo(x_BCT.dtype).eps)
     spread_BC1 = torch.linalg.vector_norm(d_BCT, dim=-1, keepdim=True) / math.sqrt(x_BCT.shape[-1])
     flat_BC1 = spread_BC1 <= rounding_BC1
     if norm == "window":
@@ -235,8 +244,8 @@ def normalise(x_BCT: Tensor, norm: str) -> Tensor:
         if norm == "robust":
             mad_BC1 = 1.4826 * _median(d_BCT.abs())
             scale_BC1 = torch.where(mad_BC1 > rounding_BC1, mad_BC1, scale_BC1)
-        least_B11 = _MIN_RELATIVE_SCALE * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
-        scale_BC1 = torch.maximum(scale_BC1.masked_fill(flat_BC1, 1.0), least_B11)
+        min_scale_B11 = _MIN_RELATIVE_SCALE * scale_BC1.masked_fill(flat_BC1, 0.0).mean(1, keepdim=True)
+        scale_BC1 = torch.maximum(scale_BC1.masked_fill(flat_BC1, 1.0), min_scale_B11)
     y_BCT: Tensor = d_BCT * scale_BC1.reciprocal().masked_fill(flat_BC1, 0.0)
     return y_BCT.clamp(-_ROBUST_LIMIT, _ROBUST_LIMIT) if norm == "robust" else y_BCT
 

@@ -30,7 +30,7 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
 def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
     windows = f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz)"
     if cfg.name == "vit" and n_times < 2 * cfg.patch:
-        raise UserError(f"{windows} hold no two patches of model/patch={cfg.patch} samples")
+        raise UserError(f"{windows} are too short for two patches of model/patch={cfg.patch} samples")
     if cfg.name == "conformer":
         kernel, pool, _ = kernel_sizes(sfreq, cfg.kernels)
         shortest = kernel + pool - 1

@@ -21,7 +21,7 @@ else:  # in a submission, where the files are in one folder
     from network import normalise  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 MAX_BATCH = 8
-"""Largest batch that is stacked. With more windows a single network keeps a core busy, and its own stem is faster."""
+"""Largest batch that is stacked. For larger ones a single network keeps a core busy, and its own stem is faster."""
 
 
 class _Back(nn.Module):
@@ -89,7 +89,7 @@ class NetworkStacks:
     """
 
     def __init__(self, networks: nn.ModuleList) -> None:
-        self._networks = [networks]  # in a list, so that a module which has this attribute does not register them again
+        self._networks = [networks]  # a module that has `self` as attribute would otherwise register them again
         self._stacks: list[tuple[list[int], ConformerStack]] | None = None
 
     def forget(self) -> None:
@@ -122,7 +122,7 @@ def _stacks_of(networks: Sequence[Conformer]) -> list[tuple[list[int], Conformer
 
 
 def _architecture(network: Conformer) -> tuple[Any, ...]:
-    """Return what two networks must share to be stacked: the shapes of all parameters and the remaining options."""
+    """Return a key that is equal for networks that can be stacked: all parameter shapes and the other options."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in network.named_parameters())
     heads = tuple(block.heads for block in network.blocks)
     sizes = (network.pool.kernel_size, network.pool.stride, network.n_times)

@@ -33,8 +33,8 @@ class Stem(nn.Module):
 
     There is no nonlinearity between them, so together they are one linear map of the window,
     ``y[b,g,t] = sum_ck W[g,c,k] x[b,c,t+k] + b[g] + sum_fc v[g,f,c] a[f]`` with ``W[g,c,k] = sum_f v[g,f,c] w[f,k]``.
-    Parameters keep the two layers' names and shapes. `algorithm`, which may be changed at any time, is how the map is
-    computed; the results differ by rounding only:
+    Parameters keep the two layers' names and shapes. The attribute `algorithm`, which may be changed at any time,
+    selects how the map is computed. The results differ by rounding only:
 
     - ``fourier``: W is computed at each frequency from the transformed temporal kernels, and one complex product per
       frequency replaces the correlation. No output wraps around, since no sum uses a sample after T - 1.
@@ -51,6 +51,11 @@ class Stem(nn.Module):
         K, in samples.
     algorithm
         One of the above.
+
+    Raises
+    ------
+    ValueError
+        The kernel is longer than the window.
     """
 
     def __init__(
@@ -69,9 +74,9 @@ class Stem(nn.Module):
         self._make_basis()
 
     def _make_basis(self) -> None:
-        """Compute the DFT of K taps at the N = length // 2 + 1 frequencies, conjugated (a correlation).
+        """Compute the DFT of K taps at N = length // 2 + 1 frequencies, conjugated (for a correlation).
 
-        It is neither parameter nor buffer, since it is no state. It is computed in float64 and rounded once, so it is
+        It is no buffer, since a buffer that is converted to float64 keeps the rounding errors of float32. It is
         computed again when the module's dtype changes, and kept when `torch.func` moves a copy to the meta device.
         """
         weight = self.temporal.weight
@@ -89,7 +94,7 @@ class Stem(nn.Module):
         return self
 
     def prepare(self, x_BCT: Tensor) -> Tensor:
-        """Compute what depends on no parameter: for `fourier` the spectrum (frequencies, B, C), else nothing."""
+        """Return the windows' spectrum (frequencies, B, C) for `fourier`, else the windows (B, C, T) unchanged."""
         if self.algorithm != "fourier":
             return x_BCT
         z_BCN: Tensor = torch.fft.rfft(x_BCT.to(self.temporal.weight.dtype), n=self.length)
@@ -100,8 +105,8 @@ class Stem(nn.Module):
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)} (given {self.algorithm!r})")
         if self.algorithm == "reference":
-            two_BGT: Tensor = self.spatial(self.temporal(x_BCT.unsqueeze(1))).squeeze(2)
-            return two_BGT
+            filtered_BGT: Tensor = self.spatial(self.temporal(x_BCT.unsqueeze(1))).squeeze(2)
+            return filtered_BGT
         z = x_BCT if prepared else self.prepare(x_BCT)
         assert self.temporal.bias is not None and self.spatial.bias is not None
         w_FK = self.temporal.weight[:, 0, 0]

@@ -39,9 +39,9 @@ class TcnBlock(nn.Module):
 class Tcn(Network):
     """Spatial filters, `depth` dilated depthwise blocks, and an output at every time point.
 
-    With `bins`, the head gives one logit per time point, resampled to the bins (see `Network` for what is output). A
-    response time is a time within the window, so bins correspond to time points, and the network only has to find the
-    time. Without bins, and for classes, the outputs of all time points are averaged.
+    With `bins`, the head gives one logit per time point, which are resampled to the bins (see `Network` for the
+    outputs). If the target is a time within the window, such as a response time, bins correspond to time points.
+    Without bins, and for classes, the outputs of all time points are averaged.
 
     Parameters
     ----------

@@ -25,14 +25,15 @@ else:  # in a submission, where the files are in one folder
     )
 
 WAVES = 8
-"""Waves along each axis of space that describe a position."""
-_HEAD_RADIUS = 0.1  # metres
+"""Number of waves along each spatial axis that encode a position."""
+_HEAD_RADIUS = 0.1
+"""Metres."""
 
 
 class ViTBlock(Block):
     """Transformer block without dropout of the attention weights.
 
-    Its masks would have tokens x tokens values, which is most of the memory where there are many tokens.
+    A mask of these has tokens x tokens values, which would take most of the memory if there are many tokens.
     """
 
     def attend(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, masks: DropoutMasks | None) -> Tensor:
@@ -45,12 +46,12 @@ class ViTBlock(Block):
 
 
 class ElectrodeEmbedding(nn.Module):
-    """Embeddings of where and when a patch was recorded.
+    """Embedding of a patch's position on the head and in time: the sum of the two.
 
-    Where: sines and cosines of the electrode's position (random Fourier features with fixed waves, after Tancik et al.
-    2020, arXiv:2006.10739), through a linear map; so weights of one montage can be used with another. All electrodes of
-    unknown position share one learned vector. When: sines and cosines of the patch's number (Vaswani et al. 2017, sec.
-    3.5).
+    On the head: sines and cosines of the electrode's position (Fourier features with fixed waves, after Tancik et al.
+    2020, arXiv:2006.10739), through a linear map. Weights of one montage can therefore be used with another. All
+    electrodes of unknown position share one learned vector. In time: sines and cosines of the patch's number (Vaswani
+    et al. 2017, sec. 3.5).
     """
 
     positions: Tensor
@@ -93,9 +94,10 @@ class ViT(Encoder):
     patch
         Samples of a patch.
     width, depth, heads, expansion
-        Of the transformer; `width` is a multiple of `heads`.
+        Of the transformer: width of a token (a multiple of `heads`), number of blocks, heads per block, and width of
+        the feed-forward layer in token widths.
     dropout
-        Of blocks and head.
+        Dropout rate of blocks and head.
 
     Raises
     ------
@@ -160,7 +162,7 @@ class ViT(Encoder):
         return self.tokens(self.cut(x if prepared else self.prepare(x)))
 
     def tokens(self, patches_BNS: Tensor, kept_BK: Tensor | None = None) -> Tensor:
-        """Embed patches (B, N, patch); with `kept_BK`, the patches (B, K, patch) are those of these numbers."""
+        """Embed patches (B, N, patch), or the patches (B, K, patch) whose numbers are `kept_BK`."""
         places_NF = self.places(self.n_patches).flatten(0, 1)
         x_BNF: Tensor = self.embed(patches_BNS)
         out: Tensor = x_BNF + (places_NF if kept_BK is None else places_NF[kept_BK])
@@ -172,7 +174,7 @@ class ViT(Encoder):
         return out
 
     def features(self, x: Tensor, *, prepared: bool = False) -> Tensor:
-        """Return a feature vector for each window (B, F): the mean over its tokens, which head and probes use."""
+        """Return a feature vector for each window (B, F): the mean over its tokens."""
         return self.encode(self.front(x, prepared=prepared)).mean(1)
 
     def back(self, y_BNF: Tensor, masks: DropoutMasks | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights under braindecode's names."""
+"""Conversion of weights to and from braindecode's names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 
 
-def test_there_and_back() -> None:
+def test_weights_converted_there_and_back_are_equal() -> None:
     state = Conformer(5, 120, 2, filters=8, heads=2, depth=2).state_dict()
     back = from_braindecode(to_braindecode(state))
     assert back.keys() == state.keys()
@@ -26,7 +26,7 @@ def test_a_tensor_of_another_network_is_named() -> None:
 
 
 @pytest.mark.skipif(not find_spec("braindecode"), reason="braindecode is not installed (see benchmarks/peers.py)")
-def test_the_networks_give_the_same() -> None:
+def test_both_networks_give_equal_outputs() -> None:
     theirs = peers.conformer(7, 200).double().eval()
     ours = Conformer(7, 200, 1).double().eval()
     theirs.load_state_dict(to_braindecode(ours.state_dict()))

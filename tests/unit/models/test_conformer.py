@@ -17,11 +17,11 @@ def small(**options: object) -> Conformer:
 
 
 @pytest.mark.parametrize(("shape", "count"), [((129, 200, 1), 407_713), ((22, 1000, 4), 789_572)])
-def test_parameter_counts_are_the_papers(shape: tuple[int, int, int], count: int) -> None:
+def test_parameter_counts_equal_the_papers(shape: tuple[int, int, int], count: int) -> None:
     assert sum(p.numel() for p in Conformer(*shape).parameters()) == count
 
 
-def test_kernel_sizes() -> None:
+def test_kernel_sizes_scale_with_the_sampling_rate() -> None:
     assert kernel_sizes(250, "rate") == kernel_sizes(100, "paper") == (25, 75, 15)
     assert kernel_sizes(100, "rate") == (10, 30, 6)
     assert kernel_sizes(100, "short") == (10, 10, 6)
@@ -32,7 +32,7 @@ def test_kernel_sizes() -> None:
 
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_parameter_learns(features: str, algorithm: str) -> None:
+def test_every_parameter_has_a_gradient(features: str, algorithm: str) -> None:
     model = small(features=features)
     model.stem.algorithm = algorithm
     out = model(torch.randn(4, 6, 50))
@@ -40,12 +40,12 @@ def test_every_parameter_learns(features: str, algorithm: str) -> None:
     out.square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        if not name.startswith("stem.") or not name.endswith("bias"):  # BatchNorm takes a constant out again
+        if not name.startswith("stem.") or not name.endswith("bias"):  # BatchNorm removes a constant
             assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_prepared_windows_give_the_same(algorithm: str) -> None:
+def test_prepared_windows_give_equal_outputs(algorithm: str) -> None:
     model = small().eval()
     model.stem.algorithm = algorithm
     x_BCT = torch.randn(4, 6, 50)
@@ -61,7 +61,7 @@ def test_attention_equals_torchs_own() -> None:
     torch.testing.assert_close(block(x_BNF), y_BNF + block.feed(block.norm2(y_BNF)))
 
 
-def test_evaluation_is_by_window() -> None:
+def test_windows_are_evaluated_independently() -> None:
     model = small().eval()
     x_BCT = torch.randn(5, 6, 50)
     one_by_one = torch.cat([model(x[None]) for x in x_BCT])
@@ -79,7 +79,7 @@ def test_wrong_windows_are_refused() -> None:
         Conformer(2, 200, 1, features="max")
 
 
-def test_autocast() -> None:
+def test_training_runs_under_autocast() -> None:
     model = small()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(torch.randn(4, 6, 50))

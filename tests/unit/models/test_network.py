@@ -11,7 +11,7 @@ from tests.unit.models.test_conformer import small
 
 @pytest.mark.parametrize("norm", ["channel", "window", "robust"])
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
-def test_unit_does_not_matter(norm: str, unit: float) -> None:
+def test_outputs_do_not_depend_on_the_unit(norm: str, unit: float) -> None:
     model = small(norm=norm).eval()
     x_BCT = torch.randn(4, 6, 50) * torch.logspace(-1, 1, 6)[:, None] + 3.0
     torch.testing.assert_close(model(x_BCT * unit), model(x_BCT), rtol=1e-3, atol=1e-4)
@@ -19,7 +19,7 @@ def test_unit_does_not_matter(norm: str, unit: float) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("offset", [0.0, 0.3])
-def test_flat_channels_and_empty_windows_are_harmless(norm: str, offset: float) -> None:
+def test_flat_channels_and_flat_windows_give_finite_outputs_and_gradients(norm: str, offset: float) -> None:
     x_BCT = 1e-5 * torch.randn(4, 6, 50)
     x_BCT[:, 2] = offset
     x_BCT[1] = offset
@@ -34,13 +34,13 @@ def test_flat_channels_and_empty_windows_are_harmless(norm: str, offset: float) 
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_what_each_norm_does() -> None:
+def test_each_norm_removes_its_mean_and_scale() -> None:
     torch.manual_seed(0)
     x_BCT = torch.randn(2, 4, 999, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0, 1e-9])[:, None] + 5.0
     channel = normalise(x_BCT, "channel")
     assert channel[:, :3].mean(-1).abs().max() < 1e-12
     assert (channel[:, :3].std(-1, correction=0) - 1).abs().max() < 1e-12
-    assert channel[:, 3].abs().max() < 1e-4  # quiet, but not flat: not blown up to the size of the others
+    assert channel[:, 3].abs().max() < 1e-4  # quiet, but not flat: not scaled up to the size of the others
     window = normalise(x_BCT, "window")
     assert (window.square().mean((1, 2)) - 1).abs().max() < 1e-12
     ratio = window.std(-1)[:, 2] / window.std(-1)[:, 0]
@@ -54,14 +54,14 @@ def test_what_each_norm_does() -> None:
         normalise(x_BCT, "layer")
 
 
-def test_robust_falls_back_where_most_samples_agree() -> None:
+def test_robust_uses_the_standard_deviation_if_most_samples_are_equal() -> None:
     x_BCT = torch.zeros(1, 1, 21)
     x_BCT[..., :5] = 1.0
     z_BCT = normalise(x_BCT, "robust")
     assert z_BCT.isfinite().all() and 0 < z_BCT.max() < 15
 
 
-def test_dropout_is_dropout() -> None:
+def test_dropout_zeroes_its_rate_and_scales_up_the_rest() -> None:
     torch.manual_seed(0)
     drop, x = Dropout(0.3), torch.ones(200_000, requires_grad=True)
     out = drop(x)

@@ -21,7 +21,7 @@ def module(*models, kind="classification", folds=2, rule=None) -> EnsembleModule
     ]
     torch.manual_seed(3)
     made = EnsembleModule(SHAPE | {"kind": kind, "members": members} | ({"rule": rule} if rule else {}))
-    for network in made.members:  # a network that has been trained has statistics
+    for network in made.members:  # statistics as after training
         network.batch_norm.running_mean.normal_()
         network.batch_norm.running_var.uniform_(0.5, 2.0)
     return made.eval()
@@ -40,12 +40,12 @@ def looped(made: EnsembleModule, x_BCT):
 
 
 @torch.no_grad()
-def test_stacked_answers_are_those_of_each_network():
+def test_stacked_outputs_equal_those_of_each_network():
     made = module(*MIXED)
     x_BCT = torch.randn(MAX_BATCH, 3, 80) * 20
     expected = looped(made, x_BCT)
     torch.testing.assert_close(made.predict_members(x_BCT)[0], expected, rtol=1e-5, atol=1e-6)
-    assert len(made.stacks._stacks) == 5  # those of one architecture are one stack
+    assert len(made.stacks._stacks) == 5  # one for each architecture
     for batch in (1, 3):
         torch.testing.assert_close(made.predict_members(x_BCT[:batch])[0], expected[:, :batch], rtol=1e-5, atol=1e-6)
     large = torch.cat([x_BCT, x_BCT])
@@ -53,7 +53,7 @@ def test_stacked_answers_are_those_of_each_network():
 
 
 @torch.no_grad()
-def test_new_weights_are_not_answered_by_old_stacks():
+def test_stacks_are_rebuilt_after_weights_or_dtype_change():
     made, other = module(config(), config()), module(config(), config())
     x_BCT = torch.randn(2, 3, 80)
     before = made(x_BCT)
@@ -65,7 +65,7 @@ def test_new_weights_are_not_answered_by_old_stacks():
     torch.testing.assert_close(moved(x_BCT.double()).float(), made(x_BCT), rtol=1e-5, atol=1e-6)
 
 
-def test_with_gradients_every_network_is_asked_by_itself():
+def test_networks_are_not_stacked_when_gradients_are_needed():
     made = module(config(), config())
     assert made(torch.randn(1, 3, 80)).requires_grad
     assert made.stacks._stacks is None
@@ -77,8 +77,8 @@ def test_a_rule_is_applied_fold_by_fold(weights):
     rule = {"kind": "linear", "weights": weights, "intercept": 0.5}
     made = module(config(), config(), kind="classification", folds=3, rule=rule)
     x_BCT = torch.randn(4, 3, 80)
-    answers = looped(made, x_BCT)
-    expected = weights[0] * answers[:3].mean(0) + weights[1] * answers[3:].mean(0) + 0.5
+    outputs = looped(made, x_BCT)
+    expected = weights[0] * outputs[:3].mean(0) + weights[1] * outputs[3:].mean(0) + 0.5
     torch.testing.assert_close(made(x_BCT), expected, rtol=1e-5, atol=1e-6)
 
 

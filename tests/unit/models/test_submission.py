@@ -21,10 +21,10 @@ def test_all_networks_are_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_files_of_a_submission_need_torch_and_each_other_alone(name: str) -> None:
+def test_files_of_a_submission_import_only_torch_and_each_other(name: str) -> None:
     tree = ast.parse((FOLDER / name).read_text(encoding="utf-8"))
     branches = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "__package__"]
-    for branch in branches:  # what they do within raypipe
+    for branch in branches:  # imports that are used within raypipe only
         branch.body = [ast.Pass()]
     nodes = list(ast.walk(tree))
     roots = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -23,7 +23,7 @@ def build(**options):
     return build_model(ModelConfig(filters=8, heads=2, depth=2, hidden=16, **options), n_outputs=1, **SHAPE)
 
 
-def test_a_peak_is_read_where_it_is():
+def test_the_mean_of_a_peaked_distribution_is_its_peak():
     logits_BK = torch.full((3, 71), -50.0)
     logits_BK[torch.arange(3), torch.tensor([0, 35, 70])] = 50.0
     torch.testing.assert_close(distribution_mean(logits_BK)[:, 0], torch.tensor([-BIN_RANGE, 0.0, BIN_RANGE]))
@@ -38,16 +38,16 @@ def test_shapes_in_training_and_evaluation(name, bins):
     model = build(name=name, bins=bins, kernels="short")
     x_BCT = torch.randn(4, 5, 60)
     assert model.train()(x_BCT).shape == (4, bins or 1)
-    answers_B1 = model.eval()(x_BCT)  # with bins, a second column: the variance
-    assert answers_B1.shape == (4, 2 if bins else 1) and answers_B1[:, 0].abs().max() < 4
+    predicted_B1 = model.eval()(x_BCT)  # with bins, a second column: the variance
+    assert predicted_B1.shape == (4, 2 if bins else 1) and predicted_B1[:, 0].abs().max() < 4
     one_by_one = torch.cat([model(x_BCT[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(one_by_one, answers_B1, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model(1e6 * x_BCT), answers_B1, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one_by_one, predicted_B1, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(1e6 * x_BCT), predicted_B1, atol=1e-4, rtol=1e-4)
     assert torch.isfinite(model(torch.zeros(1, 5, 60))).all()
 
 
 @pytest.mark.parametrize("bins", [0, 16])
-def test_prepared_masks_and_parts_equal_the_whole(bins):
+def test_prepared_windows_with_masks_equal_the_whole_pass(bins):
     model = Tcn(5, 60, 1, filters=8, depth=2, bins=bins, dropout=0.5).train()
     x_BCT = torch.randn(4, 5, 60)
     plan = model.dropout_plan(4)
@@ -60,8 +60,8 @@ def test_prepared_masks_and_parts_equal_the_whole(bins):
         model(torch.randn(4, 5, 61))
 
 
-def test_later_evidence_gives_a_later_answer():
-    """With all weight on one channel's amplitude, the answer follows the time of a burst."""
+def test_the_prediction_follows_the_time_of_a_burst():
+    """With all weight on one channel's amplitude, the prediction follows the time of a burst."""
     model = Tcn(1, 200, 1, filters=1, depth=0, kernel=3, bins=64, norm="none").eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -73,12 +73,12 @@ def test_later_evidence_gives_a_later_answer():
     x_BCT = torch.zeros(3, 1, 200)
     for row, at in enumerate((20, 100, 180)):
         x_BCT[row, 0, at - 3 : at + 3] = 10.0
-    answers = model(x_BCT)[:, 0]
+    predicted = model(x_BCT)[:, 0]
     place = 2 * BIN_RANGE * (torch.tensor([20.0, 100.0, 180.0]) / 199 - 0.5)
-    assert (answers - place).abs().max() < 0.15
+    assert (predicted - place).abs().max() < 0.15
 
 
-def test_stacked_with_vmap_gives_the_same_gradients():
+def test_stacked_with_vmap_gives_equal_outputs():
     """Folds are trained as one program (`raypipe.training.stacked_trainer`)."""
     models = [Tcn(5, 60, 1, filters=8, depth=2, bins=16, dropout=0.0).train() for _ in range(2)]
     x_SBCT = torch.randn(2, 4, 5, 60)
@@ -92,7 +92,7 @@ def test_stacked_with_vmap_gives_the_same_gradients():
         torch.testing.assert_close(model(x_BCT), out, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_built():
+def test_options_that_do_not_fit_are_refused():
     for wrong in (lambda: Tcn(5, 60, 1, kernel=4), lambda: Tcn(5, 1, 1), lambda: Tcn(5, 60, 3, bins=8)):
         with pytest.raises(ValueError):
             wrong()
@@ -106,7 +106,7 @@ def test_what_cannot_be_built():
         parse_config({"model/bins": 1})
 
 
-def test_kl_is_least_at_the_gaussian_itself_and_other_losses_see_the_mean():
+def test_kl_is_zero_for_its_gaussian_and_other_losses_use_the_mean():
     from raypipe.core.config import LossConfig
     from raypipe.training.losses import make_loss
 
