@@ -120,30 +120,45 @@ def _measure(
     # Without SAM, whose second pass would take the same time again, and from random weights, which take the same time.
     optim = config.optim.model_copy(update={"lr": TIMING_LEARNING_RATE})
     config = config.model_copy(update={"optim": optim, "sam": SamConfig(), "init": InitConfig()})
-
-    def trainer(fold: int, stem: str = "fourier") -> SupervisedTrainer:
-        train, validation = run.folds.split(loader.windows.subjects, fold)
-        return SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=fold), stem=stem)
+    subjects = loader.windows.subjects
+    fold_data = [FoldData(config, loader, *run.folds.split(subjects, fold), fold=fold) for fold in folds]
 
     seconds: dict[str, float] = {}
     stem: StemName = "direct" if options.stem == "direct" else "fourier"
     if options.stem == "auto":
-        first = trainer(folds[0])
+        first = SupervisedTrainer(config, fold_data[0])
         assert isinstance(first.model, Conformer)
         seconds |= stem_seconds(first.model, next(first.batches()).x)
         stem = "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
     stacked = options.stack == "on" and len(folds) > 1
-    # Two folds are enough: a stack saves kernel launches, which cost nothing for a second fold.
-    pair = [trainer(fold, stem) for fold in folds[:2]] if options.stack == "auto" else []
-    if stackable(pair):
-        stack = StackedPair(pair, loader.device)
-        seconds |= stack.seconds()
-        stacked = seconds["stacked"] < MAX_TIME_FRACTION * seconds["one by one"]
-        if stacked and loader.device.type == "cuda":
-            needed, available = stack.bytes_of(len(folds)), _available_bytes(loader.device, share)
-            log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(folds), needed >> 20, available >> 20)
-            stacked = needed <= MAX_MEMORY_FRACTION * available
+    if options.stack == "auto":
+        stack_times, stacked = _measure_stack(config, fold_data, stem, what, share)
+        seconds |= stack_times
     return ComputePlan(stem=stem, stacked=stacked, what=what, seconds={k: round(v, 6) for k, v in seconds.items()})
+
+
+def _measure_stack(
+    config: TrialConfig, fold_data: Sequence[FoldData], stem: StemName, what: str, share: float
+) -> tuple[dict[str, float], bool]:
+    """Measure a step of two folds, stacked and one by one; return the seconds, and whether to stack.
+
+    Nothing is measured where no step could be stacked: with one fold, networks that vmap cannot run, or folds that
+    have fewer windows than a batch, in unequal numbers.
+    """
+    # Two folds are enough: a stack saves kernel launches, which cost nothing for a second fold.
+    pair = [SupervisedTrainer(config, data, stem=stem) for data in fold_data[:2]]
+    batch_sizes = {min(config.batch_size, len(data.train)) for data in fold_data}
+    if not stackable(pair) or len(batch_sizes) > 1:
+        return {}, False
+    device = fold_data[0].device
+    stack = StackedPair(pair, device)
+    seconds = stack.seconds()
+    stacked = seconds["stacked"] < MAX_TIME_FRACTION * seconds["one by one"]
+    if stacked and device.type == "cuda":
+        needed, available = stack.bytes_of(len(fold_data)), _available_bytes(device, share)
+        log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(fold_data), needed >> 20, available >> 20)
+        stacked = needed <= MAX_MEMORY_FRACTION * available
+    return seconds, stacked
 
 
 class StackedPair:

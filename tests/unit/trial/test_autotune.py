@@ -82,6 +82,18 @@ def test_folds_that_cannot_be_stacked_are_not_tried(run, loader, clock):
     assert clock == []
 
 
+def test_folds_of_fewer_windows_than_a_batch_in_unequal_numbers_are_not_stacked(tmp_path, clock):
+    """No step of theirs could be."""
+    loader = WindowLoader(ToyWindows(subjects=5, each=4))
+    run = make_run(tmp_path / "run", loader.windows)
+    sizes = [len(run.folds.split(loader.windows.subjects, fold)[0]) for fold in range(3)]
+    assert len(set(sizes)) > 1 and max(sizes) < 64
+    clock += [1.0, 1.0]
+    found = choose_compute(run, loader, tiny(batch_size=64), range(3), ComputeOptions())
+    assert not found.stacked and set(found.seconds) == {"fourier", "direct"}
+    assert clock == []
+
+
 def test_where_training_starts_is_no_obstacle_to_a_measurement(run, loader, clock):
     clock += [2.0, 1.0, 2.0, 1.0]
     tuned = tiny(init__name="pretrained", init__tune="frozen")
