@@ -18,7 +18,7 @@ from raypipe.backend.process_state import (
     restored_process_state,
     restored_signal_handlers,
 )
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, loopback_only, process_output_to
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, loopback_only, process_output_to, reread_authentication
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
 
@@ -57,11 +57,12 @@ class Cluster:
         Raises
         ------
         UserError
-            There is no cluster at the address.
+            There is no cluster at the address, or it needs a token and this process has none, or the reverse.
         """
         if self._started:
             return
         self._started = True
+        self._stack.callback(self._forget_authentication)  # after the environment is restored
         self._stack.enter_context(restored_process_state())
         for name, value in (SETTINGS if self._address else SETTINGS | LOCAL_SETTINGS).items():
             os.environ.setdefault(name, value)
@@ -89,6 +90,10 @@ class Cluster:
         ray.shutdown()
         _connect(self._address, self.output)
 
+    def _forget_authentication(self) -> None:
+        if self._owns_ray:
+            reread_authentication()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -114,11 +119,29 @@ def _connect(address: str | None, output: CapturedOutput) -> None:
                 # Without an address, Ray joins whichever cluster was last started on this machine, by any user.
                 ray.init(address="local", include_dashboard=False, **options)
             return
+        reread_authentication()
         try:
             ray.init(address=address, **options)
         except ray.exceptions.AuthenticationError as error:
             raise UserError(f"--address {address}: {first_line(error)}") from None
         except (ConnectionError, ValueError, RuntimeError) as error:
             hint = "; a cluster with token authentication needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
-            hint = "" if os.environ.get("RAY_AUTH_MODE") == "token" else hint
+            hint = "" if _uses_token() else hint
             raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None
+        if _uses_token() and not _cluster_uses_token():
+            raise UserError(
+                f"--address {address}: that cluster uses no token, and its actors cannot reach a process with "
+                "RAY_AUTH_MODE=token, which Ray sets where a process starts its own Ray; remove it from os.environ"
+            )
+
+
+def _uses_token() -> bool:
+    """Return whether this process authenticates by token, as Ray reads its environment."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _cluster_uses_token() -> bool:
+    """Return the same of the processes of the cluster that was joined; a task of it runs with either mode."""
+    import ray
+
+    return bool(ray.get(ray.remote(num_cpus=0)(_uses_token).remote()))

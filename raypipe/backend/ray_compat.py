@@ -64,6 +64,18 @@ def process_output_to(receive: Callable[[dict[str, Any]], object]) -> Iterator[N
         worker.print_to_stdstream = before
 
 
+def reread_authentication() -> None:
+    """Make Ray read the authentication mode and the token again, from the present environment.
+
+    A process that starts a Ray keeps that Ray's mode and token after ``ray.shutdown``. Actors of a cluster without a
+    token could not reach it then, and would not start.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()  # last, since a thread of Ray may fill it by the mode
+
+
 def free_resources() -> dict[str, dict[str, float]]:
     """Return the free resources of every node that is alive, by node id."""
     from ray._private.state import available_resources_per_node

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from raypipe import resume, sweep
+from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import start_broker
-from raypipe.core.errors import InterruptedSweepError
+from raypipe.core.errors import InterruptedSweepError, UserError
 from raypipe.core.stop import StopRequest
+from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
 from tests.support.faults import title, truncate
 from tests.support.process import process_state
@@ -109,6 +111,22 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
     assert numbers(resume(tmp_path / "run")) == {n: found for n, found in numbers(undisturbed).items() if n < 2}
     wait_until(lambda: not shared.held(), "a finished sweep's resources")
     assert process_state() == before
+
+
+def test_a_process_that_has_started_its_own_ray_joins_one_without_a_token(shared, monkeypatch):
+    """Ray keeps the token of its own Ray after a shutdown, and no actor of the other could reach the process."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "as it was")  # so that it is restored
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+    ray.shutdown()
+    with pytest.raises(UserError, match="uses no token"), Cluster(shared.address, SweepCallback()) as other:
+        other.start()
+    del os.environ["RAY_AUTH_MODE"]
+    with Cluster(shared.address, SweepCallback()) as other:
+        other.start()
+        ray.get(start_broker(ray.get_runtime_context().get_node_id(), 1, 1).open_group.remote("group"))
 
 
 @pytest.mark.parametrize(("workers", "concurrent"), [(1, 1200), (4, 300)])

@@ -59,6 +59,61 @@ def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch):
         cluster._connect("x", CapturedOutput())
 
 
+def test_a_cluster_without_a_token_is_one_line_where_this_process_uses_one(monkeypatch):
+    """Ray sets the mode where a process starts its own Ray; actors of the cluster could not reach the process."""
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(cluster, "_cluster_uses_token", lambda: True)
+    cluster._connect("x", CapturedOutput())
+    monkeypatch.setattr(cluster, "_cluster_uses_token", lambda: False)
+    with pytest.raises(UserError, match=r"^--address x: that cluster uses no token, .*; remove it from os.environ$"):
+        cluster._connect("x", CapturedOutput())
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    cluster._connect("x", CapturedOutput())
+
+
+@pytest.fixture
+def own_ray_with_token(monkeypatch):
+    """The state of a process after ``ray.init(address="local")``, which outlasts ``ray.shutdown``."""
+    import ray
+    from ray._raylet import Config
+
+    def init(**_):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    yield init
+    os.environ.pop("RAY_AUTH_MODE", None)
+    Config.initialize("")
+
+
+def test_the_token_mode_of_a_ray_of_the_sweeps_own_ends_with_the_sweep(own_ray_with_token):
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    with Cluster(None, SweepCallback()) as made:
+        made.start()
+        assert get_authentication_mode() == AuthenticationMode.TOKEN
+    assert get_authentication_mode() == AuthenticationMode.DISABLED
+
+
+def test_the_token_mode_is_read_again_before_a_cluster_is_joined(own_ray_with_token, monkeypatch):
+    import ray
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    own_ray_with_token()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    modes = []
+    monkeypatch.setattr(ray, "init", lambda **_: modes.append(get_authentication_mode()))
+    cluster._connect("x", CapturedOutput())
+    assert modes == [AuthenticationMode.DISABLED]
+
+
 def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
     import ray
     from ray._private import ray_constants

@@ -101,6 +101,8 @@ def test_attributes_of_instances_are_there():
     assert ScalingConfig(num_workers=1, resources_per_worker={"CPU": 2})._resources_per_worker_not_none == {"CPU": 2}
     assert "placement_group_handle" in inspect.signature(WorkerGroupState).parameters
     assert "num_workers" in dir(WorkerGroupState)
+    raylet = importlib.import_module("ray._raylet")
+    assert callable(raylet.Config.initialize) and callable(raylet.AuthenticationTokenLoader.instance().reset_cache)
     constants = importlib.import_module("ray._private.ray_constants")
     assert isinstance(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str)
     assert isinstance(constants.ENABLE_RAY_CLUSTER, bool)
