@@ -70,10 +70,11 @@ def reread_authentication() -> None:
     A process that starts a Ray keeps that Ray's mode and token after ``ray.shutdown``. Actors of a cluster without a
     token could not reach it then, and would not start.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()  # last, since a thread of Ray may fill it by the mode
+    raylet: Any = _raylet  # a compiled module, whose types Ray does not ship
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()  # last, since a thread of Ray may fill it by the mode
 
 
 def free_resources() -> dict[str, dict[str, float]]:
