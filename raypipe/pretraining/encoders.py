@@ -19,12 +19,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raypipe.core.config import TrialConfig
+from raypipe.core.config import ModelConfig, PretrainConfig, TrialConfig
 from raypipe.core.errors import CheckpointError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.record import Record
 from raypipe.models.registry import build_model
-from raypipe.storage.files import Folder, open_folder, read_json, read_record, write_json, write_record
+from raypipe.storage.files import Folder, open_folder, read_record, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import PRETRAIN_FILE, digest
 from raypipe.storage.remote import shell_quoted
@@ -74,6 +74,32 @@ class PretrainHistory(Record):
 
     format: Literal["raypipe-pretrain-history/1"] = "raypipe-pretrain-history/1"
     epochs: list[PretrainEpoch]
+
+
+class EncoderCard(Record):
+    """Description of the encoders of a finished pretrained run, also when exported (``card.json``)."""
+
+    format: Literal["raypipe-encoder/1"] = "raypipe-encoder/1"
+    objective: PretrainConfig
+    model: ModelConfig
+    n_channels: int
+    channels: list[str]
+    n_times: int
+    """Samples of a window."""
+    sfreq: float
+    """Hz."""
+    epochs: int
+    data_hash: str
+    subjects_seen: list[str]
+    """Subjects that an encoder was trained on."""
+    subjects_held_out: list[str]
+    n_folds: int
+    fold_of: dict[str, int]
+    last: dict[str, PretrainEpoch]
+    """Last epoch of each encoder, by its part."""
+    files: dict[str, str]
+    """Checksums of the encoders by file name."""
+    versions: dict[str, str]
 
 
 class PretrainedRun:
@@ -175,42 +201,40 @@ class PretrainedRun:
         self.folder.write(self.encoder_name(part), save(tensors))
 
     def finish(self) -> None:
-        """Write the card: what the encoders are, what they were trained on, and their checksums."""
+        """Write the card, which marks the run as finished."""
         info = self.info
         files = {self.encoder_name(part): digest(self.folder.read(self.encoder_name(part))) for part in self.parts}
-        last = {part: history[-1].model_dump() for part in self.parts if (history := self.history(part))}
-        card = {
-            "format": "raypipe-encoder/1",
-            "objective": info.config.pretrain.model_dump(mode="json"),
-            "model": info.config.model.model_dump(mode="json"),
-            "n_channels": len(info.channels),
-            "channels": info.channels,
-            "n_times": info.n_times,
-            "sfreq": info.sfreq,
-            "epochs": info.config.epochs,
-            "data_hash": info.data_hash,
-            "subjects_seen": sorted(s for s, fold in self.folds.fold_of.items() if fold >= 0),
-            "subjects_held_out": self.folds.held_out,
-            "n_folds": self.folds.n_folds,
-            "fold_of": self.folds.fold_of,
-            "last": last,
-            "files": files,
-            "versions": info.versions,
-        }
-        write_json(self.folder, CARD, card)
+        card = EncoderCard(
+            objective=info.config.pretrain,
+            model=info.config.model,
+            n_channels=len(info.channels),
+            channels=info.channels,
+            n_times=info.n_times,
+            sfreq=info.sfreq,
+            epochs=info.config.epochs,
+            data_hash=info.data_hash,
+            subjects_seen=sorted(s for s, fold in self.folds.fold_of.items() if fold >= 0),
+            subjects_held_out=self.folds.held_out,
+            n_folds=self.folds.n_folds,
+            fold_of=self.folds.fold_of,
+            last={part: history[-1] for part in self.parts if (history := self.history(part))},
+            files=files,
+            versions=info.versions,
+        )
+        write_record(self.folder, CARD, card)
 
 
-def read_card(where: str | Path) -> dict[str, Any]:
+def read_card(where: str | Path) -> EncoderCard:
     """Read the card of a pretrained run or an exported encoder.
 
     Raises
     ------
     UserError
-        There is no encoder, or its pretraining is not finished.
+        There is no encoder, its pretraining is not finished, or the card is damaged or has another format.
     """
     folder = open_folder(where)
     if folder.exists(CARD):
-        return dict(read_json(folder, CARD))
+        return read_record(EncoderCard, folder, CARD)
     if folder.exists(INFO):
         command = f"raypipe resume {shell_quoted(where)}"
         raise UserError(f"{where}: its pretraining is not finished; continue it with: {command}")
@@ -226,7 +250,7 @@ def encoder_files(where: str | Path) -> dict[str, bytes]:
         One is missing or damaged.
     """
     folder, found = open_folder(where), {}
-    for name, checksum in read_card(where)["files"].items():
+    for name, checksum in read_card(where).files.items():
         try:
             found[name] = folder.read(name)
         except FileNotFoundError:
@@ -256,21 +280,19 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
     UserError
         There is no encoder, no such fold, or the file is damaged.
     """
-    from raypipe.core.config import ModelConfig
-
     card, files = read_card(where), encoder_files(where)
     name = PretrainedRun.encoder_name("all" if fold is None else f"fold-{fold}")
     if name not in files:
         raise UserError(f"{where}: no {name}; there is {', '.join(sorted(files))}")
-    tensors, chosen = unpack_tensors(files[name]), ModelConfig.model_validate(card["model"])
+    tensors = unpack_tensors(files[name])
     # A head that predicts a distribution or a variance has several outputs for one value.
     last = max((n for n in tensors if n.startswith("head.") and n.endswith("bias")), key=lambda n: (len(n), n))
     model = build_model(
-        chosen,
-        n_channels=card["n_channels"],
-        n_times=card["n_times"],
-        n_outputs=1 if chosen.bins or chosen.variance else len(tensors[last]),
-        sfreq=card["sfreq"],
+        card.model,
+        n_channels=card.n_channels,
+        n_times=card.n_times,
+        n_outputs=1 if card.model.bins or card.model.variance else len(tensors[last]),
+        sfreq=card.sfreq,
     )
     model.load_state_dict(tensors)
     return model.eval()
@@ -295,5 +317,5 @@ def export_encoder(where: str | Path, out: str | Path) -> str:
         raise UserError(f"{out}: not empty; name a new folder")
     for name, data in files.items():
         folder.write(name, data)
-    write_json(folder, CARD, read_card(where))
+    write_record(folder, CARD, read_card(where))
     return f"{folder.where}: {', '.join(sorted(files))} and {CARD}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
@@ -12,6 +12,9 @@ from raypipe.core.folds import FoldMap, LeakError
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.files import open_folder
 from raypipe.storage.records import digest
+
+if TYPE_CHECKING:
+    from raypipe.pretraining.encoders import EncoderCard
 
 SAMPLED_CONFIGS = 20
 """Draws of a space among which one with a pretrained encoder is looked for."""
@@ -45,13 +48,13 @@ def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: Sea
         folder.write(f"init/{name}", data)
     return {
         "run": str(init),
-        "objective": card["objective"]["name"],
+        "objective": card.objective.name,
         "fold_wise": "encoder.safetensors" not in files,
         "files": {name: digest(data) for name, data in files.items()},
     }
 
 
-def check_seen_subjects(init: str | Path, card: dict[str, Any], folds: FoldMap) -> None:
+def check_seen_subjects(init: str | Path, card: EncoderCard, folds: FoldMap) -> None:
     """Check that an encoder has not seen subjects that the sweep holds out or, fold-wise, predicts.
 
     Raises
@@ -59,18 +62,18 @@ def check_seen_subjects(init: str | Path, card: dict[str, Any], folds: FoldMap) 
     LeakError
         Names the subjects.
     """
-    both = sorted(set(card["subjects_seen"]) & set(folds.held_out))
+    both = sorted(set(card.subjects_seen) & set(folds.held_out))
     if both:
         shown = ", ".join(both[:MAX_NAMED_SUBJECTS]) + (", ..." if len(both) > MAX_NAMED_SUBJECTS else "")
         raise LeakError(
             f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out ({shown}); "
             "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
         )
-    if "encoder.safetensors" in card["files"]:
+    if "encoder.safetensors" in card.files:
         return
-    own = card["fold_of"]
+    own = card.fold_of
     moved = sorted(s for s, fold in folds.fold_of.items() if fold >= 0 and s in own and own[s] != fold)
-    if moved or card["n_folds"] != folds.n_folds:
+    if moved or card.n_folds != folds.n_folds:
         raise LeakError(
             f"--init {init}: it was pretrained fold-wise with other folds ({len(moved)} subject(s) differ); "
             "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -316,6 +318,15 @@ def test_the_command_line(store, encoder, tmp_path, capsys):
     assert (tmp_path / "enc/card.json").exists()
     with pytest.raises(UserError, match="frozen"):
         pretrain("simclr", store, encoder, params=PARAMS, folds=3)
+
+
+def test_a_card_of_another_format_is_refused(encoder, tmp_path):
+    copied = shutil.copytree(encoder, tmp_path / "copied")
+    card = json.loads((copied / "card.json").read_text())
+    assert card["format"] == "raypipe-encoder/1"
+    (copied / "card.json").write_text(json.dumps(card | {"format": "raypipe-encoder/2"}))
+    with pytest.raises(UserError, match=r"card\.json: format 'raypipe-encoder/2', expected 'raypipe-encoder/1'"):
+        load_encoder(copied)
 
 
 def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
