@@ -2,41 +2,61 @@
 
 Ridge regression, or logistic regression for classes, on log band power and on the log-covariance of principal
 components (log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965). The penalty is chosen by cross-validation
-over the training subjects. Where the store has ages, the same model on age alone, which is not usable at inference.
+over the training subjects. Where the store has ages, the same model is fitted on age alone, which scorers do not give.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.metrics import constant_prediction, score
+from raypipe.core.record import Record
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.files import read_json, write_json
+from raypipe.storage.files import read_record, write_record
 from raypipe.storage.run_store import RunStore
 
-RECORD = "ensemble/baselines.json"
+BASELINES_FILE = "ensemble/baselines.json"
 BANDS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
 """Hz: delta, theta, alpha, beta, gamma."""
 MAX_COMPONENTS = 16
 MAX_TRAINING_WINDOWS = 6000
-"""Of more windows, evenly spaced ones are used."""
+"""Maximum number of training windows; of more, evenly spaced ones are used."""
 INVERSE_PENALTIES = tuple(10.0**-power for power in range(7))
 """Values from which the inverse of the penalty is chosen."""
 _COMPONENT_WINDOWS = 512
-"""Training windows from which principal components are estimated, roughly."""
+"""Approximate number of training windows from which principal components are estimated."""
 _BATCH = 256
 
 Array = NDArray[np.float64]
 
 
-def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[dict[str, Any]]:
+class Baseline(BaseModel):
+    """A baseline and its score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    score: float | None
+    """The run's metric on held-out windows; None where it is undefined."""
+    usable: bool
+    """Its input is available at inference."""
+
+
+class BaselinesRecord(Record):
+    """The baselines of a run (``ensemble/baselines.json``)."""
+
+    format: Literal["raypipe-baselines/1"] = "raypipe-baselines/1"
+    baselines: list[Baseline]
+
+
+def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[Baseline]:
     """Score the baselines of a run's task on its held-out subjects, and store the scores with the ensemble.
 
     Parameters
@@ -48,9 +68,13 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[d
 
     Returns
     -------
-    list
-        For each: ``name``, ``score`` (the run's metric on held-out windows, None where it is undefined) and whether it
-        is ``usable`` at inference.
+    list of Baseline
+        The predictor without EEG, then the linear models.
+
+    Raises
+    ------
+    UserError
+        The windows cannot be opened.
     """
     windows = open_windows(run.info.data) if windows is None else windows
     folds_N = run.folds.folds(windows.subjects)
@@ -77,22 +101,26 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[d
     features = zip(_features(windows, train, axes), _features(windows, test, axes), strict=True)
     for name, (x_train, x_test) in zip(("band power", "log-covariance"), features, strict=True):
         rows.append(_row(f"{model} on {name}", run, targets[test], fit_predict(x_train, x_test), usable=True))
-    write_json(run.folder, RECORD, rows)
+    write_record(run.folder, BASELINES_FILE, BaselinesRecord(baselines=rows))
     return rows
 
 
-def read_baselines(run: RunStore) -> list[dict[str, Any]]:
-    """Return what `write_baselines` stored; empty where there is nothing readable."""
-    try:
-        rows: list[dict[str, Any]] = read_json(run.folder, RECORD)
-    except (FileNotFoundError, UserError):
+def read_baselines(run: RunStore) -> list[Baseline]:
+    """Return the baselines that `write_baselines` stored; an empty list if it was not called.
+
+    Raises
+    ------
+    UserError
+        The record is damaged, or has another format.
+    """
+    if not run.folder.exists(BASELINES_FILE):
         return []
-    return rows
+    return read_record(BaselinesRecord, run.folder, BASELINES_FILE).baselines
 
 
-def _row(name: str, run: RunStore, targets: NDArray[Any], predictions: Array, *, usable: bool) -> dict[str, Any]:
+def _row(name: str, run: RunStore, targets: NDArray[Any], predictions: Array, *, usable: bool) -> Baseline:
     value = float(score(run.info.metric, targets, predictions))
-    return {"name": name, "score": value if np.isfinite(value) else None, "usable": usable}
+    return Baseline(name=name, score=value if np.isfinite(value) else None, usable=usable)
 
 
 def _ages(windows: WindowStore) -> Array | None:
@@ -153,7 +181,7 @@ def _ridge(x: Array, y: Array, subjects: NDArray[Any], x_test: Array) -> Array:
 def _logistic(x: Array, y: NDArray[np.int64], subjects: NDArray[Any], x_test: Array, n_classes: int) -> Array:
     """Return probabilities (N, K) of a logistic regression with the penalty of least log loss over subject folds.
 
-    Columns are in the order of the store's classes; a class that the training side lacks has probability 0.
+    Columns are in the order of the store's classes; a class that no training window has gets probability 0.
     """
     from sklearn.model_selection import GroupKFold
 

@@ -1,4 +1,4 @@
-"""A run as Python sees it: its trials, predictions, ensemble and report."""
+"""The public class `Run`."""
 
 from __future__ import annotations
 
@@ -95,27 +95,19 @@ class Run:
         return text.getvalue()
 
     def ensemble(self, **options: Any) -> Ensemble:
-        """Fit an ensemble and save it in the run, for `report` and `export`.
+        """Fit an ensemble with `raypipe.fit_ensemble`, save it in the run, and score the baselines of the report.
 
         Parameters
         ----------
         **options
-            Those of `fit_ensemble`.
-
-        Returns
-        -------
-        Ensemble
-            Its ``verdict`` is the result in words, its ``render()`` adds the table of scores, members and notes.
-
-        Raises
-        ------
-        UserError, LeakError
-            See `fit_ensemble`.
+            Options of `raypipe.fit_ensemble`, which also describes the result and the errors.
         """
         from raypipe.ensembles.fit import fit_ensemble
+        from raypipe.reporting.baselines import write_baselines
 
         fitted = fit_ensemble(self.store, **options)
         fitted.save()
+        write_baselines(self.store)
         return fitted
 
     def report(self, out: str | Path | None = None) -> Path | str:
@@ -128,34 +120,27 @@ class Run:
 
         Returns
         -------
-        path or URI
-            Where the report was written.
+        pathlib.Path or str
+            Path of the file, or its URI where the run is behind one.
+
+        Raises
+        ------
+        UserError
+            A record of the run is damaged.
         """
-        from raypipe.reporting.baselines import write_baselines
         from raypipe.reporting.report import write_report
 
-        write_baselines(self.store)
         return write_report(self.store, out)
 
     def export(self, out: str | Path, **options: Any) -> Path:
-        """Write the saved ensemble as a bundle or a submission.
+        """Write the saved ensemble with `raypipe.export`, which describes the options, the result and the errors.
 
         Parameters
         ----------
         out
             Folder of the bundle, or zip file of the submission.
         **options
-            Those of `raypipe.export`.
-
-        Returns
-        -------
-        pathlib.Path
-            What was written.
-
-        Raises
-        ------
-        UserError
-            See `raypipe.export`.
+            Options of `raypipe.export`.
         """
         from raypipe.packaging.export import export
 

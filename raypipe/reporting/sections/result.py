@@ -1,4 +1,4 @@
-"""Section "Result": the verdict on the held-out subjects and the scores that it rests on."""
+"""Section "Result": the verdict and its scores; section "Baselines"."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ def baselines_section(run: RunStore, ensemble: Ensemble) -> Markup:
         return Markup()
     rows = [["for comparison: the ensemble", format_score(float(ensemble.table["held_out"][ENSEMBLE]))]]
     for row in baselines:
-        name = row["name"] + ("" if row["usable"] else " (not usable at inference: a scorer gives no age)")
-        rows.append([name, format_score(float("nan") if row["score"] is None else row["score"])])
+        name = row.name + ("" if row.usable else " (not usable at inference: a scorer gives no age)")
+        rows.append([name, format_score(float("nan") if row.score is None else row.score)])
     return render_template("baselines", table=Table(["baseline", f"{metric_label(run.info.metric)} held out"], rows))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
+from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
-from raypipe.reporting.baselines import _logistic, read_baselines, write_baselines
+from raypipe.reporting.baselines import BASELINES_FILE, _logistic, read_baselines, write_baselines
 from raypipe.reporting.sections.result import baselines_section
+from raypipe.storage.run_store import RunStore
 
 
 def test_baselines_are_scored_on_the_held_out_and_shown(simulated):
     run, windows = simulated.run, simulated.windows
-    rows = {row["name"]: row for row in write_baselines(run, windows)}
+    rows = {row.name: row for row in write_baselines(run, windows)}
     assert list(rows) == ["training mean", "ridge on age alone", "ridge on band power", "ridge on log-covariance"]
     held = run.folds.held_out_index(windows.subjects)
     rest = run.folds.search_index(windows.subjects)
     constant = np.full((len(held), 1), windows.targets[rest].astype(float).mean())
-    assert rows["training mean"]["score"] == pytest.approx(score("nrmse", windows.targets[held], constant), rel=1e-6)
-    assert [row["usable"] for row in rows.values()] == [True, False, True, True]
+    assert rows["training mean"].score == pytest.approx(score("nrmse", windows.targets[held], constant), rel=1e-6)
+    assert [row.usable for row in rows.values()] == [True, False, True, True]
     assert read_baselines(run) == list(rows.values())
     ensemble = simulated.ensemble(top=2)
     shown = baselines_section(run, ensemble)
@@ -26,9 +31,17 @@ def test_baselines_are_scored_on_the_held_out_and_shown(simulated):
     assert "the ensemble" in shown and f"{ensemble.table.at['ensemble', 'held_out']:.3f}" in shown
 
 
+def test_baselines_of_another_format_are_refused(simulated, tmp_path):
+    run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
+    assert read_baselines(run) == [] or (tmp_path / "run" / BASELINES_FILE).exists()
+    run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/2", "baselines": []}).encode())
+    with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/2', expected"):
+        read_baselines(run)
+
+
 def test_classes_have_logistic_regression(classes):
     run, windows = classes.run, classes.windows
-    rows = {row["name"]: row["score"] for row in write_baselines(run, windows)}
+    rows = {row.name: row.score for row in write_baselines(run, windows)}
     assert list(rows) == ["training frequencies", *(f"logistic regression on {x}" for x in FEATURES)]
     assert rows["training frequencies"] == 0.5
     assert rows["logistic regression on log-covariance"] > 0.7, "the bump is there, and the columns are in order"
@@ -66,5 +79,5 @@ def test_a_class_that_a_training_side_lacks_keeps_its_column():
 
 def test_a_held_out_side_of_one_class_has_no_score(classes, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.baselines.score", lambda *_: float("nan"))
-    assert {row["score"] for row in write_baselines(classes.run, classes.windows)} == {None}
+    assert {row.score for row in write_baselines(classes.run, classes.windows)} == {None}
     assert "undefined" in baselines_section(classes.run, classes.ensemble(top=2))
