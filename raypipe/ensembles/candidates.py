@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from raypipe.core.errors import UserError
 from raypipe.data.splits import audit_subjects
@@ -13,6 +12,7 @@ from raypipe.ensembles.members import count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.storage.records import Member
+from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 
 
@@ -86,7 +86,7 @@ def _no_trial(run: RunStore) -> str:
     states = [result.state for result in run.results()]
     counts = f"{len(run.numbers())} started, {states.count('failed')} failed, {states.count('pruned')} were pruned"
     if states.count("failed"):
-        hint = f"see why with: raypipe status {Path(run.where).name}"
+        hint = f"see why with: raypipe status {shell_quoted(run.where)}"
     else:
-        hint = "continue the run with: raypipe resume RUN"
+        hint = f"continue the run with: raypipe resume {shell_quoted(run.where)}"
     return f"{run.where}: no trial is complete, so there is nothing to combine ({counts}); {hint}"

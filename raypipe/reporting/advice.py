@@ -40,11 +40,11 @@ class RangeEdge:
     low: float
     high: float
     lower: bool
-    """Whether they are at the lower edge."""
+    """True for the lower edge, False for the upper one."""
     at_edge: int
-    """Best trials that are at this edge."""
+    """Number of best trials at this edge."""
     best: int
-    """Best trials that have the parameter."""
+    """Number of best trials that have the parameter."""
 
     def __str__(self) -> str:
         edge, wider = ("lowest", f"below {self.low:g}") if self.lower else ("highest", f"above {self.high:g}")
@@ -56,11 +56,11 @@ class RangeEdge:
 
 @dataclass(frozen=True)
 class Trend:
-    """Whether the last trials improved the best score."""
+    """Change of the best score over the last trials."""
 
     text: str
     more_trials: bool
-    """Whether more trials are likely to improve it further."""
+    """More trials are likely to improve it further."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Advice:
 
     @property
     def lines(self) -> list[str]:
-        """Return all of it as lines."""
+        """Return cost, trend, range edges and next step as lines."""
         return [self.cost, self.trend, *map(str, self.edges), f"next: {self.step}"]
 
 
@@ -86,7 +86,7 @@ def advise(run: RunStore, name: str | None = None) -> Advice:
     run
         The run.
     name
-        How commands name it; None for its path or URI.
+        Name of the run in commands; None for its path or URI.
     """
     results = run.results()
     trend = _trend(run, results)

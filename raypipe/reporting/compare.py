@@ -1,4 +1,4 @@
-"""Compare runs: whether data and folds are the same, paired differences of scores, changed parameters, cost."""
+"""Compare runs: equality of data and folds, paired differences of scores, changed parameters, cost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from raypipe.reporting.pairing import PairedDifference, Predictions, paired_diff
 from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import Member
+from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 
 BEST_TRIAL = "best trial, out of fold"
@@ -29,10 +30,10 @@ ENSEMBLE_HELD_OUT = "ensemble, held-out subjects"
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition of two runs that their scores depend on, such as data or folds."""
+    """Comparison of something that the scores of two runs depend on, such as data or folds."""
 
     same: bool
-    """False where it differs, so that a difference of scores is not one of the settings alone."""
+    """False if it differs, so that the settings alone do not explain a difference of scores."""
     text: str
 
 
@@ -101,7 +102,9 @@ def _check_comparable(runs: Sequence[RunStore]) -> None:
             )
     for run in runs:
         if not run.ranked():
-            raise UserError(f"{run.where}: no trial is complete; continue the run first: raypipe resume {run.where}")
+            raise UserError(
+                f"{run.where}: no trial is complete; continue the run first: raypipe resume {shell_quoted(run.where)}"
+            )
 
 
 def _names(runs: Sequence[RunStore]) -> list[str]:
@@ -181,7 +184,7 @@ def _data_condition(first: RunStore, run: RunStore, mine: WindowStore, theirs: W
 
 
 def _fold_conditions(first: RunStore, run: RunStore) -> list[Condition]:
-    """Return whether the fold maps are the same, and the held-out subjects if they are not."""
+    """Compare the fold maps, and the held-out subjects if they differ."""
     one, two = first.folds, run.folds
     if one.fold_of == two.fold_of:
         text = f"same fold map: {one.n_folds} folds, {len(one.held_out)} subjects held out"

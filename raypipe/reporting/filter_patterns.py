@@ -1,4 +1,4 @@
-"""Spatial and temporal filters at the start of a network, their activation patterns and their spectra."""
+"""Extract the spatial and temporal filters at the start of a network, their activation patterns and spectra."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 Array = NDArray[np.float32]
 
 _MIN_FFT = 256
-"""Samples of the Fourier transform at least, so that spectra of short kernels look smooth."""
+"""Minimum length of the Fourier transform in samples, for smooth spectra of short kernels."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Filters:
     combined: Array
     """(G, C, K) all linear layers as one: the weight of channel c at sample k in filter g."""
     weight: Array | None
-    """(G,) how strongly the next layer uses each filter; None where the filters' standard deviations say it."""
+    """(G,) weight of each filter in the next layer; None where the standard deviation of its output is used instead."""
 
 
 def extract_filters(name: str, tensors: Mapping[str, torch.Tensor]) -> Filters | None:
@@ -34,9 +34,9 @@ def extract_filters(name: str, tensors: Mapping[str, torch.Tensor]) -> Filters |
     Parameters
     ----------
     name
-        Of the network, as in `ModelConfig`.
+        Name of the network in `ModelConfig`.
     tensors
-        Its state.
+        State of the network.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Render HTML pages from the templates in ``templates/``, with tables and figures; every text is escaped."""
+"""Render HTML pages with tables and figures from the templates in ``templates/``. Every text is escaped."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def draw_figure(panels: Sequence[Panel | tuple[Callable[[], Figure], str]], capt
 
 
 def render_template(name: str, **values: object) -> Markup:
-    """Render the template ``templates/NAME.html.j2``; values that are no `Markup` are escaped."""
+    """Render the template ``templates/NAME.html.j2``; values other than `Markup` are escaped."""
     return Markup(_environment().get_template(f"{name}.html.j2").render(**values))
 
 

@@ -32,7 +32,7 @@ class PairedDifference:
     predictor: str
     """Predictor and subjects: best trial or ensemble, out of fold or held out."""
     scores: tuple[float, float]
-    """Of the first and of the other run."""
+    """Score of the first and of the other run."""
     difference: float
     """Score of the other run minus that of the first."""
     low: float
@@ -70,17 +70,17 @@ def window_keys(windows: WindowStore) -> NDArray[np.str_]:
 
 
 def paired_difference(predictor: str, metric: str, first: Predictions, other: Predictions) -> PairedDifference | None:
-    """Compare two runs on what both predict.
+    """Compare two runs on the windows, or subjects, that both predict.
 
     Parameters
     ----------
     predictor
         Name of the predictor that is compared.
     metric
-        Of both runs.
+        Metric of both runs.
     first, other
-        Their predictions. Where the target is one of the subject, mean predictions of subjects are compared, so that
-        the runs may have different windows; else window with window.
+        Their predictions. If each subject has one target, mean predictions of subjects are compared, so that the runs
+        may have different windows. Otherwise, predictions of the same windows are compared.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Style of all plots, and their export as SVG: legible in print and with colour vision deficiency."""
+"""Set the style of all plots, legible in print and with colour vision deficiency, and export them as SVG."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def shade_pauses(axes: Axes, pauses: Sequence[tuple[float, float]], first: float
     Parameters
     ----------
     axes
-        With time in `unit` seconds since `first` as x axis.
+        Axes whose x axis is the time since `first`, in units of `unit` seconds.
     pauses
         Start and end of each, Unix times.
     first

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 _MAX_CHANNELS = 6
-"""Channels that the plot of a reconstructed window shows."""
+"""Channels in the plot of a reconstructed window."""
 
 
 def status_lines(where: str | Path) -> list[str]:
-    """Return the status of a pretraining run: what it trains, how far each encoder is, and what to do next."""
+    """Return the status of a pretraining run as lines: its objective, the progress of each encoder, the next step."""
     run = PretrainedRun(where)
     return [_summary(run), *(f"  {line}" for line in _part_lines(run)), f"  {_next_step(run, where)}"]
 
@@ -62,17 +62,18 @@ def _part_lines(run: PretrainedRun) -> list[str]:
 
 
 def _next_step(run: PretrainedRun, where: str | Path) -> str:
+    name = shell_quoted(where)
     if run.over:
         space = "finetune" if run.info.config.model.name == "vit" else f"finetune_{run.info.config.model.name}"
-        return f"finished; continue with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {where}"
+        return f"finished; continue with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {name}"
     driver = read_lease(run.folder)
     if driver and driver.alive:
         return f"running (process {driver.pid} on {driver.host})"
-    return f"interrupted; continue with: raypipe resume {shell_quoted(where)}"
+    return f"interrupted; continue with: raypipe resume {name}"
 
 
 def write_pretrain_report(where: str | Path, out: str | Path | None = None) -> str:
-    """Write the report of a pretraining run, one HTML file, and return where it is.
+    """Write the report of a pretraining run, one HTML file, and return its path or URI.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ def plot_reconstruction(run: PretrainedRun, state: dict[str, Any]) -> Figure:
     run
         A masked-autoencoder run.
     state
-        Of its trainer, from a checkpoint.
+        State of its trainer, from a checkpoint.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Progress of a sweep as lines of text."""
+"""Print the progress of a sweep as lines of text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_TRIALS_IN_LINE = 4
 
 
 class PrintProgress(SweepCallback):
-    """Callback that prints a line per event of a sweep, and one now and then while trials run.
+    """Callback that prints a line per event of a sweep, and a line of progress every few seconds while trials run.
 
     Parameters
     ----------
     write
-        Called with each line. None: print to what is standard output when this object is made, such as a notebook's
-        cell.
+        Called with each line. None: print to standard output, as it is when this object is made. In a notebook, that is
+        the cell.
     every
         Seconds between lines while trials run.
     clock
@@ -101,9 +101,9 @@ class PrintProgress(SweepCallback):
         self.state.on_trial_end(result)
         score = "no score" if result.score is None else f"score {result.score:.4f} (epoch {result.best_epoch})"
         best = f", {self.best()}" if self.state.best else ""
-        why = "" if result.state == "complete" else f": {result.reason}"
+        reason = "" if result.state == "complete" else f": {result.reason}"
         self.print_line(
-            f"trial {result.number} {result.state}, {score}{best}, {format_duration(result.seconds)} of workers{why}"
+            f"trial {result.number} {result.state}, {score}{best}, {format_duration(result.seconds)} of workers{reason}"
         )
 
     def on_actor_lost(self) -> None:

@@ -1,4 +1,4 @@
-"""Write a run's report: one HTML file that needs no other, with the result first and then what it rests on."""
+"""Write a run's report, one HTML file that needs no other and begins with the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE = "report.html"
 
 
 def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
-    """Write a run's report. A run that is unfinished, or has no ensemble, has one too, and it says so.
+    """Write a run's report. It says so if the run is unfinished or has no ensemble.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Read the state of a run from its store alone, during the run and afterwards, on any machine."""
+"""Read the state of a run from its files, during the run and afterwards, on any machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 
 MAX_ROWS = 40
-"""Trials that `Status.top_rows` returns."""
+"""Maximum number of trials that `Status.top_rows` returns."""
 BEST_ROWS = 10
-"""How many of them are chosen for their scores."""
+"""Number of these trials that are chosen for their scores."""
 MAX_FAILURES = 3
-"""Failed trials of which the log is shown."""
+"""Failed trials whose log is shown."""
 LOG_LINES = 6
-"""Last lines that are shown of such a log."""
+"""Last lines of such a log that are shown."""
 _UNFINISHED = ("running", "interrupted")
 
 
@@ -38,7 +38,7 @@ class TrialRow:
     best_epoch: int
     epochs: int
     total: int
-    """Epochs that it is planned for; 0 where it has no record."""
+    """Planned epochs; 0 for a trial without a record."""
     seconds: float
     """Time of one worker, summed over folds."""
     reason: str
@@ -66,7 +66,7 @@ class Status:
     rows: list[TrialRow]
     """All trials, by number."""
     planned: int
-    """Trials that the run is to have."""
+    """Number of trials that the run will have."""
     seconds_left: float | None
     """Estimate from the mean time of the trials that have ended; None before the first, or without a driver."""
     failures: list[FailureLog]
@@ -74,14 +74,14 @@ class Status:
     spreads: list[Spread] = field(default_factory=list)
     """Scores of trials that were trained again on new seeds."""
 
-    def top_rows(self, most: int = MAX_ROWS) -> list[TrialRow]:
-        """Return `most` trials by number: unfinished ones first, then the best, then the latest."""
+    def top_rows(self, limit: int = MAX_ROWS) -> list[TrialRow]:
+        """Return up to `limit` trials in order of their numbers; unfinished, best and latest ones take precedence."""
         sign = get_metric(self.metric).sign
         ranked = [row for row in self.rows if row.score is not None and row.state != "failed"]
         ranked.sort(key=lambda row: sign * (row.score or 0.0))
         unfinished = [row for row in self.rows if row.state in _UNFINISHED]
         wanted = [*unfinished, *ranked[:BEST_ROWS], *reversed(self.rows)]
-        kept = list({row.number: row for row in wanted}.values())[:most]
+        kept = list({row.number: row for row in wanted}.values())[:limit]
         return sorted(kept, key=lambda row: row.number)
 
     @property

@@ -1,4 +1,4 @@
-"""State of a running sweep, as its callbacks report it."""
+"""Track the state of a running sweep by the events of its callback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.metrics import get_metric
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 
@@ -50,8 +51,7 @@ class SweepState(SweepCallback):
 
     clock: Callable[[], float] = time.monotonic
     where: str = ""
-    metric: str = "score"
-    direction: str = ""
+    metric: str = ""
     baseline: float | None = None
     trials: int | None = None
     best: tuple[float, int] | None = None
@@ -74,10 +74,10 @@ class SweepState(SweepCallback):
 
     def better(self, a: float, b: float) -> bool:
         """Return whether score `a` is better than `b`."""
-        return a < b if self.direction == "minimize" else a > b
+        return get_metric(self.metric).better(a, b)
 
     def on_open(self, run: RunSnapshot) -> None:
-        self.where, self.metric, self.direction = run.where, run.metric, run.direction
+        self.where, self.metric = run.where, run.metric
         self.baseline, self.trials = run.baseline, run.trials
         self.states = Counter(result.state for result in run.results)
         self.failures = Counter(result.failure or "error" for result in run.results if result.state == "failed")
@@ -96,7 +96,7 @@ class SweepState(SweepCallback):
         if epoch < 1:  # the trial has failed before its first epoch
             return
         trial, now = self.running[number], self.clock()
-        if trial.first_epoch_at is None:  # a resumed trial begins with a later epoch than its first
+        if trial.first_epoch_at is None:  # the first epoch of a resumed trial is not number 1
             trial.first_epoch_at, trial.resumed_after = now, epoch - 1
         self.epochs += max(0, epoch - max(trial.epoch, trial.resumed_after))
         trial.updated, trial.epoch, trial.score, trial.fold_scores = now, epoch, score, fold_scores

@@ -1,4 +1,4 @@
-"""Status, trials and comparisons of runs as tables in a terminal."""
+"""Print status, trials and comparisons of runs as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raypipe.reporting.pairing import PairedDifference
     from raypipe.reporting.status import Status
 
-LEFT_ALIGNED = {"state", "why", "failure"}
+LEFT_ALIGNED = {"state", "reason", "failure"}
 """Columns of text."""
 
 
@@ -54,7 +54,7 @@ def show_status(console: Console, status: Status) -> None:
 
 
 def _status_table(status: Status) -> Table:
-    table = _table(["trial", "state", status.metric, "best epoch", "epochs", "worker time", "why"])
+    table = _table(["trial", "state", status.metric, "best epoch", "epochs", "worker time", "reason"])
     for row in status.top_rows():
         table.add_row(
             str(row.number),
@@ -95,7 +95,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Print runs beside the first one: what differs in their making, paired differences, parameters, cost."""
+    """Print the comparison of runs with the first: conditions, paired differences, parameters, cost."""
     first, *others = comparison.runs
     for name, conditions, differences in zip(others, comparison.conditions, comparison.differences, strict=True):
         print_line(console, f"{name} against {first}", "bold")

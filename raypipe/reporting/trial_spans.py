@@ -1,4 +1,4 @@
-"""Times of a run's trials: when each was requested, when workers trained it, and when no trial was trained."""
+"""Find when each trial of a run was requested and trained, and when no trial was trained."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class TrialSpan:
     requested: float
     """Unix time, as are all others."""
     trained: list[Interval]
-    """When workers trained it, one interval more than it was interrupted. The log does not have the time of an
+    """Intervals in which workers trained it, separated by interruptions. The log does not have the time of an
     interruption: an interrupted interval ends after the seconds of its epochs."""
     workers: int
-    """Workers at a time; 0 where the log does not say."""
+    """Workers at a time; 0 if the log does not have their number."""
 
     @property
     def finished(self) -> float:
-        """Return when it ended."""
+        """Return the time of its end."""
         return max(self.requested, self.result.finished)
 
     @property
     def resumed(self) -> list[float]:
-        """Return when it was resumed after interruptions."""
+        """Return the times at which it was resumed after interruptions."""
         return [start for start, _ in self.trained[1:]]
 
 

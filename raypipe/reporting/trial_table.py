@@ -1,4 +1,4 @@
-"""A run's trials as a table, in memory for pandas or in a file, read without Ray."""
+"""Read a run's trials as a pandas table, and write the table to a file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
 
 
 def _progress(run: RunStore, number: int, folds: list[str]) -> dict[str, Any]:
-    """Return the columns that a trial's epochs give."""
+    """Return the columns that are read from a trial's epochs."""
     history = run.history(number)
     best = best_epoch(history, run.info.direction)
     scores = best.fold_scores if best else [None] * len(folds)
@@ -78,7 +78,7 @@ def _progress(run: RunStore, number: int, folds: list[str]) -> dict[str, Any]:
 
 
 def _outcome(result: TrialResult | None, unfinished: str) -> dict[str, Any]:
-    """Return the columns that a trial's end gives; `unfinished` is the state of a trial that has not ended."""
+    """Return the columns that are read from a trial's result; `unfinished` is the state of a trial without one."""
     if result is None:
         return {"state": unfinished, "failure": None, "reason": ""}
     return {"state": result.state, "failure": result.failure, "reason": result.reason}
@@ -113,7 +113,7 @@ def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:
     Raises
     ------
     UserError
-        `kind` is not one of them, or `out` is a folder.
+        `kind` is not one of `FORMATS`, or `out` is a folder.
     """
     path = Path(out)
     if path.is_dir():

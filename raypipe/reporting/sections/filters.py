@@ -36,9 +36,9 @@ MAX_FILTERS = 6
 MAX_WINDOWS = 128
 """Windows from which covariances are estimated."""
 _MAX_VALUES = 1 << 23
-"""Values of all those windows: samples x channels."""
+"""Maximum number of values in these windows, over samples and channels."""
 MIN_ELECTRODES = 8
-"""Electrodes of known position that a scalp map needs."""
+"""Minimum number of electrodes with known positions for a scalp map."""
 _FOLD = 0
 """Fold whose network is shown."""
 
@@ -62,7 +62,7 @@ def filters_section(run: RunStore) -> Markup:
     number = ranked[0].number
     try:
         shown = _show_filters(run, number)
-    except Exception as error:  # an error here must not cost the whole report
+    except Exception as error:  # the report is written without this section
         shown = f"The filters of trial {number} could not be shown ({type(error).__name__})."
     if isinstance(shown, str):
         return render_template("filters", detail=None, overview=None, notes=[shown])
@@ -71,7 +71,7 @@ def filters_section(run: RunStore) -> Markup:
 
 
 def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock, str] | str:
-    """Return both figures and a note on the scalp maps; or one sentence why there is no figure."""
+    """Return both figures and a note on the scalp maps, or one sentence on why there is no figure."""
     model = run.config(number).model
     try:
         tensors = run.weights(number, _FOLD)
@@ -100,7 +100,7 @@ def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock,
 
 
 def _detail_caption(number: int, filters: int, windows: int) -> str:
-    """Return the caption; `windows` is the number of windows that the scalp maps rest on, 0 without maps."""
+    """Return the caption; `windows` is the number of windows that the scalp maps were computed from, 0 without maps."""
     caption = (
         f"The {filters} filters of trial {number} (network of fold {_FOLD}) that the next layer weights most. "
         "Spatial and temporal layers are combined. "
@@ -126,7 +126,7 @@ def _overview(kernels_FK: Array, sfreq: float) -> FigureBlock:
 
 
 def _map_note(known: int, channels: int) -> str:
-    """Return what the scalp maps lack: all of it, or some electrodes; empty where they are complete."""
+    """Return a note if there are no scalp maps or electrodes are missing from them, else an empty text."""
     if known >= MIN_ELECTRODES:
         return f"The maps show the {known} of {channels} channels with known positions." if known < channels else ""
     few = f"the positions of {known} are" if known else "no position is"

@@ -1,4 +1,4 @@
-"""Section "Held-out subjects": plots of the ensemble's predictions of them."""
+"""Section "Held-out subjects": plots of the ensemble's predictions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_VECTOR_POINTS = 400
-"""Points above which a scatter plot is stored as pixels."""
+"""Number of points above which a scatter plot is stored as pixels."""
 _MAX_NAMED_SUBJECTS = 40
 _MANY_CLASSES = 6
-"""Classes from which on the confusion matrix is larger and shows no percentages."""
+"""Minimum number of classes for which the confusion matrix is larger and shows no percentages."""
 
 
 class SubjectScores(NamedTuple):
@@ -71,7 +71,7 @@ def _classification_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
 
 
 def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
-    """Score each held-out subject, of the ensemble and of the prediction without EEG.
+    """Score the ensemble and the prediction without EEG on each held-out subject.
 
     Regression: root mean square error in units of the target. Classification: AUC where every subject has windows of
     all classes, else the mean probability of the true class.

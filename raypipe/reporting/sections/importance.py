@@ -1,4 +1,4 @@
-"""Section "Parameter importance": how much each parameter explains of the scores, and all trials side by side."""
+"""Section "Parameter importance": share of the scores that each parameter explains, and parameters of all trials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIN_TRIALS = 4
-"""Fully trained trials that importances need: with fewer, each would make up a third of the random forest."""
+"""Minimum number of fully trained trials for importances. The random forest needs more than three points."""
 FEW_TRIALS = 8
 """Below this number the report warns that importances are rough, and draws no contours."""
 MAX_PARAMETERS = 8

@@ -1,4 +1,4 @@
-"""Sections "Trial outcomes" and "Successive halving": how trials ended, and how much training halving saved."""
+"""Sections "Trial outcomes" and "Successive halving": states of trials, and training that halving saved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HalvingSavings(NamedTuple):
 
 
 def outcomes_section(run: RunStore, results: Sequence[TrialResult]) -> Markup:
-    """Render how many trials ended in which state, and the reasons of those that failed or were stopped."""
+    """Render the number of trials by state, and the reasons of those that failed or were stopped."""
     ended = {result.number for result in results}
     counts: Counter[str] = Counter(result.state for result in results)
     unfinished = sum(number not in ended for number in run.numbers())
@@ -46,7 +46,7 @@ def outcomes_section(run: RunStore, results: Sequence[TrialResult]) -> Markup:
 
 
 def halving_section(run: RunStore, results: Sequence[TrialResult]) -> Markup:
-    """Render what successive halving saved; empty where it stopped no trial."""
+    """Render the training that successive halving saved; empty where it stopped no trial."""
     savings = halving_savings(run, results)
     if not savings.trials:
         return Markup()
@@ -61,7 +61,7 @@ def halving_section(run: RunStore, results: Sequence[TrialResult]) -> Markup:
 
 
 def halving_savings(run: RunStore, results: Sequence[TrialResult]) -> HalvingSavings:
-    """Return how much training successive halving saved."""
+    """Return the training that successive halving saved."""
     pruned = [result for result in results if result.state == "pruned"]
     trained = saved = 0
     seconds = 0.0

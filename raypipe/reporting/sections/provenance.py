@@ -1,4 +1,4 @@
-"""Section "Provenance": what a run was made from, and the command lines that reproduce it."""
+"""Section "Provenance": data, versions and settings of a run, and the commands that reproduce it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from raypipe.storage.run_store import RunStore
 _DEFAULT_TOP = 10
 """Trials that `raypipe ensemble` combines without ``--top``."""
 _OTHER_OPTIONS = {"trials", "folds", "held_out", "seed", "address", "storage", "track"}
-"""Options of a sweep that the command has from the run itself, or that depend on the machine."""
+"""Options of a sweep that are taken from the run's own records, or that depend on the machine."""
 
 
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
-    """Render the section; `name` is how the report calls the run."""
+    """Render the section; `name` is the run's name in the report."""
     settings, unknown = read_prepare_settings(run)
     if settings is None:
         prepare = shlex.join(["raypipe", "prepare", "RECORDINGS", "--task", run.info.task, "--out", "STORE"]) + " ..."
@@ -51,7 +51,7 @@ def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str)
 
 
 def read_prepare_settings(run: RunStore) -> tuple[Settings | None, str]:
-    """Return the settings of `prepare` for the run's windows; or None, and why they are unknown."""
+    """Return the settings of `prepare` for the run's windows, or None and the reason why they are unknown."""
     where = run.info.data
     if "://" in where:
         return None, "the windows are behind a URI, and a report downloads nothing"

@@ -1,4 +1,4 @@
-"""Section "Time": how the run's time and its workers' time were spent."""
+"""Section "Time": use of the run's time and of its workers' time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raypipe.storage.run_store import RunStore
 
 @dataclass(frozen=True)
 class TimeUse:
-    """Where a run's time went, in seconds."""
+    """Use of a run's time, in seconds."""
 
     wall: float
     """From the request of the first trial to the end of the last."""
@@ -40,7 +40,7 @@ def time_section(run: RunStore, results: Sequence[TrialResult], spans: Sequence[
 
 
 def measure_time_use(run: RunStore, spans: Sequence[TrialSpan]) -> TimeUse:
-    """Return how the time of the trials that have ended was spent."""
+    """Measure the use of time by the trials that have ended."""
     wall = max(span.finished for span in spans) - min(span.requested for span in spans)
     busy = sum(end - start for start, end in merge_intervals(each for span in spans for each in span.trained))
     driver = read_lease(run.folder)
@@ -53,9 +53,9 @@ def measure_time_use(run: RunStore, spans: Sequence[TrialSpan]) -> TimeUse:
 def _use_table(use: TimeUse) -> Table:
     idle = max(0.0, use.wall - use.busy)
     rows = [
-        ["wall time, from the first request of a trial to the last end", format_duration(use.wall), ""],
-        ["of it, with a trial on workers", format_duration(use.busy), format_share(use.busy, use.wall)],
-        ["of it, without: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
+        ["wall time, from the request of the first trial to the end of the last", format_duration(use.wall), ""],
+        ["thereof with a trial on workers", format_duration(use.busy), format_share(use.busy, use.wall)],
+        ["thereof without: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
     ]
     if use.driven is not None:
         rows.append(["time that drivers ran, pauses excluded", format_duration(use.driven), ""])
@@ -63,9 +63,9 @@ def _use_table(use: TimeUse) -> Table:
         rest = use.assigned - use.trained
         rows += [
             ["worker time, summed over workers with a trial", format_duration(use.assigned), ""],
-            ["of it, training and predicting", format_duration(use.trained), format_share(use.trained, use.assigned)],
+            ["thereof training and predicting", format_duration(use.trained), format_share(use.trained, use.assigned)],
             [
-                "of it, the rest: loading, checkpoints, waiting for other workers",
+                "thereof loading, checkpoints, waiting for other workers",
                 format_duration(rest),
                 format_share(rest, use.assigned),
             ],

@@ -91,7 +91,7 @@ def test_all_that_a_sweep_is_looked_at_for_is_in_the_view(view, clock):
 
 
 def test_what_is_left_follows_from_what_this_driver_has_brought_forward(clock):
-    sweep = SweepState(clock, direction="minimize", trials=10, states=Counter(complete=7))
+    sweep = SweepState(clock, metric="nrmse", trials=10, states=Counter(complete=7))
     assert sweep.seconds_left is None
     sweep.on_trial_start(7, tiny(epochs=10))
     for epoch in (6, 7, 8):  # an earlier driver has trained five
@@ -106,8 +106,8 @@ def test_what_is_left_follows_from_what_this_driver_has_brought_forward(clock):
 
 
 def test_better_depends_on_the_metric(clock):
-    for direction, best in (("minimize", 0.2), ("maximize", 0.6)):
-        sweep = SweepState(clock, direction=direction, trials=9)
+    for metric, best in (("nrmse", 0.2), ("auc", 0.6)):
+        sweep = SweepState(clock, metric=metric, trials=9)
         for number, score in enumerate((0.4, 0.2, 0.6)):
             sweep.on_trial_start(number, tiny())
             sweep.on_trial_end(ended(number, score=score))
@@ -115,7 +115,7 @@ def test_better_depends_on_the_metric(clock):
 
 
 def test_a_failed_trial_is_never_the_best(clock):
-    sweep = SweepState(clock, direction="minimize", trials=9)
+    sweep = SweepState(clock, metric="nrmse", trials=9)
     sweep.on_trial_start(0, tiny())
     sweep.on_trial_end(ended(0, "failed", 0.01))
     assert sweep.best is None and sweep.failures == {"error": 1}

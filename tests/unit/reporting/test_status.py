@@ -69,7 +69,7 @@ def test_of_many_trials_unfinished_best_and_latest_are_shown(tmp_path, capsys):
     assert len(shown) == MAX_ROWS and shown == sorted(shown)
     best = {10, *range(11, 15), *range(6, 10)}  # the failed one is none of them
     assert {2, *best, *range(MAX_ROWS + 15, MAX_ROWS + 30)} <= set(shown)
-    assert found.top_rows(most=1)[0].number == 2, "what is under way comes first"
+    assert found.top_rows(limit=1)[0].number == 2, "what is under way comes first"
     show_status(Console(width=100), found)
     out = capsys.readouterr().out
     assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")

@@ -50,7 +50,7 @@ def test_the_time_section_has_wall_time_and_worker_time(twelve):
     results = twelve.results()
     html = time_section(twelve, results, trial_spans(twelve, results))
     text = unescape(re.sub(r"<[^>]*>", " ", html))
-    assert re.search(r"wall time, from the first request of a trial to the last end\s+14 min \d\d s", text)
+    assert re.search(r"wall time, from the request of the first trial to the end of the last\s+14 min \d\d s", text)
     assert "without: start-up, waiting, pauses" in text and "worker time, summed over workers with a trial" in text
 
 
