@@ -1,28 +1,13 @@
 """raypipe: fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding, on Ray."""
 
+# ruff: noqa: F403, F405 - raypipe.api defines the names; __all__ repeats them, so that this module can be imported alone
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raypipe.api import (
-        PrintProgress,
-        Run,
-        StopRequest,
-        SweepCallback,
-        UserError,
-        export,
-        fit_ensemble,
-        load_encoder,
-        load_ensemble,
-        open_windows,
-        predict,
-        prepare,
-        pretrain,
-        rerun,
-        resume,
-        sweep,
-    )
+    from raypipe.api import *
 
 __all__ = [
     "PrintProgress",
@@ -45,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch and Ray take seconds to import: only what is used is loaded.
+    # Names are imported when they are first used, because torch and Ray take seconds to import.
     if name not in __all__:
         raise AttributeError(f"module 'raypipe' has no attribute '{name}'")
     from raypipe import api

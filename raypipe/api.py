@@ -51,7 +51,7 @@ MODULES = {
     "predict": "raypipe.packaging.predict",
     "prepare": "raypipe.data.prepare",
 }
-"""Modules of the names that are imported when they are first used: torch and Ray take seconds to import."""
+"""Module of each name that is imported when it is first used, because torch and Ray take seconds to import."""
 
 
 def __getattr__(name: str) -> Any:
@@ -263,7 +263,7 @@ def fit_ensemble(
 ) -> Ensemble:
     """Combine the best trials by their out-of-fold predictions, and score the result on the held-out subjects.
 
-    The ensemble is not saved; ``save()`` does, as `Run.ensemble` does.
+    The ensemble is not saved, but the scoring is recorded in the run. `Run.ensemble` saves it too.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def fit_ensemble(
         ``auto``: the method with the best nested score. ``all``: the same, and every method is scored. Otherwise the
         name of a method (docs/ensembles.md).
     max_members, max_mb
-        Maximum number of networks, and of megabytes of weights.
+        Maximum number of networks (a trial has one per fold), and of megabytes of weights.
     distilled
         Train one network to predict as the ensemble does.
     progress
@@ -310,7 +310,7 @@ def fit_ensemble(
 def export(
     run: Run | str | Path, out: str | Path, *, format: str | None = None, also: Run | str | Path | None = None
 ) -> Path:
-    """Write the saved ensemble of a run.
+    """Write the saved ensemble of a run as a bundle or a submission.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def export(
     Returns
     -------
     pathlib.Path
-        What was written.
+        The folder or file that was written.
 
     Raises
     ------

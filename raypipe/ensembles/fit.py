@@ -41,36 +41,12 @@ def fit_ensemble(
 ) -> Ensemble:
     """Combine the best trials by their out-of-fold predictions, then score once on the held-out subjects.
 
+    See `raypipe.api.fit_ensemble` for the other parameters and the errors.
+
     Parameters
     ----------
-    run
-        A run with trials that are complete or were stopped by a budget.
-    top
-        Number of trials, the best first.
-    method
-        Name in `methods.METHODS` or `soup.SOUPS`; ``auto`` for the one of METHODS with the best nested score; ``all``
-        for the same with a row for every method in the table, soups included.
-    max_members, max_mb
-        Maximum number of networks (a trial has one per fold), and of megabytes of weights.
-    distilled
-        Ship one network that was trained to predict what the ensemble predicts (`raypipe.ensembles.distillation`).
     windows
-        The run's windows; None opens the store it was made from.
-    progress
-        Called with windows done, windows in all, and a text.
-
-    Returns
-    -------
-    Ensemble
-        Not saved yet, but the scoring of the held-out subjects is recorded (`raypipe.ensembles.evaluation_log`).
-
-    Raises
-    ------
-    UserError
-        No trial can be used, one of the best is damaged, the method is unknown or cannot be used, the limits leave no
-        trial, or the windows are not the run's.
-    LeakError
-        Out-of-fold predictions or windows do not follow the run's fold map.
+        The run's windows; None opens the store that the run was made from.
     """
     _require_known(method)
     candidates = read_candidates(run, windows, top=top, max_networks=max_members, max_mb=max_mb)

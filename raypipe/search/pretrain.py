@@ -44,34 +44,7 @@ def pretrain(
     stop: StopRequest | None = None,
     **options: Any,
 ) -> PretrainedRun:
-    """Pretrain an encoder on the windows of all subjects that are not held out.
-
-    Parameters
-    ----------
-    objective
-        Masked autoencoder or SimCLR.
-    data
-        A store made by `prepare`.
-    run
-        Folder or URI of the encoder's run; an existing one is continued.
-    params
-        Values of a `TrialConfig`, such as ``{"epochs": 20, "model/depth": 4}``.
-    progress
-        Called after every epoch.
-    callback
-        Its `on_draining` is called when `stop` is set while several workers train.
-    stop
-        When it is set, workers stop after the epoch under way; in this process, pretraining stops at once.
-    **options
-        See `PretrainOptions`.
-
-    Raises
-    ------
-    UserError
-        Bad input, or the run was made with other settings.
-    InterruptedSweepError
-        Pretraining has stopped because of `stop`.
-    """
+    """Pretrain an encoder without targets; see `raypipe.api.pretrain` for parameters and errors."""
     chosen = parse_pretrain_options(options)
     windows = open_windows(data)
     config = parse_config(

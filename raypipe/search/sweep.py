@@ -1,4 +1,4 @@
-"""The sweep: searches a space on a store of windows and writes trained, scored trials to a run.
+"""Run a sweep: search a space on a store of windows, and write trained and scored trials to a run.
 
 The same call starts a run, continues one that was interrupted, and does nothing when all trials have ended.
 """
@@ -54,45 +54,7 @@ def sweep(
     stop: StopRequest | None = None,
     **options: Any,
 ) -> RunStore:
-    """Search `space` on the windows of `data`, in the run folder `run`.
-
-    The caller's process is left as it was: environment, standard output, warning filters and signal handlers. A Ctrl-C
-    raises KeyboardInterrupt and ends all workers; the same call continues the run.
-
-    Parameters
-    ----------
-    space
-        A ``search_spaces/<name>.py``.
-    data
-        A store made by `prepare`.
-    run
-        Folder or pyarrow.fs URI. An existing run is continued; `space`, `data` and the fold map must be the ones it was
-        made with.
-    warm_start
-        A run of the same task and metric, in any search space: a new run's sampler starts from its trials (see
-        `raypipe.search.warm_start`). Ignored for an existing run.
-    init
-        A pretrained run, or an encoder exported from one, that configurations with ``init/name=pretrained`` start from.
-        It is copied into a new run; ignored for an existing run.
-    callback
-        Its methods are called at the events of the sweep.
-    stop
-        When it is set, no trial starts and running trials stop after the epoch under way.
-    **options
-        See `SweepOptions`.
-
-    Returns
-    -------
-    RunStore
-        The run, usable without Ray.
-
-    Raises
-    ------
-    UserError
-        Bad input, or the sweep cannot continue.
-    InterruptedSweepError
-        The sweep has stopped because of `stop`.
-    """
+    """Search a space over subject folds; see `raypipe.api.sweep` for parameters and errors."""
     chosen = parse_options(options)
     check_trackers(chosen.track)
     windows = open_windows(data)
@@ -113,7 +75,7 @@ def sweep(
 def resume(
     run: str | Path, *, callback: SweepCallback | None = None, stop: StopRequest | None = None, **changes: Any
 ) -> RunStore:
-    """Continue a run with the options of its last driver; `changes` replace some (more trials, another address)."""
+    """Continue a run with the options of its last driver, some replaced by `changes`; see `raypipe.api.resume`."""
     given = {name: value for name, value in changes.items() if value is not None}
     return _resume(run, given, callback, stop)
 
@@ -128,27 +90,7 @@ def rerun(
     stop: StopRequest | None = None,
     **changes: Any,
 ) -> RunStore:
-    """Train a run's best trials again on new seeds, as trials of the same run on the same folds.
-
-    The same call after a crash, and `resume`, continue with what is missing. The run's time budget and GPU-hours do not
-    apply, unless `changes` give some.
-
-    Parameters
-    ----------
-    run
-        The run.
-    top
-        Number of best trials; reruns are never rerun.
-    seeds
-        Number of new seeds for each.
-    callback, stop, **changes
-        As for `resume`.
-
-    Raises
-    ------
-    UserError
-        No trial is complete, or the run was never driven.
-    """
+    """Train the best trials of a run again on new seeds; see `raypipe.api.rerun` for parameters and errors."""
     unlimited: dict[str, Any] = {"time_budget": None, "gpu_hours": None}
     given = {name: value for name, value in changes.items() if value is not None}
     return _resume(run, unlimited | given, callback, stop, Reruns(top, seeds))
@@ -167,7 +109,7 @@ def _resume(
         last = read_lease(store.folder)
         if last and last.alive:  # its driver has only just started
             raise in_use_error(store.folder, last)
-        raise UserError(f"{run}: the run was never driven; start it with: raypipe sweep")
+        raise UserError(f"{run}: no sweep was started in this run; start one with: raypipe sweep")
     chosen = parse_options(recorded | changes)
     windows = open_windows(store.info.data)
     check_unchanged(store, windows, store.space, chosen)

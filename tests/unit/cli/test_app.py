@@ -370,7 +370,7 @@ def test_a_run_without_trials_has_no_ensemble(refused, toy, tmp_path):
     made(toy, tmp_path / "r")
     assert "trial" in refused("ensemble", tmp_path / "r")
     assert "no ensemble yet" in refused("export", tmp_path / "r", tmp_path / "bundle")
-    assert "never driven" in refused("resume", tmp_path / "r")
+    assert "no sweep was started" in refused("resume", tmp_path / "r")
 
 
 def test_status_of_a_run_that_was_never_driven(toy, tmp_path, capsys):

@@ -164,7 +164,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     windows = WindowStore(store)
     run = make_run(tmp_path / "run", windows, n_folds=2)
     write_json(run.folder, "run.json", read_json(run.folder, "run.json") | {"data": str(store)})
-    with pytest.raises(UserError, match="never driven"):
+    with pytest.raises(UserError, match="no sweep was started"):
         sweep.rerun(run.where, top=1, seeds=2)
     spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
     write_options(run.folder, spent)

@@ -125,7 +125,7 @@ def test_a_record_of_another_version_is_not_taken_over(folder):
 
 def test_a_run_whose_driver_has_just_started_is_in_use(tmp_path):
     run = make_run(tmp_path / "run", ToyWindows())
-    with pytest.raises(UserError, match="never driven"):
+    with pytest.raises(UserError, match="no sweep was started"):
         resume(run.where)
     with Lease(run.folder), pytest.raises(UserError, match="another raypipe is driving this run"):
         resume(run.where)
