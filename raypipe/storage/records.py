@@ -13,6 +13,9 @@ from raypipe.core.metrics import Direction, Kind
 from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import Folder, read_record, write_record
 
+RUN_FILE, FOLDS_FILE, SPACE_FILE = "run.json", "folds.json", "space.py"
+TRIAL_FILE, HISTORY_FILE, RESULT_FILE = "trial.json", "history.json", "result.json"
+"""Names of files in a run's folder, and in a trial's."""
 OPTIONS_FILE = "options.json"
 """Options that a run was last driven with."""
 PRETRAIN_FILE = "pretrain.json"
@@ -69,7 +72,7 @@ class Epoch(FrozenModel):
     by_fold: bool = False
     """Each fold chooses its own epoch, on subjects of its training side. The latest epoch then holds the choices."""
     over: bool = False
-    """Every fold has stopped by itself."""
+    """Every fold has stopped by itself (``early_stop=fold``)."""
     finished: float
     """Unix time (s) at which the epoch was scored."""
 

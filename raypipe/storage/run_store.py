@@ -1,28 +1,28 @@
-"""The run folder: the one place that knows the files of a run.
+"""The folder of a run: all reads and writes of its files.
 
-The folder is the truth of a run. Every file is written whole or not at all, at the event that it records, and can be
-read without Ray.
+The folder holds the whole state of a run. Every file is written whole or not at all, at the event that it records, and
+can be read without Ray.
 
 ====================================  ==================================================================
 ``folds.json``                        the frozen subject-to-fold map, written first
 ``space.py``                          the copy of the search space that the run uses
-``run.json``                          what the run is made of, with hashes; written last, it makes the run
+``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of the process that drives it (`raypipe.storage.lease`)
 ``study.journal``                     the Optuna study (journal storage; optuna-dashboard reads it)
 ``init/encoder.safetensors``          the pretrained encoder that trials start from, if any
-``compute/<key>.json``                how trials of one shape are computed, as measured (`raypipe.trial.autotune`)
+``compute/<key>.json``                the measured choice of algorithms for one shape (`raypipe.trial.autotune`)
 ``log/ray.txt``                       the end of Ray's output (`raypipe.backend.output`)
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          the score over all folds, and of each fold, after every epoch
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state: of the newest two epochs, the best, and ends of cycles
 ``trials/0007/oof.npz``               out-of-fold predictions of the best epoch
-``trials/0007/fold-2.safetensors``    the weights that made them
-``trials/0007/oof-epoch-0010.npz``    predictions of a snapshot, the end of a cycle of the learning rate; its weights
-                                      are named alike
+``trials/0007/fold-2.safetensors``    a fold's weights of the best epoch
+``trials/0007/oof-epoch-0010.npz``    predictions of a snapshot (the end of a cycle of the learning rate); its weights
+                                      are in ``fold-2-epoch-0010.safetensors``
 ``trials/0007/log/<writer>.txt``      events of the trial, a file per writer (`raypipe.storage.trial_log`)
-``trials/0007/retry.json``            how the trial is retried after it ran out of memory (`raypipe.trial.failures`)
-``trials/0007/result.json``           how the trial ended, with checksums of its files; a trial with one has ended
+``trials/0007/retry.json``            smaller sizes to retry with after it ran out of memory (`raypipe.trial.failures`)
+``trials/0007/result.json``           state and score, with checksums of the trial's files; written when it has ended
 ====================================  ==================================================================
 """
 
@@ -39,12 +39,18 @@ from raypipe.core.record import Record
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
-from raypipe.storage.records import RunInfo, TrialResult, describe_other_folder, digest
+from raypipe.storage.records import (
+    FOLDS_FILE,
+    RUN_FILE,
+    SPACE_FILE,
+    RunInfo,
+    TrialResult,
+    describe_other_folder,
+    digest,
+)
 from raypipe.storage.trial_store import TrialStore
 
 R = TypeVar("R", bound=Record)
-
-RUN, FOLDS, SPACE = "run.json", "folds.json", "space.py"
 
 
 class RunStore(TrialStore):
@@ -59,17 +65,17 @@ class RunStore(TrialStore):
 
     @property
     def local(self) -> Path | None:
-        """The run's path; None for a run behind a URI."""
+        """Return the run's path; None for a run behind a URI."""
         return self.folder.path if isinstance(self.folder, LocalFolder) else None
 
     @staticmethod
     def exists(where: str | Path) -> bool:
         """Return whether there is a run at `where`."""
-        return open_folder(where).exists(RUN)
+        return open_folder(where).exists(RUN_FILE)
 
     @staticmethod
     def check_new(where: str | Path) -> None:
-        """Check that a folder holds nothing but the first files of a run.
+        """Check that a folder is empty, or holds only what an interrupted `create` leaves.
 
         Raises
         ------
@@ -77,7 +83,9 @@ class RunStore(TrialStore):
             The folder holds something else.
         """
         folder = open_folder(where)
-        foreign = [n for n in folder.names() if n not in (FOLDS, SPACE) and not n.startswith(("study", "init/"))]
+        foreign = [
+            n for n in folder.names() if n not in (FOLDS_FILE, SPACE_FILE) and not n.startswith(("study", "init/"))
+        ]
         if foreign:
             content = describe_other_folder(folder) or f"not a raypipe run, and not empty ({foreign[0]})"
             raise UserError(f"{where}: {content}; name a new folder")
@@ -94,9 +102,9 @@ class RunStore(TrialStore):
         folder = open_folder(where)
         cls.check_new(where)
         text = folds.to_json()
-        folder.write(FOLDS, text)
-        folder.write(SPACE, space.source.encode())
-        write_record(folder, RUN, info.model_copy(update={"folds_hash": digest(text)}))
+        folder.write(FOLDS_FILE, text)
+        folder.write(SPACE_FILE, space.source.encode())
+        write_record(folder, RUN_FILE, info.model_copy(update={"folds_hash": digest(text)}))
         return cls.open(where)
 
     @classmethod
@@ -109,25 +117,25 @@ class RunStore(TrialStore):
             There is no run, or its records are damaged or were changed.
         """
         folder = open_folder(where)
-        if not folder.exists(RUN):
+        if not folder.exists(RUN_FILE):
             content = describe_other_folder(folder) or "no raypipe run there"
             raise UserError(f"{where}: {content}; make one with: raypipe sweep SPACE --data STORE --run RUN")
-        info = read_record(RunInfo, folder, RUN)
+        info = read_record(RunInfo, folder, RUN_FILE)
         try:
-            folds_text, space_text = folder.read(FOLDS), folder.read(SPACE)
+            folds_text, space_text = folder.read(FOLDS_FILE), folder.read(SPACE_FILE)
         except FileNotFoundError as error:
             raise UserError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
         if digest(folds_text) != info.folds_hash:
             raise UserError(
-                f"{where}/{FOLDS}: changed since the run was made, but a run's fold map is frozen: restore it"
+                f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
             )
         if digest(space_text) != info.space_hash:
-            raise UserError(f"{where}/{SPACE}: changed since the run was made; another space needs another run folder")
+            raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
         space = SearchSpace(space_text.decode(), info.space)
-        return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS}"), space)
+        return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:
-        """Return the trials that have weights (complete, or stopped by a budget), best first; ties by number.
+        """Return the trials that have weights (complete, or stopped by a budget), best first and then by number.
 
         Parameters
         ----------
@@ -152,9 +160,9 @@ class RunStore(TrialStore):
             The file is damaged or missing.
         """
         files = (self.info.init or {}).get("files", {})
-        name = f"encoder-fold-{fold}.safetensors"
-        name = name if name in files else "encoder.safetensors"
-        if name not in files:
+        names = (f"encoder-fold-{fold}.safetensors", "encoder.safetensors")
+        name = next((name for name in names if name in files), None)
+        if name is None:
             return None
         try:
             data = self.folder.read(f"init/{name}")
@@ -165,20 +173,28 @@ class RunStore(TrialStore):
         return unpack_tensors(data)
 
     def compute(self, kind: type[R], key: str) -> R | None:
-        """Return the choice of how one shape of network and data is computed (`raypipe.trial.autotune`), or None."""
+        """Return the recorded choice of algorithms for networks and data of one shape, or None.
+
+        Parameters
+        ----------
+        kind
+            Class of the record.
+        key
+            Hash of the shape (`raypipe.trial.autotune`).
+        """
         name = f"compute/{key}.json"
         return read_record(kind, self.folder, name) if self.folder.exists(name) else None
 
     def write_compute(self, key: str, record: Record) -> None:
-        """Store the choice of how one shape of network and data is computed."""
+        """Record the choice of algorithms for networks and data of one shape."""
         write_record(self.folder, f"compute/{key}.json", record)
 
     def remove_leftovers(self) -> None:
-        """Remove files that are of no use when a sweep has ended.
+        """Remove files that are not needed after a sweep.
 
         These are checkpoints of trials that have ended (a worker may write its last one after the trial's end), and
-        partial files of processes that were killed while writing. Partial files that `report` and `ensemble` may be
-        writing now are kept.
+        partial files of processes that were killed. Partial files of `report` and `ensemble` are kept, since these
+        commands may be running.
         """
         for name in self.folder.partial_files():
             if name.startswith(("trials/", "compute/", "study/", "log/")) or ("/" not in name and ".json." in name):

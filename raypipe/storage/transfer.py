@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress, no_progress
 from raypipe.storage.files import open_folder
 from raypipe.storage.run_store import RunStore
 
 PULL_ATTEMPTS = 3
-"""Attempts to copy a run whose driver removes listed files meanwhile."""
+"""Attempts to copy a run whose driver removes files between the listing and the copy."""
 
 
 def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progress: Progress = no_progress) -> int:
@@ -21,7 +23,7 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
     last
         Names of files that are copied after all others.
     progress
-        Called with the files copied, their total and the name of the next one.
+        Called with the number of files copied, their total and the name of the next one.
 
     Raises
     ------
@@ -31,7 +33,7 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
     here, there = open_folder(source), open_folder(target)
     names = sorted(here.names(), key=lambda name: (name in last, name))
     if not names:
-        raise UserError(f"{here.where}: nothing there to copy")
+        raise UserError(f"{here.where}: the folder is empty or does not exist")
     for done, name in enumerate(names):
         progress(done, len(names), name)
         there.write(name, here.read(name))
@@ -42,7 +44,7 @@ def copy_folder(source: str, target: str, *, last: tuple[str, ...] = (), progres
 def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
     """Copy a run to a folder, and return the number of files.
 
-    Of a run that is being driven, files that are written meanwhile may or may not be copied.
+    If the run is being driven, files that are written during the copy may be missing.
 
     Raises
     ------
@@ -52,10 +54,7 @@ def pull_run(run: str, target: str, *, progress: Progress = no_progress) -> int:
         The driver removed listed files at every attempt.
     """
     RunStore.open(run)
-    for attempt in range(1, PULL_ATTEMPTS + 1):
-        try:
+    for _ in range(PULL_ATTEMPTS - 1):
+        with contextlib.suppress(FileNotFoundError):
             return copy_folder(run, target, progress=progress)
-        except FileNotFoundError:
-            if attempt == PULL_ATTEMPTS:
-                raise
-    raise AssertionError
+    return copy_folder(run, target, progress=progress)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.record import Record
 from raypipe.storage.files import Folder, map_concurrently, read_record, write_record
 from raypipe.storage.out_of_fold import OutOfFold, unpack_tensors
-from raypipe.storage.records import Epoch, History, Member, TrialRecord, TrialResult, digest, trial_file
+from raypipe.storage.records import (
+    HISTORY_FILE,
+    RESULT_FILE,
+    TRIAL_FILE,
+    Epoch,
+    History,
+    Member,
+    TrialRecord,
+    TrialResult,
+    digest,
+    trial_file,
+)
 
-TRIAL, HISTORY, RESULT = "trial.json", "history.json", "result.json"
+T = TypeVar("T")
 
-_RECORDS: dict[str, type[Record]] = {TRIAL: TrialRecord, HISTORY: History, RESULT: TrialResult}
+_RECORDS: dict[str, type[Record]] = {TRIAL_FILE: TrialRecord, HISTORY_FILE: History, RESULT_FILE: TrialResult}
 
 
 class TrialStore:
@@ -47,18 +59,18 @@ class TrialStore:
                 found.setdefault(int(parts[1]), set()).add(parts[2])
         return found
 
-    def numbers(self, having: str = TRIAL) -> list[int]:
-        """Return the numbers of all trials that have such a file, ascending."""
+    def numbers(self, having: str = TRIAL_FILE) -> list[int]:
+        """Return the numbers of the trials whose folder has a file of the name `having`, ascending."""
         return sorted(number for number, names in self.listing().items() if having in names)
 
     def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
-        """Record a trial's configuration, and which trial it repeats on another seed."""
+        """Record a trial's configuration, and the trial that it repeats on another seed, if any."""
         record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
-        write_record(self.folder, trial_file(number, TRIAL), record)
+        write_record(self.folder, trial_file(number, TRIAL_FILE), record)
 
     def has_trial(self, number: int) -> bool:
         """Return whether the trial has been recorded."""
-        return self.folder.exists(trial_file(number, TRIAL))
+        return self.folder.exists(trial_file(number, TRIAL_FILE))
 
     def record(self, number: int) -> TrialRecord:
         """Return the record of a trial.
@@ -69,7 +81,7 @@ class TrialStore:
             There is no such trial, or its record is damaged.
         """
         try:
-            return read_record(TrialRecord, self.folder, trial_file(number, TRIAL))
+            return read_record(TrialRecord, self.folder, trial_file(number, TRIAL_FILE))
         except FileNotFoundError:
             raise UserError(f"{self.where}: no trial {number}") from None
 
@@ -86,7 +98,7 @@ class TrialStore:
         return self.record(number).started
 
     def history(self, number: int) -> list[Epoch]:
-        """Return the epochs of a trial that every fold has finished.
+        """Return the epochs of a trial that all its folds have finished.
 
         Raises
         ------
@@ -94,16 +106,16 @@ class TrialStore:
             The record is damaged.
         """
         try:
-            return read_record(History, self.folder, trial_file(number, HISTORY)).epochs
+            return read_record(History, self.folder, trial_file(number, HISTORY_FILE)).epochs
         except FileNotFoundError:
             return []
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
-        write_record(self.folder, trial_file(number, HISTORY), History(epochs=list(history)))
+        write_record(self.folder, trial_file(number, HISTORY_FILE), History(epochs=list(history)))
 
     def result(self, number: int) -> TrialResult | None:
-        """Return how a trial ended, or None while it has not.
+        """Return the result of a trial, or None if it has not ended.
 
         Raises
         ------
@@ -111,17 +123,17 @@ class TrialStore:
             The record is damaged.
         """
         try:
-            return read_record(TrialResult, self.folder, trial_file(number, RESULT))
+            return read_record(TrialResult, self.folder, trial_file(number, RESULT_FILE))
         except FileNotFoundError:
             return None
 
     def write_result(self, result: TrialResult) -> None:
-        """Record how a trial ended."""
-        write_record(self.folder, trial_file(result.number, RESULT), result)
+        """Store the result of a trial, which then counts as ended."""
+        write_record(self.folder, trial_file(result.number, RESULT_FILE), result)
 
     def results(self) -> list[TrialResult]:
         """Return the results of all trials that have ended, by number."""
-        ended = [n for n, names in self.listing().items() if {TRIAL, RESULT} <= names]
+        ended = [n for n, names in self.listing().items() if {TRIAL_FILE, RESULT_FILE} <= names]
         found = map_concurrently(self.folder, self.result, sorted(ended))
         return [result for result in found if result is not None]
 
@@ -132,7 +144,13 @@ class TrialStore:
         self.folder.write(_checkpoint(number, fold, epoch), data)
 
     def read_checkpoint(self, number: int, fold: int, epoch: int) -> bytes:
-        """Return the bytes of a checkpoint; FileNotFoundError where there is none."""
+        """Return the content of a checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such checkpoint.
+        """
         return self.folder.read(_checkpoint(number, fold, epoch))
 
     def checkpoints(self, number: int, fold: int) -> list[int]:
@@ -149,7 +167,13 @@ class TrialStore:
     # Predictions and weights
 
     def write_oof(self, number: int, oof: OutOfFold, epoch: int = 0) -> dict[str, str]:
-        """Store out-of-fold predictions, of a snapshot with its epoch; return the entry in `TrialResult.files`."""
+        """Store out-of-fold predictions of the best epoch, or of the snapshot of `epoch`.
+
+        Returns
+        -------
+        dict
+            The file's entry in `TrialResult.files`.
+        """
         return self._write_output(number, Member(number, epoch).file("oof.npz"), oof.to_npz())
 
     def oof(self, number: int, epoch: int = 0) -> OutOfFold:
@@ -161,13 +185,12 @@ class TrialStore:
             The trial has none, or they are damaged.
         """
         try:
-            found: OutOfFold = self._read_output(number, Member(number, epoch).file("oof.npz"))
+            return self._read_output(number, Member(number, epoch).file("oof.npz"), OutOfFold.from_npz)
         except FileNotFoundError:
             raise UserError(f"{self.where}: {Member(number, epoch)} has no out-of-fold predictions") from None
-        return found
 
     def write_weights(self, number: int, fold: int, tensors: dict[str, Any], epoch: int = 0) -> dict[str, str]:
-        """Store the weights of a fold's best epoch, or of a snapshot; return the entry in `TrialResult.files`."""
+        """Store the weights of a fold's best epoch, or of the snapshot of `epoch`; returns as `write_oof`."""
         from safetensors.torch import save
 
         return self._write_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), save(tensors))
@@ -182,13 +205,13 @@ class TrialStore:
         UserError
             They are damaged.
         """
-        return dict(self._read_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors")))
+        return self._read_output(number, Member(number, epoch).file(f"fold-{fold}.safetensors"), unpack_tensors)
 
     # Checksums
 
     def record_checksums(self, number: int) -> dict[str, str]:
-        """Return the entries in `TrialResult.files` of a trial's configuration and history, as they are now."""
-        names = [name for name in (TRIAL, HISTORY) if self.folder.exists(trial_file(number, name))]
+        """Return the entries in `TrialResult.files` of a trial's configuration and history."""
+        names = [name for name in (TRIAL_FILE, HISTORY_FILE) if self.folder.exists(trial_file(number, name))]
         return {name: digest(self.folder.read(trial_file(number, name))) for name in names}
 
     def verify(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
@@ -202,7 +225,7 @@ class TrialStore:
         Returns
         -------
         dict
-            A line for each file that is damaged or missing, by its name in the run.
+            A line for each file that is damaged or missing, by its path in the run.
         """
         if numbers is None:
             numbers = sorted({int(name.split("/")[1]) for name in self.folder.names("trials")})
@@ -211,7 +234,7 @@ class TrialStore:
             for name in self._expected_files(number):
                 path = trial_file(number, name)
                 try:
-                    self._read_output(number, name)
+                    self._read_output(number, name, self._parser(number, name))
                 except FileNotFoundError:
                     found[path] = f"{self.where}/{path}: missing; restore it from a copy"
                 except UserError as error:
@@ -227,34 +250,38 @@ class TrialStore:
             Names every file that is damaged or missing.
         """
         damaged = self.verify(numbers)
-        if len(damaged) > 1:
+        if len(damaged) == 1:
+            raise UserError(*damaged.values())
+        if damaged:
             names = ", ".join(damaged)
             raise UserError(f"{self.where}: {len(damaged)} files are damaged or missing: {names}; restore them")
-        for line in damaged.values():
-            raise UserError(line)
 
     def _expected_files(self, number: int) -> list[str]:
         try:
             ended = self.result(number)
         except UserError:
-            return [RESULT]
-        return sorted(ended.files) if ended else [TRIAL]
+            return [RESULT_FILE]
+        return sorted(ended.files) if ended else [TRIAL_FILE]
 
     def _write_output(self, number: int, name: str, data: bytes) -> dict[str, str]:
         self.folder.write(trial_file(number, name), data)
         return {name: digest(data)}
 
-    def _read_output(self, number: int, name: str) -> Any:
-        """Read a file of a trial, and check that it is as it was when the trial ended."""
+    def _parser(self, number: int, name: str) -> Callable[[bytes], object]:
+        """Return the function that parses the content of a trial's file."""
+        if name in _RECORDS:
+            return partial(_RECORDS[name].parse, where=f"{self.where}/{trial_file(number, name)}")
+        return OutOfFold.from_npz if name.startswith("oof") else unpack_tensors
+
+    def _read_output(self, number: int, name: str, parse: Callable[[bytes], T]) -> T:
+        """Read and parse a file of a trial, and compare it with the checksum that the trial recorded at its end."""
         data = self.folder.read(trial_file(number, name))
         path = f"{self.where}/{trial_file(number, name)}"
         ended = self.result(number)
         try:
             if ended is not None and ended.files.get(name, digest(data)) != digest(data):
                 raise ValueError("its checksum is not the one that the trial recorded")
-            if name in _RECORDS:
-                return _RECORDS[name].parse(data, path)
-            return OutOfFold.from_npz(data) if name.startswith("oof") else unpack_tensors(data)
+            return parse(data)
         except ValueError as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
 

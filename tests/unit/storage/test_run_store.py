@@ -129,7 +129,7 @@ def test_a_creation_that_was_killed_is_made_again(tmp_path):
     ("name", "change", "message"),
     [
         ("folds.json", lambda t: t.replace(": 0", ": 1", 1), "fold map is frozen"),
-        ("space.py", lambda t: t + "#", "another space needs another run"),
+        ("space.py", lambda t: t + "#", "restore it, or start a new run"),
         ("run.json", lambda t: t[:40], "damaged"),
         ("run.json", lambda t: json.dumps(json.loads(t) | {"kind": "x"}), "run.json: kind"),
     ],
