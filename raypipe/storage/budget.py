@@ -1,4 +1,4 @@
-"""Limits of a run beside its number of trials: seconds driven, and hours of GPUs held."""
+"""Limits on the time and the GPU-hours of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RECOUNT_SECONDS = 10.0
 
 
 class Budget:
-    """Count what a run uses, and compare it with its limits.
+    """Count the time and the GPU-hours of a run, and compare them with limits.
 
-    GPUs count from the sweep's request for workers until it releases them, whether they train or not, and no more of
-    them than the cluster has.
+    GPUs count from the sweep's request for workers until their release, also while they are idle. At most as many count
+    as the cluster has.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Budget:
         self._added_at = self._recounted_at = time.monotonic()
         self._count_gpus: Callable[[], float] = lambda: 0.0
         self._lock = threading.Lock()
-        lease.before_beat = self._update  # a killed driver then loses what it used since its last heartbeat only
+        lease.before_beat = self._update  # so that a killed driver's use is recorded up to its last heartbeat
 
     @contextlib.contextmanager
     def holding(self, gpus: float, count_gpus: Callable[[], float]) -> Iterator[None]:

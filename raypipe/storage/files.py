@@ -18,7 +18,7 @@ from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from raypipe.storage.remote import RemoteFolder
 
 MAX_CALLS = 16
-"""Calls of a remote storage at a time; each waits some hundredths of a second for the server."""
+"""Calls of a remote storage that run at the same time; each waits for the server."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -67,9 +67,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
-    """Lock an open file, and return False if another process of this host holds its lock.
+    """Lock an open file without waiting, and return False if another process of this host holds the lock.
 
-    The lock is released when the file is closed or the process ends. On a file system without locks it is always taken.
+    The lock is released when the file is closed or the process ends. On a file system without locks, return True.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -90,7 +90,7 @@ class Folder(Protocol):
         """Write the file whole or not at all."""
 
     def read(self, name: str) -> bytes:
-        """Return the whole file; FileNotFoundError where there is none."""
+        """Return the content of the file; raises FileNotFoundError."""
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file of this name."""
@@ -171,7 +171,7 @@ def read_json(folder: Folder, name: str) -> Any:
     UserError
         The file is not a whole JSON document.
     """
-    for _ in range(2):  # a second time, because the file may be rewritten during the first (see `read_record`)
+    for _ in range(2):  # twice, since the file may be rewritten during the first reading (see `read_record`)
         with contextlib.suppress(ValueError):
             return json.loads(folder.read(name))
     raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -18,15 +19,15 @@ from raypipe.storage.run_store import RunStore
 STUDY_NAME = "raypipe"
 JOURNAL_FILE = "study.journal"
 MERGE_COUNT = 256
-"""Numbered files that are merged into one. A trial writes a dozen, and each costs a reader one call of the storage."""
+"""Numbered files that are merged into one. A trial writes about 12, and a reader needs one call for each file."""
 LISTING_ATTEMPTS = 3
-"""Attempts of a reader to list and read the files, some of which the writer may merge meanwhile."""
+"""Attempts to list and read the files. An attempt fails if the writer merges files between the two."""
 
 _FOLDER = "study"
 _NAME = re.compile(rf"{_FOLDER}/(\d{{8}})(?:-(\d{{8}}))?\.jsonl")
 
 
-def open_journal(run: RunStore, *, writable: bool = True) -> Any:
+def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.JournalStorage:
     """Open the study's storage: ``study.journal`` in a local run, which optuna-dashboard reads, else numbered files.
 
     A run that was pulled from a URI keeps its numbered files.
@@ -34,7 +35,7 @@ def open_journal(run: RunStore, *, writable: bool = True) -> Any:
     Parameters
     ----------
     writable
-        The caller holds the run's lease. It may write, and what a killed driver left is repaired.
+        True for the holder of the run's lease, who may write. A local file that a killed driver left is then repaired.
     """
     is_pulled = bool(run.folder.names(_FOLDER)) and not run.folder.exists(JOURNAL_FILE)
     if run.local is None or is_pulled:
@@ -83,7 +84,8 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
     folder
         The run's folder.
     read_only
-        Refuse to write, and read new files at each call. A writer reads other writers' files only when it writes.
+        Refuse to write, and read new files at each call of `read_logs`. A writer reads files of others only when it
+        writes.
     """
 
     def __init__(self, folder: Folder, *, read_only: bool = False) -> None:
@@ -103,7 +105,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         if self.read_only:
-            raise UserError(f"{self._folder.where}: its study can be read here, not changed")
+            raise UserError(f"{self._folder.where}: the study was opened for reading and cannot be changed")
         if not self._is_loaded or self._is_outdated():
             self._next, self._logs, self._unmerged = 0, [], []
             self._load()
@@ -116,7 +118,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
             self._merge()
 
     def _is_outdated(self) -> bool:
-        """Return whether another process has written: this one was suspended for longer than its lease."""
+        """Return whether another process has written, which happens if this one was suspended beyond its lease."""
         if self._folder.exists(_name(self._next)):
             return True
         if self._unmerged:
@@ -141,33 +143,48 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
             if len(self._unmerged) >= MERGE_COUNT:
                 self._merge()
 
-    def _read_new_files(self) -> tuple[int, list[tuple[int, int]], list[bytes], list[str]]:
-        """Return the number to continue at, the files from there on, their content, and files that merged ones cover.
+    def _read_new_files(self) -> _NewFiles:
+        """Read the files that follow those read before, or all files.
 
         Raises
         ------
         UserError
             A file is missing.
         """
-        for attempt in range(1, LISTING_ATTEMPTS + 1):
-            listing = _list_files(self._folder)
-            start = self._next if listing.continues_at(self._next) else 0
-            try:
-                files = listing.from_number(start, self._folder.where)
-                read = map_concurrently(self._folder, lambda file: self._folder.read(_name(*file)), files)
-                return start, files, read, listing.covered
-            except FileNotFoundError as error:  # merged since the files were listed, or really missing
-                if attempt == LISTING_ATTEMPTS:
-                    raise UserError(f"{error}: missing; restore it from a copy") from None
-        raise AssertionError
+        for _ in range(LISTING_ATTEMPTS - 1):
+            with contextlib.suppress(FileNotFoundError):  # the writer merged the files after they were listed
+                return self._try_to_read_new_files()
+        try:
+            return self._try_to_read_new_files()
+        except FileNotFoundError as error:
+            raise UserError(f"{error}: missing; restore it from a copy") from None
+
+    def _try_to_read_new_files(self) -> _NewFiles:
+        listing = _list_files(self._folder)
+        start = self._next if listing.continues_at(self._next) else 0
+        files = listing.from_number(start, self._folder.where)
+        contents = map_concurrently(self._folder, lambda file: self._folder.read(_name(*file)), files)
+        return _NewFiles(start, files, contents, listing.covered)
 
     def _merge(self) -> None:
         first, last = self._next - len(self._unmerged), self._next - 1
         if max(_list_files(self._folder).last.items()) != (last, last):
-            return  # another process has written; the next append notices it
+            return  # another process has written; the next append reads its files
         self._folder.write(_name(first, last), b"".join(self._unmerged))
         map_concurrently(self._folder, lambda number: self._folder.remove(_name(number)), range(first, last + 1))
         self._unmerged = []
+
+
+class _NewFiles(NamedTuple):
+    """Files that were read, and files to remove."""
+
+    start: int
+    """Number at which they start: 0 if all files were read."""
+    files: list[tuple[int, int]]
+    """First and last number of each."""
+    contents: list[bytes]
+    covered: list[str]
+    """Names of files whose entries are in a longer file too."""
 
 
 class _Listing(NamedTuple):

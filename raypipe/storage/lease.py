@@ -1,4 +1,4 @@
-"""The lease of a run: a heartbeat file in the run's folder that keeps a second driver away."""
+"""The lease of a run: a heartbeat file in the run's folder that prevents a second driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OWN_IDS: set[str] = set()
 
 
 class DriverRecord(Record):
-    """The process that drives a run, or drove it last (``driver.json``)."""
+    """The process that drives a run or that drove it last (``driver.json``)."""
 
     format: Literal["raypipe-driver/1"] = "raypipe-driver/1"
     id: str
@@ -58,12 +58,12 @@ def read_lease(folder: Folder) -> DriverRecord | None:
     Returns
     -------
     DriverRecord or None
-        None where no driver has left a readable record.
+        None where there is no readable record.
 
     Raises
     ------
     StorageError
-        The storage fails. A caller that cannot see the lease must not take it.
+        The storage fails. A caller that cannot read the lease must not take it.
     OtherFormatError
         Another version of raypipe has written it.
     """
@@ -79,7 +79,7 @@ def read_lease(folder: Folder) -> DriverRecord | None:
 
 
 def in_use_error(folder: Folder, driver: DriverRecord | None) -> UserError:
-    """Return the error of a second driver; `driver` is the first, None where its record is missing."""
+    """Return the error that a second driver raises; `driver` is the first, None where its record is missing."""
     process = f"process {driver.pid} on {driver.host}" if driver else "a process on this host"
     return UserError(
         f"{folder.where}: another raypipe is driving this run ({process}); follow it with: raypipe status RUN"
@@ -91,7 +91,7 @@ def _is_alive(folder: Folder, record: DriverRecord) -> bool:
         return False
     here = record.host == socket.gethostname()
     if here and isinstance(folder, LocalFolder):
-        # The kernel frees a lock with its process. Process ids are reused, in containers at once.
+        # The kernel releases a lock when its process ends. Process ids are no proof: containers reuse them at once.
         return _is_locked(folder.path / LOCK_FILE)
     if time.time() - record.beat > EXPIRY_SECONDS:
         return False
@@ -113,7 +113,7 @@ def _is_locked(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return not lock(file, shared=True)
-    except OSError:  # no driver has made the file
+    except OSError:  # the file does not exist yet
         return False
 
 
@@ -124,7 +124,7 @@ def _take_lock(path: Path) -> int | None:
     for _ in range(_LOCK_ATTEMPTS):
         if lock(handle):
             return handle
-        time.sleep(_LOCK_PAUSE)  # `raypipe status` holds it for a moment while it checks
+        time.sleep(_LOCK_PAUSE)  # `raypipe status` holds the lock for a moment to check it
     os.close(handle)
     return None
 
@@ -139,7 +139,7 @@ class Lease:
     before_beat
         Called before each heartbeat is written.
     lost
-        The error to stop with, once another driver has taken over the run.
+        The error to stop with if another driver has taken over the run, else None.
 
     Raises
     ------
@@ -159,7 +159,7 @@ class Lease:
 
     @property
     def spent(self) -> float:
-        """Seconds that this and earlier drivers have driven the run."""
+        """Return the seconds that this and earlier drivers have driven the run."""
         return self._spent_before + time.time() - self._started
 
     def __enter__(self) -> Lease:
@@ -180,6 +180,7 @@ class Lease:
         return self
 
     def _beat(self, ended: bool = False) -> None:
+        """Write a heartbeat."""
         self.before_beat()
         record = DriverRecord(
             id=self._id,
@@ -194,12 +195,13 @@ class Lease:
         write_record(self._folder, DRIVER_FILE, record)
 
     def _keep(self) -> None:
+        """Write heartbeats until the lease is given back or lost."""
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with suppress(Exception):  # the sweep reports a full disk or a storage that fails
                 found = read_lease(self._folder)
                 if found and found.id != self._id:
-                    # Two drivers started at the same moment, or this one was suspended for longer than the expiry.
-                    # The later one has the lease.
+                    # Two drivers started at the same moment, or this one was suspended for longer than the expiry. The
+                    # later one keeps the lease.
                     self.lost = in_use_error(self._folder, found)
                     return
                 self._beat()

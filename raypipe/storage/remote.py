@@ -37,7 +37,7 @@ def without_settings(uri: str) -> str:
 
 
 def shell_quoted(where: object) -> str:
-    """Return a path or URI for a shell command: quoted (``&`` joins a URI's settings) and without keys."""
+    """Return a path or URI for a shell command: without keys, and quoted because a URI's settings may have ``&``."""
     return shlex.quote(_KEYS.sub("//", str(where)))
 
 
@@ -51,8 +51,8 @@ def refuse_credentials(uri: str) -> None:
     """
     if _KEYS.search(uri):
         raise UserError(
-            f"{without_settings(uri)}: leave the keys out of the URI, which is kept on record; put them into the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a role"
+            f"{without_settings(uri)}: leave the keys out of the URI, which is stored in files; put them into the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or use a role"
         )
 
 
@@ -60,7 +60,7 @@ class RemoteFolder:
     """A folder behind a pyarrow.fs URI (``s3://``, ``gs://``, ``hdfs://``, ``file://``).
 
     Object stores write a file whole or not at all. On other file systems, a partial file is written and renamed. Every
-    operation is repeated while the server fails (see `RetryPolicy`), so each of them may safely run twice.
+    operation is repeated while the server fails (see `RetryPolicy`), and is safe to run twice.
 
     Parameters
     ----------
@@ -104,13 +104,13 @@ class RemoteFolder:
         return False
 
     def names(self, prefix: str = "") -> list[str]:
-        found = self._retry(f"listing {prefix or 'it'}", lambda: self._list(self._path(prefix)))
+        found = self._retry(f"listing {prefix or 'the folder'}", lambda: self._list(self._path(prefix)))
         if not found:
             self._require_bucket()
         return sorted(entry.name for entry in found if not entry.name.endswith(PARTIAL_SUFFIX))
 
     def partial_files(self) -> list[str]:
-        found = self._retry("listing it", lambda: self._list(self._root))
+        found = self._retry("listing the folder", lambda: self._list(self._root))
         return sorted(entry.name for entry in found if entry.name.endswith(PARTIAL_SUFFIX))
 
     def remove(self, name: str) -> None:
@@ -119,7 +119,7 @@ class RemoteFolder:
 
     def listing(self) -> list[Entry]:
         """Return all files below the folder, sorted by name, without partial files."""
-        found = self._retry("listing it", lambda: self._list(self._root))
+        found = self._retry("listing the folder", lambda: self._list(self._root))
         if not found:
             self._require_bucket()
         return sorted(entry for entry in found if not entry.name.endswith(PARTIAL_SUFFIX))
@@ -152,8 +152,8 @@ class RemoteFolder:
         return f"{self._root}/{name}".rstrip("/")
 
     def _put(self, path: str, data: bytes) -> None:
-        # Closing a stream stores what it was given so far, and its destructor closes it too. A Ctrl-C in the middle
-        # would leave a file cut short (github.com/apache/arrow/issues/40502); no Ctrl-C interrupts another thread.
+        # Closing a stream, which its destructor does too, stores the bytes written so far. A Ctrl-C in between would
+        # store a truncated file (github.com/apache/arrow/issues/40502). It does not interrupt other threads.
         with ThreadPoolExecutor(1, thread_name_prefix="raypipe-put") as thread:
             thread.submit(self._write, path, data).result()
 
@@ -201,13 +201,19 @@ class RemoteFolder:
         ]
 
     def _require_bucket(self) -> None:
-        """Raise an error if a folder that looks empty is in a bucket that does not exist; asks the server once."""
+        """Check that the bucket of a folder without files exists; asks the server until it does.
+
+        Raises
+        ------
+        StorageError
+            There is no such bucket.
+        """
         if self._bucket_exists:
             return
         bucket = self._root.partition("/")[0]
         if self._retry(f"looking for bucket {bucket}", lambda: self._type(bucket)) == "NotFound":
             raise StorageError(
-                f"{without_settings(self.where)}: there is no bucket '{bucket}'; make it, or correct the URI"
+                f"{without_settings(self.where)}: there is no bucket '{bucket}'; create it, or correct the URI"
             )
         self._bucket_exists = True
 

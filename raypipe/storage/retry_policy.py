@@ -1,4 +1,4 @@
-"""Retries of a remote storage: which errors are worth another attempt, and for how long."""
+"""Retries of operations on a remote storage: after which errors, and for how long."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ _TRANSIENT = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-"""Error numbers of a server that fails. Others are about the path: it is a folder, or access is not permitted."""
+"""Error numbers that are retried. Others concern the path: it is a folder, or access is not permitted."""
 
 
 def describe_failure(error: OSError, where: str) -> StorageError | None:
-    """Return the error that users see where another attempt would not help; None where it might."""
+    """Return the error that users see if another attempt would not help; None if it might."""
     if full := disk_full(error, where):
         return full
     line = first_line(error)
     if _NO_BUCKET.search(line):
-        return StorageError(f"{where}: there is no such bucket; make it, or correct the URI")
+        return StorageError(f"{where}: there is no such bucket; create it, or correct the URI")
     if _DENIED.search(line):
         return StorageError(
             f"{where}: the storage denies access ({line}); give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE, of somebody who may list, read, write and delete there"
+            "AWS_PROFILE, with permission to list, read, write and delete there"
         )
     return StorageError(f"{where}: the storage refuses this ({line})") if _REFUSED.search(line) else None
 
@@ -63,9 +63,9 @@ def describe_failure(error: OSError, where: str) -> StorageError | None:
 class RetryPolicy:
     """Repeat operations on a storage while its server fails, with growing pauses.
 
-    An outage belongs to the server, not to one operation. It starts with the first failure, is logged once, and ends
-    with the first success. After `limit` seconds of it, every operation fails at its first attempt until one succeeds.
-    So the clean-up after a failure does not wait for as long again.
+    All operations share one outage. It starts with the first failure, is logged once, and ends with the first success.
+    After `limit` seconds, every operation fails at its first attempt until one succeeds, so that the clean-up after a
+    failure does not wait as long again.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class RetryPolicy:
     limit
         Seconds that an outage may last; 0 where there is no server to wait for.
     clock, sleep
-        Functions that return the time and wait, in seconds.
+        Functions that return the time in seconds, and wait for a number of seconds.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RetryPolicy:
         self._outage_start: float | None = None
 
     def __call__(self, what: str, operation: Callable[[], T]) -> T:
-        """Return what `operation` returns, and repeat it if it fails.
+        """Call `operation`, repeat it while it fails, and return its result.
 
         Parameters
         ----------
@@ -126,7 +126,13 @@ class RetryPolicy:
             pause = min(2 * pause, MAX_PAUSE)
 
     def _seconds_left(self, started: float, what: str, reason: str) -> float:
-        """Return how long the outage may still last; `started` is when the failed attempt did."""
+        """Return how many seconds the outage may still last. `started` is the start of the failed attempt.
+
+        Raises
+        ------
+        StorageError
+            The limit is reached.
+        """
         with self._lock:
             if self._outage_start is None:
                 self._outage_start = started

@@ -1,8 +1,8 @@
-"""The log of a trial: events in lines, from every process that works on it; and the log of Ray's output.
+"""The log of a trial, with entries of every process that works on it; and the log of Ray's output.
 
-Each writer has a file of its own, ``trials/0007/log/<writer>.txt``, and rewrites it with every entry. Object stores
-cannot append, and no two processes may write one file. Epochs are not written: `read_log` makes their lines from
-``history.json``.
+Each writer has a file of its own, ``trials/0007/log/<writer>.txt``, since two processes may not write one file. It
+rewrites the file with every entry, since object stores cannot append. The lines of epochs are not stored: `read_log`
+makes them from ``history.json``.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z ", re.MULTILINE)
 
 
 def start_text(work: str, after_epoch: int) -> str:
-    """Return the entry of a worker that starts a trial, or resumes it after an epoch from 1 on.
+    """Return the log entry of a worker that starts or resumes a trial.
 
     Parameters
     ----------
     work
-        Its folds and how it trains them.
+        Text that names the worker's folds and the way they are trained.
     after_epoch
-        Last epoch of the checkpoints that it resumes from; 0 at the start.
+        Last epoch of the checkpoints that the worker resumes from; 0 for a start.
     """
     return f"{work}: {f'resumes after epoch {after_epoch}' if after_epoch else 'starts'}"
 
 
 class TrialLog:
-    """One writer's part of a trial's log.
+    """One writer's entries in a trial's log.
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ class TrialLog:
         The run's folder.
     number
         The trial.
-    who
-        Name of the writer, which names the file.
+    writer
+        Name of the writer and of its file.
     """
 
-    def __init__(self, folder: Folder, number: int, who: str) -> None:
+    def __init__(self, folder: Folder, number: int, writer: str) -> None:
         self.folder = folder
-        self.name = trial_file(number, f"log/{who}.txt")
+        self.name = trial_file(number, f"log/{writer}.txt")
 
     def write(self, text: str) -> None:
-        """Add an entry of one or more lines, or drop it if it cannot be written: no trial fails because of its log."""
+        """Add an entry of one or more lines. Errors of the storage are ignored: no trial fails because of its log."""
         entry = f"{_stamp(datetime.now(UTC))} {_shorten(text.strip())}\n"
         with contextlib.suppress(OSError, UserError):
             entries = [*_split_entries(self._read()), entry]
@@ -82,13 +82,13 @@ class LogEntry(NamedTuple):
     """One entry of a log; entries sort by their time."""
 
     stamp: str
-    who: str
+    writer: str
     text: str
 
     @property
     def lines(self) -> list[str]:
-        """The entry as it is shown: ``2026-11-25 03:46:21Z WRITER: ...``."""
-        return f"{self.stamp[:10]} {self.stamp[11:19]}Z {self.who}: {self.text}".splitlines()
+        """Return the entry as it is shown: ``2026-11-25 03:46:21Z WRITER: ...``."""
+        return f"{self.stamp[:10]} {self.stamp[11:19]}Z {self.writer}: {self.text}".splitlines()
 
 
 def read_log(folder: Folder, number: int) -> list[str]:
@@ -97,12 +97,12 @@ def read_log(folder: Folder, number: int) -> list[str]:
 
 
 def follow_log(folder: Folder, number: int, alive: Callable[[], bool], pause: float = 1.0) -> Iterator[str]:
-    """Yield the lines of a trial's log, and then those that are added until the trial ends.
+    """Yield the lines of a trial's log, and those that are added until the trial ends.
 
     Parameters
     ----------
     alive
-        Returns whether the run is still driven; the log is followed no longer if it is not.
+        Returns whether the run is still driven; if not, the log ends.
     pause
         Seconds between two reads.
     """
@@ -135,11 +135,11 @@ def read_output(folder: Folder) -> str:
 def _read_entries(folder: Folder, number: int) -> list[LogEntry]:
     found = []
     for name in folder.names(trial_file(number, "log")):
-        who = name.rpartition("/")[2].removesuffix(".txt")
+        writer = name.rpartition("/")[2].removesuffix(".txt")
         with contextlib.suppress(FileNotFoundError):
             for entry in _split_entries(folder.read(name).decode(errors="replace")):
                 stamp, text = entry.split(" ", 1)
-                found.append(LogEntry(stamp, who, text))
+                found.append(LogEntry(stamp, writer, text))
     with contextlib.suppress(FileNotFoundError, UserError):  # other commands report a damaged history
         history = read_record(History, folder, trial_file(number, "history.json"))
         found += [_epoch_entry(epoch) for epoch in history.epochs]

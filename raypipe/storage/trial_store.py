@@ -51,7 +51,7 @@ class TrialStore:
     # Records
 
     def listing(self) -> dict[int, set[str]]:
-        """Return the names of the files in every trial's folder, by trial; files in folders below are left out."""
+        """Return the names of the files in every trial's folder, by trial, without those in folders below it."""
         found: dict[int, set[str]] = {}
         for name in self.folder.names("trials"):
             parts = name.split("/")

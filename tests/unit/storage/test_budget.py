@@ -34,56 +34,56 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-class Held:
-    """A lease as a budget sees it."""
+class LeaseStub:
+    """Stand-in for a lease, with the attributes that a budget uses."""
 
     def __init__(self, spent=0.0, gpu_hours=0.0):
         self.spent, self.gpu_hours = spent, gpu_hours
 
 
 def test_time_counts_over_all_drivers(clock):
-    lease = Held(spent=59.0)
+    lease = LeaseStub(spent=59.0)
     limits = Budget(lease, 60.0, None)
     assert limits.used_up() == ""
     lease.spent = 61.0
     assert limits.used_up() == "the time budget was used up"
 
 
-def test_gpus_count_while_they_are_held_and_no_more_than_there_are(clock):
-    lease, there = Held(gpu_hours=1.0), 8.0
+def test_gpus_count_while_they_are_held_and_at_most_those_of_the_cluster(clock):
+    lease, in_cluster = LeaseStub(gpu_hours=1.0), 8.0
     limits = Budget(lease, None, 6.0)
-    with limits.holding(4.0, lambda: there):
+    with limits.holding(4.0, lambda: in_cluster):
         clock.now += 1800
         assert limits.used_up() == ""
         assert lease.gpu_hours == pytest.approx(3.0)
-        there = 1.0  # of the cluster's machines one is left; what was held until now was counted as it was
+        in_cluster = 1.0  # the cluster has lost GPUs: fewer count from the next recount on
         clock.now += RECOUNT_SECONDS + 1
         limits.used_up()
-        was = lease.gpu_hours
+        before = lease.gpu_hours
         clock.now += 1800
         assert limits.used_up() == ""
-        assert lease.gpu_hours == pytest.approx(was + 0.5)
-        there = 8.0
+        assert lease.gpu_hours == pytest.approx(before + 0.5)
+        in_cluster = 8.0
         clock.now += RECOUNT_SECONDS + 1
         limits.used_up()
         clock.now += 3600
         assert limits.used_up() == "the GPU-hours were used up"
     used = lease.gpu_hours
-    clock.now += 3600  # Ray is started again in between: nothing is held
+    clock.now += 3600  # nothing is held between two starts of Ray
     limits.used_up()
     assert lease.gpu_hours == used
 
 
-def test_a_sweep_that_breaks_off_has_counted_what_it_held(clock):
-    lease = Held()
+def test_an_interrupted_sweep_has_counted_its_gpus(clock):
+    lease = LeaseStub()
     with pytest.raises(KeyboardInterrupt), Budget(lease, None, None).holding(2.0, lambda: 2.0):
         clock.now += 1800
         raise KeyboardInterrupt
     assert lease.gpu_hours == pytest.approx(1.0)
 
 
-def test_what_a_kill_takes_is_what_was_used_since_the_last_beat(tmp_path, clock):
-    """Nobody reports for an hour, and then the driver is killed."""
+def test_gpu_hours_are_recorded_with_every_heartbeat(tmp_path, clock):
+    """A driver that is killed loses only what it used since its last heartbeat."""
     folder = open_folder(tmp_path)
     with Lease(folder) as lease, Budget(lease, None, None).holding(2.0, lambda: 2.0):
         clock.now += 3600
@@ -109,7 +109,7 @@ def test_gpu_hours_of_a_sweep_without_gpus_are_one_line():
 
 
 @pytest.mark.parametrize(("limit", "used"), [("time_budget", {"spent": 9e9}), ("gpu_hours", {"gpu_hours": 9e9})])
-def test_a_run_that_has_used_up_what_it_may_starts_nothing(tmp_path, monkeypatch, limit, used):
+def test_a_run_whose_limit_is_used_up_does_not_start_ray(tmp_path, monkeypatch, limit, used):
     windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
     space = tmp_path / "space.py"
     space.write_text(SPACE)

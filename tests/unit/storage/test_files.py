@@ -28,7 +28,7 @@ def test_a_path_is_local_and_a_uri_is_not(tmp_path):
     assert isinstance(open_folder(f"file://{tmp_path}"), RemoteFolder)
 
 
-def test_files_come_back(folder):
+def test_files_are_written_listed_read_and_removed(folder):
     assert folder.names() == []
     assert not folder.exists("a/b.txt")
     folder.write("a/b.txt", b"one")
@@ -46,7 +46,7 @@ def test_files_come_back(folder):
 
 @settings(max_examples=30, deadline=None)
 @given(old=st.binary(max_size=50), new=st.binary(max_size=50), cut=st.integers(0, 50))
-def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path_factory, old, new, cut):
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path_factory, old, new, cut):
     folder = tmp_path_factory.mktemp("w")
     path = folder / "file"
     path.write_bytes(old)
@@ -61,7 +61,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_nothing_else(tmp_path_f
     assert list(folder.iterdir()) == [path]
 
 
-# Dead at any step
+# Processes that die at any step
 
 
 class Disk:
@@ -100,7 +100,7 @@ class Objects(Disk):
     @contextlib.contextmanager
     def dying(self, step):
         begin = len(self.store.calls)
-        self.store.lost = step % 2 == 1  # the answer comes too late, or the question does
+        self.store.lost = step % 2 == 1  # the process dies after or before the store executes the call
         self.store.fault = lambda number, call: Killed() if number >= begin + step // 2 else None
         yield RemoteFolder("s3://bucket", filesystem=(self.store, "bucket"))
         self.store.fault = lambda number, call: None
@@ -130,15 +130,15 @@ def test_a_process_that_dies_at_any_step_leaves_every_file_old_or_new(kind, call
                     folder.remove(name) if data is None else folder.write(name, data)
             except Killed:
                 allowed.append(model.get(name))
-            folder = storage.healthy()  # opened again
+            folder = storage.healthy()
             found = {other: folder.read(other) for other in folder.names()}
             assert found.get(name) in allowed
             assert {k: v for k, v in found.items() if k != name} == {k: v for k, v in model.items() if k != name}
             model = found
 
 
-def test_the_dying_disk_dies_at_every_step_of_a_write(tmp_path):
-    """Else the test above would show nothing."""
+def test_the_fault_injection_covers_every_step_of_a_write(tmp_path):
+    """Check the fault injection: without deaths at every step, the test above would prove nothing."""
     seen = {}
     for step in range(12):
         path = tmp_path / str(step)
@@ -172,7 +172,7 @@ def test_a_failing_folder_fails_at_the_given_call(tmp_path, when, left):
     assert inner.read("a") == (b"again" if when == "before" else b"new") and inner.exists("b")
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_line_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -202,7 +202,7 @@ def test_json_round_trip_and_damage(tmp_path):
         write_json(folder, "y.json", float("nan"))
 
 
-def test_a_uri_of_no_known_storage_is_one_line():
+def test_a_uri_of_an_unknown_storage_gives_one_line():
     with pytest.raises(UserError, match="ftp://x: not a storage"):
         open_folder("ftp://x")
 
@@ -221,7 +221,7 @@ def test_a_lock_is_exclusive_or_shared(tmp_path):
         assert not lock(one)
 
 
-def test_a_file_system_without_locks_gives_them_to_everyone(tmp_path, monkeypatch):
+def test_on_a_file_system_without_locks_every_lock_succeeds(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -1,4 +1,4 @@
-"""The study's journal behind a URI: numbered files, made one now and then, and killed in the midst of it."""
+"""The study's journal behind a URI: numbered files that are merged, and writers that are killed at any call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KilledError(Exception):
 
 
 class Memory:
-    """A folder of this process. `before` is called before each thing that is done to it."""
+    """A folder in memory. `before` is called before each operation on it."""
 
     where = "memory"
 
@@ -82,7 +82,7 @@ def test_a_reader_sees_what_the_writer_has_written(tmp_path):
     assert list(FolderJournal(folder).read_logs(0)) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
-def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
+def test_two_writers_overwrite_nothing(tmp_path):
     folder = open_folder(tmp_path)
     one, two = FolderJournal(folder), FolderJournal(folder)
     one.append_logs([{"n": 0}])
@@ -93,8 +93,8 @@ def test_a_writer_that_is_not_alone_overwrites_nothing(tmp_path):
 
 @pytest.mark.parametrize("entries_of_mine", [2, 4])
 @pytest.mark.parametrize("entries_of_another", [1, 2, 4, 7])
-def test_a_writer_that_was_overtaken_overwrites_nothing(short, entries_of_mine, entries_of_another):
-    """A driver slept, another took the run and wrote, and made files one; then the first one writes on."""
+def test_a_suspended_writer_overwrites_nothing(short, entries_of_mine, entries_of_another):
+    """A driver was suspended while another took over the run, wrote and merged files; then the first one writes."""
     folder, numbers = Memory(), []
     one, two = FolderJournal(folder), FolderJournal(folder)
 
@@ -120,7 +120,7 @@ def test_files_that_overlap_are_refused_and_none_is_removed(short):
     assert len(folder.files) == 3
 
 
-def test_a_long_journal_is_few_files_and_few_calls():
+def test_a_long_journal_has_few_files_and_needs_few_calls():
     folder = Memory()
     writer = FolderJournal(folder)
     writer.read_logs(0)
@@ -128,7 +128,7 @@ def test_a_long_journal_is_few_files_and_few_calls():
     for n in range(3 * MERGE_COUNT):
         writer.append_logs([{"n": n}])
         writer.read_logs(0)
-    assert folder.calls <= 4 * 3 * MERGE_COUNT + 3 * 3, "an entry is looked for twice, written, and removed"
+    assert folder.calls <= 4 * 3 * MERGE_COUNT + 3 * 3, "an entry takes two checks, a write and a removal"
     writer.append_logs([{"n": 3 * MERGE_COUNT}])
     assert len(folder.files) == 4
     folder.calls = 0
@@ -136,17 +136,17 @@ def test_a_long_journal_is_few_files_and_few_calls():
     assert folder.calls == 5
 
 
-def test_a_journal_of_an_older_raypipe_is_made_one_where_it_is_opened_to_write(short):
+def test_unmerged_files_are_merged_when_the_journal_is_opened_for_writing(short):
     folder = Memory()
     for n in range(9):
         folder.files[f"study/{n:08d}.jsonl"] = b'{"n":%d}\n' % n
     assert entries(reader(folder)) == list(range(9))
-    assert len(folder.files) == 9, "a reader changes nothing"
+    assert len(folder.files) == 9, "a reader merges no files"
     assert entries(FolderJournal(folder)) == list(range(9))
     assert list(folder.files) == ["study/00000000-00000008.jsonl"]
 
 
-def test_a_file_that_is_missing_or_damaged_is_one_line(short):
+def test_a_missing_or_damaged_file_gives_one_line(short):
     folder = Memory()
     writer = FolderJournal(folder)
     for n in range(7):
@@ -163,37 +163,37 @@ def test_a_file_that_is_missing_or_damaged_is_one_line(short):
 
 def test_a_reader_continues_after_its_files_were_merged(short):
     folder = Memory()
-    writer, looks = FolderJournal(folder), [reader(folder) for _ in range(12)]
-    for n, look in enumerate(looks):
-        assert entries(look) == list(range(n))
+    writer, readers = FolderJournal(folder), [reader(folder) for _ in range(12)]
+    for n, each in enumerate(readers):
+        assert entries(each) == list(range(n))
         writer.append_logs([{"n": n}])
-    for look in looks:
-        assert entries(look) == list(range(12))
+    for each in readers:
+        assert entries(each) == list(range(12))
 
 
-def test_files_that_are_made_one_while_they_are_read_are_read_as_that(short):
+def test_files_that_are_merged_during_the_reading_are_read_again(short):
     folder = Memory()
     writer = FolderJournal(folder)
     for n in range(3):
         writer.append_logs([{"n": n}])
 
-    def meanwhile(what, name):
+    def merge_before_the_first_read(what, name):
         if what == "read":
             folder.before = lambda what, name: None
             writer.append_logs([{"n": 3}])
 
-    folder.before = meanwhile
+    folder.before = merge_before_the_first_read
     assert entries(reader(folder)) == [0, 1, 2, 3]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 5))
-def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(lives, chunk):
-    """Each writer is killed before one of its calls; what it has written before is kept."""
+def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(calls_of_writers, merge_count):
+    """Each writer is killed before one of its calls; the entries that it has written before are kept."""
     folder, written, number = Memory(), [], itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "MERGE_COUNT", chunk)
-        for calls in lives:
+        patch.setattr(journal, "MERGE_COUNT", merge_count)
+        for calls in calls_of_writers:
             left = iter(range(calls))
 
             def die(what, name, left=left):
@@ -209,9 +209,9 @@ def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(lives, 
                         writer.append_logs([{"n": n}])
                     except KilledError:
                         folder.before = lambda what, name: None
-                        there = entries(reader(folder))
-                        assert there in (written, [*written, n]), "the one under way is there or not"
-                        written = there
+                        found = entries(reader(folder))
+                        assert found in (written, [*written, n]), "only the entry being written may be missing"
+                        written = found
                         raise
                     written.append(n)
                     assert entries(writer) == written
@@ -220,7 +220,7 @@ def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(lives, 
             folder.before = lambda what, name: None
             assert entries(reader(folder)) == written
         assert entries(FolderJournal(folder)) == written
-        assert len(folder.files) < chunk + len(written) / chunk + 1
+        assert len(folder.files) < merge_count + len(written) / merge_count + 1
 
 
 def test_a_pulled_run_continues_its_study(tmp_path):
@@ -235,14 +235,14 @@ def test_a_pulled_run_continues_its_study(tmp_path):
     assert not (run.local / "study.journal").exists()
 
 
-def test_a_run_is_pulled_while_its_driver_removes_what_was_listed(tmp_path, monkeypatch):
+def test_a_run_is_pulled_while_its_driver_removes_listed_files(tmp_path, monkeypatch):
     windows = ToyWindows()
     run = make_run(tmp_path / "run", windows)
-    read, gone = LocalFolder.read, ["folds.json"]
+    read, removed = LocalFolder.read, ["folds.json"]
 
     def vanishing(folder, name):
-        if name in gone:
-            gone.remove(name)
+        if name in removed:
+            removed.remove(name)
             raise FileNotFoundError(name)
         return read(folder, name)
 
@@ -251,6 +251,6 @@ def test_a_run_is_pulled_while_its_driver_removes_what_was_listed(tmp_path, monk
     monkeypatch.setattr(LocalFolder, "read", vanishing)
     assert pull_run(run.where, str(tmp_path / "there")) == len(run.folder.names())
     assert open_folder(tmp_path / "there").names() == run.folder.names()
-    gone += ["folds.json"] * 3
+    removed += ["folds.json"] * 3
     with pytest.raises(FileNotFoundError):
         pull_run(run.where, str(tmp_path / "elsewhere"))

@@ -51,7 +51,7 @@ def test_a_second_driver_gets_an_error_that_names_the_first(folder):
     assert not read_lease(folder).alive
 
 
-def test_a_driver_on_another_host_holds_while_it_beats(folder):
+def test_a_driver_on_another_host_holds_the_lease_until_its_heartbeat_expires(folder):
     write(folder, host="elsewhere")
     with pytest.raises(UserError, match="elsewhere"):
         Lease(folder).__enter__()
@@ -68,7 +68,7 @@ def test_a_dead_driver_on_this_host_is_taken_over_at_once_and_its_time_counts(fo
 
 
 def test_a_dead_driver_whose_process_id_is_used_again_is_taken_over(folder):
-    write(folder, pid=os.getpid())  # a container's restarted driver often is the same process number
+    write(folder, pid=os.getpid())  # a restarted container often reuses the process id
     assert not read_lease(folder).alive
     with Lease(folder):
         pass
@@ -90,7 +90,7 @@ def test_a_driver_notices_that_another_has_taken_over_its_run(folder, monkeypatc
         assert "another raypipe is driving this run" in str(lease.lost) and "elsewhere" in str(lease.lost)
 
 
-def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
+def test_behind_a_uri_the_process_id_and_the_heartbeat_are_checked(tmp_path):
     folder = open_folder(f"file://{tmp_path}")
     with Lease(folder), pytest.raises(UserError, match="another raypipe"):
         Lease(folder).__enter__()
@@ -104,14 +104,14 @@ def test_behind_a_uri_the_process_and_the_heartbeat_count(tmp_path):
 
 def test_a_storage_that_fails_does_not_free_the_lease(folder):
     with Lease(folder):
-        away = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
-        for look in (lambda: read_lease(away), lambda: Lease(away).__enter__()):
+        failing = FailingFolder(folder, 0, times=2, error=StorageError("has not answered"), calls=["read"])
+        for attempt in (lambda: read_lease(failing), lambda: Lease(failing).__enter__()):
             with pytest.raises(StorageError):
-                look()
-        assert away.count == 2
+                attempt()
+        assert failing.count == 2
 
 
-def test_no_driver_yet_or_a_damaged_record(folder):
+def test_a_missing_or_damaged_record_is_no_lease(folder):
     assert read_lease(folder) is None
     folder.write(DRIVER_FILE, b"{broken")
     assert read_lease(folder) is None

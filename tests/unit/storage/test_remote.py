@@ -199,7 +199,7 @@ def test_a_missing_bucket_is_distinguished_from_an_empty_folder():
     assert remote(store).names() == [] and not remote(store).exists("a")
     store.buckets.clear()
     for look in (lambda folder: folder.names(), lambda folder: folder.exists("run.json")):
-        with pytest.raises(StorageError, match="s3://bucket/run: there is no bucket 'bucket'; make it"):
+        with pytest.raises(StorageError, match="s3://bucket/run: there is no bucket 'bucket'; create it"):
             look(remote(store))
 
 

@@ -266,7 +266,7 @@ def refused(capsys, *arguments: object) -> str:
 
 def test_a_bucket_that_is_not_there_is_one_line(s3, capsys):
     uri = s3.uri("elsewhere/run")
-    assert refused(capsys, "status", uri).startswith("s3://elsewhere/run: there is no bucket 'elsewhere'; make it")
+    assert refused(capsys, "status", uri).startswith("s3://elsewhere/run: there is no bucket 'elsewhere'; create it")
     with pytest.raises(StorageError, match="no such bucket"):
         open_folder(uri).write("a", b"1")
 
