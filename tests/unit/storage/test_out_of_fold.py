@@ -14,7 +14,7 @@ OOF = OutOfFold(np.arange(3), np.array([0, 1, 0]), PREDICTIONS)
 
 
 @pytest.mark.parametrize("oof", [OOF, OutOfFold(OOF.windows, OOF.folds, PREDICTIONS, PREDICTIONS[:, 0] + 1)])
-def test_out_of_fold_predictions_come_back(oof):
+def test_out_of_fold_predictions_are_read_back(oof):
     again = OutOfFold.from_npz(oof.to_npz())
     for name, array in vars(oof).items():
         np.testing.assert_array_equal(getattr(again, name), array)
@@ -23,14 +23,14 @@ def test_out_of_fold_predictions_come_back(oof):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=60), read=st.sampled_from([OutOfFold.from_npz, unpack_tensors]))
-def test_anything_else_is_a_value_error(data, read):
+def test_other_content_raises_a_value_error(data, read):
     with pytest.raises(ValueError):
         read(data + b"\x00")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_out_of_fold_predictions_that_are_cut_are_noticed(data):
+def test_truncated_predictions_raise_a_value_error(data):
     whole = OOF.to_npz()
     with pytest.raises(ValueError):
         OutOfFold.from_npz(whole[: data.draw(st.integers(0, len(whole) - 1))])

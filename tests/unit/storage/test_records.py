@@ -12,7 +12,7 @@ def epoch(number: int, score: float, **changes) -> Epoch:
     return Epoch(epoch=number, score=score, **(fields | changes), finished=0.0)
 
 
-def test_the_best_epoch_is_the_first_of_equals_and_the_latest_where_folds_choose():
+def test_the_best_epoch_is_the_first_of_equal_scores_and_the_latest_where_folds_choose():
     history = [epoch(1, 0.5), epoch(2, 0.25), epoch(3, 0.25), epoch(4, 0.75)]
     assert best_epoch([], "minimize") is None
     assert best_epoch(history, "minimize").epoch == 2
@@ -30,7 +30,7 @@ def test_a_record_that_does_not_fit_its_schema_is_one_line(tmp_path):
         read_record(TrialResult, folder, "other.json")
 
 
-def test_options_come_back_and_are_empty_before_a_run_is_driven(tmp_path):
+def test_options_are_read_back_and_are_empty_before_a_run_is_driven(tmp_path):
     folder = open_folder(tmp_path)
     assert read_options(folder) == {}
     write_options(folder, {"trials": 3, "held_out": "auto"})

@@ -1,4 +1,4 @@
-"""Folders behind a URI whose server fails: in memory, with a clock of their own. A real server is in test_s3."""
+"""Folders behind a URI whose server fails: a store in memory and a fake clock. A real server is in test_s3."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_operation_outlasts_a_server_that_fails(name, lost, caplog):
     expected = OPERATIONS[name](remote(quiet))
     assert OPERATIONS[name](remote(store, clock)) == expected
     assert store.objects == quiet.objects
-    # A file that was removed is gone at the second try, which is an answer.
+    # If the removal succeeded and only its answer was lost, the second attempt finds no file and succeeds.
     assert clock.slept == ([0.5] if name == "remove" and lost else [0.5, 1, 2, 4, 8, 16, 20])
     begin, end = caplog.messages
     assert begin.startswith(f"{URI}: the storage fails (") and "SLOW_DOWN" in begin and "up to 5 minutes" in begin
@@ -78,7 +78,7 @@ def one_line(caught) -> str:
     return text
 
 
-def test_what_follows_a_storage_that_was_given_up_does_not_wait_again(caplog):
+def test_operations_after_the_limit_fail_without_waiting(caplog):
     store, clock = MemoryStore(lambda number, call: SLOW), Clock()
     folder = remote(store, clock)
     for name in OPERATIONS:
@@ -90,11 +90,11 @@ def test_what_follows_a_storage_that_was_given_up_does_not_wait_again(caplog):
     folder.write("a", b"new")
     assert folder.read("a") == b"new"
     waits, store.fault = len(clock.slept), failing(len(store.calls), len(store.calls) + 1)
-    assert folder.read("a") == b"new"  # the next outage has its own five minutes
+    assert folder.read("a") == b"new"  # the next outage has a limit of its own
     assert clock.slept[waits:] == [0.5, 1.0]
 
 
-def test_time_that_a_stalled_call_takes_counts():
+def test_the_time_of_a_stalled_call_counts_towards_the_limit():
     clock = Clock()
 
     def stall(number, call):
@@ -124,7 +124,7 @@ def test_threads_share_an_outage(caplog):
 
 
 def test_a_ctrl_c_while_a_file_is_written_leaves_it_whole():
-    """An exception between opening and writing would close the stream, and closing puts an empty object."""
+    """An exception between opening and writing would close the stream, which stores an empty object."""
     store = MemoryStore()
     folder = remote(store)
     folder.write("a", b"old")
@@ -156,7 +156,7 @@ def test_a_ctrl_c_while_a_file_is_written_leaves_it_whole():
         ("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: QuotaExceeded", "no space left"),
     ],
 )
-def test_an_answer_that_will_not_change_is_one_line_at_once(text, message, caplog):
+def test_a_permanent_error_gives_one_line_without_a_retry(text, message, caplog):
     clock = Clock()
     folder = remote(MemoryStore(lambda number, call: OSError(text)), clock)
     for name in OPERATIONS:
@@ -168,13 +168,13 @@ def test_an_answer_that_will_not_change_is_one_line_at_once(text, message, caplo
 
 
 @pytest.mark.parametrize("status", ["408", "425", "429", "500", "502", "503", "504"])
-def test_a_status_that_passes_is_waited_for(status):
+def test_a_transient_status_is_retried(status):
     assert (
         describe_failure(OSError(f"AWS Error UNKNOWN (HTTP status {status}) during PutObject operation"), "x") is None
     )
 
 
-def test_a_file_that_is_not_there_is_an_answer():
+def test_a_missing_file_is_not_retried():
     clock = Clock()
     folder = remote(MemoryStore(failing(0)), clock)
     with pytest.raises(FileNotFoundError):
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_there_is_an_answer():
     assert clock.slept == [0.5]
 
 
-def test_a_full_disk_and_a_path_that_is_a_folder_are_not_waited_for(tmp_path):
+def test_a_full_disk_and_a_path_that_is_a_folder_are_not_retried(tmp_path):
     folder = open_folder(f"file://{tmp_path}")
     folder.write("a/b", b"1")
     with pytest.raises(OSError, match="directory"):
@@ -198,9 +198,9 @@ def test_a_missing_bucket_is_distinguished_from_an_empty_folder():
     store = MemoryStore()
     assert remote(store).names() == [] and not remote(store).exists("a")
     store.buckets.clear()
-    for look in (lambda folder: folder.names(), lambda folder: folder.exists("run.json")):
+    for call in (lambda folder: folder.names(), lambda folder: folder.exists("run.json")):
         with pytest.raises(StorageError, match="s3://bucket/run: there is no bucket 'bucket'; create it"):
-            look(remote(store))
+            call(remote(store))
 
 
 def test_a_uri_in_a_command_keeps_its_settings_quoted_for_the_shell_and_not_its_keys():
@@ -229,7 +229,7 @@ def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     lost=st.booleans(),
     calls=st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.binary(max_size=9))), max_size=10),
 )
-def test_whatever_fails_for_a_while_the_files_are_those_that_were_written(failures, lost, calls):
+def test_after_any_transient_failures_the_files_are_those_that_were_written(failures, lost, calls):
     logging.getLogger("raypipe.storage.retry_policy").setLevel(logging.ERROR)
     folder, model = remote(MemoryStore(failing(*failures), lost=lost)), {}
     for name, data in calls:

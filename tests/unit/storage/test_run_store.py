@@ -32,7 +32,7 @@ def result(number=0, **changes):
     return TrialResult(number=number, finished=0.0, **(fields | changes))
 
 
-def test_everything_comes_back(run):
+def test_what_is_written_is_read_back(run):
     run.add_trial(3, tiny(sam__name="sam"))
     history = [
         Epoch(epoch=1, passes=2, score=0.5, fold_scores=[0.4, None], losses=[1.0, 2.0], seconds=1.0, finished=0.0)
@@ -88,7 +88,7 @@ def test_partial_files_of_killed_processes_are_removed(run):
     assert run.folder.partial_files() == others
 
 
-def test_ranking_leaves_out_what_left_no_weights(run):
+def test_ranking_leaves_out_trials_without_weights(run):
     for number, changes in enumerate(
         [{"score": 0.9}, {"score": 0.3}, {"score": 0.1, "state": "failed"}, {"score": 0.2, "state": "pruned"}]
     ):
@@ -97,7 +97,7 @@ def test_ranking_leaves_out_what_left_no_weights(run):
     assert [r.number for r in run.ranked()] == [1, 0]
 
 
-def test_trials_as_a_table(run):
+def test_the_table_of_trials_has_states_and_parameters(run):
     run.add_trial(0, tiny())
     run.add_trial(1, tiny(sam__name="sam"))
     run.write_result(result(0))
@@ -108,7 +108,7 @@ def test_trials_as_a_table(run):
     assert table["epochs"].tolist() == [4, 4]  # the parameter
 
 
-def test_no_run_there(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no raypipe run there"):
         RunStore.open(tmp_path)
 
@@ -119,7 +119,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
         make_run(tmp_path, ToyWindows())
 
 
-def test_a_creation_that_was_killed_is_made_again(tmp_path):
+def test_an_interrupted_creation_is_repeated(tmp_path):
     run = make_run(tmp_path, ToyWindows())
     run.folder.remove("run.json")
     assert make_run(tmp_path, ToyWindows()).folds == run.folds
@@ -142,7 +142,7 @@ def test_changed_records_are_noticed(tmp_path, name, change, message):
         RunStore.open(tmp_path)
 
 
-def test_a_trial_that_is_not_there(run):
+def test_a_missing_trial_is_named(run):
     with pytest.raises(UserError, match="no trial 5"):
         run.config(5)
     with pytest.raises(UserError, match="trial 5 has no out-of-fold"):
@@ -152,8 +152,8 @@ def test_a_trial_that_is_not_there(run):
 # Damage
 
 
-def left(run, number=0, **changes):
-    """A trial that has ended, of made-up states."""
+def end_trial(run, number=0, **changes):
+    """End a trial with invented predictions and weights, and change its result."""
     drive(run, ToyWindows(), [number], [])
     if changes:
         run.write_result(run.result(number).model_copy(update=changes))
@@ -161,7 +161,7 @@ def left(run, number=0, **changes):
 
 
 def drive(run, windows, numbers, ended):
-    """What a sweep does to a run's folder, from wherever it stands: each trial two epochs; the second is the best."""
+    """Write to a run's folder as a sweep does, from any state: two epochs a trial, of which the second is best."""
     for number in numbers:
         if not run.has_trial(number):
             run.add_trial(number, tiny())
@@ -188,16 +188,16 @@ def drive(run, windows, numbers, ended):
 FILES = ["fold-0.safetensors", "fold-1.safetensors", "fold-2.safetensors", "history.json", "oof.npz", "trial.json"]
 
 
-def test_a_trial_leaves_checksums_of_all_it_leaves(run):
-    left(run)
+def test_a_result_has_checksums_of_all_files_of_its_trial(run):
+    end_trial(run)
     assert sorted(run.result(0).files) == FILES
     assert run.verify() == {}
     run.require_whole([0])
 
 
 @pytest.mark.parametrize("name", [*FILES, "result.json"])
-def test_a_file_that_is_cut_is_named(tmp_path, name):
-    run = left(make_run(tmp_path, ToyWindows()))
+def test_a_truncated_or_missing_file_is_named(tmp_path, name):
+    run = end_trial(make_run(tmp_path, ToyWindows()))
     path = tmp_path / "trials/0000" / name
     path.write_bytes(path.read_bytes()[:-20])
     damaged = run.verify()
@@ -216,12 +216,12 @@ def refusals(call):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_byte_that_flips_in_what_a_trial_left_is_noticed(tmp_path_factory, data):
-    run = left(make_run(tmp_path_factory.mktemp("run"), ToyWindows()))
+def test_a_flipped_byte_in_any_file_of_a_trial_is_noticed(tmp_path_factory, data):
+    run = end_trial(make_run(tmp_path_factory.mktemp("run"), ToyWindows()))
     name = data.draw(st.sampled_from(FILES))
     path = run.local / "trials/0000" / name
     whole = path.read_bytes()
-    # Not drawn up to the length: records hold times, whose digits differ from run to run.
+    # Drawn from a fixed range, since the length of a record differs from run to run: it contains times.
     place = data.draw(st.integers(0, 2**31)) % len(whole)
     path.write_bytes(whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :])
     assert list(run.verify([0])) == [f"trials/0000/{name}"]
@@ -231,8 +231,8 @@ def test_a_byte_that_flips_in_what_a_trial_left_is_noticed(tmp_path_factory, dat
 
 
 def test_several_damaged_files_are_all_named(run):
-    left(run)
-    left(run, 1)
+    end_trial(run)
+    end_trial(run, 1)
     run.folder.write("trials/0000/oof.npz", b"PK")
     run.folder.remove("trials/0001/fold-2.safetensors")
     with pytest.raises(UserError, match=r"2 files .*: trials/0000/oof.npz, trials/0001/fold-2.safetensors; restore"):
@@ -249,7 +249,7 @@ def test_several_damaged_files_are_all_named(run):
     ],
 )
 def test_records_are_checked_against_their_schema(run, name, record, message):
-    left(run)
+    end_trial(run)
     form = {"format": f"raypipe-{name.removesuffix('.json')}/1"}
     run.folder.write(f"trials/0000/{name}", json.dumps(form | record).encode())
     with pytest.raises(UserError, match=message) as caught:
@@ -257,7 +257,7 @@ def test_records_are_checked_against_their_schema(run, name, record, message):
     assert "\n" not in str(caught.value)
 
 
-# Dead at any step
+# Processes that die at any step
 
 NEVER = 1 << 30
 
@@ -278,8 +278,8 @@ def undisturbed(tmp_path_factory):
     return contents(run)
 
 
-def check_what_is_left(where, ended, seen):
-    """Nothing that had ended is lost, and no epoch."""
+def check_nothing_is_lost(where, ended, seen):
+    """Check that every result and every epoch that was written is still there."""
     if not RunStore.exists(where):
         assert not ended and not seen
         return
@@ -308,10 +308,10 @@ def test_a_run_killed_at_any_step_on_the_disk_continues_with_nothing_lost(tmp_pa
                     drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
             except Killed:
                 assert step != NEVER
-            check_what_is_left(where, ended, seen)
+            check_nothing_is_lost(where, ended, seen)
     run = RunStore.open(where)
     for number in (0, 1):
-        finish_trial(run, windows, number, "complete", "again")  # as the ledger does; tidies up
+        finish_trial(run, windows, number, "complete", "again")  # removes checkpoints, as the next driver does
     assert contents(run) == undisturbed
     assert run.verify() == {}
 
@@ -325,7 +325,7 @@ def test_a_run_killed_at_any_write_of_any_storage_continues(tmp_path_factory, un
     try:
         drive(RunStore(dying, run.info, run.folds, run.space), windows, [0, 1], ended)
     except Killed:
-        check_what_is_left(where, ended, {})
+        check_nothing_is_lost(where, ended, {})
     run = RunStore.open(where)
     drive(run, windows, [number for number in (0, 1) if run.result(number) is None], ended)
     for number in (0, 1):

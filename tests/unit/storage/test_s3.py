@@ -1,4 +1,4 @@
-"""A run behind s3://, on a server of this machine (moto): as on a local disk, also while the server fails."""
+"""A run behind s3://, on a local server (moto): results equal those on a disk, also while the server fails."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def bucket(s3):
 
 @pytest.fixture
 def proxy(s3):
-    """Stands between raypipe and the server."""
+    """Start a proxy in front of the server, which can inject faults."""
     proxy = FaultyProxy(s3.port)
     yield proxy
     proxy.close()
 
 
 def through(proxy: FaultyProxy, uri: str, clock: Clock | None = None, **options) -> RemoteFolder:
-    """The folder, seen through the proxy by a client that gives up soon; no real time is waited."""
+    """Open the folder through the proxy, with short timeouts and a clock that does not wait."""
     clock = clock or Clock()
     server = fs.S3FileSystem(
         endpoint_override=f"127.0.0.1:{proxy.port}",
@@ -58,7 +58,7 @@ def through(proxy: FaultyProxy, uri: str, clock: Clock | None = None, **options)
 
 
 def healing(proxy: FaultyProxy, after: int = 3) -> Clock:
-    """A clock by which the server is well after some waits."""
+    """Return a clock that heals the server after some waits."""
 
     def heal(count: int) -> None:
         if count % after == 0:
@@ -67,14 +67,14 @@ def healing(proxy: FaultyProxy, after: int = 3) -> Clock:
     return Clock(heal)
 
 
-def test_files_come_back(bucket):
+def test_files_are_written_listed_read_and_removed(bucket):
     folder = open_folder(bucket)
     assert folder.names() == []
     assert not folder.exists("a/b.txt")
     folder.write("a/b.txt", b"one")
     folder.write("a/b.txt", b"two")
     folder.write("c", b"")
-    large = np.random.default_rng(0).bytes(12 << 20)  # in parts
+    large = np.random.default_rng(0).bytes(12 << 20)  # uploaded in parts
     folder.write("large", large)
     assert folder.read("large") == large
     assert folder.read("a/b.txt") == b"two"
@@ -140,7 +140,7 @@ def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket
             assert read_lease(folder).alive
 
 
-def test_an_ensemble_is_kept_there(bucket, values):
+def test_an_ensemble_is_saved_and_loaded(bucket, values):
     run = values.run
     for name in run.folder.names():
         open_folder(bucket).write(name, run.folder.read(name))
@@ -179,7 +179,7 @@ def test_every_operation_outlasts_a_server_that_fails(bucket, proxy, fault, capl
     assert "the storage fails" in caplog.text and "answers again" in caplog.text
 
 
-def test_a_server_that_stalls_is_not_waited_for_for_ever(bucket, proxy):
+def test_a_call_of_a_stalled_server_times_out_and_is_repeated(bucket, proxy):
     clock = healing(proxy, after=1)
     folder = through(proxy, bucket, clock)
     proxy.mode = "stall"
@@ -212,7 +212,7 @@ def test_a_trial_outlasts_a_server_that_fails_again_and_again(bucket, proxy, tmp
     assert there.oof(0).predictions.tolist() == undisturbed.oof(0).predictions.tolist()
 
 
-def test_a_server_that_stays_away_ends_the_trial_resumable(bucket, proxy, tmp_path, monkeypatch):
+def test_a_trial_that_ends_with_a_server_outage_can_be_resumed(bucket, proxy, tmp_path, monkeypatch):
     windows = ToyWindows()
     undisturbed = make_run(tmp_path / "run", windows)
     undisturbed.add_trial(0, tiny())
@@ -253,7 +253,7 @@ def test_a_full_store_is_a_full_disk(bucket, proxy):
         folder.write("a", b"1")
 
 
-# What the user got wrong
+# Errors of the user
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -264,19 +264,19 @@ def refused(capsys, *arguments: object) -> str:
     return lines[0].removeprefix("raypipe: error: ")
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3, capsys):
+def test_a_missing_bucket_gives_one_line(s3, capsys):
     uri = s3.uri("elsewhere/run")
     assert refused(capsys, "status", uri).startswith("s3://elsewhere/run: there is no bucket 'elsewhere'; create it")
     with pytest.raises(StorageError, match="no such bucket"):
         open_folder(uri).write("a", b"1")
 
 
-def test_a_run_that_is_not_there_is_one_line(bucket, capsys):
+def test_a_missing_run_gives_one_line(bucket, capsys):
     assert "no raypipe run there" in refused(capsys, "status", bucket)
 
 
 @pytest.mark.parametrize("answer", ["403 AccessDenied", "403 InvalidAccessKeyId", "403 SignatureDoesNotMatch"])
-def test_wrong_keys_are_one_line_at_once(bucket, proxy, answer):
+def test_wrong_keys_give_one_line_without_a_retry(bucket, proxy, answer):
     clock = Clock()
     proxy.mode = answer
     folder = through(proxy, bucket, clock)
@@ -287,7 +287,7 @@ def test_wrong_keys_are_one_line_at_once(bucket, proxy, answer):
     assert clock.slept == []
 
 
-def test_no_keys_at_all_are_one_line(bucket, proxy, capsys, monkeypatch, tmp_path):
+def test_missing_keys_give_one_line(bucket, proxy, capsys, monkeypatch, tmp_path):
     """Without keys, requests are not signed, and the server denies them."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -298,7 +298,7 @@ def test_no_keys_at_all_are_one_line(bucket, proxy, capsys, monkeypatch, tmp_pat
     assert "denies access" in refused(capsys, "status", uri)
 
 
-def test_a_server_that_is_not_there_is_waited_for_and_then_named(tmp_path):
+def test_an_unreachable_server_is_retried_and_then_named(tmp_path):
     clock = Clock()
     server = fs.S3FileSystem(
         endpoint_override="127.0.0.1:1",

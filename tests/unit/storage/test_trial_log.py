@@ -1,4 +1,4 @@
-"""Logs of trials: entries of several writers in order, short, and never a reason to fail."""
+"""Logs of trials: entries of several writers in order, short, and never a reason for a trial to fail."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
 
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(0, 9000))
-def test_an_entry_of_any_length_keeps_its_first_line_and_its_end(first, length):
+def test_a_long_entry_keeps_its_first_line_and_its_end(first, length):
     text = f"start {first.splitlines()[0] if first.splitlines() else ''}\n" + "y" * length + "\nthe end"
     kept = _shorten(text)
     assert kept.startswith("start ")
@@ -82,7 +82,7 @@ def test_lines_that_look_like_entries_are_not_entries(tmp_path):
 
 
 @pytest.mark.parametrize("error", [DiskFullError("full"), OSError("stalled")])
-def test_a_log_that_cannot_be_written_fails_nothing(tmp_path, monkeypatch, error):
+def test_a_log_that_cannot_be_written_raises_nothing(tmp_path, monkeypatch, error):
     def full(*_):
         raise error
 
@@ -93,7 +93,7 @@ def test_a_log_that_cannot_be_written_fails_nothing(tmp_path, monkeypatch, error
 
 
 def scored(folder, number, *epochs):
-    """A history of epochs, each scored at a second of 1970."""
+    """Write a history of epochs that were scored at these Unix times."""
     history = [
         Epoch(epoch=n, passes=n, score=n / 10, fold_scores=[0.25, None], losses=[1.0], seconds=n, finished=second)
         for n, second in enumerate(epochs, 1)
@@ -101,7 +101,7 @@ def scored(folder, number, *epochs):
     write_record(folder, trial_file(number, "history.json"), History(epochs=history))
 
 
-def test_every_epoch_has_a_line_made_of_the_history(folder):
+def test_lines_of_epochs_are_made_from_the_history(folder):
     folder.write(trial_file(7, "log/actor.txt"), b"1970-01-01T00:00:15.000000Z restarted\n")
     scored(folder, 7, 10.0, 20.0)
     assert read_log(folder, 7) == [
