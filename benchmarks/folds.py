@@ -142,8 +142,8 @@ def main() -> None:
     seconds = {name: sorted(times)[len(times) // 2] for name, times in found.items()}
     best = min(seconds["raypipe, stacked"], seconds["raypipe, one by one"])
     print(f"\n{'an epoch of all folds':36}{'s':>10}{'over raypipe best':>20}")
-    for name, value in seconds.items():
-        print(f"{name:36}{value:10.2f}{value / best:19.2f}x")
+    for name, taken in seconds.items():
+        print(f"{name:36}{taken:10.2f}{taken / best:19.2f}x")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
 from raypipe import Run
-from tests.cluster.hosts import GATEWAY, Hosts, Laptop, missing
+from tests.cluster.hosts import GATEWAY, Hosts, Laptop, need_hosts
 from tests.support.faults import descendants
 from tests.support.storage import KEYS, s3_server
 from tests.support.toys import write_store
@@ -53,7 +55,8 @@ def pinned(hosts: Hosts, count: int, share: float) -> Iterator[None]:
             top = int((hosts.folder / f"host{host}.pid").read_text())
             every = (top, *descendants(top))
             for pid in every:
-                os.sched_setaffinity(pid, {sorted(os.sched_getaffinity(0))[(host - 1) % os.cpu_count()]})
+                cores = sorted(os.sched_getaffinity(0))
+                os.sched_setaffinity(pid, {cores[(host - 1) % len(cores)]})
             if share < 1:
                 group = CPU / f"raypipe-host{host}"
                 group.mkdir()
@@ -119,8 +122,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=512)
     parser.add_argument("--share", type=float, default=1.0, help="of a core, a host (cgroups, version 1)")
     asked = parser.parse_args()
-    if reasons := missing():
-        sys.exit("; ".join(reasons))
+    try:
+        need_hosts()
+    except pytest.skip.Exception as reason:
+        sys.exit(str(reason))
     with tempfile.TemporaryDirectory(prefix="raypipe-hosts-") as name:
         folder = Path(name)
         write_store(folder / "store", windows_of(asked.windows, 129, 200, 16))

@@ -18,16 +18,16 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.timing import median, take_turns, where_and_when
 from raypipe.core.config import parse_config
-from raypipe.pretraining.simclr import nt_xent
+from raypipe.pretraining.simclr import SimclrObjective, nt_xent
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows
@@ -58,7 +58,7 @@ def passing(one: Pretrainer) -> Any:
     drawn = next(one.batches())
     n = len(drawn.windows)
     mae = one.config.pretrain.name == "mae"
-    x = one.loader.gather(drawn.windows) if mae else one.objective.views(one.loader, drawn)
+    x = one.loader.gather(drawn.windows) if mae else cast(SimclrObjective, one.objective).views(one.loader, drawn)
 
     def both() -> None:
         one.module.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ def clocked(work: Callable[[], object], used: list[float]) -> Callable[[], None]
 def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
     """One of two workers; the first writes the seconds of every step."""
     torch.set_num_threads(args.threads)
-    store = dist.FileStore(f"{folder}/store", 2)
+    store = dist.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(minutes=10))
     found: dict[str, list[float]] = {}
     for kind in KINDS:
@@ -114,7 +114,7 @@ def main() -> None:
     print(where_and_when(args.device))
     print(f"batch {args.batch} x {args.channels} x {args.samples}, patches of {args.patch}")
     used: dict[str, list[float]] = {}
-    contestants = {}
+    contestants: dict[str, Callable[[], object]] = {}
     for kind in KINDS:
         pairs = {f"{kind} step": stepping(pretrainer(args, kind)), kind: passing(pretrainer(args, kind))}
         contestants |= {name: clocked(work, used.setdefault(name, [])) for name, work in pairs.items()}
@@ -123,7 +123,7 @@ def main() -> None:
     two: dict[str, list[float]] = {}
     if args.device == "cpu":
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(shared, (args, folder), nprocs=2)
+            spawn(shared, (args, folder), nprocs=2)
             two = torch.load(Path(folder) / "seconds.pt", weights_only=True)
     print(f"\n{'':10}{'ms a step':>12}{'windows/s':>12}{'quiet':>8}{'outside':>10}{'two workers':>14}")
     for kind in KINDS:

@@ -67,7 +67,7 @@ def store_of(folder: Path, windows: int, channels: int, folds: int) -> Path:
 def epoch_seconds(folds: int, windows: int, channels: int, epochs: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         store = WindowStore(store_of(Path(name), windows, channels, folds))
-        run = make_run(Path(name) / "run", store, n_folds=folds)  # type: ignore[arg-type]
+        run = make_run(Path(name) / "run", store, n_folds=folds)
         every = trainers(run, WindowLoader(store), parse_config(OPTIONS | {"epochs": 100}))
         times = []
         for _ in range(epochs):

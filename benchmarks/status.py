@@ -28,7 +28,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_plots, write_report
 from raypipe.storage.files import read_json, write_json
-from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.records import Epoch, State, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.local import run_trial
@@ -45,7 +45,7 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
     rng = np.random.default_rng(0)
     for number in range(trials):
         run.add_trial(number, tiny(optim__lr=float(10 ** rng.uniform(-4, -2)), epochs=epochs))
-        state = "failed" if number % 10 == 3 else "pruned" if number % 2 else "complete"
+        state: State = "failed" if number % 10 == 3 else "pruned" if number % 2 else "complete"
         length = epochs // 4 if state == "pruned" else epochs
         scores = 1.0 - 0.2 * rng.random() * np.log1p(np.arange(length)) / 3
         history = [
@@ -56,11 +56,12 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
                 fold_scores=(value + 0.05 * rng.normal(size=FOLDS)).tolist(),
                 losses=rng.random(FOLDS).tolist(),
                 seconds=4.0,
+                finished=time.time(),
             )
             for k, value in enumerate(scores)
         ]
         run.write_history(number, history)
-        TrialLog(run.folder, number, "actor").say("starts")
+        TrialLog(run.folder, number, "actor").write("starts")
         for name in ("oof.npz", *(f"fold-{fold}.safetensors" for fold in range(FOLDS)), "log/rank-0.txt"):
             (where / f"trials/{number:04d}" / name).write_bytes(b"0")
         if number == trials - 1:

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -27,6 +27,7 @@ from benchmarks.roofline import roofline
 from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
 from raypipe.core.config import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
+from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
@@ -126,7 +127,9 @@ def main() -> None:
         against = "" if name.startswith("raypipe") else f"{seconds / times[f'raypipe {method}']:16.1f}x"
         print(f"{name:36}{1e3 * seconds:10.2f}{shown}{against}")
     peak = matmul_peak(args.device)
-    print(f"\n{roofline(ours(args, toy, METHODS['SAM']).model, args.batch, peak, times['raypipe SAM'])}")
+    print(
+        f"\n{roofline(cast(Conformer, ours(args, toy, METHODS['SAM']).model), args.batch, peak, times['raypipe SAM'])}"
+    )
 
 
 if __name__ == "__main__":

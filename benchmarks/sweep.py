@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,8 @@ def plain_trial(where: str, network: str, point: dict[str, float], report: Calla
             for step in range(len(order) // BATCH):
                 index = order[step * BATCH : (step + 1) * BATCH]
                 x_BCT, y_B1 = torch.from_numpy(x_NCT[index]), torch.from_numpy(y_N[index])[:, None]
-                peers.sam_step(
-                    lambda m=model, x=x_BCT, y=y_B1: torch.nn.functional.mse_loss(m(x), y), optimizer, point["rho"]
-                )
+                loss = partial(_loss, model, x_BCT, y_B1)
+                peers.sam_step(loss, optimizer, point["rho"])
             model.eval()
             with torch.no_grad():
                 predictions.append(model(torch.from_numpy(x_NCT[validation])).numpy())
@@ -92,6 +92,10 @@ def plain_trial(where: str, network: str, point: dict[str, float], report: Calla
         value = score("nrmse", pooled, np.concatenate(predictions))
         report(value)
     return value
+
+
+def _loss(model: torch.nn.Module, x_BCT: torch.Tensor, y_B1: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(model(x_BCT), y_B1)
 
 
 def by_optuna(where: str, network: str, trials: int) -> float:

@@ -17,6 +17,7 @@ from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
 from raypipe.data.shard_file import content_hash
+from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import Epoch, RunInfo, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
@@ -99,7 +100,7 @@ class ToyWindows:
 
 
 def make_run(
-    where: Path | str, windows: ToyWindows, *, n_folds: int = 3, space: str = SPACE, seed: int = 0
+    where: Path | str, windows: ToyWindows | WindowStore, *, n_folds: int = 3, space: str = SPACE, seed: int = 0
 ) -> RunStore:
     """A run on toy windows."""
     folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=n_folds, seed=seed)
@@ -127,7 +128,9 @@ def tiny(**changes) -> TrialConfig:
     return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
 
 
-def fold_trainer(config: TrialConfig, windows: ToyWindows, train, validation, *, fold, **options) -> SupervisedTrainer:
+def fold_trainer(
+    config: TrialConfig, windows: ToyWindows | WindowLoader, train, validation, *, fold, **options
+) -> SupervisedTrainer:
     """A trainer of one fold, on the CPU."""
     loader = windows if isinstance(windows, WindowLoader) else WindowLoader(windows)
     return SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=fold), **options)
