@@ -21,19 +21,29 @@ def changed_files() -> list[str]:
     return [*git("diff", "--name-only", base[0]), *git("ls-files", "--others", "--exclude-standard")]
 
 
-def tests_of(file: str) -> str:
-    """Return the unit tests of a file: those of its module, itself if it is one, or those of the documents."""
+def tests_of(file: str) -> list[str]:
+    """Return the unit tests of a file: itself if it is one, those of its module, or those of the documents.
+
+    A module without a test file of its own is tested by those in its package's folder that import it, or by all there.
+    """
     path = PurePosixPath(file)
     if path.parts[:2] == ("tests", "unit") and path.name.startswith("test_"):
-        return file
-    if path.parts[0] == "raypipe" and path.suffix == ".py":
-        return str(PurePosixPath("tests/unit", *path.parts[1:-1], f"test_{path.name}"))
-    return "tests/unit/test_docs.py"
+        return [file]
+    if path.parts[0] != "raypipe" or path.suffix != ".py":
+        return ["tests/unit/test_docs.py"]
+    if len(path.parts) == 2:
+        return ["tests/unit/test_api.py"]
+    folder = PurePosixPath("tests/unit", *path.parts[1:-1])
+    if (ROOT / folder / f"test_{path.name}").is_file():
+        return [str(folder / f"test_{path.name}")]
+    module = ".".join(path.with_suffix("").parts)
+    found = [test for test in (ROOT / folder).glob("test_*.py") if module in test.read_text()]
+    return [str(test.relative_to(ROOT)) for test in found] or [str(folder)]
 
 
 def main() -> None:
     """Print the tests that exist, on one line."""
-    found = {test for file in changed_files() if (ROOT / (test := tests_of(file))).is_file()}
+    found = {test for file in changed_files() for test in tests_of(file) if (ROOT / test).exists()}
     print(*(sorted(found) or DEFAULT))
 
 

@@ -146,6 +146,21 @@ def test_every_package_is_on_the_map():
     assert sorted(package for package in packages if f"  {package}/ " not in page) == []
 
 
+def test_the_map_names_files_that_exist():
+    """Paths are below raypipe/, or in the folder of the path before them; a name in capitals stands in such a file."""
+    for row in (ROOT / "ARCHITECTURE.md").read_text().split("## Where is")[1].splitlines():
+        named = [name for name in re.findall(r"`([\w/.]+)`", row) if name.endswith((".py", "/"))]
+        files = [ROOT / "raypipe" / name for name in named if "/" in name]
+        folders = [file.parent for file in files] + [ROOT / "raypipe"]
+        missing = [
+            name for name in named if not any((folder / name).exists() for folder in [ROOT / "raypipe", *folders])
+        ]
+        assert missing == [], row
+        source = "".join(file.read_text() for file in files if file.is_file())
+        symbols = re.findall(r"`([A-Z]\w+|[a-z]+_\w+)`", row)
+        assert [name for name in symbols if not re.search(rf"\b{name}\b", source)] == [], row
+
+
 def test_unit_tests_mirror_the_packages():
     packages = {path.parent.name for path in (ROOT / "raypipe").glob("*/__init__.py")}
     assert {path.parent.name for path in (ROOT / "tests/unit").glob("*/__init__.py")} == packages
