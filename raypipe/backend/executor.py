@@ -1,4 +1,4 @@
-"""Runs the trials of a queue on Ray with a broker, worker groups and Tune, and restarts them when one of these dies."""
+"""Run the trials of a queue on Ray with a broker, worker groups and Tune, and restart them when one of these dies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import Layout, SweepCallback
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from ray.tune import Tuner
+
     from raypipe.backend.messages import SweepContext
     from raypipe.backend.tune import RunSearch, TrialQueue
     from raypipe.backend.worker_groups import WorkerGroups
@@ -44,7 +47,7 @@ class Driver:
     store: RunStore
     windows: WindowStore
     options: SweepOptions
-    study_storage: Any
+    study_storage: BaseStorage
     """Optuna's storage."""
     lease: Lease
     budget: Budget
@@ -76,7 +79,7 @@ def supervise(
     Raises
     ------
     UserError
-        It has died `MAX_RESTARTS` times without an epoch in between.
+        Tune or the broker has died `MAX_RESTARTS` times without an epoch in between.
     """
     attempts = MAX_RESTARTS
     while not queue.exhausted:
@@ -164,8 +167,8 @@ def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
 def start_broker(node: str, workers: int, concurrent: int) -> Any:
     """Start a sweep's broker on a node, the driver's, so that it is lost with that node only.
 
-    An actor answers a limited number of calls at a time, 1000 unless told otherwise. Workers and trial actors wait in
-    calls, some without end, and the broker must still answer more.
+    An actor answers a limited number of calls at a time, by default 1000. All workers and trial actors may wait in a
+    call, for as long as a trial takes, and the broker must still answer other calls.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -259,7 +262,7 @@ def _search(driver: Driver, queue: TrialQueue, broker: Any) -> RunSearch:
     )
 
 
-def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Any:
+def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Tuner:
     from ray import tune
 
     from raypipe.backend.trainable import TrialTrainable

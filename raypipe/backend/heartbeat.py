@@ -39,7 +39,7 @@ def send_heartbeats(broker: Any, actor: bytes) -> threading.Event:
 
 
 class Watchdog:
-    """Kills trial actors that send no heartbeats; runs in the driver.
+    """Kill trial actors that send no heartbeats; runs in the driver.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """Submits, lists, reads and stops the jobs of a cluster.
+    """Submit, list, read and stop the jobs of a cluster.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ class Jobs:
         except ConnectionError:
             raise UserError(
                 f"--cluster {address}: no Ray dashboard answers there; reach one with "
-                f"`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then say http://127.0.0.1:8265"
+                "`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then use "
+                "--cluster http://127.0.0.1:8265"
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):
@@ -195,5 +196,5 @@ def refuse_local(option: str, where: str) -> None:
     if "://" not in where and not Path(where).is_absolute():
         raise UserError(
             f"{option} {where}: a folder of this machine, which the cluster does not see; "
-            "say s3://..., or the absolute path of a file system that all its machines share"
+            "use s3://..., or the absolute path of a file system that all its machines share"
         )

@@ -74,7 +74,7 @@ class _PublishedPolicy(ElasticPolicy):
 
 
 def permanent_error(error: BaseException) -> Exception | None:
-    """Return the bad input or the loss that is not finite, of which restarted workers would die again."""
+    """Return the workers' error that a restart would raise again: bad input, or a loss that is not finite."""
     return next((cause for cause in worker_errors(error) if isinstance(cause, UserError | NonFiniteError)), None)
 
 
@@ -124,7 +124,7 @@ class PretrainWorkers:
         self._start(trainer)
 
     def _start(self, trainer: WorkerGroupTrainer) -> None:
-        # An event instead of the thread's `join`, which takes the thread for dead after a Ctrl-C (CPython gh-90882).
+        # An event instead of the thread's `join`, which takes a thread for ended after a Ctrl-C (CPython gh-90882).
         self._ended = threading.Event()
         threading.Thread(target=self._fit, args=(trainer,), daemon=True).start()
 

@@ -60,12 +60,12 @@ class ScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
     @property
     def num_workers(self) -> int:
-        """Workers asked for."""
+        """Return the number of workers asked for."""
         return int(self.scaling_config.num_workers)
 
     @property
     def resources_per_worker(self) -> dict[str, float]:
-        """Resources of a worker, by name."""
+        """Return the resources of a worker, by name."""
         return dict(self.scaling_config._resources_per_worker_not_none)
 
 

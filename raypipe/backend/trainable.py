@@ -31,7 +31,7 @@ MAX_ACQUIRE_ATTEMPTS = 60
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
-    """Runs one trial after another. Each step is an epoch of all folds."""
+    """Run one trial after another. Each step is an epoch of all folds."""
 
     def setup(self, config: dict[str, Any], context: SweepContext) -> None:
         """Acquire a worker group and assign it the first trial."""
@@ -138,7 +138,7 @@ def acquire_group(broker: Any, me: bytes) -> str:
 
 
 def dead_owners(owners: Iterable[bytes | None]) -> list[bytes]:
-    """Return the owners that have died. One that works does not answer in time, and counts as alive."""
+    """Return the owners that have died. An actor at work does not answer within `PING_SECONDS`, and counts as alive."""
     pings = {ping_actor(owner): owner for owner in owners if owner is not None}
     answers = ray.wait(list(pings), num_returns=len(pings), timeout=PING_SECONDS)[0] if pings else []
     dead = []

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -21,6 +21,9 @@ from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.failures import DrawError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 MAX_SAME_FAILURES = 3
 """The sweep stops when its first trials fail the same way this often."""
@@ -56,7 +59,7 @@ class TrialQueue(Protocol):
 
     @property
     def exhausted(self) -> bool:
-        """Whether every trial has been handed out."""
+        """Return whether every trial has been handed out."""
 
     def next(self) -> int | None:
         """Return the number of the next trial, None if none is left."""
@@ -116,7 +119,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     def __init__(
         self,
         queue: TrialQueue,
-        storage: Any,
+        storage: BaseStorage,
         *,
         callback: SweepCallback,
         stop: StopRequest | None = None,
@@ -228,7 +231,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self.queue.put_back(number)
             self._none_left = False
         else:
-            self._end(self.queue.close(number, "failed", "its actor died again and again", "lost-worker"))
+            self._end(self.queue.close(number, "failed", f"its actor died {MAX_ACTOR_DEATHS} times", "lost-worker"))
 
     def _end(self, ended: TrialResult) -> None:
         self._running.discard(ended.number)
@@ -273,7 +276,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     @property
     def interrupted(self) -> bool:
-        """Whether Tune ended before the trials did."""
+        """Return whether Tune ended before the trials did."""
         return bool(self._running) or not (self.queue.exhausted or self.budget_used)
 
     # Tune's snapshots are not used
@@ -311,5 +314,5 @@ class RunStopper(tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the sweep ends; Tune calls this all the time."""
+        """Return whether the sweep ends; Tune calls this in every iteration of its loop."""
         return self._search.check()

@@ -141,7 +141,7 @@ class _RegisteredPolicy(ElasticPolicy):
 
 
 class DeathCallback(UserCallback):  # type: ignore[misc]
-    """Reports deaths of a group's workers to the broker and writes them to the trial's log; runs in the controller.
+    """Report deaths of a group's workers to the broker and write them to the trial's log; runs in the controller.
 
     A trial is to blame for a worker that Ray has killed to save the machine's memory, and for no other death.
     """

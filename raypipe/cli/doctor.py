@@ -23,11 +23,11 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
-from raypipe.pretraining.encoders import INFO, PretrainedRun, encoder_files
+from raypipe.pretraining.encoders import PretrainedRun, encoder_files
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import FolderJournal, parse_journal
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import Member
+from raypipe.storage.records import PRETRAIN_FILE, Member
 from raypipe.storage.remote import RemoteFolder, without_settings
 from raypipe.storage.retry_policy import RetryPolicy
 from raypipe.storage.run_store import RunStore
@@ -54,7 +54,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
             folder = open_folder(where)
         if folder.exists("run.json"):
             yield from _run(where)
-        elif folder.exists(INFO):
+        elif folder.exists(PRETRAIN_FILE):
             yield from _pretrained(where)
         elif folder.exists("bundle.json"):
             bundle = load_ensemble(where)

@@ -39,7 +39,7 @@ def augment(
     sfreq
         Sampling rate in Hz.
     generator
-        Of the CPU, whatever the device of the windows.
+        A generator of the CPU, whatever the device of the windows.
     strength
         Factor of all changes; 0 returns the windows.
     time_shift

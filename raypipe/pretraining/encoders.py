@@ -30,7 +30,7 @@ from raypipe.storage.records import PRETRAIN_FILE, digest
 from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
-INFO, CARD = PRETRAIN_FILE, "card.json"
+CARD_FILE = "card.json"
 
 
 class PretrainInfo(Record):
@@ -114,11 +114,11 @@ class PretrainedRun:
     def __init__(self, where: str | Path) -> None:
         self.folder: Folder = open_folder(where)
         self.where = self.folder.where
-        if not self.folder.exists(INFO):
+        if not self.folder.exists(PRETRAIN_FILE):
             raise UserError(
                 f"{where}: no pretrained run there; make one with: raypipe pretrain mae --data STORE --run RUN"
             )
-        self.info = read_record(PretrainInfo, self.folder, INFO)
+        self.info = read_record(PretrainInfo, self.folder, PRETRAIN_FILE)
         text = self.folder.read("folds.json")
         if digest(text) != self.info.folds_hash:
             raise UserError(f"{where}/folds.json: changed since the run was made; restore it from a copy")
@@ -127,7 +127,7 @@ class PretrainedRun:
     @staticmethod
     def exists(where: str | Path) -> bool:
         """Return whether there is a pretrained run at `where`."""
-        return open_folder(where).exists(INFO)
+        return open_folder(where).exists(PRETRAIN_FILE)
 
     @classmethod
     def create(cls, where: str | Path, info: PretrainInfo, folds: FoldMap) -> PretrainedRun:
@@ -144,7 +144,7 @@ class PretrainedRun:
         text = folds.to_json()
         folder.write("folds.json", text)
         made = info.model_copy(update={"folds_hash": digest(text)})
-        write_record(folder, INFO, made)
+        write_record(folder, PRETRAIN_FILE, made)
         return cls(where)
 
     @property
@@ -155,7 +155,7 @@ class PretrainedRun:
     @property
     def over(self) -> bool:
         """Return whether all encoders are finished."""
-        return self.folder.exists(CARD)
+        return self.folder.exists(CARD_FILE)
 
     def history(self, part: str) -> list[PretrainEpoch]:
         """Return the epochs of a part."""
@@ -177,10 +177,10 @@ class PretrainedRun:
             if older < epoch - 1:
                 self.folder.remove(f"{part}/epoch-{older:04d}.ckpt")
 
-    def latest(self, part: str, before: float = math.inf) -> dict[str, Any] | None:
-        """Return a part's newest undamaged checkpoint of an epoch up to `before`; None if there is none."""
+    def latest(self, part: str, up_to: float = math.inf) -> dict[str, Any] | None:
+        """Return a part's newest undamaged checkpoint, of epoch `up_to` at most; None if there is none."""
         for epoch in reversed(self.checkpoints(part)):
-            if epoch > before:
+            if epoch > up_to:
                 continue
             name = f"{part}/epoch-{epoch:04d}.ckpt"
             try:
@@ -221,7 +221,7 @@ class PretrainedRun:
             files=files,
             versions=info.versions,
         )
-        write_record(self.folder, CARD, card)
+        write_record(self.folder, CARD_FILE, card)
 
 
 def read_card(where: str | Path) -> EncoderCard:
@@ -233,12 +233,12 @@ def read_card(where: str | Path) -> EncoderCard:
         There is no encoder, its pretraining is not finished, or the card is damaged or has another format.
     """
     folder = open_folder(where)
-    if folder.exists(CARD):
-        return read_record(EncoderCard, folder, CARD)
-    if folder.exists(INFO):
+    if folder.exists(CARD_FILE):
+        return read_record(EncoderCard, folder, CARD_FILE)
+    if folder.exists(PRETRAIN_FILE):
         command = f"raypipe resume {shell_quoted(where)}"
         raise UserError(f"{where}: its pretraining is not finished; continue it with: {command}")
-    raise UserError(f"{where}: no pretrained encoder there (no {CARD}); make one with: raypipe pretrain")
+    raise UserError(f"{where}: no pretrained encoder there (no {CARD_FILE}); make one with: raypipe pretrain")
 
 
 def encoder_files(where: str | Path) -> dict[str, bytes]:
@@ -313,9 +313,9 @@ def export_encoder(where: str | Path, out: str | Path) -> str:
     """
     files = encoder_files(where)
     folder = open_folder(out)
-    if folder.names() and not folder.exists(CARD):
+    if folder.names() and not folder.exists(CARD_FILE):
         raise UserError(f"{out}: not empty; name a new folder")
     for name, data in files.items():
         folder.write(name, data)
-    write_record(folder, CARD, read_card(where))
-    return f"{folder.where}: {', '.join(sorted(files))} and {CARD}"
+    write_record(folder, CARD_FILE, read_card(where))
+    return f"{folder.where}: {', '.join(sorted(files))} and {CARD_FILE}"

@@ -77,7 +77,7 @@ class MaskedAutoencoder(nn.Module):
     encoder
         The network to be pretrained; its head is not used.
     width, depth
-        Of the decoder.
+        Width and depth of the decoder.
     """
 
     def __init__(self, encoder: ViT, *, width: int = 32, depth: int = 1) -> None:

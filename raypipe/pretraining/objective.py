@@ -25,7 +25,7 @@ class PretrainBatch(NamedTuple):
     drawn: tuple[Tensor, ...]
     """Rows of what the objective has drawn (`Objective.draw`), for its windows."""
     seed: int
-    """Of the step."""
+    """Seed of the step."""
 
 
 class Passes:
@@ -59,7 +59,7 @@ class Objective(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The encoder, and what is dropped after pretraining."""
+        """Return the module that is trained: the encoder, and layers that are dropped after pretraining."""
 
     def draw(self, n: int, seed: int) -> tuple[Tensor, ...]:
         """Draw what a step needs for each of the `n` windows of its batch, as tensors with `n` rows."""

@@ -93,7 +93,7 @@ def nt_xent(
     n_local
         Number of windows whose views are anchors.
     temperature
-        Of the softmax.
+        Temperature of the softmax.
     subject_N
         (N,) subject of each window of the batch, as a number.
     negatives
@@ -101,7 +101,7 @@ def nt_xent(
         `weight` times, so that recognising the subject does not solve the task (after Cheng et al. 2020,
         arXiv:2007.04871).
     weight
-        For `same-subject`.
+        Weight of a negative of the same subject, for `same-subject`.
 
     Raises
     ------

@@ -8,7 +8,7 @@ rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,11 @@ from raypipe.training.optim import AdamW, set_learning_rate
 from raypipe.training.step import TrainState, take_step
 from raypipe.training.trainer import Interrupted, make_network, never
 
+if TYPE_CHECKING:
+    from raypipe.data.window_store import WindowStore
+
 EVALUATION_BATCH = 256
+"""Windows whose features are computed at a time."""
 
 
 def worker_sizes(batch: int, world: int) -> list[int]:
@@ -39,7 +43,7 @@ def worker_sizes(batch: int, world: int) -> list[int]:
     return [batch // world + (rank < batch % world) for rank in range(world)]
 
 
-def make_encoder(config: TrialConfig, windows: Any) -> Encoder:
+def make_encoder(config: TrialConfig, windows: WindowStore) -> Encoder:
     """Build a new encoder for the windows of a store, on the CPU; its weights follow from the seed."""
     encoder = make_network(config, windows, torch.device("cpu"))
     assert isinstance(encoder, Encoder)  # `TrialConfig` allows no other network

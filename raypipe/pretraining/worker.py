@@ -139,7 +139,7 @@ def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers
     state = store.latest(part)
     epoch = workers.minimum(state["epoch"] if state else 0)
     if state is not None and state["epoch"] != epoch:
-        state = store.latest(part, before=epoch) if epoch else None
+        state = store.latest(part, up_to=epoch) if epoch else None
     if state is not None:
         trainer.load_state_dict(state)
     return trainer

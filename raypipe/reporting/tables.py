@@ -45,7 +45,7 @@ def show_status(console: Console, status: Status) -> None:
         print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")
     print_line(console, _counts(status))
     for spread in status.spreads:
-        print_line(console, spread.words(status.metric))
+        print_line(console, spread.describe(status.metric))
     for failed in status.failures:
         logs = f"raypipe logs {shell_quoted(status.where)} {failed.number}"
         print_line(console, f"trial {failed.number} failed ({failed.kind}); more in: {logs}")

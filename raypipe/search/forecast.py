@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from raypipe.backend.remote_call import RemoteSite, connect
 from raypipe.backend.resources import divide_resources
 from raypipe.core.config import TrialConfig
@@ -24,6 +22,7 @@ from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.text import format_duration
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
+from raypipe.search.example_configs import start_configs
 from raypipe.search.measurement import Cost, Measurement, cached_loader, measure
 from raypipe.trial.callback import SweepCallback
 
@@ -67,23 +66,23 @@ class Forecast:
 
     @property
     def likely(self) -> float:
-        """Seconds of the sweep, by the mean of the configurations."""
+        """Return the seconds of the sweep, by the mean of the configurations."""
         return self.seconds(statistics.fmean(cost.trial for cost in self.costs))
 
     @property
     def range(self) -> tuple[float, float]:
-        """Seconds of the sweep if all trials were as the fastest configuration, and as the slowest."""
+        """Return the seconds of the sweep if all trials were as the fastest configuration, and as the slowest."""
         trials = [cost.trial for cost in self.costs]
         return self.seconds(min(trials)), self.seconds(max(trials))
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours that the workers hold from the beginning to the end, as ``--gpu-hours`` counts them."""
+        """Return the GPU-hours that the workers hold from the beginning to the end, as ``--gpu-hours`` counts them."""
         return self.likely * self.workers * self.concurrent * self.gpus / 3600
 
     @property
     def disk(self) -> int:
-        """Bytes of the run: results of all trials, and checkpoints of those that run."""
+        """Return the bytes of the run: results of all trials, and checkpoints of those that run."""
         results = self.trials * max(cost.result for cost in self.costs)
         checkpoint = max(cost.checkpoint for cost in self.costs)
         return results + CHECKPOINTS_PER_FOLD * self.folds * self.concurrent * checkpoint
@@ -135,7 +134,7 @@ def forecast(
     cpus, gpus
         Cores and GPUs of the sweep in all. None: those of the cluster; without one, this machine's cores and no GPU.
     address
-        A Ray cluster, on one of whose machines it is measured with a worker's resources; None: this machine.
+        Address of a Ray cluster. It is measured on one of its machines, with a worker's resources. None: this machine.
     progress
         Called before each configuration.
     callback
@@ -178,7 +177,7 @@ def _given_resources(cpus: float | None, gpus: float | None) -> dict[str, float]
     given = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount is not None}
     for name, amount in given.items():
         if not (math.isfinite(amount) and (amount > 0 or (name == "GPU" and amount == 0))):
-            raise UserError(f"--{name.lower()}s {amount:g}: must be the number that the sweep will have, above 0")
+            raise UserError(f"--{name.lower()}s {amount:g}: must be above 0, the number that the sweep will use")
     return given
 
 
@@ -187,13 +186,12 @@ def _machine_resources() -> dict[str, float]:
 
 
 def _configurations(source: SearchSpace) -> list[TrialConfig]:
-    points = [source(optuna.trial.FixedTrial(point)) for point in source.start]
-    return [*points, *source.draw(MAX_CONFIGS)][:MAX_CONFIGS]
+    return [*start_configs(source), *source.draw(MAX_CONFIGS)][:MAX_CONFIGS]
 
 
 @contextlib.contextmanager
 def _site(address: str | None, callback: SweepCallback, worker: dict[str, float]) -> Iterator[RemoteSite]:
-    """Give the place where it is measured: a machine of a cluster, or this process."""
+    """Yield the place of the measurement: a machine of a cluster, or this process."""
     if address:
         with connect(address, callback, **worker) as site:
             yield site

@@ -5,26 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
-
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap, LeakError
 from raypipe.core.search_space import SearchSpace
+from raypipe.search.example_configs import example_configs
 from raypipe.storage.files import open_folder
 from raypipe.storage.records import digest
 
 if TYPE_CHECKING:
     from raypipe.pretraining.encoders import EncoderCard
 
-SAMPLED_CONFIGS = 20
-"""Draws of a space among which one with a pretrained encoder is looked for."""
 MAX_NAMED_SUBJECTS = 5
 
 
 def needs_encoder(space: SearchSpace) -> bool:
     """Return whether trials of a space start from a pretrained encoder."""
-    drawn = space.draw(SAMPLED_CONFIGS) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
-    return any(config.init.name == "pretrained" for config in drawn)
+    return any(config.init.name == "pretrained" for config in example_configs(space))
 
 
 def copy_encoder(init: str | Path, where: str | Path, folds: FoldMap, space: SearchSpace) -> dict[str, Any]:
@@ -60,7 +56,7 @@ def check_seen_subjects(init: str | Path, card: EncoderCard, folds: FoldMap) -> 
     Raises
     ------
     LeakError
-        Names the subjects.
+        The encoder has seen some; the message names them.
     """
     both = sorted(set(card.subjects_seen) & set(folds.held_out))
     if both:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +15,19 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.options import PretrainOptions, parse_pretrain_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.stop import StopRequest
-from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
+from raypipe.search.run_setup import record_of_windows
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks at the progress of workers."""
+"""Seconds between two checks of the workers' progress."""
 DEFAULT_MODEL = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
 
 
@@ -88,7 +87,7 @@ def parse_values(given: list[str]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        One has no ``=``.
+        A value has no ``=``.
     """
     found: dict[str, Any] = {}
     for text in given:
@@ -101,21 +100,15 @@ def parse_values(given: list[str]) -> dict[str, Any]:
 
 def _create(run: str | Path, windows: WindowStore, config: TrialConfig, options: PretrainOptions) -> PretrainedRun:
     info = PretrainInfo(
-        created=time.time(),
-        data=windows.where,
-        data_hash=windows.data_hash,
-        task=windows.manifest.task,
-        metric=windows.metric,
+        **record_of_windows(windows),
         channels=windows.channels,
         n_times=windows.crop_samples,
         sfreq=windows.sfreq,
         config=config,
-        folds_hash="",
         fold_wise=options.fold_wise,
         probe_every=options.probe_every,
         tuned_probe=options.tuned_probe,
         micro_batch=options.micro_batch,
-        versions=package_versions(),
     )
     return PretrainedRun.create(run, info, _fold_map(windows, options))
 
@@ -134,7 +127,9 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
     if store.info.data_hash != windows.data_hash:
         raise UserError(f"{store.where}: it was pretrained on other data ({store.info.data}); name a new run folder")
     if store.info.config != config or store.info.fold_wise != fold_wise:
-        raise UserError(f"{store.where}: it was begun with other settings, and they are frozen; name a new run folder")
+        raise UserError(
+            f"{store.where}: it was started with other settings, which cannot change; name a new run folder"
+        )
 
 
 def _drive(

@@ -81,15 +81,15 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Mean score of the reruns."""
+        """Return the mean score of the reruns."""
         return float(np.mean(list(self.again.values()))) if self.again else float("nan")
 
     @property
     def sd(self) -> float:
-        """Standard deviation over the reruns (n - 1); NaN for fewer than two."""
+        """Return the standard deviation over the reruns (n - 1); NaN for fewer than two."""
         return float(np.std(list(self.again.values()), ddof=1)) if len(self.again) > 1 else float("nan")
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         """Describe the spread in one line."""
         line = f"trial {self.trial}: {metric} {self.found:.4f} as found"
         if self.again:

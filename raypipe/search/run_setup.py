@@ -60,23 +60,30 @@ def open_run(
     before_create()
     encoder: dict[str, Any] | None = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
-        created=time.time(),
-        data=windows.where,
-        data_hash=windows.data_hash,
-        task=windows.manifest.task,
+        **record_of_windows(windows),
         kind=windows.kind,
-        metric=windows.metric,
         direction="minimize" if windows.kind == "regression" else "maximize",
         classes=windows.classes,
         seed=options.seed,
         space=space.name,
         space_hash=space.hash,
-        folds_hash="",
-        versions=package_versions(),
         warm=warm.model_dump(mode="json") if warm else None,
         init=encoder,
     )
     return RunStore.create(where, info, folds, space)
+
+
+def record_of_windows(windows: WindowStore) -> dict[str, Any]:
+    """Return the fields of a new record, of a sweep's run or of a pretrained one, that say what it was made from."""
+    return {
+        "created": time.time(),
+        "data": windows.where,
+        "data_hash": windows.data_hash,
+        "task": windows.manifest.task,
+        "metric": windows.metric,
+        "folds_hash": "",  # set when the record is written
+        "versions": package_versions(),
+    }
 
 
 def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, options: SweepOptions) -> None:
@@ -85,7 +92,7 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
     Raises
     ------
     UserError
-        Names what has changed.
+        Something has changed; the message names it.
     """
     info = store.info
     if windows.data_hash != info.data_hash:
@@ -98,9 +105,13 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
             f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
         )
     if options.folds != store.folds.n_folds:
-        raise UserError(f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they are frozen")
+        raise UserError(
+            f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they cannot change"
+        )
     before = read_options(store.folder)
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
-        raise UserError(f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; frozen")
+        raise UserError(
+            f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; this cannot change"
+        )
     if options.seed != info.seed:
-        raise UserError(f"{store.where}: the run has seed {info.seed}, not {options.seed}; it is frozen")
+        raise UserError(f"{store.where}: the run has seed {info.seed}, not {options.seed}; it cannot change")

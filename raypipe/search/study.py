@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +26,8 @@ from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.failures import DrawError
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
     from raypipe.data.window_store import WindowStore
 
 _STUDY_STATES = {
@@ -37,7 +39,7 @@ _STUDY_STATES = {
 
 
 class StudyQueue:
-    """Hands out a run's trials, decides which continue, and records how each ended, exactly once.
+    """Hand out a run's trials, decide which continue, and record how each ended, exactly once.
 
     Opening it settles what a killed driver left: trials that have ended are reported to the study (`settled`), and
     trials that were running are handed out again first, under their numbers. A trial's number is Optuna's; in a run
@@ -48,7 +50,7 @@ class StudyQueue:
     run, windows
         The run and its windows.
     storage
-        From `journal.open_journal`.
+        Optuna's storage of the study (`journal.open_journal`).
     trials
         Number of trials that the run is to have; None for no limit.
     pruner
@@ -66,7 +68,7 @@ class StudyQueue:
         self,
         run: RunStore,
         windows: WindowStore,
-        storage: Any,
+        storage: BaseStorage,
         *,
         trials: int | None,
         pruner: optuna.pruners.BasePruner | None = None,
@@ -113,7 +115,7 @@ class StudyQueue:
 
     @property
     def asked(self) -> int:
-        """Number of trials of this run that have been drawn, whether they have ended or not."""
+        """Return the number of trials of this run that have been drawn, whether they have ended or not."""
         trials = self.study.get_trials(deepcopy=False)
         return len([trial for trial in trials if trial.state != TrialState.WAITING]) - self._warm
 
@@ -126,7 +128,7 @@ class StudyQueue:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every trial has been handed out."""
+        """Return whether every trial has been handed out."""
         return not self._put_back and self.trials is not None and self.asked >= self.trials
 
     def put_back(self, number: int) -> None:

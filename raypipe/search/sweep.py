@@ -8,9 +8,7 @@ from __future__ import annotations
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import optuna
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import Driver, execute, supervise
@@ -22,6 +20,7 @@ from raypipe.core.stop import StopRequest
 from raypipe.data.splits import held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.search.example_configs import example_configs
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
@@ -31,8 +30,9 @@ from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
 
-SAMPLED_CONFIGS = 20
-"""Draws of the space among which the longest trial is looked for."""
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.storages import BaseStorage
 
 
 class Reruns(NamedTuple):
@@ -63,9 +63,11 @@ def sweep(
     with _cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):
-            from raypipe.search.warm_start import warm_start as gather
+            from raypipe.search.warm_start import collect_warm_trials
 
-            warm = gather(RunStore.open(warm_start), source, task=windows.manifest.task, metric=windows.metric)
+            warm = collect_warm_trials(
+                RunStore.open(warm_start), source, task=windows.manifest.task, metric=windows.metric
+            )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)
         return _drive(store, windows, chosen, cluster, callback, stop or StopRequest())
@@ -132,7 +134,6 @@ def _drive(
     reruns: Reruns | None = None,
 ) -> RunStore:
     """Hold the run's lease and run its trials until none is left."""
-    from raypipe.search.study import StudyQueue
     from raypipe.storage.journal import open_journal
 
     try:
@@ -146,33 +147,49 @@ def _drive(
             storage = open_journal(store)
             options = _fix_trials(store, windows, options, storage, callback, reruns)
             write_options(store.folder, options.model_dump(mode="json"))
-            pruner = _pruner(store.space, options)
-
-            def open_queue() -> StudyQueue:
-                queue = StudyQueue(store, windows, storage, trials=options.trials, pruner=pruner)
-                for result in queue.settled:
-                    callback.on_trial_settled(result)
-                return queue
-
-            queue = open_queue()
-            callback.on_open(_snapshot(store, windows, options.trials))
-            budget = Budget(lease, options.time_budget, options.gpu_hours)
-            driver = Driver(store, windows, options, storage, lease, budget, cluster, callback, stop)
-            if not queue.exhausted and (used := budget.used_up()):
-                callback.on_budget_used(used)
-            elif not queue.exhausted:
-                supervise(partial(execute, driver), queue, open_queue, cluster.restart, callback)
+            _run_trials(store, windows, options, storage, lease, cluster, callback, stop)
             store.remove_leftovers()
     except OSError as error:  # Optuna's journal does not know `DiskFullError`
         raise disk_full(error, store.where) or error from None
     return store
 
 
+def _run_trials(
+    store: RunStore,
+    windows: WindowStore,
+    options: SweepOptions,
+    storage: BaseStorage,
+    lease: Lease,
+    cluster: Cluster,
+    callback: SweepCallback,
+    stop: StopRequest,
+) -> None:
+    """Open the queue of a run's trials and run them, unless none is left or the budget is used up."""
+    from raypipe.search.study import StudyQueue
+
+    pruner = _pruner(store.space, options)
+
+    def open_queue() -> StudyQueue:
+        queue = StudyQueue(store, windows, storage, trials=options.trials, pruner=pruner)
+        for result in queue.settled:
+            callback.on_trial_settled(result)
+        return queue
+
+    queue = open_queue()
+    callback.on_open(_snapshot(store, windows, options.trials))
+    budget = Budget(lease, options.time_budget, options.gpu_hours)
+    driver = Driver(store, windows, options, storage, lease, budget, cluster, callback, stop)
+    if not queue.exhausted and (used := budget.used_up()):
+        callback.on_budget_used(used)
+    elif not queue.exhausted:
+        supervise(partial(execute, driver), queue, open_queue, cluster.restart, callback)
+
+
 def _fix_trials(
     store: RunStore,
     windows: WindowStore,
     options: SweepOptions,
-    storage: Any,
+    storage: BaseStorage,
     callback: SweepCallback,
     reruns: Reruns | None,
 ) -> SweepOptions:
@@ -189,7 +206,7 @@ def _fix_trials(
     return options.model_copy(update={"trials": existing})
 
 
-def _pruner(space: SearchSpace, options: SweepOptions) -> optuna.pruners.BasePruner | None:
+def _pruner(space: SearchSpace, options: SweepOptions) -> BasePruner | None:
     from raypipe.search.pruner import SuccessiveHalving
 
     if not options.prune:
@@ -200,8 +217,7 @@ def _pruner(space: SearchSpace, options: SweepOptions) -> optuna.pruners.BasePru
 
 def _longest_trial(space: SearchSpace) -> int:
     """Return the passes over the data of the longest of some drawn trials, below which the rungs are set."""
-    drawn = space.draw(SAMPLED_CONFIGS) + [space(optuna.trial.FixedTrial(point)) for point in space.start]
-    return int(max(config.epochs * config.passes for config in drawn))
+    return int(max(config.epochs * config.passes for config in example_configs(space)))
 
 
 def _snapshot(store: RunStore, windows: WindowStore, trials: int) -> RunSnapshot:

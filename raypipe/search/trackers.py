@@ -30,7 +30,7 @@ CLOSE_SECONDS = 30.0
 
 
 class Tracker(Protocol):
-    """Logs the trials of one run."""
+    """Log the trials of one run."""
 
     def epoch(self, number: int, epoch: Epoch) -> None:
         """Log an epoch of a trial."""
@@ -210,7 +210,7 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises
     ------
     UserError
-        Names the tracker, and what to install.
+        A tracker is unknown or not installed; the message names it, and the package to install.
     """
     for name in names:
         if name not in (*TRACKERS, NO_TRACKER):
@@ -226,7 +226,7 @@ def installed(name: str) -> bool:
 
 
 class TrackingCallback(SweepCallback):
-    """Logs epochs and ends of trials to trackers, in a thread of its own, so that the sweep waits for no service.
+    """Log epochs and ends of trials to trackers, in a thread of its own, so that the sweep waits for no service.
 
     At the first event of a trial all its epochs are logged, because an earlier driver may not have logged them.
 

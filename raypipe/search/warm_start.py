@@ -61,7 +61,7 @@ class WarmStart(BaseModel):
     """The ones that are valid in the new space."""
 
 
-def warm_start(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> WarmStart:
+def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
     A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of

@@ -15,7 +15,7 @@ from raypipe.core.config import InitConfig
 from raypipe.core.errors import UserError
 from raypipe.models.network import Encoder
 
-OWN = ("head.", "places.positions")
+NOT_TRANSFERRED = ("head.", "places.positions")
 """Tensors that are not taken from the encoder: the head, and the positions of the electrodes."""
 
 
@@ -43,25 +43,25 @@ def start_from(model: nn.Module, encoder: Mapping[str, Tensor], where: str = "--
         The encoder has other sizes; the message names what differs.
     """
     own = model.state_dict()
-    taken = {name: tensor for name, tensor in encoder.items() if not name.startswith(OWN)}
-    wanted = {name for name in own if not name.startswith(OWN)}
-    if odd := sorted(wanted ^ taken.keys()):
+    transferred = {name: tensor for name, tensor in encoder.items() if not name.startswith(NOT_TRANSFERRED)}
+    expected = {name for name in own if not name.startswith(NOT_TRANSFERRED)}
+    if different := sorted(expected ^ transferred.keys()):
         raise UserError(
-            f"{where}: the encoder and this network differ in '{odd[0]}'; set model/name, model/depth and "
+            f"{where}: the encoder and this network differ in '{different[0]}'; set model/name, model/depth and "
             "model/expansion as it was pretrained"
         )
-    for name, tensor in taken.items():
+    for name, tensor in transferred.items():
         if name == "stem.spatial.weight" and tensor.shape[2] != own[name].shape[2]:
             raise UserError(
-                f"{where}: the encoder has {tensor.shape[2]} channels, these windows {own[name].shape[2]}; a conformer "
-                "keeps to its montage (model/name=vit does not)"
+                f"{where}: the encoder has {tensor.shape[2]} channels, these windows {own[name].shape[2]}; use "
+                "model/name=vit, which works with any channels"
             )
         if tensor.shape != own[name].shape:
             raise UserError(
                 f"{where}: the encoder's {name} is {tuple(tensor.shape)}, this network's {tuple(own[name].shape)}; set "
                 "model/filters, model/patch and model/expansion as it was pretrained"
             )
-    model.load_state_dict(own | taken)
+    model.load_state_dict(own | transferred)
 
 
 def initial_id(model: nn.Module) -> str:

@@ -48,7 +48,7 @@ def make_loss(
     cfg
         Which loss, and its parameters.
     kind
-        Of the task.
+        Kind of the task.
     n_classes
         Number of classes of a classification task.
     class_weights
@@ -211,7 +211,8 @@ def _focal(n_classes: int, weights_K: Tensor | None, gamma: float, smoothing: fl
             t_BK = F.one_hot(target.long(), n_classes).to(logits_BK.dtype)
         else:
             raise ValueError(
-                f"targets must be classes (B,) or shares (B, {n_classes}), got {target.dtype} {tuple(target.shape)}"
+                f"targets must be classes (B,) or fractions of classes (B, {n_classes}), got {target.dtype} "
+                f"{tuple(target.shape)}"
             )
         if smoothing:
             t_BK = (1.0 - smoothing) * t_BK + smoothing / n_classes

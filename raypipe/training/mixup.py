@@ -47,7 +47,7 @@ def mix(
     rng
         Source of all random numbers: two equal generators give two equal batches.
     kind
-        Of the task.
+        Kind of the task.
     n_classes
         Number of classes of a classification task.
     subjects

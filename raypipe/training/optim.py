@@ -72,7 +72,7 @@ def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: 
     Parameters
     ----------
     step
-        From 0.
+        Number of the step, from 0.
     total
         Steps of the whole training.
     warmup
@@ -115,7 +115,7 @@ class Ema:
     model
         The model that is trained.
     decay
-        Per step.
+        Weight of the previous average at each step.
 
     Raises
     ------

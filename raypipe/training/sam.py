@@ -42,9 +42,9 @@ class Sam:
     method
         One of the above.
     parameters
-        Those that are perturbed; None for all of the optimiser's. `norm_parameters` gives SAM-ON.
+        Parameters that are perturbed; None for all of the optimiser's. `norm_parameters` gives SAM-ON.
     every, alpha
-        For LookSAM.
+        LookSAM: steps from one second pass to the next, and length of the kept part relative to the plain gradient.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class StackedTrainer:
         for trainer, stream, fold_losses in zip(self.trainers, streams, losses, strict=True):
             fold_losses += trainer.train_batches(stream, interrupted, first=together)
         seconds = (time.perf_counter() - start) / len(self.trainers)
-        return [trainer.finish_epoch(given, seconds) for trainer, given in zip(self.trainers, losses, strict=True)]
+        return [trainer.finish_epoch(own, seconds) for trainer, own in zip(self.trainers, losses, strict=True)]
 
     def step(self, batches: Sequence[Batch], number: int) -> list[float]:
         """Take step `number` (from 0) of the epoch in every fold; return their losses.

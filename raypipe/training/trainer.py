@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,11 @@ from raypipe.training.optim import set_learning_rate
 from raypipe.training.result import FoldEpoch
 from raypipe.training.step import StepResult, forward, make_state, micro_batches, take_step, whole_batch
 
+if TYPE_CHECKING:
+    from raypipe.data.window_store import WindowStore
+
 EVALUATION_BATCH = 256
+"""Windows that are predicted at a time."""
 
 Interrupted = Callable[[], bool]
 """Asked before every batch whether to end the epoch with `InterruptedEpochError`."""
@@ -87,11 +91,11 @@ class BestEpoch:
 
     epoch: int = 0
     score: float = math.nan
-    """Of the subjects set apart."""
+    """Score of the subjects set apart."""
     loss: float = math.nan
     weights: dict[str, Tensor] = field(default_factory=dict)
     predictions: Tensor = field(default_factory=lambda: torch.empty(0, 1))
-    """Of the validation windows."""
+    """Predictions of the validation windows."""
 
     def beaten_by(self, score: float, metric: Metric) -> bool:
         """Return whether a score is better, or there is none yet (AUC of subjects of one class)."""
@@ -291,7 +295,7 @@ class SupervisedTrainer:
         self.epoch = state["epoch"]
 
 
-def make_network(config: TrialConfig, windows: Any, device: torch.device) -> Network:
+def make_network(config: TrialConfig, windows: WindowStore, device: torch.device) -> Network:
     """Build a network for the windows of a store; its weights follow from the configuration's seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
     model = build_model(

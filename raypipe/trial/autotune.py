@@ -99,7 +99,7 @@ def _shape(loader: WindowLoader, config: TrialConfig, n_folds: int, share: float
     """Describe everything that a choice depends on."""
     device = "cpu"
     if loader.device.type == "cuda":
-        device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of it)")
+        device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of a GPU)")
     windows, model = loader.windows, config.model
     return (
         f"{device}, {torch.get_num_threads()} thread(s), {n_folds} fold(s) of {windows.n_channels} x "

@@ -103,7 +103,7 @@ class SweepCallback:
 
 
 class CallbackList(SweepCallback):
-    """Calls several callbacks, in order."""
+    """Call several callbacks, in order."""
 
     def __init__(self, callbacks: Sequence[SweepCallback]) -> None:
         self._callbacks = list(callbacks)

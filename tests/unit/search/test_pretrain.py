@@ -316,7 +316,7 @@ def test_the_command_line(store, encoder, tmp_path, capsys):
     assert "<figure>" in (tmp_path / "page.html").read_text()
     app.app(["export", str(encoder), str(tmp_path / "enc")], standalone_mode=False)
     assert (tmp_path / "enc/card.json").exists()
-    with pytest.raises(UserError, match="frozen"):
+    with pytest.raises(UserError, match="cannot change"):
         pretrain("simclr", store, encoder, params=PARAMS, folds=3)
 
 

@@ -127,13 +127,13 @@ def test_the_spread_of_hand_made_scores(run, windows):
     best, second = spreads(run)
     assert best == Spread(2, 0.5, {4: 0.5, 6: 0.6}, 1)
     assert best.mean == pytest.approx(0.55) and best.sd == pytest.approx(0.0707107, rel=1e-5)
-    assert best.words("nrmse") == (
+    assert best.describe("nrmse") == (
         "trial 2: nrmse 0.5000 as found; on 2 new seeds 0.5500 on average (SD 0.0707, 0.5000 to 0.6000); 1 without a "
         "score"
     )
     assert second == Spread(0, 0.6, {5: 0.7, 7: 0.8}, 0)
-    assert Spread(1, 0.5, {}, 2).words("auc") == "trial 1: auc 0.5000 as found; 2 without a score"
-    assert Spread(1, 0.5, {2: 0.4}, 0).words("auc") == "trial 1: auc 0.5000 as found; on 1 new seed 0.4000"
+    assert Spread(1, 0.5, {}, 2).describe("auc") == "trial 1: auc 0.5000 as found; 2 without a score"
+    assert Spread(1, 0.5, {2: 0.4}, 0).describe("auc") == "trial 1: auc 0.5000 as found; on 1 new seed 0.4000"
 
 
 def test_reruns_join_the_ensemble_and_status_tells_their_spread(tmp_path):

@@ -10,7 +10,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
-from raypipe.search.warm_start import is_warm, warm_start
+from raypipe.search.warm_start import collect_warm_trials, is_warm
 from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch, TrialResult
@@ -57,7 +57,7 @@ def old(tmp_path, windows):
 def begun(old, where, windows, source=NARROW):
     """A new run that begins with the old one's trials."""
     new = make_run(where, windows, space=source)
-    warm = warm_start(old, new.space, task="toy", metric="nrmse")
+    warm = collect_warm_trials(old, new.space, task="toy", metric="nrmse")
     write_json(new.folder, "run.json", read_json(new.folder, "run.json") | {"warm": warm.model_dump(mode="json")})
     return RunStore.open(where)
 
@@ -144,12 +144,12 @@ def test_halving_does_not_compare_with_them(old, tmp_path, windows):
 )
 def test_another_task_or_metric_is_one_line(old, task, metric, message):
     with pytest.raises(UserError, match=message):
-        warm_start(old, SearchSpace(SPACE), task=task, metric=metric)
+        collect_warm_trials(old, SearchSpace(SPACE), task=task, metric=metric)
 
 
 def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
     with pytest.raises(UserError, match="none of its trials has a score"):
-        warm_start(make_run(tmp_path / "empty", windows), SearchSpace(SPACE), task="toy", metric="nrmse")
+        collect_warm_trials(make_run(tmp_path / "empty", windows), SearchSpace(SPACE), task="toy", metric="nrmse")
     elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
     with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):
-        warm_start(old, elsewhere, task="toy", metric="nrmse")
+        collect_warm_trials(old, elsewhere, task="toy", metric="nrmse")

@@ -208,6 +208,6 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     monkeypatch.setattr(autotune, "SupervisedTrainer", on_the_processor)
     found = choose_compute(run, gpu, tiny(), range(3), ComputeOptions(), share=0.25)
     assert found.stacked == stacked
-    assert found.what.startswith("a GPU (0.25 of it), ")
+    assert found.what.startswith("a GPU (0.25 of a GPU), ")
     assert shares == [0.25]
     assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters())]
