@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(1500)]
 ARGUMENTS = [*FLAGS, "--trials", 2, "--concurrent", 1]
 ALONE, SECOND_OF_TWO = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
 # Ray takes up to a minute to call a silent host dead, and its autoscaler as long to start it again.
-PATIENCE = 400.0
+MAX_WAIT_SECONDS = 400.0
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def submit(laptop: Laptop, folder: Path, run: str, store: str) -> Driver:
 
 def wait_for(job: Driver, ready: Callable[[], object], what: str) -> None:
     """Wait for something that a sweep comes to; fail where its job ends before."""
-    wait_until(lambda: job.child.poll() is not None or ready(), what, PATIENCE, pause=0.5)
-    assert job.child.poll() is None, job.said()
+    wait_until(lambda: job.child.poll() is not None or ready(), what, MAX_WAIT_SECONDS, pause=0.5)
+    assert job.child.poll() is None, job.output()
 
 
 @pytest.mark.long
@@ -95,15 +95,17 @@ def test_a_sweep_goes_on_when_the_head_it_does_not_run_on_dies_and_is_started_ag
     address = f"{hosts.address(0)}:6379"
     where = ["--data", store, "--run", run, "--address", address]
     command = ["python", "-m", "raypipe", "sweep", folder / "space.py", *where, *ARGUMENTS]
-    wait_until(lambda: any("raylet" in title for title in hosts.processes(2)), "Ray on the third host", PATIENCE)
+    wait_until(
+        lambda: any("raylet" in title for title in hosts.processes(2)), "Ray on the third host", MAX_WAIT_SECONDS
+    )
     driver = hosts.on(2, *command, env={"RAY_AUTH_MODE": "token"})
     try:
-        wait_until(lambda: driver.poll() is not None or epochs_of(run) >= 2, "the second epoch", PATIENCE)
+        wait_until(lambda: driver.poll() is not None or epochs_of(run) >= 2, "the second epoch", MAX_WAIT_SECONDS)
         assert driver.poll() is None, driver.communicate()[0]
         hosts.kill_rays(0)
         laptop.up()
         gate.open(3)
-        out = driver.communicate(timeout=PATIENCE)[0]
+        out = driver.communicate(timeout=MAX_WAIT_SECONDS)[0]
     finally:
         driver.kill()
     assert driver.returncode == 0, out
@@ -118,8 +120,8 @@ def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder
     laptop.raypipe("push", folder / "store", store)
     job = submit(laptop, folder, run, store)
     try:
-        wait_until(lambda: job.child.poll() is not None or epochs_of(run) >= 2, "the second epoch", PATIENCE)
-        assert job.child.poll() is None, job.said()
+        wait_until(lambda: job.child.poll() is not None or epochs_of(run) >= 2, "the second epoch", MAX_WAIT_SECONDS)
+        assert job.child.poll() is None, job.output()
         hosts.kill_rays(0)
     finally:
         job.end()
@@ -128,7 +130,7 @@ def test_a_job_that_died_with_the_head_goes_on_when_it_is_submitted_again(folder
     job = submit(laptop, folder, run, store)
     try:
         gate.open(3)
-        out = job.finish(PATIENCE)
+        out = job.finish(MAX_WAIT_SECONDS)
     finally:
         job.end()
     assert job.child.returncode == 0, out
@@ -144,7 +146,7 @@ def test_a_plan_is_measured_on_a_worker_host(folder, laptop, s3):
     said = laptop.raypipe("submit", *laptop.cluster, *words)
     job = laptop.driver("logs", re.search(r"(\S+): submitted", said)[1], "-f", *laptop.cluster)
     try:
-        out = job.finish(PATIENCE)
+        out = job.finish(MAX_WAIT_SECONDS)
     finally:
         job.end()
     assert job.child.returncode == 0, out
@@ -167,7 +169,7 @@ def test_a_sweep_outlasts_a_link_that_goes_down(folder, undisturbed, laptop, s3,
         what = "the second worker to be back, on a Ray that was started again"
         wait_for(job, lambda: starts_of(run, SECOND_OF_TWO) >= 2, what)
         gate.open(3)
-        out = job.finish(PATIENCE)
+        out = job.finish(MAX_WAIT_SECONDS)
         assert job.child.returncode == 0, out
     finally:
         job.end()
@@ -185,7 +187,7 @@ def test_a_submitted_sweep_outlasts_a_host_that_is_killed(folder, undisturbed, l
         laptop.hosts.kill(1)
         wait_for(job, lambda: starts_of(run, ALONE) > before, "one worker to train all folds")
         gate.open(3)
-        out = job.finish(PATIENCE)
+        out = job.finish(MAX_WAIT_SECONDS)
         assert job.child.returncode == 0, out
     finally:
         job.end()
@@ -199,5 +201,5 @@ def test_a_submitted_sweep_outlasts_a_host_that_is_killed(folder, undisturbed, l
 def test_ray_down_leaves_nothing_of_ray_on_any_host(laptop):
     assert any("gcs_server" in title for title in laptop.hosts.processes(0))
     laptop.down()
-    wait_until(lambda: not laptop.hosts.rays(), "all of Ray to end", PATIENCE)
+    wait_until(lambda: not laptop.hosts.rays(), "all of Ray to end", MAX_WAIT_SECONDS)
     assert [title for title in laptop.hosts.processes(0) if "sshd" in title]

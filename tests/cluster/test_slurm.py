@@ -9,7 +9,7 @@ from tests.cluster.config import ROOT
 from tests.cluster.hosts import BIN, GATEWAY, Hosts, need_hosts
 from tests.support.plain import plain_sweep
 from tests.support.storage import KEYS, s3_server
-from tests.support.sweeps import FLAGS, PATIENCE, numbers, wait_until
+from tests.support.sweeps import FLAGS, MAX_WAIT_SECONDS, numbers, wait_until
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
@@ -51,7 +51,7 @@ def test_one_allocation_is_a_cluster_of_its_own_that_ends_with_its_sweep(hosts, 
         words = [space, "--data", toy, "--run", run, *FLAGS, "--trials", 2, "--concurrent", 1]
         job = hosts.on(0, "bash", ROOT / "deploy/slurm.sh", *words, env=env)
         try:
-            out = job.communicate(timeout=PATIENCE)[0]
+            out = job.communicate(timeout=MAX_WAIT_SECONDS)[0]
         finally:
             job.kill()
         assert job.returncode == 0, out

@@ -176,7 +176,7 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
             resume(where)
         # To the driver's group, as a terminal does: workers are in it, where the Ray is the driver's own.
         os.killpg(driver.child.pid, sign)
-        wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")
+        wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")
         assert driver.child.poll() is None
         if twice:
             os.killpg(driver.child.pid, sign)

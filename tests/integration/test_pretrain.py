@@ -73,7 +73,7 @@ def test_ctrl_c_once_and_twice_and_a_killed_worker_change_nothing(folder, shared
         gate.wait(before + 1, driver.child.poll)
         wait_until(lambda: epochs() == before, "the epochs before the gate")  # noqa: B023
         os.killpg(driver.child.pid, signal.SIGINT)  # to the driver's group, as a terminal does: workers are in it
-        wait_until(lambda: "Ctrl-C again stops now" in driver.said(), "the driver to answer")  # noqa: B023
+        wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")  # noqa: B023
         if how == "once":
             gate.open(before + 1)
         else:

@@ -15,7 +15,7 @@ EVENTS = sorted(name for name in vars(SweepCallback) if name.startswith("on_"))
 
 
 class Recorder(SweepCallback):
-    """Records every event.
+    """Record every event.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Recorder(SweepCallback):
 
     @property
     def names(self) -> list[str]:
-        """Names of the events, in order."""
+        """Return the names of the events, in order."""
         return [name for name, _ in self.events]
 
     def of(self, name: str) -> list[SimpleNamespace]:

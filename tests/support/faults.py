@@ -1,8 +1,7 @@
-"""Inject faults, for tests of any kind. Nothing in raypipe uses this module.
+"""Fault injection for tests. Nothing in raypipe uses this module.
 
-A fault is brought in from outside: by wrapping a `Folder`, by killing a process that is found by the title Ray gives
-it, or, for the processes that a sweep starts, by `Hooks`: the interpreter itself runs a few lines after a module of
-raypipe is imported.
+A fault comes from outside: a `Folder` is wrapped, or a process is killed, which is found by the title that Ray gives
+it. In the processes of a sweep, `Hooks` makes the interpreter run code after a module of raypipe is imported.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def truncate(path: Path, keep: float = 0.5) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], object]]:
-    """Mount a tmpfs of `size` (such as ``400k``) at `folder`; gives what makes it another size.
+    """Mount a tmpfs of `size` (such as ``400k``) at `folder`; yield a function that resizes it.
 
     Raises
     ------
@@ -62,19 +61,20 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], object]]:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent, group and session of a process, then more (proc(5)); empty when it is gone."""
+    """Return state, parent, group and session of a process, then more (proc(5)); empty if it has ended."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return []
 
 
 def _all() -> dict[int, list[str]]:
+    """Return `_stat` of all processes that have not ended, by id."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return {pid: stat for pid in pids if (stat := _stat(pid)) and stat[0] != "Z"}
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids below `pid`."""
+    """Return the ids of the descendants of a process."""
     children: dict[int, list[int]] = {}
     for child, stat in _all().items():
         children.setdefault(int(stat[1]), []).append(child)
@@ -86,24 +86,24 @@ def descendants(pid: int) -> list[int]:
 
 
 def session(leader: int) -> list[int]:
-    """Process ids of a session, whether or not its leader lives (``Popen(..., start_new_session=True)`` makes one)."""
+    """Return the process ids of a session (``Popen(..., start_new_session=True)``), also after its leader's end."""
     return [pid for pid, stat in _all().items() if int(stat[3]) == leader]
 
 
 def title(pid: int) -> str:
-    """What a process calls itself; empty when it is gone."""
+    """Return the title of a process; empty if it has ended."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
 
 
 def ray_processes(pids: Iterable[int], *names: str) -> list[int]:
-    """Those of `pids` that run an actor of one of these classes, by the title that Ray gives them."""
+    """Return those of `pids` that run an actor of one of these classes, by the title that Ray gives them."""
     return [pid for pid in pids if re.match(rf"ray::({'|'.join(names)})\b", title(pid))]
 
 
 def kill(*pids: int) -> None:
-    """SIGKILL processes; those that are gone already are passed over."""
+    """Send SIGKILL to processes; ignore those that have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -114,21 +114,21 @@ def kill(*pids: int) -> None:
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL for the process that touches a certain file of a run; once, so that whoever replaces it gets further."""
+    """SIGKILL for the process that writes or removes a file of a run; once, so that its replacement continues."""
 
     state: str
-    """A folder in which all processes concerned count together; it outlives them."""
+    """Folder in which all processes count together; it outlives them."""
     name: str
     """Regular expression, searched in the file's name: ``r"fold-2/epoch-0003"`` is the checkpoint of that epoch."""
     nth: int = 1
-    """Strike at the nth such call."""
+    """Kill at the nth such call."""
     when: Literal["before", "amid", "after"] = "before"
-    """`before`: an epoch was trained and its checkpoint was not begun; `amid`: a temporary file is left, half full;
-    `after`: the checkpoint is whole and nobody was told."""
+    """`before`: the file is not written; `amid`: a temporary file is left with half of the data; `after`: the file is
+    written, and nothing after it is done."""
     call: Literal["write", "remove"] = "write"
 
     def due(self, call: str, name: str) -> bool:
-        """Count this call; whether it is the one to strike at."""
+        """Count this call; return whether to kill at it."""
         if call != self.call or not re.search(self.name, name):
             return False
         key = re.sub(r"\W+", "-", f"{self.call}-{self.name}-{self.when}-{self.nth}")
@@ -143,7 +143,7 @@ class Kill:
 
 
 class KillingFolder:
-    """A `Folder` in which `kills` are due."""
+    """A `Folder` whose calls `kills` apply to."""
 
     def __init__(self, folder: Folder, *kills: Kill) -> None:
         self._folder, self._kills = folder, kills
@@ -152,16 +152,16 @@ class KillingFolder:
         return getattr(self._folder, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the file, unless the process is killed for it."""
+        """Write the file, or be killed at it."""
         _strike(self._kills, self._folder, name, data)
 
     def remove(self, name: str) -> None:
-        """Remove the file, unless the process is killed for it."""
+        """Remove the file, or be killed at it."""
         _strike(self._kills, self._folder, name, None)
 
 
 def _strike(kills: Iterable[Kill], folder: Folder, name: str, data: bytes | None) -> None:
-    """Write `data` to a file, or remove it for None, and die where one of `kills` is due."""
+    """Write `data` to a file, or remove the file for None; kill this process if one of `kills` is due."""
     call = "remove" if data is None else "write"
     when = {kill.when for kill in kills if kill.due(call, name)}
     if "before" in when:
@@ -196,12 +196,12 @@ def _remove(folder: Folder, name: str) -> None:
     (_REMOVE(folder, name) if isinstance(folder, LocalFolder) else folder.remove(name))
 
 
-# Kept, for `arm` puts others in their place.
+# The originals, which `arm` replaces.
 _WRITE, _REMOVE = LocalFolder.write, LocalFolder.remove
 
 
 def arm(*kills: Kill) -> None:
-    """Have `kills` due in every local folder of this process, for good."""
+    """Apply `kills` to every local folder of this process, until it ends."""
 
     def write(self: LocalFolder, name: str, data: bytes) -> None:
         _strike(kills, self, name, data)
@@ -216,31 +216,32 @@ def arm(*kills: Kill) -> None:
 
 
 class Killed(BaseException):
-    """This process has died here: what handles errors must not handle it."""
+    """The simulated death of this process; a BaseException, so that error handlers do not catch it."""
 
 
 class FailingFolder:
-    """A `Folder` of which certain operations fail.
+    """A `Folder` some of whose operations fail.
 
     Parameters
     ----------
     folder
-        Where the files are.
+        Folder of the files.
     at
-        Which operation fails first, counted from 0.
+        Number of the first operation that fails, from 0.
     times
-        How many fail; None for all from there on.
+        Number of operations that fail; None for all from there on.
     error
-        What they raise: an OSError is a storage that fails, `Killed` the end of this process.
+        Error that they raise: an OSError is a storage that fails, `Killed` the death of this process.
     when
-        `before`: nothing was done; `after`: it was, and the answer was lost. The dead do nothing any more.
+        `before`: the operation is not done; `after`: it is done, and its answer is lost. Nothing is done after
+        `Killed`.
     calls
-        The operations that count, and fail.
+        Operations that count and fail.
 
     Attributes
     ----------
     count
-        Operations so far.
+        Number of operations so far.
     """
 
     def __init__(
@@ -278,15 +279,15 @@ class FailingFolder:
         return bytes(self._do("read", name))
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name, or fail."""
+        """Return whether there is a file of this name, or fail."""
         return bool(self._do("exists", name))
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of all files below `prefix`, or fail."""
+        """Return the names of all files below `prefix`, or fail."""
         return list(self._do("names", prefix))
 
     def partial_files(self) -> list[str]:
-        """Names of temporary files."""
+        """Return the names of temporary files."""
         return self.folder.partial_files()
 
     def remove(self, name: str) -> None:
@@ -294,7 +295,7 @@ class FailingFolder:
         self._do("remove", name)
 
 
-# ---- Into processes that others start --------------------------------------------------------------------------------
+# ---- Code in processes that Ray starts -------------------------------------------------------------------------------
 
 _HOOK = """\
 import importlib.abc, importlib.machinery, json, os, sys
@@ -334,19 +335,19 @@ sys.meta_path.insert(0, After())
 class Hooks:
     """Python code that runs after a module is imported, in every process that inherits an environment.
 
-    Ray starts the processes of a sweep; this reaches into them, and nothing in raypipe knows of it. It works by a
-    ``sitecustomize.py``, which the interpreter imports when it starts. The code is read when a module is imported: a
-    cluster that is up already gets what is set for the next sweep, as every sweep has processes of its own.
+    Ray starts the processes of a sweep. This injects code into them by a ``sitecustomize.py``, which the interpreter
+    imports when it starts. The code is read when a module is imported. So a cluster that already runs uses what is set
+    for the next sweep, since every sweep has its own processes.
 
     Parameters
     ----------
     folder
-        Where the files are written.
+        Folder to which the files are written.
 
     Attributes
     ----------
     env
-        The environment variables that the first process must have.
+        Environment variables that the first process must have.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -356,11 +357,11 @@ class Hooks:
         self.env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
     def set(self, after: Mapping[str, str]) -> None:
-        """Have this source run, by the module's name; it sees the module as ``module``. See `arming`."""
+        """Set the code to run after each module, by the module's name; it sees the module as ``module``."""
         write_atomic(self._table, lambda file: file.write(json.dumps(dict(after)).encode()))
 
     def clear(self) -> None:
-        """Have nothing run any more."""
+        """Set no code to run."""
         self._table.unlink(missing_ok=True)
 
 
@@ -372,5 +373,5 @@ def inject(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
 
 
 def arming(*kills: Kill) -> dict[str, str]:
-    """For `inject`: `arm` in every process."""
+    """Return code for `inject` that calls `arm` in every process."""
     return {"raypipe.storage.files": f"import tests.support.faults as t; t.arm({', '.join(f't.{k!r}' for k in kills)})"}

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions of members that are made up, with known errors."""
+"""Invented out-of-fold predictions of members, with known errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from raypipe.ensembles.oof import MemberPredictions
 
 
 def values(predictions_MN, y, variances=None, subjects=20) -> MemberPredictions:
+    """Return members of a regression with these predictions (M, N) and targets (N,)."""
     n = len(y)
     names = np.repeat([f"s{k:02d}" for k in range(subjects)], -(-n // subjects))[:n]
     predictions = np.asarray(predictions_MN, dtype=np.float32).astype(float)[:, :, None]
@@ -19,7 +20,7 @@ def values(predictions_MN, y, variances=None, subjects=20) -> MemberPredictions:
 
 
 def classes(seed=0, n=1200, sharpness=(2.0, 2.0, 2.0)) -> MemberPredictions:
-    """Members whose logits are noisy copies of the truth's; the last exaggerates."""
+    """Return members of a classification whose logits are noisy copies of the true ones, scaled by `sharpness`."""
     rng = np.random.default_rng(seed)
     truth_N = rng.normal(size=n)
     y = (rng.random(n) < 1 / (1 + np.exp(-2 * truth_N))).astype(np.int64)
@@ -34,6 +35,7 @@ def classes(seed=0, n=1200, sharpness=(2.0, 2.0, 2.0)) -> MemberPredictions:
 
 
 def independent(spreads, n=8_000, seed=0) -> tuple[MemberPredictions, float]:
+    """Return members with independent errors of these standard deviations, and `best_error` of them."""
     rng = np.random.default_rng(seed)
     y = rng.normal(size=n)
     members = values([y + s * rng.normal(size=n) for s in spreads], y)
@@ -41,12 +43,12 @@ def independent(spreads, n=8_000, seed=0) -> tuple[MemberPredictions, float]:
 
 
 def best_error(members: MemberPredictions, variances_MN) -> float:
-    """Mean squared error, on these very samples, of the best unbiased weights there are: inverse variances."""
+    """Return the mean squared error on these samples of the best unbiased weights, which are inverse variances."""
     weights_MN = np.broadcast_to(1.0 / variances_MN, members.predictions.shape[:2])
     mixed_N = (weights_MN * members.predictions[:, :, 0]).sum(0) / weights_MN.sum(0)
     return float(np.mean((mixed_N - members.targets) ** 2))
 
 
 def mse(members: MemberPredictions, name: str) -> float:
-    """Mean squared error on subjects that the method was not fitted on."""
+    """Return the mean squared error on subjects that the method was not fitted on."""
     return float(np.mean((cross_predict(METHODS[name].fit, members, OUTER_GROUPS)[:, 0] - members.targets) ** 2))

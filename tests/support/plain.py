@@ -1,4 +1,4 @@
-"""A sweep without Ray: the numbers that every other must have, whatever is killed meanwhile."""
+"""A sweep without Ray. Every other sweep must give its numbers, whichever processes are killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain_sweep(space: Path, data: Path, where: Path, *, trials: int, folds: int
     run = open_run(load_space(space), windows, str(where), SweepOptions(trials=trials, folds=folds))
     queue = StudyQueue(run, windows, open_journal(run), trials=trials)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker's: it decides on how sums are rounded
+    torch.set_num_threads(1)  # as in a worker: sums are rounded by the number of threads
     try:
         while (number := queue.next()) is not None:
             run_trial(run, windows, number)

@@ -1,4 +1,4 @@
-"""Programs that tests need beside Python. Where one is missing, its tests are skipped, and in CI they fail."""
+"""Programs that tests need beside Python. If one is missing, its tests are skipped; in CI they fail."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SKIPS = "RAYPIPE_TEST_SKIPS"
 
 
 def need_program(name: str, install: str, found: str | None = None) -> str:
-    """Return the path of a program; skip the test where there is none.
+    """Return the path of a program; skip the test if it is missing.
 
     Parameters
     ----------
     name
-        Of the program.
+        Name of the program.
     install
         The command that installs it, such as ``apt-get install redis-server``.
     found
-        Its path, where it may have several names or stand off the PATH.
+        Its path, for a program that has several names or is not on the PATH.
     """
     path = found or shutil.which(name)
     if path is None:
@@ -33,7 +33,7 @@ def need_program(name: str, install: str, found: str | None = None) -> str:
 
 
 def missing_program(name: str, install: str) -> NoReturn:
-    """Skip the test for want of a program; fail in CI (``CI=true``), where what is skipped would prove nothing."""
+    """Skip the test because a program is missing; in CI (``CI=true``), where a skip proves nothing, fail."""
     reason = f"{MARK}{name}; {install}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)

@@ -25,7 +25,7 @@ ACTORS = {
 LASTING = ("_AutoscalingCoordinatorActor",)
 """Actors of the cluster and not of a sweep: this one passes requests for machines on to an autoscaler."""
 NO_PREEMPTION = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Saves an actor of every worker group, which has nothing to see here; `tests/cluster` has it."""
+"""Leaves out an actor of every worker group that does nothing here; `tests/cluster` runs with it."""
 AGENTS_END_SECONDS = 150.0
 """Ray's agents take up to a minute to notice that their raylet is gone."""
 NODE_START_SECONDS = 120.0
@@ -46,7 +46,7 @@ class OwnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for Ray's agents; fails where one has outlived its sweep for good."""
+        """Wait for Ray's agents to end; fail if one does not."""
         try:
             left = lambda: any(driver.orphans() for driver in self._drivers)  # noqa: E731
             wait_until(lambda: not left(), "Ray's agents to end", AGENTS_END_SECONDS)
@@ -59,7 +59,7 @@ class OwnRay:
         return self._drivers[-1]
 
     def end(self) -> None:
-        """End the drivers, and all that they have started."""
+        """End the drivers and all their processes."""
         for driver in self._drivers:
             driver.end()
 
@@ -68,7 +68,7 @@ class OwnRay:
         return sorted(self._drivers[-1].named(*ACTORS[victim]))
 
     def settle(self) -> None:
-        """Wait until nothing of the drivers is left but agents, which have until the end of the block."""
+        """Wait until only Ray's agents are left of the drivers; these have until the end of the block."""
         left = lambda: any(driver.orphans(agents=False) for driver in self._drivers)  # noqa: E731
         wait_until(lambda: not left(), "all processes of the sweep to end")
 
@@ -79,19 +79,19 @@ class SharedRay:
     Parameters
     ----------
     folder
-        For its hooks.
+        Folder of its hooks.
     cpus
         Cores of each node, the head first.
     store
-        Where its control store (GCS) is kept, so that it can be killed and started again: RocksDB, which is a folder,
-        or a Redis server of its own. None keeps it nowhere.
+        Where its control store (GCS) is stored, so that it can be killed and started again: RocksDB, which is a
+        folder, or a Redis server of its own. None does not store it.
     env
         More environment variables for Ray's processes and the drivers.
 
     Attributes
     ----------
     hooks
-        What is injected into the processes of the next sweep.
+        Code that is injected into the processes of the next sweep.
     """
 
     name = "nodes"
@@ -137,7 +137,7 @@ class SharedRay:
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:
-        """Set what the nodes' processes are started in. Not kept: another Ray of this process would take its store."""
+        """Set the environment in which nodes are started, in the block only: another Ray would use the same store."""
         before = dict(os.environ)
         os.environ.update(self.env | self._kept, RAY_USAGE_STATS_ENABLED="0")
         try:
@@ -157,7 +157,7 @@ class SharedRay:
             self._drivers.pop().end()
 
     def fill(self, nodes: int | None = None) -> None:
-        """Start nodes until there are so many beside the head; None: as many as at first."""
+        """Start nodes until there are `nodes` beside the head; None: as many as at first."""
         wanted = len(self._cpus) - 1 if nodes is None else nodes
         while len(self.spare) < wanted:
             self.spare.append(self.add_node(num_cpus=self._cpus[1 + len(self.spare)]))
@@ -172,7 +172,7 @@ class SharedRay:
 
     @contextlib.contextmanager
     def node(self, **resources: float) -> Iterator[None]:
-        """Have one node more for the length of a block."""
+        """Add a node for the duration of the block."""
         node = self.add_node(**resources)
         try:
             yield
@@ -180,31 +180,31 @@ class SharedRay:
             self.cluster.remove_node(node)
 
     def find(self, victim: str) -> list[int]:
-        """Return the processes of a kind; there is one sweep at a time."""
+        """Return the processes of a kind, of the one sweep that runs."""
         return sorted(ray_processes(self._processes(), *ACTORS[victim]))
 
     def _processes(self) -> set[int]:
-        """Return processes below this one, and those seen there before: one that loses its node is nobody's child."""
+        """Return the descendants of this process, now and before: a process whose node dies gets another parent."""
         self._seen |= set(descendants(os.getpid()))
         return self._seen
 
     def lose_node(self, choice: float) -> None:
-        """SIGKILL all processes of a node other than the drivers'."""
+        """Send SIGKILL to all processes of a node other than the drivers'."""
         self._processes()
         node = self.spare.pop(int(choice * len(self.spare)))
         self.cluster.remove_node(node, allow_graceful=False)
 
     def kill_store(self) -> None:
-        """SIGKILL the control store."""
+        """Send SIGKILL to the control store."""
         self.cluster.head_node.kill_gcs_server()
 
     def start_store(self) -> None:
-        """Start it again from what it has kept."""
+        """Start the control store again from what it has stored."""
         with self._environment():
             self.cluster.head_node.start_gcs_server()
 
     def settle(self) -> None:
-        """Wait until no process works and nothing is held, and start nodes for those that were lost."""
+        """Wait until no process works and no resource is in use; start nodes for those that were lost."""
         wait_until(lambda: not self.busy(), "all processes of the sweep to end")
         wait_until(lambda: not self.held(), "all resources to be given back")
         self.end()
@@ -217,7 +217,7 @@ class SharedRay:
         return [found for found in titles if found.startswith("ray::") and not found.startswith(idle)]
 
     def held(self) -> dict[str, float]:
-        """Return resources that are in use. Objects in memory do not count: Ray frees them when it likes."""
+        """Return the resources that are in use. Objects in memory do not count: Ray frees them later."""
         state = self.cluster.global_state  # needs no connection of this process, which sweeps open and close
         free = state.available_resources()
         total = {k: v for k, v in state.cluster_resources().items() if k != "object_store_memory"}
@@ -225,7 +225,7 @@ class SharedRay:
 
 
 def _with_tests(hooks: Hooks) -> dict[str, str]:
-    """Return the environment of processes in which `hooks` work, whose code may import from the tests."""
+    """Return the environment of processes that run `hooks`, whose code may import from the tests."""
     return {"PYTHONPATH": f"{hooks.env['PYTHONPATH']}{os.pathsep}{ROOT}"}
 
 

@@ -1,4 +1,4 @@
-"""Score tables of predictions that are made up."""
+"""Score tables of invented predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raypipe.ensembles.scores import EvaluationSet, RowPredictions, ScoredTask, 
 
 
 def hand_made(n_subjects, *, signal, each=5, seed=0):
-    """Subjects with one target each, and predictions that follow it or not."""
+    """Return targets, predictions and subjects (N,): one target per subject, which predictions follow by `signal`."""
     rng = np.random.default_rng(seed)
     target = rng.normal(size=n_subjects)
     y = np.repeat(target, each)
@@ -18,6 +18,7 @@ def hand_made(n_subjects, *, signal, each=5, seed=0):
 
 
 def table_of(signal, n_out):
+    """Return the score table of predictions that follow the target by `signal`, with `n_out` subjects held out."""
     y, predicted, subjects = hand_made(20 + n_out, signal=signal)
     out = subjects >= "s020"
     folds = np.repeat(np.arange(20 + n_out) % 4, 5)

@@ -1,7 +1,7 @@
-"""Sweeps without training, which show what a thousand trials cost besides it: trial actors sleep and report.
+"""Sweeps without training, to measure what a thousand trials cost besides it: trial actors sleep and report.
 
 Tune, the queue and its study, the broker, the heartbeats and the run's store are the real ones. Only workers are left
-out: the results of folds are made up, and their checkpoints are packed beforehand.
+out: the results of folds are invented, and their checkpoints are packed beforehand.
 """
 
 from __future__ import annotations
@@ -24,19 +24,25 @@ from raypipe.storage.files import read_json
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
 from raypipe.trial.failures import Failure
+from tests.support.waiting import wait_until
 
-PLAN = "simulated.json"
+PLAN_FILE = "simulated.json"
 """File in the run's folder: seconds per epoch, and the number of actors that must be up before the first trial."""
+ACTOR_CHECK_SECONDS = 1.0
+"""Seconds between two checks of an actor whether the others are up; hundreds of actors ask the broker."""
+MAX_START_SECONDS = 1800.0
+"""Seconds that hundreds of actors may take to start on two cores."""
 
 
 class SimulatedTrainable(TrialTrainable):
-    """Trial actor whose workers are a pause of `seconds`, a tenth more or less by trial and epoch."""
+    """Trial actor that sleeps `seconds` in place of its workers, a tenth more or less by trial and epoch."""
 
     def _begin_trial(self, config: dict[str, Any]) -> None:
         super()._begin_trial(config)
-        self.plan = read_json(self.run.folder, PLAN)
-        while self._actors_up() < self.plan["actors"]:
-            time.sleep(1.0)
+        self.plan = read_json(self.run.folder, PLAN_FILE)
+        if count := self.plan["actors"]:
+            all_up = lambda: self._actors_up() >= count  # noqa: E731
+            wait_until(all_up, f"{count} actors", MAX_START_SECONDS, ACTOR_CHECK_SECONDS)
 
     def _actors_up(self) -> int:
         return sum(owner is not None for owner in ray.get(self.broker.owners.remote()).values())
@@ -98,8 +104,7 @@ def prepare_simulation(
         Seconds per epoch, a tenth more or less.
     actors
         Actors that must be up before the first trial begins. Where trials are shorter than the start of an actor, Tune
-        gives waiting trials to free actors and drops those that start, again and again. On two cores it would never
-        have hundreds of actors.
+        gives waiting trials to free actors and stops those that start. On two cores it would never have hundreds.
     weights
         Number of weights in a checkpoint.
 
@@ -125,4 +130,4 @@ def prepare_simulation(
             "target": [0.0, 1.0],
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
-    write_json(run.folder, PLAN, {"seconds": seconds, "folder": str(folder), "actors": actors})
+    write_json(run.folder, PLAN_FILE, {"seconds": seconds, "folder": str(folder), "actors": actors})

@@ -1,4 +1,4 @@
-"""An S3 server; storage that fails as told: an object store in memory, a proxy before a server, a disk that dies."""
+"""An S3 server, and storage that fails on demand: an object store in memory, a proxy, and a disk."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pyarrow import fs
 from tests.support.faults import Killed
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
-"""Environment of who uses an `s3_server`; without the last, the search for keys leaves this machine."""
-
+"""Environment of clients of an `s3_server`; without the last, they look for keys on another machine."""
 
 _FOLDERS = itertools.count()
 
@@ -37,20 +36,20 @@ class Server:
     bucket: str
 
     def uri(self, path: str) -> str:
-        """URI of a bucket and a folder in it."""
+        """Return the URI of a bucket and a folder in it."""
         return f"s3://{path}?scheme=http&endpoint_override={self.host}:{self.port}&region=us-east-1"
 
     def new_folder(self) -> str:
-        """URI of a folder that nobody has used yet, of no server before this one either: they share their memory."""
+        """Return the URI of a new folder; no server before this one has used it, since servers share their memory."""
         return self.uri(f"{self.bucket}/{next(_FOLDERS)}")
 
 
 @contextlib.contextmanager
 def s3_server(host: str = "127.0.0.1") -> Iterator[Server]:
-    """Serve a bucket at an address of this machine, to whoever comes with whatever keys; this process has some."""
+    """Serve a bucket at an address of this machine, with any keys; set some in this process."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it tells of every request
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs every request
     server = ThreadedMotoServer(host, port=0, verbose=False)
     server.start()
     try:
@@ -64,7 +63,7 @@ def s3_server(host: str = "127.0.0.1") -> Iterator[Server]:
 
 
 class Clock:
-    """Time that passes only where somebody sleeps; `on_sleep` is told how often that was."""
+    """A clock that only `sleep` advances; it calls `on_sleep` with the number of sleeps so far."""
 
     def __init__(self, on_sleep: Callable[[int], object] = lambda count: None) -> None:
         self.now, self.slept, self.on_sleep = 0.0, [], on_sleep
@@ -79,16 +78,16 @@ class Clock:
 
 
 class MemoryStore:
-    """An object store, as much of a pyarrow.fs.FileSystem as `RemoteFolder` uses.
+    """An object store with those methods of a pyarrow.fs.FileSystem that `RemoteFolder` uses.
 
-    As in pyarrow's, closing a stream puts what it was given so far, whatever closes it.
+    As in pyarrow, closing a stream stores what was written so far, also after an error.
 
     Parameters
     ----------
     fault
-        Asked before every call to the server, with its number and what it is about; what it gives is raised.
+        Called before every call to the server, with its number and description; what it returns is raised.
     lost
-        The call is carried out before it fails: the answer was lost.
+        Whether a call is carried out before it fails, as if the answer were lost.
     """
 
     type_name = "s3"
@@ -158,7 +157,7 @@ class _Upload:
 
 
 class DyingFileSystem:
-    """A pyarrow.fs.FileSystem that renames, of a process that dies at its `step`-th call (from 0) that writes."""
+    """A pyarrow.fs.FileSystem with renames; the process dies at the `step`-th call (from 0) that writes."""
 
     def __init__(self, real: fs.FileSystem, step: int) -> None:
         self._real, self._steps = real, itertools.count()
@@ -198,15 +197,15 @@ class DyingFileSystem:
 
 
 class FaultyProxy:
-    """Passes TCP connections of this host on to a server of this host, or breaks them.
+    """Forward TCP connections of this host to a server of this host, or break them.
 
     Attributes
     ----------
     mode
-        ``pass``; ``reset``: connections break when something is asked; ``lost``: they break when it is answered;
-        ``stall``: nothing is answered; or an HTTP status, such as ``503 SlowDown``, with which all is answered.
+        ``pass``; ``reset``: connections break at a request; ``lost``: they break at the answer; ``stall``: there is no
+        answer; or an HTTP status, such as ``503 SlowDown``, that is the answer to every request.
     met
-        How often a fault struck.
+        Number of requests that have met a fault.
     """
 
     def __init__(self, port: int) -> None:
@@ -272,10 +271,10 @@ def _reset(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def dying_at(step: int) -> Iterator[Callable[[], int]]:
-    """Have this process die at a step, counted from 0, that `storage.files` takes on the disk; gives how many it took.
+    """Simulate the death of this process at a step of `storage.files` on the disk, from 0; yield the count of steps.
 
-    Steps are: make folders, open, write (half is written), flush to the disk, rename, remove. What `finally` would
-    do is not done: the dead remove nothing.
+    Steps are: make folders, open, write (half is written), flush to the disk, rename, remove. From that step on nothing
+    is done, so ``finally`` blocks remove nothing.
     """
     steps = itertools.count()
     taken = 0

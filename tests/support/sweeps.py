@@ -1,4 +1,4 @@
-"""Sweeps as child processes: started, watched, killed, and looked at when all is over."""
+"""Sweeps as child processes: start, watch and kill them, and read what they leave."""
 
 from __future__ import annotations
 
@@ -17,33 +17,21 @@ from raypipe import Run
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 from tests.support.faults import inject, kill, ray_processes, session, title
+from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
-# Computed one way, so that two runs can be compared to the bit; `auto` measures, and may choose either in either run.
+# Fixed, so that two runs are equal bit for bit: `auto` measures, and may choose differently in each run.
 HOW = {"stem": "fourier", "stack": "off"}
 OPTIONS = {"trials": 3, "folds": 4, "workers": 2, "prune": False, **HOW}
 FLAGS = ["--trials", 3, "--folds", 4, "--workers", 2, "--no-prune", "--stem", "fourier", "--stack", "off"]
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE = 240.0
-
-# Ray's own; without their raylet they take up to a minute to end.
 AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
-
-
-def wait_until(ready: Callable[[], object], what: str, patience: float = PATIENCE, pause: float = 0.02) -> object:
-    """Look again and again until `ready` is true, every `pause` seconds."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        found = ready()
-        if found:
-            return found
-        time.sleep(pause)  # between two looks at a condition
-    raise AssertionError(f"waited in vain for {what}")
+"""Ray's own agents; without their raylet they take up to a minute to end."""
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a server listens at a port."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
@@ -52,84 +40,84 @@ def answers(host: str, port: int) -> bool:
 
 
 class Driver:
-    """``raypipe ARGUMENTS`` as a child process with a session of its own, in which all that it starts is found."""
+    """``raypipe ARGUMENTS`` as a child process, in a session of its own by which its processes are found."""
 
     def __init__(self, *arguments: object, env: Mapping[str, str] | None = None) -> None:
-        # Not a pipe, which would stay open with whatever outlives the driver.
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # Not a pipe, which would stay open as long as any process that outlives the driver.
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.child = subprocess.Popen(
             [sys.executable, "-m", "raypipe", *map(str, arguments)],
-            stdout=self._said,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"} | dict(env or {}),
         )
 
     def processes(self) -> list[int]:
-        """Ids of what it started, and of itself; also after its end."""
+        """Return the ids of the driver and of what it has started, also after its end."""
         return session(self.child.pid)
 
     def named(self, *names: str) -> list[int]:
-        """Ids of the processes that run actors of these classes."""
+        """Return the ids of the processes that run actors of these classes."""
         return ray_processes(self.processes(), *names)
 
     def kill(self, *pids: int) -> None:
-        """SIGKILL these, or the driver itself."""
+        """Send SIGKILL to these processes; to the driver itself if none is given."""
         kill(*(pids or (self.child.pid,)))
 
-    def finish(self, timeout: float = PATIENCE) -> str:
-        """Wait for the end; what it printed."""
+    def finish(self, timeout: float = MAX_WAIT_SECONDS) -> str:
+        """Wait for the end; return what the driver has printed."""
         self.child.wait(timeout)
-        return self.said()
+        return self.output()
 
     def finish_interrupted(self) -> None:
-        """Wait for the end that a Ctrl-C brings: its status, its one line, and nothing left but Ray's agents."""
+        """Wait for the end after a Ctrl-C; check its status, its one line, and that only Ray's agents are left."""
         out = self.finish()
         assert self.child.returncode == 130, out
         assert out.endswith("raypipe: interrupted; the same command continues from here\n"), out
         assert "Traceback" not in out
         wait_until(lambda: not self.orphans(agents=False), "workers and actors to end with their driver")
 
-    def said(self) -> str:
-        """What it has printed so far."""
-        return os.pread(self._said.fileno(), 10**6, 0).decode()  # the child has this position in the file too
+    def output(self) -> str:
+        """Return what the driver has printed so far."""
+        return os.pread(self._output.fileno(), 10**6, 0).decode()  # the child has this position in the file too
 
     def orphans(self, *, agents: bool = True) -> list[str]:
-        """Titles of what outlives it; with or without Ray's own agents."""
+        """Return the titles of the processes that outlive the driver, with or without Ray's own agents."""
         left = [pid for pid in self.processes() if pid != self.child.pid]
         spared = [] if agents else ray_processes(left, *AGENTS)
         return [name for pid in left if pid not in spared and (name := title(pid))]
 
     def end(self) -> None:
-        """SIGKILL whatever is left, and wait."""
+        """Send SIGKILL to all processes that are left, and wait for the driver."""
         kill(*self.processes())
         self.child.wait()
 
 
 def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
-    """Do as `inject`, for code that imports from the tests."""
+    """Return the environment of `inject`, for code that imports from the tests."""
     return {"PYTHONPATH": f"{inject(folder, after)['PYTHONPATH']}:{ROOT}"}
 
 
 def tracing() -> dict[str, str]:
-    """For `Hooks`: every epoch that a fold begins, repeated ones too, leaves a line that `traced` reads."""
+    """Return code for `Hooks` that writes a line for every epoch a fold begins, repeated ones too; see `traced`."""
     return {"raypipe.trial.fold_runner": "import tests.support.sweeps as t; t.trace(module.FoldRunner)"}
 
 
 class Gate:
-    """Have every fold of a sweep, and pretraining, wait before an epoch until the test lets it train on.
+    """Make every fold of a sweep, and pretraining, wait before an epoch until the test opens it.
 
     Parameters
     ----------
     folder
-        By whose files the processes of the sweep and the test understand each other.
+        Folder of the files by which the test and the processes of the sweep communicate.
     epochs
-        Before which they wait.
+        Epochs before which they wait.
 
     Attributes
     ----------
     hooks
-        For `Hooks`.
+        Code for `Hooks`.
     """
 
     def __init__(self, folder: Path, *epochs: int) -> None:
@@ -142,22 +130,22 @@ class Gate:
         }
 
     def wait(self, epoch: int, over: Callable[[], object] = lambda: None) -> None:
-        """Wait until a fold waits here; fail where the sweep is `over` before."""
+        """Wait until a fold waits before an epoch; fail if the sweep is `over` before."""
         wait_until(lambda: (self._folder / f"reached-{epoch}").exists() or over(), f"a fold to begin epoch {epoch}")
         assert (self._folder / f"reached-{epoch}").exists(), f"it was over before epoch {epoch}"
 
     def open(self, epoch: int) -> None:
-        """Let the folds train this epoch."""
+        """Let the folds train an epoch."""
         (self._folder / f"open-{epoch}").touch()
 
     def shut(self) -> None:
-        """Have the folds of the next sweep wait again."""
+        """Make the folds of the next sweep wait again."""
         for file in self._folder.iterdir():
             file.unlink()
 
 
 def hold(trainer: Any, folder: str, epochs: tuple[int, ...]) -> None:
-    """Have a class of trainers wait at a `Gate`."""
+    """Make a class of trainers wait at a `Gate`."""
     step = trainer.step
 
     def gated_step(self: Any, batch: Any, n: int) -> float:
@@ -182,9 +170,9 @@ class Begun:
     """Unix time."""
 
 
-def trace(share: Any) -> None:
-    """Have `share.FoldRunner` leave a line for every epoch that a fold begins, in a file beside the run's folder."""
-    run_epoch = share._run_epoch
+def trace(runner: Any) -> None:
+    """Make `FoldRunner` write a line for every epoch that a fold begins, to a file beside the run's folder."""
+    run_epoch = runner._run_epoch
 
     def traced_epoch(self: Any, trainers: list[Any], interrupted: Any) -> Any:
         lines = [f"{self.number} {t.fold} {t.epoch + 1} {time.time()}\n" for t in trainers if not t.stopped]
@@ -193,11 +181,11 @@ def trace(share: Any) -> None:
         os.close(handle)
         return run_epoch(self, trainers, interrupted)
 
-    share._run_epoch = traced_epoch
+    runner._run_epoch = traced_epoch
 
 
 def traced(run: Path) -> list[Begun]:
-    """What `tracing` has left of a run, in order."""
+    """Return the epochs that `tracing` has recorded for a run, in order."""
     path = Path(f"{run}.begun")
     rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return [Begun(int(number), int(fold), int(epoch), float(at)) for number, fold, epoch, at in rows]
@@ -217,7 +205,7 @@ def starts_of(run: Path | str, worker: str, number: int = 0) -> int:
 
 
 def numbers(run: Run) -> dict[int, Any]:
-    """Everything that must be the same: configurations, scores of every epoch, out-of-fold predictions."""
+    """Return all that must be equal: configurations, scores of every epoch, out-of-fold predictions."""
     store = run.store
     return {
         n: (store.config(n), [e.score for e in store.history(n)], store.oof(n).predictions.tolist())
@@ -226,7 +214,7 @@ def numbers(run: Run) -> dict[int, Any]:
 
 
 def study_of(run: Run) -> Any:
-    """The Optuna study of a local run."""
+    """Return the Optuna study of a local run."""
     import optuna
 
     storage = optuna.storages.JournalStorage(

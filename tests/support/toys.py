@@ -1,4 +1,4 @@
-"""Small stand-ins that tests share: windows in memory with a known answer, and runs made of them."""
+"""Toy windows in memory with a known answer, and runs made from them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ToyWindows:
 def make_run(
     where: Path | str, windows: ToyWindows | WindowStore, *, n_folds: int = 3, space: str = SPACE, seed: int = 0
 ) -> RunStore:
-    """A run on toy windows."""
+    """Create a run on toy windows."""
     folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=n_folds, seed=seed)
     source = SearchSpace(space, "toy.py")
     info = RunInfo(
@@ -124,29 +124,29 @@ def make_run(
 
 
 def tiny(**changes) -> TrialConfig:
-    """A configuration that trains in well under a second; ``tiny(sam__name="sam")``."""
+    """Return a configuration that trains in well under a second; ``tiny(sam__name="sam")``."""
     return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
 
 
 def fold_trainer(
     config: TrialConfig, windows: ToyWindows | WindowLoader, train, validation, *, fold, **options
 ) -> SupervisedTrainer:
-    """A trainer of one fold, on the CPU."""
+    """Return a trainer of one fold, on the CPU."""
     loader = windows if isinstance(windows, WindowLoader) else WindowLoader(windows)
     return SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=fold), **options)
 
 
 def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **how: bool) -> None:
-    """Train a trial in this process and cut it off in the midst of the epoch after `epochs`, which are reported.
+    """Train a trial in this process; interrupt it in the epoch after `epochs`, all of which are reported.
 
-    Not by a look at the history: another thread writes it, as soon as the disk lets it, while epochs are trained.
+    The history cannot show when to interrupt: another thread writes it while epochs are trained.
     """
 
     def cut(run_epoch):
         def run_epoch_or_a_batch(self, interrupted=lambda: False):
             trainer = self.trainers[0] if isinstance(self, StackedTrainer) else self
-            looks = itertools.chain([False], itertools.repeat(True))
-            return run_epoch(self, (lambda: next(looks)) if trainer.epoch == epochs else interrupted)
+            answers = itertools.chain([False], itertools.repeat(True))
+            return run_epoch(self, (lambda: next(answers)) if trainer.epoch == epochs else interrupted)
 
         return run_epoch_or_a_batch
 
@@ -159,7 +159,7 @@ def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **ho
 
 
 def add_ended(run: RunStore, number: int, score: float, state: str = "complete", epochs: int = 4, **params) -> None:
-    """A trial that is said to have been trained: its configuration, history and end."""
+    """Write the records of a trial that was not trained: its configuration, history and result."""
     run.add_trial(number, tiny(**params))
     begun = run.started(number)
     history = [
@@ -172,7 +172,7 @@ def add_ended(run: RunStore, number: int, score: float, state: str = "complete",
 
 
 def write_store(path: Path, toy: ToyWindows) -> Path:
-    """The toy windows as a store on disk, for workers in other processes."""
+    """Write toy windows as a store on disk, for workers in other processes."""
     names = tuple(toy.channels)
     asked = {"task": "toy", "sfreq": None, "band": None, "channels": None, "window": None, "crop": None}
     settings = Settings(**asked, stride=None, tmin=None, dtype="float32")
