@@ -17,8 +17,9 @@ from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, TRIALS, Strike
 from tests.support.faults import kill
 from tests.support.plain import plain_sweep
 from tests.support.rays import OwnRay, SharedRay
-from tests.support.sweeps import Driver, traced, tracing, wait_until
+from tests.support.sweeps import Driver, traced, tracing
 from tests.support.toys import ToyWindows, write_store
+from tests.support.waiting import wait_until
 
 ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
 CREATE, TELL = 4, 6

@@ -7,7 +7,8 @@ import pytest
 from tests.chaos.plan import FLAGS
 from tests.chaos.play import ENV, HOOKS, differences
 from tests.support.rays import SharedRay
-from tests.support.sweeps import Gate, epochs_of, starts_of, wait_until
+from tests.support.sweeps import Gate, epochs_of, starts_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,8 @@ import pytest
 from tests.cluster.config import of_hosts
 from tests.support.faults import descendants, kill, session, title
 from tests.support.programs import missing_program, need_program
-from tests.support.sweeps import Driver, answers, wait_until
+from tests.support.sweeps import Driver, answers
+from tests.support.waiting import wait_until
 
 GATEWAY = "10.77.0.254"
 """This machine, as the hosts see it."""

@@ -14,8 +14,9 @@ from raypipe.storage.trial_log import read_log
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, need_hosts
 from tests.support.plain import plain_sweep
 from tests.support.storage import KEYS, s3_server
-from tests.support.sweeps import FLAGS, Driver, Gate, epochs_of, injected, numbers, starts_of, wait_until
+from tests.support.sweeps import FLAGS, Driver, Gate, epochs_of, injected, numbers, starts_of
 from tests.support.toys import SPACE, ToyWindows, write_store
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(1500)]
 

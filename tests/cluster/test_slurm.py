@@ -9,8 +9,9 @@ from tests.cluster.config import ROOT
 from tests.cluster.hosts import BIN, GATEWAY, Hosts, need_hosts
 from tests.support.plain import plain_sweep
 from tests.support.storage import KEYS, s3_server
-from tests.support.sweeps import FLAGS, MAX_WAIT_SECONDS, numbers, wait_until
+from tests.support.sweeps import FLAGS, numbers
 from tests.support.toys import SPACE, ToyWindows, write_store
+from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -29,7 +29,8 @@ from raypipe.core.errors import UserError
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import read_retry
 from tests.support.callbacks import Recorder
-from tests.support.sweeps import FLAGS, Gate, epochs_of, numbers, study_of, wait_until
+from tests.support.sweeps import FLAGS, Gate, epochs_of, numbers, study_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

@@ -13,8 +13,9 @@ from raypipe import sweep
 from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.search.pretrain import pretrain, resume
 from tests.support.faults import Kill, arming
-from tests.support.sweeps import Gate, wait_until
+from tests.support.sweeps import Gate
 from tests.support.toys import ToyWindows, write_store
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

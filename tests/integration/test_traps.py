@@ -20,7 +20,8 @@ from tests.support.callbacks import Recorder
 from tests.support.faults import title, truncate
 from tests.support.process import process_state
 from tests.support.rays import OwnRay
-from tests.support.sweeps import FLAGS, OPTIONS, Gate, epochs_of, numbers, study_of, wait_until
+from tests.support.sweeps import FLAGS, OPTIONS, Gate, epochs_of, numbers, study_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 

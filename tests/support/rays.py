@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from tests.support.faults import Hooks, descendants, ray_processes, title
 from tests.support.programs import need_program
-from tests.support.sweeps import AGENTS, ROOT, Driver, answers, wait_until
+from tests.support.sweeps import AGENTS, ROOT, Driver, answers
+from tests.support.waiting import wait_until
 
 ACTORS = {
     "worker": ("RayTrainWorker",),
