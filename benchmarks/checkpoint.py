@@ -1,9 +1,9 @@
-"""What a checkpoint of every fold after every epoch costs an epoch.
+"""Measure the time that checkpoints of every fold add to an epoch.
 
     python benchmarks/checkpoint.py                  # 4 folds of 2,000 training windows 129 x 200, SAM, one thread
 
-The same trial in one process, epoch by epoch in turns: written (a whole state a fold, with its digest, flushed to the
-disk, by another thread while the next epoch is trained) and not written.
+The same trial is trained in one process, in turns with and without checkpoints. A checkpoint is the whole state of a
+fold with its digest, flushed to the disk by another thread while the next epoch is trained.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.toys import make_run
 
 
 def epochs_of(runner: FoldRunner, count: int) -> list[float]:
-    """Seconds from one report to the next; all but the first, which the start is in."""
+    """Return the seconds from each report to the next; the first report, which includes the start, is left out."""
     seen: list[float] = []
 
     def report(epoch: int, outcomes: object) -> Reply:
@@ -69,7 +69,7 @@ def main() -> None:
     for way, seconds in found.items():
         print(f"an epoch of {args.folds} folds, checkpoints {way:12}{statistics.median(seconds):8.3f} s")
     cost = statistics.median(found["written"]) / statistics.median(found["not written"]) - 1
-    print(f"cost of a checkpoint: {cost:.1%} of an epoch ({size:.0f} MiB lay there at the end)")
+    print(f"cost of a checkpoint: {cost:.1%} of an epoch ({size:.0f} MiB on the disk at the end)")
 
 
 if __name__ == "__main__":

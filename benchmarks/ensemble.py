@@ -1,4 +1,4 @@
-"""Inference of an ensemble: one stacked pass against a Python loop over the same networks, on one thread.
+"""Compare one stacked pass of an ensemble with a Python loop over the same networks, on one thread.
 
     python benchmarks/ensemble.py [MEMBERS]
 
@@ -27,19 +27,19 @@ def module(n_members: int, **model: object) -> EnsembleModule:
     return EnsembleModule(SHAPE | {"members": members}).eval().requires_grad_(False)
 
 
-def looped(made: EnsembleModule, x_BCT: torch.Tensor) -> torch.Tensor:
-    return torch.stack([network(x_BCT) for network in made.members]).mean(0)
+def looped(ensemble: EnsembleModule, x_BCT: torch.Tensor) -> torch.Tensor:
+    return torch.stack([network(x_BCT) for network in ensemble.members]).mean(0)
 
 
-def measure(made: EnsembleModule, batch: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a call: the module's own, and the loop's."""
+def measure(ensemble: EnsembleModule, batch: int, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of a call of the module, and of the loop."""
     x_BCT = torch.randn(batch, 129, 200)
     own, loop = [], []
     for call in range(repeats + 1):
         start = time.perf_counter()
-        a = made(x_BCT)
+        a = ensemble(x_BCT)
         middle = time.perf_counter()
-        b = looped(made, x_BCT)
+        b = looped(ensemble, x_BCT)
         if call:  # the first one makes the stacks and warms up
             own.append(middle - start)
             loop.append(time.perf_counter() - middle)
@@ -53,9 +53,9 @@ def main() -> None:
     torch.manual_seed(0)
     n_members = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     for name, model in (("the paper's depth, 6", {}), ("depth 1", {"depth": 1, "hidden": 32})):
-        made = module(n_members, **model)
-        own, loop = measure(made, 1, REPEATS)
-        large, large_loop = measure(made, 256, 1)
+        ensemble = module(n_members, **model)
+        own, loop = measure(ensemble, 1, REPEATS)
+        large, large_loop = measure(ensemble, 256, 1)
         print(
             f"{name}: {n_members} members, batch 1: {1e3 * own:.1f} ms against {1e3 * loop:.1f} ms in a loop "
             f"({loop / own:.1f}x); batch 256: {256 / large:.0f} windows/s against {256 / large_loop:.0f}"

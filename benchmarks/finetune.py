@@ -1,11 +1,11 @@
-"""What pretraining is worth: rest or arithmetic (eegmat) with a fifth of the labels, on people nobody has learnt from.
+"""Measure the gain by pretraining: rest or arithmetic (eegmat) with a fifth of the labels, on new subjects.
 
-For each seed, the subjects are dealt into folds; for each fold, an encoder is pretrained on all recordings of the
-others and then trained on the labels of a fifth of them, and the fold's subjects are predicted. All fine-tuning takes
-the same number of steps on the same windows. A probe is logistic regression on frozen features; that of an untrained
-network is its control. Scores are AUCs over all folds' predictions together, the mean of the seeds; intervals are
-bootstrapped over subjects, and "to scratch" is the paired difference. Rows are printed after every seed, so it may be
-stopped.
+For each seed, the subjects are split into folds. For each fold, an encoder is pretrained on all recordings of the other
+subjects and fine-tuned on the labels of a fifth of them, and the fold's subjects are predicted. All fine-tuning takes
+the same number of steps on the same windows. A probe is logistic regression on frozen features, with an untrained
+network as its control. Scores are AUCs over the predictions of all folds together, averaged over seeds. Intervals are
+bootstraps over subjects, and "to scratch" is the paired difference to training from scratch. Rows are printed after
+every seed, so that the script may be stopped.
 
     raypipe prepare ../shared/data/eegmat_bids --task bids-task:rest,arithmetic --window 4 --out eegmat
     python benchmarks/finetune.py eegmat
@@ -39,23 +39,23 @@ SHARE = 0.2
 SHAPE = {"model/filters": 32, "model/heads": 4, "model/depth": 2, "model/patch": 100}
 NETWORKS = {"ViT": "vit", "Conformer": "conformer"}
 KINDS = {"ViT": ("mae", "simclr"), "Conformer": ("simclr",)}
-"""What each network is pretrained by."""
+"""Objectives that each network is pretrained with."""
 WAYS = {
     "full": {},
     "LoRA": {"init/tune": "lora"},
     "frozen": {"init/tune": "frozen"},
 }
-"""Ways of fine-tuning; those other than `full` are tried on the ViT that MAE has pretrained."""
+"""Ways of fine-tuning; all but `full` are tried only on the ViT that was pretrained with MAE."""
 Index = NDArray[np.int64]
 
 
 def area(y: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    """AUC of scores of the second class."""
+    """Return the AUC of scores of the second class."""
     return auc(y, np.stack((-scores, scores), 1))
 
 
 class Table:
-    """Predictions of every row, and what they cost."""
+    """Predictions of every row, and their time."""
 
     def __init__(self, windows: WindowStore, bootstraps: int = 200) -> None:
         self.windows = windows
@@ -67,12 +67,12 @@ class Table:
         draws = [rng.choice(subjects, len(subjects)) for _ in range(bootstraps)]
         self._samples = [np.concatenate([rows[s] for s in draw]) for draw in draws]
 
-    def add(self, name: str, seed: int, index: Index, chance: NDArray[np.float32]) -> None:
-        """Record the chance of the second class for windows of a fold."""
+    def add(self, name: str, seed: int, index: Index, probability: NDArray[np.float32]) -> None:
+        """Record the probability of the second class for windows of a fold."""
         kept = self._predictions[name]
         if len(kept) <= seed:
             kept.append(np.full(len(self.windows), np.nan))
-        kept[seed][index] = chance
+        kept[seed][index] = probability
 
     def timed(self, name: str, work: Callable[..., object], *arguments: object) -> None:
         start = time.perf_counter()
@@ -80,7 +80,7 @@ class Table:
         self.seconds[name] += time.perf_counter() - start
 
     def _scores(self, name: str) -> NDArray[np.float64]:
-        """Mean AUC of the seeds for all subjects, then for each bootstrap sample of them."""
+        """Return the mean AUC over seeds for all subjects, then for each bootstrap sample of them."""
         whole = np.arange(len(self.windows))
         y, seeds = self.windows.targets, self._predictions[name]
         return np.array([np.mean([area(y[i], p[i]) for p in seeds]) for i in [whole, *self._samples]])
@@ -101,7 +101,7 @@ class Table:
 
 
 def fifth(windows: WindowStore, train: Index, seed: int, fold: int) -> Index:
-    """Windows of a fifth of the training subjects."""
+    """Return the windows of a fifth of the training subjects."""
     subjects = np.unique(windows.subjects[train])
     rng = np.random.default_rng(derive_seed("labels", seed, fold))
     chosen = rng.choice(subjects, max(2, round(SHARE * len(subjects))), replace=False)
@@ -109,21 +109,21 @@ def fifth(windows: WindowStore, train: Index, seed: int, fold: int) -> Index:
 
 
 def one_fold(
-    args: argparse.Namespace, feed: WindowLoader, table: Table, seed: int, fold: int, train: Index, out: Index
+    args: argparse.Namespace, loader: WindowLoader, table: Table, seed: int, fold: int, train: Index, out: Index
 ) -> None:
-    windows, labelled = feed.windows, fifth(feed.windows, train, seed, fold)
+    windows, labelled = loader.windows, fifth(loader.windows, train, seed, fold)
     steps = max(1, len(labelled) // args.batch)
 
     def tune(name: str, config: dict[str, object], encoder: dict[str, torch.Tensor] | None) -> None:
         parsed = parse_config(config)
-        trainer = SupervisedTrainer(parsed, FoldData(parsed, feed, labelled, out[:1], fold=fold), encoder=encoder)
+        trainer = SupervisedTrainer(parsed, FoldData(parsed, loader, labelled, out[:1], fold=fold), encoder=encoder)
         for _ in range(trainer.config.epochs):
             trainer.run_epoch()
         table.add(name, seed, out, trainer.predict(out)[:, 1])
 
     def probe(name: str, network: Encoder) -> None:
-        weight, bias = fit_probe(features(network, feed, labelled), windows.targets[labelled], 2)
-        raw = features(network, feed, out) @ weight.numpy().T + bias.numpy()
+        weight, bias = fit_probe(features(network, loader, labelled), windows.targets[labelled], 2)
+        raw = features(network, loader, out) @ weight.numpy().T + bias.numpy()
         table.add(name, seed, out, raw[:, 1] - raw[:, 0])
 
     def pretrain(name: str, pretrainer: Pretrainer) -> None:
@@ -138,9 +138,9 @@ def one_fold(
             table.timed(f"{network}, untrained, probe", probe, make_encoder(parse_config(common), windows))
         start = {"init/name": "pretrained", "init/layer_decay": args.layer_decay}
         for kind in kinds:
-            asked = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
-            asked |= {"pretrain/time_shift": True} if kind == "simclr" else {}
-            pretrainer = Pretrainer(parse_config(asked), feed, train, part=fold)
+            pretraining = common | {"pretrain/name": kind, "epochs": args.epochs, "optim/lr": 1e-3}
+            pretraining |= {"pretrain/time_shift": True} if kind == "simclr" else {}
+            pretrainer = Pretrainer(parse_config(pretraining), loader, train, part=fold)
             own = f"{network}, {kind}"
             table.timed(f"{own}, pretraining", pretrain, pretrainer)
             table.timed(f"{own}, probe", probe, pretrainer.encoder)
@@ -154,18 +154,18 @@ def main() -> None:
     parser.add_argument("store")
     for name, value in {"seeds": 3, "folds": 2, "epochs": 6, "steps": 60, "batch": 32, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of all fine-tuning")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of all fine-tuning")
     parser.add_argument("--layer-decay", type=float, default=0.75)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     windows = WindowStore(args.store)
-    feed, table = WindowLoader(windows), Table(windows)
+    loader, table = WindowLoader(windows), Table(windows)
     print(where_and_when(), flush=True)
     for seed in range(args.seeds):
-        deal = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)
-        for fold, (train, out) in enumerate(deal.split(windows.targets, windows.targets, windows.subjects)):
-            one_fold(args, feed, table, seed, fold, train, out)
+        splitter = StratifiedGroupKFold(args.folds, shuffle=True, random_state=seed)
+        for fold, (train, out) in enumerate(splitter.split(windows.targets, windows.targets, windows.subjects)):
+            one_fold(args, loader, table, seed, fold, train, out)
         print(f"\n{seed + 1} seed(s)\n{table}", flush=True)
         for own in (f"{network}, {kind}" for network, kinds in KINDS.items() for kind in kinds):
             print(f"{own}: {table.seconds[f'{own}, pretraining']:.0f} s of pretraining", flush=True)

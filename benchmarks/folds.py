@@ -1,12 +1,12 @@
-"""Five folds, an epoch each: stacked, one by one, and a plain PyTorch loop with braindecode's network.
+"""Time an epoch of five folds: stacked, one by one, and in a plain PyTorch loop with braindecode's network.
 
     python benchmarks/folds.py                       # 5 folds of 2,000 training windows, one thread
     python benchmarks/folds.py --device cuda         # the same on a GPU
 
-Everybody trains every fold with SAM and predicts its validation windows at the end of the epoch, in one process. The
-plain loop is a DataLoader over tensors in memory, shuffled, windows normalised beforehand; it is timed over its first
-`--peer-folds` folds (they all cost the same) and multiplied up. `the same, raypipe's network` is that loop with our
-Conformer in it: what the network gives is so told apart from what the fold loop gives.
+All train every fold with SAM and predict its validation windows at the end of the epoch, in one process. The plain loop
+is a DataLoader over tensors in memory, shuffled, with windows normalised beforehand. It is timed over its first
+`--peer-folds` folds, and the time is scaled to all folds, which cost the same. `the same, raypipe's network` is that
+loop with raypipe's Conformer: it separates the effect of the network from that of the fold loop.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> To
     return toy
 
 
-def trainers(run: RunStore, feed: WindowLoader, config: TrialConfig) -> list[SupervisedTrainer]:
-    splits = [run.folds.split(feed.windows.subjects, fold) for fold in range(run.folds.n_folds)]
-    return [fold_trainer(config, feed, *split, fold=fold) for fold, split in enumerate(splits)]
+def trainers(run: RunStore, loader: WindowLoader, config: TrialConfig) -> list[SupervisedTrainer]:
+    splits = [run.folds.split(loader.windows.subjects, fold) for fold in range(run.folds.n_folds)]
+    return [fold_trainer(config, loader, *split, fold=fold) for fold, split in enumerate(splits)]
 
 
 def plain_epoch(
     build: Callable[[int, int], torch.nn.Module], toy: ToyWindows, run: RunStore, config: TrialConfig, device: str
 ) -> Callable[[int], None]:
-    """An epoch of one fold, as a careful person's script does it."""
+    """Return a function that trains an epoch of one fold, as a careful script does."""
     x_NCT = normalise(torch.from_numpy(toy.x), "channel")
     y_N1 = torch.from_numpy(toy.targets)[:, None]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -118,15 +118,15 @@ def main() -> None:
     print(f"{args.folds} folds of {args.windows} training windows {args.channels} x {args.samples}, batch {args.batch}")
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder) / "run", toy, n_folds=args.folds)
-        feed = WindowLoader(toy, args.device)  # type: ignore[arg-type]
-        alone, stack = trainers(run, feed, config), StackedTrainer(trainers(run, feed, config))
+        loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
+        alone, stack = trainers(run, loader, config), StackedTrainer(trainers(run, loader, config))
         plain = {
             "plain loop, braindecode's network": plain_epoch(peers.conformer, toy, run, config, args.device),
             "the same, raypipe's network": plain_epoch(
                 lambda channels, samples: Conformer(channels, samples, 1, norm="none"), toy, run, config, args.device
             ),
         }
-        if args.device == "cuda":  # not for what is first done there
+        if args.device == "cuda":  # warm-up
             stack.run_epoch()
             for trainer in alone:
                 trainer.run_epoch()

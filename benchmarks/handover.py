@@ -1,9 +1,9 @@
-"""Where the time of a sweep goes outside training: start-up, and from one trial to the next on a warm worker group.
+"""Measure the time of a sweep outside training: start-up, and from one trial to the next on a warm worker group.
 
     python benchmarks/handover.py            # toy windows, 8 trials of 2 folds, 2 workers
 
-Prints, in one run: seconds from the call to the first epoch of all folds; from a trial's end to the next trial's first
-epoch, less the time that this epoch trained (the handover); and the share of the sweep's wall time in which trials ran.
+Prints the seconds from the call to the first epoch of all folds; the handover, from a trial's end to the next trial's
+first epoch without the training of that epoch; and the seconds of the whole sweep.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         write_store(folder / "store", ToyWindows(subjects=8, each=40))
         (folder / "space.py").write_text(SPACE)
         start = time.perf_counter()
-        seen = Clock(start)
+        clock = Clock(start)
         run = sweep(
             folder / "space.py",
             folder / "store",
@@ -53,12 +53,12 @@ def main() -> None:
             folds=2,
             workers=2,
             prune=False,
-            callback=seen,
+            callback=clock,
         )
         whole = time.perf_counter() - start
         first = {n: run.store.history(n)[0].seconds / 2 for n in run.trials.index}  # two workers
-    gaps = [begun - ended - first[n] for ended, (begun, n) in zip(seen.ends, seen.first_epochs[1:], strict=False)]
-    print(f"call to first epoch      {seen.first_epochs[0][0]:6.2f} s (of it training {first[0]:.2f} s)")
+    gaps = [started - ended - first[n] for ended, (started, n) in zip(clock.ends, clock.first_epochs[1:], strict=False)]
+    print(f"call to first epoch      {clock.first_epochs[0][0]:6.2f} s (of it training {first[0]:.2f} s)")
     print(f"handover, median of {len(gaps)}    {statistics.median(gaps):6.3f} s, largest {max(gaps):.3f} s")
     print(f"whole sweep              {whole:6.2f} s")
 

@@ -1,13 +1,13 @@
-"""What a second host is worth: trials an hour of a sweep on one host of one core, and on two.
+"""Measure the gain by a second host: trials an hour of a sweep on one host of one core, and on two.
 
     python benchmarks/hosts.py                   # as root, with what tests/cluster needs; ten minutes or more
 
 The hosts are those of tests/cluster: namespaces with an sshd each, `ray up`, windows and run behind s3://, a submitted
-job. Each worker host has a core of this machine; head, driver and storage take what is left of both. With `--share 0.7`
-a worker host gets no more than that of its core, alone or not, so that on two cores something is left for them: hosts
-with cores of their own share them with nobody. Twelve trials of SAM, four folds, batch 64 of 129 x 200 as in
-benchmarks/sweep.py. Told are the whole job and the part from the end of the first trial on, in which nothing starts up
-any more.
+job. Each worker host has a core of this machine; head, driver and storage use the rest of both. With `--share 0.7` a
+worker host gets at most that share of its core, with one host and with two. The rest is left for head, driver and
+storage, which would have their own cores on real hosts. Twelve trials of SAM, four folds, batch 64 of 129 x 200 as in
+benchmarks/sweep.py. Printed are the rates of the whole job, and of the part after the first trial of every host, which
+includes no start-up.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def space(trial):
 """
 CPU = Path("/sys/fs/cgroup/cpu")
 FLAGS = ["--folds", "4", "--no-prune", "--stem", "fourier", "--stack", "off", "--workers", "1", "--concurrent"]
-"""Two hosts take a trial each; then no trial waits for the slower half of its folds."""
+"""Each host runs one trial, so that no trial waits for the slower of two workers."""
 
 
 @contextlib.contextmanager
 def pinned(hosts: Hosts, count: int, share: float) -> Iterator[None]:
-    """Give each worker host so much of a core; what is started there later inherits it from sshd."""
+    """Limit each worker host to a share of a core; processes that start there later inherit this from sshd."""
     with contextlib.ExitStack() as stack:
         for host in range(1, count + 1):
             top = int((hosts.folder / f"host{host}.pid").read_text())
@@ -69,20 +69,20 @@ def pinned(hosts: Hosts, count: int, share: float) -> Iterator[None]:
 
 
 def _remove(group: Path) -> None:
-    """A control group can be removed once the last of its processes is gone."""
+    """Remove a control group, once the last of its processes has ended."""
     while (group / "cgroup.procs").read_text():
         time.sleep(0.2)
     group.rmdir()
 
 
 def rates(folder: Path, count: int, trials: int, share: float) -> tuple[float, float]:
-    """Trials an hour on so many worker hosts: of the whole job, and once it runs."""
+    """Return trials an hour on `count` worker hosts: of the whole job, and without start-up."""
     place = folder / f"on-{count}"
     place.mkdir()
     env = KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150", "PYTHONPATH": _path()}
     with contextlib.ExitStack() as stack:
         hosts = Hosts(place / "hosts", 1 + count, env)
-        stack.enter_context(pinned_later := contextlib.ExitStack())  # left after the hosts have ended
+        stack.enter_context(pinned_later := contextlib.ExitStack())  # exited after the hosts have ended
         stack.enter_context(hosts)
         laptop = stack.enter_context(Laptop(place / "laptop", hosts))
         pinned_later.enter_context(pinned(hosts, count, share))
@@ -94,7 +94,7 @@ def rates(folder: Path, count: int, trials: int, share: float) -> tuple[float, f
     run = Run(place / "run").store
     ends = sorted(result.finished for n in run.numbers() if (result := run.result(n)) and result.state == "complete")
     assert len(ends) == trials
-    first = ends[count - 1]  # all hosts have ended a trial
+    first = ends[count - 1]  # end of the first trial of the last host
     return 3600 * trials / (ends[-1] - run.info.created), 3600 * (trials - count) / (ends[-1] - first)
 
 
@@ -120,23 +120,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--windows", type=int, default=512)
-    parser.add_argument("--share", type=float, default=1.0, help="of a core, a host (cgroups, version 1)")
-    asked = parser.parse_args()
+    parser.add_argument("--share", type=float, default=1.0, help="share of a core per host (cgroups, version 1)")
+    args = parser.parse_args()
     try:
         need_hosts()
     except pytest.skip.Exception as reason:
         sys.exit(str(reason))
     with tempfile.TemporaryDirectory(prefix="raypipe-hosts-") as name:
         folder = Path(name)
-        write_store(folder / "store", windows_of(asked.windows, 129, 200, 16))
-        (folder / "space.py").write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
-        found = {count: rates(folder, count, asked.trials, asked.share) for count in (1, 2)}
-    print(where_and_when(), f"{os.cpu_count()} cores", asked)
+        write_store(folder / "store", windows_of(args.windows, 129, 200, 16))
+        (folder / "space.py").write_text(SPACE.replace("EPOCHS", str(args.epochs)))
+        found = {count: rates(folder, count, args.trials, args.share) for count in (1, 2)}
+    print(where_and_when(), f"{os.cpu_count()} cores", args)
     for count, (whole, running) in found.items():
-        print(f"{count} worker host(s): {whole:6.1f} trials an hour, start included; {running:6.1f} once it runs")
-    print(
-        f"two over one: {found[2][0] / found[1][0]:.2f}x, start included; {found[2][1] / found[1][1]:.2f}x once it runs"
-    )
+        print(f"{count} worker host(s): {whole:6.1f} trials an hour, start included; {running:6.1f} without start-up")
+    print(f"two over one: {found[2][0] / found[1][0]:.2f}x, start included; {found[2][1] / found[1][1]:.2f}x without")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a user would pick instead: braindecode's models, a plain SAM, plain loops over folds. Written well, not badly.
+"""Alternatives to raypipe for the benchmarks: braindecode's models, a plain SAM and plain training steps.
 
-Needs braindecode, which raypipe does not: ``pip install -c constraints.txt braindecode==1.8.1`` in an environment of
-its own (with a CPU torch its torchaudio does not import, and none of the models here use it; it is stubbed).
+They need braindecode, which raypipe does not: ``pip install -c constraints.txt braindecode==1.8.1`` in a separate
+environment. With a CPU torch, torchaudio cannot be imported. The models here do not use it, so it is stubbed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 
 def braindecode_models() -> Any:
-    """The module `braindecode.models`.
+    """Return the module `braindecode.models`.
 
     Raises
     ------
     SystemExit
-        braindecode is not installed; says how to get it.
+        braindecode is not installed.
     """
     try:
         import torchaudio  # noqa: F401
@@ -41,7 +41,7 @@ def braindecode_models() -> Any:
     except ImportError as error:
         raise SystemExit(
             f"{error}\nthis benchmark compares with braindecode: "
-            "pip install -c constraints.txt --no-deps braindecode==1.8.1, and what it asks for"
+            "pip install -c constraints.txt --no-deps braindecode==1.8.1, and its requirements"
         ) from None
     return models
 
@@ -53,19 +53,19 @@ def _missing(name: str) -> Any:
 
 
 def conformer(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
-    """braindecode's EEGConformer with the paper's sizes."""
+    """Return braindecode's EEGConformer with the paper's sizes."""
     model: nn.Module = braindecode_models().EEGConformer(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs)
     return model
 
 
 def eegnex(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
-    """EEGNeX, the network of the challenge's start kit."""
+    """Return EEGNeX, the network of the challenge's start kit."""
     model: nn.Module = braindecode_models().EEGNeX(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=100)
     return model
 
 
 def sam_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer, rho: float = 0.05) -> float:
-    """SAM as its tutorials write it: climb, step back, step. No regard to BatchNorm or to dropout masks."""
+    """Take a step of SAM as in its tutorials: climb, go back, step. BatchNorm and dropout masks are not handled."""
     optimizer.zero_grad()
     loss = closure()
     loss.backward()
@@ -85,7 +85,7 @@ def sam_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer, rh
 
 
 def plain_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
-    """One AdamW step."""
+    """Take one AdamW step."""
     optimizer.zero_grad()
     loss = closure()
     loss.backward()

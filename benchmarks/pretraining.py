@@ -1,11 +1,12 @@
-"""Steps of pretraining: windows a second by one worker and by two, and the share of a step outside its two passes.
+"""Time steps of pretraining: windows a second by one worker and by two, and the share of a step outside its passes.
 
     python benchmarks/pretraining.py
 
-Both objectives at the sizes that `raypipe pretrain` defaults to, on noise. "Outside" is what a step of one worker takes
-beyond the forward and backward pass on data that is ready: reading windows, drawing masks or views, the optimiser. On a
-CPU it is of processor time, which other programs disturb less; "quiet" are windows a second of processor time. Two
-workers are two processes that share each batch by gloo on this machine, without Ray, which takes no part in a step.
+Both objectives have the default sizes of `raypipe pretrain`, on random data. "Outside" is the share of one worker's
+step beyond the forward and backward pass on prepared data: reading windows, drawing masks or views, the optimiser. On a
+CPU it is measured in processor time, which other programs disturb less; "quiet" is windows per second of processor
+time. Two workers are two processes that share each batch by gloo on this machine, without Ray, which takes no part in a
+step.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ def pretrainer(args: argparse.Namespace, kind: str, rank: int = 0, world: int = 
     toy.x = np.random.default_rng(0).normal(size=(len(toy), args.channels, args.samples)).astype(np.float32)
     config = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/patch": args.patch}
     config |= {"pretrain/name": kind, "batch_size": args.batch, "epochs": 100}
-    feed = WindowLoader(toy, args.device)  # type: ignore[arg-type]
-    one = Pretrainer(parse_config(config), feed, np.arange(len(toy)), rank=rank, world=world)
+    loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
+    one = Pretrainer(parse_config(config), loader, np.arange(len(toy)), rank=rank, world=world)
     one.module.train()
     return one
 
 
 def stepping(one: Pretrainer) -> Any:
-    """A call that takes the next step, drawing included."""
+    """Return a function that takes the next step, including the drawing of its batch."""
     drawn = itertools.chain.from_iterable(one.batches() for _ in itertools.count())
     return lambda: one.step(next(drawn), 0)
 
 
 def passing(one: Pretrainer) -> Any:
-    """A call that passes one ready batch forward and backward."""
+    """Return a function that passes one prepared batch forward and backward."""
     drawn = next(one.batches())
     n = len(drawn.windows)
     mae = one.config.pretrain.name == "mae"
@@ -72,7 +73,7 @@ def passing(one: Pretrainer) -> Any:
 
 
 def clocked(work: Callable[[], object], used: list[float]) -> Callable[[], None]:
-    """The same call, which notes the processor time it takes."""
+    """Return the same function, which also records the processor time of each call."""
 
     def call() -> None:
         start = time.process_time()
@@ -83,7 +84,7 @@ def clocked(work: Callable[[], object], used: list[float]) -> Callable[[], None]
 
 
 def shared(rank: int, args: argparse.Namespace, folder: str) -> None:
-    """One of two workers; the first writes the seconds of every step."""
+    """Run one of two workers; the first writes the seconds of every step."""
     torch.set_num_threads(args.threads)
     store = dist.FileStore(f"{folder}/store", 2)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(minutes=10))
@@ -106,7 +107,7 @@ def main() -> None:
     sizes = {"batch": 64, "channels": 19, "samples": 200, "patch": 25, "steps": 8, "threads": 1}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--seconds", type=float, default=40.0, help="to measure one worker for")
+    parser.add_argument("--seconds", type=float, default=40.0, help="seconds to measure one worker for")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What a step must cost: floating-point operations and bytes, and the floor that the machine sets under them."""
+"""Count the floating-point operations and bytes of a step, and compute the least time that a machine needs for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raypipe.models.conformer import Conformer
 
 
 def direct_operations(model: Conformer, batch: int) -> float:
-    """Multiplications and additions of one forward pass, the stem as one direct convolution."""
+    """Return the operations of one forward pass, with the stem as one direct convolution."""
     stem, filters = model.stem, model.width
     outputs = stem.n_times - stem.kernel + 1
     total = 2.0 * batch * outputs * filters * stem.n_channels * stem.kernel
@@ -18,11 +18,13 @@ def direct_operations(model: Conformer, batch: int) -> float:
     for name, layer in linear.items():
         rows = batch if name.startswith("head") else tokens
         total += 2.0 * rows * layer.in_features * layer.out_features
-    return total + len(model.blocks) * 4.0 * tokens * model.n_tokens * filters  # scores, and values by their shares
+    return (
+        total + len(model.blocks) * 4.0 * tokens * model.n_tokens * filters
+    )  # attention: scores, then weighted values
 
 
 def fourier_operations(model: Conformer, batch: int) -> float:
-    """The same with the stem in the frequency domain (a complex product: 8 for 2), transforms of windows left out."""
+    """Return the same with the stem in the frequency domain, without the transforms of windows."""
     stem, filters = model.stem, model.width
     outputs = stem.n_times - stem.kernel + 1
     frequencies = stem.length // 2 + 1
@@ -34,7 +36,7 @@ def fourier_operations(model: Conformer, batch: int) -> float:
 
 
 def roofline(model: Conformer, batch: int, peak: float, seconds: float, passes: int = 2) -> str:
-    """In words: operations of a step of `passes` forward and backward passes against the machine's matrix product.
+    """Compare the operations of `passes` forward and backward passes with the machine's matrix product, in words.
 
     A backward pass counts as two forward ones; the stem's, which needs no gradient of the windows, as one.
     """

@@ -1,11 +1,12 @@
-"""How the cost of an epoch grows with folds, windows, channels and workers: a table, and `benchmarks/scale.png`.
+"""Measure how the time of an epoch grows with folds, windows, channels and workers.
 
     python benchmarks/scale.py
 
-Base: 4 folds of 1,000 windows 32 x 200, SAM, batch 64, one thread in one process; along each axis one number changes.
-Windows are memory-mapped from a store on disk, as in a sweep. `per window` is the time of one training window of one
-fold, its share of predicting the validation windows included: flat means linear growth. Workers are Ray Train's, a
-sweep of one trial; the time is that of its later epochs, checkpoints included.
+Prints a table and writes `benchmarks/scale.png`. Base: 4 folds of 1,000 windows 32 x 200, SAM, batch 64, one thread in
+one process. One number is changed at a time. Windows are memory-mapped from a store on disk, as in a sweep. `per
+window` is the time of one training window of one fold, including its share of predicting the validation windows; a
+constant means linear growth. Workers are those of a sweep of one trial; its later epochs are timed, checkpoints
+included.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def space(trial):
 
 
 def store_of(folder: Path, windows: int, channels: int, folds: int) -> Path:
-    """A store of noise whose folds have `windows` training windows each."""
+    """Write a store of random windows whose folds have `windows` training windows each."""
     subjects = 4 * folds
     toy = ToyWindows(subjects=subjects, each=round(windows * folds / (folds - 1) / subjects), channels=1)
     toy.sfreq, toy.crop_samples, toy.window_samples, toy.n_channels = 250.0, 200, 200, channels
@@ -92,7 +93,7 @@ class Clock(SweepCallback):
 
 
 def sweep_seconds(workers: int, windows: int = 4000) -> float:
-    """Seconds from epoch to epoch in a sweep, training by `workers`."""
+    """Return the least seconds from one epoch to the next in a sweep with `workers` workers per trial."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         store = store_of(Path(name), windows, BASE["channels"], BASE["folds"])
@@ -103,8 +104,13 @@ def sweep_seconds(workers: int, windows: int = 4000) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2, help="measured; the quickest counts")
-    parser.add_argument("--most", type=int, default=64000, help="windows a fold; 64,000 of 32 x 200 are 2.2 GB on disk")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs to measure; the fastest counts")
+    parser.add_argument(
+        "--most",
+        type=int,
+        default=64000,
+        help="largest number of windows per fold; 64,000 of 32 x 200 take 2.2 GB on disk",
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""How long people wait for what they look at: `raypipe status` and `trials` on 1,000 trials, `report` on 16.
+"""Time `raypipe status` and `raypipe trials` on 1,000 trials, and `raypipe report` on 16.
 
     python benchmarks/status.py [--trials 1000] [--epochs 20] [--keep FOLDER]
 
-The large run is written through RunStore, with the files that real trials leave (small stand-ins for predictions and
-weights). The run of the report is trained, on toy windows, and has an ensemble. Every figure is the time of a fresh
-process, the median of three; the first one warms the machine's caches and is not counted.
+The large run is written through RunStore, with the files of real trials (small placeholders for predictions and
+weights). The run of the report is trained on toy windows and has an ensemble. Every figure is the median of three fresh
+processes, after one that is not counted because it warms the machine's caches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LARGEST = 5e6
 
 
 def write_large(where: Path, trials: int, epochs: int) -> RunStore:
-    """A run of many trials: one in ten has failed, half were pruned, the last is under way."""
+    """Write a run of many trials: one in ten has failed, half were pruned, the last is running."""
     run = make_run(where, ToyWindows(subjects=20), n_folds=FOLDS)
     rng = np.random.default_rng(0)
     for number in range(trials):
@@ -84,7 +84,7 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
 
 
 def train_small(folder: Path, trials: int = 16) -> RunStore:
-    """A run of trained trials, with an ensemble."""
+    """Train a run of small trials, with an ensemble."""
     windows = WindowStore(write_store(folder / "store", ToyWindows(subjects=30, each=40, channels=8)))
     made = make_run(folder / "run", windows, n_folds=3)
     write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(windows.path)})
@@ -99,22 +99,22 @@ def train_small(folder: Path, trials: int = 16) -> RunStore:
 
 
 def seconds_of(*words: str) -> tuple[float, float]:
-    """Median seconds of a fresh ``raypipe WORDS``: by the clock, and of computing alone."""
-    clock, computing = [], []
+    """Return the median seconds of a fresh ``raypipe WORDS``: wall time, and processor time."""
+    wall, cpu = [], []
     for _ in range(REPEATS + 1):
-        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "raypipe", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        clock.append(time.perf_counter() - begun)
-        computing.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return statistics.median(clock[1:]), statistics.median(computing[1:])
+        wall.append(time.perf_counter() - started)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(wall[1:]), statistics.median(cpu[1:])
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--trials", type=int, default=1000)
     options.add_argument("--epochs", type=int, default=20)
-    options.add_argument("--keep", type=Path, help="write the runs here and leave them, or use those that are there")
+    options.add_argument("--keep", type=Path, help="folder to write the runs to and keep them in, or to read them from")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.keep or Path(scratch)
@@ -124,9 +124,9 @@ def main() -> None:
         print(where_and_when())
         rows = [("status", large, given.trials), ("trials", large, given.trials), ("report", small, 16)]
         for verb, run, count in rows:
-            clock, computing = seconds_of(verb, run.where)
+            wall, cpu = seconds_of(verb, run.where)
             goal = f"  (goal {GOALS[verb]:.0f} s)" if verb in GOALS else ""
-            print(f"{verb:<7} {count:>5} trials  {clock:6.2f} s by the clock, {computing:5.2f} s of computing{goal}")
+            print(f"{verb:<7} {count:>5} trials  {wall:6.2f} s wall time, {cpu:5.2f} s processor time{goal}")
         size = Path(write_report(small)).stat().st_size
         print(f"size of the report: {size / 1e6:.2f} MB (goal {LARGEST / 1e6:.0f} MB)")
 

@@ -1,11 +1,12 @@
-"""One training step: raypipe's Conformer and SAM beside braindecode's networks and a plain SAM.
+"""Time one training step of raypipe's Conformer and SAM, and of braindecode's networks and a plain SAM.
 
     python benchmarks/step.py                        # batch 64 of 129 x 200, one thread
     python benchmarks/step.py --device cuda          # the same on a GPU, with a roofline
 
-Same data, same sizes, same optimiser; windows lie in memory, normalised for the peers (raypipe's step normalises its
-batch, draws dropout masks and clips, which the peers' does not). First it is checked that both networks with the same
-weights give the same outputs. Contestants take turns; printed are medians and the ratio of medians.
+All have the same data, sizes and optimiser. Windows are in memory, and normalised beforehand for the peers. raypipe's
+step normalises its batch, draws dropout masks and clips gradients; the peers' steps do not. First the script checks
+that both networks with the same weights have the same outputs. Contestants take turns; printed are medians and their
+ratios.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def windows_of(args: argparse.Namespace) -> ToyWindows:
-    """Noise of the asked shape, as a store in memory."""
+    """Return random windows of the requested shape, as a store in memory."""
     toy = ToyWindows(subjects=2, each=args.batch, channels=args.channels)
     toy.sfreq, toy.crop_samples, toy.window_samples = 250.0, args.samples, args.samples
     toy.x = np.random.default_rng(0).normal(size=(2 * args.batch, args.channels, args.samples)).astype(np.float32)
     return toy
 
 
-def ours(
+def raypipe_trainer(
     args: argparse.Namespace, toy: ToyWindows, options: dict[str, Any], stem: str = "fourier"
 ) -> SupervisedTrainer:
     config = parse_config({"model/kernels": "paper", "batch_size": args.batch, "precision": args.precision, **options})
@@ -62,14 +63,14 @@ def ours(
     return trainer
 
 
-def our_step(args: argparse.Namespace, trainer: SupervisedTrainer) -> Callable[[], float]:
+def raypipe_step(args: argparse.Namespace, trainer: SupervisedTrainer) -> Callable[[], float]:
     x_BCT = trainer.data.loader.gather(np.arange(args.batch))
     y_B = torch.randn(args.batch, device=args.device)
     dropout = DropoutSampler(0, trainer.data.device)
     return lambda: trainer.step(Batch(x_BCT, y_B, dropout.draw(trainer.model.dropout_plan(args.batch))), 0)
 
 
-def their_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module, sam: bool) -> Callable[[], float]:
+def peer_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module, sam: bool) -> Callable[[], float]:
     model = model.to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     x_BCT = normalise(torch.from_numpy(toy.gather(np.arange(args.batch))).to(args.device), "channel")
@@ -85,8 +86,8 @@ def their_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module
 
 
 def outputs_apart(args: argparse.Namespace, toy: ToyWindows) -> float:
-    """Largest difference between the two networks' outputs, over the largest output."""
-    trainer = ours(args, toy, {"precision": "float32"})
+    """Return the largest difference between the two networks' outputs, relative to the largest output."""
+    trainer = raypipe_trainer(args, toy, {"precision": "float32"})
     theirs = peers.conformer(args.channels, args.samples).to(args.device)
     theirs.load_state_dict(to_braindecode(trainer.model.state_dict()))
     x_BCT = trainer.data.loader.gather(np.arange(args.batch))
@@ -101,7 +102,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--seconds", type=float, default=60.0, help="to measure for")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds to measure for")
     parser.add_argument("--quick", action="store_true", help="without EEGNeX, which takes seconds a step on a CPU")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -110,15 +111,17 @@ def main() -> None:
     print(where_and_when(args.device))
     print(f"batch {args.batch} x {args.channels} x {args.samples}")
     print(f"outputs of both networks differ by {outputs_apart(args, toy):.1e} of the largest")
-    direct = our_step(args, ours(args, toy, METHODS["SAM"], "direct"))
-    contestants = {f"raypipe {name}": our_step(args, ours(args, toy, options)) for name, options in METHODS.items()}
+    direct = raypipe_step(args, raypipe_trainer(args, toy, METHODS["SAM"], "direct"))
+    contestants = {
+        f"raypipe {name}": raypipe_step(args, raypipe_trainer(args, toy, options)) for name, options in METHODS.items()
+    }
     contestants["raypipe SAM, direct stem"] = direct
     for label, build in {"braindecode EEGConformer": peers.conformer, "EEGNeX": peers.eegnex}.items():
         if label == "EEGNeX" and args.quick:
             continue
         for method in ("AdamW", "SAM"):
             model = build(args.channels, args.samples)
-            contestants[f"{label} {method}"] = their_step(args, toy, model, method == "SAM")
+            contestants[f"{label} {method}"] = peer_step(args, toy, model, method == "SAM")
     times = {k: median(v) for k, v in take_turns(contestants, seconds=args.seconds, device=args.device).items()}
     print(f"\n{'':36}{'ms':>10}{'of AdamW':>10}{'against raypipe':>17}")
     for name, seconds in times.items():
@@ -127,9 +130,8 @@ def main() -> None:
         against = "" if name.startswith("raypipe") else f"{seconds / times[f'raypipe {method}']:16.1f}x"
         print(f"{name:36}{1e3 * seconds:10.2f}{shown}{against}")
     peak = matmul_peak(args.device)
-    print(
-        f"\n{roofline(cast(Conformer, ours(args, toy, METHODS['SAM']).model), args.batch, peak, times['raypipe SAM'])}"
-    )
+    model = cast(Conformer, raypipe_trainer(args, toy, METHODS["SAM"]).model)
+    print(f"\n{roofline(model, args.batch, peak, times['raypipe SAM'])}")
 
 
 if __name__ == "__main__":

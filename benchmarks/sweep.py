@@ -1,17 +1,18 @@
-"""The same search four ways: trials per hour of raypipe, of Optuna with a plain loop, and of a plain Ray Tune script.
+"""Measure trials per hour of the same search in raypipe, in Optuna with a plain loop, and in a plain Ray Tune script.
 
-    python benchmarks/sweep.py                               # everybody, 12 trials each: well over an hour on two cores
+    python benchmarks/sweep.py                               # all, 12 trials each: well over an hour on two cores
     python benchmarks/sweep.py --peer-trials 4               # peers with braindecode's network run 4 of the 12 trials
 
-Twelve configurations of learning rate and rho, four folds, five epochs, SAM, batch 64 of 129 x 200, on two cores; every
-contestant trains the very same steps on the same windows and scores the pooled validation windows after every epoch.
+Twelve configurations of learning rate and rho, four folds, five epochs, SAM, batch 64 of 129 x 200, on two cores. All
+train the same steps on the same windows and score the pooled validation windows after every epoch.
 
 a. Optuna alone: two joblib processes of one thread, a plain loop over folds, windows in memory.
-b. Ray Tune: OptunaSearch, one trial an actor of one core, one fold after another, windows memory-mapped, actors reused.
+b. Ray Tune: OptunaSearch, one trial per actor of one core, one fold after another, windows memory-mapped, actors
+   reused.
 
-Both once with braindecode's EEGConformer and once with raypipe's, which tells what the network gives from what folding
-and orchestration give. Times are of the whole call, start-up included. None of the peers saves a checkpoint; raypipe
-does, after every epoch of every fold.
+Both run with braindecode's EEGConformer and with raypipe's, which separates the effect of the network from that of
+folds and orchestration. Times are of the whole call, start-up included. The peers save no checkpoints; raypipe saves
+one after every epoch of every fold.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ NETWORKS: dict[str, Callable[[int, int], torch.nn.Module]] = {
 
 
 def plain_trial(where: str, network: str, point: dict[str, float], report: Callable[[float], None]) -> float:
-    """All folds, epoch by epoch one fold after another; reports the pooled score after every epoch."""
+    """Train all folds, one after another in each epoch; report the pooled score after every epoch."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     x_NCT = np.load(Path(where) / "x.npy", mmap_mode="r")
@@ -111,11 +112,11 @@ def by_optuna(where: str, network: str, trials: int) -> float:
         "lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
         "rho": optuna.distributions.FloatDistribution(0.01, 0.5, log=True),
     }
-    asked = [study.ask(spaces) for _ in range(trials)]  # known points: nobody waits for a sampler
+    trials_asked = [study.ask(spaces) for _ in range(trials)]  # at once, because the points are known
     values = joblib.Parallel(n_jobs=2)(
-        joblib.delayed(plain_trial)(where, network, trial.params, lambda _: None) for trial in asked
+        joblib.delayed(plain_trial)(where, network, trial.params, lambda _: None) for trial in trials_asked
     )
-    for trial, value in zip(asked, values, strict=True):
+    for trial, value in zip(trials_asked, values, strict=True):
         study.tell(trial, value)
     return time.perf_counter() - start
 
@@ -180,7 +181,7 @@ class Clock(SweepCallback):
 
 
 def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
-    """Seconds of the call, and in words where they went."""
+    """Return the seconds of the call, and a text on how they were spent."""
     (folder / "space.py").write_text(SPACE)
     clock = Clock()
     start = time.perf_counter()
@@ -205,7 +206,7 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
 
 
 def processor_seconds() -> tuple[float, float]:
-    """Ticks that the machine's processors were busy, and all."""
+    """Return the busy ticks of the machine's processors, and all ticks."""
     with open("/proc/stat") as file:
         ticks = [float(part) for part in file.readline().split()[1:9]]
     idle = ticks[3] + ticks[4]
@@ -214,9 +215,9 @@ def processor_seconds() -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=1024, help="in all")
+    parser.add_argument("--windows", type=int, default=1024, help="number of windows")
     parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--peer-trials", type=int, help="of the peers with braindecode's network")
+    parser.add_argument("--peer-trials", type=int, help="trials of the peers with braindecode's network")
     parser.add_argument("--only", nargs="*", default=["raypipe", "optuna", "tune"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")

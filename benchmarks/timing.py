@@ -1,4 +1,4 @@
-"""Timing that is fair to both sides: contestants take turns, so that what else the machine does meets all of them."""
+"""Time functions in turns, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 def take_turns(
     contestants: Mapping[str, Callable[[], object]], *, seconds: float, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of every call: one uncounted call of each, then turns for about `seconds`, of three rounds at least."""
+    """Return the seconds of every call, after one uncounted call each: at least three rounds, for about `seconds`."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for work in contestants.values():
         work()
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds or len(next(iter(found.values()))) < 3:
+    start_all = time.perf_counter()
+    while time.perf_counter() - start_all < seconds or len(next(iter(found.values()))) < 3:
         for name, work in contestants.items():
             _wait(device)
             start = time.perf_counter()
@@ -41,7 +41,7 @@ def median(seconds: list[float]) -> float:
 
 
 def where_and_when(device: str = "cpu") -> str:
-    """The machine, the day and the commit, for RESULTS.md."""
+    """Return the machine, the day and the commit, for RESULTS.md."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
@@ -51,7 +51,7 @@ def where_and_when(device: str = "cpu") -> str:
 
 
 def matmul_peak(device: str, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
-    """Floating-point operations a second of a square matrix product: what this machine can do at best."""
+    """Return the floating-point operations per second of a square matrix product, the machine's peak."""
     size *= 1 if device == "cpu" else 8
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times = take_turns({"product": lambda: a @ b}, seconds=1.0, device=device)["product"]

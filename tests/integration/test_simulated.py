@@ -1,4 +1,4 @@
-"""A sweep without training (`benchmarks/crowd.py`): all but the workers is the real thing."""
+"""A sweep without training (`benchmarks/many_trials.py`): only the workers are simulated."""
 
 from __future__ import annotations
 

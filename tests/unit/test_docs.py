@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -137,6 +138,11 @@ def test_the_reference_has_every_module_and_the_public_names(tmp_path, monkeypat
     first, sam = (tmp_path / "raypipe.html").read_text(), (tmp_path / "raypipe/training/sam.html").read_text()
     assert "load_ensemble" in first
     assert "Foret" in sam and "<h6" in sam  # numpydoc's sections as headings
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_can_be_imported(path):
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_every_package_is_on_the_map():

@@ -1,17 +1,17 @@
-"""A thousand trials, two hundred at a time: cost of Tune, the queue, the broker and the store, without training.
+"""Measure the cost of Tune, the queue, the broker and the store over a thousand trials, without training.
 
-    python benchmarks/crowd.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
+    python benchmarks/many_trials.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
 
-Trials are simulated (tests/support): trial actors sleep and report. All else is as in any sweep, on nodes of this
-machine that claim cores which it does not have. Told are, for a third of the trials at a time, so that one sees what
-grows:
+Trials are simulated (tests/support): trial actors sleep and report. Everything else is as in any sweep, on nodes of
+this machine that claim more cores than it has. Printed for each third of the trials, to show growth:
 
-- overhead: seconds of a trial beyond those that it sleeps, from being handed out to its end (median); of the first
-  ones also those in which actors start, for none begins before all actors are up;
-- driver: its seconds of processor a trial, and its memory;
-- operations of the run's storage by the driver, a report;
-- sizes of the study's journal and of what Tune itself writes;
-- restore: from the same command again, one trial more, to that trial's start, and the part of it that opens the ledger.
+- overhead: seconds of a trial beyond its sleep, from its start to its end (median). For the first trials this includes
+  the start of the actors, because no trial starts before all actors are up;
+- driver: processor seconds per trial, and memory;
+- operations of the driver on the run's storage, per report.
+
+Printed at the end: the sizes of the study's journal and of Tune's files, and the time to restore: from the same command
+with one more trial to that trial's start, and the part of it that opens the trial queue.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ CALLS = ("write", "read", "exists", "names", "remove")
 
 
 class Meter(SweepCallback):
-    """Counts what this process asks of local storage, and follows a sweep's events."""
+    """Counts this process's operations on local storage, and records the events of a sweep."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.begun: dict[int, float] = {}
-        self.lasted: list[float] = []
+        self.started: dict[int, float] = {}
+        self.durations: list[float] = []
         self.reports = 0
         self.marks: list[dict[str, Any]] = []
         self.every = 0
@@ -79,21 +79,21 @@ class Meter(SweepCallback):
         return counted
 
     def on_trial_start(self, number: int, config: TrialConfig) -> None:
-        self.begun[number] = time.perf_counter()
+        self.started[number] = time.perf_counter()
 
     def on_epoch(self, number: int, epoch: int, score: float, fold_scores: Sequence[float | None]) -> None:
         self.reports += 1
 
     def on_trial_end(self, result: TrialResult) -> None:
-        self.lasted.append(time.perf_counter() - self.begun[result.number])
-        if len(self.lasted) % self.every == 0:
+        self.durations.append(time.perf_counter() - self.started[result.number])
+        if len(self.durations) % self.every == 0:
             self.mark()
 
     def mark(self) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.marks.append(
             {
-                "ended": len(self.lasted),
+                "ended": len(self.durations),
                 "clock": time.perf_counter(),
                 "cpu": used.ru_utime + used.ru_stime,
                 "calls": sum(self.calls.values()),
@@ -104,7 +104,7 @@ class Meter(SweepCallback):
 
 
 def slept(run: Any, numbers: range, seconds: float) -> float:
-    """Median seconds that trials slept: `seconds` an epoch."""
+    """Return the median seconds that trials slept, `seconds` per epoch."""
     return statistics.median(seconds * len(run.history(number)) for number in numbers)
 
 
@@ -112,55 +112,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"trials": 1000, "concurrent": 200, "epochs": 5, "nodes": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of an epoch")
-    asked = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds per epoch")
+    args = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Hundreds of processes that start at once on two cores would all be too slow, and be started again.
+    # Hundreds of processes that start at once on two cores would all time out and be restarted.
     os.environ |= {"RAY_worker_maximum_startup_concurrency": "1", "RAY_worker_register_timeout_seconds": "600"}
-    # Two hundred trial actors hold 116 MB each: of 24 GiB some are swapped out, and Ray must not kill them.
+    # Two hundred trial actors hold 116 MB each. On 24 GiB some are swapped out, and Ray must not kill them for that.
     os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}
     import ray
     from ray.cluster_utils import Cluster
 
-    with tempfile.TemporaryDirectory(prefix="crowd-") as name:
+    with tempfile.TemporaryDirectory(prefix="many-trials-") as name:
         folder = Path(name)
         store = write_store(folder / "store", ToyWindows(subjects=10, each=4))
         space = folder / "space.py"
-        space.write_text(SPACE.replace("EPOCHS", str(asked.epochs)))
+        space.write_text(SPACE.replace("EPOCHS", str(args.epochs)))
         options: dict[str, Any] = {
-            "folds": 2, "workers": 1, "concurrent": asked.concurrent, "track": [], "storage": str(folder / "tune"),
+            "folds": 2, "workers": 1, "concurrent": args.concurrent, "track": [], "storage": str(folder / "tune"),
         }  # fmt: skip
         windows = WindowStore(store)
         run = open_run(load_space(space), windows, str(folder / "run"), parse_options(options))
-        prepare_simulation(run, windows, folder / "packed", asked.seconds, actors=asked.concurrent)
-        cores = -(-asked.concurrent // asked.nodes)
+        prepare_simulation(run, windows, folder / "packed", args.seconds, actors=args.concurrent)
+        cores = -(-args.concurrent // args.nodes)
         node = {"num_cpus": cores, "object_store_memory": 10**8}
         cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
         try:
-            for _ in range(asked.nodes - 1):
+            for _ in range(args.nodes - 1):
                 cluster.add_node(**node)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             options["address"] = cluster.address
             meter = Meter()
-            meter.every = max(1, asked.trials // 3)
+            meter.every = max(1, args.trials // 3)
             start = time.perf_counter()
             with simulated():
                 meter.mark()
-                sweep(space, store, folder / "run", trials=asked.trials, callback=meter, **options)
+                sweep(space, store, folder / "run", trials=args.trials, callback=meter, **options)
                 took = time.perf_counter() - start
                 processes = len(descendants(os.getpid()))
                 opened = time.perf_counter()
-                StudyQueue(run, windows, open_journal(run), trials=asked.trials)
+                StudyQueue(run, windows, open_journal(run), trials=args.trials)
                 opened = time.perf_counter() - opened
-                prepare_simulation(run, windows, folder / "packed", asked.seconds)  # there will be one actor now
+                prepare_simulation(run, windows, folder / "packed", args.seconds)  # for one actor
                 again, first = time.perf_counter(), []
                 note = SweepCallback()
                 note.on_trial_start = lambda number, config: first.append(time.perf_counter())  # type: ignore[method-assign]
-                sweep(space, store, folder / "run", trials=asked.trials + 1, callback=note, **options)
-            print(f"{where_and_when()}: {asked}")
-            _print(asked, meter, run, took)
+                sweep(space, store, folder / "run", trials=args.trials + 1, callback=note, **options)
+            print(f"{where_and_when()}: {args}")
+            _print(args, meter, run, took)
             print(f"processes at the end: {processes}")
-            print(f"restore: {first[0] - again:.1f} s to the next trial, of which {opened:.1f} s to open the ledger")
+            print(
+                f"restore: {first[0] - again:.1f} s to the next trial, of which {opened:.1f} s to open the trial queue"
+            )
             sizes = {
                 "the study's journal": (folder / "run").glob("study*"),
                 "Tune's files": (folder / "tune").rglob("*"),
@@ -173,13 +175,13 @@ def main() -> None:
             cluster.shutdown()
 
 
-def _print(asked: argparse.Namespace, meter: Meter, run: Any, took: float) -> None:
-    ideal = sum(asked.seconds * len(run.history(n)) for n in run.numbers()) / asked.concurrent
-    print(f"{took:.0f} s in all; {ideal:.0f} s if {asked.concurrent} slept without a pause ({ideal / took:.0%})")
+def _print(args: argparse.Namespace, meter: Meter, run: Any, took: float) -> None:
+    ideal = sum(args.seconds * len(run.history(n)) for n in run.numbers()) / args.concurrent
+    print(f"{took:.0f} s in all; {ideal:.0f} s if {args.concurrent} slept without a pause ({ideal / took:.0%})")
     print(f"{'trials':>8}{'overhead a trial':>18}{'driver a trial':>16}{'driver':>10}{'storage calls a report':>24}")
     for before, mark in zip(meter.marks, meter.marks[1:], strict=False):
         inside = range(before["ended"], mark["ended"])
-        over = statistics.median(meter.lasted[n] for n in inside) - slept(run, inside, asked.seconds)
+        over = statistics.median(meter.durations[n] for n in inside) - slept(run, inside, args.seconds)
         cpu = (mark["cpu"] - before["cpu"]) / len(inside)
         calls = (mark["calls"] - before["calls"]) / (mark["reports"] - before["reports"])
         print(f"{mark['ended']:>8}{over:>16.2f} s{cpu:>14.2f} s{mark['memory']:>7.0f} MB{calls:>24.1f}")
