@@ -1,4 +1,4 @@
-"""Find and open recordings: a small BIDS reader (BIDS specification 1.10, EEG) over MNE's file readers.
+"""Find and open recordings: a small BIDS reader (BIDS specification 1.10, EEG) that uses MNE's file readers.
 
 It replaces mne-bids, which refuses sidecars of HBN-EEG releases 10 and 11, whose types and units are all ``n/a``.
 """
@@ -10,13 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line
 from raypipe.data.remote_bids import RemoteBids
-
-if TYPE_CHECKING:
-    pass
 
 EXTENSIONS = (".bdf", ".edf", ".set", ".vhdr", ".fif")
 LAYOUT = "sub-*/[ses-*/]eeg/*_eeg.{" + ",".join(e[1:] for e in EXTENSIONS) + "}"
@@ -32,9 +29,9 @@ class UnreadableRecordingError(UserError):
 
 @dataclass(frozen=True)
 class Recording:
-    """One continuous EEG file.
+    """One continuous EEG recording, found by the name of its file.
 
-    Labels have no prefix (`subject` is ``01`` for ``sub-01``). They are None where the file's name has none.
+    Labels have no prefix (`subject` is ``01`` for ``sub-01``). Those that the file's name lacks are None.
     """
 
     path: Path
@@ -49,24 +46,24 @@ class Recording:
     age: float | None = None
     """Age of the subject in years."""
     mirror: RemoteBids | None = None
-    """Mirror that fetches the files while they are read; None for files of this machine."""
+    """Mirror that fetches the recording from a URI while it is read; None for local files."""
 
     @property
     def key(self) -> str:
-        """The file's name without ``_eeg`` and extension, such as ``sub-01_ses-1_task-rest_run-2``."""
+        """Return the file's name without ``_eeg`` and extension, such as ``sub-01_ses-1_task-rest_run-2``."""
         return self.path.stem.removesuffix("_eeg")
 
     def sidecar(self, suffix: str) -> Path:
-        """Return the path of the file beside it that ends in `suffix`, such as ``events.tsv``."""
+        """Return the path of the file beside the recording that ends in `suffix`, such as ``events.tsv``."""
         return self.path.with_name(f"{self.key}_{suffix}")
 
     def companions(self) -> list[Path]:
-        """Return the other files of its signal that exist."""
+        """Return the other files that hold parts of the signal and exist."""
         paths = [self.path.with_suffix(ext) for ext in _COMPANIONS.get(self.path.suffix.lower(), ())]
         return [path for path in paths if path.is_file()]
 
     def files(self) -> list[Path]:
-        """Return the files that decide its windows: the recording, its companions, and the sidecars that exist."""
+        """Return the files that windows are made from: the recording, its companions, and the sidecars that exist."""
         beside = [self.sidecar("events.tsv"), self.sidecar("channels.tsv")]
         return [self.path, *self.companions(), *(path for path in beside if path.is_file())]
 
@@ -106,7 +103,7 @@ class Recording:
         if kind in (".bdf", ".edf"):
             mirror.fetch(paths, _EDF_FIXED_HEADER)
             with contextlib.suppress(ValueError), open(self.path, "rb") as file:
-                mirror.fetch(paths, int(file.read(192)[184:]))  # the header's length
+                mirror.fetch(paths, int(file.read(192)[184:]))  # these 8 bytes are the length of the header
         else:
             mirror.fetch(path for path in paths if kind != ".vhdr" or path.suffix.lower() != ".eeg")
 
@@ -119,7 +116,7 @@ def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[
     root
         The folder.
     mirror
-        The mirror that contains the folder; None for a folder of this machine.
+        The mirror that contains the folder; None for a local folder.
 
     Raises
     ------
@@ -147,7 +144,7 @@ def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[
 
 
 def recording_from_file(path: str | Path) -> Recording:
-    """Make a recording of a single file. Labels come from its name; the subject is the name where it has none.
+    """Make a `Recording` of a single file, with labels from its name. Without a subject label, the name is the subject.
 
     Raises
     ------
@@ -158,7 +155,7 @@ def recording_from_file(path: str | Path) -> Recording:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix.lower() not in EXTENSIONS:
-        raise UserError(f"{path}: not a format that is read ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{path}: not a supported format ({', '.join(EXTENSIONS)})")
     root = next((folder.parent for folder in path.parents if folder.name.startswith("sub-")), path.parent)
     return _parse(path, root)
 
@@ -183,7 +180,7 @@ def _is_later_split(path: Path) -> bool:
 
 
 def read_raw(recording: Recording) -> Any:
-    """Open a recording with MNE. Its signal stays on disk, but that of EEGLAB files that contain it is loaded.
+    """Open a recording with MNE. The signal stays on disk, except that of an EEGLAB file without a ``.fdt`` file.
 
     Returns
     -------
@@ -200,8 +197,8 @@ def read_raw(recording: Recording) -> Any:
     path = recording.path
     extension = path.suffix.lower()
     if not path.exists():
-        what = "a link to data that was not fetched" if path.is_symlink() else "no such file"
-        raise UnreadableRecordingError(f"{path}: {what}")
+        problem = "a link to data that was not fetched" if path.is_symlink() else "no such file"
+        raise UnreadableRecordingError(f"{path}: {problem}")
     if extension in (".bdf", ".edf"):
         _check_whole(path, bytes_per_sample=3 if extension == ".bdf" else 2)
     readers = {
@@ -213,14 +210,12 @@ def read_raw(recording: Recording) -> Any:
     }
     try:
         return readers[extension](path, preload=False, verbose="ERROR")
-    except Exception as error:  # MNE's readers raise whatever their parsers do
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise UnreadableRecordingError(f"{path}: cannot be read ({reason})") from None
+    except Exception as error:  # MNE's readers raise exceptions of many types
+        raise UnreadableRecordingError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _check_whole(path: Path, bytes_per_sample: int) -> None:
-    # MNE only warns about a truncated file, and reads what is left of it.
+    """Check that an EDF or BDF file has the size that its header says: MNE only warns about a truncated file."""
     with open(path, "rb") as file:
         fixed = file.read(_EDF_FIXED_HEADER)
         try:
@@ -232,7 +227,7 @@ def _check_whole(path: Path, bytes_per_sample: int) -> None:
             kind = "a BDF" if bytes_per_sample == 3 else "an EDF"
             raise UnreadableRecordingError(f"{path}: not {kind} file (its header cannot be read)") from None
     if n_records == -1:
-        return  # "unknown" (EDF specification): recording was interrupted, and MNE counts the records by the size
+        return  # "unknown" (EDF specification): the recording was interrupted, and MNE derives the number from the size
     expected = header_bytes + n_records * record_samples * bytes_per_sample
     size = path.stat().st_size
     if size < expected:

@@ -17,8 +17,8 @@ _NA = ["n/a", "N/A", "NaN", "nan", ""]
 def eeg_channels(recording: Recording, raw: Any) -> list[str]:
     """Return the names of the EEG channels, in file order.
 
-    Types come from the ``channels.tsv`` beside the recording. MNE's type is used where there is no such file, and for
-    channels that it lacks or has as ``n/a``. (EDF and BDF store no types: MNE takes all of their channels for EEG.)
+    Types come from the ``channels.tsv`` beside the recording. MNE's type is used if there is no such file, and for
+    channels that are missing in it or have the type ``n/a``. (EDF and BDF store no types: MNE assumes EEG.)
 
     Raises
     ------
@@ -41,7 +41,12 @@ def eeg_channels(recording: Recording, raw: Any) -> list[str]:
 
 
 def read_events(recording: Recording) -> pd.DataFrame:
-    """Read the ``events.tsv`` beside a recording.
+    """Read the ``events.tsv`` beside a recording; see `read_events_file`."""
+    return read_events_file(recording.sidecar("events.tsv"))
+
+
+def read_events_file(path: Path) -> pd.DataFrame:
+    """Read an ``events.tsv``.
 
     Returns
     -------
@@ -57,7 +62,6 @@ def read_events(recording: Recording) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = recording.sidecar("events.tsv")
     if not path.is_file():
         raise UnreadableRecordingError(f"{path}: no such file; the task needs the recording's events")
     events = read_tsv(path, text=("value", "trial_type"))
@@ -65,7 +69,7 @@ def read_events(recording: Recording) -> pd.DataFrame:
         events["value"] = events["trial_type"]
     for column in ("onset", "value"):
         if column not in events.columns:
-            raise UnreadableRecordingError(f"{path}: no column '{column}'; {nearest(column, events.columns)}")
+            raise UnreadableRecordingError(missing_column(path, column, events))
     if "duration" not in events.columns:
         events["duration"] = float("nan")
     for column in ("onset", "duration"):
@@ -78,7 +82,7 @@ def read_events(recording: Recording) -> pd.DataFrame:
 
 
 def read_participants(root: str | Path) -> pd.DataFrame:
-    """Read ``participants.tsv``; ``n/a`` becomes NaN.
+    """Read the ``participants.tsv`` of a BIDS folder; ``n/a`` becomes NaN.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def read_participants(root: str | Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such file; the task takes its targets from it")
     table = read_tsv(path, text=("participant_id",))
     if "participant_id" not in table.columns:
-        raise UserError(f"{path}: no column 'participant_id'; {nearest('participant_id', table.columns)}")
+        raise UserError(missing_column(path, "participant_id", table))
     table = table.dropna(subset=["participant_id"])
     table.index = table.pop("participant_id").str.removeprefix("sub-").rename("subject")
     if not table.index.is_unique:
@@ -103,8 +107,13 @@ def read_participants(root: str | Path) -> pd.DataFrame:
     return table
 
 
+def missing_column(path: Path, column: str, table: pd.DataFrame) -> str:
+    """Return the message for a table that lacks a column; it names the most similar one."""
+    return f"{path}: no column '{column}'; {nearest(column, table.columns)}"
+
+
 def read_tsv(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Read a BIDS table. Columns named in `text` are read as strings, ``n/a`` as missing.
+    """Read a BIDS table. Columns named in `text` are read as strings; ``n/a`` is read as missing.
 
     Raises
     ------

@@ -18,7 +18,7 @@ import numpy as np
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
 from raypipe.data.bids import Recording, UnreadableRecordingError
-from raypipe.data.bids_tables import read_events
+from raypipe.data.bids_tables import missing_column, read_events, read_events_file, read_participants
 from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_side_by_side, split_names
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SCORER_SEED = 42
 
 NO_FEEDBACK = "feedback columns, which events.tsv lacks (trials kept; the organisers' code wants them)"
 MIN_COPIED_TRIALS = 5
-"""Consecutive trials that must equal those of another run to count as copies."""
+"""Consecutive trials that must equal those of another run to be copies."""
 
 _TARGETS = ("left_target", "right_target")
 _PRESSES = ("left_buttonPress", "right_buttonPress")
@@ -40,7 +40,7 @@ _COMMON_OPTIONS = ("with-excluded", "no-caution")
 
 @dataclass(frozen=True)
 class _HbnTask(Task):
-    """Options that both tasks share."""
+    """Base class of the two tasks: the options that they share."""
 
     bids_tasks: tuple[str, ...] = (CONTRAST_TASK,)
     with_excluded: bool = False
@@ -61,7 +61,7 @@ class Challenge1(_HbnTask):
     """
 
     drop_duplicates: bool = False
-    """Leave out trials of a block that an earlier run of the subject already has (`copied_trials`)."""
+    """Leave out trials that are copies of trials of an earlier run of the subject (`copied_trials`)."""
     mark_early: bool = False
     """Mark windows of trials in which a button was pressed before the target."""
 
@@ -86,7 +86,7 @@ class Challenge1(_HbnTask):
     def _answered(
         self, recording: Recording, trials: pd.DataFrame, shown: pd.DataFrame, left_out: Counter[str]
     ) -> pd.DataFrame:
-        """Return the trials with a response, without copies if asked for, and count the others."""
+        """Return the trials with a response, without copies if `drop_duplicates` is set; count the others."""
         answered = shown.dropna(subset=["rt"])
         left_out["trials without a response"] = len(shown) - len(answered)
         if not self.drop_duplicates:
@@ -101,9 +101,9 @@ class Challenge1(_HbnTask):
 class Challenge2(_HbnTask):
     """Predict the externalizing factor of participants.tsv.
 
-    Recordings of any task can be used; the scorer uses contrast change. Windows are 4 s long and start every 2 s. A
-    model sees 2 s of each: in training at random places, in evaluation where the scorer draws them (`scorer_offsets`).
-    Every window is scored by itself.
+    Recordings of any task can be used; the scorer uses contrast-change detection. Windows are 4 s long and start every
+    2 s. A model sees a crop of 2 s of each: at random in training, where the scorer draws it in evaluation
+    (`scorer_offsets`). Every window is scored separately.
     """
 
     default_window: ClassVar[float] = 4.0
@@ -114,13 +114,13 @@ class Challenge2(_HbnTask):
         return window / 2
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        known: dict[str, float] = {}
+        factors: dict[str, float] = {}
         for root in {recording.root: None for recording in recordings}:
-            known |= _read_factor(root)
+            factors |= _read_factor(root)
         subjects = {recording.subject for recording in recordings}
-        known = {subject: value for subject, value in known.items() if subject in subjects}
+        known = {subject: value for subject, value in factors.items() if subject in subjects}
         if len(set(known.values())) < 2:
-            raise UserError(f"task '{self.spec}': '{FACTOR}' is known of {len(known)} subject(s); nothing to predict")
+            raise UserError(f"task '{self.spec}': {len(known)} subject(s) have a value of '{FACTOR}'; two must differ")
         return Labels("regression", (), known)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
@@ -130,12 +130,10 @@ class Challenge2(_HbnTask):
 
 def _read_factor(root: Path) -> dict[str, float]:
     """Return the externalizing factor of each subject that has one."""
-    table = hbn.participants(root)
+    table = read_participants(root)
     path = root / "participants.tsv"
-    if table is None:
-        raise UserError(f"{path}: no such file; the task takes its targets from it")
     if FACTOR not in table.columns:
-        raise UserError(f"{path}: no column '{FACTOR}'; {nearest(FACTOR, table.columns)}")
+        raise UserError(missing_column(path, FACTOR, table))
     values = table[FACTOR].dropna()
     if values.dtype.kind not in "iuf":
         raise UserError(f"{path}: column '{FACTOR}' holds text ('{values.iloc[0]}'); it must be numbers")
@@ -143,16 +141,16 @@ def _read_factor(root: Path) -> dict[str, float]:
 
 
 def scorer_offsets(count: int, spare: int) -> list[int]:
-    """Return where the scorer's crops of one recording start, in samples from the start of each of its windows.
+    """Return the start of the scorer's crop in each window of a recording, in samples from the window's start.
 
     The scorer makes one ``random.Random(42)`` per recording and draws one ``randint(0, spare)`` per window, in order.
 
     Parameters
     ----------
     count
-        Windows of the recording.
+        Number of windows of the recording.
     spare
-        Samples of a window less those of a crop.
+        Samples of a window minus samples of a crop.
     """
     draw = random.Random(SCORER_SEED)
     return [draw.randint(0, spare) for _ in range(count)]
@@ -162,8 +160,8 @@ def contrast_trials(events: pd.DataFrame) -> pd.DataFrame:
     """Find stimulus and response of every contrast-change trial of a run.
 
     A trial lasts from one ``contrastTrial_start`` to the next, so the run's last start begins no trial. Its stimulus is
-    the first target in it. Its response is the first button press of either side at or after the stimulus. Source:
-    EEGDash, ``eegdash/hbn/windows.py``, the challenge organisers' code.
+    its first target. Its response is its first button press, of either side, at or after the stimulus. Source: EEGDash,
+    ``eegdash/hbn/windows.py``, the challenge organisers' code.
 
     Parameters
     ----------
@@ -203,25 +201,26 @@ def _first_in(times: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarr
 def copied_trials(trials: pd.DataFrame, earlier: Sequence[pd.DataFrame]) -> np.ndarray:
     """Find the trials that are copies of trials of earlier runs.
 
-    In HBN-EEG, 285 runs consist of two blocks, one of which is another run of the same person. Trials are copies if
-    `MIN_COPIED_TRIALS` or more in a row equal as many in a row of another run, to 10 ms. The times from trial start to
-    target and from target to press are compared. A trial without a target ends a row.
+    In HBN-EEG, 285 runs consist of two blocks, one of which is another run of the same subject. A trial is a copy if it
+    is one of `MIN_COPIED_TRIALS` or more consecutive trials that equal consecutive trials of another run. Two trials
+    are equal if their times from start to target and from target to press are, to 10 ms. A trial without a target
+    equals no other.
 
     Returns
     -------
     numpy.ndarray
         (N,) bool, true for copies.
     """
-    mine = _signature(trials)
-    copied = np.zeros(len(mine), dtype=bool)
+    own = _signature(trials)
+    copied = np.zeros(len(own), dtype=bool)
     for table in earlier:
         other = _signature(table)
-        if not len(mine) or not len(other):
+        if not len(own) or not len(other):
             continue
-        same = (mine[:, None] == other[None]).all(axis=2)
-        # length[j + 1]: how many trials in a row, up to this one and to the other run's trial j, are equal
+        same = (own[:, None] == other[None]).all(axis=2)
+        # length[j + 1]: number of consecutive trials, up to `row` here and up to j in the other run, that are equal
         length = np.zeros(len(other) + 1, dtype=int)
-        for row in range(len(mine)):
+        for row in range(len(own)):
             length[1:] = np.where(same[row], length[:-1] + 1, 0)
             if length.max() >= MIN_COPIED_TRIALS:
                 copied[row - length.max() + 1 : row + 1] = True
@@ -229,8 +228,9 @@ def copied_trials(trials: pd.DataFrame, earlier: Sequence[pd.DataFrame]) -> np.n
 
 
 def _signature(trials: pd.DataFrame) -> np.ndarray:
+    """Return the times (N, 2) that are compared, in units of 10 ms; NaN, which equals nothing, without a target."""
     table = np.stack([trials["stimulus"] - trials["start"], trials["rt"].fillna(-1.0)], axis=1)
-    return np.asarray(np.round(100 * table), dtype=float).reshape(-1, 2)  # NaN equals nothing
+    return np.asarray(np.round(100 * table), dtype=float).reshape(-1, 2)
 
 
 def _run_number(name: str) -> int:
@@ -239,7 +239,7 @@ def _run_number(name: str) -> int:
 
 
 def _earlier_runs(recording: Recording) -> list[Path]:
-    """Return the event files of the subject's earlier runs of the same task."""
+    """Return the events.tsv of each earlier run of the same subject and task."""
     pattern = f"sub-{recording.subject}*_task-{recording.task}_*events.tsv"
     own = _run_number(recording.path.name)
     return sorted(path for path in recording.path.parent.glob(pattern) if _run_number(path.name) < own)
@@ -248,9 +248,8 @@ def _earlier_runs(recording: Recording) -> list[Path]:
 def _trials_of(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    name = path.name.replace("_events.tsv", "_eeg.bdf")
     try:
-        return contrast_trials(read_events(Recording(path.with_name(name), path.parent, "")))
+        return contrast_trials(read_events_file(path))
     except UnreadableRecordingError:  # reported when that run itself is read
         return contrast_trials(pd.DataFrame({"onset": [], "value": []}))
 

@@ -1,4 +1,4 @@
-"""HBN-EEG: releases, ages, recordings that are unavailable, subjects that the challenge excludes, and download.
+"""HBN-EEG: releases, ages of subjects, unavailable recordings, subjects that the challenge excludes, and download.
 
 Sources: Shirazi et al. 2024 (doi:10.1101/2024.10.03.615261); the challenge's start kit.
 """
@@ -27,7 +27,7 @@ RELEASES: dict[str, str] = {
 """OpenNeuro data set of each release: R1 to R8 are ds005505 to ds005512, R9 to R11 ds005514 to ds005516."""
 
 WARM_UP = "R5"
-"""The release that the challenge's warm-up phase was scored on; held out of a sweep by default."""
+"""The release that the challenge's warm-up phase was scored on. A sweep holds it out by default."""
 
 EXCLUDED = frozenset(
     {
@@ -74,7 +74,10 @@ def release_folders(root: Path) -> list[Path]:
 
 
 def participants(root: Path) -> pd.DataFrame | None:
-    """Return the table of a BIDS folder's participants.tsv, which is cached; None where there is no such file."""
+    """Return the table in a BIDS folder's participants.tsv, from a cache if the file has not changed.
+
+    Return None if there is no such file.
+    """
     path = root / "participants.tsv"
     if not path.is_file():
         return None
@@ -98,9 +101,9 @@ def _participant_value(recording: Recording, column: str) -> Any:
 def add_releases(recordings: Iterable[Recording]) -> list[Recording]:
     """Add the release and the subject's age (years) to each recording.
 
-    The release is that of the folder's name, else ``release_number`` of participants.tsv.
+    The release comes from the folder's name, or else from ``release_number`` in participants.tsv.
     """
-    out = []
+    found = []
     for recording in recordings:
         years = pd.to_numeric(pd.Series([_participant_value(recording, "age")]), errors="coerce").iloc[0]
         age = float(years) if np.isfinite(years) else None
@@ -108,14 +111,14 @@ def add_releases(recordings: Iterable[Recording]) -> list[Recording]:
         if release is None:
             value = _participant_value(recording, "release_number")
             release = None if pd.isna(value) else str(value)
-        out.append(replace(recording, release=release, age=age))
-    return out
+        found.append(replace(recording, release=release, age=age))
+    return found
 
 
 def availability(recording: Recording) -> str:
-    """Return the mark of a recording in participants.tsv, or an empty string if it has none.
+    """Return a recording's availability as marked in participants.tsv, or an empty string if it is not marked.
 
-    Marks are ``available``, ``caution`` and ``unavailable``. Columns are named for the task, or for task and run
+    Marks are ``available``, ``caution`` and ``unavailable``. Columns are named after the task, or after task and run
     (``surroundSupp``, ``contrastChangeDetection_1``).
     """
     table = participants(recording.root)
@@ -143,7 +146,7 @@ def exclude_recordings(
     Returns
     -------
     kept, left_out
-        The other recordings, and counts of those left out by reason.
+        The kept recordings, and the number of those left out for each reason.
     """
     kept, left_out = [], Counter[str]()
     for recording in recordings:
@@ -163,7 +166,7 @@ def bucket_of(release: str, *, mini: bool = False) -> str:
 
 
 def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
-    """Download a release into `cache`. Files that are there already are kept.
+    """Download a release into `cache` with eegdash, which skips files that are there already.
 
     Parameters
     ----------
@@ -195,10 +198,10 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
         ) from None
     cache.mkdir(parents=True, exist_ok=True)
     data = EEGChallengeDataset(release=release, mini=mini, cache_dir=str(cache))
-    for one in data.datasets:
-        _ = one.raw  # reading downloads
+    for dataset in data.datasets:
+        _ = dataset.raw  # the property downloads the recording
     found = sorted({path.parents[1] for path in cache.rglob("sub-*/eeg") if path.is_dir()})
-    folders = [folder for folder in found if RELEASES[release] in folder.name or release in folder.name]
+    folders = [folder for folder in found if release_of(folder.name) == release]
     if not folders:
-        raise UserError(f"{cache}: eegdash left no recording of {release} there")
+        raise UserError(f"{cache}: eegdash downloaded no recording of {release}")
     return folders

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import mne
+
 MONTAGES = ("standard_1005", "GSN-HydroCel-129", "biosemi64")
 
 Positions = dict[str, tuple[float, ...]]
-"""(x, y, z) in metres by the electrode's name in lower case."""
+"""Positions (x, y, z) in metres, by the electrode's name in lower case."""
 
 
 def electrode_positions(channels: Sequence[str]) -> NDArray[np.float32]:
@@ -29,11 +32,11 @@ def electrode_positions(channels: Sequence[str]) -> NDArray[np.float32]:
     return np.array([positions.get(name, unknown) for name in names], np.float32)
 
 
-def project_to_scalp(channels: Sequence[str]) -> tuple[Any, list[int]]:
+def project_to_scalp(channels: Sequence[str]) -> tuple[mne.Info | None, list[int]]:
     """Return the channels of known position as an `mne.Info` in head coordinates, and their indices in `channels`.
 
-    Of channels at one position, the first is returned. Names are read as by `electrode_positions`. Returns None and an
-    empty list where no name is known.
+    Of channels at one position, only the first is returned. Names are read as by `electrode_positions`. If no name is
+    known, return None and an empty list.
     """
     import mne
 
@@ -61,7 +64,7 @@ def _best_montage(names: Sequence[str]) -> str:
 
 @cache
 def _centred_positions(montage: str) -> Positions:
-    """Return positions from the mean of all electrodes."""
+    """Return the positions relative to the mean of all electrodes."""
     found = {name.lower(): np.asarray(place) for name, place in _montage(montage).get_positions()["ch_pos"].items()}
     centre = np.mean(list(found.values()), axis=0)
     return _with_e129(montage, {name: tuple(float(v) for v in place - centre) for name, place in found.items()})
@@ -85,7 +88,7 @@ def _with_e129(montage: str, positions: Positions) -> Positions:
     return positions
 
 
-def _montage(montage: str) -> Any:
+def _montage(montage: str) -> mne.channels.DigMontage:
     import mne
 
     if montage == "standard_1005" and "colin27_1005" in mne.channels.get_builtin_montages():

@@ -1,11 +1,10 @@
-"""The folder that `prepare` writes to: locked by one process, for one data set and one set of settings."""
+"""The folder that `prepare` writes to: for one process at a time, one data set and one set of settings."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import OtherFormatError
@@ -15,7 +14,7 @@ from raypipe.storage.files import PARTIAL_SUFFIX, lock, write_atomic
 
 @contextlib.contextmanager
 def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None]:
-    """Lock the folder for the duration of the block.
+    """Check the folder, record the settings in it, and lock it for the duration of the block.
 
     Parameters
     ----------
@@ -35,19 +34,19 @@ def claim_output(folder: Path, asked: Settings, keys: set[str]) -> Iterator[None
         raise UserError(f"{folder}: a file, not a folder for windows")
     path = folder / SETTINGS
     recorded = {entry.stem for entry in (folder / SHARDS).glob("*.json")}
-    # Recordings without a window have no shard to protect: after a prepare that found no window, settings may change.
+    # A recording without a window has a record but no .npy file. If there are no others, settings may change.
     has_windows = any((folder / SHARDS / f"{key}.npy").is_file() for key in recorded)
     if path.is_file() and has_windows:
         _check_settings_unchanged(path, asked)
     elif not path.is_file() and _has_files(folder):
-        raise UserError(f"{folder}: holds other files and is not a store of windows; choose another folder")
+        raise UserError(f"{folder}: has other files and is not a store of windows; choose another folder")
     else:
         write_atomic(path, lambda file: file.write(SettingsFile(settings=asked).to_json()))
     with open(path, "rb") as file:
         if not lock(file):
             raise UserError(f"{folder}: another prepare is writing there; wait for it to end")
         if has_windows and not recorded & keys:
-            raise UserError(f"{folder}: holds windows of another data set; choose another folder")
+            raise UserError(f"{folder}: has windows of another data set; choose another folder")
         yield
 
 
@@ -77,7 +76,7 @@ def _check_settings_unchanged(path: Path, asked: Settings) -> None:
             )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "left to its default"
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"

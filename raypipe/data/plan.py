@@ -1,4 +1,4 @@
-"""Check what was asked of `prepare`, and fill in the defaults from the task and the recordings."""
+"""Check the settings of `prepare`, and fill in the defaults from the task and the recordings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Header = tuple[float, tuple[str, ...]]
 
 
 def parse_settings(**asked: Any) -> Settings:
-    """Check the types of what was asked of `prepare`.
+    """Validate the types of the settings of `prepare`.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def parse_settings(**asked: Any) -> Settings:
 
 
 def check_settings(task: Task, asked: Settings) -> None:
-    """Check the values of settings against each other and against the task.
+    """Check that the values of settings are in range, and fit each other and the task.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def _check_band(asked: Settings) -> None:
     if not 0 <= low < high:
         raise UserError(f"band {low:g} {high:g}: needs a lower and a higher edge in Hz, such as 0.5 40")
     if asked.sfreq and high > asked.sfreq / 2:
-        raise UserError(f"band: windows at {asked.sfreq:g} Hz hold nothing above {asked.sfreq / 2:g} Hz")
+        raise UserError(f"band: windows at {asked.sfreq:g} Hz have no frequencies above {asked.sfreq / 2:g} Hz")
 
 
 def _check_channel_names(asked: Settings) -> None:
@@ -81,18 +81,18 @@ def _check_timing(task: Task, asked: Settings) -> None:
 def make_plan(
     task: Task, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]
 ) -> tuple[Plan, Counter[str]]:
-    """Fill in what the settings leave to the task and the recordings.
+    """Fill in the settings that were left to the task and the recordings.
 
     Returns
     -------
     plan, left_out
-        The plan, and the count of EEG channels that it leaves out.
+        The plan, and the number of EEG channels that it leaves out.
 
     Raises
     ------
     UserError
-        Recordings differ in sampling rate, have no channel in common, or lack one that was asked for; or a length is
-        below one sample.
+        Recordings differ in sampling rate, have no common channel, or lack a channel of the settings; or a window, crop
+        or stride is shorter than a sample.
     """
     rates, names = zip(*headers, strict=True)
     sfreq = asked.sfreq or _common_rate(recordings, rates)
@@ -131,7 +131,7 @@ def _common_rate(recordings: Sequence[Recording], rates: Sequence[float]) -> flo
 def _choose_channels(
     recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], asked: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], Counter[str]]:
-    """Return the channels that were asked for or that all recordings have, and the count of the others."""
+    """Return the channels in the settings, or those that all recordings have and the number of the others."""
     if not asked:
         common = _common_channels(recordings, names)
         others = len({name for present in names for name in present}) - len(common)
@@ -144,7 +144,7 @@ def _choose_channels(
 
 
 def _common_channels(recordings: Sequence[Recording], names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the channels that all recordings have, in the first one's order."""
+    """Return the channels that all recordings have, in the order of the first recording."""
     common = list(names[0])
     for recording, present in zip(recordings, names, strict=True):
         rest = [name for name in common if name in present]

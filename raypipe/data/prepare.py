@@ -61,19 +61,19 @@ def prepare(
 ) -> WindowStore:
     """Cut the recordings of a BIDS folder into windows with targets.
 
-    A second call reads only recordings that are new or changed. A call that was killed is continued by the next one.
+    A later call reads only recordings that are new or changed, and continues a call that was killed.
 
     Parameters
     ----------
     bids
-        BIDS folder, a folder of BIDS folders (releases of HBN-EEG side by side), or several of either. A pyarrow.fs URI
-        (``s3://bucket/folder``) is accepted too: tables are fetched first, each recording only while it is read.
+        BIDS folder, folder of BIDS folders (releases of HBN-EEG side by side), or several of either. Also a pyarrow.fs
+        URI (``s3://bucket/folder``): tables are fetched first, and each recording only while it is read.
     task
-        What is predicted; see `raypipe.data.tasks`.
+        Specification of the task; see `raypipe.data.tasks`.
     out
         Folder for the store: new, empty, or a store made with the same settings.
     sfreq
-        Sampling rate of the windows (Hz). Default: the recordings' own, if they share one.
+        Sampling rate of the windows (Hz). Default: that of the recordings, which must then be the same for all.
     band
         Edges of a zero-phase FIR band-pass (Hz), MNE's default design. A lower edge of 0 makes it a low-pass.
     channels
@@ -82,12 +82,12 @@ def prepare(
         Seconds: length of a window, time between windows side by side, start of a window after its event. Default: the
         task's. Windows side by side do not overlap by default.
     crop
-        Seconds of a window that a model sees at a time: at random places in training, at a fixed place in evaluation.
-        Default: the whole window, or half of it for ``latency``.
+        Seconds of a window that a model sees at a time: a random part in training, a fixed part in evaluation. Default:
+        the whole window; half of it for ``latency`` and ``challenge2``.
     dtype
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     jobs
-        Processes. Default: one per core. A script that calls this with more than one must be guarded by
+        Processes. Default: one per core. A script that uses more than one needs the guard
         ``if __name__ == "__main__":``, as for any use of multiprocessing.
     skip_unreadable
         Leave out and count recordings that cannot be read, instead of stopping at the first.
@@ -102,7 +102,7 @@ def prepare(
     Raises
     ------
     UserError
-        The request, the folder or a recording is wrong.
+        An argument is wrong, the folder has other content, or a recording cannot be read.
     DiskFullError
         The disk is full; finished shards are kept.
     """
@@ -124,17 +124,13 @@ def prepare(
     folder = Path(out).expanduser().absolute()
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
         selection = select_recordings(chosen, folders)
+        build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
         with claim_output(folder, asked, {r.key for r in selection.recordings}):
-            store = _open_if_up_to_date(folder, asked, selection)
-            if store is None:
-                build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
-                store = build.run(asked)
-            else:
-                progress(len(selection.recordings), len(selection.recordings), "up to date, nothing to do")
-    return store
+            return build.run(asked)
 
 
 def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> WindowStore | None:
+    """Return the store in the folder, or None if it is not finished, damaged, or made from other settings or files."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -148,26 +144,52 @@ def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> 
             return None
         store = WindowStore(folder)
     except UserError:
-        return None  # damaged: it is made again from its shards
+        return None
     store.redone = 0
     return store
 
 
 class _Build:
-    """Make the shards that are missing, then the table and the manifest."""
+    """Make the shards that are missing, then the table and the manifest.
 
-    def __init__(self, folder: Path, selection: Selection, jobs: int, skip: bool, progress: Progress) -> None:
-        self.folder, self.selection, self.jobs, self.skip, self.progress = folder, selection, jobs, skip, progress
+    Parameters
+    ----------
+    folder
+        The store's folder, which this process has locked.
+    selection
+        The recordings.
+    jobs
+        Processes.
+    skip_unreadable
+        Leave out and count recordings that cannot be read, instead of raising an error.
+    progress
+        Called with the recordings done, their total and a short text.
+    """
+
+    def __init__(
+        self, folder: Path, selection: Selection, jobs: int, skip_unreadable: bool, progress: Progress
+    ) -> None:
+        self.folder, self.selection, self.jobs, self.progress = folder, selection, jobs, progress
+        self.skip_unreadable = skip_unreadable
         self.left_out = Counter(selection.left_out)
 
     def run(self, asked: Settings) -> WindowStore:
+        """Return the store, of which only what is missing or outdated is made."""
+        store = _open_if_up_to_date(self.folder, asked, self.selection)
+        if store is None:
+            return self._make_store(asked)
+        total = len(self.selection.recordings)
+        self.progress(total, total, "up to date, nothing to do")
+        return store
+
+    def _make_store(self, asked: Settings) -> WindowStore:
         recordings, headers = self._read_headers()
         plan, left_out = make_plan(self.selection.task, asked, recordings, headers)
         self.left_out += left_out
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         remove_leftovers(self.folder, set(fingerprints))
-        found = {key: load_shard_record(self.folder, key, print_) for key, print_ in fingerprints.items()}
+        found = {key: load_shard_record(self.folder, key, fingerprints[key]) for key in fingerprints}
         kept = {key: record for key, record in found.items() if record is not None}
         made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
         records = kept | made
@@ -176,15 +198,16 @@ class _Build:
         return store
 
     def _read_headers(self) -> tuple[list[Recording], list[Header]]:
+        """Return the readable recordings and their headers."""
         recordings = self.selection.recordings
         jobs = self.jobs if len(recordings) > MIN_PARALLEL_HEADERS else 1
         found: dict[int, Header] = {}
-        with contextlib.closing(map_processes(read_header, [(r,) for r in recordings], jobs)) as answers:
-            for number, answer in answers:
-                if isinstance(answer, UserError):
-                    self._skip_or_raise(answer)
+        with contextlib.closing(map_processes(read_header, [(r,) for r in recordings], jobs)) as results:
+            for number, result in results:
+                if isinstance(result, UserError):
+                    self._skip_or_raise(result)
                 else:
-                    found[number] = answer
+                    found[number] = result
                     self.progress(0, len(recordings), f"header of {recordings[number].key}")
         if not found:
             raise UserError("no recording can be read")
@@ -194,22 +217,29 @@ class _Build:
     def _make_shards(
         self, recordings: list[Recording], kept: int, plan: Plan, fingerprints: dict[str, str]
     ) -> dict[str, ShardRecord]:
+        """Make the shards of the recordings, and return their records by the recording's key.
+
+        Parameters
+        ----------
+        kept
+            Number of other shards, which are up to date.
+        """
         total = len(fingerprints)
         self.progress(kept, total, f"{kept} kept" if kept else "")
         spec, labels_of = self.selection.task.spec, self.selection.labels_of
         calls = [(r, spec, labels_of(r), plan, self.folder, fingerprints[r.key]) for r in recordings]
         made: dict[str, ShardRecord] = {}
-        with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as answers:
-            for number, answer in answers:
-                if isinstance(answer, UserError):
-                    self._skip_or_raise(answer)
+        with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as results:
+            for number, result in results:
+                if isinstance(result, UserError):
+                    self._skip_or_raise(result)
                 else:
-                    made[recordings[number].key] = answer
+                    made[recordings[number].key] = result
                     self.progress(kept + len(made), total, recordings[number].key)
         return made
 
     def _skip_or_raise(self, error: UserError) -> None:
-        if not (self.skip and isinstance(error, UnreadableRecordingError)):
+        if not (self.skip_unreadable and isinstance(error, UnreadableRecordingError)):
             raise error
         self.left_out["unreadable recordings"] += 1
 
@@ -222,7 +252,7 @@ class _Build:
         left_out = dict(+self.left_out)
         table = self._table(records, left_out)
         subjects = set(table["subject"])
-        check_subjects(set(subjects), str(self.folder))
+        check_subjects(subjects, str(self.folder))
         labels = self.selection.labels
         text = table.to_csv(index=False, lineterminator="\n").encode()
         table_sha256 = hashlib.sha256(text).hexdigest()
@@ -259,7 +289,7 @@ class _Build:
         ]
         if not rows:
             reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-            raise UserError(f"task '{spec}': no window at all ({reasons or 'no matching event'})")
+            raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
         table = pd.DataFrame(rows)
         if classes:
             table["target"] = table["target"].astype(int)
@@ -272,6 +302,7 @@ class _Build:
 
 
 def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:
+    """Return a hash of everything that training depends on."""
     content = {
         "shards": [record.shard.sha256 for record in records],
         "table": table_sha256,

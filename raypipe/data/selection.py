@@ -28,26 +28,26 @@ class Selection:
     """Counts of recordings that were left out, by reason."""
 
     def labels_of(self, recording: Recording) -> Labels:
-        """Return the labels without other subjects' targets: those that a shard depends on."""
+        """Return the labels that a recording's shard depends on: those without the targets of other subjects."""
         if self.labels.by_subject is None:
             return self.labels
         own = {recording.subject: self.labels.by_subject[recording.subject]}
         return Labels(self.labels.kind, self.labels.classes, own)
 
     def fingerprint(self, recording: Recording, plan: Plan) -> str:
-        """Return a hash of what a recording's shard depends on: plan, labels, and sizes and times of its files."""
+        """Return a hash of everything that a shard depends on: plan, labels, and sizes and times of the files."""
         place = recording.path.relative_to(recording.root).as_posix()
         digest = hashlib.sha256(plan.model_dump_json().encode())
         digest.update(repr((self.labels_of(recording), recording.release, recording.age, place)).encode())
         for path in [*recording.files(), *self.task.extra_files(recording)]:
-            # A link to data that was not fetched has no size. Reading it reports that.
+            # A link to data that was not fetched has no target; the error is raised when it is read.
             stat = path.stat() if path.exists() else path.lstat()
             digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
 
 def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selection:
-    """Find a task's recordings and their labels.
+    """Find the recordings of a task, and read their labels.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selec
     Raises
     ------
     UserError
-        There is no recording, one is found twice, all are of one subject, or the labels are missing.
+        There is no recording, one is found twice, all are of one subject, or labels are missing.
     """
     found = task.select(_find(folders))
     _fetch_tables(found)
     recordings, left_out = task.exclude(add_releases(found))
     if not recordings:
         reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-        raise UserError(f"task '{task.spec}': no recording is left ({reasons})")
+        raise UserError(f"task '{task.spec}': all recordings were left out ({reasons})")
     labels = task.read_labels(recordings)
     if labels.by_subject is not None:
         _check_finite(task, labels.by_subject)
@@ -78,13 +78,21 @@ def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selec
 def check_subjects(subjects: set[str], where: str) -> None:
     """Check that there are windows of more than one subject.
 
+    Parameters
+    ----------
+    subjects
+        Labels of the subjects.
+    where
+        Path of the data, for the message.
+
     Raises
     ------
     UserError
-        There is one subject; names it, and `where`.
+        There is one subject only.
     """
     if len(subjects) == 1:
-        raise UserError(f"{where}: windows of one subject only ('{subjects.pop()}'); subject folds need at least three")
+        (subject,) = subjects
+        raise UserError(f"{where}: windows of one subject only ('{subject}'); subject folds need at least three")
 
 
 def _check_finite(task: Task, targets: dict[str, float]) -> None:
@@ -98,7 +106,7 @@ def _local(folder: Path | RemoteBids) -> Path:
 
 
 def _find(folders: Sequence[Path | RemoteBids]) -> list[Recording]:
-    """Return the recordings of BIDS folders, and of folders that hold BIDS folders side by side (releases)."""
+    """Return the recordings of BIDS folders, and of folders that contain BIDS folders (releases)."""
     by_key: dict[str, Recording] = {}
     roots = {
         root: folder if isinstance(folder, RemoteBids) else None
@@ -114,7 +122,7 @@ def _find(folders: Sequence[Path | RemoteBids]) -> list[Recording]:
 
 
 def _fetch_tables(recordings: Iterable[Recording]) -> None:
-    """Fetch events and channels of recordings behind a URI, and of all runs of the same tasks beside them."""
+    """Fetch events.tsv and channels.tsv of recordings behind a URI, and of other runs of the same tasks."""
     wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
     for folder, task, mirror in {(r.path.parent, r.task, r.mirror) for r in recordings}:
         if mirror is not None:

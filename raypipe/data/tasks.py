@@ -1,4 +1,4 @@
-"""The tasks, and how a task is specified.
+"""The tasks, and the specifications that name them.
 
 A specification is ``NAME:ARGUMENT[@BIDS-TASK,...]``. The part after ``@`` selects the recordings of these BIDS tasks.
 
@@ -7,21 +7,21 @@ A specification is ``NAME:ARGUMENT[@BIDS-TASK,...]``. The part after ``@`` selec
                                                ``regression`` or ``classification``. Without it, text is classes,
                                                and so are numbers if three or more subjects share two values; other
                                                numbers are regressed on
-``bids-task:A,B,...``                          which BIDS task a recording has, from windows side by side
-``events:A,B,...[@...]``                       which of these values an event has, from the window after it
+``bids-task:A,B,...``                          the BIDS task of a recording, from windows side by side
+``events:A,B,...[@...]``                       the value of an event (one of these), from the window after it
 ``latency:A[,B...][@...]``                     the offset (s) at which a crop starts in the window after such an event
 ``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:
-                                               ``drop-duplicates`` (leave out trials of a block that an earlier run
-                                               of the subject already has), ``mark-early`` (write ``early`` in the
-                                               table's column `mark` if a button was pressed before the target) and
-                                               those of ``challenge2``
+                                               ``drop-duplicates`` (leave out trials that are copies of trials of an
+                                               earlier run), ``mark-early`` (write ``early`` in the table's column
+                                               `mark` if a button was pressed before the target) and those of
+                                               ``challenge2``
 ``challenge2[:OPTION,...][@...]``              externalizing, of contrast-change recordings or those after the @.
                                                Options: ``with-excluded`` (keep the nine subjects that the start kit
                                                leaves out), ``no-caution`` (leave out recordings marked ``caution``)
 =============================================  =====================================================================
 
-To add a task, write a class with `segment` and, if the data decides on kind or classes, `read_labels`. Enter it in
-`TASKS`.
+To add a task, write a subclass of `Task` with `segment` and, if the targets' kind or classes depend on the data,
+`read_labels`. Add it to `TASKS`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import pandas as pd
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.bids import Recording, UnreadableRecordingError
-from raypipe.data.bids_tables import read_events, read_participants
+from raypipe.data.bids_tables import missing_column, read_events, read_participants
 from raypipe.data.challenge import Challenge2, parse_challenge1, parse_challenge2
 from raypipe.data.task_base import (
     Labels,
@@ -79,7 +79,7 @@ class Participants(Task):
     def _is_regression(self, numeric: bool, n_distinct: int, n_subjects: int) -> bool:
         if self.kind is not None:
             return self.kind == "regression"
-        is_binary = n_distinct == 2 < n_subjects  # two subjects of two ages are not two classes
+        is_binary = n_distinct == 2 < n_subjects  # two subjects with two ages are no two classes
         return numeric and not is_binary
 
     def _read_column(self, recordings: Sequence[Recording]) -> pd.Series[Any]:
@@ -88,12 +88,10 @@ class Participants(Task):
         for root in {r.root: None for r in recordings}:
             table = read_participants(root)
             if self.column not in table.columns:
-                raise UserError(
-                    f"{root / 'participants.tsv'}: no column '{self.column}'; {nearest(self.column, table.columns)}"
-                )
+                raise UserError(missing_column(root / "participants.tsv", self.column, table))
             columns.append(table[self.column])
         column = columns[0] if len(columns) == 1 else pd.concat(columns)
-        column = column[~column.index.duplicated()]  # several folders may each list all subjects
+        column = column[~column.index.duplicated()]  # every release folder may list all subjects
         return column[column.index.isin({r.subject for r in recordings})].dropna()
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
@@ -103,7 +101,7 @@ class Participants(Task):
 
 @dataclass(frozen=True)
 class BidsTask(Task):
-    """Predict which BIDS task a recording has."""
+    """Predict the BIDS task of a recording."""
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         return Labels("classification", self.bids_tasks)
@@ -136,7 +134,7 @@ class Events(Task):
 
 @dataclass(frozen=True)
 class Latency(Events):
-    """Predict where in the window after an event a crop starts: a regression for any event-locked data."""
+    """Predict the offset of a crop in the window after an event: a regression for any event-locked data."""
 
     target_is_offset: ClassVar[bool] = True
 
@@ -155,7 +153,7 @@ def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Record
         try:
             present = set(read_events(recording)["value"])
         except UnreadableRecordingError:
-            continue  # reported when the recording itself is read
+            continue  # reported when this recording itself is read
         seen |= present
         missing -= present
         if not missing:
@@ -185,7 +183,7 @@ TASKS: dict[str, Callable[[str, str], Task]] = {
 
 
 def parse_task(spec: str) -> Task:
-    """Make the task of a specification (see the table above).
+    """Return the task of a specification (see the table above).
 
     Raises
     ------
@@ -200,5 +198,5 @@ def parse_task(spec: str) -> Task:
     if not at:
         return task
     if task.bids_tasks and not isinstance(task, Challenge2):
-        raise UserError(f"task '{spec}': {name} itself names the recordings; leave out '@{only}'")
+        raise UserError(f"task '{spec}': {name} already selects its recordings; leave out '@{only}'")
     return replace(task, bids_tasks=split_names(spec, only, 1))

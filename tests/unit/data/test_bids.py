@@ -85,7 +85,7 @@ def test_a_single_file(bids, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         recording_from_file(tmp_path / "none.bdf")
     (tmp_path / "x.csv").touch()
-    with pytest.raises(UserError, match="not a format that is read"):
+    with pytest.raises(UserError, match="not a supported format"):
         recording_from_file(tmp_path / "x.csv")
 
 

@@ -155,7 +155,7 @@ def test_challenge2_needs_a_table_with_the_factor(tmp_path):
     with pytest.raises(UserError, match="no column 'externalizing'"):
         task.read_labels([run])
     (tmp_path / "participants.tsv").write_text("participant_id\texternalizing\nsub-a\tn/a\nsub-b\t0.5\n")
-    with pytest.raises(UserError, match=r"known of 0 subject\(s\)"):
+    with pytest.raises(UserError, match=r"0 subject\(s\) have a value of"):
         task.read_labels([run])
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_eleven_releases_and_nine_excluded_subjects_without_prefix():
     assert len(hbn.EXCLUDED) == 9 and not any(name.startswith("sub-") for name in hbn.EXCLUDED)
 
 
-def test_release_from_the_table_where_the_folder_says_nothing(tmp_path):
+def test_the_release_comes_from_the_table_if_the_folders_name_has_none(tmp_path):
     (tmp_path / "participants.tsv").write_text(f"{COLUMNS}\nsub-a\tR3\t1\tavailable\tavailable\tavailable\n")
     assert [r.release for r in hbn.add_releases(recordings(tmp_path, ["a", "b"]))] == ["R3", None]
 
@@ -69,7 +70,7 @@ def test_availability_and_exclusion(tmp_path):
     assert hbn.availability(film[0]) == "caution"
 
 
-def test_folders_side_by_side(tmp_path):
+def test_release_folders_are_found_side_by_side(tmp_path):
     for name in ("R2_L100_bdf", "R1_L100_bdf"):
         (tmp_path / name / "sub-x").mkdir(parents=True)
     (tmp_path / "code").mkdir()
@@ -78,14 +79,14 @@ def test_folders_side_by_side(tmp_path):
     assert hbn.release_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
 
 
-def test_releases_stand_for_their_subjects():
+def test_names_of_releases_are_replaced_by_their_subjects():
     release = {"a": "R5", "b": "R1", "c": "R5"}
     assert subjects_of(["R5", "b"], release) == ["a", "c", "b"]
     with pytest.raises(UserError, match="held out R7: no subject is of that release; available: R1, R5"):
         subjects_of(["R7"], release)
 
 
-def test_without_eegdash_one_line_says_how_to_get_the_data(tmp_path, monkeypatch):
+def test_without_eegdash_one_line_explains_how_to_get_the_data(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "eegdash", None)
     with pytest.raises(
         UserError, match=r"pip install -c constraints.txt -e '.\[hbn\]'.*s3://nmdatasets/NeurIPS25/R5_mini_L100_bdf"
@@ -96,7 +97,7 @@ def test_without_eegdash_one_line_says_how_to_get_the_data(tmp_path, monkeypatch
     assert hbn.bucket_of("R2") == "s3://nmdatasets/NeurIPS25/R2_L100_bdf"
 
 
-def test_with_eegdash_the_folder_it_filled_is_found(tmp_path, monkeypatch):
+def test_the_folder_that_eegdash_filled_is_returned(tmp_path, monkeypatch):
     class Fake:
         def __init__(self, release, mini, cache_dir):
             assert (release, mini) == ("R5", True)
@@ -106,3 +107,12 @@ def test_with_eegdash_the_folder_it_filled_is_found(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "eegdash", type(sys)("eegdash"))
     monkeypatch.setattr(sys.modules["eegdash"], "EEGChallengeDataset", Fake, raising=False)
     assert hbn.fetch("hbn:R5", tmp_path, mini=True) == [tmp_path / "ds005509-bdf-mini"]
+
+
+def test_release_1_is_not_mistaken_for_release_10_in_the_same_cache(tmp_path, monkeypatch):
+    for name in ("R1_L100_bdf", "R10_L100_bdf", "R11_L100_bdf"):
+        (tmp_path / name / "sub-A" / "eeg").mkdir(parents=True)
+    fake = type(sys)("eegdash")
+    fake.EEGChallengeDataset = lambda release, mini, cache_dir: SimpleNamespace(datasets=[])
+    monkeypatch.setitem(sys.modules, "eegdash", fake)
+    assert hbn.fetch("hbn:R1", tmp_path) == [tmp_path / "R1_L100_bdf"]

@@ -180,7 +180,7 @@ def test_other_settings_want_another_folder(bids, out):
 
 
 def test_settings_that_left_no_window_may_change(bids, out):
-    with pytest.raises(UserError, match="no window at all"):
+    with pytest.raises(UserError, match="no window was found"):
         prepare(bids, "participants:age", out, window=400, jobs=1)
     assert list((out / "shards").glob("*.json")) and not list((out / "shards").glob("*.npy"))
     store = prepare(bids, "participants:age", out, window=4, jobs=1)
@@ -200,7 +200,7 @@ def test_foreign_folders_are_left_alone(bids, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("all of it")
-    with pytest.raises(UserError, match="holds other files and is not a store"):
+    with pytest.raises(UserError, match="has other files and is not a store"):
         prepare(bids, TASK, foreign, jobs=1)
     with pytest.raises(UserError, match="a file, not a folder"):
         prepare(bids, TASK, foreign / "thesis.txt", jobs=1)
@@ -213,7 +213,7 @@ def test_another_data_set_wants_another_folder(bids, out):
         path.rename(path.with_name(path.name.replace("SIM", "NEW")))
     for path in sorted(bids.glob("sub-*")):
         path.rename(path.with_name(path.name.replace("SIM", "NEW")))
-    with pytest.raises(UserError, match="holds windows of another data set"):
+    with pytest.raises(UserError, match="has windows of another data set"):
         prepare(bids, TASK, out, jobs=1)
 
 
@@ -236,7 +236,7 @@ def test_two_at_once_are_refused(bids, out):
         (TASK, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
         ("latency:left_target", {"crop": 1.0}, "the crop must be shorter"),
         (TASK, {"band": (10, 5)}, "band 10 5: needs a lower and a higher edge"),
-        (TASK, {"band": (1, 40), "sfreq": 50}, "hold nothing above 25 Hz"),
+        (TASK, {"band": (1, 40), "sfreq": 50}, "have no frequencies above 25 Hz"),
         (TASK, {"band": (0.5, 50)}, "upper edge must be below 50 Hz"),
         (TASK, {"channels": ["E1", "E1"]}, "a name is given twice"),
         (TASK, {"channels": []}, "the list is empty"),
@@ -244,8 +244,8 @@ def test_two_at_once_are_refused(bids, out):
         (TASK, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
         (TASK, {"jobs": 0}, "jobs 0: must be at least 1"),
         (TASK, {"window": 0.001}, "shorter than a sample"),
-        (TASK, {"window": 500.0}, r"no window at all \(.*\d+ windows that reach beyond the recording"),
-        ("participants:age", {"window": 500.0}, r"no window at all \(3 recordings shorter than a window"),
+        (TASK, {"window": 500.0}, r"no window was found \(.*\d+ windows that reach beyond the recording"),
+        ("participants:age", {"window": 500.0}, r"no window was found \(3 recordings shorter than a window"),
         (TASK, {"band": (0.01, 40)}, "shorter than the filter"),
     ],
 )

@@ -42,7 +42,7 @@ def subjects(root: Path, column: str, **values: str) -> list[Recording]:
         ("chalenge1", "unknown task 'chalenge1'; did you mean 'challenge1'"),
         ("", "unknown task ''"),
         ("challenge1:drop-duplicate", "unknown option 'drop-duplicate'; did you mean 'drop-duplicates'"),
-        ("challenge1@rest", "itself names the recordings"),
+        ("challenge1@rest", "already selects its recordings"),
         ("bids-task:rest", "needs at least 2 names"),
         ("events:a", "needs at least 2 names"),
         ("events:a,a", "'a' is given twice"),
