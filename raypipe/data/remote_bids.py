@@ -1,7 +1,7 @@
 """BIDS folders behind a URI, mirrored in a local folder: tables whole, recordings only while they are read.
 
-A file of the mirror that is not fetched is sparse: it has the size and the time of change of the original and takes no
-space on the disk. So recordings are found, checked for changes and checked for truncation as in a local folder.
+A file of the mirror that is not fetched is sparse: it has the size and the modification time of the original but takes
+no disk space. The code that finds recordings and checks them for changes and truncation works on it as on the original.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raypipe.storage.files import PARTIAL_SUFFIX, lock
 from raypipe.storage.remote import RemoteFolder, without_settings
 
 MAX_FETCHES = 16
-"""Tables that are fetched at a time."""
+"""Tables that are fetched at the same time."""
 
 _PREFIX = ".remote-"
 _LOCK = "lock"
@@ -31,14 +31,14 @@ _BIDS_FILE = re.compile(r"(?:[^/]+/)?(?:participants\.tsv|sub-[^/]+/(?:ses-[^/]+
 
 @dataclass(frozen=True)
 class RemoteBids:
-    """A folder behind a URI and its mirror on this machine. Can be pickled to other processes of the machine."""
+    """A folder behind a URI and its mirror on this machine. It can be pickled to other processes of the machine."""
 
     uri: str
     local: Path
-    """The mirror."""
+    """Folder of the mirror."""
 
     def fetch(self, paths: Iterable[Path], max_bytes: int | None = None) -> None:
-        """Fill files of the mirror.
+        """Download the content of files into the mirror.
 
         Parameters
         ----------
@@ -67,7 +67,7 @@ class RemoteBids:
             os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
 
     def fetch_tables(self, paths: Iterable[Path]) -> None:
-        """Fill small files of the mirror, several at a time; raises as `fetch`."""
+        """Download small files, several at the same time; raises as `fetch`."""
         with ThreadPoolExecutor(MAX_FETCHES, thread_name_prefix="raypipe-get") as pool:
             list(pool.map(lambda path: self.fetch([path]), paths))
 
@@ -88,7 +88,7 @@ def open_remote_bids(folders: Sequence[str | Path], out: Path) -> Iterator[list[
     folders
         Paths, and pyarrow.fs URIs.
     out
-        Folder for the mirrors, made if it does not exist. Their names count as partial files. Mirrors of killed
+        Folder for the mirrors, made if it does not exist. Their names mark them as partial files. Mirrors of killed
         processes are removed.
 
     Yields
@@ -99,7 +99,7 @@ def open_remote_bids(folders: Sequence[str | Path], out: Path) -> Iterator[list[
     Raises
     ------
     UserError
-        A storage cannot be read. Errors that are raised inside the block name places behind the URI, not in the mirror.
+        A storage cannot be read. In messages of errors raised inside the block, paths in the mirror become URIs.
     """
     if not any("://" in str(folder) for folder in folders):
         yield [Path(folder) for folder in folders]
@@ -123,7 +123,7 @@ def open_remote_bids(folders: Sequence[str | Path], out: Path) -> Iterator[list[
     finally:
         shutil.rmtree(top, ignore_errors=True)
         if is_new:
-            with contextlib.suppress(OSError):  # windows were written to it
+            with contextlib.suppress(OSError):  # it is not empty if windows were written
                 out.rmdir()
 
 
@@ -150,13 +150,14 @@ def _name_uris(text: str, opened: Iterable[Path | RemoteBids]) -> str:
 
 
 def _make_sparse(path: Path, size: int, changed: int) -> None:
+    """Give an empty file a size in bytes, which takes no disk space, and a modification time in nanoseconds."""
     with open(path, "ab") as file:
         file.truncate(size)
     os.utime(path, ns=(changed, changed))
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Remove mirrors whose process has died, which freed their locks."""
+    """Remove mirrors whose process has died: their locks are free."""
     for folder in out.glob(f"{_PREFIX}*{PARTIAL_SUFFIX}"):
         with contextlib.suppress(OSError), open(folder / _LOCK, "rb") as file:
             if lock(file):

@@ -23,19 +23,19 @@ _HASH_BLOCK = 1 << 24
 
 
 def npy_header(shape: tuple[int, int, int], dtype: str) -> bytes:
-    """Return the header of a ``.npy`` file. Its length does not depend on the number of rows.
+    """Return the header of a ``.npy`` file, `HEADER_BYTES` long for any number of rows.
 
     Raises
     ------
     RuntimeError
         NumPy pads headers to another length than `HEADER_BYTES`.
     """
-    # NumPy leaves space for a first axis of up to 21 digits, so the header can be rewritten in place.
+    # NumPy pads the header for a first axis of up to 21 digits, so it can be rewritten in place.
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     header = buffer.getvalue()
     if len(header) != HEADER_BYTES:
-        raise RuntimeError(f"numpy wrote a header of {len(header)} bytes, not {HEADER_BYTES}")
+        raise RuntimeError(f"NumPy wrote a header of {len(header)} bytes, not {HEADER_BYTES}")
     return header
 
 
@@ -57,7 +57,7 @@ def map_shard(path: Path, shape: tuple[int, int, int], dtype: str) -> NDArray[An
     UserError
         The file is missing, or has another size than the shape needs.
     """
-    # Not numpy.load: parsing a header takes longer than reading a window, and shape and type are known.
+    # numpy.load would parse the header, which takes longer than reading a window; shape and type are known.
     try:
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -72,7 +72,7 @@ def map_shard(path: Path, shape: tuple[int, int, int], dtype: str) -> NDArray[An
 
 
 def content_hash(x_NCT: NDArray[Any]) -> str:
-    """Return the SHA-256 of an array's samples, shape and type, which is the same in every file format."""
+    """Return the SHA-256 of an array's samples, shape and type, in hex digits."""
     digest = hashlib.sha256()
     step = max(1, _HASH_BLOCK // max(1, x_NCT[:1].nbytes))
     for start in range(0, len(x_NCT), step):

@@ -1,4 +1,4 @@
-"""Make a shard: the windows of one recording in a ``.npy`` file, and a JSON record of what they were made from."""
+"""Make a shard: the windows of one recording in a ``.npy`` file, and a JSON record with their rows of the table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_header(recording: Recording) -> tuple[float, tuple[str, ...]]:
 
 
 def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord | None:
-    """Return the record of a recording's shard, or None where the shard is not whole or has another fingerprint."""
+    """Return the record of a recording's shard, or None if the shard is incomplete or has another fingerprint."""
     path = _record_path(folder, key)
     try:
         record = ShardRecord.parse(path.read_bytes(), str(path))
@@ -60,7 +60,7 @@ def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord |
 def make_shard(
     recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str
 ) -> ShardRecord:
-    """Cut a recording and write its shard. Runs in a worker process.
+    """Cut a recording and write its shard; returns the shard's record.
 
     Raises
     ------
@@ -98,14 +98,15 @@ def _record_path(folder: Path, key: str) -> Path:
 class _ShardWriter:
     """Write windows to a ``.npy`` file, piece by piece.
 
-    Windows with missing samples are left out, so their number is known only at the end. The header is then rewritten.
+    Windows with missing samples are left out, so the number of windows is known only at the end. The header is then
+    rewritten.
 
     Attributes
     ----------
     written
         The windows that were written.
     sha256, bytes
-        Hash of the samples, their shape and type, and the file's size; empty and 0 where no window was written.
+        Hash of the samples, their shape and type, and the file's size; empty and 0 if no window was written.
     """
 
     def __init__(self, recording: Recording, raw: Any, windows: list[Window], plan: Plan) -> None:
@@ -114,6 +115,7 @@ class _ShardWriter:
         self.sha256, self.bytes = "", 0
 
     def write(self, file: BinaryIO) -> None:
+        """Write the windows, and set the attributes."""
         plan, digest = self._plan, hashlib.sha256()
         file.write(npy_header(self._shape(len(self._windows)), plan.dtype))
         for group, x_NCT in read_windows(self._recording, self._raw, self._windows, plan):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,14 @@ from raypipe.data.hbn import RELEASES, WARM_UP
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
+HeldOut = float | list[str] | Literal["auto"]
+"""Held-out subjects: see `held_out_of`."""
 DEFAULT_SHARE = 0.2
 """Share of the subjects that a run holds out by default."""
 
 
-def folds_of(windows: WindowStore, n_folds: int, held_out: float | Sequence[str] | str, seed: int) -> FoldMap:
-    """Make the fold map of a store (`raypipe.core.folds.make_folds`); equal arguments give equal maps.
+def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int) -> FoldMap:
+    """Return the fold map of a store (see `raypipe.core.folds.make_folds`). Equal arguments give equal maps.
 
     Parameters
     ----------
@@ -38,14 +40,14 @@ def folds_of(windows: WindowStore, n_folds: int, held_out: float | Sequence[str]
     )
 
 
-def held_out_of(asked: float | Sequence[str] | str, release_by_subject: dict[str, str]) -> float | list[str]:
-    """Return the share of subjects, or the subjects, that a run holds out.
+def held_out_of(asked: HeldOut, release_by_subject: dict[str, str]) -> float | list[str]:
+    """Return the share of subjects that a run holds out, or their labels.
 
     Parameters
     ----------
     asked
-        A share; names of subjects and of releases, which stand for their subjects; or ``auto``: the warm-up release if
-        there are others too, else `DEFAULT_SHARE`.
+        A share; names of subjects and of releases; or ``auto``: the subjects of the warm-up release if there are other
+        releases too, else `DEFAULT_SHARE`.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def held_out_of(asked: float | Sequence[str] | str, release_by_subject: dict[str
         if len(releases) > 1 and WARM_UP in releases:
             return subjects_of([WARM_UP], release_by_subject)
         return DEFAULT_SHARE
-    return float(asked) if isinstance(asked, int | float | str) else subjects_of(asked, release_by_subject)
+    return float(asked) if isinstance(asked, int | float) else subjects_of(asked, release_by_subject)
 
 
 def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> list[str]:
@@ -82,32 +84,32 @@ def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> lis
 
 
 def audit_subjects(windows: WindowStore, folds: FoldMap) -> None:
-    """Check that no subject, recording or signal is on two sides of a run's fold map.
+    """Check that no subject, recording or signal is in two parts of a run's fold map.
 
     Parameters
     ----------
     windows
         The run's windows.
     folds
-        The run's map. Held-out subjects are a side of their own.
+        The run's fold map. The held-out subjects are one of its parts.
 
     Raises
     ------
     LeakError
-        A subject is not in the map; a recording has windows in two folds; or two recordings in different folds hold the
+        A subject is not in the map; a recording has windows in two parts; or two recordings in different parts hold the
         same samples (by content hash).
     """
     folds_N = folds.folds(windows.subjects)
-    sides = {
+    parts = {
         ("held-out" if fold == HELD_OUT else f"fold {fold}"): np.flatnonzero(folds_N == fold) for fold in set(folds_N)
     }
-    audit(windows.subjects, sides)
+    audit(windows.subjects, parts)
     _check_recordings(windows, folds_N)
     _check_copies(windows, folds_N)
 
 
 def _check_recordings(windows: WindowStore, folds_N: NDArray[Any]) -> None:
-    """Check that all windows of a recording are in one fold, and say how many overlap if they are not."""
+    """Check that all windows of each recording are in one fold; the error counts overlaps across folds."""
     length = windows.window_samples / windows.sfreq
     onset_N = windows.table["onset"].to_numpy()
     for recording, rows in windows.table.groupby("recording", sort=False):
@@ -116,8 +118,8 @@ def _check_recordings(windows: WindowStore, folds_N: NDArray[Any]) -> None:
             index = index[np.argsort(onset_N[index], kind="stable")]
             close = np.diff(onset_N[index]) < length - 1e-9
             overlapping = int((close & (np.diff(folds_N[index]) != 0)).sum())
-            over = f", {overlapping} of them overlapping across" if overlapping else ""
-            raise LeakError(f"recording {recording}: its windows are in several folds{over}")
+            detail = f", with {overlapping} overlaps across folds" if overlapping else ""
+            raise LeakError(f"recording {recording}: its windows are in several folds{detail}")
 
 
 def _check_copies(windows: WindowStore, folds_N: NDArray[Any]) -> None:
@@ -131,6 +133,6 @@ def _check_copies(windows: WindowStore, folds_N: NDArray[Any]) -> None:
         if len({fold_of_shard[number] for number in same}) > 1:
             names = [windows.manifest.shards[number].recording for number in same]
             raise LeakError(
-                f"recordings {names[0]} and {names[1]} hold the same samples, but are in different folds: remove one "
-                "of them and make a new run"
+                f"recordings {names[0]} and {names[1]} hold the same samples but are in different folds: remove one of "
+                "them and make a new run"
             )

@@ -1,4 +1,4 @@
-"""The interface of a task: which windows a recording has, and what their targets are."""
+"""The interface of a task, which places windows in recordings and reads their targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WindowTiming:
 
 @dataclass(frozen=True)
 class Labels:
-    """The targets that the data offers for a task."""
+    """The kind of a task's targets, and those that belong to subjects."""
 
     kind: Kind
     classes: tuple[str, ...] = ()
@@ -43,19 +43,19 @@ class Labels:
 
 @dataclass(frozen=True)
 class Segment:
-    """Place and target of a window, before its signal is read."""
+    """Onset and target of a window, before its signal is read."""
 
     onset: float
     """Start in seconds from the recording's start."""
     target: float = float("nan")
     """Value, or index of the class; NaN where unknown."""
     mark: str = ""
-    """A note of the task, for the table's column `mark`."""
+    """Text for the table's column `mark`."""
 
 
 @dataclass
 class Segments:
-    """The windows of one recording, and how many were left out for which reason."""
+    """The windows of one recording, and the number of those left out for each reason."""
 
     segments: list[Segment]
     left_out: Counter[str] = field(default_factory=Counter)
@@ -63,9 +63,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What is predicted. `raypipe.data.tasks.parse_task` makes tasks."""
+    """A prediction task. `raypipe.data.tasks.parse_task` makes it from a specification."""
 
     spec: str
+    """The specification."""
     bids_tasks: tuple[str, ...] = ()
     """BIDS tasks whose recordings are used; empty for all."""
 
@@ -78,12 +79,12 @@ class Task(ABC):
     event_locked: ClassVar[bool] = False
     """Windows are placed at events; otherwise side by side."""
     target_is_offset: ClassVar[bool] = False
-    """The target is the start of the crop in its window, whatever `segment` returns."""
+    """The target is the start of the crop in its window (s); the targets that `segment` returns are not used."""
     scorer_crops: ClassVar[bool] = False
     """Evaluated crops start where the challenge's scorer draws them (`challenge.scorer_offsets`)."""
 
     def default_crop(self, window: float) -> float | None:
-        """Return how many seconds of a window a model sees at a time; None for the whole window."""
+        """Return the seconds of a window that a model sees at a time; None for the whole window."""
         return window / 2 if self.target_is_offset else None
 
     def select(self, recordings: Sequence[Recording]) -> list[Recording]:
@@ -103,11 +104,11 @@ class Task(ABC):
         return [r for r in recordings if r.task in self.bids_tasks]
 
     def exclude(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
-        """Leave out the recordings that the data set itself marks as unusable, and count them by reason."""
+        """Leave out recordings that the data set marks as unusable; return the others, and counts by reason."""
         return list(recordings), Counter()
 
     def extra_files(self, recording: Recording) -> list[Path]:
-        """Return the files, other than the recording's own, that its windows depend on."""
+        """Return the files of other recordings that this recording's windows depend on."""
         return []
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
@@ -116,7 +117,7 @@ class Task(ABC):
         Raises
         ------
         UserError
-            The data lacks what the task names.
+            The data lacks a column, an event or a value that the task needs.
         """
         return Labels("regression")
 
@@ -127,18 +128,18 @@ class Task(ABC):
         Parameters
         ----------
         recording
-            The recording; its events may be read, its signal is not.
+            The recording. Its events may be read, but not its signal.
         duration
             Length of the recording in seconds.
         timing
             Length and placement of the windows.
         labels
-            What `read_labels` returned. None places windows for prediction: targets are NaN and need not be known.
+            Result of `read_labels`. None for prediction: targets are NaN.
         """
 
 
 def segments_side_by_side(duration: float, timing: WindowTiming, target: float) -> Segments:
-    """Place windows from the recording's start on, as many as fit."""
+    """Place as many windows as fit, from the recording's start on."""
     count = int(np.floor((duration - timing.window + _ROUNDING) / timing.stride)) + 1
     if count < 1:
         return Segments([], Counter({"recordings shorter than a window": 1}))

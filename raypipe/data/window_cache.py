@@ -1,4 +1,4 @@
-"""Windows behind a URI, fetched once to a disk cache that all processes of a machine share."""
+"""Windows behind a URI, fetched once into a disk cache that all processes of a machine share."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from raypipe.storage.transfer import copy_folder
 FOLDER_VARIABLE = "RAYPIPE_CACHE"
 """Environment variable: the cache's folder. Default: ``~/.cache/raypipe``."""
 LIMIT_VARIABLE = "RAYPIPE_CACHE_GB"
-"""Environment variable: gigabytes that the cache may use. Default: nine tenths of what is free or used by it."""
+"""Environment variable: gigabytes that the cache may use. Default: 90 % of the disk space that is free or its own."""
 
 MAX_FETCHES = 8
-"""Shards that one process fetches at a time."""
+"""Shards that one process fetches at the same time."""
 
 _LOCK_PAUSE = 0.05
 """Seconds between two attempts to take a shard's lock."""
@@ -44,12 +44,13 @@ def open_windows(where: str | Path) -> WindowStore:
     Parameters
     ----------
     where
-        Folder, or pyarrow.fs URI. Behind a URI, windows are fetched when they are used, and cached on this machine.
+        Folder, or pyarrow.fs URI. Shards behind a URI are fetched into a cache on this machine: all at once if they
+        fit, else each at its first use.
 
     Returns
     -------
     WindowStore
-        ``gather(range(10))`` returns windows as an array (windows x channels x samples); ``describe()`` a summary.
+        ``gather(range(10))`` returns windows as an array (windows, channels, samples), and ``describe()`` a summary.
 
     Raises
     ------
@@ -60,9 +61,9 @@ def open_windows(where: str | Path) -> WindowStore:
 
 
 def push_store(store: str, target: str, *, progress: Progress = no_progress) -> int:
-    """Copy a store of windows to shared storage and return the number of files.
+    """Copy a store of windows to shared storage, and return the number of files.
 
-    The manifest is copied last, so an unfinished copy is not taken for a store.
+    The manifest is copied last, so that an unfinished copy is recognised.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def push_store(store: str, target: str, *, progress: Progress = no_progress) -> 
 
 
 class CachedShard(NamedTuple):
-    """A file of the cache; sorts by its last use."""
+    """A file of the cache. Files sort by their last use."""
 
     used: float
     """Unix time (s)."""
@@ -84,9 +85,9 @@ class CachedShard(NamedTuple):
 
 
 class ShardCache:
-    """Shards on this machine's disk, named by their content. The least recently used are evicted when it is full.
+    """Shards on this machine's disk, named by their hash. The least recently used are evicted when the cache is full.
 
-    An evicted shard stays readable for processes that have mapped it: the disk frees its blocks with the last map.
+    An evicted shard stays readable for processes that have mapped it: its disk space is freed with the last map.
 
     Parameters
     ----------
@@ -117,18 +118,18 @@ class ShardCache:
                 yield CachedShard(stat.st_mtime, stat.st_size, path)
 
     def use(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder, read: Callable[[Path], T]) -> T:
-        """Fetch a shard if it is not in the cache, and return what `read` returns for its file.
+        """Fetch a shard if it is not in the cache, call `read` with the path of its file, and return the result.
 
-        The shard is locked meanwhile: only one process of the machine fetches it, and none evicts it.
+        The shard is locked during the call: no other process of the machine fetches or evicts it.
 
         Parameters
         ----------
         shard, shape, dtype
             The shard, and shape and type of its array.
         folder
-            The store's folder, which the shard is fetched from.
+            The store's folder, from which the shard is fetched.
         read
-            Called with the path of the shard's file in the cache.
+            Opens the file.
 
         Raises
         ------
@@ -163,7 +164,7 @@ class ShardCache:
         return data
 
     def _evict_for(self, size: int) -> None:
-        """Evict shards until `size` more bytes fit; shards that are locked are kept."""
+        """Evict shards until `size` more bytes fit. Locked shards are kept."""
         shards = sorted(self._shards())
         used = sum(shard.size for shard in shards)
         for shard in shards:
@@ -176,16 +177,16 @@ class ShardCache:
 
 
 class RemoteWindowStore(WindowStore):
-    """Windows behind a URI. Pickled by the URI: another machine fetches its own copy.
+    """Windows behind a URI. A pickle contains the URI only: another machine fetches its own copy.
 
     All shards are fetched at the start if they fit in the cache, else each at its first use.
 
     Parameters
     ----------
     uri
-        URI of a folder that holds a whole store.
+        URI of a folder that contains a whole store.
     cache
-        Where shards are kept; None for the machine's cache.
+        The cache; None for the machine's.
 
     Raises
     ------
@@ -207,14 +208,14 @@ class RemoteWindowStore(WindowStore):
         return RemoteWindowStore, (self.where,)
 
     def _fetch_manifest_and_table(self) -> Path:
-        """Return the folder on this machine that holds copies of both."""
+        """Return the folder on this machine that contains copies of both."""
         where = self._folder.where
         try:
             manifest = self._folder.read(MANIFEST)
         except FileNotFoundError:
             unfinished = self._folder.exists(SETTINGS)
-            why = "prepare or the copying did not finish" if unfinished else f"not a store of windows (no {MANIFEST})"
-            raise UserError(f"{where}: {why}; copy a store there with raypipe push") from None
+            reason = "prepare or the copy did not finish" if unfinished else f"not a store of windows (no {MANIFEST})"
+            raise UserError(f"{where}: {reason}; copy a store there with raypipe push") from None
         local = self._cache.folder / "stores" / hashlib.sha256(manifest).hexdigest()[:24]
         if not (local / MANIFEST).is_file():
             try:

@@ -22,7 +22,7 @@ MIN_OPEN_MAPS = 16
 
 
 class WindowStore:
-    """Windows made by `prepare`, read-only. Pickled by its path: a worker opens memory maps of its own.
+    """Windows made by `prepare`, read-only. A pickle contains the path only: a worker opens its own memory maps.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class WindowStore:
     classes
         Names of the classes; empty for regression.
     redone
-        Recordings that were read by the call of `prepare` that returned this store; None for a store that was opened.
+        Number of recordings that `prepare` read to make this store; None if it was opened instead.
 
     Raises
     ------
     UserError
-        There is no such folder, it is no store, its prepare did not finish, or it is damaged.
+        There is no such folder, it is not a finished store, or it is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,9 +76,9 @@ class WindowStore:
         self._row_N = self.table["row"].to_numpy(np.int64)
         self._offset_N = self.table["offset"].to_numpy(np.int64)
         self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        # Every memory map keeps a file descriptor, and a large data set has more recordings than a process may open.
+        # Every memory map uses a file descriptor, and a large data set has more recordings than a process may open.
         self._max_maps = max(MIN_OPEN_MAPS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._lock = threading.Lock()  # folds that are trained at the same time fetch their batches at the same time
+        self._lock = threading.Lock()  # folds that are trained as a stack read their batches in threads
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -90,7 +90,7 @@ class WindowStore:
         return f"<WindowStore {self.where}: {self.describe()}>"
 
     def describe(self) -> str:
-        """Say in one line what the store contains, what was left out, and how much of it was made just now."""
+        """Return a summary in one line: contents, what was left out, and how many recordings `prepare` read."""
         summary = self.manifest.summary
         target = f"{len(self.classes)} classes ({', '.join(self.classes[:5])})" if self.classes else "regression"
         parts = [
@@ -108,7 +108,7 @@ class WindowStore:
     # Signals
 
     def gather(self, index_B: ArrayLike, offset_B: ArrayLike | None = None) -> NDArray[np.float32]:
-        """Read one crop of each window, in the order asked for.
+        """Read one crop of each window, in the order of `index_B`.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class WindowStore:
         if offsets.shape != index.shape:
             raise IndexError(f"{len(index)} windows, but {len(offsets)} offsets")
         if len(index) and (offsets.min() < 0 or offsets.max() > self.window_samples - self.crop_samples):
-            raise IndexError(f"offsets must lie within 0 and {self.window_samples - self.crop_samples}")
+            raise IndexError(f"offsets must be from 0 to {self.window_samples - self.crop_samples}")
         return self._copy(index, offsets, self.crop_samples)
 
     def whole(self, index_B: ArrayLike) -> NDArray[np.float32]:
@@ -171,7 +171,7 @@ class WindowStore:
 
     @property
     def releases(self) -> dict[str, str]:
-        """Release of each subject; empty where the table has none."""
+        """Return the release of each subject; empty if the table has no releases."""
         if "release" not in self.table:
             return {}
         return dict(zip(self.subjects.tolist(), self.table["release"].astype(str), strict=True))
@@ -209,11 +209,12 @@ class WindowStore:
         UserError
             Names the first shard that is damaged.
         """
-        for line in self.damaged():
-            raise UserError(line)
+        first = next(self.damaged(), None)
+        if first is not None:
+            raise UserError(first)
 
     def damaged(self) -> Iterator[str]:
-        """Read all shards, and yield a line for each that is missing or not what the manifest says."""
+        """Read all shards, and yield a line for each that is missing or differs from the manifest."""
         for number, shard in enumerate(self.manifest.shards):
             try:
                 if shard.rows and content_hash(self._map(number)) != shard.sha256:

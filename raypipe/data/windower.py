@@ -1,4 +1,4 @@
-"""Cut the windows of one recording. The signal is read in pieces, so memory does not grow with the recording."""
+"""Cut the windows of one recording. The signal is read in pieces, so the memory does not depend on its length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PIECE_BYTES = 1 << 25
-"""Bytes of the float64 signal that is read at a time; filtering and resampling take a few times as much."""
+"""Bytes of float64 signal that are read at a time. Filtering and resampling use a few times as much memory."""
 
 OUTSIDE = "windows that reach beyond the recording"
 MISSING_SAMPLES = "windows with missing samples"
@@ -50,14 +50,14 @@ def place_windows(
 ) -> tuple[list[Window], Counter[str]]:
     """Find the windows that fit in a recording, and choose the evaluated crop of each.
 
-    A crop whose offset is the target is drawn from a seed made of the recording's key and the window's onset. It is
-    uniform over whole samples and the same on every machine. Other crops are in the middle of their windows, or where
-    the challenge's scorer draws them.
+    If the target is the crop's offset, the offset is uniform over whole samples, and drawn from a seed that is made of
+    the recording's key and the window's onset. Other crops are in the middle of their windows, or where the challenge's
+    scorer draws them.
 
     Returns
     -------
     windows, left_out
-        The windows by ascending onset, and counts of those left out by reason.
+        The windows by ascending onset, and the number of those left out for each reason.
     """
     n_samples = int(raw.n_times * plan.sfreq / raw.info["sfreq"] + 1e-6)
     timing = WindowTiming(plan.window, plan.stride, plan.tmin)
@@ -72,6 +72,7 @@ def place_windows(
 
 
 def _place(recording: Recording, segment: Segment, plan: Plan) -> Window:
+    """Return the window of a segment, with its target and its evaluated crop."""
     spare = plan.window_samples - plan.crop_samples
     offset = spare // 2
     target = segment.target
@@ -87,8 +88,7 @@ def read_windows(
 ) -> Iterator[tuple[list[Window], NDArray[np.float32]]]:
     """Read windows in microvolts, filtered and resampled as the plan says.
 
-    Neighbouring pieces overlap by the length of the filters, so the result equals that of filtering the whole recording
-    at once.
+    Neighbouring pieces overlap by the length of the filters. The result is that of filtering the whole recording.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def _channel_indices(recording: Recording, raw: Any, plan: Plan) -> list[int]:
 
 
 def _group_neighbours(windows: list[Window], length: int, max_samples: int, margin: int) -> Iterator[list[Window]]:
-    """Split windows into groups that are read as one piece; a long gap between two windows is not read."""
+    """Split windows into groups that are each read as one piece. A long gap between two windows is not read."""
     group: list[Window] = []
     for window in windows:
         if group:
@@ -143,12 +143,12 @@ def _group_neighbours(windows: list[Window], length: int, max_samples: int, marg
 
 
 class _SignalReader:
-    """Read any part of a recording as it would be if the whole recording were filtered and resampled.
+    """Read any part of a recording with the samples that it has in the filtered and resampled whole.
 
     Attributes
     ----------
     margin
-        Output samples on each side of a part that are read with it, for the filters.
+        Output samples on each side of a part that the filters need.
     """
 
     def __init__(self, recording: Recording, raw: Any, plan: Plan) -> None:
@@ -168,7 +168,7 @@ class _SignalReader:
     def read(self, picks: list[int], start: int, stop: int) -> NDArray[np.float32]:
         """Return the samples from `start` to `stop` at the windows' rate, (C, stop - start), in microvolts."""
         up, down = self._up, self._down
-        # A piece starts at an input sample that is an output sample too.
+        # Start at an input sample whose time is that of an output sample.
         block = max(0, (start * down // up - self._reach) // down)
         begin, end = block * down, min(self._raw.n_times, -(-stop * down // up) + 1 + self._reach)
         x_CT = self._read_raw(picks, begin, end)
@@ -180,7 +180,7 @@ class _SignalReader:
         if up != down:
             from scipy.signal import resample_poly
 
-            # As mne.filter.resample(method="polyphase"), but with one ratio for all pieces. MNE's varies with length.
+            # As mne.filter.resample(method="polyphase"), whose ratio depends on the length; here all pieces have one.
             x_CT = resample_poly(x_CT, up, down, axis=1, padtype="reflect")
         skip = start - block * up
         return (x_CT[:, skip : skip + stop - start] * 1e6).astype(np.float32)
@@ -188,7 +188,7 @@ class _SignalReader:
     def _read_raw(self, picks: list[int], begin: int, end: int) -> NDArray[np.float64]:
         try:
             x_CT: NDArray[np.float64] = self._raw[picks, begin:end][0]
-        except Exception as error:  # MNE's readers raise whatever their parsers do
+        except Exception as error:  # MNE's readers raise exceptions of many types
             problem = f"its signal cannot be read ({first_line(error)})"
             raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
         return x_CT
@@ -202,7 +202,13 @@ def _band_edges(plan: Plan) -> tuple[float | None, float] | None:
 
 
 def _filter_reach(recording: Recording, rate: float, n_times: int, band: tuple[float | None, float]) -> int:
-    """Return how many input samples on each side of a sample the band-pass uses."""
+    """Return the number of input samples on each side of a sample that the band-pass uses.
+
+    Raises
+    ------
+    UserError
+        The band does not fit the sampling rate, or the recording is shorter than the filter.
+    """
     from mne.filter import create_filter
 
     low, high = band
@@ -223,15 +229,15 @@ def _filter_reach(recording: Recording, rate: float, n_times: int, band: tuple[f
 def windows_of(
     recording: Recording, task: Task, plan: Plan, labels: Labels | None = None
 ) -> tuple[pd.DataFrame, Iterator[NDArray[np.float32]]]:
-    """Cut one recording for prediction. Without `labels`, targets are NaN and need not be known.
+    """Cut one recording for prediction. Without `labels`, targets are NaN.
 
     Returns
     -------
     table
         A row per window: `recording`, `subject`, `session`, `task`, `run`, `onset` (s), `target`, `offset` (samples).
     crops
-        Iterator over the evaluated crops of consecutive rows, (n, C, crop_samples) in microvolts. The recording is read
-        as they are taken.
+        Iterator over the evaluated crops of consecutive rows, (n, C, crop_samples) in microvolts. It reads the
+        recording.
 
     Raises
     ------
@@ -251,7 +257,7 @@ def windows_of(
 
 
 def table_row(recording: Recording, window: Window) -> dict[str, Any]:
-    """Return a window's row of the store's table, without its place in the store."""
+    """Return a window's row of the store's table, without the columns for its position in the store."""
     return {
         "recording": recording.key,
         "subject": recording.subject,

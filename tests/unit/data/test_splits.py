@@ -22,7 +22,7 @@ def test_a_recording_in_two_folds_is_named(made):
     windows, folds = made
     windows.table.loc[windows.table["shard"] == 1, "recording"] = "sub-s00"
     folds = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 0, "s01": 1}})
-    with pytest.raises(LeakError, match=r"recording sub-s00: its windows are in several folds.*overlapping"):
+    with pytest.raises(LeakError, match=r"recording sub-s00: its windows are in several folds.*overlaps"):
         audit_subjects(windows, folds)
 
 
