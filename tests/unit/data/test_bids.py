@@ -59,7 +59,7 @@ def test_finds_every_format_with_and_without_sessions(tmp_path):
     assert found[2].session is None and found[2].run is None
 
 
-def test_says_what_folder_is_wrong(tmp_path):
+def test_wrong_folders_give_one_line(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_recordings(tmp_path / "none")
     with pytest.raises(UserError, match=r"no recording there; raypipe looks for sub-\*"):
@@ -75,7 +75,7 @@ def test_one_recording_in_two_formats_is_refused(tmp_path):
         find_recordings(tmp_path)
 
 
-def test_a_single_file(bids, tmp_path):
+def test_a_single_file_is_a_recording(bids, tmp_path):
     path = _first(bids).path
     assert recording_from_file(path) == _first(bids)
     plain = tmp_path / "night.bdf"
@@ -111,7 +111,7 @@ def test_an_interrupted_recording_of_unknown_length_is_read(bids):
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20])
-def test_not_a_bdf_file(bids, content):
+def test_a_file_that_is_no_bdf_is_refused(bids, content):
     _first(bids).path.write_bytes(content)
     with pytest.raises(UnreadableRecordingError, match="not a BDF file"):
         read_raw(_first(bids))
@@ -126,7 +126,7 @@ def test_other_unreadable_files_give_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_link_to_data_that_was_not_fetched(bids):
+def test_a_link_to_data_that_was_not_fetched_is_named(bids):
     recording = _first(bids)
     recording.path.unlink()
     recording.path.symlink_to("../../.git/annex/objects/x")
@@ -134,7 +134,7 @@ def test_a_link_to_data_that_was_not_fetched(bids):
         read_raw(recording)
 
 
-def test_raw_stays_on_disk_and_fif_agrees(bids, tmp_path):
+def test_the_signal_stays_on_disk_and_equals_that_of_a_fif_copy(bids, tmp_path):
     recording = _first(bids)
     raw = read_raw(recording)
     assert not raw.preload
@@ -158,7 +158,7 @@ def write_brainvision(path, x_TC) -> None:
     )
 
 
-def test_brainvision(tmp_path):
+def test_brainvision_files_are_read(tmp_path):
     x_TC = np.arange(40, dtype="<f4").reshape(20, 2)
     write_brainvision(tmp_path / "a.vhdr", x_TC)
     recording = recording_from_file(tmp_path / "a.vhdr")

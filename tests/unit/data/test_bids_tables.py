@@ -30,7 +30,7 @@ def test_channel_types_come_from_the_sidecar(recording):
     assert len(eeg_channels(recording, read_raw(recording))) == 8
 
 
-def test_channel_types_without_sidecar_are_mnes(tmp_path):
+def test_without_a_sidecar_channel_types_come_from_mne(tmp_path):
     info = mne.create_info(["A", "B", "S"], 100.0, ["eeg", "eog", "stim"])
     mne.io.RawArray(np.zeros((3, 200)), info, verbose="ERROR").save(tmp_path / "x_eeg.fif", verbose="ERROR")
     recording = recording_from_file(tmp_path / "x_eeg.fif")
@@ -48,7 +48,7 @@ def test_events_are_sorted_and_typed(recording):
     assert events["code"].tolist() == [3, 1, 4, 5]
 
 
-def test_trial_type_stands_in_for_value(recording):
+def test_trial_type_is_used_if_there_is_no_value(recording):
     recording.sidecar("events.tsv").write_text("onset\ttrial_type\n1\tgo\n")
     assert read_events(recording)["value"].tolist() == ["go"]
 
@@ -62,19 +62,19 @@ def test_trial_type_stands_in_for_value(recording):
         ("", "not a table"),
     ],
 )
-def test_damaged_events(recording, text, message):
+def test_damaged_events_give_one_line(recording, text, message):
     recording.sidecar("events.tsv").write_text(text)
     with pytest.raises(UnreadableRecordingError, match=message):
         read_events(recording)
 
 
-def test_missing_events(recording):
+def test_missing_events_give_one_line(recording):
     recording.sidecar("events.tsv").unlink()
     with pytest.raises(UnreadableRecordingError, match=r"events\.tsv: no such file"):
         read_events(recording)
 
 
-def test_participants(tmp_path):
+def test_participants_are_indexed_by_subject_and_checked(tmp_path):
     path = tmp_path / "participants.tsv"
     path.write_bytes("\ufeffparticipant_id\tage\tsex\nsub-01\t7.5\tM\n02\tn/a\tNA\n".encode())
     table = read_participants(tmp_path)

@@ -41,10 +41,10 @@ def block(rts, begin=0.0, header="onset\tvalue\tfeedback"):
     return "\n".join(lines) + "\n"
 
 
-# The quirks of real event files, one by one.
+# Irregularities of real event files
 
 
-def test_the_last_start_opens_no_trial():
+def test_the_last_start_begins_no_trial():
     assert len(contrast_trials(events((0, START), (2, LEFT), (3, PRESS)))) == 0
 
 
@@ -54,16 +54,16 @@ def test_a_press_before_the_target_is_no_response_but_makes_the_trial_early():
     assert table["early"].tolist() == [True, False]
 
 
-def test_a_press_of_the_next_trial_is_none_of_this_one():
+def test_a_press_in_the_next_trial_is_no_response_to_this_one():
     assert np.isnan(contrast_trials(events((0, START), (2, LEFT), (3, START), (3.1, PRESS), (9, START)))["rt"][0])
 
 
-def test_response_time_counts_from_the_first_target_not_from_the_trials_start():
+def test_response_times_are_measured_from_the_first_target():
     table = contrast_trials(events((0, START), (2, LEFT), (2.5, RIGHT), (4, "right_buttonPress"), (6, START)))
     assert table["rt"].tolist() == [2.0]
 
 
-def test_times_below_the_windows_start_and_at_zero_are_kept():
+def test_response_times_of_zero_and_before_the_window_are_kept():
     table = contrast_trials(
         events((0, START), (2, LEFT), (2, PRESS), (4, START), (5, LEFT), (5.006, PRESS), (7, START))
     )
@@ -82,7 +82,7 @@ def test_stray_values_change_nothing(stray):
     pd.testing.assert_frame_equal(contrast_trials(events(*plain)), contrast_trials(events(*with_stray)))
 
 
-def test_a_sample_column_is_optional_and_feedback_is_missed_aloud(tmp_path):
+def test_the_sample_column_is_optional_and_missing_feedback_is_counted(tmp_path):
     task = parse_task("challenge1")
     whole = write(tmp_path, 1, block([1.5]))
     onsets = [each.onset for each in task.segment(whole, 99, LAYOUT, Labels("regression")).segments]
@@ -94,14 +94,14 @@ def test_a_sample_column_is_optional_and_feedback_is_missed_aloud(tmp_path):
     assert [s.onset for s in cut.segments] == onsets and +cut.left_out == {NO_FEEDBACK: 1}
 
 
-def test_two_blocks_joined_in_one_run_and_one_of_them_again(tmp_path):
-    """285 real runs hold two blocks with 9999 between them, 277 subjects have a run that repeats another's trials."""
+def test_copies_of_an_earlier_block_are_left_out_of_a_joined_run(tmp_path):
+    """285 real runs have two blocks with 9999 between them; 277 subjects have a run that repeats trials of another."""
     one, two = [1.1, 1.2, 1.3, 1.4, 1.5, 1.6], [1.6, 1.5, 1.75, 1.2, 1.05, 1.9]
     write(tmp_path, 1, block(one))
     joined = block(one) + "37\t9999\tn/a\n" + "\n".join(block(two, begin=40).splitlines()[1:]) + "\n"
     run = write(tmp_path, 2, joined)
     task = parse_task("challenge1")
-    # One trial spans from the first block's terminal start to the second block: it has no target.
+    # The last start of the first block begins a trial without a target, which lasts until the second block.
     plain = task.segment(run, 199, LAYOUT, Labels("regression"))
     assert len(plain.segments) == 12 and plain.left_out["trials without a target"] == 1
     option = parse_task("challenge1:drop-duplicates")
@@ -114,16 +114,16 @@ def test_two_blocks_joined_in_one_run_and_one_of_them_again(tmp_path):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=0, max_size=14), st.lists(st.integers(0, 3), min_size=0, max_size=14))
-def test_copies_are_rows_of_equal_trials(mine, other):
+def test_copies_are_consecutive_equal_trials(own, other):
     def table(values):
         return pd.DataFrame({"start": 0.0, "stimulus": 2.0, "rt": [1 + v / 10 for v in values]}, dtype=float)
 
-    expected = np.zeros(len(mine), bool)
-    for i in range(len(mine) - MIN_COPIED_TRIALS + 1):
+    expected = np.zeros(len(own), bool)
+    for i in range(len(own) - MIN_COPIED_TRIALS + 1):
         for j in range(len(other) - MIN_COPIED_TRIALS + 1):
-            if mine[i : i + MIN_COPIED_TRIALS] == other[j : j + MIN_COPIED_TRIALS]:
+            if own[i : i + MIN_COPIED_TRIALS] == other[j : j + MIN_COPIED_TRIALS]:
                 expected[i : i + MIN_COPIED_TRIALS] = True
-    assert copied_trials(table(mine), [table(other)]).tolist() == expected.tolist()
+    assert copied_trials(table(own), [table(other)]).tolist() == expected.tolist()
 
 
 def test_early_presses_are_marked_on_request(tmp_path):
@@ -140,7 +140,7 @@ def test_early_presses_are_marked_on_request(tmp_path):
 # Challenge 2
 
 
-def test_scorer_offsets_are_those_of_its_own_generator():
+def test_scorer_offsets_equal_draws_of_the_scorers_generator():
     draw = random.Random(42)
     assert scorer_offsets(50, 200) == [draw.randint(0, 200) for _ in range(50)]
     assert scorer_offsets(3, 200) == scorer_offsets(50, 200)[:3] and scorer_offsets(2, 0) == [0, 0]
@@ -159,14 +159,14 @@ def test_challenge2_needs_a_table_with_the_factor(tmp_path):
         task.read_labels([run])
 
 
-def test_challenge2_takes_other_tasks_for_training():
+def test_challenge2_can_use_recordings_of_other_tasks():
     assert parse_task("challenge2").bids_tasks == ("contrastChangeDetection",)
     assert parse_task("challenge2:no-caution@RestingState,ThePresent").bids_tasks == ("RestingState", "ThePresent")
 
 
 @pytest.fixture(scope="module")
 def two_releases(tmp_path_factory):
-    """R1 and R5 side by side, with different people; one of R5 has no factor."""
+    """Write R1 and R5 side by side, with different subjects; one of R5 has no factor."""
     root = tmp_path_factory.mktemp("releases")
     simulate(root / "R1_mini_L100_bdf", subjects=3, channels=4, trials=3)
     later = simulate(root / "R5_mini_L100_bdf", subjects=3, channels=4, trials=3, seed=1)
@@ -179,7 +179,7 @@ def two_releases(tmp_path_factory):
     return root
 
 
-def test_two_releases_in_one_store(two_releases, tmp_path):
+def test_two_releases_make_one_store(two_releases, tmp_path):
     store = prepare(two_releases, "challenge2", tmp_path / "store", jobs=1)
     plan = store.manifest.plan
     assert (plan.window_samples, plan.crop_samples, plan.stride, plan.crops) == (400, 200, 2.0, "scorer")
@@ -197,6 +197,6 @@ def test_two_releases_in_one_store(two_releases, tmp_path):
         prepare([two_releases, tmp_path / "copy"], "challenge2", tmp_path / "c", jobs=1)
 
 
-def test_marks_are_a_column_only_where_there_are_some(two_releases, tmp_path):
+def test_the_table_has_no_column_of_marks_without_marks(two_releases, tmp_path):
     plain = prepare(two_releases, "challenge1", tmp_path / "plain", jobs=1)
     assert "mark" not in plain.table and Counter(plain.releases.values()) == {"R1": 3, "R5": 3}

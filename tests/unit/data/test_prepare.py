@@ -26,7 +26,7 @@ TASK = "challenge1"
 
 @pytest.fixture
 def bids(tiny_bids: Path, tmp_path: Path) -> Path:
-    """A copy with three subjects, to be changed."""
+    """Copy a BIDS folder of three subjects, which the test may change."""
     for path in tiny_bids.iterdir():
         if path.is_file():
             (tmp_path / "bids").mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def rewrite(recording, edit=None, sfreq: float | None = None, channels=None, name=None) -> None:
-    """Replace a recording by a FIF file with an edited signal."""
+    """Replace a recording with a FIF file with an edited signal."""
     raw = mne.io.RawArray(read_raw(recording).get_data(), read_raw(recording).info, verbose="ERROR")
     if sfreq:
         raw.resample(sfreq, verbose="ERROR")
@@ -104,7 +104,7 @@ def test_several_processes_give_the_same_store(bids, out, tmp_path):
     assert calls[-1][:2] == (3, 3)
 
 
-def test_data_hash_follows_content_not_place(bids, out, tmp_path):
+def test_the_data_hash_depends_on_content_and_not_on_the_folder(bids, out, tmp_path):
     first = prepare(bids, TASK, out, jobs=1)
     moved = Path(shutil.copytree(bids, tmp_path / "moved"))
     assert prepare(moved, TASK, tmp_path / "other", jobs=1).data_hash == first.data_hash
@@ -144,7 +144,7 @@ def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
     store.verify()
 
 
-def test_only_what_changed_is_done_again(bids, out):
+def test_only_changed_recordings_are_read_again(bids, out):
     prepare(bids, TASK, out, jobs=1)
     before = shard_times(out)
     recordings = find_recordings(bids)
@@ -161,7 +161,7 @@ def test_only_what_changed_is_done_again(bids, out):
 
 
 @pytest.mark.parametrize("name", ["windows.csv", "manifest.json", "shard"])
-def test_what_was_deleted_is_made_again(bids, out, name):
+def test_a_deleted_file_is_made_again(bids, out, name):
     first = prepare(bids, TASK, out, jobs=1)
     path = next((out / "shards").glob("*.npy")) if name == "shard" else out / name
     path.unlink()
@@ -171,7 +171,7 @@ def test_what_was_deleted_is_made_again(bids, out, name):
     again.verify()
 
 
-def test_other_settings_want_another_folder(bids, out):
+def test_other_settings_need_another_folder(bids, out):
     prepare(bids, TASK, out, jobs=1)
     with pytest.raises(UserError, match=r"was made with sfreq left to its default, not '50\.0'; choose another folder"):
         prepare(bids, TASK, out, sfreq=50, jobs=1)
@@ -179,7 +179,7 @@ def test_other_settings_want_another_folder(bids, out):
         prepare(bids, "participants:age", out, jobs=1)
 
 
-def test_settings_that_left_no_window_may_change(bids, out):
+def test_settings_may_change_after_a_prepare_without_windows(bids, out):
     with pytest.raises(UserError, match="no window was found"):
         prepare(bids, "participants:age", out, window=400, jobs=1)
     assert list((out / "shards").glob("*.json")) and not list((out / "shards").glob("*.npy"))
@@ -188,7 +188,7 @@ def test_settings_that_left_no_window_may_change(bids, out):
     store.verify()
 
 
-def test_settings_that_never_made_a_shard_may_change(bids, out):
+def test_settings_may_change_after_a_prepare_without_shards(bids, out):
     rewrite(find_recordings(bids)[1], sfreq=50)
     with pytest.raises(UserError, match=r"differ in sampling rate: 50 Hz \(sub-SIM0001.*\), 100 Hz \(sub-SIM0000"):
         prepare(bids, TASK, out, jobs=1)
@@ -196,7 +196,7 @@ def test_settings_that_never_made_a_shard_may_change(bids, out):
     assert store.sfreq == 50 and store.window_samples == 100
 
 
-def test_foreign_folders_are_left_alone(bids, tmp_path):
+def test_folders_with_other_files_are_refused_and_unchanged(bids, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("all of it")
@@ -207,7 +207,7 @@ def test_foreign_folders_are_left_alone(bids, tmp_path):
     assert (foreign / "thesis.txt").read_text() == "all of it"
 
 
-def test_another_data_set_wants_another_folder(bids, out):
+def test_another_data_set_needs_another_folder(bids, out):
     prepare(bids, TASK, out, jobs=1)
     for path in sorted(bids.glob("sub-*/eeg/*")):
         path.rename(path.with_name(path.name.replace("SIM", "NEW")))
@@ -217,7 +217,7 @@ def test_another_data_set_wants_another_folder(bids, out):
         prepare(bids, TASK, out, jobs=1)
 
 
-def test_two_at_once_are_refused(bids, out):
+def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
     prepare(bids, TASK, out, jobs=1)
     with open(out / "settings.json") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -249,13 +249,13 @@ def test_two_at_once_are_refused(bids, out):
         (TASK, {"band": (0.01, 40)}, "shorter than the filter"),
     ],
 )
-def test_requests_that_are_refused(bids, out, task, options, message):
+def test_wrong_settings_give_one_line(bids, out, task, options, message):
     with pytest.raises(UserError, match=message) as caught:
         prepare(bids, task, out, **({"jobs": 1} | options))
     assert "\n" not in str(caught.value)
 
 
-def test_one_subject_is_too_few(bids, out):
+def test_a_single_subject_is_refused(bids, out):
     for name in ("sub-SIM0001", "sub-SIM0002"):
         shutil.rmtree(bids / name)
     with pytest.raises(UserError, match=r"one subject only \('SIM0000'\)"):
@@ -263,7 +263,7 @@ def test_one_subject_is_too_few(bids, out):
     assert not out.exists()
 
 
-def test_a_truncated_recording_stops_or_is_left_out(bids, out):
+def test_a_truncated_recording_is_an_error_or_is_left_out(bids, out):
     bad = find_recordings(bids)[1].path
     with open(bad, "r+b") as file:
         file.truncate(bad.stat().st_size // 2)
@@ -285,12 +285,12 @@ def test_finished_shards_are_kept_when_one_fails(bids, out, jobs):
     assert prepare(bids, TASK, out, jobs=jobs).redone == 1
 
 
-def test_a_killed_process_is_one_line():
+def test_a_killed_process_gives_one_line():
     with pytest.raises(UserError, match="one of 2 processes was killed"):
         list(map_processes(os._exit, [(1,), (1,)], jobs=2))
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(bids, out, monkeypatch):
+def test_a_full_disk_gives_one_line_and_keeps_finished_shards(bids, out, monkeypatch):
     class Full(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -324,7 +324,7 @@ def test_missing_samples_leave_their_windows_out(bids, out):
     store.verify()
 
 
-def test_channels_are_those_common_to_all_or_named(bids, out):
+def test_channels_are_the_common_ones_or_those_that_are_named(bids, out):
     rewrite(find_recordings(bids)[1], channels=["Cz", "E5", "E2", "E1"])
     store = prepare(bids, TASK, out, jobs=1)
     assert store.channels == ["E1", "E2", "E5", "Cz"]
@@ -412,8 +412,8 @@ def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band):
     np.testing.assert_allclose(x_NCT[3], x_CT, atol=1e-2 if sfreq != 100 else 2e-5)
 
 
-def test_reading_is_in_pieces(tiny_bids, tiny_store):
-    """Memory does not grow with the recording: no piece is longer than asked for."""
+def test_the_signal_is_read_in_pieces(tiny_bids, tiny_store):
+    """Memory does not grow with the recording: no piece is longer than the limit."""
     recording = find_recordings(tiny_bids)[0]
     raw = read_raw(recording)
     lengths = []
@@ -448,6 +448,6 @@ def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
         next(windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)[1])
 
 
-def test_manifest_says_how_it_was_made(tiny_store):
+def test_the_manifest_records_settings_and_versions(tiny_store):
     manifest = json.loads((tiny_store.path / "manifest.json").read_text())
     assert manifest["plan"]["tmin"] == 0.5 and manifest["unit"] == "uV" and manifest["versions"]["mne"]

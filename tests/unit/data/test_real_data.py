@@ -22,7 +22,7 @@ EEG_19 = ["Fp1", "Fp2", "F3", "F4", "F7", "F8", "T3", "T4", "C3", "C4", "T5", "T
 EEG_19 += ["Fz", "Cz", "Pz"]
 
 
-def test_edf_channels_by_sidecar(real_data):
+def test_edf_channel_types_come_from_the_sidecar(real_data):
     recordings = find_recordings(real_data / "eegmat_bids")
     assert len(recordings) == 72 and len({r.subject for r in recordings}) == 36
     raw = read_raw(recordings[0])
@@ -41,7 +41,7 @@ def test_bdf_and_edf_of_the_same_subject_agree(real_data):
         np.testing.assert_allclose(a_CT, b_CT, atol=0.02)
 
 
-def test_rest_against_arithmetic(real_data, tmp_path):
+def test_rest_and_arithmetic_make_a_store_of_two_classes(real_data, tmp_path):
     store = prepare(real_data / "eegmat_bdf_sample", "bids-task:rest,arithmetic", tmp_path / "s", window=4, jobs=1)
     assert store.classes == ["rest", "arithmetic"] and store.channels == EEG_19
     assert store.window_samples == 400 and len(set(store.subjects)) == 3
@@ -50,7 +50,7 @@ def test_rest_against_arithmetic(real_data, tmp_path):
     assert 2 < store.gather(range(len(store))).std() < 50
 
 
-def test_eeglab(real_data, tmp_path):
+def test_eeglab_files_make_a_store(real_data, tmp_path):
     source = real_data / "format_fixtures" / "eeglab_set"
     folder = tmp_path / "sub-01" / "eeg"
     folder.mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_eeglab(real_data, tmp_path):
     assert raw.info["sfreq"] == 128 and len(raw.ch_names) == 32 and raw.n_times == 30504
     original = read_raw(recording_from_file(source / "eeglab_data.set"))
     np.testing.assert_array_equal(raw[:, 100:200][0], original[:, 100:200][0])
-    # Its own markers, as BIDS events.
+    # Write the file's own markers as BIDS events.
     rows = [f"{a['onset']}\t0\t{a['description']}" for a in raw.annotations]
     recording.sidecar("events.tsv").write_text("onset\tduration\tvalue\n" + "\n".join(rows) + "\n")
     recording.sidecar("channels.tsv").write_text("name\ttype\tunits\nEOG1\tEOG\tuV\nEOG2\tEOG\tuV\nFPz\tn/a\tn/a\n")
@@ -80,9 +80,9 @@ def trials(real_data):
 
 
 def test_challenge1_trials_equal_the_table_of_all_runs(real_data, trials):
-    """Every run whose events are there. Where events share an onset, the table goes by their order in the file, the
-    organisers' code (and so ours) by their onset: a press at the next trial's start is late, one at
-    the target is 0 s."""
+    """Compare every run whose events are stored. They differ where events share an onset: the table uses their order in
+    the file, the organisers' code (and ours) the onset. A press at the next trial's start is then late, and one at the
+    target is 0 s."""
     runs = dict(list(trials[~trials["last"]].groupby(["ds", "participant_id", "run"])))
     compared = usable = late = zero = 0
     for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
@@ -104,14 +104,14 @@ def test_challenge1_trials_equal_the_table_of_all_runs(real_data, trials):
     assert (compared, usable, late, zero) == (411, 8576, 4, 3)
 
 
-def test_hbn_totals(trials):
+def test_the_number_and_distribution_of_hbn_trials(trials):
     usable = trials[~trials["last"] & trials["has_resp"]]
     assert len(usable) == 116_149
     assert abs(usable["rt"].mean() - 1.598) < 5e-4 and abs(usable["rt"].std() - 0.408) < 5e-4
 
 
 def test_hbn_sidecars_without_types(real_data):
-    """Releases 10 and 11 have n/a for every channel's type: MNE's type counts."""
+    """Releases 10 and 11 have n/a for every channel's type, so MNE's type is used."""
     (path, *_) = sorted((real_data / "hbn_text" / "ds005515").glob("sub-*/eeg/*_channels.tsv"))
     recording = Recording(path.with_name(path.name.replace("channels.tsv", "eeg.bdf")), real_data, "x")
     names = [*(f"E{i}" for i in range(1, 129)), "Cz"]
@@ -138,14 +138,14 @@ def test_hbn_participants(real_data):
 
 
 def test_hbn_distribution_of_response_times(trials):
-    """Constants of the simulation and the docs, from the organisers' trials of all 5390 runs."""
+    """Check constants of the simulation and the docs on the organisers' trials of all 5390 runs."""
     inner = trials[~trials["last"]]
     usable = inner[inner["has_resp"]]
     rt, runs = usable["rt"], inner.groupby(["ds", "participant_id", "run"])["has_resp"].sum()
     assert len(trials) == 141_826 and len(inner) == 136_436
     assert abs(inner["has_stim"].mean() - 0.998) < 5e-4 and abs(inner["has_resp"].mean() - 0.851) < 5e-4
     assert runs.median() == 22 and (runs == 0).sum() == 9
-    assert (runs < 5).sum() == 53  # the nine without any among them; the last start counts for nothing
+    assert (runs < 5).sum() == 53  # including the nine without any
     assert rt.min() == pytest.approx(0.006) and rt.max() == pytest.approx(2.498) and abs(rt.skew() + 0.86) < 0.01
     found = rt.quantile([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99]).tolist()
     np.testing.assert_allclose(found, [0.19, 0.92, 1.38, 1.626, 1.87, 2.21, 2.36], atol=0.006)
@@ -157,7 +157,7 @@ def test_hbn_distribution_of_response_times(trials):
 
 
 def test_early_presses_equal_the_table(real_data, trials):
-    """On every run whose events are there, for trials with a target."""
+    """Compare trials with a target in every run whose events are stored."""
     runs = dict(list(trials[~trials["last"]].groupby(["ds", "participant_id", "run"])))
     early = differ = 0
     for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
@@ -166,14 +166,14 @@ def test_early_presses_equal_the_table(real_data, trials):
         found = contrast_trials(read_events(recording))["early"].to_numpy()
         wanted = ((expected["n_presses_before_stim"] > 0) & expected["has_stim"]).to_numpy()
         early, differ = early + int(wanted.sum()), differ + int((found != wanted).sum())
-    # Where a press shares its onset with a target or a start, the table goes by their order in the file.
+    # They differ where a press shares its onset with a target or a start: the table uses the order in the file.
     assert (early, differ) == (1615, 8)
 
 
 def test_hbn_duplicated_blocks(real_data):
-    """Real runs that repeat a block of another run of the same person are found; most people have none."""
+    """Find the real runs that repeat a block of another run of the same subject."""
     option = parse_task("challenge1:drop-duplicates")
-    copies, people = 0, set()
+    copies, subjects = 0, set()
     for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
         subject = path.parts[-3].removeprefix("sub-")
         run = re.search(r"run-(\d+)", path.name)[1]
@@ -182,5 +182,5 @@ def test_hbn_duplicated_blocks(real_data):
         cut = option.segment(recording, 1e4, WindowTiming(2, 2, 0.5), Labels("regression"))
         found = cut.left_out["trials of a block that an earlier run repeats"]
         copies += found
-        people |= {subject} if found else set()
-    assert (copies, len(people)) == (628, 31)
+        subjects |= {subject} if found else set()
+    assert (copies, len(subjects)) == (628, 31)

@@ -1,4 +1,4 @@
-"""Recordings behind a URI: windows as from a folder, with little on the disk, and resumable."""
+"""Recordings behind a URI: their windows equal those of a folder, little disk is used, and prepare can resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TASK = "challenge1"
 
 @pytest.fixture
 def release(tiny_bids: Path, tmp_path: Path) -> Path:
-    """A release of three subjects, in a folder of releases."""
+    """Copy a release of three subjects into a folder of releases."""
     root = tmp_path / "hbn" / "R5_mini_L100_bdf"
     for number in range(3):
         shutil.copytree(tiny_bids / f"sub-SIM{number:04d}", root / f"sub-SIM{number:04d}")
@@ -37,7 +37,7 @@ def release(tiny_bids: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bucket(s3, release: Path) -> str:
-    """URI of the folder of releases, in a bucket."""
+    """Copy the folder of releases to a bucket, and return its URI."""
     uri, here = s3.new_folder(), LocalFolder(release.parent)
     there = open_folder(uri)
     for name in here.names():
@@ -50,16 +50,16 @@ def inside(uri: str, name: str) -> str:
     return f"{place}/{name}?{options}"
 
 
-def left(out: Path) -> list[Path]:
+def hidden_files(out: Path) -> list[Path]:
     return list(out.glob(".*"))
 
 
 def test_a_bucket_gives_the_windows_of_a_folder(bucket, release, tmp_path):
     here = prepare(release.parent, TASK, tmp_path / "here", jobs=1)
-    there = prepare(bucket, TASK, tmp_path / "there", jobs=2)  # each process fetches its own
+    there = prepare(bucket, TASK, tmp_path / "there", jobs=2)  # each process fetches the recordings that it reads
     assert same_windows(here, there) and len(there) == len(here) > 0
     assert set(there.releases.values()) == {"R5"}
-    assert left(tmp_path / "there") == []
+    assert hidden_files(tmp_path / "there") == []
     assert prepare(bucket, TASK, tmp_path / "there", jobs=1).redone == 0
     single = prepare(inside(bucket, release.name), "challenge2", tmp_path / "single", jobs=1)
     assert same_windows(prepare(release, "challenge2", tmp_path / "again", jobs=1), single)
@@ -74,9 +74,9 @@ def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monke
     fetched: list[str] = []
     fetch = RemoteBids.fetch
 
-    def spy(self, paths, most=None):
-        fetched.extend(p.name for p in paths if most is None and p.suffix == ".bdf")
-        fetch(self, paths, most)
+    def spy(self, paths, max_bytes=None):
+        fetched.extend(p.name for p in paths if max_bytes is None and p.suffix == ".bdf")
+        fetch(self, paths, max_bytes)
 
     monkeypatch.setattr(RemoteBids, "fetch", spy)
     second = prepare(bucket, TASK, tmp_path / "out", jobs=1)
@@ -84,8 +84,8 @@ def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monke
     assert len(fetched) == 1 and "SIM0001" in fetched[0]
 
 
-def test_the_disk_holds_one_recording_at_a_time_and_headers_alone_for_the_plan(release, tmp_path, monkeypatch):
-    """By the disk blocks of the mirror's files, watched from where each recording is read."""
+def test_the_mirror_holds_headers_during_planning_and_then_one_recording_at_a_time(release, tmp_path, monkeypatch):
+    """Count the disk blocks of the mirror's files each time a recording is read."""
     out, held = tmp_path / "out", {"probe": [], "cut": []}
 
     def watch(name, function, kind):
@@ -113,14 +113,14 @@ def test_a_crash_keeps_finished_shards_and_its_mirror_is_removed(bucket, tmp_pat
         return make(recording, *rest)
 
     monkeypatch.setattr(raypipe.data.shards, "_make_shard", die)
-    # A process that is killed removes nothing.
+    # A killed process would not remove its mirror.
     monkeypatch.setattr(remote_bids.shutil, "rmtree", lambda *args, **kwargs: None)
     with pytest.raises(KeyboardInterrupt):
         prepare(bucket, TASK, out, jobs=1)
     monkeypatch.undo()
-    assert len(left(out)) == 1
+    assert len(hidden_files(out)) == 1
     assert prepare(bucket, TASK, out, jobs=1).redone == 1
-    assert left(out) == []
+    assert hidden_files(out) == []
 
 
 def test_a_mirror_in_use_is_not_removed(release, tmp_path):
@@ -141,15 +141,15 @@ def test_recordings_without_a_header_at_the_start_are_fetched_whole(release, tmp
 
 
 def mirrored_recording(root: Path, out: Path):
-    """A context: the recording of a folder, seen through a remote_bids."""
+    """Return a context manager that gives the recording of a folder through a mirror."""
 
     @contextlib.contextmanager
-    def seen():
+    def open_recording():
         with open_remote_bids([f"file://{root}"], out) as (there,):
             (found,) = find_recordings(there.local, there)
             yield found
 
-    return seen()
+    return open_recording()
 
 
 def test_all_files_of_a_split_recording_are_fetched(tmp_path):
@@ -163,7 +163,7 @@ def test_all_files_of_a_split_recording_are_fetched(tmp_path):
         np.testing.assert_allclose(read_raw(recording).get_data(), x_CT, rtol=1e-6)
 
 
-def test_brainvision_is_planned_without_its_signal(tmp_path):
+def test_the_signal_of_brainvision_is_not_fetched_for_the_header(tmp_path):
     folder = tmp_path / "bids" / "sub-a" / "eeg"
     folder.mkdir(parents=True)
     write_brainvision(folder / "sub-a_eeg.vhdr", np.ones((20_000, 2), "<f4"))
@@ -176,7 +176,7 @@ def test_brainvision_is_planned_without_its_signal(tmp_path):
         assert sum(path.stat().st_blocks for path in recording.files()) == 0
 
 
-def test_drop_duplicates_sees_the_earlier_runs(release, tmp_path):
+def test_drop_duplicates_works_behind_a_uri(release, tmp_path):
     for path in sorted(release.glob("sub-*/eeg/*_run-1_*")):
         shutil.copy(path, path.with_name(path.name.replace("_run-1_", "_run-2_")))
     task = "challenge1:drop-duplicates"
@@ -185,7 +185,7 @@ def test_drop_duplicates_sees_the_earlier_runs(release, tmp_path):
     assert same_windows(here, there) and set(there.table["run"].astype(str)) == {"1"}
 
 
-# What may be wrong there
+# Errors
 
 
 def refused(capsys, *arguments: object) -> str:
@@ -196,7 +196,7 @@ def refused(capsys, *arguments: object) -> str:
     return lines[0].removeprefix("raypipe: error: ")
 
 
-def test_refusals_name_the_place_in_the_bucket(s3, bucket, release, tmp_path, capsys):
+def test_error_messages_name_the_uri(s3, bucket, release, tmp_path, capsys):
     out = tmp_path / "out"
     shown = bucket.partition("?")[0]
     path = next(release.glob("sub-SIM0002/eeg/*.bdf"))
@@ -217,7 +217,7 @@ def test_refusals_name_the_place_in_the_bucket(s3, bucket, release, tmp_path, ca
     assert line.startswith("s3://elsewhere/hbn: there is no bucket 'elsewhere'")
 
 
-def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
+def test_a_file_that_changes_after_the_listing_gives_one_line(release, tmp_path):
     with (
         pytest.raises(UserError, match=r"has changed since.*same command again"),
         open_remote_bids([f"file://{release}"], tmp_path / "out") as (there,),
@@ -235,8 +235,8 @@ def test_a_file_that_changes_meanwhile_is_one_line(release, tmp_path):
         there.fetch([path])
 
 
-def test_the_store_does_not_know_where_it_came_from(release, tmp_path):
-    """A copy of the bucket that keeps times can use the shards of the bucket."""
+def test_a_store_can_be_continued_from_a_copy_of_the_bucket(release, tmp_path):
+    """Shards are reused if the copy has the same modification times."""
     store = prepare(f"file://{release}", TASK, tmp_path / "out", jobs=1)
     assert prepare(release, TASK, tmp_path / "out", jobs=1).redone == 0
     assert isinstance(store, WindowStore) and np.isfinite(store.gather([0])).all()

@@ -14,7 +14,7 @@ def made(tmp_path):
     return windows, make_folds(windows.subjects, windows.targets, classes=False, n_folds=3)
 
 
-def test_whole_data_pass(made):
+def test_an_undamaged_store_passes_the_audit(made):
     audit_subjects(*made)
 
 
@@ -38,7 +38,7 @@ def test_a_copy_under_another_subjects_name_is_found(made):
         audit_subjects(windows, apart)
 
 
-def test_an_unknown_subject_is_a_leak(made):
+def test_a_subject_missing_from_the_fold_map_is_a_leak(made):
     windows, folds = made
     fold_of = {name: fold for name, fold in folds.fold_of.items() if name != "s03"}
     with pytest.raises(LeakError, match="s03"):

@@ -18,7 +18,7 @@ SIDE_BY_SIDE = WindowTiming(window=2.0, stride=2.0, tmin=0.0)
 
 
 def make(root: Path, participants: str = "", events: dict[str, str] | None = None) -> list[Recording]:
-    """Recordings without signals: tasks read tables only."""
+    """Write tables, and return recordings without signals: tasks read tables only."""
     if participants:
         (root / "participants.tsv").write_text(participants)
     recordings = []
@@ -66,7 +66,7 @@ def test_bids_tasks_after_the_at_sign_restrict_recordings(tmp_path):
         parse_task("challenge1").select(recordings)
 
 
-def test_participants_numbers_are_regressed_on(tmp_path):
+def test_numbers_of_participants_are_regression_targets(tmp_path):
     recordings = subjects(tmp_path, "age", a="7.5", b="n/a", c="9", d="11")
     task = parse_task("participants:age")
     labels = task.read_labels(recordings)
@@ -76,7 +76,7 @@ def test_participants_numbers_are_regressed_on(tmp_path):
     assert all(np.isnan(s.target) for s in task.segment(recordings[1], 7.0, SIDE_BY_SIDE, None).segments)
 
 
-def test_participants_text_and_two_numbers_are_classes(tmp_path):
+def test_text_and_two_numbers_of_participants_are_classes(tmp_path):
     text = parse_task("participants:sex").read_labels(subjects(tmp_path, "sex", a="M", b="F", c="F"))
     assert text == Labels("classification", ("F", "M"), {"a": 1.0, "b": 0.0, "c": 0.0})
     numbers = subjects(tmp_path, "good", a="1", b="0", c="1", d="n/a")
@@ -104,7 +104,7 @@ def test_participants_columns_that_are_refused(tmp_path, spec, values, message):
         parse_task(spec).read_labels(recordings)
 
 
-def test_bids_task_classes(tmp_path):
+def test_bids_tasks_are_classes(tmp_path):
     recordings = make(tmp_path, events={"sub-1_task-rest": "", "sub-1_task-math": ""})
     task = parse_task("bids-task:rest,math")
     labels = task.read_labels(task.select(recordings))
@@ -165,7 +165,7 @@ CCD = """onset\tduration\tvalue\tevent_code\tfeedback
 """
 
 
-def test_challenge1_windows_and_left_out(tmp_path):
+def test_challenge1_counts_the_trials_that_are_left_out(tmp_path):
     (recording,) = make(tmp_path, events={"sub-1_task-contrastChangeDetection": CCD})
     task = parse_task("challenge1")
     layout = WindowTiming(2.0, 2.0, task.default_tmin)
@@ -182,14 +182,14 @@ VALUES = ["contrastTrial_start", "left_target", "right_target", "left_buttonPres
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(VALUES)), max_size=40))
-def test_contrast_trials_never_cross_a_trial(rows):
+def test_contrast_trials_follow_their_definition(rows):
     events = pd.DataFrame(rows, columns=["onset", "value"]).astype({"onset": float})
     trials = contrast_trials(events)
     ordered = events.sort_values("onset", kind="stable")
     starts = ordered.loc[ordered["value"] == VALUES[0], "onset"].to_numpy()
     assert len(trials) == max(0, len(starts) - 1)
     for (_, trial), end in zip(trials.iterrows(), starts[1:], strict=True):
-        # The definition, word by word.
+        # The definition in `contrast_trials`, written out.
         targets = ordered[ordered["value"].isin(VALUES[1:3]) & ordered["onset"].between(trial["start"], end, "left")]
         assert np.isnan(trial["stimulus"]) == targets.empty
         if targets.empty:
@@ -203,5 +203,5 @@ def test_contrast_trials_never_cross_a_trial(rows):
             assert trial["rt"] == trial["response"] - trial["stimulus"]
 
 
-def test_contrast_trials_of_a_run_without_any():
+def test_a_run_without_events_has_no_contrast_trials():
     assert len(contrast_trials(pd.DataFrame({"onset": [], "value": []}))) == 0

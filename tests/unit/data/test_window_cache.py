@@ -24,7 +24,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def uri(store, tmp_path):
-    """The store on what stands for shared storage."""
+    """Copy the store to a folder that acts as shared storage, and return its URI."""
     push_store(str(store.path), f"file://{tmp_path}/shared")
     return f"file://{tmp_path}/shared"
 
@@ -39,7 +39,7 @@ def shards(cache):
     return sorted(path.name for path in cache.glob("*.npy"))
 
 
-def test_a_store_behind_a_uri_is_the_store(store, uri, cache):
+def test_a_store_behind_a_uri_equals_the_local_store(store, uri, cache):
     there = open_windows(uri)
     assert there.where == uri and there.data_hash == store.data_hash
     index = np.arange(len(store))[::-3]
@@ -48,7 +48,7 @@ def test_a_store_behind_a_uri_is_the_store(store, uri, cache):
     assert isinstance(open_windows(store.path), WindowStore) and open_windows(store.path).where == str(store.path)
 
 
-def test_on_an_object_store_too(store, cache, s3):
+def test_a_store_on_an_object_store_equals_the_local_store(store, cache, s3):
     bucket = s3.new_folder()
     push_store(str(store.path), bucket)
     np.testing.assert_array_equal(open_windows(bucket).gather([5, 60, 0]), store.gather([5, 60, 0]))
@@ -65,18 +65,18 @@ def test_each_shard_is_fetched_once_for_all_processes_and_by_its_content(store, 
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "2\n"
 
 
-def test_a_small_cache_keeps_what_was_used_last_and_what_is_mapped_stays_readable(store, uri, cache):
+def test_a_small_cache_keeps_the_latest_shards_and_evicted_maps_stay_readable(store, uri, cache):
     size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
     small = RemoteWindowStore(uri, ShardCache(cache, limit=2 * size))
-    assert shards(cache) == []  # it does not fit: fetched as it is used
+    assert shards(cache) == []  # they do not all fit, so none is fetched before its use
     whole = store.gather(np.arange(len(store)))
-    for _ in range(2):  # the second time from maps whose files are gone
+    for _ in range(2):  # the second time from maps of evicted files
         np.testing.assert_array_equal(small.gather(np.arange(len(store))), whole)
     assert len(shards(cache)) == 2
     assert f"{store.manifest.shards[-1].sha256}.npy" in shards(cache)
 
 
-def test_two_processes_fetch_a_shard_once(store, uri, cache):
+def test_a_cached_shard_is_not_fetched_again(store, uri, cache):
     reads = []
     there = ShardCache(cache)
     mirrored = RemoteWindowStore(uri, there)
@@ -89,22 +89,22 @@ def test_two_processes_fetch_a_shard_once(store, uri, cache):
     assert reads == [shard.file]
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut", "flipped"])
-def test_what_prepare_did_not_write_is_never_kept(store, uri, cache, tmp_path, harm):
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_a_damaged_shard_is_not_cached(store, uri, cache, tmp_path, damage):
     file = tmp_path / "shared" / store.manifest.shards[2].file
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
-    if harm == "missing":
+    if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes(data[:-8] if harm == "cut" else data)
-    with pytest.raises(UserError, match="missing" if harm == "missing" else "damaged") as error:
+        file.write_bytes(data[:-8] if damage == "cut" else data)
+    with pytest.raises(UserError, match="missing" if damage == "missing" else "damaged") as error:
         open_windows(uri)
     assert store.manifest.shards[2].file in str(error.value) and "\n" not in str(error.value)
     assert f"{store.manifest.shards[2].sha256}.npy" not in shards(cache)
 
 
-def test_a_copy_cut_short_is_no_store(store, cache, tmp_path):
+def test_an_unfinished_copy_is_no_store(store, cache, tmp_path):
     with pytest.raises(UserError, match="not a store of windows"):
         open_windows(f"file://{tmp_path}")
     target = f"file://{tmp_path}/half"
@@ -121,7 +121,7 @@ def test_a_copy_cut_short_is_no_store(store, cache, tmp_path):
     assert len(open_windows(target)) == len(store)
 
 
-def test_a_store_that_has_changed_is_fetched_anew(uri, cache, tmp_path):
+def test_a_changed_store_is_fetched_again(uri, cache, tmp_path):
     before = open_windows(uri)
     other = WindowStore(write_store(tmp_path / "other", ToyWindows(subjects=5)))
     push_store(str(other.path), uri)
@@ -155,21 +155,21 @@ def test_the_command_line_pushes_a_store_and_pulls_a_run(values, tmp_path, capsy
     assert end.value.code == 2 and "not a store of windows" in capsys.readouterr().err
 
 
-def test_what_is_being_mapped_is_not_removed_for_room(store, uri, cache):
+def test_a_locked_shard_is_not_evicted(store, uri, cache):
     size = (cache.parent / "store" / store.manifest.shards[0].file).stat().st_size
     small = RemoteWindowStore(uri, ShardCache(cache, limit=size))
     first, second = store.manifest.shards[:2]
 
     def while_mapped(path):
-        small._use(second, Path)  # evicts the other
+        small._use(second, Path)  # would evict the first if it were not locked
         return path.is_file()
 
     assert small._use(first, while_mapped)
     small._use(store.manifest.shards[2], Path)
-    assert not (cache / f"{first.sha256}.npy").is_file(), "not in use, it goes"
+    assert not (cache / f"{first.sha256}.npy").is_file(), "it is evicted when it is no longer locked"
 
 
-def test_keys_in_a_uri_would_be_kept_in_a_runs_records(cache):
+def test_keys_in_a_uri_are_refused(cache):
     with pytest.raises(UserError, match="leave the keys out") as error:
         open_windows("s3://key:geheim@lab/store")
     assert "geheim" not in str(error.value)

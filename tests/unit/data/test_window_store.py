@@ -19,7 +19,7 @@ from raypipe.data.window_store import WindowStore
 
 @pytest.fixture(scope="module")
 def cropped(tiny_bids: Path, tmp_path_factory: pytest.TempPathFactory) -> WindowStore:
-    """Half-second crops of one-second windows, whose target is their start."""
+    """Prepare half-second crops of one-second windows, whose target is their start."""
     out = tmp_path_factory.mktemp("latency")
     return prepare(tiny_bids, "latency:left_target,right_target", out, window=1.0, crop=0.5, tmin=-0.2, jobs=1)
 
@@ -38,7 +38,7 @@ def _naive(store: WindowStore, index: list[int], offset: list[int]) -> np.ndarra
     return np.array(out, np.float32).reshape(len(index), store.n_channels, store.crop_samples)
 
 
-def test_describes_itself(tiny_store):
+def test_a_store_has_the_properties_of_its_windows(tiny_store):
     assert tiny_store.kind == "regression" and tiny_store.metric == "nrmse"
     assert tiny_store.classes == [] and tiny_store.n_outputs == 1
     assert tiny_store.channels == [*(f"E{i}" for i in range(1, 8)), "Cz"] and tiny_store.n_channels == 8
@@ -56,7 +56,7 @@ def test_describes_itself(tiny_store):
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_gather_equals_naive_indexing(cropped, data):
+def test_gather_equals_indexing_of_loaded_shards(cropped, data):
     index = data.draw(st.lists(st.integers(0, len(cropped) - 1), max_size=6))
     spare = cropped.window_samples - cropped.crop_samples
     offset = data.draw(st.lists(st.integers(0, spare), min_size=len(index), max_size=len(index)))
@@ -67,7 +67,7 @@ def test_gather_equals_naive_indexing(cropped, data):
     np.testing.assert_array_equal(cropped.gather(index), _naive(cropped, index, at_table))
 
 
-def test_target_is_the_offset(cropped):
+def test_latency_targets_are_the_offsets(cropped):
     assert cropped.target_is_offset
     index = np.arange(len(cropped))
     offset = cropped.table["offset"].to_numpy()
@@ -87,14 +87,14 @@ def test_gather_refuses_what_is_out_of_range(cropped):
             cropped.gather(index, offset)
 
 
-def test_pickle_reopens(tiny_store):
+def test_a_pickle_contains_the_path_only(tiny_store):
     tiny_store.gather([0])
     data = pickle.dumps(tiny_store)
     assert len(data) < 1000
     np.testing.assert_array_equal(pickle.loads(data).gather([5, 2]), tiny_store.gather([5, 2]))
 
 
-def test_few_memory_maps_are_enough(tiny_store):
+def test_the_number_of_open_memory_maps_is_limited(tiny_store):
     store = WindowStore(tiny_store.path)
     store._max_maps = 2
     index = np.random.default_rng(0).permutation(len(store))
@@ -102,8 +102,8 @@ def test_few_memory_maps_are_enough(tiny_store):
     assert len(store._maps) == 2
 
 
-def test_threads_may_read_side_by_side(tiny_store):
-    """Each fold of a stack fetches its batches in a thread of its own."""
+def test_threads_can_read_at_the_same_time(tiny_store):
+    """Each fold of a stack reads its batches in a thread of its own."""
     store = WindowStore(tiny_store.path)
     store._max_maps = 1
     index = np.random.default_rng(0).permutation(len(store))
@@ -114,11 +114,11 @@ def test_threads_may_read_side_by_side(tiny_store):
             read = list(pool.map(lambda _: store.gather(index), range(40)))
     finally:
         sys.setswitchinterval(before)
-    want = tiny_store.gather(index)
-    assert all(np.array_equal(got, want) for got in read)
+    expected = tiny_store.gather(index)
+    assert all(np.array_equal(each, expected) for each in read)
 
 
-def test_folders_that_are_no_store(tmp_path, copy):
+def test_folders_that_are_no_store_give_one_line(tmp_path, copy):
     with pytest.raises(UserError, match="no such folder of windows"):
         WindowStore(tmp_path / "none")
     (tmp_path / "other").mkdir()
@@ -130,7 +130,7 @@ def test_folders_that_are_no_store(tmp_path, copy):
 
 
 @pytest.mark.parametrize(
-    ("message", "spoil"),
+    ("message", "damage"),
     [
         ("manifest.json: damaged", lambda data: data[:-20]),
         ("manifest.json: metric", lambda data: data.replace(b'"auc"', b'"f1"').replace(b'"nrmse"', b'"f1"')),
@@ -138,14 +138,14 @@ def test_folders_that_are_no_store(tmp_path, copy):
         ("windows.csv: damaged", lambda data: data.replace(b"SIM0001", b"SIM0002")),
     ],
 )
-def test_damaged_manifest_or_table(copy, message, spoil):
+def test_a_damaged_manifest_or_table_is_named(copy, message, damage):
     path = copy / message.partition(":")[0]
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=message):
         WindowStore(copy)
 
 
-def test_missing_table(copy):
+def test_a_missing_table_is_named(copy):
     (copy / "windows.csv").unlink()
     with pytest.raises(UserError, match=r"windows\.csv: missing"):
         WindowStore(copy)
