@@ -36,7 +36,7 @@ def made(toy, tmp_path, shared):
     return make
 
 
-def test_used_up_gpu_hours_end_trials_with_what_they_have_and_more_of_them_go_on(
+def test_used_up_gpu_hours_end_trials_with_what_they_have_and_a_higher_limit_continues(
     tmp_path, toy, shared, made, monkeypatch
 ):
     """On two GPUs that are not there: nothing computes on them. The clock that counts them is the test's."""

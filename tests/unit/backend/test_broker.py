@@ -12,7 +12,8 @@ from raypipe.backend.messages import TrialJob
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import Failure
 
-SOON = 5.0
+MAX_SECONDS = 60.0
+"""Seconds after which a test fails; none waits for anything."""
 
 
 def outcome(loss=1.0):
@@ -23,13 +24,13 @@ def run(scenario):
     async def bounded():
         broker = Broker()
         await broker.open_group("g")
-        return await asyncio.wait_for(scenario(broker), SOON)
+        return await asyncio.wait_for(scenario(broker), MAX_SECONDS)
 
     return asyncio.run(bounded())
 
 
 async def pending(task):
-    """Let everything that can run do so; whether the task still waits."""
+    """Let everything that can run do so; return whether the task still waits."""
     for _ in range(20):
         await asyncio.sleep(0)
     return not task.done()
@@ -39,7 +40,7 @@ def test_an_epoch_goes_from_two_workers_to_the_actor():
     async def scenario(broker):
         seq = await broker.assign("g", 7, 0, 0)
         assert await broker.next_job("g", 0) == TrialJob(seq, 7, 0)
-        collected = asyncio.create_task(broker.collect("g", 1, 2, SOON))
+        collected = asyncio.create_task(broker.collect("g", 1, 2, MAX_SECONDS))
         assert await broker.report_epoch("g", seq, 1, {0: outcome()}) == Reply(True, 0)
         assert await pending(collected)
         await broker.report_epoch("g", seq, 1, {1: outcome()})
@@ -102,7 +103,7 @@ def test_a_late_report_of_an_earlier_trial_is_ignored():
         assert not (await broker.report_epoch("g", old, 1, {0: outcome(5.0)})).go
         await broker.report_failure("g", old, Failure("error", "late"))
         await broker.report_epoch("g", new, 1, {0: outcome(6.0)})
-        assert (await broker.collect("g", 1, 1, SOON))[0].loss == 6.0
+        assert (await broker.collect("g", 1, 1, MAX_SECONDS))[0].loss == 6.0
 
     run(scenario)
 
@@ -122,8 +123,8 @@ def test_a_failure_reaches_the_actor_but_a_finished_epoch_goes_first():
         seq = await broker.assign("g", 0, 0, 0)
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         await broker.report_failure("g", seq, Failure("non-finite", "nan"))
-        assert isinstance(await broker.collect("g", 1, 1, SOON), dict)
-        assert await broker.collect("g", 2, 1, SOON) == Failure("non-finite", "nan")
+        assert isinstance(await broker.collect("g", 1, 1, MAX_SECONDS), dict)
+        assert await broker.collect("g", 2, 1, MAX_SECONDS) == Failure("non-finite", "nan")
 
     run(scenario)
 
@@ -136,7 +137,7 @@ def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
             await broker.join("g", 0, None)
         assert await broker.collect("g", 1, 1, 0.01) is None
         await broker.join("g", 0, None)
-        failure = await broker.collect("g", 1, 1, SOON)
+        failure = await broker.collect("g", 1, 1, MAX_SECONDS)
         assert failure.kind == "lost-worker"
         assert "in epoch 1" in failure.reason
 
@@ -199,7 +200,7 @@ def test_every_actor_acquires_a_group_of_its_own():
 
 
 def test_two_actors_that_replace_two_dead_ones_do_not_acquire_one_group():
-    """Both look at the owners, and only then does either take a group."""
+    """Both have read the owners before either acquires a group."""
 
     async def scenario(broker):
         await broker.open_group("h")
@@ -230,16 +231,16 @@ def test_an_actor_that_ends_releases_its_workers_and_no_others():
 def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
     async def scenario(broker):
         seq = await broker.assign("g", 0, 0, 0)
-        collected = asyncio.create_task(broker.collect("g", 1, 1, SOON))
+        collected = asyncio.create_task(broker.collect("g", 1, 1, MAX_SECONDS))
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         assert isinstance(await collected, dict)
-        collected = asyncio.create_task(broker.collect("g", 2, 1, SOON))
+        collected = asyncio.create_task(broker.collect("g", 2, 1, MAX_SECONDS))
         assert await pending(collected)
         await broker.mark_broken("g", "no node is left")
         assert await collected == Failure("no-workers", "no node is left")
         await broker.assign("g", 1, 0, 0)
-        assert (await broker.collect("g", 1, 1, SOON)).kind == "no-workers"
-        await broker.mark_broken("gone", "nobody asks")
+        assert (await broker.collect("g", 1, 1, MAX_SECONDS)).kind == "no-workers"
+        await broker.mark_broken("gone", "ignored")
 
     run(scenario)
 
@@ -261,11 +262,11 @@ def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_hand
     async def scenario(broker):
         await broker.join("g", 0, None)
         seq = await broker.assign("g", 7, 2, 2)
-        collected = asyncio.create_task(broker.collect("g", 3, 1, SOON))
+        collected = asyncio.create_task(broker.collect("g", 3, 1, MAX_SECONDS))
         assert await pending(collected)
         assert await broker.report_worker_death("g", Failure("out-of-memory", "killed")) == 7
         assert await collected == Failure("out-of-memory", "killed")
-        for _ in range(MAX_RESTARTS):  # of a trial that is at fault, its workers' deaths are not counted
+        for _ in range(MAX_RESTARTS):  # deaths are not counted after a failure
             await broker.join("g", 0, None)
         again = asyncio.create_task(broker.next_job("g", 0))
         assert await pending(again)
@@ -276,14 +277,17 @@ def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_hand
     run(scenario)
 
 
-def test_a_claim_is_one_workers_and_the_others_wait():
+def test_a_claim_is_one_workers_and_the_others_wait(monkeypatch):
     async def scenario(broker):
         await broker.open_group("h")
         assert await broker.claim("g", "key")
         assert await broker.claim("g", "another key")
+        monkeypatch.setattr("raypipe.backend.broker.CLAIM_RETRY_SECONDS", 3600.0)
         asked = asyncio.create_task(broker.claim("h", "key"))
         assert await pending(asked)
-        assert not await asked
+        asked.cancel()
+        monkeypatch.setattr("raypipe.backend.broker.CLAIM_RETRY_SECONDS", 0.0)
+        assert not await broker.claim("h", "key")
 
     run(scenario)
 
@@ -323,9 +327,9 @@ def test_an_actor_without_heartbeats_is_named_once_in_a_while(monkeypatch):
                 found += await broker.silent_actors(60)
             return found
 
-        assert await later(60, b"two", b"a stranger") == []
+        assert await later(60, b"two", b"no owner") == []
         assert await later(1, b"two") == [b"one"]
-        assert await later(60, b"two") == []  # it is being dealt with
+        assert await later(60, b"two") == []  # it is named once in 60 s
         assert await later(1, b"two") == [b"one"]
         assert await broker.acquire(b"three", [b"one"]) == "g"
         await broker.release("h", b"two")
@@ -340,7 +344,7 @@ def test_a_broker_that_was_suspended_declares_no_actor_dead(monkeypatch):
 
     async def scenario(broker):
         assert await broker.acquire(b"one") == "g"
-        clock[0] += 500  # its beats wait behind the question
+        clock[0] += 500  # its heartbeats wait behind this call
         assert await broker.silent_actors(60) == []
         clock[0] += 30
         assert await broker.silent_actors(60) == []

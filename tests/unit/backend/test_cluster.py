@@ -21,7 +21,7 @@ from tests.support.process import process_state
 
 
 def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkeypatch):
-    """Ray's own `init` joins whatever `ray start` of anybody has left its address in the temporary folder."""
+    """``ray.init()`` joins any cluster whose address ``ray start`` has left in the temporary folder."""
     import ray
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -129,7 +129,7 @@ def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
 
 @pytest.fixture
 def changing_ray(monkeypatch):
-    """A Ray whose `init` changes what the real one does, and more; `inside` is what it found changed."""
+    """Replace Ray by a fake whose `init` changes the process as the real one does, and more."""
     import ray
 
     made = SimpleNamespace(initialized=False, inside={}, error=None)

@@ -14,7 +14,7 @@ from tests.support.callbacks import Recorder
 
 
 class Deaths:
-    """Executes a sweep and dies, again and again, with or without an epoch before."""
+    """Executor that dies several times, each time with or without an epoch before."""
 
     def __init__(self, *progress: bool):
         self.progress, self.queues, self.restarts, self.seen = list(progress), [], 0, Recorder()
@@ -52,7 +52,7 @@ def test_deaths_without_an_epoch_in_between_are_counted():
     assert deaths.restarts == MAX_RESTARTS - 1
 
 
-def test_nothing_is_executed_where_the_dead_one_had_done_all():
+def test_nothing_is_executed_if_no_trial_was_left():
     deaths = Deaths(True)
     done = Deaths()
     done.exhausted = True
@@ -89,7 +89,7 @@ def test_a_ctrl_c_ends_tune_before_it_is_raised():
 
 
 def once_interrupted(seen: threading.Event):
-    """A handler that raises KeyboardInterrupt until it was seen."""
+    """Return a handler that raises KeyboardInterrupt until `seen` is set."""
 
     def handle(*_):
         if not seen.is_set():

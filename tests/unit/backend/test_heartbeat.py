@@ -12,7 +12,7 @@ from raypipe.backend import heartbeat
 
 
 class Remote:
-    """A method of an actor's, which notes its calls and answers with what it is given."""
+    """Method of an actor that records its calls and returns `answer`."""
 
     def __init__(self, answer=None):
         self.calls, self.answer = [], answer
@@ -26,7 +26,7 @@ class Remote:
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """What the watchdog asks Ray for: answers that are there or not, and who is killed."""
+    """Replace Ray's functions: whether an answer is ready, what it is, and which actors are killed."""
     made = SimpleNamespace(ready=False, found=[], killed=[])
 
     def get(asked):
@@ -63,7 +63,7 @@ def test_actors_without_heartbeats_are_killed_without_waiting(cluster, monkeypat
     assert cluster.killed == ["actor"] and lost == [1]
 
 
-def test_a_dead_broker_does_not_matter_to_the_watchdog(cluster):
+def test_the_watchdog_ignores_a_dead_broker(cluster):
     cluster.ready, cluster.found = True, ray.exceptions.RayActorError()
     watchdog = heartbeat.Watchdog(SimpleNamespace(silent_actors=Remote("answer")), every=0)
     watchdog.check()

@@ -1,4 +1,4 @@
-"""Jobs, against a stand-in for Ray's client: what is submitted, refused and shown. tests/cluster has a real head."""
+"""Jobs with a fake of Ray's client: what is submitted, refused and shown. tests/cluster has a real head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPACE = str(ROOT / "search_spaces/latency.py")
 
 
 class Cluster:
-    """What a head would keep."""
+    """Fake of Ray's job client and of the head that stores its jobs."""
 
     def __init__(self):
         self.jobs, self.stopped, self.shipped = [], [], []
@@ -39,7 +39,7 @@ class Cluster:
         return submission_id
 
     def list_jobs(self):
-        return [*self.jobs, SimpleNamespace(submission_id=None, status="RUNNING")]  # a driver that nobody submitted
+        return [*self.jobs, SimpleNamespace(submission_id=None, status="RUNNING")]  # a driver that was not submitted
 
     def get_job_logs(self, name):
         return f"log of {name}\n"
@@ -64,7 +64,7 @@ def cluster(monkeypatch):
 
 
 def typed(capsys, *words):
-    """Exit status, output and error of a command."""
+    """Run a command; return its exit status, output and error."""
     with pytest.raises(SystemExit) as end:
         app.main([str(word) for word in words])
     message = capsys.readouterr()
@@ -102,10 +102,10 @@ def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(c
     cluster.jobs[0].status = "FAILED"
     assert typed(capsys, *words)[0] == 0
     assert [job.submission_id.rpartition("-")[2] for job in cluster.jobs] == ["1", "2"]
-    assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run is nobody else's"
+    assert typed(capsys, "submit", "resume", "s3://lab/other")[0] == 0, "another run has jobs of its own"
 
 
-def test_plans_of_one_store_are_nobody_elses_business(cluster, capsys, tmp_path):
+def test_plans_of_one_store_are_separate_jobs(cluster, capsys, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(Path(SPACE).read_text())
     for space in (SPACE, other):

@@ -28,13 +28,13 @@ def died(*causes: Exception) -> WorkerGroupError:
 
 
 @pytest.mark.parametrize("cause", [UserError("other data"), NonFiniteError("no number")])
-def test_what_would_happen_again_ends_pretraining(cause):
+def test_an_error_that_would_recur_ends_pretraining(cause):
     error = died(RuntimeError("Connection closed by peer"), cause)
     assert permanent_error(error) is cause
     assert RetryPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
 
 
-def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
+def test_workers_that_die_of_another_error_are_restarted_a_limited_number_of_times():
     error = died(RuntimeError("Connection closed by peer"))
     policy = RetryPolicy(FailureConfig(MAX_RESTARTS))
     decisions = [policy.make_decision(error) for _ in range(MAX_RESTARTS + 1)]
@@ -44,9 +44,9 @@ def test_workers_that_died_otherwise_are_started_again_but_not_for_ever():
     assert error_line(ValueError("one\ntwo")) == "one"
 
 
-def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone():
-    """Else Ray would be left while they are still waited for, and it would end the process without a word."""
-    waits, interrupted, goes_on = threading.Event(), threading.Event(), threading.Event()
+def test_after_a_ctrl_c_the_workers_are_still_waited_for():
+    """Otherwise Ray would be shut down while a thread still waits, and would end the process without a message."""
+    waits, interrupted, released = threading.Event(), threading.Event(), threading.Event()
 
     def interrupt(*_):
         if not interrupted.is_set():
@@ -59,7 +59,7 @@ def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone(
             # Repeated: CPython misses a signal that arrives between its last check and the lock's system call.
             while not interrupted.wait(0.1):
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            goes_on.wait(60)
+            released.wait(60)
             raise RuntimeError("killed")
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -72,6 +72,6 @@ def test_a_ctrl_c_while_the_workers_are_waited_for_does_not_make_them_seem_gone(
     finally:
         signal.signal(signal.SIGINT, before)
     assert not workers.wait(0)
-    goes_on.set()
+    released.set()
     assert workers.wait(60)
     assert error_line(workers.error) == "killed"

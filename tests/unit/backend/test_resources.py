@@ -15,16 +15,17 @@ from tests.support.callbacks import Recorder
 
 
 @pytest.mark.parametrize(
-    ("folds", "room", "size"), [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)]
+    ("folds", "fitting", "size"),
+    [(4, 2, 2), (5, 2, 1), (5, 5, 5), (5, 4, 1), (4, 16, 4), (3, 1, 1), (6, 4, 3), (8, 4, 4)],
 )
-def test_workers_a_trial(folds, room, size):
-    assert workers_per_trial(folds, room) == size
+def test_workers_per_trial(folds, fitting, size):
+    assert workers_per_trial(folds, fitting) == size
 
 
 @given(st.integers(2, 20), st.integers(1, 64))
-def test_hardly_any_worker_idles(folds, room):
-    size = workers_per_trial(folds, room)
-    assert 1 <= size <= min(folds, room)
+def test_hardly_any_worker_idles(folds, fitting):
+    size = workers_per_trial(folds, fitting)
+    assert 1 <= size <= min(folds, fitting)
     assert folds / (size * -(-folds // size)) >= 0.95
 
 
@@ -57,13 +58,13 @@ def test_the_drivers_machine_bounds_trials_at_a_time(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"NodeID": "c", "Resources": {"CPU": 1.0}}])
     assert max_trials_on_driver("head", 230 * 10**6) == 4
     assert max_trials_on_driver("b", 230 * 10**6) == 39
-    assert max_trials_on_driver("head", 2 * 10**9) == 1, "one is tried wherever it is"
+    assert max_trials_on_driver("head", 2 * 10**9) == 1, "at least one trial runs"
     assert max_trials_on_driver("head", 0) > 10**6, "simulated trials take nothing"
     assert max_trials_on_driver("c", 230 * 10**6) > 10**6, "a Ray that counts no memory"
 
 
 class Growing:
-    """A cluster that gets a CPU a second, up to some; what it is asked for."""
+    """Cluster that gets a CPU per second, up to `most`; `asked` are the requests for machines."""
 
     def __init__(self, monkeypatch, most):
         self.seconds, self.most, self.asked, self.seen = 0.0, most, [], Recorder()
@@ -78,7 +79,7 @@ class Growing:
         return wait_for_resources(SweepOptions(**options), 4, self.seen, stop or StopRequest(), clock, sleep)
 
 
-def test_a_cluster_without_room_is_asked_for_machines_and_waited_for(monkeypatch):
+def test_a_cluster_that_is_too_small_is_asked_for_machines_and_waited_for(monkeypatch):
     cluster = Growing(monkeypatch, most=8)
     assert cluster.fit(address="auto", workers=2, concurrent=3) == (2, 3)
     assert cluster.seconds == 6
@@ -95,7 +96,7 @@ def test_a_cluster_that_does_not_grow_is_used_as_it_is_and_an_empty_one_is_one_l
         Growing(monkeypatch, most=0).fit(address="auto")
 
 
-def test_a_stop_is_heard_while_a_cluster_is_waited_for(monkeypatch):
+def test_a_stop_request_ends_the_wait_for_a_cluster(monkeypatch):
     cluster, stop = Growing(monkeypatch, most=0), StopRequest()
     cluster.seen._then = lambda *_: stop.set()
     with pytest.raises(InterruptedSweepError):

@@ -21,7 +21,7 @@ OOM = Failure("out-of-memory", "no memory left on the GPU", "the end of a traceb
 
 
 class Remote:
-    """The broker's methods as Ray gives them; `asked` has the names of the calls."""
+    """Handle of a broker as Ray gives it; `asked` are the names of the calls."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker, self.asked = broker, []
@@ -62,7 +62,7 @@ def actor(tmp_path, monkeypatch):
     loop.close()
 
 
-def test_a_trial_out_of_memory_is_handed_out_once_more_and_goes_on(actor, monkeypatch):
+def test_a_trial_out_of_memory_is_assigned_once_more_and_continues(actor, monkeypatch):
     actor.post(1)
     assert actor.step()["epoch"] == 1
     before = actor.job()
@@ -111,7 +111,7 @@ def test_a_disk_too_full_to_record_the_retry_stops_the_sweep(actor, monkeypatch)
     assert actor.step()["failure"] == "disk-full"
 
 
-def test_a_score_that_is_no_number_is_reported_as_such(actor, monkeypatch):
+def test_a_nan_score_is_reported_as_non_finite(actor, monkeypatch):
     monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
     actor.post(1)
     assert actor.step()["failure"] == "non-finite"

@@ -73,7 +73,7 @@ def test_a_failed_trial_is_recorded_and_the_sweep_continues(search):
         ("no-workers", UserError, "^no space left; the same command continues from here$"),
     ],
 )
-def test_what_no_trial_is_to_blame_for_stops_the_sweep_and_leaves_the_trial_open(search, failure, kind, message):
+def test_a_failure_outside_the_trial_stops_the_sweep_and_leaves_the_trial_open(search, failure, kind, message):
     number = fail(search, "a", failure, "no space left")
     assert search.queue.run.result(number) is None
     with pytest.raises(kind, match=message):
@@ -100,7 +100,7 @@ def test_trials_that_fail_the_same_way_from_the_first_end_the_sweep(search, kind
     assert search.suggest("next") == "FINISHED"
 
 
-def test_memory_is_memory_whatever_its_reason_says(search):
+def test_out_of_memory_failures_are_the_same_whatever_their_reasons_say(search):
     for trial, size in enumerate(("20 MiB", "2 GiB", "host")):
         fail(search, str(trial), "out-of-memory", f"no memory left: {size}")
     assert "out-of-memory" in str(search.fatal)
@@ -113,7 +113,7 @@ def test_trials_that_fail_in_different_ways_are_no_reason_to_stop(search):
 
 
 def finished(search, epochs=None):
-    """Have a trial trained for `epochs`, or to its end; its number."""
+    """Train a trial for `epochs`, or to its end; return Tune's name of it, its number and its last report."""
     name = f"tune-{len(search._numbers)}"
     number = search.suggest(name)["number"]
     run = search.queue.run
@@ -140,7 +140,8 @@ def test_an_end_that_was_not_reported_is_settled_by_the_next_queue(search):
     _, number, _ = finished(search)
     queue = search.queue
     assert queue.settled == []
-    ended = finish_trial(queue.run, queue.windows, number, "complete", "trained to the end")  # killed before it told
+    # The driver is killed before it reports this end.
+    ended = finish_trial(queue.run, queue.windows, number, "complete", "trained to the end")
     again = StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9)
     assert [result.number for result in again.settled] == [number] and again.settled[0] == ended
     assert StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9).settled == []
@@ -189,8 +190,8 @@ def ends_in_study(run):
         ("damaged", "failed", "FAIL"),
     ],
 )
-def test_every_end_of_a_trial_is_reported_once_and_rightly(search, end, state, expected):
-    """With an epoch trained and scored before it, which must not make a failed trial a good one."""
+def test_every_end_of_a_trial_is_reported_once_and_correctly(search, end, state, expected):
+    """An epoch that was scored before does not make a failed trial a complete one."""
     queue = search.queue
     name, number, result = finished(search, epochs=None if end == "done" else 2)
     if end == "halved":
@@ -212,7 +213,7 @@ def test_every_end_of_a_trial_is_reported_once_and_rightly(search, end, state, e
         result |= {"failure": end, "reason": "it broke", "trace": "Traceback\n  line", "done": True}
     assert decision in (None, "STOP")
     search.on_trial_complete(name, None if end == "actor" else result, error=end == "actor")
-    search.on_trial_complete(name, result)  # Tune tells once; should it ever tell again, nothing happens
+    search.on_trial_complete(name, result)  # a second report of Tune would change nothing
     StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9)
     assert search.fatal is None
     ended = queue.run.result(number)

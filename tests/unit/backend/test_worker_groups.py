@@ -57,7 +57,7 @@ def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
     assert lines[0] == "group-0: worker 1 died (the node died); the group restarts"
 
 
-def test_a_worker_killed_for_the_machines_memory_is_its_trials_doing(run):
+def test_a_worker_killed_to_save_memory_fails_its_trial(run):
     broker = FakeBroker()
     lines = log_of(
         run,
@@ -87,7 +87,7 @@ def test_a_report_that_fails_does_not_end_the_controller(run):
 
 @dataclass
 class Machines:
-    """Free CPUs by node, the time, and the group's own placement."""
+    """Free CPUs by node, the time, and the nodes of the group's own bundles."""
 
     free: dict[str, dict[str, float]] = field(default_factory=dict)
     now: float = 0.0
@@ -111,7 +111,7 @@ def elastic(workers: int = 3) -> ElasticPolicy:
 
 
 def running(policy: ElasticPolicy, workers: int) -> int | None:
-    """What is decided for so many running workers: a number of workers, or None to leave them."""
+    """Return the decision for `workers` that run: a new number of workers, or None."""
     placement = SimpleNamespace(placement_group=SimpleNamespace(id=bytes([0xAA])))
     state = SimpleNamespace(num_workers=workers, placement_group_handle=placement)
     return chosen(policy.make_decision_for_running_worker_group(state, SimpleNamespace()))
@@ -164,12 +164,12 @@ def test_fewer_workers_where_a_machine_stays_away_and_all_when_it_is_back(machin
     machines.now += GROW_CHECK_SECONDS + 1
     assert running(policy, 2) is None
     machines.free["c"] = {"CPU": 1.0}
-    assert running(policy, 2) is None  # it has just looked
+    assert running(policy, 2) is None  # it has checked a moment ago
     machines.now += GROW_CHECK_SECONDS + 1
     assert running(policy, 2) == 3
 
 
-def test_a_machine_that_is_back_in_time_costs_no_worker_and_the_next_absence_counts_anew(machines):
+def test_a_machine_that_is_back_in_time_costs_no_worker_and_the_next_absence_is_timed_separately(machines):
     policy = elastic(2)
     assert starting(policy) == 2
     assert starting(policy) is None

@@ -20,7 +20,7 @@ def test_views_follow_from_the_generator_and_differ_by_it():
     assert not torch.allclose(made(1)[1], made(2)[1])
 
 
-def test_the_unit_of_the_recording_does_not_matter():
+def test_views_do_not_depend_on_the_unit_of_the_recording():
     x, one = made(3)
     torch.testing.assert_close(made(3, x * 1e-6)[1] * 1e6, one, rtol=1e-3, atol=1e-3)
 

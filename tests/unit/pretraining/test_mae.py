@@ -71,7 +71,7 @@ def test_the_loss_is_of_masked_patches_each_normalised_by_itself(drawn):
     torch.testing.assert_close(found.double(), torch.stack(truth), rtol=1e-5, atol=1e-6)
 
 
-def test_the_scale_of_a_patch_does_not_matter_and_a_flat_one_is_zeros():
+def test_targets_do_not_depend_on_the_scale_of_a_patch_and_a_flat_one_is_zeros():
     patch = torch.randn(1, 2, 10)
     torch.testing.assert_close(patch_targets(patch), patch_targets(patch * 1e-6 + 1e-6), rtol=1e-3, atol=1e-3)
     assert torch.equal(patch_targets(torch.full((1, 1, 10), 0.1)), torch.zeros(1, 1, 10))

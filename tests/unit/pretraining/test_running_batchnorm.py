@@ -1,4 +1,4 @@
-"""BatchNorm by what batches before were like."""
+"""BatchNorm by the statistics of earlier batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_statistics_are_batchnorms_own_whatever_the_pieces(size):
     torch.testing.assert_close(layer.running_var, own.running_var)
 
 
-def test_what_is_not_looked_at_changes_nothing():
+def test_inputs_that_are_not_recorded_change_nothing():
     layer = nn.BatchNorm1d(4).eval()
     RunningBatchNorm(layer)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}

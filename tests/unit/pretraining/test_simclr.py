@@ -44,7 +44,7 @@ def test_it_is_the_formula(negatives, n, temperature, seed):
     np.testing.assert_allclose(single.numpy(), found.numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_share_of_the_anchors_gives_its_share_of_the_losses():
+def test_a_part_of_the_anchors_gives_their_losses():
     z = F.normalize(torch.randn(12, 4, dtype=torch.float64), dim=1)
     whole = nt_xent(z, z, 0, 6)
     for first, n in ((0, 2), (2, 4)):
@@ -58,6 +58,6 @@ def test_same_subject_options_need_subjects():
         nt_xent(z, z, 0, 2, negatives="other-subject")
 
 
-def test_one_process_gathers_nothing():
+def test_a_single_process_returns_its_own_rows():
     x = torch.ones(2, 2)
     assert gather(x, [2]) is x

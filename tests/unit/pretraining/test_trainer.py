@@ -1,4 +1,4 @@
-"""The pretraining loop; two gloo processes on this machine, started once, must train what one does."""
+"""The pretraining loop: two gloo processes on this machine train what one process does."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def config(kind: str, **changes):
 
 
 def pretrainer(kind: str, **options) -> Pretrainer:
-    feed = WindowLoader(ToyWindows(subjects=8, each=7))  # type: ignore[arg-type]
-    return Pretrainer(config(kind), feed, np.arange(50), **options)
+    loader = WindowLoader(ToyWindows(subjects=8, each=7))  # type: ignore[arg-type]
+    return Pretrainer(config(kind), loader, np.arange(50), **options)
 
 
 def losses_of(one: Pretrainer) -> list[float]:
@@ -52,7 +52,7 @@ def in_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=60))
     kept = {kind: losses_of(pretrainer(kind, rank=rank, world=2)) for kind in KINDS}
     kept |= {f"{kind}-micro": losses_of(pretrainer(kind, rank=rank, world=2, micro_batch=2)) for kind in KINDS}
-    # Gradients through the all-gather, with shares of different sizes.
+    # Gradients through the all-gather, with different numbers of rows per worker.
     z = vectors()
     first, n = (0, 4) if rank == 0 else (4, 2)
     mine = torch.cat((z[first : first + n], z[first + 6 : first + 6 + n])).requires_grad_()
@@ -60,7 +60,7 @@ def in_two(rank: int, folder: str) -> None:
     nt_xent(mine, both, first, n).sum().backward()
     torch.save((kept, mine.grad), f"{folder}/{rank}.pt")
     dist.barrier()
-    os._exit(0)  # not torn down: gloo's threads, or the store's destructor, abort a process now and then
+    os._exit(0)  # without a clean-up: gloo's threads, or the store's destructor, sometimes abort a process
 
 
 def vectors() -> torch.Tensor:
@@ -100,16 +100,16 @@ def test_micro_batches_change_nothing_but_rounding(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_resumed_is_the_same_to_the_bit(kind):
+def test_a_resumed_run_is_equal_bit_for_bit(kind):
     whole, half = pretrainer(kind), pretrainer(kind)
     for _ in range(3):
         whole.run_epoch()
     half.run_epoch()
-    looks = iter([False, False, True])
+    answers = iter([False, False, True])
     with pytest.raises(InterruptedEpochError):
         half_gone = pretrainer(kind)
         half_gone.load_state_dict(half.state_dict())
-        half_gone.run_epoch(lambda: next(looks))
+        half_gone.run_epoch(lambda: next(answers))
     again = pretrainer(kind)
     again.load_state_dict(half.state_dict())
     again.run_epoch()
@@ -127,7 +127,7 @@ def test_the_loss_falls_without_targets(kind):
     assert last < first
 
 
-def test_a_batch_is_dealt_whole():
+def test_a_batch_is_distributed_completely():
     assert worker_sizes(10, 3) == [4, 3, 3]
     with pytest.raises(UserError, match="too few"):
         pretrainer("mae", world=11)

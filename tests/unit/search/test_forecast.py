@@ -73,7 +73,7 @@ def test_what_is_measured_is_what_the_space_draws_and_what_a_trial_leaves(space,
     run_trial(run, windows, 0)
     folder = Path(RunStore.open(run.where).local) / "trials/0000"
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".npz", ".safetensors"))
-    assert 0.3 * left < found.costs[0].result < left, "headers are not reckoned"
+    assert 0.3 * left < found.costs[0].result < left, "headers are not counted"
 
 
 def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
@@ -93,12 +93,12 @@ def test_more_cores_take_less_time_and_too_few_are_one_line(space, store):
         ({"gpus": -3}, "--gpus -3: "),
     ],
 )
-def test_what_there_cannot_be_is_one_line(space, store, given, words):
+def test_impossible_resources_are_one_line(space, store, given, words):
     with pytest.raises(UserError, match=words):
         forecast(space, store, **given)
 
 
-def test_a_store_that_is_made_anew_is_measured_anew(space, store):
+def test_a_store_that_is_prepared_again_is_measured_again(space, store):
     forecast(space, store, trials=1, folds=3)
     assert cached_loader.cache_info().currsize == 0
 

@@ -121,10 +121,10 @@ def test_a_fold_without_subjects_is_no_obstacle_to_probes(store, encoder):
     assert np.isfinite(tuned_score(one, folds, None, 1)) and np.isfinite(probe_score(one, folds, None))
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
-    looks = iter([False] * 10 + [True] * 9)
+def test_a_killed_run_continues_to_the_same_bits(store, encoder, tmp_path, monkeypatch):
+    answers = iter([False] * 10 + [True] * 9)
     with monkeypatch.context() as patch:
-        interrupted = partial(train_encoders, interrupted=lambda: next(looks))
+        interrupted = partial(train_encoders, interrupted=lambda: next(answers))
         patch.setattr("raypipe.search.pretrain.train_encoders", lambda where, **_: interrupted(where))
         with pytest.raises(BaseException) as stopped:
             pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(store, encoder, tmp_path, monkeyp
     assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
 
 
-def test_asked_to_stop_it_ends_with_the_epoch_under_way(store, encoder, tmp_path, monkeypatch):
+def test_a_stop_request_ends_pretraining_after_the_epoch_under_way(store, encoder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stopped = partial(train_encoders, stopping=lambda: True)
         patch.setattr("raypipe.search.pretrain.train_encoders", lambda where, **_: stopped(where))
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over(store, encoder, tmp_path):
     assert (tmp_path / "run/encoder.safetensors").read_bytes() == (encoder / "encoder.safetensors").read_bytes()
 
 
-def test_held_out_subjects_are_not_learnt_from(store, encoder, monkeypatch, tmp_path):
+def test_held_out_subjects_are_not_trained_on(store, encoder, monkeypatch, tmp_path):
     seen: set[str] = set()
     gather = WindowStore.gather
 
@@ -300,7 +300,7 @@ def test_shipped_spaces_run_at_toy_size(name, store, encoder, conformer, tmp_pat
     assert result.state == "complete", result.reason
 
 
-def test_pictures_show_several_people_and_whole_epochs(encoder):
+def test_plots_show_several_subjects_and_whole_epochs(encoder):
     subjects = np.repeat(["a", "b", "c", "d"], [5, 1, 4, 2])
     assert _spread_over_subjects(subjects, np.arange(12)).tolist() == [2, 5, 8]
     assert _spread_over_subjects(subjects, np.arange(6)).tolist() == [2, 5, 1]
@@ -359,7 +359,7 @@ def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tu
     assert any(name.startswith("head") for name in changed)
 
 
-def test_a_conformer_keeps_to_its_montage():
+def test_a_conformer_of_another_montage_is_refused():
     one, two = (
         Conformer(3, 64, 1, kernel=5, pool=8, filters=8, heads=2),
         Conformer(4, 64, 1, kernel=5, pool=8, filters=8, heads=2),

@@ -43,7 +43,7 @@ def test_halving_lets_the_first_trials_of_a_rung_continue():
     assert stops(pruner, {2: 0.1}, {2: 0.2}, {2: 0.3}, {2: 0.4})
 
 
-def test_halving_counts_passes_so_that_sam_pays_for_its_second():
+def test_halving_counts_both_passes_of_sam():
     pruner = SuccessiveHalving(grace=3, eta=2)
     plain = [{1: 0.5, 2: 0.5, 3: 0.5}] * 3
     assert not stops(pruner, *plain, {2: 0.9})

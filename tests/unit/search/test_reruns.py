@@ -31,7 +31,7 @@ def study_queue(run, windows, trials, **options) -> StudyQueue:
 
 
 def scored(run, windows, queue, scores) -> None:
-    """Hand out so many trials, whose scores are made up."""
+    """Hand out a trial for each score, and record that score for it."""
     for value in scores:
         number = queue.next()
         record(run, number, [value])
@@ -53,7 +53,7 @@ def run(tmp_path, windows) -> RunStore:
     return run
 
 
-def test_winners_are_asked_for_again_with_the_seeds_that_follow(run, windows):
+def test_the_best_trials_are_enqueued_again_with_the_seeds_that_follow(run, windows):
     queue = study_queue(run, windows, 4)
     assert queue.exhausted
     assert queue.enqueue_reruns(2, 3) == 4 + 6 and not queue.exhausted
@@ -77,7 +77,7 @@ def test_the_same_call_after_a_crash_adds_what_is_missing_only(run, windows):
     again = study_queue(RunStore.open(run.where), windows, 4)
     assert again.enqueue_reruns(1, 2) == 6
     assert [again.next() for _ in range(3)] == [4, 5, None]
-    record(run, 4, [0.1])  # better than its winner, yet no winner itself
+    record(run, 4, [0.1])  # better than the trial that it reruns, but not rerun itself
     record(run, 5, [0.2])
     for number in (4, 5):
         run.write_result(again.close(number, "failed", "toy").model_copy(update={"state": "complete"}))
@@ -86,7 +86,7 @@ def test_the_same_call_after_a_crash_adds_what_is_missing_only(run, windows):
     assert study_queue(run, windows, 7).enqueue_reruns(2, 3) == 7 + 3
 
 
-def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
+def test_a_sweep_that_continues_after_reruns_draws_from_its_space(run, windows):
     queue = study_queue(run, windows, 4)
     queue.enqueue_reruns(1, 1)
     scored(run, windows, queue, [0.4])
@@ -96,7 +96,7 @@ def test_a_sweep_that_goes_on_draws_from_its_space_again(run, windows):
     assert longer.study.trials[number].params
 
 
-def test_reruns_are_never_stopped_and_stop_nobody(run, windows):
+def test_reruns_are_never_stopped_and_stop_no_other_trial(run, windows):
     queue = study_queue(run, windows, 4, pruner=SuccessiveHalving(1, 2))
     queue.enqueue_reruns(1, 3)
     for value in (5.0, 6.0, 0.01):
@@ -136,7 +136,7 @@ def test_the_spread_of_hand_made_scores(run, windows):
     assert Spread(1, 0.5, {2: 0.4}, 0).describe("auc") == "trial 1: auc 0.5000 as found; on 1 new seed 0.4000"
 
 
-def test_reruns_join_the_ensemble_and_status_tells_their_spread(tmp_path):
+def test_reruns_join_the_ensemble_and_status_reports_their_spread(tmp_path):
     store = write_store(tmp_path / "store", ToyWindows(subjects=12, each=5))
     windows = WindowStore(store)
     run = make_run(tmp_path / "run", windows, n_folds=2)

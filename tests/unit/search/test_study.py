@@ -1,4 +1,4 @@
-"""The queue of trials: Optuna's study and the run's store agree, whatever dies in between."""
+"""The queue of trials: Optuna's study and the run's store agree after every crash."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_failed_trial_is_reported_as_failed(tmp_path, windows):
     assert run.ranked() == []
 
 
-def test_a_journal_cut_short_by_a_kill_is_mended(tmp_path, windows):
+def test_a_journal_cut_short_by_a_kill_is_repaired(tmp_path, windows):
     run = make_run(tmp_path, windows)
     queue = study_queue(run, windows)
     queue.next()
@@ -154,7 +154,7 @@ def test_an_invalid_draw_fails_that_trial_and_names_the_parameter(tmp_path, wind
     assert states(run) == [TrialState.FAIL]
 
 
-def test_the_study_lives_behind_a_uri_too(tmp_path, windows):
+def test_a_study_can_be_stored_behind_a_uri(tmp_path, windows):
     run = make_run(f"file://{tmp_path}/run", windows)
     queue = study_queue(run, windows)
     assert [queue.next(), queue.next()] == [0, 1]

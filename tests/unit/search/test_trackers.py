@@ -1,4 +1,4 @@
-"""Trackers: what is logged to TensorBoard, MLflow and W&B, and that none of them can harm a sweep."""
+"""What is logged to TensorBoard, MLflow and W&B, and that a failing tracker does not disturb a sweep."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ended(state: str = "complete", score: float | None = 0.4) -> TrialResult:
 
 
 def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Steps and values in TensorBoard's event files, in the order in which they were written."""
+    """Return steps and values in TensorBoard's event files, in the order in which they were written."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
@@ -72,7 +72,7 @@ def test_tensorboard_has_every_epoch_once_over_a_crash(run):
     play_driver(first, run, [0.9, 0.5])
     first.close()
     again = TrackingCallback(run, ["tensorboard"])
-    run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune tells of a last epoch by the trial's end alone
+    run.write_history(0, [*run.history(0), *epochs([0.4], 3)])  # Tune reports a last epoch by the trial's end only
     again.on_trial_end(ended())
     again.close()
     found = events(run.local / "tensorboard/trial-0000")
@@ -200,7 +200,7 @@ def test_mlflow_has_one_run_a_trial_over_a_crash(run, monkeypatch):
 def test_wandb_resumes_the_run_of_a_trial(run, monkeypatch):
     opened, logged = [], []
 
-    class Told:
+    class WandbRun:
         def __init__(self, **options):
             opened.append(options)
             self.summary, self.step = {}, len(logged)  # what was logged before, "finish" among it
@@ -212,7 +212,7 @@ def test_wandb_resumes_the_run_of_a_trial(run, monkeypatch):
             logged.append(("finish", exit_code))
 
     wandb = types.ModuleType("wandb")
-    wandb.init = lambda **options: Told(**options)
+    wandb.init = lambda **options: WandbRun(**options)
     wandb.Settings = lambda **options: options
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setattr("raypipe.search.trackers.installed", lambda name: True)
@@ -258,7 +258,7 @@ def test_a_trial_that_was_never_recorded_is_not_logged_and_does_no_harm(run, cap
 
 
 def test_a_slow_tracker_delays_nothing(run, monkeypatch):
-    let = threading.Event()
+    release = threading.Event()
 
     class Slow:
         def __init__(self, run):
@@ -266,7 +266,7 @@ def test_a_slow_tracker_delays_nothing(run, monkeypatch):
             slow.append(self)
 
         def epoch(self, number, epoch):
-            assert let.wait(60)
+            assert release.wait(60)
             self.logged.append(epoch.epoch)
 
         def end(self, result):
@@ -280,7 +280,7 @@ def test_a_slow_tracker_delays_nothing(run, monkeypatch):
     tracked = TrackingCallback(run, ["wandb"])
     play_driver(tracked, run, [0.9, 0.8, 0.7])
     tracked.on_trial_end(ended())  # all of it while the first epoch is still being logged
-    let.set()
+    release.set()
     tracked.close()
     assert slow[0].logged == [1, 2, 3, "end"]
 

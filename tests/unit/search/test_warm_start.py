@@ -55,7 +55,7 @@ def old(tmp_path, windows):
 
 
 def begun(old, where, windows, source=NARROW):
-    """A new run that begins with the old one's trials."""
+    """Create a new run that starts from the old one's trials."""
     new = make_run(where, windows, space=source)
     warm = collect_warm_trials(old, new.space, task="toy", metric="nrmse")
     write_json(new.folder, "run.json", read_json(new.folder, "run.json") | {"warm": warm.model_dump(mode="json")})
@@ -78,7 +78,7 @@ def test_trials_that_are_valid_in_the_new_space_are_taken_over_and_marked(old, t
     assert warm[0].distributions["optim/lr"].low == 2e-3
 
 
-def test_they_are_no_members_and_do_not_count(old, tmp_path, windows):
+def test_warm_trials_are_no_members_and_do_not_count(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
     queue = study_queue(run, windows)
     assert (queue.asked, queue.exhausted) == (0, False)
@@ -92,8 +92,8 @@ def test_they_are_no_members_and_do_not_count(old, tmp_path, windows):
     assert [t.state for t in queue.study.trials[first:]] == [TrialState.FAIL] + [TrialState.RUNNING] * 2
 
 
-def test_the_sampler_has_learnt_from_them(old, tmp_path, windows):
-    """Its first ten draws would be random ones in a run that begins cold."""
+def test_the_sampler_uses_warm_trials(old, tmp_path, windows):
+    """Without warm trials, the first ten draws of a run are random."""
 
     def drawn(run):
         queue = study_queue(run, windows, trials=9)
@@ -104,7 +104,7 @@ def test_the_sampler_has_learnt_from_them(old, tmp_path, windows):
     assert sorted(drawn(warm))[4] < sorted(drawn(cold))[4]
 
 
-def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, windows, monkeypatch):
+def test_a_driver_killed_while_it_adds_warm_trials_loses_none(old, tmp_path, windows, monkeypatch):
     undisturbed = begun(old, tmp_path / "a", windows)
     numbers = [study_queue(undisturbed, windows).next()]
     run = begun(old, tmp_path / "b", windows)
@@ -129,7 +129,7 @@ def test_a_driver_killed_while_they_are_handed_over_loses_none(old, tmp_path, wi
     assert len(set(sources)) == len(sources)
 
 
-def test_halving_does_not_compare_with_them(old, tmp_path, windows):
+def test_halving_does_not_compare_with_warm_trials(old, tmp_path, windows):
     run = begun(old, tmp_path / "new", windows)
     queue = study_queue(run, windows, pruner=SuccessiveHalving(grace=1, eta=2))
     number = queue.next()

@@ -24,7 +24,7 @@ unhurried = settings(deadline=None)
 
 
 def tagged(n: int = 9, times: int = 23) -> tuple[Tensor, Tensor]:
-    """Windows that hold their own row number everywhere: a mixed value tells what went into it."""
+    """Return windows filled with their own row number, so that a mixed value shows its sources."""
     y = torch.arange(n, dtype=torch.float64)
     return y[:, None, None].repeat(1, 7, times), y
 
@@ -32,7 +32,7 @@ def tagged(n: int = 9, times: int = 23) -> tuple[Tensor, Tensor]:
 def recovered(
     cfg: MixupConfig, y: Tensor, seed: int, size: int = 12, **options: Any
 ) -> tuple[NDArray[np.float64], Tensor]:
-    """Weights (B, B) with which the windows of a batch went into each of the mixed ones, and the mixed targets.
+    """Return the weights (B, B) of the windows of a batch in each of the mixed ones, and the mixed targets.
 
     A window holds its own unit vector along time where channels are cut and along channels otherwise, so the mean over
     the other axis is the row of weights.
@@ -45,7 +45,7 @@ def recovered(
 
 
 def partners(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The other window (B,) in each mixed one, -1 where there is none."""
+    """Return the partner (B,) in each mixed window, -1 if there is none."""
     others = weights - np.diag(np.diag(weights))
     return np.where(others.max(axis=1) > 0, others.argmax(axis=1), -1)
 
@@ -59,7 +59,7 @@ def plausible(counts: ArrayLike, chances: ArrayLike = 1.0) -> bool:
 
 
 def draws(cfg: MixupConfig, y: Tensor, times: int = DRAWS, **options: Any) -> NDArray[np.int64]:
-    """How often each window was the partner of each, (B, B) counts."""
+    """Return how often each window was the partner of each other, as counts (B, B)."""
     counts = np.zeros((len(y), len(y)), dtype=np.int64)
     for seed in range(times):
         found = partners(recovered(cfg, y, seed, size=1, **options)[0])
@@ -79,7 +79,7 @@ def mixed(name: Any, alpha: float, seed: int, **options: Any) -> tuple[Tensor, T
 @unhurried
 @given(NAMES, ALPHAS, SEEDS)
 def test_target_follows_the_window(name: str, alpha: float, seed: int) -> None:
-    """Target and window mix the same partner by the same weight: for tagged windows the mean IS the target."""
+    """Target and window are mixed with the same partner and weight: here the window's mean is the target."""
     x, y = mixed(name, alpha, seed)
     torch.testing.assert_close(x.mean((1, 2)), y, rtol=0, atol=1e-12)
     assert y.min() >= 0 and y.max() <= 8
@@ -173,7 +173,7 @@ def test_dtypes_are_kept() -> None:
     assert out[0].dtype == out[1].dtype == torch.float32
 
 
-# What the weights recovered from the windows say
+# Weights that are recovered from the windows
 
 
 @unhurried
@@ -189,7 +189,7 @@ def test_dtypes_are_kept() -> None:
 def test_targets_are_mixed_by_the_weights_of_the_windows(
     name: Any, alpha: float, seed: int, targets: list[float], bandwidth: float, other: bool, data: st.DataObject
 ) -> None:
-    """Each mixed window is w of its own and 1 - w of one other, and so is its value, or its shares of the classes."""
+    """A mixed window is w times itself plus 1 - w times one other; so is its target."""
     n = len(targets)
     subjects = data.draw(st.lists(st.sampled_from("abc"), min_size=n, max_size=n))
     cfg = MixupConfig(name=name, alpha=alpha, bandwidth=bandwidth, other_subject=other)
@@ -209,7 +209,7 @@ def test_targets_are_mixed_by_the_weights_of_the_windows(
 @unhurried
 @given(NAMES, SEEDS, st.lists(st.integers(0, 3), min_size=1, max_size=10))
 def test_partners_are_of_other_subjects(name: Any, seed: int, subjects: list[int]) -> None:
-    """All of them, where the batch holds two subjects; where it holds one, all windows stay bit for bit."""
+    """All partners are, if the batch has two subjects; if it has one, the windows are not changed."""
     cfg = MixupConfig(name=name, alpha=50.0, other_subject=True)
     names, n = np.array(subjects), len(subjects)
     weights, y = recovered(cfg, torch.arange(n).double(), seed, size=40, subjects=subjects)
@@ -222,7 +222,7 @@ def test_partners_are_of_other_subjects(name: Any, seed: int, subjects: list[int
 
 @pytest.mark.parametrize("name", EVERY)
 def test_one_subject_keeps_its_windows(name: Any) -> None:
-    """Windows bit for bit, classes as whole shares; cmixup of a single window as well."""
+    """Windows are not changed, and classes become one-hot; also for cmixup of a single window."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(5, 3, 11, generator=generator), torch.tensor([0, 2, 1, 1, 0])
     for n, other in ((5, True), (1, True), (1, False)):
@@ -247,7 +247,7 @@ def test_other_subject_needs_the_subjects() -> None:
 
 
 def test_partners_are_a_permutation() -> None:
-    """Without a rule for partners, each window is given away once at most."""
+    """Without a rule for partners, each window is a partner once."""
     for seed in range(20):
         found = partners(recovered(MixupConfig(name="mixup", alpha=50.0), torch.arange(9).double(), seed)[0])
         found = found[found >= 0]
@@ -294,7 +294,7 @@ def test_other_subjects_are_equally_likely() -> None:
 
 @pytest.mark.parametrize("bandwidth", [1e-3, 0.5, 100.0])
 def test_cmixup_of_a_window_far_from_all(bandwidth: float) -> None:
-    """It has the nearest of the others (of another subject) for a partner, without a word about its kernel."""
+    """Its partner is the nearest of the others (of another subject), and there is no warning."""
     y = torch.tensor([0.0, 0.1, 0.2, 1000.0], dtype=torch.float64)
     for other, nearest in ((False, [[1], [0, 2], [1], [2]]), (True, [[3], [3], [3], [2]])):
         cfg = MixupConfig(name="cmixup", alpha=50.0, bandwidth=bandwidth, other_subject=other)
@@ -310,7 +310,7 @@ def test_cmixup_of_a_window_far_from_all(bandwidth: float) -> None:
 @unhurried
 @given(ALPHAS, SEEDS)
 def test_channels_are_exchanged_whole(alpha: float, seed: int) -> None:
-    """Each channel is, bit for bit, the window's own or that of one partner; the target counts those kept."""
+    """Each channel is the window's own or that of one partner; the target has the fraction that was kept."""
     x = torch.randn(6, 5, 9, generator=torch.Generator().manual_seed(0)).double()
     y = torch.arange(6)
     cfg = MixupConfig(name="cutmix-channels", alpha=alpha)
@@ -324,7 +324,7 @@ def test_channels_are_exchanged_whole(alpha: float, seed: int) -> None:
 
 
 def test_channels_are_equally_likely() -> None:
-    """As is where a stretch of time begins."""
+    """So are the starts of an interval."""
     x = torch.arange(2000).double()[:, None, None].repeat(1, 6, 6)
     y = torch.arange(2000).double()
     own = y[:, None]

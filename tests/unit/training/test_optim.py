@@ -52,8 +52,8 @@ def test_the_same_path_as_torchs_to_the_bit() -> None:
         assert a.equal(b) and a.requires_grad
 
 
-def test_gradients_that_lie_otherwise_in_memory_are_the_same_gradients() -> None:
-    """torch's fused kernel takes the third number in memory for the third of the row."""
+def test_gradients_in_another_memory_layout_give_the_same_step() -> None:
+    """torch's fused kernel ignores strides."""
     torch.manual_seed(0)
     a, b = (torch.nn.Parameter(torch.zeros(3, 4, dtype=torch.float64)) for _ in range(2))
     gradient = torch.randn(4, 3, dtype=torch.float64).t()
@@ -139,7 +139,7 @@ def test_swapped_puts_everything_back() -> None:
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
-def test_resumed_average_goes_on_as_if_nothing_happened() -> None:
+def test_resumed_average_equals_an_uninterrupted_one() -> None:
     torch.manual_seed(0)
     model = network()
     ema = Ema(model, 0.99)

@@ -17,7 +17,7 @@ from raypipe.training.sam import Method, Sam, norm_parameters
 from raypipe.training.step import StepResult, TrainState, frozen_statistics
 from tests.unit.training.steps import optimizer_step
 
-METHODS: list[Method] = ["sam", "asam", "looksam", "msam"]
+METHODS: list[Method] = ["sam", "asam", "passesam", "msam"]
 
 
 def network(*middle: nn.Module) -> nn.Module:
@@ -216,7 +216,7 @@ def test_exception_in_the_second_pass_restores_the_weights() -> None:
 
 
 def test_only_the_second_gradient_is_clipped() -> None:
-    """With plain SGD of rate 1 the step IS the clipped gradient, taken where the unclipped one of pass one leads."""
+    """With plain SGD of rate 1 the step is the clipped gradient at the weights that the first pass perturbed."""
     model = network()
     before = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -336,7 +336,7 @@ def sam_rule(number: int, w: Tensor, gradient: Gradient, v: Tensor) -> Tensor:
     return gradient(w + 0.2 * g / g.norm())
 
 
-def looksam_rule(every: int, alpha: float, rho: float = 0.2) -> Rule:
+def passesam_rule(every: int, alpha: float, rho: float = 0.2) -> Rule:
     """Algorithm 1 of Liu et al. 2022."""
     g_v = torch.empty(0)
 
@@ -366,20 +366,20 @@ def apart(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("every", "alpha"), [(2, 0.7), (3, 0.2), (5, 1.5)])
-def test_looksam_is_algorithm_1(every: int, alpha: float) -> None:
+def test_passesam_is_algorithm_1(every: int, alpha: float) -> None:
     calls: list[int] = []
-    path = ours(range(11), calls, rho=0.2, method="looksam", every=every, alpha=alpha)
-    close(path, by_the_book(looksam_rule(every, alpha), range(11)))
+    path = ours(range(11), calls, rho=0.2, method="passesam", every=every, alpha=alpha)
+    close(path, by_the_book(passesam_rule(every, alpha), range(11)))
     assert [calls.count(number) for number in range(11)] == [1 if number % every else 2 for number in range(11)]
     close(path[0], by_the_book(sam_rule, range(1))[0])  # the first step is SAM's, those between are neither's
     assert apart(path, by_the_book(sam_rule, range(11))) and apart(path[1:], by_the_book(plain_rule, range(11))[1:])
 
 
-def test_looksam_is_unmoved_by_the_scale_of_the_loss() -> None:
-    """Small gradients have directions too: what is kept of them is at right angles to the plain one."""
+def test_passesam_is_unmoved_by_the_scale_of_the_loss() -> None:
+    """The part that is kept of small gradients is orthogonal to the plain gradient, too."""
     for scale in (1.0, 1e-7):
         model = network().double()
-        sam = Sam(adamw(model), rho=0.2, method="looksam")
+        sam = Sam(adamw(model), rho=0.2, method="passesam")
         (loss_of(model, 0) * scale).backward()  # type: ignore[no-untyped-call]
         plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         sam.perturb()
@@ -390,30 +390,30 @@ def test_looksam_is_unmoved_by_the_scale_of_the_loss() -> None:
         assert abs(torch.cosine_similarity(kept, along, dim=0, eps=0.0).item()) < 1e-9
 
 
-def test_restart_looks_anew() -> None:
-    """And forgets: from there on the path is that of one that never looked before."""
+def test_restart_computes_a_second_gradient_again() -> None:
+    """Nothing is kept: the steps that follow are those of a new `Sam`."""
     model = network().double()
     optimizer = adamw(model)
-    sam = Sam(optimizer, rho=0.2, method="looksam", every=4)
+    sam = Sam(optimizer, rho=0.2, method="passesam", every=4)
     calls: list[int] = []
 
     def closure() -> Tensor:
         calls.append(1)
-        return loss_of(model, len(looks))
+        return loss_of(model, len(passes))
 
-    looks: list[int] = []
+    passes: list[int] = []
     for number in range(9):
         if number in (2, 7):
             sam.restart()
         assert sam.needs_second_pass == (number in (0, 2, 6, 7))
         before = len(calls)
         optimizer_step(closure, model, optimizer, sam)
-        looks.append(len(calls) - before)
-    assert looks == [2, 1, 2, 1, 1, 1, 2, 2, 1]
+        passes.append(len(calls) - before)
+    assert passes == [2, 1, 2, 1, 1, 1, 2, 2, 1]
     copied, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
     other = adamw(copied)
     other.load_state_dict(state)
-    fresh = Sam(other, rho=0.2, method="looksam", every=4)
+    fresh = Sam(other, rho=0.2, method="passesam", every=4)
     sam.restart()
     assert sam.needs_second_pass and fresh.needs_second_pass
     for number in range(20, 23):
@@ -424,11 +424,11 @@ def test_restart_looks_anew() -> None:
 
 @pytest.mark.parametrize("bad_call", [1, 2])
 @pytest.mark.parametrize("earlier", [0, 2])
-def test_looksam_keeps_nothing_of_a_skipped_look(bad_call: int, earlier: int) -> None:
-    """The step after it looks again and is not spoilt; an earlier look is not lost before."""
+def test_passesam_keeps_nothing_of_a_second_gradient_that_was_skipped(bad_call: int, earlier: int) -> None:
+    """The next step computes a second gradient again and is not affected."""
     model = network().double()
     optimizer = adamw(model)
-    sam = Sam(optimizer, rho=0.2, method="looksam", every=2)
+    sam = Sam(optimizer, rho=0.2, method="passesam", every=2)
     for number in range(earlier):
         optimizer_step(lambda number=number: loss_of(model, number), model, optimizer, sam)  # type: ignore[misc]
     calls = 0
@@ -445,7 +445,7 @@ def test_looksam_keeps_nothing_of_a_skipped_look(bad_call: int, earlier: int) ->
 
 
 def test_msam_is_the_formula() -> None:
-    """One pass a step, at weights moved against AdamW's first moment; before there is one, a plain step."""
+    """One pass per step, at weights moved against AdamW's first moment; the first step is a plain one."""
     calls: list[int] = []
     path = ours(range(10), calls, rho=0.5, method="msam")
     close(path, by_the_book(msam_rule, range(10)))
@@ -454,8 +454,8 @@ def test_msam_is_the_formula() -> None:
     assert apart(path, by_the_book(plain_rule, range(10)))
 
 
-def test_msam_is_home_between_steps() -> None:
-    """The pass is at radius rho from the weights that the step before left; one that is skipped goes back to them."""
+def test_msam_restores_the_weights_between_steps() -> None:
+    """The pass is at radius rho from the weights before the step; a skipped step restores them."""
     model = network().double()
     optimizer = adamw(model)
     sam = Sam(optimizer, rho=0.5, method="msam")
@@ -478,8 +478,8 @@ def test_msam_is_home_between_steps() -> None:
     assert len(seen) == 5
 
 
-def test_msam_goes_on_from_a_saved_state() -> None:
-    """The momentum is the optimiser's, so a saved state is all it needs."""
+def test_msam_continues_from_a_saved_state() -> None:
+    """The momentum is part of the optimiser's saved state."""
     path = ours(range(8), rho=0.5, method="msam")
     model = network().double()
     optimizer = adamw(model)
@@ -513,7 +513,7 @@ def test_msam_knows_the_momentum_of_sgd() -> None:
 
 
 class Normed(nn.Module):
-    """Every kind of normalisation layer, with the names of their parameters beginning with n."""
+    """Every kind of normalisation layer; the names of their parameters begin with n."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -549,7 +549,7 @@ def test_norm_parameters_are_those_of_norm_layers() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_chosen_parameters_move(method: Method) -> None:
-    """By rho among themselves, by their own gradients; in the step that follows all are trained."""
+    """They move by rho in all, along their own gradients; the step changes all parameters."""
     model = Normed()
     optimizer = adamw(model)
     sam = Sam(optimizer, rho=0.3, method=method, parameters=norm_parameters(model))
@@ -570,7 +570,7 @@ def test_only_chosen_parameters_move(method: Method) -> None:
 
 
 def test_sam_on_is_the_formula() -> None:
-    """Against the book, with the first layer's weights (40 of the vector's 57) alone perturbed."""
+    """Only the first layer's weights (40 of the vector's 57) are perturbed."""
 
     def rule(number: int, w: Tensor, gradient: Gradient, v: Tensor) -> Tensor:
         g = gradient(w)
@@ -589,7 +589,7 @@ def test_sam_on_is_the_formula() -> None:
 @pytest.mark.parametrize("name", ["none", *METHODS])
 @pytest.mark.parametrize("every", [2, 5])
 def test_passes_are_what_a_run_costs(name: Any, every: int) -> None:
-    """`TrialConfig.passes` is the number of passes a step, counted over a long run."""
+    """`TrialConfig.passes` is the mean number of passes per step."""
     config = TrialConfig(sam=SamConfig(name=name, every=every))
     model = network()
     optimizer = adamw(model)
@@ -601,7 +601,7 @@ def test_passes_are_what_a_run_costs(name: Any, every: int) -> None:
 
 
 def test_infinite_loss_of_the_second_pass_skips() -> None:
-    """Even where its gradient is finite, as that of a float32 mean square that is out of range."""
+    """Also if its gradient is finite, as that of a float32 mean square that is out of range."""
     model = network()
     optimizer = adamw(model)
     sam = Sam(optimizer, rho=0.05)
@@ -621,7 +621,7 @@ def test_infinite_loss_of_the_second_pass_skips() -> None:
 
 
 class Scaler(torch.amp.GradScaler):
-    """Counts its updates."""
+    """GradScaler that counts its updates."""
 
     updates = 0
 
@@ -631,14 +631,14 @@ class Scaler(torch.amp.GradScaler):
 
 
 def overflowing(loss: Tensor) -> Tensor:
-    """The same loss with infinite gradients."""
+    """Return the same loss with infinite gradients."""
     loss.register_hook(lambda gradient: gradient * math.inf)
     return loss
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_scaling_changes_nothing(method: Method | None) -> None:
-    """A power of two is exact: norms, radii and weights are bit for bit those without; one update a step.
+    """A power of two is exact: norms, radii and weights are equal bit for bit to those without; one update per step.
 
     One so large that the norm of scaled gradients would overflow: all norms are of unscaled ones.
     """
@@ -666,10 +666,10 @@ def test_scaling_changes_nothing(method: Method | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "bad_pass"), [(None, 1), ("msam", 1), *((m, n) for m in ("sam", "asam", "looksam") for n in (1, 2))]
+    ("method", "bad_pass"), [(None, 1), ("msam", 1), *((m, n) for m in ("sam", "asam", "passesam") for n in (1, 2))]
 )
 def test_overflow_skips_restores_and_lowers_the_scale(method: Method | None, bad_pass: int) -> None:
-    """Whichever pass it befalls; the next step is taken as if nothing had been."""
+    """Also in the second pass; the next step is taken as usual."""
     model = network()
     optimizer = adamw(model)
     sam = None if method is None else Sam(optimizer, rho=0.3, method=method, every=2)
@@ -702,7 +702,7 @@ def test_overflow_skips_restores_and_lowers_the_scale(method: Method | None, bad
 
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_scale_moves_as_in_pytorchs_recipe(method: Method | None) -> None:
-    """Down at an overflow, up after so many good steps in a row, whichever method and pass overflows."""
+    """It falls at an overflow of any pass and rises after a number of good steps in a row."""
     bad = {2: 1, 6: 2, 7: 1}  # pass that overflows, by step
     recipe = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
     weight = nn.Parameter(torch.zeros(1))
@@ -739,7 +739,7 @@ def test_scale_moves_as_in_pytorchs_recipe(method: Method | None) -> None:
 
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_float16_finds_its_scale_and_learns(method: Method | None) -> None:
-    """Autocast to float16, from a scale that is out of range: some steps are skipped, none spoils a weight."""
+    """Autocast to float16, from a scale that is out of range: some steps are skipped, and all weights stay finite."""
     model = network()
     optimizer = adamw(model)
     sam = None if method is None else Sam(optimizer, rho=0.5 if method == "asam" else 0.05, method=method)

@@ -37,7 +37,7 @@ def trainers(where, windows, config):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
-    """Dropout included: its masks are drawn for a fold, not for a program."""
+    """Also with dropout: masks are drawn per fold."""
     config = tiny(model__dropout=dropout, batch_size=18, **METHODS[method])
     alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)
     assert {t.data.steps_per_epoch for t in alone} == {2, 3}
@@ -45,7 +45,7 @@ def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
     for _ in range(3):
         for one, other in zip([t.run_epoch() for t in alone], stack.run_epoch(), strict=True):
             assert other.loss == pytest.approx(one.loss, rel=1e-4)
-            # Adam makes whole steps of gradients that are nothing but rounding, as those of biases before BatchNorm.
+            # Adam takes full steps even with rounding errors as gradients, such as those of biases before BatchNorm.
             np.testing.assert_allclose(other.predictions, one.predictions, rtol=0, atol=5e-3)
 
 
@@ -72,7 +72,7 @@ def test_bfloat16_stacks_too(tmp_path):
         assert other.loss == pytest.approx(one.loss, rel=0.02)
 
 
-def test_a_loss_scale_of_ones_own_does_not_stack(tmp_path):
+def test_folds_with_a_loss_scale_each_are_not_stacked(tmp_path):
     folds = trainers(tmp_path, ToyWindows(), tiny(precision="float16"))
     assert not stackable(folds)
     assert not stackable(trainers(tmp_path / "b", ToyWindows(), tiny())[:1])

@@ -127,7 +127,7 @@ def test_a_part_of_a_batch_takes_its_rows_of_the_masks():
 @pytest.mark.parametrize("name", ["none", "sam", "asam", "looksam", "msam", "sam-on"])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_steps_are_those_of_the_whole_batch(name, clip):
-    """SAM's two passes, LookSAM's three kinds of step, MSAM's momentum; running statistics see each batch once."""
+    """Also SAM's two passes, LookSAM's steps, MSAM's momentum, and running statistics, updated once per batch."""
     loss_of = loss_named("squared")
 
     def trained(size: int | None) -> tuple[Conformer, list[float]]:
@@ -173,7 +173,7 @@ def test_a_scaled_loss_scales_the_gradients_and_not_what_is_reported():
         torch.testing.assert_close(q.grad, 8 * p.grad, **EXACT)  # type: ignore[operator]
 
 
-def test_memory_that_runs_out_in_the_second_pass_leaves_the_weights_at_home():
+def test_weights_are_restored_if_memory_runs_out_in_the_second_pass():
     made = model()
     optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
     before = copy.deepcopy(made.state_dict())
@@ -205,8 +205,8 @@ def test_a_loss_that_is_not_finite_skips_the_step():
     assert step.skipped and step.failed and np.isnan(step.loss)
 
 
-def test_below_what_is_frozen_no_gradient_is_computed():
-    """The cut has no gradient then; the head gets that of the whole batch."""
+def test_no_gradient_is_computed_below_frozen_layers():
+    """The cut then has no gradient; the head has that of the whole batch."""
     one = model().requires_grad_(False)
     one.head.requires_grad_(True)
     other = copy.deepcopy(one)
@@ -221,8 +221,8 @@ def test_below_what_is_frozen_no_gradient_is_computed():
 
 
 @pytest.mark.parametrize("method", [None, "sam", "msam"])
-def test_of_several_models_that_step_together_the_failed_one_is_named(method):
-    """None of them steps if the first pass of one is not finite; all are at their own weights afterwards."""
+def test_of_several_models_that_step_together_the_failed_one_is_reported(method):
+    """None steps if the first pass of one is not finite; all weights are restored afterwards."""
     models = [nn.Linear(3, 1) for _ in range(3)]
     optimizers = [torch.optim.SGD(made.parameters(), lr=0.1, momentum=0.9) for made in models]
     states = [
@@ -247,7 +247,7 @@ def test_of_several_models_that_step_together_the_failed_one_is_named(method):
 
 
 class _Saved:
-    """Counts the bytes that autograd keeps for the way back, as long as it keeps them."""
+    """Count the bytes that autograd stores for the backward pass, while it stores them."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -268,10 +268,10 @@ class _Saved:
 
 
 class _Kept(list[Tensor]):
-    """A list that can be referred to weakly."""
+    """A list that weak references can refer to."""
 
 
-def test_half_the_batch_keeps_little_more_than_half_of_what_the_way_back_needs():
+def test_half_the_batch_stores_little_more_than_half_for_the_backward_pass():
     made = model()
     x, y, masks = batch("values", made)
     kept = []

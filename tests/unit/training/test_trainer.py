@@ -32,17 +32,17 @@ def trainer(toy, fold=0, **changes):
     return fold_trainer(tiny(**changes), toy, *folds.split(toy.subjects, fold), fold=fold)
 
 
-def test_subject_sampling_gives_everyone_the_same_share(toy):
+def test_subject_sampling_draws_every_subject_equally_often(toy):
     uneven = trainer(toy, sampling="subject").data
-    people = toy.subjects[uneven.train]
-    first = np.unique(people)[0]
-    # One person with all windows, the others with one.
+    subjects = toy.subjects[uneven.train]
+    first = np.unique(subjects)[0]
+    # One subject with all its windows, the others with one.
     keep = [i for i in uneven.train if toy.subjects[i] == first]
-    keep += [next(i for i in uneven.train if toy.subjects[i] == p) for p in np.unique(people)[1:]]
+    keep += [next(i for i in uneven.train if toy.subjects[i] == p) for p in np.unique(subjects)[1:]]
     uneven.train = np.array(keep * 40)
     drawn = uneven.order(np.random.default_rng(0))
     share = np.mean(toy.subjects[drawn] == first)
-    assert len(drawn) == len(uneven.train) and share == pytest.approx(1 / len(np.unique(people)), abs=0.04)
+    assert len(drawn) == len(uneven.train) and share == pytest.approx(1 / len(np.unique(subjects)), abs=0.04)
     np.testing.assert_array_equal(drawn, uneven.order(np.random.default_rng(0)))
     plain = trainer(toy).data
     assert sorted(plain.order(np.random.default_rng(0))) == sorted(plain.train)
@@ -103,24 +103,24 @@ def test_the_best_epoch_is_chosen_and_the_first_of_equals(errors):
     assert choose("nrmse", *errors)[0].epoch == 1 + int(np.argmin(errors))
 
 
-def test_a_score_may_be_the_better_the_larger():
+def test_a_larger_score_may_be_better():
     best, changed = choose("auc", 0.6, 1.0, 0.8)
     assert (best.epoch, best.score, changed) == (2, 1.0, [1, 2])
 
 
-def test_while_there_is_no_score_the_latest_epoch_counts():
-    """AUC of subjects of one class: never a number, so the fold is trained to its end."""
+def test_the_latest_epoch_is_chosen_until_there_is_a_score():
+    """The AUC of subjects of one class is always NaN, so the fold is trained to its end."""
     best, changed = choose("auc", np.nan, np.nan, np.nan)
     assert changed == [1, 2, 3] and np.isnan(best.score)
 
 
-def test_an_epoch_that_is_no_number_never_replaces_one_that_is():
+def test_an_epoch_with_a_nan_score_never_replaces_one_with_a_score():
     best, changed = choose("nrmse", np.nan, 0.5, np.nan, 0.7, 0.2, np.nan)
     assert changed == [1, 2, 5] and best.score == 0.2
 
 
 def test_the_epoch_is_chosen_by_the_subjects_set_apart(toy):
-    """By the metric on their windows, with the weights and predictions of that epoch."""
+    """The choice follows the metric on their windows, and weights and predictions are of that epoch."""
     one = trainer(toy, early_stop="fold", optim__lr=0.1, optim__schedule="constant", epochs=6, patience=6)
     scores, predictions = [], []
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""How a trial is computed: as wished, as chosen before, or as measured."""
+"""How a trial is computed: as asked for, as stored, or as measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(tmp_path, loader):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Have the next measurements come out as said, in this order: Fourier, direct, stacked, one by one."""
+    """Set the results of the next measurements, in this order: Fourier, direct, stacked, one by one."""
     times = []
     monkeypatch.setattr(autotune, "_quickest", lambda work, device: times.pop(0))
     return times
@@ -42,7 +42,7 @@ OTHERS = ComputePlan(stem="direct", stacked=True, what="another worker's", secon
 
 @pytest.mark.parametrize("stem", ["fourier", "direct"])
 @pytest.mark.parametrize("stack", ["on", "off"])
-def test_a_wish_is_granted_without_a_measurement(run, loader, clock, stem, stack):
+def test_explicit_options_are_used_without_a_measurement(run, loader, clock, stem, stack):
     found = choose_compute(run, loader, tiny(), range(3), ComputeOptions(stem=stem, stack=stack))
     assert (found.stem, found.stacked, found.seconds) == (stem, stack == "on", {})
     assert not choose_compute(
@@ -54,19 +54,19 @@ def test_a_wish_is_granted_without_a_measurement(run, loader, clock, stem, stack
     ("times", "stem", "stacked"),
     [
         ([1.0, 0.89, 0.89, 1.0], "direct", True),
-        ([1.0, 0.91, 0.91, 1.0], "fourier", False),  # not worth leaving the usual way for
+        ([1.0, 0.91, 0.91, 1.0], "fourier", False),  # too little to change the default
         ([1.0, 0.5, 2.0, 1.0], "direct", False),
         ([1.0, 2.0, 0.5, 1.0], "fourier", True),
     ],
 )
-def test_the_quicker_way_is_taken_by_a_margin(run, loader, clock, times, stem, stacked):
+def test_the_faster_alternative_is_chosen_by_a_margin(run, loader, clock, times, stem, stacked):
     clock += times
     found = choose_compute(run, loader, tiny(), range(3), ComputeOptions())
     assert (found.stem, found.stacked) == (stem, stacked)
     assert found.seconds == dict(zip(("fourier", "direct", "stacked", "one by one"), times, strict=True))
 
 
-def test_half_a_wish_leaves_the_other_half_to_be_measured(run, loader, clock):
+def test_one_explicit_option_leaves_the_other_to_be_measured(run, loader, clock):
     clock += [0.5, 1.0]
     found = choose_compute(run, loader, tiny(), range(3), ComputeOptions(stem="direct"))
     assert (found.stem, found.stacked, set(found.seconds)) == ("direct", True, {"stacked", "one by one"})
@@ -83,7 +83,7 @@ def test_folds_that_cannot_be_stacked_are_not_tried(run, loader, clock):
 
 
 def test_folds_of_fewer_windows_than_a_batch_in_unequal_numbers_are_not_stacked(tmp_path, clock):
-    """No step of theirs could be."""
+    """No step of them could be stacked."""
     loader = WindowLoader(ToyWindows(subjects=5, each=4))
     run = make_run(tmp_path / "run", loader.windows)
     sizes = [len(run.folds.split(loader.windows.subjects, fold)[0]) for fold in range(3)]
@@ -94,7 +94,7 @@ def test_folds_of_fewer_windows_than_a_batch_in_unequal_numbers_are_not_stacked(
     assert clock == []
 
 
-def test_where_training_starts_is_no_obstacle_to_a_measurement(run, loader, clock):
+def test_a_measurement_needs_no_pretrained_encoder(run, loader, clock):
     clock += [2.0, 1.0, 2.0, 1.0]
     tuned = tiny(init__name="pretrained", init__tune="frozen")
     assert (
@@ -102,7 +102,7 @@ def test_where_training_starts_is_no_obstacle_to_a_measurement(run, loader, cloc
     )  # its encoder need not be at hand
 
 
-def test_what_was_chosen_is_kept_to(run, loader, clock):
+def test_a_stored_choice_is_kept(run, loader, clock):
     clock += [1.0, 0.5, 0.5, 1.0]
     first = choose_compute(run, loader, tiny(), range(3), ComputeOptions())
     kept = {name: run.folder.read(name) for name in run.folder.names("compute")}
@@ -125,7 +125,7 @@ def test_another_shape_is_another_choice(run, loader, clock, changes):
     assert clock == []
 
 
-def test_who_may_not_measure_waits_for_who_does(run, loader, clock):
+def test_a_worker_without_the_claim_waits_for_the_measurement(run, loader, clock):
     asked = []
 
     def claim(key):
@@ -138,8 +138,8 @@ def test_who_may_not_measure_waits_for_who_does(run, loader, clock):
     assert len(asked) == 3 and len(set(asked)) == 1
 
 
-def test_of_two_who_measure_the_first_is_right_for_both(run, loader, monkeypatch):
-    """A claim lapses in the end, and a slow measurement may be overtaken."""
+def test_of_two_measurements_the_first_is_kept(run, loader, monkeypatch):
+    """A claim expires, so that another worker may store a choice before a slow measurement ends."""
     keys = []
 
     def slow(work, device):
@@ -153,15 +153,15 @@ def test_of_two_who_measure_the_first_is_right_for_both(run, loader, monkeypatch
     assert choose_compute(run, loader, tiny(), range(3), ComputeOptions()) == OTHERS
 
 
-def test_a_measurement_is_made_and_fails_no_trial(run, loader):
-    """Steps at this rate would soon leave the numbers."""
+def test_a_measurement_changes_no_weights(run, loader):
+    """A step at this learning rate would give weights that are not finite."""
     config = tiny(optim__lr=1e30, optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
     found = choose_compute(run, loader, config, range(3), ComputeOptions())
     assert set(found.seconds) == {"fourier", "direct", "stacked", "one by one"}
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
-def test_measuring_the_stem_leaves_no_trace():
+def test_measuring_the_stem_changes_nothing():
     model = Conformer(6, 50, 3, kernel=5, pool=10, stride=5, filters=8, heads=2, depth=1, hidden=16)
     model.stem.algorithm = "reference"
     for parameter in model.parameters():
@@ -176,15 +176,15 @@ def test_measuring_the_stem_leaves_no_trace():
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(0, 10**8), st.integers(2, 10))
-def test_a_stack_needs_as_much_more_a_fold_as_the_second_took(one, activations, state, count):
+def test_every_further_fold_of_a_stack_needs_as_much_as_the_second(one, activations, state, count):
     needed = stack_bytes(one, one + activations, state, count)
     assert needed - stack_bytes(one, one + activations, state, 2) == (count - 2) * (activations + state)
     assert stack_bytes(one, one + activations, state, 2) == one + activations
 
 
-@pytest.mark.parametrize(("room", "stacked"), [(500, True), (499, False)])
-def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, clock, monkeypatch, room, stacked):
-    """With stand-ins for what a GPU would tell: three folds need 300 + 100 bytes and a fold's state."""
+@pytest.mark.parametrize(("available", "stacked"), [(500, True), (499, False)])
+def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, clock, monkeypatch, available, stacked):
+    """With fakes of the GPU's memory: three folds need 300 + 100 bytes and a fold's state."""
     clock += [1.0, 2.0, 0.5, 1.0]
     state = []
 
@@ -195,7 +195,7 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     peaks, shares = [200, 300], []
     monkeypatch.setattr(autotune, "stack_bytes", bytes_of)
     monkeypatch.setattr(autotune, "_peak_bytes", lambda work, device: peaks.pop(0))
-    monkeypatch.setattr(autotune, "_available_bytes", lambda device, share: shares.append(share) or room)
+    monkeypatch.setattr(autotune, "_available_bytes", lambda device, share: shares.append(share) or available)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     gpu = copy.copy(loader)
     gpu.device = SimpleNamespace(type="cuda")

@@ -1,8 +1,9 @@
-"""Kinds of failure, told apart by what was raised."""
+"""Kinds of failure, by the error that was raised."""
 
 from __future__ import annotations
 
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -54,8 +55,6 @@ def raising(error):
     ],
 )
 def test_kinds(error, kind, reason):
-    import re
-
     found = failure_of(raising(error))
     assert found.kind == kind
     assert re.search(reason, found.reason) and "\n" not in found.reason

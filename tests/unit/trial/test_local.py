@@ -81,7 +81,7 @@ def test_a_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, windo
             break
         except InterruptedEpochError:
             assert attempts < 50
-    assert attempts > 1  # how many depends on how soon the other thread says that all folds have stopped
+    assert attempts > 1  # their number depends on when the reporting thread returns
     assert [(e.score, e.losses) for e in run.history(0)] == [(e.score, e.losses) for e in whole.history(0)]
     assert (result.score, result.best_epoch) == (expected.score, expected.best_epoch)
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
@@ -89,7 +89,7 @@ def test_a_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, windo
         assert tensor.equal(run.weights(0, 2)[name]), name
 
 
-def test_numbers_do_not_depend_on_how_folds_are_dealt_to_workers(tmp_path, windows):
+def test_numbers_do_not_depend_on_how_folds_are_distributed_over_workers(tmp_path, windows):
     config = tiny(**EVERYTHING)
     together, _ = trial(tmp_path / "together", windows, config)
     run = make_run(tmp_path / "apart", windows)
@@ -194,7 +194,7 @@ def test_a_fold_that_has_stopped_trains_no_further(tmp_path, windows, monkeypatc
     history = run.history(0)
     last = {fold: max(epochs) for fold, epochs in trained.items()}
     assert all(trained[fold] == set(range(1, last[fold] + 1)) for fold in range(3))
-    assert len(set(last.values())) > 1  # else nothing was seen
+    assert len(set(last.values())) > 1  # otherwise the test shows nothing
     assert len(history) == max(last.values()) < 12
     assert [e.over for e in history] == [False] * (len(history) - 1) + [True]
     assert result.best_epoch == result.epochs == len(history)
@@ -225,11 +225,11 @@ def test_out_of_fold_predictions_are_those_of_each_folds_own_epoch(tmp_path, win
         trainer.state.ema = None
         np.testing.assert_array_equal(trainer.predict(trainer.data.validation), predictions[best])
         chosen.append(best)
-    assert len(set(chosen)) > 1  # else one epoch for all would have done
+    assert len(set(chosen)) > 1  # otherwise one epoch for all folds would pass too
     assert result.score == score(windows.metric, windows.targets[oof.windows], oof.predictions)
 
 
-def test_a_fold_of_one_training_subject_has_none_to_set_apart(tmp_path):
+def test_a_fold_with_one_training_subject_sets_none_apart(tmp_path):
     windows = ToyWindows(subjects=3)
     run = make_run(tmp_path, windows, n_folds=2)
     run.add_trial(0, tiny(early_stop="fold"))
@@ -249,7 +249,7 @@ def test_patience_ends_a_trial_and_the_best_epoch_counts(tmp_path):
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("method", ["none", "sam", "msam"])
-def test_a_loss_that_is_no_number_fails_the_trial_with_its_reason(tmp_path, method, stacked):
+def test_a_nan_loss_fails_the_trial_with_its_reason(tmp_path, method, stacked):
     windows = ToyWindows()
     windows.x[5, 0, 3] = np.nan
     run, result = trial(tmp_path, windows, tiny(model__norm="none", sam__name=method), stacked=stacked)

@@ -1,4 +1,4 @@
-"""Trials that run out of memory: once more in micro-batches, and no more often."""
+"""Trials that run out of memory are retried once, in micro-batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(tmp_path):
 
 
 def failing(monkeypatch, fails, error=MemoryError):
-    """Have steps raise `error` whenever ``fails(trainer)``."""
+    """Make steps raise `error` whenever ``fails(trainer)``."""
     take = SupervisedTrainer.step
 
     def step(self, batch, step):
@@ -38,7 +38,7 @@ def failing(monkeypatch, fails, error=MemoryError):
     monkeypatch.setattr(SupervisedTrainer, "step", step)
 
 
-def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run):
+def test_a_first_failure_retries_with_half_the_batch_and_a_second_one_fails(run):
     assert read_retry(run, 0) is None
     assert retry_or_fail(run, 0, OOM, "actor") is None
     assert read_retry(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
@@ -51,7 +51,7 @@ def test_the_first_time_half_the_batch_is_tried_and_the_second_time_nothing(run)
 
 
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers", "disk-full"])
-def test_no_other_failure_is_tried_again(run, kind):
+def test_no_other_failure_is_retried(run, kind):
     failure = Failure(kind, "it broke")
     assert retry_or_fail(run, 0, failure, "actor") is failure
     assert read_retry(run, 0) is None
@@ -102,14 +102,14 @@ def test_a_trial_that_never_fits_fails_as_out_of_memory(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "kind"), [(ValueError, "error"), (NonFiniteError, "non-finite")])
-def test_what_would_break_again_is_not_tried_again(run, monkeypatch, error, kind):
+def test_failures_that_would_recur_are_not_retried(run, monkeypatch, error, kind):
     tries = []
     failing(monkeypatch, lambda trainer: tries.append(trainer.fold) or True, error)
     assert run_trial(run, ToyWindows(), 0).failure == kind
     assert tries == [0]
 
 
-def test_a_trial_interrupted_after_its_retry_goes_on_in_micro_batches(run, monkeypatch):
+def test_a_trial_interrupted_after_its_retry_continues_in_micro_batches(run, monkeypatch):
     windows, sizes = ToyWindows(), []
     failing(monkeypatch, lambda trainer: sizes.append(trainer.micro_batch) or trainer.micro_batch is None)
     break_off(run, windows, 0, 2)
