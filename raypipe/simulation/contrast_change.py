@@ -23,15 +23,15 @@ from raypipe.storage.files import PARTIAL_SUFFIX, write_atomic
 Array = NDArray[np.float64]
 
 RT_MEAN, RT_BETWEEN, RT_WITHIN = 1.598, 0.214, 0.347
-"""Response times (s): mean, SD between and within subjects, as measured on all 116,149 usable trials of HBN-EEG."""
+"""Response times (s): mean, SD between subjects and SD within subjects of the 116,149 usable trials of HBN-EEG."""
 RT_RANGE = (0.2, 2.5)
 """Shortest and longest response time (s)."""
-FACTOR = (0.04, 0.73)
+FACTOR_MEAN, FACTOR_SD = 0.04, 0.73
 """Mean and SD of the externalizing factor in HBN-EEG."""
-LEAD = 2.0
+LEAD_SECONDS = 2.0
 """Seconds before the first trial."""
 
-_TAIL = 4.0
+_TAIL_SECONDS = 4.0
 """Seconds after the last trial."""
 _TRIAL_SECONDS = 2.6
 """Seconds from a stimulus to the earliest start of the next trial."""
@@ -41,12 +41,12 @@ _MIN_SFREQ = 50
 _GENERATOR = "raypipe simulate"
 _STEPS_PER_MICROVOLT = 1000
 _MAX_DIGITAL = 8_000_000
-"""Largest digital value of a BDF sample that is written."""
+"""Largest digital value of a sample: BDF has 24 bits."""
 
 
 @dataclass(frozen=True)
 class _Design:
-    """The arguments that decide the content of a folder; recorded in its dataset_description.json."""
+    """The arguments that the signals depend on; recorded in the folder's dataset_description.json."""
 
     channels: int
     trials: int
@@ -91,21 +91,21 @@ def simulate(
     Parameters
     ----------
     out
-        Folder: new, empty, or an unfinished one of the same arguments, which is then completed.
+        Folder: new, empty, or one that was made with the same arguments, to which missing subjects are added.
     subjects, channels, trials, runs
-        Numbers of each. Trials are per run, and 95 % of them have a response.
+        Number of each. Trials are per run, and 95 % of them have a response.
     sfreq
         Sampling rate (Hz).
     seed
-        Seed. Subject k is the same for any number of subjects.
+        Seed of all draws. Subject k is the same for any number of subjects.
     null
-        Draw response times and factors independently of the EEG, so that nothing can be predicted.
+        Draw response times and factors independently of the EEG, so that they cannot be predicted.
     prefix, release
-        Text before every subject's label, and release in participants.tsv.
+        Text before every subject's label, and the release in participants.tsv.
     templates
-        Events of real runs, used in turn; empty for simulated events.
+        Events of real runs, one for each subject in turn; empty for simulated events.
     progress
-        Called with the subjects done, their total and the subject's name.
+        Called with the number of subjects done, their total and the subject's name.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def simulate(
     Raises
     ------
     UserError
-        An argument is out of range, or the folder holds something else.
+        An argument is out of range, or the folder has other content.
     DiskFullError
         The disk is full; finished subjects are kept.
 
@@ -124,15 +124,14 @@ def simulate(
     A ridge regression on 10 principal components of the task's windows at 10 Hz, with six subjects left out at a time,
     has an NRMSE of 0.61 with the defaults, and of 1.01 with `null`. 24 subjects take 95 MB.
     """
-    _check(subjects=subjects, channels=channels - 1, trials=trials, runs=runs)
     design = _Design(channels, trials, runs, float(sfreq), seed, null)
-    _check_design(design)
+    _check_arguments(subjects, design)
     folder = Path(out).expanduser().absolute()
     _claim(folder, design)
     rows = []
     for number in range(subjects):
         rng = np.random.default_rng([seed, number])
-        factors = rng.normal(*FACTOR, size=2)
+        factors = rng.normal(FACTOR_MEAN, FACTOR_SD, size=2)
         name = f"sub-{prefix}SIM{number:04d}"
         if not (folder / name).is_dir():
             template = templates[number % len(templates)] if templates else None
@@ -145,13 +144,11 @@ def simulate(
     return folder
 
 
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name}: too few; needs at least {2 if name == 'channels' else 1}")
-
-
-def _check_design(design: _Design) -> None:
+def _check_arguments(subjects: int, design: _Design) -> None:
+    minima = {"subjects": (subjects, 1), "channels": (design.channels, 2), "trials": (design.trials, 1)}
+    for name, (count, minimum) in (minima | {"runs": (design.runs, 1)}).items():
+        if count < minimum:
+            raise UserError(f"{name} {count}: must be at least {minimum}")
     if design.runs > len(_BLOCK_CODES):
         raise UserError(f"runs {design.runs}: the task has at most {len(_BLOCK_CODES)}")
     if not design.sfreq >= _MIN_SFREQ:
@@ -168,7 +165,7 @@ def _claim(folder: Path, design: _Design) -> None:
     if path.is_file():
         _check_same_design(folder, _recorded_design(path), design)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder; choose another")
+        raise UserError(f"{folder}: not an empty folder; choose another")
     description = {
         "Name": "Simulated contrast-change detection",
         "BIDSVersion": "1.9.0",
@@ -190,7 +187,7 @@ def _recorded_design(path: Path) -> dict[str, Any] | None:
 
 def _check_same_design(folder: Path, before: dict[str, Any] | None, design: _Design) -> None:
     if before is None:
-        raise UserError(f"{folder}: holds a data set that raypipe did not simulate; choose another folder")
+        raise UserError(f"{folder}: has a data set that raypipe did not simulate; choose another folder")
     for name, value in asdict(design).items():
         if before.get(name) != value:
             raise UserError(
@@ -203,6 +200,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _participant(name: str, design: _Design, factor: float, number: int, release: str) -> dict[str, str]:
+    """Return a subject's row of participants.tsv."""
     rng = np.random.default_rng([design.seed, number, 1])
     others = rng.normal(0, 0.8, size=3)
     return {
@@ -234,28 +232,18 @@ def _write_subject(
     try:
         for run in range(1, design.runs + 1):
             if template is None:
-                times = _trials(design, rng, float(mean_rt), float(null_mean))
+                trials = _draw_trials(design, rng, float(mean_rt), float(null_mean))
             else:
-                times = _trials_like(template, design, rng, float(null_mean))
-            seconds = math.ceil(times[-1].stimulus + _TRIAL_SECONDS + _TAIL)
+                trials = _copy_trials(template, design, rng, float(null_mean))
+            seconds = math.ceil(trials[-1].stimulus + _TRIAL_SECONDS + _TAIL_SECONDS)
             x_CT = simulate_signal(
-                rng, times, factor - FACTOR[0], channels=design.channels, sfreq=design.sfreq, seconds=seconds
+                rng, trials, factor - FACTOR_MEAN, channels=design.channels, sfreq=design.sfreq, seconds=seconds
             )
             stem = partial / "eeg" / f"{name}_task-{CONTRAST_TASK}_run-{run}_"
             _write_bdf(Path(f"{stem}eeg.bdf"), x_CT, design)
-            _write_text(Path(f"{stem}events.tsv"), template.text if template else _events(times, _BLOCK_CODES[run - 1]))
-            _write_text(Path(f"{stem}channels.tsv"), _channels(design))
-            sidecar = {
-                "TaskName": CONTRAST_TASK,
-                "EEGReference": "Cz",
-                "EEGChannelCount": design.channels,
-                "SamplingFrequency": design.sfreq,
-                "PowerLineFrequency": 60,
-                "SoftwareFilters": "n/a",
-                "RecordingType": "continuous",
-                "RecordingDuration": x_CT.shape[1] / design.sfreq,
-            }
-            _write_text(Path(f"{stem}eeg.json"), json.dumps(sidecar, indent=1) + "\n")
+            _write_text(Path(f"{stem}events.tsv"), template.text if template else _events_table(trials, run))
+            _write_text(Path(f"{stem}channels.tsv"), _channels_table(design))
+            _write_text(Path(f"{stem}eeg.json"), json.dumps(_sidecar(design, x_CT.shape[1]), indent=1) + "\n")
         partial.rename(folder / name)
     except OSError as error:
         raise disk_full(error, folder) or error from None
@@ -263,16 +251,31 @@ def _write_subject(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _trials(design: _Design, rng: np.random.Generator, mean: float, null_mean: float) -> list[Trial]:
-    times = []
-    clock = LEAD
+def _sidecar(design: _Design, n_samples: int) -> dict[str, Any]:
+    """Return the content of a recording's eeg.json."""
+    return {
+        "TaskName": CONTRAST_TASK,
+        "EEGReference": "Cz",
+        "EEGChannelCount": design.channels,
+        "SamplingFrequency": design.sfreq,
+        "PowerLineFrequency": 60,
+        "SoftwareFilters": "n/a",
+        "RecordingType": "continuous",
+        "RecordingDuration": n_samples / design.sfreq,
+    }
+
+
+def _draw_trials(design: _Design, rng: np.random.Generator, mean_rt: float, null_mean: float) -> list[Trial]:
+    """Draw the trials of a run. In a null simulation, the recorded response times are drawn around `null_mean`."""
+    trials = []
+    start = LEAD_SECONDS
     for _ in range(design.trials):
-        rt = _draw_rt(rng, mean)
+        rt = _draw_rt(rng, mean_rt)
         null_rt = _draw_rt(rng, null_mean)
-        stimulus = clock + float(rng.choice([1.0, 1.2, 1.4]))
-        times.append(
+        stimulus = start + float(rng.choice([1.0, 1.2, 1.4]))
+        trials.append(
             Trial(
-                start=clock,
+                start=start,
                 stimulus=stimulus,
                 rt=rt,
                 recorded_rt=null_rt if design.null else rt,
@@ -280,28 +283,29 @@ def _trials(design: _Design, rng: np.random.Generator, mean: float, null_mean: f
                 pressed=bool(rng.random() < 0.95),
             )
         )
-        clock = stimulus + _TRIAL_SECONDS + float(rng.uniform(0, 0.3))
-    return times
+        start = stimulus + _TRIAL_SECONDS + float(rng.uniform(0, 0.3))
+    return trials
 
 
-def _trials_like(template: Template, design: _Design, rng: np.random.Generator, mean: float) -> list[Trial]:
-    """Return the trials of a real run. Evoked responses follow its response times, or others for a null simulation."""
-    times = []
+def _copy_trials(template: Template, design: _Design, rng: np.random.Generator, null_mean: float) -> list[Trial]:
+    """Return the trials of a real run. In a null simulation, evoked responses follow times drawn around `null_mean`."""
+    trials = []
     for start, stimulus, rt in template.trials:
-        null_rt, side, pressed = _draw_rt(rng, mean), int(rng.integers(2)), math.isfinite(rt)
+        null_rt, side, pressed = _draw_rt(rng, null_mean), int(rng.integers(2)), math.isfinite(rt)
         evoked = null_rt if design.null or not pressed else rt
-        times.append(Trial(start=start, stimulus=stimulus, rt=evoked, recorded_rt=rt, side=side, pressed=pressed))
-    return times
+        trials.append(Trial(start=start, stimulus=stimulus, rt=evoked, recorded_rt=rt, side=side, pressed=pressed))
+    return trials
 
 
 def _draw_rt(rng: np.random.Generator, mean: float) -> float:
+    """Draw a response time from a normal distribution that is truncated to `RT_RANGE`."""
     while True:
         rt = float(rng.normal(mean, RT_WITHIN))
         if RT_RANGE[0] < rt < RT_RANGE[1]:
             return rt
 
 
-def _names(design: _Design) -> list[str]:
+def _channel_names(design: _Design) -> list[str]:
     return [*(f"E{i + 1}" for i in range(design.channels - 1)), "Cz"]
 
 
@@ -318,27 +322,29 @@ def _write_bdf(path: Path, x_CT: Array, design: _Design) -> None:
             physical_range=(-_MAX_DIGITAL / _STEPS_PER_MICROVOLT, _MAX_DIGITAL / _STEPS_PER_MICROVOLT),
             digital_range=(-_MAX_DIGITAL, _MAX_DIGITAL),
         )
-        for name, row in zip(_names(design), digital, strict=True)
+        for name, row in zip(_channel_names(design), digital, strict=True)
     ]
     bdf = Bdf(signals, data_record_duration=1)
     write_atomic(path, bdf.write)
 
 
-def _channels(design: _Design) -> str:
-    return "name\ttype\tunits\n" + "".join(f"{name}\tEEG\tuV\n" for name in _names(design))
+def _channels_table(design: _Design) -> str:
+    """Return the content of channels.tsv."""
+    return "name\ttype\tunits\n" + "".join(f"{name}\tEEG\tuV\n" for name in _channel_names(design))
 
 
-def _events(times: list[Trial], block: int) -> str:
-    rows: list[tuple[float, str, Any, str]] = [
-        (LEAD / 2, f"contrastChangeB{_BLOCK_CODES.index(block) + 1}_start", block, "n/a")
+def _events_table(trials: list[Trial], run: int) -> str:
+    """Return the content of events.tsv; `run` is 1 to 3."""
+    rows: list[tuple[float, str, int, str]] = [
+        (LEAD_SECONDS / 2, f"contrastChangeB{run}_start", _BLOCK_CODES[run - 1], "n/a")
     ]
-    for trial in times:
+    for trial in trials:
         side = ("left", "right")[trial.side]
         rows.append((trial.start, "contrastTrial_start", 5, "n/a"))
         rows.append((trial.stimulus, f"{side}_target", 8 + trial.side, "n/a"))
         if trial.pressed:
             rows.append((trial.stimulus + trial.recorded_rt, f"{side}_buttonPress", 12 + trial.side, "smiley_face"))
-    rows.append((times[-1].stimulus + _TRIAL_SECONDS + 0.4, "contrastTrial_start", 5, "n/a"))
+    rows.append((trials[-1].stimulus + _TRIAL_SECONDS + 0.4, "contrastTrial_start", 5, "n/a"))
     rows.sort(key=lambda row: row[0])
     lines = [f"{onset:.3f}\tn/a\t{value}\t{code}\t{feedback}" for onset, value, code, feedback in rows]
     return "onset\tduration\tvalue\tevent_code\tfeedback\n" + "\n".join(lines) + "\n"

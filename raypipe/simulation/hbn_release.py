@@ -1,4 +1,4 @@
-"""Write simulated releases of HBN-EEG (BDF, BIDS, 129 channels), with events of real runs if they are given."""
+"""Write simulated releases of HBN-EEG (BIDS, BDF), optionally with the events of real runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.bids_tables import read_tsv
+from raypipe.data.bids_tables import missing_column, read_tsv
 from raypipe.data.challenge import TRIAL_START, contrast_trials
-from raypipe.simulation.contrast_change import LEAD, Template, simulate
+from raypipe.simulation.contrast_change import LEAD_SECONDS, Template, simulate
 
 
 def simulate_release(
@@ -26,7 +26,7 @@ def simulate_release(
     null: bool = False,
     progress: Progress = no_progress,
 ) -> Path:
-    """Write releases side by side, as ``R1_mini_L100_bdf`` and so on, with other subjects in each.
+    """Write releases side by side (``R1_mini_L100_bdf`` and so on), with different subjects in each.
 
     Parameters
     ----------
@@ -34,17 +34,17 @@ def simulate_release(
         Folder of the releases.
     events
         Folder that contains real ``*_task-contrastChangeDetection_*events.tsv`` at any depth. Each simulated run has
-        the events of one of them from its first trial start on, with all irregularities, values and columns. Evoked
-        responses follow its response times. None: simulated events.
+        the events of one of them from its first trial start on, with all their irregularities, values and columns.
+        Evoked responses follow its response times. None for simulated events.
     releases, subjects
-        Names of the releases, and subjects in each.
+        Names of the releases, and number of subjects in each.
     channels, trials, seed, null, progress
-        See `raypipe.simulation.contrast_change.simulate`. `trials` is the maximum that is taken of a real run.
+        See `raypipe.simulation.contrast_change.simulate`. A real run is cut to `trials` trials if it has more.
 
     Raises
     ------
     UserError
-        As `simulate`; or `events` contains no run with a usable trial.
+        As `simulate`; or `events` contains no run with a usable trial, or a damaged one.
     """
     templates = _read_templates(Path(events), trials) if events is not None else []
     for number, release in enumerate(releases):
@@ -65,35 +65,38 @@ def simulate_release(
 
 
 def _read_templates(folder: Path, max_trials: int) -> list[Template]:
-    """Return the runs that have a usable trial, by path."""
-    out = []
+    """Return the runs that have a usable trial, sorted by path."""
+    templates = []
     for path in sorted(folder.rglob("*_task-contrastChangeDetection_*events.tsv")):
         table = read_tsv(path, text=("value", "event_code", "feedback", "duration"))
-        table["onset"] = pd.to_numeric(table["onset"])
+        for column in ("onset", "value"):
+            if column not in table.columns:
+                raise UserError(missing_column(path, column, table))
+        try:
+            table["onset"] = pd.to_numeric(table["onset"])
+        except ValueError as error:
+            raise UserError(f"{path}: column 'onset' is not a number of seconds ({error})") from None
         template = _make_template(table, max_trials)
         if template is not None:
-            out.append(template)
-    if not out:
+            templates.append(template)
+    if not templates:
         raise UserError(f"{folder}: no contrastChangeDetection events.tsv with a usable trial in it")
-    return out
+    return templates
 
 
 def _make_template(table: pd.DataFrame, max_trials: int) -> Template | None:
+    """Return the events from the first trial start on, or None if no trial that is kept has a response."""
     trials = contrast_trials(table.assign(value=table["value"].astype(str)))
     if not np.isfinite(trials["rt"]).any():
         return None
     starts = np.sort(table.loc[table["value"] == TRIAL_START, "onset"].to_numpy(float))[: max_trials + 1]
     kept = table[(table["onset"] >= starts[0]) & (table["onset"] <= starts[-1])].copy()
-    shift = LEAD - starts[0]
+    shift = LEAD_SECONDS - starts[0]
     kept["onset"] = (kept["onset"] + shift).round(3)
-    # The last trial start of a run begins no trial, so the cut run ends with one.
+    # The cut run ends with a trial start, which begins no trial.
     shown = trials[: len(starts) - 1].dropna(subset=["stimulus"])
     if not np.isfinite(shown["rt"]).any():
         return None
     text = kept.fillna("n/a").to_csv(sep="\t", index=False, lineterminator="\n")
-    return Template(
-        text,
-        tuple(
-            (a + shift, b + shift, rt) for a, b, rt in zip(shown["start"], shown["stimulus"], shown["rt"], strict=True)
-        ),
-    )
+    rows = zip(shown["start"] + shift, shown["stimulus"] + shift, shown["rt"], strict=True)
+    return Template(text, tuple(rows))

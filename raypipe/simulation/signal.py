@@ -1,4 +1,4 @@
-"""Simulate the signal of a run: 1/f activity, alpha, theta and responses to presses, on a spherical head."""
+"""Simulate the signal of a run on a spherical head: 1/f activity, alpha, theta and responses to button presses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 _N_SOURCES = 24
 """Sources of background activity."""
-_N_NET = 128
+_HYDROCEL_ELECTRODES = 128
 """Electrodes of a HydroCel net without its reference."""
 
 
@@ -26,12 +26,13 @@ class Trial:
     stimulus: float
     """Seconds from the recording's start."""
     rt: float
-    """Response time of the evoked response (s from the stimulus)."""
+    """Response time that the evoked response follows (s from the stimulus)."""
     recorded_rt: float
     """Response time in events.tsv: `rt`, or an independent one for a null simulation."""
     side: int
     """0 for left, 1 for right."""
     pressed: bool
+    """True if the trial has a response."""
 
 
 def simulate_signal(
@@ -46,7 +47,7 @@ def simulate_signal(
     factor
         Sets the amplitude of frontal theta: 3 µV times exp(0.7 * factor).
     channels, sfreq, seconds
-        Channels with the reference, sampling rate (Hz) and duration.
+        Number of channels including the reference, sampling rate (Hz) and duration (s).
 
     Returns
     -------
@@ -79,10 +80,10 @@ def simulate_signal(
 def _positions(count: int) -> Array:
     """Return positions of electrodes on a unit sphere (count, 3): x right, y front, z up.
 
-    A whole HydroCel net has its own positions. Fewer electrodes are spread over the upper part by the golden angle,
-    since the first ones of a net are all on the right of the forehead, far from the responses.
+    128 electrodes have the positions of a HydroCel net. Any other number is spread evenly over the upper part (golden
+    angle): the first electrodes of a net are all on the right of the forehead, far from the responses.
     """
-    if count == _N_NET:
+    if count == _HYDROCEL_ELECTRODES:
         import mne
 
         places = mne.channels.make_standard_montage("GSN-HydroCel-128").get_positions()["ch_pos"]
@@ -96,7 +97,7 @@ def _positions(count: int) -> Array:
 
 
 def _source_directions(count: int) -> Array:
-    """Return directions of the sources of background activity (count, 3), the same for all subjects."""
+    """Return the directions of the sources of background activity (count, 3), which all subjects share."""
     vector = np.random.default_rng(20).normal(size=(count, 3))
     return np.asarray(vector / np.linalg.norm(vector, axis=1, keepdims=True), dtype=float)
 

@@ -27,7 +27,7 @@ def trials_of(root: Path):
     return [contrast_trials(read_events(recording)) for recording in find_recordings(root)]
 
 
-def test_looks_like_hbn(tmp_path):
+def test_a_simulated_folder_has_the_form_of_hbn(tmp_path):
     root = simulate(tmp_path / "a", **SMALL, runs=2)
     recordings = find_recordings(root)
     assert [(r.subject, r.task, r.run) for r in recordings[:2]] == [
@@ -61,7 +61,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
     assert contents(simulate(tmp_path / "c", **SMALL, seed=1)) != contents(a)
 
 
-def test_a_subject_is_the_same_among_more(tmp_path):
+def test_a_subject_does_not_depend_on_the_number_of_subjects(tmp_path):
     few = contents(simulate(tmp_path / "few", **SMALL))
     more = contents(simulate(tmp_path / "few", **(SMALL | {"subjects": 3})))
     again = contents(simulate(tmp_path / "more", **(SMALL | {"subjects": 3})))
@@ -69,7 +69,7 @@ def test_a_subject_is_the_same_among_more(tmp_path):
     assert all(more[name] == digest for name, digest in few.items() if name.startswith("sub-"))
 
 
-def test_a_killed_run_is_completed(tmp_path):
+def test_an_interrupted_simulation_is_completed(tmp_path):
     whole = contents(simulate(tmp_path / "a", **SMALL))
 
     def stop(done, total, text):
@@ -94,8 +94,8 @@ def test_response_times_are_distributed_as_in_hbn(tmp_path):
     assert 0.9 < np.mean(np.concatenate([t["rt"].notna() for t in trials])) < 1
 
 
-def evoked_slope(root: Path) -> float:
-    """Correlation over trials of the response time with the latency of the centro-parietal maximum."""
+def evoked_correlation(root: Path) -> float:
+    """Return the correlation over trials of the response time with the latency of the centro-parietal maximum."""
     rts, peaks = [], []
     for recording in find_recordings(root):
         x_T = read_raw(recording)[0][0][0] * 1e6
@@ -107,13 +107,14 @@ def evoked_slope(root: Path) -> float:
     return float(np.corrcoef(rts, peaks)[0, 1])
 
 
-def test_the_evoked_response_follows_the_response_time_unless_severed(tmp_path):
+def test_the_evoked_response_follows_the_response_time_unless_null(tmp_path):
     design = {"subjects": 12, "channels": 9, "trials": 20}
-    assert evoked_slope(simulate(tmp_path / "linked", **design)) > 0.3
-    assert abs(evoked_slope(simulate(tmp_path / "severed", **design, null=True))) < 0.2
+    assert evoked_correlation(simulate(tmp_path / "linked", **design)) > 0.3
+    assert abs(evoked_correlation(simulate(tmp_path / "null", **design, null=True))) < 0.2
 
 
-def theta_slope(root: Path) -> float:
+def theta_correlation(root: Path) -> float:
+    """Return the correlation over recordings of the log power of theta with the subject's factor."""
     factors = read_participants(root)["externalizing"]
     power = []
     for recording in find_recordings(root):
@@ -124,31 +125,31 @@ def theta_slope(root: Path) -> float:
     return float(np.corrcoef(power, factors)[0, 1])
 
 
-def test_theta_follows_the_factor_unless_severed(tmp_path):
+def test_theta_follows_the_factor_unless_null(tmp_path):
     design = {"subjects": 30, "channels": 9, "trials": 5}
-    assert theta_slope(simulate(tmp_path / "linked", **design)) > 0.4
-    assert abs(theta_slope(simulate(tmp_path / "severed", **design, null=True))) < 0.4
+    assert theta_correlation(simulate(tmp_path / "linked", **design)) > 0.4
+    assert abs(theta_correlation(simulate(tmp_path / "null", **design, null=True))) < 0.4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subjects": 0}, "subjects: too few"),
-        ({"channels": 1}, "channels: too few; needs at least 2"),
-        ({"trials": 0}, "trials: too few"),
+        ({"subjects": 0}, "subjects 0: must be at least 1"),
+        ({"channels": 1}, "channels 1: must be at least 2"),
+        ({"trials": 0}, "trials 0: must be at least 1"),
         ({"runs": 4}, "runs 4: the task has at most 3"),
         ({"sfreq": 20}, "sfreq 20: must be at least 50 Hz"),
         ({"sfreq": 100.5}, "sfreq 100.5: must be a whole number"),
         ({"seed": -1}, "seed -1: must not be negative"),
     ],
 )
-def test_arguments_that_are_refused(tmp_path, options, message):
+def test_wrong_arguments_give_one_line(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         simulate(tmp_path / "a", **(SMALL | options))
     assert not (tmp_path / "a").exists()
 
 
-def test_foreign_folders_are_left_alone(tmp_path):
+def test_folders_with_other_content_are_refused(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
         simulate(tmp_path, **SMALL)

@@ -24,7 +24,7 @@ REAL = """onset\tduration\tsample\tvalue\tevent_code\tfeedback
 """
 
 
-def test_runs_take_the_events_of_real_ones(tmp_path):
+def test_simulated_runs_have_the_events_of_real_runs(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "sub-x_task-contrastChangeDetection_run-1_events.tsv").write_text(REAL)
     out = simulate_release(tmp_path / "hbn", events=tmp_path / "real", subjects=2, channels=5, trials=2)
@@ -39,4 +39,19 @@ def test_runs_take_the_events_of_real_ones(tmp_path):
 
 def test_events_without_a_usable_trial_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no contrastChangeDetection events\.tsv"):
+        simulate_release(tmp_path / "hbn", events=tmp_path, subjects=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("onset", "onst", r"run-1_events\.tsv: no column 'onset'; did you mean 'onst'"),
+        ("value", "code", r"run-1_events\.tsv: no column 'value'"),
+        ("88\t", "soon\t", r"run-1_events\.tsv: column 'onset' is not a number of seconds"),
+    ],
+)
+def test_damaged_events_give_one_line(tmp_path, old, new, message):
+    path = tmp_path / "sub-x_task-contrastChangeDetection_run-1_events.tsv"
+    path.write_text(REAL.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
         simulate_release(tmp_path / "hbn", events=tmp_path, subjects=2)
