@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def raypipe(*arguments: object) -> str:
     """Run a command that must work; what it printed."""
-    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+    command = [Path(sys.executable).with_name("raypipe"), *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     return done.stdout
