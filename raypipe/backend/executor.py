@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.process_state import deferred_interrupt
@@ -20,6 +20,7 @@ from raypipe.trial.callback import Layout, SweepCallback
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from ray.actor import ActorHandle
     from ray.tune import Tuner
 
     from raypipe.backend.messages import SweepContext
@@ -164,7 +165,7 @@ def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
     )
 
 
-def start_broker(node: str, workers: int, concurrent: int) -> Any:
+def start_broker(node: str, workers: int, concurrent: int) -> ActorHandle:
     """Start a sweep's broker on a node, the driver's, so that it is lost with that node only.
 
     An actor answers a limited number of calls at a time, by default 1000. All workers and trial actors may wait in a
@@ -185,7 +186,7 @@ def _close(groups: WorkerGroups, *, now: bool) -> None:
         groups.close(now=now)
 
 
-def _kill(broker: Any) -> None:
+def _kill(broker: ActorHandle) -> None:
     import ray
 
     with deferred_interrupt(), contextlib.suppress(ray.exceptions.RayError):
@@ -226,7 +227,7 @@ def _interrupt(search: RunSearch, groups: WorkerGroups) -> None:
     groups.close(now=True)
 
 
-def _sweep_context(driver: Driver, layout: Layout, broker: Any, scratch: str) -> SweepContext:
+def _sweep_context(driver: Driver, layout: Layout, broker: ActorHandle, scratch: str) -> SweepContext:
     from raypipe.backend.messages import SweepContext
 
     return SweepContext(
@@ -243,7 +244,7 @@ def _sweep_context(driver: Driver, layout: Layout, broker: Any, scratch: str) ->
     )
 
 
-def _search(driver: Driver, queue: TrialQueue, broker: Any) -> RunSearch:
+def _search(driver: Driver, queue: TrialQueue, broker: ActorHandle) -> RunSearch:
     import ray
 
     from raypipe.backend.heartbeat import Watchdog

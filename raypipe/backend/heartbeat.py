@@ -11,11 +11,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
 
 from raypipe.backend.ray_compat import kill_actor
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 HEARTBEAT_SECONDS = 2.0
 """Seconds between heartbeats. A separate thread sends them, so that neither storage nor a wait delays them."""
@@ -25,7 +28,7 @@ CHECK_SECONDS = 5.0
 """Seconds between two checks of the driver."""
 
 
-def send_heartbeats(broker: Any, actor: bytes) -> threading.Event:
+def send_heartbeats(broker: ActorHandle, actor: bytes) -> threading.Event:
     """Send the heartbeats of this process's actor to the broker, in a thread, until the returned event is set."""
     stop = threading.Event()
 
@@ -55,7 +58,7 @@ class Watchdog:
 
     def __init__(
         self,
-        broker: Any,
+        broker: ActorHandle,
         on_actor_lost: Callable[[], object] = lambda: None,
         dead_after: float | None = None,
         every: float = CHECK_SECONDS,
@@ -63,7 +66,7 @@ class Watchdog:
         self._broker, self._on_actor_lost, self._every = broker, on_actor_lost, every
         self._dead_after = DEAD_AFTER_SECONDS if dead_after is None else dead_after
         self._killed: set[bytes] = set()
-        self._pending: Any = None
+        self._pending: ray.ObjectRef | None = None
         self._checked = time.monotonic()
 
     def check(self) -> bool:

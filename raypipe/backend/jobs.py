@@ -58,7 +58,7 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             with logger_at("ray", logging.ERROR):
-                self._client: Any = JobSubmissionClient(address)
+                self._client = JobSubmissionClient(address)
         except ConnectionError:
             raise UserError(
                 f"--cluster {address}: no Ray dashboard answers there; reach one with "

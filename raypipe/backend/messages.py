@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,19 @@ class TrialJob:
 
 
 @dataclass(frozen=True)
+class PretrainLayout:
+    """Number of pretraining workers, their resources, and the cluster (the options of a pretrained run)."""
+
+    workers: int = 1
+    cpus: float = 1
+    """Cores per worker."""
+    gpus: float = 0
+    """GPUs per worker."""
+    address: str | None = None
+    """Address of the cluster; None for this machine."""
+
+
+@dataclass(frozen=True)
 class SweepContext:
     """Settings of a sweep that every trial actor and every worker receives."""
 
@@ -26,7 +42,7 @@ class SweepContext:
     """Path or URI of the run."""
     windows: str
     """Path or URI of the store of windows."""
-    broker: Any
+    broker: ActorHandle
     """Handle of the sweep's `Broker`."""
     scratch: str
     """Folder or URI for Ray's own files."""
@@ -36,9 +52,9 @@ class SweepContext:
     """Cores per worker."""
     gpus: float
     """GPUs per worker."""
-    stem: str
+    stem: Literal["auto", "fourier", "direct"]
     """``--stem``: algorithm of the Conformer's stem, or ``auto``."""
-    stack: str
+    stack: Literal["auto", "on", "off"]
     """``--stack``: whether a worker trains its folds as one program, or ``auto``."""
     autoscaling: bool
     """Whether the cluster may start machines when it is asked to."""

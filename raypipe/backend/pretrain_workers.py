@@ -12,6 +12,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
+from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import deferred_interrupt
 from raypipe.backend.ray_compat import (
     kill_actor,
@@ -86,7 +87,7 @@ class PretrainWorkers:
     where
         Path or URI of the run.
     layout
-        ``workers``, ``cpus`` and ``gpus`` of each, and ``address``.
+        Number of workers, and the resources of each.
     scratch
         Folder for Ray Train.
 
@@ -96,24 +97,24 @@ class PretrainWorkers:
         Why it failed, once it has ended.
     """
 
-    def __init__(self, where: str, layout: dict[str, Any], scratch: str) -> None:
+    def __init__(self, where: str, layout: PretrainLayout, scratch: str) -> None:
         self.error: Exception | None = None
         self._key = f"raypipe-pretrain-{ray.get_runtime_context().get_job_id()}"
-        gpus, autoscaling = float(layout["gpus"]), bool(layout.get("address"))
+        gpus, autoscaling = layout.gpus, bool(layout.address)
         single_machine = not (gpus or autoscaling)
         trainer = WorkerGroupTrainer(
             train,
             train_loop_config={
                 "where": where,
-                "cpus": layout["cpus"],
+                "cpus": layout.cpus,
                 "stop": f"{self._key}/stop",
                 "rendezvous": scratch if single_machine else "",
             },
             backend_config=None if single_machine else TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=int(layout["workers"]),
+                num_workers=layout.workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": layout["cpus"], **({"GPU": gpus} if gpus else {})},
+                resources_per_worker={"CPU": layout.cpus, **({"GPU": gpus} if gpus else {})},
             ),
             run_config=RunConfig(name="pretrain", storage_path=scratch, failure_config=FailureConfig(MAX_RESTARTS)),
         )

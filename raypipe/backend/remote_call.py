@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.resources import WAIT_SECONDS
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 NOTICE_SECONDS = 5.0
 """Seconds without a free machine after which `on_waiting` is called."""
@@ -75,7 +78,7 @@ def _do_nothing() -> None:
     """Return once Ray has found a machine for it."""
 
 
-def _wait_for_machine(ready: Any, address: str, callback: SweepCallback, resources: str) -> None:
+def _wait_for_machine(ready: ObjectRef, address: str, callback: SweepCallback, resources: str) -> None:
     import ray
 
     if ray.wait([ready], timeout=NOTICE_SECONDS)[0]:

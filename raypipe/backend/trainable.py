@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -21,6 +21,9 @@ from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
 from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.failures import Failure, classify_failure, retry_or_fail
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 COLLECT_SECONDS = 1.0
 """Seconds that the broker may take to answer `Broker.collect`."""
@@ -118,7 +121,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             ray.get(self.broker.release.remote(self.group, self.me))
 
 
-def acquire_group(broker: Any, me: bytes) -> str:
+def acquire_group(broker: ActorHandle, me: bytes) -> str:
     """Acquire a worker group that is free or whose owner has died.
 
     Raises

@@ -19,6 +19,8 @@ from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.failures import OUT_OF_MEMORY, classify_failure
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from raypipe.trial.fold_runner import FoldRunner
 
 OVER_CHECK_SECONDS = 0.2
@@ -77,7 +79,7 @@ class _Worker:
         if read_retry(run, number):  # a measurement would run out of memory again
             stem = "direct" if context.stem == "direct" else "fourier"
             return FoldRunner(run, loader, number, self.folds, stem=stem, writer=writer)
-        options = ComputeOptions(stem=context.stem, stack=context.stack)  # type: ignore[arg-type]
+        options = ComputeOptions(stem=context.stem, stack=context.stack)
         how = choose_compute(run, loader, run.config(number), self.folds, options, self._claim, self.gpu_share)
         return FoldRunner(run, loader, number, self.folds, stem=how.stem, stacked=how.stacked, writer=writer)
 
@@ -87,7 +89,7 @@ class _Worker:
         return bool(ray.get(self.broker.claim.remote(self.group, key)))
 
 
-def _train_job(broker: Any, group: str, job: TrialJob, make_runner: Callable[[int], FoldRunner]) -> None:
+def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Callable[[int], FoldRunner]) -> None:
     """Train a worker's folds of one trial; report every epoch, or the failure."""
     checked = time.monotonic()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from raypipe.backend.cluster import Cluster
+from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import restored_process_state
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
@@ -54,12 +56,7 @@ def pretrain(
         _check_unchanged(store, windows, config, chosen.fold_wise)
     else:
         store = _create(run, windows, config, chosen)
-    layout = {
-        "workers": chosen.workers,
-        "cpus": chosen.cpus_per_worker,
-        "gpus": chosen.gpus_per_worker,
-        "address": chosen.address,
-    }
+    layout = PretrainLayout(chosen.workers, chosen.cpus_per_worker, chosen.gpus_per_worker, chosen.address)
     return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
 
 
@@ -75,9 +72,9 @@ def resume(
 ) -> PretrainedRun:
     """Continue pretraining with its last layout, or with another number of workers or another cluster."""
     store = PretrainedRun(run)
-    layout = read_options(store.folder) or {"workers": 1, "cpus": 1, "gpus": 0}
-    changes = {"workers": workers, "address": address}
-    layout |= {name: value for name, value in changes.items() if value is not None}
+    given = {"workers": workers, "address": address}
+    changes = {name: value for name, value in given.items() if value is not None}
+    layout = PretrainLayout(**read_options(store.folder) | changes)
     return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
 
 
@@ -133,13 +130,13 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
 
 
 def _drive(
-    store: PretrainedRun, layout: dict[str, Any], progress: Progress, callback: SweepCallback, stop: StopRequest
+    store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
     with Lease(store.folder) as lease:
-        write_options(store.folder, layout)
+        write_options(store.folder, asdict(layout))
         if store.over:
             return store
-        if layout["workers"] > 1 or layout.get("address"):
+        if layout.workers > 1 or layout.address:
             _train_on_ray(store, layout, progress, callback, stop, lease)
         else:
             _train_here(store, progress, stop, lease)
@@ -157,13 +154,13 @@ def _train_here(store: PretrainedRun, progress: Progress, stop: StopRequest, lea
 
 def _train_on_ray(
     store: PretrainedRun,
-    layout: dict[str, Any],
+    layout: PretrainLayout,
     progress: Progress,
     callback: SweepCallback,
     stop: StopRequest,
     lease: Lease,
 ) -> None:
-    with Cluster(layout.get("address"), callback) as cluster, cluster.output.saved_to(store.folder):
+    with Cluster(layout.address, callback) as cluster, cluster.output.saved_to(store.folder):
         cluster.start()
         from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
@@ -180,7 +177,7 @@ def _train_on_ray(
                 if stop.is_set():
                     workers.drain()
                     if not draining:
-                        callback.on_draining(int(layout["workers"]))
+                        callback.on_draining(layout.workers)
                     draining = True
         report_progress(store, progress)
         if isinstance(workers.error, UserError):

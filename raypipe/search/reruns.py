@@ -74,7 +74,7 @@ class Spread:
     """The trial that the search found."""
     found: float
     """Its score, optimistic because it is the best of many."""
-    again: dict[int, float]
+    scores: dict[int, float]
     """Score of each rerun, by its number."""
     unfinished: int
     """Reruns without a score: failed, or not trained yet."""
@@ -82,18 +82,18 @@ class Spread:
     @property
     def mean(self) -> float:
         """Return the mean score of the reruns."""
-        return float(np.mean(list(self.again.values()))) if self.again else float("nan")
+        return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
 
     @property
     def sd(self) -> float:
         """Return the standard deviation over the reruns (n - 1); NaN for fewer than two."""
-        return float(np.std(list(self.again.values()), ddof=1)) if len(self.again) > 1 else float("nan")
+        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else float("nan")
 
     def describe(self, metric: str) -> str:
         """Describe the spread in one line."""
         line = f"trial {self.trial}: {metric} {self.found:.4f} as found"
-        if self.again:
-            values = self.again.values()
+        if self.scores:
+            values = self.scores.values()
             line += f"; on {len(values)} new seed{'s' if len(values) > 1 else ''} {self.mean:.4f}"
             if len(values) > 1:
                 line += f" on average (SD {self.sd:.4f}, {min(values):.4f} to {max(values):.4f})"

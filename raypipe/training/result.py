@@ -29,7 +29,7 @@ class FoldEpoch:
 class Reply:
     """Reply to a worker that has reported an epoch."""
 
-    go: bool
+    continues: bool
     """Whether to train the next epoch."""
     best: int
     """Best epoch so far, whose checkpoints are kept."""

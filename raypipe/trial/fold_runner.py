@@ -122,12 +122,12 @@ class FoldRunner:
         for fold, state in states.items():
             self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state))
         reply = report(epoch, outcomes)
-        if reply.go:  # otherwise the trial has ended or has moved to another worker, and so have its checkpoints
+        if reply.continues:  # otherwise the trial has ended or has moved to another worker, and so have its checkpoints
             keep = (epoch - 1, reply.best, *self.config.cycle_ends)
             for fold in self.folds:
                 # Checkpoints of later epochs are from before a crash: they are read, and not written again.
                 self.run.drop_checkpoints(self.number, fold, keep=keep, before=epoch)
-        return reply.go
+        return reply.continues
 
     def _epoch(self, epoch: int, interrupted: Interrupted) -> tuple[Outcomes, States]:
         """Bring every fold to `epoch`; return the outcomes, and the states that are not written yet."""

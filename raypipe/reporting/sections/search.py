@@ -83,7 +83,9 @@ def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock 
 def _rerun_table(run: RunStore) -> Table | None:
     """Return scores of trials that were trained again on new seeds; None where there are none."""
     rows = [
-        [str(s.trial), *map(format_score, (s.found, s.mean, s.sd)), str(len(s.again))] for s in spreads(run) if s.again
+        [str(s.trial), *map(format_score, (s.found, s.mean, s.sd)), str(len(s.scores))]
+        for s in spreads(run)
+        if s.scores
     ]
     return Table(["trial", "in the search", "mean on new seeds", "SD", "seeds"], rows) if rows else None
 

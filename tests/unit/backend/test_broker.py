@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_a_waiting_worker_is_freed_when_the_trial_ends(end):
             await broker.close_group("g")
         else:
             await broker.report_failure("g", seq, Failure("error", "it broke"))
-        assert not (await ahead).go
+        assert not (await ahead).continues
         assert await broker.is_over("g", seq)
 
     run(scenario)
@@ -100,7 +101,7 @@ def test_a_late_report_of_an_earlier_trial_is_ignored():
     async def scenario(broker):
         old = await broker.assign("g", 0, 0, 0)
         new = await broker.assign("g", 1, 0, 0)
-        assert not (await broker.report_epoch("g", old, 1, {0: outcome(5.0)})).go
+        assert not (await broker.report_epoch("g", old, 1, {0: outcome(5.0)})).continues
         await broker.report_failure("g", old, Failure("error", "late"))
         await broker.report_epoch("g", new, 1, {0: outcome(6.0)})
         assert (await broker.collect("g", 1, 1, MAX_SECONDS))[0].loss == 6.0
@@ -312,7 +313,7 @@ def test_a_claim_does_not_outlive_its_worker(end, monkeypatch):
 
 def test_an_actor_without_heartbeats_is_named_once_in_a_while(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("raypipe.backend.broker.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("raypipe.backend.broker.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     async def scenario(broker):
         await broker.open_group("h")
@@ -340,7 +341,7 @@ def test_an_actor_without_heartbeats_is_named_once_in_a_while(monkeypatch):
 
 def test_a_broker_that_was_suspended_declares_no_actor_dead(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("raypipe.backend.broker.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("raypipe.backend.broker.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     async def scenario(broker):
         assert await broker.acquire(b"one") == "g"

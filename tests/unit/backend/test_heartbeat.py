@@ -42,7 +42,7 @@ def cluster(monkeypatch):
 
 def test_actors_without_heartbeats_are_killed_without_waiting(cluster, monkeypatch):
     clock, lost = [0.0], []
-    monkeypatch.setattr("raypipe.backend.heartbeat.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("raypipe.backend.heartbeat.time", SimpleNamespace(monotonic=lambda: clock[0]))
     broker = SimpleNamespace(silent_actors=Remote("answer"))
     watchdog = heartbeat.Watchdog(broker, lambda: lost.append(1), every=5)
     watchdog.check()

@@ -102,7 +102,7 @@ def machines(monkeypatch):
     made = Machines()
     monkeypatch.setattr("raypipe.backend.worker_groups.free_resources", lambda: made.free)
     monkeypatch.setattr("raypipe.backend.worker_groups.nodes_of_placement_group", made.nodes)
-    monkeypatch.setattr("raypipe.backend.worker_groups.time.monotonic", lambda: made.now)
+    monkeypatch.setattr("raypipe.backend.worker_groups.time", SimpleNamespace(monotonic=lambda: made.now))
     return made
 
 
