@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
 
-ROLES = {"learned from": "of subjects in training", "held out": "of held-out subjects", "new": "of unknown subjects"}
+ROLES = {"learned from": "of training subjects", "held out": "of held-out subjects", "new": "of unknown subjects"}
 """Words for the roles of subjects in `predict`'s table."""
 
 

@@ -1,4 +1,4 @@
-"""What comes from elsewhere runs no code and is written nowhere but where it is told to. Each with an attempt."""
+"""Files from elsewhere run no code and are written only to their folder; each test is an attack."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ VERBS += ["push", "pull"]
 
 
 def run(*arguments: object) -> int:
-    """Exit status of ``raypipe ARGUMENTS``."""
+    """Return the exit status of ``raypipe ARGUMENTS``."""
     try:
         app.main([str(a) for a in arguments])
     except SystemExit as leave:
@@ -39,7 +39,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def refused(capsys):
-    """Run a command that must fail with one line; the line."""
+    """Run a command that must fail with one line; return the line."""
 
     def check(*arguments: object) -> str:
         status = run(*arguments)
@@ -121,7 +121,7 @@ def test_misuse_is_one_line_that_says_what_would_be_right(refused, words, line):
     assert refused(*words).startswith(line)
 
 
-def test_without_a_word_help_is_shown(capsys):
+def test_without_arguments_help_is_shown(capsys):
     assert run() == 2
     out = "".join(capsys.readouterr())
     assert "Usage" in out and "raypipe: error" not in out
@@ -132,7 +132,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"raypipe {version('raypipe')}\n"
 
 
-def test_help_says_what_forms_there_are(capsys, monkeypatch):
+def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run("prepare", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -147,7 +147,7 @@ def test_help_says_what_forms_there_are(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedSweepError])
-def test_whatever_a_ctrl_c_ends_says_how_to_go_on(error, capsys, monkeypatch, tmp_path):
+def test_an_interrupted_command_says_how_to_continue(error, capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise error
 
@@ -243,7 +243,7 @@ def test_a_warm_start_from_what_is_no_run_or_of_another_task(refused, toy, tmp_p
     assert not (tmp_path / "r").exists()
 
 
-def test_a_warm_start_is_kept_in_the_run_and_not_looked_at_again(toy, tmp_path, capsys, monkeypatch):
+def test_a_warm_start_is_stored_in_the_run_and_not_read_again(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda self: None)
     monkeypatch.setattr("raypipe.search.sweep.execute", lambda *_: None)
     old = make_run(tmp_path / "old", ToyWindows())
@@ -342,7 +342,7 @@ def test_a_sweep_is_checked_before_ray_is_started(refused, toy, tmp_path, monkey
     assert message in refused("sweep", toy / "space.py", *flags)
 
 
-def test_fewer_trials_than_there_are_leave_a_run_what_it_has(toy, tmp_path, capsys, monkeypatch):
+def test_fewer_trials_than_the_run_has_remove_none(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda self: None)
     monkeypatch.setattr("raypipe.search.sweep.execute", lambda *_: None)
     flags = ("sweep", toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3, "--trials")
@@ -362,7 +362,7 @@ def test_fewer_trials_than_there_are_leave_a_run_what_it_has(toy, tmp_path, caps
     )
 
 
-def test_the_doctor_is_sent_nowhere(refused, tmp_path):
+def test_doctor_refuses_a_missing_folder(refused, tmp_path):
     assert "no such folder; name what" in refused("doctor", tmp_path / "nowhere")
 
 
@@ -402,7 +402,7 @@ def test_logs_has_a_line_for_every_epoch_and_follows_a_trial_to_its_end(simulate
     assert capsys.readouterr().out == plain
 
 
-def test_a_followed_trial_that_nobody_drives_and_a_ctrl_c_are_no_errors(toy, tmp_path, capsys, monkeypatch):
+def test_following_a_trial_without_a_driver_and_a_ctrl_c_are_no_errors(toy, tmp_path, capsys, monkeypatch):
     made(toy, tmp_path / "r").add_trial(0, tiny())
     assert run("logs", tmp_path / "r", 0, "-f") == 0
     assert "no driver is running; continue with: raypipe resume" in capsys.readouterr().out
@@ -468,15 +468,15 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     assert "both runs answer challenge 1" in same
 
 
-def test_the_last_steps_by_command(simulated, where, tmp_path, capsys):
+def test_ensemble_export_predict_and_check_by_command(simulated, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
     out = capsys.readouterr().out
     assert "held-out" in out or "held out" in out
     assert run("predict", tmp_path / "bundle", simulated.bids, "--out", tmp_path / "answers.csv") == 0
     roles = pd.read_csv(tmp_path / "answers.csv")["role"].value_counts()
-    told = f"{roles['learned from']} of subjects in training, {roles['held out']} of held-out subjects, 0 of unknown"
-    assert told in capsys.readouterr().out
+    counts = f"{roles['learned from']} of training subjects, {roles['held out']} of held-out subjects, 0 of unknown"
+    assert counts in capsys.readouterr().out
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
     assert run("status", where) == 0

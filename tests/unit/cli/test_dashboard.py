@@ -1,4 +1,4 @@
-"""The run's study in optuna-dashboard: what it shows, and to whom."""
+"""The run's study in optuna-dashboard, served to this machine only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_serves_the_study_to_this_machine_only(run, monkeypatch):
     assert not thread.is_alive()
 
 
-def test_what_is_missing_is_said(tmp_path, run, monkeypatch):
+def test_a_missing_study_or_package_is_one_line(tmp_path, run, monkeypatch):
     empty = make_run(tmp_path / "empty", ToyWindows())
     with pytest.raises(UserError, match="no study yet; start one with: raypipe sweep"):
         serve(empty, free_port(), lambda where: None)
@@ -71,7 +71,7 @@ def test_what_is_missing_is_said(tmp_path, run, monkeypatch):
         serve(run, free_port(), lambda where: None)
 
 
-def test_looking_on_leaves_the_drivers_lock_and_its_unfinished_line(run):
+def test_reading_leaves_the_drivers_lock_and_its_unfinished_line(run):
     path = run.local / "study.journal"
     lock = path.with_name(path.name + ".lock")
     before = path.read_bytes()
@@ -83,10 +83,10 @@ def test_looking_on_leaves_the_drivers_lock_and_its_unfinished_line(run):
     assert path.read_bytes() == before and not lock.exists()
 
 
-def test_a_study_behind_a_uri_is_looked_at_only(run, monkeypatch):
+def test_a_study_behind_a_uri_is_only_read(run, monkeypatch):
     monkeypatch.setattr(RunStore, "local", None)
     frozen = open_journal(run, writable=False)._backend
-    with pytest.raises(UserError, match="can be read here, not changed"):
+    with pytest.raises(UserError, match="opened for reading and cannot be changed"):
         frozen.append_logs([{}])
     open_journal(run)._backend.append_logs([{"op_code": 0}])
     assert list(frozen.read_logs(0)) == [{"op_code": 0}]

@@ -1,4 +1,4 @@
-"""The doctor finds what is broken, names it, and says of what is whole that it is."""
+"""The doctor names what is broken, and reports intact files as ok."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(tmp_path, store):
     return run
 
 
-def test_what_is_whole_is_said_to_be(run, store):
+def test_intact_files_are_reported_as_ok(run, store):
     for target in (store, run.where):
         found = list(diagnose(target))
         assert [each.level for each in found] == ["ok"] * len(found) and found
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):
         assert found[0].fix.endswith(fix)
 
 
-def test_what_trials_left_is_compared_with_their_checksums(values, tmp_path):
+def test_files_of_ended_trials_are_compared_with_their_checksums(values, tmp_path):
     place = shutil.copytree(values.run.local, tmp_path / "run")
     fit_ensemble(RunStore.open(place), windows=values.windows, method="equal").save()
     found = [each.what for each in diagnose(place)]
@@ -120,7 +120,7 @@ def test_subjects_that_the_map_does_not_know(run, store):
     assert "windows.csv: damaged" in broken(run.where)[0]
 
 
-def test_a_file_that_is_missing_of_a_journal_in_many(run):
+def test_a_missing_file_of_a_journal_of_several_files(run):
     (run.local / "study.journal").unlink(missing_ok=True)
     for number in (0, 1, 3):
         run.folder.write(f"study/{number:08d}.jsonl", b'{"a": 1}\n')
@@ -141,7 +141,7 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
     assert "a run's fold map is frozen" in line
 
 
-def test_a_driver_that_died_is_worth_a_look(run):
+def test_a_driver_that_died_is_a_warning(run):
     times = {"started": 0.0, "beat": 0.0, "spent": 1.0, "gpu_hours": 0.0}
     write_record(run.folder, DRIVER_FILE, DriverRecord(id="x", host="elsewhere", pid=1, **times))
     found = [each for each in diagnose(run.where) if each.level == "warning"]
@@ -177,7 +177,7 @@ def test_a_bundle(values, tmp_path):
     assert len(broken(bundle)) == 1
 
 
-def test_something_else(tmp_path):
+def test_other_folders_are_refused(tmp_path):
     assert "no such folder" in broken(tmp_path / "nothing")[0]
     (tmp_path / "photos").mkdir()
     assert "not a store, run" in broken(tmp_path / "photos")[0]

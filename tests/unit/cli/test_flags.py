@@ -1,4 +1,4 @@
-"""The flags of the verbs that train are made from their options, and are no others than these."""
+"""The flags of the verbs that train are exactly their options."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_other_names_and_forms():
     assert all(flags[name].opts == [f"--{name.replace('_', '-')}"] for name in flags if name != "concurrent")
 
 
-def test_what_is_given_reaches_the_sweep(monkeypatch):
+def test_given_flags_reach_the_sweep(monkeypatch):
     given = {}
     monkeypatch.setattr("raypipe.search.sweep.sweep", lambda *_, **options: given.update(options) or pytest.skip())
     words = "--held-out 0.3 --time-budget 2h --track mlflow --track wandb --max-concurrent 3 --no-prune --stem direct"

@@ -16,7 +16,7 @@ from raypipe.cli.machine import GIB, check_disk, check_open_files, check_shared_
     ("free", "total", "level"),
     [(50, 100, "ok"), (9, 100, "warning"), (0.5, 100, "broken"), (20, 1000, "warning")],
 )
-def test_room_on_a_disk(free, total, level):
+def test_free_space_on_a_disk(free, total, level):
     found = check_disk("/data", int(free * GIB), int(total * GIB))
     assert found.level == level and found.what.startswith(f"/data: {free:.1f} GiB free of {total}")
     assert bool(found.fix) == (level != "ok")

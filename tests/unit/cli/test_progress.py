@@ -1,4 +1,4 @@
-"""The view of a sweep while it runs: what it knows from events, and what it shows of that."""
+"""The view of a running sweep: the state that it keeps from events, and its display."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.toys import tiny
 
 
 class Clock:
-    """Seconds that a test turns on by hand."""
+    """A clock that a test advances."""
 
     def __init__(self):
         self.now = 0.0
@@ -69,7 +69,7 @@ def play(view: SweepView, clock: Clock, number: int, epochs: int, *, begin: int 
         view.on_epoch(number, epoch, 1 - epoch / 100, [0.9, None, 0.912])
 
 
-def test_all_that_a_sweep_is_looked_at_for_is_in_the_view(view, clock):
+def test_the_view_shows_trials_scores_speed_and_failures(view, clock):
     play(view, clock, 0, 9)
     view.on_trial_end(ended(0))
     play(view, clock, 1, 1)
@@ -90,7 +90,7 @@ def test_all_that_a_sweep_is_looked_at_for_is_in_the_view(view, clock):
     assert "left" in text
 
 
-def test_what_is_left_follows_from_what_this_driver_has_brought_forward(clock):
+def test_time_left_is_estimated_from_the_progress_of_this_driver(clock):
     sweep = SweepState(clock, metric="nrmse", trials=10, states=Counter(complete=7))
     assert sweep.seconds_left is None
     sweep.on_trial_start(7, tiny(epochs=10))
@@ -129,13 +129,13 @@ def test_a_trial_that_fails_before_its_first_epoch(view):
     assert "failures: 1 bad-configuration" in shown(view)
 
 
-def test_the_end_of_a_trial_says_whose_time_it_took(view, clock):
+def test_the_end_of_a_trial_reports_worker_time(view, clock):
     play(view, clock, 0, 2)
     view.on_trial_end(ended(0))
     assert view._console.file.getvalue().splitlines()[-1].endswith("1 min 01 s of workers")
 
 
-def test_a_run_that_goes_on_is_shown_as_it_stands(clock):
+def test_a_resumed_run_is_shown_with_its_earlier_trials(clock):
     view = SweepView(Console(file=io.StringIO(), width=160), clock)
     view.on_trial_settled(ended(2))  # `on_open` counts it
     results = [ended(0), ended(1, "failed", None), ended(2, score=0.7)]
@@ -160,7 +160,7 @@ def test_many_trials_and_folds_stay_readable(view):
     assert len(text.splitlines()) < 24
 
 
-def test_without_a_terminal_a_line_now_and_then(clock):
+def test_without_a_terminal_a_line_at_intervals(clock):
     file = io.StringIO()
     with SweepView(Console(file=file, width=80), clock) as view:
         view.on_open(OPEN)
@@ -173,7 +173,7 @@ def test_without_a_terminal_a_line_now_and_then(clock):
     assert "\x1b" not in file.getvalue()
 
 
-def test_in_a_terminal_the_view_renews_itself_and_leaves_the_lines(clock):
+def test_in_a_terminal_the_view_is_redrawn_and_lines_stay(clock):
     file = io.StringIO()
     console = Console(file=file, width=120, force_terminal=True)
     with SweepView(console, clock) as view:
@@ -195,6 +195,6 @@ def test_a_narrow_terminal_leaves_the_parameters_out_and_cuts_no_number(clock):
     assert "optim/lr" not in text
 
 
-def test_places_with_brackets_are_shown_as_they_are(view):
+def test_paths_with_brackets_are_shown_as_they_are(view):
     view.on_open(replace(OPEN, where="runs/[bold]a"))
     assert "runs/[bold]a" in shown(view)

@@ -34,7 +34,7 @@ def made(request, tmp_path) -> Finished:
     return Finished(RunStore.open(shutil.copytree(given.run.local, tmp_path / "run")), given.windows)
 
 
-def test_the_student_learns_labels_and_predictions_and_nothing_of_the_held_out(made):
+def test_the_student_learns_labels_and_predictions_of_search_subjects_only(made):
     run, windows = made.run, made.windows
     index = run.folds.search_index(windows.subjects)
     rng = np.random.default_rng(0)

@@ -23,7 +23,7 @@ def test_weights_per_window_need_variances():
     assert list(nested.scores) == ["equal"] and "predicts a variance" in nested.excluded["sample"]
 
 
-def test_noise_gains_nothing_and_the_naive_score_is_optimistic():
+def test_random_predictions_gain_nothing_and_the_naive_score_is_optimistic():
     rng = np.random.default_rng(3)
     y = rng.normal(size=400)
     members = values(rng.normal(size=(12, 400)) * 0.3, y)

@@ -26,7 +26,7 @@ def test_losses_are_brier_scores_where_a_class_is_missing():
     np.testing.assert_allclose(_losses(members, members.predictions), expected)
 
 
-def test_forward_selection_takes_what_complements_the_best():
+def test_forward_selection_takes_members_that_complement_the_best():
     rng = np.random.default_rng(0)
     y, error = rng.normal(size=400), rng.normal(size=400)
     # The second member shares the error of the first, the third has the opposite error.

@@ -210,7 +210,7 @@ def test_the_mean_of_snapshots_is_a_soup(made):
     assert {"snapshots", "swa", "uniform-soup", "soup"} <= set(both.table.index)
 
 
-def test_without_snapshots_both_say_why(made, tmp_path):
+def test_without_snapshots_both_methods_are_refused_with_the_reason(made, tmp_path):
     shutil.copytree(made.run.where, tmp_path / "run")
     run = RunStore.open(tmp_path / "run")
     path = tmp_path / "run/trials/0000/result.json"

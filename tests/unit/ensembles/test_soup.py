@@ -53,7 +53,7 @@ def maker_of(made: Finished, trials: list[int]) -> SoupMaker:
     return SoupMaker(made.run, made.windows, members, some)
 
 
-def test_what_is_no_float_is_copied_and_never_averaged():
+def test_integer_tensors_are_copied_and_not_averaged():
     one, other = ({"w": torch.full((2,), v), "n": torch.tensor(c)} for v, c in ((1.0, 3), (4.0, 6)))
     mean = average([one, other])
     torch.testing.assert_close(mean["w"], torch.full((2,), 2.5))
@@ -62,7 +62,7 @@ def test_what_is_no_float_is_copied_and_never_averaged():
     assert one["n"] == 3
 
 
-def test_statistics_of_a_soup_are_stale_until_they_are_taken_anew():
+def test_batchnorm_statistics_of_a_soup_are_wrong_until_recomputed():
     def network() -> nn.Sequential:
         return nn.Sequential(nn.Conv1d(2, 4, 5), nn.BatchNorm1d(4, momentum=0.3), nn.Dropout(0.5)).eval()
 
@@ -104,7 +104,7 @@ def test_a_soups_statistics_are_those_of_its_fold_s_training_windows(siblings):
         assert tensors["model.batch_norm.num_batches_tracked"].dtype == torch.int64
 
 
-def test_without_new_statistics_a_soup_answers_otherwise(siblings, monkeypatch):
+def test_without_new_statistics_a_soup_predicts_differently(siblings, monkeypatch):
     fresh = maker_of(siblings, [0, 1, 2]).predict((0, 1, 2))
     monkeypatch.setattr("raypipe.ensembles.soup.update_batchnorm", lambda network, batches: False)
     stale = maker_of(siblings, [0, 1, 2]).predict((0, 1, 2))
@@ -138,7 +138,7 @@ def test_a_greedy_soup_never_scores_below_its_best_ingredient(seed, n, metric, s
         assert score(metric, y[inside], found) >= best if classes else score(metric, y[inside], found) <= best
 
 
-def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_on_what_it_chose_by(siblings):
+def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_out_of_fold(siblings):
     maker = maker_of(siblings, [0, 1, 2])
     made = make_soup(maker, "soup")
     found = score("nrmse", maker.predictions.targets, made.oof)
@@ -170,7 +170,7 @@ def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["uniform-soup", "soup"])
-def test_a_soup_is_shipped_as_one_network_a_fold(siblings, tmp_path, method):
+def test_a_soup_is_shipped_as_one_network_per_fold(siblings, tmp_path, method):
     run, windows = RunStore.open(shutil.copytree(siblings.run.local, tmp_path / "run")), siblings.windows
     made = fit_ensemble(run, windows=windows, method=method)
     notes = " ".join(made.notes)

@@ -55,7 +55,7 @@ def test_beta_nll_is_the_likelihood_weighted_by_its_variance():
         make_loss(LossConfig(name="nll"), kind="classification", n_classes=2)
 
 
-def test_configurations_that_do_not_go_together():
+def test_incompatible_configurations_are_refused():
     for wrong, words in (
         ({"loss/name": "nll"}, "go together"),
         ({"model/variance": True}, "go together"),
@@ -100,7 +100,7 @@ def noisy(subjects: int = 30, each: int = 12) -> ToyWindows:
     return toy
 
 
-def test_a_head_learns_where_it_cannot_know():
+def test_the_variance_head_learns_which_targets_are_noisy():
     toy = noisy()
     config = tiny(**NLL, epochs=30, patience=30, optim__lr=1e-2, batch_size=32, model__norm="none", model__dropout=0.0)
     one = fold_trainer(config, toy, np.arange(240), np.arange(240, 360), fold=0)
@@ -137,7 +137,7 @@ def made(tmp_path_factory):
     return run, windows
 
 
-def test_trials_leave_variances_beside_their_values(made):
+def test_trials_store_variances_with_their_predictions(made):
     run, windows = made
     for number in (0, 1, 3):
         oof = run.oof(number)
@@ -154,7 +154,7 @@ def test_trials_leave_variances_beside_their_values(made):
 
 @pytest.mark.parametrize("method", ["sample", "member-sample", "boosting"])
 @pytest.mark.parametrize("most", [None, 6])
-def test_what_is_shipped_weights_by_predicted_variances_as_the_scores_did(made, tmp_path, method, most):
+def test_the_shipped_module_weights_by_predicted_variances_as_scored(made, tmp_path, method, most):
     run, windows = made
     fitted = fit_ensemble(run, windows=windows, method=method, max_members=most)
     assert method not in fitted.excluded and len(fitted.members) == (4 if most is None else 2)

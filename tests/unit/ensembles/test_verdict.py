@@ -126,7 +126,7 @@ def test_an_ensemble_that_is_worse_says_why_it_is_shipped():
     assert "because '--method ridge' was given" in compared((-0.2, 0.1), (0.01, 0.02), scores=None)[-1]
 
 
-def test_higher_is_better_where_it_is():
+def test_the_direction_of_the_metric_is_respected():
     assert compared((0.1, 0.2), (0.1, 0.2), metric="auc")[-1] == "Combining was worth it."
 
 
@@ -146,7 +146,7 @@ def alone(candidates, method, scores) -> str:
     return second
 
 
-def test_a_trial_alone_says_why():
+def test_a_trial_that_is_shipped_alone_is_explained():
     chosen = alone(4, "best", SCORES | {"ridge": 0.2})
     assert chosen.startswith("Only trial 3 is shipped, because combining did not help")
     assert "of the 4 members scores NRMSE 0.200, the best single trial 0.195" in chosen

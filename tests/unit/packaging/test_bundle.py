@@ -27,7 +27,7 @@ def made(request, tmp_path_factory):
     return finished, ensemble, path
 
 
-def test_a_bundle_answers_as_the_ensemble_did(made):
+def test_a_bundle_predicts_as_the_ensemble_did(made):
     finished, ensemble, path = made
     loaded = load_ensemble(path)
     held = ensemble.held_out
@@ -39,7 +39,7 @@ def test_a_bundle_answers_as_the_ensemble_did(made):
     assert not any(module.training for module in loaded.module.modules())
 
 
-def test_the_record_says_everything(made):
+def test_the_record_describes_run_data_and_members(made):
     finished, ensemble, path = made
     info, run = load_ensemble(path).info, finished.run
     assert sum(member.weight for member in info.members) == pytest.approx(1.0)
@@ -63,7 +63,7 @@ def test_the_module_builds_what_the_trainer_built():
         torch.testing.assert_close(module(x_BCT), expected.eval()(x_BCT).softmax(1))
 
 
-def test_it_does_not_touch_the_callers_random_stream(made):
+def test_loading_does_not_change_the_callers_random_state(made):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -126,7 +126,7 @@ def test_damaged_bundles_are_refused(values, tmp_path, damage, message):
 
 
 def checksum(bundle):
-    """Have the record accept the tensors as they are."""
+    """Update the checksum of the tensors in the record."""
     change(bundle, sha256={TENSORS: digest((bundle / TENSORS).read_bytes())})
 
 

@@ -43,8 +43,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def scorers():
-    """A process that has imported torch and computed nothing, and forks for every submission: each starts as fresh as
-    the scorer's own, in a hundredth of the time."""
+    """Start a process that has imported torch and forks for every submission, which is faster than a new process."""
     command = [sys.executable, "-I", "-c", SPAWN, scorer.__file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         yield parent
@@ -53,7 +52,7 @@ def scorers():
 
 @pytest.fixture
 def quick(scorers, monkeypatch, tmp_path):
-    """Have `check_submission` ask that process."""
+    """Make `check_submission` run the scorer in a fork of that process."""
 
     def run(command, *, cwd, **_):
         assert command[:3] == [sys.executable, "-I", str(scorer.__file__)]
@@ -184,7 +183,7 @@ def test_a_bundle_of_other_windows_fails(submission, values, tmp_path):
     assert [line.detail for line in report.failures] == ["the bundle's n_channels is 3, the zip's 4"]
 
 
-def test_what_is_no_submission(tmp_path):
+def test_other_files_than_submissions_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         check_submission(tmp_path / "none.zip")
     (tmp_path / "text.zip").write_text("hello")
@@ -196,7 +195,7 @@ def test_what_is_no_submission(tmp_path):
         check_submission(tmp_path / "other.zip")
 
 
-def test_a_submission_that_never_ends_is_cut_off(submission, tmp_path):
+def test_a_submission_that_never_ends_is_stopped(submission, tmp_path):
     change = changed("submission.py", "import json", "import threading; threading.Event().wait()\nimport json")
     report = check_submission(repack(submission, tmp_path / "endless.zip", change), timeout=0.5)
     assert [line.detail for line in report.failures] == ["the scorer's process did not end within 0.5 s"]

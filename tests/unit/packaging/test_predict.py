@@ -118,7 +118,7 @@ def test_a_missing_channel_is_named(simulated, bundle):
         predict(LoadedEnsemble(found.info.model_copy(update={"prepare": odd}), found.module), simulated.bids)
 
 
-def test_a_recording_is_predicted_a_stretch_at_a_time(simulated, bundle, monkeypatch):
+def test_a_recording_is_predicted_in_parts(simulated, bundle, monkeypatch):
     file = sorted(simulated.bids.glob("sub-*/eeg/*_eeg.bdf"))[0]
     whole, held = predict(bundle, file), []
     given = LoadedEnsemble.predict

@@ -30,7 +30,7 @@ def test_equal_to_scikit_learn_and_numpy(pair):
     assert found.r2 == pytest.approx(r2_score(y, p), rel=1e-12, abs=1e-9)
 
 
-def test_what_cannot_be_scored():
+def test_predictions_that_cannot_be_scored_are_refused():
     with pytest.raises(UserError, match="all 2 windows are the same"):
         score_predictions([1.0, 1.0], [1.0, 2.0])
     with pytest.raises(UserError, match="1 predictions are not finite"):
@@ -39,7 +39,7 @@ def test_what_cannot_be_scored():
         score_predictions([1.0, 2.0], [[1.0], [2.0]])
 
 
-def test_overall_is_three_and_seven_tenths():
+def test_the_overall_score_weights_both_challenges():
     one, two = ChallengeScore(0.9, 1, 0, 1, 5, 2), ChallengeScore(1.1, 1, 0, 1, 5, 2)
     assert ScoreReport("x.zip", {1: one}).overall is None
     report = ScoreReport("x.zip", {1: one, 2: two})
@@ -56,8 +56,8 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
     assert found.nrmse == pytest.approx(float(wanted), rel=1e-5)
     assert (found.windows, found.subjects) == (len(held.targets), len(set(held.subjects)))
     assert "subjects that the models were trained on are left out" in report.notes[0]
-    everyone = score_submission(path, {"challenge1": simulated.windows.path}, subjects="all")
-    assert everyone.scores[1].windows == len(simulated.windows) and "optimistic" in everyone.notes[0]
+    all_subjects = score_submission(path, {"challenge1": simulated.windows.path}, subjects="all")
+    assert all_subjects.scores[1].windows == len(simulated.windows) and "optimistic" in all_subjects.notes[0]
     with pytest.raises(UserError, match="has windows of task 'challenge1', not challenge2"):
         score_submission(path, {"challenge2": simulated.windows.path})
     with pytest.raises(UserError, match="no subject of release R5"):

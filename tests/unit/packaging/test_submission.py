@@ -41,7 +41,7 @@ def test_the_same_ensemble_gives_the_same_bytes(submission, simulated, tmp_path)
     assert again.read_bytes() == submission.read_bytes()
 
 
-def test_a_run_stands_for_its_saved_ensemble(simulated, tmp_path):
+def test_a_run_is_exported_by_its_saved_ensemble(simulated, tmp_path):
     run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
     with pytest.raises(UserError, match="no ensemble yet"):
         export_submission(run, tmp_path / "out.zip")
@@ -69,7 +69,7 @@ def test_challenge_of_a_task():
     assert challenge_of("participants:externalizing") == challenge_of("challenge2") == 2
 
 
-def test_the_other_challenge_is_refused_in_words(submission, tmp_path):
+def test_a_missing_challenge_and_another_sampling_rate_are_refused(submission, tmp_path):
     with zipfile.ZipFile(submission) as archive:
         archive.extractall(tmp_path)
     code = """import sys; sys.path.insert(0, '.'); from submission import Submission as S

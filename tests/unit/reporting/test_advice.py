@@ -70,7 +70,7 @@ def test_an_edge_needs_most_of_the_best_and_the_very_best(search, monkeypatch):
     assert "are in the lowest 30% of 0.0001 to 0.01; values below 0.0001" in str(found[0])
 
 
-def test_the_other_end(search, monkeypatch):
+def test_best_values_at_the_upper_end_of_their_range_are_named(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
     run = search(*([0.9] * 6), 0.52, 0.51, 0.5)
     (edge,) = range_edges(run)
@@ -95,7 +95,7 @@ def test_whether_more_trials_would_help(search, scores, spread, words, step):
     assert step in advice.step
 
 
-def test_reruns_are_no_draws_and_an_invalid_draw_is_no_obstacle(search, monkeypatch):
+def test_reruns_and_invalid_draws_do_not_change_the_advice(search, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.advice.EDGE", 0.3)
     run = search(0.9, 0.8, *([0.9] * 7))  # all of START; reruns follow
     before = advise(run)

@@ -133,7 +133,7 @@ def test_nothing_is_requested_and_no_error_is_reported(show, report):
     assert outside == [] and report.as_uri() in page.requests
 
 
-def test_the_gate_of_these_tests_sees_a_request(show):
+def test_a_request_would_be_noticed(show):
     page = show()
     page.evaluate(
         "new Promise(done => { const i = new Image(); i.onerror = done; i.src = 'https://example.org/x.png'; })"

@@ -125,7 +125,7 @@ def test_runs_without_common_subjects_have_no_differences(store, tmp_path):
     assert compare_runs([finished_run(tmp_path / "a", store, 0.5), other]).differences == [[]]
 
 
-def test_what_cannot_be_compared(store, tmp_path):
+def test_runs_that_cannot_be_compared_are_refused(store, tmp_path):
     a = finished_run(tmp_path / "a", store, 0.5)
     with pytest.raises(UserError, match="two runs or more"):
         compare_runs([a])

@@ -74,7 +74,7 @@ def test_spectra_peak_at_the_frequency_of_the_kernel():
     assert frequencies[-1] == 50.0
 
 
-def test_places_on_the_scalp():
+def test_electrode_positions_on_the_scalp():
     info, known = project_to_scalp(["EEG Fz-A2", "nothing", "C3", "c3", "O2"])
     assert known == [0, 2, 4] and info.ch_names == ["EEG Fz-A2", "C3", "O2"]
     fz, c3, o2 = (each["loc"][:3] for each in info["chs"])

@@ -1,4 +1,4 @@
-"""Progress as lines: one per event, one now and then, on what was standard output when it was made."""
+"""Progress as lines: one per event, and one at intervals, on the standard output of the time it was made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def play(progress: PrintProgress, seconds: list[float]) -> None:
     progress.on_trial_end(TrialResult(number=0, state="complete", score=0.7, **end))
 
 
-def test_a_line_per_event_and_one_now_and_then():
+def test_a_line_per_event_and_a_line_of_progress_at_intervals():
     lines, seconds = [], [0.0]
     play(PrintProgress(lines.append, every=15, clock=lambda: seconds[0]), seconds)
     assert lines[0] == "1 trial(s) at a time, 2 train worker(s) each with 1 core(s)"
@@ -38,7 +38,7 @@ def test_a_line_per_event_and_one_now_and_then():
     assert len(lines) == 4
 
 
-def test_lines_go_to_what_was_standard_output_when_it_was_made(capsys):
+def test_lines_go_to_the_standard_output_of_the_time_it_was_made(capsys):
     progress, elsewhere = PrintProgress(), io.StringIO()
     with contextlib.redirect_stdout(elsewhere):
         progress.on_ray_start(None)

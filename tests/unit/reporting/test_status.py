@@ -75,7 +75,7 @@ def test_of_many_trials_unfinished_best_and_latest_are_shown(tmp_path, capsys):
     assert "30 more trials; all of them: raypipe trials" in out.replace("\n", " ")
 
 
-def test_a_trial_that_has_ended_costs_two_small_files(tmp_path, monkeypatch):
+def test_reading_a_trial_that_has_ended_takes_two_small_files(tmp_path, monkeypatch):
     """A thousand of them must answer in two seconds; histories grow with the epochs."""
     run = make_run(tmp_path / "run", ToyWindows())
     end = {"best_epoch": 1, "epochs": 3, "seconds": 2.0, "reason": "toy", "finished": 0.0}

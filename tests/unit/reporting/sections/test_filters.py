@@ -75,7 +75,7 @@ def test_a_run_without_a_trained_network_has_no_section(tmp_path):
     assert filters_section(make_run(tmp_path / "run", ToyWindows())) == ""
 
 
-def test_an_error_does_not_cost_the_report(full_run, monkeypatch):
+def test_an_error_leaves_a_line_in_the_report(full_run, monkeypatch):
     monkeypatch.setattr(filters, "activation_patterns", lambda *_: 1 / 0)
     html = filters_section(full_run.run)
     assert re.search(r"<h2[^>]*>Filters</h2>\s*<p class=\"note\">.*could not be shown \(ZeroDivisionError\)", html)
