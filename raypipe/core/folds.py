@@ -33,7 +33,7 @@ class FoldMap(Record):
 
     @property
     def held_out(self) -> list[str]:
-        """Subjects that no trial, ensemble weight or choice has seen."""
+        """Return the subjects that no trial, ensemble weight or choice has seen, sorted."""
         return sorted(subject for subject, fold in self.fold_of.items() if fold == HELD_OUT)
 
     def folds(self, subjects_N: Iterable[str]) -> Index:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import Any
 
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import UserError
-
-Space = Callable[[Any], Mapping[str, Any] | None]
 
 
 class _Recorder:

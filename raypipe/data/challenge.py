@@ -19,7 +19,7 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
 from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.bids_tables import missing_column, read_events, read_events_file, read_participants
-from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_side_by_side, split_names
+from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_of_subject, split_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ class Challenge1(_HbnTask):
 
     default_tmin: ClassVar[float] = 0.5
     event_locked: ClassVar[bool] = True
+    selects_recordings: ClassVar[bool] = True
 
     def extra_files(self, recording: Recording) -> list[Path]:
         return _earlier_runs(recording) if self.drop_duplicates else []
@@ -124,8 +125,7 @@ class Challenge2(_HbnTask):
         return Labels("regression", (), known)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-        targets = (labels.by_subject or {}) if labels else {}
-        return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
+        return segments_of_subject(recording, duration, timing, labels)
 
 
 def _read_factor(root: Path) -> dict[str, float]:

@@ -81,7 +81,7 @@ class Shard(FrozenModel):
 
     @property
     def file(self) -> str:
-        """Path of the ``.npy`` file in the store."""
+        """Return the path of the ``.npy`` file in the store."""
         return f"{SHARDS}/{self.recording}.npy"
 
 
@@ -115,7 +115,7 @@ class Manifest(Record):
 
     @property
     def task(self) -> str:
-        """The task's specification."""
+        """Return the specification of the task."""
         return self.plan.task
 
 

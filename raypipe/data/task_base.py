@@ -80,6 +80,8 @@ class Task(ABC):
     """Windows are placed at events; otherwise side by side."""
     target_is_offset: ClassVar[bool] = False
     """The target is the start of the crop in its window (s); the targets that `segment` returns are not used."""
+    selects_recordings: ClassVar[bool] = False
+    """The task's name or its argument decides the BIDS tasks, so that none may follow an ``@``."""
     scorer_crops: ClassVar[bool] = False
     """Evaluated crops start where the challenge's scorer draws them (`challenge.scorer_offsets`)."""
 
@@ -144,6 +146,12 @@ def segments_side_by_side(duration: float, timing: WindowTiming, target: float) 
     if count < 1:
         return Segments([], Counter({"recordings shorter than a window": 1}))
     return Segments([Segment(i * timing.stride, target) for i in range(count)])
+
+
+def segments_of_subject(recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+    """Place windows side by side, with the target of the recording's subject; NaN without labels or target."""
+    targets = (labels.by_subject or {}) if labels else {}
+    return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
 
 
 def split_names(spec: str, argument: str, at_least: int) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.bids_tables import missing_column, read_events, read_participants
-from raypipe.data.challenge import Challenge2, parse_challenge1, parse_challenge2
+from raypipe.data.challenge import parse_challenge1, parse_challenge2
 from raypipe.data.task_base import (
     Labels,
     Segment,
     Segments,
     Task,
     WindowTiming,
+    segments_of_subject,
     segments_side_by_side,
     split_names,
 )
@@ -95,13 +96,14 @@ class Participants(Task):
         return column[column.index.isin({r.subject for r in recordings})].dropna()
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-        targets = (labels.by_subject or {}) if labels else {}
-        return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
+        return segments_of_subject(recording, duration, timing, labels)
 
 
 @dataclass(frozen=True)
 class BidsTask(Task):
     """Predict the BIDS task of a recording."""
+
+    selects_recordings: ClassVar[bool] = True
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         return Labels("classification", self.bids_tasks)
@@ -197,6 +199,6 @@ def parse_task(spec: str) -> Task:
     task = TASKS[name](spec.strip(), argument.strip())
     if not at:
         return task
-    if task.bids_tasks and not isinstance(task, Challenge2):
+    if task.selects_recordings:
         raise UserError(f"task '{spec}': {name} already selects its recordings; leave out '@{only}'")
     return replace(task, bids_tasks=split_names(spec, only, 1))

@@ -45,7 +45,7 @@ class TrialStore:
 
     @property
     def where(self) -> str:
-        """Path or URI of the run."""
+        """Return the path or URI of the run."""
         return self.folder.where
 
     # Records
