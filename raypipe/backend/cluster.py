@@ -141,7 +141,7 @@ def _uses_token() -> bool:
 
 
 def _cluster_uses_token() -> bool:
-    """Return the same of the processes of the cluster that was joined; a task of it runs with either mode."""
+    """Return whether the processes of the cluster authenticate by token. A task can run whichever mode this one has."""
     import ray
 
     return bool(ray.get(ray.remote(num_cpus=0)(_uses_token).remote()))

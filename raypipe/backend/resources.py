@@ -81,7 +81,7 @@ def wait_for_resources(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[int, int]:
-    """Return `divide_resources` of Ray's cluster, after it has been asked to grow and waited for if necessary.
+    """Return `divide_resources` of Ray's cluster; request machines and wait for them if it is too small.
 
     Raises
     ------
@@ -101,11 +101,11 @@ def wait_for_resources(
 
     found = try_to_fit()
     if options.address and not _enough(found, options):
-        begun = clock()
+        start = clock()
         callback.on_waiting(_reason(found))
         request_resources(bundles=_bundles(options, n_folds))
         try:
-            while not _enough(found, options) and clock() - begun <= WAIT_SECONDS:
+            while not _enough(found, options) and clock() - start <= WAIT_SECONDS:
                 if stop.is_set():
                     raise InterruptedSweepError
                 sleep(1)
@@ -124,7 +124,7 @@ def _enough(found: tuple[int, int] | UserError, options: SweepOptions) -> bool:
 def _reason(found: tuple[int, int] | UserError) -> str:
     if isinstance(found, UserError):
         return str(found)
-    return f"{found[1]} trial(s) at a time fit; --concurrent {found[1]} begins at once"
+    return f"{found[1]} trial(s) at a time fit; --concurrent {found[1]} starts now"
 
 
 def _bundles(options: SweepOptions, n_folds: int) -> list[dict[str, float]]:

@@ -257,7 +257,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     # Tune's loop asks whether to end
 
     def check(self) -> bool:
-        """Look for reasons to end the sweep; return whether there is one."""
+        """Return whether the sweep must end; record why."""
         with self._sweep_ends_on_error():
             if self.stop.is_set() and not self._draining_reported:
                 self._draining_reported = True  # reported here: a signal handler may have set the request
@@ -292,7 +292,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
 
 class RunScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Scheduler that stops trials as `RunSearch.record_epoch` says."""
+    """Scheduler that stops the trials that `RunSearch.record_epoch` does not continue."""
 
     def __init__(self, search: RunSearch) -> None:
         super().__init__()

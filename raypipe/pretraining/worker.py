@@ -93,9 +93,9 @@ def train_encoders(
     progress
         Called by the first worker after every epoch.
     interrupted
-        Asked before every batch whether to end the epoch with `InterruptedEpochError`.
+        Called before every batch; True ends the epoch with `InterruptedEpochError`.
     stopping
-        Asked by the first worker after every epoch whether all workers shall end.
+        Called by the first worker after every epoch; True ends all workers.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def train_encoders(
                 return
         if rank == 0:
             store.write_encoder(part, clone_tensors(trainer.encoder.state_dict()))
-        workers.wait()  # the other workers look for this encoder before they start the next one
+        workers.wait()  # the other workers check for this encoder before they start the next one
 
 
 def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers: Workers) -> Pretrainer:

@@ -74,7 +74,7 @@ def open_run(
 
 
 def record_of_windows(windows: WindowStore) -> dict[str, Any]:
-    """Return the fields of a new record, of a sweep's run or of a pretrained one, that say what it was made from."""
+    """Return the fields that new records of a sweep's run and of a pretrained run share: their data and versions."""
     return {
         "created": time.time(),
         "data": windows.where,

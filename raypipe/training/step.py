@@ -120,7 +120,7 @@ class TrainState(Generic[M]):
         """Perturb the weights for the second pass; return False if the loss or a gradient is not finite."""
         assert self.sam is not None
         if self.scaler is not None:
-            # By hand: GradScaler unscales once per step, which is kept for the gradients of the second pass.
+            # Not by GradScaler, which unscales once per step: the gradients of the second pass need that.
             torch_compat.foreach_mul_(gradients_of(self.optimizer), 1.0 / self.scaler.get_scale())
         if not (math.isfinite(loss) and self.sam.perturb()):
             return False

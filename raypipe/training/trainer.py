@@ -47,7 +47,7 @@ EVALUATION_BATCH = 256
 """Windows that are predicted at a time."""
 
 Interrupted = Callable[[], bool]
-"""Asked before every batch whether to end the epoch with `InterruptedEpochError`."""
+"""Called before every batch; True ends the epoch with `InterruptedEpochError`."""
 
 
 def never() -> bool:

@@ -77,8 +77,8 @@ def choose_compute(
     options
         What the user asks for.
     claim
-        Called with the choice's key before it is measured. False waits for another worker's measurement and looks
-        again. Called repeatedly, it returns True in the end.
+        Called with the choice's key; True allows this worker to measure. After False the store is read again, for
+        another worker's choice. Called repeatedly, it returns True in the end.
     share
         The worker's part of a GPU. A stack that would not fit into it is not chosen.
     """

@@ -84,7 +84,7 @@ class FoldRunner:
         report
             Called with an epoch and the outcome of each fold, after its checkpoints were written.
         interrupted
-            Asked before every batch.
+            Called before every batch; True ends the epoch.
 
         Raises
         ------
@@ -182,7 +182,7 @@ class FoldRunner:
     # Checkpoints
 
     def _stored_epochs(self, folds: Sequence[int]) -> set[int]:
-        """Return the epochs whose checkpoints are in the store; it is asked once, at the first epoch after a start."""
+        """Return the epochs whose checkpoints are in the store, which is read once, at the first epoch after a start."""
         if self._stored is None:
             self._stored = {fold: set(self.run.checkpoints(self.number, fold)) for fold in self.folds}
         return set().union(*(self._stored[fold] for fold in folds))

@@ -83,7 +83,7 @@ def test_a_waiting_worker_is_freed_when_the_trial_ends(end):
     run(scenario)
 
 
-def test_a_job_is_served_once_and_a_restarted_worker_gets_it_again_from_where_it_stands():
+def test_a_job_is_served_once_and_to_a_restarted_worker_again_from_the_last_scored_epoch():
     async def scenario(broker):
         seq = await broker.assign("g", 3, 2, 2)
         assert (await broker.next_job("g", 0)).done == 2

@@ -48,7 +48,7 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch):
         cluster._connect("x", CapturedOutput())
 
 
-def test_a_cluster_that_wants_a_token_is_one_line(monkeypatch):
+def test_a_cluster_that_needs_a_token_is_one_line(monkeypatch):
     import ray
 
     def refuse(**_):

@@ -71,7 +71,7 @@ def typed(capsys, *words):
     return end.value.code, message.out, message.err
 
 
-def test_a_sweep_is_shipped_with_its_space_its_code_and_its_versions(cluster, capsys):
+def test_a_sweep_is_submitted_with_its_space_its_code_and_its_versions(cluster, capsys):
     status, out, _ = typed(
         capsys, "submit", "sweep", SPACE, "--data", "s3://lab/store", "--run", "s3://lab/runs/night", "--trials", 9
     )

@@ -80,7 +80,7 @@ def test_a_trial_out_of_memory_is_assigned_once_more_and_continues(actor, monkey
     assert read_retry(actor.run, 0).micro_batch == 4
 
 
-def test_the_second_time_it_fails(actor):
+def test_a_second_out_of_memory_error_fails_the_trial(actor):
     actor.broker.asked.clear()
     actor.fail(OOM)
     fail_again = actor._assign

@@ -147,7 +147,7 @@ def test_an_end_that_was_not_reported_is_settled_by_the_next_queue(search):
     assert StudyQueue(queue.run, queue.windows, open_journal(queue.run), trials=9).settled == []
 
 
-def test_a_report_costs_the_driver_one_read_of_the_storage(search):
+def test_a_report_needs_one_read_of_the_storage(search):
     _, number, _ = finished(search, epochs=2)
     queue = search.queue
     queue.run.folder = counted = FailingFolder(queue.run.folder, at=10**9)

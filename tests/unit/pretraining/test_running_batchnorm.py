@@ -39,7 +39,7 @@ def test_inputs_that_are_not_recorded_change_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
 
 
-def test_a_large_offset_loses_no_variance():
+def test_a_large_offset_does_not_lose_variance_to_rounding():
     layer = nn.BatchNorm1d(1).eval()
     x = 1e4 + torch.randn(64, 1, 50, generator=torch.Generator().manual_seed(0))
     with (running := RunningBatchNorm(layer)).recording():

@@ -32,7 +32,7 @@ def made(trial=(60.0,), **changes):
     return Forecast(**(fields | changes), costs=costs, memory=10**9)
 
 
-def test_time_goes_by_rounds_of_trials_and_the_busiest_worker():
+def test_time_is_counted_by_rounds_of_trials_and_the_busiest_worker():
     assert made().likely == START_SECONDS + 4 * 60 / 2
     assert made(workers=4, concurrent=1).likely == START_SECONDS + 8 * 60 / 4
     assert made(folds=5, workers=2).likely == START_SECONDS + 4 * 60 * 3 / 5, (

@@ -82,7 +82,7 @@ def test_a_pretrained_run_is_whole(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["mae", "simclr"])
-def test_a_second_probe_trains_copies_on_and_leaves_the_encoder_as_it_is(
+def test_a_fine_tuned_probe_trains_copies_and_does_not_change_the_encoder(
     store, encoder, conformer, tmp_path, objective
 ):
     params = PARAMS if objective == "mae" else CONFORMER | {"epochs": 2}
@@ -274,7 +274,7 @@ def test_another_montage_takes_the_weights_and_keeps_its_electrodes():
     assert initial_id(one) != initial_id(two)
 
 
-def test_lora_is_nothing_at_first_and_rates_fall_with_depth():
+def test_lora_changes_nothing_at_first_and_rates_fall_with_depth():
     model = ViT(3, 64, 1, patch=16, width=8, heads=2, depth=2, dropout=0.0)
     x, before = torch.randn(2, 3, 64), None
     before = model(x)
@@ -381,7 +381,7 @@ def test_networks_that_cannot_be_pretrained_are_refused(given, message):
         parse_config(given)
 
 
-def test_a_conformers_pretraining_is_no_trial(store, tmp_path):
+def test_a_conformers_pretraining_cannot_be_a_trial(store, tmp_path):
     windows = WindowStore(store)
     run = make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
     run.add_trial(0, parse_config(CONFORMER | {"pretrain/name": "simclr", "epochs": 1}))

@@ -248,7 +248,7 @@ def test_a_trial_that_failed_before_an_epoch_is_logged(run):
     assert events(run.local / "tensorboard") == []
 
 
-def test_a_trial_that_was_never_recorded_is_not_logged_and_does_no_harm(run, caplog):
+def test_a_trial_that_was_never_recorded_is_not_logged(run, caplog):
     tracked = TrackingCallback(run, ["tensorboard"])
     drawn = ended("failed", None).model_copy(update={"number": 1})
     tracked.on_trial_end(drawn)

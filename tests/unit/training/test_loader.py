@@ -209,7 +209,7 @@ def test_neighbouring_values_are_dropped_independently():
 
 
 @given(PLANS, st.integers(0, 2**63 - 2))
-def test_a_stream_belongs_to_its_seed(plan, seed):
+def test_masks_follow_from_the_seed(plan, seed):
     def drawn(seed, times=3):
         source = DropoutSampler(seed, CPU)
         return [source.draw(plan).clone() for _ in range(times)]
@@ -262,7 +262,7 @@ def test_no_subject_is_on_both_sides_and_no_window_is_lost(subjects, seed, fold)
     assert again[0].tolist() == train.tolist() and again[1].tolist() == inner.tolist()
 
 
-def test_folds_and_seeds_set_others_apart():
+def test_folds_and_seeds_set_different_subjects_apart():
     names = np.repeat([f"s{k:02d}" for k in range(20)], 2)
     windows = np.arange(40)
     drawn = {tuple(split_inner(windows, names, seed=s, fold=f)[1]) for s in range(4) for f in range(4)}

@@ -56,7 +56,7 @@ def test_focal_is_the_papers_formula() -> None:
 
 
 @given(st.floats(0, 5), st.integers(2, 6))
-def test_focal_is_linear_in_shares(gamma: float, k: int) -> None:
+def test_focal_is_linear_in_fractions_of_classes(gamma: float, k: int) -> None:
     logits, y = batch(k)
     loss, other = classes(k, name="focal", gamma=gamma), (y + 1) % k
     shares = 0.3 * F.one_hot(y, k) + 0.7 * F.one_hot(other, k)
@@ -64,7 +64,7 @@ def test_focal_is_linear_in_shares(gamma: float, k: int) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
-def test_slopes_are_finite_where_nothing_is_left_to_learn(gamma: float) -> None:
+def test_gradients_are_finite_at_a_loss_of_zero(gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
     loss = classes(2, name="focal", gamma=gamma)(logits, torch.tensor([0, 0]))
     loss.backward()

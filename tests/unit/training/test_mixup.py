@@ -87,7 +87,7 @@ def test_target_follows_the_window(name: str, alpha: float, seed: int) -> None:
 
 @unhurried
 @given(NAMES, ALPHAS, SEEDS)
-def test_shares_follow_the_window(name: str, alpha: float, seed: int) -> None:
+def test_fractions_of_classes_follow_the_window(name: str, alpha: float, seed: int) -> None:
     x, shares = mixed(name, alpha, seed, kind="classification", n_classes=11)
     assert shares.shape == (9, 11) and shares.dtype == x.dtype
     torch.testing.assert_close(shares.sum(1), torch.ones(9).double())
@@ -135,7 +135,7 @@ def test_none_draws_nothing() -> None:
     assert rng.bit_generator.state == np.random.default_rng(1).bit_generator.state
 
 
-def test_prob_is_the_share_of_batches() -> None:
+def test_prob_is_the_fraction_of_batches() -> None:
     rng = np.random.default_rng(0)
     x, y = tagged(4, 3)
     cfg = MixupConfig(name="mixup", prob=0.25)

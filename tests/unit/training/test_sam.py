@@ -17,7 +17,7 @@ from raypipe.training.sam import Method, Sam, norm_parameters
 from raypipe.training.step import StepResult, TrainState, frozen_statistics
 from tests.unit.training.steps import optimizer_step
 
-METHODS: list[Method] = ["sam", "asam", "passesam", "msam"]
+METHODS: list[Method] = ["sam", "asam", "looksam", "msam"]
 
 
 def network(*middle: nn.Module) -> nn.Module:
@@ -336,7 +336,7 @@ def sam_rule(number: int, w: Tensor, gradient: Gradient, v: Tensor) -> Tensor:
     return gradient(w + 0.2 * g / g.norm())
 
 
-def passesam_rule(every: int, alpha: float, rho: float = 0.2) -> Rule:
+def looksam_rule(every: int, alpha: float, rho: float = 0.2) -> Rule:
     """Algorithm 1 of Liu et al. 2022."""
     g_v = torch.empty(0)
 
@@ -366,20 +366,20 @@ def apart(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("every", "alpha"), [(2, 0.7), (3, 0.2), (5, 1.5)])
-def test_passesam_is_algorithm_1(every: int, alpha: float) -> None:
+def test_looksam_is_algorithm_1(every: int, alpha: float) -> None:
     calls: list[int] = []
-    path = ours(range(11), calls, rho=0.2, method="passesam", every=every, alpha=alpha)
-    close(path, by_the_book(passesam_rule(every, alpha), range(11)))
+    path = ours(range(11), calls, rho=0.2, method="looksam", every=every, alpha=alpha)
+    close(path, by_the_book(looksam_rule(every, alpha), range(11)))
     assert [calls.count(number) for number in range(11)] == [1 if number % every else 2 for number in range(11)]
     close(path[0], by_the_book(sam_rule, range(1))[0])  # the first step is SAM's, those between are neither's
     assert apart(path, by_the_book(sam_rule, range(11))) and apart(path[1:], by_the_book(plain_rule, range(11))[1:])
 
 
-def test_passesam_is_unmoved_by_the_scale_of_the_loss() -> None:
+def test_looksam_is_unmoved_by_the_scale_of_the_loss() -> None:
     """The part that is kept of small gradients is orthogonal to the plain gradient, too."""
     for scale in (1.0, 1e-7):
         model = network().double()
-        sam = Sam(adamw(model), rho=0.2, method="passesam")
+        sam = Sam(adamw(model), rho=0.2, method="looksam")
         (loss_of(model, 0) * scale).backward()  # type: ignore[no-untyped-call]
         plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         sam.perturb()
@@ -394,7 +394,7 @@ def test_restart_computes_a_second_gradient_again() -> None:
     """Nothing is kept: the steps that follow are those of a new `Sam`."""
     model = network().double()
     optimizer = adamw(model)
-    sam = Sam(optimizer, rho=0.2, method="passesam", every=4)
+    sam = Sam(optimizer, rho=0.2, method="looksam", every=4)
     calls: list[int] = []
 
     def closure() -> Tensor:
@@ -413,7 +413,7 @@ def test_restart_computes_a_second_gradient_again() -> None:
     copied, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
     other = adamw(copied)
     other.load_state_dict(state)
-    fresh = Sam(other, rho=0.2, method="passesam", every=4)
+    fresh = Sam(other, rho=0.2, method="looksam", every=4)
     sam.restart()
     assert sam.needs_second_pass and fresh.needs_second_pass
     for number in range(20, 23):
@@ -424,11 +424,11 @@ def test_restart_computes_a_second_gradient_again() -> None:
 
 @pytest.mark.parametrize("bad_call", [1, 2])
 @pytest.mark.parametrize("earlier", [0, 2])
-def test_passesam_keeps_nothing_of_a_second_gradient_that_was_skipped(bad_call: int, earlier: int) -> None:
+def test_looksam_keeps_nothing_of_a_second_gradient_that_was_skipped(bad_call: int, earlier: int) -> None:
     """The next step computes a second gradient again and is not affected."""
     model = network().double()
     optimizer = adamw(model)
-    sam = Sam(optimizer, rho=0.2, method="passesam", every=2)
+    sam = Sam(optimizer, rho=0.2, method="looksam", every=2)
     for number in range(earlier):
         optimizer_step(lambda number=number: loss_of(model, number), model, optimizer, sam)  # type: ignore[misc]
     calls = 0
@@ -666,7 +666,7 @@ def test_scaling_changes_nothing(method: Method | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "bad_pass"), [(None, 1), ("msam", 1), *((m, n) for m in ("sam", "asam", "passesam") for n in (1, 2))]
+    ("method", "bad_pass"), [(None, 1), ("msam", 1), *((m, n) for m in ("sam", "asam", "looksam") for n in (1, 2))]
 )
 def test_overflow_skips_restores_and_lowers_the_scale(method: Method | None, bad_pass: int) -> None:
     """Also in the second pass; the next step is taken as usual."""

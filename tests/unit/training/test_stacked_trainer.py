@@ -36,7 +36,7 @@ def trainers(where, windows, config):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_a_stack_is_its_folds_one_by_one(tmp_path, windows, method, dropout):
+def test_a_stack_equals_its_folds_trained_one_by_one(tmp_path, windows, method, dropout):
     """Also with dropout: masks are drawn per fold."""
     config = tiny(model__dropout=dropout, batch_size=18, **METHODS[method])
     alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)

@@ -290,7 +290,7 @@ def test_half_the_batch_stores_little_more_than_half_for_the_backward_pass():
     ids=["plain", "everything", "bfloat16"],
 )
 @pytest.mark.parametrize("classes", [False, True])
-def test_an_epoch_in_micro_batches_is_the_epoch(tmp_path, changes, classes):
+def test_an_epoch_in_micro_batches_equals_one_in_whole_batches(tmp_path, changes, classes):
     windows, config = ToyWindows(classes=classes), tiny(**changes)
     run = make_run(tmp_path, windows)
     split = run.folds.split(windows.subjects, 0)

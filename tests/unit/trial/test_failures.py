@@ -72,7 +72,7 @@ def test_allocators_that_really_fail(allocate):
     assert "in <lambda>" in found.trace
 
 
-def test_an_error_brings_the_end_of_its_traceback():
+def test_a_failure_has_the_end_of_its_traceback():
     found = failure_of(raising(ValueError("deep down")))
     assert "in broken" in found.trace and found.trace.endswith("ValueError: deep down\n")
     assert not out_of_memory(ValueError("out of memory"))
