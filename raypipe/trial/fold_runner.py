@@ -182,7 +182,7 @@ class FoldRunner:
     # Checkpoints
 
     def _stored_epochs(self, folds: Sequence[int]) -> set[int]:
-        """Return the epochs that have checkpoints in the store, which is read once, at the first epoch after a start."""
+        """Return the epochs with checkpoints in the store, which is read once, at the first epoch after a start."""
         if self._stored is None:
             self._stored = {fold: set(self.run.checkpoints(self.number, fold)) for fold in self.folds}
         return set().union(*(self._stored[fold] for fold in folds))
