@@ -23,7 +23,7 @@ class LeakError(Exception):
 class FoldMap(Record):
     """The fold of every subject, `HELD_OUT` for those that no trial sees (``folds.json``).
 
-    It is written once when a run is made, read by every trial, and never changed.
+    It is written once when a run is created, read by every trial, and never changed.
     """
 
     format: Literal["raypipe-folds/1"] = "raypipe-folds/1"

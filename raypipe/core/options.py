@@ -76,8 +76,8 @@ class SweepOptions(FrozenModel):
         BeforeValidator(parse_held_out),
         Flag(SIZE, _DEFAULT_HELD_OUT, metavar="SHARE|NAMES"),
     ] = "auto"
-    """Subjects that no trial, weight or choice sees: a share of all, or names of subjects and of HBN-EEG releases,
-    separated by commas."""
+    """Subjects that no trial, weight or choice sees: a share of all, which is rounded to 1/2, 1/3, 1/4 and so on, or
+    names of subjects and of HBN-EEG releases, separated by commas."""
     seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0)
     """Seed of the fold map and of the sampler."""
     time_budget: Annotated[float | None, BeforeValidator(parse_duration), Flag(LIMITS, "no limit", metavar="TIME")] = (

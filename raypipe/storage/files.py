@@ -33,7 +33,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Parameters
     ----------
     path
-        The file; its folder is made if it does not exist.
+        The file; its folder is created if it does not exist.
     write
         Writes the content to an open file.
 

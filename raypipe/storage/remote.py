@@ -68,7 +68,7 @@ class RemoteFolder:
         The URI. For servers that speak the S3 protocol:
         ``s3://bucket/folder?scheme=http&endpoint_override=127.0.0.1:9000``.
     filesystem
-        A pyarrow.fs.FileSystem and the folder's path in it, in place of what pyarrow makes of `uri`.
+        A pyarrow.fs.FileSystem and the folder's path in it, in place of those that pyarrow derives from `uri`.
     retry
         Repeats operations; None for the default policy.
 

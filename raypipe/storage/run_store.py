@@ -1,6 +1,6 @@
 """The folder of a run: all reads and writes of its files.
 
-The folder holds the whole state of a run. Every file is written whole or not at all, at the event that it records, and
+The folder contains the whole state of a run. Every file is written whole or not at all, at the event that it records, and
 can be read without Ray.
 
 ====================================  ==================================================================
@@ -54,7 +54,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RunStore(TrialStore):
-    """An open run folder. `create` makes a run and `open` opens one."""
+    """An open run: its records, fold map and search space. Use `create` or `open` to get one."""
 
     def __init__(self, folder: Folder, info: RunInfo, folds: FoldMap, space: SearchSpace) -> None:
         super().__init__(folder)
@@ -75,12 +75,12 @@ class RunStore(TrialStore):
 
     @staticmethod
     def check_new(where: str | Path) -> None:
-        """Check that a folder is empty, or holds only what an interrupted `create` leaves.
+        """Check that a folder is empty, or has only the files that an interrupted `create` leaves.
 
         Raises
         ------
         UserError
-            The folder holds something else.
+            The folder has other content.
         """
         folder = open_folder(where)
         foreign = [
@@ -92,12 +92,12 @@ class RunStore(TrialStore):
 
     @classmethod
     def create(cls, where: str | Path, info: RunInfo, folds: FoldMap, space: SearchSpace) -> RunStore:
-        """Make a run.
+        """Create a run.
 
         Raises
         ------
         UserError
-            The folder holds something else.
+            The folder has other content.
         """
         folder = open_folder(where)
         cls.check_new(where)
@@ -127,10 +127,10 @@ class RunStore(TrialStore):
             raise UserError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
         if digest(folds_text) != info.folds_hash:
             raise UserError(
-                f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
+                f"{where}/{FOLDS_FILE}: changed since the run was created, but a run's fold map is frozen: restore it"
             )
         if digest(space_text) != info.space_hash:
-            raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
+            raise UserError(f"{where}/{SPACE_FILE}: changed since the run was created; restore it, or start a new run")
         space = SearchSpace(space_text.decode(), info.space)
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
