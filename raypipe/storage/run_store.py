@@ -1,7 +1,7 @@
 """The folder of a run: all reads and writes of its files.
 
-The folder contains the whole state of a run. Every file is written whole or not at all, at the event that it records, and
-can be read without Ray.
+The folder contains the whole state of a run. Every file is written whole or not at all, at the event that it records,
+and can be read without Ray.
 
 ====================================  ==================================================================
 ``folds.json``                        the frozen subject-to-fold map, written first
@@ -127,10 +127,10 @@ class RunStore(TrialStore):
             raise UserError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
         if digest(folds_text) != info.folds_hash:
             raise UserError(
-                f"{where}/{FOLDS_FILE}: changed since the run was created, but a run's fold map is frozen: restore it"
+                f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
             )
         if digest(space_text) != info.space_hash:
-            raise UserError(f"{where}/{SPACE_FILE}: changed since the run was created; restore it, or start a new run")
+            raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
         space = SearchSpace(space_text.decode(), info.space)
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
