@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raypipe.core.errors import UserError
 from raypipe.core.options import PretrainOptions, SweepOptions, document_options
+from raypipe.core.progress import no_progress
 from raypipe.reporting.run import Run
 
 if TYPE_CHECKING:
@@ -247,8 +248,9 @@ def pretrain(
     """
     from raypipe.search import pretrain as search
 
-    done = progress or (lambda *_: None)
-    return search.pretrain(objective, data, run, params=params, progress=done, callback=callback, stop=stop, **options)
+    return search.pretrain(
+        objective, data, run, params=params, progress=progress or no_progress, callback=callback, stop=stop, **options
+    )
 
 
 def fit_ensemble(

@@ -108,9 +108,12 @@ def _render(run: PretrainedRun) -> str:
 def _curves_caption(run: PretrainedRun) -> str:
     caption = (
         f"Left: mean loss by epoch. Right: {metric_label(run.info.metric)} of linear probes on frozen features, each "
-        "fitted on other subjects than those it predicts. The encoder saw the recordings of these subjects, without "
-        "targets" + (", but not on those of its own fold." if run.info.fold_wise else ".")
+        "fitted on other subjects than those it predicts. "
     )
+    if run.info.fold_wise:
+        caption += "Each encoder was trained without targets, and without the recordings of its fold's subjects."
+    else:
+        caption += "The encoder was trained on the recordings of these subjects, without targets."
     if run.info.tuned_probe:
         caption += f" Fine-tuned: copies of the encoder, trained on targets for {run.info.tuned_probe} epoch(s)."
     return caption

@@ -63,7 +63,7 @@ def simulated(tmp_path_factory) -> Finished:
 
 @pytest.fixture(scope="session")
 def classes(tmp_path_factory) -> Finished:
-    """Two classes that can be told apart, from forty toy subjects: eight are held out."""
+    """Two classes that can be distinguished, from forty toy subjects: eight are held out."""
     root = tmp_path_factory.mktemp("classes")
     toy = ToyWindows(subjects=40, each=6, classes=True)
     return finish(root, write_store(root / "store", toy), task="events:off,on", epochs=4)
@@ -105,7 +105,7 @@ def full_run(tmp_path_factory) -> Finished:
 
 @pytest.fixture
 def twelve(tmp_path) -> RunStore:
-    """Twelve trials whose scores hang on the rate and on nothing else, and two that halving stopped."""
+    """Twelve trials whose scores depend on the learning rate only, and two that halving stopped."""
     made = make_run(tmp_path / "run", ToyWindows())
     rng = np.random.default_rng(0)
     for number in range(12):

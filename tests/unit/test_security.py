@@ -164,7 +164,7 @@ def foreign(simulated, tmp_path, mark):
 
 
 def trust(path: Path) -> None:
-    """Have the record vouch for whatever the space is."""
+    """Write the checksum of the space, whatever it is, into the record."""
     record = json.loads((path / "run.json").read_text())
     record["space_hash"] = digest((path / "space.py").read_bytes())
     (path / "run.json").write_text(json.dumps(record))
@@ -256,7 +256,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 
 
 def calls(tree: ast.AST):
-    """Calls in a module: the dotted name, and the keywords."""
+    """Return the calls in a module: their dotted names and keywords."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}

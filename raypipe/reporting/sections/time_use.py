@@ -54,8 +54,8 @@ def _use_table(use: TimeUse) -> Table:
     idle = max(0.0, use.wall - use.busy)
     rows = [
         ["wall time, from the request of the first trial to the end of the last", format_duration(use.wall), ""],
-        ["thereof with a trial on workers", format_duration(use.busy), format_share(use.busy, use.wall)],
-        ["thereof without: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
+        ["of this, with a trial on workers", format_duration(use.busy), format_share(use.busy, use.wall)],
+        ["of this, without: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
     ]
     if use.driven is not None:
         rows.append(["time that drivers ran, pauses excluded", format_duration(use.driven), ""])
@@ -63,9 +63,9 @@ def _use_table(use: TimeUse) -> Table:
         rest = use.assigned - use.trained
         rows += [
             ["worker time, summed over workers with a trial", format_duration(use.assigned), ""],
-            ["thereof training and predicting", format_duration(use.trained), format_share(use.trained, use.assigned)],
+            ["of this, training and predicting", format_duration(use.trained), format_share(use.trained, use.assigned)],
             [
-                "thereof loading, checkpoints, waiting for other workers",
+                "of this, loading, checkpoints, waiting for other workers",
                 format_duration(rest),
                 format_share(rest, use.assigned),
             ],
