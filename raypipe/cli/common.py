@@ -30,7 +30,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _every_verb(
+def _global_options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,

@@ -26,7 +26,7 @@ MIN_OPEN_FILES = 1024
 MAX_DISK_SHARE = 0.95
 """Share of a disk above which Ray refuses to spill objects to it."""
 
-PIN = "pip install -c constraints.txt -e ."
+INSTALL_COMMAND = "pip install -c constraints.txt -e ."
 
 Level = Literal["ok", "warning", "broken"]
 
@@ -109,15 +109,17 @@ def check_versions(tested: dict[str, str], required: Iterable[Requirement] | Non
             yield Finding("broken", f"{name} is not installed", f"pip install -c constraints.txt '{package}'")
             continue
         if not package.specifier.contains(installed, prereleases=True):
-            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", PIN)
+            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", INSTALL_COMMAND)
         elif name in tested and installed.partition("+")[0] != tested[name].partition("+")[0]:
             other.append(f"{name} {installed} (tested: {tested[name]})")
         else:
             same.append(f"{name} {installed}")
     if other:
-        yield Finding("warning", f"other versions than the tested ones: {', '.join(other)}", PIN)
+        yield Finding("warning", f"other versions than the tested ones: {', '.join(other)}", INSTALL_COMMAND)
     elif not tested:
-        yield Finding("warning", f"no constraints.txt with the tested versions; installed: {', '.join(same)}", PIN)
+        yield Finding(
+            "warning", f"no constraints.txt with the tested versions; installed: {', '.join(same)}", INSTALL_COMMAND
+        )
     else:
         yield Finding("ok", f"versions as tested: {', '.join(same)}")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MAX_VECTOR_POINTS = 400
 """Number of points above which a scatter plot is stored as pixels."""
 _MAX_NAMED_SUBJECTS = 40
-_MANY_CLASSES = 6
+_MIN_CLASSES_OF_LARGE_MATRIX = 6
 """Minimum number of classes for which the confusion matrix is larger and shows no percentages."""
 
 
@@ -153,7 +153,7 @@ def confusion_matrix(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequ
     """Plot the counts of windows by their true and their most probable class."""
     from sklearn import metrics
 
-    few = len(classes) < _MANY_CLASSES
+    few = len(classes) < _MIN_CLASSES_OF_LARGE_MATRIX
     side = 2.75 if few else 4.2
     figure, (axes,) = new_figure(side, side + 0.15)
     table = metrics.confusion_matrix(y, probabilities.argmax(1), labels=list(range(len(classes))))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MIN_TRIALS = 4
 """Minimum number of fully trained trials for importances. The random forest needs more than three points."""
-FEW_TRIALS = 8
+MIN_RELIABLE_TRIALS = 8
 """Below this number the report warns that importances are rough, and draws no contours."""
 MAX_PARAMETERS = 8
 """Parameters that are drawn."""
@@ -38,7 +38,12 @@ def importance_section(run: RunStore) -> Markup:
     if not len(table):
         return Markup()
     trained = table[table["state"] != "pruned"]
-    values: dict[str, Any] = {"scored": len(table), "trained": len(trained), "min": MIN_TRIALS, "few": FEW_TRIALS}
+    values: dict[str, Any] = {
+        "scored": len(table),
+        "trained": len(trained),
+        "min": MIN_TRIALS,
+        "few": MIN_RELIABLE_TRIALS,
+    }
     if not varied_parameters(table) or len(table) < 2:
         return render_template("importance", **values, comparable=False, shares={}, importance=None, parallel=None)
     shares = importances(trained, run.info.direction) if len(trained) >= MIN_TRIALS else {}
@@ -63,7 +68,7 @@ def _importance_figure(
         f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
         "counts with its default."
     )
-    if len(names) > 1 and len(trained) >= FEW_TRIALS:
+    if len(names) > 1 and len(trained) >= MIN_RELIABLE_TRIALS:
         draw = partial(contour_plot, trained, names[:2], metric_label(run.info.metric), run.info.direction)
         panels.append(Panel(draw, f"Contour plot of the score over {names[0]} and {names[1]}"))
         caption += (
