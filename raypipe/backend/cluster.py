@@ -126,22 +126,22 @@ def _connect(address: str | None, output: CapturedOutput) -> None:
             raise UserError(f"--address {address}: {first_line(error)}") from None
         except (ConnectionError, ValueError, RuntimeError) as error:
             hint = "; a cluster with token authentication needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
-            hint = "" if _uses_token() else hint
+            hint = "" if _uses_token(os.getenv("RAY_AUTH_MODE")) else hint
             raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None
-        if _uses_token() and not _cluster_uses_token():
+        if _uses_token(os.getenv("RAY_AUTH_MODE")) and not _cluster_uses_token():
             raise UserError(
                 f"--address {address}: that cluster uses no token, and its actors cannot reach a process with "
                 "RAY_AUTH_MODE=token, which Ray sets where a process starts its own Ray; remove it from os.environ"
             )
 
 
-def _uses_token() -> bool:
-    """Return whether this process authenticates by token, as Ray reads its environment."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+def _uses_token(mode: str | None) -> bool:
+    """Return whether a process with this value of ``RAY_AUTH_MODE`` authenticates by token."""
+    return (mode or "").lower() == "token"
 
 
 def _cluster_uses_token() -> bool:
-    """Return whether the processes of the cluster authenticate by token. A task can run whichever mode this one has."""
+    """Return whether the processes of the cluster authenticate by token; unlike an actor, a task reaches this one."""
     import ray
 
-    return bool(ray.get(ray.remote(num_cpus=0)(_uses_token).remote()))
+    return _uses_token(ray.get(ray.remote(num_cpus=0)(os.getenv).remote("RAY_AUTH_MODE")))
