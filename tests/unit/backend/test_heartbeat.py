@@ -75,8 +75,8 @@ def test_heartbeats_are_sent_until_the_event_is_set(monkeypatch):
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.001)
     broker = SimpleNamespace(heartbeat=Remote())
     over = heartbeat.send_heartbeats(broker, b"me")
-    assert broker.heartbeat.called.wait(30)
+    assert broker.heartbeat.called.wait(60)
     thread = next(t for t in threading.enumerate() if t.name == "raypipe-heartbeat")
     over.set()
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive() and set(broker.heartbeat.calls) == {(b"me",)}

@@ -49,7 +49,7 @@ def losses_of(one: Pretrainer) -> list[float]:
 def in_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=store, timeout=timedelta(seconds=300))
     kept = {kind: losses_of(pretrainer(kind, rank=rank, world=2)) for kind in KINDS}
     kept |= {f"{kind}-micro": losses_of(pretrainer(kind, rank=rank, world=2, micro_batch=2)) for kind in KINDS}
     # Gradients through the all-gather, with different numbers of rows per worker.

@@ -20,6 +20,12 @@ from tests.support.callbacks import Recorder
 from tests.support.toys import ToyWindows, make_run, tiny
 
 
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch):
+    """Wait for the trackers however long a busy machine needs to import them."""
+    monkeypatch.setattr("raypipe.search.trackers.CLOSE_SECONDS", 300.0)
+
+
 @pytest.fixture
 def run(tmp_path) -> RunStore:
     made = make_run(tmp_path / "run", ToyWindows())
