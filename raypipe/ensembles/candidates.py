@@ -10,7 +10,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
-from raypipe.ensembles.scores import EvaluationSet
+from raypipe.ensembles.scores import EvaluationSet, ScoredTask
 from raypipe.storage.records import Member
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
@@ -30,6 +30,11 @@ class Candidates:
     """Out of fold, in the order of `members`."""
     max_members: int | None
     """Members that a method may use; None for all."""
+
+    @property
+    def task(self) -> ScoredTask:
+        """Metric and kind of the run's task."""
+        return ScoredTask(self.run.info.metric, self.run.info.kind, len(self.windows.classes))
 
     @property
     def search(self) -> EvaluationSet:

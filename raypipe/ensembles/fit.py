@@ -22,7 +22,7 @@ from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
 from raypipe.ensembles.oof import MemberPredictions
-from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, ScoredTask, score_table
+from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
 from raypipe.storage.run_store import RunStore
@@ -61,8 +61,7 @@ def fit_ensemble(
     held_out = predict_held_out(candidates, fits.soups, student, progress)
     evaluations = record_evaluation(run, candidates.trials, method)
     rows = table_rows(candidates, fits, held_out, every_method=method == ALL)
-    task = ScoredTask(run.info.metric, run.info.kind, len(candidates.windows.classes))
-    table = score_table(task, rows, candidates.search, candidates.held_out)
+    table = score_table(candidates.task, rows, candidates.search, candidates.held_out)
 
     shipped = shipped_members(candidates, fits, student)
     verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations))
@@ -136,14 +135,13 @@ def _held_out_record(
     shipped: ShippedMembers,
 ) -> HeldOut:
     """Return the held-out predictions of what is shipped, and of its members."""
-    info, evaluation = candidates.run.info, candidates.held_out
+    task, evaluation = candidates.task, candidates.held_out
     shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
-    n_classes = len(candidates.windows.classes)
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),
         subjects=np.array([str(subject) for subject in evaluation.subjects]),
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
-        constant=constant_prediction(info.kind, candidates.search.targets, 1, n_classes)[0],
+        constant=constant_prediction(task.kind, candidates.search.targets, 1, task.n_classes)[0],
     )
