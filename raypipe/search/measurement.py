@@ -7,8 +7,6 @@ import resource
 import socket
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
-from raypipe.trial.autotune import stem_seconds
+from raypipe.trial.autotune import call_seconds, stem_seconds
 
 TIMED_STEPS = 3
 """Steps that are timed, after one that is not."""
@@ -119,8 +117,12 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     step = _step_seconds(trainer)
     some = validation[: PREDICTED_BATCHES * config.batch_size]
     state: dict[str, Any] = {}
-    predict = _seconds(lambda: state.update(predictions=torch.from_numpy(trainer.predict(some)))) / max(1, len(some))
-    epoch = trainer.data.steps_per_epoch * step + predict * len(validation)
+
+    def predict() -> None:
+        state["predictions"] = torch.from_numpy(trainer.predict(some))
+
+    window_seconds = call_seconds(predict, loader.device) / max(1, len(some))
+    epoch = trainer.data.steps_per_epoch * step + window_seconds * len(validation)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
     predictions = len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
     return Cost(
@@ -139,18 +141,8 @@ def _step_seconds(trainer: SupervisedTrainer) -> float:
         trainer.model.use_stem(min(times, key=times.__getitem__))
     trainer.start_epoch()
     trainer.step(batch, 0)
-    return statistics.median(_seconds(partial(trainer.step, batch, n)) for n in range(1, TIMED_STEPS + 1))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Return the seconds that a call takes, on the GPU too."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    device = trainer.data.device
+    return statistics.median(call_seconds(partial(trainer.step, batch, n), device) for n in range(1, TIMED_STEPS + 1))
 
 
 def _peak_memory() -> int:

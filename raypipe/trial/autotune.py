@@ -240,17 +240,19 @@ def stem_seconds(model: Conformer, x_BCT: torch.Tensor) -> dict[str, float]:
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of the quickest of a few calls, after one that is not counted; long ones are called once."""
-
-    def synchronise() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     runs: list[float] = []
     work()
     while len(runs) < MAX_TIMED_CALLS and sum(runs) < MAX_TIMED_SECONDS:
-        synchronise()
-        start = time.perf_counter()
-        work()
-        synchronise()
-        runs.append(time.perf_counter() - start)
+        runs.append(call_seconds(work, device))
     return min(runs)
+
+
+def call_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call, with its work on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
