@@ -41,7 +41,7 @@ MAX_RESTARTS = 20
 """Times that the group is restarted before pretraining stops; the same command continues it."""
 
 
-class RetryPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+class RestartPolicy(DefaultFailurePolicy):  # type: ignore[misc]
     """Failure policy that restarts the workers unless their error would occur again."""
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
@@ -120,7 +120,7 @@ class PretrainWorkers:
         )
         trainer.policies = {
             "scaling_policy": _PublishedPolicy(trainer.scaling_config, autoscaling=autoscaling, key=self._key),
-            "failure_policy": RetryPolicy(FailureConfig(MAX_RESTARTS)),
+            "failure_policy": RestartPolicy(FailureConfig(MAX_RESTARTS)),
         }
         self._start(trainer)
 

@@ -54,7 +54,8 @@ def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) 
         def run(function: Callable[..., Any], *arguments: Any) -> Any:
             # Ray's own retries would never end where its memory monitor kills the task each time.
             remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-            for attempt in range(1, MAX_ATTEMPTS + 1):
+            attempts = MAX_ATTEMPTS
+            while True:
                 ready = remote(_do_nothing).remote()
                 _wait_for_machine(ready, address, callback, f"{cpus:g} core(s) and {gpus:g} GPU(s)")
                 try:
@@ -67,9 +68,9 @@ def connect(address: str, callback: SweepCallback, *, cpus: float, gpus: float) 
                 except ray.exceptions.OutOfMemoryError as error:
                     raise UserError(f"a step does not fit in a machine's memory ({first_line(error)})") from None
                 except ray.exceptions.RayError as error:  # the machine was lost
-                    if attempt == MAX_ATTEMPTS:
+                    attempts -= 1
+                    if not attempts:
                         raise UserError(f"{address}: the measuring process has died ({first_line(error)})") from error
-            raise AssertionError
 
         yield RemoteSite(run, ray.cluster_resources)
 

@@ -29,7 +29,7 @@ from raypipe.storage.journal import FolderJournal, parse_journal
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import PRETRAIN_FILE, Member
 from raypipe.storage.remote import RemoteFolder, without_settings
-from raypipe.storage.retry_policy import RetryPolicy
+from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.training import checkpoint
 

@@ -1,23 +1,19 @@
-"""Record every time that a run is scored on its held-out subjects (``ensemble/looks.json``)."""
+"""Record every time that a run is scored on its held-out subjects (``ensemble/evaluations.json``)."""
 
 from __future__ import annotations
 
 import time
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import read_record, write_record
 from raypipe.storage.run_store import RunStore
 
-EVALUATION_LOG = "ensemble/looks.json"
+EVALUATION_LOG = "ensemble/evaluations.json"
 
 
-class HeldOutEvaluation(BaseModel):
+class HeldOutEvaluation(FrozenModel):
     """One scoring of held-out subjects."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     time: float
     """Unix time."""
@@ -30,19 +26,19 @@ class HeldOutEvaluation(BaseModel):
 class EvaluationLog(Record):
     """All scorings of a run's held-out subjects, in order."""
 
-    format: Literal["raypipe-looks/1"] = "raypipe-looks/1"
-    looks: list[HeldOutEvaluation]
+    format: Literal["raypipe-evaluations/1"] = "raypipe-evaluations/1"
+    evaluations: list[HeldOutEvaluation]
 
 
 def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
     """Return all scorings of a run's held-out subjects so far."""
     if not run.folder.exists(EVALUATION_LOG):
         return []
-    return read_record(EvaluationLog, run.folder, EVALUATION_LOG).looks
+    return read_record(EvaluationLog, run.folder, EVALUATION_LOG).evaluations
 
 
 def record_evaluation(run: RunStore, trials: list[int], method: str) -> int:
     """Record a scoring of the held-out subjects before its score is shown; return the number of scorings so far."""
-    looks = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
-    write_record(run.folder, EVALUATION_LOG, EvaluationLog(looks=looks))
-    return len(looks)
+    evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
+    write_record(run.folder, EVALUATION_LOG, EvaluationLog(evaluations=evaluations))
+    return len(evaluations)

@@ -44,7 +44,7 @@ class EnsembleRecord(Record):
     table: dict[str, dict[str, int | float | None]]
     verdict: str
     notes: list[str]
-    looks: int
+    held_out_evaluations: int
     """Number of times that the run was scored on its held-out subjects."""
     rule: dict[str, Any] | None
     diversity: dict[str, Any]
@@ -138,7 +138,7 @@ class Ensemble:
             table=self.table_record(),
             verdict=self.verdict,
             notes=self.notes,
-            looks=self.held_out_evaluations,
+            held_out_evaluations=self.held_out_evaluations,
             rule=None if self.rule is None else dict(self.rule),
             diversity=self.diversity,
             left_out=self.excluded,
@@ -191,7 +191,7 @@ class Ensemble:
             verdict=record.verdict,
             notes=record.notes,
             held_out=held_out,
-            held_out_evaluations=record.looks,
+            held_out_evaluations=record.held_out_evaluations,
             diversity=record.diversity,
             excluded=record.left_out,
         )

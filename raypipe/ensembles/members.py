@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.errors import UserError
+from raypipe.core.record import FrozenModel
 from raypipe.data.window_store import WindowStore
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -22,10 +22,8 @@ Spec = dict[str, Any]
 """Describes the networks of an `EnsembleModule`."""
 
 
-class MergedRecord(BaseModel):
+class MergedRecord(FrozenModel):
     """`MergedNetworks` in ``ensemble.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: list[int]
     epochs: list[int]

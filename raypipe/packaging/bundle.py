@@ -110,7 +110,7 @@ def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: 
         table=ensemble.table_record(),
         verdict=ensemble.verdict,
         notes=ensemble.notes,
-        looks=ensemble.held_out_evaluations,
+        held_out_evaluations=ensemble.held_out_evaluations,
         seed=run.info.seed,
         data_hash=run.info.data_hash,
         versions=package_versions(),

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raypipe.core.config import ModelConfig
 from raypipe.core.folds import FoldMap
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 from raypipe.data.manifest import Plan
 
 
-class BundleMember(BaseModel):
+class BundleMember(FrozenModel):
     """One fold model of a trial, or of a snapshot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: int
     epoch: int = 0
@@ -69,7 +67,7 @@ class BundleInfo(Record):
     """See `raypipe.ensembles.scores.score_table`."""
     verdict: str
     notes: list[str]
-    looks: int
+    held_out_evaluations: int
     """Number of times that the run was scored on its held-out subjects."""
     seed: int
     data_hash: str

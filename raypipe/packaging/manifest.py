@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 
 MANIFEST = "manifest.json"
 
 
-class NetworkSpec(BaseModel):
+class NetworkSpec(FrozenModel):
     """Describes the networks as `EnsembleModule` takes them; a ``rule`` may follow."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -29,16 +29,12 @@ class NetworkSpec(BaseModel):
 class ReferencePredictions(BaseModel):
     """Predictions of `scorer.reference_windows`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     seed: int
     answers: list[float]
 
 
-class ChallengeEntry(BaseModel):
+class ChallengeEntry(FrozenModel):
     """The model of one challenge."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights: str
     """Name of the file of weights."""

@@ -32,7 +32,7 @@ def _scores(info: BundleInfo) -> list[str]:
         "Scores",
         f"Metric: {metric_label(info.metric)}. Out-of-fold scores are optimistic, because trials and epochs were "
         f"chosen by them. Nothing was fitted or chosen on the held-out subjects; the run was scored on them "
-        f"{info.looks} time{'' if info.looks == 1 else 's'}.",
+        f"{info.held_out_evaluations} time{'' if info.held_out_evaluations == 1 else 's'}.",
         "",
         "| predictor | out of fold | held out | 95 % interval over subjects |",
         "|---|---|---|---|",

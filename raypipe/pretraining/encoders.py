@@ -16,14 +16,13 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raypipe.core.config import ModelConfig, PretrainConfig, TrialConfig
 from raypipe.core.errors import CheckpointError, UserError
 from raypipe.core.folds import FoldMap
-from raypipe.core.record import Record
-from raypipe.models.registry import build_model
+from raypipe.core.record import FrozenModel, Record
+from raypipe.models.from_config import build_model
 from raypipe.storage.files import Folder, open_folder, read_record, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import PRETRAIN_FILE, digest
@@ -55,10 +54,8 @@ class PretrainInfo(Record):
     versions: dict[str, str]
 
 
-class PretrainEpoch(BaseModel):
+class PretrainEpoch(FrozenModel):
     """One epoch of pretraining."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int
     loss: float

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.metrics import constant_prediction, score
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import read_record, write_record
@@ -37,10 +36,8 @@ _BATCH = 256
 Array = NDArray[np.float64]
 
 
-class Baseline(BaseModel):
+class Baseline(FrozenModel):
     """A baseline and its score."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     score: float | None

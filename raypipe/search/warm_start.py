@@ -11,10 +11,10 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
+from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
@@ -23,10 +23,8 @@ SOURCE = "source"
 """User attribute of a trial that another run has trained: the run, and the trial's number there."""
 
 
-class WarmTrial(BaseModel):
+class WarmTrial(FrozenModel):
     """A trial of another run, with the parameters that the new space asks for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     state: Literal["complete", "pruned"]
@@ -48,10 +46,8 @@ class WarmTrial(BaseModel):
         )
 
 
-class WarmStart(BaseModel):
+class WarmStart(FrozenModel):
     """Trials that a run's sampler starts from (stored in its ``run.json``)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     """The run that has trained them."""

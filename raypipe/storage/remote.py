@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
 from raypipe.core.errors import StorageError, UserError, first_line
-from raypipe.storage.retry_policy import MAX_OUTAGE_SECONDS, RetryPolicy, describe_failure
+from raypipe.storage.remote_retry import MAX_OUTAGE_SECONDS, RetryPolicy, describe_failure
 
 PARTIAL_SUFFIX = ".part"
 """End of the names of partial files, which are being written or were left by a process that was killed."""

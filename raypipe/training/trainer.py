@@ -22,8 +22,8 @@ from raypipe.core.folds import Index
 from raypipe.core.metrics import METRICS, Metric, score
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
+from raypipe.models.from_config import build_model
 from raypipe.models.network import Network
-from raypipe.models.registry import build_model
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.finetuning import (
     choose_trained,

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
@@ -38,10 +37,8 @@ MAX_TIMED_CALLS, MAX_TIMED_SECONDS = 5, 0.2
 StemName = Literal["fourier", "direct"]
 
 
-class ComputeOptions(BaseModel):
+class ComputeOptions(FrozenModel):
     """Options of how a trial is computed; `auto` measures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stem: Literal["auto", "fourier", "direct"] = "auto"
     stack: Literal["auto", "on", "off"] = "auto"

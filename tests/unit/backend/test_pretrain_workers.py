@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from raypipe.backend.pretrain_workers import (
     MAX_RESTARTS,
     PretrainWorkers,
-    RetryPolicy,
+    RestartPolicy,
     error_line,
     permanent_error,
 )
@@ -31,12 +31,12 @@ def died(*causes: Exception) -> WorkerGroupError:
 def test_an_error_that_would_recur_ends_pretraining(cause):
     error = died(RuntimeError("Connection closed by peer"), cause)
     assert permanent_error(error) is cause
-    assert RetryPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
+    assert RestartPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
 
 
 def test_workers_that_die_of_another_error_are_restarted_a_limited_number_of_times():
     error = died(RuntimeError("Connection closed by peer"))
-    policy = RetryPolicy(FailureConfig(MAX_RESTARTS))
+    policy = RestartPolicy(FailureConfig(MAX_RESTARTS))
     decisions = [policy.make_decision(error) for _ in range(MAX_RESTARTS + 1)]
     assert decisions == [FailureDecision.RETRY] * MAX_RESTARTS + [FailureDecision.RAISE]
     assert permanent_error(error) is None

@@ -28,5 +28,5 @@ def test_every_scoring_of_the_held_out_subjects_is_recorded_and_noted(classes, t
 def test_a_log_of_another_form_is_refused(classes, tmp_path):
     run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
     run.folder.write(EVALUATION_LOG, b"[{}]")
-    with pytest.raises(UserError, match=r"looks\.json"):
+    with pytest.raises(UserError, match=r"evaluations\.json"):
         fit_ensemble(run, top=1, windows=classes.windows)

@@ -25,7 +25,7 @@ def test_a_saved_ensemble_is_loaded_as_it_was(classes, tmp_path):
     for name in vars(first.held_out):
         np.testing.assert_array_equal(getattr(again.held_out, name), getattr(first.held_out, name))
     record = json.loads((tmp_path / "run" / RECORD).read_text())
-    assert record["looks"] == first.held_out_evaluations and record["data_hash"] == run.info.data_hash
+    assert record["held_out_evaluations"] == first.held_out_evaluations and record["data_hash"] == run.info.data_hash
     for text, message in (
         ("{", "damaged"),
         ('{"format": "raypipe-ensemble/0"}', "format 'raypipe-ensemble/0', expected"),

@@ -25,7 +25,7 @@ from raypipe.ensembles.soup import (
     require_compatible,
     update_batchnorm,
 )
-from raypipe.models.registry import build_model
+from raypipe.models.from_config import build_model
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.submission import export_submission
 from raypipe.reporting.report import write_report

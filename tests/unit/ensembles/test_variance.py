@@ -16,8 +16,8 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.oof import read_oof_predictions
+from raypipe.models.from_config import build_model
 from raypipe.models.readout import bin_centres, decode_variance, distribution_moments
-from raypipe.models.registry import build_model
 from raypipe.models.stacked import ConformerStack
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.storage.records import Member

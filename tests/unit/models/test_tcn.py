@@ -7,8 +7,8 @@ import torch
 from raypipe.core.config import ModelConfig, parse_config
 from raypipe.core.errors import UserError
 from raypipe.models.conformer import Conformer
+from raypipe.models.from_config import build_model
 from raypipe.models.readout import BIN_RANGE, bin_centres, distribution_mean
-from raypipe.models.registry import build_model
 from raypipe.models.tcn import Tcn
 
 SHAPE = {"n_channels": 5, "n_times": 60, "sfreq": 100.0}

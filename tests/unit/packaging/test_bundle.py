@@ -12,7 +12,7 @@ import torch
 from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.models.registry import build_model
+from raypipe.models.from_config import build_model
 from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
 from raypipe.storage.records import digest
 from tests.support.faults import truncate

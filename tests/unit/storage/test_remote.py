@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.storage.files import open_folder, read_json
 from raypipe.storage.remote import RemoteFolder, shell_quoted, without_settings
-from raypipe.storage.retry_policy import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
+from raypipe.storage.remote_retry import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
 from tests.support.storage import Clock, MemoryStore
 
 URI = "s3://bucket/run"
@@ -230,7 +230,7 @@ def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     calls=st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.binary(max_size=9))), max_size=10),
 )
 def test_after_any_transient_failures_the_files_are_those_that_were_written(failures, lost, calls):
-    logging.getLogger("raypipe.storage.retry_policy").setLevel(logging.ERROR)
+    logging.getLogger("raypipe.storage.remote_retry").setLevel(logging.ERROR)
     folder, model = remote(MemoryStore(failing(*failures), lost=lost)), {}
     for name, data in calls:
         if data is None:
@@ -241,4 +241,4 @@ def test_after_any_transient_failures_the_files_are_those_that_were_written(fail
             model[name] = data
         assert folder.names() == sorted(model)
         assert {name: folder.read(name) for name in model} == model
-    logging.getLogger("raypipe.storage.retry_policy").setLevel(logging.NOTSET)
+    logging.getLogger("raypipe.storage.remote_retry").setLevel(logging.NOTSET)

@@ -16,7 +16,7 @@ from raypipe.storage.files import open_folder, read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
 from raypipe.storage.remote import RemoteFolder
-from raypipe.storage.retry_policy import RetryPolicy
+from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.storage import Clock, FaultyProxy

@@ -8,8 +8,8 @@ import torch
 from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
 from raypipe.models.conformer import Conformer
+from raypipe.models.from_config import build_model
 from raypipe.models.network import Dropout
-from raypipe.models.registry import build_model
 
 
 def test_build_model_follows_its_configuration() -> None:
