@@ -16,6 +16,9 @@ __all__ = ["app", "main"]
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 """Exit status after bad input, and after a Ctrl-C."""
 
+CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain", "push", "pull")
+"""Verbs that continue from where they were interrupted; the others start over."""
+
 PANELS = [module.PANEL for module in (data, search, inspect, export, cluster)]
 app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))  # as --help lists them
 
@@ -25,16 +28,18 @@ def main(arguments: list[str] | None = None) -> Any:
     from raypipe.core.folds import LeakError
 
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         _refuse_other_versions()
-        _run(sys.argv[1:] if arguments is None else arguments)
+        _run(words)
     except (UserError, LeakError) as error:
         _leave(f"error: {error}", USAGE_STATUS)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _leave(f"error: {where}{error.strerror or error}", USAGE_STATUS)
     except (InterruptedSweepError, KeyboardInterrupt):
-        _leave("interrupted; the same command continues from here", INTERRUPTED_STATUS)
+        continues = "; the same command continues from here" if words[:1] and words[0] in CONTINUED else ""
+        _leave(f"interrupted{continues}", INTERRUPTED_STATUS)
 
 
 def _run(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from raypipe.cli import app
+from raypipe.cli.app import CONTINUED
 from raypipe.core.errors import InterruptedSweepError, UserError
 from raypipe.core.folds import make_folds
 from raypipe.storage.records import Epoch, TrialResult
@@ -147,13 +148,17 @@ def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedSweepError])
-def test_an_interrupted_command_says_how_to_continue(error, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("verb", "line"), [("resume", "interrupted; the same command continues from here"), ("status", "interrupted")]
+)
+def test_an_interrupted_command_says_whether_it_continues(error, verb, line, capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise error
 
     monkeypatch.setattr("raypipe.storage.run_store.RunStore.open", interrupt)
-    assert run("status", tmp_path) == 130
-    assert capsys.readouterr().err.endswith("raypipe: interrupted; the same command continues from here\n")
+    assert run(verb, tmp_path) == 130
+    assert capsys.readouterr().err.endswith(f"raypipe: {line}\n")
+    assert set(CONTINUED) < set(VERBS)
 
 
 @pytest.mark.parametrize(("given", "joined"), [((), "here:6379"), (("--address", "there:6379"), "there:6379")])
