@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
 from raypipe.simulation.contrast_change import simulate
 from tests.support.programs import SKIPS
+
+
+def pytest_configure():
+    """Let Ctrl-C through: a shell starts what it runs in the background with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter):
