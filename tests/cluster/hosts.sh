@@ -3,7 +3,8 @@
 # which all of them know), home, /tmp/ray and /dev/shm, and an sshd that lets root in by a key made for the occasion. All
 # other files are this machine's.
 # Needs root, for namespaces, links, mounts and sshd are root's to make; and iproute2, openssh-server, util-linux, rsync
-# (with which `ray up` copies files). Nothing that STATE does not name is touched.
+# (with which `ray up` copies files). The bridge's alias is the process that started them: what it left behind when it was
+# killed is removed by the next `up`. Nothing else that STATE does not name is touched.
 #   hosts.sh up STATE BIN N [NAME=VALUE ...]   N <= 10 hosts, 10.77.0.10, .11, ...; BIN holds the `ray` and `python`
 #                                              that they run, and NAME is in the environment of whoever logs in
 #   hosts.sh cut|mend STATE I                  take host I's link down, or up again
@@ -48,12 +49,30 @@ C
   exec "$(command -v sshd)" -D -e -f "$home/sshd_config"
 }
 
+clear_remains() { # of hosts whose tests were killed; those of living tests stay as they are
+  local owner name
+  ip link show brraypipe >/dev/null 2>&1 || return 0
+  owner=$(cat /sys/class/net/brraypipe/ifalias)
+  if [ -n "$owner" ] && [ -d "/proc/$owner" ]; then
+    echo "hosts.sh: process $owner uses such hosts" >&2
+    exit 1
+  fi
+  for name in $(ip netns list | awk '/^raypipe[0-9]/ { print $1 }'); do
+    ip netns pids "$name" | xargs -r kill -9
+    ip link del "v$name" 2>/dev/null || true
+    ip netns del "$name"
+  done
+  ip link del brraypipe
+}
+
 up() { # N hosts
   local bin=$1 n=$2 i
   shift 2
   mkdir -p "$state/ssh" /run/sshd
   ssh-keygen -q -t ed25519 -N "" -f "$state/ssh/id"
-  ip link add brraypipe type bridge # fails where another such cluster is up, which stays as it is
+  clear_remains
+  ip link add brraypipe type bridge
+  ip link set brraypipe alias "$PPID"
   : >"$state/hosts"
   { echo "127.0.0.1 localhost" && for ((i = 0; i < n; i++)); do echo "10.77.0.1$i raypipe$i"; done; } >"$state/names"
   ip addr add 10.77.0.254/24 dev brraypipe
