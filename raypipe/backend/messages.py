@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+    from raypipe.core.options import StackOption, StemOption
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class SweepContext:
     """Cores per worker."""
     gpus: float
     """GPUs per worker."""
-    stem: Literal["auto", "fourier", "direct"]
+    stem: StemOption
     """``--stem``: algorithm of the Conformer's stem, or ``auto``."""
-    stack: Literal["auto", "on", "off"]
+    stack: StackOption
     """``--stack``: whether a worker trains its folds as one program, or ``auto``."""
     autoscaling: bool
     """Whether the cluster may start machines when it is asked to."""

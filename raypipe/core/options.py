@@ -17,6 +17,11 @@ from raypipe.core.record import FrozenModel
 Options = TypeVar("Options", bound=BaseModel)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+StemOption = Literal["auto", "fourier", "direct"]
+"""Values of ``--stem``."""
+StackOption = Literal["auto", "on", "off"]
+"""Values of ``--stack``."""
+
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -105,9 +110,9 @@ class SweepOptions(FrozenModel):
     """Passes over the training windows before a trial may be stopped early."""
     reduction: Annotated[int, Flag(STOPPING)] = Field(3, ge=2)
     """Successive halving keeps the best 1/reduction of the trials at each rung."""
-    stem: Annotated[Literal["auto", "fourier", "direct"], Flag(SPEED, "the faster one, measured at the start")] = "auto"
+    stem: Annotated[StemOption, Flag(SPEED, "the faster one, measured at the start")] = "auto"
     """Algorithm of the Conformer's stem."""
-    stack: Annotated[Literal["auto", "on", "off"], Flag(SPEED, "the faster one, measured at the start")] = "auto"
+    stack: Annotated[StackOption, Flag(SPEED, "the faster one, measured at the start")] = "auto"
     """Train a worker's folds as one stacked program."""
     track: Annotated[list[str], Flag("Tracking")] = Field(["tensorboard"])
     """Where curves are logged: tensorboard, mlflow, wandb, or none. Several may be given."""

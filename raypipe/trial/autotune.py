@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
+from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel, Record
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
@@ -40,8 +41,8 @@ StemName = Literal["fourier", "direct"]
 class ComputeOptions(FrozenModel):
     """Options of how a trial is computed; `auto` measures."""
 
-    stem: Literal["auto", "fourier", "direct"] = "auto"
-    stack: Literal["auto", "on", "off"] = "auto"
+    stem: StemOption = "auto"
+    stack: StackOption = "auto"
 
 
 class ComputePlan(Record):
