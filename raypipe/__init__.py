@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from raypipe.api import *
 
 __all__ = [
+    "DiskFullError",
+    "InterruptedSweepError",
+    "LeakError",
     "PrintProgress",
     "Run",
     "StopRequest",

@@ -6,12 +6,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DiskFullError, InterruptedSweepError, UserError
 from raypipe.core.options import PretrainOptions, SweepOptions, document_options
 from raypipe.core.progress import no_progress
 from raypipe.reporting.run import Run
 
 if TYPE_CHECKING:
+    from raypipe.core.folds import LeakError
     from raypipe.core.progress import Progress
     from raypipe.core.stop import StopRequest
     from raypipe.data.prepare import prepare
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from raypipe.trial.callback import SweepCallback
 
 __all__ = [
+    "DiskFullError",
+    "InterruptedSweepError",
+    "LeakError",
     "PrintProgress",
     "Run",
     "StopRequest",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 MODULES = {
+    "LeakError": "raypipe.core.folds",
     "PrintProgress": "raypipe.reporting.progress_lines",
     "StopRequest": "raypipe.core.stop",
     "SweepCallback": "raypipe.trial.callback",

@@ -47,9 +47,7 @@ def option_flags(options: type[BaseModel], *names: str, unchanged: Collection[st
 
 def _parameter(options: type[BaseModel], name: str, kept: bool = False) -> inspect.Parameter:
     field, flag = options.model_fields[name], flag_of(options, name)
-    spelled = [f"--{name.replace('_', '-')}", flag.alias] if flag.alias else []
-    if field.default is False:
-        spelled = [f"--{name.replace('_', '-')}"]  # without a --no- form
+    spelled = [f"--{name.replace('_', '-')}"] if field.default is False else []  # without a --no- form
     option = typer.Option(
         *spelled,
         help=help_of(options, name),

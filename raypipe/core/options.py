@@ -58,7 +58,6 @@ class Flag:
     unset: str | None = None
     """Meaning of its default where that is None or ``auto``."""
     metavar: str | None = None
-    alias: str | None = None
     envvar: str | None = None
 
 
@@ -98,7 +97,7 @@ class SweepOptions(FrozenModel):
     """CPU cores per worker."""
     gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0)
     """GPUs per worker. A fraction lets several workers share a GPU."""
-    concurrent: Annotated[int | None, Flag(RESOURCES, "as many as fit", alias="--max-concurrent")] = Field(None, ge=1)
+    concurrent: Annotated[int | None, Flag(RESOURCES, "as many as fit")] = Field(None, ge=1)
     """Trials that run at the same time."""
     address: Annotated[str | None, Flag(RESOURCES, "start Ray on this machine", envvar="RAY_ADDRESS")] = None
     """Address of a running Ray cluster."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import UserError
+from raypipe.core.metrics import get_metric
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.versions import package_versions
@@ -62,7 +63,7 @@ def open_run(
     info = RunInfo(
         **record_of_windows(windows),
         kind=windows.kind,
-        direction="minimize" if windows.kind == "regression" else "maximize",
+        direction=get_metric(windows.metric).direction,
         classes=windows.classes,
         seed=options.seed,
         space=space.name,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.metrics import Direction
 from raypipe.storage.records import TrialResult
 
 
@@ -17,7 +17,7 @@ class RunSnapshot:
     where: str
     """Path or URI of the run."""
     metric: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     baseline: float
     """Out-of-fold score of a constant prediction."""
     trials: int

@@ -124,7 +124,7 @@ def test_an_actor_without_heartbeats_is_declared_dead(toy, tmp_path, shared, lig
     """
     gate = Gate(tmp_path / "gate", 2)
     shared.hooks.set(gate.hooks)
-    monkeypatch.setattr(heartbeat, "DEAD_AFTER_SECONDS", 8.0)
+    monkeypatch.setattr(heartbeat, "DEAD_AFTER_SECONDS", 20.0)
     if deaf:
         monkeypatch.setattr(heartbeat, "kill_actor", lambda actor: None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import inspect
 import re
@@ -59,6 +60,8 @@ def test_a_function_describes_parameters_result_and_errors(name):
     described = re.findall(r"^(\S.*)$", found["Parameters"], re.MULTILINE)
     names = {each.lstrip("*") for line in described for each in line.split(" : ")[0].split(", ")}
     assert names == set(inspect.signature(function).parameters)
+    raised = re.findall(r"^(\S.*)$", found["Raises"], re.MULTILINE)
+    assert {error for line in raised for error in line.split(", ")} <= {*raypipe.__all__, *dir(builtins)}
     assert {"Returns", "Raises"} <= set(found) and re.match(r"[A-Z][a-z]+ .*\.", found[""])
 
 

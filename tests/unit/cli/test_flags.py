@@ -71,16 +71,15 @@ def test_help_and_default_are_those_of_the_option(verb):
 
 def test_other_names_and_forms():
     flags = options("sweep")
-    assert flags["concurrent"].opts == ["--concurrent", "--max-concurrent"]
     assert flags["prune"].secondary_opts == ["--no-prune"] and not options("pretrain")["fold_wise"].secondary_opts
     assert flags["address"].envvar == "RAY_ADDRESS"
-    assert all(flags[name].opts == [f"--{name.replace('_', '-')}"] for name in flags if name != "concurrent")
+    assert all(flags[name].opts == [f"--{name.replace('_', '-')}"] for name in flags)
 
 
 def test_given_flags_reach_the_sweep(monkeypatch):
     given = {}
     monkeypatch.setattr("raypipe.search.sweep.sweep", lambda *_, **options: given.update(options) or pytest.skip())
-    words = "--held-out 0.3 --time-budget 2h --track mlflow --track wandb --max-concurrent 3 --no-prune --stem direct"
+    words = "--held-out 0.3 --time-budget 2h --track mlflow --track wandb --concurrent 3 --no-prune --stem direct"
     with pytest.raises(pytest.skip.Exception):
         app.main(["sweep", "space.py", "--data", "store", "--run", "run", *words.split()])
     chosen = parse_options({name: value for name, value in given.items() if name in SweepOptions.model_fields})
