@@ -58,7 +58,7 @@ def main() -> None:
         whole = time.perf_counter() - start
         first = {n: run.store.history(n)[0].seconds / 2 for n in run.trials.index}  # two workers
     gaps = [started - ended - first[n] for ended, (started, n) in zip(clock.ends, clock.first_epochs[1:], strict=False)]
-    print(f"call to first epoch      {clock.first_epochs[0][0]:6.2f} s (of it training {first[0]:.2f} s)")
+    print(f"call to first epoch      {clock.first_epochs[0][0]:6.2f} s (training {first[0]:.2f} s)")
     print(f"handover, median of {len(gaps)}    {statistics.median(gaps):6.3f} s, largest {max(gaps):.3f} s")
     print(f"whole sweep              {whole:6.2f} s")
 

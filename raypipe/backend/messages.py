@@ -25,13 +25,11 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class PretrainLayout:
-    """Number of pretraining workers, their resources, and the cluster (the options of a pretrained run)."""
+    """Number of pretraining workers, their resources, and the cluster (`PretrainOptions` has the same names)."""
 
     workers: int = 1
-    cpus: float = 1
-    """Cores per worker."""
-    gpus: float = 0
-    """GPUs per worker."""
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
     address: str | None = None
     """Address of the cluster; None for this machine."""
 

@@ -100,13 +100,13 @@ class PretrainWorkers:
     def __init__(self, where: str, layout: PretrainLayout, scratch: str) -> None:
         self.error: Exception | None = None
         self._key = f"raypipe-pretrain-{ray.get_runtime_context().get_job_id()}"
-        gpus, autoscaling = layout.gpus, bool(layout.address)
+        gpus, autoscaling = layout.gpus_per_worker, bool(layout.address)
         single_machine = not (gpus or autoscaling)
         trainer = WorkerGroupTrainer(
             train,
             train_loop_config={
                 "where": where,
-                "cpus": layout.cpus,
+                "cpus": layout.cpus_per_worker,
                 "stop": f"{self._key}/stop",
                 "rendezvous": scratch if single_machine else "",
             },
@@ -114,7 +114,7 @@ class PretrainWorkers:
             scaling_config=ScalingConfig(
                 num_workers=layout.workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": layout.cpus, **({"GPU": gpus} if gpus else {})},
+                resources_per_worker={"CPU": layout.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
             ),
             run_config=RunConfig(name="pretrain", storage_path=scratch, failure_config=FailureConfig(MAX_RESTARTS)),
         )

@@ -16,7 +16,7 @@ __all__ = ["app", "main"]
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 """Exit status after bad input, and after a Ctrl-C."""
 
-CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain", "push", "pull")
+CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain")
 """Verbs that continue from where they were interrupted; the others start over."""
 
 PANELS = [module.PANEL for module in (data, search, inspect, export, cluster)]

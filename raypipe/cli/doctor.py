@@ -203,7 +203,7 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
                     line = f"trial {number}, fold {fold}, checkpoint of epoch {epoch}: {first_line(error)}"
                     yield Finding("broken", line, f"check the disk; raypipe resume {after}")
                 except FileNotFoundError:
-                    pass  # a driver has removed it meanwhile
+                    continue  # a driver has removed it since
     if whole and not damaged:
         yield Finding("ok", f"{whole} checkpoints of trials that have not ended are intact")
 

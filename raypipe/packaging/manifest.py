@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from raypipe.core.record import FrozenModel, Record
 
@@ -26,7 +26,7 @@ class NetworkSpec(FrozenModel):
     members: list[dict[str, Any]]
 
 
-class ReferencePredictions(BaseModel):
+class ReferencePredictions(FrozenModel):
     """Predictions of `scorer.reference_windows`."""
 
     seed: int

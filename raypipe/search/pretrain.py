@@ -56,8 +56,7 @@ def pretrain(
         _check_unchanged(store, windows, config, chosen.fold_wise)
     else:
         store = _create(run, windows, config, chosen)
-    layout = PretrainLayout(chosen.workers, chosen.cpus_per_worker, chosen.gpus_per_worker, chosen.address)
-    return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
+    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
 
 
 @restored_process_state()
@@ -74,8 +73,12 @@ def resume(
     store = PretrainedRun(run)
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}
-    layout = PretrainLayout(**read_options(store.folder) | changes)
-    return _drive(store, layout, progress, callback or SweepCallback(), stop or StopRequest())
+    chosen = parse_pretrain_options(read_options(store.folder) | changes)
+    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
+
+
+def _layout(options: PretrainOptions) -> PretrainLayout:
+    return PretrainLayout(**options.model_dump(include=set(PretrainLayout.__dataclass_fields__)))
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import MixupConfig
 
+Floats = NDArray[np.float64]
+
 
 def mix(
     cfg: MixupConfig,
@@ -75,24 +77,35 @@ def mix(
     if cfg.name in ("mixup", "cmixup"):
         kept_B11 = torch.from_numpy(kept_B).to(x_BCT)[:, None, None]
         x_BCT = torch.lerp(other_BCT, x_BCT, kept_B11)
-    elif cfg.name == "cutmix":
-        cut_B = np.rint((1.0 - kept_B) * n_times).astype(np.int64)
-        start_B = rng.integers(0, n_times - cut_B, endpoint=True)
-        sample_1T = np.arange(n_times)[None]
-        cut_BT = (sample_1T >= start_B[:, None]) & (sample_1T < (start_B + cut_B)[:, None])
-        x_BCT = torch.where(torch.from_numpy(cut_BT).to(x_BCT.device)[:, None], other_BCT, x_BCT)
-        kept_B = 1.0 - cut_B / n_times
     else:
-        cut_B = np.rint((1.0 - kept_B) * n_channels).astype(np.int64)
-        rank_BC = rng.permuted(np.tile(np.arange(n_channels), (n, 1)), axis=1)
-        cut_BC = torch.from_numpy(rank_BC < cut_B[:, None]).to(x_BCT.device)
-        x_BCT = torch.where(cut_BC[..., None], other_BCT, x_BCT)
-        kept_B = 1.0 - cut_B / n_channels
+        cut = _cut_interval if cfg.name == "cutmix" else _cut_channels
+        cut_BCT, kept_B = cut(rng, kept_B, n_channels, n_times)
+        x_BCT = torch.where(torch.from_numpy(cut_BCT).to(x_BCT.device), other_BCT, x_BCT)
     weight_B = torch.from_numpy(kept_B)
     if kind == "classification":
         t_BK = F.one_hot(y.long(), n_classes).to(x_BCT.dtype)
         return x_BCT, torch.lerp(t_BK[partner_B], t_BK, weight_B.to(t_BK)[:, None])
     return x_BCT, torch.lerp(y[partner_B], y, weight_B.to(y))
+
+
+def _cut_interval(
+    rng: np.random.Generator, kept_B: Floats, n_channels: int, n_times: int
+) -> tuple[NDArray[np.bool_], Floats]:
+    """Return which samples (B, 1, T) are taken from the partner, an interval, and the fraction (B,) that is kept."""
+    cut_B = np.rint((1.0 - kept_B) * n_times).astype(np.int64)
+    start_B = rng.integers(0, n_times - cut_B, endpoint=True)
+    sample_1T = np.arange(n_times)[None]
+    cut_BT = (sample_1T >= start_B[:, None]) & (sample_1T < (start_B + cut_B)[:, None])
+    return cut_BT[:, None], 1.0 - cut_B / n_times
+
+
+def _cut_channels(
+    rng: np.random.Generator, kept_B: Floats, n_channels: int, n_times: int
+) -> tuple[NDArray[np.bool_], Floats]:
+    """Return which channels (B, C, 1) are taken from the partner, and the fraction (B,) that is kept."""
+    cut_B = np.rint((1.0 - kept_B) * n_channels).astype(np.int64)
+    rank_BC = rng.permuted(np.tile(np.arange(n_channels), (len(kept_B), 1)), axis=1)
+    return (rank_BC < cut_B[:, None])[..., None], 1.0 - cut_B / n_channels
 
 
 def _partners(

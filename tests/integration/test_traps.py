@@ -106,6 +106,9 @@ def test_a_sweep_gives_back_all_that_it_held_however_it_ends(toy, tmp_path, shar
         sweep(toy / "space.py", toy / "store", tmp_path / "run", callback=Recorder(interrupt), **options)
     wait_until(lambda: not shared.held(), "an interrupted sweep's resources")
     assert process_state() == before and interrupted
+    with pytest.raises(ZeroDivisionError):  # an exception in a callback ends the sweep
+        resume(tmp_path / "run", callback=Recorder(lambda event, given: event == "on_epoch" and 1 / 0))
+    wait_until(lambda: not shared.held(), "resources of a sweep whose callback failed")
     with pytest.raises(InterruptedSweepError):
         resume(tmp_path / "run", callback=Recorder(ask), stop=request)
     wait_until(lambda: not shared.held(), "a stopped sweep's resources")

@@ -113,7 +113,7 @@ def test_trials_that_fail_in_different_ways_are_no_reason_to_stop(search):
 
 
 def finished(search, epochs=None):
-    """Train a trial for `epochs`, or to its end; return Tune's name of it, its number and its last report."""
+    """Train a trial for `epochs`, or to its end; return the name that Tune gives it, its number and its last report."""
     name = f"tune-{len(search._numbers)}"
     number = search.suggest(name)["number"]
     run = search.queue.run

@@ -149,14 +149,19 @@ def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedSweepError])
 @pytest.mark.parametrize(
-    ("verb", "line"), [("resume", "interrupted; the same command continues from here"), ("status", "interrupted")]
+    ("words", "line"),
+    [
+        (("resume", "RUN"), "interrupted; the same command continues from here"),
+        (("status", "RUN"), "interrupted"),
+        (("pull", "RUN", "OUT"), "interrupted"),  # copies all files again
+    ],
 )
-def test_an_interrupted_command_says_whether_it_continues(error, verb, line, capsys, monkeypatch, tmp_path):
+def test_an_interrupted_command_says_whether_it_continues(error, words, line, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise error
 
     monkeypatch.setattr("raypipe.storage.run_store.RunStore.open", interrupt)
-    assert run(verb, tmp_path) == 130
+    assert run(*words) == 130
     assert capsys.readouterr().err.endswith(f"raypipe: {line}\n")
     assert set(CONTINUED) < set(VERBS)
 

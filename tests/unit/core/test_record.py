@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from typing import Literal
 
 import pytest
+from pydantic import BaseModel
 
+import raypipe
 from raypipe.core.errors import UserError
 from raypipe.core.record import Record
 from raypipe.storage.files import open_folder, read_record, write_record
@@ -52,3 +56,18 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
 
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_record(open_folder(tmp_path), "loss.json", Loss(value=float("nan")))
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
+
+
+def test_every_model_is_frozen_and_refuses_unknown_names():
+    for module in pkgutil.walk_packages(raypipe.__path__, "raypipe."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    models = {each for each in subclasses(BaseModel) if each.__module__.startswith("raypipe.")}
+    assert len(models) > 40
+    lenient = {each.__name__ for each in models if each.model_config.get("extra") != "forbid"}
+    assert lenient == {"NetworkSpec"}, "whose other names are arguments of a network"
+    assert all(each.model_config.get("frozen") for each in models)

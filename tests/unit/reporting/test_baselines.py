@@ -33,7 +33,6 @@ def test_baselines_are_scored_on_the_held_out_and_shown(simulated):
 
 def test_baselines_of_another_format_are_refused(simulated, tmp_path):
     run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
-    assert read_baselines(run) == [] or (tmp_path / "run" / BASELINES_FILE).exists()
     run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/2", "baselines": []}).encode())
     with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/2', expected"):
         read_baselines(run)

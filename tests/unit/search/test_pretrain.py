@@ -27,9 +27,10 @@ from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_enc
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.pretraining.worker import probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
-from raypipe.search.pretrain import pretrain
+from raypipe.search.pretrain import pretrain, resume
 from raypipe.search.run_setup import open_run
 from raypipe.storage.lease import Lease
+from raypipe.storage.records import read_options, write_options
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
 from raypipe.training.loader import WindowLoader
 from raypipe.trial.local import run_trial
@@ -327,6 +328,16 @@ def test_a_card_of_another_format_is_refused(encoder, tmp_path):
     (copied / "card.json").write_text(json.dumps(card | {"format": "raypipe-encoder/2"}))
     with pytest.raises(UserError, match=r"card\.json: format 'raypipe-encoder/2', expected 'raypipe-encoder/1'"):
         load_encoder(copied)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"), [({"cores": 2}, "cores: no such option"), ({"workers": 0}, "--workers 0")]
+)
+def test_recorded_options_that_are_wrong_are_one_line(encoder, tmp_path, changed, message):
+    copied = shutil.copytree(encoder, tmp_path / "copied")
+    write_options(PretrainedRun(copied).folder, read_options(PretrainedRun(copied).folder) | changed)
+    with pytest.raises(UserError, match=message):
+        resume(copied)
 
 
 def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
