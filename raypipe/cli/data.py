@@ -138,3 +138,5 @@ def prepare(
             progress=counter,
         )
     write(f"{out}: {store.describe()}")
+    for line in store.manifest.accounting.lines():
+        write(line)

@@ -160,3 +160,5 @@ def predict(
         table = run_bundle(bundle, recordings, out, progress=counter)
     roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
     write(f"{out}: {len(table)} windows: {', '.join(roles)}")
+    for key, reasons in table.attrs["left_out"].items():
+        write(f"left out: {key}: {reasons}")

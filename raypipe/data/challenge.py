@@ -17,9 +17,11 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
-from raypipe.data.bids import Recording, UnreadableRecordingError
-from raypipe.data.bids_tables import missing_column, read_events, read_events_file, read_participants
+from raypipe.data.targets import read_targets
 from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_of_subject, split_names
+from raypipe.recordings.events import read_events, read_events_file
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +50,8 @@ class _HbnTask(Task):
     no_caution: bool = False
     """Leave out recordings that participants.tsv marks ``caution``."""
 
-    def exclude(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
-        return hbn.exclude_recordings(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
+    def exclude(self, recordings: Sequence[Recording]) -> dict[Recording, str]:
+        return hbn.excluded_recordings(recordings, with_excluded=self.with_excluded, no_caution=self.no_caution)
 
 
 @dataclass(frozen=True)
@@ -115,29 +117,16 @@ class Challenge2(_HbnTask):
         return window / 2
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        factors: dict[str, float] = {}
-        for root in {recording.root: None for recording in recordings}:
-            factors |= _read_factor(root)
-        subjects = {recording.subject for recording in recordings}
-        known = {subject: value for subject, value in factors.items() if subject in subjects}
+        column = read_targets(recordings, FACTOR)
+        if column.values and not column.is_numeric:
+            raise UserError(f"{column.where} holds text ('{next(iter(column.values.values()))}'); it must be numbers")
+        known = {subject: float(value) for subject, value in column.values.items()}
         if len(set(known.values())) < 2:
             raise UserError(f"task '{self.spec}': {len(known)} subject(s) have a value of '{FACTOR}'; two must differ")
         return Labels("regression", (), known)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         return segments_of_subject(recording, duration, timing, labels)
-
-
-def _read_factor(root: Path) -> dict[str, float]:
-    """Return the externalizing factor of each subject that has one."""
-    table = read_participants(root)
-    path = root / "participants.tsv"
-    if FACTOR not in table.columns:
-        raise UserError(missing_column(path, FACTOR, table))
-    values = table[FACTOR].dropna()
-    if values.dtype.kind not in "iuf":
-        raise UserError(f"{path}: column '{FACTOR}' holds text ('{values.iloc[0]}'); it must be numbers")
-    return {str(subject): float(value) for subject, value in values.items()}
 
 
 def scorer_offsets(count: int, spare: int) -> list[int]:

@@ -6,19 +6,16 @@ Sources: Shirazi et al. 2024 (doi:10.1101/2024.10.03.615261); the challenge's st
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from raypipe.core.errors import UserError, missing_package, nearest
-from raypipe.data.bids import Recording
-from raypipe.data.bids_tables import read_participants
+from raypipe.recordings.participants import participant_rows
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.tables import is_missing, parse_number
 
 RELEASES: dict[str, str] = {
     **{f"R{number}": f"ds{5504 + number:06d}" for number in range(1, 9)},
@@ -65,76 +62,44 @@ def release_of(name: str) -> str | None:
     return None
 
 
-def release_folders(root: Path) -> list[Path]:
-    """Return the BIDS folders at `root`: itself if it holds subjects, else the folders in it that do, sorted."""
-    if not root.is_dir() or next(root.glob("sub-*"), None) is not None:
-        return [root]
-    inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and next(folder.glob("sub-*"), None))
-    return inside or [root]
-
-
-def participants(root: Path) -> pd.DataFrame | None:
-    """Return the table in a BIDS folder's participants.tsv, from a cache if the file has not changed.
-
-    Return None if there is no such file.
-    """
-    path = root / "participants.tsv"
-    if not path.is_file():
-        return None
-    stat = path.stat()
-    return _cached_participants(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _cached_participants(path: Path, size: int, changed: int) -> pd.DataFrame:
-    return read_participants(path.parent)
-
-
-def _participant_value(recording: Recording, column: str) -> Any:
-    """Return a value of the recording's subject in participants.tsv; NaN where there is none."""
-    table = participants(recording.root)
-    if table is None or column not in table.columns or recording.subject not in table.index:
-        return float("nan")
-    return table.at[recording.subject, column]
-
-
-def add_releases(recordings: Iterable[Recording]) -> list[Recording]:
+def add_releases(recordings: Sequence[Recording]) -> list[Recording]:
     """Add the release and the subject's age (years) to each recording.
 
     The release comes from the folder's name, or else from ``release_number`` in participants.tsv.
     """
-    found = []
+    rows, found = participant_rows(recordings), []
     for recording in recordings:
-        years = pd.to_numeric(pd.Series([_participant_value(recording, "age")]), errors="coerce").iloc[0]
-        age = float(years) if np.isfinite(years) else None
+        row = rows.get((recording.root, recording.label), {})
+        years = parse_number(row.get("age", ""))
         release = release_of(recording.root.name)
-        if release is None:
-            value = _participant_value(recording, "release_number")
-            release = None if pd.isna(value) else str(value)
+        if release is None and not is_missing(row.get("release_number", "")):
+            release = row["release_number"]
+        age = years if years is not None and np.isfinite(years) else None
         found.append(replace(recording, release=release, age=age))
     return found
 
 
-def availability(recording: Recording) -> str:
+def availability(recording: Recording, row: Mapping[str, str]) -> str:
     """Return a recording's availability as marked in participants.tsv, or an empty string if it is not marked.
 
     Marks are ``available``, ``caution`` and ``unavailable``. Columns are named after the task, or after task and run
     (``surroundSupp``, ``contrastChangeDetection_1``).
+
+    Parameters
+    ----------
+    row
+        Cells of the subject, by name of the column.
     """
-    table = participants(recording.root)
-    if table is None or recording.subject not in table.index:
-        return ""
     for column in (f"{recording.task}_{recording.run}", str(recording.task)):
-        if column in table.columns:
-            value: Any = table.at[recording.subject, column]
-            return "" if pd.isna(value) else str(value).strip().lower()
+        if column in row:
+            return "" if is_missing(row[column]) else row[column].lower()
     return ""
 
 
-def exclude_recordings(
+def excluded_recordings(
     recordings: Sequence[Recording], *, with_excluded: bool = False, no_caution: bool = False
-) -> tuple[list[Recording], Counter[str]]:
-    """Leave out recordings that are unavailable, and those of subjects that the start kit excludes.
+) -> dict[Recording, str]:
+    """Return the recordings that are unavailable, and those of subjects that the start kit excludes, with the reason.
 
     Parameters
     ----------
@@ -142,22 +107,15 @@ def exclude_recordings(
         Keep the excluded subjects, as the scorer does.
     no_caution
         Leave out recordings marked ``caution`` as well.
-
-    Returns
-    -------
-    kept, left_out
-        The kept recordings, and the number of those left out for each reason.
     """
-    kept, left_out = [], Counter[str]()
+    rows, left_out = participant_rows(recordings), {}
     for recording in recordings:
-        mark = availability(recording)
-        if recording.subject in EXCLUDED and not with_excluded:
-            left_out["recordings of subjects that the challenge excludes"] += 1
+        mark = availability(recording, rows.get((recording.root, recording.label), {}))
+        if recording.label in EXCLUDED and not with_excluded:
+            left_out[recording] = "of a subject that the challenge excludes"
         elif mark == "unavailable" or (mark == "caution" and no_caution):
-            left_out[f"recordings marked {mark} in participants.tsv"] += 1
-        else:
-            kept.append(recording)
-    return kept, left_out
+            left_out[recording] = f"marked {mark} in participants.tsv"
+    return left_out
 
 
 def bucket_of(release: str, *, mini: bool = False) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
+from raypipe.data.accounting import Accounting
 
 MANIFEST = "manifest.json"
 TABLE = "windows.csv"
@@ -86,14 +87,12 @@ class Shard(FrozenModel):
 
 
 class Summary(FrozenModel):
-    """Counts of what the store contains and what was left out."""
+    """Counts of what the store contains."""
 
     recordings: int
     """Recordings with at least one window."""
     windows: int
     subjects: int
-    left_out: dict[str, int]
-    """Counts of what was left out, by reason in words."""
 
 
 class Manifest(Record):
@@ -111,6 +110,8 @@ class Manifest(Record):
     data_hash: str
     """Hash of shards and table: equal for equal windows, wherever the store is."""
     summary: Summary
+    accounting: Accounting
+    """What became of every recording and person found."""
     versions: dict[str, str]
 
     @property

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from raypipe.core.errors import UserError, nearest
-from raypipe.data.bids import Recording
 from raypipe.data.manifest import Plan, Settings
 from raypipe.data.task_base import Task
+from raypipe.recordings.channels import find_name
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
 
-Header = tuple[float, tuple[str, ...]]
-"""Sampling rate (Hz) and EEG channels of a recording."""
+RATE_TOLERANCE = 1e-7
+"""Relative difference of two sampling rates that are taken for one: a tenth of a sample in an hour at 250 Hz."""
+
+NOT_COMMON = "not in every recording"
+"""Reason for leaving channels out."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a recording says about its EEG."""
+
+    channels: tuple[str, ...]
+    rates: tuple[float, ...]
+    """Sampling rate of each channel (Hz)."""
+    left_out: dict[str, str]
+    """Other channels, with their type or the reason for leaving them out."""
+
+    def rate_of(self, channel: str) -> float:
+        """Return the sampling rate of a channel that the recording has."""
+        place = find_name(channel, self.channels)
+        return self.rates[0 if place is None else place]
 
 
 def parse_settings(**asked: Any) -> Settings:
@@ -78,32 +99,24 @@ def _check_timing(task: Task, asked: Settings) -> None:
         raise UserError(f"task '{task.spec}': the crop must be shorter than the window, or its offset is always 0")
 
 
-def make_plan(
-    task: Task, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]
-) -> tuple[Plan, Counter[str]]:
+def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]) -> Plan:
     """Fill in the settings that were left to the task and the recordings.
-
-    Returns
-    -------
-    plan, left_out
-        The plan, and the number of EEG channels that it leaves out.
 
     Raises
     ------
     UserError
-        Recordings differ in sampling rate, have no common channel, or lack a channel of the settings; or a window, crop
-        or stride is shorter than a sample.
+        Recordings differ in sampling rate or have no common channel; or a window, crop or stride is shorter than a
+        sample.
     """
-    rates, names = zip(*headers, strict=True)
-    sfreq = asked.sfreq or _common_rate(recordings, rates)
-    channels, left_out = _choose_channels(recordings, names, asked.channels)
+    channels = asked.channels or _common_channels(recordings, headers)
+    sfreq = asked.sfreq or _common_rate(recordings, headers, channels)
     window = asked.window or task.default_window
     stride = asked.stride or task.default_stride or window
     crop = asked.crop or task.default_crop(window) or window
     window_samples, crop_samples = round(window * sfreq), round(crop * sfreq)
     if min(crop_samples, round(stride * sfreq)) < 1:
         raise UserError(f"a window, crop or stride is shorter than a sample at {sfreq:g} Hz")
-    plan = Plan(
+    return Plan(
         task=task.spec,
         channels=channels,
         sfreq=sfreq,
@@ -117,37 +130,61 @@ def make_plan(
         dtype=asked.dtype,
         crops="scorer" if task.scorer_crops else "own",
     )
-    return plan, left_out
 
 
-def _common_rate(recordings: Sequence[Recording], rates: Sequence[float]) -> float:
-    first = dict(zip(reversed(rates), reversed(recordings), strict=True))
+def check_has_channels(recording: Recording, header: Header, channels: Sequence[str]) -> None:
+    """Check that a recording has the channels of the settings.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        It lacks one.
+    """
+    for channel in channels:
+        if find_name(channel, header.channels) is None:
+            left_out = f" (left out: {header.left_out[channel]})" if channel in header.left_out else ""
+            raise UnreadableRecordingError(
+                f"{recording.path}: no EEG channel '{channel}'{left_out}; {nearest(channel, header.channels)}"
+            )
+
+
+def left_out_channels(header: Header, plan: Plan) -> dict[str, str]:
+    """Return the channels of a recording that the plan leaves out, by name with the reason."""
+    used = {find_name(channel, header.channels) for channel in plan.channels}
+    others = {name: NOT_COMMON for place, name in enumerate(header.channels) if place not in used}
+    return header.left_out | others
+
+
+def _common_rate(recordings: Sequence[Recording], headers: Sequence[Header], channels: Sequence[str]) -> float:
+    """Return the sampling rate of all channels of all recordings.
+
+    Raises
+    ------
+    UserError
+        They differ.
+    """
+    first: dict[float, str] = {}
+    for recording, header in zip(recordings, headers, strict=True):
+        for channel in channels:
+            rate = header.rate_of(channel)
+            if not any(abs(rate - other) <= RATE_TOLERANCE * other for other in first):
+                first[rate] = f"{recording.path.name}, {channel}"
     if len(first) > 1:
-        shown = ", ".join(f"{rate:g} Hz ({first[rate].path.name})" for rate in sorted(first))
+        shown = ", ".join(f"{_shown_rate(rate)} Hz ({where})" for rate, where in sorted(first.items()))
         raise UserError(f"recordings differ in sampling rate: {shown}; choose one with --sfreq")
-    return rates[0]
+    return next(iter(first))
 
 
-def _choose_channels(
-    recordings: Sequence[Recording], names: Sequence[tuple[str, ...]], asked: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], Counter[str]]:
-    """Return the channels in the settings, or those that all recordings have and the number of the others."""
-    if not asked:
-        common = _common_channels(recordings, names)
-        others = len({name for present in names for name in present}) - len(common)
-        return common, Counter({"EEG channels that not every recording has": others})
-    for recording, present in zip(recordings, names, strict=True):
-        for channel in asked:
-            if channel not in present:
-                raise UserError(f"{recording.path}: no EEG channel '{channel}'; {nearest(channel, present)}")
-    return asked, Counter()
+def _shown_rate(rate: float) -> str:
+    return f"{rate:.12g}"
 
 
-def _common_channels(recordings: Sequence[Recording], names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def _common_channels(recordings: Sequence[Recording], headers: Sequence[Header]) -> tuple[str, ...]:
     """Return the channels that all recordings have, in the order of the first recording."""
-    common = list(names[0])
-    for recording, present in zip(recordings, names, strict=True):
-        rest = [name for name in common if name in present]
+    common = list(headers[0].channels)
+    for recording, header in zip(recordings, headers, strict=True):
+        present = header.channels
+        rest = common if present == tuple(common) else [n for n in common if find_name(n, present) is not None]
         if not rest:
             raise UserError(
                 f"no EEG channel is common to all recordings: {recording.path.name} ({', '.join(present[:3])}, ...) "

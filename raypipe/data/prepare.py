@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,32 +11,41 @@ from typing import TYPE_CHECKING
 from raypipe.core.errors import UserError
 from raypipe.core.parallel import map_processes
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.bids import Recording, UnreadableRecordingError
 from raypipe.data.manifest import (
-    COLUMNS,
     MANIFEST,
-    OPTIONAL_COLUMNS,
-    TABLE,
-    Manifest,
     Plan,
     Settings,
-    Summary,
     read_manifest,
 )
 from raypipe.data.output_folder import claim_output, remove_leftovers
-from raypipe.data.plan import Header, check_settings, make_plan, parse_settings
-from raypipe.data.remote_bids import open_remote_bids
-from raypipe.data.selection import Selection, check_subjects, select_recordings
-from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header
+from raypipe.data.plan import (
+    Header,
+    check_has_channels,
+    check_settings,
+    left_out_channels,
+    make_plan,
+    parse_settings,
+)
+from raypipe.data.scales import CHECK_UNITS, scale_problem
+from raypipe.data.selection import Selection, select_recordings
+from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
+from raypipe.data.store_writer import write_store
 from raypipe.data.tasks import parse_task
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.files import write_atomic
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.remote_bids import open_remote_bids
+from raypipe.recordings.signal import UnreadableRecordingError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 MIN_PARALLEL_HEADERS = 200
 """Number of recordings from which several processes read headers; for fewer, starting processes takes longer."""
+
+
+UNREADABLE = "unreadable"
+OTHER_SCALE = "of another scale than the others"
+"""Reasons for leaving recordings out."""
 
 
 def prepare(
@@ -135,7 +141,7 @@ def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> 
         return None
     try:
         manifest = read_manifest(folder)
-        if manifest.settings != asked:
+        if manifest.settings != asked or not selection.is_accounted_for(manifest.accounting):
             return None
         current = {r.key: selection.fingerprint(r, manifest.plan) for r in selection.recordings}
         if current != {shard.recording: shard.fingerprint for shard in manifest.shards}:
@@ -171,7 +177,7 @@ class _Build:
     ) -> None:
         self.folder, self.selection, self.jobs, self.progress = folder, selection, jobs, progress
         self.skip_unreadable = skip_unreadable
-        self.left_out = Counter(selection.left_out)
+        self.ledger = selection.ledger
 
     def run(self, asked: Settings) -> WindowStore:
         """Return the store, of which only what is missing or outdated is made."""
@@ -184,16 +190,19 @@ class _Build:
 
     def _make_store(self, asked: Settings) -> WindowStore:
         recordings, headers = self._read_headers()
-        plan, left_out = make_plan(self.selection.task, asked, recordings, headers)
-        self.left_out += left_out
+        recordings, headers = self._with_channels(recordings, headers, asked)
+        plan = make_plan(self.selection.task, asked, recordings, headers)
+        for header in headers:
+            self.ledger.leave_channels_out(left_out_channels(header, plan))
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         remove_leftovers(self.folder, set(fingerprints))
         found = {key: load_shard_record(self.folder, key, fingerprints[key]) for key in fingerprints}
         kept = {key: record for key, record in found.items() if record is not None}
         made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
-        records = kept | made
-        store = self._finish(asked, plan, [records[r.key] for r in recordings if r.key in records])
+        records = self._check_scales(kept | made)
+        write_store(self.folder, asked, plan, self.selection, [records[r.key] for r in recordings if r.key in records])
+        store = WindowStore(self.folder)
         store.redone = len(made)
         return store
 
@@ -205,7 +214,7 @@ class _Build:
         with contextlib.closing(map_processes(read_header, [(r,) for r in recordings], jobs)) as results:
             for number, result in results:
                 if isinstance(result, UserError):
-                    self._skip_or_raise(result)
+                    self._skip_or_raise(recordings[number], result)
                 else:
                     found[number] = result
                     self.progress(0, len(recordings), f"header of {recordings[number].key}")
@@ -232,81 +241,49 @@ class _Build:
         with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as results:
             for number, result in results:
                 if isinstance(result, UserError):
-                    self._skip_or_raise(result)
+                    self._skip_or_raise(recordings[number], result)
                 else:
                     made[recordings[number].key] = result
                     self.progress(kept + len(made), total, recordings[number].key)
         return made
 
-    def _skip_or_raise(self, error: UserError) -> None:
+    def _with_channels(
+        self, recordings: list[Recording], headers: list[Header], asked: Settings
+    ) -> tuple[list[Recording], list[Header]]:
+        """Return the recordings that have the channels of the settings, and their headers."""
+        kept = []
+        for recording, header in zip(recordings, headers, strict=True):
+            try:
+                check_has_channels(recording, header, asked.channels or ())
+                kept.append((recording, header))
+            except UnreadableRecordingError as error:
+                self._skip_or_raise(recording, error)
+        if not kept:
+            raise UserError("no recording has the channels of the settings")
+        return [recording for recording, _ in kept], [header for _, header in kept]
+
+    def _skip_or_raise(self, recording: Recording, error: UserError, reason: str = UNREADABLE) -> None:
         if not (self.skip_unreadable and isinstance(error, UnreadableRecordingError)):
             raise error
-        self.left_out["unreadable recordings"] += 1
+        self.ledger.leave_out(recording.key, reason, str(error))
 
-    def _finish(self, asked: Settings, plan: Plan, records: list[ShardRecord]) -> WindowStore:
-        """Write the table and then the manifest."""
-        import mne
+    def _check_scales(self, records: dict[str, ShardRecord]) -> dict[str, ShardRecord]:
+        """Return the records without recordings whose samples are much larger or smaller than those of the others.
 
-        for record in records:
-            self.left_out.update(record.left_out)
-        left_out = dict(+self.left_out)
-        table = self._table(records, left_out)
-        subjects = set(table["subject"])
-        check_subjects(subjects, str(self.folder))
-        labels = self.selection.labels
-        text = table.to_csv(index=False, lineterminator="\n").encode()
-        table_sha256 = hashlib.sha256(text).hexdigest()
-        manifest = Manifest(
-            settings=asked,
-            plan=plan,
-            kind=labels.kind,
-            metric="nrmse" if labels.kind == "regression" else "auc",
-            classes=labels.classes,
-            shards=tuple(record.shard for record in records),
-            table_sha256=table_sha256,
-            data_hash=_data_hash(records, table_sha256, plan, labels.classes),
-            summary=Summary(
-                recordings=sum(record.shard.rows > 0 for record in records),
-                windows=len(table),
-                subjects=len(subjects),
-                left_out=left_out,
-            ),
-            versions={"mne": mne.__version__},
-        )
-        write_atomic(self.folder / TABLE, lambda file: file.write(text))
-        write_atomic(self.folder / MANIFEST, lambda file: file.write(manifest.to_json()))
-        return WindowStore(self.folder)
+        A recording is kept, and named, if its file and channels.tsv agree on the unit.
 
-    def _table(self, records: list[ShardRecord], left_out: dict[str, int]) -> pd.DataFrame:
-        """Return the table of all windows, and check that there are windows of every class."""
-        import pandas as pd
-
-        spec, classes = self.selection.task.spec, self.selection.labels.classes
-        rows = [
-            row | {"shard": number, "row": place}
-            for number, record in enumerate(records)
-            for place, row in enumerate(record.rows)
-        ]
-        if not rows:
-            reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-            raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
-        table = pd.DataFrame(rows)
-        if classes:
-            table["target"] = table["target"].astype(int)
-            missing = set(range(len(classes))) - set(table["target"])
-            if missing:
-                raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'")
-        table.insert(0, "window", range(len(table)))
-        used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
-        return table[[*COLUMNS, *used]]
-
-
-def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:
-    """Return a hash of everything that training depends on."""
-    content = {
-        "shards": [record.shard.sha256 for record in records],
-        "table": table_sha256,
-        "plan": plan.model_dump(mode="json", include={"channels", "sfreq", "crop_samples", "target_is_offset"}),
-        "classes": classes,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        Raises
+        ------
+        UnreadableRecordingError
+            There is one, and unreadable recordings are not to be skipped.
+        """
+        scales = {key: record.scale for key, record in records.items() if record.scale > 0}
+        for recording in self.selection.recordings:
+            problem = scale_problem(recording, scales)
+            if problem and records[recording.key].has_confirmed_units:
+                self.ledger.notes.append(f"Of another scale: {problem}.")
+            elif problem:
+                self._skip_or_raise(recording, UnreadableRecordingError(f"{problem}; {CHECK_UNITS}"), OTHER_SCALE)
+                del records[recording.key]
+                remove_shard(self.folder, recording.key)
+        return records

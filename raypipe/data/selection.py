@@ -1,20 +1,28 @@
-"""Select the recordings of a task, and read their labels."""
+"""Select the recordings of a task, read their labels, and note what is left out."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import Recording, find_recordings
-from raypipe.data.hbn import add_releases, release_folders
+from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
+from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
-from raypipe.data.remote_bids import RemoteBids
 from raypipe.data.task_base import Labels, Task
+from raypipe.recordings.layout import Layout, dataset_folders, is_derived, no_recording, read_layout
+from raypipe.recordings.participants import match_labels, participants_table
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.remote_bids import RemoteBids
+from raypipe.recordings.tables import list_some
+
+OTHER_TASK = "of another BIDS task"
+NO_TARGET = "of a subject without a target"
+"""Reasons for leaving recordings out."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Selection:
     task: Task
     labels: Labels
     recordings: list[Recording]
-    left_out: Counter[str]
-    """Counts of recordings that were left out, by reason."""
+    ledger: Ledger
+    """Everything found, and what was left out so far."""
 
     def labels_of(self, recording: Recording) -> Labels:
         """Return the labels that a recording's shard depends on: those without the targets of other subjects."""
@@ -34,15 +42,21 @@ class Selection:
         own = {recording.subject: self.labels.by_subject[recording.subject]}
         return Labels(self.labels.kind, self.labels.classes, own)
 
+    def is_accounted_for(self, accounting: Accounting) -> bool:
+        """Return whether an account has the same recordings and people, and all that was left out so far."""
+        is_same = accounting.recordings_found == len(self.ledger.person_of)
+        is_same = is_same and accounting.people_found == len(self.ledger.people)
+        return is_same and set(self.ledger.left_out.values()) <= set(accounting.recordings_left_out)
+
     def fingerprint(self, recording: Recording, plan: Plan) -> str:
-        """Return a hash of everything that a shard depends on: plan, labels, and sizes and times of the files."""
-        place = recording.path.relative_to(recording.root).as_posix()
+        """Return a hash of everything that a shard depends on: plan, labels, and places, sizes and times of files."""
         digest = hashlib.sha256(plan.model_dump_json().encode())
-        digest.update(repr((self.labels_of(recording), recording.release, recording.age, place)).encode())
+        digest.update(repr((self.labels_of(recording), recording.subject, recording.release, recording.age)).encode())
         for path in [*recording.files(), *self.task.extra_files(recording)]:
             # A link to data that was not fetched has no target; the error is raised when it is read.
             stat = path.stat() if path.exists() else path.lstat()
-            digest.update(f"{path.name}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+            place = path.relative_to(recording.root).as_posix() if path.is_relative_to(recording.root) else path.name
+            digest.update(f"{place}/{stat.st_size}/{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
 
@@ -59,20 +73,26 @@ def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selec
     UserError
         There is no recording, one is found twice, all are of one subject, or labels are missing.
     """
-    found = task.select(_find(folders))
-    _fetch_tables(found)
-    recordings, left_out = task.exclude(add_releases(found))
+    ledger = Ledger()
+    found = find_in_folders(folders, ledger)
+    recordings = task.select(found)
+    _leave_out_others(ledger, found, recordings, OTHER_TASK)
+    _fetch_tables(recordings)
+    recordings = add_releases(recordings)
+    excluded = task.exclude(recordings)
+    for recording, reason in excluded.items():
+        ledger.leave_out(recording.key, reason)
+    recordings = [recording for recording in recordings if recording not in excluded]
     if not recordings:
-        reasons = ", ".join(f"{n} {what}" for what, n in left_out.items())
-        raise UserError(f"task '{task.spec}': all recordings were left out ({reasons})")
+        raise UserError(f"task '{task.spec}': all recordings were left out ({list_some(set(excluded.values()))})")
     labels = task.read_labels(recordings)
     if labels.by_subject is not None:
         _check_finite(task, labels.by_subject)
         labelled = [r for r in recordings if r.subject in labels.by_subject]
-        left_out["recordings of subjects without a target"] = len(recordings) - len(labelled)
+        _leave_out_others(ledger, recordings, labelled, NO_TARGET)
         recordings = labelled
     check_subjects({r.subject for r in recordings}, ", ".join(str(_local(folder)) for folder in folders))
-    return Selection(task, labels, recordings, left_out)
+    return Selection(task, labels, recordings, ledger)
 
 
 def check_subjects(subjects: set[str], where: str) -> None:
@@ -95,35 +115,161 @@ def check_subjects(subjects: set[str], where: str) -> None:
         raise UserError(f"{where}: windows of one subject only ('{subject}'); subject folds need at least three")
 
 
-def _check_finite(task: Task, targets: dict[str, float]) -> None:
+def _check_finite(task: Task, targets: Mapping[str, float]) -> None:
     for subject, target in targets.items():
         if not math.isfinite(target):
             raise UserError(f"task '{task.spec}': the target of subject '{subject}' is {target}, not a finite number")
+
+
+def _leave_out_others(ledger: Ledger, found: Iterable[Recording], kept: Iterable[Recording], reason: str) -> None:
+    keys = {recording.key for recording in kept}
+    for recording in found:
+        if recording.key not in keys:
+            ledger.leave_out(recording.key, reason)
 
 
 def _local(folder: Path | RemoteBids) -> Path:
     return folder.local if isinstance(folder, RemoteBids) else folder
 
 
-def _find(folders: Sequence[Path | RemoteBids]) -> list[Recording]:
-    """Return the recordings of BIDS folders, and of folders that contain BIDS folders (releases)."""
+def find_in_folders(folders: Sequence[Path | RemoteBids], ledger: Ledger) -> list[Recording]:
+    """Return the recordings of BIDS folders, and of folders that contain BIDS folders (releases).
+
+    Where two data sets use the same label, they are different people, and labels get the data set's name in front, as
+    do keys that both have. In releases of HBN-EEG the same label is the same person.
+
+    Parameters
+    ----------
+    ledger
+        Gets everything that is found.
+
+    Raises
+    ------
+    UserError
+        There is no recording; a folder holds copies of recordings of another one.
+    """
+    layouts = [layout for folder in folders for layout in _layouts(folder)]
+    layouts = list({layout.root.resolve(): layout for layout in layouts}.values())
+    _check_derived(layouts)
+    names = _dataset_names(layouts, ledger)
+    stems = Counter(recording.stem for layout in layouts for recording in layout.recordings)
     by_key: dict[str, Recording] = {}
-    roots = {
-        root: folder if isinstance(folder, RemoteBids) else None
-        for folder in folders
-        for root in release_folders(_local(folder))
-    }
-    for root, mirror in roots.items():
-        for recording in find_recordings(root, mirror):
-            twin = by_key.setdefault(recording.key, recording)
-            if twin is not recording:
-                raise UserError(f"{recording.path}: {twin.path} is the same recording; name one of the folders")
+    for layout, name in zip(layouts, names, strict=True):
+        _note_people(layout, name, ledger)
+        for recording in layout.recordings:
+            person = _person(name, recording.subject)
+            is_shared = bool(name) and stems[recording.stem] > 1
+            named = replace(recording, dataset=name, subject=person, has_long_key=is_shared)
+            twin = by_key.setdefault(named.key, named)
+            if twin is not named:
+                raise UserError(f"{named.path}: {twin.path} is the same recording; name one of the folders")
+            ledger.find(named.key, person)
+        _note_left_out(layout, name, ledger, prefix=f"{layout.root.name}/" if len(layouts) > 1 else "")
     return list(by_key.values())
+
+
+def _layouts(folder: Path | RemoteBids) -> list[Layout]:
+    """Return the layouts of a BIDS folder, or of the BIDS folders in a folder.
+
+    Raises
+    ------
+    UserError
+        They have no recording, or two of them have the same one.
+    """
+    mirror = folder if isinstance(folder, RemoteBids) else None
+    layouts = [read_layout(root, mirror) for root in dataset_folders(_local(folder))]
+    if not any(layout.recordings for layout in layouts):
+        raise UserError(no_recording(layouts[0]))
+    owner: dict[str, Path] = {}
+    for layout in layouts:
+        for recording in layout.recordings:
+            other = owner.setdefault(recording.key, layout.root)
+            if other != layout.root:
+                raise UserError(
+                    f"{_local(folder)}: {other.name} and {layout.root.name} both have the recording {recording.key}; "
+                    f"name the one to use ({other}), or name both if they are different people"
+                )
+    return layouts
+
+
+def _check_derived(layouts: Sequence[Layout]) -> None:
+    """Check that no data set is named beside one that is derived from it.
+
+    Raises
+    ------
+    UserError
+        Both have recordings of the same subject.
+    """
+    for derived in layouts:
+        for other in layouts:
+            same = {r.subject for r in derived.recordings} & {r.subject for r in other.recordings}
+            if derived is not other and same and is_derived(derived.root) and not is_derived(other.root):
+                raise UserError(
+                    f"{derived.root}: holds data derived from other recordings, and {other.root} has subject "
+                    f"'{min(same)}' too; name one of the folders"
+                )
+
+
+def _dataset_names(layouts: Sequence[Layout], ledger: Ledger) -> list[str]:
+    """Return the name of each data set that goes in front of labels; empty where no label is used twice."""
+    users: dict[str, set[int]] = defaultdict(set)
+    for number, layout in enumerate(layouts):
+        if release_of(layout.root.name) is None:
+            for recording in layout.recordings:
+                users[recording.subject.casefold()].add(number)
+    shared = [label for label, numbers in users.items() if len(numbers) > 1]
+    if not shared:
+        return [""] * len(layouts)
+    names = _distinct_names([layout.root.resolve() for layout in layouts])
+    ledger.notes.append(
+        f"Subjects are named DATASET/LABEL: {len(shared)} labels ({list_some(shared)}) are used in several data sets "
+        f"({list_some(names)}) and are taken for different people."
+    )
+    return names
+
+
+def _distinct_names(roots: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that differ, with hyphens for slashes."""
+    depth = 1
+    while True:
+        names = ["-".join(root.parts[-depth:]) for root in roots]
+        if len(set(names)) == len(names) or depth > max(len(root.parts) for root in roots):
+            return names
+        depth += 1
+
+
+def _person(dataset: str, label: str) -> str:
+    return f"{dataset}/{label}" if dataset else label
+
+
+def _note_people(layout: Layout, name: str, ledger: Ledger) -> None:
+    """Note the people with a folder or a row in participants.tsv."""
+    for label in layout.subjects:
+        ledger.find_person(_person(name, label), NO_RECORDING)
+    table = participants_table(layout.root)
+    if table is not None:
+        matched = set(match_labels(layout.subjects, table.index).values())
+        for label in table.index:
+            if label not in matched:
+                ledger.find_person(_person(name, label), NO_FOLDER)
+
+
+def _note_left_out(layout: Layout, name: str, ledger: Ledger, prefix: str) -> None:
+    """Note the files that look like recordings and are left out."""
+    for path, reason in layout.left_out.items():
+        inside = path.relative_to(layout.root)
+        label = inside.parts[0][len("sub-") :] if len(inside.parts) > 1 else ""
+        ledger.find(f"{prefix}{inside.as_posix()}", _person(name, label) if label else "")
+        ledger.leave_out(f"{prefix}{inside.as_posix()}", reason)
 
 
 def _fetch_tables(recordings: Iterable[Recording]) -> None:
     """Fetch events.tsv and channels.tsv of recordings behind a URI, and of other runs of the same tasks."""
     wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
+    for recording in recordings:
+        if recording.mirror is not None:
+            tables = (recording.sidecar("events.tsv"), recording.sidecar("channels.tsv"))
+            wanted[recording.mirror] |= {path for path in tables if path.is_file()}
     for folder, task, mirror in {(r.path.parent, r.task, r.mirror) for r in recordings}:
         if mirror is not None:
             beside = folder.glob(f"*_task-{task}_*.tsv" if task else "*.tsv")

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import Record
-from raypipe.data.bids import Recording, read_raw
-from raypipe.data.bids_tables import eeg_channels
 from raypipe.data.manifest import SHARDS, Plan, Shard
+from raypipe.data.plan import Header
 from raypipe.data.shard_file import finish_hash, npy_header
 from raypipe.data.task_base import Labels
 from raypipe.data.tasks import parse_task
-from raypipe.data.windower import MISSING_SAMPLES, Window, place_windows, read_windows, table_row
+from raypipe.data.windower import MISSING_SAMPLES, OpenRecording, Window, place_windows, read_windows, table_row
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
 
 
@@ -31,10 +32,14 @@ class ShardRecord(Record):
     rows: list[dict[str, Any]]
     """Rows of the table, without their place in the store."""
     left_out: dict[str, int]
+    scale: float
+    """Spread of the samples in microvolts (`_ShardWriter.scale`); 0 where there are no windows."""
+    has_confirmed_units: bool
+    """`EegChannels.has_confirmed_units`"""
 
 
-def read_header(recording: Recording) -> tuple[float, tuple[str, ...]]:
-    """Return a recording's sampling rate (Hz) and its EEG channels.
+def read_header(recording: Recording) -> Header:
+    """Return the EEG channels of a recording and their sampling rates.
 
     Raises
     ------
@@ -42,8 +47,8 @@ def read_header(recording: Recording) -> tuple[float, tuple[str, ...]]:
         The recording cannot be read.
     """
     with recording.fetched(header=True):
-        raw = read_raw(recording)
-        return float(raw.info["sfreq"]), tuple(eeg_channels(recording, raw))
+        channels = OpenRecording(recording).channels
+    return Header(channels.names, channels.rates, channels.left_out)
 
 
 def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord | None:
@@ -74,10 +79,10 @@ def make_shard(
 def _make_shard(
     recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str
 ) -> ShardRecord:
-    raw = read_raw(recording)
-    windows, left_out = place_windows(recording, raw, parse_task(task), plan, labels)
+    opened = OpenRecording(recording)
+    windows, left_out = place_windows(opened, parse_task(task), plan, labels)
     _record_path(folder, recording.key).unlink(missing_ok=True)
-    writer = _ShardWriter(recording, raw, windows, plan)
+    writer = _ShardWriter(opened, windows, plan)
     path = folder / SHARDS / f"{recording.key}.npy"
     if windows:
         write_atomic(path, writer.write)
@@ -86,13 +91,26 @@ def _make_shard(
     left_out[MISSING_SAMPLES] += len(windows) - len(writer.written)
     shard = Shard(recording=recording.key, rows=len(writer.written), sha256=writer.sha256, fingerprint=fingerprint)
     rows = [table_row(recording, window) for window in writer.written]
-    record = ShardRecord(shard=shard, bytes=writer.bytes, rows=rows, left_out=+left_out)
+    record = ShardRecord(
+        shard=shard,
+        bytes=writer.bytes,
+        rows=rows,
+        left_out=+left_out,
+        scale=writer.scale(),
+        has_confirmed_units=opened.channels.has_confirmed_units,
+    )
     write_atomic(_record_path(folder, recording.key), lambda file: file.write(record.to_json()))
     return record
 
 
 def _record_path(folder: Path, key: str) -> Path:
     return folder / SHARDS / f"{key}.json"
+
+
+def remove_shard(folder: Path, key: str) -> None:
+    """Remove the shard of a recording."""
+    _record_path(folder, key).unlink(missing_ok=True)
+    (folder / SHARDS / f"{key}.npy").unlink(missing_ok=True)
 
 
 class _ShardWriter:
@@ -109,19 +127,30 @@ class _ShardWriter:
         Hash of the samples, their shape and type, and the file's size; empty and 0 if no window was written.
     """
 
-    def __init__(self, recording: Recording, raw: Any, windows: list[Window], plan: Plan) -> None:
-        self._recording, self._raw, self._windows, self._plan = recording, raw, windows, plan
+    _MAX_MEASURED = 32
+    """Windows whose spread is measured."""
+
+    def __init__(self, opened: OpenRecording, windows: list[Window], plan: Plan) -> None:
+        self._opened, self._windows, self._plan = opened, windows, plan
         self.written: list[Window] = []
         self.sha256, self.bytes = "", 0
+        self._spreads: list[float] = []
+
+    def scale(self) -> float:
+        """Return the median, over windows and channels, of a window's standard deviation in microvolts."""
+        return float(np.median(self._spreads)) if self._spreads else 0.0
 
     def write(self, file: BinaryIO) -> None:
         """Write the windows, and set the attributes."""
         plan, digest = self._plan, hashlib.sha256()
+        every = 1 + len(self._windows) // self._MAX_MEASURED
         file.write(npy_header(self._shape(len(self._windows)), plan.dtype))
-        for group, x_NCT in read_windows(self._recording, self._raw, self._windows, plan):
+        for group, x_NCT in read_windows(self._opened, self._windows, plan):
             for window, x_CT in zip(group, x_NCT, strict=True):
                 if not np.isfinite(x_CT).all():
                     continue
+                if len(self.written) % every == 0:
+                    self._spreads.append(float(np.median(x_CT.std(axis=1))))
                 data = self._convert(x_CT).tobytes()
                 file.write(data)
                 digest.update(data)
@@ -140,8 +169,8 @@ class _ShardWriter:
 
     def _convert(self, x_CT: NDArray[np.float32]) -> NDArray[Any]:
         if self._plan.dtype == "float16" and np.abs(x_CT).max() > np.finfo(np.float16).max:
-            raise UserError(
-                f"{self._recording.path}: samples of {np.abs(x_CT).max():.0f} uV do not fit float16 (65504); use "
-                "float32, or a band that removes the offset"
+            raise UnreadableRecordingError(
+                f"{self._opened.recording.path}: samples of {np.abs(x_CT).max():.0f} uV do not fit float16 (65504); "
+                "use float32, or a band that removes the offset"
             )
         return x_CT.astype(self._plan.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
-from raypipe.data.bids import Recording
+from raypipe.recordings.recording import Recording
 
 _ROUNDING = 1e-6
 """Seconds by which a window may reach beyond its recording: times are rounded."""
@@ -105,9 +105,9 @@ class Task(ABC):
                 raise UserError(f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}")
         return [r for r in recordings if r.task in self.bids_tasks]
 
-    def exclude(self, recordings: Sequence[Recording]) -> tuple[list[Recording], Counter[str]]:
-        """Leave out recordings that the data set marks as unusable; return the others, and counts by reason."""
-        return list(recordings), Counter()
+    def exclude(self, recordings: Sequence[Recording]) -> dict[Recording, str]:
+        """Return the recordings that the data set marks as unusable, with the reason."""
+        return {}
 
     def extra_files(self, recording: Recording) -> list[Path]:
         """Return the files of other recordings that this recording's windows depend on."""

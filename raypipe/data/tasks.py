@@ -5,8 +5,8 @@ A specification is ``NAME:ARGUMENT[@BIDS-TASK,...]``. The part after ``@`` selec
 =============================================  =====================================================================
 ``participants:COLUMN[:KIND][@...]``           a column of participants.tsv, from windows side by side. KIND is
                                                ``regression`` or ``classification``. Without it, text is classes,
-                                               and so are numbers if three or more subjects share two values; other
-                                               numbers are regressed on
+                                               and so are the codes 0 and 1, 1 and 2, or -1 and 1 if three or more
+                                               subjects have them; other numbers are regressed on
 ``bids-task:A,B,...``                          the BIDS task of a recording, from windows side by side
 ``events:A,B,...[@...]``                       the value of an event (one of these), from the window after it
 ``latency:A[,B...][@...]``                     the offset (s) at which a crop starts in the window after such an event
@@ -26,17 +26,17 @@ To add a task, write a subclass of `Task` with `segment` and, if the targets' ki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import pandas as pd
+from pathlib import Path
+from typing import ClassVar
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
-from raypipe.data.bids import Recording, UnreadableRecordingError
-from raypipe.data.bids_tables import missing_column, read_events, read_participants
 from raypipe.data.challenge import parse_challenge1, parse_challenge2
+from raypipe.data.targets import read_targets
 from raypipe.data.task_base import (
     Labels,
     Segment,
@@ -47,6 +47,12 @@ from raypipe.data.task_base import (
     segments_side_by_side,
     split_names,
 )
+from raypipe.recordings.events import VALUE_COLUMNS, columns_with, event_values, match_events
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
+
+NO_EVENT = "recordings without an event of the task"
+"""Reason for leaving recordings out."""
 
 
 @dataclass(frozen=True)
@@ -57,43 +63,27 @@ class Participants(Task):
     kind: Kind | None = None
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        where = f"{recordings[0].root / 'participants.tsv'}: column '{self.column}'"
-        values = self._read_column(recordings)
-        if values.empty:
+        column = read_targets(recordings, self.column, as_text=self.kind == "classification")
+        where, values = column.where, column.values
+        if not values:
             raise UserError(f"{where} is n/a for every subject that has recordings")
-        distinct = sorted(values.unique().tolist())
+        distinct = sorted(set(values.values()))
         if len(distinct) < 2:
-            raise UserError(f"{where} is {distinct[0]} for every subject; there is nothing to predict")
-        subjects = [str(subject) for subject in values.index]
-        numeric = values.dtype.kind in "iuf"
-        if self._is_regression(numeric, len(distinct), len(values)):
-            if not numeric:
+            raise UserError(f"{where} is {_shown(distinct[0])} for every subject; there is nothing to predict")
+        if self._is_regression(column.is_numeric, distinct, len(values)):
+            if not column.is_numeric:
                 raise UserError(f"{where} holds text ('{distinct[0]}'); regression needs numbers")
-            return Labels("regression", (), dict(zip(subjects, map(float, values), strict=True)))
+            return Labels("regression", (), {subject: float(value) for subject, value in values.items()})
         if len(distinct) == len(values):
             raise UserError(f"{where} is different for every subject; classes need subjects that share one")
-        index = {value: float(i) for i, value in enumerate(distinct)}
-        classes = tuple(f"{value:g}" if numeric else str(value) for value in distinct)
-        targets = [index[value] for value in values.tolist()]
-        return Labels("classification", classes, dict(zip(subjects, targets, strict=True)))
+        index = {value: float(number) for number, value in enumerate(distinct)}
+        targets = {subject: index[value] for subject, value in values.items()}
+        return Labels("classification", tuple(_shown(value) for value in distinct), targets)
 
-    def _is_regression(self, numeric: bool, n_distinct: int, n_subjects: int) -> bool:
+    def _is_regression(self, numeric: bool, distinct: Sequence[float | str], n_subjects: int) -> bool:
         if self.kind is not None:
             return self.kind == "regression"
-        is_binary = n_distinct == 2 < n_subjects  # two subjects with two ages are no two classes
-        return numeric and not is_binary
-
-    def _read_column(self, recordings: Sequence[Recording]) -> pd.Series[Any]:
-        """Return the values of the subjects that have recordings, by subject; missing ones are left out."""
-        columns = []
-        for root in {r.root: None for r in recordings}:
-            table = read_participants(root)
-            if self.column not in table.columns:
-                raise UserError(missing_column(root / "participants.tsv", self.column, table))
-            columns.append(table[self.column])
-        column = columns[0] if len(columns) == 1 else pd.concat(columns)
-        column = column[~column.index.duplicated()]  # every release folder may list all subjects
-        return column[column.index.isin({r.subject for r in recordings})].dropna()
+        return numeric and not _are_codes(distinct, n_subjects)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         return segments_of_subject(recording, duration, timing, labels)
@@ -127,11 +117,13 @@ class Events(Task):
         return Labels("classification", self.values)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-        events = read_events(recording)
-        found = events[events["value"].isin(self.values)]
+        found = match_events(recording.sidecar("events.tsv"), self.values)
         target = {value: float(i) if labels else float("nan") for i, value in enumerate(self.values)}
-        pairs = zip(found["onset"], found["value"], strict=True)
-        return Segments([Segment(onset + timing.tmin, target[value]) for onset, value in pairs])
+        pairs = zip(found.onsets, found.values, strict=True)
+        segments = [Segment(onset + timing.tmin, target[value]) for onset, value in pairs]
+        if not segments:
+            found.left_out[NO_EVENT] += 1
+        return Segments(segments, found.left_out)
 
 
 @dataclass(frozen=True)
@@ -148,20 +140,40 @@ class Latency(Events):
         return super().segment(recording, duration, timing, None)
 
 
-def _check_values(task: Task, values: Iterable[str], recordings: Sequence[Recording]) -> None:
-    missing = set(values)
-    seen: set[str] = set()
+def _are_codes(values: Sequence[float | str], n_subjects: int) -> bool:
+    """Return whether numbers are the codes of two classes (0 and 1, 1 and 2, -1 and 1) that subjects share."""
+    return len(values) == 2 < n_subjects and tuple(values) in ((0, 1), (1, 2), (-1, 1))
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.15g}"
+
+
+def _check_values(task: Task, values: Sequence[str], recordings: Sequence[Recording]) -> None:
+    """Check that every value is that of some event; the error names similar values, or the column that has it."""
+    missing, files = set(values), []
     for recording in recordings:
         try:
-            present = set(read_events(recording)["value"])
+            files.append(recording.sidecar("events.tsv"))
+            missing -= set(match_events(files[-1], values).values)
         except UnreadableRecordingError:
             continue  # reported when this recording itself is read
-        seen |= present
-        missing -= present
         if not missing:
             return
     name = sorted(missing)[0]
-    raise UserError(f"task '{task.spec}': no event has the value '{name}'; {nearest(name, sorted(seen))}")
+    seen = dict.fromkeys(value for file in files for value in _values_in(file))
+    problem = f"task '{task.spec}': no event has the value '{name}'"
+    for file in files:
+        columns = columns_with(file, name)
+        if columns:
+            raise UserError(f"{problem}; it stands in column '{columns[0]}' of {file}, values in {VALUE_COLUMNS[1]}")
+    raise UserError(f"{problem}; {nearest(name, sorted(seen))}")
+
+
+def _values_in(file: Path) -> Iterator[str]:
+    with contextlib.suppress(UnreadableRecordingError):
+        for counts in event_values(file).values():
+            yield from counts
 
 
 def _parse_participants(spec: str, argument: str) -> Task:
@@ -192,7 +204,7 @@ def parse_task(spec: str) -> Task:
     UserError
         The task is unknown (names the nearest one), or does not take the argument.
     """
-    text, at, only = spec.strip().partition("@")
+    text, at, only = _split_at(spec.strip())
     name, _, argument = text.partition(":")
     if name not in TASKS:
         raise UserError(f"task '{spec}': unknown task '{name}'; {nearest(name, TASKS)}")
@@ -202,3 +214,10 @@ def parse_task(spec: str) -> Task:
     if task.selects_recordings:
         raise UserError(f"task '{spec}': {name} already selects its recordings; leave out '@{only}'")
     return replace(task, bids_tasks=split_names(spec, only, 1))
+
+
+def _split_at(spec: str) -> tuple[str, str, str]:
+    """Split a specification at the last ``@`` that is not doubled; ``@@`` stands for one in a name."""
+    parts = re.split(r"(?<!@)@(?!@)", spec)
+    text = "@".join(parts[:-1]) if len(parts) > 1 else spec
+    return text.replace("@@", "@"), "@" if len(parts) > 1 else "", parts[-1] if len(parts) > 1 else ""

@@ -97,8 +97,9 @@ class WindowStore:
             f"{summary.windows} windows of {self.n_channels} channels x {self.window_samples} samples at "
             f"{self.sfreq:g} Hz from {summary.recordings} recordings of {summary.subjects} subjects; {target}"
         ]
-        if summary.left_out:
-            parts.append("left out: " + ", ".join(f"{n} {what}" for what, n in summary.left_out.items()))
+        left_out = self.manifest.accounting.counts()
+        if left_out:
+            parts.append("left out: " + ", ".join(f"{n} {what}" for what, n in left_out.items()))
         if self.redone == 0:
             parts.append("up to date, nothing was read")
         elif self.redone is not None and self.redone < len(self.manifest.shards):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.progress import Progress
-from raypipe.data.bids import Recording, find_recordings, recording_from_file
 from raypipe.data.task_base import Task
 from raypipe.data.tasks import parse_task
-from raypipe.data.windower import windows_of
+from raypipe.data.windower import MISSING_SAMPLES, windows_of
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
+from raypipe.recordings.layout import find_recordings, recording_from_file
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
 
 BATCH_SIZE = 64
@@ -52,7 +55,8 @@ def predict(
         number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
         most probable class as `prediction`. The `role` of the subject in training is `learned from`, `held out` or
         `new`; predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording
-        only.
+        only. ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or
+        a file of a folder that cannot be read.
 
     Raises
     ------
@@ -64,17 +68,30 @@ def predict(
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle)
     task = parse_task(ensemble.info.prepare.task)
     found = _find_recordings(recordings, task)
-    tables = []
+    tables: list[pd.DataFrame] = []
+    left_out: dict[str, str] = {}
+    failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(found, start=1):
-        tables += list(_predict_recording(ensemble, recording, task, per))
+        try:
+            part, lost = _predict_recording(ensemble, recording, task, per)
+            tables += [part] if len(part) else []
+            reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
+        except UnreadableRecordingError as error:
+            failed.append(error)
+            if len(failed) == len(found):
+                raise failed[0] from None
+            reasons = str(error)
+        if reasons:
+            left_out[recording.key] = reasons
         if progress:
             progress(number, len(found), recording.key)
     if not tables:
         raise UserError(
             f"{recordings}: no window of {ensemble.info.prepare.window:g} s for task '{task.spec}' in "
-            f"{len(found)} recording(s)"
+            f"{len(found)} recording(s){''.join(f'; {key}: {why}' for key, why in list(left_out.items())[:1])}"
         )
     table = pd.concat(tables, ignore_index=True)
+    table.attrs["left_out"] = left_out
     if out_csv is not None:
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
@@ -95,25 +112,46 @@ def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
     return found
 
 
-def _predict_recording(ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str) -> Iterator[pd.DataFrame]:
-    """Yield the table of a recording, unless no window fits."""
-    rows, crops = windows_of(recording, task, ensemble.info.prepare)
-    if len(rows) == 0:
-        return
+def _predict_recording(
+    ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Return the table of a recording, which may be empty, and what was left out by reason."""
+    rows, crops, left_out = windows_of(recording, task, ensemble.info.prepare)
+    parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
+    kept: list[NDArray[np.bool_]] = [np.empty(0, bool)]
     # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
-    parts = [ensemble.predict(x_NCT, batch_size=BATCH_SIZE) for x_NCT in crops]
+    for x_NCT in crops if len(rows) else ():
+        is_whole_N = np.asarray(np.isfinite(x_NCT).all(axis=(1, 2)))
+        kept.append(is_whole_N)
+        if is_whole_N.any():
+            parts.append(ensemble.predict(x_NCT[is_whole_N], batch_size=BATCH_SIZE))
+    rows = rows[np.concatenate(kept)]
+    left_out[MISSING_SAMPLES] += sum(map(len, kept)) - len(rows)
     predictions = np.concatenate(parts).astype(float)
-    fold = ensemble.info.fold_map.fold_of.get(recording.subject)
-    role = "new" if fold is None else "held out" if fold == HELD_OUT else "learned from"
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
-    if per == "recording":
+    if per == "recording" and len(rows):
         table = table.iloc[:1].assign(windows=len(rows))
         predictions = predictions.mean(axis=0, keepdims=True)
-    else:
+    elif per == "window":
         table["onset"] = rows["onset"]
-    table["role"] = role
+    table["role"] = _role(ensemble, recording)
     table[names] = predictions
     if ensemble.classes:
         table["prediction"] = [ensemble.classes[k] for k in predictions.argmax(axis=1)]
-    yield table
+    return table, +left_out
+
+
+def _role(ensemble: LoadedEnsemble, recording: Recording) -> str:
+    """Return the role of a recording's subject in training.
+
+    A bundle of several data sets names subjects DATASET/LABEL. If none of them is this recording's, its label in any
+    of them counts, so that no prediction is called new that may not be.
+    """
+    fold_of = ensemble.info.fold_map.fold_of
+    label, dataset = recording.subject, recording.root.resolve().name
+    same = [name for name in fold_of if name in (label, f"{dataset}/{label}")]
+    same = same or [name for name in fold_of if name.endswith(f"/{label}")]
+    if not same:
+        return "new"
+    return "held out" if all(fold_of[name] == HELD_OUT for name in same) else "learned from"

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,14 @@ class Signal(ABC):
         The file.
     channels
         The channels in file order. Reading them needs the header only.
-    has_fixed_unit
-        The format defines the unit of EEG (FIF: volts), so that channels.tsv cannot know better.
+    unit_source
+        What says that EEG has the unit of its channel: the `file` (EDF, BrainVision), the `format` (FIF: volts), or a
+        `convention` (EEGLAB: microvolts).
     """
 
     path: Path
     channels: tuple[Channel, ...]
-    has_fixed_unit: bool = False
+    unit_source: Literal["file", "format", "convention"] = "file"
 
     @property
     @abstractmethod

@@ -9,8 +9,8 @@ import pandas as pd
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress, no_progress
-from raypipe.data.bids_tables import missing_column, read_tsv
 from raypipe.data.challenge import TRIAL_START, contrast_trials
+from raypipe.recordings.tables import is_missing, missing_column, parse_number, read_tsv
 from raypipe.simulation.contrast_change import LEAD_SECONDS, Template, simulate
 
 
@@ -68,14 +68,14 @@ def _read_templates(folder: Path, max_trials: int) -> list[Template]:
     """Return the runs that have a usable trial, sorted by path."""
     templates = []
     for path in sorted(folder.rglob("*_task-contrastChangeDetection_*events.tsv")):
-        table = read_tsv(path, text=("value", "event_code", "feedback", "duration"))
+        table = read_tsv(path)
         for column in ("onset", "value"):
             if column not in table.columns:
                 raise UserError(missing_column(path, column, table))
-        try:
-            table["onset"] = pd.to_numeric(table["onset"])
-        except ValueError as error:
-            raise UserError(f"{path}: column 'onset' is not a number of seconds ({error})") from None
+        odd = [cell for cell in table["onset"] if parse_number(cell) is None and not is_missing(cell)]
+        if odd:
+            raise UserError(f"{path}: column 'onset' is not a number of seconds ('{odd[0]}')")
+        table["onset"] = table["onset"].map(parse_number).astype(float)
         template = _make_template(table, max_trials)
         if template is not None:
             templates.append(template)

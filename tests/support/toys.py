@@ -15,6 +15,7 @@ from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.core.folds import make_folds
 from raypipe.core.search_space import SearchSpace
+from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
 from raypipe.data.shard_file import content_hash
 from raypipe.data.window_store import WindowStore
@@ -211,7 +212,8 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         shards=tuple(shards),
         table_sha256=hashlib.sha256(table).hexdigest(),
         data_hash=hashlib.sha256(b"".join(s.sha256.encode() for s in shards)).hexdigest(),
-        summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards), left_out={}),
+        summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards)),
+        accounting=Ledger().close(),
         versions={},
     )
     (path / "manifest.json").write_bytes(manifest.to_json())

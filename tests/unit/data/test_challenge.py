@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -10,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import Recording
 from raypipe.data.challenge import MIN_COPIED_TRIALS, NO_FEEDBACK, contrast_trials, copied_trials, scorer_offsets
 from raypipe.data.prepare import prepare
 from raypipe.data.task_base import Labels, WindowTiming
 from raypipe.data.tasks import parse_task
+from raypipe.recordings.recording import Recording
 from raypipe.simulation.contrast_change import simulate
 
 LAYOUT = WindowTiming(2.0, 2.0, 0.5)
@@ -184,7 +185,7 @@ def test_two_releases_make_one_store(two_releases, tmp_path):
     plan = store.manifest.plan
     assert (plan.window_samples, plan.crop_samples, plan.stride, plan.crops) == (400, 200, 2.0, "scorer")
     assert store.releases["SIM0000"] == "R1" and store.releases["NEW0001"] == "R5" and "NEW0000" not in store.releases
-    assert store.manifest.summary.left_out["recordings of subjects without a target"] == 1
+    assert store.manifest.accounting.counts()["of a subject without a target"] == 1
     for _, rows in store.table.groupby("recording"):
         assert rows["onset"].tolist() == [2.0 * i for i in range(len(rows))]
         assert rows["offset"].tolist() == scorer_offsets(len(rows), 200)
@@ -192,7 +193,9 @@ def test_two_releases_make_one_store(two_releases, tmp_path):
         [two_releases / "R5_mini_L100_bdf", two_releases / "R1_mini_L100_bdf"], "challenge2", tmp_path / "b", jobs=1
     )
     assert sorted(again.subjects) == sorted(store.subjects)
-    (tmp_path / "copy").symlink_to(two_releases / "R1_mini_L100_bdf")
+    (tmp_path / "link").symlink_to(two_releases / "R1_mini_L100_bdf")
+    assert len(prepare([two_releases, tmp_path / "link"], "challenge2", tmp_path / "d", jobs=1)) == len(store)
+    shutil.copytree(two_releases / "R1_mini_L100_bdf", tmp_path / "copy")
     with pytest.raises(UserError, match="is the same recording; name one of the folders"):
         prepare([two_releases, tmp_path / "copy"], "challenge2", tmp_path / "c", jobs=1)
 

@@ -7,8 +7,8 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.data import hbn
-from raypipe.data.bids import Recording
 from raypipe.data.splits import subjects_of
+from raypipe.recordings.recording import Recording
 
 COLUMNS = (
     "participant_id\trelease_number\texternalizing\tcontrastChangeDetection_1\tcontrastChangeDetection_2\tThePresent"
@@ -57,26 +57,16 @@ def test_availability_and_exclusion(tmp_path):
     everyone = ["a", "b", "NDARWV769JM7"]
     first, second = recordings(tmp_path, everyone), recordings(tmp_path, everyone, run="2")
     film = recordings(tmp_path, ["a"], task="ThePresent", run=None)
-    kept, left_out = hbn.exclude_recordings([*first, *second, *film])
-    assert [(r.subject, r.run) for r in kept] == [("a", "1"), ("b", "1"), ("b", "2"), ("a", None)]
-    assert left_out == {
-        "recordings of subjects that the challenge excludes": 2,
-        "recordings marked unavailable in participants.tsv": 1,
+    left_out = hbn.excluded_recordings([*first, *second, *film])
+    assert {(r.subject, r.run): reason for r, reason in left_out.items()} == {
+        ("NDARWV769JM7", "1"): "of a subject that the challenge excludes",
+        ("NDARWV769JM7", "2"): "of a subject that the challenge excludes",
+        ("a", "2"): "marked unavailable in participants.tsv",
     }
-    assert [r.subject for r in hbn.exclude_recordings(first, with_excluded=True, no_caution=True)[0]] == [
-        "a",
-        "NDARWV769JM7",
-    ]
-    assert hbn.availability(film[0]) == "caution"
-
-
-def test_release_folders_are_found_side_by_side(tmp_path):
-    for name in ("R2_L100_bdf", "R1_L100_bdf"):
-        (tmp_path / name / "sub-x").mkdir(parents=True)
-    (tmp_path / "code").mkdir()
-    assert [f.name for f in hbn.release_folders(tmp_path)] == ["R1_L100_bdf", "R2_L100_bdf"]
-    assert hbn.release_folders(tmp_path / "R1_L100_bdf") == [tmp_path / "R1_L100_bdf"]
-    assert hbn.release_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
+    assert hbn.excluded_recordings(first, with_excluded=True, no_caution=True) == {
+        first[1]: "marked caution in participants.tsv"
+    }
+    assert hbn.availability(film[0], {"ThePresent": "Caution"}) == "caution"
 
 
 def test_names_of_releases_are_replaced_by_their_subjects():

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 
+import mne
 import numpy as np
 import pandas as pd
 import pytest
 
-from raypipe.data.bids import Recording, find_recordings, read_raw, recording_from_file
-from raypipe.data.bids_tables import eeg_channels, read_events
 from raypipe.data.challenge import contrast_trials
 from raypipe.data.prepare import prepare
 from raypipe.data.task_base import Labels, WindowTiming
 from raypipe.data.tasks import parse_task
+from raypipe.data.windower import OpenRecording
+from raypipe.recordings.channels import eeg_channels
+from raypipe.recordings.events import read_events
+from raypipe.recordings.layout import find_recordings
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import Channel, Signal, Span
+from tests.support.recordings import eeg_names, microvolts
 
 pytestmark = pytest.mark.real
 
@@ -25,9 +31,8 @@ EEG_19 += ["Fz", "Cz", "Pz"]
 def test_edf_channel_types_come_from_the_sidecar(real_data):
     recordings = find_recordings(real_data / "eegmat_bids")
     assert len(recordings) == 72 and len({r.subject for r in recordings}) == 36
-    raw = read_raw(recordings[0])
-    assert len(raw.ch_names) == 21
-    assert eeg_channels(recordings[0], raw) == EEG_19
+    assert len(OpenRecording(recordings[0]).signal.channels) == 21
+    assert eeg_names(recordings[0]) == EEG_19
 
 
 def test_bdf_and_edf_of_the_same_subject_agree(real_data):
@@ -37,7 +42,7 @@ def test_bdf_and_edf_of_the_same_subject_agree(real_data):
             real_data / "eegmat_bids",
             bdf.subject,
         )
-        a_CT, b_CT = read_raw(bdf).get_data(picks=EEG_19) * 1e6, read_raw(edf).get_data(picks=EEG_19) * 1e6
+        a_CT, b_CT = microvolts(bdf, EEG_19), microvolts(edf, EEG_19)
         np.testing.assert_allclose(a_CT, b_CT, atol=0.02)
 
 
@@ -57,15 +62,22 @@ def test_eeglab_files_make_a_store(real_data, tmp_path):
     shutil.copy(source / "eeglab_data.fdt", folder / "eeglab_data.fdt")
     shutil.copy(source / "eeglab_data.set", folder / "sub-01_task-square_eeg.set")
     (recording,) = find_recordings(tmp_path)
-    raw = read_raw(recording)
-    assert raw.info["sfreq"] == 128 and len(raw.ch_names) == 32 and raw.n_times == 30504
-    original = read_raw(recording_from_file(source / "eeglab_data.set"))
-    np.testing.assert_array_equal(raw[:, 100:200][0], original[:, 100:200][0])
+    signal = OpenRecording(recording).signal
+    assert {c.rate for c in signal.channels} == {128} and len(signal.channels) == 32
+    raw = mne.io.read_raw_eeglab(source / "eeglab_data.set", verbose="ERROR")
+    assert round(signal.spans[-1].onset * 128 + signal.spans[-1].duration * 128) == 30504 == raw.n_times
+    np.testing.assert_allclose(
+        microvolts(recording)[:, 100:200], raw.get_data(eeg_names(recording), 100, 200) * 1e6, rtol=1e-6
+    )
     # Write the file's own markers as BIDS events.
     rows = [f"{a['onset']}\t0\t{a['description']}" for a in raw.annotations]
     recording.sidecar("events.tsv").write_text("onset\tduration\tvalue\n" + "\n".join(rows) + "\n")
     recording.sidecar("channels.tsv").write_text("name\ttype\tunits\nEOG1\tEOG\tuV\nEOG2\tEOG\tuV\nFPz\tn/a\tn/a\n")
-    assert len(eeg_channels(recording, raw)) == 30
+    assert eeg_names(recording) == ["FPz"]
+    recording.sidecar("channels.tsv").write_text(
+        "name\ttype\n" + "".join(f"{c.name}\tEEG\n" for c in signal.channels[1:])
+    )
+    assert len(eeg_names(recording)) == 31
     shutil.copytree(tmp_path / "sub-01", tmp_path / "sub-02")
     for path in (tmp_path / "sub-02" / "eeg").glob("sub-01*"):
         path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
@@ -111,19 +123,20 @@ def test_the_number_and_distribution_of_hbn_trials(trials):
 
 
 def test_hbn_sidecars_without_types(real_data):
-    """Releases 10 and 11 have n/a for every channel's type, so MNE's type is used."""
+    """Releases 10 and 11 have n/a for every channel's type, so labels decide."""
     (path, *_) = sorted((real_data / "hbn_text" / "ds005515").glob("sub-*/eeg/*_channels.tsv"))
     recording = Recording(path.with_name(path.name.replace("channels.tsv", "eeg.bdf")), real_data, "x")
     names = [*(f"E{i}" for i in range(1, 129)), "Cz"]
 
-    class Raw:
-        ch_names = names
+    class Unread(Signal):
+        channels = tuple(Channel(name, 500.0, "uV") for name in names)
+        spans = (Span(0.0, 1.0),)
 
-        def get_channel_types(self):
-            return ["eeg"] * 129
+        def read(self, picks, span, begin, stop):
+            raise AssertionError
 
     assert pd.read_csv(path, sep="\t", keep_default_na=False)["type"].unique().tolist() == ["n/a"]
-    assert eeg_channels(recording, Raw()) == names
+    assert list(eeg_channels(recording, Unread()).names) == names
 
 
 def test_hbn_participants(real_data):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import Recording
 from raypipe.data.challenge import contrast_trials
 from raypipe.data.task_base import Labels, WindowTiming
 from raypipe.data.tasks import parse_task
+from raypipe.recordings.recording import Recording
 
 SIDE_BY_SIDE = WindowTiming(window=2.0, stride=2.0, tmin=0.0)
 

@@ -114,7 +114,7 @@ def test_a_missing_channel_is_named(simulated, bundle):
     found = load_ensemble(bundle)
     plan = found.info.prepare
     odd = plan.model_copy(update={"channels": ("E999", *plan.channels[1:])})
-    with pytest.raises(UserError, match="no channel 'E999'"):
+    with pytest.raises(UserError, match="no EEG channel 'E999'"):
         predict(LoadedEnsemble(found.info.model_copy(update={"prepare": odd}), found.module), simulated.bids)
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import find_recordings, read_raw
-from raypipe.data.bids_tables import eeg_channels, read_events, read_participants
 from raypipe.data.challenge import contrast_trials
+from raypipe.data.windower import OpenRecording
+from raypipe.recordings.events import read_events
+from raypipe.recordings.layout import find_recordings
+from raypipe.recordings.participants import read_participants
 from raypipe.simulation.contrast_change import simulate
+from tests.support.recordings import microvolts
 
 SMALL = {"subjects": 2, "channels": 5, "trials": 6}
 
@@ -34,17 +37,17 @@ def test_a_simulated_folder_has_the_form_of_hbn(tmp_path):
         ("SIM0000", "contrastChangeDetection", "1"),
         ("SIM0000", "contrastChangeDetection", "2"),
     ]
-    raw = read_raw(recordings[0])
-    assert raw.info["sfreq"] == 100 and eeg_channels(recordings[0], raw) == ["E1", "E2", "E3", "E4", "Cz"]
-    x_CT = raw.get_data() * 1e6
+    channels = OpenRecording(recordings[0]).channels
+    assert set(channels.rates) == {100.0} and channels.names == ("E1", "E2", "E3", "E4", "Cz")
+    x_CT = microvolts(recordings[0])
     assert not x_CT[-1].any()
     assert 3 < x_CT[:-1].std() < 40
     events = read_events(recordings[1])
     codes = dict(zip(events["value"], events["event_code"], strict=True))
-    assert events["value"].iloc[0] == "contrastChangeB2_start" and codes["contrastChangeB2_start"] == 95
-    assert codes["contrastTrial_start"] == 5
+    assert events["value"].iloc[0] == "contrastChangeB2_start" and codes["contrastChangeB2_start"] == "95"
+    assert codes["contrastTrial_start"] == "5"
     assert events["value"].iloc[-1] == "contrastTrial_start"
-    assert events["onset"].iloc[-1] + 2 < raw.n_times / 100
+    assert events["onset"].iloc[-1] + 2 < x_CT.shape[1] / 100
     assert {"duration", "feedback"} <= set(events.columns)
     participants = read_participants(root)
     assert participants.index.tolist() == ["SIM0000", "SIM0001"]
@@ -98,7 +101,7 @@ def evoked_correlation(root: Path) -> float:
     """Return the correlation over trials of the response time with the latency of the centro-parietal maximum."""
     rts, peaks = [], []
     for recording in find_recordings(root):
-        x_T = read_raw(recording)[0][0][0] * 1e6
+        x_T = microvolts(recording)[0]
         x_T = np.convolve(x_T, np.hanning(31) / np.hanning(31).sum(), "same")
         for _, trial in contrast_trials(read_events(recording)).dropna().iterrows():
             start = round(trial["stimulus"] * 100)
@@ -115,10 +118,10 @@ def test_the_evoked_response_follows_the_response_time_unless_null(tmp_path):
 
 def theta_correlation(root: Path) -> float:
     """Return the correlation over recordings of the log power of theta with the subject's factor."""
-    factors = read_participants(root)["externalizing"]
+    factors = read_participants(root)["externalizing"].astype(float)
     power = []
     for recording in find_recordings(root):
-        x_CT = read_raw(recording).get_data()[:-1]
+        x_CT = microvolts(recording)[:-1]
         spectrum = np.abs(np.fft.rfft(x_CT)) ** 2
         hertz = np.fft.rfftfreq(x_CT.shape[1], 0.01)
         power.append(np.log(spectrum[:, (hertz > 5) & (hertz < 7)].sum()))

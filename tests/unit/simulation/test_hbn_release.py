@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.data.bids import find_recordings
-from raypipe.data.bids_tables import read_events
 from raypipe.data.challenge import contrast_trials
+from raypipe.recordings.events import read_events
+from raypipe.recordings.layout import find_recordings
 from raypipe.simulation.hbn_release import simulate_release
 
 REAL = """onset\tduration\tsample\tvalue\tevent_code\tfeedback

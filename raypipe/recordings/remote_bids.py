@@ -26,7 +26,8 @@ MAX_FETCHES = 16
 
 _PREFIX = ".remote-"
 _LOCK = "lock"
-_BIDS_FILE = re.compile(r"(?:[^/]+/)?(?:participants\.tsv|sub-[^/]+/(?:ses-[^/]+/)?eeg/[^/]+)")
+_TABLE = r"(?:[^/]+_)?(?:events|channels|participants)\.tsv|dataset_description\.json"
+_BIDS_FILE = re.compile(rf"(?:[^/]+/)?(?:{_TABLE}|sub-[^/]+/(?:ses-[^/]+/)?(?:{_TABLE}|eeg/[^/]+))", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,14 @@ def _mirror(uri: str, top: Path) -> RemoteBids:
     name = without_settings(uri).rpartition("/")[2]
     mirror = RemoteBids(uri, top / name)
     entries = [entry for entry in _remote(uri).listing() if _BIDS_FILE.fullmatch(entry.name)]
-    if not any("/eeg/" in entry.name for entry in entries):
+    if not any("/eeg/" in entry.name.lower() for entry in entries):
         raise UserError(f"{without_settings(uri)}: no BIDS folder there, nor a folder of them (sub-*/[ses-*/]eeg/)")
     for entry in entries:
         path = mirror.local / entry.name
         path.parent.mkdir(parents=True, exist_ok=True)
         _make_sparse(path, entry.size, entry.changed)
-    mirror.fetch_tables(mirror.local / e.name for e in entries if e.name.endswith("participants.tsv"))
+    first = ("participants.tsv", "dataset_description.json")
+    mirror.fetch_tables(mirror.local / entry.name for entry in entries if entry.name.endswith(first))
     return mirror
 
 

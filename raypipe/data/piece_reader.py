@@ -1,0 +1,171 @@
+"""Read pieces of a recording in microvolts, band-passed and resampled."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import first_line
+from raypipe.data.manifest import Plan
+from raypipe.recordings.channels import EegChannels
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import Signal, UnreadableRecordingError
+
+
+class PieceReader:
+    """Read any piece of a span with the samples that it has in the filtered and resampled whole.
+
+    Channels of different rates are read one rate after another.
+
+    Parameters
+    ----------
+    places
+        Places of the plan's channels in `channels`.
+
+    Attributes
+    ----------
+    margin
+        Output samples on each side of a piece that the filters need.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The band does not fit a sampling rate.
+    """
+
+    def __init__(
+        self, recording: Recording, signal: Signal, channels: EegChannels, places: list[int], plan: Plan
+    ) -> None:
+        self._parts = [
+            _RateReader(recording, signal, channels, places, rate, plan)
+            for rate in dict.fromkeys(channels.rates[place] for place in places)
+        ]
+        self._n_channels = len(places)
+        self.margin = max(part.margin for part in self._parts)
+
+    def read(self, span: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the samples of a span from `start` to `stop` at the windows' rate, (C, stop - start), in microvolts.
+
+        Missing samples, and those that the filters spread them to, are NaN.
+        """
+        if len(self._parts) == 1:
+            return self._parts[0].read(span, start, stop)
+        x_CT = np.empty((self._n_channels, stop - start), np.float32)
+        for part in self._parts:
+            x_CT[part.rows] = part.read(span, start, stop)
+        return x_CT
+
+
+class _RateReader:
+    """Read the channels of one sampling rate.
+
+    Attributes
+    ----------
+    rows
+        Their places among the plan's channels.
+    """
+
+    def __init__(
+        self, recording: Recording, signal: Signal, channels: EegChannels, places: list[int], rate: float, plan: Plan
+    ) -> None:
+        self._recording, self._signal, self._rate = recording, signal, rate
+        self._band = band_edges(plan.band)
+        self.rows = [row for row, place in enumerate(places) if channels.rates[place] == rate]
+        self._picks = [channels.picks[places[row]] for row in self.rows]
+        self._scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
+        ratio = Fraction(plan.sfreq / rate).limit_denominator(10_000)
+        self._up, self._down = ratio.numerator, ratio.denominator
+        self._reach = 0
+        if plan.band:
+            self._reach = _filter_taps(recording, rate, plan.band) // 2
+        if self._up != self._down:
+            # scipy.signal.resample_poly filters 10 * max(up, down) samples either side, at the interpolated rate.
+            self._reach += -(-10 * max(self._up, self._down) // self._up)
+        self._overlap = self._reach + 2 if self._reach else 0
+        self.margin = int(self._overlap * self._up / self._down) + 1
+
+    def read(self, span: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Return samples as `PieceReader.read` does."""
+        up, down = self._up, self._down
+        n_times = round(self._signal.spans[span].duration * self._rate)
+        # Start at an input sample whose time is that of an output sample.
+        block = max(0, (start * down // up - self._overlap) // down)
+        begin, end = block * down, min(n_times, -(-stop * down // up) + 1 + self._overlap)
+        x_CT = self._read_samples(span, begin, end)
+        missing_CT = ~np.isfinite(x_CT)
+        has_missing = bool(missing_CT.any())
+        if has_missing:
+            x_CT = np.where(missing_CT, 0.0, x_CT)
+        skip = start - block * up
+        x_CT = self._filter(x_CT)[:, skip : skip + stop - start] * self._scale_C1
+        out_CT: NDArray[np.float32] = x_CT.astype(np.float32)
+        if has_missing:
+            self._spread(missing_CT, out_CT, skip)
+        return out_CT
+
+    def _read_samples(self, span: int, begin: int, end: int) -> NDArray[np.float64]:
+        try:
+            return self._signal.read(self._picks, span, begin, end)
+        except (OSError, ValueError, IndexError) as error:
+            problem = f"its signal cannot be read ({first_line(error)})"
+            raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
+
+    def _filter(self, x_CT: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._band:
+            from mne.filter import filter_data
+
+            low, high = self._band
+            x_CT = filter_data(x_CT, self._rate, low, high, copy=False, verbose="ERROR")
+        if self._up != self._down:
+            from scipy.signal import resample_poly
+
+            # As mne.filter.resample(method="polyphase"), whose ratio depends on the length; here all pieces have one.
+            x_CT = resample_poly(x_CT, self._up, self._down, axis=1, padtype="reflect")
+        return x_CT
+
+    def _spread(self, missing_CT: NDArray[np.bool_], out_CT: NDArray[np.float32], skip: int) -> None:
+        """Set the output samples to NaN that depend on missing input samples, and no others."""
+        channels, places = np.nonzero(missing_CT)
+        n_samples = out_CT.shape[1]
+        first = -(-(places - self._reach) * self._up // self._down) - skip
+        last = (places + self._reach) * self._up // self._down - skip
+        edges = np.zeros((len(out_CT), n_samples + 1), np.int64)
+        np.add.at(edges, (channels, np.clip(first, 0, n_samples)), 1)
+        np.add.at(edges, (channels, np.clip(last + 1, 0, n_samples)), -1)
+        out_CT[edges[:, :-1].cumsum(axis=1) > 0] = np.nan
+
+
+def band_edges(band: tuple[float, float] | None) -> tuple[float | None, float] | None:
+    """Return the edges for MNE's filters, which take None for a lower edge of 0 Hz."""
+    return (band[0] or None, band[1]) if band else None
+
+
+def filter_length(recording: Recording, rate: float, band: tuple[float, float]) -> float:
+    """Return the length in seconds of the band-pass for a sampling rate.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The band does not fit the sampling rate.
+    """
+    return _filter_taps(recording, rate, band) / rate
+
+
+def _filter_taps(recording: Recording, rate: float, band: tuple[float, float]) -> int:
+    if band[1] >= rate / 2:
+        raise UnreadableRecordingError(
+            f"{recording.path}: sampled at {rate:g} Hz, so the band's upper edge must be below {rate / 2:g} Hz "
+            f"(given {band[1]:g})"
+        )
+    return _taps(rate, band)
+
+
+@lru_cache(maxsize=64)
+def _taps(rate: float, band: tuple[float, float]) -> int:
+    from mne.filter import create_filter
+
+    low, high = band[0] or None, band[1]
+    return len(create_filter(None, rate, low, high, verbose="ERROR"))

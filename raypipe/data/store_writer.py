@@ -1,0 +1,103 @@
+"""Write the table and the manifest of a store whose shards are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raypipe.core.errors import UserError
+from raypipe.data.accounting import Ledger
+from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
+from raypipe.data.selection import Selection, check_subjects
+from raypipe.data.shards import ShardRecord
+from raypipe.storage.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_WINDOW = "without a window"
+"""Reason for leaving recordings out."""
+
+
+def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection, records: list[ShardRecord]) -> None:
+    """Write the table, and then the manifest with the account of everything found.
+
+    Raises
+    ------
+    UserError
+        There is no window, none of a class, or windows of one subject only.
+    """
+    import mne
+
+    for record in records:
+        _account(selection.ledger, record)
+    table = _table(selection, records)
+    subjects = set(table["subject"])
+    check_subjects(subjects, str(folder))
+    labels = selection.labels
+    text = table.to_csv(index=False, lineterminator="\n").encode()
+    table_sha256 = hashlib.sha256(text).hexdigest()
+    manifest = Manifest(
+        settings=asked,
+        plan=plan,
+        kind=labels.kind,
+        metric="nrmse" if labels.kind == "regression" else "auc",
+        classes=labels.classes,
+        shards=tuple(record.shard for record in records),
+        table_sha256=table_sha256,
+        data_hash=_data_hash(records, table_sha256, plan, labels.classes),
+        summary=Summary(
+            recordings=sum(record.shard.rows > 0 for record in records),
+            windows=len(table),
+            subjects=len(subjects),
+        ),
+        accounting=selection.ledger.close(),
+        versions={"mne": mne.__version__},
+    )
+    write_atomic(folder / TABLE, lambda file: file.write(text))
+    write_atomic(folder / MANIFEST, lambda file: file.write(manifest.to_json()))
+
+
+def _account(ledger: Ledger, record: ShardRecord) -> None:
+    """Note what was left out of a recording, or that nothing of it is in the store."""
+    key = record.shard.recording
+    ledger.leave_parts_out(ledger.person_of[key], record.left_out)
+    if not record.shard.rows:
+        ledger.leave_out(key, NO_WINDOW, ", ".join(f"{n} {what}" for what, n in record.left_out.items()))
+
+
+def _table(selection: Selection, records: list[ShardRecord]) -> pd.DataFrame:
+    """Return the table of all windows, and check that there are windows of every class."""
+    import pandas as pd
+
+    spec, classes = selection.task.spec, selection.labels.classes
+    rows = [
+        row | {"shard": number, "row": place}
+        for number, record in enumerate(records)
+        for place, row in enumerate(record.rows)
+    ]
+    if not rows:
+        reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+        raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
+    table = pd.DataFrame(rows)
+    if classes:
+        table["target"] = table["target"].astype(int)
+        missing = set(range(len(classes))) - set(table["target"])
+        if missing:
+            raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'")
+    table.insert(0, "window", range(len(table)))
+    used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
+    return table[[*COLUMNS, *used]]
+
+
+def _data_hash(records: list[ShardRecord], table_sha256: str, plan: Plan, classes: tuple[str, ...]) -> str:
+    """Return a hash of everything that training depends on."""
+    content = {
+        "shards": [record.shard.sha256 for record in records],
+        "table": table_sha256,
+        "plan": plan.model_dump(mode="json", include={"channels", "sfreq", "crop_samples", "target_is_offset"}),
+        "classes": classes,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""Read the targets that are a column of participants.tsv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raypipe.core.errors import UserError
+from raypipe.recordings.participants import participant_rows, read_participants, typed_column
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.tables import find_column, missing_column
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The values of a column, without missing ones."""
+
+    values: Mapping[str, float | str]
+    """By subject: numbers if `is_numeric`, else text."""
+    is_numeric: bool
+    where: str
+    """File and column, for messages."""
+
+
+def read_targets(recordings: Sequence[Recording], column: str, *, as_text: bool = False) -> Targets:
+    """Read a column of participants.tsv for the subjects that have recordings.
+
+    Parameters
+    ----------
+    as_text
+        Accept text in a column that is mostly numbers.
+
+    Raises
+    ------
+    UserError
+        A table or the column is missing, or the column mixes numbers and text.
+    """
+    names = {root: _column_of(root, column) for root in {r.root: None for r in recordings}}
+    rows = participant_rows(recordings)
+    cells: dict[str, str] = {}
+    for recording in recordings:
+        row = rows.get((recording.root, recording.label))
+        if row is not None:  # a release of HBN-EEG may list the subjects of all
+            cells.setdefault(recording.subject, row[names[recording.root]])
+    where = f"{recordings[0].root / 'participants.tsv'}: column '{names[recordings[0].root]}'"
+    found = typed_column(cells, where, as_text=as_text)
+    return Targets(found.values, found.is_numeric, where)
+
+
+def _column_of(root: Path, column: str) -> str:
+    table = read_participants(root)
+    name = find_column(table, column)
+    if name is None:
+        raise UserError(missing_column(root / "participants.tsv", column, table))
+    return name

@@ -1,0 +1,148 @@
+"""Read the events of a recording, and match their values to those that a task asks for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unicodedata import normalize
+
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import find_column, is_missing, missing_column, parse_number, read_tsv
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VALUE_COLUMNS = ("value", "trial_type")
+"""Columns in which an event's value is looked for, the first first."""
+NO_ONSET = "events without an onset"
+"""Reason for leaving events out."""
+
+
+def read_events(recording: Recording) -> pd.DataFrame:
+    """Read the ``events.tsv`` of a recording; see `read_events_file`."""
+    return read_events_file(recording.sidecar("events.tsv"))
+
+
+def read_events_file(path: Path) -> pd.DataFrame:
+    """Read an ``events.tsv``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows by ascending onset, equal onsets in file order; rows without an onset are left out. Columns: `onset` (s,
+        float), `duration` (s, float, may be NaN), `value` (str; from ``trial_type`` where there is no ``value``), and
+        the file's other columns as text.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The file is missing or damaged, or lacks a column.
+    """
+    events = _read(path)
+    if not any(column in events.columns for column in VALUE_COLUMNS):
+        raise UnreadableRecordingError(missing_column(path, "value", events))
+    if "value" not in events.columns:
+        events["value"] = events["trial_type"]
+    events["value"] = events["value"].replace("", "n/a")
+    finite = events["onset"].map(math.isfinite).astype(bool)
+    return events[finite].sort_values("onset", kind="stable", ignore_index=True)
+
+
+@dataclass
+class MatchedEvents:
+    """Events of a recording that have one of the values that a task asks for."""
+
+    onsets: list[float]
+    """Seconds from the recording's start, ascending."""
+    values: list[str]
+    """Values, spelt as the task does."""
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
+    """Find the events whose value is one of `wanted`.
+
+    Values are looked for in the column ``value`` or ``trial_type``: that in which more of them are found. A cell is a
+    value if it is equal, or an equal number (``1.0`` and ``1``), or differs in upper and lower case only and the file
+    has no cell that is equal.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The file is missing or damaged, or has neither column.
+    """
+    events = _read(path)
+    columns = [column for column in VALUE_COLUMNS if column in events.columns]
+    if not columns:
+        raise UnreadableRecordingError(missing_column(path, "value", events))
+    spelt = {column: _spellings(events[column], wanted) for column in columns}
+    best = max(columns, key=lambda column: len(set(spelt[column].values())))
+    names = events[best].map(spelt[best])
+    found = events.assign(name=names)[names.notna().to_numpy()]
+    finite = found["onset"].map(math.isfinite).to_numpy(bool)
+    kept = found[finite].sort_values("onset", kind="stable")
+    left_out = Counter({NO_ONSET: len(found) - len(kept)})
+    return MatchedEvents(kept["onset"].tolist(), kept["name"].tolist(), +left_out)
+
+
+def columns_with(path: Path, value: str) -> list[str]:
+    """Return the names of the columns of an events file that hold a value."""
+    try:
+        events = _read(path)
+    except UnreadableRecordingError:
+        return []
+    return [str(name) for name in events.columns if name not in ("onset", "duration") and value in set(events[name])]
+
+
+def event_values(path: Path) -> dict[str, Counter[str]]:
+    """Return how often each value is there, by column (``value``, ``trial_type``); missing values are not counted."""
+    events = _read(path)
+    return {
+        column: Counter(cell for cell in events[column] if not is_missing(cell))
+        for column in VALUE_COLUMNS
+        if column in events.columns
+    }
+
+
+def _spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Return the wanted value of each distinct cell that is a spelling of one."""
+    distinct = dict.fromkeys(cells)
+    found: dict[str, str] = {}
+    for value in wanted:
+        exact = [cell for cell in distinct if cell == normalize("NFC", value)]
+        number = parse_number(value)
+        equal = [cell for cell in distinct if number is not None and parse_number(cell) == number]
+        folded = [cell for cell in distinct if cell.casefold() == normalize("NFC", value).casefold()]
+        others = {name.casefold() for name in wanted if name != value}
+        same = exact + equal or (folded if len(folded) == 1 and value.casefold() not in others else [])
+        for cell in same:
+            found.setdefault(cell, value)
+    return found
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read a table of events; `onset` and `duration` are seconds, NaN where they are missing."""
+    if not path.is_file():
+        raise UnreadableRecordingError(f"{path}: no such file; the task needs the recording's events")
+    events = read_tsv(path)
+    names = {find_column(events, name): name for name in ("onset", "duration", *VALUE_COLUMNS)}
+    events = events.rename(columns={old: new for old, new in names.items() if old is not None})
+    if "onset" not in events.columns:
+        raise UnreadableRecordingError(missing_column(path, "onset", events))
+    if "duration" not in events.columns:
+        events["duration"] = ""
+    events["onset"] = [_onset(path, cell) for cell in events["onset"]]
+    events["duration"] = [parse_number(cell) for cell in events["duration"]]
+    return events.astype({"onset": float, "duration": float})
+
+
+def _onset(path: Path, cell: str) -> float:
+    number = parse_number(cell)
+    if number is None and not is_missing(cell):
+        raise UnreadableRecordingError(f"{path}: column 'onset' is not a number of seconds ('{cell}')")
+    return float("nan") if number is None else number

@@ -1,0 +1,104 @@
+"""Read FIF files with MNE."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import first_line
+from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError
+
+_GAPS = ("bad_acq_skip",)
+"""Annotations, in lower case, of stretches that were not recorded."""
+_SPLICES = ("bad boundary", "edge boundary", "boundary")
+"""Annotations of times at which recordings were joined."""
+_TYPES = {"stim": "trig"}
+"""Types of MNE that channels.tsv calls otherwise."""
+
+
+class FifSignal(Signal):
+    """A FIF file with continuous data, and the files that it was split into.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        MNE cannot read the file.
+    """
+
+    unit_source = "format"
+
+    def __init__(self, path: Path) -> None:
+        import mne
+
+        self.path = path
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
+        self._rate = float(self._raw.info["sfreq"])
+        types = self._raw.get_channel_types()
+        self.channels = tuple(
+            Channel(name.strip(), self._rate, "V", _TYPES.get(kind, kind))
+            for name, kind in zip(self._raw.ch_names, types, strict=True)
+        )
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """Return the stretches between skips and joins."""
+        return tuple(Span(first / self._rate, (last - first) / self._rate) for first, last in self._stretches)
+
+    @cached_property
+    def _stretches(self) -> list[tuple[int, int]]:
+        """Return the first sample of each span and the one after its last."""
+        recorded_T = np.ones(self._raw.n_times, bool)
+        cuts = {0, self._raw.n_times}
+        first_time = self._raw.first_samp / self._rate
+        for onset, duration, text in self._annotations():
+            start = round((onset - first_time) * self._rate)
+            if text in _GAPS:
+                recorded_T[max(0, start) : max(0, start + round(duration * self._rate))] = False
+            elif text in _SPLICES:
+                cuts.add(start)
+        changes = np.flatnonzero(np.diff(recorded_T)) + 1
+        edges = sorted({cut for cut in [*cuts, *changes.tolist()] if 0 <= cut <= self._raw.n_times})
+        return [(a, b) for a, b in pairwise(edges) if recorded_T[a]]
+
+    def _annotations(self) -> list[tuple[float, float, str]]:
+        """Return onset (s, by the clock of `first_samp`), duration (s) and lower-case text of finite annotations."""
+        notes = self._raw.annotations
+        times = zip(notes.onset, notes.duration, notes.description, strict=True)
+        # Without a date, onsets count from the first sample instead.
+        shift = 0.0 if notes.orig_time is not None else self._raw.first_samp / self._rate
+        return [(t + shift, d, str(text).lower()) for t, d, text in times if np.isfinite([t, d]).all()]
+
+    def read(self, picks: Sequence[int], span: int, begin: int, stop: int) -> NDArray[np.float64]:
+        """Return samples as `Signal.read` does."""
+        first, last = self._stretches[span]
+        if not 0 <= begin <= stop <= last - first:
+            raise IndexError(f"{self.path}: samples {begin} to {stop} of {last - first}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                x_CT: NDArray[np.float64] = self._raw[list(picks), first + begin : first + stop][0]
+        except Exception as error:  # MNE raises exceptions of many types
+            raise UnreadableRecordingError(f"{self.path}: its signal cannot be read ({first_line(error)})") from None
+        return x_CT
+
+
+def companions(path: Path) -> list[Path]:
+    """Return the later files of a split recording, named as BIDS (``_split-02_``) or MNE (``-1.fif``) do."""
+    pattern = re.escape(path.stem)
+    named = [rf"{pattern}-\d+\.fif"]
+    split = re.search(r"_split-0*1(?=_|$)", path.stem)
+    if split:
+        named.append(
+            re.escape(path.stem[: split.start()]) + r"_split-\d+" + re.escape(path.stem[split.end() :]) + r"\.fif"
+        )
+    found = [each for each in path.parent.iterdir() if any(re.fullmatch(name, each.name) for name in named)]
+    return sorted(each for each in found if each != path)
