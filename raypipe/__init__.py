@@ -20,6 +20,7 @@ __all__ = [
     "UserError",
     "export",
     "fit_ensemble",
+    "inspect_bids",
     "load_encoder",
     "load_ensemble",
     "open_windows",

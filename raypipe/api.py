@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raypipe.core.folds import LeakError
     from raypipe.core.progress import Progress
     from raypipe.core.stop import StopRequest
+    from raypipe.data.inspection import inspect_bids
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
     from raypipe.ensembles.fitted import Ensemble
@@ -35,6 +36,7 @@ __all__ = [
     "UserError",
     "export",
     "fit_ensemble",
+    "inspect_bids",
     "load_encoder",
     "load_ensemble",
     "open_windows",
@@ -51,6 +53,7 @@ MODULES = {
     "PrintProgress": "raypipe.reporting.progress_lines",
     "StopRequest": "raypipe.core.stop",
     "SweepCallback": "raypipe.trial.callback",
+    "inspect_bids": "raypipe.data.inspection",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",
     "open_windows": "raypipe.data.window_cache",

@@ -1,7 +1,9 @@
-"""Verbs that make windows: simulate, prepare."""
+"""Verbs on the way to windows: simulate, inspect, prepare."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,11 @@ from raypipe.core.errors import UserError
 
 PANEL = "Data"
 """Heading of these verbs in `raypipe --help`."""
+
+BIDS_HELP = (
+    "BIDS folders, or a folder of BIDS folders, here or behind s3://. Recordings are "
+    "sub-*/\\[ses-*/]eeg/*_eeg.* in BDF, EDF, SET, BrainVision or FIF."
+)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe simulate demo/bids --subjects 24"))
@@ -56,15 +63,35 @@ def simulate(
         write(f"{folder}: {subjects} subjects, {channels} channels, {runs} run(s) of {trials} trials")
 
 
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe inspect demo/bids"))
+def inspect(
+    bids: Annotated[list[str], typer.Argument(metavar="BIDS", help=BIDS_HELP)],
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
+    ] = None,
+) -> None:
+    """Show what is in a BIDS folder, what prepare would use, and which tasks could be asked.
+
+    Only headers and tables are read. Run it first.
+    """
+    from raypipe.cli.console import ProgressCounter
+    from raypipe.core.progress import no_progress
+    from raypipe.data.inspection import inspect_bids
+    from raypipe.reporting.tables import print_line
+
+    with ProgressCounter(console, "reading headers") as counter:
+        found = inspect_bids(bids, jobs=jobs, progress=counter if console.is_terminal else no_progress)
+    for title, lines in found.sections():
+        print_line(console, title, "bold")
+        for line in lines:
+            write(f"  {line}")
+
+
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
         list[str],
-        typer.Argument(
-            metavar="BIDS",
-            help="BIDS folders, or a folder of BIDS folders, here or behind s3://. Recordings are "
-            "sub-*/\\[ses-*/]eeg/*_eeg.* in BDF, EDF, SET, BrainVision or FIF.",
-        ),
+        typer.Argument(metavar="BIDS", help=BIDS_HELP),
     ],
     task: Annotated[
         str,
@@ -120,7 +147,7 @@ def prepare(
     folders: list[str | Path] = []
     for name in bids:
         folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]
-    with ProgressCounter(console, "preparing") as counter:
+    with ProgressCounter(console, "preparing") as counter, _naming_inspect(folders):
         store = make_windows(
             folders,
             task,
@@ -140,3 +167,20 @@ def prepare(
     write(f"{out}: {store.describe()}")
     for line in store.manifest.accounting.lines():
         write(line)
+
+
+@contextmanager
+def _naming_inspect(folders: Sequence[str | Path]) -> Iterator[None]:
+    """Add the command that shows what is in the folders to errors of which the cause is in the data."""
+    from raypipe.data.unfit import UnfitDataError
+    from raypipe.recordings.layout import dataset_folders
+    from raypipe.storage.remote import shell_quoted
+
+    try:
+        yield
+    except UnfitDataError as error:
+        roots = [root for folder in folders if "://" not in str(folder) for root in dataset_folders(Path(folder))]
+        if roots and not any(True for root in roots for _ in root.glob("sub-*")):
+            raise  # there is nothing to show
+        named = " ".join(shell_quoted(folder) for folder in folders)
+        raise UserError(f"{error}; raypipe inspect {named} shows what is there") from None

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
 from raypipe.data.task_base import Task
+from raypipe.data.unfit import refuses_data
 from raypipe.recordings.channels import find_name
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -155,6 +156,7 @@ def left_out_channels(header: Header, plan: Plan) -> dict[str, str]:
     return header.left_out | others
 
 
+@refuses_data
 def _common_rate(recordings: Sequence[Recording], headers: Sequence[Header], channels: Sequence[str]) -> float:
     """Return the sampling rate of all channels of all recordings.
 
@@ -179,6 +181,7 @@ def _shown_rate(rate: float) -> str:
     return f"{rate:.12g}"
 
 
+@refuses_data
 def _common_channels(recordings: Sequence[Recording], headers: Sequence[Header]) -> tuple[str, ...]:
     """Return the channels that all recordings have, in the order of the first recording."""
     common = list(headers[0].channels)

@@ -14,6 +14,7 @@ from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
 from raypipe.data.task_base import Labels, Task
+from raypipe.data.unfit import refuses_data
 from raypipe.recordings.layout import Layout, dataset_folders, is_derived, no_recording, read_layout
 from raypipe.recordings.participants import match_labels, participants_table
 from raypipe.recordings.recording import Recording
@@ -60,6 +61,7 @@ class Selection:
         return digest.hexdigest()
 
 
+@refuses_data
 def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selection:
     """Find the recordings of a task, and read their labels.
 
@@ -77,7 +79,7 @@ def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selec
     found = find_in_folders(folders, ledger)
     recordings = task.select(found)
     _leave_out_others(ledger, found, recordings, OTHER_TASK)
-    _fetch_tables(recordings)
+    fetch_tables(recordings)
     recordings = add_releases(recordings)
     excluded = task.exclude(recordings)
     for recording, reason in excluded.items():
@@ -263,7 +265,7 @@ def _note_left_out(layout: Layout, name: str, ledger: Ledger, prefix: str) -> No
         ledger.leave_out(f"{prefix}{inside.as_posix()}", reason)
 
 
-def _fetch_tables(recordings: Iterable[Recording]) -> None:
+def fetch_tables(recordings: Iterable[Recording]) -> None:
     """Fetch events.tsv and channels.tsv of recordings behind a URI, and of other runs of the same tasks."""
     wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
     for recording in recordings:

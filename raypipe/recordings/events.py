@@ -80,7 +80,7 @@ def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
     columns = [column for column in VALUE_COLUMNS if column in events.columns]
     if not columns:
         raise UnreadableRecordingError(missing_column(path, "value", events))
-    spelt = {column: _spellings(events[column], wanted) for column in columns}
+    spelt = {column: find_spellings(events[column], wanted) for column in columns}
     best = max(columns, key=lambda column: len(set(spelt[column].values())))
     names = events[best].map(spelt[best])
     found = events.assign(name=names)[names.notna().to_numpy()]
@@ -109,7 +109,7 @@ def event_values(path: Path) -> dict[str, Counter[str]]:
     }
 
 
-def _spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
+def find_spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
     """Return the wanted value of each distinct cell that is a spelling of one."""
     distinct = dict.fromkeys(cells)
     found: dict[str, str] = {}

@@ -24,9 +24,9 @@ from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
-VERBS = ["simulate", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble", "report", "export"]
+VERBS = ["simulate", "inspect", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble"]
 VERBS += ["plan", "check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop"]
-VERBS += ["push", "pull"]
+VERBS += ["push", "pull", "report", "export"]
 
 
 def run(*arguments: object) -> int:

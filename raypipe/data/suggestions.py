@@ -1,0 +1,207 @@
+"""Suggest tasks that `prepare` accepts for the recordings of a data set."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from raypipe.core.errors import UserError, first_line
+from raypipe.data.challenge import CONTRAST_TASK, FACTOR, TRIAL_START
+from raypipe.data.facts import RecordingFacts
+from raypipe.data.plan import Header, make_plan, parse_settings
+from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue, participants_spec
+from raypipe.data.task_base import Labels, Segment, Task, WindowTiming
+from raypipe.data.tasks import parse_task
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import Span
+from raypipe.storage.remote import shell_quoted
+
+MIN_SHARE = 0.5
+"""Share of people with events who must have a value that is suggested."""
+MAX_VALUES = 4
+"""Values of events that one suggestion names; of more, it names the two most frequent."""
+MAX_FOLDER_LENGTH = 30
+"""Characters of the name of a folder for windows."""
+MIN_PEOPLE_PER_CLASS = 2.0
+"""Mean number of people of a class in columns that are suggested."""
+ROUNDING_SECONDS = 1e-6
+"""Seconds by which a window may reach beyond its recording: times are rounded."""
+
+Pairs = Sequence[tuple[Recording, RecordingFacts]]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A task that `prepare` accepts."""
+
+    spec: str
+    """Specification of the task."""
+    sfreq: float | None
+    """Sampling rate in Hz that `prepare` must be given, because recordings differ in theirs; None for their own."""
+    skip_unreadable: bool
+    """Some recordings of the task cannot be read and must be left out."""
+
+    def command(self, folders: Sequence[str]) -> str:
+        """Return the command line of `prepare`."""
+        words = ["raypipe", "prepare", *(shell_quoted(folder) for folder in folders), "--task", shell_quoted(self.spec)]
+        words += [] if self.sfreq is None else ["--sfreq", f"{self.sfreq:.12g}"]
+        words += ["--skip-unreadable"] if self.skip_unreadable else []
+        return " ".join([*words, "--out", self.folder()])
+
+    def folder(self) -> str:
+        """Return the name of a folder for the windows."""
+        kind, _, argument = self.spec.partition(":")
+        words = re.findall(r"[A-Za-z0-9]+", argument if kind == "participants" else self.spec)
+        while len("-".join(words)) > MAX_FOLDER_LENGTH and len(words) > 1:
+            words.pop()
+        return f"windows/{'-'.join(words)[:MAX_FOLDER_LENGTH] or kind}"
+
+
+def suggest_tasks(
+    recordings: Sequence[Recording],
+    facts: Sequence[RecordingFacts],
+    values: Sequence[EventValue],
+    columns: Sequence[ColumnFacts],
+) -> tuple[list[Suggestion], dict[str, str]]:
+    """Find the tasks that could be asked, the most specific to the data first.
+
+    Each is checked as `prepare` would: labels, sampling rates, common channels, and windows of more than one person
+    and of every class. Whether signals can be read is not known.
+
+    Returns
+    -------
+    suggestions, refused
+        The tasks that `prepare` accepts, and the messages for other tasks by specification.
+    """
+    pairs = list(zip(recordings, facts, strict=True))
+    suggestions: list[Suggestion] = []
+    refused: dict[str, str] = {}
+    for spec in _candidates(pairs, values, columns):
+        try:
+            suggestions.append(_check(spec, pairs))
+        except UserError as error:
+            refused[spec] = first_line(error)
+    return suggestions, refused
+
+
+def _candidates(pairs: Pairs, values: Sequence[EventValue], columns: Sequence[ColumnFacts]) -> Iterator[str]:
+    """Yield the specifications that are worth a check."""
+    tasks = sorted({recording.task for recording, _ in pairs if recording.task})
+    targets = [column for column in columns if column.kind != NO_TARGET]
+    if CONTRAST_TASK in tasks:
+        yield from ["challenge1"] if any(each.value == TRIAL_START for each in values) else []
+        yield from ["challenge2"] if any(column.name == FACTOR for column in targets) else []
+    if len(tasks) > 1:
+        yield f"bids-task:{','.join(tasks)}"
+    for _, same in groupby(values, key=lambda each: each.column):
+        names = _common_values(list(same))
+        if len(names) > 1:
+            yield f"events:{','.join(names)}"
+    yield from (participants_spec(column.name) for column in targets if _has_large_classes(column))
+
+
+def _has_large_classes(column: ColumnFacts) -> bool:
+    """Return whether the classes of a column have enough people; numbers have no classes."""
+    return sum(column.classes.values()) >= MIN_PEOPLE_PER_CLASS * len(column.classes)
+
+
+def _common_values(values: Sequence[EventValue]) -> list[str]:
+    """Return the most frequent values that many people have, in the order of their names."""
+    common = [
+        each.value.replace("@", "@@")
+        for each in values
+        if "," not in each.value and len(each.people) >= MIN_SHARE * (len(each.people) + len(each.lacking))
+    ]
+    return sorted(common if len(common) <= MAX_VALUES else common[:2])
+
+
+def _check(spec: str, pairs: Pairs) -> Suggestion:
+    """Return the suggestion of a task.
+
+    Raises
+    ------
+    UserError
+        `prepare` would refuse it.
+    """
+    task = parse_task(spec)
+    recordings = task.select([recording for recording, _ in pairs])
+    excluded = task.exclude(recordings)
+    recordings = [recording for recording in recordings if recording not in excluded]
+    labels = task.read_labels(recordings)
+    facts = {recording.key: each for recording, each in pairs}
+    chosen = [(r, facts[r.key]) for r in recordings if labels.by_subject is None or r.subject in labels.by_subject]
+    readable = [pair for pair in chosen if pair[1].header]
+    sfreq = _rate_for(task, readable)
+    used = [pair for pair in readable if not (task.event_locked and pair[1].events_problem)]
+    _check_windows(task, labels, used)
+    return Suggestion(spec, sfreq, skip_unreadable=len(used) < len(chosen))
+
+
+def _rate_for(task: Task, readable: Pairs) -> float | None:
+    """Return the sampling rate that `prepare` must be given; None if it needs none.
+
+    Raises
+    ------
+    UserError
+        No plan can be made.
+    """
+    recordings = [recording for recording, _ in readable]
+    headers = [each.header for _, each in readable if each.header is not None]
+    if not headers:
+        raise UserError(f"task '{task.spec}': none of its recordings can be read")
+    lowest = min(rate for header in headers for rate in header.rates)
+    try:
+        _plan(task, None, recordings, headers)
+    except UserError:
+        _plan(task, lowest, recordings, headers)
+        return lowest
+    return None
+
+
+def _plan(task: Task, sfreq: float | None, recordings: Sequence[Recording], headers: Sequence[Header]) -> None:
+    unset = dict.fromkeys(("band", "channels", "window", "crop", "stride", "tmin"))
+    make_plan(task, parse_settings(task=task.spec, sfreq=sfreq, dtype="float32", **unset), recordings, headers)
+
+
+def _check_windows(task: Task, labels: Labels, readable: Pairs) -> None:
+    """Check that there are windows of two people and of every class; recordings are read until there are.
+
+    Raises
+    ------
+    UserError
+        There are not.
+    """
+    timing = WindowTiming(task.default_window, task.default_stride or task.default_window, task.default_tmin)
+    people: set[str] = set()
+    missing = {float(number) for number in range(len(labels.classes))}
+    for recording, each in readable:
+        targets = _targets(task, labels, recording, each, timing)
+        people |= {recording.subject} if targets else set()
+        missing -= targets
+        if len(people) > 1 and not missing:
+            return
+    length = f"windows of {timing.window:g} s"
+    if missing:
+        raise UserError(f"task '{task.spec}': no {length} of class '{labels.classes[int(min(missing))]}'")
+    raise UserError(f"task '{task.spec}': {length} of {len(people)} people; subject folds need at least three")
+
+
+def _targets(
+    task: Task, labels: Labels, recording: Recording, facts: RecordingFacts, timing: WindowTiming
+) -> set[float]:
+    """Return the targets of a recording's windows, without a look at its signal."""
+    spans = facts.spans or (Span(0.0, math.inf if task.event_locked else timing.window),)
+    if not task.event_locked:  # one window shows the target of all
+        longest = max(span.duration for span in spans)
+        segments = task.segment(recording, min(longest, timing.window), timing, labels).segments
+        return {each.target for each in segments}
+    segments = task.segment(recording, spans[-1].onset + spans[-1].duration, timing, labels).segments
+    return {each.target for each in segments if any(_fits(each, span, timing.window) for span in spans)}
+
+
+def _fits(segment: Segment, span: Span, window: float) -> bool:
+    start = segment.onset - span.onset
+    return -ROUNDING_SECONDS <= start <= span.duration - window + ROUNDING_SECONDS

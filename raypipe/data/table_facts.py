@@ -1,0 +1,168 @@
+"""Find what the tables of a data set offer as targets: values of events, and columns of participants.tsv."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from unicodedata import normalize
+
+from raypipe.core.errors import UserError, first_line
+from raypipe.data.facts import RecordingFacts
+from raypipe.data.tasks import parse_task
+from raypipe.recordings.events import find_spellings
+from raypipe.recordings.participants import participant_rows, participants_table
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.tables import parse_number
+
+NUMBERS, CLASSES, NO_TARGET = "numbers", "classes", "not a target"
+"""Kinds of columns of participants.tsv."""
+
+
+@dataclass(frozen=True)
+class EventValue:
+    """A value of events, with its other spellings."""
+
+    column: str
+    """Column of events.tsv: ``value`` or ``trial_type``."""
+    value: str
+    """The most frequent spelling."""
+    count: int
+    """Events that `prepare` finds when it is asked for `value`."""
+    people: tuple[str, ...]
+    """People who have such an event."""
+    lacking: tuple[str, ...]
+    """People with events, but without one that `prepare` finds."""
+    spellings: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of events of other spellings that `prepare` takes for `value`."""
+    unmatched: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of events of other spellings that `prepare` does not take for `value`."""
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A column of participants.tsv, as the task ``participants:COLUMN`` takes it."""
+
+    name: str
+    kind: str
+    """One of `NUMBERS`, `CLASSES` and `NO_TARGET`."""
+    values: tuple[float, ...] = ()
+    """The numbers, ascending."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of people by class."""
+    missing: tuple[str, ...] = ()
+    """People with recordings whose value is missing."""
+    problem: str = ""
+    """Reason for which the column is not a target."""
+
+    def describe(self) -> str:
+        """Return the values in a few words."""
+        if self.kind == NUMBERS:
+            low, high = self.values[0], self.values[-1]
+            return f"{low:.4g} to {high:.4g}, median {median(self.values):.4g}"
+        if self.kind == CLASSES:
+            return ", ".join(f"{name} ({count})" for name, count in self.classes.items())
+        return self.problem
+
+
+def find_event_values(recordings: Sequence[Recording], facts: Sequence[RecordingFacts]) -> list[EventValue]:
+    """Return the values of events, by column and then by number of events.
+
+    Values that differ in case, or as text but not as numbers, are one value.
+    """
+    tables: dict[str, list[tuple[str, Counter[str]]]] = defaultdict(list)
+    for recording, each in zip(recordings, facts, strict=True):
+        for column, counts in each.events.items():
+            tables[column].append((recording.subject, counts))
+    found = [value for column, of_column in tables.items() for value in _values_of(column, of_column)]
+    return sorted(found, key=lambda each: (each.column != "value", -each.count, each.value))
+
+
+def _values_of(column: str, tables: Sequence[tuple[str, Counter[str]]]) -> list[EventValue]:
+    spelt: dict[str, Counter[str]] = defaultdict(Counter)
+    of_key: dict[str, list[tuple[str, Counter[str]]]] = defaultdict(list)
+    for person, counts in tables:
+        for key in {_folded(cell) for cell in counts}:
+            of_key[key].append((person, counts))
+        for cell, count in counts.items():
+            spelt[_folded(cell)][cell] += count
+    people = {person for person, counts in tables if counts}
+    return [_event_value(column, spellings, of_key[key], people) for key, spellings in spelt.items()]
+
+
+def _event_value(
+    column: str, spelt: Counter[str], tables: Sequence[tuple[str, Counter[str]]], people: set[str]
+) -> EventValue:
+    """Return the facts about one value, from the tables that hold it in some spelling."""
+    value = spelt.most_common(1)[0][0]
+    taken: Counter[str] = Counter()
+    owners: set[str] = set()
+    for person, counts in tables:
+        same = find_spellings(counts, [value])
+        taken.update({cell: counts[cell] for cell in same})
+        owners |= {person} if same else set()
+    return EventValue(
+        column=column,
+        value=value,
+        count=taken.total(),
+        people=tuple(sorted(owners)),
+        lacking=tuple(sorted(people - owners)),
+        spellings={cell: count for cell, count in taken.items() if cell != value},
+        unmatched={cell: count for cell, count in (spelt - taken).items() if cell != value},
+    )
+
+
+def _folded(cell: str) -> str:
+    number = parse_number(cell)
+    return normalize("NFC", cell).casefold() if number is None else f"{number:.15g}"
+
+
+def describe_columns(recordings: Sequence[Recording]) -> list[ColumnFacts]:
+    """Return the columns of participants.tsv, in file order, for the people who have recordings.
+
+    Raises
+    ------
+    UserError
+        A participants.tsv is damaged.
+    """
+    names: dict[str, None] = {}
+    for root in {recording.root: None for recording in recordings}:
+        table = participants_table(root)
+        names |= {} if table is None else {str(name): None for name in table.columns}
+    return [_describe_column(name, recordings) for name in names]
+
+
+def _describe_column(name: str, recordings: Sequence[Recording]) -> ColumnFacts:
+    people = {recording.subject for recording in recordings}
+    try:
+        labels = parse_task(participants_spec(name)).read_labels(recordings)
+    except UserError as error:
+        return ColumnFacts(name, NO_TARGET, problem=_without_place(first_line(error), name))
+    targets = labels.by_subject or {}
+    missing = tuple(sorted(people - set(targets)))
+    if labels.kind == "regression":
+        return ColumnFacts(name, NUMBERS, values=tuple(sorted(targets.values())), missing=missing)
+    counts = Counter(labels.classes[int(target)] for target in targets.values())
+    return ColumnFacts(name, CLASSES, classes={each: counts[each] for each in labels.classes}, missing=missing)
+
+
+def _without_place(message: str, name: str) -> str:
+    """Return the message of an error about a column, without the column and what a reader of a table sees there."""
+    path, lacks, _ = message.partition(f": no column '{name}'")
+    if lacks:
+        return f"not in {path}"
+    return message.partition(f"column '{name}' ")[2].removesuffix("; there is nothing to predict") or message
+
+
+def participants_spec(column: str) -> str:
+    """Return the specification of the task that predicts a column."""
+    return f"participants:{column.replace('@', '@@')}"
+
+
+def people_without_row(recordings: Sequence[Recording]) -> list[str]:
+    """Return the people with recordings but without a row in participants.tsv, where there is such a file."""
+    rows = participant_rows(recordings)
+    has_table = {root: participants_table(root) is not None for root in {r.root for r in recordings}}
+    lacking = {r.subject for r in recordings if has_table[r.root] and (r.root, r.label) not in rows}
+    return sorted(lacking)
