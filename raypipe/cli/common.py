@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Fault-tolerant hyperparameter search and leak-free ensembles for EEG decoding.",
     epilog="[dim]First steps:[/dim]\n\n"
     "raypipe simulate demo/bids\n\n"
+    "raypipe inspect demo/bids\n\n"
     "raypipe prepare demo/bids --task challenge1 --out demo/store\n\n"
     "raypipe sweep search_spaces/smoke.py --data demo/store --run demo/run --trials 2 --folds 4\n\n"
     "raypipe ensemble demo/run",

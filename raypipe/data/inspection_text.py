@@ -265,13 +265,15 @@ def _event_table(values: Sequence[EventValue]) -> Iterator[str]:
     """Yield a table of values, and what is odd about their spelling."""
     shown = values[:MAX_ROWS]
     width = max(len("value"), *(len(each.value) for each in shown))
-    yield f"{'value':<{width}}  events  people"
+    yield f"{'value':<{width}}  events  people  per person"
     for each in shown:
-        line = f"{each.value:<{width}}  {each.count:>6}  {len(each.people):>6}"
+        few, most = min(each.by_person.values(), default=0), max(each.by_person.values(), default=0)
+        span = f"{few}" if few == most else f"{few} to {most}"
+        line = f"{each.value:<{width}}  {each.count:>6}  {len(each.by_person):>6}  {span:>10}"
         if 0 < len(each.lacking) <= MAX_NAMED:
             line += f"  not {', '.join(each.lacking)}"
         elif each.lacking:
-            line += f"  of {len(each.people) + len(each.lacking)}"
+            line += f"  {len(each.lacking)} people lack it"
         yield line
     if len(values) > MAX_ROWS:
         yield f"and {len(values) - MAX_ROWS} more values"

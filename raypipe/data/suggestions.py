@@ -79,9 +79,10 @@ def suggest_tasks(
     pairs = list(zip(recordings, facts, strict=True))
     suggestions: list[Suggestion] = []
     refused: dict[str, str] = {}
+    checker = _Checker(pairs, columns)
     for spec in _candidates(pairs, values, columns):
         try:
-            suggestions.append(_check(spec, pairs))
+            suggestions.append(checker.check(spec))
         except UserError as error:
             refused[spec] = first_line(error)
     return suggestions, refused
@@ -113,41 +114,64 @@ def _common_values(values: Sequence[EventValue]) -> list[str]:
     common = [
         each.value.replace("@", "@@")
         for each in values
-        if "," not in each.value and len(each.people) >= MIN_SHARE * (len(each.people) + len(each.lacking))
+        if "," not in each.value and len(each.by_person) >= MIN_SHARE * (len(each.by_person) + len(each.lacking))
     ]
     return sorted(common if len(common) <= MAX_VALUES else common[:2])
 
 
-def _check(spec: str, pairs: Pairs) -> Suggestion:
-    """Return the suggestion of a task.
+class _Checker:
+    """Check tasks as `prepare` would.
 
-    Raises
-    ------
-    UserError
-        `prepare` would refuse it.
+    Parameters
+    ----------
+    pairs
+        All recordings, with their facts.
+    columns
+        Columns of participants.tsv, whose targets are known already.
     """
-    task = parse_task(spec)
-    recordings = task.select([recording for recording, _ in pairs])
-    excluded = task.exclude(recordings)
-    recordings = [recording for recording in recordings if recording not in excluded]
-    labels = task.read_labels(recordings)
-    facts = {recording.key: each for recording, each in pairs}
-    chosen = [(r, facts[r.key]) for r in recordings if labels.by_subject is None or r.subject in labels.by_subject]
-    readable = [pair for pair in chosen if pair[1].header]
-    sfreq = _rate_for(task, readable)
-    used = [pair for pair in readable if not (task.event_locked and pair[1].events_problem)]
-    _check_windows(task, labels, used)
-    return Suggestion(spec, sfreq, skip_unreadable=len(used) < len(chosen))
+
+    def __init__(self, pairs: Pairs, columns: Sequence[ColumnFacts]) -> None:
+        self._recordings = [recording for recording, _ in pairs]
+        self._facts = {recording.key: each for recording, each in pairs}
+        self._labels = {participants_spec(column.name): column.labels for column in columns}
+        self._rates: dict[tuple[object, ...], float | None] = {}
+
+    def check(self, spec: str) -> Suggestion:
+        """Return the suggestion of a task.
+
+        Raises
+        ------
+        UserError
+            `prepare` would refuse it.
+        """
+        task = parse_task(spec)
+        recordings = task.select(self._recordings)
+        excluded = task.exclude(recordings)
+        recordings = [recording for recording in recordings if recording not in excluded]
+        labels = self._labels.get(spec) or task.read_labels(recordings)
+        known = labels.by_subject
+        chosen = [(r, self._facts[r.key]) for r in recordings if known is None or r.subject in known]
+        readable = [pair for pair in chosen if pair[1].header]
+        sfreq = self._rate_for(task, readable)
+        used = [pair for pair in readable if not (task.event_locked and pair[1].events_problem)]
+        _check_windows(task, labels, used)
+        return Suggestion(spec, sfreq, skip_unreadable=len(used) < len(chosen))
+
+    def _rate_for(self, task: Task, readable: Pairs) -> float | None:
+        """Return the sampling rate that `prepare` must be given; None if it needs none.
+
+        Raises
+        ------
+        UserError
+            No plan can be made.
+        """
+        key = (task.default_window, task.default_stride, *(recording.key for recording, _ in readable))
+        if key not in self._rates:
+            self._rates[key] = _find_rate(task, readable)
+        return self._rates[key]
 
 
-def _rate_for(task: Task, readable: Pairs) -> float | None:
-    """Return the sampling rate that `prepare` must be given; None if it needs none.
-
-    Raises
-    ------
-    UserError
-        No plan can be made.
-    """
+def _find_rate(task: Task, readable: Pairs) -> float | None:
     recordings = [recording for recording, _ in readable]
     headers = [each.header for _, each in readable if each.header is not None]
     if not headers:

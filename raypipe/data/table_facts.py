@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from raypipe.core.errors import UserError, first_line
 from raypipe.data.facts import RecordingFacts
+from raypipe.data.task_base import Labels
 from raypipe.data.tasks import parse_task
 from raypipe.recordings.events import find_spellings
 from raypipe.recordings.participants import participant_rows, participants_table
@@ -30,8 +31,8 @@ class EventValue:
     """The most frequent spelling."""
     count: int
     """Events that `prepare` finds when it is asked for `value`."""
-    people: tuple[str, ...]
-    """People who have such an event."""
+    by_person: Mapping[str, int]
+    """Numbers of such events of the people who have any."""
     lacking: tuple[str, ...]
     """People with events, but without one that `prepare` finds."""
     spellings: Mapping[str, int] = field(default_factory=dict)
@@ -55,6 +56,8 @@ class ColumnFacts:
     """People with recordings whose value is missing."""
     problem: str = ""
     """Reason for which the column is not a target."""
+    labels: Labels | None = field(default=None, repr=False, compare=False)
+    """Targets of the task."""
 
     def describe(self) -> str:
         """Return the values in a few words."""
@@ -97,17 +100,18 @@ def _event_value(
     """Return the facts about one value, from the tables that hold it in some spelling."""
     value = spelt.most_common(1)[0][0]
     taken: Counter[str] = Counter()
-    owners: set[str] = set()
+    by_person: Counter[str] = Counter()
     for person, counts in tables:
-        same = find_spellings(counts, [value])
-        taken.update({cell: counts[cell] for cell in same})
-        owners |= {person} if same else set()
+        same = {cell: counts[cell] for cell in find_spellings(counts, [value])}
+        taken.update(same)
+        by_person[person] += sum(same.values())
+    by_person = +by_person
     return EventValue(
         column=column,
         value=value,
         count=taken.total(),
-        people=tuple(sorted(owners)),
-        lacking=tuple(sorted(people - owners)),
+        by_person=dict(sorted(by_person.items())),
+        lacking=tuple(sorted(people - set(by_person))),
         spellings={cell: count for cell, count in taken.items() if cell != value},
         unmatched={cell: count for cell, count in (spelt - taken).items() if cell != value},
     )
@@ -142,9 +146,10 @@ def _describe_column(name: str, recordings: Sequence[Recording]) -> ColumnFacts:
     targets = labels.by_subject or {}
     missing = tuple(sorted(people - set(targets)))
     if labels.kind == "regression":
-        return ColumnFacts(name, NUMBERS, values=tuple(sorted(targets.values())), missing=missing)
+        return ColumnFacts(name, NUMBERS, values=tuple(sorted(targets.values())), missing=missing, labels=labels)
     counts = Counter(labels.classes[int(target)] for target in targets.values())
-    return ColumnFacts(name, CLASSES, classes={each: counts[each] for each in labels.classes}, missing=missing)
+    classes = {each: counts[each] for each in labels.classes}
+    return ColumnFacts(name, CLASSES, classes=classes, missing=missing, labels=labels)
 
 
 def _without_place(message: str, name: str) -> str:

@@ -83,9 +83,9 @@ def test_shows_what_is_there_and_prepare_accepts_what_it_suggests(bids, tmp_path
     ]
     assert section(found, "People") == "6 found, 6 with recordings"
     assert section(found, "Events by trial_type").splitlines() == [
-        "value  events  people",
-        "left       12       6",
-        "right      12       6",
+        "value  events  people  per person",
+        "left       12       6           2",
+        "right      12       6           2",
     ]
     assert section(found, "Columns of participants.tsv").splitlines() == [
         "age  numbers  21 to 26, median 23.5",
@@ -142,7 +142,7 @@ def test_spellings_of_events_that_prepare_matches_or_not(bids, tmp_path):
     text(eeg(bids, "06", suffix="events.tsv"), EVENTS.splitlines()[0])
     found = inspect_bids(bids)
     left, right = found.events
-    assert (left.value, left.count, len(left.people), left.lacking) == ("left", 5, 3, ())
+    assert (left.value, left.count, len(left.by_person), left.lacking) == ("left", 5, 3, ())
     assert left.spellings == {"Left": 2} and left.unmatched == {"LEFT": 1}
     assert (right.value, right.lacking) == ("right", ("02",))
     lines = section(found, "Events by trial_type")
