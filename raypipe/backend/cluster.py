@@ -18,7 +18,14 @@ from raypipe.backend.process_state import (
     restored_process_state,
     restored_signal_handlers,
 )
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, loopback_only, process_output_to, reread_authentication
+from raypipe.backend.ray_compat import (
+    LOCAL_SETTINGS,
+    SETTINGS,
+    job_config,
+    loopback_only,
+    process_output_to,
+    reread_authentication,
+)
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
 
@@ -111,7 +118,7 @@ def _import(modules: Sequence[str]) -> None:
 def _connect(address: str | None, output: CapturedOutput) -> None:
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING, "job_config": job_config()}
     # `ray.init` replaces SIGTERM's handler by one that ends the process.
     with process_output_to(output.receive), restored_signal_handlers():
         if not address:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 SETTINGS = {
@@ -46,6 +47,29 @@ def loopback_only() -> Iterator[None]:
         os.environ.pop(name)
         if environment is not None:
             os.environ[name] = environment
+
+
+def job_config() -> Any:
+    """Return the configuration of a driver whose workers import nothing from the working folder.
+
+    Ray puts the driver's working folder and that of its script first on the path of its workers, where a ``raypipe.py``
+    or ``queue.py`` of the user's would be imported. Only the folder of raypipe itself is put there, unless packages are
+    found in it anyway.
+    """
+    from ray.job_config import JobConfig
+
+    class WithoutWorkingFolder(JobConfig):  # type: ignore[misc,unused-ignore]
+        def _serialize(self) -> Any:
+            self._py_driver_sys_path = package_folders()
+            return super()._serialize()
+
+    return WithoutWorkingFolder()
+
+
+def package_folders() -> list[str]:
+    """Return the folder that raypipe is in, unless that is the one of installed packages."""
+    folder = Path(__file__).resolve().parents[2]
+    return [] if folder.name in ("site-packages", "dist-packages") else [str(folder)]
 
 
 @contextlib.contextmanager

@@ -93,8 +93,7 @@ def prepare(
     dtype
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     jobs
-        Processes. Default: one per core. A script that uses more than one needs the guard
-        ``if __name__ == "__main__":``, as for any use of multiprocessing.
+        Processes. Default: one per core. They do not import the script, so it needs no main guard.
     skip_unreadable
         Leave out and count recordings that cannot be read, instead of stopping at the first.
     progress

@@ -20,21 +20,34 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-def raypipe(*arguments: object) -> str:
+def raypipe(*arguments: object, folder: Path | None = None) -> str:
     """Run a command that must work; what it printed."""
     command = [Path(sys.executable).with_name("raypipe"), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-def test_from_simulation_to_predictions(tmp_path):
+@pytest.fixture
+def own_modules(tmp_path):
+    """Make a folder of a user's own modules, whose names are those of modules that raypipe and Ray import."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("raypipe", "signal", "types", "queue", "random", "numpy", "torch", "ray"):
+        (folder / f"{name}.py").write_text(f"raise AssertionError('{name}.py of the user was imported')\n")
+    return folder
+
+
+def test_from_simulation_to_predictions(tmp_path, own_modules):
     raypipe("simulate", tmp_path / "bids", "--subjects", 9, "--channels", 6, "--trials", 12)
-    prepared = raypipe("prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "store")
+    prepared = raypipe(
+        "prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "store", "--jobs", 2,
+        folder=own_modules,
+    )  # fmt: skip
     assert "windows of 6 channels x 200 samples" in prepared
     raypipe(
         "sweep", ROOT / "search_spaces/smoke.py", "--data", tmp_path / "store", "--run", tmp_path / "run",
-        "--trials", 2, "--folds", 3, "--no-prune",
+        "--trials", 2, "--folds", 3, "--no-prune", folder=own_modules,
     )  # fmt: skip
     fitted = raypipe("ensemble", tmp_path / "run", "--top", 2)
     assert "report.html" in fitted
@@ -55,7 +68,7 @@ def test_from_simulation_to_predictions(tmp_path):
 @pytest.mark.real
 def test_the_readme_on_real_recordings(real_data, tmp_path):
     readme = (ROOT / "README.md").read_text()
-    steps = re.search(r"```sh\n(raypipe prepare .*?)```", readme, re.DOTALL).group(1)
+    steps = re.search(r"```sh\n(raypipe inspect .*?)```", readme, re.DOTALL).group(1)
     for line in steps.strip().splitlines():
         line = line.replace("../shared/data", str(real_data)).replace(" arithmetic/", f" {tmp_path}/")
         line = line.replace("search_spaces/focal_mixup_sam.py", str(ROOT / "search_spaces/smoke.py"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, process_output_to
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, job_config, package_folders, process_output_to
 
 PARAMETERS = {
     "ray._private.state.available_resources_per_node": [],
@@ -74,6 +74,18 @@ def test_it_is_there_with_the_parameters_that_are_passed(dotted):
     assert all(
         p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters[len(wanted) :]
     )
+
+
+def test_only_the_folder_of_raypipe_is_put_on_the_path_of_workers():
+    from ray.core.generated.common_pb2 import JobConfig
+
+    config = job_config()
+    config._py_driver_sys_path.extend(["/home/me/script", "/home/me"])  # as ray.init does before it serializes
+    serialized = JobConfig()
+    serialized.ParseFromString(config._serialize())
+    assert list(serialized.py_driver_sys_path) == package_folders() and "/home/me" not in serialized.py_driver_sys_path
+    source = inspect.getsource(find("ray._private.worker.connect"))
+    assert "_py_driver_sys_path.extend(code_paths)" in source and "job_config._serialize()" in source
 
 
 def test_names_of_the_callbacks_that_are_left_out_are_those_of_ray():
