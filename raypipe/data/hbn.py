@@ -67,7 +67,11 @@ def add_releases(recordings: Sequence[Recording]) -> list[Recording]:
 
     The release comes from the folder's name, or else from ``release_number`` in participants.tsv.
     """
-    rows, found = participant_rows(recordings), []
+    found = []
+    try:
+        rows = participant_rows(recordings)
+    except UserError:  # the tasks that need the table report it
+        rows = {}
     for recording in recordings:
         row = rows.get((recording.root, recording.label), {})
         years = parse_number(row.get("age", ""))

@@ -26,7 +26,7 @@ from raypipe.data.plan import (
     make_plan,
     parse_settings,
 )
-from raypipe.data.scales import CHECK_UNITS, scale_problem
+from raypipe.data.scales import CHECK_UNITS, other_scales
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
 from raypipe.data.store_writer import write_store
@@ -276,13 +276,15 @@ class _Build:
         UnreadableRecordingError
             There is one, and unreadable recordings are not to be skipped.
         """
-        scales = {key: record.scale for key, record in records.items() if record.scale > 0}
+        problems = other_scales({key: record.scale for key, record in records.items()})
         for recording in self.selection.recordings:
-            problem = scale_problem(recording, scales)
-            if problem and records[recording.key].has_confirmed_units:
+            if recording.key not in problems:
+                continue
+            problem = f"{recording.path}: {problems[recording.key]}"
+            if records[recording.key].has_confirmed_units:
                 self.ledger.notes.append(f"Of another scale: {problem}.")
-            elif problem:
-                self._skip_or_raise(recording, UnreadableRecordingError(f"{problem}; {CHECK_UNITS}"), OTHER_SCALE)
-                del records[recording.key]
-                remove_shard(self.folder, recording.key)
+                continue
+            self._skip_or_raise(recording, UnreadableRecordingError(f"{problem}; {CHECK_UNITS}"), OTHER_SCALE)
+            del records[recording.key]
+            remove_shard(self.folder, recording.key)
         return records

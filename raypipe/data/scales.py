@@ -6,26 +6,31 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from raypipe.recordings.recording import Recording
-
-MAX_RATIO = 300.0
-"""Largest ratio of a recording's scale to that of the others. Units differ by factors of 1,000; people do by less."""
-
+MAX_RATIO = 100.0
+"""Ratio of two scales from which on they are not of one unit. Units differ by factors of 1,000; people do by less."""
 CHECK_UNITS = "check the units in its header and in channels.tsv (--skip-unreadable leaves it out)"
 
 
-def scale_problem(recording: Recording, scales: Mapping[str, float]) -> str:
-    """Return one line if a recording's samples are much larger or smaller than those of the others, else nothing.
+def other_scales(scales: Mapping[str, float]) -> dict[str, str]:
+    """Return the recordings whose scale is not that of most, with a description of it.
+
+    Scales are sorted, and split into groups where one is `MAX_RATIO` times the one before it. The largest group is that
+    of most recordings; of two that are as large, the first.
 
     Parameters
     ----------
     scales
-        Spread in microvolts of every recording that has one, by key.
+        Spread of the samples in microvolts of every recording, by key. Those without any spread (0) are left alone.
     """
-    others = [scale for key, scale in scales.items() if key != recording.key]
-    if recording.key not in scales or not others:
-        return ""
-    own, usual = scales[recording.key], float(np.median(others))
-    if 1 / MAX_RATIO < own / usual < MAX_RATIO:
-        return ""
-    return f"{recording.path}: its samples spread over {own:.3g} uV, those of the other recordings over {usual:.3g} uV"
+    ordered = sorted((scale, key) for key, scale in scales.items() if scale > 0)
+    if not ordered:
+        return {}
+    values = np.array([scale for scale, _ in ordered])
+    groups = np.split(np.arange(len(values)), np.flatnonzero(values[1:] >= MAX_RATIO * values[:-1]) + 1)
+    most = max(groups, key=len)
+    usual = float(np.median(values[most]))
+    return {
+        key: f"its samples spread over {scale:.3g} uV, those of {len(most)} other recordings over {usual:.3g} uV"
+        for place, (scale, key) in enumerate(ordered)
+        if place not in most
+    }

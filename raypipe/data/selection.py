@@ -248,7 +248,11 @@ def _note_people(layout: Layout, name: str, ledger: Ledger) -> None:
     """Note the people with a folder or a row in participants.tsv."""
     for label in layout.subjects:
         ledger.find_person(_person(name, label), NO_RECORDING)
-    table = participants_table(layout.root)
+    try:
+        table = participants_table(layout.root)
+    except UserError as error:  # stops the tasks that need the table, and no others
+        ledger.notes.append(f"People in participants.tsv are not counted: {error}.")
+        return
     if table is not None:
         matched = set(match_labels(layout.subjects, table.index).values())
         for label in table.index:

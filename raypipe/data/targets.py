@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypipe.core.errors import UserError
-from raypipe.recordings.participants import participant_rows, read_participants, typed_column
+from raypipe.recordings.participants import participant_rows, participants_table, read_participants, typed_column
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.tables import find_column, missing_column
 
@@ -49,7 +49,9 @@ def read_targets(recordings: Sequence[Recording], column: str, *, as_text: bool 
 
 
 def _column_of(root: Path, column: str) -> str:
-    table = read_participants(root)
+    table = participants_table(root)
+    if table is None:
+        table = read_participants(root)  # says that there is none
     name = find_column(table, column)
     if name is None:
         raise UserError(missing_column(root / "participants.tsv", column, table))

@@ -17,7 +17,8 @@ from raypipe.core.config import TrialConfig, flatten
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
-from raypipe.data.manifest import Settings, read_manifest
+from raypipe.data.accounting import Accounting
+from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
@@ -33,15 +34,17 @@ _OTHER_OPTIONS = {"trials", "folds", "held_out", "seed", "address", "storage", "
 
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
-    settings, unknown = read_prepare_settings(run)
-    if settings is None:
+    manifest, unknown = read_data_manifest(run)
+    if manifest is None:
         prepare = shlex.join(["raypipe", "prepare", "RECORDINGS", "--task", run.info.task, "--out", "STORE"]) + " ..."
     else:
-        prepare = shlex.join(prepare_command(settings))
+        prepare = shlex.join(prepare_command(manifest.settings))
     ranked = run.ranked(results)
     return render_template(
         "provenance",
         facts=Table(["", ""], _facts(run, results, name), {0, 1}),
+        account=manifest.accounting.lines() if manifest else [],
+        left_out=_left_out(manifest.accounting) if manifest else None,
         folds=_subjects_by_fold(run.folds),
         best=_configuration(run, ranked[0].number) if ranked else None,
         commands=[prepare, shlex.join(sweep_command(run)), shlex.join(ensemble_command(run))],
@@ -50,8 +53,8 @@ def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str)
     )
 
 
-def read_prepare_settings(run: RunStore) -> tuple[Settings | None, str]:
-    """Return the settings of `prepare` for the run's windows, or None and the reason why they are unknown."""
+def read_data_manifest(run: RunStore) -> tuple[Manifest | None, str]:
+    """Return the manifest of the run's windows, or None and the reason why it is unknown."""
     where = run.info.data
     if "://" in where:
         return None, "the windows are behind a URI, and a report downloads nothing"
@@ -61,7 +64,14 @@ def read_prepare_settings(run: RunStore) -> tuple[Settings | None, str]:
         return None, "the windows of this run cannot be opened any more"
     if manifest.data_hash != run.info.data_hash:
         return None, "the windows have changed since the run was made"
-    return manifest.settings, ""
+    return manifest, ""
+
+
+def _left_out(accounting: Accounting) -> Table:
+    """Return the table of every recording and person that is not in the windows."""
+    rows = [[each.name, each.reason, each.detail] for each in accounting.recordings_left_out]
+    people = [[person, reason, ""] for reason, names in accounting.people_left_out.items() for person in names]
+    return Table(["recording or person", "reason", "details"], rows + people, {0, 1, 2})
 
 
 def prepare_command(settings: Settings) -> list[str]:
