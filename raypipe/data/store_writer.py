@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,6 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
     UserError
         There is no window, none of a class, or windows of one subject only.
     """
-    import mne
-
     for record in records:
         _account(selection.ledger, record)
     table = _table(selection, records)
@@ -54,7 +53,7 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
             subjects=len(subjects),
         ),
         accounting=selection.ledger.close(),
-        versions={"mne": mne.__version__},
+        versions={"mne": version("mne")},  # importing it takes a second
     )
     write_atomic(folder / TABLE, lambda file: file.write(text))
     write_atomic(folder / MANIFEST, lambda file: file.write(manifest.to_json()))

@@ -135,14 +135,14 @@ def _predict_recording(
         predictions = predictions.mean(axis=0, keepdims=True)
     elif per == "window":
         table["onset"] = rows["onset"]
-    table["role"] = _role(ensemble, recording)
+    table["role"] = role_of(ensemble, recording)
     table[names] = predictions
     if ensemble.classes:
         table["prediction"] = [ensemble.classes[k] for k in predictions.argmax(axis=1)]
     return table, +left_out
 
 
-def _role(ensemble: LoadedEnsemble, recording: Recording) -> str:
+def role_of(ensemble: LoadedEnsemble, recording: Recording) -> str:
     """Return the role of a recording's subject in training.
 
     A bundle of several data sets names subjects DATASET/LABEL. If none of them is this recording's, its label in any

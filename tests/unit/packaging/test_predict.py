@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
+import mne
 import numpy as np
 import pandas as pd
 import pytest
 
 from raypipe.core.errors import UserError
+from raypipe.core.folds import HELD_OUT
 from raypipe.data import windower
 from raypipe.packaging.bundle import LoadedEnsemble, export_bundle
-from raypipe.packaging.predict import predict
+from raypipe.packaging.predict import predict, role_of
+from raypipe.recordings.layout import find_recordings
+from raypipe.recordings.recording import Recording
+from tests.support.recordings import eeg_names, microvolts
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +138,48 @@ def test_a_recording_is_predicted_in_parts(simulated, bundle, monkeypatch):
     table = predict(bundle, file)
     assert len(held) > 3 and sum(held) == len(table) and max(held) < len(table) / 2
     np.testing.assert_allclose(table["prediction"], whole["prediction"], rtol=1e-4)
+
+
+def test_what_cannot_be_predicted_is_named_and_the_rest_is_written(simulated, bundle, tmp_path):
+    bids = shutil.copytree(simulated.bids, tmp_path / "bids")
+    whole = predict(bundle, bids)
+    assert whole.attrs["left_out"] == {}
+    first, second, *_ = find_recordings(bids)
+    onset = whole.loc[whole["recording"] == first.key, "onset"].iloc[2]
+    info = mne.create_info(eeg_names(first), 100.0, "eeg")
+    x_CT = microvolts(first) * 1e-6
+    x_CT[1, round(onset * 100) + 3] = np.nan
+    mne.io.RawArray(x_CT, info, verbose="ERROR").save(first.path.with_suffix(".fif"), verbose="ERROR")
+    first.path.unlink()
+    second.path.write_bytes(second.path.read_bytes()[:5000])
+
+    table = predict(bundle, bids, tmp_path / "out.csv")
+    lost = (whole["recording"] == first.key) & (whole["onset"] == onset)
+    expected = whole[~lost & (whole["recording"] != second.key)].reset_index(drop=True)
+    assert table["onset"].tolist() == expected["onset"].tolist() and lost.sum() == 1
+    np.testing.assert_allclose(table["prediction"], expected["prediction"], rtol=1e-3, atol=1e-4)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == len(table)
+    reasons = table.attrs["left_out"]
+    assert reasons[first.key] == "1 windows with missing samples" and "truncated" in reasons[second.key]
+    with pytest.raises(UserError, match="truncated"):
+        predict(bundle, second.path)
+
+
+@pytest.mark.parametrize(
+    ("fold_of", "label", "folder", "role"),
+    [
+        ({"01": 0, "02": HELD_OUT}, "01", "any", "learned from"),
+        ({"01": 0, "02": HELD_OUT}, "02", "any", "held out"),
+        ({"01": 0, "02": HELD_OUT}, "03", "any", "new"),
+        ({"a/01": 0, "b/01": HELD_OUT}, "01", "a", "learned from"),
+        ({"a/01": 0, "b/01": HELD_OUT}, "01", "b", "held out"),
+        ({"a/01": 0, "b/01": HELD_OUT}, "01", "c", "learned from"),
+        ({"a/01": HELD_OUT, "b/01": HELD_OUT}, "01", "c", "held out"),
+        ({"a/01": 0}, "1", "a", "new"),
+    ],
+)
+def test_the_role_of_a_subject_of_several_data_sets(fold_of, label, folder, role, tmp_path):
+    ensemble = SimpleNamespace(info=SimpleNamespace(fold_map=SimpleNamespace(fold_of=fold_of)))
+    root = tmp_path / folder
+    root.mkdir()
+    assert role_of(ensemble, Recording(root / "x_eeg.edf", root, label)) == role
