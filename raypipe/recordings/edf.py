@@ -158,21 +158,30 @@ class EdfSignal(Signal):
         header = next((each for each in self._headers if each.label in _ANNOTATIONS), None)
         if header is None:
             raise UnreadableRecordingError(f"{self.path}: discontinuous, but no channel has the times of its records")
-        records = self._records
+        width = self._record_samples * self._bytes
         first, last = header.first * self._bytes, (header.first + header.samples) * self._bytes
         onsets = np.empty(self._n_records)
-        for record in range(self._n_records):
-            found = _ONSET.match(records[record, first:last].tobytes())
-            if found is None:
-                raise UnreadableRecordingError(f"{self.path}: the time of record {record + 1} cannot be read")
-            onsets[record] = float(found[1])
+        with open(self.path, "rb") as file:
+            for record in range(self._n_records):
+                file.seek(self._start + record * width + first)
+                found = _ONSET.match(file.read(last - first))
+                if found is None:
+                    raise UnreadableRecordingError(f"{self.path}: the time of record {record + 1} cannot be read")
+                onsets[record] = float(found[1])
         return onsets
 
     @cached_property
-    def _records(self) -> NDArray[np.uint8]:
-        """Return a memory map of the records, (records, bytes)."""
-        shape = (self._n_records, self._record_samples * self._bytes)
-        return np.memmap(self.path, np.uint8, "r", self._start, shape)
+    def _digits(self) -> NDArray[Any]:
+        """Return a view of the file's digital values, (records, samples in a record); those of BDF times 256.
+
+        A sample of BDF and the byte before it, which is that of another sample or of the header, are read as 32 bits.
+        """
+        shape = (self._n_records, self._record_samples)
+        extra = int(self._is_bdf)
+        size = self._n_records * self._record_samples * self._bytes + extra
+        data = np.memmap(self.path, np.uint8, "r", self._start - extra, (size,))
+        strides = (self._record_samples * self._bytes, self._bytes)
+        return np.ndarray(shape, "<i4" if self._is_bdf else "<i2", data, strides=strides)
 
     def read(self, picks: Sequence[int], span: int, begin: int, stop: int) -> NDArray[np.float64]:
         """Return samples as `Signal.read` does."""
@@ -187,24 +196,14 @@ class EdfSignal(Signal):
         x_CT = np.empty((len(picks), stop - begin))
         if stop == begin:
             return x_CT
-        start_record, stop_record = begin // per_record, -(-stop // per_record)
-        block = self._records[first + start_record : first + stop_record]
-        skip = begin - start_record * per_record
+        records = slice(first + begin // per_record, first - (-stop // per_record))
+        skip = begin % per_record
         for row_T, header in zip(x_CT, headers, strict=True):
-            digits = self._digits(block, header).reshape(-1)[skip : skip + len(row_T)]
-            np.multiply(digits, header.gain, out=row_T)
+            digits = self._digits[records, header.first : header.first + header.samples]
+            digits = digits >> 8 if self._is_bdf else digits
+            np.multiply(digits.reshape(-1)[skip : skip + len(row_T)], header.gain, out=row_T)
             row_T += header.offset
         return x_CT
-
-    def _digits(self, block: NDArray[np.uint8], header: _SignalHeader) -> NDArray[Any]:
-        """Return the digital values of a signal in records, (records, samples)."""
-        data = block[:, header.first * self._bytes : (header.first + header.samples) * self._bytes]
-        if not self._is_bdf:
-            return np.ascontiguousarray(data).view("<i2")
-        wide = np.zeros((len(data), header.samples, 4), np.uint8)
-        wide[:, :, 1:] = data.reshape(len(data), header.samples, 3)
-        digits: NDArray[np.int32] = wide.view("<i4")[:, :, 0]
-        return digits >> 8
 
 
 def _parse_signal(fields: dict[str, bytes], first: int, samples: int) -> _SignalHeader:
