@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ _GAPS = ("bad_acq_skip",)
 """Annotations, in lower case, of stretches that were not recorded."""
 _SPLICES = ("bad boundary", "edge boundary", "boundary")
 """Annotations of times at which recordings were joined."""
+_TAG = struct.Struct(">4i")
 _TYPES = {"stim": "trig"}
 """Types of MNE that channels.tsv calls otherwise."""
 
@@ -41,6 +43,8 @@ class FifSignal(Signal):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._raw = mne.io.read_raw_fif(path, preload=False, allow_maxshield=True, verbose="ERROR")
+        for part in self._raw.filenames:
+            _check_whole(Path(part))
         self._rate = float(self._raw.info["sfreq"])
         types = self._raw.get_channel_types()
         self.channels = tuple(
@@ -73,15 +77,15 @@ class FifSignal(Signal):
         """Return onset (s, by the clock of `first_samp`), duration (s) and lower-case text of finite annotations."""
         notes = self._raw.annotations
         times = zip(notes.onset, notes.duration, notes.description, strict=True)
-        # Without a date, onsets count from the first sample instead.
-        shift = 0.0 if notes.orig_time is not None else self._raw.first_samp / self._rate
-        return [(t + shift, d, str(text).lower()) for t, d, text in times if np.isfinite([t, d]).all()]
+        return [(t, d, str(text).lower()) for t, d, text in times if np.isfinite([t, d]).all()]
 
     def read(self, picks: Sequence[int], span: int, begin: int, stop: int) -> NDArray[np.float64]:
         """Return samples as `Signal.read` does."""
         first, last = self._stretches[span]
         if not 0 <= begin <= stop <= last - first:
             raise IndexError(f"{self.path}: samples {begin} to {stop} of {last - first}")
+        if begin == stop:
+            return np.empty((len(picks), 0))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -89,6 +93,23 @@ class FifSignal(Signal):
         except Exception as error:  # MNE raises exceptions of many types
             raise UnreadableRecordingError(f"{self.path}: its signal cannot be read ({first_line(error)})") from None
         return x_CT
+
+
+def _check_whole(path: Path) -> None:
+    """Check that the last tag of a file is there: MNE takes a file that was cut between two tags for a shorter one.
+
+    A tag begins with its kind, type, size and the place of the next one: 0 for the one that follows, -1 for the last.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        place = 0
+        while place + _TAG.size <= size:
+            file.seek(place)
+            _, _, length, following = _TAG.unpack(file.read(_TAG.size))
+            place = following if following > 0 else place + _TAG.size + length
+            if following == -1 and place <= size:
+                return
+    raise UnreadableRecordingError(f"{path}: truncated: it has {size} bytes and lacks its last tag")
 
 
 def companions(path: Path) -> list[Path]:

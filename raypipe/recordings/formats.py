@@ -43,8 +43,8 @@ def companions(path: Path) -> list[Path]:
             return eeglab.companions(path)
         if path.suffix.lower() == ".fif":
             return fif.companions(path)
-    except (OSError, ValueError, UnreadableRecordingError):
-        return []  # reported when the recording itself is read
+    except Exception:  # of many types, for damaged headers; reported when the recording itself is read
+        return []
     return []
 
 

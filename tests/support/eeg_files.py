@@ -33,7 +33,8 @@ def write_edf(
     seconds
         Duration of a record.
     limits
-        Physical and digital minimum and maximum (pmin, pmax, dmin, dmax) of each signal; a digit is 0.1 by default.
+        Physical and digital minimum and maximum (pmin, pmax, dmin, dmax) of each signal. By default a digit is 0.1 in
+        EDF and 1 in BDF, whose limits have too many digits for the header otherwise.
     times
         Content of the annotation channel in each record.
     n_records
@@ -42,7 +43,8 @@ def write_edf(
     width, top = (3, 2**23 - 1) if bdf else (2, 2**15 - 1)
     n = len(names)
     units = list(units or ["uV"] * n)
-    limits = list(limits or [(-(top + 1) / 10, top / 10, -top - 1, top)] * n)
+    usual = (-top - 1, top, -top - 1, top) if bdf else ((-top - 1) / 10, top / 10, -top - 1, top)
+    limits = list(limits or [usual] * n)
     count = len(np.asarray(digits[0])) // per_record[0] if n else len(times or [])
     names, samples = list(names), list(per_record)
     if times is not None:
