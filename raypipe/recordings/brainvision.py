@@ -23,6 +23,7 @@ from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecording
 from raypipe.recordings.tables import parse_number
 
 _TYPES = {"int_16": "i2", "uint_16": "u2", "int_32": "i4", "ieee_float_32": "f4", "ieee_float_64": "f8"}
+_NO_RESOLUTION = "its resolution in the header is no number other than zero"
 _DATA_SUFFIXES = (".eeg", ".dat", ".avg", ".seg")
 
 Sections = dict[str, dict[str, str]]
@@ -51,12 +52,15 @@ class BrainVisionSignal(Signal):
         infos = sections.get("channel infos", {})
         parsed = [_parse_channel(infos.get(f"ch{number}", ""), number) for number in range(1, n_channels + 1)]
         self._resolution_C1 = np.array([[resolution] for _, resolution, _ in parsed])
-        self.channels = tuple(Channel(name, self._rate, unit) for name, _, unit in parsed)
+        self.channels = tuple(
+            Channel(name, self._rate, unit, problem="" if _is_usable(resolution) else _NO_RESOLUTION)
+            for name, resolution, unit in parsed
+        )
         self._is_vectorized = common.get("dataorientation", "multiplexed").lower() == "vectorized"
         self._dtype = self._sample_type(sections.get("binary infos", {}))
         self._data_path = _find_data(path, common)
         self._marker_path = _find_companion(path, common, "markerfile", (".vmrk",))
-        self._n_samples = self._count_samples(n_channels)
+        self._n_samples = self._count_samples(n_channels, common)
 
     def _check_supported(self, common: dict[str, str]) -> None:
         if common.get("dataformat", "binary").lower() != "binary":
@@ -80,11 +84,16 @@ class BrainVisionSignal(Signal):
         order = ">" if binary.get("usebigendianorder", "no").lower() == "yes" else "<"
         return np.dtype(order + _TYPES[name])
 
-    def _count_samples(self, n_channels: int) -> int:
+    def _count_samples(self, n_channels: int, common: dict[str, str]) -> int:
         size, width = self._data_path.stat().st_size, n_channels * self._dtype.itemsize
         if size == 0 or size % width:
             raise UnreadableRecordingError(
                 f"{self._data_path}: truncated: {size} bytes are no whole number of samples of {width} bytes"
+            )
+        announced = parse_number(common.get("datapoints", "")) or 0.0
+        if size // width < announced or (self._is_vectorized and 0 < announced != size // width):
+            raise UnreadableRecordingError(
+                f"{self._data_path}: has {size // width} samples of each channel, its header announces {announced:g}"
             )
         return size // width
 
@@ -109,6 +118,10 @@ class BrainVisionSignal(Signal):
 
     def read(self, picks: Sequence[int], span: int, begin: int, stop: int) -> NDArray[np.float64]:
         """Return samples as `Signal.read` does."""
+        for pick in picks:
+            if self.channels[pick].problem:
+                channel = self.channels[pick]
+                raise UnreadableRecordingError(f"{self.path}: channel '{channel.name}': {channel.problem}")
         first, last = self._edges[span], self._edges[span + 1]
         if not 0 <= begin <= stop <= last - first:
             raise IndexError(f"{self.path}: samples {begin} to {stop} of {last - first}")
@@ -136,7 +149,7 @@ def _read_sections(path: Path) -> Sections:
     """Read a header, up to its section of comments."""
     sections: Sections = {}
     current: dict[str, str] = {}
-    for line in _text(path).splitlines()[1:]:
+    for line in re.split(r"\r\n|\r|\n", _text(path))[1:]:  # splitlines() also splits at Latin-1's byte 85
         line = line.strip()
         if line.startswith("[") and line.endswith("]"):
             name = line[1:-1].strip().lower()
@@ -161,8 +174,12 @@ def _text(path: Path) -> str:
 def _parse_channel(entry: str, number: int) -> tuple[str, float, str]:
     """Return name, resolution and unit of a channel; the defaults of the specification where they are left out."""
     parts = [part.strip().replace("\\1", ",") for part in entry.split(",")] + [""] * 4
-    resolution = parse_number(parts[2])
-    return parts[0] or f"Ch{number}", 1.0 if resolution is None else resolution, parts[3] or "\u00b5V"
+    resolution = parse_number(parts[2]) if parts[2] else 1.0
+    return parts[0] or f"Ch{number}", np.nan if resolution is None else resolution, parts[3] or "\u00b5V"
+
+
+def _is_usable(resolution: float) -> bool:
+    return bool(np.isfinite(resolution)) and resolution != 0
 
 
 def _find_data(path: Path, common: dict[str, str]) -> Path:

@@ -2,9 +2,9 @@
 
 Sources: Kemp et al. 1992 (doi:10.1016/0013-4694(92)90009-7), Kemp and Olivan 2003 (EDF+), BioSemi's description of BDF.
 
-MNE's reader is not used: without preloading it slices channels that are slower than the fastest one wrongly, it takes
-the records of a discontinuous file for continuous and unknown units for volts, and it goes by the file's name. edfio
-holds BDF files in memory as a whole.
+MNE's reader (checked with 1.13.2) is not used. Without preloading it slices channels that are slower than the fastest
+one wrongly. It takes the records of a discontinuous file for continuous and unknown units for volts, and it goes by the
+file's name. edfio (checked with 0.4.18) holds BDF files in memory as a whole.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _FIELDS = {"label": 16, "transducer": 80, "unit": 8, "pmin": 8, "pmax": 8, "dmin
 _ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
 _TYPES = {"eeg", "ecg", "ekg", "eog", "emg", "erg", "mcg", "meg", "ep", "resp", "temp", "sao2", "oximetry"}
 """First words of labels that state a type (EDF+ specification, texts)."""
+_MIN_ROUNDED_DECIMALS = 3
+"""Times of records with fewer decimals are not taken for rounded ones: that would hide gaps."""
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _ONSET = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15[\d.]*)?\x14")
 
@@ -74,12 +76,18 @@ class EdfSignal(Signal):
         if len(headers) < _FIXED * n_signals:
             raise UnreadableRecordingError(f"{path}: truncated: it ends in its header")
         self._start = self._whole_number(fixed[184:192])
-        self._seconds = _number(fixed[244:252])
+        if self._start != _FIXED * (n_signals + 1):
+            raise UnreadableRecordingError(
+                f"{path}: its header announces {self._start} bytes for itself; that of {n_signals} channels has "
+                f"{_FIXED * (n_signals + 1)}"
+            )
+        seconds = _number(fixed[244:252])
+        is_timed = bool(np.isfinite(seconds) and seconds > 0)
+        self._seconds = seconds if is_timed else 0.0
         self._is_discontinuous = fixed[192:236].strip().upper().startswith((b"EDF+D", b"BDF+D"))
         self._headers = self._parse(headers, n_signals)
         self._record_samples = sum(header.samples for header in self._headers)
         self._n_records = self._count_records(self._whole_number(fixed[236:244]))
-        is_timed = np.isfinite(self._seconds) and self._seconds > 0
         self._signals = [h for h in self._headers if h.label not in _ANNOTATIONS and h.samples > 0 and is_timed]
         self.channels = tuple(
             Channel(h.label, h.samples / self._seconds, h.unit, _type_of(h.label), h.problem) for h in self._signals
@@ -139,28 +147,30 @@ class EdfSignal(Signal):
     @cached_property
     def _runs(self) -> list[tuple[float, int, int]]:
         """Return the onset (s), the first record and the number of records of each span."""
-        if not self._is_discontinuous or self._n_records == 0:
+        if not self._is_discontinuous or self._n_records == 0 or not self.channels:
             return [(0.0, 0, self._n_records)]
-        onsets = self._record_onsets()
+        onsets, decimals = self._record_onsets()
         gap = np.diff(onsets) - self._seconds
-        tolerance = 0.5 / max((channel.rate for channel in self.channels), default=1 / self._seconds)
+        tolerance = 0.5 / max(channel.rate for channel in self.channels)
+        if decimals >= _MIN_ROUNDED_DECIMALS and abs(self._seconds - round(self._seconds, decimals)) > 1e-12:
+            tolerance = max(tolerance, 1.01 * 10.0**-decimals)  # the times are rounded
         if (gap < -tolerance).any():
             record = int(np.argmax(gap < -tolerance)) + 1
             raise UnreadableRecordingError(
                 f"{self.path}: record {record + 1} starts at {onsets[record]:g} s, before the one before it ends"
             )
-        starts = [0, *(np.flatnonzero(gap > tolerance) + 1).tolist()]
+        starts = _span_starts(onsets, self._seconds, tolerance)
         stops = [*starts[1:], self._n_records]
         return [(float(onsets[a] - onsets[0]), a, b - a) for a, b in zip(starts, stops, strict=True)]
 
-    def _record_onsets(self) -> NDArray[np.float64]:
-        """Return the time of each record in seconds, from its first annotation."""
+    def _record_onsets(self) -> tuple[NDArray[np.float64], int]:
+        """Return the time of each record in seconds, from its first annotation, and the decimals of these times."""
         header = next((each for each in self._headers if each.label in _ANNOTATIONS), None)
         if header is None:
             raise UnreadableRecordingError(f"{self.path}: discontinuous, but no channel has the times of its records")
         width = self._record_samples * self._bytes
         first, last = header.first * self._bytes, (header.first + header.samples) * self._bytes
-        onsets = np.empty(self._n_records)
+        onsets, decimals = np.empty(self._n_records), 0
         with open(self.path, "rb") as file:
             for record in range(self._n_records):
                 file.seek(self._start + record * width + first)
@@ -168,7 +178,8 @@ class EdfSignal(Signal):
                 if found is None:
                     raise UnreadableRecordingError(f"{self.path}: the time of record {record + 1} cannot be read")
                 onsets[record] = float(found[1])
-        return onsets
+                decimals = max(decimals, len(found[1].partition(b".")[2]))
+        return onsets, decimals
 
     @cached_property
     def _digits(self) -> NDArray[Any]:
@@ -204,6 +215,20 @@ class EdfSignal(Signal):
             np.multiply(digits.reshape(-1)[skip : skip + len(row_T)], header.gain, out=row_T)
             row_T += header.offset
         return x_CT
+
+
+def _span_starts(onsets: NDArray[np.float64], seconds: float, tolerance: float) -> list[int]:
+    """Return the records at which spans start.
+
+    A record starts a span if it is off the time that the span's first record and the count of records since give, so
+    that small deviations do not add up.
+    """
+    shifts = onsets - np.arange(len(onsets)) * seconds
+    starts = [0]
+    for record, shift in enumerate(shifts.tolist()):
+        if abs(shift - shifts[starts[-1]]) > tolerance:
+            starts.append(record)
+    return starts
 
 
 def _parse_signal(fields: dict[str, bytes], first: int, samples: int) -> _SignalHeader:

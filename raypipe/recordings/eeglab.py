@@ -112,7 +112,7 @@ def _load(path: Path, names: list[str] | None = None) -> Mapping[str, Any]:
     from scipy.io import loadmat
 
     with open(path, "rb") as file:
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+        if file.read(10).startswith((b"\x89HDF\r\n\x1a\n", b"MATLAB 7.3")):
             raise UnreadableRecordingError(f"{path}: saved as MATLAB 7.3 (HDF5); save it as MATLAB 7 in EEGLAB")
     options: dict[str, Any] = {"squeeze_me": True, "struct_as_record": False, "variable_names": names}
     with warnings.catch_warnings():
@@ -140,10 +140,13 @@ def _number(value: Any, default: float) -> float:
 def _channels(locations: list[Mapping[str, Any]], n_channels: int, rate: float) -> list[Channel]:
     if len(locations) != n_channels:
         return [Channel(f"EEG {number:03d}", rate, UNIT) for number in range(n_channels)]
-    return [
-        Channel(normalize("NFC", str(each.get("labels", ""))).strip() or f"EEG {n:03d}", rate, UNIT, _type_of(each))
-        for n, each in enumerate(locations)
-    ]
+    return [Channel(_label_of(each) or f"EEG {n:03d}", rate, UNIT, _type_of(each)) for n, each in enumerate(locations)]
+
+
+def _label_of(location: Mapping[str, Any]) -> str:
+    """Return a channel's label; an empty one is an array of no characters to SciPy."""
+    label = location.get("labels", "")
+    return normalize("NFC", str(label)).strip() if np.size(label) else ""
 
 
 def _type_of(location: Mapping[str, Any]) -> str | None:

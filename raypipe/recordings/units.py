@@ -15,10 +15,10 @@ def volts_per(unit: str) -> float | None:
     """Return the factor from a unit to volts; None for what is no known voltage.
 
     ``uV``, ``UV``, ``µV`` with either of Unicode's signs, ``ÂµV`` (UTF-8 read as Latin-1), ``microvolts`` and the like
-    are known. ``MV`` is not: it may be meant as millivolts.
+    are known. ``MV`` and ``MVolts`` are not: they may be meant as millivolts.
     """
     text = re.sub(r"[\s.\[\]()_-]", "", normalize("NFC", unit))
-    if text in ("MV", "PV"):
+    if text[:1] in ("M", "P") and text[1:].casefold() in ("v", "volt", "volts"):
         return None
     text = text.replace("\u00c2\u00b5", "u").replace("\u00ce\u00bc", "u").replace("\u00e6V", "uV").casefold()
     for sign in _MICRO:

@@ -120,3 +120,37 @@ def test_headers_that_are_refused(tmp_path, old, new, message):
         (tmp_path / "a.eeg").rename(tmp_path / "c.eeg")
     with pytest.raises(UnreadableRecordingError, match=message):
         BrainVisionSignal(path)
+
+
+@pytest.mark.parametrize("resolution", ["abc", "0", "inf", "nan", "0.1.2"])
+def test_a_resolution_that_is_no_number_is_never_taken_for_one(tmp_path, resolution):
+    signal = BrainVisionSignal(write_brainvision(tmp_path / "a.vhdr", X_TC, resolutions=[resolution, "2"]))
+    assert "its resolution" in signal.channels[0].problem and not signal.channels[1].problem
+    np.testing.assert_array_equal(signal.read([1], 0, 0, 20)[0], X_TC[:, 1] * 2.0)
+    with pytest.raises(UnreadableRecordingError, match="channel 'Fz': its resolution in the header"):
+        signal.read([0, 1], 0, 0, 20)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "points", "is_read"),
+    [
+        ("MULTIPLEXED", 20, True), ("VECTORIZED", 20, True), ("MULTIPLEXED", 0, True), ("VECTORIZED", 0, True),
+        ("MULTIPLEXED", 19, True), ("VECTORIZED", 19, False), ("MULTIPLEXED", 21, False), ("VECTORIZED", 21, False),
+    ],
+)  # fmt: skip
+def test_the_number_of_samples_is_that_of_the_header(tmp_path, orientation, points, is_read):
+    path = write_brainvision(tmp_path / "a.vhdr", X_TC, orientation=orientation)
+    path.write_text(path.read_text().replace("NumberOfChannels", f"DataPoints={points}\nNumberOfChannels"))
+    if is_read:
+        np.testing.assert_array_equal(read(path), X_TC.T)
+        return
+    with pytest.raises(UnreadableRecordingError, match=f"20 samples of each channel, its header announces {points}$"):
+        BrainVisionSignal(path)
+
+
+def test_bytes_of_latin_1_do_not_end_a_line(tmp_path):
+    path = write_brainvision(
+        tmp_path / "a.vhdr", X_TC, names=["A\x85B", "C"], units=["\u00b5V", "mV"], encoding="latin-1"
+    )
+    channels = BrainVisionSignal(path).channels
+    assert channels[0].name == "A\x85B" and [channel.unit for channel in channels] == ["\u00b5V", "mV"]

@@ -181,3 +181,47 @@ def test_opening_reads_the_header_only(tmp_path):
         file.truncate(len(content))
     signal = EdfSignal(path)
     assert [channel.name for channel in signal.channels] == ["A"] and signal.spans == (Span(0.0, 10.0),)
+
+
+@pytest.mark.parametrize("bdf", [False, True])
+@pytest.mark.parametrize("start", [b"0       ", b"-5      ", b"256     ", b"520     "])
+def test_a_wrong_length_of_the_header_gives_one_line(tmp_path, bdf, start):
+    path = write_edf(tmp_path / "a", ["A"], noise(60), per_record=[20], bdf=bdf)
+    edit(path, 184, start)
+    with pytest.raises(UnreadableRecordingError, match=r"its header announces .* that of 1 channels has 512$"):
+        EdfSignal(path)
+
+
+def test_rounded_times_of_records_are_no_gaps(tmp_path):
+    times = [b"+%.3f\x14\x14\0" % (number * 0.976562) for number in range(40)]
+    times[30:] = [b"+%.3f\x14\x14\0" % (number * 0.976562 + 1) for number in range(30, 40)]
+    path = write_edf(
+        tmp_path / "a", ["A"], noise(40 * 2048), per_record=[2048], seconds="0.976562", reserved="EDF+D", times=times
+    )
+    spans = EdfSignal(path).spans
+    assert [round(span.duration / 0.976562) for span in spans] == [30, 10]
+
+
+def test_times_of_few_decimals_hide_no_gap(tmp_path):
+    times = [b"+%d\x14\x14\0" % time for time in (0, 1, 3, 4)]
+    path = write_edf(tmp_path / "a", ["A"], noise(40), per_record=[10], reserved="EDF+D", times=times)
+    assert EdfSignal(path).spans == (Span(0.0, 2.0), Span(3.0, 2.0))
+
+
+@pytest.mark.parametrize("drift", [0.004, -0.004])
+def test_small_deviations_of_the_clock_do_not_add_up(tmp_path, drift):
+    times = [b"+%.4f\x14\x14\0" % (number * (1 + drift)) for number in range(50)]
+    path = write_edf(tmp_path / "a", ["A"], noise(5000), per_record=[100], reserved="EDF+D", times=times)
+    signal, record = EdfSignal(path), 0
+    for span in signal.spans:
+        for second in range(round(span.duration)):
+            assert span.onset + second == pytest.approx(record * (1 + drift), abs=0.0051)
+            record += 1
+    assert record == 50
+
+
+@pytest.mark.parametrize("seconds", [0, "x"])
+def test_discontinuous_annotations_alone_have_no_channel(tmp_path, seconds):
+    times = [time_stamp(0), time_stamp(7)]
+    path = write_edf(tmp_path / "a", [], [], per_record=[], times=times, seconds=seconds, reserved="EDF+D")
+    assert EdfSignal(path).channels == () and EdfSignal(path).spans == (Span(0.0, 0.0),)

@@ -87,3 +87,15 @@ def test_nothing_is_warned_about(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         EeglabSignal(write_eeglab(tmp_path / "a.set", X_CT, events=[(math.nan, "x")]))
+
+
+def test_matlab_7_3_is_known_by_its_text(tmp_path):
+    text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 ."
+    (tmp_path / "a.set").write_bytes(text.ljust(512) + b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(UnreadableRecordingError, match=r"a\.set: saved as MATLAB 7\.3 \(HDF5\); save it as MATLAB 7"):
+        EeglabSignal(tmp_path / "a.set")
+
+
+def test_an_empty_label_is_no_name(tmp_path):
+    signal = EeglabSignal(write_eeglab(tmp_path / "a.set", X_CT, names=["", "Cz"]))
+    assert [channel.name for channel in signal.channels] == ["EEG 000", "Cz"]

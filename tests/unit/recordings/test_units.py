@@ -39,3 +39,8 @@ def test_header_fields_are_utf8_or_latin1():
     assert decode_field(b"\xb5V      ") == "\u00b5V"
     assert decode_field(b"uV\0\0\0\0\0\0") == "uV"
     assert decode_field("e\u0301".encode()) == "\u00e9"
+
+
+@pytest.mark.parametrize("unit", ["MV", "Mv", "MVolts", "MVOLT", "PV", "Pvolts"])
+def test_mega_and_milli_are_not_guessed(unit):
+    assert volts_per(unit) is None
