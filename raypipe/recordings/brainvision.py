@@ -56,6 +56,7 @@ class BrainVisionSignal(Signal):
             Channel(name, self._rate, unit, problem="" if _is_usable(resolution) else _NO_RESOLUTION)
             for name, resolution, unit in parsed
         )
+        self._segment = self._segment_length(common)
         self._is_vectorized = common.get("dataorientation", "multiplexed").lower() == "vectorized"
         self._dtype = self._sample_type(sections.get("binary infos", {}))
         self._data_path = _find_data(path, common)
@@ -70,6 +71,12 @@ class BrainVisionSignal(Signal):
         kind = common.get("datatype", "timedomain").lower()
         if kind not in ("timedomain", ""):
             raise UnreadableRecordingError(f"{self.path}: holds no signals over time (DataType={common['datatype']})")
+
+    def _segment_length(self, common: dict[str, str]) -> int:
+        """Return the samples of each segment of a segmented file; 0 for others."""
+        if common.get("segmentationtype", "").lower() in ("", "notsegmented"):
+            return 0
+        return int(self._positive(common, "segmentdatapoints"))
 
     def _positive(self, common: dict[str, str], key: str) -> float:
         number = parse_number(common.get(key, "").replace(",", "."))
@@ -106,6 +113,8 @@ class BrainVisionSignal(Signal):
     @cached_property
     def _edges(self) -> list[int]:
         inner = {start for start in _segment_starts(self._marker_path) if 0 < start < self._n_samples}
+        if self._segment:
+            inner.update(range(self._segment, self._n_samples, self._segment))
         return [0, *sorted(inner), self._n_samples]
 
     @cached_property

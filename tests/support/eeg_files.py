@@ -106,7 +106,7 @@ def write_brainvision(
     markers, extra
         Lines of the marker file, and of the header's section of binary data.
     """
-    kinds = {"f4": "IEEE_FLOAT_32", "i2": "INT_16", "i4": "INT_32", "u2": "UINT_16"}
+    kinds = {"f4": "IEEE_FLOAT_32", "i2": "INT_16", "i4": "INT_32", "u2": "UINT_16", "f8": "IEEE_FLOAT_64"}
     data_file = data_file or f"{path.stem}.eeg"
     path.parent.mkdir(parents=True, exist_ok=True)
     data = x_TC if orientation == "MULTIPLEXED" else x_TC.T

@@ -18,7 +18,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("orientation", ["MULTIPLEXED", "VECTORIZED"])
-@pytest.mark.parametrize("kind", ["<i2", "<i4", "<f4", ">i2", ">f4"])
+@pytest.mark.parametrize("kind", ["<i2", "<i4", "<f4", "<f8", ">i2", ">i4", ">f4", ">f8"])
 def test_data_types_and_orders(tmp_path, orientation, kind):
     extra = "UseBigEndianOrder=YES\n" if kind.startswith(">") else ""
     x_TC = X_TC.astype(kind)
@@ -154,3 +154,18 @@ def test_bytes_of_latin_1_do_not_end_a_line(tmp_path):
     )
     channels = BrainVisionSignal(path).channels
     assert channels[0].name == "A\x85B" and [channel.unit for channel in channels] == ["\u00b5V", "mV"]
+
+
+def test_segments_of_a_segmented_file_are_spans_without_markers(tmp_path):
+    path = write_brainvision(tmp_path / "a.vhdr", X_TC)
+    whole = path.read_text()
+    path.write_text(
+        whole.replace("NumberOfChannels", "SegmentationType=MARKERBASED\nSegmentDataPoints=8\nNumberOfChannels")
+    )
+    assert [round(span.duration * 100) for span in BrainVisionSignal(path).spans] == [8, 8, 4]
+    np.testing.assert_array_equal(read(path), X_TC.T)
+    path.write_text(whole.replace("NumberOfChannels", "SegmentationType=NOTSEGMENTED\nNumberOfChannels"))
+    assert BrainVisionSignal(path).spans == (Span(0.0, 0.2),)
+    path.write_text(whole.replace("NumberOfChannels", "SegmentationType=MARKERBASED\nNumberOfChannels"))
+    with pytest.raises(UnreadableRecordingError, match="no valid entry segmentdatapoints"):
+        BrainVisionSignal(path)

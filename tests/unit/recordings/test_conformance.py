@@ -224,3 +224,40 @@ def test_windows_of_prepare_equal_the_truth(tmp_path_factory, kind, rate, window
         start = round(onset * rate)
         np.testing.assert_allclose(store.whole([place])[0], truth[subject][:, start : start + length], atol=1e-3)
     assert len(store) == 3 * int(np.floor((20 - window) / window + 1 + 1e-9))
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    st.booleans(),
+    st.lists(st.sampled_from([0, 0, 0, 0.5, 3]), min_size=12, max_size=16),
+    st.sampled_from([-0.004, 0.0, 0.004]),
+    st.sampled_from(["uV", "mV", "nV"]),
+)
+def test_windows_of_prepare_cross_no_gap(tmp_path_factory, bdf, gaps, drift, unit):
+    root = tmp_path_factory.mktemp("bids")
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-1\t20\nsub-2\t30\n")
+    count, rate = len(gaps), 100
+    gap_after = np.cumsum([0, *gaps[1:]])
+    times = np.arange(count) * (1 + drift) + gap_after + 5
+    truth = {}
+    for subject in "12":
+        path = root / f"sub-{subject}" / "eeg" / f"sub-{subject}_task-a_eeg.edf"
+        digits = np.random.default_rng(int(subject)).integers(-30_000, 30_000, (2, count * rate))
+        truth[subject] = digits * (1 if bdf else 0.1) * UNITS[unit] * 1e6
+        write_edf(
+            path, ["Fp1", "C3"], digits, per_record=[rate, rate], bdf=bdf, units=[unit, unit],
+            reserved="BDF+D" if bdf else "EDF+D", times=[b"+%.4f\x14\x14\0" % time for time in times],
+        )  # fmt: skip
+    if max(np.diff([0, *(np.flatnonzero(gaps[1:]) + 1), count])) < 2:
+        return  # no window fits
+    store = prepare(root, "participants:age", root / "out", window=1.5, jobs=1)
+    for place, (subject, onset) in enumerate(zip(store.subjects, store.table["onset"], strict=True)):
+        got = store.whole([place])[0]
+        scale = np.abs(truth[subject]).max()
+        near = np.abs(truth[subject][0, : count * rate - 149] - got[0, 0]) < 1e-6 * scale
+        found = [s for s in np.flatnonzero(near) if np.allclose(truth[subject][:, s : s + 150], got, atol=1e-6 * scale)]
+        assert len(found) == 1
+        first, last = found[0] // rate, (found[0] + 149) // rate
+        assert gap_after[first] == gap_after[last]
+        clock = times[first] - 5 + found[0] % rate / rate
+        assert onset == pytest.approx(clock, abs=0.0151)
