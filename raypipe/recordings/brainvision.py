@@ -24,6 +24,8 @@ from raypipe.recordings.tables import parse_number
 
 _TYPES = {"int_16": "i2", "uint_16": "u2", "int_32": "i4", "ieee_float_32": "f4", "ieee_float_64": "f8"}
 _NO_RESOLUTION = "its resolution in the header is no number other than zero"
+_MAX_CHANNELS = 100_000
+"""More are a damaged header."""
 _DATA_SUFFIXES = (".eeg", ".dat", ".avg", ".seg")
 
 Sections = dict[str, dict[str, str]]
@@ -48,6 +50,8 @@ class BrainVisionSignal(Signal):
         common = sections.get("common infos", {})
         self._check_supported(common)
         n_channels = int(self._positive(common, "numberofchannels"))
+        if n_channels != self._positive(common, "numberofchannels") or n_channels > _MAX_CHANNELS:
+            raise UnreadableRecordingError(f"{path}: its header has no valid entry numberofchannels")
         self._rate = 1e6 / self._positive(common, "samplinginterval")
         infos = sections.get("channel infos", {})
         parsed = [_parse_channel(infos.get(f"ch{number}", ""), number) for number in range(1, n_channels + 1)]
@@ -68,6 +72,9 @@ class BrainVisionSignal(Signal):
             raise UnreadableRecordingError(
                 f"{self.path}: its data are text (DataFormat={common['dataformat']}); export them as binary"
             )
+        orientation = common.get("dataorientation", "multiplexed")
+        if orientation.lower() not in ("multiplexed", "vectorized"):
+            raise UnreadableRecordingError(f"{self.path}: unknown DataOrientation '{orientation}'")
         kind = common.get("datatype", "timedomain").lower()
         if kind not in ("timedomain", ""):
             raise UnreadableRecordingError(f"{self.path}: holds no signals over time (DataType={common['datatype']})")

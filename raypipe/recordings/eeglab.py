@@ -55,7 +55,12 @@ class EeglabSignal(Signal):
     def _map(self, data: Any, n_channels: int) -> NDArray[Any]:
         """Return the signal (channels, samples): in memory, or as a memory map of the ``.fdt`` file."""
         if not isinstance(data, str):
-            return np.asarray(data).reshape(n_channels, self._n_samples)
+            x_CT, shape = np.asarray(data), (n_channels, self._n_samples)
+            if x_CT.dtype.kind not in "fiu" or [n for n in x_CT.shape if n != 1] != [n for n in shape if n != 1]:
+                raise UnreadableRecordingError(
+                    f"{self.path}: its signal is {x_CT.dtype} of shape {x_CT.shape}, its header announces {shape}"
+                )
+            return x_CT.reshape(shape)
         if data.lower().endswith(".dat"):
             raise UnreadableRecordingError(f"{self.path}: saved by an old EEGLAB (.dat); save it again with a new one")
         file = _find_fdt(self.path, data)
@@ -121,6 +126,8 @@ def _load(path: Path, names: list[str] | None = None) -> Mapping[str, Any]:
             content = loadmat(path, **options)
         except UnicodeDecodeError:
             content = loadmat(path, uint16_codec="latin-1", **options)
+    if "EEG" in content and not hasattr(content["EEG"], "_fieldnames"):
+        raise UnreadableRecordingError(f"{path}: not an EEGLAB data set (EEG is not one structure)")
     fields: Mapping[str, Any] = vars(content["EEG"]) if "EEG" in content else content
     return fields
 

@@ -99,3 +99,21 @@ def test_matlab_7_3_is_known_by_its_text(tmp_path):
 def test_an_empty_label_is_no_name(tmp_path):
     signal = EeglabSignal(write_eeglab(tmp_path / "a.set", X_CT, names=["", "Cz"]))
     assert [channel.name for channel in signal.channels] == ["EEG 000", "Cz"]
+
+
+@pytest.mark.parametrize("data", [X_CT.T, X_CT + 1j, X_CT[:, :10], np.zeros(0), X_CT.reshape(2, 10, 2)])
+def test_a_signal_of_another_shape_or_type_is_refused(tmp_path, data):
+    from scipy.io import savemat
+
+    fields = {"nbchan": 2.0, "pnts": 20.0, "srate": 100.0, "trials": 1.0, "data": data}
+    savemat(tmp_path / "a.set", {"EEG": fields}, appendmat=False)
+    with pytest.raises(UnreadableRecordingError, match=r"a\.set: its signal is .*, its header announces \(2, 20\)$"):
+        EeglabSignal(tmp_path / "a.set")
+
+
+def test_several_data_sets_in_a_file_are_refused(tmp_path):
+    from scipy.io import savemat
+
+    savemat(tmp_path / "a.set", {"EEG": np.zeros(2, dtype=[("nbchan", object)])}, appendmat=False)
+    with pytest.raises(UnreadableRecordingError, match="EEG is not one structure"):
+        EeglabSignal(tmp_path / "a.set")
