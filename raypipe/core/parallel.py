@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,7 +109,8 @@ class _Worker:
             # -P keeps the working folder off the path until the path is set; PYTHONPATH holds as for this process.
             package = str(Path(__file__).resolve().parents[1])
             command = [sys.executable, "-P", "-c", _START, str(other.fileno()), package, *_import_path()]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()])
+            with _blocked_interrupt():
+                self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()])
 
     def send(self, function: Callable[..., Any], call: tuple[Any, ...]) -> None:
         """Start a call. A dead worker is noticed when its result is received."""
@@ -127,12 +129,13 @@ class _Worker:
             The process was killed.
         """
         try:
-            is_result, value = pickle.loads(self.pipe.recv_bytes())
+            data = self.pipe.recv_bytes()
         except (EOFError, OSError):
             raise UserError(
                 f"one of {self._count} processes was killed, as happens when the memory is full; "
                 "run it again with fewer jobs (finished parts are kept)"
             ) from None
+        is_result, value = pickle.loads(data)
         if is_result:
             return value
         raise value
@@ -141,6 +144,16 @@ class _Worker:
         """Let the process end after its running call, and wait for it."""
         self.pipe.close()
         self.process.wait()
+
+
+@contextlib.contextmanager
+def _blocked_interrupt() -> Iterator[None]:
+    """Let processes that are started in the block inherit a blocked SIGINT: a Ctrl-C must not break their imports."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _import_path() -> list[str]:
@@ -154,22 +167,25 @@ def _import_path() -> list[str]:
 def serve(descriptor: int) -> None:
     """Answer the calls that come through a pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the first one decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with Connection(descriptor) as pipe:
         while True:
             try:
-                function, arguments = pickle.loads(pipe.recv_bytes())
-                pipe.send_bytes(_answer(function, arguments))
+                pipe.send_bytes(_answer(pipe.recv_bytes()))
             except (EOFError, OSError):
                 return
 
 
-def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
-    """Return the pickled result of a call, or its exception with the traceback as a note."""
+def _answer(pickled: bytes) -> bytes:
+    """Return the pickled result of a pickled call, or its exception with the traceback as a note."""
     try:
+        function, arguments = pickle.loads(pickled)
         return pickle.dumps((True, _call(function, arguments)))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)).rstrip())
         try:
-            return pickle.dumps((False, error))
+            answer = pickle.dumps((False, error))
+            pickle.loads(answer)  # an exception whose constructor takes other arguments can be pickled only
         except Exception:
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}\n{error.__notes__[-1]}")))
+        return answer

@@ -93,6 +93,8 @@ class Summary(FrozenModel):
     """Recordings with at least one window."""
     windows: int
     subjects: int
+    scale: float
+    """Median over recordings and channels of a window's standard deviation (uV); 0 where it is unknown."""
 
 
 class Manifest(Record):

@@ -14,6 +14,9 @@ from raypipe.recordings.channels import EegChannels
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, UnreadableRecordingError
 
+MAX_SAMPLE = 1e30
+"""Values from here on are no samples, such as fill values; they are missing, as NaN is."""
+
 
 class PieceReader:
     """Read any piece of a span with the samples that it has in the filtered and resampled whole.
@@ -95,7 +98,7 @@ class _RateReader:
         block = max(0, (start * down // up - self._overlap) // down)
         begin, end = block * down, min(n_times, -(-stop * down // up) + 1 + self._overlap)
         x_CT = self._read_samples(span, begin, end)
-        missing_CT = ~np.isfinite(x_CT)
+        missing_CT = ~(np.abs(x_CT) < MAX_SAMPLE)
         has_missing = bool(missing_CT.any())
         if has_missing:
             x_CT = np.where(missing_CT, 0.0, x_CT)

@@ -20,7 +20,8 @@ RATE_TOLERANCE = 1e-7
 """Relative difference of two sampling rates that are taken for one: a tenth of a sample in an hour at 250 Hz."""
 
 NOT_COMMON = "not in every recording"
-"""Reason for leaving channels out."""
+NOT_ASKED = "not among --channels"
+"""Reasons for leaving channels out."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Header:
     """Sampling rate of each channel (Hz)."""
     left_out: dict[str, str]
     """Other channels, with their type or the reason for leaving them out."""
+    notes: tuple[str, ...] = ()
+    """`EegChannels.notes`"""
 
     def rate_of(self, channel: str) -> float:
         """Return the sampling rate of a channel that the recording has."""
@@ -82,6 +85,8 @@ def _check_band(asked: Settings) -> None:
 
 
 def _check_channel_names(asked: Settings) -> None:
+    if asked.channels is not None and not all(asked.channels):
+        raise UserError("channels: a name is empty")
     if asked.channels is not None and len(set(asked.channels)) != len(asked.channels):
         raise UserError("channels: a name is given twice")
     if asked.channels == ():
@@ -141,18 +146,22 @@ def check_has_channels(recording: Recording, header: Header, channels: Sequence[
     UnreadableRecordingError
         It lacks one.
     """
-    for channel in channels:
-        if find_name(channel, header.channels) is None:
+    places = [find_name(channel, header.channels) for channel in channels]
+    if len(set(places) - {None}) < len([place for place in places if place is not None]):
+        raise UserError(f"channels: two names are those of one channel ({', '.join(channels)})")
+    for channel, place in zip(channels, places, strict=True):
+        if place is None:
             left_out = f" (left out: {header.left_out[channel]})" if channel in header.left_out else ""
             raise UnreadableRecordingError(
                 f"{recording.path}: no EEG channel '{channel}'{left_out}; {nearest(channel, header.channels)}"
             )
 
 
-def left_out_channels(header: Header, plan: Plan) -> dict[str, str]:
+def left_out_channels(header: Header, plan: Plan, asked: Settings) -> dict[str, str]:
     """Return the channels of a recording that the plan leaves out, by name with the reason."""
     used = {find_name(channel, header.channels) for channel in plan.channels}
-    others = {name: NOT_COMMON for place, name in enumerate(header.channels) if place not in used}
+    reason = NOT_ASKED if asked.channels else NOT_COMMON
+    others = {name: reason for place, name in enumerate(header.channels) if place not in used}
     return header.left_out | others
 
 
@@ -191,7 +200,8 @@ def _common_channels(recordings: Sequence[Recording], headers: Sequence[Header])
         if not rest:
             raise UserError(
                 f"no EEG channel is common to all recordings: {recording.path.name} ({', '.join(present[:3])}, ...) "
-                f"has none of those before it ({', '.join(common[:3])}, ...; {recordings[0].path.name})"
+                f"has none of those before it ({', '.join(common[:3])}, ...; {recordings[0].path.name}); name "
+                "some with --channels (--skip-unreadable then leaves out recordings that lack them)"
             )
         common = rest
     return tuple(common)

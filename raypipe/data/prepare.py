@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from raypipe.data.plan import (
     make_plan,
     parse_settings,
 )
-from raypipe.data.scales import CHECK_UNITS, other_scales
+from raypipe.data.scales import CHECK_UNITS, channels_of_other_scales, check_usual_scale, other_scales
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
 from raypipe.data.store_writer import write_store
@@ -35,6 +36,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import open_remote_bids
 from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import list_some
 
 if TYPE_CHECKING:
     pass
@@ -150,7 +152,7 @@ def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> 
         store = WindowStore(folder)
     except UserError:
         return None
-    store.redone = 0
+    store.redone, store.is_up_to_date = 0, True
     return store
 
 
@@ -192,14 +194,16 @@ class _Build:
         recordings, headers = self._with_channels(recordings, headers, asked)
         plan = make_plan(self.selection.task, asked, recordings, headers)
         for header in headers:
-            self.ledger.leave_channels_out(left_out_channels(header, plan))
+            self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
+        notes = Counter(note for header in headers for note in header.notes)
+        self.ledger.notes += [f"{note}{f' ({n} recordings)' if n > 1 else ''}." for note, n in notes.items()]
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         remove_leftovers(self.folder, set(fingerprints))
         found = {key: load_shard_record(self.folder, key, fingerprints[key]) for key in fingerprints}
         kept = {key: record for key, record in found.items() if record is not None}
         made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
-        records = self._check_scales(kept | made)
+        records = self._check_scales(kept | made, plan)
         write_store(self.folder, asked, plan, self.selection, [records[r.key] for r in recordings if r.key in records])
         store = WindowStore(self.folder)
         store.redone = len(made)
@@ -218,7 +222,7 @@ class _Build:
                     found[number] = result
                     self.progress(0, len(recordings), f"header of {recordings[number].key}")
         if not found:
-            raise UserError("no recording can be read")
+            raise UserError(f"no recording can be read; the first: {next(iter(self.ledger.left_out.values())).detail}")
         readable = sorted(found)
         return [recordings[number] for number in readable], [found[number] for number in readable]
 
@@ -266,7 +270,7 @@ class _Build:
             raise error
         self.ledger.leave_out(recording.key, reason, str(error))
 
-    def _check_scales(self, records: dict[str, ShardRecord]) -> dict[str, ShardRecord]:
+    def _check_scales(self, records: dict[str, ShardRecord], plan: Plan) -> dict[str, ShardRecord]:
         """Return the records without recordings whose samples are much larger or smaller than those of the others.
 
         A recording is kept, and named, if its file and channels.tsv agree on the unit.
@@ -276,6 +280,13 @@ class _Build:
         UnreadableRecordingError
             There is one, and unreadable recordings are not to be skipped.
         """
+        flat = [key for key, record in records.items() if record.shard.rows and record.scale == 0]
+        if flat:
+            self.ledger.notes.append(f"Flat in most channels: {list_some(flat)}.")
+        self.ledger.notes += channels_of_other_scales(
+            {key: r.channel_scales for key, r in records.items()}, plan.channels
+        )
+        check_usual_scale(records.values())
         problems = other_scales({key: record.scale for key, record in records.items()})
         for recording in self.selection.recordings:
             if recording.key not in problems:

@@ -15,12 +15,21 @@ from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
 from raypipe.data.task_base import Labels, Task
 from raypipe.data.unfit import refuses_data
-from raypipe.recordings.layout import Layout, dataset_folders, is_derived, no_recording, read_layout
+from raypipe.recordings.layout import (
+    Layout,
+    dataset_folders,
+    is_derived,
+    no_recording,
+    read_layout,
+    without_desc,
+)
 from raypipe.recordings.participants import match_labels, participants_table
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import RemoteBids
 from raypipe.recordings.tables import list_some
 
+HBN_PREFIX = "NDAR"
+"""Beginning of the labels of HBN-EEG, which are the same person's in every release."""
 OTHER_TASK = "of another BIDS task"
 NO_TARGET = "of a subject without a target"
 """Reasons for leaving recordings out."""
@@ -47,6 +56,9 @@ class Selection:
         """Return whether an account has the same recordings and people, and all that was left out so far."""
         is_same = accounting.recordings_found == len(self.ledger.person_of)
         is_same = is_same and accounting.people_found == len(self.ledger.people)
+        without = {person for person, reason in self.ledger.people.items() if reason}
+        left_out = {person for people in accounting.people_left_out.values() for person in people}
+        is_same = is_same and without <= left_out
         return is_same and set(self.ledger.left_out.values()) <= set(accounting.recordings_left_out)
 
     def fingerprint(self, recording: Recording, plan: Plan) -> str:
@@ -185,10 +197,11 @@ def _layouts(folder: Path | RemoteBids) -> list[Layout]:
     owner: dict[str, Path] = {}
     for layout in layouts:
         for recording in layout.recordings:
-            other = owner.setdefault(recording.key, layout.root)
+            plain = without_desc(recording.key)
+            other = owner.setdefault(plain, layout.root)
             if other != layout.root:
                 raise UserError(
-                    f"{_local(folder)}: {other.name} and {layout.root.name} both have the recording {recording.key}; "
+                    f"{_local(folder)}: {other.name} and {layout.root.name} both have the recording {plain}; "
                     f"name the one to use ({other}), or name both if they are different people"
                 )
     return layouts
@@ -205,20 +218,25 @@ def _check_derived(layouts: Sequence[Layout]) -> None:
     for derived in layouts:
         for other in layouts:
             same = {r.subject for r in derived.recordings} & {r.subject for r in other.recordings}
-            if derived is not other and same and is_derived(derived.root) and not is_derived(other.root):
+            if derived is not other and same and _looks_derived(derived) and not _looks_derived(other):
                 raise UserError(
                     f"{derived.root}: holds data derived from other recordings, and {other.root} has subject "
                     f"'{min(same)}' too; name one of the folders"
                 )
 
 
+def _looks_derived(layout: Layout) -> bool:
+    return is_derived(layout.root) or all(without_desc(r.key) != r.key for r in layout.recordings)
+
+
 def _dataset_names(layouts: Sequence[Layout], ledger: Ledger) -> list[str]:
     """Return the name of each data set that goes in front of labels; empty where no label is used twice."""
     users: dict[str, set[int]] = defaultdict(set)
     for number, layout in enumerate(layouts):
-        if release_of(layout.root.name) is None:
-            for recording in layout.recordings:
-                users[recording.subject.casefold()].add(number)
+        is_release = release_of(layout.root.name) is not None
+        for label in _labels_in(layout):
+            if not (is_release and label.upper().startswith(HBN_PREFIX)):
+                users[label.casefold()].add(number)
     shared = [label for label, numbers in users.items() if len(numbers) > 1]
     if not shared:
         return [""] * len(layouts)
@@ -228,6 +246,20 @@ def _dataset_names(layouts: Sequence[Layout], ledger: Ledger) -> list[str]:
         f"({list_some(names)}) and are taken for different people."
     )
     return names
+
+
+def _labels_in(layout: Layout) -> set[str]:
+    """Return all labels of subjects that a data set has, with recordings or without."""
+    return set(layout.subjects) | set(_rows_in(layout))
+
+
+def _rows_in(layout: Layout) -> list[str]:
+    """Return the labels of the rows of participants.tsv; none if it cannot be read."""
+    try:
+        table = participants_table(layout.root)
+    except UserError:
+        return []
+    return [] if table is None else list(table.index)
 
 
 def _distinct_names(roots: Sequence[Path]) -> list[str]:

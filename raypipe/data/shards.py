@@ -32,10 +32,15 @@ class ShardRecord(Record):
     rows: list[dict[str, Any]]
     """Rows of the table, without their place in the store."""
     left_out: dict[str, int]
-    scale: float
-    """Spread of the samples in microvolts (`_ShardWriter.scale`); 0 where there are no windows."""
+    channel_scales: tuple[float, ...]
+    """Median of a window's standard deviation in microvolts, by channel; empty where there are no windows."""
     has_confirmed_units: bool
     """`EegChannels.has_confirmed_units`"""
+
+    @property
+    def scale(self) -> float:
+        """Return the median of the channels' scales; 0 where there are no windows."""
+        return float(np.median(self.channel_scales)) if self.channel_scales else 0.0
 
 
 def read_header(recording: Recording) -> Header:
@@ -48,7 +53,7 @@ def read_header(recording: Recording) -> Header:
     """
     with recording.fetched(header=True):
         channels = OpenRecording(recording).channels
-    return Header(channels.names, channels.rates, channels.left_out)
+    return Header(channels.names, channels.rates, channels.left_out, channels.notes)
 
 
 def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord | None:
@@ -96,7 +101,7 @@ def _make_shard(
         bytes=writer.bytes,
         rows=rows,
         left_out=+left_out,
-        scale=writer.scale(),
+        channel_scales=writer.channel_scales(),
         has_confirmed_units=opened.channels.has_confirmed_units,
     )
     write_atomic(_record_path(folder, recording.key), lambda file: file.write(record.to_json()))
@@ -134,11 +139,13 @@ class _ShardWriter:
         self._opened, self._windows, self._plan = opened, windows, plan
         self.written: list[Window] = []
         self.sha256, self.bytes = "", 0
-        self._spreads: list[float] = []
+        self._spreads: list[NDArray[np.float32]] = []
 
-    def scale(self) -> float:
-        """Return the median, over windows and channels, of a window's standard deviation in microvolts."""
-        return float(np.median(self._spreads)) if self._spreads else 0.0
+    def channel_scales(self) -> tuple[float, ...]:
+        """Return the median of a window's standard deviation in microvolts, by channel."""
+        if not self._spreads:
+            return ()
+        return tuple(float(f"{scale:.4g}") for scale in np.median(self._spreads, axis=0))
 
     def write(self, file: BinaryIO) -> None:
         """Write the windows, and set the attributes."""
@@ -150,7 +157,7 @@ class _ShardWriter:
                 if not np.isfinite(x_CT).all():
                     continue
                 if len(self.written) % every == 0:
-                    self._spreads.append(float(np.median(x_CT.std(axis=1))))
+                    self._spreads.append(x_CT.std(axis=1))
                 data = self._convert(x_CT).tobytes()
                 file.write(data)
                 digest.update(data)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from raypipe.core.errors import UserError
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
+from raypipe.data.scales import usual_scale
 from raypipe.data.selection import Selection, check_subjects
 from raypipe.data.shards import ShardRecord
 from raypipe.storage.files import write_atomic
@@ -32,9 +33,14 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
     """
     for record in records:
         _account(selection.ledger, record)
+    selection.ledger.notes += _copies(records)
     table = _table(selection, records)
     subjects = set(table["subject"])
-    check_subjects(subjects, str(folder))
+    try:
+        check_subjects(subjects, str(folder))
+    except UserError as error:
+        reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+        raise UserError(f"{error}" + (f" (left out: {reasons})" if reasons else "")) from None
     labels = selection.labels
     text = table.to_csv(index=False, lineterminator="\n").encode()
     table_sha256 = hashlib.sha256(text).hexdigest()
@@ -51,6 +57,7 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
             recordings=sum(record.shard.rows > 0 for record in records),
             windows=len(table),
             subjects=len(subjects),
+            scale=usual_scale({record.shard.recording: record.scale for record in records}),
         ),
         accounting=selection.ledger.close(),
         versions={"mne": version("mne")},  # importing it takes a second
@@ -65,6 +72,13 @@ def _account(ledger: Ledger, record: ShardRecord) -> None:
     ledger.leave_parts_out(ledger.person_of[key], record.left_out)
     if not record.shard.rows:
         ledger.leave_out(key, NO_WINDOW, ", ".join(f"{n} {what}" for what, n in record.left_out.items()))
+
+
+def _copies(records: list[ShardRecord]) -> list[str]:
+    """Return a sentence for each pair of recordings that hold the same samples; in different folds they are a leak."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(r.shard.sha256, r.shard.recording), r.shard.recording) for r in records if r.shard.rows]
+    return [f"Recordings {one} and {other} hold the same samples; keep one." for one, other in pairs if one != other]
 
 
 def _table(selection: Selection, records: list[ShardRecord]) -> pd.DataFrame:
@@ -85,7 +99,9 @@ def _table(selection: Selection, records: list[ShardRecord]) -> pd.DataFrame:
         table["target"] = table["target"].astype(int)
         missing = set(range(len(classes))) - set(table["target"])
         if missing:
-            raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'")
+            reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+            left_out = f" (left out: {reasons})" if reasons else ""
+            raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
     table.insert(0, "window", range(len(table)))
     used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
     return table[[*COLUMNS, *used]]

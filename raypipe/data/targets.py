@@ -9,7 +9,7 @@ from pathlib import Path
 from raypipe.core.errors import UserError
 from raypipe.recordings.participants import participant_rows, participants_table, read_participants, typed_column
 from raypipe.recordings.recording import Recording
-from raypipe.recordings.tables import find_column, missing_column
+from raypipe.recordings.tables import find_column, list_some, missing_column
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,20 @@ def read_targets(recordings: Sequence[Recording], column: str, *, as_text: bool 
         row = rows.get((recording.root, recording.label))
         if row is not None:  # a release of HBN-EEG may list the subjects of all
             cells.setdefault(recording.subject, row[names[recording.root]])
-    where = f"{recordings[0].root / 'participants.tsv'}: column '{names[recordings[0].root]}'"
+    if not cells:
+        raise UserError(_no_row(recordings))
+    first, *others = [str(root / "participants.tsv") for root in names]
+    where = f"{first}{f' (or {list_some(others)})' if others else ''}: column '{names[recordings[0].root]}'"
     found = typed_column(cells, where, as_text=as_text)
     return Targets(found.values, found.is_numeric, where)
+
+
+def _no_row(recordings: Sequence[Recording]) -> str:
+    """Return the message for tables whose rows are of other subjects than the recordings."""
+    root = recordings[0].root
+    rows = list_some(read_participants(root).index)
+    labels = list_some(sorted({recording.label for recording in recordings}))
+    return f"{root / 'participants.tsv'}: no row is of a subject with recordings (rows: {rows}; subjects: {labels})"
 
 
 def _column_of(root: Path, column: str) -> str:

@@ -15,6 +15,8 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.recordings.recording import Recording
 
+AT_HINT = " (the part after @ names BIDS tasks; an @ in a name is written @@)"
+"""Addition to errors about specifications with an ``@``."""
 _ROUNDING = 1e-6
 """Seconds by which a window may reach beyond its recording: times are rounded."""
 
@@ -102,7 +104,10 @@ class Task(ABC):
         present = sorted({r.task for r in recordings if r.task})
         for name in self.bids_tasks:
             if name not in present:
-                raise UserError(f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}")
+                hint = AT_HINT if "@" in self.spec else ""
+                raise UserError(
+                    f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}{hint}"
+                )
         return [r for r in recordings if r.task in self.bids_tasks]
 
     def exclude(self, recordings: Sequence[Recording]) -> dict[Recording, str]:

@@ -32,12 +32,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
+from unicodedata import normalize
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.challenge import parse_challenge1, parse_challenge2
 from raypipe.data.targets import read_targets
 from raypipe.data.task_base import (
+    AT_HINT,
     Labels,
     Segment,
     Segments,
@@ -123,6 +125,9 @@ class Events(Task):
         segments = [Segment(onset + timing.tmin, target[value]) for onset, value in pairs]
         if not segments:
             found.left_out[NO_EVENT] += 1
+        else:
+            absent = sorted(set(self.values) - set(found.values))
+            found.left_out.update(f"recordings without an event '{name}'" for name in absent)
         return Segments(segments, found.left_out)
 
 
@@ -163,6 +168,8 @@ def _check_values(task: Task, values: Sequence[str], recordings: Sequence[Record
     name = sorted(missing)[0]
     seen = dict.fromkeys(value for file in files for value in _values_in(file))
     problem = f"task '{task.spec}': no event has the value '{name}'"
+    if files and not any(file.is_file() for file in files):
+        raise UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
     for file in files:
         columns = columns_with(file, name)
         if columns:
@@ -204,20 +211,22 @@ def parse_task(spec: str) -> Task:
     UserError
         The task is unknown (names the nearest one), or does not take the argument.
     """
-    text, at, only = _split_at(spec.strip())
+    text, at, only = _split_at(normalize("NFC", spec.strip()))
     name, _, argument = text.partition(":")
     if name not in TASKS:
         raise UserError(f"task '{spec}': unknown task '{name}'; {nearest(name, TASKS)}")
-    task = TASKS[name](spec.strip(), argument.strip())
-    if not at:
-        return task
-    if task.selects_recordings:
-        raise UserError(f"task '{spec}': {name} already selects its recordings; leave out '@{only}'")
-    return replace(task, bids_tasks=split_names(spec, only, 1))
+    try:
+        task = TASKS[name](spec.strip(), argument.strip())
+        if at and task.selects_recordings:
+            raise UserError(f"task '{spec}': {name} already selects its recordings; leave out '@{only}'")
+        return replace(task, bids_tasks=split_names(spec, only, 1)) if at else task
+    except UserError as error:
+        raise UserError(f"{error}{AT_HINT if at else ''}") from None
 
 
 def _split_at(spec: str) -> tuple[str, str, str]:
     """Split a specification at the last ``@`` that is not doubled; ``@@`` stands for one in a name."""
     parts = re.split(r"(?<!@)@(?!@)", spec)
     text = "@".join(parts[:-1]) if len(parts) > 1 else spec
-    return text.replace("@@", "@"), "@" if len(parts) > 1 else "", parts[-1] if len(parts) > 1 else ""
+    only = parts[-1].replace("@@", "@") if len(parts) > 1 else ""
+    return text.replace("@@", "@"), "@" if len(parts) > 1 else "", only

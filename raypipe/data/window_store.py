@@ -47,6 +47,8 @@ class WindowStore:
         Names of the classes; empty for regression.
     redone
         Number of recordings that `prepare` read to make this store; None if it was opened instead.
+    is_up_to_date
+        `prepare` found that nothing has changed.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class WindowStore:
         self.target_is_offset = plan.target_is_offset
         self.data_hash = self.manifest.data_hash
         self.redone: int | None = None
+        self.is_up_to_date = False
         self.targets: NDArray[Any] = self.table["target"].to_numpy(np.int64 if self.classes else np.float32)
         self.subjects: NDArray[Any] = self.table["subject"].to_numpy(dtype=object).astype(str)
         self._shard_N = self.table["shard"].to_numpy(np.int64)
@@ -100,8 +103,10 @@ class WindowStore:
         left_out = self.manifest.accounting.counts()
         if left_out:
             parts.append("left out: " + ", ".join(f"{n} {what}" for what, n in left_out.items()))
-        if self.redone == 0:
+        if self.is_up_to_date:
             parts.append("up to date, nothing was read")
+        elif self.redone == 0:
+            parts.append("no recording had to be read again")
         elif self.redone is not None and self.redone < len(self.manifest.shards):
             parts.append(f"{self.redone} recordings read now, the others kept")
         return "; ".join(parts)

@@ -120,7 +120,10 @@ def _segments(opened: OpenRecording, task: Task, plan: Plan, labels: Labels | No
         return task.segment(opened.recording, end, timing, labels)
     parts = [(span.onset, task.segment(opened.recording, span.duration, timing, labels)) for span in spans]
     moved = [replace(each, onset=each.onset + onset) for onset, part in parts for each in part.segments]
-    return Segments(moved, sum((part.left_out for _, part in parts), Counter()))
+    left_out = sum((part.left_out for _, part in parts), Counter[str]())
+    return Segments(
+        moved, Counter({reason.replace("recordings ", "parts of recordings "): n for reason, n in left_out.items()})
+    )
 
 
 def _place(opened: OpenRecording, segment: Segment, plan: Plan, left_out: Counter[str]) -> Window | None:

@@ -98,6 +98,7 @@ def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: 
         n_times=windows.crop_samples,
         n_outputs=windows.n_outputs,
         prepare=windows.manifest.plan,
+        scale=windows.manifest.summary.scale,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
         soup=[member.trial for member in merged],

@@ -49,6 +49,8 @@ class BundleInfo(Record):
     n_outputs: int = Field(ge=1)
     prepare: Plan
     """Plan by which recordings were cut into windows."""
+    scale: float = Field(ge=0.0)
+    """Usual spread of a window's samples (uV); 0 where it is unknown."""
     method: str
     rule: dict[str, Any] | None
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""

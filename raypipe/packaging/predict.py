@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.progress import Progress
+from raypipe.data.accounting import NO_RECORDING, Ledger
+from raypipe.data.scales import MAX_RATIO
+from raypipe.data.selection import find_in_folders
 from raypipe.data.task_base import Task
 from raypipe.data.tasks import parse_task
 from raypipe.data.windower import MISSING_SAMPLES, windows_of
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
-from raypipe.recordings.layout import find_recordings, recording_from_file
+from raypipe.recordings.layout import recording_from_file
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
@@ -67,9 +70,8 @@ def predict(
         raise UserError(f"per '{per}': must be window or recording")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle)
     task = parse_task(ensemble.info.prepare.task)
-    found = _find_recordings(recordings, task)
+    found, left_out = _find_recordings(recordings, task)
     tables: list[pd.DataFrame] = []
-    left_out: dict[str, str] = {}
     failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(found, start=1):
         try:
@@ -98,10 +100,12 @@ def predict(
     return table
 
 
-def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
+def _find_recordings(recordings: str | Path, task: Task) -> tuple[list[Recording], dict[str, str]]:
+    """Return the recordings to predict, and what else a folder has with the reason for leaving it out."""
     if not Path(recordings).is_dir():
-        return [recording_from_file(recordings)]
-    present = find_recordings(recordings)
+        return [recording_from_file(recordings)], {}
+    ledger = Ledger()
+    present = find_in_folders([Path(recordings)], ledger)
     found = [r for r in present if not task.bids_tasks or r.task is None or r.task in task.bids_tasks]
     if not found:
         known = ", ".join(sorted({r.task for r in present if r.task}))
@@ -109,7 +113,14 @@ def _find_recordings(recordings: str | Path, task: Task) -> list[Recording]:
             f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle was trained on; "
             f"available: {known}"
         )
-    return found
+    left_out = {each.name: each.reason for each in ledger.left_out.values()}
+    others = Counter(r.task for r in present if r not in found)
+    left_out |= {
+        f"{n} recordings of BIDS task {name}": "not what the bundle was trained on" for name, n in others.items()
+    }
+    return found, left_out | {
+        f"subject {who}": reason for who, reason in ledger.people.items() if reason == NO_RECORDING
+    }
 
 
 def _predict_recording(
@@ -125,6 +136,7 @@ def _predict_recording(
         kept.append(is_whole_N)
         if is_whole_N.any():
             parts.append(ensemble.predict(x_NCT[is_whole_N], batch_size=BATCH_SIZE))
+        _check_scale(ensemble, recording, x_NCT[is_whole_N])
     rows = rows[np.concatenate(kept)]
     left_out[MISSING_SAMPLES] += sum(map(len, kept)) - len(rows)
     predictions = np.concatenate(parts).astype(float)
@@ -142,6 +154,23 @@ def _predict_recording(
     return table, +left_out
 
 
+def _check_scale(ensemble: LoadedEnsemble, recording: Recording, x_NCT: NDArray[np.float32]) -> None:
+    """Check that samples are of the scale of those that the bundle was trained on.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        They are not.
+    """
+    usual = ensemble.info.scale
+    own = float(np.median(x_NCT.std(axis=2))) if len(x_NCT) else 0.0
+    if usual > 0 and own > 0 and not 1 / MAX_RATIO < own / usual < MAX_RATIO:
+        raise UnreadableRecordingError(
+            f"{recording.path}: its samples spread over {own:.3g} uV, those that the bundle was trained on over "
+            f"{usual:.3g} uV; check the units in its header and in channels.tsv"
+        )
+
+
 def role_of(ensemble: LoadedEnsemble, recording: Recording) -> str:
     """Return the role of a recording's subject in training.
 
@@ -149,8 +178,8 @@ def role_of(ensemble: LoadedEnsemble, recording: Recording) -> str:
     of them counts, so that no prediction is called new that may not be.
     """
     fold_of = ensemble.info.fold_map.fold_of
-    label, dataset = recording.subject, recording.root.resolve().name
-    same = [name for name in fold_of if name in (label, f"{dataset}/{label}")]
+    label, dataset = recording.label, recording.root.resolve().name
+    same = [name for name in fold_of if name in (label, recording.subject, f"{dataset}/{label}")]
     same = same or [name for name in fold_of if name.endswith(f"/{label}")]
     if not same:
         return "new"

@@ -8,6 +8,7 @@ that are not needed here.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -179,8 +180,10 @@ def _read_sections(path: Path) -> Sections:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a header or marker file: UTF-8 if it is valid, else Latin-1."""
+    """Return the text of a header or marker file: UTF-16 with a byte-order mark, UTF-8 if it is valid, else Latin-1."""
     data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return normalize("NFC", data.decode("utf-16"))
     try:
         return normalize("NFC", data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -188,9 +191,14 @@ def _text(path: Path) -> str:
 
 
 def _parse_channel(entry: str, number: int) -> tuple[str, float, str]:
-    """Return name, resolution and unit of a channel; the defaults of the specification where they are left out."""
+    """Return name, resolution and unit of a channel; the defaults of the specification where they are left out.
+
+    The resolution is NaN if it is no number, and if the unit is one, as after a decimal comma.
+    """
     parts = [part.strip().replace("\\1", ",") for part in entry.split(",")] + [""] * 4
     resolution = parse_number(parts[2]) if parts[2] else 1.0
+    if parse_number(parts[3]) is not None:
+        resolution = None
     return parts[0] or f"Ch{number}", np.nan if resolution is None else resolution, parts[3] or "\u00b5V"
 
 

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 NOT_LISTED = "not in channels.tsv"
 NO_VOLTAGE = "unit {unit}, not a voltage"
 
-_NOT_EEG = re.compile(
-    r"(?:eeg )?(?:[vh]?(?P<eog>eog)|(?P<ecg>ecg|ekg)|(?P<emg>emg)|(?P<resp>resp|breath|thor|abdo|airflow|flow)|"
-    r"(?P<trig>status|trig|stim|sti ?\d|marker|event|dc\d)|(?P<misc>exg\d|gsr|eda|temp|plet|spo2|pulse|hr\b|erg\d|"
-    r"accel|acc[ _xyz\d]|gyro|photo|audio|counter|battery|annotations))",
-    re.IGNORECASE,
-)
-_EYES = re.compile(r"(?:[lr]oc|e[12]-[am][12])(?:\b|_)", re.IGNORECASE)
-"""Labels of channels beside the eyes, as in sleep laboratories."""
+_KINDS = {
+    "eog": r"eog|(?<![a-z0-9])[lr]oc(?![a-z])|^(?:eeg |pol )?e[12]-[am][12]",
+    "ecg": r"ecg|ekg",
+    "emg": r"emg",
+    "resp": r"resp|breath|thor(?:ax|acic)|abdo|(?<![a-z])(?:air)?flow(?![a-z])|nasal|snor",
+    "trig": r"status|trig|stim|marker|(?<![a-z])event|(?<![a-z])dc\d|(?<![a-z])sti ?\d|photic|(?<![a-z])annotations",
+    "misc": r"exg\d|gsr|(?<![a-z])eda(?![a-z])|(?<![a-z])temp(?![a-z])|plet|sp?[oa]o?2|oxi|pulse|(?<![a-z])hr(?![a-z])|"
+    r"(?<![a-z])erg\d|acc(?:el|[ _]?[xyz\d])|gyro|photo|audio|counter|battery|(?<![a-z])ibi(?![a-z])|bursts|suppr|vns",
+}
+"""What labels of channels that are no EEG contain, by type."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class EegChannels:
     """Factors from the values in the file to volts."""
     left_out: dict[str, str]
     """Other channels of the file, and the type or reason for which each is left out."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of file and channels.tsv, sentences without a full stop."""
     has_confirmed_units: bool = False
     """The file and channels.tsv both state the unit of every channel, and agree."""
 
@@ -100,6 +104,7 @@ def eeg_channels(recording: Recording, signal: Signal) -> EegChannels:
         rates=tuple(signal.channels[place].rate for place in picks),
         volts=tuple(_volts(recording, signal, place, row_of.get(place), path) for place in picks),
         left_out=left_out,
+        notes=tuple(note for note in (signal.note, _note(path, rows)) if note),
         has_confirmed_units=all(_is_confirmed(signal, place, row_of.get(place)) for place in picks),
     )
 
@@ -141,8 +146,8 @@ def _read_rows(path: Path) -> list[_Row]:
     if column is None:
         raise UnreadableRecordingError(missing_column(path, "name", table))
     columns = [table[column].tolist()]
-    for name in ("type", "units"):
-        found = find_column(table, name) or find_column(table, name.removesuffix("s"))
+    for names in (("type", "types", "kind", "channel_type", "ch_type"), ("units", "unit")):
+        found = next((known for name in names if (known := find_column(table, name))), None)
         columns.append(["" if found is None or is_missing(cell) else cell for cell in _cells(table, found)])
     return [_Row(name, kind.lower(), unit) for name, kind, unit in zip(*columns, strict=True) if name]
 
@@ -213,6 +218,11 @@ def _check_repeated(path: Path, rows: list[_Row], labels: Sequence[str], found: 
             found[place] = same[0]
 
 
+def _note(path: Path, rows: list[_Row]) -> str:
+    """Return a note about a channels.tsv without types, in which labels decide."""
+    return f"{path.name}: names the type of no channel" if rows and not any(row.type for row in rows) else ""
+
+
 def _unmatched(rows: list[_Row], row_of: dict[int, _Row]) -> list[_Row]:
     matched = {id(row) for row in row_of.values()}
     return [row for row in rows if id(row) not in matched]
@@ -222,7 +232,7 @@ def _type_of(channel: Channel, row: _Row | None, *, has_table: bool) -> str:
     """Return the type of a channel in lower case, or the reason for leaving it out."""
     if row is not None and row.type:
         return row.type
-    kind = channel.type or _type_in_label(channel.name)
+    kind = channel.type if channel.type not in (None, "eeg") else _type_in_label(channel.name) or channel.type
     if kind is not None and kind != "eeg":
         return kind
     if has_table and row is None and channel.type is None:
@@ -233,11 +243,8 @@ def _type_of(channel: Channel, row: _Row | None, *, has_table: bool) -> str:
 
 
 def _type_in_label(label: str) -> str | None:
-    """Return the type that a label of a format without types says; None if it says none."""
-    if _EYES.match(label):
-        return "eog"
-    found = _NOT_EEG.match(label)
-    return found.lastgroup if found else None
+    """Return the type that a label says, such as ``ecg`` for ``EEG EKG1-REF``; None if it says none."""
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, label, re.IGNORECASE)), None)
 
 
 def _is_other_unit(unit: str) -> bool:
@@ -271,7 +278,9 @@ def _volts(recording: Recording, signal: Signal, place: int, row: _Row | None, t
         )
     if own is None or signal.unit_source == "format":
         return float(own or listed or 0)
-    if listed is not None and listed != own:
+    if signal.unit_source == "convention" and listed is not None:
+        return listed
+    if (listed is not None and listed != own) or (row and _is_other_unit(row.unit)):
         other = row.unit if row else ""
         raise UnreadableRecordingError(
             f"{where} is in {channel.unit} in the file, but in {other} in {table}; correct one of them"

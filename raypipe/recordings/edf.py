@@ -29,12 +29,14 @@ _FIXED = 256
 """Bytes of the fixed part of the header, and of the header of one signal."""
 _FIELDS = {"label": 16, "transducer": 80, "unit": 8, "pmin": 8, "pmax": 8, "dmin": 8, "dmax": 8, "filter": 80}
 """Bytes of a signal's fields, in file order; `samples` (8) and 32 reserved bytes follow."""
-_ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
+_ANNOTATIONS = ("edf annotations", "bdf annotations")
 _TYPES = {"eeg", "ecg", "ekg", "eog", "emg", "erg", "mcg", "meg", "ep", "resp", "temp", "sao2", "oximetry"}
 """First words of labels that state a type (EDF+ specification, texts)."""
 _MIN_ROUNDED_DECIMALS = 3
 """Times of records with fewer decimals are not taken for rounded ones: that would hide gaps."""
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+MAX_GAIN = 1e12
+"""Units per digit from which on limits are taken for nonsense."""
 _ONSET = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15[\d.]*)?\x14")
 
 
@@ -53,6 +55,11 @@ class _SignalHeader:
     samples: int
     """Samples in a record."""
     problem: str
+
+    @property
+    def is_text(self) -> bool:
+        """Return whether the signal holds annotations."""
+        return self.label.casefold() in _ANNOTATIONS
 
 
 class EdfSignal(Signal):
@@ -88,7 +95,7 @@ class EdfSignal(Signal):
         self._headers = self._parse(headers, n_signals)
         self._record_samples = sum(header.samples for header in self._headers)
         self._n_records = self._count_records(self._whole_number(fixed[236:244]))
-        self._signals = [h for h in self._headers if h.label not in _ANNOTATIONS and h.samples > 0 and is_timed]
+        self._signals = [h for h in self._headers if not h.is_text and h.samples > 0 and is_timed]
         self.channels = tuple(
             Channel(h.label, h.samples / self._seconds, h.unit, _type_of(h.label), h.problem) for h in self._signals
         )
@@ -137,6 +144,11 @@ class EdfSignal(Signal):
             raise UnreadableRecordingError(
                 f"{self.path}: truncated: its header announces {expected} bytes, the file has {size}"
             )
+        extra = (size - expected) // record_bytes if record_bytes else 0
+        if extra:
+            self.note = (
+                f"{self.path.name}: {extra} records beyond the {announced} that its header announces are not read"
+            )
         return announced
 
     @cached_property
@@ -147,9 +159,9 @@ class EdfSignal(Signal):
     @cached_property
     def _runs(self) -> list[tuple[float, int, int]]:
         """Return the onset (s), the first record and the number of records of each span."""
-        if not self._is_discontinuous or self._n_records == 0 or not self.channels:
+        if self._n_records == 0 or not self.channels or not self._has_gaps():
             return [(0.0, 0, self._n_records)]
-        onsets, decimals = self._record_onsets()
+        onsets, decimals = self._record_onsets(range(self._n_records))
         gap = np.diff(onsets) - self._seconds
         tolerance = 0.5 / max(channel.rate for channel in self.channels)
         if decimals >= _MIN_ROUNDED_DECIMALS and abs(self._seconds - round(self._seconds, decimals)) > 1e-12:
@@ -163,21 +175,32 @@ class EdfSignal(Signal):
         stops = [*starts[1:], self._n_records]
         return [(float(onsets[a] - onsets[0]), a, b - a) for a, b in zip(starts, stops, strict=True)]
 
-    def _record_onsets(self) -> tuple[NDArray[np.float64], int]:
-        """Return the time of each record in seconds, from its first annotation, and the decimals of these times."""
-        header = next((each for each in self._headers if each.label in _ANNOTATIONS), None)
+    def _has_gaps(self) -> bool:
+        """Return whether the header says so, or the time of the last record, which some writers set nevertheless."""
+        if self._is_discontinuous:
+            return True
+        try:
+            (first, last), decimals = self._record_onsets([0, self._n_records - 1])
+        except UnreadableRecordingError:
+            return False
+        half_a_sample = 0.5 / max(channel.rate for channel in self.channels)
+        return bool(abs(last - first - (self._n_records - 1) * self._seconds) > max(half_a_sample, 10.0**-decimals))
+
+    def _record_onsets(self, records: Sequence[int]) -> tuple[NDArray[np.float64], int]:
+        """Return the times of records in seconds, from their first annotations, and the decimals of these times."""
+        header = next((each for each in self._headers if each.is_text), None)
         if header is None:
             raise UnreadableRecordingError(f"{self.path}: discontinuous, but no channel has the times of its records")
         width = self._record_samples * self._bytes
         first, last = header.first * self._bytes, (header.first + header.samples) * self._bytes
-        onsets, decimals = np.empty(self._n_records), 0
+        onsets, decimals = np.empty(len(records)), 0
         with open(self.path, "rb") as file:
-            for record in range(self._n_records):
+            for place, record in enumerate(records):
                 file.seek(self._start + record * width + first)
                 found = _ONSET.match(file.read(last - first))
                 if found is None:
                     raise UnreadableRecordingError(f"{self.path}: the time of record {record + 1} cannot be read")
-                onsets[record] = float(found[1])
+                onsets[place] = float(found[1])
                 decimals = max(decimals, len(found[1].partition(b".")[2]))
         return onsets, decimals
 
@@ -242,6 +265,8 @@ def _parse_signal(fields: dict[str, bytes], first: int, samples: int) -> _Signal
     else:
         gain = (pmax - pmin) / (dmax - dmin)
         offset = pmin - gain * dmin
+        if not np.isfinite([gain, offset]).all() or abs(gain) > MAX_GAIN:
+            problem = f"its physical limits in the header ({pmin:g} and {pmax:g}) are no limits of a voltage"
     label = decode_field(fields["label"])
     return _SignalHeader(label, decode_field(fields["unit"]), gain, offset, first, samples, problem)
 

@@ -68,7 +68,7 @@ class EeglabSignal(Signal):
             raise UnreadableRecordingError(f"{self.path}: its data file '{data}' is missing")
         expected, size = 4 * n_channels * self._n_samples, file.stat().st_size
         if size != expected:
-            raise UnreadableRecordingError(f"{file}: truncated: {size} bytes, its header announces {expected}")
+            raise UnreadableRecordingError(f"{file}: has {size} bytes, but its header announces {expected}")
         return np.memmap(file, "<f4", "r", shape=(self._n_samples, n_channels)).T
 
     @cached_property
@@ -96,9 +96,8 @@ class EeglabSignal(Signal):
 
 def companions(path: Path) -> list[Path]:
     """Return the ``.fdt`` file of a data set, if it has one that exists."""
-    beside = path.with_suffix(".fdt")
-    if beside.is_file():
-        return [beside]
+    if not any(file.suffix.lower() == ".fdt" for file in path.parent.iterdir()):
+        return []
     data = _load(path, ["EEG", "data", "datfile"]).get("data")
     file = _find_fdt(path, data) if isinstance(data, str) else None
     return [file] if file else []

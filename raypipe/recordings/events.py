@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
+
+import numpy as np
 
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 VALUE_COLUMNS = ("value", "trial_type")
 """Columns in which an event's value is looked for, the first first."""
 NO_ONSET = "events without an onset"
-"""Reason for leaving events out."""
+OTHER_SPELLING = "events spelt like a value that is asked for, which the file has in several spellings"
+"""Reasons for leaving events out."""
 
 
 def read_events(recording: Recording) -> pd.DataFrame:
@@ -45,12 +47,14 @@ def read_events_file(path: Path) -> pd.DataFrame:
     """
     events = _read(path)
     if not any(column in events.columns for column in VALUE_COLUMNS):
-        raise UnreadableRecordingError(missing_column(path, "value", events))
+        raise UnreadableRecordingError(_no_value(path, events))
     if "value" not in events.columns:
         events["value"] = events["trial_type"]
     events["value"] = events["value"].replace("", "n/a")
-    finite = events["onset"].map(math.isfinite).astype(bool)
-    return events[finite].sort_values("onset", kind="stable", ignore_index=True)
+    events["onset"] = np.array([_onset(path, cell) for cell in events["onset"]], float)
+    finite = np.isfinite(events["onset"])
+    kept: pd.DataFrame = events[finite].sort_values("onset", kind="stable", ignore_index=True)
+    return kept
 
 
 @dataclass
@@ -79,14 +83,29 @@ def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
     events = _read(path)
     columns = [column for column in VALUE_COLUMNS if column in events.columns]
     if not columns:
-        raise UnreadableRecordingError(missing_column(path, "value", events))
+        raise UnreadableRecordingError(_no_value(path, events))
     spelt = {column: find_spellings(events[column], wanted) for column in columns}
-    best = max(columns, key=lambda column: len(set(spelt[column].values())))
-    names = events[best].map(spelt[best])
+    ranked = sorted(columns, key=lambda column: -len(set(spelt[column].values())))
+    best = ranked[0]
+    names = events[best].map(spelt[best]).astype(object)
+    for other in ranked[1:]:  # one file may have some values in one column, and the others in the other
+        theirs = events[other].map(spelt[other]).astype(object)
+        contradicting = names.notna() & theirs.notna() & (names != theirs)
+        if contradicting.any():
+            row = int(contradicting.to_numpy().argmax())
+            raise UnreadableRecordingError(
+                f"{path}: columns '{best}' and '{other}' contradict each other ('{names.iloc[row]}' and "
+                f"'{theirs.iloc[row]}' in row {row + 1}); correct one of them"
+            )
+        names = names.where(names.notna(), theirs)
     found = events.assign(name=names)[names.notna().to_numpy()]
-    finite = found["onset"].map(math.isfinite).to_numpy(bool)
-    kept = found[finite].sort_values("onset", kind="stable")
+    onsets = np.array([_onset(path, cell) for cell in found["onset"]], float)
+    finite = np.isfinite(onsets)
+    kept = found.assign(onset=onsets)[finite].sort_values("onset", kind="stable")
     left_out = Counter({NO_ONSET: len(found) - len(kept)})
+    folded = {normalize("NFC", value).casefold() for value in wanted}
+    alike = names.isna() & events[best].map(lambda cell: cell.casefold() in folded).astype(bool)
+    left_out[OTHER_SPELLING] = int(alike.sum())
     return MatchedEvents(kept["onset"].tolist(), kept["name"].tolist(), +left_out)
 
 
@@ -126,7 +145,7 @@ def find_spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read a table of events; `onset` and `duration` are seconds, NaN where they are missing."""
+    """Read a table of events; `onset` is text, `duration` are seconds, NaN where they are missing."""
     if not path.is_file():
         raise UnreadableRecordingError(f"{path}: no such file; the task needs the recording's events")
     events = read_tsv(path)
@@ -136,9 +155,17 @@ def _read(path: Path) -> pd.DataFrame:
         raise UnreadableRecordingError(missing_column(path, "onset", events))
     if "duration" not in events.columns:
         events["duration"] = ""
-    events["onset"] = [_onset(path, cell) for cell in events["onset"]]
-    events["duration"] = [parse_number(cell) for cell in events["duration"]]
-    return events.astype({"onset": float, "duration": float})
+    events["duration"] = np.array([parse_number(cell) for cell in events["duration"]], float)
+    return events
+
+
+def _no_value(path: Path, events: pd.DataFrame) -> str:
+    """Return the message for a table without a column of values."""
+    for name in reversed(VALUE_COLUMNS):
+        message = missing_column(path, name, events)
+        if "did you mean" in message or "separated" in message:
+            break
+    return message.replace(f"no column '{name}'", f"no column '{VALUE_COLUMNS[0]}' or '{VALUE_COLUMNS[1]}'")
 
 
 def _onset(path: Path, cell: str) -> float:

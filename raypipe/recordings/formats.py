@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from types import ModuleType
 
 from raypipe.core.errors import first_line
 from raypipe.recordings import brainvision, edf, eeglab, fif
@@ -26,6 +27,8 @@ def open_signal(path: Path) -> Signal:
     if not path.exists():
         problem = "a link to data that was not fetched" if path.is_symlink() else "no such file"
         raise UnreadableRecordingError(f"{path}: {problem}")
+    if path.is_dir():
+        raise UnreadableRecordingError(f"{path}: a folder, not a file")
     try:
         return _open(path)
     except UnreadableRecordingError:
@@ -37,34 +40,47 @@ def open_signal(path: Path) -> Signal:
 def companions(path: Path) -> list[Path]:
     """Return the other files that hold parts of a recording's signal and exist."""
     try:
-        if path.suffix.lower() == ".vhdr":
-            return brainvision.companions(path)
-        if path.suffix.lower() == ".set":
-            return eeglab.companions(path)
-        if path.suffix.lower() == ".fif":
-            return fif.companions(path)
+        reader = _reader_of(path)
+        found: list[Path] = [] if reader is edf else reader.companions(path)
+        return found
     except Exception:  # of many types, for damaged headers; reported when the recording itself is read
         return []
-    return []
 
 
 def _open(path: Path) -> Signal:
+    reader = _reader_of(path)
+    if reader is edf:
+        return edf.EdfSignal(path)
+    if reader is brainvision:
+        return brainvision.BrainVisionSignal(path)
+    return fif.FifSignal(path) if reader is fif else eeglab.EeglabSignal(path)
+
+
+def _reader_of(path: Path) -> ModuleType:
+    """Return the module that reads a file, by its first bytes.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        None does.
+    """
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    if head[:8] in (edf.BDF_MAGIC, edf.EDF_MAGIC):
-        return edf.EdfSignal(path)
+    if head[:8] == edf.BDF_MAGIC or head[:8].replace(b"\0", b" ") == edf.EDF_MAGIC:
+        return edf
     if is_brainvision(head):
-        return brainvision.BrainVisionSignal(path)
+        return brainvision
     if head.startswith(_FIF_MAGIC):
-        return fif.FifSignal(path)
+        return fif
     if head.startswith((b"MATLAB", b"\x89HDF")):
-        return eeglab.EeglabSignal(path)
+        return eeglab
     raise UnreadableRecordingError(f"{path}: not a supported EEG file ({_describe(head)})")
 
 
 def is_brainvision(head: bytes) -> bool:
     """Return whether a file begins as a BrainVision header does."""
-    line = head.lstrip(b"\xef\xbb\xbf").split(b"\n")[0].lower().replace(b" ", b"")
+    text = head.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").lstrip(b"\xff\xfe\r\n ")  # with any byte-order mark
+    line = text.split(b"\n")[0].lower().replace(b" ", b"")
     return line.startswith(b"brainvision") and b"header" in line
 
 

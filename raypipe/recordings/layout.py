@@ -21,18 +21,23 @@ from raypipe.recordings.tables import list_some
 EXTENSIONS = (".bdf", ".edf", ".set", ".vhdr", ".fif")
 LAYOUT = "sub-*/[ses-*/]eeg/*_eeg.{" + ",".join(e[1:] for e in EXTENSIONS) + "}"
 
-OTHER_FORMATS = (".cnt", ".gdf", ".mff", ".egi", ".nxe", ".nwb", ".raw", ".eeg", ".fdt", ".mat", ".lay", ".xdf", ".gz")
-"""Suffixes of EEG files that raypipe does not read."""
-_EEG_ONLY = (".cnt", ".gdf", ".mff", ".egi", ".nxe")
-"""Those of them that hold nothing but EEG, whatever the file's name."""
-_COMPANIONS = {".eeg": ".vhdr", ".fdt": ".set"}
-"""Suffixes of files that are read with the header of the same name."""
+_EEG_ONLY = (".cnt", ".gdf", ".mff", ".egi", ".nxe", ".trc")
+"""Suffixes of formats that raypipe does not read and that hold nothing but EEG, whatever the file's name."""
+_NO_SIGNAL = (".json", ".tsv", ".tsv.gz", ".vmrk", ".md", ".png", ".jpg", ".jpeg", ".pdf", ".html")
+"""Suffixes of files that hold no signal."""
+_COMPANIONS = {".eeg": ".vhdr", ".dat": ".vhdr", ".fdt": ".set"}
+"""Suffixes of files that are read with a header in the same folder."""
+_OTHER_MODALITIES = (
+    "anat", "beh", "dwi", "fmap", "func", "ieeg", "meg", "micr", "motion", "mrs", "nirs", "perf", "pet", "phenotype",
+)  # fmt: skip
+"""Folders of BIDS that hold no EEG."""
 
 NO_SUFFIX = "file name without the suffix _eeg"
 OTHER_PLACE = "outside a folder eeg of a subject"
 OTHER_LABEL = "named for another subject or session than its folder"
 NO_SUBJECT = "no subject in the file name"
-DERIVED = "derived copy (desc-) of another recording"
+DERIVED = "derived copy (desc-, proc- or rec-) of another recording"
+NO_FIRST_PART = "later part of a split recording whose first part is missing"
 """Reasons for leaving files out."""
 
 _DERIVED_FOLDERS = ("derivatives", "sourcedata", "code", "stimuli")
@@ -83,8 +88,7 @@ def read_layout(root: str | Path, mirror: RemoteBids | None = None) -> Layout:
     for path in _visible(root):
         label = _label_of(path, "sub")
         if label is None:
-            if path.suffix.lower() in EXTENSIONS and not path.is_dir():
-                layout.left_out[path] = OTHER_PLACE
+            _leave_out_strays(layout, path)
             continue
         layout.subjects.append(label)
         candidates += _files_of_subject(path, layout)
@@ -102,6 +106,9 @@ def find_recordings(root: str | Path, mirror: RemoteBids | None = None) -> list[
 
 def no_recording(layout: Layout) -> str:
     """Return the message for a folder without recordings; it names files that look like some."""
+    deeper = next((path.parent for depth in ("*/*/sub-*", "*/*/*/sub-*") for path in layout.root.glob(depth)), None)
+    if deeper is not None and not layout.subjects:
+        return f"{layout.root}: no recording there; did you mean {deeper}?"
     seen = [f"{path.relative_to(layout.root)} ({reason})" for path, reason in layout.left_out.items()]
     instead = f"; left out: {list_some(seen)}" if seen else ""
     return f"{layout.root}: no recording there; raypipe looks for {LAYOUT}{instead}"
@@ -137,7 +144,7 @@ def dataset_folders(folder: Path) -> list[Path]:
 
 def is_derived(folder: Path) -> bool:
     """Return whether a BIDS folder holds data derived from recordings of another."""
-    if folder.name.lower() in _DERIVED_FOLDERS:
+    if folder.name.lower().startswith(_DERIVED_FOLDERS) or folder.parent.name.lower() == "derivatives":
         return True
     try:
         description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
@@ -168,15 +175,32 @@ def _files_of_subject(folder: Path, layout: Layout) -> Iterator[Path]:
     for place in [folder, *sessions]:
         for path in _visible(place):
             if path.name.lower() == "eeg" and path.is_dir():
-                yield from _visible(path)
-            elif path.suffix.lower() in EXTENSIONS and path.is_file():
-                layout.left_out[path] = OTHER_PLACE
+                for inside in _visible(path):
+                    if inside.is_dir() and inside.suffix.lower() not in _EEG_ONLY:
+                        _leave_out_strays(layout, inside)
+                    else:
+                        yield inside
+            elif path not in sessions:
+                _leave_out_strays(layout, path)
+
+
+def _leave_out_strays(layout: Layout, path: Path) -> None:
+    """Note EEG files outside a folder ``eeg`` of a subject, at a path or anywhere below it, as left out."""
+    if path.is_dir():
+        if path.name.lower() not in _DERIVED_FOLDERS:
+            for inside in _visible(path):
+                _leave_out_strays(layout, inside)
+    elif path.suffix.lower() in EXTENSIONS and (
+        path.parent.name.lower() not in _OTHER_MODALITIES or path.stem.lower().endswith("_eeg")
+    ):
+        layout.left_out[path] = OTHER_PLACE
 
 
 def _add_recordings(layout: Layout, candidates: list[Path], mirror: RemoteBids | None) -> None:
     """Add the files that are recordings to a layout, and the others with the reason."""
     names = {path.with_suffix(path.suffix.lower()) for path in candidates}
     by_key: dict[str, Recording] = {}
+    in_folder: dict[str, Recording] = {}
     for path in candidates:
         reason = _reason_to_leave_out(path, layout.root, names)
         if reason is None:
@@ -185,19 +209,22 @@ def _add_recordings(layout: Layout, candidates: list[Path], mirror: RemoteBids |
             layout.left_out[path] = reason
             continue
         recording = _parse(path, layout.root, mirror)
-        twin = by_key.setdefault(recording.key.casefold(), recording)
+        same_folder = f"{path.parent}/{recording.key.casefold()}"
+        twin = in_folder.setdefault(same_folder, recording)
         if twin is not recording:
             raise UserError(f"{path}: {twin.path.name} is the same recording in another format; keep one of them")
-    originals = {_without_desc(key) for key in by_key if "_desc-" not in key}
+        by_key[recording.key] = recording
+    originals = {key for key in by_key if without_desc(key) == key}
     for key, recording in by_key.items():
-        if "_desc-" in key and _without_desc(key) in originals:
+        if key not in originals and without_desc(key) in originals:
             layout.left_out[recording.path] = DERIVED
         else:
             layout.recordings.append(recording)
 
 
-def _without_desc(key: str) -> str:
-    return re.sub(r"_desc-[^_]+", "", key)
+def without_desc(key: str) -> str:
+    """Return a recording's key without ``desc``, ``proc`` and ``rec``, which name a way of processing."""
+    return re.sub(r"_(?:desc|proc|rec)-[^_]+", "", key)
 
 
 def _reason_to_leave_out(path: Path, root: Path, names: set[Path]) -> str | None:
@@ -205,7 +232,14 @@ def _reason_to_leave_out(path: Path, root: Path, names: set[Path]) -> str | None
     extension = path.suffix.lower()
     if extension not in EXTENSIONS:
         return _other_format(path, names)
-    if _is_later_split(path):
+    if extension == ".fif" and _split_of(path) > 1:
+        first = re.sub(r"_split-0*\d+", "_split-", path.name)
+        has_first = any(
+            _split_of(name) == 1 and re.sub(r"_split-0*\d+", "_split-", name.name) == first for name in names
+        )
+        return None if has_first else NO_FIRST_PART
+    later = re.fullmatch(r"(.+_eeg)-\d+", path.stem, re.IGNORECASE)
+    if extension == ".fif" and later and path.with_name(f"{later[1]}.fif") in names:
         return None
     if not path.stem.lower().endswith("_eeg"):
         return NO_SUFFIX
@@ -221,11 +255,11 @@ def _reason_to_leave_out(path: Path, root: Path, names: set[Path]) -> str | None
 
 def _other_format(path: Path, names: set[Path]) -> str | None:
     """Return why a file of another format is left out; None if it is no recording, or part of one."""
-    extension = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = bool(suffixes) and suffixes[-1] in (".gz", ".bz2", ".xz", ".zip", ".7z")
+    extension = "".join(suffixes[-2:] if packed else suffixes[-1:])
     is_eeg = path.name.lower().removesuffix(extension).endswith("_eeg")
-    if path.suffix.lower() not in OTHER_FORMATS or not (is_eeg or extension in _EEG_ONLY):
-        return None
-    if extension.startswith((".tsv", ".json")):
+    if extension in _NO_SIGNAL or not (is_eeg or extension in _EEG_ONLY):
         return None
     header = _COMPANIONS.get(extension)
     if header and any(name.suffix == header and name.parent == path.parent for name in names):
@@ -252,7 +286,7 @@ def _subject_of(path: Path, root: Path) -> str | None:
     return _label_of(root / inside[0], "sub") if len(inside) > 1 else None
 
 
-def _is_later_split(path: Path) -> bool:
-    # MNE finds the later files of a split FIF itself.
+def _split_of(path: Path) -> int:
+    """Return the number in the entity ``split`` of a file's name; 0 without one."""
     split = re.search(r"_split-(\d+)", path.name)
-    return split is not None and int(split.group(1)) > 1
+    return int(split.group(1)) if split else 0

@@ -21,6 +21,7 @@ from raypipe.recordings.tables import (
     find_column,
     is_missing,
     is_number_with_commas,
+    is_number_with_more,
     missing_column,
     parse_number,
     read_tsv,
@@ -102,7 +103,7 @@ def match_labels(labels: Iterable[str], rows: Iterable[str]) -> dict[str, str]:
     """
     labels, rows = list(dict.fromkeys(labels)), list(rows)
     found = {label: label for label in labels if label in set(rows)}
-    for fold in (_without_case, _without_zeros):
+    for fold in (_without_case, _without_zeros, _without_prefix):
         taken = set(found.values())
         free_labels = _by_fold((label for label in labels if label not in found), fold)
         free_rows = _by_fold((row for row in rows if row not in taken), fold)
@@ -120,6 +121,12 @@ def _without_case(label: str) -> str:
 
 def _without_zeros(label: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", _without_case(label))
+
+
+def _without_prefix(label: str) -> str:
+    """Return a label without ``sub``, ``sub_`` or ``subject``, and without the ``.0`` that spreadsheets add."""
+    plain = re.sub(r"^(?:subject|sub)[_ -]?(?=[^_ -])", "", _without_case(label))
+    return _without_zeros(re.sub(r"(?<=\d)\.0+$", "", plain))
 
 
 def _by_fold(names: Iterable[str], fold: Callable[[str], str]) -> dict[str, list[str]]:
@@ -161,13 +168,15 @@ def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False)
     numbers = {subject: number for subject, cell in cells.items() if (number := parse_number(cell)) is not None}
     others = {s: cell for s, cell in cells.items() if s not in numbers and cell.lower() not in MISSING_NUMBER}
     with_commas = [cell for cell in others.values() if is_number_with_commas(cell)]
-    is_numeric = len(numbers) + 2 * len(with_commas) >= len(others) > 0 or bool(numbers and not others)
+    nearly = sum(is_number_with_commas(cell) or is_number_with_more(cell) for cell in others.values())
+    is_numeric = len(numbers) + 2 * nearly >= len(others) > 0 or bool(numbers and not others)
     if is_numeric and not (others and as_text):
         if others:
             raise UserError(_odd_cells(where, len(numbers), others, with_commas))
         _check_float32(numbers, where)
         return Column(numbers, True, tuple(subject for subject in cells if subject not in numbers))
     known = {subject: cell for subject, cell in cells.items() if cell.lower() not in MISSING}
+    _check_spellings(set(known.values()), where)
     return Column(known, False, tuple(subject for subject in cells if subject not in known))
 
 
@@ -179,6 +188,18 @@ def _odd_cells(where: str, n_numbers: int, others: Mapping[str, str], with_comma
         right = "numbers without commas and with a decimal point, " + right
     numbers = f"{n_numbers} number{'s' * (n_numbers != 1)} and " if n_numbers else ""
     return f"{where} holds {numbers}cells that are no numbers: {shown}{more}; write {right}"
+
+
+def _check_spellings(classes: set[str], where: str) -> None:
+    """Check that no two classes are one that is spelt in two ways."""
+    seen: dict[object, str] = {}
+    for name in sorted(classes):
+        number = parse_number(name)
+        other = seen.setdefault(name.casefold() if number is None else number, name)
+        if other != name:
+            raise UserError(
+                f"{where} spells one class in two ways: '{other}' and '{name}'; write one of them everywhere"
+            )
 
 
 def _check_float32(numbers: Mapping[str, float], where: str) -> None:

@@ -53,6 +53,8 @@ class Signal(ABC):
         The file.
     channels
         The channels in file order. Reading them needs the header only.
+    note
+        What a user should know of the file, a sentence without a full stop; mostly empty.
     unit_source
         What says that EEG has the unit of its channel: the `file` (EDF, BrainVision), the `format` (FIF: volts), or a
         `convention` (EEGLAB: microvolts).
@@ -60,6 +62,7 @@ class Signal(ABC):
 
     path: Path
     channels: tuple[Channel, ...]
+    note: str = ""
     unit_source: Literal["file", "format", "convention"] = "file"
 
     @property

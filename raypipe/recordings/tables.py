@@ -22,7 +22,13 @@ MISSING = frozenset({"", "n/a", "na", "nan", "null", "#n/a", "<na>", "-", "--", 
 MISSING_NUMBER = MISSING | {"none", "missing"}
 """Spellings of a missing value in a column of numbers. In a column of text, ``none`` may be a class."""
 
+_INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+_NUMBER_WITH_MORE = re.compile(
+    r"[<>~=\u2264\u2265\u2248]?=? ?[+-]?\d+(?:[.,]\d+)? ?"
+    r"(?:%|y|yo|yrs?|years?|m|mo|months?|w|weeks?|d|days?|h|kg|cm|ms|s)?",
+    re.ASCII | re.IGNORECASE,
+)
 _NUMBER_WITH_COMMAS = re.compile(r"[+-]?\d+(?:,\d+)+(?:\.\d+)?", re.ASCII)
 
 
@@ -68,7 +74,9 @@ def _decode(data: bytes) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip().strip('"').strip() for cell in unicodedata.normalize("NFC", line).split("\t")]
+    return [
+        cell.strip().strip('"').strip() for cell in _INVISIBLE.sub("", unicodedata.normalize("NFC", line)).split("\t")
+    ]
 
 
 def _fit(path: Path, number: int, row: list[str], width: int) -> list[str]:
@@ -90,7 +98,7 @@ def find_column(table: pd.DataFrame, name: str) -> str | None:
 
 def missing_column(path: Path, column: str, table: pd.DataFrame) -> str:
     """Return the message for a table that lacks a column; it names the most similar one."""
-    if len(table.columns) == 1 and re.search(r"[,;]", str(table.columns[0])):
+    if len(table.columns) == 1 and re.search(r"[,; ]", str(table.columns[0])):
         return f"{path}: no column '{column}'; its first line is not separated by tabs"
     return f"{path}: no column '{column}'; {nearest(column, table.columns)}"
 
@@ -108,6 +116,11 @@ def parse_number(cell: str) -> float | None:
 def is_number_with_commas(cell: str) -> bool:
     """Return whether a cell is a number with commas, such as ``20,5`` or ``1,200``, which can be read in two ways."""
     return _NUMBER_WITH_COMMAS.fullmatch(cell) is not None
+
+
+def is_number_with_more(cell: str) -> bool:
+    """Return whether a cell is a number with a unit or a sign, such as ``20 y``, ``20%`` or ``>89``."""
+    return _NUMBER_WITH_MORE.fullmatch(cell) is not None
 
 
 def list_some(names: Iterable[str], at_most: int = 3) -> str:

@@ -17,7 +17,7 @@ def volts_per(unit: str) -> float | None:
     ``uV``, ``UV``, ``µV`` with either of Unicode's signs, ``ÂµV`` (UTF-8 read as Latin-1), ``microvolts`` and the like
     are known. ``MV`` and ``MVolts`` are not: they may be meant as millivolts.
     """
-    text = re.sub(r"[\s.\[\]()_-]", "", normalize("NFC", unit))
+    text = re.sub(r"[\s.\[\](){}'\"_\0-]", "", normalize("NFC", unit))
     if text[:1] in ("M", "P") and text[1:].casefold() in ("v", "volt", "volts"):
         return None
     text = text.replace("\u00c2\u00b5", "u").replace("\u00ce\u00bc", "u").replace("\u00e6V", "uV").casefold()

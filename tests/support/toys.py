@@ -212,7 +212,7 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         shards=tuple(shards),
         table_sha256=hashlib.sha256(table).hexdigest(),
         data_hash=hashlib.sha256(b"".join(s.sha256.encode() for s in shards)).hexdigest(),
-        summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards)),
+        summary=Summary(recordings=len(shards), windows=len(rows), subjects=len(shards), scale=0.0),
         accounting=Ledger().close(),
         versions={},
     )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import operator
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,9 +26,9 @@ def results(function, calls, jobs=2):
 
 
 def test_every_call_is_answered_by_any_number_of_processes():
-    calls = [(n, 2) for n in range(300)]
+    calls = [(n, 2) for n in range(1000)]
     for jobs in (1, 2, 4):
-        assert results(operator.mul, calls, jobs) == [2 * n for n in range(300)]
+        assert results(operator.mul, calls, jobs) == [2 * n for n in range(1000)]
     assert results(operator.mul, []) == []
 
 
@@ -55,6 +57,34 @@ def test_an_error_of_the_user_is_a_result(tmp_path):
 def test_a_killed_process_gives_one_line():
     with pytest.raises(UserError, match="one of 2 processes was killed"):
         results(os._exit, [(1,), (1,)])
+
+
+def test_a_call_that_cannot_be_unpickled_is_an_exception_with_its_cause(tmp_path):
+    (tmp_path / "script.py").write_text(OWN)
+    done = run_python(tmp_path, "script.py")
+    assert done.stdout.startswith("AttributeError") and "own" in done.stdout and done.stderr == ""
+
+
+def test_an_exception_that_cannot_be_unpickled_keeps_its_message(tmp_path, monkeypatch):
+    (tmp_path / "lost.py").write_text(LOST)
+    monkeypatch.syspath_prepend(tmp_path)
+    lost = importlib.import_module("lost")
+    with pytest.raises(RuntimeError, match="Lost: 3 calls are lost") as caught:
+        results(lost.fail, [(3,), (3,)])
+    assert "in fail" in str(caught.value)
+
+
+def test_an_interrupt_while_a_process_starts_is_left_to_this_process(monkeypatch, capfd):
+    start = subprocess.Popen
+
+    def start_and_interrupt(*arguments, **options):
+        process = start(*arguments, **options)
+        process.send_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr("raypipe.core.parallel.subprocess.Popen", start_and_interrupt)
+    assert results(operator.neg, [(1,), (2,), (3,)]) == [-1, -2, -3]
+    assert capfd.readouterr().err == "" and signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 def test_a_result_that_cannot_be_pickled_is_an_exception():
@@ -86,6 +116,25 @@ from raypipe.core.parallel import map_processes
 import operator
 print("read")
 print(sorted(map_processes(operator.neg, [(1,), (2,), (3,)], 2)))
+"""
+
+OWN = """
+from raypipe.core.parallel import map_processes
+def own(number):
+    return number
+try:
+    list(map_processes(own, [(1,), (2,)], 2))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+LOST = """
+class Lost(Exception):
+    def __init__(self, count, *, why):
+        super().__init__(f"{count} calls are lost")
+
+def fail(count):
+    raise Lost(count, why="test")
 """
 
 

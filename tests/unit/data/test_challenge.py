@@ -196,8 +196,9 @@ def test_two_releases_make_one_store(two_releases, tmp_path):
     (tmp_path / "link").symlink_to(two_releases / "R1_mini_L100_bdf")
     assert len(prepare([two_releases, tmp_path / "link"], "challenge2", tmp_path / "d", jobs=1)) == len(store)
     shutil.copytree(two_releases / "R1_mini_L100_bdf", tmp_path / "copy")
-    with pytest.raises(UserError, match="is the same recording; name one of the folders"):
-        prepare([two_releases, tmp_path / "copy"], "challenge2", tmp_path / "c", jobs=1)
+    twice = prepare([two_releases, tmp_path / "copy"], "challenge2", tmp_path / "c", jobs=1)
+    assert sum("hold the same samples" in note for note in twice.manifest.accounting.notes) == 3
+    assert {"copy/SIM0000", "R1_mini_L100_bdf/SIM0000"} <= set(twice.subjects)
 
 
 def test_the_table_has_no_column_of_marks_without_marks(two_releases, tmp_path):

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mne
@@ -285,6 +287,16 @@ def test_finished_shards_are_kept_when_one_fails(bids, out, jobs):
         prepare(bids, TASK, out, jobs=jobs)
     events.write_text(whole)
     assert prepare(bids, TASK, out, jobs=jobs).redone == 1
+
+
+def test_a_script_without_a_main_guard_prepares_in_two_processes(bids, out, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import raypipe\nprint(len(set(raypipe.prepare({str(bids)!r}, {TASK!r}, {str(out)!r}, jobs=2).subjects)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(raypipe.__file__).parents[1])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "3\n", done.stderr
 
 
 def test_a_killed_process_gives_one_line():

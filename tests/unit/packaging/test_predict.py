@@ -183,3 +183,28 @@ def test_the_role_of_a_subject_of_several_data_sets(fold_of, label, folder, role
     root = tmp_path / folder
     root.mkdir()
     assert role_of(ensemble, Recording(root / "x_eeg.edf", root, label)) == role
+
+
+def test_a_recording_of_another_scale_is_not_predicted(simulated, bundle, tmp_path):
+    found = find_recordings(simulated.bids)[0]
+    path = tmp_path / f"{found.stem}_eeg.fif"
+    info = mne.create_info(eeg_names(found), 100.0, "eeg")
+    mne.io.RawArray(microvolts(found), info, verbose="ERROR").save(path, verbose="ERROR")  # microvolts said to be volts
+    shutil.copy(found.sidecar("events.tsv"), path.with_name(f"{found.stem}_events.tsv"))
+    with pytest.raises(
+        UserError, match=r"spread over .*e\+0\d uV, those that the bundle was trained on over .* check the units"
+    ):
+        predict(bundle, path)
+
+
+def test_files_and_people_that_are_not_predicted_are_named(simulated, bundle, tmp_path):
+    bids = shutil.copytree(simulated.bids, tmp_path / "project" / "bids")
+    (bids / "sub-X" / "eeg").mkdir(parents=True)
+    (bids / "sub-X" / "eeg" / "sub-X_task-contrastChangeDetection_eeg.cnt").touch()
+    (bids / "sub-Y").mkdir()
+    table = predict(bundle, tmp_path / "project")
+    assert len(table) == len(predict(bundle, simulated.bids))
+    assert table.attrs["left_out"] == {
+        "sub-X/eeg/sub-X_task-contrastChangeDetection_eeg.cnt": "a format that raypipe does not read (.cnt)",
+        "subject Y": "no recording in its folder",
+    }

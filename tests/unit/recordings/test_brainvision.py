@@ -42,7 +42,7 @@ def test_unsigned_samples(tmp_path):
     np.testing.assert_array_equal(read(write_brainvision(tmp_path / "a.vhdr", x_TC)), x_TC.T)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-8-sig", "utf-16"])
 def test_encodings_of_the_header(tmp_path, encoding):
     path = write_brainvision(
         tmp_path / "a.vhdr", X_TC, encoding=encoding, names=["\u00e9", "b"], markers="Mk1=Stimulus,\u00fc,3,1,0"
@@ -123,6 +123,20 @@ def test_headers_that_are_refused(tmp_path, old, new, message):
         (tmp_path / "a.eeg").rename(tmp_path / "c.eeg")
     with pytest.raises(UnreadableRecordingError, match=message):
         BrainVisionSignal(path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["Fz,,0,1,\u00b5V", "Fz,,0,\u00b5V", "Fz,,x0.1,\u00b5V", "Fz,,nan,\u00b5V", "Fz,,0.1\u00b5V,\u00b5V", "Fz,,1,5"],
+)
+def test_a_damaged_entry_of_a_channel_is_a_problem_of_that_channel(tmp_path, entry):
+    path = write_brainvision(tmp_path / "a.vhdr", X_TC)
+    path.write_text(path.read_text().replace("Ch1=Fz,,1,\u00b5V", f"Ch1={entry}"))
+    signal = BrainVisionSignal(path)
+    assert "its resolution in the header" in signal.channels[0].problem and not signal.channels[1].problem
+    np.testing.assert_array_equal(signal.read([1], 0, 0, 20)[0], X_TC[:, 1])
+    with pytest.raises(UnreadableRecordingError, match="'Fz': its resolution"):
+        signal.read([0], 0, 0, 20)
 
 
 @pytest.mark.parametrize("resolution", ["abc", "0", "inf", "nan", "0.1.2"])

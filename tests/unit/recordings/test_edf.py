@@ -183,6 +183,19 @@ def test_opening_reads_the_header_only(tmp_path):
     assert [channel.name for channel in signal.channels] == ["A"] and signal.spans == (Span(0.0, 10.0),)
 
 
+def test_gaps_of_a_file_that_is_called_continuous_count(tmp_path):
+    times = [time_stamp(number + 5 * (number > 2)) for number in range(6)]
+    path = write_edf(tmp_path / "a", ["A"], noise(600), per_record=[100], reserved="EDF+C", times=times)
+    assert EdfSignal(path).spans == (Span(0.0, 3.0), Span(8.0, 3.0))
+
+
+def test_absurd_limits_and_lower_case_annotations(tmp_path):
+    limits = [("-1e308", "1e308", -100, 100), (-1, 1, -100, 100)]
+    path = write_edf(tmp_path / "a", ["A", "EDF annotations"], noise(10, 10), per_record=[10, 10], limits=limits)
+    (channel,) = EdfSignal(path).channels
+    assert "are no limits of a voltage" in channel.problem
+
+
 @pytest.mark.parametrize("bdf", [False, True])
 @pytest.mark.parametrize("start", [b"0       ", b"-5      ", b"256     ", b"520     "])
 def test_a_wrong_length_of_the_header_gives_one_line(tmp_path, bdf, start):

@@ -31,6 +31,8 @@ def test_the_data_file_may_have_been_renamed_with_its_header(tmp_path):
     (tmp_path / "a.fdt").rename(tmp_path / "b.fdt")
     np.testing.assert_array_equal(EeglabSignal(path).read([0], 0, 0, 20)[0], X_CT[0])
     assert companions(path) == [tmp_path / "b.fdt"]
+    (tmp_path / "a.fdt").write_bytes((tmp_path / "b.fdt").read_bytes())
+    assert companions(path) == [tmp_path / "a.fdt"]  # the one that it names, not the one of its name
 
 
 def test_odd_events_do_no_harm_and_boundaries_end_a_span(tmp_path):
@@ -70,7 +72,7 @@ def test_data_sets_that_are_refused(tmp_path):
         EeglabSignal(write_eeglab(tmp_path / "a.set", X_CT, trials=4))
     path = write_eeglab(tmp_path / "b.set", X_CT)
     path.with_suffix(".fdt").write_bytes(bytes(100))
-    with pytest.raises(UnreadableRecordingError, match=r"b\.fdt: truncated: 100 bytes, its header announces 160"):
+    with pytest.raises(UnreadableRecordingError, match=r"b\.fdt: has 100 bytes, but its header announces 160"):
         EeglabSignal(path)
     path.with_suffix(".fdt").unlink()
     with pytest.raises(UnreadableRecordingError, match=r"its data file 'b\.fdt' is missing"):

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.recordings.events import NO_ONSET, columns_with, event_values, match_events, read_events_file
+from raypipe.recordings.events import (
+    NO_ONSET,
+    OTHER_SPELLING,
+    columns_with,
+    event_values,
+    match_events,
+    read_events_file,
+)
 from raypipe.recordings.signal import UnreadableRecordingError
 
 
@@ -47,6 +54,22 @@ def test_damaged_events_give_one_line(tmp_path, text, message):
             read(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "onset\tvalue\ttrial_type\n1\tleft\tright\n",
+            r"'value' and 'trial_type' contradict .*'left' and 'right' in row 1",
+        ),
+        ("onset\ttrialtype\n1\tleft\n", "no column 'value' or 'trial_type'; did you mean 'trialtype'"),
+        ("onset trial_type\n1 left\n", "not separated by tabs"),
+    ],
+)
+def test_tables_of_events_that_are_refused(tmp_path, text, message):
+    with pytest.raises(UnreadableRecordingError, match=message):
+        match_events(write(tmp_path, text), LEFT_RIGHT)
+
+
 def test_missing_events_give_one_line(tmp_path):
     with pytest.raises(UnreadableRecordingError, match=r"events\.tsv: no such file"):
         read_events_file(tmp_path / "events.tsv")
@@ -75,11 +98,16 @@ LEFT_RIGHT = ["left", "right"]
         ("onset\tvalue\n1\t+\n2\t-\n", ["+", "-"], ["+", "-"]),
         ("onset\tvalue\n", LEFT_RIGHT, []),
         ("onset\tvalue\n1\tn/a\n", LEFT_RIGHT, []),
+        ("onset\tvalue\ttrial_type\n1\tleft\tn/a\n2\tn/a\tright\n", LEFT_RIGHT, LEFT_RIGHT),
+        ("onset\tvalue\n1\tle\u200bft\nbad\tother\n2\tright\n", LEFT_RIGHT, LEFT_RIGHT),
     ],
 )
 def test_values_are_matched_where_that_is_safe(tmp_path, text, wanted, values):
     found = match_events(write(tmp_path, text), wanted)
-    assert found.values == values and not found.left_out
+    assert found.values == values
+    folded = {value.casefold() for value in wanted}
+    alike = sum(line.split("\t")[-1].casefold() in folded for line in text.split("\n"))
+    assert found.left_out[OTHER_SPELLING] == max(0, alike - len(values))
 
 
 def test_events_without_a_finite_onset_are_counted(tmp_path):

@@ -29,6 +29,8 @@ def test_the_other_formats_are_found_under_any_name(tmp_path):
     raw = mne.io.RawArray(np.ones((1, 50)), mne.create_info(["A"], 10.0, "eeg"), verbose="ERROR")
     raw.save(tmp_path / "d_eeg.fif", verbose="ERROR")
     (tmp_path / "d_eeg.fif").rename(tmp_path / "d.set")
+    assert companions(tmp_path / "b.edf") == [tmp_path / "b.vmrk", tmp_path / "b.eeg"]
+    assert companions(tmp_path / "c.bdf") == [tmp_path / "c.fdt"]
     kinds = [type(open_signal(tmp_path / name)).__name__ for name in ("b.edf", "c.bdf", "d.set")]
     assert kinds == ["BrainVisionSignal", "EeglabSignal", "FifSignal"]
 
@@ -38,7 +40,7 @@ def test_the_other_formats_are_found_under_any_name(tmp_path):
     [
         (b"", "not a supported EEG file .it is empty"),
         (bytes(5000), "it begins with zeros only"),
-        (gzip.compress(b"0       "), "it is compressed with gzip; unpack it"),
+        (gzip.compress(b"0       ", mtime=0), "it is compressed with gzip; unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n" * 20, "a pointer to data that was not fetched"),
         (b"nonsense\nand more", r"it begins with 'nonsense\\nand mor'"),
         (b"\x89PNG\r\n", "it begins with"),

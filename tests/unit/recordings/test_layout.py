@@ -9,6 +9,7 @@ import pytest
 from raypipe.core.errors import UserError
 from raypipe.recordings.layout import (
     DERIVED,
+    NO_FIRST_PART,
     NO_SUBJECT,
     NO_SUFFIX,
     OTHER_LABEL,
@@ -72,6 +73,13 @@ def test_finds_every_format_with_and_without_sessions(tmp_path):
         ("sub-1/ses-1/eeg/sub-1_ses-2_task-b_eeg.edf", OTHER_LABEL),
         ("sub-1/ses-1/eeg/sub-1_task-b_eeg.edf", OTHER_LABEL),
         ("sub-1/eeg/task-b_eeg.edf", NO_SUBJECT),
+        ("sub-1/eeg/run1/sub-1_task-b_eeg.edf", OTHER_PLACE),
+        ("sub-1/visit1/eeg/sub-1_task-b_eeg.edf", OTHER_PLACE),
+        ("sub_04/eeg/sub_04_task-b_eeg.edf", OTHER_PLACE),
+        ("sub-1/eeg/sub-1_task-b_split-02_eeg.fif", NO_FIRST_PART),
+        ("sub-1/eeg/sub-1_task-b_eeg.edf.zip", "a format that raypipe does not read (.edf.zip)"),
+        ("sub-1/eeg/sub-1_task-b_eeg.trc", "a format that raypipe does not read (.trc)"),
+        ("sub-1/eeg/sub-1_task-b_eeg.txt", "a format that raypipe does not read (.txt)"),
         ("sub-1/eeg/sub-1_task-a_desc-clean_eeg.edf", DERIVED),
     ],
 )
@@ -91,6 +99,8 @@ def test_files_that_look_like_recordings_are_left_out_with_the_reason(tmp_path, 
         "sub-1/eeg/sub-1_task-b_eeg.json",
         "sub-1/eeg/sub-1_task-b_eeg.tsv.gz",
         "sub-1/eeg/notes.gz",
+        "sub-1/eeg/sub-1_task-a_eeg.json",
+        "sub-1/meg/sub-1_task-b_meg.fif",
         "sub-1/eeg/sub-1_photo.jpg",
         "sub-1/ieeg/sub-1_task-b_ieeg.edf",
         "sub-1/beh/sub-1_task-b_beh.tsv",
@@ -226,3 +236,16 @@ def test_data_sets_in_a_folder_are_found_but_no_derived_ones(tmp_path):
     assert dataset_folders(tmp_path / "R1") == [tmp_path / "R1"]
     assert dataset_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
     assert is_derived(tmp_path / "cleaned") and not is_derived(tmp_path / "R1")
+
+
+def test_later_parts_of_a_fif_are_parts_of_it_and_of_other_formats_recordings(tmp_path):
+    touch(
+        tmp_path,
+        "sub-1/eeg/sub-1_task-a_eeg.fif",
+        "sub-1/eeg/sub-1_task-a_eeg-1.fif",
+        "sub-1/eeg/sub-1_split-02_eeg.edf",
+    )
+    touch(tmp_path, "sub-1/eeg/sub-1_task-b_split-01_eeg.fif", "sub-1/eeg/sub-1_task-b_split-02_eeg.fif")
+    layout = read_layout(tmp_path)
+    assert [r.key for r in layout.recordings] == ["sub-1_split-02", "sub-1_task-a", "sub-1_task-b_split-01"]
+    assert not layout.left_out

@@ -38,6 +38,13 @@ def test_labels_are_matched_where_that_is_safe():
     assert match_labels(["001", "01"], ["1"]) == {}  # it could be either
     assert match_labels(["001"], ["1", "01"]) == {}
     assert match_labels(["x"], ["y"]) == {}
+    rows = ["sub_01", "sub02", "subject-3", "4.0", "S05"]
+    assert match_labels(["01", "02", "03", "4", "5"], rows) == {
+        "01": "sub_01",
+        "02": "sub02",
+        "03": "subject-3",
+        "4": "4.0",
+    }
 
 
 @given(
@@ -69,6 +76,10 @@ def test_spellings_of_missing_are_missing_in_a_column_of_numbers(missing):
         (("20,5", "30,5"), r"holds cells that are no numbers: '20,5' \(s0\), '30,5' \(s1\)"),
         (("1,200", "900"), "1,200"),
         (("1", "2", "3", "4", "a", "b", "c", "d"), r"'a' \(s4\), 'b' \(s5\), 'c' \(s6\) and 1 more"),
+        (("20%", "30%", "40%"), r"cells that are no numbers: '20%' \(s0\)"),
+        (("20 y", "30 years", "n/a", "41"), "'20 y'"),
+        ((">89", "30", "41"), "'>89'"),
+        (("F", "M", "m"), "spells one class in two ways: 'M' and 'm'"),
         (("1", "inf"), "is inf for subject 's1': not a finite number"),
         (("1", "1e39"), r"is 1e\+39 for subject 's1'"),
         (("1", "1e999"), "is inf for subject 's1'"),

@@ -14,7 +14,7 @@ from raypipe.recordings.units import decode_field, volts_per
             1e-6,
             (
                 "uV", "uv", "UV", "\u00b5V", "\u03bcV", "\u00c2\u00b5V", "\u00ce\u00bcV", "\u00e6V", "microV", "MicroV",
-                "microvolt", "microvolts", "Micro-Volts", "micro volts", "mikroV", "(uV)", "uV.",
+                "microvolt", "microvolts", "Micro-Volts", "micro volts", "mikroV", "(uV)", "uV.", "{uV}", "'uV'",
                 "\u00b5Volt", "\u039cV",
             ),
         ),
@@ -28,7 +28,29 @@ def test_spellings_of_volts(factor, spellings):
 
 @pytest.mark.parametrize(
     "unit",
-    ["", " ", "n/a", "?V", "MV", "kV", "uVolt/s", "uV^2", "uV/Hz", "dB", "%", "bpm", "C", "Ohm", "u", "mm", "x", "V*s"],
+    [
+        "",
+        " ",
+        "n/a",
+        "?V",
+        "MV",
+        "Mv",
+        "MVolts",
+        "[MV]",
+        "kV",
+        "uVolt/s",
+        "uV^2",
+        "uV/Hz",
+        "dB",
+        "%",
+        "bpm",
+        "C",
+        "Ohm",
+        "u",
+        "mm",
+        "x",
+        "V*s",
+    ],
 )
 def test_what_is_no_known_voltage(unit):
     assert volts_per(unit) is None
