@@ -12,7 +12,6 @@ import codecs
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -20,7 +19,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError
+from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError, spans_between
 from raypipe.recordings.tables import parse_number
 
 _TYPES = {"int_16": "i2", "uint_16": "u2", "int_32": "i4", "ieee_float_32": "f4", "ieee_float_64": "f8"}
@@ -115,8 +114,7 @@ class BrainVisionSignal(Signal):
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Return the stretches without a gap."""
-        edges = self._edges
-        return tuple(Span(a / self._rate, (b - a) / self._rate) for a, b in pairwise(edges))
+        return spans_between(self._edges, self._rate)
 
     @cached_property
     def _edges(self) -> list[int]:

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -18,7 +17,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError
+from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError, spans_between
 
 UNIT = "uV"
 """EEGLAB's unit by convention; the file names none."""
@@ -74,8 +73,7 @@ class EeglabSignal(Signal):
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Return the stretches without a boundary; the clock counts the file's samples."""
-        edges = self._edges
-        return tuple(Span(a / self._rate, (b - a) / self._rate) for a, b in pairwise(edges))
+        return spans_between(self._edges, self._rate)
 
     @cached_property
     def _edges(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,11 @@ class Span:
     """Seconds from the recording's first sample to the span's first, by the recording's clock."""
     duration: float
     """Seconds; a channel of rate r has ``round(duration * r)`` samples in the span."""
+
+
+def spans_between(edges: Sequence[int], rate: float) -> tuple[Span, ...]:
+    """Return the spans between the samples at which a recording begins, breaks and ends; its clock counts samples."""
+    return tuple(Span(first / rate, (last - first) / rate) for first, last in pairwise(edges))
 
 
 class Signal(ABC):
