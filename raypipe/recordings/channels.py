@@ -161,7 +161,7 @@ def _match(recording: Recording, channels: Sequence[Channel], rows: list[_Row], 
 
     Channels and rows are matched by name: exactly, by the numbered names that MNE gives to repeated labels, in any
     case, and without type and reference. What is left is matched by its place, if the two lists have the same length
-    and nothing contradicts their order.
+    and neither their order nor a label (an ``ECG`` at the place of EEG) contradicts it.
 
     Raises
     ------
@@ -185,7 +185,8 @@ def _match(recording: Recording, channels: Sequence[Channel], rows: list[_Row], 
             f"({list_some(labels)})"
         )
     if len(rows) == len(labels) and all(place == number for place, number in found.items()):
-        found = {place: place for place in range(len(labels))}
+        free = (place for place in range(len(labels)) if place not in found)
+        found |= {place: place for place in free if rows[place].type != "eeg" or _type_in_label(labels[place]) is None}
     _check_repeated(path, rows, labels, found)
     return {place: rows[number] for place, number in found.items()}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line
 from raypipe.recordings.recording import Recording, entities_of, same_label
 from raypipe.recordings.remote_bids import RemoteBids
 from raypipe.recordings.tables import list_some
@@ -134,12 +134,13 @@ def recording_from_file(path: str | Path) -> Recording:
 def dataset_folders(folder: Path) -> list[Path]:
     """Return the BIDS folders at a path: itself if it holds subjects, else the folders in it that do, sorted.
 
-    Folders of derived data (``derivatives``, or ``DatasetType`` in dataset_description.json) are not returned.
+    Folders of derived data (``derivatives``, or ``DatasetType`` in dataset_description.json) are not returned beside
+    others.
     """
     if not folder.is_dir() or _has_subjects(folder):
         return [folder]
-    inside = sorted(path for path in _visible(folder) if path.is_dir() and _has_subjects(path) and not is_derived(path))
-    return inside or [folder]
+    inside = [path for path in _visible(folder) if path.is_dir() and _has_subjects(path)]
+    return [path for path in inside if not is_derived(path)] or inside or [folder]
 
 
 def is_derived(folder: Path) -> bool:
@@ -158,8 +159,17 @@ def _has_subjects(folder: Path) -> bool:
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """Yield the entries of a folder, but for hidden ones: macOS puts ``._name`` beside ``name``."""
-    return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    """Yield the entries of a folder, but for hidden ones: macOS puts ``._name`` beside ``name``.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be read.
+    """
+    try:
+        return iter([path for path in sorted(folder.iterdir()) if not path.name.startswith(".")])
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({first_line(error)})") from None
 
 
 def _label_of(folder: Path, key: str) -> str | None:
@@ -187,7 +197,7 @@ def _files_of_subject(folder: Path, layout: Layout) -> Iterator[Path]:
 def _leave_out_strays(layout: Layout, path: Path) -> None:
     """Note EEG files outside a folder ``eeg`` of a subject, at a path or anywhere below it, as left out."""
     if path.is_dir():
-        if path.name.lower() not in _DERIVED_FOLDERS:
+        if path.name.lower() not in _DERIVED_FOLDERS and not path.is_symlink():  # a link may lead to a folder above
             for inside in _visible(path):
                 _leave_out_strays(layout, inside)
     elif path.suffix.lower() in EXTENSIONS and (

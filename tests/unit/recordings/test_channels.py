@@ -180,6 +180,17 @@ def test_other_quantities_are_no_eeg(tmp_path):
     }
 
 
+def test_an_ecg_at_the_place_of_another_eeg_channel_stays_an_ecg(tmp_path):
+    found = eeg_channels(recording_at(tmp_path, rows("Fp1", "C3", "Cz")), labelled("Fp1", "C3", "ECG"))
+    assert found.names == ("Fp1", "C3") and found.left_out == {"ECG": "ecg", "Cz": "in channels.tsv only"}
+
+
+def test_the_table_decides_over_the_convention_of_eeglab(tmp_path):
+    signal = FakeSignal(Channel("Fp1", 1.0, "uV"), unit_source="convention")
+    assert eeg_channels(recording_at(tmp_path, rows("Fp1", units="V")), signal).volts == (1.0,)
+    assert eeg_channels(recording_at(tmp_path, rows("Fp1", units="n/a")), signal).volts == (1e-6,)
+
+
 def test_a_format_with_a_fixed_unit_needs_no_table(tmp_path):
     signal = FakeSignal(Channel("Fp1", 1.0, "V"), unit_source="format")
     assert eeg_channels(recording_at(tmp_path, rows("Fp1")), signal).volts == (1.0,)

@@ -249,3 +249,16 @@ def test_later_parts_of_a_fif_are_parts_of_it_and_of_other_formats_recordings(tm
     layout = read_layout(tmp_path)
     assert [r.key for r in layout.recordings] == ["sub-1_split-02", "sub-1_task-a", "sub-1_task-b_split-01"]
     assert not layout.left_out
+
+
+def test_derived_data_sets_are_found_where_there_are_no_others(tmp_path):
+    touch(tmp_path, "derivatives/prep/sub-1/eeg/sub-1_task-a_eeg.edf")
+    assert dataset_folders(tmp_path / "derivatives") == [tmp_path / "derivatives" / "prep"]
+
+
+def test_links_to_folders_above_are_not_followed(tmp_path):
+    touch(tmp_path, "sub-1/eeg/sub-1_task-a_eeg.edf")
+    (tmp_path / "sub-1" / "loop").symlink_to(tmp_path)
+    (tmp_path / "all").symlink_to(tmp_path)
+    layout = read_layout(tmp_path)
+    assert len(layout.recordings) == 1 and not layout.left_out
