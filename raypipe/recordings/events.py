@@ -78,7 +78,7 @@ def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
     Raises
     ------
     UnreadableRecordingError
-        The file is missing or damaged, or has neither column.
+        The file is missing or damaged, has neither column, or the columns contradict each other.
     """
     events = _read(path)
     columns = [column for column in VALUE_COLUMNS if column in events.columns]
