@@ -92,8 +92,7 @@ def inspect_bids(
     bids
         BIDS folder, folder of BIDS folders, or several of either, also behind a pyarrow.fs URI.
     jobs
-        Processes. Default: one per core. A script that uses more than one needs the guard
-        ``if __name__ == "__main__":``, as for any use of multiprocessing.
+        Processes. Default: one per core. They do not import the script, so it needs no main guard.
     progress
         Called with the recordings done, their total and a short text.
 
