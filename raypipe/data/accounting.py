@@ -72,7 +72,7 @@ class Accounting(FrozenModel):
 def _balance(what: str, found: int, used: int, left_out: Mapping[str, Iterable[str]]) -> str:
     reasons = [(reason, list(names)) for reason, names in left_out.items()]
     reasons.sort(key=lambda each: -len(each[1]))
-    shown = "; ".join(f"{len(names)} {reason} ({list_some(names)})" for reason, names in reasons)
+    shown = "; ".join(f"{reason}: {len(names)} ({list_some(names)})" for reason, names in reasons)
     total = sum(len(names) for _, names in reasons)
     return f"{what}: {found} found, {used} used, {total} left out" + (f": {shown}" if shown else "")
 

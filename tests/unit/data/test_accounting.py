@@ -112,8 +112,8 @@ def test_an_account_as_text():
     ledger.leave_parts_out("01", {"windows with missing samples": 2, "events without an onset": 0})
     ledger.leave_channels_out({"EOG": "eog"})
     assert ledger.close().lines() == [
-        "recordings: 2 found, 1 used, 1 left out: 1 unreadable (sub-02_task-a)",
-        "people: 3 found, 1 used, 2 left out: 1 unreadable (02); 1 no recording in its folder (03)",
+        "recordings: 2 found, 1 used, 1 left out: unreadable: 1 (sub-02_task-a)",
+        "people: 3 found, 1 used, 2 left out: unreadable: 1 (02); no recording in its folder: 1 (03)",
         "left out: 2 windows with missing samples (by person: 01 2)",
         "channels left out (eog): EOG",
     ]
