@@ -177,11 +177,14 @@ def _read_sections(path: Path) -> Sections:
     return sections
 
 
-def _text(path: Path) -> str:
-    """Return the text of a header or marker file: UTF-16 with a byte-order mark, UTF-8 if it is valid, else Latin-1."""
+def _text(path: Path, errors: str = "strict") -> str:
+    """Return the text of a header or marker file: UTF-16 with a byte-order mark, UTF-8 if it is valid, else Latin-1.
+
+    `errors` is what `bytes.decode` does with damaged UTF-16.
+    """
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return normalize("NFC", data.decode("utf-16"))
+        return normalize("NFC", data.decode("utf-16", errors))
     try:
         return normalize("NFC", data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -240,5 +243,6 @@ def _segment_starts(markers: Path | None) -> list[int]:
     """Return the samples at which segments begin; markers that cannot be read are left out."""
     if markers is None:
         return []
-    found = re.findall(r"^\s*mk\d+\s*=\s*new segment\s*,[^,]*,\s*(\d+)\s*(?:,|$)", _text(markers), re.I | re.M)
+    text = _text(markers, "replace")
+    found = re.findall(r"^\s*mk\d+\s*=\s*new segment\s*,[^,]*,\s*(\d+)\s*(?:,|$)", text, re.I | re.M)
     return [int(position) - 1 for position in found]

@@ -102,10 +102,13 @@ def companions(path: Path) -> list[Path]:
 
 
 def _find_fdt(path: Path, named: str) -> Path | None:
-    """Return the data file that a data set names, or that of its own name if the pair was renamed."""
-    for file in (path.with_name(Path(named.replace("\\", "/")).name), path.with_suffix(".fdt")):
-        if file.is_file():
-            return file
+    """Return the data file that a data set names, or that of its own name if the pair was renamed; in any case."""
+    present = [each for each in path.parent.iterdir() if each.is_file()]
+    for name in (Path(named.replace("\\", "/")).name, f"{path.stem}.fdt"):
+        same = [each for each in present if each.name.casefold() == name.casefold()]
+        exact = [each for each in same if each.name == name]
+        if exact or len(same) == 1:
+            return (exact or same)[0]
     return None
 
 

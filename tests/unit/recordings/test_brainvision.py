@@ -92,6 +92,12 @@ def test_odd_markers_do_no_harm(tmp_path, markers):
     assert BrainVisionSignal(path).spans == (Span(0.0, 0.2),) and companions(path) == [tmp_path / "a.eeg"]
 
 
+def test_markers_that_are_cut_within_a_character_keep_their_segments(tmp_path):
+    path = write_brainvision(tmp_path / "a.vhdr", X_TC)
+    path.with_suffix(".vmrk").write_bytes(b"\xff\xfe" + "Mk1=New Segment,,6,1,0\n".encode("utf-16-le") + b"M")
+    assert BrainVisionSignal(path).spans == (Span(0.0, 0.05), Span(0.05, 0.15))
+
+
 def test_new_segments_end_a_span(tmp_path):
     markers = "Mk1=New Segment,,1,1,0\nMk2=Stimulus,S1,3,1,0\nMk3=New Segment,,6,1,0,2020\nMk4=new segment,,11,1,0"
     signal = BrainVisionSignal(write_brainvision(tmp_path / "a.vhdr", X_TC, markers=markers))

@@ -35,6 +35,13 @@ def test_the_data_file_may_have_been_renamed_with_its_header(tmp_path):
     assert companions(path) == [tmp_path / "a.fdt"]  # the one that it names, not the one of its name
 
 
+def test_the_data_file_may_differ_in_case(tmp_path):
+    path = write_eeglab(tmp_path / "a.set", X_CT)
+    (tmp_path / "a.fdt").rename(tmp_path / "A.FDT")
+    assert companions(path) == [tmp_path / "A.FDT"]
+    np.testing.assert_array_equal(EeglabSignal(path).read([0], 0, 0, 20)[0], X_CT[0])
+
+
 def test_odd_events_do_no_harm_and_boundaries_end_a_span(tmp_path):
     events = [
         (5.5, "boundary"),
