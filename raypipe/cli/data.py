@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,8 +79,9 @@ def inspect(
     from raypipe.data.inspection import inspect_bids
     from raypipe.reporting.tables import print_line
 
-    with ProgressCounter(console, "reading headers") as counter:
-        found = inspect_bids(bids, jobs=jobs, progress=counter if console.is_terminal else no_progress)
+    counter = ProgressCounter(console, "reading headers") if console.is_terminal else nullcontext(no_progress)
+    with counter as progress:
+        found = inspect_bids(bids, jobs=jobs, progress=progress)
     for title, lines in found.sections():
         print_line(console, title, "bold")
         for line in lines:

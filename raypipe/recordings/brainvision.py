@@ -9,6 +9,7 @@ that are not needed here.
 from __future__ import annotations
 
 import codecs
+import glob
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -213,13 +214,19 @@ def _find_data(path: Path, common: dict[str, str]) -> Path:
     Raises
     ------
     UnreadableRecordingError
-        There is none.
+        There is none, or it is that of another header, from which this one was copied.
     """
     found = _find_companion(path, common, "datafile", _DATA_SUFFIXES)
     if found is None:
         named = common.get("datafile", "")
         raise UnreadableRecordingError(
             f"{path}: its data file '{named}' is missing, and no other has the header's name"
+        )
+    own = [each for each in path.parent.glob(f"{glob.escape(path.stem)}.*") if each.suffix.lower() in _DATA_SUFFIXES]
+    if own and found not in own and found.with_suffix(path.suffix).is_file():
+        raise UnreadableRecordingError(
+            f"{path}: its header names {found.name}, the data of {found.stem}{path.suffix}; "
+            f"correct DataFile ({own[0].name})"
         )
     return found
 
@@ -244,5 +251,5 @@ def _segment_starts(markers: Path | None) -> list[int]:
     if markers is None:
         return []
     text = _text(markers, "replace")
-    found = re.findall(r"^\s*mk\d+\s*=\s*new segment\s*,[^,]*,\s*(\d+)\s*(?:,|$)", text, re.I | re.M)
+    found = re.findall(r"^\s*mk\d+\s*=\s*new segment\s*,[^,]*,\s*(\d+)(?:\.0*)?\s*(?:,|$)", text, re.I | re.M)
     return [int(position) - 1 for position in found]

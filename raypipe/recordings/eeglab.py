@@ -108,8 +108,26 @@ def _find_fdt(path: Path, named: str) -> Path | None:
         same = [each for each in present if each.name.casefold() == name.casefold()]
         exact = [each for each in same if each.name == name]
         if exact or len(same) == 1:
-            return (exact or same)[0]
+            found = (exact or same)[0]
+            _check_own(path, found)
+            return found
     return None
+
+
+def _check_own(path: Path, found: Path) -> None:
+    """Check that the data file of a data set is not that of another, from which this one was copied.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        It is, and the data set has one of its own.
+    """
+    own = path.with_suffix(".fdt")
+    if own.is_file() and found != own and found.with_suffix(path.suffix).is_file():
+        raise UnreadableRecordingError(
+            f"{path}: names {found.name}, the data of {found.stem}{path.suffix}; "
+            f"save it again so that it names {own.name}"
+        )
 
 
 def _load(path: Path, names: list[str] | None = None) -> Mapping[str, Any]:

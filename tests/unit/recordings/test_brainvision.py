@@ -192,3 +192,14 @@ def test_segments_of_a_segmented_file_are_spans_without_markers(tmp_path):
     path.write_text(whole.replace("NumberOfChannels", "SegmentationType=MARKERBASED\nNumberOfChannels"))
     with pytest.raises(UnreadableRecordingError, match="no valid entry segmentdatapoints"):
         BrainVisionSignal(path)
+
+
+def test_a_copied_header_does_not_read_the_data_of_the_other_one(tmp_path):
+    write_brainvision(tmp_path / "run-1.vhdr", X_TC)
+    second = write_brainvision(tmp_path / "run-2.vhdr", X_TC + 1, named="run-1.eeg")
+    with pytest.raises(
+        UnreadableRecordingError, match=r"names run-1\.eeg, the data of run-1\.vhdr; correct DataFile .run-2"
+    ):
+        BrainVisionSignal(second)
+    (tmp_path / "run-1.vhdr").unlink()
+    np.testing.assert_array_equal(read(second), X_TC.T)  # nothing says that it is not its own

@@ -126,3 +126,11 @@ def test_several_data_sets_in_a_file_are_refused(tmp_path):
     savemat(tmp_path / "a.set", {"EEG": np.zeros(2, dtype=[("nbchan", object)])}, appendmat=False)
     with pytest.raises(UnreadableRecordingError, match="EEG is not one structure"):
         EeglabSignal(tmp_path / "a.set")
+
+
+def test_a_copied_data_set_does_not_read_the_data_of_the_other_one(tmp_path):
+    first = write_eeglab(tmp_path / "run-1.set", X_CT)
+    write_eeglab(tmp_path / "run-2.set", X_CT + 1)
+    (tmp_path / "run-2.set").write_bytes(first.read_bytes())
+    with pytest.raises(UnreadableRecordingError, match=r"names run-1\.fdt, the data of run-1\.set"):
+        EeglabSignal(tmp_path / "run-2.set")
