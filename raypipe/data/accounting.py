@@ -121,6 +121,10 @@ class Ledger:
         for name, reason in reasons.items():
             self.channels[reason][name] += 1
 
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add notes about single recordings, equal ones once with their number."""
+        self.notes += [f"{note}{f' ({n} recordings)' if n > 1 else ''}." for note, n in Counter(notes).items()]
+
     def counts(self) -> dict[str, int]:
         """Return the numbers of recordings, and of parts of recordings, left out so far for each reason."""
         recordings = Counter(each.reason for each in self.left_out.values())

@@ -130,6 +130,7 @@ def _inspect(folders: Sequence[Path | RemoteBids], jobs: int, progress: Progress
             ledger.leave_out(recording.key, UNREADABLE, each.problem)
         else:
             ledger.leave_channels_out(each.header.left_out)
+    ledger.add_notes(note for each in facts if each.header is not None for note in each.header.notes)
     events = find_event_values(recordings, facts)
     columns: list[ColumnFacts] = []
     without_row: list[str] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,8 +194,7 @@ class _Build:
         plan = make_plan(self.selection.task, asked, recordings, headers)
         for header in headers:
             self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
-        notes = Counter(note for header in headers for note in header.notes)
-        self.ledger.notes += [f"{note}{f' ({n} recordings)' if n > 1 else ''}." for note, n in notes.items()]
+        self.ledger.add_notes(note for header in headers for note in header.notes)
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         remove_leftovers(self.folder, set(fingerprints))

@@ -130,13 +130,15 @@ def _predict_recording(
     rows, crops, left_out = windows_of(recording, task, ensemble.info.prepare)
     parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
     kept: list[NDArray[np.bool_]] = [np.empty(0, bool)]
+    spreads: list[float] = []
     # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
     for x_NCT in crops if len(rows) else ():
         is_whole_N = np.asarray(np.isfinite(x_NCT).all(axis=(1, 2)))
         kept.append(is_whole_N)
         if is_whole_N.any():
             parts.append(ensemble.predict(x_NCT[is_whole_N], batch_size=BATCH_SIZE))
-        _check_scale(ensemble, recording, x_NCT[is_whole_N])
+            spreads += np.median(x_NCT[is_whole_N].std(axis=2), axis=1).tolist()
+    _check_scale(ensemble, recording, spreads)
     rows = rows[np.concatenate(kept)]
     left_out[MISSING_SAMPLES] += sum(map(len, kept)) - len(rows)
     predictions = np.concatenate(parts).astype(float)
@@ -154,8 +156,13 @@ def _predict_recording(
     return table, +left_out
 
 
-def _check_scale(ensemble: LoadedEnsemble, recording: Recording, x_NCT: NDArray[np.float32]) -> None:
+def _check_scale(ensemble: LoadedEnsemble, recording: Recording, spreads: list[float]) -> None:
     """Check that samples are of the scale of those that the bundle was trained on.
+
+    Parameters
+    ----------
+    spreads
+        Median over channels of the standard deviation of each window (uV); a bad stretch decides nothing.
 
     Raises
     ------
@@ -163,7 +170,7 @@ def _check_scale(ensemble: LoadedEnsemble, recording: Recording, x_NCT: NDArray[
         They are not.
     """
     usual = ensemble.info.scale
-    own = float(np.median(x_NCT.std(axis=2))) if len(x_NCT) else 0.0
+    own = float(np.median(spreads)) if spreads else 0.0
     if usual > 0 and own > 0 and not 1 / MAX_RATIO < own / usual < MAX_RATIO:
         raise UnreadableRecordingError(
             f"{recording.path}: its samples spread over {own:.3g} uV, those that the bundle was trained on over "

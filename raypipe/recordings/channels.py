@@ -271,19 +271,19 @@ def _volts(recording: Recording, signal: Signal, place: int, row: _Row | None, t
     where = f"{recording.path}: EEG channel '{channel.name}'"
     if channel.problem:
         raise UnreadableRecordingError(f"{where}: {channel.problem}")
-    own, listed = volts_per(channel.unit), volts_per(row.unit) if row else None
+    listed_unit = row.unit if row else ""
+    own, listed = volts_per(channel.unit), volts_per(listed_unit)
     if own is None and listed is None:
-        units = f"'{channel.unit}' in the file" + (f", '{row.unit}' in {table.name}" if row and row.unit else "")
+        units = f"'{channel.unit}' in the file" + (f", '{listed_unit}' in {table.name}" if listed_unit else "")
         raise UnreadableRecordingError(
             f"{where} has no known unit ({units}); give it, such as uV, in the column 'units' of {table}"
         )
-    if own is None or signal.unit_source == "format":
-        return float(own or listed or 0)
-    if signal.unit_source == "convention" and listed is not None:
+    if listed is not None and (own is None or signal.unit_source == "convention"):
         return listed
-    if (listed is not None and listed != own) or (row and _is_other_unit(row.unit)):
-        other = row.unit if row else ""
+    contradicts = _is_other_unit(listed_unit) or listed not in (None, own)
+    if signal.unit_source != "format" and contradicts:
         raise UnreadableRecordingError(
-            f"{where} is in {channel.unit} in the file, but in {other} in {table}; correct one of them"
+            f"{where} is in {channel.unit} in the file, but in {listed_unit} in {table}; correct one of them"
         )
+    assert own is not None
     return own

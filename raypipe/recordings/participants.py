@@ -143,8 +143,6 @@ class Column:
     values: Mapping[str, float | str]
     """By subject: numbers if `is_numeric`, else text."""
     is_numeric: bool
-    missing: tuple[str, ...]
-    """Subjects whose value is missing."""
 
 
 def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False) -> Column:
@@ -174,10 +172,10 @@ def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False)
         if others:
             raise UserError(_odd_cells(where, len(numbers), others, with_commas))
         _check_float32(numbers, where)
-        return Column(numbers, True, tuple(subject for subject in cells if subject not in numbers))
+        return Column(numbers, True)
     known = {subject: cell for subject, cell in cells.items() if cell.lower() not in MISSING}
     _check_spellings(set(known.values()), where)
-    return Column(known, False, tuple(subject for subject in cells if subject not in known))
+    return Column(known, False)
 
 
 def _odd_cells(where: str, n_numbers: int, others: Mapping[str, str], with_commas: list[str]) -> str:

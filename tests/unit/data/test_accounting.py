@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.data.accounting import Accounting, Ledger, check_sums
+from raypipe.data.inspection import inspect_bids
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
 from tests.support.eeg_files import write_edf
@@ -120,3 +121,14 @@ def test_an_account_as_text():
     broken = ledger.close().model_dump() | {"recordings_found": 3}
     with pytest.raises(RuntimeError, match="3 recordings found, but 1 used and 1 left out"):
         check_sums(Accounting.model_validate(broken))
+
+
+def test_notes_about_files_are_in_the_account_and_in_inspect(tmp_path):
+    rows = [write_person(tmp_path / "bids", number, "none") for number in (1, 2, 3)]
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\tage\n" + "".join(rows))
+    path = tmp_path / "bids" / "sub-02" / "eeg" / "sub-02_task-rest_eeg.edf"
+    path.write_bytes(path.read_bytes() + bytes(2 * 2 * 100 * 2))
+    store = prepare(tmp_path / "bids", "participants:age", tmp_path / "out", window=1, jobs=1)
+    wanted = "sub-02_task-rest_eeg.edf: 2 records beyond the 10 that its header announces are not read."
+    assert wanted in store.manifest.accounting.notes
+    assert wanted in inspect_bids(tmp_path / "bids", jobs=1).accounting.notes

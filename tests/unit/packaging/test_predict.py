@@ -208,3 +208,14 @@ def test_files_and_people_that_are_not_predicted_are_named(simulated, bundle, tm
         "sub-X/eeg/sub-X_task-contrastChangeDetection_eeg.cnt": "a format that raypipe does not read (.cnt)",
         "subject Y": "no recording in its folder",
     }
+
+
+def test_a_bad_stretch_is_no_other_scale(simulated, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(windower, "read_windows", partial(windower.read_windows, piece_bytes=8 * 4 * 300))
+    found = find_recordings(simulated.bids)[0]
+    path = tmp_path / f"{found.stem}_eeg.fif"
+    x_CT = microvolts(found) * 1e-6
+    x_CT[:, -600:] *= 1000
+    mne.io.RawArray(x_CT, mne.create_info(eeg_names(found), 100.0, "eeg"), verbose="ERROR").save(path, verbose="ERROR")
+    shutil.copy(found.sidecar("events.tsv"), path.with_name(f"{found.stem}_events.tsv"))
+    assert len(predict(bundle, path)) == len(predict(bundle, found.path))

@@ -189,6 +189,8 @@ def test_the_table_decides_over_the_convention_of_eeglab(tmp_path):
     signal = FakeSignal(Channel("Fp1", 1.0, "uV"), unit_source="convention")
     assert eeg_channels(recording_at(tmp_path, rows("Fp1", units="V")), signal).volts == (1.0,)
     assert eeg_channels(recording_at(tmp_path, rows("Fp1", units="n/a")), signal).volts == (1e-6,)
+    with pytest.raises(UnreadableRecordingError, match="but in %"):
+        eeg_channels(recording_at(tmp_path, rows("Fp1", units="%")), signal)
 
 
 def test_a_format_with_a_fixed_unit_needs_no_table(tmp_path):
