@@ -25,6 +25,7 @@ from raypipe.backend.ray_compat import (
     loopback_only,
     process_output_to,
     reread_authentication,
+    working_folder_not_copied,
 )
 from raypipe.core.errors import UserError, first_line
 from raypipe.trial.callback import SweepCallback
@@ -122,7 +123,7 @@ def _connect(address: str | None, output: CapturedOutput) -> None:
     # `ray.init` replaces SIGTERM's handler by one that ends the process.
     with process_output_to(output.receive), restored_signal_handlers():
         if not address:
-            with loopback_only():
+            with loopback_only(), working_folder_not_copied():
                 # Without an address, Ray joins whichever cluster was last started on this machine, by any user.
                 ray.init(address="local", include_dashboard=False, **options)
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.process_state import deferred_interrupt
+from raypipe.backend.ray_compat import keys_not_forwarded
 from raypipe.backend.resources import max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.core.stop import StopRequest
@@ -131,7 +132,7 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
                 groups = worker_groups.WorkerGroups(context, layout.concurrent)
                 stack.push(lambda kind, *_: _close(groups, now=kind is KeyboardInterrupt))
             tuner = _tuner(search, context, layout.concurrent)
-            with driver.stop.accepting():
+            with driver.stop.accepting(), keys_not_forwarded():
                 _run_in_thread(tuner.fit, lambda: _interrupt(search, groups))
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
             # Tune does not handle an actor that Ray has killed to save memory, for example.

@@ -88,8 +88,10 @@ class Jobs:
         Raises
         ------
         UserError
-            Another job drives the run, or the cluster refuses the job.
+            An argument contains keys, another job drives the run, or the cluster refuses the job.
         """
+        for word in command:  # they are stored in the job's record and shown by `raypipe jobs`
+            refuse_credentials(word)
         stem = job_stem(run)
         before = [job for job in self.list() if job.name.rpartition("-")[0] == stem]
         for job in before:

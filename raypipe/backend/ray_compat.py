@@ -26,6 +26,41 @@ SETTINGS = {
 """Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
 """More of them, where Ray is started on this machine."""
+_FORWARDED = ("RAY_", "TRAIN_", "TUNE_", "NCCL_", "TORCHFT_")
+"""How the names of the settings begin that Tune forwards to its actors."""
+
+
+@contextlib.contextmanager
+def keys_not_forwarded() -> Iterator[None]:
+    """Make Tune forward settings of Ray to its actors in the block, and no keys.
+
+    Tune forwards AWS keys as the ``runtime_env`` of its actors, which Ray writes to a log that every user can read.
+    Actors on this machine inherit the environment. The machines of a cluster have keys of their own.
+    """
+    from ray.tune.execution import class_cache
+
+    before: set[str] = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in before if name.startswith(_FORWARDED)}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = before
+
+
+@contextlib.contextmanager
+def working_folder_not_copied() -> Iterator[None]:
+    """Make a Ray that is started in the block not copy the working folder, as it does under ``uv run``.
+
+    The copy would include an ``.env`` file with keys, and data.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        yield
+    finally:
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
 
 
 @contextlib.contextmanager

@@ -18,7 +18,10 @@ PARTIAL_SUFFIX = ".part"
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _COPY_BLOCK = 1 << 23
 """Bytes that are copied at a time."""
-_KEYS = re.compile(r"//[^/@]*@")
+_KEYS = re.compile(r"(?<=:)//(?:[^/@]*|[^/@:]+:(?!\d+/)[^@?]*)@")
+"""User and password of a URI. A secret key may contain a ``/``; a host and port, or a path with an ``@``, are none."""
+_SECRET_SETTING = re.compile(r"[?&][^=&]*(?:secret|token|password|access_?key|credential|signature|\bsig)[^=&]*=", re.I)
+"""Setting of a URI that holds a key."""
 
 
 class Entry(NamedTuple):
@@ -49,7 +52,7 @@ def refuse_credentials(uri: str) -> None:
     UserError
         The URI contains keys; the message does not.
     """
-    if _KEYS.search(uri):
+    if _KEYS.search(uri) or _SECRET_SETTING.search(uri):
         raise UserError(
             f"{without_settings(uri)}: leave the keys out of the URI, which is stored in files; put them into the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or use a role"
@@ -75,12 +78,13 @@ class RemoteFolder:
     Raises
     ------
     UserError
-        pyarrow cannot open the URI.
+        pyarrow cannot open the URI, or it contains keys, which processes of Ray would store in their files.
     """
 
     def __init__(
         self, uri: str, *, filesystem: tuple[Any, str] | None = None, retry: RetryPolicy | None = None
     ) -> None:
+        refuse_credentials(uri)
         self.where = uri
         self._fs, root = filesystem or _open(uri)
         self._root = root.rstrip("/")

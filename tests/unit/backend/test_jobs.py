@@ -158,6 +158,24 @@ def test_mistakes_are_reported_here_and_nothing_is_submitted(cluster, capsys, wo
     assert cluster.jobs == []
 
 
+@pytest.mark.parametrize("option", ["--storage", "--init", "--warm-start", "--address"])
+def test_keys_in_any_argument_are_refused(cluster, capsys, option):
+    words = ("sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c", option, "s3://key:ge/heim@lab/x")
+    status, _, error = typed(capsys, "submit", *words)
+    assert status == 2 and "leave the keys out of the URI" in error and "heim" not in error
+    assert cluster.jobs == []
+
+
+def test_a_job_holds_nothing_of_the_environment(cluster, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("canary")
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "RAY_JOB_SECRET"):
+        monkeypatch.setenv(name, "canary")
+    assert typed(capsys, "submit", "sweep", SPACE, "--data", "s3://a/b", "--run", "s3://a/c")[0] == 0
+    assert cluster.shipped == ["latency.py"]
+    assert "canary" not in str(cluster.jobs)
+
+
 def test_jobs_are_listed_read_followed_and_stopped(cluster, capsys):
     assert "no jobs yet" in typed(capsys, "jobs")[1]
     typed(capsys, "submit", "resume", "s3://lab/run")

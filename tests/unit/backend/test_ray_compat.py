@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import ray
 
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, job_config, package_folders, process_output_to
+from raypipe.backend.ray_compat import (
+    LOCAL_SETTINGS,
+    SETTINGS,
+    job_config,
+    keys_not_forwarded,
+    package_folders,
+    process_output_to,
+    working_folder_not_copied,
+)
 
 PARAMETERS = {
     "ray._private.state.available_resources_per_node": [],
@@ -127,6 +135,45 @@ def test_ray_reads_every_environment_variable_that_is_set():
         for path in (package / folder).rglob("*.py"):
             found |= set(re.findall(r"\b(?:RAY|TUNE)_[A-Z_]+\b", path.read_text(errors="ignore")))
     assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
+
+
+KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_KEY",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "WANDB_API_KEY",
+)
+
+
+def test_tune_forwards_settings_of_ray_and_no_keys(monkeypatch):
+    """It forwards AWS keys as the runtime environment of its actors, which Ray writes to a log that all can read."""
+    cache = importlib.import_module("ray.tune.execution.class_cache")
+    monkeypatch.setattr(cache, "ENV_VARS_TO_PROPAGATE", cache.ENV_VARS_TO_PROPAGATE | set(KEYS))
+    before = cache.ENV_VARS_TO_PROPAGATE
+    for name in (*KEYS, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"):
+        monkeypatch.setenv(name, "canary")
+    given = []
+    monkeypatch.setattr(ray, "remote", lambda runtime_env: given.append(runtime_env["env_vars"]) or (lambda cls: cls))
+    with keys_not_forwarded():
+        cache._ActorClassCache().get(object)
+    assert [name for name, value in given[0].items() if value == "canary"] == ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+    assert cache.ENV_VARS_TO_PROPAGATE is before
+
+
+def test_the_working_folder_is_not_copied_under_uv_run(monkeypatch):
+    """Ray would copy it for its workers, with an ``.env`` file in it."""
+    worker = importlib.import_module("ray._private.worker")
+    hook = importlib.import_module("ray._private.runtime_env.uv_runtime_env_hook")
+    monkeypatch.setattr(hook, "_get_uv_run_cmdline", lambda: ["uv", "run", "raypipe"])
+    monkeypatch.setattr(hook, "hook", lambda given: {"working_dir": "."})
+    assert worker._maybe_modify_runtime_env(None, False) == {"working_dir": "."}
+    with working_folder_not_copied():
+        assert worker._maybe_modify_runtime_env(None, False) is None
+    assert worker._maybe_modify_runtime_env(None, False) == {"working_dir": "."}
 
 
 def test_output_of_processes_goes_where_ray_would_print_it():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError, first_line
 from raypipe.storage.files import open_folder, read_json
-from raypipe.storage.remote import RemoteFolder, shell_quoted, without_settings
+from raypipe.storage.remote import RemoteFolder, refuse_credentials, shell_quoted, without_settings
 from raypipe.storage.remote_retry import FIRST_PAUSE, MAX_OUTAGE_SECONDS, MAX_PAUSE, RetryPolicy, describe_failure
 from tests.support.storage import Clock, MemoryStore
 
@@ -211,9 +211,35 @@ def test_a_uri_in_a_command_keeps_its_settings_quoted_for_the_shell_and_not_its_
 def test_keys_in_a_uri_are_not_shown():
     assert without_settings("s3://key:secret@bucket/run/?scheme=http&endpoint_override=x:1") == "s3://bucket/run"
     assert without_settings("file:///data/run") == "file:///data/run"
-    with pytest.raises(UserError, match=r"^ftp://bucket: not a storage that pyarrow.fs can open") as caught:
-        open_folder("ftp://key:secret@bucket")
-    assert "secret" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^ftp://bucket: not a storage that pyarrow.fs can open"):
+        open_folder("ftp://bucket")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:geheim@bucket/run",
+        "s3://key:ge/he/geheim@bucket/run",
+        "s3://key:geheim@bucket/run?scheme=http",
+        "s3://bucket/run?access_key=key&secret_key=geheim",
+        "s3://bucket/run?scheme=http&session_token=geheim",
+        "abfs://account/run?client_secret=geheim",
+        "abfs://account/run?sig=geheim",
+        "ftp://key:geheim@bucket",
+    ],
+)
+def test_a_uri_with_keys_is_not_opened_and_they_are_not_shown(uri):
+    with pytest.raises(UserError, match="leave the keys out of the URI") as caught:
+        open_folder(uri)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a@b", "hdfs://host:9000/a@b", "file:///a:b@c", "s3://bucket/run?endpoint_override=x:1&region=y"]
+)
+def test_a_port_and_a_path_with_an_at_sign_are_no_keys(uri):
+    refuse_credentials(uri)
+    assert without_settings(uri) == uri.partition("?")[0]
 
 
 def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():

@@ -1,0 +1,111 @@
+"""Keys in a driver's environment are written nowhere and shown nowhere, however a sweep ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.rays import OwnRay
+from tests.support.sweeps import FLAGS, ROOT, Driver, Gate, epochs_of
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.ray
+
+CANARY = "canary-7f3a"
+KEYS = {
+    name: f"{CANARY}-{name}"
+    for name in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SECURITY_TOKEN",
+        "AWS_SESSION_TOKEN",
+        "AZURE_STORAGE_KEY",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "WANDB_API_KEY",
+    )
+}
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A folder for all that a sweep writes; pytest's own paths are too long for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        for name in ("tmp", "home"):
+            Path(folder, name).mkdir()
+        yield Path(folder)
+
+
+def places_with_keys(folder: Path, drivers: Iterable[Driver] = ()) -> list[str]:
+    """Return the files with keys in them, below a folder and in shared memory, and the command lines of processes."""
+    command_lines = [Path(f"/proc/{pid}/cmdline") for driver in drivers for pid in driver.processes()]
+    found = []
+    for path in (*folder.rglob("*"), *Path("/dev/shm").rglob("*"), *command_lines):
+        with contextlib.suppress(OSError):  # a process or a file has just ended
+            if path.is_file() and not path.is_symlink() and CANARY.encode() in path.read_bytes():
+                found.append(str(path))
+    return found
+
+
+def test_keys_of_the_environment_are_in_no_file_and_no_command_line(toy, base, tmp_path):
+    """Tune forwards keys to its actors in a way that Ray writes to a log."""
+    run, drivers = base / "run", []
+    alone = OwnRay(tmp_path, env=KEYS | {"TMPDIR": str(base / "tmp"), "HOME": str(base / "home")})
+    with contextlib.ExitStack() as stack:
+        stack.callback(alone.end)  # Ray's agents would take a minute to end
+        gate = Gate(tmp_path / "gate", 3)
+        alone.hooks.set(gate.hooks)
+        sweep = ("sweep", toy / "space.py", "--data", toy / "store", "--run", run, *FLAGS, "--trials", 1)
+        drivers.append(alone.drive(*sweep))
+        wait_until(lambda: epochs_of(run) == 2, "the second epoch")
+        assert places_with_keys(base, drivers) == []
+        drivers[0].kill()
+        drivers[0].finish()
+        alone.settle()
+        assert places_with_keys(base) == [], "after a crash"
+        gate.open(3)
+        drivers.append(alone.drive(*sweep))
+        wait_until(lambda: epochs_of(run) == 4, "the last epoch")
+        assert places_with_keys(base, drivers) == []
+        assert "Traceback" not in drivers[1].finish() and drivers[1].child.returncode == 0
+        drivers.append(alone.drive("report", run))
+        drivers[2].finish()
+    assert (run / "report.html").exists()
+    assert places_with_keys(base) == [], "after a sweep"
+    assert CANARY not in "".join(driver.output() for driver in drivers)
+
+
+def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
+    """The job's driver runs on the head, whose environment has the keys of the cluster."""
+    from ray.cluster_utils import Cluster
+    from ray.job_submission import JobSubmissionClient
+
+    env = KEYS | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    drivers = []
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        head = Cluster()
+        stack.callback(head.shutdown)
+        node = head.add_node(num_cpus=2, include_dashboard=True, dashboard_port=0, temp_dir=str(base / "tmp"))
+        address = f"http://{node.webui_url}"
+
+        def run_raypipe(verb: str, *words: object) -> str:
+            drivers.append(Driver(verb, "--cluster", address, *words, env=env))
+            return drivers[-1].finish()
+
+        where = ("--data", toy / "store", "--run", base / "run", *FLAGS, "--trials", 1)
+        job = re.search(r"(\S+): submitted", run_raypipe("submit", "sweep", toy / "space.py", *where))[1]
+        log = run_raypipe("logs", job, "-f")
+        assert f"{job}: succeeded" in log
+        records = JobSubmissionClient(address).list_jobs()
+        assert [record.submission_id for record in records if record.submission_id] == [job]
+        assert CANARY not in str(records) and CANARY not in log
+        assert places_with_keys(base, drivers) == []
