@@ -235,7 +235,8 @@ def test_a_uri_with_keys_is_not_opened_and_they_are_not_shown(uri):
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://bucket/a@b", "hdfs://host:9000/a@b", "file:///a:b@c", "s3://bucket/run?endpoint_override=x:1&region=y"]
+    "uri",
+    ["s3://bucket/a@b", "hdfs://host:9000/a@b", "file:///a:b@c", "s3://bucket/run?endpoint_override=x:1&region=y"],
 )
 def test_a_port_and_a_path_with_an_at_sign_are_no_keys(uri):
     refuse_credentials(uri)
