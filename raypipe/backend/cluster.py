@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from raypipe.backend.connection import connect, folder_error, folder_for_ray, provide_token
 from raypipe.backend.output import CapturedOutput
-from raypipe.backend.process_state import (
-    deferred_interrupt,
-    logger_to,
-    restored_process_state,
-    restored_signal_handlers,
-)
-from raypipe.backend.ray_compat import (
-    LOCAL_SETTINGS,
-    SETTINGS,
-    job_config,
-    loopback_only,
-    process_output_to,
-    reread_authentication,
-    working_folder_not_copied,
-)
-from raypipe.core.errors import UserError, first_line
+from raypipe.backend.process_state import deferred_interrupt, logger_to, restored_process_state
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, reread_authentication
+from raypipe.storage.scratch import scratch_folder
 from raypipe.trial.callback import SweepCallback
 
 
@@ -47,7 +34,11 @@ class Cluster:
     ----------
     output
         Receives the output of Ray's processes and the log of Ray's driver.
+    folder
+        Private folder (mode 0700) of Ray's own files, once `start` was called; removed at the end.
     """
+
+    folder: Path
 
     def __init__(self, address: str | None, callback: SweepCallback, preload: Sequence[str] = ()) -> None:
         self._preload = ("raypipe.backend.worker_groups", *preload)
@@ -65,7 +56,8 @@ class Cluster:
         Raises
         ------
         UserError
-            There is no cluster at the address, or it needs a token and this process has none, or the reverse.
+            Ray does not start, there is no cluster at the address, or it needs a token and this process has none, or
+            the reverse.
         """
         if self._started:
             return
@@ -79,12 +71,22 @@ class Cluster:
 
         imports = threading.Thread(target=_import, args=(self._preload,), daemon=True)
         imports.start()
-        if not ray.is_initialized():
-            self._owns_ray = True
+        self._owns_ray = not ray.is_initialized()
+        self.folder = self._make_folder(for_sockets=self._owns_ray and not self._address)
+        if self._owns_ray:
             self._stack.enter_context(logger_to("ray", self.output))
             self._stack.callback(ray.shutdown)
-            _connect(self._address, self.output)
+            if not self._address:
+                provide_token(self.folder)
+            connect(self._address, self.folder, self.output)
         imports.join()
+
+    def _make_folder(self, *, for_sockets: bool) -> Path:
+        base = folder_for_ray(for_sockets=for_sockets)
+        try:
+            return self._stack.enter_context(scratch_folder(base))
+        except OSError as error:
+            raise folder_error(error, base) from None
 
     def restart(self) -> None:
         """Leave Ray and join or start it again, which releases everything that the sweep held.
@@ -96,7 +98,7 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        _connect(self._address, self.output)
+        connect(self._address, self.folder, self.output)
 
     def _forget_authentication(self) -> None:
         if self._owns_ray:
@@ -114,42 +116,3 @@ def _import(modules: Sequence[str]) -> None:
     with contextlib.suppress(Exception):
         for name in modules:
             importlib.import_module(name)
-
-
-def _connect(address: str | None, output: CapturedOutput) -> None:
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING, "job_config": job_config()}
-    # `ray.init` replaces SIGTERM's handler by one that ends the process.
-    with process_output_to(output.receive), restored_signal_handlers():
-        if not address:
-            with loopback_only(), working_folder_not_copied():
-                # Without an address, Ray joins whichever cluster was last started on this machine, by any user.
-                ray.init(address="local", include_dashboard=False, **options)
-            return
-        reread_authentication()
-        try:
-            ray.init(address=address, **options)
-        except ray.exceptions.AuthenticationError as error:
-            raise UserError(f"--address {address}: {first_line(error)}") from None
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            hint = "; a cluster with token authentication needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
-            hint = "" if _uses_token(os.getenv("RAY_AUTH_MODE")) else hint
-            raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)}){hint}") from None
-        if _uses_token(os.getenv("RAY_AUTH_MODE")) and not _cluster_uses_token():
-            raise UserError(
-                f"--address {address}: that cluster uses no token, and its actors cannot reach a process with "
-                "RAY_AUTH_MODE=token, which Ray sets where a process starts its own Ray; remove it from os.environ"
-            )
-
-
-def _uses_token(mode: str | None) -> bool:
-    """Return whether a process with this value of ``RAY_AUTH_MODE`` authenticates by token."""
-    return (mode or "").lower() == "token"
-
-
-def _cluster_uses_token() -> bool:
-    """Return whether the processes of the cluster authenticate by token; unlike an actor, a task reaches this one."""
-    import ray
-
-    return _uses_token(ray.get(ray.remote(num_cpus=0)(os.getenv).remote("RAY_AUTH_MODE")))

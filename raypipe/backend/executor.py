@@ -117,7 +117,8 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
     from raypipe.backend import worker_groups
 
     with contextlib.ExitStack() as stack:
-        scratch = driver.options.storage or stack.enter_context(tempfile.TemporaryDirectory(prefix="raypipe-"))
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=driver.cluster.folder))
+        scratch = driver.options.storage or temporary
         layout = _fit_layout(driver, worker_groups.WorkerGroups.DRIVER_BYTES)
         queue.parallel = layout.concurrent
         driver.callback.on_layout(layout)

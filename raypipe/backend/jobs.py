@@ -21,6 +21,7 @@ from raypipe.backend.process_state import logger_at
 from raypipe.core.errors import UserError, first_line, missing_package
 from raypipe.core.versions import EXPECTED_VERSIONS, job_versions
 from raypipe.storage.remote import refuse_credentials
+from raypipe.storage.scratch import scratch_folder
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 DEATH_NOTICE_SECONDS = 5.0
@@ -98,7 +99,8 @@ class Jobs:
             if job.status not in _ENDED and self._is_running(job.name):
                 raise UserError(f"{run}: job {job.name} drives it; follow it with: raypipe logs {job.name} -f")
         name = f"{stem}-{1 + max((int(job.name.rpartition('-')[2]) for job in before), default=0)}"
-        with tempfile.TemporaryDirectory(prefix="raypipe-job-") as folder:
+        with scratch_folder() as scratch:
+            folder = tempfile.mkdtemp(dir=scratch)
             for file in files:
                 shutil.copy(file, folder)
             runtime_env = {

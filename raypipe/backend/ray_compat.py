@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ SETTINGS = {
 """Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
 """More of them, where Ray is started on this machine."""
+_SESSION_PATH = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Longest path of a socket of Ray below its folder."""
+MAX_FOLDER_LENGTH = (107 if sys.platform.startswith("linux") else 103) - len(_SESSION_PATH)
+"""Bytes that the path of Ray's folder may have: the path of a socket is limited."""
 _FORWARDED = ("RAY_", "TRAIN_", "TUNE_", "NCCL_", "TORCHFT_")
 """How the names of the settings begin that Tune forwards to its actors."""
 
@@ -82,6 +87,34 @@ def loopback_only() -> Iterator[None]:
         os.environ.pop(name)
         if environment is not None:
             os.environ[name] = environment
+
+
+def bootstrap_address(address: str) -> str:
+    """Return the ``host:port`` that Ray connects to for an address; Ray replaces loopback by the address of the node.
+
+    Raises
+    ------
+    ConnectionError
+        The address is ``auto``, and no Ray runs on this machine.
+    ValueError
+        It has no port.
+    """
+    from ray._private import services
+
+    return str(services.canonicalize_bootstrap_address(address))
+
+
+def end_partly_started_node(error: BaseException) -> None:
+    """End the processes of a Ray whose start has raised `error`: ``ray.shutdown`` does not know them yet."""
+    from ray._private.node import Node
+
+    trace = error.__traceback__
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("self")
+        if isinstance(node, Node) and hasattr(node, "all_processes"):
+            with contextlib.suppress(Exception):
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+        trace = trace.tb_next
 
 
 def job_config() -> Any:

@@ -168,7 +168,7 @@ def _train_on_ray(
         from raypipe.backend.pretrain_workers import PretrainWorkers, error_line
 
         with (
-            tempfile.TemporaryDirectory(prefix="raypipe-") as scratch,
+            tempfile.TemporaryDirectory(prefix="train-", dir=cluster.folder) as scratch,
             contextlib.closing(PretrainWorkers(store.where, layout, scratch)) as workers,
             stop.accepting(),
         ):

@@ -1,10 +1,11 @@
-"""Keys in a driver's environment are written nowhere and shown nowhere, however a sweep ends."""
+"""Keys in a driver's environment are written nowhere, and its temporary files are private and removed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from raypipe.backend.connection import RAY_FOLDER
 from tests.support.rays import OwnRay
 from tests.support.sweeps import FLAGS, ROOT, Driver, Gate, epochs_of
 from tests.support.waiting import wait_until
@@ -54,8 +56,8 @@ def places_with_keys(folder: Path, drivers: Iterable[Driver] = ()) -> list[str]:
     return found
 
 
-def test_keys_of_the_environment_are_in_no_file_and_no_command_line(toy, base, tmp_path):
-    """Tune forwards keys to its actors in a way that Ray writes to a log."""
+def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outlive_a_sweep(toy, base, tmp_path):
+    """Tune forwards keys to its actors in a way that Ray writes to a log, which it leaves for every user to read."""
     run, drivers = base / "run", []
     alone = OwnRay(tmp_path, env=KEYS | {"TMPDIR": str(base / "tmp"), "HOME": str(base / "home")})
     with contextlib.ExitStack() as stack:
@@ -66,6 +68,9 @@ def test_keys_of_the_environment_are_in_no_file_and_no_command_line(toy, base, t
         drivers.append(alone.drive(*sweep))
         wait_until(lambda: epochs_of(run) == 2, "the second epoch")
         assert places_with_keys(base, drivers) == []
+        (killed,) = (base / "tmp").iterdir()
+        assert stat.S_IMODE(killed.stat().st_mode) == 0o700
+        assert {RAY_FOLDER, "token"} <= {path.name for path in killed.iterdir()}
         drivers[0].kill()
         drivers[0].finish()
         alone.settle()
@@ -74,7 +79,9 @@ def test_keys_of_the_environment_are_in_no_file_and_no_command_line(toy, base, t
         drivers.append(alone.drive(*sweep))
         wait_until(lambda: epochs_of(run) == 4, "the last epoch")
         assert places_with_keys(base, drivers) == []
+        assert not killed.exists()
         assert "Traceback" not in drivers[1].finish() and drivers[1].child.returncode == 0
+        assert list((base / "tmp").iterdir()) == [] == list((base / "home").rglob("*auth*"))
         drivers.append(alone.drive("report", run))
         drivers[2].finish()
     assert (run / "report.html").exists()

@@ -12,15 +12,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from raypipe.backend import cluster
+from raypipe.backend import connection
 from raypipe.backend.cluster import Cluster
+from raypipe.backend.connection import connect
 from raypipe.backend.output import CapturedOutput
 from raypipe.core.errors import UserError
 from raypipe.trial.callback import SweepCallback
 from tests.support.process import process_state
 
 
-def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkeypatch):
+@pytest.fixture(autouse=True)
+def answering(monkeypatch):
+    """Let every address answer; `test_connection.py` has those that do not."""
+    monkeypatch.setattr(connection, "bootstrap_address", lambda address: address)
+    monkeypatch.setattr(connection, "wait_for_server", lambda address, seconds: None)
+
+
+def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkeypatch, tmp_path):
     """``ray.init()`` joins any cluster whose address ``ray start`` has left in the temporary folder."""
     import ray
     from ray._private.services import canonicalize_bootstrap_address
@@ -31,11 +39,11 @@ def test_without_an_address_no_cluster_is_joined_that_happens_to_run_here(monkey
     monkeypatch.setattr(ray, "init", lambda address=None, **_: given.append(canonicalize_bootstrap_address(address)))
     ray.init()
     assert str(given.pop()).endswith(":6379")
-    cluster._connect(None, CapturedOutput())
+    connect(None, tmp_path, CapturedOutput())
     assert given == [None]
 
 
-def test_no_cluster_at_an_address_is_one_line(monkeypatch):
+def test_no_cluster_at_an_address_is_one_line(monkeypatch, tmp_path):
     import ray
 
     def refuse(**_):
@@ -45,10 +53,10 @@ def test_no_cluster_at_an_address_is_one_line(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     said = r"^--address x: no Ray cluster there \(ray://x could not be reached\); .* needs RAY_AUTH_MODE=token and"
     with pytest.raises(UserError, match=said):
-        cluster._connect("x", CapturedOutput())
+        connect("x", tmp_path, CapturedOutput())
 
 
-def test_a_cluster_that_needs_a_token_is_one_line(monkeypatch):
+def test_a_cluster_that_needs_a_token_is_one_line(monkeypatch, tmp_path):
     import ray
 
     def refuse(**_):
@@ -56,22 +64,22 @@ def test_a_cluster_that_needs_a_token_is_one_line(monkeypatch):
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"^--address x: no authentication token was found"):
-        cluster._connect("x", CapturedOutput())
+        connect("x", tmp_path, CapturedOutput())
 
 
-def test_a_cluster_without_a_token_is_one_line_where_this_process_uses_one(monkeypatch):
+def test_a_cluster_without_a_token_is_one_line_where_this_process_uses_one(monkeypatch, tmp_path):
     """Ray sets the mode where a process starts its own Ray; actors of the cluster could not reach the process."""
     import ray
 
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setattr(cluster, "_cluster_uses_token", lambda: True)
-    cluster._connect("x", CapturedOutput())
-    monkeypatch.setattr(cluster, "_cluster_uses_token", lambda: False)
+    monkeypatch.setattr(connection, "_cluster_uses_token", lambda: True)
+    connect("x", tmp_path, CapturedOutput())
+    monkeypatch.setattr(connection, "_cluster_uses_token", lambda: False)
     with pytest.raises(UserError, match=r"^--address x: that cluster uses no token, .*; remove it from os.environ$"):
-        cluster._connect("x", CapturedOutput())
+        connect("x", tmp_path, CapturedOutput())
     monkeypatch.delenv("RAY_AUTH_MODE")
-    cluster._connect("x", CapturedOutput())
+    connect("x", tmp_path, CapturedOutput())
 
 
 @pytest.fixture
@@ -102,7 +110,7 @@ def test_the_token_mode_of_a_ray_of_the_sweeps_own_ends_with_the_sweep(own_ray_w
     assert get_authentication_mode() == AuthenticationMode.DISABLED
 
 
-def test_the_token_mode_is_read_again_before_a_cluster_is_joined(own_ray_with_token, monkeypatch):
+def test_the_token_mode_is_read_again_before_a_cluster_is_joined(own_ray_with_token, monkeypatch, tmp_path):
     import ray
     from ray._raylet import AuthenticationMode, get_authentication_mode
 
@@ -110,19 +118,19 @@ def test_the_token_mode_is_read_again_before_a_cluster_is_joined(own_ray_with_to
     monkeypatch.delenv("RAY_AUTH_MODE")
     modes = []
     monkeypatch.setattr(ray, "init", lambda **_: modes.append(get_authentication_mode()))
-    cluster._connect("x", CapturedOutput())
+    connect("x", tmp_path, CapturedOutput())
     assert modes == [AuthenticationMode.DISABLED]
 
 
-def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch):
+def test_loopback_is_asked_for_only_while_ray_is_started(monkeypatch, tmp_path):
     import ray
     from ray._private import ray_constants
 
     name, seen = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, []
     monkeypatch.setenv(name, "before")
     monkeypatch.setattr(ray, "init", lambda **_: seen.append((os.environ[name], ray_constants.ENABLE_RAY_CLUSTER)))
-    cluster._connect(None, CapturedOutput())
-    cluster._connect("there:6379", CapturedOutput())
+    connect(None, tmp_path, CapturedOutput())
+    connect("there:6379", tmp_path, CapturedOutput())
     assert seen == [("0", False), ("before", True)]
     assert (os.environ[name], ray_constants.ENABLE_RAY_CLUSTER) == ("before", True)
 

@@ -22,6 +22,8 @@ from raypipe.backend.ray_compat import (
 
 PARAMETERS = {
     "ray._private.state.available_resources_per_node": [],
+    "ray._private.node.Node.kill_all_processes": ["self", "check_alive", "allow_graceful"],
+    "ray._private.services.canonicalize_bootstrap_address": ["addr"],
     "ray._private.worker.print_to_stdstream": ["data", "ignore_prefix"],
     "ray.experimental.internal_kv._internal_kv_del": ["key"],
     "ray.experimental.internal_kv._internal_kv_get": ["key"],
@@ -126,6 +128,13 @@ def test_attributes_of_instances_are_there():
     constants = importlib.import_module("ray._private.ray_constants")
     assert isinstance(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str)
     assert isinstance(constants.ENABLE_RAY_CLUSTER, bool)
+    assert 'kwargs.pop("_temp_dir"' in inspect.getsource(ray.init)
+
+
+def test_sockets_of_ray_have_the_names_by_which_the_length_of_its_folder_is_limited():
+    source = inspect.getsource(find("ray._private.node.Node"))
+    for part in ('"%Y-%m-%d_%H-%M-%S_%f"', 'f"session_{date_str}_{os.getpid()}"', '"plasma_store"', '"sockets"'):
+        assert part in source, part
 
 
 def test_ray_reads_every_environment_variable_that_is_set():
