@@ -6,13 +6,14 @@ import hashlib
 import io
 import math
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError
 
 HEADER_BYTES = 128
 """Size of the header of a ``.npy`` file with three axes."""
@@ -20,6 +21,10 @@ REBUILD_HINT = "delete it and run prepare again"
 
 _HASH_BLOCK = 1 << 24
 """Bytes that are hashed at a time."""
+
+
+_verified: set[tuple[int, int, int, int, str]] = set()
+"""Files that this process has compared with their checksums: device, inode, size, time of change, and checksum."""
 
 
 def npy_header(shape: tuple[int, int, int], dtype: str) -> bytes:
@@ -44,31 +49,44 @@ def file_size(shape: tuple[int, ...], dtype: str) -> int:
     return HEADER_BYTES + math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def map_shard(path: Path, shape: tuple[int, int, int], dtype: str) -> NDArray[Any]:
-    """Map a shard's file into memory, read-only.
+def map_shard(path: Path, shape: tuple[int, int, int], dtype: str, sha256: str) -> NDArray[Any]:
+    """Map a shard's file into memory, read-only, and check its content if this process has not yet.
 
     Parameters
     ----------
+    path
+        The file.
     shape
         (N, C, T) of the windows.
+    dtype
+        Their type.
+    sha256
+        `content_hash` of the windows that `prepare` wrote.
 
     Raises
     ------
-    UserError
-        The file is missing, or has another size than the shape needs.
+    DamagedFileError
+        The file is missing, or is not what `prepare` wrote.
     """
     # numpy.load would parse the header, which takes longer than reading a window; shape and type are known.
     try:
         with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; {REBUILD_HINT}") from None
+        raise DamagedFileError(f"{path}: missing; {REBUILD_HINT}") from None
     except ValueError:
-        raise UserError(f"{path}: damaged (empty); {REBUILD_HINT}") from None
+        raise DamagedFileError(f"{path}: damaged (empty); {REBUILD_HINT}") from None
     expected = file_size(shape, dtype)
     if len(mapped) != expected:
-        raise UserError(f"{path}: damaged ({len(mapped)} bytes, not {expected}); {REBUILD_HINT}")
-    return np.frombuffer(mapped, dtype, math.prod(shape), HEADER_BYTES).reshape(shape)
+        raise DamagedFileError(f"{path}: damaged ({len(mapped)} bytes, not {expected}); {REBUILD_HINT}")
+    x_NCT = np.frombuffer(mapped, dtype, math.prod(shape), HEADER_BYTES).reshape(shape)
+    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
+    if identity not in _verified:
+        if content_hash(x_NCT) != sha256:
+            raise DamagedFileError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
+        _verified.add(identity)
+    return x_NCT
 
 
 def content_hash(x_NCT: NDArray[Any]) -> str:

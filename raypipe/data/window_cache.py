@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Shard
 from raypipe.data.shard_file import HEADER_BYTES, content_hash, file_size, map_shard
@@ -115,7 +115,7 @@ class ShardCache:
         for path in self.folder.glob("*.npy"):
             with contextlib.suppress(FileNotFoundError):  # evicted by another process
                 stat = path.stat()
-                yield CachedShard(stat.st_mtime, stat.st_size, path)
+                yield CachedShard(stat.st_atime, stat.st_size, path)
 
     def use(self, shard: Shard, shape: tuple[int, ...], dtype: str, folder: Folder, read: Callable[[Path], T]) -> T:
         """Fetch a shard if it is not in the cache, call `read` with the path of its file, and return the result.
@@ -138,11 +138,13 @@ class ShardCache:
         """
         path = self.folder / f"{shard.sha256}.npy"
         with self._locked(path):
-            if not path.is_file():
-                data = self._fetch(shard, shape, dtype, folder)
-                self._evict_for(len(data))
-                write_atomic(path, lambda file: file.write(data))
-            os.utime(path)
+            if path.is_file():
+                os.utime(path, (time.time(), path.stat().st_mtime))  # the time of change is part of what is verified
+                with contextlib.suppress(DamagedFileError):
+                    return read(path)
+            data = self._fetch(shard, shape, dtype, folder)
+            self._evict_for(len(data))
+            write_atomic(path, lambda file: file.write(data))
             return read(path)
 
     @contextlib.contextmanager
@@ -157,10 +159,12 @@ class ShardCache:
         try:
             data = folder.read(shard.file)
         except FileNotFoundError:
-            raise UserError(f"{where}: missing; copy the whole store there again") from None
+            raise DamagedFileError(f"{where}: missing; copy the whole store there again") from None
         whole = len(data) == file_size(shape, dtype)
         if not whole or content_hash(np.frombuffer(data, dtype, offset=HEADER_BYTES).reshape(shape)) != shard.sha256:
-            raise UserError(f"{where}: damaged (its content is not what prepare wrote); copy the store there again")
+            raise DamagedFileError(
+                f"{where}: damaged (its content is not what prepare wrote); copy the store there again"
+            )
         return data
 
     def _evict_for(self, size: int) -> None:
@@ -227,7 +231,9 @@ class RemoteWindowStore(WindowStore):
         return local
 
     def _open(self, shard: Shard) -> NDArray[Any]:
-        return self._use(shard, lambda path: map_shard(path, self._shape(shard), self.manifest.plan.dtype))
+        return self._use(
+            shard, lambda path: map_shard(path, self._shape(shard), self.manifest.plan.dtype, shard.sha256)
+        )
 
     def _use(self, shard: Shard, read: Callable[[Path], T]) -> T:
         return self._cache.use(shard, self._shape(shard), self.manifest.plan.dtype, self._folder, read)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.data.manifest import OPTIONAL_COLUMNS, TABLE, Shard, read_manifest
 from raypipe.data.shard_file import REBUILD_HINT, content_hash, map_shard
 
@@ -133,8 +133,9 @@ class WindowStore:
         ------
         IndexError
             A number or an offset is out of range.
-        UserError
-            A shard is missing or has another size than the manifest says.
+        DamagedFileError
+            A shard is missing, or is not what `prepare` wrote. Each is compared with its checksum when it is first
+            read.
         """
         index = np.asarray(index_B, np.int64)
         offsets = self.offsets(index) if offset_B is None else np.asarray(offset_B, np.int64)
@@ -168,7 +169,7 @@ class WindowStore:
             return mapped
 
     def _open(self, shard: Shard) -> NDArray[Any]:
-        return map_shard(self.path / shard.file, self._shape(shard), self.manifest.plan.dtype)
+        return map_shard(self.path / shard.file, self._shape(shard), self.manifest.plan.dtype, shard.sha256)
 
     def _shape(self, shard: Shard) -> tuple[int, int, int]:
         return shard.rows, self.n_channels, self.window_samples
@@ -197,9 +198,9 @@ class WindowStore:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise UserError(f"{path}: missing; {REBUILD_HINT}") from None
+            raise DamagedFileError(f"{path}: missing; {REBUILD_HINT}") from None
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
-            raise UserError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
+            raise DamagedFileError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
         # Numbers are read as text first: the fast parser of pandas may lose their last digit.
         columns = ("recording", "subject", "session", "task", "run", "onset", "target", *OPTIONAL_COLUMNS)
         table = pd.read_csv(path, dtype=dict.fromkeys(columns, str), keep_default_na=False)

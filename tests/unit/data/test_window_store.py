@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError, UserError
+from raypipe.data import shard_file
 from raypipe.data.manifest import COLUMNS
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
@@ -54,7 +56,6 @@ def test_a_store_has_the_properties_of_its_windows(tiny_store):
     tiny_store.verify()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_gather_equals_indexing_of_loaded_shards(cropped, data):
     index = data.draw(st.lists(st.integers(0, len(cropped) - 1), max_size=6))
@@ -170,3 +171,28 @@ def test_damaged_shards_are_named(copy):
     np.save(shards[2], np.zeros((1, 8, 200), np.float32))
     with pytest.raises(UserError, match=rf"{shards[2].name}: damaged \(6528 bytes, not"):
         WindowStore(copy).verify()
+
+
+def test_windows_that_change_are_noticed_before_they_are_read(copy):
+    """Of the same size, between two processes: whoever maps a shard first compares it with its checksum."""
+    store, index = WindowStore(copy), range(len(WindowStore(copy)))
+    before = store.gather(index)
+    for shard in sorted((copy / "shards").glob("*.npy")):
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        with pytest.raises(DamagedFileError, match=rf"{shard.name}: damaged \(its content is not what prepare wrote"):
+            WindowStore(copy).gather(index)
+        code = f"from raypipe.data.window_store import WindowStore as W; s = W({str(copy)!r}); s.gather(range(len(s)))"
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert ended.returncode == 1 and f"{shard.name}: damaged" in ended.stderr
+        shard.write_bytes(whole)
+    np.testing.assert_array_equal(WindowStore(copy).gather(index), before)
+
+
+def test_a_shard_is_hashed_once_in_a_process(copy, monkeypatch):
+    hashed = []
+    plain = shard_file.content_hash
+    monkeypatch.setattr(shard_file, "content_hash", lambda x: hashed.append(x.shape) or plain(x))
+    for _ in range(3):
+        WindowStore(copy).gather(range(len(WindowStore(copy))))
+    assert len(hashed) == len(WindowStore(copy).manifest.shards)
