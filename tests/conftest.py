@@ -6,12 +6,16 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from raypipe.data.prepare import prepare
 from raypipe.data.window_store import WindowStore
 from raypipe.simulation.contrast_change import simulate
 from tests.support.programs import SKIPS
+
+hypothesis.settings.register_profile("raypipe", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("raypipe")
 
 
 def pytest_configure():

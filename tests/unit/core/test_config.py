@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.config import TrialConfig, nest, parameter_names, parse_config
@@ -60,7 +60,6 @@ def test_sam_costs_two_passes():
     assert parse_config({"sam/name": "asam"}).passes == 2
 
 
-@settings(deadline=None)
 @given(st.sampled_from(parameter_names()))
 def test_every_listed_name_is_known(name):
     with pytest.raises(UserError) as caught:

@@ -15,7 +15,7 @@ def windows(n_subjects, each=4, seed=0):
     return subjects, rng.integers(0, 2, len(subjects))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(6, 40), st.integers(2, 4), st.floats(0.05, 0.4), st.integers(0, 5), st.booleans(), st.integers(1, 5))
 def test_every_subject_is_in_one_fold_and_no_fold_is_empty(n, k, share, seed, classes, each):
     subjects, targets = windows(n, each)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
@@ -29,14 +29,12 @@ FINITE = st.floats(-100, 100, allow_subnormal=False)
 TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lambda y: y.std() > 1e-3)
 
 
-@settings(deadline=None)
 @given(TARGETS)
 def test_predicting_the_mean_has_an_nrmse_of_one(y: np.ndarray) -> None:
     assert nrmse(y, constant_prediction("regression", y, len(y))) == pytest.approx(1.0, rel=1e-9)
     assert nrmse(y, y[:, None]) == 0.0
 
 
-@settings(deadline=None)
 @given(TARGETS, st.floats(0.01, 100), FINITE, st.integers(0, 99))
 def test_nrmse_does_not_depend_on_the_unit(y: np.ndarray, scale: float, shift: float, seed: int) -> None:
     pred = y + np.random.default_rng(seed).normal(size=len(y))
@@ -55,7 +53,6 @@ def test_nrmse_never_broadcasts(y: tuple[int, ...], pred: tuple[int, ...]) -> No
         nrmse(np.zeros(y), np.zeros(pred))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 999), st.integers(2, 4))
 def test_auc_depends_on_the_order_of_scores_only(seed: int, k: int) -> None:
     y, scores, _ = example("classification", k=k, seed=seed)
@@ -126,7 +123,6 @@ def test_better_compares_in_the_metrics_direction() -> None:
         assert not metric.better(math.nan, math.nan)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(METRICS)), st.integers(2, 4), st.integers(0, 999), st.integers(2, 20))
 def test_scores_of_resamples_equal_scores_of_repeated_rows(name: str, k: int, seed: int, n: int) -> None:
     """The vectorised bootstrap scores a resample as the metric itself scores the repeated rows."""

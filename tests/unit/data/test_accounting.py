@@ -50,7 +50,7 @@ def write_person(root: Path, number: int, fault: str) -> str:
     return "" if fault == "no row" else f"sub-{label}\t{'n/a' if fault == 'no target' else 20 + number}\n"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=6),
     task=st.sampled_from(["participants:age@rest", "events:go,stop@rest", "events:go,stop"]),

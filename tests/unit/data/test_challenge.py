@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
@@ -113,7 +113,6 @@ def test_copies_of_an_earlier_block_are_left_out_of_a_joined_run(tmp_path):
     assert task.extra_files(run) == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=0, max_size=14), st.lists(st.integers(0, 3), min_size=0, max_size=14))
 def test_copies_are_consecutive_equal_trials(own, other):
     def table(values):

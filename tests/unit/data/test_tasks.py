@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
@@ -138,7 +138,6 @@ def test_latency_crops_half_the_window(tmp_path):
     assert [s.onset for s in task.segment(recordings[0], 9, WindowTiming(1, 1, 0), None).segments] == [1.5, 6.0]
 
 
-@settings(deadline=None)
 @given(duration=st.floats(0, 50), window=st.sampled_from([0.5, 1.0, 2.5]), overlap=st.sampled_from([1.0, 0.5]))
 def test_windows_side_by_side_tile_the_recording(duration, window, overlap):
     recording = Recording(Path("a"), Path(), "1")
@@ -180,7 +179,6 @@ def test_challenge1_counts_the_trials_that_are_left_out(tmp_path):
 VALUES = ["contrastTrial_start", "left_target", "right_target", "left_buttonPress", "right_buttonPress", "9999"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(VALUES)), max_size=40))
 def test_contrast_trials_follow_their_definition(rows):
     events = pd.DataFrame(rows, columns=["onset", "value"]).astype({"onset": float})

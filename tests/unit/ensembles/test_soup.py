@@ -111,7 +111,7 @@ def test_without_new_statistics_a_soup_predicts_differently(siblings, monkeypatc
     assert np.abs(fresh - stale).max() > 1e-3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.sampled_from(["nrmse", "auc"]), st.floats(0.0, 2.0))
 def test_a_greedy_soup_never_scores_below_its_best_ingredient(seed, n, metric, spoilt):
     rng = np.random.default_rng(seed)

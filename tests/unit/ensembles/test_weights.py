@@ -17,7 +17,6 @@ from tests.support.member_predictions import best_error, classes, independent, m
 numbers = st.floats(-1e3, 1e3, width=32)
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9), st.just(1)), elements=numbers),
     st.sampled_from(["best", "confidence", "equal", "inverse-mse"]),
@@ -29,7 +28,6 @@ def test_weights_are_not_negative_and_sum_to_one(predictions_MN1, method):
     assert np.all(weights >= 0) and np.isclose(weights.sum(), 1.0)
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, (7, 2), elements=numbers),
     st.integers(1, 5),
@@ -42,7 +40,7 @@ def test_an_ensemble_of_equals_is_its_member(member_NO, count, method):
     np.testing.assert_allclose(combined, member_NO, rtol=1e-6, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=4), st.integers(0, 2**31))
 def test_confidence_reaches_the_optimum_for_independent_errors(spreads, seed):
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ UNITS = {"uV": 1e-6, "\u00b5V": 1e-6, "mV": 1e-3, "nV": 1e-9, "V": 1.0}
 RATES = (50, 100, 128, 250, 256, 500)
 SECONDS = 6
 
-many = settings(deadline=None, max_examples=40)
+many = settings(max_examples=40)
 
 
 def made_signals(seed: int, rates: list[int], seconds: int = SECONDS) -> list[np.ndarray]:
@@ -180,7 +180,7 @@ def test_eeglab_by_hand(tmp_path_factory, inside, flat, n_channels, rate, breaks
     check(path, list(x_CT.astype(float)), [rate] * n_channels, [1e-6] * n_channels, [1e-6] * n_channels, data)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 4), st.sampled_from(RATES), st.sampled_from(["single", "double"]), st.data())
 def test_fif_by_mne(tmp_path_factory, n_channels, rate, kind, data):
     path = tmp_path_factory.mktemp("fif") / "a_eeg.fif"
@@ -192,7 +192,7 @@ def test_fif_by_mne(tmp_path_factory, n_channels, rate, kind, data):
     check(path, list(x_CT), [rate] * n_channels, [1e-6] * n_channels, [1e-4] * n_channels, data)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     st.sampled_from(["edf", "bdf", "vhdr", "set"]),
     st.sampled_from([100, 128]),
@@ -226,7 +226,7 @@ def test_windows_of_prepare_equal_the_truth(tmp_path_factory, kind, rate, window
     assert len(store) == 3 * int(np.floor((20 - window) / window + 1 + 1e-9))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     st.booleans(),
     st.lists(st.sampled_from([0, 0, 0, 0.5, 3]), min_size=12, max_size=16),

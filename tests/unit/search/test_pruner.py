@@ -50,7 +50,7 @@ def test_halving_counts_both_passes_of_sam():
     assert stops(pruner, *plain, {2: 0.9, 4: 0.9})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True), st.integers(2, 4))
 def test_the_best_trial_is_never_stopped_and_direction_is_symmetric(scores, eta):
     pruner = SuccessiveHalving(grace=1, eta=eta)

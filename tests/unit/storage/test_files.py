@@ -44,7 +44,7 @@ def test_files_are_written_listed_read_and_removed(folder):
         folder.read("c")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(old=st.binary(max_size=50), new=st.binary(max_size=50), cut=st.integers(0, 50))
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path_factory, old, new, cut):
     folder = tmp_path_factory.mktemp("w")
@@ -111,7 +111,7 @@ class Objects(Disk):
 
 
 @pytest.mark.parametrize("kind", [Disk, Renaming, Objects])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     calls=st.lists(
         st.tuples(

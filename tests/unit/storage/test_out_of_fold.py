@@ -21,14 +21,14 @@ def test_out_of_fold_predictions_are_read_back(oof):
         assert array is None or getattr(again, name).dtype == array.dtype
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=60), read=st.sampled_from([OutOfFold.from_npz, unpack_tensors]))
 def test_other_content_raises_a_value_error(data, read):
     with pytest.raises(ValueError):
         read(data + b"\x00")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_truncated_predictions_raise_a_value_error(data):
     whole = OOF.to_npz()

@@ -250,7 +250,7 @@ def test_a_record_that_is_rewritten_while_it_is_read_is_read_again():
     assert read_json(folder, "driver.json") == {"beat": 17.5}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     failures=st.lists(st.integers(0, 30), max_size=12),
     lost=st.booleans(),

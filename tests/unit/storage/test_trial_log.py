@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core.errors import DiskFullError
@@ -63,7 +63,6 @@ def test_a_log_stays_short_and_keeps_the_newest(tmp_path):
     assert len(numbers) > 30
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(0, 9000))
 def test_a_long_entry_keeps_its_first_line_and_its_end(first, length):
     text = f"start {first.splitlines()[0] if first.splitlines() else ''}\n" + "y" * length + "\nthe end"

@@ -31,7 +31,7 @@ def flipped(data: bytes, place: int, bits: int) -> bytes:
     return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_mixture_of_two_checkpoints_is_noticed(data):
     old, new = (checkpoint.dumps({"epoch": epoch, "a": torch.full((9,), epoch)}) for epoch in (1, 2))

@@ -64,7 +64,7 @@ def test_on_a_cpu_batches_are_the_stores(windows):
         np.testing.assert_array_equal(x_BCT.numpy(), windows.gather(index, offset))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_what_is_kept_on_the_device_is_the_store_rounded(windows, data):
     """Channels of any amplitude and offset; flat channels are exact."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtrc
@@ -20,7 +20,6 @@ NAMES = st.sampled_from(EVERY)
 ALPHAS = st.floats(0.05, 8.0)
 SEEDS = st.integers(0, 2**32 - 1)
 DRAWS = 1500
-unhurried = settings(deadline=None)
 
 
 def tagged(n: int = 9, times: int = 23) -> tuple[Tensor, Tensor]:
@@ -76,7 +75,6 @@ def mixed(name: Any, alpha: float, seed: int, **options: Any) -> tuple[Tensor, T
     return mix(cfg, x, y, rng=np.random.default_rng(seed), **{"kind": "regression", **options})
 
 
-@unhurried
 @given(NAMES, ALPHAS, SEEDS)
 def test_target_follows_the_window(name: str, alpha: float, seed: int) -> None:
     """Target and window are mixed with the same partner and weight: here the window's mean is the target."""
@@ -85,7 +83,6 @@ def test_target_follows_the_window(name: str, alpha: float, seed: int) -> None:
     assert y.min() >= 0 and y.max() <= 8
 
 
-@unhurried
 @given(NAMES, ALPHAS, SEEDS)
 def test_fractions_of_classes_follow_the_window(name: str, alpha: float, seed: int) -> None:
     x, shares = mixed(name, alpha, seed, kind="classification", n_classes=11)
@@ -95,7 +92,6 @@ def test_fractions_of_classes_follow_the_window(name: str, alpha: float, seed: i
     torch.testing.assert_close(x.mean((1, 2)), shares @ torch.arange(11).double(), rtol=0, atol=1e-12)
 
 
-@unhurried
 @given(ALPHAS, SEEDS)
 def test_cutmix_takes_one_stretch_in_all_channels(alpha: float, seed: int) -> None:
     x, _ = mixed("cutmix", alpha, seed)
@@ -108,7 +104,6 @@ def test_cutmix_takes_one_stretch_in_all_channels(alpha: float, seed: int) -> No
     assert all(len(row.unique()) <= 2 for row in x[:, 0])
 
 
-@unhurried
 @given(NAMES, SEEDS)
 def test_one_generator_decides(name: str, seed: int) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]  # noqa: NPY002
@@ -176,7 +171,6 @@ def test_dtypes_are_kept() -> None:
 # Weights that are recovered from the windows
 
 
-@unhurried
 @given(
     NAMES,
     ALPHAS,
@@ -206,7 +200,6 @@ def test_targets_are_mixed_by_the_weights_of_the_windows(
     np.testing.assert_allclose(shares.sum(1), 1.0, atol=1e-12)
 
 
-@unhurried
 @given(NAMES, SEEDS, st.lists(st.integers(0, 3), min_size=1, max_size=10))
 def test_partners_are_of_other_subjects(name: Any, seed: int, subjects: list[int]) -> None:
     """All partners are, if the batch has two subjects; if it has one, the windows are not changed."""
@@ -307,7 +300,6 @@ def test_cmixup_of_a_window_far_from_all(bandwidth: float) -> None:
                 assert all(partner in best for partner, best in zip(found, nearest, strict=True))
 
 
-@unhurried
 @given(ALPHAS, SEEDS)
 def test_channels_are_exchanged_whole(alpha: float, seed: int) -> None:
     """Each channel is the window's own or that of one partner; the target has the fraction that was kept."""
