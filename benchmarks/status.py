@@ -1,4 +1,4 @@
-"""Time `raypipe status` and `raypipe trials` on 1,000 trials, and `raypipe report` on 16.
+"""Time `raypipe status`, `raypipe trials` and the start of a driver on 1,000 trials, and `raypipe report` on 16.
 
     python benchmarks/status.py [--trials 1000] [--epochs 20] [--keep FOLDER]
 
@@ -27,11 +27,13 @@ from benchmarks.timing import where_and_when
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_plots, write_report
-from raypipe.storage.files import read_json, write_json
+from raypipe.search.reconcile import open_study
 from raypipe.storage.records import Epoch, State, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
+from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 FOLDS, REPEATS = 5, 3
@@ -67,6 +69,7 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
         if number == trials - 1:
             continue
         best = int(np.argmin(scores))
+        files = run.record_checksums(number)
         run.write_result(
             TrialResult(
                 number=number,
@@ -78,16 +81,30 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
                 reason="a benchmark",
                 failure="error" if state == "failed" else None,
                 finished=time.time(),
+                files=files,
             )
         )
     return run
+
+
+def opening_seconds(run: RunStore) -> float:
+    """Return the median seconds in which a driver checks all records of a run and opens its study.
+
+    The first call writes the study, which is not counted.
+    """
+    seconds = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        open_study(RunStore.open(run.where), SweepCallback())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def train_small(folder: Path, trials: int = 16) -> RunStore:
     """Train a run of small trials, with an ensemble."""
     windows = WindowStore(write_store(folder / "store", ToyWindows(subjects=30, each=40, channels=8)))
     made = make_run(folder / "run", windows, n_folds=3)
-    write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(windows.path)})
+    edit_record(made.folder, "run.json", {"data": str(windows.path)})
     run = RunStore.open(folder / "run")
     for number in range(trials):
         run.add_trial(number, tiny(optim__lr=10 ** (-3.5 + number / 10), epochs=3 + number % 3, seed=number))
@@ -127,6 +144,7 @@ def main() -> None:
             wall, cpu = seconds_of(verb, run.where)
             goal = f"  (goal {GOALS[verb]:.0f} s)" if verb in GOALS else ""
             print(f"{verb:<7} {count:>5} trials  {wall:6.2f} s wall time, {cpu:5.2f} s processor time{goal}")
+        print(f"open    {given.trials:>5} trials  {opening_seconds(large):6.2f} s, all records checked (goal 2 s)")
         size = Path(write_report(small)).stat().st_size
         print(f"size of the report: {size / 1e6:.2f} MB (goal {LARGEST / 1e6:.0f} MB)")
 

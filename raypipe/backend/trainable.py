@@ -47,12 +47,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _begin_trial(self, config: dict[str, Any]) -> None:
         self.evaluator = TrialEvaluator(self.run, self.windows, int(config["number"]))
-        if not self.evaluator.over:
+        self.restores = bool(config.get("restores"))
+        if self.restores or not self.evaluator.over:
             self._assign()
 
     def _assign(self) -> None:
         evaluator = self.evaluator
-        ray.get(self.broker.assign.remote(self.group, evaluator.number, evaluator.done, evaluator.best))
+        done = evaluator.done - self.restores
+        ray.get(self.broker.assign.remote(self.group, evaluator.number, done, evaluator.best))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial on the same worker group."""
@@ -60,11 +62,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next epoch of all folds and score it."""
+        """Wait for the next epoch of all folds and score it; of a trial with lost checkpoints, the last one again."""
         evaluator = self.evaluator
-        if evaluator.over:  # a killed driver had not recorded its end
+        if evaluator.over and not self.restores:  # a killed driver had not recorded its end
             return self._report(done=True)
-        epoch = evaluator.done + 1
+        epoch = evaluator.done + (not self.restores)
         outcomes = self._collect(epoch)
         if isinstance(outcomes, Failure):
             return self._report(done=True, failure=outcomes)
@@ -72,8 +74,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             evaluator.add_epoch(epoch, outcomes)
         except Exception as error:
             return self._report(done=True, failure=classify_failure(error))
-        ray.get(self.broker.mark_scored.remote(self.group, epoch, evaluator.best, evaluator.over))
-        return self._report(done=evaluator.over)
+        done, self.restores = self.restores or evaluator.over, False
+        ray.get(self.broker.mark_scored.remote(self.group, epoch, evaluator.best, done))
+        return self._report(done=done)
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
         while True:

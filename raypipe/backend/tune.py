@@ -70,8 +70,13 @@ class TrialQueue(Protocol):
     def observe(self, number: int) -> bool:
         """Update the study with a trial's history; return whether the trial continues."""
 
-    def close(self, number: int, state: State, reason: str, failure: str | None = None, trace: str = "") -> TrialResult:
-        """Record how a trial ended."""
+    def close(
+        self, number: int, state: State, reason: str, failure: str | None = None, trace: str = ""
+    ) -> TrialResult | None:
+        """Record how a trial ended; return None if it is handed out again, since it has lost checkpoints."""
+
+    def awaited_end(self, number: int) -> tuple[State, str] | None:
+        """Return how a trial ends once its lost checkpoints are made again; None for any other trial."""
 
 
 class DriverLease(Protocol):
@@ -168,7 +173,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self._running.add(number)
             with self._sweep_ends_on_error():
                 self.callback.on_trial_start(number, self.queue.run.config(number))
-            return {"number": number}
+            return {"number": number, "restores": self.queue.awaited_end(number) is not None}
         return Searcher.FINISHED
 
     def _over_budget(self) -> bool:
@@ -211,17 +216,17 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self.fatal = _SWEEP_ERRORS[failure](str(result["reason"]))
         elif failure:
             reason, trace = str(result["reason"]), str(result.get("trace", ""))
-            self._end(self.queue.close(number, "failed", reason, str(failure), trace))
+            self._close(number, "failed", reason, str(failure), trace)
         elif error:
             # A broker that has died, or the end of the sweep, explains the death of the actor.
             if not self.broker_is_lost(DEATH_WAIT_SECONDS) and self.fatal is None:
                 self._retry(number)
         elif trial_id in self._stop_reasons:
             state, reason = self._stop_reasons.pop(trial_id)
-            self._end(self.queue.close(number, state, reason))
+            self._close(number, state, reason)
         elif result.get("over"):
             self.queue.observe(number)
-            self._end(self.queue.close(number, "complete", "trained to the end"))
+            self._close(number, *(self.queue.awaited_end(number) or ("complete", "trained to the end")))
 
     def _retry(self, number: int) -> None:
         """Hand out a trial again whose actor has died. Tune itself gives up when one dies between two trials."""
@@ -231,7 +236,16 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self.queue.put_back(number)
             self._none_left = False
         else:
-            self._end(self.queue.close(number, "failed", f"its actor died {MAX_ACTOR_DEATHS} times", "lost-worker"))
+            self._close(number, "failed", f"its actor died {MAX_ACTOR_DEATHS} times", "lost-worker")
+
+    def _close(self, number: int, state: State, reason: str, failure: str | None = None, trace: str = "") -> None:
+        """Record how a trial ended, or have it handed out again if it has lost checkpoints."""
+        ended = self.queue.close(number, state, reason, failure, trace)
+        if ended is not None:
+            self._end(ended)
+        else:
+            self._running.discard(number)
+            self._none_left = False
 
     def _end(self, ended: TrialResult) -> None:
         self._running.discard(ended.number)

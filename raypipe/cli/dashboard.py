@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-import optuna
-
 from raypipe.core.errors import UserError, missing_package
-from raypipe.storage.journal import STUDY_NAME, open_journal
+from raypipe.search.reconcile import read_study
+from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import RunStore
 
 
@@ -40,7 +39,7 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
             pass
 
     storage = open_journal(run, writable=False)
-    if STUDY_NAME not in optuna.get_all_study_names(storage):
+    if read_study(run, storage) is None:
         raise UserError(f"{run.where}: no study yet; start one with: raypipe sweep")
     try:
         server = make_server("127.0.0.1", port, wsgi(storage), handler_class=SilentHandler)

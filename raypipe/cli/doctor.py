@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from raypipe.cli.machine import Finding
-from raypipe.core.errors import CheckpointError, UserError, first_line
+from raypipe.core.errors import CheckpointError, DamagedFileError, UserError, first_line
 from raypipe.core.folds import LeakError
+from raypipe.core.options import parse_options
 from raypipe.data.manifest import MANIFEST, SETTINGS
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
@@ -24,14 +25,19 @@ from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
+from raypipe.search.reconcile import study_difference
+from raypipe.search.reruns import read_reruns
 from raypipe.storage.files import Folder, open_folder
-from raypipe.storage.journal import FolderJournal, parse_journal
+from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import PRETRAIN_FILE, Member
+from raypipe.storage.records import OPTIONS_FILE, PRETRAIN_FILE, Member, read_options
 from raypipe.storage.remote import RemoteFolder, without_settings
 from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_store import RunStore
-from raypipe.training import checkpoint
+from raypipe.storage.trial_records import TrialRecords, read_trials
+from raypipe.trial.autotune import ComputePlan
+from raypipe.trial.evaluator import read_fold_checkpoint
+from raypipe.trial.failures import read_retry
 
 STORAGE_TIMEOUT_SECONDS = 10.0
 """Time for which operations on a storage are retried before it counts as unreachable."""
@@ -137,13 +143,18 @@ def _run(where: str) -> Iterator[Finding]:
     driver = read_lease(run.folder)
     if driver and not driver.alive and not driver.ended:
         yield Finding("warning", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
+    yield from _settings(run)
+    trials, problems = read_trials(run)
     damaged = run.verify()
-    for line in damaged.values():
-        yield Finding("broken", line)
-    if not damaged:
-        yield Finding("ok", "the files of ended trials match their checksums")
+    for line in dict.fromkeys([*problems, *damaged.values()]):
+        yield Finding("broken", *_line_and_fix(line))
+    if not damaged and not problems:
+        yield Finding("ok", "the records of its trials agree, and the files of ended trials match their checksums")
+    if foreign := run.foreign():
+        yield Finding("warning", f"{run.where}/{foreign[0]}: not a file of raypipe's ({len(foreign)} such); not read")
     yield from _initial(run)
-    yield from _study(run)
+    if not problems:
+        yield from _study(run, trials)
     yield from _checkpoints(run, numbers)
     if Ensemble.exists(run):
         fitted = Ensemble.load(run)
@@ -163,27 +174,49 @@ def _initial(run: RunStore) -> Iterator[Finding]:
         yield Finding("ok", "the pretrained encoders of the run are intact")
 
 
-def _study(run: RunStore) -> Iterator[Finding]:
-    """Check that the study's journal can be read. The next driver removes a last line that is cut short."""
-    name = "study.journal"
+def _settings(run: RunStore) -> Iterator[Finding]:
+    """Read the small records of a run that are not a trial's: its options, reruns, and choices of algorithms."""
     try:
-        if run.folder.exists(name):
-            *_, last = data = run.folder.read(name).split(b"\n")
-            parse_journal(b"\n".join(data[:-1]), f"{run.where}/{name}")
-            if last:
-                yield Finding(
-                    "warning",
-                    f"{run.where}/{name}: its last line is cut short",
-                    "nothing to do: raypipe resume removes it",
-                )
-        else:
-            if not FolderJournal(run.folder, read_only=True).read_logs(0):
-                return
+        options = read_options(run.folder)
+        parse_options(options)
+        if not options and run.numbers():
+            yield Finding("broken", f"{run.where}/{OPTIONS_FILE}: missing", "give the same raypipe sweep command again")
+        read_reruns(run)
+        for number in run.numbers():
+            read_retry(run, number)
+        for name in run.folder.names("compute"):
+            if name.endswith(".json"):
+                run.compute(ComputePlan, name.removeprefix("compute/").removesuffix(".json"))
     except UserError as error:
-        what, _, fix = str(error).partition("; ")
-        yield Finding("broken", what, fix)
+        yield Finding("broken", *_line_and_fix(str(error)))
+
+
+def _study(run: RunStore, trials: Mapping[int, TrialRecords]) -> Iterator[Finding]:
+    """Compare the study with the records of the trials. The next driver rebuilds it where they disagree."""
+    journal = run.folder.read(JOURNAL_FILE) if run.folder.exists(JOURNAL_FILE) else b""
+    if journal and not journal.endswith(b"\n"):
+        yield Finding(
+            "warning",
+            f"{run.where}/{JOURNAL_FILE}: its last line is cut short",
+            "nothing to do: raypipe resume removes it",
+        )
+    try:
+        difference = study_difference(run, trials)
+    except DamagedFileError as error:
+        difference = first_line(error)
+    except UserError as error:
+        yield Finding("broken", *_line_and_fix(str(error)))
+        return
+    if difference:
+        fix = "raypipe resume rebuilds the study from the records of the trials, with the same parameters and scores"
+        yield Finding("warning", difference, fix)
     else:
-        yield Finding("ok", "the Optuna study can be read")
+        yield Finding("ok", "the Optuna study agrees with the records of the trials")
+
+
+def _line_and_fix(line: str) -> tuple[str, str]:
+    what, _, fix = line.partition("; ")
+    return what, fix
 
 
 def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
@@ -195,7 +228,7 @@ def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
             good = 0
             for epoch in run.checkpoints(number, fold):
                 try:
-                    checkpoint.loads(run.read_checkpoint(number, fold, epoch))
+                    read_fold_checkpoint(run, number, fold, epoch)
                     good, whole = epoch, whole + 1
                 except CheckpointError as error:
                     damaged += 1
@@ -241,7 +274,7 @@ def _pretrained(where: str) -> Iterator[Finding]:
         for epoch in run.checkpoints(part):
             name = f"{part}/epoch-{epoch:04d}.ckpt"
             try:
-                checkpoint.loads(run.folder.read(name))
+                run.checkpoint(part, epoch)
             except CheckpointError as error:
                 yield Finding(
                     "broken", f"{run.where}/{name}: {first_line(error)}", "check the disk; raypipe resume continues"

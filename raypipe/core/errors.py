@@ -29,12 +29,20 @@ class StorageError(UserError):
     """The storage cannot be used any longer. All written files are whole, and the same command continues."""
 
 
+class DamagedFileError(StorageError):
+    """A file that raypipe wrote is damaged or was changed, which is no trial's fault."""
+
+
 class DiskFullError(StorageError):
     """The disk is full."""
 
 
 class CheckpointError(Exception):
     """A checkpoint file is truncated, changed or of another kind. The one before it may be whole."""
+
+
+class LostCheckpointError(Exception):
+    """A checkpoint that a trial's end needs is missing or damaged. No trial is to blame: its fold is trained again."""
 
 
 class InterruptedSweepError(Exception):

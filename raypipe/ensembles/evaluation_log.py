@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from raypipe.core.record import FrozenModel, Record
-from raypipe.storage.files import read_record, write_record
+from raypipe.core.record import FrozenModel
+from raypipe.storage.files import write_record
+from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_store import RunStore
 
 EVALUATION_LOG = "ensemble/evaluations.json"
@@ -23,10 +24,10 @@ class HeldOutEvaluation(FrozenModel):
     """Requested method, which may be ``auto`` or ``all``."""
 
 
-class EvaluationLog(Record):
+class EvaluationLog(OwnedRecord):
     """All scorings of a run's held-out subjects, in order."""
 
-    format: Literal["raypipe-evaluations/1"] = "raypipe-evaluations/1"
+    format: Literal["raypipe-evaluations/2"] = "raypipe-evaluations/2"
     evaluations: list[HeldOutEvaluation]
 
 
@@ -34,11 +35,11 @@ def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
     """Return all scorings of a run's held-out subjects so far."""
     if not run.folder.exists(EVALUATION_LOG):
         return []
-    return read_record(EvaluationLog, run.folder, EVALUATION_LOG).evaluations
+    return read_owned(EvaluationLog, run.folder, EVALUATION_LOG, run.run_id).evaluations
 
 
 def record_evaluation(run: RunStore, trials: list[int], method: str) -> int:
     """Record a scoring of the held-out subjects before its score is shown; return the number of scorings so far."""
     evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
-    write_record(run.folder, EVALUATION_LOG, EvaluationLog(evaluations=evaluations))
+    write_record(run.folder, EVALUATION_LOG, EvaluationLog(run=run.run_id, evaluations=evaluations))
     return len(evaluations)

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, Index
-from raypipe.core.record import Record
 from raypipe.core.versions import package_versions
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.models.combine import Rule
-from raypipe.storage.files import read_record, write_record
-from raypipe.storage.records import Member
+from raypipe.storage.files import write_record
+from raypipe.storage.records import Member, OwnedRecord, digest, read_owned
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 RECORD, ARRAYS, TABLE = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/table.csv"
 
 
-class EnsembleRecord(Record):
+class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/1"] = "raypipe-ensemble/1"
+    format: Literal["raypipe-ensemble/2"] = "raypipe-ensemble/2"
     created: float
     """Unix time."""
     method: str
@@ -53,6 +52,8 @@ class EnsembleRecord(Record):
     data_hash: str
     versions: dict[str, str]
     soup: MergedRecord | None
+    files: dict[str, str]
+    """SHA-256 of the arrays and of the table, by file."""
 
     @property
     def members(self) -> list[Member]:
@@ -126,10 +127,13 @@ class Ensemble:
         """Write the ensemble to its run: arrays, table and merged networks, then the record."""
         buffer = io.BytesIO()
         np.savez(buffer, **vars(self.held_out))
-        self.run.folder.write(ARRAYS, buffer.getvalue())
-        self.run.folder.write(TABLE, self.table.to_csv().encode())
+        files = {ARRAYS: buffer.getvalue(), TABLE: self.table.to_csv().encode()}
+        for name, data in files.items():
+            self.run.folder.write(name, data)
         merged = self.merged.save(self.run) if self.merged else None
         record = EnsembleRecord(
+            run=self.run.run_id,
+            files={name: digest(data) for name, data in files.items()},
             created=time.time(),
             method=self.method,
             trials=[member.trial for member in self.members],
@@ -172,7 +176,10 @@ class Ensemble:
         if record is None:
             raise UserError(f"{run.where}: no ensemble yet; fit one with: raypipe ensemble RUN")
         try:
-            with np.load(io.BytesIO(run.folder.read(ARRAYS)), allow_pickle=False) as arrays:
+            data = run.folder.read(ARRAYS)
+            if digest(data) != record.files.get(ARRAYS):
+                raise ValueError("its checksum differs")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 held_out = HeldOut(**{name: arrays[name] for name in HeldOut.__annotations__})
             merged = MergedNetworks.load(run, record.soup) if record.soup else None
         except (KeyError, ValueError, OSError, BadZipFile) as error:
@@ -211,4 +218,4 @@ def read_ensemble_record(run: RunStore) -> EnsembleRecord | None:
     UserError
         The record is damaged, or has another format.
     """
-    return read_record(EnsembleRecord, run.folder, RECORD) if run.folder.exists(RECORD) else None
+    return read_owned(EnsembleRecord, run.folder, RECORD, run.run_id) if run.folder.exists(RECORD) else None

@@ -12,7 +12,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +33,7 @@ from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
 CARD_FILE = "card.json"
+_CHECKPOINT = re.compile(r"/epoch-(\d{4,})\.ckpt\Z")
 
 
 class PretrainInfo(Record):
@@ -165,10 +169,12 @@ class PretrainedRun:
 
     def checkpoints(self, part: str) -> list[int]:
         """Return the epochs of a part's checkpoints, ascending."""
-        return sorted(int(n[-9:-5]) for n in self.folder.names(part) if n.endswith(".ckpt"))
+        return sorted(int(match[1]) for name in self.folder.names(part) if (match := _CHECKPOINT.search(name)))
 
-    def write_checkpoint(self, part: str, epoch: int, state: dict[str, Any]) -> None:
-        """Write a part's state, and remove all checkpoints but the newest two."""
+    def write_checkpoint(self, part: str, history: list[PretrainEpoch], state: dict[str, Any]) -> None:
+        """Write a part's state and history after its last epoch, and remove all checkpoints but the newest two."""
+        epoch = history[-1].epoch
+        state = state | {"history": [each.model_dump() for each in history]}
         self.folder.write(f"{part}/epoch-{epoch:04d}.ckpt", checkpoint.dumps(state))
         for older in self.checkpoints(part):
             if older < epoch - 1:
@@ -179,12 +185,36 @@ class PretrainedRun:
         for epoch in reversed(self.checkpoints(part)):
             if epoch > up_to:
                 continue
-            name = f"{part}/epoch-{epoch:04d}.ckpt"
-            try:
-                return checkpoint.loads(self.folder.read(name), f"{self.where}/{name}")
-            except (CheckpointError, FileNotFoundError):
-                continue
+            with contextlib.suppress(CheckpointError, FileNotFoundError):
+                return self.checkpoint(part, epoch)
         return None
+
+    def checkpoint(self, part: str, epoch: int) -> dict[str, Any]:
+        """Read a part's checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        CheckpointError
+            It is damaged, or is that of another part, epoch or configuration.
+        """
+        name = f"{part}/epoch-{epoch:04d}.ckpt"
+        state = checkpoint.loads(self.folder.read(name), f"{self.where}/{name}")
+        if (state.get("config"), state.get("part"), state.get("epoch")) != (self.info.config.hash(), part, epoch):
+            raise CheckpointError(f"{self.where}/{name}: the checkpoint of another part, epoch or configuration")
+        return state
+
+    def restore_history(self, part: str, state: Mapping[str, Any]) -> None:
+        """Write the epochs that a checkpoint has, if the history lacks some: a kill came between the two."""
+        epochs = [PretrainEpoch.model_validate(epoch) for epoch in state["history"]]
+        if len(self.history(part)) < len(epochs):
+            self.write_history(part, epochs)
+
+    def remove_leftovers(self) -> None:
+        """Remove partial files of processes that were killed."""
+        for name in self.folder.partial_files():
+            self.folder.remove(name)
 
     @staticmethod
     def encoder_name(part: str) -> str:

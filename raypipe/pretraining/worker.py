@@ -142,6 +142,8 @@ def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers
         state = store.latest(part, up_to=epoch) if epoch else None
     if state is not None:
         trainer.load_state_dict(state)
+        if workers.rank == 0:
+            store.restore_history(part, state)
     return trainer
 
 
@@ -150,16 +152,16 @@ def _fold_of(part: str) -> int | None:
 
 
 def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: float, start: float) -> None:
-    """Write an epoch's checkpoint, then its loss and the probe scores that are due."""
+    """Write an epoch's loss, and the probe scores that are due, with its checkpoint and then in the history."""
     every, last, fold = store.info.probe_every, store.info.config.epochs, _fold_of(part)
     due = every and (trainer.epoch % every == 0 or trainer.epoch == last)
     probe = probe_score(trainer, store.folds, fold) if due else None
     tuned_epochs = store.info.tuned_probe
     tuned = tuned_score(trainer, store.folds, fold, tuned_epochs) if due and tuned_epochs else None
-    store.write_checkpoint(part, trainer.epoch, trainer.state_dict())
-    history = [epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch]
     epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.time() - start)
-    store.write_history(part, [*history, epoch])
+    history = [*(epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch), epoch]
+    store.write_checkpoint(part, history, trainer.state_dict())
+    store.write_history(part, history)
 
 
 def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:

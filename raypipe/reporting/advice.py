@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
 
-from raypipe.core.search_space import silence_optuna
 from raypipe.core.text import format_duration
-from raypipe.search.reruns import is_rerun
-from raypipe.search.warm_start import is_warm
-from raypipe.storage.journal import STUDY_NAME, open_journal
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.remote import without_settings
@@ -30,6 +25,13 @@ MIN_BEST_TRIALS = 3
 """Trials that are needed to say that the best are at an edge."""
 MIN_TREND_TRIALS = 6
 """Complete trials that are needed to say whether scores still improve."""
+
+
+class _Drawn(NamedTuple):
+    """The parameters of a trial, and their ranges."""
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,18 @@ def range_edges(run: RunStore) -> list[RangeEdge]:
     return [edge for edge in edges if edge is not None]
 
 
-def _best_trials(run: RunStore) -> list[FrozenTrial]:
-    """Return the study's best trials that this search drew, best first."""
-    with silence_optuna():
-        storage = open_journal(run, writable=False)
-        if STUDY_NAME not in optuna.get_all_study_names(storage):
-            return []
-        trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials(deepcopy=False)
-    drawn = {trial.number: trial for trial in trials if not is_warm(trial) and not is_rerun(trial)}
-    ranked = [drawn[result.number] for result in run.ranked() if result.number in drawn]
-    return ranked[: max(MIN_BEST_TRIALS, math.ceil(len(ranked) / 4))]
+def _best_trials(run: RunStore) -> list[_Drawn]:
+    """Return what the best trials drew that this search drew, best first."""
+    records = [run.record(result.number) for result in run.ranked()]
+    drawn = [
+        _Drawn(record.params, {name: json_to_distribution(text) for name, text in record.distributions.items()})
+        for record in records
+        if record.rerun_of is None
+    ]
+    return drawn[: max(MIN_BEST_TRIALS, math.ceil(len(drawn) / 4))]
 
 
-def _range_edge(name: str, best: Sequence[FrozenTrial], lower: bool) -> RangeEdge | None:
+def _range_edge(name: str, best: Sequence[_Drawn], lower: bool) -> RangeEdge | None:
     """Return the edge of a parameter's range if most of the best trials, the very best included, are at it."""
     trials = [trial for trial in best if name in trial.distributions]
     range_ = trials[0].distributions[name]

@@ -57,6 +57,12 @@ class PrintProgress(SweepCallback):
     def on_ray_start(self, address: str | None) -> None:
         self.print_line(f"joining Ray at {address}" if address else "starting Ray on this machine")
 
+    def on_study_rebuilt(self, reason: str, trials: int, again: Sequence[int]) -> None:
+        self.print_line(f"{reason}: rebuilt from the records of {trials} trial(s), with the same parameters and scores")
+        if again:
+            numbers = ", ".join(map(str, again))
+            self.print_line(f"the records of trial(s) {numbers} are lost: trained again with the same parameters")
+
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         self.print_line(f"warm start: the sampler starts with {trials} of the {finished} trials of {run}")
 

@@ -7,6 +7,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+FIXED_PARAMS = "fixed_params"
+"""System attribute of an enqueued trial: its parameters."""
+
 
 def open_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """Return a trial of the study that can draw parameters and report values, also after a restart."""
@@ -15,5 +18,5 @@ def open_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
 
 def enqueued_params(trial: FrozenTrial) -> dict[str, Any] | None:
     """Return the parameters with which a trial was enqueued; None where it was not."""
-    found: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    found: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS)
     return found

@@ -136,6 +136,7 @@ def _drive(
     store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
     with Lease(store.folder) as lease:
+        store.remove_leftovers()
         write_options(store.folder, asdict(layout))
         if store.over:
             return store

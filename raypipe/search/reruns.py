@@ -7,8 +7,9 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -16,11 +17,51 @@ from optuna.trial import FrozenTrial
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
-from raypipe.storage.records import TrialResult
+from raypipe.core.record import FrozenModel
+from raypipe.storage.files import write_record
+from raypipe.storage.records import OwnedRecord, TrialResult, read_owned
 from raypipe.storage.run_store import RunStore
 
 RERUN_OF, RERUN_SEED = "rerun_of", "rerun_seed"
 """User attributes of a rerun in the study: the trial that it trains again, and its seed."""
+
+
+RERUNS_FILE = "reruns.json"
+
+
+class Rerun(FrozenModel):
+    """A rerun that was asked for."""
+
+    number: int
+    """Its trial."""
+    of: int
+    """The trial that it trains again."""
+    seed: int
+
+
+class RerunsRecord(OwnedRecord):
+    """All reruns of a run, in order (``reruns.json``); written before the study has them."""
+
+    format: Literal["raypipe-reruns/1"] = "raypipe-reruns/1"
+    reruns: list[Rerun]
+
+
+def read_reruns(run: RunStore) -> list[Rerun]:
+    """Return the reruns that were asked for.
+
+    Raises
+    ------
+    DamagedFileError
+        The record is damaged.
+    """
+    if not run.folder.exists(RERUNS_FILE):
+        return []
+    return read_owned(RerunsRecord, run.folder, RERUNS_FILE, run.run_id).reruns
+
+
+def write_reruns(run: RunStore, reruns: Sequence[Rerun]) -> None:
+    """Record all reruns of a run."""
+    write_record(run.folder, RERUNS_FILE, RerunsRecord(run=run.run_id, reruns=list(reruns)))
 
 
 def is_rerun(trial: FrozenTrial) -> bool:
@@ -52,18 +93,16 @@ def enqueue_reruns(study: optuna.Study, run: RunStore, top: int, seeds: int) -> 
     best = [result.number for result in run.ranked() if run.rerun_of(result.number) is None][:top]
     if not best:
         raise UserError(f"{run.where}: no trial is complete, so none can be trained again")
-    existing = _existing_reruns(study)
+    recorded = read_reruns(run)
+    existing = {(rerun.of, rerun.seed) for rerun in recorded}
     wanted = [(number, run.config(number).seed + k) for k in range(1, seeds + 1) for number in best]
     missing = [pair for pair in wanted if pair not in existing]
-    for number, seed in missing:
-        study.enqueue_trial({}, user_attrs={RERUN_OF: number, RERUN_SEED: seed})
-    return len(missing)
-
-
-def _existing_reruns(study: optuna.Study) -> set[tuple[int, int]]:
-    """Return the trial and the seed of every rerun of a study."""
-    reruns = [trial.user_attrs for trial in study.get_trials(deepcopy=False) if is_rerun(trial)]
-    return {(attributes[RERUN_OF], attributes[RERUN_SEED]) for attributes in reruns}
+    first = len(study.get_trials(deepcopy=False))
+    added = [Rerun(number=first + i, of=of, seed=seed) for i, (of, seed) in enumerate(missing)]
+    write_reruns(run, [*recorded, *added])
+    for rerun in added:
+        study.enqueue_trial({}, user_attrs={RERUN_OF: rerun.of, RERUN_SEED: rerun.seed})
+    return len(added)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def open_run(
     before_create()
     encoder: dict[str, Any] | None = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
+        id=uuid.uuid4().hex,
         **record_of_windows(windows),
         kind=windows.kind,
         direction=get_metric(windows.metric).direction,

@@ -7,16 +7,18 @@ Neither Ray nor Tune is used here.
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.errors import StorageError, UserError
+from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.core.seeds import derive_seed
 from raypipe.search.optuna_compat import enqueued_params, open_trial
+from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
@@ -30,12 +32,8 @@ if TYPE_CHECKING:
 
     from raypipe.data.window_store import WindowStore
 
-_STUDY_STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
+MAX_LOSSES = 3
+"""Times that checkpoints of a trial are made again, after which the disk is to blame."""
 
 
 class StudyQueue:
@@ -86,6 +84,8 @@ class StudyQueue:
         self._enqueue_start_points()
         self._put_back: deque[int] = deque()
         self._cycle_ends: dict[int, list[int]] = {}
+        self._losses: Counter[int] = Counter()
+        self._awaited_ends: dict[int, tuple[State, str]] = {}
         self.settled: list[TrialResult] = []
         self._settle()
 
@@ -107,8 +107,8 @@ class StudyQueue:
                 self.settled.append(ended)
             elif not self.run.has_trial(trial.number) or self.observe(trial.number):
                 self._put_back.append(trial.number)
-            else:
-                self.settled.append(self.close(trial.number, "pruned", "stopped by successive halving"))
+            elif (closed := self.close(trial.number, "pruned", "stopped by successive halving")) is not None:
+                self.settled.append(closed)
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
@@ -152,7 +152,9 @@ class StudyQueue:
             number = int(self.study.ask().number)
         if not self.run.has_trial(number):
             config, rerun_of = self._draw(number)
-            self.run.add_trial(number, config, rerun_of)
+            drawn = self._trial(number)
+            distributions = {name: distribution_to_json(d) for name, d in drawn.distributions.items()}
+            self.run.add_trial(number, config, rerun_of, params=drawn.params, distributions=distributions)
         return number
 
     def _draw(self, number: int) -> tuple[TrialConfig, int | None]:
@@ -165,7 +167,9 @@ class StudyQueue:
         except StorageError:
             raise
         except UserError as error:
-            raise DrawError(self.close(number, "failed", str(error), "bad-configuration")) from None
+            ended = finish_trial(self.run, self.windows, number, "failed", str(error), "bad-configuration")
+            self._report_end(ended)
+            raise DrawError(ended) from None
 
     def _seed_sampler(self, number: int) -> None:
         """Give trial `number` a random stream of its own, so that a restart does not repeat draws."""
@@ -185,23 +189,53 @@ class StudyQueue:
         if number not in self._cycle_ends:
             self._cycle_ends[number] = self.run.config(number).cycle_ends
         ends, history = self._cycle_ends[number], self.run.history(number)
-        for epoch in history:
-            if epoch.passes in trial.intermediate_values or (ends and epoch.epoch not in ends):
-                continue  # within a cycle the learning rate is high, and the score does not show the trial's quality
-            handle.report(epoch.score, epoch.passes)
+        for passes, value in reported(history, ends).items():
+            if passes not in trial.intermediate_values:
+                handle.report(value, passes)
+        if history and history[-1].passes < (trial.last_step or 0):
+            return True  # its records were lost, and these epochs are trained again
+        if ENDED in trial.user_attrs:
+            return bool(trial.user_attrs[ENDED] != TrialState.PRUNED.name)
         if is_rerun(trial) or (ends and history and history[-1].epoch not in ends):
             return True
         # After a restart the pruner is asked again about the last step: its answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
 
-    def close(self, number: int, state: State, reason: str, failure: str | None = None, trace: str = "") -> TrialResult:
-        """Record how a trial ended, in the run and then in the study. A second call changes nothing."""
-        ended = finish_trial(self.run, self.windows, number, state, reason, failure, trace)
+    def close(
+        self, number: int, state: State, reason: str, failure: str | None = None, trace: str = ""
+    ) -> TrialResult | None:
+        """Record how a trial ended, in the run and then in the study. A second call changes nothing.
+
+        Returns
+        -------
+        TrialResult or None
+            None if a fold has lost a checkpoint that is needed. The trial is then handed out again, so that its workers
+            make the checkpoint once more, and `awaited_end` returns how it ends.
+
+        Raises
+        ------
+        StorageError
+            Checkpoints were lost again and again.
+        """
+        try:
+            ended = finish_trial(self.run, self.windows, number, state, reason, failure, trace)
+        except LostCheckpointError as error:
+            self._losses[number] += 1
+            if self._losses[number] > MAX_LOSSES:
+                raise StorageError(f"{error}: lost {MAX_LOSSES} times after it was written; check the disk") from None
+            self._awaited_ends[number] = state, reason
+            self.put_back(number)
+            return None
+        self._awaited_ends.pop(number, None)
         self._report_end(ended)
         return ended
+
+    def awaited_end(self, number: int) -> tuple[State, str] | None:
+        """Return how a trial ends once its workers have made lost checkpoints again; None for any other trial."""
+        return self._awaited_ends.get(number)
 
     def _report_end(self, ended: TrialResult) -> None:
         if self._trial(ended.number).state.is_finished():
             return
-        state = _STUDY_STATES[ended.state]
+        state = STUDY_STATES[ended.state]
         self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)

@@ -25,7 +25,7 @@ from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
 from raypipe.storage.lease import Lease, in_use_error, read_lease
-from raypipe.storage.records import read_options, write_options
+from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
@@ -106,18 +106,30 @@ def _resume(
     reruns: Reruns | None = None,
 ) -> RunStore:
     store = RunStore.open(run)
-    recorded = read_options(store.folder)
-    if not recorded:
-        last = read_lease(store.folder)
-        if last and last.alive:  # its driver has only just started
-            raise in_use_error(store.folder, last)
-        raise UserError(f"{run}: no sweep was started in this run; start one with: raypipe sweep")
-    chosen = parse_options(recorded | changes)
+    chosen = parse_options(recorded_options(store) | changes)
     windows = open_windows(store.info.data)
     check_unchanged(store, windows, store.space, chosen)
     callback = callback or SweepCallback()
     with _cluster(chosen, callback) as cluster:
         return _drive(store, windows, chosen, cluster, callback, stop or StopRequest(), reruns)
+
+
+def recorded_options(store: RunStore) -> dict[str, Any]:
+    """Return the options that a run was last driven with.
+
+    Raises
+    ------
+    UserError
+        There are none, or they are damaged.
+    """
+    recorded = read_options(store.folder)
+    if not recorded:
+        last = read_lease(store.folder)
+        if last and last.alive:  # its driver has only just started
+            raise in_use_error(store.folder, last)
+        lost = f" ({OPTIONS_FILE} is lost)" if store.numbers() else ""
+        raise UserError(f"{store.where}: no sweep was started in this run{lost}; start one with: raypipe sweep")
+    return recorded
 
 
 def _cluster(options: SweepOptions, callback: SweepCallback) -> Cluster:
@@ -134,7 +146,7 @@ def _drive(
     reruns: Reruns | None = None,
 ) -> RunStore:
     """Hold the run's lease and run its trials until none is left."""
-    from raypipe.storage.journal import open_journal
+    from raypipe.search.reconcile import open_study
 
     try:
         with (
@@ -144,7 +156,7 @@ def _drive(
             closing(TrackingCallback(store, options.track)) as tracking,
         ):
             callback = CallbackList([tracking, callback])
-            storage = open_journal(store)
+            storage = open_study(store, callback)
             options = _fix_trials(store, windows, options, storage, callback, reruns)
             write_options(store.folder, options.model_dump(mode="json"))
             _run_trials(store, windows, options, storage, lease, cluster, callback, stop)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.trial import FrozenTrial
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.storage.files import Folder, map_concurrently
 from raypipe.storage.run_store import RunStore
 
@@ -22,6 +23,9 @@ MERGE_COUNT = 256
 """Numbered files that are merged into one. A trial writes about 12, and a reader needs one call for each file."""
 LISTING_ATTEMPTS = 3
 """Attempts to list and read the files. An attempt fails if the writer merges files between the two."""
+
+CREATES_TRIAL = b'"op_code":4,'
+"""Start of an entry that makes a trial (`JournalOperation.CREATE_TRIAL`), which has a time or parameters of its own."""
 
 _FOLDER = "study"
 _NAME = re.compile(rf"{_FOLDER}/(\d{{8}})(?:-(\d{{8}}))?\.jsonl")
@@ -36,27 +40,97 @@ def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.Jou
     ----------
     writable
         True for the holder of the run's lease, who may write. A local file that a killed driver left is then repaired.
+
+    Raises
+    ------
+    DamagedFileError
+        The journal is damaged; `raypipe.search.reconcile` then rebuilds it.
     """
     is_pulled = bool(run.folder.names(_FOLDER)) and not run.folder.exists(JOURNAL_FILE)
     if run.local is None or is_pulled:
-        return optuna.storages.JournalStorage(FolderJournal(run.folder, read_only=not writable))
+        return _open_storage(FolderJournal(run.folder, read_only=not writable), f"{run.where}/{_FOLDER}")
     path = run.local / JOURNAL_FILE
     if writable:
         _repair(path)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    elif path.exists():
+        *lines, _ = path.read_bytes().split(b"\n")
+        parse_journal(b"\n".join(lines), str(path))
+    return _open_storage(JournalFileBackend(str(path)), str(path))
+
+
+def _open_storage(journal: BaseJournalBackend, where: str) -> optuna.storages.JournalStorage:
+    """Have Optuna read a journal.
+
+    Raises
+    ------
+    DamagedFileError
+        It has entries that Optuna does not know.
+    """
+    try:
+        return optuna.storages.JournalStorage(journal)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # Optuna has no error for entries of another form
+        raise DamagedFileError(f"{where}: damaged ({type(error).__name__}: not entries of Optuna's)") from None
 
 
 def _repair(path: Path) -> None:
-    """Remove the lock of a killed driver, and the last line if it is cut short: Optuna cannot read past it."""
+    """Remove the lock of a killed driver, and the last line if it is cut short: Optuna cannot read past it.
+
+    Raises
+    ------
+    UserError
+        The journal is a link, through which nothing is written.
+    DamagedFileError
+        Another line is damaged; the file is not changed.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: a link, and raypipe writes through none; put the file itself there")
     for lock in path.parent.glob(path.name + ".lock*"):
         lock.unlink(missing_ok=True)
     if path.is_file():
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
+        parse_journal(data[:whole], str(path))
+        if data and not whole:
+            raise DamagedFileError(f"{path}: damaged (no line of it is whole)")
         if whole < len(data):
             with open(path, "r+b") as file:
                 file.truncate(whole)
-        parse_journal(data[:whole], str(path))
+
+
+def replace_journal(run: RunStore, trials: Sequence[FrozenTrial]) -> None:
+    """Write a study of these trials in place of the run's; the old file of a local run is kept beside it.
+
+    A driver that is killed in between leaves no journal, and the next one writes it.
+    """
+    entries = _EntryList()
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(entries), study_name=STUDY_NAME, direction=run.info.direction
+    )
+    study.add_trials(trials)
+    data = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries.entries).encode()
+    for name in run.folder.names(_FOLDER):
+        run.folder.remove(name)
+    if run.local is None:
+        run.folder.write(_name(0), data)
+        return
+    if run.folder.exists(JOURNAL_FILE):
+        run.folder.write(f"{JOURNAL_FILE}.damaged", run.folder.read(JOURNAL_FILE))
+    run.folder.write(JOURNAL_FILE, data)
+
+
+class _EntryList(BaseJournalBackend):  # type: ignore[misc]
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        return self.entries[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.entries += logs
 
 
 def parse_journal(data: bytes, where: str) -> list[dict[str, Any]]:
@@ -64,13 +138,17 @@ def parse_journal(data: bytes, where: str) -> list[dict[str, Any]]:
 
     Raises
     ------
-    UserError
-        A line is damaged.
+    DamagedFileError
+        A line is damaged, or makes a trial once more.
     """
     try:
-        return [json.loads(line) for line in data.splitlines()]
-    except ValueError:
-        raise UserError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy") from None
+        entries = [json.loads(line) for line in data.splitlines()]
+    except (ValueError, RecursionError):
+        entries = [None]
+    made = [line for line in data.splitlines() if CREATES_TRIAL in line]
+    if not all(isinstance(entry, dict) for entry in entries) or len(set(made)) < len(made):
+        raise DamagedFileError(f"{where}: damaged (not a journal of Optuna's); restore it from a copy")
+    return entries
 
 
 class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
@@ -157,7 +235,7 @@ class FolderJournal(BaseJournalBackend):  # type: ignore[misc]
         try:
             return self._try_to_read_new_files()
         except FileNotFoundError as error:
-            raise UserError(f"{error}: missing; restore it from a copy") from None
+            raise DamagedFileError(f"{error}: missing; restore it from a copy") from None
 
     def _try_to_read_new_files(self) -> _NewFiles:
         listing = _list_files(self._folder)
@@ -229,7 +307,7 @@ def _list_files(folder: Folder) -> _Listing:
         elif last <= end:
             listing.covered.append(name)
         else:
-            raise UserError(
+            raise DamagedFileError(
                 f"{folder.where}/{name}: overlaps the file before it; restore {folder.where}/{_FOLDER} from a copy"
             )
     return listing

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raypipe.core.errors import StorageError, UserError
+from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError, Record
 from raypipe.storage.files import Folder, LocalFolder, lock, read_record, write_record
 
@@ -71,9 +71,11 @@ def read_lease(folder: Folder) -> DriverRecord | None:
         return None
     try:
         record = read_record(DriverRecord, folder, DRIVER_FILE)
+    except (DamagedFileError, FileNotFoundError):
+        return None
     except (StorageError, OtherFormatError):
         raise
-    except (UserError, FileNotFoundError):
+    except UserError:
         return None
     return record.model_copy(update={"alive": _is_alive(folder, record)})
 

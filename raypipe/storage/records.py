@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.errors import DamagedFileError
 from raypipe.core.metrics import Direction, Kind
 from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import Folder, read_record, write_record
@@ -28,13 +29,17 @@ _OTHER_FOLDERS = {
     "bundle.json": "a bundle, not a run",
 }
 
+Owned = TypeVar("Owned", bound="OwnedRecord")
+
 State = Literal["complete", "pruned", "stopped", "failed"]
 
 
 class RunInfo(Record):
     """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/1"] = "raypipe-run/1"
+    format: Literal["raypipe-run/2"] = "raypipe-run/2"
+    id: str
+    """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     created: float
     data: str
     data_hash: str
@@ -77,17 +82,26 @@ class Epoch(FrozenModel):
     """Unix time (s) at which the epoch was scored."""
 
 
-class History(Record):
+class OwnedRecord(Record):
+    """A record that belongs to a run, and perhaps to one of its trials; `read_owned` checks both."""
+
+    run: str = ""
+    """`RunInfo.id`, set where the record is written."""
+    number: int | None = None
+    """The trial."""
+
+
+class History(OwnedRecord):
     """Epochs of a trial (``history.json``)."""
 
-    format: Literal["raypipe-history/1"] = "raypipe-history/1"
+    format: Literal["raypipe-history/2"] = "raypipe-history/2"
     epochs: list[Epoch]
 
 
-class TrialResult(Record):
+class TrialResult(OwnedRecord):
     """The state and the score that a trial ended with (``result.json``)."""
 
-    format: Literal["raypipe-result/1"] = "raypipe-result/1"
+    format: Literal["raypipe-result/2"] = "raypipe-result/2"
     number: int
     state: State
     score: float | None
@@ -107,16 +121,20 @@ class TrialResult(Record):
     """Id of the initial weights of each fold (`finetuning.initial_id`). Weights of equal ids can be averaged."""
 
 
-class TrialRecord(Record):
+class TrialRecord(OwnedRecord):
     """The configuration of a trial, written before it starts (``trial.json``)."""
 
-    format: Literal["raypipe-trial/1"] = "raypipe-trial/1"
+    format: Literal["raypipe-trial/2"] = "raypipe-trial/2"
     number: int
     started: float
     """Unix time (s) at which the trial was recorded, before it started."""
     config: TrialConfig
     rerun_of: int | None = None
     """The trial whose configuration it repeats on another seed (`raypipe.search.reruns`)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters that the study drew, by name; from these and `distributions` a lost study is rebuilt."""
+    distributions: dict[str, str] = Field(default_factory=dict)
+    """Optuna's distribution of each parameter, as JSON."""
 
 
 class Member(NamedTuple):
@@ -138,6 +156,26 @@ class Member(NamedTuple):
 def trial_file(number: int, name: str = "") -> str:
     """Return the path of a trial's file, relative to the run."""
     return f"trials/{number:04d}/{name}"
+
+
+def read_owned(kind: type[Owned], folder: Folder, name: str, run: str, number: int | None = None) -> Owned:
+    """Read a record of a run, or of one of its trials.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    DamagedFileError
+        The file is damaged, or is that of another run or trial.
+    """
+    record = read_record(kind, folder, name)
+    if record.number != number:
+        raise DamagedFileError(
+            f"{folder.where}/{name}: the record of trial {record.number}, not of trial {number}; restore it from a copy"
+        )
+    if record.run != run:
+        raise DamagedFileError(f"{folder.where}/{name}: the record of another run; restore it from a copy")
+    return record
 
 
 class OptionsFile(Record):

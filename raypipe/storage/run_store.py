@@ -9,6 +9,7 @@ and can be read without Ray.
 ``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of the process that drives it (`raypipe.storage.lease`)
+``reruns.json``                       the reruns that were asked for (`raypipe.search.reruns`)
 ``study.journal``                     the Optuna study (journal storage; optuna-dashboard reads it)
 ``init/encoder.safetensors``          the pretrained encoder that trials start from, if any
 ``compute/<key>.json``                the measured choice of algorithms for one shape (`raypipe.trial.autotune`)
@@ -28,11 +29,12 @@ and can be read without Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.metrics import get_metric
 from raypipe.core.record import Record
@@ -52,12 +54,14 @@ from raypipe.storage.trial_store import TrialStore
 
 R = TypeVar("R", bound=Record)
 
+_CHECKPOINT_OF = re.compile(r"trials/(\d{4}|[1-9]\d{4,})/fold-\d+/epoch-\d{4,}\.ckpt")
+
 
 class RunStore(TrialStore):
     """An open run: its records, fold map and search space. Use `create` or `open` to get one."""
 
     def __init__(self, folder: Folder, info: RunInfo, folds: FoldMap, space: SearchSpace) -> None:
-        super().__init__(folder)
+        super().__init__(folder, info.id)
         self.info, self.folds, self.space = info, folds, space
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,7 +128,7 @@ class RunStore(TrialStore):
         try:
             folds_text, space_text = folder.read(FOLDS_FILE), folder.read(SPACE_FILE)
         except FileNotFoundError as error:
-            raise UserError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
+            raise DamagedFileError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
         if digest(folds_text) != info.folds_hash:
             raise UserError(
                 f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
@@ -167,9 +171,9 @@ class RunStore(TrialStore):
         try:
             data = self.folder.read(f"init/{name}")
         except FileNotFoundError:
-            raise UserError(f"{self.where}/init/{name}: missing; restore it from a copy") from None
+            raise DamagedFileError(f"{self.where}/init/{name}: missing; restore it from a copy") from None
         if digest(data) != files[name]:
-            raise UserError(f"{self.where}/init/{name}: damaged (its checksum differs); restore it from a copy")
+            raise DamagedFileError(f"{self.where}/init/{name}: damaged (its checksum differs); restore it from a copy")
         return unpack_tensors(data)
 
     def compute(self, kind: type[R], key: str) -> R | None:
@@ -183,7 +187,12 @@ class RunStore(TrialStore):
             Hash of the shape (`raypipe.trial.autotune`).
         """
         name = f"compute/{key}.json"
-        return read_record(kind, self.folder, name) if self.folder.exists(name) else None
+        if not self.folder.exists(name):
+            return None
+        record = read_record(kind, self.folder, name)
+        if getattr(record, "key", key) != key:
+            raise DamagedFileError(f"{self.where}/{name}: the choice for another shape; restore it from a copy")
+        return record
 
     def write_compute(self, key: str, record: Record) -> None:
         """Record the choice of algorithms for networks and data of one shape."""
@@ -200,5 +209,6 @@ class RunStore(TrialStore):
             if name.startswith(("trials/", "compute/", "study/", "log/")) or ("/" not in name and ".json." in name):
                 self.folder.remove(name)
         for name in self.folder.names("trials"):
-            if name.endswith(".ckpt") and self.result(int(name.split("/")[1])) is not None:
+            match = _CHECKPOINT_OF.fullmatch(name)
+            if match and self.result(int(match[1])) is not None:
                 self.folder.remove(name)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.errors import UserError, first_line
+from raypipe.core.errors import DamagedFileError, UserError, first_line
 from raypipe.core.record import Record
-from raypipe.storage.files import Folder, map_concurrently, read_record, write_record
+from raypipe.storage.files import Folder, map_concurrently, write_record
 from raypipe.storage.out_of_fold import OutOfFold, unpack_tensors
 from raypipe.storage.records import (
     HISTORY_FILE,
@@ -23,10 +24,16 @@ from raypipe.storage.records import (
     TrialRecord,
     TrialResult,
     digest,
+    read_owned,
     trial_file,
 )
 
 T = TypeVar("T")
+
+_IN_TRIAL = re.compile(r"trials/(\d{4}|[1-9]\d{4,})/")
+_FILE_OF_TRIAL = re.compile(r"trials/(\d{4}|[1-9]\d{4,})/([^/]+)")
+_CHECKPOINT = re.compile(r"/epoch-(\d{4,})\.ckpt\Z")
+"""Names of a trial's files. Others, such as a file manager's, are ignored."""
 
 _RECORDS: dict[str, type[Record]] = {TRIAL_FILE: TrialRecord, HISTORY_FILE: History, RESULT_FILE: TrialResult}
 
@@ -38,10 +45,12 @@ class TrialStore:
     ----------
     folder
         The run's folder.
+    run_id
+        `RunInfo.id`.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, run_id: str) -> None:
+        self.folder, self.run_id = folder, run_id
 
     @property
     def where(self) -> str:
@@ -54,18 +63,30 @@ class TrialStore:
         """Return the names of the files in every trial's folder, by trial, without those in folders below it."""
         found: dict[int, set[str]] = {}
         for name in self.folder.names("trials"):
-            parts = name.split("/")
-            if len(parts) == 3:
-                found.setdefault(int(parts[1]), set()).add(parts[2])
+            match = _FILE_OF_TRIAL.fullmatch(name)
+            if match:
+                found.setdefault(int(match[1]), set()).add(match[2])
         return found
+
+    def foreign(self) -> list[str]:
+        """Return the names of files in ``trials`` that are in no folder of a trial; they are not read."""
+        return [name for name in self.folder.names("trials") if not _IN_TRIAL.match(name)]
 
     def numbers(self, having: str = TRIAL_FILE) -> list[int]:
         """Return the numbers of the trials whose folder has a file of the name `having`, ascending."""
         return sorted(number for number, names in self.listing().items() if having in names)
 
-    def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None) -> None:
-        """Record a trial's configuration, and the trial that it repeats on another seed, if any."""
-        record = TrialRecord(number=number, started=time.time(), config=config, rerun_of=rerun_of)
+    def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None, **drawn: Any) -> None:
+        """Record a trial's configuration, the trial that it repeats on another seed, if any, and what the study drew.
+
+        Parameters
+        ----------
+        **drawn
+            ``params`` and ``distributions`` of `TrialRecord`.
+        """
+        record = TrialRecord(
+            run=self.run_id, number=number, started=time.time(), config=config, rerun_of=rerun_of, **drawn
+        )
         write_record(self.folder, trial_file(number, TRIAL_FILE), record)
 
     def has_trial(self, number: int) -> bool:
@@ -81,7 +102,7 @@ class TrialStore:
             There is no such trial, or its record is damaged.
         """
         try:
-            return read_record(TrialRecord, self.folder, trial_file(number, TRIAL_FILE))
+            return read_owned(TrialRecord, self.folder, trial_file(number, TRIAL_FILE), self.run_id, number)
         except FileNotFoundError:
             raise UserError(f"{self.where}: no trial {number}") from None
 
@@ -106,13 +127,14 @@ class TrialStore:
             The record is damaged.
         """
         try:
-            return read_record(History, self.folder, trial_file(number, HISTORY_FILE)).epochs
+            return read_owned(History, self.folder, trial_file(number, HISTORY_FILE), self.run_id, number).epochs
         except FileNotFoundError:
             return []
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
-        write_record(self.folder, trial_file(number, HISTORY_FILE), History(epochs=list(history)))
+        record = History(run=self.run_id, number=number, epochs=list(history))
+        write_record(self.folder, trial_file(number, HISTORY_FILE), record)
 
     def result(self, number: int) -> TrialResult | None:
         """Return the result of a trial, or None if it has not ended.
@@ -123,13 +145,14 @@ class TrialStore:
             The record is damaged.
         """
         try:
-            return read_record(TrialResult, self.folder, trial_file(number, RESULT_FILE))
+            return read_owned(TrialResult, self.folder, trial_file(number, RESULT_FILE), self.run_id, number)
         except FileNotFoundError:
             return None
 
     def write_result(self, result: TrialResult) -> None:
         """Store the result of a trial, which then counts as ended."""
-        write_record(self.folder, trial_file(result.number, RESULT_FILE), result)
+        owned = result.model_copy(update={"run": self.run_id})
+        write_record(self.folder, trial_file(result.number, RESULT_FILE), owned)
 
     def results(self) -> list[TrialResult]:
         """Return the results of all trials that have ended, by number."""
@@ -156,7 +179,7 @@ class TrialStore:
     def checkpoints(self, number: int, fold: int) -> list[int]:
         """Return the epochs of a fold's checkpoints, ascending."""
         names = self.folder.names(trial_file(number, f"fold-{fold}"))
-        return sorted(int(name[-9:-5]) for name in names if name.endswith(".ckpt"))
+        return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.search(name)))
 
     def drop_checkpoints(self, number: int, fold: int, keep: Sequence[int] = (), before: float = math.inf) -> None:
         """Remove a fold's checkpoints of epochs before `before`, except those in `keep`."""
@@ -228,7 +251,9 @@ class TrialStore:
             A line for each file that is damaged or missing, by its path in the run.
         """
         if numbers is None:
-            numbers = sorted({int(name.split("/")[1]) for name in self.folder.names("trials")})
+            numbers = sorted(
+                {int(match[1]) for name in self.folder.names("trials") if (match := _IN_TRIAL.match(name))}
+            )
         found: dict[str, str] = {}
         for number in numbers:
             for name in self._expected_files(number):
@@ -283,7 +308,7 @@ class TrialStore:
                 raise ValueError("its checksum is not the one that the trial recorded")
             return parse(data)
         except ValueError as error:
-            raise UserError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
+            raise DamagedFileError(f"{path}: damaged ({first_line(error)}); restore it from a copy") from None
 
 
 def _checkpoint(number: int, fold: int, epoch: int) -> str:

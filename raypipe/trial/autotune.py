@@ -48,7 +48,9 @@ class ComputeOptions(FrozenModel):
 class ComputePlan(Record):
     """The choice, and the seconds of each alternative that was measured (``compute/<key>.json``)."""
 
-    format: Literal["raypipe-compute/1"] = "raypipe-compute/1"
+    format: Literal["raypipe-compute/2"] = "raypipe-compute/2"
+    key: str = ""
+    """Hash of the shape and of the options, by which the file is named."""
     stem: StemName
     stacked: bool
     what: str
@@ -88,7 +90,7 @@ def choose_compute(
         if claim(key):
             measured = _measure(run, loader, config, list(folds), options, what, share)
             if run.compute(ComputePlan, key) is None:  # a claim expires, and the first choice is kept
-                run.write_compute(key, measured)
+                run.write_compute(key, measured.model_copy(update={"key": key}))
                 log.info("%s: %s", what, measured)
     return plan
 

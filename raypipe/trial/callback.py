@@ -59,6 +59,19 @@ class SweepCallback:
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         """Called when `trials` of the `finished` trials of another run are given to the sampler."""
 
+    def on_study_rebuilt(self, reason: str, trials: int, again: Sequence[int]) -> None:
+        """Called when the study was rebuilt from the records of the run's trials.
+
+        Parameters
+        ----------
+        reason
+            How the study was lost, or disagreed with the records.
+        trials
+            Number of trials with records.
+        again
+            Trials whose records are lost, which are trained again with the parameters that the study has of them.
+        """
+
     def on_trials_kept(self, asked: int, existing: int) -> None:
         """Called when the run has more trials than were asked for; it keeps them."""
 
@@ -115,6 +128,10 @@ class CallbackList(SweepCallback):
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         for callback in self._callbacks:
             callback.on_warm_start(run, trials, finished)
+
+    def on_study_rebuilt(self, reason: str, trials: int, again: Sequence[int]) -> None:
+        for callback in self._callbacks:
+            callback.on_study_rebuilt(reason, trials, again)
 
     def on_trials_kept(self, asked: int, existing: int) -> None:
         for callback in self._callbacks:

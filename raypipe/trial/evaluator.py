@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.errors import CheckpointError, NonFiniteError
+from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.metrics import constant_out_of_fold, score
 from raypipe.storage.out_of_fold import OutOfFold
-from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
+from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, digest
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training.result import FoldEpoch
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
+
+
+IDENTITY = "identity"
+"""Key of a checkpoint's `checkpoint_identity`."""
 
 
 class TrialEvaluator:
@@ -123,6 +127,11 @@ def finish_trial(
     """Write the out-of-fold predictions and weights of a trial's best epoch, and record its end.
 
     A trial that has a result is not changed. `trace`, the end of a traceback, goes into the trial's log.
+
+    Raises
+    ------
+    LostCheckpointError
+        A fold's checkpoint is missing or damaged; `FoldRunner.train` makes it again.
     """
     result = run.result(number)
     if result is None:
@@ -144,18 +153,22 @@ def _end_trial(
     best = best_epoch(history, run.info.direction)
     files = run.record_checksums(number)
     initial: list[str] = []
-    snapshots: list[int] = []
+    ends: list[int] = []
     if best is not None and state != "failed":
         try:
             written, initial = _write_member(run, windows, Member(number), best.epoch, weights=state != "pruned")
             files |= written
         except (CheckpointError, FileNotFoundError) as error:
-            state, reason, failure = "failed", f"its best epoch cannot be read: {error}", "error"
+            raise LostCheckpointError(str(error)) from None
     if best is not None and state not in ("failed", "pruned"):
         ends = [epoch for epoch in run.config(number).cycle_ends if epoch <= len(history) and epoch != best.epoch]
-        written, snapshots = _write_snapshots(run, windows, number, ends)
-        files |= written
+        for epoch in ends:
+            try:
+                files |= _write_member(run, windows, Member(number, epoch), epoch, weights=True)[0]
+            except (CheckpointError, FileNotFoundError) as error:
+                raise LostCheckpointError(str(error)) from None
     return TrialResult(
+        run=run.run_id,
         number=number,
         state=state,
         score=best.score if best else None,
@@ -167,24 +180,8 @@ def _end_trial(
         finished=time.time(),
         files=files,
         initial=initial,
-        snapshots=snapshots,
+        snapshots=ends,
     )
-
-
-def _write_snapshots(
-    run: RunStore, windows: WindowStore, number: int, epochs: Sequence[int]
-) -> tuple[dict[str, str], list[int]]:
-    """Write the snapshots at the ends of learning-rate cycles; return their files, and the epochs that were whole."""
-    files: dict[str, str] = {}
-    snapshots = []
-    for epoch in epochs:
-        try:
-            files |= _write_member(run, windows, Member(number, epoch), epoch, weights=True)[0]
-            snapshots.append(epoch)
-        except (CheckpointError, FileNotFoundError) as error:
-            text = f"the snapshot of epoch {epoch} cannot be read, and is left out: {error}"
-            TrialLog(run.folder, number, "end").write(text)
-    return files, snapshots
 
 
 def _write_member(
@@ -247,9 +244,18 @@ def read_fold_checkpoint(run: RunStore, number: int, fold: int, epoch: int) -> d
     FileNotFoundError
         There is none.
     CheckpointError
-        It is damaged; the message names it.
+        It is damaged, or of another trial, fold, epoch or configuration; the message names it.
     """
     from raypipe.training import checkpoint  # torch, which the broker and the trial actors do not import
 
-    data = run.read_checkpoint(number, fold, epoch)
-    return checkpoint.loads(data, f"{run.where}: trial {number}, fold {fold}, epoch {epoch}")
+    name = f"{run.where}: trial {number}, fold {fold}, epoch {epoch}"
+    state = checkpoint.loads(run.read_checkpoint(number, fold, epoch), name)
+    if state.get(IDENTITY) != checkpoint_identity(run, number, fold, epoch):
+        raise CheckpointError(f"{name}: the checkpoint of another trial, fold or epoch")
+    return state
+
+
+def checkpoint_identity(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
+    """Return what a checkpoint belongs to, which is stored in it."""
+    config = digest(run.config(number).model_dump_json().encode())
+    return {"run": run.run_id, "trial": number, "fold": fold, "epoch": epoch, "config": config}

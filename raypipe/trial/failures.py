@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from raypipe.core.errors import DiskFullError, NonFiniteError, StorageError, UserError, out_of_memory
-from raypipe.core.record import Record
-from raypipe.storage.files import read_record, write_record
-from raypipe.storage.records import TrialResult, trial_file
+from raypipe.storage.files import write_record
+from raypipe.storage.records import OwnedRecord, TrialResult, read_owned, trial_file
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 
@@ -17,10 +16,10 @@ RETRY_FILE = "retry.json"
 OUT_OF_MEMORY = "out-of-memory"
 
 
-class Retry(Record):
+class Retry(OwnedRecord):
     """The retry of a trial (``trials/0007/retry.json``), on whichever worker continues it."""
 
-    format: Literal["raypipe-retry/1"] = "raypipe-retry/1"
+    format: Literal["raypipe-retry/2"] = "raypipe-retry/2"
     micro_batch: int
     """Windows whose gradients are computed at a time; the batch, its statistics and its step stay as they are."""
     reason: str
@@ -49,7 +48,7 @@ class DrawError(UserError):
 def read_retry(run: RunStore, number: int) -> Retry | None:
     """Return how a trial is retried; None if it was not."""
     name = trial_file(number, RETRY_FILE)
-    return read_record(Retry, run.folder, name) if run.folder.exists(name) else None
+    return read_owned(Retry, run.folder, name, run.run_id, number) if run.folder.exists(name) else None
 
 
 def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> Failure | None:
@@ -75,7 +74,8 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> 
     if before is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
     half = (run.config(number).batch_size + 1) // 2
-    write_record(run.folder, trial_file(number, RETRY_FILE), Retry(micro_batch=half, reason=failure.reason))
+    retry = Retry(run=run.run_id, number=number, micro_batch=half, reason=failure.reason)
+    write_record(run.folder, trial_file(number, RETRY_FILE), retry)
     text = f"{failure.reason}; retried in micro-batches of {half}\n{failure.trace}"
     TrialLog(run.folder, number, writer).write(text)
     return None

@@ -15,6 +15,7 @@ import torch
 
 from raypipe.core.errors import CheckpointError, InterruptedEpochError
 from raypipe.pretraining.fold_trainer import PretrainTrainer
+from raypipe.storage.records import best_epoch
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
@@ -22,7 +23,7 @@ from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
 from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
-from raypipe.trial.evaluator import read_fold_checkpoint
+from raypipe.trial.evaluator import IDENTITY, checkpoint_identity, read_fold_checkpoint
 from raypipe.trial.failures import read_retry
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class FoldRunner:
         """Train from the epoch after `done` until `report` ends it or all epochs are trained.
 
         Epochs that were trained but not reported before a crash are read from their checkpoints, not trained again.
+        A fold that has lost a checkpoint which the trial's end needs is trained again to that epoch first.
         Another thread writes checkpoints and then reports their epoch while the next epoch is trained.
 
         Parameters
@@ -92,6 +94,7 @@ class FoldRunner:
             `interrupted` returned True.
         """
         self.log.write(start_text(self._description(), done))
+        self._restore_lost(interrupted)
         with ThreadPoolExecutor(1, thread_name_prefix="raypipe-report") as reporter:
             reported: Future[bool] | None = None
 
@@ -120,7 +123,7 @@ class FoldRunner:
     def _report_epoch(self, epoch: int, outcomes: Outcomes, states: States, report: Report) -> bool:
         """Write an epoch's checkpoints, report it, and drop older ones; return whether training continues."""
         for fold, state in states.items():
-            self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state))
+            self._write(fold, epoch, state)
         reply = report(epoch, outcomes)
         if reply.continues:  # otherwise the trial has ended or has moved to another worker, and so have its checkpoints
             keep = (epoch - 1, reply.best, *self.config.cycle_ends)
@@ -180,6 +183,23 @@ class FoldRunner:
         )
 
     # Checkpoints
+
+    def _write(self, fold: int, epoch: int, state: dict[str, Any]) -> None:
+        identity = checkpoint_identity(self.run, self.number, fold, epoch)
+        self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state | {IDENTITY: identity}))
+
+    def _restore_lost(self, interrupted: Interrupted) -> None:
+        """Train folds again whose checkpoints of the best epoch, or of the end of a cycle, are missing or damaged."""
+        history = self.run.history(self.number)
+        best = best_epoch(history, self.run.info.direction)
+        needed = {best.epoch, *(end for end in self.config.cycle_ends if end <= len(history))} if best else set()
+        for epoch in sorted(needed):
+            lost = [fold for fold in self.folds if self._read(fold, epoch) is None]
+            if lost:
+                self.log.write(f"folds {_listed(lost)} lost their checkpoints of epoch {epoch}: trained again")
+                for fold, state in self._epoch(epoch, interrupted)[1].items():
+                    self._write(fold, epoch, state)
+                self._stored = None
 
     def _stored_epochs(self, folds: Sequence[int]) -> set[int]:
         """Return the epochs with checkpoints in the store, which is read once, at the first epoch after a start."""

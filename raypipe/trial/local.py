@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from raypipe.core.errors import InterruptedEpochError, StorageError
+from raypipe.core.errors import InterruptedEpochError, LostCheckpointError, StorageError
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch, Reply
@@ -39,22 +39,34 @@ def run_trial(
     from raypipe.trial.fold_runner import FoldRunner
 
     evaluator = TrialEvaluator(run, windows, number)
-    failure: Failure | None = None
 
     def report(epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Reply:
         evaluator.add_epoch(epoch, outcomes)
         return Reply(not evaluator.over, evaluator.best)
 
-    while failure is None and not evaluator.over:
-        try:
-            loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
-            runner = FoldRunner(run, loader, number, folds, stem=stem, stacked=stacked)
-            runner.train(evaluator.done, report, interrupted)
-            break
-        except (StorageError, InterruptedEpochError):
-            raise
-        except Exception as error:
-            failure = retry_or_fail(run, number, classify_failure(error), "process")
+    def train(done: int) -> Failure | None:
+        while True:
+            try:
+                loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
+                runner = FoldRunner(run, loader, number, folds, stem=stem, stacked=stacked)
+                runner.train(done, report, interrupted)
+                return None
+            except (StorageError, InterruptedEpochError):
+                raise
+            except Exception as error:
+                failure = retry_or_fail(run, number, classify_failure(error), "process")
+                if failure is not None:
+                    return failure
+                done = evaluator.done
+
+    failure = None if evaluator.over else train(evaluator.done)
+    try:
+        return _finish(run, windows, number, failure)
+    except LostCheckpointError:
+        return _finish(run, windows, number, train(evaluator.done - 1))
+
+
+def _finish(run: RunStore, windows: WindowStore, number: int, failure: Failure | None) -> TrialResult:
     if failure is not None:
         return finish_trial(run, windows, number, "failed", failure.reason, failure.kind, failure.trace)
     return finish_trial(run, windows, number, "complete", "trained to the end")

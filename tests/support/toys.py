@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError
@@ -21,9 +22,11 @@ from raypipe.data.shard_file import content_hash
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import Epoch, RunInfo, TrialResult
 from raypipe.storage.run_store import RunStore
+from raypipe.training import checkpoint
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
+from raypipe.trial.evaluator import IDENTITY, checkpoint_identity
 from raypipe.trial.local import run_trial
 
 TINY = {
@@ -107,6 +110,7 @@ def make_run(
     folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=n_folds, seed=seed)
     source = SearchSpace(space, "toy.py")
     info = RunInfo(
+        id="toy",
         created=0.0,
         data="toy",
         data_hash=windows.data_hash,
@@ -157,6 +161,21 @@ def break_off(run: RunStore, windows: ToyWindows, number: int, epochs: int, **ho
         with pytest.raises(InterruptedEpochError):
             run_trial(run, windows, number, **how)
     assert len(run.history(number)) == epochs
+
+
+def write_checkpoints(run: RunStore, windows: ToyWindows | WindowStore, number: int, epoch: int) -> None:
+    """Write checkpoints of an epoch of all folds, with invented predictions and weights."""
+    for fold in range(run.folds.n_folds):
+        _, validation = run.folds.split(windows.subjects, fold)
+        predictions = torch.full((len(validation), 1), 100.0 * number + 10 * fold + epoch)
+        state = {
+            "predictions": predictions,
+            "weights": {"w": predictions[:2]},
+            "initial": "x",
+            "target": [0.0, 1.0],
+            IDENTITY: checkpoint_identity(run, number, fold, epoch),
+        }
+        run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
 
 
 def add_ended(run: RunStore, number: int, score: float, state: str = "complete", epochs: int = 4, **params) -> None:

@@ -15,11 +15,11 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.baselines import write_baselines
 from raypipe.simulation.contrast_change import simulate
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.storage import s3_server
 from tests.support.toys import ToyWindows, add_ended, make_run, tiny, write_store
 
@@ -39,7 +39,7 @@ class Finished:
 def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, seeds=(0, 1, 2), **info) -> Finished:
     windows = WindowStore(store)
     where = make_run(root / "run", windows).folder
-    write_json(where, "run.json", read_json(where, "run.json") | {"data": str(store)} | info)
+    edit_record(where, "run.json", {"data": str(store)} | info)
     run = RunStore.open(root / "run")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

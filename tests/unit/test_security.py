@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import pickle
 import shutil
 import stat
@@ -25,6 +24,7 @@ from raypipe.storage.records import digest
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.trial.fold_runner import FoldRunner
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny
 
 PACKAGE = Path(__file__).parents[2] / "raypipe"
@@ -66,12 +66,12 @@ def test_a_pickle_in_place_of_the_weights_is_not_read(bundle, mark):
         (bundle / TENSORS).write_bytes(poison)
         with pytest.raises(UserError, match="its checksum is not the one"):
             load_ensemble(bundle)
-        record = json.loads((bundle / RECORD).read_text())
-        (bundle / RECORD).write_text(json.dumps(record | {"sha256": {TENSORS: digest(poison)}}))
+        record = (bundle / RECORD).read_text()
+        edit_record(str(bundle), RECORD, {"sha256": {TENSORS: digest(poison)}})
         with pytest.raises(UserError, match=r"not the weights that bundle\.json describes") as caught:
             load_ensemble(bundle)
         one_line(caught)
-        (bundle / RECORD).write_text(json.dumps(record))
+        (bundle / RECORD).write_text(record)
 
 
 def saved(thing) -> bytes:
@@ -108,8 +108,7 @@ def test_a_byte_that_flips_in_a_bundle_is_noticed(bundle):
 def test_a_forged_safetensors_header_is_refused(bundle, header):
     poison = struct.pack("<Q", header) + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
     (bundle / TENSORS).write_bytes(poison)
-    record = json.loads((bundle / RECORD).read_text())
-    (bundle / RECORD).write_text(json.dumps(record | {"sha256": {TENSORS: digest(poison)}}))
+    edit_record(str(bundle), RECORD, {"sha256": {TENSORS: digest(poison)}})
     with pytest.raises(UserError, match="not the weights"):
         load_ensemble(bundle)
 
@@ -165,9 +164,7 @@ def foreign(simulated, tmp_path, mark):
 
 def trust(path: Path) -> None:
     """Write the checksum of the space, whatever it is, into the record."""
-    record = json.loads((path / "run.json").read_text())
-    record["space_hash"] = digest((path / "space.py").read_bytes())
-    (path / "run.json").write_text(json.dumps(record))
+    edit_record(str(path), "run.json", {"space_hash": digest((path / "space.py").read_bytes())})
 
 
 def test_a_search_space_that_is_not_the_recorded_one_is_not_run(foreign, mark):

@@ -12,11 +12,16 @@ from optuna.trial import TrialState
 from raypipe.backend.tune import ADVICE, MAX_ACTOR_DEATHS, MAX_SAME_FAILURES, RunScheduler, RunSearch, RunStopper
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
 from raypipe.reporting.status import read_status
-from raypipe.search.study import StudyQueue
+from raypipe.search.study import MAX_LOSSES, StudyQueue
 from raypipe.storage.journal import open_journal
+from raypipe.storage.records import best_epoch
 from raypipe.storage.trial_log import read_log
+from raypipe.training import checkpoint
+from raypipe.training.loader import WindowLoader
+from raypipe.training.result import Reply
 from raypipe.trial.callback import SweepCallback
-from raypipe.trial.evaluator import finish_trial
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial
+from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
 from tests.support.callbacks import Recorder
 from tests.support.faults import FailingFolder
@@ -187,7 +192,6 @@ def ends_in_study(run):
         ("error", "failed", "FAIL"),
         ("lost-worker", "failed", "FAIL"),
         ("bad-configuration", "failed", "FAIL"),
-        ("damaged", "failed", "FAIL"),
     ],
 )
 def test_every_end_of_a_trial_is_reported_once_and_correctly(search, end, state, expected):
@@ -200,13 +204,9 @@ def test_every_end_of_a_trial_is_reported_once_and_correctly(search, end, state,
         search._check_budget = lambda: "the GPU-hours were used up"
     if end == "actor":
         search._deaths[number] = MAX_ACTOR_DEATHS - 1
-    if end == "damaged":
-        for path in queue.run.local.rglob("*.ckpt"):
-            path.write_bytes(path.read_bytes()[:-9])
-        search._check_budget = lambda: "the GPU-hours were used up"
     scheduler = RunScheduler(search)
     decision = None
-    if end in ("halved", "late", "damaged"):
+    if end in ("halved", "late"):
         decision = scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
         result |= {"done": True}  # as Tune does where a scheduler stops a trial
     elif end not in ("done", "actor"):
@@ -227,6 +227,61 @@ def test_every_end_of_a_trial_is_reported_once_and_correctly(search, end, state,
     assert f"end: {state}" in "\n".join(log[-3:])
     if "trace" in result:
         assert log[-2:] == ["  Traceback", "    line"]
+
+
+def trained(search, epochs):
+    """Train a trial for `epochs`, without recording an end; returns as `finished`."""
+    number = search.suggest("first")["number"]
+    queue = search.queue
+    evaluator = TrialEvaluator(queue.run, queue.windows, number)
+
+    def report(epoch, outcomes):
+        evaluator.add_epoch(epoch, outcomes)
+        return Reply(epoch < epochs, evaluator.best)
+
+    FoldRunner(queue.run, WindowLoader(queue.windows, "cpu"), number, range(3)).train(0, report)
+    last = evaluator.history[-1]
+    return "first", number, {"number": number, "epoch": epochs, "score": last.score, "folds": last.fold_scores}
+
+
+@pytest.mark.parametrize("end", ["halved", "done"])
+def test_lost_checkpoints_are_made_again_and_the_trial_ends_as_it_would_have(search, end):
+    queue, run = search.queue, search.queue.run
+    name, number, result = trained(search, epochs=2 if end == "halved" else 4)
+    whole = {path: path.read_bytes() for path in run.local.rglob("*.ckpt")}
+    for path, data in whole.items():
+        path.write_bytes(data[:-9])
+    if end == "halved":
+        queue.study.pruner = Never()
+        assert RunScheduler(search).on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP"
+    search.on_trial_complete(name, result | {"done": True, "over": end == "done"})
+    assert run.result(number) is None and queue.study.get_trials()[number].state == TrialState.RUNNING
+
+    assert search.suggest("again") == {"number": number, "restores": True}
+    loader = WindowLoader(queue.windows, "cpu")
+    FoldRunner(run, loader, number, range(3)).train(result["epoch"] - 1, lambda epoch, outcomes: Reply(False, 0))
+    best = best_epoch(run.history(number), "minimize").epoch
+    read = {
+        path: checkpoint.loads(path.read_bytes())["predictions"] for path in run.local.rglob(f"epoch-{best:04d}.ckpt")
+    }
+    assert len(read) == 3
+    assert all(read[path].equal(checkpoint.loads(whole[path])["predictions"]) for path in read)
+    search.on_trial_complete("again", {"number": number, "done": True, "over": True})
+    assert run.result(number).state == {"halved": "pruned", "done": "complete"}[end]
+    assert search.fatal is None and search.suggest("next")["number"] == number + 1
+
+
+def test_checkpoints_that_are_lost_again_and_again_are_the_disks_fault(search):
+    name, number, result = trained(search, epochs=4)
+    for attempt in range(MAX_LOSSES + 1):
+        for path in search.queue.run.local.rglob("*.ckpt"):
+            path.unlink()
+        search.on_trial_complete(name, result | {"done": True, "over": True})
+        name = f"again-{attempt}"
+        suggested = search.suggest(name)
+        assert attempt == MAX_LOSSES or suggested == {"number": number, "restores": True}
+    assert isinstance(search.fatal, StorageError) and "check the disk" in str(search.fatal)
+    assert search.queue.run.result(number) is None
 
 
 def test_a_trial_whose_actor_dies_between_two_trials_is_handed_out_again(search):

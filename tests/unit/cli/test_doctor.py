@@ -11,17 +11,23 @@ import pytest
 from raypipe.cli import app
 from raypipe.cli.doctor import diagnose
 from raypipe.cli.machine import Finding
+from raypipe.core.options import SweepOptions
 from raypipe.data.window_cache import push_store
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
-from raypipe.storage.files import read_json, write_json, write_record
+from raypipe.search.study import StudyQueue
+from raypipe.storage.files import open_folder, write_record
+from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.out_of_fold import OutOfFold
+from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
-from raypipe.training import checkpoint
-from tests.support.toys import ToyWindows, make_run, tiny, write_store
+from tests.support.records import edit_record
+from tests.support.toys import ToyWindows, make_run, write_checkpoints, write_store
+
+OPTIONS = SweepOptions(trials=4, folds=3).model_dump(mode="json")
 
 
 def broken(target) -> list[str]:
@@ -38,11 +44,14 @@ def run(tmp_path, store):
     """A run on its store with a trial under way: a checkpoint of each of two epochs of fold 0."""
     windows = WindowStore(store)
     made = make_run(tmp_path / "run", windows)
-    write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(store)})
+    edit_record(made.folder, "run.json", {"data": str(store)})
     run = RunStore.open(tmp_path / "run")
-    run.add_trial(0, tiny())
+    write_options(run.folder, OPTIONS)
+    assert StudyQueue(run, windows, open_journal(run), trials=1).next() == 0
     for epoch in (1, 2):
-        run.write_checkpoint(0, 0, epoch, checkpoint.dumps({"epoch": epoch}))
+        write_checkpoints(run, windows, 0, epoch)
+    for fold in (1, 2):
+        run.drop_checkpoints(0, fold)
     return run
 
 
@@ -84,6 +93,7 @@ def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):
 
 def test_files_of_ended_trials_are_compared_with_their_checksums(values, tmp_path):
     place = shutil.copytree(values.run.local, tmp_path / "run")
+    write_options(open_folder(place), OPTIONS)
     fit_ensemble(RunStore.open(place), windows=values.windows, method="equal").save()
     found = [each.what for each in diagnose(place)]
     assert "its ensemble can be read: equal, 3 trial(s)" in found
@@ -97,6 +107,7 @@ def test_files_of_ended_trials_are_compared_with_their_checksums(values, tmp_pat
 
 def test_predictions_that_do_not_follow_the_fold_map_are_a_leak(values, tmp_path):
     run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
+    write_options(run.folder, OPTIONS)
     best = run.ranked()[0]
     oof = run.oof(best.number)
     files = run.write_oof(best.number, OutOfFold(oof.windows, (oof.folds + 1) % 3, oof.predictions))
@@ -124,14 +135,15 @@ def test_a_missing_file_of_a_journal_of_several_files(run):
     (run.local / "study.journal").unlink(missing_ok=True)
     for number in (0, 1, 3):
         run.folder.write(f"study/{number:08d}.jsonl", b'{"a": 1}\n')
-    assert any("study/00000002.jsonl: missing" in line for line in broken(run.where))
-    run.folder.write("study/00000002.jsonl", b'{"a": 1}\n')
-    assert not [line for line in broken(run.where) if "study" in line]
+    (found,) = [each for each in diagnose(run.where) if "study" in each.what]
+    assert found.level == "warning" and "study/00000002.jsonl: missing" in found.what
+    assert "raypipe resume rebuilds the study" in found.fix
 
 
 def test_a_changed_fold_map_and_a_journal_of_something_else(run):
     (run.local / "study.journal").write_bytes(b'{"a": 1}\nnot json\n')
-    assert any("study.journal: damaged" in line for line in broken(run.where))
+    (found,) = [each for each in diagnose(run.where) if "study" in each.what]
+    assert found.level == "warning" and "study.journal: damaged" in found.what
     (run.local / "study.journal").write_bytes(b'{"a": 1}\n{"b"')
     found = [each for each in diagnose(run.where) if "cut short" in each.what]
     assert [each.level for each in found] == ["warning"]

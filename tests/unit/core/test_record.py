@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import pkgutil
 from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import raypipe
@@ -22,7 +25,11 @@ class Sample(Record):
 def test_a_record_comes_back_with_its_format(tmp_path):
     folder = open_folder(tmp_path)
     write_record(folder, "sample.json", Sample(count=3))
-    assert json.loads((tmp_path / "sample.json").read_bytes()) == {"format": "raypipe-sample/2", "count": 3}
+    written = (tmp_path / "sample.json").read_bytes()
+    fields = {"format": "raypipe-sample/2", "count": 3}
+    assert json.loads(written) == fields | {
+        "digest": hashlib.sha256(json.dumps(fields, indent=1).encode()[:-2]).hexdigest()
+    }
     assert read_record(Sample, folder, "sample.json") == Sample(count=3)
 
 
@@ -36,6 +43,10 @@ def test_a_record_comes_back_with_its_format(tmp_path):
         ('{"size": 3}', r"no format number, expected"),
         ('{"format": "raypipe-sample/2", "count": "many"}', r"count: Input should be a valid integer"),
         ('{"format": "raypipe-sample/2", "count": 3, "size": 3}', r"size: Extra inputs"),
+        (
+            '{"format": "raypipe-sample/2", "count": 3}',
+            r"changed since raypipe wrote it \(its digest differs, or is miss",
+        ),
         ("[]", r"Input should be an object"),
         ('{"format": ', r"damaged \(not a JSON document\); restore it"),
         ("\x00", r"damaged \(not a JSON document\); restore it"),
@@ -71,3 +82,17 @@ def test_every_model_is_frozen_and_refuses_unknown_names():
     lenient = {each.__name__ for each in models if each.model_config.get("extra") != "forbid"}
     assert lenient == {"NetworkSpec"}, "whose other names are arguments of a network"
     assert all(each.model_config.get("frozen") for each in models)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_no_change_of_a_record_is_read(data):
+    """Property: whatever is flipped, cut, repeated or added, the record is refused in one line, or is as it was."""
+    whole = Sample(count=3).to_json()
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(whole))] * 2)))
+    changed = whole[:start] + data.draw(st.binary(max_size=4)) + whole[end:]
+    if changed == whole:
+        return
+    with pytest.raises(UserError) as caught:
+        Sample.parse(changed, "sample.json")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("sample.json: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +25,11 @@ from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch, Member
 from raypipe.storage.run_store import RunStore
-from raypipe.training import checkpoint
-from raypipe.trial.evaluator import TrialEvaluator, finish_trial
+from raypipe.storage.trial_log import read_log
+from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny, write_store
 from tests.unit.conftest import Finished
 
@@ -42,8 +42,7 @@ def made(tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("snapshots")
     windows = WindowStore(write_store(root / "store", ToyWindows(subjects=20, each=6)))
     run = make_run(root / "run", windows)
-    record = json.loads((root / "run/run.json").read_text()) | {"data": str(root / "store"), "task": "latency:bump"}
-    (root / "run/run.json").write_text(json.dumps(record))
+    edit_record(run.folder, "run.json", {"data": str(root / "store"), "task": "latency:bump"})
     run = RunStore.open(root / "run")
     run.add_trial(0, tiny(**CYCLIC, optim__lr=1e-2))
     run.add_trial(1, tiny(epochs=2, batch_size=16, optim__lr=1e-3))
@@ -118,26 +117,17 @@ def test_killed_and_resumed_snapshots_are_the_same(made, tmp_path):
             assert tensor.equal(run.weights(0, 1, epoch)[name]), name
 
 
-def test_a_snapshot_whose_checkpoint_is_damaged_is_left_out(made, tmp_path):
+def test_a_lost_checkpoint_of_a_snapshot_is_trained_again(made, tmp_path):
     run = make_run(tmp_path / "run", made.windows)
     run.add_trial(0, made.run.config(0))
-    best = made.run.result(0).best_epoch
-    history = made.run.history(0)
-    run.write_history(0, history)
-    state = {
-        "weights": {"w": torch.ones(1)}, "initial": "x", "target": [0.0, 1.0],
-    }  # fmt: skip
-    for epoch in {best, *snapshots_of(made.run)}:
-        for fold in range(3):
-            validation = run.folds.split(made.windows.subjects, fold)[1]
-            data = checkpoint.dumps(state | {"predictions": torch.zeros(len(validation), 1)})
-            run.write_checkpoint(0, fold, epoch, data)
-    lost = snapshots_of(made.run)[0]
-    flip(tmp_path / f"run/trials/0000/fold-1/epoch-{lost:04d}.ckpt")
-    result = finish_trial(run, made.windows, 0, "complete", "toy")
-    assert result.state == "complete" and lost not in result.snapshots
-    assert f"the snapshot of epoch {lost} cannot be read" in (tmp_path / "run/trials/0000/log/end.txt").read_text()
-    assert run.verify() == {}
+    break_off(run, made.windows, 0, 5)
+    for epoch in (2, 4):
+        flip(tmp_path / f"run/trials/0000/fold-1/epoch-{epoch:04d}.ckpt")
+    run_trial(run, made.windows, 0)
+    assert snapshots_of(run) == snapshots_of(made.run)
+    for epoch in (0, *snapshots_of(run)):
+        np.testing.assert_array_equal(run.oof(0, epoch).predictions, made.run.oof(0, epoch).predictions)
+    assert any("folds 1 lost their checkpoints of epoch 2: trained again" in line for line in read_log(run.folder, 0))
 
 
 def test_patience_and_halving_wait_for_the_end_of_a_cycle(made, tmp_path):
@@ -160,9 +150,8 @@ def test_patience_and_halving_wait_for_the_end_of_a_cycle(made, tmp_path):
         record(number, [0.1])
         book.observe(number)
     number = book.next()
-    path = tmp_path / f"run/trials/{number:04d}/trial.json"
-    trial = json.loads(path.read_text())
-    path.write_text(json.dumps(trial | {"config": tiny(**CYCLIC | {"patience": 1}).model_dump(mode="json")}))
+    changed = {"config": tiny(**CYCLIC | {"patience": 1}).model_dump(mode="json")}
+    edit_record(run.folder, f"trials/{number:04d}/trial.json", changed)
     for k, go in enumerate((True, False, True, False)):
         record(number, [0.5] * (k + 1))
         # At the rung of one pass it is far behind, but only the end of a cycle says what it is worth.
@@ -213,8 +202,7 @@ def test_the_mean_of_snapshots_is_a_soup(made):
 def test_without_snapshots_both_methods_are_refused_with_the_reason(made, tmp_path):
     shutil.copytree(made.run.where, tmp_path / "run")
     run = RunStore.open(tmp_path / "run")
-    path = tmp_path / "run/trials/0000/result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"snapshots": []}))
+    edit_record(run.folder, "trials/0000/result.json", {"snapshots": []})
     for method in ("snapshots", "swa"):
         with pytest.raises(UserError, match="they come with optim/schedule=cyclic"):
             fit_ensemble(run, windows=made.windows, method=method)

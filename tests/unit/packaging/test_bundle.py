@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from raypipe.models.from_config import build_model
 from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
 from raypipe.storage.records import digest
 from tests.support.faults import truncate
+from tests.support.records import edit_record
 
 
 @pytest.fixture(scope="module", params=["values", "classes"])
@@ -131,8 +131,7 @@ def checksum(bundle):
 
 
 def change(bundle, **fields):
-    record = json.loads((bundle / RECORD).read_text())
-    (bundle / RECORD).write_text(json.dumps(record | fields))
+    edit_record(str(bundle), RECORD, fields)
 
 
 def test_loading_needs_no_ray(values, tmp_path):

@@ -18,10 +18,10 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.compare import BEST_TRIAL, ENSEMBLE_HELD_OUT, ENSEMBLE_OOF, compare_runs
 from raypipe.reporting.tables import show_comparison
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
@@ -29,7 +29,7 @@ def finished_run(where, store, sd, *, seed=0, lr=3e-3, draw=1):
     """Return a run with one trial that predicts the targets with errors of SD `sd`; nothing is trained."""
     windows = WindowStore(store)
     made = make_run(where, windows, seed=seed)
-    write_json(made.folder, "run.json", read_json(made.folder, "run.json") | {"data": str(store)})
+    edit_record(made.folder, "run.json", {"data": str(store)})
     run = RunStore.open(where)
     index = run.folds.search_index(windows.subjects)
     errors = sd * np.random.default_rng(draw).normal(size=len(index))

@@ -6,13 +6,13 @@ import shutil
 
 import raypipe
 from raypipe.reporting.baselines import read_baselines
-from raypipe.storage.files import read_json, write_json
+from tests.support.records import edit_record
 
 
 def test_a_report_needs_no_windows(values, tmp_path):
     run = raypipe.Run(shutil.copytree(values.run.local, tmp_path / "run"))
     folder = run.store.folder
-    write_json(folder, "run.json", read_json(folder, "run.json") | {"data": str(tmp_path / "removed")})
+    edit_record(folder, "run.json", {"data": str(tmp_path / "removed")})
     moved = raypipe.Run(tmp_path / "run")
     assert moved.report() == tmp_path / "run/report.html"
     assert "cannot be opened" in (tmp_path / "run/report.html").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from raypipe.reporting.sections.time_use import measure_time_use
 from raypipe.reporting.trial_spans import find_pauses, merge_intervals, trial_spans
-from raypipe.storage.files import write_json, write_record
+from raypipe.storage.files import write_record
 from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.records import trial_file
 from raypipe.storage.trial_log import start_text
@@ -29,7 +29,7 @@ def run(tmp_path):
     for number, requested, ended in ((0, 0, 1000), (1, 1000, 1100)):
         add_ended(made, number, 1.0)
         record = made.record(number).model_copy(update={"started": START + requested})
-        write_json(made.folder, trial_file(number, "trial.json"), record.model_dump(mode="json"))
+        write_record(made.folder, trial_file(number, "trial.json"), record)
         made.write_result(made.result(number).model_copy(update={"finished": START + ended}))
     for worker in range(2):
         entries = (30 + worker, start_text("folds 0 on cpu", 0)), (900 + worker, start_text("folds 0 on cpu", 2))

@@ -29,6 +29,7 @@ from raypipe.pretraining.worker import probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain, resume
 from raypipe.search.run_setup import open_run
+from raypipe.storage.files import PARTIAL_SUFFIX
 from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
@@ -80,6 +81,50 @@ def test_a_pretrained_run_is_whole(encoder, tmp_path):
     one, two = load_encoder(encoder), load_encoder(tmp_path / "out")
     assert one.features(x).shape == (2, 8)
     assert torch.equal(one.features(x), two.features(x))
+
+
+def test_a_kill_between_checkpoint_and_history_loses_no_epoch(store, encoder, tmp_path, monkeypatch):
+    write, writes = PretrainedRun.write_history, []
+
+    def die(self, part, history):
+        writes.append(len(history))
+        if len(writes) == 2:
+            (self.folder.path / part / f".history.json.0{PARTIAL_SUFFIX}").write_bytes(b"{")
+            raise KeyboardInterrupt
+        write(self, part, history)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(PretrainedRun, "write_history", die)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    monkeypatch.undo()
+    assert len(PretrainedRun(run).history("all")) == 1
+    pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    found, expected = (PretrainedRun(where).history("all") for where in (run, encoder))
+    assert [(e.epoch, e.loss, e.probe) for e in found] == [(e.epoch, e.loss, e.probe) for e in expected]
+    assert PretrainedRun(run).folder.partial_files() == []
+    name = "encoder.safetensors"
+    assert PretrainedRun(run).folder.read(name) == PretrainedRun(encoder).folder.read(name)
+
+
+@pytest.mark.parametrize("change", [lambda run: run.folder.remove("all/history.json"), lambda run: swap(run)])
+def test_a_lost_history_and_a_checkpoint_of_another_epoch_change_nothing(store, encoder, tmp_path, change):
+    run = tmp_path / "run"
+    shutil.copytree(encoder, run)
+    for name in ("card.json", "encoder.safetensors"):
+        (run / name).unlink()
+    change(PretrainedRun(run))
+    pretrain("mae", store, run, params=PARAMS, folds=3, probe_every=1)
+    name = "encoder.safetensors"
+    assert PretrainedRun(run).folder.read(name) == PretrainedRun(encoder).folder.read(name)
+    assert [e.loss for e in PretrainedRun(run).history("all")] == [
+        e.loss for e in PretrainedRun(encoder).history("all")
+    ]
+
+
+def swap(run):
+    """Put the checkpoint of one epoch in the place of another's."""
+    run.folder.write("all/epoch-0003.ckpt", run.folder.read("all/epoch-0002.ckpt"))
 
 
 @pytest.mark.parametrize("objective", ["mae", "simclr"])

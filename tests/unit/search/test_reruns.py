@@ -15,11 +15,11 @@ from raypipe.search import sweep
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reruns import Spread, is_rerun, spreads
 from raypipe.search.study import StudyQueue
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_store
 from tests.unit.search.test_study import record
 
@@ -163,7 +163,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     store = write_store(tmp_path / "store", ToyWindows(subjects=8, each=4))
     windows = WindowStore(store)
     run = make_run(tmp_path / "run", windows, n_folds=2)
-    write_json(run.folder, "run.json", read_json(run.folder, "run.json") | {"data": str(store)})
+    edit_record(run.folder, "run.json", {"data": str(store)})
     with pytest.raises(UserError, match="no sweep was started"):
         sweep.rerun(run.where, top=1, seeds=2)
     spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}

@@ -14,7 +14,7 @@ from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
 from tests.support.faults import flip
-from tests.support.toys import SPACE, ToyWindows, make_run
+from tests.support.toys import SPACE, ToyWindows, make_run, write_checkpoints
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -101,6 +101,7 @@ def test_the_same_history_gives_the_same_suggestions_after_a_restart(tmp_path, w
         queue = study_queue(run, windows, trials=14)
         while (number := queue.next()) is not None:
             record(run, number, [abs(run.config(number).optim.lr - 2e-3) * 100])
+            write_checkpoints(run, windows, number, 1)
             queue.observe(number)
             finish_trial(run, windows, number, "failed", "toy") if number == 3 else None
             queue.close(number, "failed" if number == 3 else "pruned", "toy")

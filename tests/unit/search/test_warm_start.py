@@ -11,10 +11,10 @@ from raypipe.core.search_space import SearchSpace
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
 from raypipe.search.warm_start import collect_warm_trials, is_warm
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
+from tests.support.records import edit_record
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -58,7 +58,7 @@ def begun(old, where, windows, source=NARROW):
     """Create a new run that starts from the old one's trials."""
     new = make_run(where, windows, space=source)
     warm = collect_warm_trials(old, new.space, task="toy", metric="nrmse")
-    write_json(new.folder, "run.json", read_json(new.folder, "run.json") | {"warm": warm.model_dump(mode="json")})
+    edit_record(new.folder, "run.json", {"warm": warm.model_dump(mode="json")})
     return RunStore.open(where)
 
 

@@ -15,11 +15,12 @@ from raypipe.search.run_setup import open_run
 from raypipe.search.sweep import resume
 from raypipe.storage import budget
 from raypipe.storage.budget import RECOUNT_SECONDS, Budget
-from raypipe.storage.files import open_folder, read_json, write_json
+from raypipe.storage.files import open_folder
 from raypipe.storage.lease import DRIVER_FILE, Lease, read_lease
 from raypipe.storage.records import write_options
 from raypipe.trial.callback import CallbackList
 from tests.support.callbacks import Recorder
+from tests.support.records import edit_record
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 
@@ -118,7 +119,7 @@ def test_a_run_whose_limit_is_used_up_does_not_start_ray(tmp_path, monkeypatch, 
     write_options(run.folder, options.model_dump(mode="json"))
     with Lease(run.folder):
         pass
-    write_json(run.folder, DRIVER_FILE, read_json(run.folder, DRIVER_FILE) | used)
+    edit_record(run.folder, DRIVER_FILE, used)
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
     seen, text = Recorder(), io.StringIO()
     resume(run.where, callback=CallbackList([seen, SweepView(Console(file=text, width=300))]))

@@ -186,7 +186,7 @@ def test_files_that_are_merged_during_the_reading_are_read_again(short):
     assert entries(reader(folder)) == [0, 1, 2, 3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 5))
 def test_no_entry_is_lost_or_repeated_however_often_the_writer_is_killed(calls_of_writers, merge_count):
     """Each writer is killed before one of its calls; the entries that it has written before are kept."""

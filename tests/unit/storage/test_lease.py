@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from raypipe.core.errors import StorageError, UserError
+from raypipe.core.record import with_digest
 from raypipe.search.sweep import resume
 from raypipe.storage.files import open_folder
 from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
@@ -34,7 +34,7 @@ def write(folder, **changes):
         "gpu_hours": 0.0,
         "ended": False,
     }
-    folder.write(DRIVER_FILE, json.dumps(record | changes).encode())
+    folder.write(DRIVER_FILE, with_digest(record | changes))
 
 
 def dead_pid():

@@ -15,11 +15,11 @@ from raypipe.storage.files import LocalFolder
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
-from raypipe.training import checkpoint
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import FailingFolder, Killed
+from tests.support.records import digested
 from tests.support.storage import dying_at
-from tests.support.toys import ToyWindows, make_run, tiny
+from tests.support.toys import ToyWindows, make_run, tiny, write_checkpoints
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -29,7 +29,7 @@ def run(request, tmp_path):
 
 def result(number=0, **changes):
     fields = {"state": "complete", "score": 0.5, "best_epoch": 1, "epochs": 2, "seconds": 3.0, "reason": "end"}
-    return TrialResult(number=number, finished=0.0, **(fields | changes))
+    return TrialResult(run="toy", number=number, finished=0.0, **(fields | changes))
 
 
 def test_what_is_written_is_read_back(run):
@@ -131,7 +131,7 @@ def test_an_interrupted_creation_is_repeated(tmp_path):
         ("folds.json", lambda t: t.replace(": 0", ": 1", 1), "fold map is frozen"),
         ("space.py", lambda t: t + "#", "restore it, or start a new run"),
         ("run.json", lambda t: t[:40], "damaged"),
-        ("run.json", lambda t: json.dumps(json.loads(t) | {"kind": "x"}), "run.json: kind"),
+        ("run.json", lambda t: digested(json.loads(t) | {"kind": "x"}), "run.json: kind"),
     ],
 )
 def test_changed_records_are_noticed(tmp_path, name, change, message):
@@ -167,16 +167,7 @@ def drive(run, windows, numbers, ended):
             run.add_trial(number, tiny())
         history = run.history(number)
         for epoch in range(len(history) + 1, 3):
-            for fold in range(3):
-                _, validation = run.folds.split(windows.subjects, fold)
-                predictions = torch.full((len(validation), 1), 100.0 * number + 10 * fold + epoch)
-                state = {
-                    "predictions": predictions,
-                    "weights": {"w": predictions[:2]},
-                    "initial": "x",
-                    "target": [0.0, 1.0],
-                }
-                run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
+            write_checkpoints(run, windows, number, epoch)
             scores = {"score": 1.0 / epoch, "fold_scores": [None] * 3, "losses": [1.0] * 3, "seconds": 1.0}
             history.append(Epoch(epoch=epoch, passes=epoch, **scores, finished=0.0))
             run.write_history(number, history)
@@ -214,7 +205,7 @@ def refusals(call):
     yield str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_flipped_byte_in_any_file_of_a_trial_is_noticed(tmp_path_factory, data):
     run = end_trial(make_run(tmp_path_factory.mktemp("run"), ToyWindows()))
@@ -250,7 +241,7 @@ def test_several_damaged_files_are_all_named(run):
 )
 def test_records_are_checked_against_their_schema(run, name, record, message):
     end_trial(run)
-    form = {"format": f"raypipe-{name.removesuffix('.json')}/1"}
+    form = {"format": f"raypipe-{name.removesuffix('.json')}/2"}
     run.folder.write(f"trials/0000/{name}", json.dumps(form | record).encode())
     with pytest.raises(UserError, match=message) as caught:
         (run.config(0), run.history(0), run.result(0))
@@ -267,7 +258,7 @@ def contents(run):
     found = {name: run.folder.read(name) for name in run.folder.names() if "/log/" not in name}
     for name in [name for name in found if name.rpartition("/")[2] in ("trial.json", "result.json")]:
         files = {"files": {k: v for k, v in json.loads(found[name]).get("files", {}).items() if k != "trial.json"}}
-        found[name] = json.loads(found[name]) | {"started": 0, "finished": 0} | files
+        found[name] = json.loads(found[name]) | {"started": 0, "finished": 0, "digest": ""} | files
     return found
 
 
@@ -289,7 +280,7 @@ def check_nothing_is_lost(where, ended, seen):
         assert len(run.history(number)) >= epochs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(deaths=st.lists(st.integers(0, 330), min_size=1, max_size=4))
 def test_a_run_killed_at_any_step_on_the_disk_continues_with_nothing_lost(tmp_path_factory, undisturbed, deaths):
     where, windows, ended, seen = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), [], {}
@@ -316,7 +307,7 @@ def test_a_run_killed_at_any_step_on_the_disk_continues_with_nothing_lost(tmp_pa
     assert run.verify() == {}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(at=st.integers(0, 45), when=st.sampled_from(["before", "after"]))
 def test_a_run_killed_at_any_write_of_any_storage_continues(tmp_path_factory, undisturbed, at, when):
     where, windows, ended = tmp_path_factory.mktemp("runs") / "run", ToyWindows(), []

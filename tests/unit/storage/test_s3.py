@@ -12,13 +12,14 @@ from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.search.study import StudyQueue
-from raypipe.storage.files import open_folder, read_json, write_json
+from raypipe.storage.files import open_folder, read_json
 from raypipe.storage.journal import open_journal
 from raypipe.storage.lease import DRIVER_FILE, EXPIRY_SECONDS, Lease, read_lease
 from raypipe.storage.remote import RemoteFolder
 from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.storage import Clock, FaultyProxy
 from tests.support.toys import ToyWindows, make_run, tiny
 
@@ -128,13 +129,9 @@ def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket
     assert not read_lease(folder).alive
     with Lease(folder):
         record = read_json(folder, DRIVER_FILE)
-        write_json(folder, DRIVER_FILE, record | {"host": "elsewhere", "id": "other"})
+        edit_record(folder, DRIVER_FILE, {"host": "elsewhere", "id": "other"})
         assert read_lease(folder).alive
-        write_json(
-            folder,
-            DRIVER_FILE,
-            record | {"host": "elsewhere", "id": "other", "beat": record["beat"] - EXPIRY_SECONDS - 1},
-        )
+        edit_record(folder, DRIVER_FILE, {"beat": record["beat"] - EXPIRY_SECONDS - 1})
         assert not read_lease(folder).alive
         with Lease(open_folder(bucket)):
             assert read_lease(folder).alive

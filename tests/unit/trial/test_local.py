@@ -7,16 +7,19 @@ import re
 import numpy as np
 import pytest
 
-from raypipe.core.errors import InterruptedEpochError, NonFiniteError
+from raypipe.core.errors import CheckpointError, DamagedFileError, InterruptedEpochError, NonFiniteError
 from raypipe.core.metrics import score
+from raypipe.data.window_store import WindowStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
-from raypipe.trial.evaluator import TrialEvaluator, finish_trial
+from raypipe.trial.autotune import ComputePlan
+from raypipe.trial.evaluator import TrialEvaluator, finish_trial, read_fold_checkpoint
+from raypipe.trial.failures import Failure, retry_or_fail
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
-from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny
+from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny, write_store
 
 BY_FOLD = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 12, "patience": 2}
 EVERYTHING = {"sam__name": "sam", "mixup__name": "mixup", "optim__ema": 0.9, "loss__name": "focal"}
@@ -115,6 +118,60 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(tmp_path, c
     assert run_trial(run, windows, 0).score == expected.score
     assert "trial 0, fold 1, epoch 3: truncated or altered" in caplog.text
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+
+
+@pytest.mark.parametrize("other", ["fold-2/epoch-0003", "fold-1/epoch-0002"])
+def test_a_checkpoint_of_another_fold_or_epoch_is_not_used(tmp_path, caplog, other):
+    windows, config = ToyWindows(), tiny(epochs=5)
+    whole, expected = trial(tmp_path / "whole", windows, config)
+    run = make_run(tmp_path / "swapped", windows)
+    run.add_trial(0, config)
+    break_off(run, windows, 0, 3)
+    folder = tmp_path / "swapped/trials/0000"
+    (folder / "fold-1/epoch-0003.ckpt").write_bytes((folder / f"{other}.ckpt").read_bytes())
+    assert run_trial(run, windows, 0).score == expected.score
+    assert "trial 0, fold 1, epoch 3: the checkpoint of another trial, fold or epoch" in caplog.text
+    np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    for number, rate in ((0, 1e-3), (1, 2e-3)):
+        run.add_trial(number, tiny(optim__lr=rate))
+        break_off(run, windows, number, 2)
+    one, two = (tmp_path / f"run/trials/{number:04d}/fold-0/epoch-0002.ckpt" for number in (0, 1))
+    read_fold_checkpoint(run, 0, 0, 2)
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(CheckpointError, match="trial 0, fold 0, epoch 2: the checkpoint of another trial"):
+        read_fold_checkpoint(run, 0, 0, 2)
+
+
+def test_damaged_records_end_the_sweep_and_not_the_trial(tmp_path):
+    """What damages a file is not the trial's fault: no result is written, and the same command continues."""
+    store = write_store(tmp_path / "store", ToyWindows())
+    windows = WindowStore(store)
+    run = make_run(tmp_path / "run", windows)
+    run.add_trial(0, tiny())
+    retry_or_fail(run, 0, Failure("out-of-memory", "no memory left"), "process")
+    choice = ComputePlan(key="0", stem="direct", stacked=False, what="other", seconds={})
+    run.write_compute("0", choice)
+    run.folder.write("compute/1.json", run.folder.read("compute/0.json"))
+    with pytest.raises(DamagedFileError, match=r"compute/1\.json: the choice for another shape; restore it"):
+        run.compute(ComputePlan, "1")
+    retry = run.folder.read("trials/0000/retry.json")
+    run.folder.write("trials/0000/retry.json", retry.replace(b"4", b"8"))
+    with pytest.raises(DamagedFileError, match=r"retry\.json: changed since raypipe wrote it"):
+        run_trial(run, windows, 0)
+    run.folder.write("trials/0000/retry.json", retry)
+    shard = max((store / "shards").glob("*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DamagedFileError, match=rf"{shard.name}: damaged \(its content is not what prepare wrote\)"):
+        run_trial(run, windows, 0)
+    assert run.result(0) is None
+    shard.write_bytes(whole)
+    assert run_trial(run, windows, 0).state == "complete"
 
 
 def test_a_worker_that_reports_too_late_leaves_the_best_checkpoint_alone(tmp_path):

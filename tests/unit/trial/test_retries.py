@@ -41,7 +41,7 @@ def failing(monkeypatch, fails, error=MemoryError):
 def test_a_first_failure_retries_with_half_the_batch_and_a_second_one_fails(run):
     assert read_retry(run, 0) is None
     assert retry_or_fail(run, 0, OOM, "actor") is None
-    assert read_retry(run, 0) == Retry(micro_batch=5, reason="no memory left on the GPU")
+    assert read_retry(run, 0) == Retry(run="toy", number=0, micro_batch=5, reason="no memory left on the GPU")
     assert read_retry(RunStore.open(run.where), 0).micro_batch == 5
     again = retry_or_fail(run, 0, OOM, "actor")
     assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)

@@ -11,8 +11,8 @@ import pytest
 from raypipe.data.montage import project_to_scalp
 from raypipe.reporting.sections import filters
 from raypipe.reporting.sections.filters import MAX_WINDOWS, MIN_ELECTRODES, filters_section
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.run_store import RunStore
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.unit.conftest import TEN_TWENTY
 
@@ -25,7 +25,7 @@ def copy(full_run, tmp_path):
 
 
 def pointed(run, **changes):
-    write_json(run.folder, "run.json", read_json(run.folder, "run.json") | changes)
+    edit_record(run.folder, "run.json", changes)
     return RunStore.open(run.where)
 
 
@@ -84,6 +84,5 @@ def test_an_error_leaves_a_line_in_the_report(full_run, monkeypatch):
 def test_a_transformer_over_patches_has_none(copy):
     best = copy.ranked()[0].number
     copy.add_trial(best, tiny(model__name="vit"))
-    write_json(copy.folder, f"trials/{best:04d}/result.json",
-               read_json(copy.folder, f"trials/{best:04d}/result.json") | {"files": {}})  # fmt: skip
+    edit_record(copy.folder, f"trials/{best:04d}/result.json", {"files": {}})
     assert "vit, does not start with filters over the channels" in filters_section(copy)

@@ -16,9 +16,9 @@ from raypipe.core.options import parse_held_out
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.manifest import Settings
 from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
-from raypipe.storage.files import read_json, write_json
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, add_ended, make_run, write_store
 
 
@@ -78,17 +78,15 @@ def stored(tmp_path):
     """A run whose store was made with a window of four seconds."""
     store = write_store(tmp_path / "store", ToyWindows())
     manifest = json.loads((store / "manifest.json").read_text())
-    manifest["settings"]["window"] = 4.0
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    edit_record(str(store), "manifest.json", {"settings": manifest["settings"] | {"window": 4.0}})
     run = make_run(tmp_path / "run", ToyWindows())
-    record = read_json(run.folder, "run.json") | {"data": str(store), "data_hash": manifest["data_hash"]}
-    write_json(run.folder, "run.json", record)
+    edit_record(run.folder, "run.json", {"data": str(store), "data_hash": manifest["data_hash"]})
     return RunStore.open(tmp_path / "run")
 
 
 def test_the_settings_come_from_the_store_or_the_section_says_that_they_are_unknown(stored, tmp_path):
     assert "--out STORE --window 4<" in section(stored) and "unknown here" not in section(stored)
-    write_json(stored.folder, "run.json", read_json(stored.folder, "run.json") | {"data_hash": "another"})
+    edit_record(stored.folder, "run.json", {"data_hash": "another"})
     assert "the windows have changed since the run was made" in section(RunStore.open(tmp_path / "run"))
     shutil.rmtree(tmp_path / "store")
     html = section(stored)

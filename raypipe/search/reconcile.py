@@ -1,0 +1,299 @@
+"""Keep a run's Optuna study in agreement with the records of its trials, from which a lost study is rebuilt.
+
+The records have digests, the study's journal has none. So the records are right where the two disagree.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from raypipe.core.errors import DamagedFileError, StorageError, UserError, first_line
+from raypipe.search.optuna_compat import FIXED_PARAMS, enqueued_params
+from raypipe.search.reruns import RERUN_OF, RERUN_SEED, RERUNS_FILE, Rerun, is_rerun, read_reruns, write_reruns
+from raypipe.search.warm_start import WarmStart
+from raypipe.storage.journal import STUDY_NAME, open_journal, replace_journal
+from raypipe.storage.records import Epoch
+from raypipe.storage.run_store import RunStore
+from raypipe.storage.trial_records import TrialRecords, require_records
+from raypipe.trial.failures import read_retry
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+    from raypipe.trial.callback import SweepCallback
+
+STUDY_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+"""State of a trial in the study, by `TrialResult.state`."""
+ENDED = "ended"
+"""User attribute of a trial that had ended before its records were lost: its state. It ends so again."""
+
+
+def open_study(run: RunStore, callback: SweepCallback) -> BaseStorage:
+    """Check a run's records and open its study, rebuilt if it is lost or disagrees with the records.
+
+    Parameters
+    ----------
+    run
+        A run whose lease this process holds.
+    callback
+        Its `on_study_rebuilt` is called.
+
+    Raises
+    ------
+    DamagedFileError
+        Records are damaged or disagree, and cannot be rebuilt.
+    """
+    records, reason = check_records(run), ""
+    try:
+        storage = open_journal(run)
+        trials = read_study(run, storage)
+    except DamagedFileError as error:
+        reason, trials = first_line(error), []
+    if not run.folder.exists(RERUNS_FILE) and (reruns := _known_reruns(records, trials or [])):
+        write_reruns(run, reruns)
+    expected = _Expected(run, records)
+    reason = reason or expected.first_difference(trials)
+    if reason:
+        rebuilt = expected.study(trials)
+        replace_journal(run, rebuilt)
+        again = [number for number, trial in enumerate(rebuilt) if expected.trains_again(number, trial)]
+        callback.on_study_rebuilt(reason, len(records), again)
+        storage = open_journal(run)
+    return storage
+
+
+def _known_reruns(records: Mapping[int, TrialRecords], trials: list[FrozenTrial]) -> list[Rerun]:
+    """Return the reruns that the records of trials, or trials that wait in the study, are."""
+    found = {trial.number: trial.user_attrs for trial in trials if is_rerun(trial) and trial.number not in records}
+    reruns = [Rerun(number=number, of=attrs[RERUN_OF], seed=attrs[RERUN_SEED]) for number, attrs in found.items()]
+    known = ((number, one.record) for number, one in records.items())
+    reruns += [Rerun(number=n, of=r.rerun_of, seed=r.config.seed) for n, r in known if r and r.rerun_of is not None]
+    return sorted(reruns, key=lambda rerun: rerun.number)
+
+
+def study_difference(run: RunStore, records: Mapping[int, TrialRecords]) -> str:
+    """Return how a run's study and the records of its trials disagree; empty if they agree.
+
+    Raises
+    ------
+    DamagedFileError
+        The journal cannot be read.
+    """
+    return _Expected(run, records).first_difference(read_study(run, open_journal(run, writable=False)))
+
+
+def check_records(run: RunStore) -> dict[int, TrialRecords]:
+    """Read the records of a run's trials.
+
+    Raises
+    ------
+    DamagedFileError
+        Records are damaged or disagree.
+    """
+    records = require_records(run)
+    for number, trial in records.items():
+        if trial.result is None:
+            read_retry(run, number)
+    return records
+
+
+def read_study(run: RunStore, storage: BaseStorage) -> list[FrozenTrial] | None:
+    """Return the trials of the study; None where there is no study yet.
+
+    Raises
+    ------
+    DamagedFileError
+        Optuna cannot read the journal.
+    """
+    try:
+        if STUDY_NAME not in optuna.get_all_study_names(storage):
+            return None
+        study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        direction: str = study.direction.name.lower()
+        trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
+    except StorageError:
+        raise
+    except UserError as error:
+        raise DamagedFileError(str(error)) from None
+    except Exception as error:  # Optuna has no error for entries of another shape
+        raise DamagedFileError(f"the study's journal is damaged ({type(error).__name__})") from None
+    if direction != run.info.direction:
+        raise DamagedFileError(f"the study is to {direction} the score")
+    return trials
+
+
+class _Expected:
+    """The study that the records of a run's trials ask for."""
+
+    def __init__(self, run: RunStore, records: Mapping[int, TrialRecords]) -> None:
+        self.run, self.records = run, records
+        warm = WarmStart.model_validate(run.info.warm) if run.info.warm else None
+        self.warm = [trial.frozen(warm.run) for trial in warm.trials] if warm else []
+        starts: list[dict[str, Any]] = []
+        for point in run.space.start:
+            starts += [point] if point not in starts else []
+        self.starts = dict(enumerate(starts, len(self.warm)))
+        self.reruns = {rerun.number: rerun for rerun in read_reruns(run)}
+
+    def first_difference(self, trials: list[FrozenTrial] | None) -> str:
+        """Return how a study disagrees with the records; empty if it agrees."""
+        if trials is None:
+            return "the study's journal is missing" if self.records or self.reruns else ""
+        asked = [trial.number for trial in trials if trial.state != TrialState.WAITING]
+        newest = max(asked, default=-1)
+        for number in sorted({*self.records, *self.reruns}):
+            if number >= len(trials):
+                return f"the study's journal does not have trial {number}"
+        for trial in trials:
+            if what := self._difference(trial, newest):
+                return f"the study's journal has {what} of trial {trial.number}"
+        return ""
+
+    def _difference(self, trial: FrozenTrial, newest: int) -> str:
+        """Return what of a trial in the study is not what its records say; empty if all is."""
+        number = trial.number
+        if number < len(self.warm):
+            return "" if _same(trial, self.warm[number]) else "other values"
+        if enqueued_params(trial) != self._system_attrs(number).get(FIXED_PARAMS):
+            return "another starting point"
+        if {k: v for k, v in trial.user_attrs.items() if k != ENDED} != self._user_attrs(number):
+            return "another rerun"
+        one = self.records.get(number)
+        if one is None:
+            if ENDED in trial.user_attrs:  # its training has not begun again
+                return ""
+            if trial.state.is_finished() or trial.intermediate_values:
+                return "scores, and the run has no record"
+            return "a draw, and the run has no record" if trial.state == TrialState.RUNNING and number != newest else ""
+        if one.record and (trial.params, _distributions(trial)) != (one.record.params, one.record.distributions):
+            return "other parameters"
+        return self._progress_difference(trial, one)
+
+    def _progress_difference(self, trial: FrozenTrial, one: TrialRecords) -> str:
+        expected = self._recorded(trial.number, one)
+        if trial.state == TrialState.WAITING:
+            return "no start"
+        if not trial.state.is_finished():  # its last epochs, or its end, may not have been reported
+            right = expected.intermediate_values
+            wrong = any(right.get(step, value) != value for step, value in trial.intermediate_values.items())
+            return "other scores" if wrong else ""
+        if one.result is None:
+            return "the end, and the run has no result"
+        return "" if _same(trial, expected) else "another end"
+
+    def lost(self, trials: list[FrozenTrial] | None) -> list[int]:
+        """Return trials that were drawn, or have ended, according to the study, and whose records of that are lost.
+
+        A study that is wrong about other trials is not believed, and none is returned.
+        """
+        old = trials or []
+        lost = [trial.number for trial in old[len(self.warm) :] if self._is_lost(trial)]
+        newest = max((trial.number for trial in old if trial.state != TrialState.WAITING), default=-1)
+        wrong = any(self._difference(trial, newest) for trial in old if trial.number not in lost)
+        return [] if wrong else lost
+
+    def _is_lost(self, trial: FrozenTrial) -> bool:
+        one = self.records.get(trial.number)
+        if one is None:
+            return bool(trial.state != TrialState.WAITING)
+        return one.result is None and bool(trial.state.is_finished())
+
+    def trains_again(self, number: int, trial: FrozenTrial) -> bool:
+        """Return whether a trial of the rebuilt study has lost its records."""
+        return trial.state == TrialState.RUNNING and (ENDED in trial.user_attrs or number not in self.records)
+
+    def study(self, trials: list[FrozenTrial] | None) -> list[FrozenTrial]:
+        """Return all trials of the rebuilt study, in order; `trials` are those of the old one."""
+        old = dict(enumerate(trials or []))
+        lost = self.lost(trials)
+        count = 1 + max([len(self.warm) - 1, *self.records, *self.starts, *self.reruns, *lost])
+        return [self._trial(number, old.get(number) if number in lost else None) for number in range(count)]
+
+    def _trial(self, number: int, lost: FrozenTrial | None) -> FrozenTrial:
+        if number < len(self.warm):
+            return self.warm[number]
+        one = self.records.get(number)
+        if lost is not None:
+            return self._again(lost, lost if one is None else self._recorded(number, one))
+        if one is not None:
+            return self._recorded(number, one)
+        attributes = {"user_attrs": self._user_attrs(number), "system_attrs": self._system_attrs(number)}
+        waits = number in self.starts or number in self.reruns
+        return create_trial(state=TrialState.WAITING if waits else TrialState.RUNNING, **attributes)
+
+    def _again(self, lost: FrozenTrial, drawn: FrozenTrial) -> FrozenTrial:
+        """Return a trial that is trained again with the parameters of `drawn`, and ends as it did."""
+        ended = lost.state.name if lost.state.is_finished() else lost.user_attrs.get(ENDED)
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=drawn.params,
+            distributions=drawn.distributions,
+            intermediate_values=lost.intermediate_values,
+            user_attrs=self._user_attrs(lost.number) | ({ENDED: ended} if ended else {}),
+            system_attrs=self._system_attrs(lost.number),
+        )
+
+    def _recorded(self, number: int, one: TrialRecords) -> FrozenTrial:
+        """Return a trial as its records say."""
+        state = STUDY_STATES[one.result.state] if one.result else TrialState.RUNNING
+        steps = reported(one.history, one.record.config.cycle_ends if one.record else [])
+        value = one.result.score if one.result and state == TrialState.COMPLETE else None
+        if state == TrialState.PRUNED and steps:
+            value = steps[max(steps)]  # as Optuna has it
+        trial = create_trial(
+            state=state,
+            value=value,
+            params=one.record.params if one.record else {},
+            distributions=_parse_distributions(one.record.distributions) if one.record else {},
+            intermediate_values=steps,
+            user_attrs=self._user_attrs(number),
+            system_attrs=self._system_attrs(number),
+        )
+        if one.record:
+            trial.datetime_start = datetime.datetime.fromtimestamp(one.record.started)
+        if one.result and one.record:
+            trial.datetime_complete = datetime.datetime.fromtimestamp(one.result.finished)
+        return trial
+
+    def _user_attrs(self, number: int) -> dict[str, Any]:
+        rerun = self.reruns.get(number)
+        return {RERUN_OF: rerun.of, RERUN_SEED: rerun.seed} if rerun else {}
+
+    def _system_attrs(self, number: int) -> dict[str, Any]:
+        if number in self.starts:
+            return {FIXED_PARAMS: self.starts[number]}
+        return {FIXED_PARAMS: {}} if number in self.reruns else {}
+
+
+def reported(history: list[Epoch], ends: list[int]) -> dict[int, float]:
+    """Return the scores that the study has of a trial, by passes: with a cyclic learning rate, of the ends of cycles.
+
+    Within a cycle the learning rate is high, and the score does not show the trial's quality.
+    """
+    return {epoch.passes: epoch.score for epoch in history if not ends or epoch.epoch in ends}
+
+
+def _same(trial: FrozenTrial, other: FrozenTrial) -> bool:
+    one, two = ((t.state, t.values, t.params, t.intermediate_values) for t in (trial, other))
+    return one == two
+
+
+def _distributions(trial: FrozenTrial) -> dict[str, str]:
+    from optuna.distributions import distribution_to_json
+
+    return {name: distribution_to_json(distribution) for name, distribution in trial.distributions.items()}
+
+
+def _parse_distributions(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {name: json_to_distribution(text) for name, text in texts.items()}
