@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import FrozenModel
@@ -21,6 +21,9 @@ StemOption = Literal["auto", "fourier", "direct"]
 """Values of ``--stem``."""
 StackOption = Literal["auto", "on", "off"]
 """Values of ``--stack``."""
+
+MAX_SEED = 2**32 - 2
+"""The seed and its successor split subjects, with a generator that takes 32 bits."""
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -71,6 +74,8 @@ _DEFAULT_HELD_OUT = "release R5 if the store has it among others, otherwise 0.2"
 class SweepOptions(FrozenModel):
     """Options of a sweep. The seed, the folds and the held-out subjects are fixed when the run is created."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     trials: Annotated[int, Flag(SIZE)] = Field(20, ge=1)
     """Trials of the run in all. A larger number extends a finished run."""
     folds: Annotated[int, Flag(SIZE)] = 5
@@ -82,7 +87,7 @@ class SweepOptions(FrozenModel):
     ] = "auto"
     """Subjects that no trial, weight or choice sees: a share of all, which is rounded to 1/2, 1/3, 1/4 and so on, or
     names of subjects and of HBN-EEG releases, separated by commas."""
-    seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0)
+    seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0, le=MAX_SEED)
     """Seed of the fold map and of the sampler."""
     time_budget: Annotated[float | None, BeforeValidator(parse_duration), Flag(LIMITS, "no limit", metavar="TIME")] = (
         Field(None, gt=0)
@@ -120,6 +125,8 @@ class SweepOptions(FrozenModel):
 class PretrainOptions(FrozenModel):
     """Options of pretraining. The seed, the folds and the held-out subjects are fixed when the run is created."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     folds: Annotated[int, Flag(FOLDS)] = 5
     """Subject folds, as in the sweep that the encoder is for."""
     held_out: Annotated[
@@ -128,7 +135,7 @@ class PretrainOptions(FrozenModel):
         Flag(FOLDS, _DEFAULT_HELD_OUT, metavar="SHARE|NAMES"),
     ] = "auto"
     """Subjects that the encoder does not see, as in the sweep that it is for."""
-    seed: Annotated[int, Flag(FOLDS)] = Field(0, ge=0)
+    seed: Annotated[int, Flag(FOLDS)] = Field(0, ge=0, le=MAX_SEED)
     """Seed of the fold map, as in the sweep, and of training."""
     serves: Annotated[str | Path | None, Flag(FOLDS, "make one", metavar="RUN")] = None
     """Run whose fold map is used instead, so that its held-out subjects are not seen."""

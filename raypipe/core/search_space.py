@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.core.config import TrialConfig, parse_config
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line
 
 
 class _Recorder:
@@ -21,6 +22,8 @@ class _Recorder:
     def __init__(self, trial: Any) -> None:
         self._trial = trial
         self.values: dict[str, Any] = {}
+        self.failure: OSError | None = None
+        """Error of the storage that keeps the trial, which is no error of the space."""
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._trial, name)
@@ -28,7 +31,11 @@ class _Recorder:
             return found
 
         def suggest(parameter: str, *args: Any, **kwargs: Any) -> Any:
-            value = found(parameter, *args, **kwargs)
+            try:
+                value = found(parameter, *args, **kwargs)
+            except OSError as error:
+                self.failure = error
+                raise
             self.values[parameter] = value
             return value
 
@@ -58,17 +65,20 @@ class SearchSpace:
         module: dict[str, Any] = {"__name__": "raypipe_search_space", "__file__": self.name}
         try:
             exec(compile(self.source, self.name, "exec"), module)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit() too
             raise self._code_error(error) from None
         if not callable(module.get("space")):
             raise UserError(f"{self.name}: no function space(trial); see search_spaces/smoke.py for the form")
-        if not isinstance(module.get("START", []), list | tuple):
+        points = module.get("START", [])
+        if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
             raise UserError(f"{self.name}: START must be a list of points such as {{'optim/lr': 1e-3}}")
         return module
 
-    def _code_error(self, error: Exception) -> UserError:
+    def _code_error(self, error: BaseException) -> UserError:
         """Return the error that users see when the code of the space fails."""
-        return UserError(f"{self.name}: {_line_of(error, self.name)}{type(error).__name__}: {error}")
+        return UserError(f"{self.name}: {_line_of(error, self.name)}{_described(error)}")
 
     @property
     def description(self) -> str:
@@ -92,12 +102,17 @@ class SearchSpace:
         space = self._module["space"]
         try:
             constants = space(recorder)
-        except (UserError, OSError):
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too
+            if error is recorder.failure:
+                raise
             raise self._code_error(error) from None
         if constants is not None and not isinstance(constants, Mapping):
             raise UserError(f"{self.name}: space(trial) must return a dict of constants or None")
+        for name in (*recorder.values, *(constants or {})):
+            if not isinstance(name, str):
+                raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
         return parse_config({**recorder.values, **(constants or {})}, self.name)
 
     def draw(self, draws: int) -> list[TrialConfig]:
@@ -147,7 +162,17 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _line_of(error: Exception, name: str) -> str:
+def _described(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, which may be empty or fail."""
+    kind = type(error).__name__
+    try:
+        message = first_line(error)
+    except Exception:
+        return kind
+    return kind if message in ("", kind) else f"{kind}: {message}"
+
+
+def _line_of(error: BaseException, name: str) -> str:
     """Return ``line N: ``, where N is the line of the file in which the error was raised; empty if unknown."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
@@ -164,12 +189,27 @@ def load_space(path: str | Path) -> SearchSpace:
     Raises
     ------
     UserError
-        There is no such file, it does not run, or it is not a valid space.
+        There is no such file, it is no UTF-8 text, it does not run, or it is not a valid space.
     """
     file = Path(path)
     if not file.is_file():
         there = sorted(p.as_posix() for p in Path("search_spaces").glob("*.py"))
         raise UserError(f"{path}: no such search space" + (f"; available: {', '.join(there)}" if there else ""))
-    space = SearchSpace(file.read_text(encoding="utf-8"), str(path))
+    space = SearchSpace(_decode(file.read_bytes(), path), str(path))
     space.check()
     return space
+
+
+def _decode(data: bytes, path: str | Path) -> str:
+    r"""Return UTF-8 text with ``\n`` at the ends of lines and without a byte-order mark.
+
+    An encoding that a comment of the file names is not used: the copy in the run is UTF-8.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise UserError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is no UTF-8; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of, parse_options
+from raypipe.core.folds import make_folds
+from raypipe.core.options import (
+    MAX_SEED,
+    PretrainOptions,
+    SweepOptions,
+    default_of,
+    flag_of,
+    help_of,
+    parse_options,
+    parse_pretrain_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +43,11 @@ def test_held_out_subjects_are_a_share_or_names(given, held_out):
         ({"time_budget": "soon"}, "--time-budget soon: must be a time such as 90s, 30m or 2h"),
         ({"time_budget": "-5m"}, "--time-budget -5m: must be longer than 0 s"),
         ({"time_budget": -5}, "--time-budget -5: must be greater than 0"),
+        ({"seed": 2**32}, "--seed 4294967296: must be less than or equal to 4294967294"),
+        ({"seed": -1}, "--seed -1: must be greater than or equal to 0"),
+        ({"time_budget": "1e400d"}, "--time-budget inf: must be a finite number"),
+        ({"cpus_per_worker": float("inf")}, "--cpus-per-worker inf: must be a finite number"),
+        ({"held_out": "nan"}, "--held-out nan: must be a finite number"),
         ({"stem": "slow"}, "--stem slow: must be 'auto', 'fourier' or 'direct'"),
         ({"gpu_hours": 3}, "--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too"),
     ],
@@ -40,6 +56,14 @@ def test_a_wrong_option_is_one_line(given, line):
     with pytest.raises(UserError) as caught:
         parse_options(given)
     assert str(caught.value) == line
+
+
+def test_every_seed_that_is_allowed_splits_subjects():
+    subjects, targets = np.array(list("aabbccddee")), np.arange(10.0)
+    assert parse_options({"seed": MAX_SEED}).seed == parse_pretrain_options({"seed": MAX_SEED}).seed == MAX_SEED
+    assert make_folds(subjects, targets, classes=False, n_folds=2, seed=MAX_SEED).seed == MAX_SEED
+    with pytest.raises(UserError, match="--seed 4294967295: must be"):
+        parse_pretrain_options({"seed": MAX_SEED + 1})
 
 
 @pytest.mark.parametrize("options", [SweepOptions, PretrainOptions])

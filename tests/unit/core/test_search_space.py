@@ -69,6 +69,89 @@ def test_a_bad_space_gives_one_line_with_the_position(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+SPACE = "def space(trial):\n    return {'epochs': 3}\n"
+NO_UTF_8 = "is no UTF-8; save it as UTF-8"
+NO_TEXT = "UTF-16, or no text at all; save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (f"# Größe\n{SPACE}".encode("latin-1"), f"line 1: byte 0xf6 {NO_UTF_8}"),
+        (f"# -*- coding: latin-1 -*-\n\n# Größe\n{SPACE}".encode("latin-1"), f"line 3: byte 0xf6 {NO_UTF_8}"),
+        (f"# 大きさ\n{SPACE}".encode("shift-jis"), f"line 1: byte 0x91 {NO_UTF_8}"),
+        (f"# \ud800\n{SPACE}".encode("utf-8", "surrogatepass"), f"line 1: byte 0xed {NO_UTF_8}"),
+        (SPACE.encode("utf-16"), NO_TEXT),
+        (SPACE.encode("utf-16-le"), NO_TEXT),
+        (SPACE.encode("utf-16-be"), NO_TEXT),
+        (SPACE.encode("utf-32"), NO_TEXT),
+        (SPACE.encode() + b"\0", NO_TEXT),
+        (bytes(range(256)), NO_TEXT),
+        (b"", r"no function space(trial); see search_spaces/smoke.py for the form"),
+    ],
+)
+def test_a_file_of_another_encoding_gives_one_line(tmp_path, data, message):
+    path = tmp_path / "space.py"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load_space(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_marks_of_other_editors_make_no_other_space(tmp_path):
+    (tmp_path / "a.py").write_bytes(SPACE.encode())
+    plain = load_space(tmp_path / "a.py")
+    for data in (SPACE.encode("utf-8-sig"), SPACE.replace("\n", "\r\n").encode(), SPACE.replace("\n", "\r").encode()):
+        (tmp_path / "b.py").write_bytes(data)
+        assert load_space(tmp_path / "b.py").hash == plain.hash
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit()\n", "line 2: SystemExit"),
+        ("import sys\nsys.exit('bye')\n", "line 2: SystemExit: bye"),
+        ("import sys\ndef space(trial):\n    sys.exit(3)\n", "line 3: SystemExit: 3"),
+        ("def space(trial):\n    quit()\n", "line 2: SystemExit: None"),
+        ("raise GeneratorExit\n", "line 1: GeneratorExit"),
+        ("class Own(BaseException): pass\ndef space(trial):\n    raise Own('x')\n", "line 3: Own: x"),
+        ("class E(Exception):\n    def __str__(self): raise E\ndef space(trial):\n    raise E\n", "line 4: E"),
+        ("def space(trial):\n    raise ValueError('a\\nb')\n", "line 2: ValueError: a"),
+        ("def space(trial):\n    raise ValueError('a' * 10**6)\n", "line 2: ValueError: " + "a" * 300),
+        ("def space(trial):\n    raise ValueError\n", "line 2: ValueError"),
+        ("def space(trial):\n    return space(trial)\n", "line 2: RecursionError: maximum recursion depth exceeded"),
+        (
+            "def space(trial):\n    open('/none')\n",
+            "line 2: FileNotFoundError: [Errno 2] No such file or directory: '/none'",
+        ),
+        ("def space(trial):\n    return {1: 2}\n", "names of parameters must be text such as 'optim/lr' (given 1)"),
+        (f"START = [3]\n{SPACE}", "START must be a list of points such as {'optim/lr': 1e-3}"),
+        (f"START = ['ab']\n{SPACE}", "START must be a list of points such as {'optim/lr': 1e-3}"),
+    ],
+)
+def test_whatever_a_space_raises_is_one_line(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_space(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize("text", ["raise KeyboardInterrupt\n", "def space(trial):\n    raise KeyboardInterrupt\n"])
+def test_a_ctrl_c_in_a_space_is_no_error_of_it(tmp_path, text):
+    with pytest.raises(KeyboardInterrupt):
+        load_space(write(tmp_path, text))
+
+
+def test_a_storage_that_fails_is_no_error_of_the_space(tmp_path):
+    class FullDisk(optuna.trial.FixedTrial):
+        def suggest_float(self, *arguments, **options):
+            raise OSError(28, "No space left on device")
+
+    space = load_space(write(tmp_path, "def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n"))
+    with pytest.raises(OSError, match="No space left"):
+        space(FullDisk({}))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such search space"):
         load_space(tmp_path / "none.py")
