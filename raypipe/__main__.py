@@ -1,5 +1,32 @@
-"""``python -m raypipe``."""
+"""The command ``raypipe``, which is ``python -m raypipe`` too."""
 
-from raypipe.cli.app import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from typing import NoReturn
+
+INTERRUPTED_STATUS = 130
+
+
+def main() -> None:
+    """Run the command line. A Ctrl-C while it is imported, when nothing has been done, is one line as well."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _leave)  # an exception could break into an import anywhere
+        from raypipe.cli.app import main as run
+
+        signal.signal(signal.SIGINT, before)
+        run()
+    except KeyboardInterrupt:
+        _leave()
+
+
+def _leave(*_: object) -> NoReturn:
+    os.write(2, b"raypipe: interrupted\n")
+    os._exit(INTERRUPTED_STATUS)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.backend.output import CapturedOutput
-from raypipe.backend.process_state import restored_signal_handlers
+from raypipe.backend.process_state import blocked_hang_up, restored_signal_handlers
 from raypipe.backend.ray_compat import (
     MAX_FOLDER_LENGTH,
     bootstrap_address,
@@ -61,7 +61,7 @@ def connect(address: str | None, folder: Path, output: CapturedOutput) -> None:
     """
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING, "job_config": job_config()}
     # `ray.init` replaces SIGTERM's handler by one that ends the process.
-    with process_output_to(output.receive), restored_signal_handlers():
+    with process_output_to(output.receive), restored_signal_handlers(), blocked_hang_up():
         reread_authentication()
         if address:
             _join(address, options)

@@ -90,3 +90,16 @@ def logger_at(name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def blocked_hang_up() -> Iterator[None]:
+    """Let processes that are started in the block inherit a blocked SIGHUP.
+
+    A terminal that is closed sends it to all its processes. Ray's would end before this one has finished its epochs.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

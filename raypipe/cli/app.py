@@ -8,8 +8,10 @@ from typing import Any
 
 from raypipe.cli import cluster, data, export, inspect, search
 from raypipe.cli.common import app
+from raypipe.cli.terminal import lasting_streams
 from raypipe.cli.usage_errors import UsageError, explain
 from raypipe.core.errors import InterruptedSweepError, UserError
+from raypipe.core.text import visible
 
 __all__ = ["app", "main"]
 
@@ -25,10 +27,15 @@ app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_h
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; bad input gives one line on standard error and exit status 2."""
-    from raypipe.core.folds import LeakError
-
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     words = sys.argv[1:] if arguments is None else arguments
+    with lasting_streams():
+        _main(words)
+
+
+def _main(words: list[str]) -> None:
+    from raypipe.core.folds import LeakError
+
     try:
         _refuse_other_versions()
         _run(words)
@@ -65,5 +72,5 @@ def _refuse_other_versions() -> None:
 
 
 def _leave(line: str, status: int) -> None:
-    print(f"raypipe: {line}", file=sys.stderr)
+    print(f"raypipe: {visible(line)}", file=sys.stderr)
     sys.exit(status)

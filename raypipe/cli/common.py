@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from raypipe.reporting.plain_console import PlainConsole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +22,7 @@ app = typer.Typer(
     "raypipe sweep search_spaces/smoke.py --data demo/store --run demo/run --trials 2 --folds 4\n\n"
     "raypipe ensemble demo/run",
 )
-console = Console()
+console = PlainConsole()
 
 
 def _print_version(wanted: bool) -> None:

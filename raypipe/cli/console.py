@@ -31,12 +31,12 @@ class ProgressCounter(SweepCallback, AbstractContextManager["ProgressCounter"]):
         self._console = console
         self._what, self._live = what, console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self._console,
             disable=not self._live,
         )

@@ -16,7 +16,8 @@ def training_process() -> Iterator[StopRequest]:
 
     While the work accepts a stop, the first Ctrl-C asks for one, so that the epochs under way are finished. A second
     one, or one at another time, raises KeyboardInterrupt, which ends the work at once. SIGTERM, which a cluster sends
-    before it takes a machine away, counts as a Ctrl-C.
+    before it takes a machine away, counts as a Ctrl-C, and so does SIGHUP, which a terminal sends when it is closed.
+    A signal that is ignored, as SIGHUP under ``nohup``, stays ignored.
 
     Yields
     ------
@@ -26,11 +27,14 @@ def training_process() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def handle(number: int, frame: object) -> None:
+        if number == signal.SIGHUP and stop.is_set():
+            return  # a terminal may send it more than once
         if not stop.accepted or stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

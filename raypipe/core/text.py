@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+
+# C0 and C1 controls but newline and tab; marks that reorder text (Unicode TR 9), separators of lines; lone surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Write control characters as escapes, such as ``\x1b``, so that a terminal shows them and does not obey them."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def format_duration(seconds: float) -> str:

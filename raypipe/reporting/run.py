@@ -85,13 +85,12 @@ class Run:
 
     def status(self) -> str:
         """Return what ``raypipe status`` prints: trials, scores, failures and time left."""
-        from rich.console import Console
-
+        from raypipe.reporting.plain_console import PlainConsole
         from raypipe.reporting.status import read_status
         from raypipe.reporting.tables import show_status
 
         text = io.StringIO()
-        show_status(Console(file=text, width=120), read_status(self.store))
+        show_status(PlainConsole(file=text, width=120), read_status(self.store))
         return text.getvalue()
 
     def ensemble(self, **options: Any) -> Ensemble:

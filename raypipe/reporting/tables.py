@@ -91,7 +91,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
         cells[1] = f"{row['score']:.4f}" if cells[1] else ""
         table.add_row(str(number), *map(Text, cells))
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    Console(width=max(console.width, needed)).print(table)  # else rich would cut numbers short
+    console.print(table, width=max(console.width, needed), crop=False)  # else rich would cut numbers short
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:

@@ -188,7 +188,9 @@ def numbers(run: Path) -> dict[int, Any]:
             "history": [epoch.model_dump(exclude={"seconds", "finished"}) for epoch in store.history(number)],
             "oof": [a.tobytes() for a in (lambda o: (o.windows, o.folds, o.predictions))(store.oof(number))],
             "weights": [store.folder.read(f"trials/{number:04d}/fold-{fold}.safetensors") for fold in range(FOLDS)],
-            "result": (store.result(number) or _never(number)).model_dump(exclude={"seconds", "finished", "files"}),
+            "result": (store.result(number) or _never(number)).model_dump(
+                exclude={"run", "seconds", "finished", "files"}
+            ),
         }
         for number in store.numbers()
     }

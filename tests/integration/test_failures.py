@@ -14,6 +14,7 @@ Which process is killed where, each once:
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -29,8 +30,8 @@ from raypipe.core.errors import UserError
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import read_retry
 from tests.support.callbacks import Recorder
-from tests.support.sweeps import FLAGS, Gate, epochs_of, numbers, study_of
-from tests.support.waiting import wait_until
+from tests.support.sweeps import FLAGS, Gate, epochs_of, injected, numbers, study_of
+from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -193,3 +194,41 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
     shared.hooks.clear()
     run = resume(where, address=shared.address, workers=1)
     assert same(run, undisturbed, 2)
+
+
+def test_a_sweep_goes_on_without_its_console(toy, command, tmp_path, undisturbed):
+    """The reader of a pipe ends after one line, as `head` does: the sweep ends as if nothing had happened."""
+    words = [sys.executable, "-m", "raypipe", *map(str, command(1))]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    assert child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(MAX_WAIT_SECONDS) == 0
+    assert same(Run(tmp_path / "run"), undisturbed, 1)
+
+
+# Lead a session whose terminal is the standard input, then run the command.
+LEADER = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_sweep_whose_terminal_is_closed_drains_and_can_be_resumed(toy, command, tmp_path, undisturbed):
+    gate = Gate(tmp_path / "gate", 2)
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "raypipe", *map(str, command(1))]
+    environment = os.environ | injected(tmp_path / "hooks", gate.hooks)
+    child = subprocess.Popen(
+        [sys.executable, "-c", LEADER, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    gate.wait(2, child.poll)
+    wait_until(lambda: epochs_of(tmp_path / "run") == 1, "the first epoch to be recorded")
+    os.close(ours)  # the kernel sends SIGHUP to the session's leader, and every write fails
+    gate.open(2)
+    assert child.wait(MAX_WAIT_SECONDS) == 130
+    assert epochs_of(tmp_path / "run") == 2  # the epoch under way was finished
+    cli("resume", tmp_path / "run")
+    assert same(Run(tmp_path / "run"), undisturbed, 1)
