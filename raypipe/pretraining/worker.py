@@ -111,7 +111,7 @@ def train_encoders(
             continue
         trainer = _open_trainer(store, loader, part, workers)
         while trainer.epoch < store.info.config.epochs:
-            start = time.time()
+            start = time.monotonic()
             loss = trainer.run_epoch(interrupted)
             if rank == 0:
                 _record_epoch(store, part, trainer, loss, start)
@@ -158,7 +158,7 @@ def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: fl
     probe = probe_score(trainer, store.folds, fold) if due else None
     tuned_epochs = store.info.tuned_probe
     tuned = tuned_score(trainer, store.folds, fold, tuned_epochs) if due and tuned_epochs else None
-    epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.time() - start)
+    epoch = PretrainEpoch(epoch=trainer.epoch, loss=loss, probe=probe, tuned=tuned, seconds=time.monotonic() - start)
     history = [*(epoch for epoch in store.history(part) if epoch.epoch < trainer.epoch), epoch]
     store.write_checkpoint(part, history, trainer.state_dict())
     store.write_history(part, history)

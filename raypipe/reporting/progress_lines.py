@@ -77,6 +77,9 @@ class PrintProgress(SweepCallback):
     def on_trial_settled(self, result: TrialResult) -> None:
         self.state.on_trial_settled(result)
 
+    def on_lease_wait(self, driver: str) -> None:
+        self.print_line(f"waiting for a minute at most, to see whether {driver} still drives the run")
+
     def on_waiting(self, reason: str) -> None:
         self.print_line(f"waiting for the cluster to grow: {reason}")
 

@@ -135,7 +135,7 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
 def _drive(
     store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
-    with Lease(store.folder) as lease:
+    with Lease(store.folder, on_wait=callback.on_lease_wait) as lease:
         store.remove_leftovers()
         write_options(store.folder, asdict(layout))
         if store.over:

@@ -150,7 +150,7 @@ def _drive(
 
     try:
         with (
-            Lease(store.folder) as lease,
+            Lease(store.folder, on_wait=callback.on_lease_wait) as lease,
             cluster.output.saved_to(store.folder),
             silence_optuna(),
             closing(TrackingCallback(store, options.track)) as tracking,

@@ -1,4 +1,8 @@
-"""The lease of a run: a heartbeat file in the run's folder that prevents a second driver."""
+"""The lease of a run: a heartbeat file in the run's folder that prevents a second driver.
+
+A driver on another host is judged by whether its heartbeat moves, by the monotonic clock of the process that looks.
+Clocks of two hosts may differ by hours, and a clock may be set.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,13 +25,27 @@ from raypipe.storage.files import Folder, LocalFolder, lock, read_record, write_
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
-"""Age of the last heartbeat after which a driver on another host counts as dead."""
+"""Seconds without a new heartbeat after which a driver on another host counts as dead."""
+WATCH_SECONDS = 1.0
+"""Seconds between two looks at the heartbeat of a driver that may be dead."""
 DRIVER_FILE = "driver.json"
 LOCK_FILE = "driver.lock"
 
 _LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.02
 _OWN_IDS: set[str] = set()
 """Ids of the leases that this process holds."""
+_SEEN: dict[str, _Sighting] = {}
+"""What this process has seen of leases, by folder."""
+
+
+class _Sighting(NamedTuple):
+    """A heartbeat that this process has seen."""
+
+    heartbeat: tuple[str, float, float]
+    since: float
+    """Monotonic time (s) at which it was first seen."""
+    alive: bool
+    """Whether the driver is taken for alive until the heartbeat expires."""
 
 
 class DriverRecord(Record):
@@ -45,15 +63,23 @@ class DriverRecord(Record):
     gpu_hours: float
     """Hours of GPUs that this and earlier drivers have held."""
     beat: float
-    """Unix time (s) of the last heartbeat."""
+    """Unix time (s) of the last heartbeat by the clock of its host, which may be wrong."""
     ended: bool = False
     """The driver has given the lease back."""
     alive: bool = Field(default=False, exclude=True)
     """The driver still drives the run; set by `read_lease`, not stored."""
 
+    @property
+    def heartbeat(self) -> tuple[str, float, float]:
+        """Return what changes with every heartbeat."""
+        return self.id, self.beat, self.spent
+
 
 def read_lease(folder: Folder) -> DriverRecord | None:
     """Read the record of a run's last driver and check whether it is alive.
+
+    The first look at a driver on another host goes by its clock, since nothing is known of its heartbeat yet. Only
+    `Lease` waits to see whether that moves.
 
     Returns
     -------
@@ -67,17 +93,24 @@ def read_lease(folder: Folder) -> DriverRecord | None:
     OtherFormatError
         Another version of raypipe has written it.
     """
+    record = _read(folder)
+    if record is None:
+        return None
+    proven = _proven_alive(folder, record)
+    return record.model_copy(update={"alive": _seems_alive(folder, record) if proven is None else proven})
+
+
+def _read(folder: Folder) -> DriverRecord | None:
     if not folder.exists(DRIVER_FILE):
         return None
     try:
-        record = read_record(DriverRecord, folder, DRIVER_FILE)
+        return read_record(DriverRecord, folder, DRIVER_FILE)
     except (DamagedFileError, FileNotFoundError):
         return None
     except (StorageError, OtherFormatError):
         raise
     except UserError:
         return None
-    return record.model_copy(update={"alive": _is_alive(folder, record)})
 
 
 def in_use_error(folder: Folder, driver: DriverRecord | None) -> UserError:
@@ -88,17 +121,15 @@ def in_use_error(folder: Folder, driver: DriverRecord | None) -> UserError:
     )
 
 
-def _is_alive(folder: Folder, record: DriverRecord) -> bool:
+def _proven_alive(folder: Folder, record: DriverRecord) -> bool | None:
+    """Return whether a driver is alive, None where only its heartbeat shows it."""
     if record.ended:
         return False
-    here = record.host == socket.gethostname()
-    if here and isinstance(folder, LocalFolder):
+    if record.host != socket.gethostname():
+        return None
+    if isinstance(folder, LocalFolder):
         # The kernel releases a lock when its process ends. Process ids are no proof: containers reuse them at once.
         return _is_locked(folder.path / LOCK_FILE)
-    if time.time() - record.beat > EXPIRY_SECONDS:
-        return False
-    if not here:
-        return True
     if record.pid == os.getpid():
         return record.id in _OWN_IDS
     try:
@@ -106,8 +137,20 @@ def _is_alive(folder: Folder, record: DriverRecord) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return None
+
+
+def _seems_alive(folder: Folder, record: DriverRecord) -> bool:
+    """Return whether a driver seems alive by its heartbeats, as far as this process has seen them."""
+    now, seen = time.monotonic(), _SEEN.get(folder.where)
+    if seen is None or seen.heartbeat[0] != record.id:
+        fresh = abs(time.time() - record.beat) <= EXPIRY_SECONDS
+        seen = _Sighting(record.heartbeat, now, fresh)
+    elif seen.heartbeat != record.heartbeat:
+        seen = _Sighting(record.heartbeat, now, True)
+    _SEEN[folder.where] = seen
+    return seen.alive and now - seen.since <= EXPIRY_SECONDS
 
 
 def _is_locked(path: Path) -> bool:
@@ -134,6 +177,16 @@ def _take_lock(path: Path) -> int | None:
 class Lease:
     """Context manager that holds a run, writes heartbeats and counts the seconds that the run is driven.
 
+    The last driver may be on another host, and have died. It is watched for `EXPIRY_SECONDS` at most: a heartbeat shows
+    that it is alive.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    on_wait
+        Called with a driver's process and host before it is watched.
+
     Attributes
     ----------
     gpu_hours
@@ -149,10 +202,10 @@ class Lease:
         Another driver holds the run.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, on_wait: Callable[[str], object] = lambda driver: None) -> None:
+        self._folder, self._on_wait = folder, on_wait
         self._id, self._started = "", 0.0
-        self._spent_before = 0.0
+        self._spent_before = self._spent_from = 0.0
         self._stop = threading.Event()
         self._lock_handle: int | None = None
         self.gpu_hours = 0.0
@@ -162,24 +215,45 @@ class Lease:
     @property
     def spent(self) -> float:
         """Return the seconds that this and earlier drivers have driven the run."""
-        return self._spent_before + time.time() - self._started
+        return self._spent_before + time.monotonic() - self._spent_from
 
     def __enter__(self) -> Lease:
-        last = read_lease(self._folder)
-        if last and last.alive:
-            raise in_use_error(self._folder, last)
+        last = self._last_driver()
         if isinstance(self._folder, LocalFolder):
             self._lock_handle = _take_lock(self._folder.path / LOCK_FILE)
             if self._lock_handle is None:
                 raise in_use_error(self._folder, read_lease(self._folder))
         if last:
             self._spent_before, self.gpu_hours = last.spent, last.gpu_hours
-        self._id, self._started = uuid.uuid4().hex, time.time()
+        self._id, self._started, self._spent_from = uuid.uuid4().hex, time.time(), time.monotonic()
         _OWN_IDS.add(self._id)
         self._beat()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
+
+    def _last_driver(self) -> DriverRecord | None:
+        """Return the last record of a driver that is dead; raise `UserError` if it is alive."""
+        last = _read(self._folder)
+        proven = _proven_alive(self._folder, last) if last else False
+        if last and proven is None:
+            self._on_wait(f"process {last.pid} on {last.host}")
+            return self._watch(last)
+        if proven:
+            raise in_use_error(self._folder, last)
+        return last
+
+    def _watch(self, last: DriverRecord) -> DriverRecord:
+        """Return the record of a driver once it has given the lease back or its heartbeat has expired."""
+        deadline = time.monotonic() + EXPIRY_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(WATCH_SECONDS)
+            found = _read(self._folder)
+            if found and found.heartbeat != last.heartbeat:
+                if not found.ended:
+                    raise in_use_error(self._folder, found)
+                return found
+        return last
 
     def _beat(self, ended: bool = False) -> None:
         """Write a heartbeat."""

@@ -81,6 +81,9 @@ class SweepCallback:
     def on_trial_settled(self, result: TrialResult) -> None:
         """Called for a trial whose end an earlier driver did not report, before `on_open` or after `on_restart`."""
 
+    def on_lease_wait(self, driver: str) -> None:
+        """Called before a driver on another host is watched for a heartbeat; it may have died."""
+
     def on_waiting(self, reason: str) -> None:
         """Called when the cluster has too few resources and is waited for."""
 
@@ -144,6 +147,10 @@ class CallbackList(SweepCallback):
     def on_trial_settled(self, result: TrialResult) -> None:
         for callback in self._callbacks:
             callback.on_trial_settled(result)
+
+    def on_lease_wait(self, driver: str) -> None:
+        for callback in self._callbacks:
+            callback.on_lease_wait(driver)
 
     def on_waiting(self, reason: str) -> None:
         for callback in self._callbacks:

@@ -53,6 +53,7 @@ def test_every_event_that_a_user_should_know_of_has_a_line():
         "on_ray_start": ("auto",),
         "on_warm_start": ("old", 3, 4),
         "on_trials_kept": (2, 3),
+        "on_lease_wait": ("process 7 on gpu-1",),
         "on_waiting": ("2 workers",),
         "on_concurrency_limited": (9, 2),
         "on_actor_lost": (),
@@ -62,5 +63,5 @@ def test_every_event_that_a_user_should_know_of_has_a_line():
     }.items():
         assert hasattr(SweepCallback, event)
         getattr(progress, event)(*given)
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert lines[-1] == "the time budget was used up; continue with: raypipe resume 'runs/toy run' --time-budget MORE"

@@ -122,7 +122,7 @@ def test_another_driver_continues_a_study(bucket):
     assert run.result(0).reason == "toy"
 
 
-def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket):
+def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket, monkeypatch):
     folder = open_folder(bucket)
     with Lease(folder), pytest.raises(UserError, match="another raypipe is driving this run"):
         Lease(open_folder(bucket)).__enter__()
@@ -131,8 +131,9 @@ def test_a_second_driver_gets_an_error_and_an_expired_lease_is_taken_over(bucket
         record = read_json(folder, DRIVER_FILE)
         edit_record(folder, DRIVER_FILE, {"host": "elsewhere", "id": "other"})
         assert read_lease(folder).alive
-        edit_record(folder, DRIVER_FILE, {"beat": record["beat"] - EXPIRY_SECONDS - 1})
+        edit_record(folder, DRIVER_FILE, {"id": "third", "beat": record["beat"] - EXPIRY_SECONDS - 1})
         assert not read_lease(folder).alive
+        monkeypatch.setattr("raypipe.storage.lease.EXPIRY_SECONDS", 0.0)
         with Lease(open_folder(bucket)):
             assert read_lease(folder).alive
 
