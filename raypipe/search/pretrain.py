@@ -23,7 +23,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.search.run_setup import record_of_windows
-from raypipe.storage.lease import Lease
+from raypipe.storage.lease import Lease, sole_creator
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
@@ -51,11 +51,7 @@ def pretrain(
     config = parse_config(
         {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"
     )
-    if PretrainedRun.exists(run):
-        store = PretrainedRun(run)
-        _check_unchanged(store, windows, config, chosen.fold_wise)
-    else:
-        store = _create(run, windows, config, chosen)
+    store = _open(run, windows, config, chosen)
     return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
 
 
@@ -98,7 +94,21 @@ def parse_values(given: list[str]) -> dict[str, Any]:
     return found
 
 
-def _create(run: str | Path, windows: WindowStore, config: TrialConfig, options: PretrainOptions) -> PretrainedRun:
+def _open(run: str | Path, windows: WindowStore, config: TrialConfig, options: PretrainOptions) -> PretrainedRun:
+    """Open the pretrained run, or create it."""
+    if not PretrainedRun.exists(run):
+        folds = _fold_map(windows, options)
+        with sole_creator(run):
+            if not PretrainedRun.exists(run):  # a driver started at the same time may have made it
+                return _create(run, windows, config, options, folds)
+    store = PretrainedRun(run)
+    _check_unchanged(store, windows, config, options.fold_wise)
+    return store
+
+
+def _create(
+    run: str | Path, windows: WindowStore, config: TrialConfig, options: PretrainOptions, folds: FoldMap
+) -> PretrainedRun:
     info = PretrainInfo(
         **record_of_windows(windows),
         channels=windows.channels,
@@ -110,7 +120,7 @@ def _create(run: str | Path, windows: WindowStore, config: TrialConfig, options:
         tuned_probe=options.tuned_probe,
         micro_batch=options.micro_batch,
     )
-    return PretrainedRun.create(run, info, _fold_map(windows, options))
+    return PretrainedRun.create(run, info, folds)
 
 
 def _fold_map(windows: WindowStore, options: PretrainOptions) -> FoldMap:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import UserError
+from raypipe.core.folds import FoldMap
 from raypipe.core.metrics import get_metric
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import SearchSpace
@@ -16,6 +17,7 @@ from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.storage.lease import sole_creator
 from raypipe.storage.records import RunInfo, read_options
 from raypipe.storage.run_store import RunStore
 
@@ -51,15 +53,39 @@ def open_run(
     UserError
         The run was made from something else, or cannot be made.
     """
-    if RunStore.exists(where):
-        store = RunStore.open(where)
-        check_unchanged(store, windows, space, options)
-        return store
-    if init is None and needs_encoder(space):
-        raise UserError(f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN")
-    folds = folds_of(windows, options.folds, options.held_out, options.seed)
-    RunStore.check_new(where)
-    before_create()
+    if not RunStore.exists(where):
+        if init is None and needs_encoder(space):
+            raise UserError(
+                f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
+            )
+        folds = folds_of(windows, options.folds, options.held_out, options.seed)
+        _check_new(where)
+        before_create()
+        with sole_creator(where):
+            if not RunStore.exists(where):  # a driver started at the same time may have made it
+                return _create(space, windows, where, folds, warm, init)
+    store = RunStore.open(where)
+    check_unchanged(store, windows, space, options)
+    return store
+
+
+def _check_new(where: str) -> None:
+    """Check that a run can be created, unless a driver that was started at the same time has just done it."""
+    try:
+        RunStore.check_new(where)
+    except UserError:
+        if not RunStore.exists(where):
+            raise
+
+
+def _create(
+    space: SearchSpace,
+    windows: WindowStore,
+    where: str,
+    folds: FoldMap,
+    warm: WarmStart | None,
+    init: str | Path | None,
+) -> RunStore:
     encoder: dict[str, Any] | None = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
         id=uuid.uuid4().hex,
@@ -67,7 +93,7 @@ def open_run(
         kind=windows.kind,
         direction=get_metric(windows.metric).direction,
         classes=windows.classes,
-        seed=options.seed,
+        seed=folds.seed,
         space=space.name,
         space_hash=space.hash,
         warm=warm.model_dump(mode="json") if warm else None,

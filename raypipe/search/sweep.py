@@ -161,8 +161,8 @@ def _drive(
             write_options(store.folder, options.model_dump(mode="json"))
             _run_trials(store, windows, options, storage, lease, cluster, callback, stop)
             store.remove_leftovers()
-    except OSError as error:  # Optuna's journal does not know `DiskFullError`
-        raise disk_full(error, store.where) or error from None
+    except OSError as error:  # Optuna's journal knows neither `DiskFullError` nor `StorageError`
+        raise disk_full(error, store.where) or store.gone_error() or error from None
     return store
 
 

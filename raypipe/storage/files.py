@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar
 
-from raypipe.core.errors import UserError, disk_full
+from raypipe.core.errors import StorageError, UserError, disk_full
 from raypipe.core.record import Record
 from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from raypipe.storage.remote import RemoteFolder
@@ -106,20 +106,38 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-    """A folder of this machine or of a mounted file system."""
+    """A folder of this machine or of a mounted file system.
+
+    It is created by the first write. Once a file was found in it, it is not created again: where it is gone, `read` and
+    `write` raise `StorageError`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
         self.where = str(self.path)
+        self._used = False
 
     def write(self, name: str, data: bytes) -> None:
+        if gone := self.gone_error():
+            raise gone
         write_atomic(self.path / name, lambda file: file.write(data))
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise self.gone_error() or error from None
 
     def exists(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        found = (self.path / name).is_file()
+        self._used = self._used or found
+        return found
+
+    def gone_error(self) -> StorageError | None:
+        """Return the error of a folder that was renamed or removed while it was used; None if it was not."""
+        if not self._used or self.path.is_dir():
+            return None
+        return StorageError(f"{self.where}: this folder was renamed or removed; use it where it is now")
 
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(PARTIAL_SUFFIX))

@@ -11,8 +11,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError, Record
-from raypipe.storage.files import Folder, LocalFolder, lock, read_record, write_record
+from raypipe.storage.files import Folder, LocalFolder, lock, open_folder, read_record, write_record
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
@@ -172,6 +172,30 @@ def _take_lock(path: Path) -> int | None:
         time.sleep(_LOCK_PAUSE)  # `raypipe status` holds the lock for a moment to check it
     os.close(handle)
     return None
+
+
+@contextmanager
+def sole_creator(where: str | Path) -> Iterator[None]:
+    """Keep other drivers of this host from creating the same run, for the duration of the block.
+
+    Behind a URI there is no lock.
+
+    Raises
+    ------
+    UserError
+        Another driver creates or drives the run.
+    """
+    folder = open_folder(where)
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    handle = _take_lock(folder.path / LOCK_FILE)
+    if handle is None:
+        raise in_use_error(folder, read_lease(folder))
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 class Lease:

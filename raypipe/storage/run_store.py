@@ -40,6 +40,7 @@ from raypipe.core.metrics import get_metric
 from raypipe.core.record import Record
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
+from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import (
     FOLDS_FILE,
@@ -72,6 +73,10 @@ class RunStore(TrialStore):
         """Return the run's path; None for a run behind a URI."""
         return self.folder.path if isinstance(self.folder, LocalFolder) else None
 
+    def gone_error(self) -> UserError | None:
+        """Return the error of a local run that was renamed or removed while it was driven; None if it was not."""
+        return self.folder.gone_error() if isinstance(self.folder, LocalFolder) else None
+
     @staticmethod
     def exists(where: str | Path) -> bool:
         """Return whether there is a run at `where`."""
@@ -87,9 +92,8 @@ class RunStore(TrialStore):
             The folder has other content.
         """
         folder = open_folder(where)
-        foreign = [
-            n for n in folder.names() if n not in (FOLDS_FILE, SPACE_FILE) and not n.startswith(("study", "init/"))
-        ]
+        own = (FOLDS_FILE, SPACE_FILE, LOCK_FILE)
+        foreign = [n for n in folder.names() if n not in own and not n.startswith(("study", "init/"))]
         if foreign:
             content = describe_other_folder(folder) or f"not a raypipe run, and not empty ({foreign[0]})"
             raise UserError(f"{where}: {content}; name a new folder")

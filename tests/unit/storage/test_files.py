@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from raypipe.core.errors import DiskFullError, UserError
+from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.storage.files import LocalFolder, lock, open_folder, read_json, write_atomic, write_json
 from raypipe.storage.remote import RemoteFolder
 from tests.support.faults import FailingFolder, Killed
@@ -189,6 +190,20 @@ def test_a_full_disk_gives_one_line_and_keeps_the_old_file(tmp_path, monkeypatch
 def test_temporary_files_are_not_listed(tmp_path):
     (tmp_path / ".x.1234.part").write_bytes(b"half")
     assert open_folder(tmp_path).names() == []
+
+
+@pytest.mark.parametrize("leave", [lambda path: path.rename(path.with_name("moved")), shutil.rmtree])
+def test_a_folder_that_is_renamed_or_removed_while_it_is_used_is_not_made_again(tmp_path, leave):
+    folder = LocalFolder(tmp_path / "run")
+    folder.write("a", b"1")
+    assert folder.exists("a") and folder.gone_error() is None
+    with pytest.raises(FileNotFoundError):
+        folder.read("b")
+    leave(folder.path)
+    for use in (lambda: folder.write("trials/b", b"2"), lambda: folder.read("a")):
+        with pytest.raises(StorageError, match="run: this folder was renamed or removed; use it where it is now"):
+            use()
+    assert not folder.path.exists() and not folder.exists("a")
 
 
 def test_json_round_trip_and_damage(tmp_path):
