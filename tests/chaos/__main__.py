@@ -5,71 +5,130 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.chaos.plan import FOLDS, VICTIMS, draw
+from tests.chaos.plan import FOLDS, PAUSE_SECONDS, SYNC_SECONDS, VICTIMS, Plan, draw
 from tests.chaos.play import Played, differences, place, play, prepare, undisturbed
+from tests.support.rays import OwnRay, SharedRay
+from tests.support.waiting import WaitedInVainError
+
+ENDS = ("lost", "different", "hung")
+"""Bad ends of a run: it failed or left something behind; its numbers are others; it did not end."""
+
+
+@dataclass
+class Outcome:
+    """How one run ended."""
+
+    name: str
+    plan: Plan
+    end: str = "the same"
+    played: Played = field(default_factory=Played)
+    reason: str = ""
+
+    def __str__(self) -> str:
+        ends = "".join(f"; the driver ended with {line}" for line in self.played.ends)
+        return f"{self.name}: {self.plan}: {self.end}, {self.played.seconds:.0f} s{ends}"
 
 
 def main() -> int:
+    """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--place", choices=[*VICTIMS, "both"], default="both")
+    parser.add_argument("--fault", default="", help="only seeds that draw it: 'pause', 'pause gcs', 'slow disk', ...")
     asked = parser.parse_args()
     kinds = list(VICTIMS) if asked.place == "both" else [asked.place]
     wanted = range(asked.seed, asked.seed + asked.runs)
-    seeds = {kind: [s for s in wanted if s % len(kinds) == n] for n, kind in enumerate(kinds)}
+    seeds = {
+        kind: [s for s in wanted if s % len(kinds) == n and asked.fault in str(draw(s, kind))]
+        for n, kind in enumerate(kinds)
+    }
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     prepare(folder)
     reference = undisturbed(folder)
-    done: list[Played] = []
-    lost: list[str] = []
+    outcomes: list[Outcome] = []
     for kind in filter(seeds.get, kinds):
         with place(kind, folder / kind) as where:
             for seed in seeds[kind]:
-                strikes = draw(seed, kind)
-                plan = ", ".join(f"{s.victim} at {s.at}" for s in strikes)
-                name = f"{kind}-{seed}"
-                try:
-                    played = play(where, folder, name, strikes)
-                    wrong = differences(folder / name, reference)
-                except Exception:
-                    played, wrong = Played(), [traceback.format_exc()]
-                done.append(played)
-                if wrong:
-                    lost.append(f"{name} ({plan}): {'; '.join(wrong)}")
-                else:
-                    shutil.rmtree(folder / name)
-                print(f"{name}: {plan}: {'LOST' if wrong else 'the same'}, {played.seconds:.0f} s", flush=True)
-    print(table(done, lost))
-    if lost:
-        print(*lost, f"kept in {folder}; one again: python -m tests.chaos --runs 1 --place PLACE --seed N", sep="\n")
+                outcomes.append(run_seed(where, folder, seed, reference))
+                print(outcomes[-1], flush=True)
+    print(table(outcomes))
+    bad = [f"{outcome}\n{outcome.reason}" for outcome in outcomes if outcome.reason]
+    if bad:
+        print(*bad, f"kept in {folder}; one again: python -m tests.chaos --runs 1 --place PLACE --seed N", sep="\n")
     else:
         shutil.rmtree(folder)
-    return bool(lost)
+    return bool(bad)
 
 
-def table(done: list[Played], lost: list[str]) -> str:
-    """The runs in a few lines."""
-    kills = Counter(victim for played in done for victim in played.kills)
-    again = [n for played in done for n in played.repeated]
-    work = [n / FOLDS for played in done for n in played.work]
-    rows = [
-        ("runs", len(done)),
-        ("kills", f"{sum(kills.values())} ({', '.join(f'{v} {n}' for v, n in kills.most_common())})"),
-        ("lost", len(lost)),
+def run_seed(where: OwnRay | SharedRay, folder: Path, seed: int, reference: dict[int, Any]) -> Outcome:
+    """Play a seed, and compare its numbers; remove a run that is the same."""
+    outcome = Outcome(f"{where.name}-{seed}", draw(seed, where.name))
+    try:
+        outcome.played = play(where, folder, outcome.name, outcome.plan)
+        if wrong := differences(folder / outcome.name, reference):
+            outcome.end, outcome.reason = "different", "; ".join(wrong)
+    except (WaitedInVainError, subprocess.TimeoutExpired):
+        outcome.end, outcome.reason = "hung", traceback.format_exc()
+    except Exception:
+        outcome.end, outcome.reason = "lost", traceback.format_exc()
+    if not outcome.reason:
+        shutil.rmtree(folder / outcome.name)
+    return outcome
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Return a line for each kind of fault: how often, bad ends of its runs, and epochs that were begun again."""
+    header = ["kind of fault", "times", *ENDS, "repeated: median", "worst", "all folds: worst"]
+    kinds = sorted({kind for outcome in outcomes for kind in outcome.plan.kinds})
+    rows = [header, *(_row(kind, [o for o in outcomes if kind in o.plan.kinds]) for kind in kinds)]
+    ends = Counter(outcome.end for outcome in outcomes)
+    again = [n for outcome in outcomes for n in outcome.played.repeated]
+    work = [n for outcome in outcomes for n in outcome.played.work]
+    rows.append(["all (runs)", str(len(outcomes)), *(str(ends[end]) for end in ENDS), *_repeated(again, work)])
+    widths = [max(len(row[n]) for row in rows) for n in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
-    if again:
-        rows += [
-            ("epochs begun again a kill, worst fold", f"median {statistics.median(again):g}, worst {max(again)}"),
-            ("the same over all folds", f"median {statistics.median(work):g}, worst {max(work):g}"),
-        ]
-    return "\n".join(f"{name:40} {value}" for name, value in rows)
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    given = sum(len(outcome.played.ends) for outcome in outcomes)
+    lines.append(f"pauses of {PAUSE_SECONDS:g} s, a slow disk takes {SYNC_SECONDS * 1000:g} ms a sync longer;")
+    lines.append(f"drivers that a closed terminal or a pause ended, and whose command was given again: {given}")
+    return "\n".join(lines)
+
+
+def _row(kind: str, outcomes: list[Outcome]) -> list[str]:
+    """Return the line of a kind of fault. A run that fails counts for each of its kinds."""
+    ends = Counter(outcome.end for outcome in outcomes)
+    if kind == "slow disk":
+        return [kind, str(len(outcomes)), *(str(ends[end]) for end in ENDS), "", "", ""]
+    times = sum((o.played.kinds if o.played.kinds else o.plan.kinds).count(kind) for o in outcomes)
+    of_kind = [
+        cost
+        for o in outcomes
+        for cost in zip(o.played.kinds, o.played.repeated, o.played.work, strict=False)
+        if cost[0] == kind
+    ]
+    repeated = _repeated([cost[1] for cost in of_kind], [cost[2] for cost in of_kind])
+    return [kind, str(times), *(str(ends[end]) for end in ENDS), *repeated]
+
+
+def _repeated(again: Iterable[int], work: Iterable[int]) -> list[str]:
+    """Return median and worst of the fold that lost most, and the worst over all folds."""
+    again, work = list(again), list(work)
+    if not again:
+        return ["", "", ""]
+    return [f"{statistics.median(again):g}", str(max(again)), f"{max(work) / FOLDS:g}"]
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raypipe.storage.run_store import RunStore
-from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, TRIALS, Strike
-from tests.support.faults import kill
+from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, SYNC_SECONDS, TRIALS, Plan, Strike
+from tests.support.faults import Pauses, kill, slow_disk
 from tests.support.plain import plain_sweep
 from tests.support.rays import OwnRay, SharedRay
-from tests.support.sweeps import Driver, traced, tracing
+from tests.support.sweeps import traced, tracing
 from tests.support.toys import ToyWindows, write_store
-from tests.support.waiting import wait_until
+from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
 ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
 CREATE, TELL = 4, 6
@@ -55,19 +55,21 @@ def place(kind: str, folder: Path) -> Iterator[OwnRay | SharedRay]:
 
 @dataclass
 class Played:
-    """The kills of one run, and what they cost."""
+    """The faults of one run, and what they cost."""
 
-    kills: list[str] = field(default_factory=list)
-    """What was killed."""
+    kinds: list[str] = field(default_factory=list)
+    """Kinds of the strikes that came before the sweep was over."""
     repeated: list[int] = field(default_factory=list)
-    """For each kill, how many epochs the fold that lost most had to begin again."""
+    """For each strike, how many epochs the fold that lost most had to begin again."""
     work: list[int] = field(default_factory=list)
-    """For each kill, epochs of single folds that were begun again."""
+    """For each strike, epochs of single folds that were begun again."""
+    ends: list[str] = field(default_factory=list)
+    """Last lines of the drivers that a fault ended, and after which the same command was given again."""
     seconds: float = 0.0
 
 
-def play(place: OwnRay | SharedRay, folder: Path, name: str, strikes: Sequence[Strike], suicides: int = 0) -> Played:
-    """Drive a sweep to its end, whatever is killed meanwhile: the driver is started again by the same command.
+def play(place: OwnRay | SharedRay, folder: Path, name: str, plan: Plan, suicides: int = 0) -> Played:
+    """Drive a sweep to its end, whatever happens meanwhile: a driver that has died is started again.
 
     `suicides` is how often a driver is to kill itself, by faults that were armed in the place; then what was
     repeated is not counted.
@@ -76,64 +78,120 @@ def play(place: OwnRay | SharedRay, folder: Path, name: str, strikes: Sequence[S
     ------
     AssertionError
         It did not end well, or left something behind.
+    WaitedInVainError, TimeoutExpired
+        It hangs.
     """
-    run, played, times = folder / name, Played(), []
-    command = ("sweep", folder / "space.py", "--data", folder / "store", "--run", run, *FLAGS)
     began = time.monotonic()
-    drivers = [place.drive(*command)]
-    finished: dict[str, int] = {}
+    if plan.slow_disk:
+        place.hooks.set(HOOKS | slow_disk(SYNC_SECONDS))
+    run = folder / name
+    command = ("sweep", folder / "space.py", "--data", folder / "store", "--run", run, *FLAGS)
+    drama = _Drama(place, run, command, plan)
     try:
-        for strike in strikes:
-            wait_until(lambda s=strike: s.at.reached(run) or _over(drivers[-1]), str(strike.at))
-            finished |= _finished(run)
-            if not _strike(place, drivers[-1], strike):
+        for strike in plan.strikes:
+            if not drama.strike(strike):
                 break
-            times.append(time.time())
-            played.kills.append(strike.victim)
-            if strike.victim == "driver":
-                drivers[-1].child.wait()
-                drivers.append(place.drive(*command))
         for _ in range(suicides):
-            out = drivers[-1].finish()
-            assert drivers[-1].child.returncode == -signal.SIGKILL, out
-            drivers.append(place.drive(*command))
-        out = drivers[-1].finish()
-        assert drivers[-1].child.returncode == 0, out
+            drama.restart_after(-signal.SIGKILL)
+        drama.finish()
         place.settle()
     except BaseException:
         place.end()
         raise
+    finally:
+        drama.pauses.end()
+        if plan.slow_disk:
+            place.hooks.set(HOOKS)
+    played = drama.played
     played.seconds = time.monotonic() - began
-    _check(run, finished)
+    _check(run, drama.finished)
     if not suicides:  # it is not known when workers and actors have killed themselves
-        _count(run, times, played)
+        _count(run, drama.times, played)
     return played
 
 
-def _over(driver: Driver) -> bool:
-    return driver.child.poll() is not None
+class _Drama:
+    """The drivers of one run, one after another, and what befalls them."""
 
+    def __init__(self, place: OwnRay | SharedRay, run: Path, command: tuple[object, ...], plan: Plan) -> None:
+        self.place, self.run, self.command, self.plan = place, run, command, plan
+        self.played, self.pauses = Played(), Pauses()
+        self.times: list[float] = []
+        self.finished: dict[str, int] = {}
+        self._ends_allowed = 0
+        self._max_seconds = MAX_WAIT_SECONDS + 2 * plan.pause_seconds
+        self._drive()
 
-def _strike(place: OwnRay | SharedRay, driver: Driver, strike: Strike) -> bool:
-    """Kill the victim; return False where the sweep was over before."""
-    if strike.victim == "driver":
-        driver.kill()
+    def _drive(self) -> None:
+        self.driver = self.place.drive(*self.command, console=self.plan.console)
+
+    def strike(self, strike: Strike) -> bool:
+        """Wait for the moment, and do it; return False where the sweep is over before."""
+        self._wait(lambda: strike.at.reached(self.run), str(strike.at))
+        self.finished |= _finished(self.run)
+        self._ends_allowed += strike.may_end_driver
+        if self._over() or not self._do(strike):
+            return False
+        self.times.append(time.time())
+        self.played.kinds.append(strike.kind)
+        if strike.kind == "kill driver":
+            self.driver.child.wait()
+            self._drive()
         return True
-    if strike.victim == "node":
-        assert isinstance(place, SharedRay)
-        place.lose_node(strike.choice)
-        return not _over(driver)
-    if strike.victim == "store":
-        assert isinstance(place, SharedRay)
-        place.kill_store()
-        place.start_store()
-        return not _over(driver)
-    # One that has just been killed may not be back yet.
-    found: Any = wait_until(lambda: _over(driver) or place.find(strike.victim), f"a {strike.victim} to kill")
-    if found is True:
+
+    def _wait(self, ready: Callable[[], object], what: str) -> Any:
+        """Wait until something is so, or the sweep is over; start drivers again that were ended by faults."""
+        return wait_until(lambda: ready() or self._over(), what, self._max_seconds)
+
+    def _over(self) -> bool:
+        """Return whether the sweep is over; start its driver again if a fault has ended it."""
+        if not (status := self.driver.child.poll()):
+            return status is not None
+        if not self._ends_allowed:
+            return True  # `finish` shows its status
+        self._ends_allowed -= 1
+        self.restart_after(status)
         return False
-    kill(found[int(strike.choice * len(found))])
-    return True
+
+    def restart_after(self, status: int) -> None:
+        """Wait for the driver to end with this status, and give the same command again."""
+        out = self.driver.finish(self._max_seconds)
+        assert self.driver.child.returncode == status, out
+        if status != -signal.SIGKILL:
+            self.played.ends.append(f"{status}: {(out.strip().splitlines() or ['nothing'])[-1]}")
+            assert "Traceback" not in out, out
+        self._drive()
+
+    def finish(self) -> None:
+        """Wait for the sweep to end well."""
+        self._wait(lambda: False, "the sweep to end")
+        out = self.driver.finish()
+        assert self.driver.child.returncode == 0, out
+        self.pauses.end()
+
+    def _do(self, strike: Strike) -> bool:
+        """Do what a strike is; return False where the sweep was over before."""
+        if strike.fault == "console":
+            self.driver.close_console()
+            return not self._over()
+        if strike.kind in ("kill node", "kill store"):
+            assert isinstance(self.place, SharedRay)
+            if strike.victim == "node":
+                self.place.lose_node(strike.choice)
+            else:
+                self.place.kill_store()
+                self.place.start_store()
+            return not self._over()
+        # One that has just been killed may not be back yet.
+        found = self._wait(lambda: self.place.find(strike.victim), f"a {strike.victim} to {strike.fault}")
+        if found is True:
+            return False
+        victim = found[int(strike.choice * len(found))]
+        if strike.fault == "pause":
+            self.pauses.pause(victim, self.plan.pause_seconds)
+        else:
+            kill(victim)
+        return True
 
 
 def _finished(run: Path) -> dict[str, int]:
@@ -164,7 +222,7 @@ def _never(number: int) -> Any:
 
 
 def _count(run: Path, times: Sequence[float], played: Played) -> None:
-    """Count the epochs that were begun again after each kill."""
+    """Count the epochs that were begun again after each strike."""
     begun: Counter[tuple[int, int, int]] = Counter()
     again: list[Counter[tuple[int, int]]] = [Counter() for _ in times]
     for epoch in traced(run):
@@ -172,7 +230,7 @@ def _count(run: Path, times: Sequence[float], played: Played) -> None:
         begun[key] += 1
         if begun[key] > 1:
             after = [n for n, at in enumerate(times) if at <= epoch.at]
-            assert after, f"{epoch} was begun again, and nothing had been killed"
+            assert after, f"{epoch} was begun again, and nothing had happened"
             again[after[-1]][epoch.number, epoch.fold] += 1
     assert len(begun) == TRIALS * FOLDS * EPOCHS
     played.repeated = [max(folds.values(), default=0) for folds in again]

@@ -14,6 +14,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +104,57 @@ def ray_processes(pids: Iterable[int], *names: str) -> list[int]:
     return [pid for pid in pids if re.match(rf"ray::({'|'.join(names)})\b", title(pid))]
 
 
+def running(pids: Iterable[int], program: str) -> list[int]:
+    """Return those of `pids` that run a program of this name, such as ``raylet``."""
+    return [pid for pid in pids if title(pid).partition(" ")[0].rpartition("/")[2] == program]
+
+
 def kill(*pids: int) -> None:
     """Send SIGKILL to processes; ignore those that have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+class Pauses:
+    """Processes that are stopped for a while (SIGSTOP, then SIGCONT), as by a suspended or swapping machine.
+
+    All of them continue at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[tuple[threading.Timer, int]] = []
+
+    def __enter__(self) -> Pauses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def pause(self, pid: int, seconds: float) -> None:
+        """Stop a process now, and let it continue after `seconds`; ignore one that has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(pid)  # a process id may be used again meanwhile
+            timer = threading.Timer(seconds, _send, [handle, signal.SIGCONT])
+            timer.daemon = True
+            self._running.append((timer, handle))
+            _send(handle, signal.SIGSTOP)
+            timer.start()
+
+    def end(self) -> None:
+        """Let all processes continue now."""
+        while self._running:
+            timer, handle = self._running.pop()
+            timer.cancel()
+            if timer.is_alive():
+                timer.join()
+            _send(handle, signal.SIGCONT)
+            os.close(handle)
+
+
+def _send(handle: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, number)
 
 
 # ---- Kills at a file -------------------------------------------------------------------------------------------------
@@ -375,3 +423,21 @@ def inject(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
 def arming(*kills: Kill) -> dict[str, str]:
     """Return code for `inject` that calls `arm` in every process."""
     return {"raypipe.storage.files": f"import tests.support.faults as t; t.arm({', '.join(f't.{k!r}' for k in kills)})"}
+
+
+def slow_disk(seconds: float) -> dict[str, str]:
+    """Return code for `Hooks` that calls `slow_syncs` in every process."""
+    return {"raypipe.storage.files": f"import tests.support.faults as t; t.slow_syncs({seconds})"}
+
+
+def slow_syncs(seconds: float) -> None:
+    """Make every `os.fsync` and `os.fdatasync` of this process take so much longer."""
+    os.fsync, os.fdatasync = _slowed(os.fsync, seconds), _slowed(os.fdatasync, seconds)
+
+
+def _slowed(sync: Callable[[Any], None], seconds: float) -> Callable[[Any], None]:
+    def slowed_sync(fd: Any) -> None:
+        sync(fd)
+        time.sleep(seconds)
+
+    return slowed_sync

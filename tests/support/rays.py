@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.support.faults import Hooks, descendants, ray_processes, title
+from tests.support.consoles import ConsoleKind
+from tests.support.faults import Hooks, descendants, ray_processes, running, title
 from tests.support.programs import need_program
 from tests.support.sweeps import AGENTS, ROOT, Driver, answers
 from tests.support.waiting import wait_until
@@ -23,6 +24,8 @@ ACTORS = {
     "broker": ("Broker",),
 }
 """Class names of actors as Ray shows them; a trial actor has the name that Tune gives it while it works."""
+PROGRAMS = {"gcs": "gcs_server", "raylet": "raylet"}
+"""Ray's own programs that a fault may befall."""
 LASTING = ("_AutoscalingCoordinatorActor",)
 """Actors of the cluster and not of a sweep: this one passes requests for machines on to an autoscaler."""
 NO_PREEMPTION = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -54,9 +57,9 @@ class OwnRay:
         finally:
             self.end()
 
-    def drive(self, *command: object) -> Driver:
+    def drive(self, *command: object, console: ConsoleKind | None = None) -> Driver:
         """Start a driver."""
-        self._drivers.append(Driver(*command, *self.flags, env=self.env))
+        self._drivers.append(Driver(*command, *self.flags, env=self.env, console=console))
         return self._drivers[-1]
 
     def end(self) -> None:
@@ -66,7 +69,7 @@ class OwnRay:
 
     def find(self, victim: str) -> list[int]:
         """Return the processes of a kind that work for the latest driver."""
-        return sorted(self._drivers[-1].named(*ACTORS[victim]))
+        return _find(victim, self._drivers[-1], self._drivers[-1].processes())
 
     def settle(self) -> None:
         """Wait until only Ray's agents are left of the drivers; these have until the end of the block."""
@@ -112,6 +115,10 @@ class SharedRay:
         self._seen: set[int] = set()
 
     def __enter__(self) -> SharedRay:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         from ray.cluster_utils import Cluster
 
         with contextlib.ExitStack() as stack:
@@ -125,7 +132,6 @@ class SharedRay:
             self._stack = stack.pop_all()
         self.address: str = self.cluster.address
         self.flags: tuple[object, ...] = ("--address", self.address)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -147,9 +153,9 @@ class SharedRay:
             os.environ.clear()
             os.environ.update(before)
 
-    def drive(self, *command: object) -> Driver:
+    def drive(self, *command: object, console: ConsoleKind | None = None) -> Driver:
         """Start a driver."""
-        self._drivers.append(Driver(*command, *self.flags, env=self.env))
+        self._drivers.append(Driver(*command, *self.flags, env=self.env, console=console))
         return self._drivers[-1]
 
     def end(self) -> None:
@@ -182,7 +188,7 @@ class SharedRay:
 
     def find(self, victim: str) -> list[int]:
         """Return the processes of a kind, of the one sweep that runs."""
-        return sorted(ray_processes(self._processes(), *ACTORS[victim]))
+        return _find(victim, self._drivers[-1], self._processes())
 
     def _processes(self) -> set[int]:
         """Return the descendants of this process, now and before: a process whose node dies gets another parent."""
@@ -209,6 +215,15 @@ class SharedRay:
         wait_until(lambda: not self.busy(), "all processes of the sweep to end")
         wait_until(lambda: not self.held(), "all resources to be given back")
         self.end()
+        alive = {node["NodeID"] for node in self.cluster.global_state.node_table() if node["Alive"]}
+        lost = [node for node in (self.cluster.head_node, *self.spare) if not _works(node, alive)]
+        if self.cluster.head_node in lost:
+            self._stack.close()
+            self._start()
+            return
+        for node in lost:
+            self.spare.remove(node)
+            self.cluster.remove_node(node, allow_graceful=False)
         self.fill()
 
     def busy(self) -> list[str]:
@@ -223,6 +238,18 @@ class SharedRay:
         free = state.available_resources()
         total = {k: v for k, v in state.cluster_resources().items() if k != "object_store_memory"}
         return {name: amount for name, amount in total.items() if free.get(name, 0.0) != amount}
+
+
+def _works(node: Any, alive: set[str]) -> bool:
+    """Return whether a node is alive by the control store, and has all its processes."""
+    return node.node_id in alive and node.remaining_processes_alive()
+
+
+def _find(victim: str, driver: Driver, pids: Iterable[int]) -> list[int]:
+    """Return the processes of a kind among `pids`."""
+    if victim == "driver":
+        return [driver.child.pid]
+    return sorted(running(pids, PROGRAMS[victim]) if victim in PROGRAMS else ray_processes(pids, *ACTORS[victim]))
 
 
 def _with_tests(hooks: Hooks) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 from raypipe import Run
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
+from tests.support.consoles import Console, ConsoleKind
 from tests.support.faults import inject, kill, ray_processes, session, title
 from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
@@ -40,18 +41,32 @@ def answers(host: str, port: int) -> bool:
 
 
 class Driver:
-    """``raypipe ARGUMENTS`` as a child process, in a session of its own by which its processes are found."""
+    """``raypipe ARGUMENTS`` as a child process, in a session of its own by which its processes are found.
 
-    def __init__(self, *arguments: object, env: Mapping[str, str] | None = None) -> None:
+    Its output goes to a file: directly, or by way of a console that can be closed.
+    """
+
+    def __init__(
+        self, *arguments: object, env: Mapping[str, str] | None = None, console: ConsoleKind | None = None
+    ) -> None:
         # Not a pipe, which would stay open as long as any process that outlives the driver.
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._console = Console(console, self._output.fileno()) if console else None
+        words = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+        streams = self._console.streams if self._console else {"stdout": self._output, "stderr": self._output}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "raypipe", *map(str, arguments)],
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
+            self._console.command(words) if self._console else words,
             start_new_session=True,
             env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"} | dict(env or {}),
+            **streams,
         )
+        if self._console:
+            self._console.start()
+
+    def close_console(self) -> None:
+        """Close the driver's console, if it has one that is open."""
+        if self._console:
+            self._console.close()
 
     def processes(self) -> list[int]:
         """Return the ids of the driver and of what it has started, also after its end."""
@@ -92,6 +107,7 @@ class Driver:
         """Send SIGKILL to all processes that are left, and wait for the driver."""
         kill(*self.processes())
         self.child.wait()
+        self.close_console()
 
 
 def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:

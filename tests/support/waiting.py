@@ -9,6 +9,10 @@ MAX_WAIT_SECONDS = 240.0
 """Seconds after which a wait fails; none takes as long, even on a machine that is busy with something else."""
 
 
+class WaitedInVainError(AssertionError):
+    """What was waited for has not come in time."""
+
+
 def wait_until(
     ready: Callable[[], object], what: str, max_seconds: float = MAX_WAIT_SECONDS, pause: float = 0.02
 ) -> object:
@@ -16,7 +20,7 @@ def wait_until(
 
     Raises
     ------
-    AssertionError
+    WaitedInVainError
         That was not so for `max_seconds`; names `what` was waited for.
     """
     deadline = time.monotonic() + max_seconds
@@ -25,4 +29,4 @@ def wait_until(
         if found:
             return found
         time.sleep(pause)
-    raise AssertionError(f"waited in vain for {what}")
+    raise WaitedInVainError(f"waited in vain for {what}")

@@ -13,21 +13,26 @@ import pytest
 
 from raypipe.storage.files import open_folder
 from raypipe.storage.run_store import RunStore
+from tests.support.consoles import Console
 from tests.support.faults import (
     Kill,
     KillingFolder,
+    Pauses,
     arming,
     descendants,
     flip,
     inject,
     kill,
     ray_processes,
+    running,
     session,
+    slow_disk,
     small_disk,
     title,
     truncate,
 )
 from tests.support.toys import ToyWindows, make_run, tiny
+from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,3 +150,75 @@ def test_a_trial_killed_at_the_worst_places_ends_with_the_same_numbers(tmp_path)
     assert killed.result(0).score == undisturbed.result(0).score
     killed.remove_leftovers()
     assert not [path for path in killed.local.rglob("*") if path.name.endswith((".part", ".ckpt"))]
+
+
+def test_a_paused_process_is_stopped_for_its_time_and_continues_at_the_end_of_the_block():
+    with subprocess.Popen(["sleep", "600"]) as child, Pauses() as pauses:
+        pauses.pause(child.pid, 0.2)
+        wait_until(lambda: _state(child.pid) == "S", "the process to continue")
+        pauses.pause(child.pid, 600.0)
+        wait_until(lambda: _state(child.pid) == "T", "the process to stop")
+        pauses.end()
+        wait_until(lambda: _state(child.pid) == "S", "the process to continue")
+        pauses.pause(child.pid, 600.0)
+        kill(child.pid)
+        child.wait()
+        pauses.pause(child.pid, 0.0)  # it has ended
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_programs_are_found_by_their_names():
+    with subprocess.Popen(["sleep", "600"]) as child:
+        wait_until(lambda: running(descendants(os.getpid()), "sleep") == [child.pid], "the program to run")
+        assert running([child.pid], "600") == []
+        kill(child.pid)
+
+
+def test_on_a_slow_disk_every_sync_takes_longer(tmp_path):
+    code = """
+import os, sys, time
+from pathlib import Path
+slept = []
+time.sleep = slept.append
+from raypipe.storage.files import open_folder
+open_folder(sys.argv[1]).write("name", b"data")
+os.fdatasync(os.open(sys.argv[1] + "/name", os.O_RDWR))
+print(*slept)
+"""
+    env = inject(tmp_path / "hook", slow_disk(0.08))
+    env = os.environ | {"PYTHONPATH": f"{env['PYTHONPATH']}:{ROOT}"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout == "0.08 0.08 0.08\n"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("pipe", "BrokenPipeError"), ("terminal", "SIGHUP"), ("nohup", "OSError")])
+def test_a_closed_console(kind, told, tmp_path):
+    """The child prints until it fails or is told, and writes to a file how."""
+    code = """
+import signal, sys, time
+def hang_up(*_):
+    raise SystemExit("SIGHUP")
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, hang_up)
+try:
+    while True:
+        print("printed", flush=True)
+        time.sleep(0.01)
+except BaseException as error:
+    with open(sys.argv[1], "w") as file:
+        file.write("SIGHUP" if isinstance(error, SystemExit) else type(error).__name__)
+    sys.stdout = None
+"""
+    with open(tmp_path / "output", "w+b") as output:
+        console = Console(kind, output.fileno())
+        command = console.command([sys.executable, "-c", code, str(tmp_path / "end")])
+        with subprocess.Popen(command, start_new_session=True, **console.streams) as child:
+            console.start()
+            wait_until(lambda: os.pread(output.fileno(), 100, 0).startswith(b"printed"), "some output")
+            console.close()
+            console.close()
+            child.wait(MAX_WAIT_SECONDS)
+    assert (tmp_path / "end").read_text() == told
