@@ -21,6 +21,8 @@ from tests.support.sweeps import traced, tracing
 from tests.support.toys import ToyWindows, write_store
 from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
+OWN = {"seconds", "finished", "files", "run", "digest"}
+"""Fields of a trial's result that each run has its own values of."""
 ENDED = (1, 2, 3)  # COMPLETE, PRUNED, FAIL in Optuna's journal
 CREATE, TELL = 4, 6
 
@@ -246,9 +248,7 @@ def numbers(run: Path) -> dict[int, Any]:
             "history": [epoch.model_dump(exclude={"seconds", "finished"}) for epoch in store.history(number)],
             "oof": [a.tobytes() for a in (lambda o: (o.windows, o.folds, o.predictions))(store.oof(number))],
             "weights": [store.folder.read(f"trials/{number:04d}/fold-{fold}.safetensors") for fold in range(FOLDS)],
-            "result": (store.result(number) or _never(number)).model_dump(
-                exclude={"run", "seconds", "finished", "files"}
-            ),
+            "result": (store.result(number) or _never(number)).model_dump(exclude=OWN),
         }
         for number in store.numbers()
     }
