@@ -77,7 +77,8 @@ chaos-ci: $(STAMP)
 cluster: $(STAMP)
 	$(PYTEST) tests/cluster
 
-# Kills at random moments in N runs, from seed SEED on; one seed again: make chaos N=1 SEED=7
+# Kills, pauses, closed consoles and slow disks at random moments in N runs, from seed SEED on.
+# One seed again: make chaos N=1 SEED=7
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --runs $(N) --seed $(SEED)
 

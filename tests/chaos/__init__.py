@@ -1,1 +1,1 @@
-"""Sweeps in which things are killed at random moments, compared to the bit with one that nothing disturbed."""
+"""Sweeps that are disturbed at random moments, compared to the bit with one that nothing disturbed."""

@@ -40,8 +40,8 @@ MAX_LOST_NODES = 2
 """Of three nodes: one worker fits on the last."""
 WHAT = ("asked", "checkpoint", "scored", "weights", "predictions", "ended")
 CI_SEEDS = (390, 21386, 61772)
-"""On nodes they kill every kind of process, at every kind of moment, pause one and close a console. All strikes come before
-the last trial trains, so a late poll still finds the process. A test checks this."""
+"""On nodes they kill every kind of process, at every kind of moment, pause one and close a console. All strikes come
+before the last trial trains, so a late poll still finds the process. A test checks this."""
 LONG_SEEDS = tuple(range(12))
 
 

@@ -1,4 +1,4 @@
-"""Whatever is killed at whatever moment: the same trials, the same numbers to the bit, nothing twice, nothing left.
+"""Whatever happens at whatever moment: the same trials, the same numbers to the bit, nothing twice, nothing left.
 
 ``pytest tests/chaos --seed 7`` plays one seed again; ``make chaos N=200`` plays many, and on a Ray of their own too.
 `make test` plays `plan.CI_SEEDS`, `make test-all` a dozen more.
@@ -15,7 +15,7 @@ from tests.support.faults import Kill, arming
 pytestmark = pytest.mark.ray
 
 
-def test_whatever_is_killed_the_numbers_are_the_same(seed, field, nodes, reference):
+def test_whatever_happens_the_numbers_are_the_same(seed, field, nodes, reference):
     folder, _ = field
     plan = draw(seed, nodes.name)
     played = play(nodes, folder, f"run-{seed}", plan)
