@@ -198,23 +198,26 @@ print(*slept)
 def test_a_closed_console(kind, told, tmp_path):
     """The child prints until it fails or is told, and writes to a file how."""
     code = """
-import signal, sys, time
+import os, signal, sys, time
 def hang_up(*_):
-    raise SystemExit("SIGHUP")
+    raise SystemExit
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     signal.signal(signal.SIGHUP, hang_up)
-try:
-    while True:
-        print("printed", flush=True)
+end = ""
+while not end:
+    try:
+        os.write(1, b"printed")
         time.sleep(0.01)
-except BaseException as error:
-    with open(sys.argv[1], "w") as file:
-        file.write("SIGHUP" if isinstance(error, SystemExit) else type(error).__name__)
-    sys.stdout = None
+    except SystemExit:
+        end = "SIGHUP"
+    except OSError as error:  # of a terminal, writes may fail before the signal comes
+        end = "" if sys.argv[2] == "terminal" else type(error).__name__
+with open(sys.argv[1], "w") as file:
+    file.write(end)
 """
     with open(tmp_path / "output", "w+b") as output:
         console = Console(kind, output.fileno())
-        command = console.command([sys.executable, "-c", code, str(tmp_path / "end")])
+        command = console.command([sys.executable, "-c", code, str(tmp_path / "end"), kind])
         with subprocess.Popen(command, start_new_session=True, **console.streams) as child:
             console.start()
             wait_until(lambda: os.pread(output.fileno(), 100, 0).startswith(b"printed"), "some output")
