@@ -35,7 +35,7 @@ class Outcome:
     reason: str = ""
 
     def __str__(self) -> str:
-        ends = "".join(f"; the driver ended with {line}" for line in self.played.ends)
+        ends = "".join(f"; a driver ended with {line}" for line in self.played.ends)
         return f"{self.name}: {self.plan}: {self.end}, {self.played.seconds:.0f} s{ends}"
 
 

@@ -160,7 +160,8 @@ class _Drama:
         out = self.driver.finish(self._max_seconds)
         assert self.driver.child.returncode == status, out
         if status != -signal.SIGKILL:
-            self.played.ends.append(f"{status}: {(out.strip().splitlines() or ['nothing'])[-1]}")
+            said = [line for line in out.splitlines() if line.startswith("raypipe: ")]
+            self.played.ends.append(f"{status} ({said[-1] if said else 'said nothing'})")
             assert "Traceback" not in out, out
         self._drive()
 

@@ -79,7 +79,7 @@ def test_only_the_few_seeds_have_short_pauses():
 def test_the_table_counts_each_kind_of_fault():
     at = Moment(0, 1, "scored")
     worker, gcs = Strike(at, "kill", "worker", 0.0), Strike(at, "pause", "gcs", 0.0)
-    twice = Played([worker.kind, worker.kind], repeated=[1, 2], work=[2, 4], ends=["1: raypipe: gone"])
+    twice = Played([worker.kind, worker.kind], repeated=[1, 2], work=[2, 4], ends=["1 (raypipe: gone)"])
     outcomes = [
         Outcome("a", Plan((worker, worker), slow_disk=True), played=twice),
         Outcome("b", Plan((worker, gcs)), "lost", reason="it failed"),
@@ -92,4 +92,4 @@ def test_the_table_counts_each_kind_of_fault():
         ["all (runs)", "2", "1", "0", "0", "1.5", "2", "1"],
     ]
     assert rows[-1][0].endswith("again: 1")
-    assert Counter(str(outcomes[0]).split("; "))["the driver ended with 1: raypipe: gone"] == 1
+    assert Counter(str(outcomes[0]).split("; "))["a driver ended with 1 (raypipe: gone)"] == 1
