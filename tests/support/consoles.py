@@ -18,8 +18,8 @@ ConsoleKind = Literal["pipe", "terminal", "nohup"]
 _LEADER = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Under nohup this process has inherited that SIGHUP is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 os.execv(sys.argv[2], sys.argv[2:])
 """
 _CHUNK = 65536
