@@ -171,11 +171,7 @@ class _Expected:
             return "another rerun"
         one = self.records.get(number)
         if one is None:
-            if ENDED in trial.user_attrs:  # its training has not begun again
-                return ""
-            if trial.state.is_finished() or trial.intermediate_values:
-                return "scores, and the run has no record"
-            return "a draw, and the run has no record" if trial.state == TrialState.RUNNING and number != newest else ""
+            return _unrecorded_difference(trial, newest)
         if one.record and (trial.params, _distributions(trial)) != (one.record.params, one.record.distributions):
             return "other parameters"
         return self._progress_difference(trial, one)
@@ -190,6 +186,8 @@ class _Expected:
             return "other scores" if wrong else ""
         if one.result is None:
             return "the end, and the run has no result"
+        if one.record is None:  # its configuration could not be drawn
+            return "" if trial.state == expected.state else "another end"
         return "" if _same(trial, expected) else "another end"
 
     def lost(self, trials: list[FrozenTrial] | None) -> list[int]:
@@ -274,6 +272,16 @@ class _Expected:
         if number in self.starts:
             return {FIXED_PARAMS: self.starts[number]}
         return {FIXED_PARAMS: {}} if number in self.reruns else {}
+
+
+def _unrecorded_difference(trial: FrozenTrial, newest: int) -> str:
+    """Return what a study has of a trial without records; empty where a killed driver may have left it so."""
+    if ENDED in trial.user_attrs:  # its training has not begun again
+        return ""
+    if trial.state.is_finished() or trial.intermediate_values:
+        return "scores, and the run has no record"
+    waits_or_newest = trial.state == TrialState.WAITING or trial.number == newest
+    return "" if waits_or_newest else "a draw, and the run has no record"
 
 
 def reported(history: list[Epoch], ends: list[int]) -> dict[int, float]:

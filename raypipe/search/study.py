@@ -22,7 +22,7 @@ from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
-from raypipe.storage.records import State, TrialResult
+from raypipe.storage.records import Epoch, State, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.failures import DrawError
@@ -184,14 +184,8 @@ class StudyQueue:
 
     def observe(self, number: int) -> bool:
         """Update the study with a trial's history; return whether the trial continues."""
-        trial = self._trial(number)
-        handle = open_trial(self.study, trial)
-        if number not in self._cycle_ends:
-            self._cycle_ends[number] = self.run.config(number).cycle_ends
-        ends, history = self._cycle_ends[number], self.run.history(number)
-        for passes, value in reported(history, ends).items():
-            if passes not in trial.intermediate_values:
-                handle.report(value, passes)
+        trial, history = self._report_epochs(number)
+        ends = self._cycle_ends[number]
         if history and history[-1].passes < (trial.last_step or 0):
             return True  # its records were lost, and these epochs are trained again
         if ENDED in trial.user_attrs:
@@ -200,6 +194,17 @@ class StudyQueue:
             return True
         # After a restart the pruner is asked again about the last step: its answer may not have been acted on.
         return not self.study.pruner.prune(self.study, self._trial(number))
+
+    def _report_epochs(self, number: int) -> tuple[FrozenTrial, list[Epoch]]:
+        """Report a trial's epochs to the study that it does not have; return the trial as it was, and its history."""
+        trial, history = self._trial(number), self.run.history(number)
+        handle = open_trial(self.study, trial)
+        if number not in self._cycle_ends:
+            self._cycle_ends[number] = self.run.config(number).cycle_ends
+        for passes, value in reported(history, self._cycle_ends[number]).items():
+            if passes not in trial.intermediate_values:
+                handle.report(value, passes)
+        return trial, history
 
     def close(
         self, number: int, state: State, reason: str, failure: str | None = None, trace: str = ""
@@ -237,5 +242,7 @@ class StudyQueue:
     def _report_end(self, ended: TrialResult) -> None:
         if self._trial(ended.number).state.is_finished():
             return
+        if self.run.has_trial(ended.number):
+            self._report_epochs(ended.number)  # the last ones, where the trial failed before the driver heard of them
         state = STUDY_STATES[ended.state]
         self.study.tell(ended.number, ended.score if state == TrialState.COMPLETE else None, state=state)

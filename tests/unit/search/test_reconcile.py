@@ -14,6 +14,7 @@ from raypipe.storage.journal import JOURNAL_FILE, open_journal
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_records import read_trials
 from raypipe.trial.callback import SweepCallback
+from raypipe.trial.failures import DrawError
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_checkpoints
 from tests.unit.search.test_study import record
@@ -90,6 +91,33 @@ def test_an_intact_study_is_not_rebuilt(run, windows):
     open_study(run, said)
     assert said.lines == [] and (run.local / JOURNAL_FILE).read_bytes() == before
     assert study_difference(run, read_trials(run)[0]) == ""
+
+
+def test_a_trial_that_failed_before_its_last_epoch_was_reported_is_whole_in_the_study(tmp_path, windows):
+    run = make_run(tmp_path / "failed", windows)
+    queue, said = queue_of(run, windows), Said()
+    number = queue.next()
+    record(run, number, [0.5, 0.4])
+    queue.close(number, "failed", "toy", "lost-worker")
+    assert queue.study.trials[number].intermediate_values == {1: 0.5, 2: 0.4}
+    open_study(run, said)
+    assert said.lines == []
+
+
+def test_a_configuration_that_could_not_be_drawn_is_no_difference(tmp_path, windows):
+    space = "def space(trial):\n    trial.suggest_int('batch_size', 0, 1)\n"
+    run, said = make_run(tmp_path / "drawn", windows, space=space), Said()
+    queue = queue_of(run, windows, said, trials=3)
+    for _ in range(2):
+        with pytest.raises(DrawError):
+            queue.next()
+    states = [(trial.number, trial.state) for trial in queue.study.trials]
+    open_study(run, said)
+    assert said.lines == []
+    (run.local / JOURNAL_FILE).unlink()
+    again = queue_of(run, windows, said, trials=3)
+    assert said.lines[0][0] == "the study's journal is missing"
+    assert [(trial.number, trial.state) for trial in again.study.trials] == states
 
 
 LINES = {
