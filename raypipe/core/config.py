@@ -273,8 +273,12 @@ class TrialConfig(FrozenModel):
 
     def hash(self) -> str:
         """Return twelve hex digits that are equal for equal configurations only."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return config_hash(self.model_dump(mode="json"))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return `TrialConfig.hash` of a configuration as a file has it."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from raypipe.core.errors import DamagedFileError, UserError
 
 _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n}\n\Z')
 """End of a record: the SHA-256 of what precedes it."""
+_MAX_SHOWN = 80
+"""Characters of a name or a value from a file that a message shows."""
 
 
 class OtherFormatError(UserError):
@@ -23,9 +27,9 @@ class OtherFormatError(UserError):
 
 
 class FrozenModel(BaseModel):
-    """Values that are validated and cannot be changed. Unknown names are refused."""
+    """Values that are validated and cannot be changed. Unknown names, and numbers that are not finite, are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Record(FrozenModel):
@@ -43,6 +47,13 @@ class Record(FrozenModel):
 
     Raise the number whenever a file of the old form would be misread. Only the newest number is read.
     """
+
+    max_bytes: ClassVar[int] = 256 * 2**20
+    """Size of the largest file that is read."""
+    max_values: ClassVar[int] = 20_000_000
+    """Number of values in the largest file that is read. Each takes up to some hundred bytes of memory."""
+    from_elsewhere: ClassVar[bool] = False
+    """The file may come from somebody else: a name that occurs twice in an object is refused."""
 
     format: str
 
@@ -74,6 +85,7 @@ class Record(FrozenModel):
         DamagedFileError
             The file is not JSON, does not fit the schema, or is not what raypipe has written.
         """
+        cls._check_size(data, where)
         content = without_digest(data)
         try:
             # Three times as fast as validating what json.loads returns.
@@ -82,6 +94,8 @@ class Record(FrozenModel):
             raise cls._describe_error(data, error, where) from None
         if "format" not in record.model_fields_set:
             raise cls._other_format_error(None, where)
+        if cls.from_elsewhere:
+            _require_single_names(data, where)
         if content is None:
             raise DamagedFileError(
                 f"{where}: changed since raypipe wrote it (its digest differs, or is missing); restore it from a copy"
@@ -89,8 +103,16 @@ class Record(FrozenModel):
         return record
 
     @classmethod
+    def _check_size(cls, data: bytes, where: str) -> None:
+        if len(data) > cls.max_bytes:
+            raise DamagedFileError(f"{where}: {len(data) / 2**20:.0f} MB; at most {cls.max_bytes / 2**20:.0f} are read")
+        count = sum(map(data.count, (b",", b"[", b"{")))
+        if count > cls.max_values:
+            raise DamagedFileError(f"{where}: about {count:,} values; at most {cls.max_values:,} are read")
+
+    @classmethod
     def _describe_error(cls, data: bytes, error: ValidationError, where: str) -> UserError:
-        problem = next((p for p in error.errors() if p["loc"] != ("digest",)), error.errors()[0])
+        problem = first_problem(error, ignored=("digest",))
         if problem["type"] == "json_invalid":
             return DamagedFileError(f"{where}: damaged (not a JSON document); restore it from a copy")
         found = json.loads(data)
@@ -98,14 +120,44 @@ class Record(FrozenModel):
             return cls._other_format_error(found.get("format"), where)  # the format explains every other problem
         if problem["loc"] == ("digest",):
             return DamagedFileError(f"{where}: changed since raypipe wrote it (its digest differs); restore it")
-        place = "/".join(map(str, problem["loc"]))
-        return DamagedFileError(f"{where}: {place + ': ' if place else ''}{problem['msg']}")
+        return DamagedFileError(f"{where}: {describe_problem(problem)}")
 
     @classmethod
     def _other_format_error(cls, given: object, where: str) -> OtherFormatError:
-        found = "no format number" if given is None else f"format {given!r}"
+        found = "no format number" if given is None else f"format {_shown(repr(given))}"
         expected = cls.model_fields["format"].default
         return OtherFormatError(f"{where}: {found}, expected {expected!r}; use the version of raypipe that wrote it")
+
+
+def first_problem(error: ValidationError, ignored: tuple[str, ...] = ()) -> ErrorDetails:
+    """Return the first problem of values that do not fit a schema, or the first at another place than `ignored`."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return next((problem for problem in problems if problem["loc"] != ignored), problems[0])
+
+
+def describe_problem(problem: ErrorDetails) -> str:
+    """Return the place and the message of a problem as one short line."""
+    place = _shown("/".join(map(str, problem["loc"])))
+    return f"{place}: " * bool(place) + problem["msg"].removeprefix("Value error, ")
+
+
+def _shown(text: str) -> str:
+    """Return text from a file as one short line without control characters."""
+    line = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
+    return line + "..." * (len(text) > _MAX_SHOWN)
+
+
+def _require_single_names(data: bytes, where: str) -> None:
+    """Refuse JSON with a name that occurs twice in an object: programs differ in which value they take."""
+
+    def check(pairs: Iterable[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise DamagedFileError(f"{where}: '{_shown(name)}' is in one object twice")
+            seen.add(name)
+
+    json.loads(data, object_pairs_hook=check)
 
 
 def with_digest(content: dict[str, Any]) -> bytes:

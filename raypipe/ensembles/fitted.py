@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, Index
+from raypipe.core.record import FrozenModel
 from raypipe.core.versions import package_versions
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
+from raypipe.ensembles.rules import MAX_MEMBERS, check_rule_fields, require_shares
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.models.combine import Rule
 from raypipe.storage.files import write_record
@@ -26,7 +29,29 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     from rich.console import Group
 
+COLUMNS = ("oof", "held_out", "low", "high", "difference", "subjects", "windows")
+"""Columns that every score table has."""
+_ARRAY_KINDS = {"windows": "i", "subjects": "U", "targets": "fiu", "predictions": "f", "trials": "f", "constant": "f"}
+"""Kinds of NumPy types of the arrays of `HeldOut`."""
+
 RECORD, ARRAYS, TABLE = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/table.csv"
+
+
+class Diversity(FrozenModel):
+    """How much members differ; see `Ensemble.diversity`."""
+
+    members: list[str]
+    correlations: list[list[float]]
+    curve: dict[str, list[float | None]]
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        n = len(self.members)
+        if len(self.correlations) != n or any(len(row) != n for row in self.correlations):
+            raise ValueError(f"correlations: not those of {n} members")
+        if any(len(scores) != n for scores in self.curve.values()):
+            raise ValueError(f"curve: not one score for each number of members up to {n}")
+        return self
 
 
 class EnsembleRecord(OwnedRecord):
@@ -36,17 +61,18 @@ class EnsembleRecord(OwnedRecord):
     created: float
     """Unix time."""
     method: str
-    trials: list[int]
-    epochs: list[int]
+    trials: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_MEMBERS)]
+    epochs: list[Annotated[int, Field(ge=0)]]
     """Epoch of each member that is a snapshot; 0 for the trial's best epoch."""
-    weights: list[float]
-    table: dict[str, dict[str, int | float | None]]
+    weights: list[Annotated[float, Field(ge=0.0, le=1.0)]]
+    """Share of each member; they sum to one."""
+    table: Annotated[dict[str, dict[str, int | float | None]], Field(min_length=1)]
     verdict: str
     notes: list[str]
     held_out_evaluations: int
     """Number of times that the run was scored on its held-out subjects."""
     rule: dict[str, Any] | None
-    diversity: dict[str, Any]
+    diversity: Diversity
     left_out: dict[str, str]
     """Methods that could not be used, and why."""
     data_hash: str
@@ -54,6 +80,27 @@ class EnsembleRecord(OwnedRecord):
     soup: MergedRecord | None
     files: dict[str, str]
     """SHA-256 of the arrays and of the table, by file."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        n = len(self.trials)
+        if len(self.epochs) != n or len(self.weights) != n:
+            raise ValueError(
+                f"{n} trials, {len(self.epochs)} epochs and {len(self.weights)} weights; one each is needed"
+            )
+        if len(set(self.members)) < n:
+            raise ValueError("trials: a member is there twice")
+        require_shares(self.weights, "members")
+        if self.rule is not None:
+            check_rule_fields(self.rule, n)
+        for name, row in self.table.items():
+            if missing := [column for column in COLUMNS if column not in row]:
+                raise ValueError(f"table/{name}: has no column '{missing[0]}'")
+            if not isinstance(row["subjects"], int) or not isinstance(row["windows"], int):
+                raise ValueError(f"table/{name}: subjects and windows must be whole numbers")
+        if self.soup is not None and len(self.soup.trials) != len(self.soup.epochs):
+            raise ValueError("soup: its lists have different lengths")
+        return self
 
     @property
     def members(self) -> list[Member]:
@@ -77,6 +124,35 @@ class HeldOut:
     """(M, N, outputs): mean over the fold models of each member."""
     constant: NDArray[np.float64]
     """(outputs,): the training mean or class frequencies, the prediction without EEG."""
+
+    @classmethod
+    def from_npz(cls, data: bytes, *, n_members: int) -> HeldOut:
+        """Read the content of a ``.npz`` file.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or an array is missing or has another type or shape.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in cls.__annotations__}
+        except Exception as error:  # zipfile, zlib and NumPy have an error of their own for each kind of damage
+            raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        for name, kinds in _ARRAY_KINDS.items():
+            if arrays[name].dtype.kind not in kinds:
+                raise ValueError(f"{name}: has values of type {arrays[name].dtype}")
+        n, n_outputs = len(np.atleast_1d(arrays["targets"])), np.size(arrays["constant"])
+        shapes = {
+            **dict.fromkeys(("windows", "subjects", "targets"), (n,)),
+            "predictions": (n, n_outputs),
+            "trials": (n_members, n, n_outputs),
+            "constant": (n_outputs,),
+        }
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name}: shape {arrays[name].shape}, expected {shape}")
+        return cls(**arrays)
 
     @property
     def evaluation_set(self) -> EvaluationSet:
@@ -144,7 +220,7 @@ class Ensemble:
             notes=self.notes,
             held_out_evaluations=self.held_out_evaluations,
             rule=None if self.rule is None else dict(self.rule),
-            diversity=self.diversity,
+            diversity=Diversity.model_validate(without_nan(self.diversity)),
             left_out=self.excluded,
             data_hash=self.run.info.data_hash,
             versions=package_versions(),
@@ -179,10 +255,9 @@ class Ensemble:
             data = run.folder.read(ARRAYS)
             if digest(data) != record.files.get(ARRAYS):
                 raise ValueError("its checksum differs")
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                held_out = HeldOut(**{name: arrays[name] for name in HeldOut.__annotations__})
+            held_out = HeldOut.from_npz(data, n_members=len(record.trials))
             merged = MergedNetworks.load(run, record.soup) if record.soup else None
-        except (KeyError, ValueError, OSError, BadZipFile) as error:
+        except (ValueError, OSError) as error:
             raise UserError(
                 f"{run.where}/{ARRAYS}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
             ) from None
@@ -199,7 +274,7 @@ class Ensemble:
             notes=record.notes,
             held_out=held_out,
             held_out_evaluations=record.held_out_evaluations,
-            diversity=record.diversity,
+            diversity=record.diversity.model_dump(),
             excluded=record.left_out,
         )
 
@@ -219,3 +294,12 @@ def read_ensemble_record(run: RunStore) -> EnsembleRecord | None:
         The record is damaged, or has another format.
     """
     return read_owned(EnsembleRecord, run.folder, RECORD, run.run_id) if run.folder.exists(RECORD) else None
+
+
+def without_nan(value: Any) -> Any:
+    """Return nested lists and dicts with None in place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,6 +8,15 @@ from raypipe.models.builders import BUILDERS, build_network
 from raypipe.models.conformer import kernel_sizes
 from raypipe.models.network import Network
 
+MAX_PADDING_VALUES = 2**26
+"""Values that the dilated convolutions of a TCN add to a window, at most."""
+MAX_TOKENS = 2**16
+"""Tokens of a window of a ViT, at most."""
+MAX_ATTENTION_WEIGHTS = 2**24
+"""Attention weights of a block of a Conformer for a window, at most."""
+MAX_WIDTH = 2**20
+"""Most filters, heads, bins, or units of a layer."""
+
 
 def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> Network:
     """Build the network for windows (n_channels, n_times) at `sfreq` Hz; weights are drawn from torch's generator.
@@ -25,6 +34,55 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         raise UserError(f"model/variance: for regression only, and this task has {n_outputs} classes (use False)")
     _check_length(cfg, n_times, sfreq)
     return build_network(cfg.model_dump(), n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
+
+
+def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float) -> int:
+    """Check that the network of a file from elsewhere can be built for these windows.
+
+    Returns
+    -------
+    int
+        Bytes of the tables that its stem computes from the window's length.
+
+    Raises
+    ------
+    ValueError
+        The windows are too short for the network, or a size of it takes more memory than its weights explain.
+    """
+    for name in ("filters", "heads", "expansion", "hidden", "patch", "bins"):
+        if getattr(cfg, name) > MAX_WIDTH:
+            raise ValueError(f"model/{name} {getattr(cfg, name)}: at most {MAX_WIDTH:,} is read")
+    try:
+        _check_length(cfg, n_times, sfreq)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if cfg.name == "tcn":
+        return _check_tcn(cfg, n_times)
+    if cfg.name == "vit":
+        return _check_vit(cfg, n_channels, n_times)
+    kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
+    tokens = (n_times - kernel + 1 - pool) // stride + 1
+    if cfg.heads * tokens**2 > MAX_ATTENTION_WEIGHTS:
+        raise ValueError(f"{tokens:,} tokens in a window take {cfg.heads * tokens**2:,} attention weights")
+    return 4 * (n_times + 2) * kernel
+
+
+def _check_tcn(cfg: ModelConfig, n_times: int) -> int:
+    # Dilations double from block to block, and padding with them.
+    if cfg.depth > 26 or 6 * 2**cfg.depth * cfg.filters > MAX_PADDING_VALUES:
+        raise ValueError(f"model/depth {cfg.depth}: its dilations are longer than any window of {n_times} samples")
+    if n_times < 2:
+        raise ValueError("windows of 1 sample are too short for a tcn")
+    return 4 * cfg.bins * (n_times // 2)
+
+
+def _check_vit(cfg: ModelConfig, n_channels: int, n_times: int) -> int:
+    if cfg.filters % cfg.heads:
+        raise ValueError(f"model/filters ({cfg.filters}) must be a multiple of model/heads ({cfg.heads})")
+    tokens = n_channels * (n_times // cfg.patch)
+    if tokens > MAX_TOKENS:
+        raise ValueError(f"model/patch {cfg.patch}: {tokens:,} patches in a window; at most {MAX_TOKENS:,} are read")
+    return 0
 
 
 def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
+from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.packaging.bundle_info import BundleInfo, BundleMember
+from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.model_card import model_card
-from raypipe.storage.files import LocalFolder, read_record, write_record
+from raypipe.packaging.network_spec import NetworkMember
+from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
+from raypipe.storage.files import LocalFolder, write_record
+from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import digest
+from raypipe.storage.regular_files import open_regular, read_regular
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 
@@ -82,7 +89,20 @@ def _bundle_folder(path: Path) -> LocalFolder:
 
 
 def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any]) -> BundleInfo:
-    """Describe an ensemble; checksums are still missing."""
+    """Describe an ensemble; checksums are still missing.
+
+    Raises
+    ------
+    UserError
+        It is outside the limits of what a bundle can contain.
+    """
+    try:
+        return _describe(run, ensemble, windows, spec)
+    except ValidationError as error:
+        raise UserError(f"{run.where}: cannot be exported: {describe_problem(first_problem(error))}") from None
+
+
+def _describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any]) -> BundleInfo:
     configs = {trial: run.config(trial) for trial in ensemble.trials}
     merged = ensemble.merged.members if ensemble.merged else []
     return BundleInfo(
@@ -104,7 +124,7 @@ def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: 
         soup=[member.trial for member in merged],
         student=ensemble.distilled,
         soup_epochs=[member.epoch for member in merged],
-        members=[BundleMember.model_validate(member) for member in spec["members"]],
+        members=[NetworkMember.model_validate(member) for member in spec["members"]],
         configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},
         config_hashes={trial: config.hash() for trial, config in configs.items()},
         fold_map=run.folds,
@@ -172,7 +192,7 @@ class LoadedEnsemble:
         Raises
         ------
         UserError
-            Windows have another shape, or values that are not finite.
+            Windows have another shape, or values that are not finite; or a prediction is not finite.
         """
         wanted = (len(self.channels), self.info.n_times)
         x_NCT = np.asarray(x_NCT)
@@ -190,6 +210,11 @@ class LoadedEnsemble:
             part = slice(start, start + batch_size)
             x_BCT = torch.from_numpy(np.ascontiguousarray(x_NCT[part], dtype=np.float32))
             out_NO[part] = self.module(x_BCT).numpy()
+            if not np.isfinite(out_NO[part]).all():
+                raise UserError(
+                    f"a prediction of windows {start} to {start + len(x_BCT) - 1} is not a finite number; the "
+                    "weights are damaged, or the windows are not in microvolts"
+                )
             if progress:
                 progress(min(start + batch_size, len(x_NCT)), len(x_NCT), "windows")
         return out_NO
@@ -213,23 +238,25 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     UserError
         There is no bundle, it is damaged, or it contains a file that is not part of a bundle, such as a pickle.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    folder = LocalFolder(path)
-    if not folder.exists(RECORD):
+    folder = Path(path).expanduser()
+    if not (folder / RECORD).exists():
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
-    _require_bundle_files(Path(path))
-    info = read_record(BundleInfo, folder, RECORD)
+    _require_bundle_files(folder)
+    info = BundleInfo.parse(read_regular(folder / RECORD, BundleInfo.max_bytes), f"{path}/{RECORD}")
+    spec = info.networks()
+    layout = weights_layout(spec)
     try:
-        tensors = folder.read(TENSORS)
+        data = read_regular(folder / TENSORS, max_file_bytes(layout))
     except FileNotFoundError:
         raise UserError(f"{path}: {TENSORS} is missing; copy the bundle again") from None
-    if info.sha256.get(TENSORS) != digest(tensors):
+    if info.sha256.get(TENSORS) != digest(data):
         raise UserError(f"{path}/{TENSORS}: damaged (its checksum is not the one in {RECORD}); copy the bundle again")
     try:
-        module = build_module(info.spec(), load(tensors))
-    except (SafetensorError, RuntimeError, ValueError) as error:
+        tensors = unpack_tensors(data)
+        del data
+        check_tensors(layout, tensors)
+        module = build_module(spec.model_dump(mode="json"), tensors)
+    except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None
     return LoadedEnsemble(info, module)
@@ -237,14 +264,19 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
 
 def _require_bundle_files(path: Path) -> None:
     """Refuse a folder with other files than a bundle's."""
-    for name in LocalFolder(path).names():
-        if name not in FILES:
-            kind = ": a pickle, which may run code when it is read" if _is_pickle(path / name) else ""
-            raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you put it there")
+    for folder, _, files in os.walk(path):
+        for file in sorted(files):
+            name = (Path(folder) / file).relative_to(path).as_posix()
+            if name not in FILES:
+                kind = ": a pickle, which may run code when it is read" if _is_pickle(path / name) else ""
+                raise UserError(f"{path}/{name}{kind}: not part of a bundle; remove it if you put it there")
 
 
 def _is_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(2)
+    try:
+        with open_regular(path) as file:
+            head = file.read(2)
+    except (UserError, OSError):
+        head = b""
     protocols = (b"\x02", b"\x03", b"\x04", b"\x05")
     return path.suffix.lower() in _PICKLE_SUFFIXES or (head[:1] == b"\x80" and head[1:] in protocols)

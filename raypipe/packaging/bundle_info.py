@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
-from raypipe.core.config import ModelConfig
-from raypipe.core.folds import FoldMap
-from raypipe.core.record import FrozenModel, Record
+from raypipe.core.config import config_hash
+from raypipe.core.folds import HELD_OUT, FoldMap
+from raypipe.core.metrics import METRICS, Kind
+from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
+from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, make_spec
 
-
-class BundleMember(FrozenModel):
-    """One fold model of a trial, or of a snapshot."""
-
-    trial: int
-    epoch: int = 0
-    """Epoch of the snapshot; 0 for the trial's best epoch."""
-    fold: int
-    weight: float = Field(ge=0.0, le=1.0)
-    """Its share of the ensemble; the shares sum to one."""
-    centre: float
-    """Added to the scaled output, in target units."""
-    scale: float
-    """Target units per unit of output."""
-    model: ModelConfig
+MAX_TIME = 1e6
+"""Seconds."""
 
 
 class BundleInfo(Record):
-    """The content of a bundle, and how it was made."""
+    """The content of a bundle, and how it was made.
+
+    A file that fits this schema can be built and run: see `NetworkSpec`. The plan is one that `prepare` makes.
+    """
+
+    max_bytes: ClassVar[int] = 16 * 2**20
+    max_values: ClassVar[int] = 400_000
+    from_elsewhere: ClassVar[bool] = True
 
     format: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
     created: float
@@ -37,16 +33,16 @@ class BundleInfo(Record):
     run: str
     """Name of the run's folder."""
     task: str
-    kind: Literal["regression", "classification"]
+    kind: Kind
     classes: list[str]
     metric: str
     channels: list[str]
-    sfreq: float = Field(gt=0.0)
+    sfreq: float
     """Hz."""
-    window_samples: int = Field(ge=1)
-    n_times: int = Field(ge=1)
+    window_samples: int
+    n_times: int
     """Samples of a window that the networks see."""
-    n_outputs: int = Field(ge=1)
+    n_outputs: int
     prepare: Plan
     """Plan by which recordings were cut into windows."""
     scale: float = Field(ge=0.0)
@@ -60,8 +56,8 @@ class BundleInfo(Record):
     """The only network was distilled."""
     soup_epochs: list[int]
     """Epoch of each in `soup`; 0 for the trial's best."""
-    members: list[BundleMember] = Field(min_length=1)
-    configs: dict[int, dict[str, Any]]
+    members: list[NetworkMember]
+    configs: dict[int, dict[str, JsonValue]]
     """Configuration by trial."""
     config_hashes: dict[int, str]
     fold_map: FoldMap
@@ -77,9 +73,68 @@ class BundleInfo(Record):
     sha256: dict[str, str]
     """Checksums of the other files by name."""
 
-    def spec(self) -> dict[str, Any]:
-        """Return what `EnsembleModule` is built from."""
-        spec: dict[str, Any] = self.model_dump(
-            mode="json", include={"kind", "n_times", "n_outputs", "sfreq", "members"}
-        )
-        return spec | {"n_channels": len(self.channels)} | ({"rule": self.rule} if self.rule else {})
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self._check_channels()
+        self.networks()
+        self._check_outputs()
+        self._check_plan()
+        self._check_members()
+        return self
+
+    def _check_channels(self) -> None:
+        if not self.channels:
+            raise ValueError("channels: there are none")
+        if not all(self.channels) or len(set(self.channels)) < len(self.channels):
+            raise ValueError("channels: a name is empty, or is there twice")
+
+    def _check_outputs(self) -> None:
+        if len(self.classes) != (self.n_outputs if self.kind == "classification" else 0):
+            raise ValueError(f"classes: {len(self.classes)} names for {self.kind} with {self.n_outputs} outputs")
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise ValueError("classes: a name is empty, or is there twice")
+        if self.metric not in METRICS or METRICS[self.metric].kind != self.kind:
+            raise ValueError(f"metric: not a metric of {self.kind}")
+
+    def _check_plan(self) -> None:
+        plan = self.prepare
+        same = {
+            "channels": list(plan.channels) == self.channels,
+            "sfreq": plan.sfreq == self.sfreq,
+            "window_samples": plan.window_samples == self.window_samples,
+            "crop_samples": plan.crop_samples == self.n_times,
+        }
+        if wrong := [name for name, is_same in same.items() if not is_same]:
+            raise ValueError(f"prepare/{wrong[0]}: not that of the bundle")
+        if not 0 < plan.window <= MAX_TIME:
+            raise ValueError("prepare/window: out of range")
+        if not self.n_times <= self.window_samples == round(plan.window * plan.sfreq):
+            raise ValueError("prepare/window: not the samples of a window, or shorter than what the networks see")
+        if not 1 / plan.sfreq <= 2 * plan.stride <= MAX_TIME or abs(plan.tmin) > MAX_TIME:
+            raise ValueError("prepare/stride or tmin: out of range")
+        if plan.band is not None and not 0 <= plan.band[0] < plan.band[1] <= plan.sfreq / 2:
+            raise ValueError("prepare/band: needs a lower and a higher edge up to half of the sampling rate")
+
+    def _check_members(self) -> None:
+        trials = {member.trial for member in self.members} | set(self.soup)
+        if len(self.soup) != len(self.soup_epochs) or (self.student and not self.soup):
+            raise ValueError("soup: its lists have different lengths, or are empty")
+        if not trials <= self.configs.keys() or self.configs.keys() != self.config_hashes.keys():
+            raise ValueError("configs: not those of the members")
+        if any(self.config_hashes[trial] != config_hash(config) for trial, config in self.configs.items()):
+            raise ValueError("config_hashes: not those of the configurations")
+        if any(member.fold >= self.fold_map.n_folds for member in self.members):
+            raise ValueError(f"members: a fold is none of {self.fold_map.n_folds}")
+        if not all(HELD_OUT <= fold < self.fold_map.n_folds for fold in self.fold_map.fold_of.values()):
+            raise ValueError(f"fold_map: a subject's fold is none of {self.fold_map.n_folds}")
+
+    def networks(self) -> NetworkSpec:
+        """Return the description of the networks.
+
+        Raises
+        ------
+        ValueError
+            They are outside the limits, or do not fit each other.
+        """
+        names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule")
+        return make_spec({name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)})

@@ -5,22 +5,32 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from raypipe.core.errors import UserError
 from raypipe.packaging import scorer
+from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
-from raypipe.packaging.scorer_process import LayoutError, ScorerProcessError, run_scorer, unpack_submission
+from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.packaging.submission import INPUT_SCALE, challenge_of
+from raypipe.storage.regular_files import read_regular
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 CHALLENGE_WINDOWS = {"sfreq": 100.0, "n_channels": 129, "n_times": 200}
 """Windows of the challenge, for a zip without a manifest."""
+
+Answer = dict[str, list[tuple[str, bool, str]]]
+"""Lines of each challenge: name of a check, whether it passed, and a detail."""
+
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(max_length=10)])
+_MAX_DETAIL = 1000
+_MAX_LINES = 50
 
 Request = dict[str, Any]
 """Windows and reference predictions of a challenge, for `scorer`."""
@@ -108,6 +118,8 @@ def check_submission(
             report.add(error.check, False, error.detail)
             return report
         requests = _manifest_requests(report, folder)
+        if requests is None:
+            return report
         requests = requests or {str(k): CHALLENGE_WINDOWS | {"reference": None, "source": ""} for k in (1, 2)}
         if bundle is not None and not _compare_with_bundle(report, requests, load_ensemble(bundle)):
             return report
@@ -116,27 +128,30 @@ def check_submission(
     return report
 
 
-def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request]:
-    """Return a request for each challenge in the manifest; an empty dict if it cannot be read."""
-    file = folder / MANIFEST
-    if not file.is_file():
+def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] | None:
+    """Return a request for each challenge in the manifest; an empty dict without one, None if it cannot be used.
+
+    The code is not run then: it would build what the manifest asks for, whatever that is.
+    """
+    try:
+        data = read_regular(folder / MANIFEST, SubmissionManifest.max_bytes)
+        manifest = SubmissionManifest.parse(data, MANIFEST)
+    except FileNotFoundError:
         report.add("manifest", False, f"{MANIFEST} is missing: the windows and predictions of the models are unknown")
         return {}
-    try:
-        manifest = SubmissionManifest.parse(file.read_bytes(), MANIFEST)
-        requests: dict[str, Request] = {
-            str(int(challenge)): {
-                "sfreq": entry.spec.sfreq,
-                "n_channels": entry.spec.n_channels,
-                "n_times": entry.spec.n_times,
-                "reference": entry.reference.answers,
-                "source": "those of the bundle at export",
-            }
-            for challenge, entry in manifest.challenges.items()
+    except UserError as error:
+        report.add("manifest", False, str(error).replace(f"{folder}/", ""))
+        return None
+    requests: dict[str, Request] = {
+        challenge: {
+            "sfreq": entry.spec.sfreq,
+            "n_channels": entry.spec.n_channels,
+            "n_times": entry.spec.n_times,
+            "reference": entry.reference.answers,
+            "source": "those of the bundle at export",
         }
-    except (UserError, ValueError) as error:
-        report.add("manifest", False, str(error))
-        return {}
+        for challenge, entry in manifest.challenges.items()
+    }
     names = " and ".join(sorted(requests))
     detail = f"has only challenge {names}" if len(requests) == 1 else f"has challenges {names}"
     report.add("manifest", bool(requests), detail if requests else "has no challenge")
@@ -162,11 +177,16 @@ def _compare_with_bundle(report: CheckReport, requests: dict[str, Request], bund
 
 def _run_checks(report: CheckReport, folder: Path, scratch: Path, request: Request, timeout: float) -> None:
     try:
-        answer = run_scorer(folder, scratch, request, timeout=timeout)
+        answer = run_scorer(folder, scratch, request, _ANSWER, timeout=timeout)
     except ScorerProcessError as error:
         report.add("ends", False, str(error))
         return
     for challenge, lines in answer.items():
         prefix = "" if challenge == "import" else f"challenge {challenge}: "
-        for name, ok, detail in lines:
-            report.add(prefix + name, bool(ok), str(detail))
+        for name, ok, detail in lines[:_MAX_LINES]:
+            report.add(_printable(prefix + name), ok, _printable(detail))
+
+
+def _printable(text: str) -> str:
+    """Return text of the submission as one line of limited length."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_DETAIL])

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import Field
 
 from raypipe.core.record import FrozenModel, Record
+from raypipe.ensembles.rules import Finite
+from raypipe.packaging.network_spec import NetworkSpec
 
 MANIFEST = "manifest.json"
-
-
-class NetworkSpec(FrozenModel):
-    """Describes the networks as `EnsembleModule` takes them; a ``rule`` may follow."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    kind: Literal["regression", "classification"]
-    n_channels: int
-    n_times: int
-    n_outputs: int
-    sfreq: float
-    """Hz."""
-    members: list[dict[str, Any]]
 
 
 class ReferencePredictions(FrozenModel):
     """Predictions of `scorer.reference_windows`."""
 
     seed: int
-    answers: list[float]
+    answers: Annotated[list[Finite], Field(max_length=1000)]
 
 
 class ChallengeEntry(FrozenModel):
     """The model of one challenge."""
 
-    weights: str
+    weights: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the file of weights."""
-    input_scale: float
+    input_scale: float = Field(gt=0.0, le=1e12)
     """Microvolts per unit of the scorer's windows."""
     spec: NetworkSpec
     task: str
@@ -54,8 +42,12 @@ class ChallengeEntry(FrozenModel):
 class SubmissionManifest(Record):
     """The content of a submission."""
 
+    max_bytes: ClassVar[int] = 16 * 2**20
+    max_values: ClassVar[int] = 400_000
+    from_elsewhere: ClassVar[bool] = True
+
     format: Literal["raypipe-submission/1"] = "raypipe-submission/1"
-    challenges: dict[str, ChallengeEntry]
+    challenges: dict[Literal["1", "2"], ChallengeEntry]
     """By number of the challenge."""
     sha256: dict[str, str]
     """Checksums of the other files by name."""

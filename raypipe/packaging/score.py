@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest, subject_hash
-from raypipe.packaging.scorer_process import LayoutError, ScorerProcessError, run_scorer, unpack_submission
+from raypipe.packaging.scorer import MAX_SECONDS_PER_WINDOW
+from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
+from raypipe.storage.regular_files import read_regular
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -30,6 +34,10 @@ WEIGHTS = {1: 0.3, 2: 0.7}
 CHALLENGES = {"challenge1": 1, "challenge2": 2}
 """Number of each challenge by task."""
 SUBJECTS = ("new", "all")
+START_SECONDS = 300.0
+"""Time for the scorer's process to start and to load the models."""
+
+_ANSWER: TypeAdapter[dict[str, list[float]]] = TypeAdapter(dict[str, list[float]])
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,10 @@ def score_submission(
             unpack_submission(Path(path), folder)
         except LayoutError as error:
             raise UserError(f"{path}: {error.detail}") from None
-        trained_on = _training_subjects(folder)
+        try:
+            trained_on = _training_subjects(folder)
+        except UserError as error:
+            raise UserError(f"{path}: {str(error).replace(f'{folder}/', '')}") from None
         parts, notes = [], []
         for task, where in stores.items():
             part, more = select_windows(open_windows(where), task, trained_on, release, only_new=subjects == "new")
@@ -177,12 +188,19 @@ class ScoredWindows:
 
 
 def _training_subjects(folder: Path) -> dict[int, set[str]]:
-    """Return the hashes of the training subjects by challenge; an empty dict if the manifest cannot be read."""
+    """Return the hashes of the training subjects by challenge; an empty dict without a manifest.
+
+    Raises
+    ------
+    UserError
+        The manifest cannot be used.
+    """
     try:
-        manifest = SubmissionManifest.parse((folder / MANIFEST).read_bytes(), MANIFEST)
-        return {int(challenge): set(entry.learned_from) for challenge, entry in manifest.challenges.items()}
-    except (OSError, UserError, ValueError):
+        data = read_regular(folder / MANIFEST, SubmissionManifest.max_bytes)
+    except FileNotFoundError:
         return {}
+    manifest = SubmissionManifest.parse(data, MANIFEST)
+    return {int(challenge): set(entry.learned_from) for challenge, entry in manifest.challenges.items()}
 
 
 def select_windows(
@@ -244,8 +262,11 @@ def _predict(path: Path, folder: Path, parts: list[ScoredWindows], device: str) 
     """Return the predictions of a submission, which is unpacked in `folder`, by challenge."""
     windows = {str(part.challenge): part.request() for part in parts}
     request = {"device": device, "sfreq": parts[0].store.sfreq, "score": windows}
+    timeout = START_SECONDS + MAX_SECONDS_PER_WINDOW * sum(len(part.index) for part in parts)
     try:
-        answer = run_scorer(folder, folder.parent, request)
+        answer = run_scorer(folder, folder.parent, request, _ANSWER, timeout=timeout)
+        if {name: len(answer[name]) for name in answer} != {str(part.challenge): len(part.index) for part in parts}:
+            raise ScorerProcessError("the scorer's answer was changed by the submission (other windows)")
     except ScorerProcessError as error:
         raise UserError(f"{path}: {error}; for details run: raypipe check {path}") from None
     return {int(challenge): predictions for challenge, predictions in answer.items()}

@@ -39,6 +39,11 @@ MAX_GIGABYTES = 18.0
 _TORCH = {"torch", "torchgen", "functorch", "numpy", "nvidia", "cuda", "triton"}
 _TORCH_DEPENDENCIES = {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"}
 
+MAX_FILE_BYTES = 2**28
+"""Size of the largest file that the process may write."""
+MAX_MEMORY_BYTES = 20 * 2**30
+"""Memory that the process may take on a CPU. Above `MAX_GIGABYTES` a check fails, so that the reason is named."""
+
 Line = tuple[str, bool, str]
 """Name of a check, whether it passed, and a detail."""
 
@@ -332,7 +337,22 @@ def check(folder: Path, request: dict[str, Any]) -> dict[str, list[Line]]:
     return out
 
 
+def limit_resources(device: str) -> None:
+    """Limit what a submission can take of the machine: the size of files, and on a CPU the memory.
+
+    Not so on a GPU: CUDA reserves far more addresses than it uses.
+    """
+    limits = {resource.RLIMIT_FSIZE: MAX_FILE_BYTES, resource.RLIMIT_CORE: 0}
+    if sys.platform == "linux" and not device.startswith("cuda"):
+        limits[resource.RLIMIT_DATA] = MAX_MEMORY_BYTES
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
 if __name__ == "__main__":
     request = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    limit_resources(request["device"])
     answer: Any = (predict if "score" in request else check)(Path(sys.argv[1]), request)
     Path(sys.argv[3]).write_text(json.dumps(answer), encoding="utf-8")

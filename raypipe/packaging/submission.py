@@ -7,7 +7,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from raypipe.ensembles.members import build_module, read_members
 from raypipe.packaging.manifest import (
     MANIFEST,
     ChallengeEntry,
-    NetworkSpec,
     ReferencePredictions,
     SubmissionManifest,
     subject_hash,
 )
+from raypipe.packaging.network_spec import make_spec
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
 from raypipe.storage.run_store import RunStore
@@ -86,12 +86,12 @@ def export_submission(
     path = Path(out_zip)
     if path.is_dir():
         raise UserError(f"{path}: a folder; a submission is a zip file")
-    entries: dict[str, ChallengeEntry] = {}
+    entries: dict[Literal["1", "2"], ChallengeEntry] = {}
     code = Path(str(models.__file__)).parent
     files = {name: (code / name).read_bytes() for name in CODE}
     for challenge, ensemble in _by_challenge(ensembles).items():
         name = f"model_challenge_{challenge}.pt"
-        entries[str(challenge)], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
+        entries["1" if challenge == 1 else "2"], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     files[MANIFEST] = SubmissionManifest(challenges=entries, sha256=hashes).to_json()
     write_atomic(path, lambda file: _write_zip(file, files))
@@ -134,6 +134,10 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
     run.require_whole(ensemble.trials)
     weights = ensemble.weights.tolist()
     spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged)
+    try:
+        checked = make_spec(spec)
+    except ValueError as error:
+        raise UserError(f"{run.where}: cannot be exported: {error}") from None
     x_NCT = reference_windows(windows.n_channels, windows.crop_samples)
     with torch.no_grad():
         microvolts = torch.from_numpy(x_NCT * np.float32(INPUT_SCALE))
@@ -143,7 +147,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
     entry = ChallengeEntry(
         weights=weights_name,
         input_scale=INPUT_SCALE,
-        spec=NetworkSpec.model_validate(spec),
+        spec=checked,
         task=run.info.task,
         classes=run.info.classes,
         channels=list(windows.channels),

@@ -14,6 +14,7 @@ from typing import IO, Any, BinaryIO, Protocol, TypeVar
 
 from raypipe.core.errors import StorageError, UserError, disk_full
 from raypipe.core.record import Record
+from raypipe.storage.regular_files import open_regular
 from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from raypipe.storage.remote import RemoteFolder
 
@@ -124,7 +125,8 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            with open_regular(self.path / name) as file:
+                return file.read()
         except FileNotFoundError as error:
             raise self.gone_error() or error from None
 
@@ -190,7 +192,7 @@ def read_json(folder: Folder, name: str) -> Any:
         The file is not a whole JSON document.
     """
     for _ in range(2):  # twice, since the file may be rewritten during the first reading (see `read_record`)
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(folder.read(name))
     raise UserError(f"{folder.where}/{name}: damaged (not a JSON document); restore it from a copy")
 

@@ -222,7 +222,7 @@ def archive(path: Path, *members: tuple[str, int, bytes]) -> Path:
 )
 def test_a_zip_that_would_escape_or_surprise_is_not_unpacked(tmp_path, monkeypatch, name, mode, reason):
     monkeypatch.setattr(
-        "raypipe.packaging.scorer_process.subprocess.run", lambda *_, **__: pytest.fail("its code was run")
+        "raypipe.packaging.scorer_process.run_limited", lambda *_, **__: pytest.fail("its code was run")
     )
     before = sorted(tmp_path.rglob("*"))
     zipped = archive(tmp_path / "evil.zip", (name, mode, b"/etc/passwd"))

@@ -51,18 +51,17 @@ def scorers():
 
 
 @pytest.fixture
-def quick(scorers, monkeypatch, tmp_path):
+def quick(scorers, monkeypatch):
     """Make `check_submission` run the scorer in a fork of that process."""
 
-    def run(command, *, cwd, **_):
+    def run(command, cwd, stderr, timeout):
         assert command[:3] == [sys.executable, "-I", str(scorer.__file__)]
-        order = {"command": command, "cwd": str(cwd), "stderr": str(tmp_path / "stderr")}
+        order = {"command": command, "cwd": str(cwd), "stderr": str(stderr)}
         scorers.stdin.write(json.dumps(order) + "\n")
         scorers.stdin.flush()
-        status = int(scorers.stdout.readline())
-        return subprocess.CompletedProcess(command, status, "", (tmp_path / "stderr").read_text())
+        return int(scorers.stdout.readline())
 
-    monkeypatch.setattr("raypipe.packaging.scorer_process.subprocess.run", run)
+    monkeypatch.setattr("raypipe.packaging.scorer_process.run_limited", run)
 
 
 def repack(source, target, change):

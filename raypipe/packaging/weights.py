@@ -1,0 +1,64 @@
+"""Read the weights of networks from a file, after a check that they are those that a description asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from raypipe.core.config import ModelConfig
+from raypipe.models.builders import build_network
+from raypipe.packaging.network_spec import NetworkSpec
+
+_HEADER_BYTES = 2**20
+_HEADER_BYTES_PER_TENSOR = 512
+
+Layout = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shape and type of each tensor, by name."""
+
+
+def weights_layout(spec: NetworkSpec) -> Layout:
+    """Return shape and type of the weights of networks, without any memory for them."""
+    sizes = {"n_channels": spec.n_channels, "n_times": spec.n_times, "n_outputs": spec.n_outputs}
+    by_model: dict[ModelConfig, Layout] = {}
+    layout: Layout = {}
+    for number, member in enumerate(spec.members):
+        if member.model not in by_model:
+            with torch.device("meta"):
+                network = build_network(member.model.model_dump(), sfreq=spec.sfreq, **sizes)
+            by_model[member.model] = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
+        layout |= {f"members.{number}.{name}": kind for name, kind in by_model[member.model].items()}
+    return layout
+
+
+def max_file_bytes(layout: Layout) -> int:
+    """Return the size of the largest safetensors file that has these weights."""
+    values = sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
+    return values + _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(layout)
+
+
+def check_tensors(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check that tensors have this layout and finite values.
+
+    Raises
+    ------
+    ValueError
+        Names the first tensor that is missing, has another shape or type, or has values that are not finite.
+    """
+    for name, (shape, dtype) in layout.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"Missing key: {name}")
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name}: {_described(tensor.shape, tensor.dtype)}, expected {_described(shape, dtype)}")
+        # Positions of electrodes are NaN where they are unknown.
+        if not name.endswith(".places.positions") and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name}: has values that are not finite")
+        if name.endswith(".running_var") and bool((tensor < 0).any()):
+            raise ValueError(f"{name}: has variances below zero")
+    if more := sorted(tensors.keys() - layout.keys()):
+        raise ValueError(f"no network has a tensor '{more[0][:80]}'")
+
+
+def _described(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
