@@ -36,7 +36,8 @@ class Outcome:
 
     def __str__(self) -> str:
         ends = "".join(f"; a driver ended with {line}" for line in self.played.ends)
-        return f"{self.name}: {self.plan}: {self.end}, {self.played.seconds:.0f} s{ends}"
+        again = f", repeated {self.played.repeated}" if self.played.repeated else ""
+        return f"{self.name}: {self.plan}: {self.end}, {self.played.seconds:.0f} s{again}{ends}"
 
 
 def main() -> int:
@@ -57,11 +58,14 @@ def main() -> int:
     prepare(folder)
     reference = undisturbed(folder)
     outcomes: list[Outcome] = []
-    for kind in filter(seeds.get, kinds):
-        with place(kind, folder / kind) as where:
-            for seed in seeds[kind]:
-                outcomes.append(run_seed(where, folder, seed, reference))
-                print(outcomes[-1], flush=True)
+    try:
+        for kind in filter(seeds.get, kinds):
+            with place(kind, folder / kind) as where:
+                for seed in seeds[kind]:
+                    outcomes.append(run_seed(where, folder, seed, reference))
+                    print(outcomes[-1], flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; so far:")
     print(table(outcomes))
     bad = [f"{outcome}\n{outcome.reason}" for outcome in outcomes if outcome.reason]
     if bad:
