@@ -10,7 +10,6 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,41 +94,49 @@ def table(outcomes: list[Outcome]) -> str:
     """Return a line for each kind of fault: how often, bad ends of its runs, and epochs that were begun again."""
     header = ["kind of fault", "times", *ENDS, "repeated: median", "worst", "all folds: worst"]
     kinds = sorted({kind for outcome in outcomes for kind in outcome.plan.kinds})
-    rows = [header, *(_row(kind, [o for o in outcomes if kind in o.plan.kinds]) for kind in kinds)]
-    ends = Counter(outcome.end for outcome in outcomes)
+    rows = [_row(kind, [outcome for outcome in outcomes if kind in outcome.plan.kinds]) for kind in kinds]
+    given = sum(len(outcome.played.ends) for outcome in outcomes)
+    return "\n".join(
+        [
+            *_markdown([header, *rows, _total(outcomes)]),
+            f"pauses of {PAUSE_SECONDS:g} s, a slow disk takes {SYNC_SECONDS * 1000:g} ms a sync longer;",
+            f"drivers that a closed terminal or a pause ended, and whose command was given again: {given}",
+        ]
+    )
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table whose first row is its header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def _total(outcomes: list[Outcome]) -> list[str]:
+    """Return the line of all runs."""
     again = [n for outcome in outcomes for n in outcome.played.repeated]
     work = [n for outcome in outcomes for n in outcome.played.work]
-    rows.append(["all (runs)", str(len(outcomes)), *(str(ends[end]) for end in ENDS), *_repeated(again, work)])
-    widths = [max(len(row[n]) for row in rows) for n in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    given = sum(len(outcome.played.ends) for outcome in outcomes)
-    lines.append(f"pauses of {PAUSE_SECONDS:g} s, a slow disk takes {SYNC_SECONDS * 1000:g} ms a sync longer;")
-    lines.append(f"drivers that a closed terminal or a pause ended, and whose command was given again: {given}")
-    return "\n".join(lines)
+    return ["all (runs)", str(len(outcomes)), *_ends(outcomes), *_repeated(again, work)]
+
+
+def _ends(outcomes: list[Outcome]) -> list[str]:
+    """Return how many runs ended badly in each way."""
+    ends = Counter(outcome.end for outcome in outcomes)
+    return [str(ends[end]) for end in ENDS]
 
 
 def _row(kind: str, outcomes: list[Outcome]) -> list[str]:
     """Return the line of a kind of fault. A run that fails counts for each of its kinds."""
-    ends = Counter(outcome.end for outcome in outcomes)
     if kind == "slow disk":
-        return [kind, str(len(outcomes)), *(str(ends[end]) for end in ENDS), "", "", ""]
-    times = sum((o.played.kinds if o.played.kinds else o.plan.kinds).count(kind) for o in outcomes)
-    of_kind = [
-        cost
-        for o in outcomes
-        for cost in zip(o.played.kinds, o.played.repeated, o.played.work, strict=False)
-        if cost[0] == kind
-    ]
-    repeated = _repeated([cost[1] for cost in of_kind], [cost[2] for cost in of_kind])
-    return [kind, str(times), *(str(ends[end]) for end in ENDS), *repeated]
+        return [kind, str(len(outcomes)), *_ends(outcomes), *_repeated([], [])]
+    times = sum((outcome.played.kinds or outcome.plan.kinds).count(kind) for outcome in outcomes)
+    of_kind = [cost for outcome in outcomes for cost in outcome.played.costs() if cost[0] == kind]
+    repeated = _repeated([again for _, again, _ in of_kind], [work for *_, work in of_kind])
+    return [kind, str(times), *_ends(outcomes), *repeated]
 
 
-def _repeated(again: Iterable[int], work: Iterable[int]) -> list[str]:
+def _repeated(again: list[int], work: list[int]) -> list[str]:
     """Return median and worst of the fold that lost most, and the worst over all folds."""
-    again, work = list(again), list(work)
     if not again:
         return ["", "", ""]
     return [f"{statistics.median(again):g}", str(max(again)), f"{max(work) / FOLDS:g}"]

@@ -69,6 +69,10 @@ class Played:
     """Last lines of the drivers that a fault ended, and after which the same command was given again."""
     seconds: float = 0.0
 
+    def costs(self) -> list[tuple[str, int, int]]:
+        """Return kind, `repeated` and `work` of each strike, where these were counted."""
+        return list(zip(self.kinds, self.repeated, self.work, strict=False))
+
 
 def play(place: OwnRay | SharedRay, folder: Path, name: str, plan: Plan, suicides: int = 0) -> Played:
     """Drive a sweep to its end, whatever happens meanwhile: a driver that has died is started again.
