@@ -23,6 +23,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.search.run_setup import record_of_windows
+from raypipe.storage.files import check_names
 from raypipe.storage.lease import Lease, sole_creator
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
@@ -47,6 +48,7 @@ def pretrain(
 ) -> PretrainedRun:
     """Pretrain an encoder without targets; see `raypipe.api.pretrain` for parameters and errors."""
     chosen = parse_pretrain_options(options)
+    check_names(data, run)
     windows = open_windows(data)
     config = parse_config(
         {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"
@@ -66,6 +68,7 @@ def resume(
     stop: StopRequest | None = None,
 ) -> PretrainedRun:
     """Continue pretraining with its last layout, or with another number of workers or another cluster."""
+    check_names(run)
     store = PretrainedRun(run)
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}

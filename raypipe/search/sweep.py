@@ -24,6 +24,7 @@ from raypipe.search.example_configs import example_configs
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
+from raypipe.storage.files import check_names
 from raypipe.storage.lease import Lease, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.run_store import RunStore
@@ -56,6 +57,7 @@ def sweep(
 ) -> RunStore:
     """Search a space over subject folds; see `raypipe.api.sweep` for parameters and errors."""
     chosen = parse_options(options)
+    check_names(space, data, run, init, chosen.storage)
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
@@ -105,6 +107,7 @@ def _resume(
     stop: StopRequest | None,
     reruns: Reruns | None = None,
 ) -> RunStore:
+    check_names(run)
     store = RunStore.open(run)
     chosen = parse_options(recorded_options(store) | changes)
     windows = open_windows(store.info.data)

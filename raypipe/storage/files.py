@@ -158,6 +158,25 @@ class LocalFolder:
         (self.path / name).unlink(missing_ok=True)
 
 
+def check_names(*places: str | Path | None) -> None:
+    """Check that paths and URIs are UTF-8, as records and Ray need.
+
+    Raises
+    ------
+    UserError
+        One is not. Python writes lone surrogates for bytes that it cannot decode.
+    """
+    for place in places:
+        text = "" if place is None else str(place)
+        whole = text if "://" in text else str(Path(text).absolute())
+        try:
+            whole.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{whole}: this name is no UTF-8 text here; rename it, or choose a UTF-8 locale, as by LC_ALL=C.UTF-8"
+            ) from None
+
+
 def open_folder(where: str | Path) -> Folder:
     """Open a local path or a pyarrow.fs URI. Nothing is created before the first write.
 

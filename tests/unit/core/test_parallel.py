@@ -87,6 +87,33 @@ def test_an_interrupt_while_a_process_starts_is_left_to_this_process(monkeypatch
     assert capfd.readouterr().err == "" and signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
+def test_a_ctrl_c_that_reaches_all_processes_ends_them_without_a_word(tmp_path):
+    code = """
+        import signal, time
+        from raypipe.core.parallel import map_processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            for number, _ in map_processes(time.sleep, [(0,), (600,), (600,), (600,)], 3):
+                print(number, flush=True)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": PACKAGE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == "0\n"  # one process has served a call, the others may be starting
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.communicate() == ("interrupted\n", "") and child.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+
+
 def test_a_result_that_cannot_be_pickled_is_an_exception():
     with pytest.raises(TypeError, match="pickle"):
         results(open, [(os.devnull,), (os.devnull,)])

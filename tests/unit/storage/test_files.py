@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from raypipe.core.errors import DiskFullError, StorageError, UserError
-from raypipe.storage.files import LocalFolder, lock, open_folder, read_json, write_atomic, write_json
+from raypipe.search.pretrain import pretrain
+from raypipe.search.sweep import resume, sweep
+from raypipe.storage.files import LocalFolder, check_names, lock, open_folder, read_json, write_atomic, write_json
 from raypipe.storage.remote import RemoteFolder
 from tests.support.faults import FailingFolder, Killed
 from tests.support.storage import DyingFileSystem, MemoryStore, dying_at
@@ -204,6 +207,27 @@ def test_a_folder_that_is_renamed_or_removed_while_it_is_used_is_not_made_again(
         with pytest.raises(StorageError, match="run: this folder was renamed or removed; use it where it is now"):
             use()
     assert not folder.path.exists() and not folder.exists("a")
+
+
+def test_names_that_are_no_utf_8_are_one_line(tmp_path, monkeypatch):
+    check_names("run", tmp_path / "Größe µ", "s3://bucket/run", None)
+    for name in ("r\udcff", Path("r\udcff"), "s3://bucket/r\udcff"):
+        with pytest.raises(UserError, match="this name is no UTF-8 text here; rename it, or choose a UTF-8 locale"):
+            check_names("run", name)
+    here = tmp_path / "r\udcff"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    check_names(tmp_path, "s3://bucket/run")
+    with pytest.raises(UserError, match="no UTF-8"):
+        check_names("run")
+
+
+@pytest.mark.parametrize(
+    "call", [lambda name: sweep(name, name, name), resume, lambda name: pretrain("mae", name, name)]
+)
+def test_nothing_is_driven_under_a_name_that_is_no_utf_8(call):
+    with pytest.raises(UserError, match="r\udcff: this name is no UTF-8 text here"):
+        call("r\udcff")
 
 
 def test_json_round_trip_and_damage(tmp_path):
