@@ -234,7 +234,7 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
     [
         (TASK, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
         (TASK, {"window": -1}, "window -1: must be greater than 0"),
-        (TASK, {"window": float("nan")}, "window nan: must be greater than 0"),
+        (TASK, {"window": float("nan")}, "window nan: Input should be a finite number"),
         (TASK, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
         ("participants:age", {"tmin": 1.0}, "its windows are placed side by side; leave out tmin"),
         (TASK, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
