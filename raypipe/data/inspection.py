@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from raypipe.recordings.layout import dataset_folders, read_layout
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import RemoteBids, open_remote_bids
 from raypipe.storage.remote import without_settings
+from raypipe.storage.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def inspect_bids(
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs {jobs}: must be at least 1")
     with (
-        tempfile.TemporaryDirectory(prefix="raypipe-inspect-") as scratch,
-        open_remote_bids(given, Path(scratch) / "tables") as opened,
+        scratch_folder() as scratch,
+        open_remote_bids(given, scratch / "tables") as opened,
     ):
         found = _inspect(opened, jobs or len(os.sched_getaffinity(0)), progress)
         return _with_uris(replace(found, folders=tuple(str(folder) for folder in given)), opened)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.packaging.submission import INPUT_SCALE, challenge_of
 from raypipe.storage.regular_files import read_regular
+from raypipe.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -109,8 +109,8 @@ def check_submission(
         `path` is not a zip, or has no ``submission.py`` at all.
     """
     report = CheckReport(Path(path))
-    with tempfile.TemporaryDirectory(prefix="raypipe-check-") as scratch:
-        folder = Path(scratch) / "submission"
+    with scratch_folder() as scratch:
+        folder = scratch / "submission"
         folder.mkdir()
         try:
             report.add("flat", True, unpack_submission(report.path, folder))

@@ -6,7 +6,6 @@ overall score is ``0.3 * challenge 1 + 0.7 * challenge 2``.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from raypipe.packaging.manifest import MANIFEST, SubmissionManifest, subject_has
 from raypipe.packaging.scorer import MAX_SECONDS_PER_WINDOW
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.storage.regular_files import read_regular
+from raypipe.storage.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -144,8 +144,8 @@ def score_submission(
     for task in stores:
         if task not in CHALLENGES:
             raise UserError(f"--task {task}: not a task of the challenge; {nearest(task, CHALLENGES)}")
-    with tempfile.TemporaryDirectory(prefix="raypipe-score-") as scratch:
-        folder = Path(scratch) / "submission"
+    with scratch_folder() as scratch:
+        folder = scratch / "submission"
         folder.mkdir()
         try:
             unpack_submission(Path(path), folder)

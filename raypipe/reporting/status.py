@@ -177,7 +177,7 @@ def _driver_state(driver: DriverRecord | None, options: dict[str, Any], finished
     if driver is None:
         return "not started; start it with: raypipe sweep"
     if driver.alive:
-        seconds = round(time.time() - driver.beat)
+        seconds = max(0, round(time.time() - driver.beat))  # its host's clock may be ahead
         state = f"running (process {driver.pid} on {driver.host}, last heartbeat {seconds} s ago)"
     elif finished:
         state = "finished"

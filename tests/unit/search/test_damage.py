@@ -195,5 +195,5 @@ def test_some_drawn_damages(left, windows, undisturbed, tmp_path_factory):
 
 
 @pytest.mark.long
-def test_2000_drawn_damages(left, windows, undisturbed, tmp_path_factory):
-    play(2000, left, windows, undisturbed, tmp_path_factory)
+def test_500_drawn_damages(left, windows, undisturbed, tmp_path_factory):
+    play(500, left, windows, undisturbed, tmp_path_factory)
