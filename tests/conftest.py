@@ -19,7 +19,9 @@ hypothesis.settings.load_profile("raypipe")
 
 
 def pytest_configure():
-    """Let Ctrl-C through: a shell starts what it runs in the background with it ignored."""
+    """Let Ctrl-C and hang-ups through: a shell in the background, or nohup, starts processes with them ignored."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -36,7 +36,7 @@ def map_processes(
     """Call a function with each tuple of arguments, and yield results as they are ready.
 
     With one job, or one call, everything runs in this process. The caller may close the generator at any point, which
-    waits for the running calls and cancels the others.
+    waits for the running calls and cancels the others; after a Ctrl-C, it ends them.
 
     The processes import the function's module but neither the user's script nor modules beside it or in the working
     folder: a script needs no main guard, and a file named ``signal.py`` does no harm. So the function must be one of an
@@ -61,9 +61,9 @@ def map_processes(
     try:
         workers += [_Worker(count) for _ in range(count)]
         yield from _distribute(workers, function, calls)
-    except GeneratorExit:
-        raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, GeneratorExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # the caller closes the generator, and not because of a Ctrl-C: the running calls may end
         for worker in workers:
             worker.process.terminate()
         raise

@@ -66,7 +66,7 @@ class EnsembleRecord(OwnedRecord):
     """Epoch of each member that is a snapshot; 0 for the trial's best epoch."""
     weights: list[Annotated[float, Field(ge=0.0, le=1.0)]]
     """Share of each member; they sum to one."""
-    table: Annotated[dict[str, dict[str, int | float | None]], Field(min_length=1)]
+    table: Annotated[dict[str, dict[str, Annotated[int, Field(ge=0, lt=2**53)] | float | None]], Field(min_length=1)]
     verdict: str
     notes: list[str]
     held_out_evaluations: int

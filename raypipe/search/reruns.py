@@ -161,7 +161,7 @@ def spreads(
         return []
     scores = {result.number: float(result.score or 0.0) for result in run.ranked(results)}
     found = []
-    for of in sorted(again, key=list(scores).index):
+    for of in [number for number in scores if number in again]:
         done = {number: scores[number] for number in again[of] if number in scores}
         found.append(Spread(of, scores[of], done, len(again[of]) - len(done)))
     return found

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar
 
-from raypipe.core.errors import StorageError, UserError, disk_full
+from raypipe.core.errors import DamagedFileError, StorageError, UserError, disk_full
 from raypipe.core.record import Record
 from raypipe.storage.regular_files import open_regular
 from raypipe.storage.remote import PARTIAL_SUFFIX as PARTIAL_SUFFIX
@@ -20,6 +20,11 @@ from raypipe.storage.remote import RemoteFolder
 
 MAX_CALLS = 16
 """Calls of a remote storage that run at the same time; each waits for the server."""
+
+TEXT_SUFFIXES, MAX_TEXT_BYTES = (".json", ".jsonl", ".py", ".txt", ".csv"), 2**28
+"""Files that are text, and the size up to which they are read."""
+MAX_HOLE_BYTES = 2**26
+"""Size up to which a file may be a hole of a file system."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -81,6 +86,23 @@ def lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
     return True
 
 
+def _check_size(path: Path, found: os.stat_result) -> None:
+    """Check that a file may be read whole.
+
+    Raises
+    ------
+    DamagedFileError
+        It is a text that is too long, or almost all of a large file is a hole: raypipe writes neither.
+    """
+    if path.suffix in TEXT_SUFFIXES and found.st_size > MAX_TEXT_BYTES:
+        megabytes = f"{found.st_size / 2**20:,.0f} MB; at most {MAX_TEXT_BYTES / 2**20:,.0f} are read"
+        raise DamagedFileError(f"{path}: {megabytes}; restore it from a copy")
+    if found.st_size > MAX_HOLE_BYTES and 512 * found.st_blocks < found.st_size / 100:
+        raise DamagedFileError(
+            f"{path}: damaged ({found.st_size / 2**20:,.0f} MB without content); restore it from a copy"
+        )
+
+
 class Folder(Protocol):
     """A local folder, or a folder behind a URI. Names of files are relative and use ``/``."""
 
@@ -126,9 +148,12 @@ class LocalFolder:
     def read(self, name: str) -> bytes:
         try:
             with open_regular(self.path / name) as file:
+                _check_size(self.path / name, os.fstat(file.fileno()))
                 return file.read()
         except FileNotFoundError as error:
             raise self.gone_error() or error from None
+        except OSError as error:  # links in a circle, no permission, a broken disk
+            raise DamagedFileError(f"{self.path / name}: cannot be read ({error.strerror})") from None
 
     def exists(self, name: str) -> bool:
         found = (self.path / name).is_file()

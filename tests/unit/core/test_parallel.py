@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -89,12 +90,13 @@ def test_an_interrupt_while_a_process_starts_is_left_to_this_process(monkeypatch
 
 def test_a_ctrl_c_that_reaches_all_processes_ends_them_without_a_word(tmp_path):
     code = """
-        import signal, time
+        import contextlib, signal, time
         from raypipe.core.parallel import map_processes
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            for number, _ in map_processes(time.sleep, [(0,), (600,), (600,), (600,)], 3):
-                print(number, flush=True)
+            with contextlib.closing(map_processes(time.sleep, [(0,), (600,), (600,), (600,)], 3)) as calls:
+                for number, _ in calls:
+                    print(number, flush=True)
         except KeyboardInterrupt:
             print("interrupted")
     """
@@ -112,6 +114,15 @@ def test_a_ctrl_c_that_reaches_all_processes_ends_them_without_a_word(tmp_path):
     assert child.communicate() == ("interrupted\n", "") and child.returncode == 0
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
+
+
+def test_a_ctrl_c_between_two_results_ends_the_running_calls():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        contextlib.closing(map_processes(time.sleep, [(0,), (600,), (600,)], 3)) as calls,
+    ):
+        next(calls)
+        raise KeyboardInterrupt
 
 
 def test_a_result_that_cannot_be_pickled_is_an_exception():
