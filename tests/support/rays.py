@@ -188,7 +188,7 @@ class SharedRay:
 
     def find(self, victim: str) -> list[int]:
         """Return the processes of a kind, of the one sweep that runs."""
-        return _find(victim, self._drivers[-1], self._processes())
+        return _find(victim, self._drivers[-1] if self._drivers else None, self._processes())
 
     def _processes(self) -> set[int]:
         """Return the descendants of this process, now and before: a process whose node dies gets another parent."""
@@ -245,10 +245,10 @@ def _works(node: Any, alive: set[str]) -> bool:
     return node.node_id in alive and node.remaining_processes_alive()
 
 
-def _find(victim: str, driver: Driver, pids: Iterable[int]) -> list[int]:
-    """Return the processes of a kind among `pids`."""
+def _find(victim: str, driver: Driver | None, pids: Iterable[int]) -> list[int]:
+    """Return the processes of a kind among `pids`; without a `driver`, this process drives the sweep."""
     if victim == "driver":
-        return [driver.child.pid]
+        return [driver.child.pid if driver else os.getpid()]
     return sorted(running(pids, PROGRAMS[victim]) if victim in PROGRAMS else ray_processes(pids, *ACTORS[victim]))
 
 

@@ -23,11 +23,13 @@ from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import read_json
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
+from raypipe.trial import evaluator
 from raypipe.trial.failures import Failure
 from tests.support.waiting import wait_until
 
 PLAN_FILE = "simulated.json"
 """File in the run's folder: seconds per epoch, and the number of actors that must be up before the first trial."""
+SIMULATED_IDENTITY = {"run": "simulated"}
 ACTOR_CHECK_SECONDS = 1.0
 """Seconds between two checks of an actor whether the others are up; hundreds of actors ask the broker."""
 MAX_START_SECONDS = 1800.0
@@ -48,15 +50,15 @@ class SimulatedTrainable(TrialTrainable):
         return sum(owner is not None for owner in ray.get(self.broker.owners.remote()).values())
 
     def _collect(self, epoch: int) -> dict[int, FoldEpoch] | Failure:
-        evaluator = self.evaluator
-        number = evaluator.number
+        trial = self.evaluator
+        number = trial.number
         rng = np.random.default_rng(derive_seed("simulated", number, epoch))
         time.sleep(self.plan["seconds"] * rng.uniform(0.9, 1.1))
         good = np.random.default_rng(derive_seed("simulated", number)).uniform(0.1, 0.9)
         outcomes = {}
-        for fold, index in enumerate(evaluator.validation):
+        for fold, index in enumerate(trial.validation):
             self.run.write_checkpoint(number, fold, epoch, Path(self.plan["folder"], f"fold-{fold}").read_bytes())
-            self.run.drop_checkpoints(number, fold, keep=(epoch, evaluator.best), before=epoch)
+            self.run.drop_checkpoints(number, fold, keep=(epoch, trial.best), before=epoch)
             y_V1 = self.windows.targets[index][:, None].astype(np.float32)
             noise_V1 = rng.normal(size=y_V1.shape).astype(np.float32) * (0.5 + good / epoch)
             outcomes[fold] = FoldEpoch(0.5 + good / epoch, y_V1 + noise_V1, self.plan["seconds"])
@@ -80,13 +82,14 @@ def simulated() -> Iterator[None]:
     """Simulate the sweeps of this process; their runs need the files of `prepare_simulation`."""
     from raypipe.backend import worker_groups  # imports Ray Train, which a trial actor does not need
 
-    before = trainable.TrialTrainable, worker_groups.WorkerGroups
+    before = trainable.TrialTrainable, worker_groups.WorkerGroups, evaluator.checkpoint_identity
     trainable.TrialTrainable = SimulatedTrainable  # type: ignore[misc]
     worker_groups.WorkerGroups = SimulatedGroups  # type: ignore[misc,assignment]
+    evaluator.checkpoint_identity = lambda *_: SIMULATED_IDENTITY  # one packed checkpoint serves all trials and epochs
     try:
         yield
     finally:
-        trainable.TrialTrainable, worker_groups.WorkerGroups = before  # type: ignore[misc]
+        trainable.TrialTrainable, worker_groups.WorkerGroups, evaluator.checkpoint_identity = before  # type: ignore[misc]
 
 
 def prepare_simulation(
@@ -128,6 +131,7 @@ def prepare_simulation(
             "predictions": torch.zeros(count, 1),
             "weights": {"head.weight": torch.zeros(weights)},
             "target": [0.0, 1.0],
+            evaluator.IDENTITY: SIMULATED_IDENTITY,
         }
         (folder / f"fold-{fold}").write_bytes(checkpoint.dumps(state))
     write_json(run.folder, PLAN_FILE, {"seconds": seconds, "folder": str(folder), "actors": actors})
