@@ -109,7 +109,10 @@ def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
             return drivers[-1].finish()
 
         where = ("--data", toy / "store", "--run", base / "run", *FLAGS, "--trials", 1)
-        job = re.search(r"(\S+): submitted", run_raypipe("submit", "sweep", toy / "space.py", *where))[1]
+        said = run_raypipe("submit", "sweep", toy / "space.py", *where)
+        found = re.search(r"(\S+): submitted", said)
+        assert found, said
+        job = found[1]
         log = run_raypipe("logs", job, "-f")
         assert f"{job}: succeeded" in log
         records = JobSubmissionClient(address).list_jobs()
