@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
@@ -101,7 +102,10 @@ def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
             patch.setenv(name, value)
         head = Cluster()
         stack.callback(head.shutdown)
-        node = head.add_node(num_cpus=2, include_dashboard=True, dashboard_port=0, temp_dir=str(base / "tmp"))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            agent = free.getsockname()[1]  # the agent of another Ray on this machine has the usual port
+        ports = {"dashboard_port": 0, "dashboard_agent_listen_port": agent}
+        node = head.add_node(num_cpus=2, include_dashboard=True, temp_dir=str(base / "tmp"), **ports)
         address = f"http://{node.webui_url}"
 
         def run_raypipe(verb: str, *words: object) -> str:
