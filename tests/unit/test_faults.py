@@ -194,9 +194,9 @@ print(*slept)
     assert subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout == "0.08 0.08 0.08\n"
 
 
-@pytest.mark.parametrize(("kind", "told"), [("pipe", "BrokenPipeError"), ("terminal", "SIGHUP"), ("nohup", "OSError")])
-def test_a_closed_console(kind, told, tmp_path):
-    """The child prints until it fails or is told, and writes to a file how."""
+@pytest.mark.parametrize(("kind", "end"), [("pipe", "BrokenPipeError"), ("terminal", "SIGHUP"), ("nohup", "OSError")])
+def test_a_closed_console(kind, end, tmp_path):
+    """The child prints until it fails or gets a signal, and writes to a file which."""
     code = """
 import os, signal, sys, time
 def hang_up(*_):
@@ -224,4 +224,4 @@ with open(sys.argv[1], "w") as file:
             console.close()
             console.close()
             child.wait(MAX_WAIT_SECONDS)
-    assert (tmp_path / "end").read_text() == told
+    assert (tmp_path / "end").read_text() == end

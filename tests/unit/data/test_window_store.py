@@ -174,7 +174,7 @@ def test_damaged_shards_are_named(copy):
 
 
 def test_windows_that_change_are_noticed_before_they_are_read(copy):
-    """Of the same size, between two processes: whoever maps a shard first compares it with its checksum."""
+    """A change keeps the size. Each process compares a shard with its checksum before it first reads it."""
     store, index = WindowStore(copy), range(len(WindowStore(copy)))
     before = store.gather(index)
     for shard in sorted((copy / "shards").glob("*.npy")):

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter
 from raypipe.packaging import scorer_process
 from raypipe.packaging.scorer_process import ScorerProcessError, run_limited, run_scorer
 from tests.support.hostile import KINDS_OF_FILE, replace_by
+from tests.support.waiting import wait_until
 
 SCHEMA: TypeAdapter[dict[str, list[float]]] = TypeAdapter(dict[str, list[float]])
 
@@ -93,8 +93,7 @@ def test_processes_that_a_submission_starts_end_with_it(tmp_path, ends):
         with pytest.raises(subprocess.TimeoutExpired):
             run_code(tmp_path, code, 3)
     child = int((tmp_path / "child").read_text())
-    while _runs(child):  # until its new parent has collected it
-        time.sleep(0.01)
+    wait_until(lambda: not _runs(child), "the child's new parent to collect it")
 
 
 def _runs(pid):
