@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, json_to_distribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from raypipe.core.text import format_duration
+from raypipe.search.distributions import unpack_distributions
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import TrialResult, read_options
 from raypipe.storage.remote import without_settings
@@ -166,7 +167,7 @@ def _best_trials(run: RunStore) -> list[_Drawn]:
     """Return what the best trials drew that this search drew, best first."""
     records = [run.record(result.number) for result in run.ranked()]
     drawn = [
-        _Drawn(record.params, {name: json_to_distribution(text) for name, text in record.distributions.items()})
+        _Drawn(record.params, unpack_distributions(record.distributions))
         for record in records
         if record.rerun_of is None
     ]

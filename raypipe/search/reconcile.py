@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError, first_line
+from raypipe.search.distributions import pack_distributions, unpack_distributions
 from raypipe.search.optuna_compat import FIXED_PARAMS, enqueued_params
 from raypipe.search.reruns import RERUN_OF, RERUN_SEED, RERUNS_FILE, Rerun, is_rerun, read_reruns, write_reruns
 from raypipe.search.warm_start import WarmStart
@@ -172,7 +172,10 @@ class _Expected:
         one = self.records.get(number)
         if one is None:
             return _unrecorded_difference(trial, newest)
-        if one.record and (trial.params, _distributions(trial)) != (one.record.params, one.record.distributions):
+        if one.record and (trial.params, pack_distributions(trial.distributions)) != (
+            one.record.params,
+            one.record.distributions,
+        ):
             return "other parameters"
         return self._progress_difference(trial, one)
 
@@ -253,7 +256,7 @@ class _Expected:
             state=state,
             value=value,
             params=one.record.params if one.record else {},
-            distributions=_parse_distributions(one.record.distributions) if one.record else {},
+            distributions=unpack_distributions(one.record.distributions) if one.record else {},
             intermediate_values=steps,
             user_attrs=self._user_attrs(number),
             system_attrs=self._system_attrs(number),
@@ -295,13 +298,3 @@ def reported(history: list[Epoch], ends: list[int]) -> dict[int, float]:
 def _same(trial: FrozenTrial, other: FrozenTrial) -> bool:
     one, two = ((t.state, t.values, t.params, t.intermediate_values) for t in (trial, other))
     return one == two
-
-
-def _distributions(trial: FrozenTrial) -> dict[str, str]:
-    from optuna.distributions import distribution_to_json
-
-    return {name: distribution_to_json(distribution) for name, distribution in trial.distributions.items()}
-
-
-def _parse_distributions(texts: Mapping[str, str]) -> dict[str, Any]:
-    return {name: json_to_distribution(text) for name, text in texts.items()}

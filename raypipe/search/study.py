@@ -11,12 +11,12 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.core.seeds import derive_seed
+from raypipe.search.distributions import pack_distributions
 from raypipe.search.optuna_compat import enqueued_params, open_trial
 from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
@@ -153,8 +153,8 @@ class StudyQueue:
         if not self.run.has_trial(number):
             config, rerun_of = self._draw(number)
             drawn = self._trial(number)
-            distributions = {name: distribution_to_json(d) for name, d in drawn.distributions.items()}
-            self.run.add_trial(number, config, rerun_of, params=drawn.params, distributions=distributions)
+            ranges = pack_distributions(drawn.distributions)
+            self.run.add_trial(number, config, rerun_of, params=drawn.params, distributions=ranges)
         return number
 
     def _draw(self, number: int) -> tuple[TrialConfig, int | None]:

@@ -9,13 +9,13 @@ import warnings
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
+from raypipe.search.distributions import pack_distributions, unpack_distributions
 from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
 
@@ -40,7 +40,7 @@ class WarmTrial(FrozenModel):
             state=TrialState.COMPLETE if self.state == "complete" else TrialState.PRUNED,
             value=self.score,
             params=self.params,
-            distributions={name: json_to_distribution(text) for name, text in self.distributions.items()},
+            distributions=unpack_distributions(self.distributions),
             intermediate_values=self.steps,
             user_attrs={SOURCE: f"{run} trial {self.number}"},
         )
@@ -103,7 +103,7 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTr
         state="complete" if result.state == "complete" else "pruned",
         score=result.score or 0.0,
         params=point.params,
-        distributions={name: distribution_to_json(d) for name, d in point.distributions.items()},
+        distributions=pack_distributions(point.distributions),
         steps={epoch.passes: epoch.score for epoch in old.history(result.number)},
     )
 

@@ -247,7 +247,12 @@ def write_json(folder: Folder, name: str, value: Any) -> None:
 
 
 def read_record(kind: type[R], folder: Folder, name: str) -> R:
-    """Read a JSON file with a format number (see `Record`).
+    """Read a JSON file with a format number (see `Record`); raises as `read_record_and_bytes`."""
+    return read_record_and_bytes(kind, folder, name)[0]
+
+
+def read_record_and_bytes(kind: type[R], folder: Folder, name: str) -> tuple[R, bytes]:
+    """Read a JSON file with a format number (see `Record`); return the record, and the content of the file.
 
     Raises
     ------
@@ -261,10 +266,11 @@ def read_record(kind: type[R], folder: Folder, name: str) -> R:
     where = f"{folder.where}/{name}"
     data = folder.read(name)
     try:
-        return kind.parse(data, where)
+        return kind.parse(data, where), data
     except UserError:
         # pyarrow asks a store for a file's length and then for its bytes, and the file may be rewritten in between.
-        return kind.parse(folder.read(name), where)
+        data = folder.read(name)
+        return kind.parse(data, where), data
 
 
 def write_record(folder: Folder, name: str, record: Record) -> None:

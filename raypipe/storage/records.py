@@ -90,6 +90,20 @@ class OwnedRecord(Record):
     number: int | None = None
     """The trial."""
 
+    def check_owner(self, where: str, run: str, number: int | None) -> None:
+        """Check whose record this is.
+
+        Raises
+        ------
+        DamagedFileError
+            It is that of another run or trial.
+        """
+        if self.number != number:
+            what = f"the record of trial {self.number}, not of trial {number}"
+            raise DamagedFileError(f"{where}: {what}; restore it from a copy")
+        if self.run != run:
+            raise DamagedFileError(f"{where}: the record of another run; restore it from a copy")
+
 
 class History(OwnedRecord):
     """Epochs of a trial (``history.json``)."""
@@ -169,12 +183,7 @@ def read_owned(kind: type[Owned], folder: Folder, name: str, run: str, number: i
         The file is damaged, or is that of another run or trial.
     """
     record = read_record(kind, folder, name)
-    if record.number != number:
-        raise DamagedFileError(
-            f"{folder.where}/{name}: the record of trial {record.number}, not of trial {number}; restore it from a copy"
-        )
-    if record.run != run:
-        raise DamagedFileError(f"{folder.where}/{name}: the record of another run; restore it from a copy")
+    record.check_owner(f"{folder.where}/{name}", run, number)
     return record
 
 

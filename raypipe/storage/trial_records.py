@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from raypipe.core.errors import DamagedFileError, UserError
-from raypipe.storage.files import map_concurrently
+from raypipe.storage.files import map_concurrently, read_record_and_bytes
 from raypipe.storage.records import (
     HISTORY_FILE,
     RESULT_FILE,
     TRIAL_FILE,
     Epoch,
+    History,
+    Owned,
     TrialRecord,
     TrialResult,
     best_epoch,
+    digest,
     trial_file,
 )
 from raypipe.storage.run_store import RunStore
@@ -79,26 +83,38 @@ def _read_trial(run: RunStore, number: int, names: set[str]) -> TrialRecords:
     UserError
         One is damaged, or they disagree.
     """
-    result = run.result(number) if RESULT_FILE in names else None
+    digests: dict[str, str] = {}
+
+    def read(kind: type[Owned], name: str) -> Owned | None:
+        if name not in names:
+            return None
+        path = trial_file(number, name)
+        found, data = read_record_and_bytes(kind, run.folder, path)
+        found.check_owner(f"{run.where}/{path}", run.run_id, number)
+        digests[name] = digest(data)
+        return found
+
+    result = read(TrialResult, RESULT_FILE)
     if TRIAL_FILE not in names and not (result and result.failure == "bad-configuration"):
         raise _error(run, number, TRIAL_FILE, "missing")
-    record = run.record(number) if TRIAL_FILE in names else None
-    history = run.history(number) if HISTORY_FILE in names else []
+    record, read_history = read(TrialRecord, TRIAL_FILE), read(History, HISTORY_FILE)
+    history = read_history.epochs if read_history else []
     if [epoch.epoch for epoch in history] != list(range(1, len(history) + 1)):
         raise _error(run, number, HISTORY_FILE, "its epochs are not 1, 2, ...")
     if result is not None:
-        _check_result(run, number, history, result)
+        _check_result(run, number, history, result, digests)
     return TrialRecords(record, history, result)
 
 
-def _check_result(run: RunStore, number: int, history: list[Epoch], result: TrialResult) -> None:
+def _check_result(
+    run: RunStore, number: int, history: list[Epoch], result: TrialResult, digests: Mapping[str, str]
+) -> None:
     """Check that a result is the end of the history, and that the files that it has checksums of are unchanged."""
-    recorded = {name: result.files.get(name) for name in (TRIAL_FILE, HISTORY_FILE) if name in result.files}
-    for name, checksum in run.record_checksums(number).items():
-        if recorded.pop(name, None) != checksum:
+    for name in (TRIAL_FILE, HISTORY_FILE):
+        if name in result.files and name not in digests:
+            raise _error(run, number, name, "missing")
+        if digests.get(name) != result.files.get(name):
             raise _error(run, number, name, f"not the one that the trial ended with ({RESULT_FILE} has its checksum)")
-    for name in recorded:
-        raise _error(run, number, name, "missing")
     best = best_epoch(history, run.info.direction)
     ends = (best.epoch, best.score, len(history)) if best else (0, None, 0)
     if (result.best_epoch, result.score, result.epochs) != ends:
