@@ -155,7 +155,7 @@ def _run(where: str) -> Iterator[Finding]:
     yield from _initial(run)
     if not problems:
         yield from _study(run, trials)
-    yield from _checkpoints(run, numbers)
+    yield from _checkpoints(run, trials)
     if Ensemble.exists(run):
         fitted = Ensemble.load(run)
         yield Finding("ok", f"its ensemble can be read: {fitted.method}, {len(fitted.trials)} trial(s)")
@@ -219,16 +219,17 @@ def _line_and_fix(line: str) -> tuple[str, str]:
     return what, fix
 
 
-def _checkpoints(run: RunStore, numbers: list[int]) -> Iterator[Finding]:
+def _checkpoints(run: RunStore, trials: Mapping[int, TrialRecords]) -> Iterator[Finding]:
     whole = damaged = 0
-    for number in numbers:
-        if run.result(number) is not None:
+    for number, trial in trials.items():
+        if trial.result is not None or trial.record is None:
             continue  # its checkpoints are not needed any more
+        config = trial.record.config
         for fold in range(run.folds.n_folds):
             good = 0
             for epoch in run.checkpoints(number, fold):
                 try:
-                    read_fold_checkpoint(run, number, fold, epoch)
+                    read_fold_checkpoint(run, number, config, fold, epoch)
                     good, whole = epoch, whole + 1
                 except CheckpointError as error:
                     damaged += 1

@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from raypipe.core.errors import DamagedFileError, UserError
+from raypipe.core.text import short_line
 
 _DIGEST = re.compile(rb',\n "digest": "([0-9a-f]{64})"\n}\n\Z')
 """End of a record: the SHA-256 of what precedes it."""
-_MAX_SHOWN = 80
-"""Characters of a name or a value from a file that a message shows."""
 
 
 class OtherFormatError(UserError):
@@ -124,7 +123,7 @@ class Record(FrozenModel):
 
     @classmethod
     def _other_format_error(cls, given: object, where: str) -> OtherFormatError:
-        found = "no format number" if given is None else f"format {_shown(repr(given))}"
+        found = "no format number" if given is None else f"format {short_line(repr(given))}"
         expected = cls.model_fields["format"].default
         return OtherFormatError(f"{where}: {found}, expected {expected!r}; use the version of raypipe that wrote it")
 
@@ -137,14 +136,8 @@ def first_problem(error: ValidationError, ignored: tuple[str, ...] = ()) -> Erro
 
 def describe_problem(problem: ErrorDetails) -> str:
     """Return the place and the message of a problem as one short line."""
-    place = _shown("/".join(map(str, problem["loc"])))
+    place = short_line("/".join(map(str, problem["loc"])))
     return f"{place}: " * bool(place) + problem["msg"].removeprefix("Value error, ")
-
-
-def _shown(text: str) -> str:
-    """Return text from a file as one short line without control characters."""
-    line = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
-    return line + "..." * (len(text) > _MAX_SHOWN)
 
 
 def _require_single_names(data: bytes, where: str) -> None:
@@ -154,7 +147,7 @@ def _require_single_names(data: bytes, where: str) -> None:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise DamagedFileError(f"{where}: '{_shown(name)}' is in one object twice")
+                raise DamagedFileError(f"{where}: '{short_line(name)}' is in one object twice")
             seen.add(name)
 
     json.loads(data, object_pairs_hook=check)

@@ -14,6 +14,12 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def short_line(text: str, length: int = 80) -> str:
+    """Return text from a file as a short line, with ``?`` for what is not printable, and ``...`` where it is cut."""
+    line = "".join(character if character.isprintable() else "?" for character in text[:length])
+    return line + "..." * (len(text) > length)
+
+
 def format_duration(seconds: float) -> str:
     """Write a duration in its two largest units: ``42 s``, ``1 min 33 s``, ``2 h 05 min``; ``unknown`` for NaN.
 

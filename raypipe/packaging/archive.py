@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from raypipe.core.errors import UserError, disk_full
+from raypipe.core.text import short_line
 
 MAX_UNPACKED_BYTES = 4 * 2**30
 MAX_RATIO = 100
@@ -102,7 +103,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, targe
     except (OSError, *_DAMAGE) as error:
         if isinstance(error, OSError) and (full := disk_full(error, target)):
             raise full from None
-        raise UserError(f"{path}: damaged ({_shown(member.filename)}: {_line(error)})") from None
+        raise UserError(f"{path}: damaged ({short_line(member.filename)}: {_line(error)})") from None
 
 
 def _require_layout(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
@@ -116,7 +117,8 @@ def _require_layout(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         more = "" if "submission.py" in names else "; the scorer looks for submission.py at the top"
         raise LayoutError(
             "flat",
-            f"'{_shown(nested[0])}' is in a folder; all files must be at the top{more}: zip the files, not the folder",
+            f"'{short_line(nested[0])}' is in a folder; all files must be at the top{more}: zip the files, not the "
+            "folder",
         )
 
 
@@ -129,7 +131,7 @@ def _unsafe(members: Sequence[zipfile.ZipInfo], zip_bytes: int) -> str | None:
         if problem := _unsafe_member(member):
             return problem
         if member.filename.casefold() in seen:
-            return f"'{_shown(member.filename)}' is in it twice: programs differ in which of them they unpack"
+            return f"'{short_line(member.filename)}' is in it twice: programs differ in which of them they unpack"
         seen.add(member.filename.casefold())
     size = sum(member.file_size for member in members)
     if size > MAX_UNPACKED_BYTES:
@@ -143,21 +145,16 @@ def _unsafe_member(member: zipfile.ZipInfo) -> str | None:
     name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
     pure = PurePosixPath(name.replace("\\", "/"))
     if not pure.name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
-        return f"'{_shown(name)}' would be written outside the folder it is unpacked to"
+        return f"'{short_line(name)}' would be written outside the folder it is unpacked to"
     if not name.isprintable() or len(name.encode(errors="surrogatepass")) > 255:
-        return f"'{_shown(name)}' is not a name that every system can store"
+        return f"'{short_line(name)}' is not a name that every system can store"
     if stat.S_ISLNK(kind):
-        return f"'{_shown(name)}' is a link"
+        return f"'{short_line(name)}' is a link"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return f"'{_shown(name)}' is not a file"
+        return f"'{short_line(name)}' is not a file"
     return None
-
-
-def _shown(name: str) -> str:
-    """Return a name from the zip as one short line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:80])
 
 
 def _line(error: BaseException) -> str:
     """Return an error's message as one short line."""
-    return _shown(" ".join(str(error).split()) or type(error).__name__)
+    return short_line(" ".join(str(error).split()) or type(error).__name__)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.metrics import constant_out_of_fold, score
 from raypipe.storage.out_of_fold import OutOfFold
-from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, digest
+from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training.result import FoldEpoch
 
 if TYPE_CHECKING:
+    from raypipe.core.config import TrialConfig
     from raypipe.data.window_store import WindowStore
 
 
@@ -200,8 +201,9 @@ def _write_member(
 
     files: dict[str, str] = {}
     index, folds, predictions, initial = [], [], [], []
+    config = run.config(member.trial)
     for fold in range(run.folds.n_folds):
-        state = read_fold_checkpoint(run, member.trial, fold, epoch)
+        state = read_fold_checkpoint(run, member.trial, config, fold, epoch)
         initial.append(str(state["initial"]))
         validation = run.folds.split(windows.subjects, fold)[1]
         index.append(validation)
@@ -236,8 +238,8 @@ def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     return score(run.info.metric, targets, constant)
 
 
-def read_fold_checkpoint(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
-    """Read a fold's checkpoint of `epoch`.
+def read_fold_checkpoint(run: RunStore, number: int, config: TrialConfig, fold: int, epoch: int) -> dict[str, Any]:
+    """Read a fold's checkpoint of `epoch`, of a trial with this configuration.
 
     Raises
     ------
@@ -250,12 +252,11 @@ def read_fold_checkpoint(run: RunStore, number: int, fold: int, epoch: int) -> d
 
     name = f"{run.where}: trial {number}, fold {fold}, epoch {epoch}"
     state = checkpoint.loads(run.read_checkpoint(number, fold, epoch), name)
-    if state.get(IDENTITY) != checkpoint_identity(run, number, fold, epoch):
+    if state.get(IDENTITY) != checkpoint_identity(run, number, config, fold, epoch):
         raise CheckpointError(f"{name}: the checkpoint of another trial, fold or epoch")
     return state
 
 
-def checkpoint_identity(run: RunStore, number: int, fold: int, epoch: int) -> dict[str, Any]:
+def checkpoint_identity(run: RunStore, number: int, config: TrialConfig, fold: int, epoch: int) -> dict[str, Any]:
     """Return what a checkpoint belongs to, which is stored in it."""
-    config = digest(run.config(number).model_dump_json().encode())
-    return {"run": run.run_id, "trial": number, "fold": fold, "epoch": epoch, "config": config}
+    return {"run": run.run_id, "trial": number, "config": config.hash(), "fold": fold, "epoch": epoch}

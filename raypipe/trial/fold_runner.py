@@ -185,7 +185,7 @@ class FoldRunner:
     # Checkpoints
 
     def _write(self, fold: int, epoch: int, state: dict[str, Any]) -> None:
-        identity = checkpoint_identity(self.run, self.number, fold, epoch)
+        identity = checkpoint_identity(self.run, self.number, self.config, fold, epoch)
         self.run.write_checkpoint(self.number, fold, epoch, checkpoint.dumps(state | {IDENTITY: identity}))
 
     def _restore_lost(self, interrupted: Interrupted) -> None:
@@ -230,7 +230,7 @@ class FoldRunner:
 
     def _read(self, fold: int, epoch: int) -> dict[str, Any] | None:
         try:
-            return read_fold_checkpoint(self.run, self.number, fold, epoch)
+            return read_fold_checkpoint(self.run, self.number, self.config, fold, epoch)
         except FileNotFoundError:
             return None
         except CheckpointError as error:

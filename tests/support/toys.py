@@ -173,7 +173,7 @@ def write_checkpoints(run: RunStore, windows: ToyWindows | WindowStore, number: 
             "weights": {"w": predictions[:2]},
             "initial": "x",
             "target": [0.0, 1.0],
-            IDENTITY: checkpoint_identity(run, number, fold, epoch),
+            IDENTITY: checkpoint_identity(run, number, run.config(number), fold, epoch),
         }
         run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
 

@@ -141,10 +141,10 @@ def test_a_checkpoint_of_another_configuration_is_not_used(tmp_path):
         run.add_trial(number, tiny(optim__lr=rate))
         break_off(run, windows, number, 2)
     one, two = (tmp_path / f"run/trials/{number:04d}/fold-0/epoch-0002.ckpt" for number in (0, 1))
-    read_fold_checkpoint(run, 0, 0, 2)
+    read_fold_checkpoint(run, 0, run.config(0), 0, 2)
     one.write_bytes(two.read_bytes())
     with pytest.raises(CheckpointError, match="trial 0, fold 0, epoch 2: the checkpoint of another trial"):
-        read_fold_checkpoint(run, 0, 0, 2)
+        read_fold_checkpoint(run, 0, run.config(0), 0, 2)
 
 
 def test_damaged_records_end_the_sweep_and_not_the_trial(tmp_path):
