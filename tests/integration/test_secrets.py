@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.backend.connection import RAY_FOLDER
+from tests.support.keys import KEYS
 from tests.support.rays import OwnRay
 from tests.support.sweeps import FLAGS, ROOT, Driver, Gate, epochs_of
 from tests.support.waiting import wait_until
@@ -22,19 +23,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.ray
 
 CANARY = "canary-7f3a"
-KEYS = {
-    name: f"{CANARY}-{name}"
-    for name in (
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SECURITY_TOKEN",
-        "AWS_SESSION_TOKEN",
-        "AZURE_STORAGE_KEY",
-        "HF_TOKEN",
-        "MLFLOW_TRACKING_PASSWORD",
-        "WANDB_API_KEY",
-    )
-}
+VALUES = {name: f"{CANARY}-{name}" for name in KEYS}
 
 
 @pytest.fixture
@@ -60,7 +49,7 @@ def places_with_keys(folder: Path, drivers: Iterable[Driver] = ()) -> list[str]:
 def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outlive_a_sweep(toy, base, tmp_path):
     """Tune forwards keys to its actors in a way that Ray writes to a log, which it leaves for every user to read."""
     run, drivers = base / "run", []
-    alone = OwnRay(tmp_path, env=KEYS | {"TMPDIR": str(base / "tmp"), "HOME": str(base / "home")})
+    alone = OwnRay(tmp_path, env=VALUES | {"TMPDIR": str(base / "tmp"), "HOME": str(base / "home")})
     with contextlib.ExitStack() as stack:
         stack.callback(alone.end)  # Ray's agents would take a minute to end
         gate = Gate(tmp_path / "gate", 3)
@@ -95,7 +84,7 @@ def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
     from ray.cluster_utils import Cluster
     from ray.job_submission import JobSubmissionClient
 
-    env = KEYS | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env = VALUES | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     drivers = []
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         for name, value in env.items():

@@ -19,6 +19,7 @@ from raypipe.backend.ray_compat import (
     process_output_to,
     working_folder_not_copied,
 )
+from tests.support.keys import KEYS
 
 PARAMETERS = {
     "ray._private.state.available_resources_per_node": [],
@@ -144,18 +145,6 @@ def test_ray_reads_every_environment_variable_that_is_set():
         for path in (package / folder).rglob("*.py"):
             found |= set(re.findall(r"\b(?:RAY|TUNE)_[A-Z_]+\b", path.read_text(errors="ignore")))
     assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
-
-
-KEYS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SECURITY_TOKEN",
-    "AWS_SESSION_TOKEN",
-    "AZURE_STORAGE_KEY",
-    "HF_TOKEN",
-    "MLFLOW_TRACKING_PASSWORD",
-    "WANDB_API_KEY",
-)
 
 
 def test_tune_forwards_settings_of_ray_and_no_keys(monkeypatch):
