@@ -13,7 +13,7 @@ from types import TracebackType
 from raypipe.backend.connection import connect, folder_error, folder_for_ray, provide_token
 from raypipe.backend.output import CapturedOutput
 from raypipe.backend.process_state import deferred_interrupt, logger_to, restored_process_state
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, reread_authentication
+from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, address_of_job, reread_authentication
 from raypipe.storage.scratch import scratch_folder
 from raypipe.trial.callback import SweepCallback
 
@@ -66,6 +66,8 @@ class Cluster:
         self._stack.enter_context(restored_process_state())
         for name, value in (SETTINGS if self._address else SETTINGS | LOCAL_SETTINGS).items():
             os.environ.setdefault(name, value)
+        if self._address and self._address in ("auto", os.environ.get("RAY_ADDRESS")):
+            self._address = address_of_job() or self._address
         self._callback.on_ray_start(self._address)
         import ray
 

@@ -107,7 +107,7 @@ def test_keys_of_a_head_and_of_who_submits_are_in_no_record_of_a_job(toy, base):
         assert found, said
         job = found[1]
         log = run_raypipe("logs", job, "-f")
-        assert f"{job}: succeeded" in log
+        assert f"{job}: succeeded" in log, log
         records = JobSubmissionClient(address).list_jobs()
         assert [record.submission_id for record in records if record.submission_id] == [job]
         assert CANARY not in str(records) and CANARY not in log

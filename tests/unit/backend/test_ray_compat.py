@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
 
 from raypipe.backend.ray_compat import (
+    JOB_VARIABLE,
     LOCAL_SETTINGS,
     SETTINGS,
     job_config,
@@ -130,6 +134,28 @@ def test_attributes_of_instances_are_there():
     assert isinstance(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str)
     assert isinstance(constants.ENABLE_RAY_CLUSTER, bool)
     assert 'kwargs.pop("_temp_dir"' in inspect.getsource(ray.init)
+
+
+RAYLET = f"""#!{sys.executable}
+import subprocess, sys
+code = "from raypipe.backend.ray_compat import address_of_job; print(address_of_job())"
+subprocess.run(["sh", "-c", f"{{sys.executable}} -c '{{code}}'; true"], check=True)
+"""
+
+
+@pytest.mark.parametrize("is_job", [True, False])
+def test_a_job_joins_the_cluster_that_runs_it(is_job, tmp_path):
+    """Ray gives it the address of any Ray that it finds on the head."""
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    assert JOB_VARIABLE == RAY_JOB_CONFIG_JSON_ENV_VAR
+    raylet = tmp_path / "raylet"
+    raylet.write_text(RAYLET)
+    raylet.chmod(0o700)
+    env = os.environ | ({JOB_VARIABLE: "{}"} if is_job else {})
+    command = [raylet, "--raylet_socket_name=/tmp/s", "--gcs-address=192.0.2.1:6379", "--session-name=s"]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == ("192.0.2.1:6379" if is_job else "None")
 
 
 def test_sockets_of_ray_have_the_names_by_which_the_length_of_its_folder_is_limited():
