@@ -27,6 +27,9 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 DEATH_NOTICE_SECONDS = 5.0
 """Seconds within which Ray notices that a job has died, once it checks."""
 POLL_SECONDS = 0.5
+AGENT_SECONDS = 30.0
+"""Seconds that the agent of a head that has just started may take until it accepts jobs."""
+_NO_AGENT = "No available agent"
 
 
 class Job(NamedTuple):
@@ -115,11 +118,19 @@ class Jobs:
                 "runtime_env": runtime_env,
                 "metadata": {"run": run},
             }
+            return self._submit(submission)
+
+    def _submit(self, submission: dict[str, Any]) -> str:
+        """Submit a job and return its name; a head that has just started has no agent for some seconds."""
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
             try:
                 with logger_at("ray", logging.ERROR):  # it logs every upload
                     return str(self._client.submit_job(**submission))
             except RuntimeError as error:
-                raise UserError(f"--cluster {self.address}: refused ({first_line(error)})") from None
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise UserError(f"--cluster {self.address}: refused ({first_line(error)})") from None
+            time.sleep(POLL_SECONDS)
 
     def _is_running(self, name: str) -> bool:
         """Return whether a job runs that Ray lists as running.

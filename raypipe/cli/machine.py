@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -58,7 +59,7 @@ def examine(folder: str | Path = ".") -> Iterator[Finding]:
     yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}")
     yield from check_versions(tested_versions())
     yield _check_device()
-    places = _existing(Path(folder)), _existing(Path(os.environ.get("RAY_TMPDIR", "/tmp")))
+    places = _existing(Path(folder)), _existing(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
     for place in {place.stat().st_dev: place for place in reversed(places)}.values():
         usage = shutil.disk_usage(place)
         yield check_disk(str(place), usage.free, usage.total)

@@ -22,12 +22,14 @@ class Cluster:
     """Fake of Ray's job client and of the head that stores its jobs."""
 
     def __init__(self):
-        self.jobs, self.stopped, self.shipped = [], [], []
+        self.jobs, self.stopped, self.shipped, self.refusals = [], [], [], []
 
     def __call__(self, address):
         return self
 
     def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
+        if self.refusals:
+            raise RuntimeError(self.refusals.pop())
         self.shipped = sorted(path.name for path in Path(runtime_env["working_dir"]).iterdir())
         begun = 1000 * len(self.jobs) + 1
         self.jobs.append(
@@ -69,6 +71,22 @@ def typed(capsys, *words):
         app.main([str(word) for word in words])
     message = capsys.readouterr()
     return end.value.code, message.out, message.err
+
+
+def test_a_head_that_has_just_started_is_waited_for_and_another_refusal_is_reported(cluster, capsys, monkeypatch):
+    monkeypatch.setattr("raypipe.backend.jobs.POLL_SECONDS", 0.0)
+    no_agent = "Request failed with status code 500: No available agent to submit job, please try again later."
+    words = ("submit", "resume", "s3://lab/run")
+    cluster.refusals = [no_agent, no_agent]
+    assert typed(capsys, *words)[0] == 0 and len(cluster.jobs) == 1 and not cluster.refusals
+    cluster.jobs.clear()
+    cluster.refusals = ["never reached", "Request failed with status code 400: no"]
+    status, _, error = typed(capsys, *words)
+    assert (status, len(cluster.jobs), len(cluster.refusals)) == (2, 0, 1) and "refused (Request failed" in error
+    monkeypatch.setattr("raypipe.backend.jobs.AGENT_SECONDS", -1.0)
+    cluster.refusals = ["never reached", no_agent]
+    status, _, error = typed(capsys, *words)
+    assert status == 2 and "No available agent" in error and len(cluster.refusals) == 1
 
 
 def test_a_sweep_is_submitted_with_its_space_its_code_and_its_versions(cluster, capsys):

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
 
 from raypipe.cli import machine
-from raypipe.cli.machine import GIB, check_disk, check_open_files, check_shared_memory, check_versions, examine
+from raypipe.cli.machine import (
+    GIB,
+    Finding,
+    check_disk,
+    check_open_files,
+    check_shared_memory,
+    check_versions,
+    examine,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +72,15 @@ def test_a_machine_that_may_not_listen(monkeypatch):
     monkeypatch.setattr(socket, "create_server", refuse)
     found = [each for each in examine("/nowhere/at/all") if "127.0.0.1" in each.what]
     assert [each.level for each in found] == ["broken"] and "loopback" in found[0].fix
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_the_disk_of_temporary_files_is_checked(variable, monkeypatch, tmp_path):
+    places = []
+    monkeypatch.setattr(
+        "raypipe.cli.machine.check_disk", lambda place, *_: places.append(place) or Finding("ok", place)
+    )
+    monkeypatch.setattr(tempfile, "tempdir", None)  # the module keeps what it has found
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert list(examine("/proc/nothing")) and str(tmp_path) in places
