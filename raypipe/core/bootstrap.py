@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raypipe.core.metrics import Floats, Ints, get_metric
+from raypipe.core.metrics import Floats, Ints, Metric, get_metric
 
 
 class Interval(NamedTuple):
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_subjects(
-    metric: str,
+    metric: str | Metric,
     y: ArrayLike,
     pred: ArrayLike,
     subjects: ArrayLike,
@@ -36,7 +36,7 @@ def bootstrap_subjects(
     Parameters
     ----------
     metric
-        Name in `metrics.METRICS`.
+        Name in `metrics.METRICS`, or a metric (`levels.within_folds`).
     y, pred
         Targets and predictions, as `metrics.score` takes them.
     subjects
@@ -58,7 +58,7 @@ def bootstrap_subjects(
 
 
 def bootstrap_difference(
-    metric: str,
+    metric: str | Metric,
     y: ArrayLike,
     pred_a: ArrayLike,
     pred_b: ArrayLike,
@@ -89,7 +89,7 @@ def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[
     return subject_N.astype(np.int64), counts_RS.astype(np.int64)
 
 
-def _scores(metric: str, y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
+def _scores(metric: str | Metric, y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
     """Return the score of each resample (R,); NaN where it is undefined."""
     if not np.isfinite(np.asarray(pred, dtype=np.float64)).all():
         return np.full(len(counts_RS), np.nan)

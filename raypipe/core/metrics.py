@@ -31,6 +31,8 @@ class Metric(NamedTuple):
     resampled: Callable[[ArrayLike, ArrayLike, Ints, Ints], Floats]
     """Scores (R,) of resamples: ``resampled(y, pred, subject_N, counts_RS)``. Resample r has subject s
     ``counts_RS[r, s]`` times. NaN where the score is undefined."""
+    by_fold: bool = False
+    """It compares predictions with one another only, so it is taken within folds (`levels.within_folds`)."""
 
     @property
     def sign(self) -> float:
@@ -175,33 +177,35 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("nrmse", "minimize", "regression", nrmse, _nrmse_resampled),
-        Metric("auc", "maximize", "classification", auc, _auc_resampled),
+        Metric("auc", "maximize", "classification", auc, _auc_resampled, by_fold=True),
         Metric("balanced_accuracy", "maximize", "classification", balanced_accuracy, _balanced_accuracy_resampled),
     )
 }
 """Metrics by name."""
 
 
-def get_metric(name: str) -> Metric:
-    """Return the metric of a name.
+def get_metric(name: str | Metric) -> Metric:
+    """Return the metric of a name; a metric is returned as it is.
 
     Raises
     ------
     UserError
         There is no such metric.
     """
+    if isinstance(name, Metric):
+        return name
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
     return METRICS[name]
 
 
-def score(metric: str, y: ArrayLike, pred: ArrayLike) -> float:
+def score(metric: str | Metric, y: ArrayLike, pred: ArrayLike) -> float:
     """Return the score of predictions, NaN where it is undefined.
 
     Parameters
     ----------
     metric
-        Name in `METRICS`.
+        Name in `METRICS`, or a metric.
     y
         (N,) targets or classes.
     pred

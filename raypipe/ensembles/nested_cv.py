@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raypipe.core.metrics import get_metric, score
+from raypipe.core.metrics import get_metric
 from raypipe.ensembles.methods import METHODS, Method
 from raypipe.ensembles.oof import Floats, MemberPredictions, subject_splits
 from raypipe.ensembles.selection import forward_selection
@@ -64,7 +64,7 @@ def run_nested_cv(
         )
     elif auto:
         predictions[AUTO] = next(iter(predictions.values()))
-    scores = {name: score(members.metric, members.targets, each) for name, each in predictions.items()}
+    scores = {name: members.score(each) for name, each in predictions.items()}
     return NestedResult(predictions, scores, excluded)
 
 
@@ -90,7 +90,7 @@ def choose_method(members: MemberPredictions, methods: Mapping[str, Method], max
     for name, method in methods.items():
         if not any(method.unusable_reason(part) for part in parts):
             predictions_NO = cross_predict(limit_members(method.fit, max_members), members, CHOICE_GROUPS)
-            scores[name] = score(members.metric, members.targets, predictions_NO)
+            scores[name] = members.score(predictions_NO)
     return best_name(scores, members.metric)
 
 
@@ -154,7 +154,7 @@ def score_by_ensemble_size(members: MemberPredictions) -> dict[str, list[float]]
             order = find_order(members.select_windows(fit_N))
             sums_MNO = np.cumsum(members.select_windows(test_N).predictions[order], axis=0)
             means_MNO[:, test_N] = sums_MNO / np.arange(1, n + 1)[:, None, None]
-        out[name] = [float(score(members.metric, members.targets, mean_NO)) for mean_NO in means_MNO]
+        out[name] = [members.score(mean_NO) for mean_NO in means_MNO]
     return out
 
 

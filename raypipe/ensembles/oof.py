@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.metrics import Kind, get_metric, score
+from raypipe.core.levels import Level, ranking_score
+from raypipe.core.metrics import Kind, get_metric
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Member
@@ -44,6 +45,8 @@ class MemberPredictions:
     """(M, N) predicted variances in squared target units; zeros for a member that predicts none; None if none does."""
     trials: list[int] | None = None
     """(M,) numbers of the members' trials; a trial and its snapshots share one."""
+    level: Level = "window"
+    """What one data point of a score is."""
 
     def select_windows(self, windows: NDArray[Any]) -> MemberPredictions:
         """Return the predictions for some windows, given by mask or index."""
@@ -81,9 +84,13 @@ class MemberPredictions:
         """Mean squared error of each member (M,); for classes the Brier score (Brier 1950: summed over classes)."""
         return np.asarray(((self.predictions - self.encoded_targets) ** 2).sum(2).mean(1))
 
+    def score(self, predictions: NDArray[Any]) -> float:
+        """Return the score of predictions (N, outputs) by which methods are compared, as trials are."""
+        return ranking_score(self.metric, self.level, self.targets, predictions, self.subjects, self.folds)
+
     def scores(self) -> Floats:
-        """Return the task's metric of each member (M,)."""
-        return np.array([score(self.metric, self.targets, member_NO) for member_NO in self.predictions])
+        """Return the score of each member (M,)."""
+        return np.array([self.score(member_NO) for member_NO in self.predictions])
 
     def ranking(self) -> list[int]:
         """Return the members' indices, best score first; undefined scores come last."""
@@ -165,6 +172,7 @@ def read_oof_predictions(
         windows=index,
         metric=run.info.metric,
         kind=run.info.kind,
+        level=run.info.level,
         variances=np.stack(variances) if any(oof.variances is not None for oof in stored) else None,
         trials=[member.trial for member in members],
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects
+from raypipe.core.levels import level_of, mean_per_person, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, score
 
 Array = NDArray[Any]
@@ -41,6 +42,10 @@ class EvaluationSet:
     folds: Array
     """(N,)."""
 
+    def score(self, metric: str, predictions: Array) -> float:
+        """Return the score of predictions (N, outputs), within folds for metrics that only rank."""
+        return score(within_folds(metric, self.folds), self.targets, predictions)
+
     def per_subject(self) -> EvaluationSet:
         """Return one row per subject, with the target of its first window."""
         names, first = np.unique(self.subjects, return_index=True)
@@ -48,17 +53,12 @@ class EvaluationSet:
 
     def mean_per_subject(self, predictions: Array) -> Array:
         """Average the predictions (N, outputs) of each subject: (S, outputs), subjects in sorted order."""
-        names, index = np.unique(self.subjects, return_inverse=True)
-        sums = np.zeros((len(names), predictions.shape[1]))
-        np.add.at(sums, index, predictions)
-        return np.asarray(sums / np.bincount(index)[:, None])
+        return mean_per_person(self.subjects, predictions)
 
     @property
     def has_subject_targets(self) -> bool:
         """Return whether each subject has one target for all its windows, and some subject has several windows."""
-        one = self.per_subject()
-        index = np.searchsorted(one.subjects, self.subjects)
-        return len(one.subjects) < len(self.subjects) and bool(np.all(one.targets[index] == self.targets))
+        return level_of(self.subjects, self.targets) == "person"
 
     def joined(self, other: EvaluationSet) -> EvaluationSet:
         """Return the rows of both."""
@@ -108,6 +108,7 @@ def score_table(
         - ``subjects`` and ``windows`` that are held out.
         - The columns above except the last two, with the prefix ``subject_`` for the mean prediction of each subject,
           where each subject has one target.
+        - The columns below are of these mean predictions where there are some, else of windows.
         - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
         - ``nested_difference`` to the predictor without EEG; ``nested_to_best`` and, held out, ``to_best``, to the best
           single trial.
@@ -117,18 +118,23 @@ def score_table(
     table = _plain_columns(task, rows, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
+    level = ""
     if search.joined(held_out).has_subject_targets:
-        means = {
-            name: RowPredictions(
-                held_out.mean_per_subject(row.held_out), None if row.oof is None else search.mean_per_subject(row.oof)
-            )
-            for name, row in rows.items()
-        }
-        subjects = _plain_columns(task, means, search.per_subject(), held_out.per_subject())
-        table = table.join(subjects.add_prefix("subject_"))
+        level, rows = "subject_", {name: _mean_row(row, search, held_out) for name, row in rows.items()}
+        search, held_out = search.per_subject(), held_out.per_subject()
+        table = table.join(_plain_columns(task, rows, search, held_out).add_prefix(level))
     constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes)
-    naive = {str(name): float(value) for name, value in table["oof"].items()}
+    naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
     return table.join(_nested_columns(task.metric, rows, constant, naive, search, held_out))
+
+
+def _mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
+    """Return a row with one mean prediction per subject."""
+    return RowPredictions(
+        held_out.mean_per_subject(row.held_out),
+        None if row.oof is None else search.mean_per_subject(row.oof),
+        None if row.nested is None else search.mean_per_subject(row.nested),
+    )
 
 
 def _plain_columns(
@@ -143,8 +149,8 @@ def _plain_columns(
         inner = score_interval(metric, held_out, row.held_out)
         out.append(
             {
-                "oof": float("nan") if row.oof is None else score(metric, search.targets, row.oof),
-                "held_out": score(metric, held_out.targets, row.held_out),
+                "oof": float("nan") if row.oof is None else search.score(metric, row.oof),
+                "held_out": held_out.score(metric, row.held_out),
                 "low": inner.low,
                 "high": inner.high,
                 **_difference("difference", metric, held_out, row.held_out, constant),
@@ -178,7 +184,7 @@ def _nested_columns(
         nested = constant if row is None else row.nested
         columns: dict[str, float] = {}
         if nested is not None and best.nested is not None:
-            inner, value = score_interval(metric, search, nested), score(metric, search.targets, nested)
+            inner, value = score_interval(metric, search, nested), search.score(metric, nested)
             columns = {"nested": value, "nested_low": inner.low, "nested_high": inner.high}
             columns["optimism"] = value - oof_score
             columns |= _difference("nested_difference", metric, search, nested, constant)
@@ -191,7 +197,7 @@ def _nested_columns(
 
 def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> dict[str, float]:
     found = difference_interval(metric, evaluation, a, b)
-    value = score(metric, evaluation.targets, a) - score(metric, evaluation.targets, b)
+    value = evaluation.score(metric, a) - evaluation.score(metric, b)
     return {name: value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -199,11 +205,13 @@ def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -
     """Return the bootstrap interval of a score over subjects; NaN if there is only one subject."""
     if len(np.unique(evaluation.subjects)) < 2:
         return Interval(float("nan"), float("nan"), 0)
-    return bootstrap_subjects(metric, evaluation.targets, predictions, evaluation.subjects)
+    metric_of = within_folds(metric, evaluation.folds)
+    return bootstrap_subjects(metric_of, evaluation.targets, predictions, evaluation.subjects)
 
 
 def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
     """Return the bootstrap interval of ``score(a) - score(b)``; NaN if there is only one subject."""
     if len(np.unique(evaluation.subjects)) < 2:
         return Interval(float("nan"), float("nan"), 0)
-    return bootstrap_difference(metric, evaluation.targets, a, b, evaluation.subjects)
+    metric_of = within_folds(metric, evaluation.folds)
+    return bootstrap_difference(metric_of, evaluation.targets, a, b, evaluation.subjects)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
-from raypipe.core.metrics import get_metric, score
+from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
@@ -291,7 +291,7 @@ def choose_greedily(predictions: MemberPredictions, predict: PredictFunction, in
     sign = get_metric(predictions.metric).sign
 
     def loss(predictions_NO: Floats) -> float:
-        return sign * score(predictions.metric, inside.targets, predictions_NO)
+        return sign * inside.score(predictions_NO)
 
     first, *others = inside.ranking()
     chosen: Indices = (first,)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import Kind, get_metric, score
+from raypipe.core.metrics import Kind, get_metric
 from raypipe.ensembles.oof import Floats, MemberPredictions, subject_splits
 from raypipe.models.combine import Rule, apply_temperature, normalised_entropy
 
@@ -47,7 +47,7 @@ def average_of_best(members: MemberPredictions) -> Rule:
     means_MNO = np.cumsum(members.predictions[order], axis=0) / np.arange(1, len(order) + 1)[:, None, None]
     best_n, best_score = 1, np.nan
     for n, mean_NO in enumerate(means_MNO, start=1):
-        found = score(members.metric, members.targets, mean_NO)
+        found = members.score(mean_NO)
         if metric.better(found, best_score):
             best_n, best_score = n, found
     return linear_rule(np.isin(np.arange(len(order)), order[:best_n]) / best_n)

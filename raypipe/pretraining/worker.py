@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from raypipe.core.config import InitConfig, OptimConfig, TrialConfig
 from raypipe.core.errors import NonFiniteError, UserError
 from raypipe.core.folds import FoldMap, Index
-from raypipe.core.metrics import score
+from raypipe.core.levels import level_of, ranking_score
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
 from raypipe.pretraining.linear_probe import fit_probe
 from raypipe.pretraining.trainer import Pretrainer
@@ -180,7 +181,7 @@ def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: i
         seed=pretrained.seed,
     )
     present = set(folds.folds(windows.subjects[folds.search_index(windows.subjects)]).tolist())
-    weights, targets, predictions = clone_tensors(trainer.encoder.state_dict()), [], []
+    weights, predicted, predictions = clone_tensors(trainer.encoder.state_dict()), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         if present <= {k} or k not in present:
             continue
@@ -191,9 +192,9 @@ def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: i
                 outcome = tuned.run_epoch()
         except NonFiniteError:  # only of a probe: pretraining continues
             return None
-        targets.append(windows.targets[validation])
+        predicted.append(validation)
         predictions.append(outcome.predictions[:, : windows.n_outputs])
-    return _pooled_score(windows.metric, targets, predictions)
+    return _score_over_folds(windows, folds, np.concatenate(predicted), np.concatenate(predictions))
 
 
 def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float | None:
@@ -205,7 +206,7 @@ def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float 
     index: Index = folds.search_index(windows.subjects)
     features_NF = trainer.features(index)
     folds_N = folds.folds(windows.subjects[index])
-    n_classes, targets, predictions = len(windows.classes), [], []
+    n_classes, predicted, predictions = len(windows.classes), [], []
     for k in range(folds.n_folds) if fold is None else [fold]:
         validation = folds_N == k
         if not validation.any() or validation.all():
@@ -215,11 +216,16 @@ def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float 
         if n_classes:
             raw = np.exp(raw - raw.max(1, keepdims=True))
             raw /= raw.sum(1, keepdims=True)
-        targets.append(windows.targets[index[validation]])
+        predicted.append(index[validation])
         predictions.append(raw.astype(np.float32))
-    return _pooled_score(windows.metric, targets, predictions)
+    return _score_over_folds(windows, folds, np.concatenate(predicted), np.concatenate(predictions))
 
 
-def _pooled_score(metric: str, targets: list[NDArray[Any]], predictions: list[NDArray[np.float32]]) -> float | None:
-    found = score(metric, np.concatenate(targets), np.concatenate(predictions))
+def _score_over_folds(
+    windows: WindowStore, folds: FoldMap, index: Index, predictions: NDArray[np.float32]
+) -> float | None:
+    """Return the score of predictions as trials are ranked, or None where it is undefined."""
+    subjects = windows.subjects[index]
+    level = level_of(windows.subjects, windows.targets)
+    found = ranking_score(windows.metric, level, windows.targets[index], predictions, subjects, folds.folds(subjects))
     return float(found) if np.isfinite(found) else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import get_metric, score
+from raypipe.core.metrics import get_metric
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
 from raypipe.ensembles.verdict import MIN_SUBJECTS
@@ -98,11 +98,11 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     a, b = a[same], b[same]
     if len(a) == 0:
         return None
-    side = EvaluationSet(
-        first.evaluation_set.targets[a], first.evaluation_set.subjects[a], first.evaluation_set.folds[a]
-    )
+    one_folds, two_folds = first.evaluation_set.folds[a], other.evaluation_set.folds[b]
+    both = np.unique(np.stack([one_folds, two_folds]), axis=1, return_inverse=True)[1]  # one network in either run
+    side = EvaluationSet(first.evaluation_set.targets[a], first.evaluation_set.subjects[a], both.reshape(-1))
     one, two = first.predictions[a], other.predictions[b]
-    scores = (score(metric, side.targets, one), score(metric, side.targets, two))
+    scores = (side.score(metric, one), side.score(metric, two))
     interval = difference_interval(metric, side, two, one)
     return PairedDifference(
         predictor,

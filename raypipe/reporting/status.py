@@ -61,6 +61,8 @@ class Status:
     where: str
     task: str
     metric: str
+    scored: str
+    """What a score is of, in words."""
     driver: str
     """State of the run's driver, in words."""
     rows: list[TrialRow]
@@ -117,6 +119,7 @@ def read_status(run: RunStore) -> Status:
         where=run.where,
         task=run.info.task,
         metric=run.info.metric,
+        scored=run.scored,
         driver=_driver_state(driver, options, finished=ended >= planned),
         rows=rows,
         planned=planned,

@@ -44,6 +44,7 @@ def show_status(console: Console, status: Status) -> None:
     if hidden := len(status.rows) - len(rows):
         print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")
     print_line(console, _counts(status))
+    print_line(console, f"{status.metric}: of {status.scored}", "dim")
     for spread in status.spreads:
         print_line(console, spread.describe(status.metric))
     for failed in status.failures:

@@ -36,9 +36,10 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``state`` (complete, stopped, pruned, failed, running, interrupted); ``score`` over all folds at ``best_epoch``
-        and ``fold_0``, ``fold_1``, ... at the same epoch, NaN where there is none; ``trained`` epochs; ``seconds`` of
-        one worker, training and predicting, summed over the folds; ``failure`` (kind) and ``reason``; then every
-        parameter under its own name, such as ``optim/lr``, missing where the space drew no valid configuration.
+        (`RunStore.scored` says of what) and ``fold_0``, ``fold_1``, ... at the same epoch, NaN where there is none;
+        ``trained`` epochs; ``seconds`` of one worker, training and predicting, summed over the folds; ``failure``
+        (kind) and ``reason``; then every parameter under its own name, such as ``optim/lr``, missing where the space
+        drew no valid configuration.
 
     Raises
     ------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.levels import level_of
 from raypipe.core.metrics import get_metric
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import SearchSpace
@@ -91,6 +92,7 @@ def _create(
         id=uuid.uuid4().hex,
         **record_of_windows(windows),
         kind=windows.kind,
+        level=level_of(windows.subjects, windows.targets),
         direction=get_metric(windows.metric).direction,
         classes=windows.classes,
         seed=folds.seed,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import DamagedFileError
+from raypipe.core.levels import Level
 from raypipe.core.metrics import Direction, Kind
 from raypipe.core.record import FrozenModel, Record
 from raypipe.storage.files import Folder, read_record, write_record
@@ -37,7 +38,7 @@ State = Literal["complete", "pruned", "stopped", "failed"]
 class RunInfo(Record):
     """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/2"] = "raypipe-run/2"
+    format: Literal["raypipe-run/3"] = "raypipe-run/3"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     created: float
@@ -46,6 +47,8 @@ class RunInfo(Record):
     task: str
     kind: Kind
     metric: str
+    level: Level
+    """What a score of the run is of: windows, or people where each has one target (`raypipe.core.levels`)."""
     direction: Direction
     classes: list[str]
     seed: int
@@ -67,7 +70,7 @@ class Epoch(FrozenModel):
     """Forward and backward passes over the training windows so far (SAM: two per epoch). Successive halving counts
     these."""
     score: float
-    """The task's metric over the pooled out-of-fold predictions of this epoch."""
+    """Ranking score of the out-of-fold predictions of this epoch (`raypipe.core.levels.ranking_score`)."""
     fold_scores: list[float | None]
     """Score of each fold; None where it is undefined (AUC of one class)."""
     losses: list[float]
@@ -108,7 +111,9 @@ class OwnedRecord(Record):
 class History(OwnedRecord):
     """Epochs of a trial (``history.json``)."""
 
-    format: Literal["raypipe-history/2"] = "raypipe-history/2"
+    format: Literal["raypipe-history/3"] = "raypipe-history/3"
+    scored: str
+    """What `Epoch.score` is of (`raypipe.core.levels.describe_level`)."""
     epochs: list[Epoch]
 
 

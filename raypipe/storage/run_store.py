@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.record import Record
 from raypipe.core.search_space import SearchSpace
@@ -62,7 +63,7 @@ class RunStore(TrialStore):
     """An open run: its records, fold map and search space. Use `create` or `open` to get one."""
 
     def __init__(self, folder: Folder, info: RunInfo, folds: FoldMap, space: SearchSpace) -> None:
-        super().__init__(folder, info.id)
+        super().__init__(folder, info.id, describe_level(info.metric, info.level))
         self.info, self.folds, self.space = info, folds, space
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -47,10 +47,12 @@ class TrialStore:
         The run's folder.
     run_id
         `RunInfo.id`.
+    scored
+        What scores of trials are of, in words, for their histories.
     """
 
-    def __init__(self, folder: Folder, run_id: str) -> None:
-        self.folder, self.run_id = folder, run_id
+    def __init__(self, folder: Folder, run_id: str, scored: str) -> None:
+        self.folder, self.run_id, self.scored = folder, run_id, scored
 
     @property
     def where(self) -> str:
@@ -133,7 +135,7 @@ class TrialStore:
 
     def write_history(self, number: int, history: Sequence[Epoch]) -> None:
         """Record the epochs of a trial."""
-        record = History(run=self.run_id, number=number, epochs=list(history))
+        record = History(run=self.run_id, number=number, scored=self.scored, epochs=list(history))
         write_record(self.folder, trial_file(number, HISTORY_FILE), record)
 
     def result(self, number: int) -> TrialResult | None:

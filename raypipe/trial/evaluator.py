@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
+from raypipe.core.levels import ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import constant_out_of_fold, score
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
@@ -27,7 +28,7 @@ IDENTITY = "identity"
 
 
 class TrialEvaluator:
-    """Score a trial's epochs over the pooled predictions of all folds.
+    """Score a trial's epochs over the predictions of all folds (`raypipe.core.levels.ranking_score`).
 
     The best epoch is the same for all folds. If it were chosen fold by fold, each model would be selected on the
     windows that its out-of-fold predictions are scored on.
@@ -84,7 +85,7 @@ class TrialEvaluator:
         if epoch != self.done + 1 or sorted(outcomes) != list(range(len(self.validation))):
             raise RuntimeError(f"epoch {epoch} with folds {sorted(outcomes)} after epoch {self.done}")
         parts = [outcomes[fold] for fold in range(len(self.validation))]
-        pooled = self._pooled_score(parts)
+        pooled = self._score_over_folds(parts)
         if not np.isfinite(pooled):
             raise NonFiniteError(f"epoch {epoch}: the score over all folds is not finite")
         record = Epoch(
@@ -102,18 +103,24 @@ class TrialEvaluator:
         self.run.write_history(self.number, self.history)
         return record
 
-    def _pooled_score(self, parts: Sequence[FoldEpoch]) -> float:
-        targets, n_outputs = self.windows.targets, self.windows.n_outputs
-        return score(
-            self.run.info.metric,
-            np.concatenate([targets[index] for index in self.validation]),
-            np.concatenate([part.predictions[:, :n_outputs] for part in parts]),
-        )
+    def _score_over_folds(self, parts: Sequence[FoldEpoch]) -> float:
+        return self._score(np.concatenate(self.validation), np.concatenate([part.predictions for part in parts]))
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
-        targets = self.windows.targets[self.validation[fold]]
-        value = score(self.run.info.metric, targets, predictions[:, : self.windows.n_outputs])
+        value = self._score(self.validation[fold], predictions)
         return float(value) if np.isfinite(value) else None  # a fold with one class only has no AUC
+
+    def _score(self, index: NDArray[np.int64], predictions: NDArray[np.float32]) -> float:
+        windows, info = self.windows, self.run.info
+        subjects = windows.subjects[index]
+        return ranking_score(
+            info.metric,
+            info.level,
+            windows.targets[index],
+            predictions[:, : windows.n_outputs],
+            subjects,
+            self.run.folds.folds(subjects),
+        )
 
 
 def finish_trial(
@@ -228,14 +235,16 @@ def _write_member(
 def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     """Return the out-of-fold score of a constant prediction from the training targets, which trials have to beat.
 
-    For AUC it is 0.5. Pooled over folds, training frequencies would score less, since they differ between folds.
+    For AUC it is 0.5. With one person in each fold, training frequencies would score less, since folds are pooled.
     """
-    if run.info.metric == "auc":
+    info = run.info
+    if info.metric == "auc":
         return 0.5
     index = run.folds.search_index(windows.subjects)
-    targets, folds = windows.targets[index], run.folds.folds(windows.subjects[index])
-    constant = constant_out_of_fold(run.info.kind, targets, folds, len(windows.classes))
-    return score(run.info.metric, targets, constant)
+    subjects, targets = windows.subjects[index], windows.targets[index]
+    rows = rows_at_level(info.level, targets, subjects, run.folds.folds(subjects), targets[:, None])
+    constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, len(windows.classes))
+    return score(within_folds(info.metric, rows.folds), rows.targets, constant)
 
 
 def read_fold_checkpoint(run: RunStore, number: int, config: TrialConfig, fold: int, epoch: int) -> dict[str, Any]:

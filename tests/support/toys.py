@@ -15,6 +15,7 @@ import torch
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.core.folds import make_folds
+from raypipe.core.levels import level_of
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
@@ -117,6 +118,7 @@ def make_run(
         task="toy",
         kind=windows.kind,
         metric=windows.metric,
+        level=level_of(windows.subjects, windows.targets),
         direction="maximize" if windows.classes else "minimize",
         classes=windows.classes,
         seed=seed,

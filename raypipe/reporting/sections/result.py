@@ -42,6 +42,7 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
         better="lower" if get_metric(run.info.metric).sign > 0 else "higher",
         subjects=int(ensemble.table["subjects"].iloc[0]),
         windows=int(ensemble.table["windows"].iloc[0]),
+        scored=run.scored,
         notes=[*ensemble.notes, *class_frequency_note(run.info.metric, last_oof)],
     )
 

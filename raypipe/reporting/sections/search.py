@@ -52,13 +52,13 @@ def search_section(run: RunStore, results: Sequence[TrialResult], spans: Sequenc
 
 
 def _score_figure(run: RunStore, results: Sequence[TrialResult], spans: Sequence[TrialSpan]) -> FigureBlock:
-    metric = metric_label(run.info.metric)
+    metric, scored = metric_label(run.info.metric), run.scored
     panels = [Panel(partial(scores_by_number, run, results), f"Out-of-fold {metric} of each trial")]
     if not spans:
-        return draw_figure(panels, "Score of each trial over all folds, by start order.")
+        return draw_figure(panels, f"Score of each trial ({scored}), by start order.")
     by_time = partial(scores_by_time, run, results, spans)
     panels.append(Panel(by_time, f"Out-of-fold {metric} of each trial by end time"))
-    return draw_figure(panels, "Score of each trial over all folds, by start order (left) and by end time (right).")
+    return draw_figure(panels, f"Score of each trial ({scored}), by start order (left) and by end time (right).")
 
 
 def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock | None:
@@ -76,7 +76,8 @@ def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock 
         for number, history in curves.items()
     ]
     return draw_figure(
-        panels, "Learning curves of the best trials: score over all folds; the band is the range over the folds."
+        panels,
+        f"Learning curves of the best trials: score of {run.scored}; the band is the range over the folds.",
     )
 
 

@@ -13,7 +13,7 @@ from raypipe.api import Run
 from raypipe.core.errors import UserError
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.out_of_fold import OutOfFold
-from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.records import Epoch, History, TrialRecord, TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import FailingFolder, Killed
@@ -235,13 +235,14 @@ def test_several_damaged_files_are_all_named(run):
     ("name", "record", "message"),
     [
         ("trial.json", {"number": 0, "started": 1.0, "config": {"epochs": -3}}, r"trial.json: config/epochs: "),
-        ("history.json", {"epochs": [{"epoch": "one"}]}, r"history.json: epochs/0/epoch: "),
+        ("history.json", {"scored": "windows", "epochs": [{"epoch": "one"}]}, r"history.json: epochs/0/epoch: "),
         ("result.json", {"number": 0, "state": "fine"}, r"result.json: state: "),
     ],
 )
 def test_records_are_checked_against_their_schema(run, name, record, message):
     end_trial(run)
-    form = {"format": f"raypipe-{name.removesuffix('.json')}/2"}
+    kind = {"trial.json": TrialRecord, "history.json": History, "result.json": TrialResult}[name]
+    form = {"format": kind.model_fields["format"].default}
     run.folder.write(f"trials/0000/{name}", json.dumps(form | record).encode())
     with pytest.raises(UserError, match=message) as caught:
         (run.config(0), run.history(0), run.result(0))

@@ -97,7 +97,7 @@ def scored(folder, number, *epochs):
         Epoch(epoch=n, passes=n, score=n / 10, fold_scores=[0.25, None], losses=[1.0], seconds=n, finished=second)
         for n, second in enumerate(epochs, 1)
     ]
-    write_record(folder, trial_file(number, "history.json"), History(epochs=history))
+    write_record(folder, trial_file(number, "history.json"), History(scored="all windows", epochs=history))
 
 
 def test_lines_of_epochs_are_made_from_the_history(folder):

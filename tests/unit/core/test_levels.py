@@ -1,0 +1,78 @@
+"""Scores of trials and methods: per person where targets are, within folds where a metric only ranks."""
+
+import numpy as np
+import pytest
+
+from raypipe.core.bootstrap import bootstrap_subjects
+from raypipe.core.levels import describe_level, level_of, ranking_score, within_folds
+from raypipe.core.metrics import score
+
+
+def _trials(people=40, each=250, folds=5, seed=0):
+    rng = np.random.default_rng(seed)
+    subjects = np.repeat([f"s{k:02d}" for k in range(people)], each)
+    y = rng.integers(0, 2, people * each)
+    logits = 1.19 * y + rng.normal(size=len(y))  # AUC .80
+    return subjects, y, logits, np.repeat(np.arange(people) % folds, each)
+
+
+def _probabilities(logits):
+    p = 1 / (1 + np.exp(-logits))
+    return np.stack([1 - p, p], axis=1)
+
+
+def test_offsets_between_folds_do_not_change_a_score_that_ranks():
+    subjects, y, logits, folds = _trials()
+    moved = logits + 2.0 * (folds - 2)
+    assert score("auc", y, _probabilities(logits)) == pytest.approx(0.80, abs=0.015)
+    assert score("auc", y, _probabilities(moved)) < 0.68  # what trials were ranked by
+    for some in (logits, moved):
+        assert ranking_score("auc", "window", y, _probabilities(some), subjects, folds) == pytest.approx(
+            0.80, abs=0.015
+        )
+
+
+def test_a_fold_weighs_as_many_pairs_as_it_has():
+    y = np.array([0, 1, 0, 0, 1, 1, 1, 1])
+    folds = np.array([0, 0, 1, 1, 1, 1, 2, 2])
+    right, wrong = np.array([0.0, 1.0]), np.array([1.0, 1.0, 0.0, 0.0])
+    pred = _probabilities(np.concatenate([right, wrong, [0.0, 0.0]]))
+    assert ranking_score("auc", "window", y, pred, folds, folds) == pytest.approx(1 / 5)  # the third has one class
+
+
+def test_folds_of_one_person_are_scored_together():
+    subjects = np.array(["a", "b", "c", "d"])
+    y, folds = np.array([0, 1, 0, 1]), np.arange(4)
+    pred = _probabilities(np.array([0.0, 1.0, 0.5, 2.0]))
+    assert ranking_score("auc", "window", y, pred, subjects, folds) == 1.0
+    assert bootstrap_subjects(within_folds("auc", folds), y, pred, subjects, n=50).usable > 20
+
+
+def test_targets_of_people_are_scored_by_one_mean_prediction_per_person():
+    subjects = np.repeat(["a", "b", "c", "d"], [1, 1, 1, 97])
+    y = np.repeat([0.0, 1.0, 2.0, 3.0], [1, 1, 1, 97])
+    assert level_of(subjects, y) == "person"
+    assert level_of(subjects, np.arange(100.0)) == "window"
+    pred = y + np.where(subjects == "d", 0.0, 1.0)  # right for the person with most windows only
+    folds = np.repeat([0, 1, 2, 3], [1, 1, 1, 97])
+    expected = score("nrmse", np.arange(4.0), np.array([1.0, 2.0, 3.0, 3.0]))
+    assert ranking_score("nrmse", "person", y, pred[:, None], subjects, folds) == pytest.approx(expected)
+    assert ranking_score("nrmse", "window", y, pred[:, None], subjects, folds) != pytest.approx(expected)
+
+
+def test_resamples_agree_with_the_score_of_the_rows_that_they_draw():
+    subjects, y, logits, folds = _trials(people=12, each=7, folds=3)
+    metric, pred = within_folds("auc", folds), _probabilities(logits + folds)
+    names, index = np.unique(subjects, return_inverse=True)
+    counts = np.random.default_rng(1).multinomial(12, np.full(12, 1 / 12), size=5)
+    for counts_S, found in zip(counts, metric.resampled(y, pred, index, counts), strict=True):
+        rows = np.concatenate([np.flatnonzero(index == s) for s in range(len(names)) for _ in range(counts_S[s])])
+        assert found == pytest.approx(within_folds("auc", folds[rows]).value(y[rows], pred[rows]))
+
+
+def test_errors_are_scored_over_all_folds_together():
+    assert within_folds("nrmse", [0, 1]).value is within_folds("nrmse", [0, 0]).value
+    assert describe_level("nrmse", "window") == "all windows"
+    assert describe_level("auc", "person") == (
+        "one mean prediction per person, within each fold and averaged over the folds"
+    )
