@@ -12,6 +12,8 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import Record
 
 HELD_OUT = -1
+MAX_NAMED = 5
+"""Subjects that a message names."""
 
 Index = NDArray[np.int64]
 
@@ -98,9 +100,13 @@ def audit(subjects_N: NDArray[Any], parts: dict[str, Index]) -> None:
             raise LeakError(f"the {part} part has no window")
         both = sorted({str(s) for s in np.unique(subjects_N[index])} & seen.keys())
         if both:
-            shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-            raise LeakError(f"{len(both)} subject(s) in both {seen[both[0]]} and {part}: {shown}")
+            raise LeakError(f"{len(both)} subject(s) in both {seen[both[0]]} and {part}: {name_some(both)}")
         seen |= {str(s): part for s in np.unique(subjects_N[index])}
+
+
+def name_some(subjects: Sequence[str]) -> str:
+    """Return the first subjects of a list, for a message."""
+    return ", ".join(subjects[:MAX_NAMED]) + (", ..." if len(subjects) > MAX_NAMED else "")
 
 
 def make_folds(

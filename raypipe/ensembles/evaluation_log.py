@@ -1,16 +1,29 @@
-"""Record every time that a run is scored on its held-out subjects (``ensemble/evaluations.json``)."""
+"""Record every time that held-out people are scored: in the run, and in a registry beside its store of windows.
+
+The run's log is ``ensemble/evaluations.json``. The registry is the folder ``STORE.looks`` beside the store, with one
+file for each scoring by any run on the store. A file is written whole and never changed, so concurrent processes cannot
+lose each other's, and a process that dies leaves a whole file or none.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Literal
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
-from raypipe.core.record import FrozenModel
-from raypipe.storage.files import write_record
+from raypipe.core.errors import DiskFullError, StorageError
+from raypipe.core.record import FrozenModel, Record
+from raypipe.data.window_store import WindowStore
+from raypipe.storage.files import map_concurrently, open_folder, read_record, write_record
 from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_store import RunStore
 
 EVALUATION_LOG = "ensemble/evaluations.json"
+REGISTRY_SUFFIX = ".looks"
+"""Ending of the registry's folder, after the name of the store."""
 
 
 class HeldOutEvaluation(FrozenModel):
@@ -31,15 +44,86 @@ class EvaluationLog(OwnedRecord):
     evaluations: list[HeldOutEvaluation]
 
 
+class Look(Record):
+    """One scoring of held-out people, by any run on a store (a file of the registry)."""
+
+    format: Literal["raypipe-look/1"] = "raypipe-look/1"
+    run: str
+    """`RunInfo.id`."""
+    where: str
+    """Path or URI of the run."""
+    time: float
+    """Unix time."""
+    people: list[str]
+
+
+class Evaluations(NamedTuple):
+    """How often a run's held-out people have been scored, the latest scoring included."""
+
+    times: int = 1
+    """Scorings of the person who was scored most often, by all runs on the store."""
+    runs: int = 1
+    """Runs that have scored some of these people."""
+    uncounted: str | None = None
+    """Why scorings by other runs are not counted; None where they are."""
+
+
 def read_evaluations(run: RunStore) -> list[HeldOutEvaluation]:
-    """Return all scorings of a run's held-out subjects so far."""
+    """Return all scorings of a run's held-out subjects by this run so far."""
     if not run.folder.exists(EVALUATION_LOG):
         return []
     return read_owned(EvaluationLog, run.folder, EVALUATION_LOG, run.run_id).evaluations
 
 
-def record_evaluation(run: RunStore, trials: list[int], method: str) -> int:
-    """Record a scoring of the held-out subjects before its score is shown; return the number of scorings so far."""
+def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], method: str) -> Evaluations:
+    """Record a scoring of the held-out people before its score is shown; return the scorings so far.
+
+    Where the registry cannot be written, as beside a store on a read-only disk, only the run's own are counted.
+    """
     evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
     write_record(run.folder, EVALUATION_LOG, EvaluationLog(run=run.run_id, evaluations=evaluations))
-    return len(evaluations)
+    own = Evaluations(len(evaluations))
+    place = registry_of(windows)
+    if place is None:
+        return own
+    folder = open_folder(place)
+    look = Look(run=run.run_id, where=run.where, time=time.time(), people=run.folds.held_out)
+    try:
+        write_record(folder, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json", look)
+    except DiskFullError:
+        raise
+    except (OSError, StorageError) as error:
+        return own._replace(uncounted=f"{place} cannot be written ({error.__class__.__name__})")
+    return _count(read_looks(windows), run)
+
+
+def read_looks(windows: WindowStore) -> list[Look]:
+    """Return all scorings of held-out people by runs on a store, oldest first.
+
+    Raises
+    ------
+    UserError
+        A record is damaged.
+    """
+    place = registry_of(windows)
+    if place is None:
+        return []
+    folder = open_folder(place)
+    names = [name for name in folder.names() if name.endswith(".json")]
+    return map_concurrently(folder, lambda name: read_record(Look, folder, name), names)
+
+
+def registry_of(windows: WindowStore) -> str | None:
+    """Return the path or URI of the registry of a store; None for windows that are in no folder."""
+    if "://" in windows.where:
+        parts = urlsplit(windows.where)
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + REGISTRY_SUFFIX))
+    path = Path(windows.where)
+    return str(path.with_name(path.name + REGISTRY_SUFFIX)) if path.is_dir() else None
+
+
+def _count(looks: list[Look], run: RunStore) -> Evaluations:
+    held_out = set(run.folds.held_out)
+    seen = [look for look in looks if held_out & set(look.people)]
+    times = Counter(person for look in seen for person in held_out & set(look.people))
+    return Evaluations(max(times.values(), default=0), len({look.run for look in seen}))

@@ -15,7 +15,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
 from raypipe.ensembles.distillation import distill, require_random_start
-from raypipe.ensembles.evaluation_log import record_evaluation
+from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
 from raypipe.ensembles.fitted import Ensemble, HeldOut
 from raypipe.ensembles.held_out import HeldOutPredictions, difference_to_best, predict_held_out, table_rows
 from raypipe.ensembles.members import MergedNetworks
@@ -59,7 +59,7 @@ def fit_ensemble(
 
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)
-    evaluations = record_evaluation(run, candidates.trials, method)
+    evaluations = record_evaluation(run, candidates.windows, candidates.trials, method)
     rows = table_rows(candidates, fits, held_out, every_method=method == ALL)
     table = score_table(candidates.task, rows, candidates.search, candidates.held_out)
 
@@ -76,7 +76,7 @@ def fit_ensemble(
         verdict=verdict,
         notes=notes,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
-        held_out_evaluations=evaluations,
+        held_out_evaluations=evaluations.times,
         diversity=_diversity(candidates.predictions),
         excluded=fits.excluded,
     )
@@ -100,7 +100,7 @@ def _outcome(
     rows: Mapping[str, RowPredictions],
     table: pd.DataFrame,
     shipped: ShippedMembers,
-    evaluations: int,
+    evaluations: Evaluations,
 ) -> Outcome:
     """Return what the verdict is written from."""
     distilled = shipped.merged is not None and shipped.merged.distilled

@@ -70,7 +70,7 @@ class EnsembleRecord(OwnedRecord):
     verdict: str
     notes: list[str]
     held_out_evaluations: int
-    """Number of times that the run was scored on its held-out subjects."""
+    """Number of times that a held-out subject was scored by runs on the store (`raypipe.ensembles.evaluation_log`)."""
     rule: dict[str, Any] | None
     diversity: Diversity
     left_out: dict[str, str]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from raypipe.core.bootstrap import Interval
 from raypipe.core.metrics import get_metric
+from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.labels import describe_target, metric_label
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
 from raypipe.ensembles.soup import GREEDY, SWA
@@ -47,8 +48,8 @@ class Outcome:
     nested_scores: Mapping[str, float] | None = None
     """By method, if the method was chosen by them; None if the user chose it."""
     distilled: bool = False
-    evaluations: int = 1
-    """Number of times that the run was scored on its held-out subjects, this one included."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """How often the held-out subjects were scored, this time included."""
     notes: Sequence[str] = field(default_factory=list)
     """Notes on the method."""
 
@@ -238,11 +239,16 @@ def _distilled_sentence(outcome: Outcome) -> str:
 
 def _notes(outcome: Outcome) -> list[str]:
     n, notes = outcome.held_out.subjects, []
-    if outcome.evaluations > 1:
-        notes.append(
-            f"This run has been scored on its held-out subjects {outcome.evaluations} times. Choosing the best of "
-            "several scores makes it optimistic."
+    times, runs, uncounted = outcome.evaluations
+    if times > 1:
+        scored = (
+            f"These held-out subjects have been scored up to {times} times, by {runs} runs on the same windows."
+            if runs > 1
+            else f"This run has been scored on its held-out subjects {times} times."
         )
+        notes.append(f"{scored} Choosing the best of several scores makes it optimistic.")
+    if uncounted is not None:
+        notes.append(f"Scorings of these subjects by other runs are not counted: {uncounted}.")
     if held_out_evidence(outcome.table, outcome.metric) == "suggestive":
         notes.append(f"Without any effect, all {n} subjects would agree in {100 * 2.0 ** (1 - n):.0f} % of cases.")
     if MIN_SUBJECTS <= n < ROUGH_SUBJECTS:

@@ -31,7 +31,7 @@ def _scores(info: BundleInfo) -> list[str]:
     return _section(
         "Scores",
         f"Metric: {metric_label(info.metric)}. Out-of-fold scores are optimistic, because trials and epochs were "
-        f"chosen by them. Nothing was fitted or chosen on the held-out subjects; the run was scored on them "
+        f"chosen by them. Nothing was fitted or chosen on the held-out subjects; they were scored "
         f"{info.held_out_evaluations} time{'' if info.held_out_evaluations == 1 else 's'}.",
         "",
         "| predictor | out of fold | held out | 95 % interval over subjects |",

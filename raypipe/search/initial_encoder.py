@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import FoldMap, LeakError
+from raypipe.core.folds import FoldMap, LeakError, name_some
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.example_configs import example_configs
 from raypipe.storage.files import open_folder
@@ -14,8 +14,6 @@ from raypipe.storage.records import digest
 
 if TYPE_CHECKING:
     from raypipe.pretraining.encoders import EncoderCard
-
-MAX_NAMED_SUBJECTS = 5
 
 
 def needs_encoder(space: SearchSpace) -> bool:
@@ -60,10 +58,9 @@ def check_seen_subjects(init: str | Path, card: EncoderCard, folds: FoldMap) -> 
     """
     both = sorted(set(card.subjects_seen) & set(folds.held_out))
     if both:
-        shown = ", ".join(both[:MAX_NAMED_SUBJECTS]) + (", ..." if len(both) > MAX_NAMED_SUBJECTS else "")
         raise LeakError(
-            f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out ({shown}); "
-            "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
+            f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out "
+            f"({name_some(both)}); pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
         )
     if "encoder.safetensors" in card.files:
         return

@@ -17,7 +17,7 @@ from raypipe.core.errors import UserError, disk_full
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
 from raypipe.core.stop import StopRequest
-from raypipe.data.splits import held_out_of
+from raypipe.data.splits import folds_of, held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
@@ -68,7 +68,11 @@ def sweep(
             from raypipe.search.warm_start import collect_warm_trials
 
             warm = collect_warm_trials(
-                RunStore.open(warm_start), source, task=windows.manifest.task, metric=windows.metric
+                RunStore.open(warm_start),
+                source,
+                task=windows.manifest.task,
+                metric=windows.metric,
+                held_out=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed).held_out,
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)

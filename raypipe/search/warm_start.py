@@ -6,6 +6,7 @@ Those trials only inform the sampler; the new run trains its own.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import optuna
@@ -13,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
+from raypipe.core.folds import HELD_OUT, LeakError, name_some
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.distributions import pack_distributions, unpack_distributions
@@ -53,24 +55,42 @@ class WarmStart(FrozenModel):
     """The run that has trained them."""
     finished: int
     """Trials with a score that it has."""
+    people: list[str]
+    """Subjects that its trials, or those of the runs that it started from, were trained and ranked on."""
     trials: list[WarmTrial]
     """The ones that are valid in the new space."""
 
 
-def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric: str) -> WarmStart:
+def collect_warm_trials(
+    old: RunStore, space: SearchSpace, *, task: str, metric: str, held_out: Sequence[str]
+) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
     A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of
     `space` may differ.
 
+    Parameters
+    ----------
+    held_out
+        Subjects that the new run holds out.
+
     Raises
     ------
     UserError
         The runs have different tasks or metrics, or no trial can be used.
+    LeakError
+        Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds out.
     """
     if (old.info.task, old.info.metric) != (task, metric):
         raise UserError(
             f"--warm-start {old.where}: its trials predict {old.info.task} by {old.info.metric}, not {task} by {metric}"
+        )
+    people = _people_of(old)
+    both = sorted(set(people) & set(held_out))
+    if both:
+        raise LeakError(
+            f"--warm-start {old.where}: its trials were trained and ranked on {len(both)} subject(s) that this run "
+            f"holds out ({name_some(both)}); hold out its held-out subjects, with the same --held-out and --seed"
         )
     finished = [
         r for r in old.results() if r.state != "failed" and r.score is not None and old.rerun_of(r.number) is None
@@ -87,7 +107,14 @@ def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric:
         raise UserError(
             f"--warm-start {old.where}: none of its {len(finished)} trials is valid in this space ({reason})"
         )
-    return WarmStart(run=old.where, finished=len(finished), trials=trials)
+    return WarmStart(run=old.where, finished=len(finished), people=people, trials=trials)
+
+
+def _people_of(run: RunStore) -> list[str]:
+    """Return the subjects that influenced a run's trials: its own, and those of the runs that it started from."""
+    own = {subject for subject, fold in run.folds.fold_of.items() if fold != HELD_OUT}
+    inherited = WarmStart.model_validate(run.info.warm).people if run.info.warm is not None else []
+    return sorted(own.union(inherited))
 
 
 def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTrial:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.ensembles.evaluation_log import EVALUATION_LOG, read_evaluations
+from raypipe.core.folds import HELD_OUT
+from raypipe.ensembles.evaluation_log import (
+    EVALUATION_LOG,
+    Evaluations,
+    read_evaluations,
+    read_looks,
+    record_evaluation,
+)
 from raypipe.ensembles.fit import fit_ensemble
+from raypipe.storage.files import PARTIAL_SUFFIX
 from raypipe.storage.run_store import RunStore
+from tests.support.toys import ToyWindows, make_run
 
 
 def test_every_scoring_of_the_held_out_subjects_is_recorded_and_noted(classes, tmp_path):
@@ -30,3 +40,59 @@ def test_a_log_of_another_form_is_refused(classes, tmp_path):
     run.folder.write(EVALUATION_LOG, b"[{}]")
     with pytest.raises(UserError, match=r"evaluations\.json"):
         fit_ensemble(run, top=1, windows=classes.windows)
+
+
+class _Store:
+    """Windows of which only the place matters."""
+
+    def __init__(self, where):
+        self.where = str(where)
+
+
+def _run(where, held_out, run_id):
+    run = make_run(where, ToyWindows())
+    people = dict.fromkeys(run.folds.fold_of, 0) | dict.fromkeys(held_out, HELD_OUT)
+    run.folds = run.folds.model_copy(update={"fold_of": people})
+    run.info = run.info.model_copy(update={"id": run_id})
+    run.run_id = run_id
+    return run
+
+
+@pytest.fixture(params=["path", "uri"])
+def store(request, tmp_path):
+    (tmp_path / "store").mkdir()
+    return _Store(tmp_path / "store" if request.param == "path" else f"file://{tmp_path}/store")
+
+
+def test_looks_at_a_person_are_counted_over_all_runs_on_a_store(store, tmp_path):
+    a = _run(tmp_path / "a", ["s00", "s01"], "a")
+    b = _run(tmp_path / "b", ["s01", "s02"], "b")
+    c = _run(tmp_path / "c", ["s05"], "c")
+    assert record_evaluation(a, store, [0], "auto") == Evaluations(1, 1)
+    assert record_evaluation(b, store, [0], "auto") == Evaluations(2, 2)
+    assert record_evaluation(c, store, [0], "auto") == Evaluations(1, 1)
+    assert record_evaluation(b, store, [0], "equal") == Evaluations(3, 2)
+    assert [look.people for look in read_looks(store)] == [["s00", "s01"], ["s01", "s02"], ["s05"], ["s01", "s02"]]
+
+
+def test_concurrent_looks_are_all_counted(store, tmp_path):
+    run = _run(tmp_path / "a", ["s00"], "a")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: record_evaluation(run, store, [0], "auto"), range(24)))
+    assert len(read_looks(store)) == 24
+
+
+def test_a_writer_that_dies_leaves_no_part_of_a_look(tmp_path):
+    store, run = _Store(tmp_path / "store"), _run(tmp_path / "a", ["s00"], "a")
+    (tmp_path / "store").mkdir()
+    record_evaluation(run, store, [0], "auto")
+    (tmp_path / "store.looks" / f".x.json.1234{PARTIAL_SUFFIX}").write_bytes(b'{"format"')
+    assert record_evaluation(run, store, [0], "auto") == Evaluations(2, 1)
+
+
+def test_a_store_that_cannot_be_written_counts_the_runs_own_looks_and_says_so(tmp_path):
+    store, run = _Store(tmp_path / "store"), _run(tmp_path / "a", ["s00"], "a")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store.looks").write_text("in the way, as a read-only folder is")
+    found = record_evaluation(run, store, [0], "auto")
+    assert found.times == 1 and "store.looks cannot be written" in found.uncounted

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from raypipe.core.bootstrap import Interval
+from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.verdict import Outcome, held_out_evidence, soup_notes, write_verdict
 from raypipe.storage.records import Member
@@ -69,7 +70,7 @@ def test_the_evidence_agrees_with_the_verdict(signal, n, evidence):
 
 
 def test_further_scorings_of_the_held_out_subjects_are_noted_first():
-    _, notes = of_table(table_of(1.0, 8), evaluations=3, notes=["of the method"])
+    _, notes = of_table(table_of(1.0, 8), evaluations=Evaluations(3, 1), notes=["of the method"])
     assert notes[0].startswith("This run has been scored on its held-out subjects 3 times.")
     assert notes[-1] == "of the method"
 

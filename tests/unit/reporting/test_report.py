@@ -92,7 +92,7 @@ def test_before_there_is_an_ensemble(values, copy, tmp_path):
     page = Page(path.read_text())
     assert page.says("No ensemble has been fitted yet, so the held-out subjects have not been evaluated")
     assert page.says(f"The best trial so far, number {run.ranked()[0].number}") and len(page.images) == 9
-    record_evaluation(run, [0], "auto")
+    record_evaluation(run, ToyWindows(), [0], "auto")
     assert Page(write_report(run).read_text()).says("were evaluated 1 time(s), but no ensemble was saved")
 
 
