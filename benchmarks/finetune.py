@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.timing import where_and_when
+from raypipe.core.class_metrics import auc
 from raypipe.core.config import parse_config
-from raypipe.core.metrics import auc
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
 from raypipe.models.network import Encoder

@@ -128,6 +128,14 @@ def prepare(
         float | None, typer.Option(help="Seconds from an event to its window.", show_default="the task's")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the disk space.")] = "float32",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric of sweeps that name none. Classes: auc, balanced-accuracy, accuracy, f1, kappa, log-loss, "
+            "brier. Values: nrmse, rmse, mae, r2, pearson.",
+            show_default="auc or nrmse",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
     ] = None,
@@ -161,6 +169,7 @@ def prepare(
             stride=stride,
             tmin=tmin,
             dtype=dtype,
+            metric=metric,
             jobs=jobs,
             skip_unreadable=skip_unreadable,
             progress=counter,

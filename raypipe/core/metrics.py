@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raypipe.core import class_metrics, value_metrics
+from raypipe.core.class_metrics import auc
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.value_metrics import nrmse
 
 Direction = Literal["minimize", "maximize"]
 Kind = Literal["classification", "regression"]
+Reads = Literal["order", "classes", "probabilities", "values"]
+MetricName = Literal[
+    "auc", "balanced-accuracy", "accuracy", "f1", "kappa", "log-loss", "brier", "nrmse", "rmse", "mae", "r2", "pearson"
+]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_MAX_ELEMENTS = 4_000_000
-"""Elements of the largest temporary array of a bootstrap."""
+Sums = Callable[[ArrayLike, ArrayLike, Ints, int], Floats]
+"""Sums (S, D) over the windows of each subject, from which a metric is computed."""
 
 
 class Metric(NamedTuple):
@@ -26,6 +32,8 @@ class Metric(NamedTuple):
     name: str
     direction: Direction
     kind: Kind
+    reads: Reads
+    """What it reads of predictions of classes: their order, the predicted classes, or the probabilities themselves."""
     value: Callable[[ArrayLike, ArrayLike], float]
     """Score of predictions: ``value(y, pred)``."""
     resampled: Callable[[ArrayLike, ArrayLike, Ints, Ints], Floats]
@@ -46,142 +54,61 @@ class Metric(NamedTuple):
         return self.sign * a < self.sign * b
 
 
-def nrmse(y: ArrayLike, pred: ArrayLike) -> float:
-    """Return the root mean square error over the population standard deviation of `y`, pooled over all windows.
+def _from_sums(
+    name: str, direction: Direction, kind: Kind, reads: Reads, sums: Sums, finish: Callable[[Floats], Floats]
+) -> Metric:
+    """Return a metric that is computed from sums over windows: `finish` maps sums (R, D) to scores (R,)."""
 
-    It is the score of the NeurIPS 2025 EEG challenge: predicting the mean of `y` gives 1. Predictions must be pooled
-    before scoring, since the mean over batches or folds is another number.
+    def value(y: ArrayLike, pred: ArrayLike) -> float:
+        """Return the score of all windows; NaN where it is undefined or a prediction is not finite."""
+        pooled_1D = sums(y, pred, np.zeros(len(np.asarray(y)), np.int64), 1)
+        return float(finish(pooled_1D)[0]) if np.isfinite(np.asarray(pred)).all() else float("nan")
 
-    Parameters
-    ----------
-    y
-        Targets (N,).
-    pred
-        Predictions (N, 1) or (N,).
+    def resampled(y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
+        """Return the scores (R,) of resamples of subjects."""
+        return finish(counts_RS @ sums(y, pred, subject_N, counts_RS.shape[1]))
 
-    Returns
-    -------
-    float
-        NaN when `y` is empty or constant, or a prediction is not finite.
-
-    Raises
-    ------
-    ValueError
-        Shapes differ from those above: NumPy would broadcast (N,) against (N, 1) to (N, N).
-    """
-    y_N, pred_N = _values(y, pred)
-    if len(y_N) == 0 or np.ptp(y_N) == 0.0 or not np.isfinite(pred_N).all():
-        return float("nan")
-    return float(np.sqrt(np.mean((y_N - pred_N) ** 2)) / y_N.std())
+    return Metric(name, direction, kind, reads, value, resampled)
 
 
-def auc(y: ArrayLike, scores: ArrayLike) -> float:
-    """Return the area under the ROC curve (scikit-learn); for three classes or more, the mean of each against the rest.
-
-    Parameters
-    ----------
-    y
-        Classes (N,).
-    scores
-        (N, K), larger is likelier. With two classes, column 1 is used.
-
-    Returns
-    -------
-    float
-        NaN when a class is absent from `y`, or a score is not finite.
-    """
-    y_N, scores_NK = _classes(y, scores)
-    n_classes = scores_NK.shape[1]
-    if len(np.unique(y_N)) < n_classes or not np.isfinite(scores_NK).all():
-        return float("nan")
-    from sklearn.metrics import roc_auc_score  # scikit-learn takes most of a second to import
-
-    return float(np.mean([roc_auc_score(y_N == k, scores_NK[:, k]) for k in _ranked_classes(n_classes)]))
-
-
-def balanced_accuracy(y: ArrayLike, scores: ArrayLike) -> float:
-    """Return the mean recall over the classes in `y` (scikit-learn), predicting the class of the largest score.
-
-    Parameters
-    ----------
-    y
-        Classes (N,).
-    scores
-        (N, K), larger is likelier.
-
-    Returns
-    -------
-    float
-        NaN when `y` is empty, or a score is not finite.
-    """
-    y_N, scores_NK = _classes(y, scores)
-    if len(y_N) == 0 or not np.isfinite(scores_NK).all():
-        return float("nan")
-    from sklearn.metrics import balanced_accuracy_score
-
-    with warnings.catch_warnings():  # a class may be predicted that does not occur
-        warnings.simplefilter("ignore", UserWarning)
-        return float(balanced_accuracy_score(y_N, scores_NK.argmax(1)))
-
-
-def _nrmse_resampled(y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    y_N, pred_N = _values(y, pred)
-    y_N, error_N = y_N - y_N.mean(), y_N - pred_N  # a variance from sums of squares needs a mean near 0
-    n_R, sum_R, square_R, error_R = (
-        counts_RS @ np.bincount(subject_N, weights=each_N, minlength=counts_RS.shape[1])
-        for each_N in (np.ones_like(y_N), y_N, y_N**2, error_N**2)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance_R = square_R / n_R - (sum_R / n_R) ** 2
-        rounding_R = 1e-12 * square_R / n_R
-        return np.sqrt(np.where(variance_R > rounding_R, error_R / n_R / variance_R, np.nan))
-
-
-def _auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Return the AUC of each resample by counting pairs of weighted windows in order of score; a tie counts half."""
-    y_N, scores_NK = _classes(y, scores)
-    n_classes = scores_NK.shape[1]
-    out_R = np.zeros(len(counts_RS))
-    rows = max(1, _MAX_ELEMENTS // max(1, len(y_N)))
-    for k in _ranked_classes(n_classes):
-        order_N = np.argsort(scores_NK[:, k], kind="stable")
-        ranked_N = scores_NK[order_N, k]
-        first_T = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]])  # first index of each group of ties
-        positive_N, subject_of_N = (y_N == k)[order_N], subject_N[order_N]
-        for start in range(0, len(counts_RS), rows):
-            part = slice(start, start + rows)
-            weights_RN = counts_RS[part][:, subject_of_N].astype(np.float64)
-            hits_RT = np.add.reduceat(weights_RN * positive_N, first_T, axis=1)
-            misses_RT = np.add.reduceat(weights_RN * ~positive_N, first_T, axis=1)
-            below_RT = np.cumsum(misses_RT, axis=1) - 0.5 * misses_RT
-            pairs_R = hits_RT.sum(1) * misses_RT.sum(1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                out_R[part] += np.where(pairs_R > 0, (hits_RT * below_RT).sum(1) / pairs_R, np.nan)
-    seen_SK = _sums(np.eye(n_classes)[y_N], subject_N, counts_RS.shape[1])
-    complete_R = (counts_RS @ seen_SK > 0).all(1)
-    return np.where(complete_R, out_R / len(_ranked_classes(n_classes)), np.nan)
-
-
-def _balanced_accuracy_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    y_N, scores_NK = _classes(y, scores)
-    one_hot_NK = np.eye(scores_NK.shape[1])[y_N]
-    right_N1 = (scores_NK.argmax(1) == y_N)[:, None]
-    n_RK = counts_RS @ _sums(one_hot_NK, subject_N, counts_RS.shape[1])
-    right_RK = counts_RS @ _sums(one_hot_NK * right_N1, subject_N, counts_RS.shape[1])
-    with np.errstate(invalid="ignore"):
-        recall_RK = np.where(n_RK > 0, right_RK / n_RK, 0.0)
-        return np.asarray(recall_RK.sum(1) / (n_RK > 0).sum(1), dtype=np.float64)
-
+_NRMSE = _from_sums(
+    "nrmse", "minimize", "regression", "values", value_metrics.moment_sums, value_metrics.nrmse_of_moments
+)._replace(value=nrmse)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("nrmse", "minimize", "regression", nrmse, _nrmse_resampled),
-        Metric("auc", "maximize", "classification", auc, _auc_resampled, by_fold=True),
-        Metric("balanced_accuracy", "maximize", "classification", balanced_accuracy, _balanced_accuracy_resampled),
+        Metric("auc", "maximize", "classification", "order", auc, class_metrics.auc_resampled, by_fold=True),
+        *(
+            _from_sums(name, "maximize", "classification", "classes", class_metrics.confusion_sums, finish)
+            for name, finish in (
+                ("balanced-accuracy", class_metrics.balanced_accuracy),
+                ("accuracy", class_metrics.accuracy),
+                ("f1", class_metrics.f1),
+                ("kappa", class_metrics.kappa),
+            )
+        ),
+        *(
+            _from_sums(name, "minimize", "classification", "probabilities", sums, class_metrics.mean)
+            for name, sums in (("log-loss", class_metrics.log_loss_sums), ("brier", class_metrics.brier_sums))
+        ),
+        _NRMSE,
+        _from_sums("rmse", "minimize", "regression", "values", value_metrics.squared_sums, value_metrics.root_mean),
+        _from_sums("mae", "minimize", "regression", "values", value_metrics.absolute_sums, class_metrics.mean),
+        _from_sums("r2", "maximize", "regression", "values", value_metrics.moment_sums, value_metrics.r2),
+        _from_sums(
+            "pearson", "maximize", "regression", "values", value_metrics.moment_sums, value_metrics.pearson
+        )._replace(by_fold=True),
     )
 }
-"""Metrics by name."""
+"""Metrics by name, the default of each kind first."""
+
+DEFAULT_METRIC: dict[Kind, MetricName] = {"classification": "auc", "regression": "nrmse"}
+"""Metric of a task that names none."""
+NO_SKILL: dict[str, float] = {"nrmse": 1.0, "auc": 0.5, "kappa": 0.0, "r2": 0.0, "pearson": 0.0}
+"""Score of a constant prediction, for metrics where the targets do not decide it."""
+OF_SQUARED_ERROR = ("nrmse", "rmse", "r2")
+"""Metrics that order predictions of the same windows as the mean squared error does."""
 
 
 def get_metric(name: str | Metric) -> Metric:
@@ -197,6 +124,25 @@ def get_metric(name: str | Metric) -> Metric:
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
     return METRICS[name]
+
+
+def metric_for(kind: Kind, asked: str | None, task: str) -> MetricName:
+    """Return the metric of a task: the one that is asked for, else the default of the kind.
+
+    Raises
+    ------
+    UserError
+        There is no such metric, or it is one of the other kind.
+    """
+    if asked is None:
+        return DEFAULT_METRIC[kind]
+    if asked not in METRICS:
+        raise UserError(f"--metric {asked}: there is no such metric; {nearest(asked, METRICS)}")
+    if METRICS[asked].kind != kind:
+        what = "values" if kind == "regression" else "classes"
+        fitting = ", ".join(name for name, metric in METRICS.items() if metric.kind == kind)
+        raise UserError(f"--metric {asked}: task '{task}' predicts {what}; use one of {fitting}")
+    return cast(MetricName, asked)
 
 
 def score(metric: str | Metric, y: ArrayLike, pred: ArrayLike) -> float:
@@ -221,13 +167,17 @@ def score(metric: str | Metric, y: ArrayLike, pred: ArrayLike) -> float:
     return get_metric(metric).value(y, pred)
 
 
-def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int = 0) -> Floats:
+def constant_prediction(
+    kind: Kind, y_train: ArrayLike, n: int, n_classes: int = 0, metric: str | None = None
+) -> Floats:
     """Return the best constant predictions, which use the training targets and no EEG.
 
     Returns
     -------
     pred
-        Regression: the training mean, (n, 1). Classification: the training frequencies, (n, n_classes).
+        Regression: the training mean, (n, 1); for ``mae`` the median. Classification: the training frequencies,
+        (n, n_classes). For a metric of predicted classes, the class that scores best if it is always predicted: for
+        ``f1`` it may be a rare one.
 
     Raises
     ------
@@ -238,46 +188,29 @@ def constant_prediction(kind: Kind, y_train: ArrayLike, n: int, n_classes: int =
     if y_N.ndim != 1 or len(y_N) == 0:
         raise ValueError(f"expected one or more training targets (N,), got {y_N.shape}")
     if kind == "regression":
-        return np.full((n, 1), y_N.mean(dtype=np.float64))
-    return np.tile(np.bincount(y_N.astype(np.int64), minlength=n_classes) / len(y_N), (n, 1))
+        return np.full((n, 1), np.median(y_N) if metric == "mae" else y_N.mean(dtype=np.float64))
+    share_K = np.bincount(y_N.astype(np.int64), minlength=n_classes) / len(y_N)
+    if metric is not None and METRICS[metric].reads == "classes":
+        share_K = _best_constant_class(metric, y_N, share_K)
+    return np.tile(share_K, (n, 1))
 
 
-def constant_out_of_fold(kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0) -> Floats:
+def _best_constant_class(metric: str, y_N: NDArray[np.generic], share_K: Floats) -> Floats:
+    """Return the frequencies if the most frequent class scores best as a constant, else 1 for the class that does."""
+    one_hot_KK = np.eye(len(share_K))
+    scores_K = np.array([score(metric, y_N, np.tile(each_K, (len(y_N), 1))) for each_K in one_hot_KK])
+    most = int(share_K.argmax())
+    best = int(np.nan_to_num(scores_K, nan=-np.inf).argmax())
+    return one_hot_KK[best] if METRICS[metric].better(scores_K[best], scores_K[most]) else share_K
+
+
+def constant_out_of_fold(
+    kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0, metric: str | None = None
+) -> Floats:
     """Return (N, outputs): for the windows of each fold, the `constant_prediction` from the targets of the others."""
     y_N, fold_N = np.asarray(y), np.asarray(folds)
     pred_NO = np.empty((len(y_N), n_classes or 1))
     for fold in np.unique(fold_N):
         inside = fold_N == fold
-        pred_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes)
+        pred_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes, metric)
     return pred_NO
-
-
-def _ranked_classes(n_classes: int) -> list[int]:
-    """Return the classes whose AUC is averaged."""
-    return [1] if n_classes == 2 else list(range(n_classes))
-
-
-def _sums(values_NK: Floats, subject_N: Ints, n_subjects: int) -> Floats:
-    """Return the sums (S, K) of the rows of each subject."""
-    out_SK = np.zeros((n_subjects, values_NK.shape[1]))
-    np.add.at(out_SK, subject_N, values_NK)
-    return out_SK
-
-
-def _values(y: ArrayLike, pred: ArrayLike) -> tuple[Floats, Floats]:
-    """Return targets (N,) and predictions (N,), and check their shapes."""
-    y_N, pred_N = np.asarray(y, dtype=np.float64), np.asarray(pred, dtype=np.float64)
-    if y_N.ndim != 1 or pred_N.shape not in (y_N.shape, (len(y_N), 1)):
-        raise ValueError(f"expected targets (N,) and predictions (N, 1), got {y_N.shape} and {pred_N.shape}")
-    return y_N, pred_N.reshape(-1)
-
-
-def _classes(y: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
-    """Return classes (N,) and scores (N, K), and check them."""
-    y_N, scores_NK = np.asarray(y), np.asarray(scores, dtype=np.float64)
-    if y_N.ndim != 1 or scores_NK.ndim != 2 or len(scores_NK) != len(y_N) or scores_NK.shape[1] < 2:
-        raise ValueError(f"expected classes (N,) and scores (N, K), got {y_N.shape} and {scores_NK.shape}")
-    classes_N = y_N.astype(np.int64)
-    if len(y_N) and (np.any(classes_N != y_N) or classes_N.min() < 0 or classes_N.max() >= scores_NK.shape[1]):
-        raise ValueError(f"classes must be whole numbers from 0 to {scores_NK.shape[1] - 1}")
-    return classes_N, scores_NK

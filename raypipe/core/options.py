@@ -72,7 +72,7 @@ _DEFAULT_HELD_OUT = "release R5 if the store has it among others, otherwise 0.2"
 
 
 class SweepOptions(FrozenModel):
-    """Options of a sweep. The seed, the folds and the held-out subjects are fixed when the run is created."""
+    """Options of a sweep. Its seed, metric, folds and held-out subjects are fixed when the run is created."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -89,6 +89,9 @@ class SweepOptions(FrozenModel):
     names of subjects and of HBN-EEG releases, separated by commas."""
     seed: Annotated[int, Flag(SIZE)] = Field(0, ge=0, le=MAX_SEED)
     """Seed of the fold map and of the sampler."""
+    metric: Annotated[str | None, Flag(SIZE, "that of the windows")] = None
+    """Metric that trials are ranked, stopped and reported by. Classes: auc, balanced-accuracy, accuracy, f1, kappa,
+    log-loss, brier. Values: nrmse, rmse, mae, r2, pearson."""
     time_budget: Annotated[float | None, BeforeValidator(parse_duration), Flag(LIMITS, "no limit", metavar="TIME")] = (
         Field(None, gt=0)
     )

@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from raypipe.core.errors import UserError
-from raypipe.core.metrics import Kind
+from raypipe.core.metrics import METRICS, Kind, MetricName
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
 from raypipe.data.accounting import Accounting
 
@@ -40,12 +42,14 @@ class Settings(FrozenModel):
     stride: float | None
     tmin: float | None
     dtype: Literal["float16", "float32"]
+    metric: str | None
+    """None for the default of the task's kind."""
 
 
 class SettingsFile(Record):
     """The content of ``settings.json``."""
 
-    format: Literal["raypipe-settings/1"] = "raypipe-settings/1"
+    format: Literal["raypipe-settings/2"] = "raypipe-settings/2"
     settings: Settings
 
 
@@ -100,11 +104,12 @@ class Summary(FrozenModel):
 class Manifest(Record):
     """Everything about a store but its windows (``manifest.json``)."""
 
-    format: Literal["raypipe-windows/1"] = "raypipe-windows/1"
+    format: Literal["raypipe-windows/2"] = "raypipe-windows/2"
     settings: Settings
     plan: Plan
     kind: Kind
-    metric: Literal["nrmse", "auc"]
+    metric: MetricName
+    """Metric of a sweep that names none."""
     classes: tuple[str, ...]
     unit: Literal["uV"] = "uV"
     shards: tuple[Shard, ...]
@@ -115,6 +120,12 @@ class Manifest(Record):
     accounting: Accounting
     """What became of every recording and person found."""
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Self:
+        if METRICS[self.metric].kind != self.kind:
+            raise ValueError(f"metric: not a metric of {self.kind}")
+        return self
 
     @property
     def task(self) -> str:

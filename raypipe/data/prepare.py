@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
+from raypipe.core.metrics import metric_for
 from raypipe.core.parallel import map_processes
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.manifest import (
@@ -62,6 +63,7 @@ def prepare(
     stride: float | None = None,
     tmin: float | None = None,
     dtype: str = "float32",
+    metric: str | None = None,
     jobs: int | None = None,
     skip_unreadable: bool = False,
     progress: Progress = no_progress,
@@ -93,6 +95,9 @@ def prepare(
         the whole window; half of it for ``latency`` and ``challenge2``.
     dtype
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
+    metric
+        Metric of sweeps over the windows that name none: auc, balanced-accuracy, accuracy, f1, kappa, log-loss or
+        brier for classes; nrmse, rmse, mae, r2 or pearson for values. Default: auc or nrmse.
     jobs
         Processes. Default: one per core. They do not import the script, so it needs no main guard.
     skip_unreadable
@@ -122,6 +127,7 @@ def prepare(
         stride=stride,
         tmin=tmin,
         dtype=dtype,
+        metric=metric,
     )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs {jobs}: must be at least 1")
@@ -130,6 +136,7 @@ def prepare(
     folder = Path(out).expanduser().absolute()
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
         selection = select_recordings(chosen, folders)
+        metric_for(selection.labels.kind, metric, chosen.spec)  # fails before anything is written
         build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
         with claim_output(folder, asked, {r.key for r in selection.recordings}):
             return build.run(asked)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
+from raypipe.core.metrics import metric_for
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
 from raypipe.data.scales import usual_scale
@@ -48,7 +49,7 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
         settings=asked,
         plan=plan,
         kind=labels.kind,
-        metric="nrmse" if labels.kind == "regression" else "auc",
+        metric=metric_for(labels.kind, asked.metric, selection.task.spec),
         classes=labels.classes,
         shards=tuple(record.shard for record in records),
         table_sha256=table_sha256,

@@ -143,5 +143,5 @@ def _held_out_record(
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
-        constant=constant_prediction(task.kind, candidates.search.targets, 1, task.n_classes)[0],
+        constant=constant_prediction(task.kind, candidates.search.targets, 1, task.n_classes, task.metric)[0],
     )

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-_METRICS = {"auc": "AUC", "nrmse": "NRMSE", "balanced_accuracy": "balanced accuracy"}
+_METRICS = {
+    "auc": "AUC",
+    "balanced-accuracy": "balanced accuracy",
+    "f1": "F1",
+    "log-loss": "log loss",
+    "brier": "Brier score",
+    "nrmse": "NRMSE",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "pearson": "correlation",
+}
 
 
 def metric_label(metric: str) -> str:

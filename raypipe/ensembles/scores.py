@@ -18,8 +18,6 @@ Array = NDArray[Any]
 
 ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single trial", "distilled"
 """Names of rows of the table."""
-BASELINES: dict[str, str] = {"regression": "training mean", "classification": "class frequencies"}
-"""Name of the last row, the predictor without EEG, by kind of task."""
 
 
 class ScoredTask(NamedTuple):
@@ -29,6 +27,13 @@ class ScoredTask(NamedTuple):
     kind: Kind
     n_classes: int
     """0 for regression."""
+
+
+def baseline_name(task: ScoredTask) -> str:
+    """Return the name of the last row, the predictor without EEG."""
+    if task.kind == "classification":
+        return "class frequencies"
+    return "training median" if task.metric == "mae" else "training mean"
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def score_table(
         level, rows = "subject_", {name: _mean_row(row, search, held_out) for name, row in rows.items()}
         search, held_out = search.per_subject(), held_out.per_subject()
         table = table.join(_plain_columns(task, rows, search, held_out).add_prefix(level))
-    constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes)
+    constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes, task.metric)
     naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
     return table.join(_nested_columns(task.metric, rows, constant, naive, search, held_out))
 
@@ -142,8 +147,8 @@ def _plain_columns(
 ) -> pd.DataFrame:
     """Score rows, and the predictor without EEG, out of fold and held out."""
     metric, kind, n_classes = task
-    constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes)
-    without_eeg = RowPredictions(constant, constant_out_of_fold(kind, search.targets, search.folds, n_classes))
+    constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes, metric)
+    without_eeg = RowPredictions(constant, constant_out_of_fold(kind, search.targets, search.folds, n_classes, metric))
     out = []
     for row in [*rows.values(), without_eeg]:
         inner = score_interval(metric, held_out, row.held_out)
@@ -156,7 +161,7 @@ def _plain_columns(
                 **_difference("difference", metric, held_out, row.held_out, constant),
             }
         )
-    return pd.DataFrame(out, index=pd.Index([*rows, BASELINES[kind]], name="predictor"))
+    return pd.DataFrame(out, index=pd.Index([*rows, baseline_name(task)], name="predictor"))
 
 
 def _nested_columns(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import get_metric, score
+from raypipe.core.metrics import OF_SQUARED_ERROR, get_metric, score
 from raypipe.ensembles.oof import Floats, MemberPredictions
 from raypipe.ensembles.weights import linear_rule
 from raypipe.models.combine import Rule
@@ -48,12 +48,13 @@ def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
     """Add the member that gives the best mean, `MAX_PICKS` times; return the counts (M,) at the best of these means."""
     counts_M = np.zeros(len(members.names), np.int64)
     best_M, lowest = counts_M, np.inf
-    if members.metric == "nrmse":  # the squared error of any mean follows from the products of the members' residuals
+    # The squared error of any mean follows from the products of the members' residuals.
+    if members.metric in OF_SQUARED_ERROR:
         residuals_MX = (members.predictions - members.encoded_targets).reshape(len(members.names), -1)
         products_MM = residuals_MX @ residuals_MX.T / residuals_MX.shape[1]
     total_NO = np.zeros_like(members.encoded_targets)
     for picks in range(1, MAX_PICKS + 1):
-        if members.metric == "nrmse":
+        if members.metric in OF_SQUARED_ERROR:
             crossed_M = products_MM @ counts_M
             losses_M = (counts_M @ crossed_M + 2 * crossed_M + np.diag(products_MM)) / picks**2
         else:
@@ -68,7 +69,7 @@ def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
 
 def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
     """Return a loss (C,) of each candidate's predictions that orders them as the task's metric does."""
-    if members.metric == "nrmse":
+    if members.metric in OF_SQUARED_ERROR:
         return _squared_errors(members, candidates_CNO)
     if members.metric == "auc":
         return _auc_losses(members, candidates_CNO)

@@ -76,11 +76,14 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
     windows = open_windows(run.info.data) if windows is None else windows
     folds_N = run.folds.folds(windows.subjects)
     train, test = np.flatnonzero(folds_N != HELD_OUT), np.flatnonzero(folds_N == HELD_OUT)
-    constant = constant_prediction(run.info.kind, windows.targets[train], len(test), len(windows.classes))
+    constant = constant_prediction(
+        run.info.kind, windows.targets[train], len(test), len(windows.classes), run.info.metric
+    )
     train = train[:: max(1, -(-len(train) // MAX_TRAINING_WINDOWS))]
     targets, subjects = windows.targets, windows.subjects[train]
     regression = run.info.kind == "regression"
-    model, no_eeg = ("ridge", "training mean") if regression else ("logistic regression", "training frequencies")
+    mean = "training median" if run.info.metric == "mae" else "training mean"
+    model, no_eeg = ("ridge", mean) if regression else ("logistic regression", "training frequencies")
 
     def fit_predict(x_train: Array, x_test: Array) -> Array:
         if regression:

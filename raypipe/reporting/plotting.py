@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raypipe.core.metrics import NO_SKILL
 from raypipe.core.text import format_duration
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
 DARK, MUTED, LIGHT = "#1f2430", "#4a505c", "#c4c9d2"
 """Colours of text, of secondary text and of guide lines."""
 COLOUR_CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
-CHANCE = {"nrmse": (1.0, "constant (1)"), "auc": (0.5, "chance (0.5)")}
+CHANCE = {
+    name: (value, f"{'chance' if name in ('auc', 'kappa') else 'constant'} ({value:g})")
+    for name, value in NO_SKILL.items()
+}
 """Score of a prediction without EEG and its label, by metric."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.levels import level_of
-from raypipe.core.metrics import get_metric
+from raypipe.core.metrics import get_metric, metric_for
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.versions import package_versions
@@ -61,10 +61,11 @@ def open_run(
             )
         folds = folds_of(windows, options.folds, options.held_out, options.seed)
         _check_new(where)
+        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
         before_create()
         with sole_creator(where):
             if not RunStore.exists(where):  # a driver started at the same time may have made it
-                return _create(space, windows, where, folds, warm, init)
+                return _create(space, windows, where, folds, metric, warm, init)
     store = RunStore.open(where)
     check_unchanged(store, windows, space, options)
     return store
@@ -84,16 +85,17 @@ def _create(
     windows: WindowStore,
     where: str,
     folds: FoldMap,
+    metric: str,
     warm: WarmStart | None,
     init: str | Path | None,
 ) -> RunStore:
     encoder: dict[str, Any] | None = copy_encoder(init, where, folds, space) if init is not None else None
     info = RunInfo(
         id=uuid.uuid4().hex,
-        **record_of_windows(windows),
+        **record_of_windows(windows) | {"metric": metric},
         kind=windows.kind,
         level=level_of(windows.subjects, windows.targets),
-        direction=get_metric(windows.metric).direction,
+        direction=get_metric(metric).direction,
         classes=windows.classes,
         seed=folds.seed,
         space=space.name,
@@ -143,6 +145,10 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(
             f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; this cannot change"
+        )
+    if options.metric is not None and options.metric != info.metric:
+        raise UserError(
+            f"{store.where}: the run's trials are ranked by {info.metric}, not {options.metric}; this cannot change"
         )
     if options.seed != info.seed:
         raise UserError(f"{store.where}: the run has seed {info.seed}, not {options.seed}; it cannot change")

@@ -14,6 +14,7 @@ from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import Driver, execute, supervise
 from raypipe.backend.process_state import restored_process_state
 from raypipe.core.errors import UserError, disk_full
+from raypipe.core.metrics import metric_for
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
 from raypipe.core.stop import StopRequest
@@ -61,6 +62,7 @@ def sweep(
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
+    metric = metric_for(windows.kind, chosen.metric or windows.metric, windows.manifest.task)
     source, callback = load_space(space), callback or SweepCallback()
     with _cluster(chosen, callback) as cluster:
         warm = None
@@ -71,7 +73,7 @@ def sweep(
                 RunStore.open(warm_start),
                 source,
                 task=windows.manifest.task,
-                metric=windows.metric,
+                metric=metric,
                 held_out=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed).held_out,
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)

@@ -117,6 +117,8 @@ class SupervisedTrainer:
         Windows whose gradients are computed at a time, where memory is short; None for the whole batch.
     encoder
         Weights of a pretrained encoder, for configurations that start from one.
+    metric
+        Metric by which a fold chooses its epoch (``early_stop=fold``); None for that of the windows.
 
     Raises
     ------
@@ -136,8 +138,10 @@ class SupervisedTrainer:
         stem: str = "fourier",
         micro_batch: int | None = None,
         encoder: Mapping[str, Tensor] | None = None,
+        metric: str | None = None,
     ) -> None:
         self.config, self.data, self.micro_batch = config, data, micro_batch
+        self.metric = metric or data.windows.metric
         self.fold, self.epoch = data.fold, 0
         self.model = make_network(config, data.windows, data.device)
         self.model.use_stem(stem)
@@ -234,8 +238,8 @@ class SupervisedTrainer:
 
     def _better_epoch(self, best: BestEpoch, loss: float) -> BestEpoch:
         windows, inner = self.data.windows, self.data.inner
-        found = score(windows.metric, windows.targets[inner], self.predict(inner)[:, : windows.n_outputs])
-        if not best.beaten_by(found, METRICS[windows.metric]):
+        found = score(self.metric, windows.targets[inner], self.predict(inner)[:, : windows.n_outputs])
+        if not best.beaten_by(found, METRICS[self.metric]):
             return best
         predictions = torch.from_numpy(self.predict(self.data.validation))
         return BestEpoch(self.epoch, found, loss, self._evaluated_weights(), predictions)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.levels import ranking_score, rows_at_level, within_folds
-from raypipe.core.metrics import constant_out_of_fold, score
+from raypipe.core.metrics import NO_SKILL, constant_out_of_fold, score
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
@@ -235,15 +235,16 @@ def _write_member(
 def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     """Return the out-of-fold score of a constant prediction from the training targets, which trials have to beat.
 
-    For AUC it is 0.5. With one person in each fold, training frequencies would score less, since folds are pooled.
+    For AUC it is 0.5, for a correlation 0. With one person in each fold, training frequencies and means would score less,
+    since folds are pooled.
     """
     info = run.info
-    if info.metric == "auc":
-        return 0.5
+    if info.metric in ("auc", "pearson"):
+        return NO_SKILL[info.metric]
     index = run.folds.search_index(windows.subjects)
     subjects, targets = windows.subjects[index], windows.targets[index]
     rows = rows_at_level(info.level, targets, subjects, run.folds.folds(subjects), targets[:, None])
-    constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, len(windows.classes))
+    constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, len(windows.classes), info.metric)
     return score(within_folds(info.metric, rows.folds), rows.targets, constant)
 
 

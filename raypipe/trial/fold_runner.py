@@ -179,6 +179,7 @@ class FoldRunner:
             FoldData(self.config, self.loader, train, validation, fold=fold),
             stem=self.stem,
             micro_batch=self.micro_batch,
+            metric=self.run.info.metric,
             encoder=self.run.encoder(fold) if self.config.init.name != "none" else None,
         )
 

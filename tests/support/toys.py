@@ -197,7 +197,7 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
     """Write toy windows as a store on disk, for workers in other processes."""
     names = tuple(toy.channels)
     asked = {"task": "toy", "sfreq": None, "band": None, "channels": None, "window": None, "crop": None}
-    settings = Settings(**asked, stride=None, tmin=None, dtype="float32")
+    settings = Settings(**asked, stride=None, tmin=None, dtype="float32", metric=None)
     plan = Plan(
         task="toy",
         channels=names,

@@ -8,22 +8,25 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sklearn_metrics
 from sklearn.metrics import roc_auc_score
 
+from raypipe.core.class_metrics import auc
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import (
     METRICS,
-    auc,
-    balanced_accuracy,
     constant_out_of_fold,
     constant_prediction,
     get_metric,
-    nrmse,
+    metric_for,
     score,
 )
+from raypipe.core.value_metrics import nrmse
 from raypipe.trial.evaluator import constant_baseline
 from tests.support.toys import ToyWindows, make_run
 from tests.unit.core.examples import example
+
+balanced_accuracy = METRICS["balanced-accuracy"].value
 
 FINITE = st.floats(-100, 100, allow_subnormal=False)
 TARGETS = hnp.arrays(np.float64, st.integers(2, 40), elements=FINITE).filter(lambda y: y.std() > 1e-3)
@@ -100,19 +103,87 @@ def test_classes_are_checked(metric: Any, y: Any, scores: Any) -> None:
 
 
 def test_metrics_are_found_by_name() -> None:
-    assert {name: metric.direction for name, metric in METRICS.items()} == {
-        "nrmse": "minimize",
-        "auc": "maximize",
-        "balanced_accuracy": "maximize",
+    assert {name for name, metric in METRICS.items() if metric.direction == "minimize"} == {
+        *("log-loss", "brier", "nrmse", "rmse", "mae")
     }
     y, pred, _ = example("regression")
     assert score("nrmse", y, pred) == nrmse(y, pred)
     with pytest.raises(UserError, match="did you mean 'nrmse'"):
-        score("rmse", y, pred)
+        score("nmrse", y, pred)
 
 
 def test_the_sign_makes_lower_better() -> None:
-    assert {name: metric.sign for name, metric in METRICS.items()} == {"nrmse": 1, "auc": -1, "balanced_accuracy": -1}
+    assert all(metric.sign == (1 if metric.direction == "minimize" else -1) for metric in METRICS.values())
+
+
+@given(st.integers(0, 999), st.integers(2, 5), st.integers(5, 60))
+def test_metrics_of_classes_are_those_of_scikit_learn(seed: int, k: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    y = np.r_[np.arange(k), rng.integers(0, k, n)]
+    p = rng.dirichlet(np.ones(k), len(y))
+    told, average = p.argmax(1), "binary" if k == 2 else "macro"
+    oracle = {
+        "balanced-accuracy": sklearn_metrics.balanced_accuracy_score(y, told),
+        "accuracy": sklearn_metrics.accuracy_score(y, told),
+        "f1": sklearn_metrics.f1_score(y, told, average=average),
+        "kappa": sklearn_metrics.cohen_kappa_score(y, told),
+        "log-loss": sklearn_metrics.log_loss(y, p),
+        "brier": sklearn_metrics.brier_score_loss(y, p[:, 1] if k == 2 else p),
+    }
+    assert {name: score(name, y, p) for name in oracle} == pytest.approx(oracle, abs=1e-12)
+
+
+@given(TARGETS, st.integers(0, 999))
+def test_metrics_of_values_are_those_of_scikit_learn_and_scipy(y: np.ndarray, seed: int) -> None:
+    from scipy.stats import pearsonr
+
+    pred = 0.5 * y + y.std() * np.random.default_rng(seed).normal(size=len(y))
+    assume(pred.std() > 1e-6 * y.std())
+    oracle = {
+        "rmse": sklearn_metrics.root_mean_squared_error(y, pred),
+        "mae": sklearn_metrics.mean_absolute_error(y, pred),
+        "r2": sklearn_metrics.r2_score(y, pred),
+        "pearson": pearsonr(y, pred).statistic,
+    }
+    assert {name: score(name, y, pred[:, None]) for name in oracle} == pytest.approx(oracle, rel=1e-7, abs=1e-7)
+    assert score("r2", y, pred) == pytest.approx(1 - nrmse(y, pred) ** 2, rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_better_predictions_score_better(name: str) -> None:
+    metric = METRICS[name]
+    y, pred, _ = example(metric.kind, n=300, k=2)
+    perfect = np.eye(2)[y] if metric.kind == "classification" else y[:, None]
+    assert metric.better(metric.value(y, 0.5 * pred + 0.5 * perfect), metric.value(y, pred))
+    assert math.isnan(metric.value(y, np.full_like(pred, np.nan)))
+
+
+def test_predictions_that_are_constant_have_no_correlation() -> None:
+    assert score("pearson", [1.0, 2.0, 4.0], np.ones((3, 1))) == 0.0
+    assert math.isnan(score("pearson", np.ones(3), [1.0, 2.0, 4.0]))
+    assert math.isnan(score("kappa", [0, 0], np.eye(2)[[0, 0]])) and math.isnan(score("f1", [0, 0], np.eye(2)[[0, 0]]))
+
+
+def test_a_constant_is_the_best_one_for_the_metric() -> None:
+    """A constant that is worse than another would make any predictor look as if it had learned something."""
+    y = np.array([0, 0, 0, 1, 1])
+    assert constant_prediction("classification", y, 1, 2, "f1").argmax() == 1  # F1 of 'always 1' is 0.57, of 0 it is 0
+    assert constant_prediction("classification", y, 1, 2, "accuracy").tolist() == [[0.6, 0.4]]
+    assert constant_prediction("classification", y, 1, 2, "balanced-accuracy").tolist() == [[0.6, 0.4]]
+    values = np.array([0.0, 0.0, 0.0, 10.0])
+    assert constant_prediction("regression", values, 1, metric="mae") == 0.0
+    assert constant_prediction("regression", values, 1, metric="rmse") == 2.5
+
+
+def test_a_metric_must_be_one_of_the_task() -> None:
+    assert metric_for("classification", None, "t") == "auc" and metric_for("regression", None, "t") == "nrmse"
+    assert metric_for("regression", "pearson", "t") == "pearson"
+    with pytest.raises(UserError, match="--metric f1: task 'latency:A' predicts values; use one of nrmse, rmse, mae"):
+        metric_for("regression", "f1", "latency:A")
+    with pytest.raises(UserError, match="predicts classes; use one of auc, balanced-accuracy"):
+        metric_for("classification", "mae", "t")
+    with pytest.raises(UserError, match="--metric acuracy: there is no such metric; did you mean 'accuracy'"):
+        metric_for("classification", "acuracy", "t")
 
 
 def test_better_compares_in_the_metrics_direction() -> None:

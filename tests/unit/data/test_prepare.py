@@ -246,6 +246,8 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
         (TASK, {"channels": []}, "the list is empty"),
         (TASK, {"channels": ["E1", "Czz"]}, "no EEG channel 'Czz'; did you mean 'Cz'"),
         (TASK, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
+        (TASK, {"metric": "f1"}, f"--metric f1: task '{TASK}' predicts values; use one of nrmse, rmse, mae"),
+        (TASK, {"metric": "nmrse"}, "--metric nmrse: there is no such metric; did you mean 'nrmse'"),
         (TASK, {"jobs": 0}, "jobs 0: must be at least 1"),
         (TASK, {"window": 0.001}, "shorter than a sample"),
         (TASK, {"window": 500.0}, r"no window was found \(.*\d+ windows that reach beyond the recording"),
@@ -398,6 +400,14 @@ def test_classes(bids, out):
     assert store.kind == "classification" and store.metric == "auc" and store.n_outputs == 2
     assert store.classes == ["right_target", "left_target"]
     assert store.targets.dtype == np.int64 and set(store.targets) == {0, 1}
+    with pytest.raises(UserError, match="was made with metric left to its default, not 'f1'; choose another folder"):
+        prepare(bids, "events:right_target,left_target", out, metric="f1", jobs=1)
+
+
+def test_the_metric_of_a_store_is_the_one_asked_for(bids, out):
+    asked = prepare(bids, TASK, out, metric="pearson", jobs=1)
+    assert asked.metric == WindowStore(out).metric == "pearson"
+    assert asked.data_hash == prepare(bids, TASK, out.with_name("default"), jobs=1).data_hash
 
 
 @pytest.mark.parametrize("sfreq", [50.0, 64.0, 80.0, 100.0, 128.0])

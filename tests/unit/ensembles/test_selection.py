@@ -11,7 +11,7 @@ from tests.support.member_predictions import classes, independent, values
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("metric", ["auc", "balanced_accuracy"])
+@pytest.mark.parametrize("metric", ["auc", "balanced-accuracy"])
 def test_losses_of_classes_are_negative_scores(metric, n_classes):
     rng = np.random.default_rng(0)
     predictions = rng.dirichlet(np.ones(n_classes), size=(4, 200)).round(1)  # ties too

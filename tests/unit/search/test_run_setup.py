@@ -87,6 +87,21 @@ def test_a_driver_that_made_the_run_before_the_last_check_is_joined_and_other_op
         open_run(SearchSpace(SPACE), windows, where, parse_options({"folds": 3, "seed": 1}), before_create=other_driver)
 
 
+def test_the_metric_of_a_run_is_the_windows_or_the_option_and_is_kept(windows, tmp_path):
+    made = open_run(SearchSpace(SPACE), windows, str(tmp_path / "run"), OPTIONS)
+    assert (made.info.metric, made.info.direction) == (windows.metric, "minimize")
+    asked = parse_options({"folds": 3, "metric": "pearson"})
+    other = open_run(SearchSpace(SPACE), windows, str(tmp_path / "other"), asked)
+    assert (other.info.metric, other.info.direction) == ("pearson", "maximize")
+    assert open_run(SearchSpace(SPACE), windows, str(tmp_path / "other"), OPTIONS).info.metric == "pearson"
+    with pytest.raises(UserError, match="trials are ranked by nrmse, not pearson; this cannot change"):
+        open_run(SearchSpace(SPACE), windows, made.where, asked)
+    with pytest.raises(UserError, match="--metric f1: task 'toy' predicts values"):
+        wrong = parse_options({"folds": 3, "metric": "f1"})
+        open_run(SearchSpace(SPACE), windows, str(tmp_path / "wrong"), wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_run_that_is_being_created_is_in_use(windows, tmp_path):
     where = tmp_path / "run"
     with sole_creator(where), pytest.raises(UserError, match=f"{IN_USE} \\(a process on this host\\)"):

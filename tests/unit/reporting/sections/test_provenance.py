@@ -56,6 +56,7 @@ ASKED = {
     "stride": None,
     "tmin": -0.25,
     "dtype": "float16",
+    "metric": "f1",
 }
 
 
