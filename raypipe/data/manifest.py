@@ -42,7 +42,7 @@ class Settings(FrozenModel):
     stride: float | None
     tmin: float | None
     dtype: Literal["float16", "float32"]
-    metric: str | None
+    metric: str | None = None
     """None for the default of the task's kind."""
 
 

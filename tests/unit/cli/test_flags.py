@@ -20,7 +20,7 @@ OWN = {
 FLAGS = {
     "plan": {"trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address"},
     "sweep": {
-        *("trials", "folds", "held_out", "seed", "time_budget", "gpu_hours", "workers", "cpus_per_worker"),
+        *("trials", "folds", "held_out", "seed", "metric", "time_budget", "gpu_hours", "workers", "cpus_per_worker"),
         *(
             "gpus_per_worker",
             "concurrent",
