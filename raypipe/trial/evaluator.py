@@ -235,8 +235,8 @@ def _write_member(
 def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     """Return the out-of-fold score of a constant prediction from the training targets, which trials have to beat.
 
-    For AUC it is 0.5, for a correlation 0. With one person in each fold, training frequencies and means would score less,
-    since folds are pooled.
+    For AUC it is 0.5, for a correlation 0. With one person in each fold, training frequencies and means would score
+    less, since folds are pooled.
     """
     info = run.info
     if info.metric in ("auc", "pearson"):
