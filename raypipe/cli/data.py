@@ -136,6 +136,15 @@ def prepare(
             show_default="auc or nrmse",
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of participants.tsv, such as a family or a site. Subjects with equal values are on one "
+            "side of every split.",
+            show_default="each subject alone",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
     ] = None,
@@ -170,6 +179,7 @@ def prepare(
             tmin=tmin,
             dtype=dtype,
             metric=metric,
+            groups=groups,
             jobs=jobs,
             skip_unreadable=skip_unreadable,
             progress=counter,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from raypipe.core.errors import CheckpointError, DamagedFileError, UserError, fi
 from raypipe.core.folds import LeakError
 from raypipe.core.options import parse_options
 from raypipe.data.manifest import MANIFEST, SETTINGS
-from raypipe.data.splits import audit_subjects
+from raypipe.data.splits import audit_subjects, copied_windows
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
@@ -120,20 +120,22 @@ def _windows(windows: WindowStore) -> Iterator[Finding]:
 
 
 def _copies(windows: WindowStore) -> Iterator[Finding]:
-    """Find recordings of different subjects with the same samples."""
-    subject_of = dict(zip(windows.table["shard"].tolist(), windows.subjects.tolist(), strict=True))
-    same: dict[str, list[int]] = defaultdict(list)
-    for number, shard in enumerate(windows.manifest.shards):
-        if shard.rows:
-            same[shard.sha256].append(number)
-    for numbers in same.values():
-        if len({subject_of[number] for number in numbers}) > 1:
-            names = " and ".join(windows.manifest.shards[number].recording for number in numbers)
-            yield Finding(
-                "broken",
-                f"{without_settings(windows.where)}: {names} hold the same samples, but belong to different subjects",
-                "remove one of them and prepare again; in different folds they would be a leak",
-            )
+    """Find windows of different subjects with the same samples."""
+    recordings, group_of = windows.table["recording"].tolist(), windows.group_of
+    persons = [group_of.get(subject, f"sub-{subject}") for subject in windows.subjects.tolist()]
+    pairs = Counter(
+        " and ".join(sorted((recordings[one], recordings[other])))
+        for one, other in copied_windows(windows.table["digest"].to_numpy(str))
+        if persons[one] != persons[other]
+    )
+    for names, n in pairs.items():
+        yield Finding(
+            "broken",
+            f"{without_settings(windows.where)}: {n} windows of {names} hold the same samples, but belong to different "
+            "subjects",
+            "remove one of them, or group the subjects with --groups, and prepare again; in different folds they would "
+            "be a leak",
+        )
 
 
 def _run(where: str) -> Iterator[Finding]:

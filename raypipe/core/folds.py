@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import Record
@@ -28,10 +30,12 @@ class FoldMap(Record):
     It is written once when a run is created, read by every trial, and never changed.
     """
 
-    format: Literal["raypipe-folds/1"] = "raypipe-folds/1"
+    format: Literal["raypipe-folds/2"] = "raypipe-folds/2"
     seed: int
     n_folds: int
     fold_of: dict[str, int]
+    group_of: dict[str, str] = Field(default_factory=dict)
+    """The group of each subject that shares one with others (family, site). A group is on one side of every split."""
 
     @property
     def held_out(self) -> list[str]:
@@ -51,6 +55,18 @@ class FoldMap(Record):
         except KeyError as error:
             raise LeakError(f"subject {error} is not in the run's fold map") from None
 
+    def groups(self, subjects_N: Iterable[str]) -> NDArray[np.str_]:
+        """Return the group of each window's subject (N,): the subject itself where it has none."""
+        return np.array([self._group(str(s)) for s in subjects_N])
+
+    def _group(self, subject: str) -> str:
+        return self.group_of.get(subject, f"sub-{subject}")
+
+    def held_out_among(self, seen: Iterable[str]) -> list[str]:
+        """Return the held-out subjects that are among `seen`, or of whose group another subject is."""
+        groups = {self._group(subject) for subject in seen}
+        return [subject for subject in self.held_out if self._group(subject) in groups]
+
     def split(self, subjects_N: NDArray[Any], fold: int) -> tuple[Index, Index]:
         """Return the indices of the training and validation windows of a fold, after an audit.
 
@@ -62,12 +78,15 @@ class FoldMap(Record):
         Raises
         ------
         LeakError
-            A subject is missing from the map or on two sides, or a side has no window.
+            A subject is missing from the map, a subject or a group is on two sides, or a side has no window.
         """
         folds_N = self.folds(subjects_N)
         train = np.flatnonzero((folds_N != fold) & (folds_N != HELD_OUT))
         validation = np.flatnonzero(folds_N == fold)
-        audit(subjects_N, {"training": train, "validation": validation, "held-out": self.held_out_index(subjects_N)})
+        parts = {"training": train, "validation": validation, "held-out": self.held_out_index(subjects_N)}
+        audit(subjects_N, parts)
+        if self.group_of:
+            audit(self.groups(subjects_N), parts, of="group")
         return train, validation
 
     def held_out_index(self, subjects_N: NDArray[Any]) -> Index:
@@ -79,7 +98,7 @@ class FoldMap(Record):
         return np.flatnonzero(self.folds(subjects_N) != HELD_OUT)
 
 
-def audit(subjects_N: NDArray[Any], parts: dict[str, Index]) -> None:
+def audit(subjects_N: NDArray[Any], parts: dict[str, Index], of: str = "subject") -> None:
     """Check that no subject has windows in two parts, and that no part is empty.
 
     Parameters
@@ -88,6 +107,8 @@ def audit(subjects_N: NDArray[Any], parts: dict[str, Index]) -> None:
         (N,) subject of every window.
     parts
         Indices of windows by the name of the part.
+    of
+        What `subjects_N` names, for messages.
 
     Raises
     ------
@@ -100,7 +121,7 @@ def audit(subjects_N: NDArray[Any], parts: dict[str, Index]) -> None:
             raise LeakError(f"the {part} part has no window")
         both = sorted({str(s) for s in np.unique(subjects_N[index])} & seen.keys())
         if both:
-            raise LeakError(f"{len(both)} subject(s) in both {seen[both[0]]} and {part}: {name_some(both)}")
+            raise LeakError(f"{len(both)} {of}(s) in both {seen[both[0]]} and {part}: {name_some(both)}")
         seen |= {str(s): part for s in np.unique(subjects_N[index])}
 
 
@@ -117,6 +138,7 @@ def make_folds(
     n_folds: int = 5,
     held_out: float | Sequence[str] = 0.2,
     seed: int = 0,
+    group_of: Mapping[str, str] | None = None,
 ) -> FoldMap:
     """Distribute subjects over held-out subjects and `n_folds` folds.
 
@@ -126,35 +148,69 @@ def make_folds(
         (N,) subject and target of every window.
     classes
         Targets are classes. Folds are then stratified by them (scikit-learn's StratifiedGroupKFold) if there are enough
-        windows of each class; else GroupKFold is used.
+        windows of each class; else GroupKFold is used. Folds of values are stratified by the subjects' mean target.
     held_out
         Share of the subjects, or their names. A share is rounded to 1/k, where k is 2 or more: subjects are split into
         k parts of about equally many windows, and one part is held out.
+    group_of
+        Group of each subject that shares one with others. A group is never split.
 
     Raises
     ------
     UserError
-        There are too few subjects for the folds, or a held-out subject is unknown.
+        There are too few subjects or groups for the folds, a held-out subject is unknown, or only a part of a group is
+        named to be held out.
     """
     names = sorted({str(s) for s in subjects_N})
     if len(names) < 2:
         raise UserError(f"the data has one subject only ({names[0] if names else 'none'}); subject folds need three")
+    folds = FoldMap(seed=seed, n_folds=n_folds, fold_of={}, group_of=_shared_groups(group_of or {}, names))
+    units_N = folds.groups(subjects_N)
     n_held_out = _count_held_out(held_out, names)
     if isinstance(held_out, int | float):
-        n_parts = max(2, round(len(names) / n_held_out))
-        chosen = set(_split_subjects(subjects_N, targets_N, classes, n_parts, seed)[0])
+        n_parts = min(max(2, round(len(names) / n_held_out)), len(set(units_N.tolist())))
+        part = _split_subjects(units_N, targets_N, classes, n_parts, seed)[0] if n_parts > 1 else []
+        chosen = {str(s) for s, unit in zip(subjects_N, units_N, strict=True) if unit in set(part)}
     else:
         chosen = {_without_prefix(s) for s in held_out}
+        _check_whole_groups(folds, names, chosen)
     # The split into equal parts may hold out a subject more than the share says.
     _check_fold_count(n_folds, len(names), max(n_held_out, len(chosen)))
-    fold_of = dict.fromkeys(names, 0) | dict.fromkeys(chosen, HELD_OUT)
-    rest = np.array([fold_of[str(s)] != HELD_OUT for s in subjects_N])
-    for fold, group in enumerate(_split_subjects(subjects_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
-        fold_of |= dict.fromkeys(group, fold)
-    folds = FoldMap(seed=seed, n_folds=n_folds, fold_of=fold_of)
+    rest = np.array([str(s) not in chosen for s in subjects_N])
+    _check_group_count(n_folds, len(set(units_N[rest].tolist())), bool(folds.group_of))
+    fold_of_unit: dict[str, int] = {}
+    for fold, units in enumerate(_split_subjects(units_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
+        fold_of_unit |= dict.fromkeys(units, fold)
+    fold_of = {s: HELD_OUT if s in chosen else fold_of_unit[str(folds.groups([s])[0])] for s in names}
+    folds = folds.model_copy(update={"fold_of": fold_of})
     for fold in range(n_folds):
         folds.split(subjects_N, fold)
     return folds
+
+
+def _shared_groups(group_of: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the groups of these subjects that several of them share."""
+    groups = {name: group_of[name] for name in names if group_of.get(name)}
+    counts = Counter(groups.values())
+    return {name: group for name, group in groups.items() if counts[group] > 1}
+
+
+def _check_whole_groups(folds: FoldMap, names: Sequence[str], chosen: set[str]) -> None:
+    groups = {folds.group_of[s] for s in chosen if s in folds.group_of}
+    missing = [s for s in names if s not in chosen and folds.group_of.get(s) in groups]
+    if missing:
+        raise UserError(
+            f"held-out subjects share a group with {len(missing)} that are not held out ({name_some(missing)}); hold "
+            "out these too"
+        )
+
+
+def _check_group_count(n_folds: int, n_groups: int, grouped: bool) -> None:
+    if grouped and n_folds > n_groups:
+        raise UserError(
+            f"{n_folds} folds need at least {n_folds} groups beside the held-out subjects; the data has {n_groups}: "
+            + (f"use at most --folds {n_groups}" if n_groups >= 2 else "prepare with another column of --groups")
+        )
 
 
 def _without_prefix(subject: str) -> str:
@@ -188,17 +244,48 @@ def _check_fold_count(n_folds: int, n_subjects: int, n_held_out: int) -> None:
 
 
 def _split_subjects(
-    subjects_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_parts: int, seed: int
+    units_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_parts: int, seed: int
 ) -> list[list[str]]:
-    """Split subjects into parts of about equally many windows, stratified by class where that is possible."""
+    """Split units (subjects or groups) into parts of about equally many windows, stratified by target."""
+    if not classes:
+        return _split_by_mean_target(units_N, targets_N, n_parts, seed)
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    groups = np.array([str(s) for s in subjects_N])
-    n_rarest_class = min(np.unique(targets_N, return_counts=True)[1]) if classes else 0
+    n_rarest_class = min(np.unique(targets_N, return_counts=True)[1])
     # A stratified split of very few windows may have an empty part, or raise an error.
     for splitter in (StratifiedGroupKFold, GroupKFold) if n_rarest_class >= n_parts else (GroupKFold,):
-        splits = splitter(n_parts, shuffle=True, random_state=seed).split(groups, targets_N, groups)
-        parts = [sorted(set(groups[test].tolist())) for _, test in splits]
+        splits = splitter(n_parts, shuffle=True, random_state=seed).split(units_N, targets_N, units_N)
+        parts = [sorted(set(units_N[test].tolist())) for _, test in splits]
         if all(parts):
             break
     return parts
+
+
+def _split_by_mean_target(units_N: NDArray[Any], targets_N: NDArray[Any], n_parts: int, seed: int) -> list[list[str]]:
+    """Split units into parts with similar targets and about equally many windows.
+
+    Units are taken in order of their mean target, `n_parts` at a time. Of each such block, the largest unit goes to the
+    part with the fewest windows so far; sizes that differ by less than half the mean size count as equal. In every
+    second block, of equal ones the unit with the highest target goes to the part with the lowest targets so far. In the
+    other blocks their order is random, so that seeds give different parts.
+    """
+    names, index_N = np.unique(units_N, return_inverse=True)
+    size_U = np.bincount(index_N)
+    mean_U = np.bincount(index_N, weights=np.asarray(targets_N, np.float64)) / size_U
+    size_U, mean_U = size_U / size_U.mean(), mean_U - mean_U.mean()
+    rng = np.random.default_rng(seed)
+    order_U = np.argsort(mean_U, kind="stable")
+    parts: list[list[str]] = [[] for _ in range(n_parts)]
+    load_P, target_P = np.zeros(n_parts), np.zeros(n_parts)
+    for number, start in enumerate(range(0, len(names), n_parts)):
+        block = order_U[start : start + n_parts]
+        block_U, of_P = rng.permutation(block), rng.permutation(n_parts)
+        # numpy.lexsort takes the least important key first.
+        unit_keys, part_keys = [-np.round(size_U[block_U])], [np.round(load_P[of_P] - load_P.min())]
+        if number % 2:
+            unit_keys, part_keys = [-mean_U[block_U], *unit_keys], [target_P[of_P], *part_keys]
+        for unit, part in zip(block_U[np.lexsort(unit_keys)], of_P[np.lexsort(part_keys)], strict=False):
+            parts[part].append(str(names[unit]))
+            load_P[part] += size_U[unit]
+            target_P[part] += mean_U[unit]
+    return [sorted(part) for part in parts]

@@ -25,8 +25,21 @@ MANIFEST = "manifest.json"
 TABLE = "windows.csv"
 SETTINGS = "settings.json"
 SHARDS = "shards"
-COLUMNS = ("window", "recording", "subject", "session", "task", "run", "onset", "target", "shard", "row", "offset")
-OPTIONAL_COLUMNS = ("release", "mark", "age")
+COLUMNS = (
+    "window",
+    "recording",
+    "subject",
+    "session",
+    "task",
+    "run",
+    "onset",
+    "target",
+    "shard",
+    "row",
+    "offset",
+    "digest",
+)
+OPTIONAL_COLUMNS = ("release", "mark", "age", "group")
 """Columns that the table has only if a window has a value in them."""
 
 
@@ -44,6 +57,8 @@ class Settings(FrozenModel):
     dtype: Literal["float16", "float32"]
     metric: str | None = None
     """None for the default of the task's kind."""
+    groups: str | None = None
+    """Column of participants.tsv whose equal values make a group of subjects."""
 
 
 class SettingsFile(Record):

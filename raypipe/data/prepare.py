@@ -64,6 +64,7 @@ def prepare(
     tmin: float | None = None,
     dtype: str = "float32",
     metric: str | None = None,
+    groups: str | None = None,
     jobs: int | None = None,
     skip_unreadable: bool = False,
     progress: Progress = no_progress,
@@ -98,6 +99,9 @@ def prepare(
     metric
         Metric of sweeps over the windows that name none: auc, balanced-accuracy, accuracy, f1, kappa, log-loss or
         brier for classes; nrmse, rmse, mae, r2 or pearson for values. Default: auc or nrmse.
+    groups
+        Column of participants.tsv. Subjects with equal values, such as a family, a site or one person under two labels,
+        are kept on one side of every split.
     jobs
         Processes. Default: one per core. They do not import the script, so it needs no main guard.
     skip_unreadable
@@ -128,6 +132,7 @@ def prepare(
         tmin=tmin,
         dtype=dtype,
         metric=metric,
+        groups=groups,
     )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs {jobs}: must be at least 1")
@@ -137,6 +142,8 @@ def prepare(
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
         selection = select_recordings(chosen, folders)
         metric_for(selection.labels.kind, metric, chosen.spec)  # fails before anything is written
+        if groups is not None:
+            selection.groups(groups)  # a wrong column stops before anything is cut
         build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
         with claim_output(folder, asked, {r.key for r in selection.recordings}):
             return build.run(asked)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, nearest
 from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
@@ -23,10 +23,10 @@ from raypipe.recordings.layout import (
     read_layout,
     without_desc,
 )
-from raypipe.recordings.participants import match_labels, participants_table
+from raypipe.recordings.participants import match_labels, participant_rows, participants_table
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import RemoteBids
-from raypipe.recordings.tables import list_some
+from raypipe.recordings.tables import is_missing, list_some
 
 HBN_PREFIX = "NDAR"
 """Beginning of the labels of HBN-EEG, which are the same person's in every release."""
@@ -51,6 +51,30 @@ class Selection:
             return self.labels
         own = {recording.subject: self.labels.by_subject[recording.subject]}
         return Labels(self.labels.kind, self.labels.classes, own)
+
+    def groups(self, column: str) -> dict[str, str]:
+        """Return the value of a column of participants.tsv by subject, without missing values.
+
+        Raises
+        ------
+        UserError
+            No participants.tsv has such a column, or a subject has two values.
+        """
+        rows = participant_rows(self.recordings)
+        columns = {name for row in rows.values() for name in row}
+        if column not in columns:
+            raise UserError(f"--groups {column}: no participants.tsv has this column; {nearest(column, columns)}")
+        found: dict[str, str] = {}
+        for recording in self.recordings:
+            value = rows.get((recording.root, recording.label), {}).get(column, "").strip()
+            if not value or is_missing(value):
+                continue
+            if found.setdefault(recording.subject, value) != value:
+                raise UserError(
+                    f"--groups {column}: subject '{recording.subject}' is of two groups, '{found[recording.subject]}' "
+                    f"and '{value}'; write one of them everywhere"
+                )
+        return found
 
     def is_accounted_for(self, accounting: Accounting) -> bool:
         """Return whether an account has the same recordings and people, and all that was left out so far."""

@@ -98,6 +98,16 @@ def content_hash(x_NCT: NDArray[Any]) -> str:
     return finish_hash(digest, x_NCT.shape, x_NCT.dtype)
 
 
+def window_digest(x_CT: NDArray[Any]) -> str:
+    """Return a hash of a window's samples in 16 hex digits; empty for a window without a signal, flat in all channels.
+
+    Windows of unplugged electrodes are equal without being copies.
+    """
+    if not np.ptp(x_CT, axis=1).any():
+        return ""
+    return hashlib.blake2b(np.ascontiguousarray(x_CT).data, digest_size=8).hexdigest()
+
+
 def finish_hash(digest: Any, shape: tuple[int, ...], dtype: Any) -> str:
     """Add shape and type to a running hash of samples, and return it in hex digits."""
     digest.update(f"{np.dtype(dtype).str}{tuple(shape)}".encode())

@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.record import Record
 from raypipe.data.manifest import SHARDS, Plan, Shard
 from raypipe.data.plan import Header
-from raypipe.data.shard_file import finish_hash, npy_header
+from raypipe.data.shard_file import finish_hash, npy_header, window_digest
 from raypipe.data.task_base import Labels
 from raypipe.data.tasks import parse_task
 from raypipe.data.windower import MISSING_SAMPLES, OpenRecording, Window, place_windows, read_windows, table_row
@@ -25,7 +25,7 @@ from raypipe.storage.files import write_atomic
 class ShardRecord(Record):
     """A finished shard (``shards/<key>.json``)."""
 
-    format: Literal["raypipe-shard/1"] = "raypipe-shard/1"
+    format: Literal["raypipe-shard/2"] = "raypipe-shard/2"
     shard: Shard
     bytes: int
     """Size of the ``.npy`` file; 0 where there are no windows and hence no file."""
@@ -95,7 +95,10 @@ def _make_shard(
         path.unlink(missing_ok=True)
     left_out[MISSING_SAMPLES] += len(windows) - len(writer.written)
     shard = Shard(recording=recording.key, rows=len(writer.written), sha256=writer.sha256, fingerprint=fingerprint)
-    rows = [table_row(recording, window) for window in writer.written]
+    rows = [
+        table_row(recording, window) | {"digest": one}
+        for window, one in zip(writer.written, writer.digests, strict=True)
+    ]
     record = ShardRecord(
         shard=shard,
         bytes=writer.bytes,
@@ -128,6 +131,8 @@ class _ShardWriter:
     ----------
     written
         The windows that were written.
+    digests
+        `shard_file.window_digest` of each.
     sha256, bytes
         Hash of the samples, their shape and type, and the file's size; empty and 0 if no window was written.
     """
@@ -138,6 +143,7 @@ class _ShardWriter:
     def __init__(self, opened: OpenRecording, windows: list[Window], plan: Plan) -> None:
         self._opened, self._windows, self._plan = opened, windows, plan
         self.written: list[Window] = []
+        self.digests: list[str] = []
         self.sha256, self.bytes = "", 0
         self._spreads: list[NDArray[np.float32]] = []
 
@@ -158,7 +164,9 @@ class _ShardWriter:
                     continue
                 if len(self.written) % every == 0:
                     self._spreads.append(x_CT.std(axis=1))
-                data = self._convert(x_CT).tobytes()
+                stored_CT = self._convert(x_CT)
+                data = stored_CT.tobytes()
+                self.digests.append(window_digest(stored_CT))
                 file.write(data)
                 digest.update(data)
                 self.written.append(window)

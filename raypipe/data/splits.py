@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,6 +36,7 @@ def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int) -
         n_folds=n_folds,
         held_out=held_out_of(held_out, windows.releases),
         seed=seed,
+        group_of=windows.group_of,
     )
 
 
@@ -84,7 +84,7 @@ def subjects_of(names: Sequence[str], release_by_subject: dict[str, str]) -> lis
 
 
 def audit_subjects(windows: WindowStore, folds: FoldMap) -> None:
-    """Check that no subject, recording or signal is in two parts of a run's fold map.
+    """Check that no subject, group, recording or window is in two parts of a run's fold map.
 
     Parameters
     ----------
@@ -96,14 +96,16 @@ def audit_subjects(windows: WindowStore, folds: FoldMap) -> None:
     Raises
     ------
     LeakError
-        A subject is not in the map; a recording has windows in two parts; or two recordings in different parts hold the
-        same samples (by content hash).
+        A subject is not in the map; a group or a recording has windows in two parts; or two windows in different parts
+        hold the same samples (by their hashes in the table, which `prepare` took while it wrote them).
     """
     folds_N = folds.folds(windows.subjects)
     parts = {
         ("held-out" if fold == HELD_OUT else f"fold {fold}"): np.flatnonzero(folds_N == fold) for fold in set(folds_N)
     }
     audit(windows.subjects, parts)
+    if folds.group_of:
+        audit(folds.groups(windows.subjects), parts, of="group")
     _check_recordings(windows, folds_N)
     _check_copies(windows, folds_N)
 
@@ -123,16 +125,20 @@ def _check_recordings(windows: WindowStore, folds_N: NDArray[Any]) -> None:
 
 
 def _check_copies(windows: WindowStore, folds_N: NDArray[Any]) -> None:
-    """Check that recordings with equal samples are in one fold."""
-    copies: dict[str, list[int]] = defaultdict(list)
-    for number, shard in enumerate(windows.manifest.shards):
-        if shard.rows:
-            copies[shard.sha256].append(number)
-    fold_of_shard = dict(zip(windows.table["shard"].tolist(), folds_N.tolist(), strict=True))
-    for same in copies.values():
-        if len({fold_of_shard[number] for number in same}) > 1:
-            names = [windows.manifest.shards[number].recording for number in same]
+    """Check that windows with equal samples are in one fold."""
+    for one, other in copied_windows(windows.table["digest"].to_numpy(str)):
+        if folds_N[one] != folds_N[other]:
+            table = windows.table
+            places = [f"{table['recording'][n]} at {table['onset'][n]:g} s" for n in (one, other)]
             raise LeakError(
-                f"recordings {names[0]} and {names[1]} hold the same samples but are in different folds: remove one of "
-                "them and make a new run"
+                f"windows of {places[0]} and {places[1]} hold the same samples but are in different folds: remove one "
+                "of the recordings, or name both subjects as one with prepare --groups, and make a new run"
             )
+
+
+def copied_windows(digests_N: NDArray[np.str_]) -> Iterator[tuple[int, int]]:
+    """Yield each window that has the samples of earlier ones: the previous one of these, and the window itself."""
+    order = np.argsort(digests_N, kind="stable")
+    ranked = digests_N[order]
+    for place in np.flatnonzero((ranked[1:] == ranked[:-1]) & (ranked[1:] != "")):
+        yield int(order[place]), int(order[place + 1])

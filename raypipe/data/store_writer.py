@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Ma
 from raypipe.data.scales import usual_scale
 from raypipe.data.selection import Selection, check_subjects
 from raypipe.data.shards import ShardRecord
+from raypipe.data.splits import copied_windows
 from raypipe.storage.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_COPIES = 20
+"""Pairs of recordings with equal windows that the account names."""
 NO_WINDOW = "without a window"
 """Reason for leaving recordings out."""
 
@@ -34,8 +38,8 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
     """
     for record in records:
         _account(selection.ledger, record)
-    selection.ledger.notes += _copies(records)
-    table = _table(selection, records)
+    table = _table(selection, records, asked.groups)
+    selection.ledger.notes += _copies(table)
     subjects = set(table["subject"])
     try:
         check_subjects(subjects, str(folder))
@@ -75,14 +79,25 @@ def _account(ledger: Ledger, record: ShardRecord) -> None:
         ledger.leave_out(key, NO_WINDOW, ", ".join(f"{n} {what}" for what, n in record.left_out.items()))
 
 
-def _copies(records: list[ShardRecord]) -> list[str]:
-    """Return a sentence for each pair of recordings that hold the same samples; in different folds they are a leak."""
-    first: dict[str, str] = {}
-    pairs = [(first.setdefault(r.shard.sha256, r.shard.recording), r.shard.recording) for r in records if r.shard.rows]
-    return [f"Recordings {one} and {other} hold the same samples; keep one." for one, other in pairs if one != other]
+def _copies(table: pd.DataFrame) -> list[str]:
+    """Return sentences on windows that hold the same samples: of two recordings, or twice in one.
+
+    In different folds they are a leak (`splits.audit_subjects`).
+    """
+    recordings = table["recording"].tolist()
+    pairs = Counter(
+        tuple(sorted((recordings[one], recordings[other])))
+        for one, other in copied_windows(table["digest"].to_numpy(str))
+    )
+    return [
+        f"Recording {one} holds {n} windows twice; look for events that are given twice."
+        if one == other
+        else f"Recordings {one} and {other} hold {n} windows with the same samples; keep one."
+        for (one, other), n in pairs.items()
+    ][:MAX_COPIES]
 
 
-def _table(selection: Selection, records: list[ShardRecord]) -> pd.DataFrame:
+def _table(selection: Selection, records: list[ShardRecord], groups: str | None) -> pd.DataFrame:
     """Return the table of all windows, and check that there are windows of every class."""
     import pandas as pd
 
@@ -96,6 +111,8 @@ def _table(selection: Selection, records: list[ShardRecord]) -> pd.DataFrame:
         reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
         raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
     table = pd.DataFrame(rows)
+    if groups is not None:
+        table["group"] = table["subject"].map(selection.groups(groups)).fillna("")
     if classes:
         table["target"] = table["target"].astype(int)
         missing = set(range(len(classes))) - set(table["target"])

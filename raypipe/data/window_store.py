@@ -38,7 +38,8 @@ class WindowStore:
     table
         A row per window: `window` (0 to N-1), `recording`, `subject`, `session`, `task`, `run`, `onset` (s from the
         recording's start), `target`, `shard`, `row` in the shard, `offset` (samples from the window's start to the
-        evaluated crop). Also `release` and `age` where they are known, and `mark` where the task marks windows.
+        evaluated crop), `digest` (a hash of its samples). Also `release`, `age` and `group` where they are known, and
+        `mark` where the task marks windows.
     targets
         (N,) float32 values, or int64 classes.
     subjects
@@ -183,6 +184,14 @@ class WindowStore:
             return {}
         return dict(zip(self.subjects.tolist(), self.table["release"].astype(str), strict=True))
 
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Return the group of each subject that has one (``prepare --groups``)."""
+        if "group" not in self.table:
+            return {}
+        pairs = zip(self.subjects.tolist(), self.table["group"].astype(str), strict=True)
+        return {subject: group for subject, group in pairs if group}
+
     def offsets(self, index_B: ArrayLike) -> NDArray[np.int64]:
         """Return the samples (B,) from the start of each window to its evaluated crop."""
         return np.asarray(self._offset_N[np.asarray(index_B, np.int64)])
@@ -202,7 +211,7 @@ class WindowStore:
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise DamagedFileError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
         # Numbers are read as text first: the fast parser of pandas may lose their last digit.
-        columns = ("recording", "subject", "session", "task", "run", "onset", "target", *OPTIONAL_COLUMNS)
+        columns = ("recording", "subject", "session", "task", "run", "onset", "target", "digest", *OPTIONAL_COLUMNS)
         table = pd.read_csv(path, dtype=dict.fromkeys(columns, str), keep_default_na=False)
         return table.astype({"onset": float, "target": float})
 

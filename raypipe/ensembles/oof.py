@@ -47,6 +47,8 @@ class MemberPredictions:
     """(M,) numbers of the members' trials; a trial and its snapshots share one."""
     level: Level = "window"
     """What one data point of a score is."""
+    groups: NDArray[Any] | None = None
+    """(N,) group of each window's subject, which no split takes apart; None where subjects have none."""
 
     def select_windows(self, windows: NDArray[Any]) -> MemberPredictions:
         """Return the predictions for some windows, given by mask or index."""
@@ -57,6 +59,7 @@ class MemberPredictions:
             subjects=self.subjects[windows],
             folds=self.folds[windows],
             windows=self.windows[windows],
+            groups=None if self.groups is None else self.groups[windows],
             variances=None if self.variances is None else self.variances[:, windows],
         )
 
@@ -111,10 +114,12 @@ class MemberPredictions:
 def subject_groups(members: MemberPredictions, n: int) -> Index:
     """Distribute the subjects over at most `n` groups with similar targets; return the group of each window (N,).
 
-    Subjects are taken in order of their mean target, `n` at a time, and distributed in a random order with a fixed
-    seed. The result depends on subjects and targets only.
+    Subjects of one of the run's own groups, such as a family, are taken as one. They are taken in order of their mean
+    target, `n` at a time, and distributed in a random order with a fixed seed. The result depends on subjects and
+    targets only.
     """
-    names, index_N = np.unique(members.subjects, return_inverse=True)
+    units_N = members.subjects if members.groups is None else members.groups
+    names, index_N = np.unique(units_N, return_inverse=True)
     means_S = np.bincount(index_N, weights=members.targets.astype(np.float64)) / np.bincount(index_N)
     n = min(n, len(names))
     group_S = np.empty(len(names), np.int64)
@@ -173,6 +178,7 @@ def read_oof_predictions(
         metric=run.info.metric,
         kind=run.info.kind,
         level=run.info.level,
+        groups=run.folds.groups(subjects[index]) if run.folds.group_of else None,
         variances=np.stack(variances) if any(oof.variances is not None for oof in stored) else None,
         trials=[member.trial for member in members],
     )

@@ -56,7 +56,7 @@ def check_seen_subjects(init: str | Path, card: EncoderCard, folds: FoldMap) -> 
     LeakError
         The encoder has seen some; the message names them.
     """
-    both = sorted(set(card.subjects_seen) & set(folds.held_out))
+    both = folds.held_out_among(card.subjects_seen)
     if both:
         raise LeakError(
             f"--init {init}: the encoder was pretrained on {len(both)} subject(s) that this run holds out "

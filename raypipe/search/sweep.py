@@ -74,7 +74,7 @@ def sweep(
                 source,
                 task=windows.manifest.task,
                 metric=metric,
-                held_out=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed).held_out,
+                folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed),
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)

@@ -6,7 +6,6 @@ Those trials only inform the sampler; the new run trains its own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import optuna
@@ -14,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT, LeakError, name_some
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, name_some
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.distributions import pack_distributions, unpack_distributions
@@ -61,9 +60,7 @@ class WarmStart(FrozenModel):
     """The ones that are valid in the new space."""
 
 
-def collect_warm_trials(
-    old: RunStore, space: SearchSpace, *, task: str, metric: str, held_out: Sequence[str]
-) -> WarmStart:
+def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric: str, folds: FoldMap) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
     A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of
@@ -71,22 +68,23 @@ def collect_warm_trials(
 
     Parameters
     ----------
-    held_out
-        Subjects that the new run holds out.
+    folds
+        Fold map of the new run.
 
     Raises
     ------
     UserError
         The runs have different tasks or metrics, or no trial can be used.
     LeakError
-        Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds out.
+        Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds
+        out, or on others of their groups.
     """
     if (old.info.task, old.info.metric) != (task, metric):
         raise UserError(
             f"--warm-start {old.where}: its trials predict {old.info.task} by {old.info.metric}, not {task} by {metric}"
         )
     people = _people_of(old)
-    both = sorted(set(people) & set(held_out))
+    both = folds.held_out_among(people)
     if both:
         raise LeakError(
             f"--warm-start {old.where}: its trials were trained and ranked on {len(both)} subject(s) that this run "

@@ -19,7 +19,7 @@ from raypipe.core.levels import level_of
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
-from raypipe.data.shard_file import content_hash
+from raypipe.data.shard_file import content_hash, window_digest
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import Epoch, RunInfo, TrialResult
 from raypipe.storage.run_store import RunStore
@@ -221,7 +221,7 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
         shards.append(shard)
         for row, window in enumerate(index):
             place = (window, shard.recording, subject, "", "toy", "", 2.0 * row, toy.targets[window], number, row, 0)
-            rows.append(place)
+            rows.append((*place, window_digest(toy.x[window])))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False).encode()
     (path / "windows.csv").write_bytes(table)
     manifest = Manifest(

@@ -85,6 +85,7 @@ def prepare_command(settings: Settings) -> list[str]:
         if (value := getattr(settings, name)) is not None:
             words += [f"--{name}", f"{value:.15g}"]
     words += ["--metric", settings.metric] if settings.metric is not None else []
+    words += ["--groups", settings.groups] if settings.groups is not None else []
     return words + (["--dtype", settings.dtype] if settings.dtype != "float32" else [])
 
 

@@ -79,7 +79,7 @@ def test_one_recording_under_two_names_is_a_leak(tmp_path):
     toy = ToyWindows(subjects=6, each=4)
     toy.x[4:8] = toy.x[:4]
     (line,) = broken(write_store(tmp_path / "store", toy))
-    assert "sub-s00 and sub-s01 hold the same samples" in line
+    assert "4 windows of sub-s00 and sub-s01 hold the same samples" in line
 
 
 def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):

@@ -55,7 +55,7 @@ def test_held_out_subjects_may_be_named():
         (6, {"n_folds": 6}, r"6 folds need at least 6 subjects beside the 1 held out.*--folds 5"),
         (6, {"n_folds": 1}, "at least 2"),
         (3, {"n_folds": 2, "held_out": 0.8}, "beside the 2 held out.*: hold out fewer"),
-        (5, {"n_folds": 3, "held_out": 0.4}, "beside the 3 held out.*--folds 2"),
+        (5, {"n_folds": 3, "held_out": 0.4, "seed": 1}, "beside the 3 held out.*--folds 2"),
         (6, {"held_out": 1.5}, "between 0 and 1"),
         (6, {"held_out": ["s01"]}, "'s01' is not in the data; did you mean 's001'"),
     ],
@@ -78,3 +78,58 @@ def test_a_subject_missing_from_the_map_is_a_leak():
     folds = FoldMap(seed=0, n_folds=2, fold_of={"a": 0, "b": 1, "c": HELD_OUT})
     with pytest.raises(LeakError, match="subject 'd' is not in"):
         folds.split(np.array(["a", "b", "c", "d"]), 0)
+
+
+@settings(max_examples=40)
+@given(st.integers(6, 40), st.integers(2, 4), st.integers(0, 20), st.booleans())
+def test_a_group_is_on_one_side_of_every_split(n, k, seed, classes):
+    subjects, targets = windows(n, seed=seed)
+    rng = np.random.default_rng(seed)
+    group_of = {s: f"family {rng.integers(0, n)}" for s in set(subjects) if rng.random() < 0.7}
+    try:
+        folds = make_folds(subjects, targets, classes=classes, n_folds=k, seed=seed, group_of=group_of)
+    except UserError as error:
+        assert "groups beside the held-out" in str(error) or "subjects beside" in str(error)
+        return
+    sides = {}
+    for subject, fold in folds.fold_of.items():
+        assert sides.setdefault(group_of.get(subject, subject), fold) == fold
+    assert set(folds.fold_of.values()) == {HELD_OUT, *range(k)}
+
+
+def test_a_map_that_splits_a_group_is_a_leak():
+    folds = FoldMap(seed=0, n_folds=2, fold_of={"a": 0, "b": 1, "c": HELD_OUT}, group_of={"a": "F", "b": "F"})
+    with pytest.raises(LeakError, match=r"1 group\(s\) in both training and validation: F"):
+        folds.split(np.array(["a", "b", "c"]), 0)
+    assert folds.model_copy(update={"group_of": {"a": "F", "c": "F"}}).held_out_among(["a"]) == ["c"]
+
+
+def test_a_part_of_a_group_cannot_be_held_out():
+    subjects, targets = windows(6)
+    group_of = {"s001": "F", "s004": "F"}
+    with pytest.raises(UserError, match=r"share a group with 1 that are not held out \(s004\)"):
+        make_folds(subjects, targets, classes=False, n_folds=2, held_out=["s001"], group_of=group_of)
+    folds = make_folds(subjects, targets, classes=False, n_folds=2, held_out=["s001", "s004"], group_of=group_of)
+    assert folds.held_out == ["s001", "s004"]
+    with pytest.raises(UserError, match="groups beside the held-out"):
+        make_folds(subjects, targets, classes=False, n_folds=3, group_of=dict.fromkeys(set(subjects[:16]), "F"))
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_folds_of_values_are_stratified_by_the_mean_target_of_people(varied):
+    rng = np.random.default_rng(1)
+    each = rng.integers(5, 60, 40) if varied else np.full(40, 8)
+    subjects = np.repeat([f"s{k:03d}" for k in range(40)], each)
+    level = rng.normal(size=40)
+    targets = np.repeat(level, each) + rng.normal(size=len(subjects)) * 0.1
+    spreads, sizes, maps = [], [], set()
+    for seed in range(20):
+        folds = make_folds(subjects, targets, classes=False, n_folds=4, seed=seed)
+        of = np.array([folds.fold_of[f"s{k:03d}"] for k in range(40)])
+        spreads.append(np.std([level[of == f].mean() for f in range(-1, 4)]))
+        n = [int(each[of == f].sum()) for f in range(-1, 4)]
+        sizes.append(max(n) / min(n))
+        maps.add(tuple(of))
+    shuffled = [np.std(rng.permutation(level).reshape(5, 8).mean(1)) for _ in range(20)]
+    assert np.mean(spreads) < 0.6 * np.mean(shuffled)
+    assert np.mean(sizes) < 1.5 and len(maps) == 20  # other seeds give other folds

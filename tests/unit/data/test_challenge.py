@@ -196,7 +196,7 @@ def test_two_releases_make_one_store(two_releases, tmp_path):
     assert len(prepare([two_releases, tmp_path / "link"], "challenge2", tmp_path / "d", jobs=1)) == len(store)
     shutil.copytree(two_releases / "R1_mini_L100_bdf", tmp_path / "copy")
     twice = prepare([two_releases, tmp_path / "copy"], "challenge2", tmp_path / "c", jobs=1)
-    assert sum("hold the same samples" in note for note in twice.manifest.accounting.notes) == 3
+    assert sum("with the same samples" in note for note in twice.manifest.accounting.notes) == 3
     assert {"copy/SIM0000", "R1_mini_L100_bdf/SIM0000"} <= set(twice.subjects)
 
 

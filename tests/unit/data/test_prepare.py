@@ -473,3 +473,37 @@ def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
 def test_the_manifest_records_settings_and_versions(tiny_store):
     manifest = json.loads((tiny_store.path / "manifest.json").read_text())
     assert manifest["plan"]["tmin"] == 0.5 and manifest["unit"] == "uV" and manifest["versions"]["mne"]
+
+
+def _with_column(bids, name, cells):
+    path = bids / "participants.tsv"
+    head, *rows = path.read_text().splitlines()
+    lines = [f"{row}\t{cells.get(row.split(chr(9))[0], 'n/a')}" for row in rows]
+    path.write_text("\n".join([f"{head}\t{name}", *lines]) + "\n")
+
+
+def test_groups_are_a_column_of_the_table(bids, out):
+    _with_column(bids, "family", {"sub-SIM0000": "F1", "sub-SIM0002": "F1"})
+    with pytest.raises(UserError, match=r"--groups famly: no participants.tsv has this column; did you mean 'family'"):
+        prepare(bids, TASK, out, groups="famly", jobs=1)
+    store = prepare(bids, TASK, out, groups="family", jobs=1)
+    assert store.group_of == {"SIM0000": "F1", "SIM0002": "F1"}
+    with pytest.raises(UserError, match="was made with groups 'family', not"):
+        prepare(bids, TASK, out, jobs=1)
+    plain = prepare(bids, TASK, out.with_name("plain"), jobs=1)
+    assert plain.group_of == {} and plain.data_hash != store.data_hash
+
+
+def test_windows_that_are_copies_are_noted_by_recording(bids, out):
+    first, second, *_ = find_recordings(bids)
+    signal = microvolts(first)
+    half = signal.shape[1] // 2
+
+    def edit(data):
+        data[:, :half] = signal[:, :half] * 1e-6
+
+    rewrite(second, edit)
+    store = prepare(bids, "participants:age", out, dtype="float16", window=2, jobs=1)
+    digests = store.table["digest"]
+    n = int(digests[digests != ""].duplicated().sum())
+    assert n > 3 and f"hold {n} windows with the same samples" in " ".join(store.manifest.accounting.notes)

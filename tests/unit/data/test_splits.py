@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from raypipe.core.folds import LeakError, make_folds
-from raypipe.data.splits import audit_subjects
+from raypipe.data.splits import audit_subjects, copied_windows, folds_of
 from raypipe.data.window_store import WindowStore
 from tests.support.toys import ToyWindows, write_store
 
@@ -26,16 +27,42 @@ def test_a_recording_in_two_folds_is_named(made):
         audit_subjects(windows, folds)
 
 
-def test_a_copy_under_another_subjects_name_is_found(made):
-    windows, folds = made
-    first, second, *rest = windows.manifest.shards
-    copied = second.model_copy(update={"sha256": first.sha256})
-    windows.manifest = windows.manifest.model_copy(update={"shards": (first, copied, *rest)})
+def test_a_copied_window_under_another_subjects_name_is_found(tmp_path):
+    toy = ToyWindows()
+    toy.x[8 + 3] = toy.x[2]  # one window of the second subject: the recordings differ
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    folds = make_folds(windows.subjects, windows.targets, classes=False, n_folds=3)
     same = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 1, "s01": 1}})
     audit_subjects(windows, same)
     apart = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 1, "s01": 2}})
-    with pytest.raises(LeakError, match=r"sub-s00 and sub-s01 hold the same samples"):
+    with pytest.raises(LeakError, match=r"windows of sub-s00 at 4 s and sub-s01 at 6 s hold the same samples"):
         audit_subjects(windows, apart)
+
+
+def test_windows_without_a_signal_are_no_copies(tmp_path):
+    toy = ToyWindows()
+    toy.x[::8] = 0.0
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    audit_subjects(windows, make_folds(windows.subjects, windows.targets, classes=False, n_folds=3))
+
+
+def test_copies_are_found_in_any_number():
+    digests = np.array(["a", "b", "", "a", "c", "a", ""])
+    assert list(copied_windows(digests)) == [(0, 3), (3, 5)]
+
+
+def test_groups_of_the_store_are_kept_together(tmp_path):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    family = {"s00": "F1", "s01": "F1", "s05": "F2", "s06": "F2"}
+    windows.table["group"] = [family.get(subject, "") for subject in windows.subjects]
+    for seed in range(10):
+        folds = folds_of(windows, 3, "auto", seed)
+        assert folds.group_of == family
+        assert folds.fold_of["s00"] == folds.fold_of["s01"] and folds.fold_of["s05"] == folds.fold_of["s06"]
+        audit_subjects(windows, folds)
+    split = folds.model_copy(update={"fold_of": folds.fold_of | {"s00": 0, "s01": 1}})
+    with pytest.raises(LeakError, match=r"1 group\(s\) in both .*: F1"):
+        audit_subjects(windows, split)
 
 
 def test_a_subject_missing_from_the_fold_map_is_a_leak(made):

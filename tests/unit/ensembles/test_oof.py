@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from raypipe.ensembles.oof import subject_groups, subject_splits
@@ -31,3 +33,14 @@ def test_a_rule_for_some_members_is_applied_to_those_only():
     members, _ = independent((1.0, 2.0, 3.0), n=40)
     rule = {"kind": "linear", "weights": [0.5, 0.5], "intercept": 0.0, "only": [0, 2]}
     np.testing.assert_allclose(members.combine(rule), members.predictions[[0, 2]].mean(0))
+
+
+def test_a_group_of_subjects_is_in_one_nested_part():
+    y = np.arange(24.0)
+    members = replace(values([y], y), subjects=np.repeat([f"s{k}" for k in range(12)], 2))
+    family = {f"s{k}": f"family {k % 5}" for k in range(12)}
+    grouped = replace(members, groups=np.array([family[s] for s in members.subjects]))
+    for n in (2, 3, 5):
+        parts = subject_groups(grouped, n)
+        assert len(set(parts)) == n and len(set(zip(grouped.groups, parts, strict=True))) == 5
+    assert grouped.select_windows(np.arange(6)).groups.tolist() == grouped.groups[:6].tolist()

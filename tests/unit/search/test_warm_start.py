@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import LeakError
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
@@ -27,6 +27,13 @@ def space(trial):
     trial.suggest_int("epochs", 2, 20)
     return { ({k: v for k, v in TINY.items() if k not in ("optim/lr", "epochs")})!r}
 """
+
+
+def _holding_out(subjects):
+    return FoldMap(seed=0, n_folds=2, fold_of=dict.fromkeys(subjects, HELD_OUT))
+
+
+NOTHING_HELD_OUT = _holding_out([])
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ def old(tmp_path, windows):
 def begun(old, where, windows, source=NARROW):
     """Create a new run that starts from the old one's trials."""
     new = make_run(where, windows, space=source)
-    warm = collect_warm_trials(old, new.space, task="toy", metric="nrmse", held_out=[])
+    warm = collect_warm_trials(old, new.space, task="toy", metric="nrmse", folds=NOTHING_HELD_OUT)
     edit_record(new.folder, "run.json", {"warm": warm.model_dump(mode="json")})
     return RunStore.open(where)
 
@@ -145,28 +152,33 @@ def test_halving_does_not_compare_with_warm_trials(old, tmp_path, windows):
 )
 def test_another_task_or_metric_is_one_line(old, task, metric, message):
     with pytest.raises(UserError, match=message):
-        collect_warm_trials(old, SearchSpace(SPACE), task=task, metric=metric, held_out=[])
+        collect_warm_trials(old, SearchSpace(SPACE), task=task, metric=metric, folds=NOTHING_HELD_OUT)
 
 
 def test_trials_ranked_on_people_whom_the_new_run_holds_out_are_refused(old, tmp_path, windows):
     seen, unseen = sorted(s for s, fold in old.folds.fold_of.items() if fold >= 0), old.folds.held_out
-    warm = collect_warm_trials(old, SearchSpace(SPACE), task="toy", metric="nrmse", held_out=unseen)
+    warm = collect_warm_trials(old, SearchSpace(SPACE), task="toy", metric="nrmse", folds=_holding_out(unseen))
     assert warm.people == seen
     with pytest.raises(LeakError, match=rf"--warm-start .*old: .*1 subject\(s\) that this run holds out \({seen[0]}\)"):
-        collect_warm_trials(old, SearchSpace(SPACE), task="toy", metric="nrmse", held_out=[*unseen, seen[0]])
+        collect_warm_trials(old, SearchSpace(SPACE), task="toy", metric="nrmse", folds=_holding_out([*unseen, seen[0]]))
     # A run that started from those trials passes them on, whatever it holds out itself.
     middle = begun(old, tmp_path / "middle", windows)
     folds = middle.folds.model_copy(update={"fold_of": dict.fromkeys(unseen, 0)})
     middle.folds, middle.info = folds, middle.info.model_copy(update={"warm": warm.model_dump(mode="json")})
     with pytest.raises(LeakError, match="holds out"):
-        collect_warm_trials(middle, SearchSpace(SPACE), task="toy", metric="nrmse", held_out=[seen[0]])
+        collect_warm_trials(middle, SearchSpace(SPACE), task="toy", metric="nrmse", folds=_holding_out([seen[0]]))
 
 
 def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
+    empty = make_run(tmp_path / "empty", windows)
     with pytest.raises(UserError, match="none of its trials has a score"):
         collect_warm_trials(
-            make_run(tmp_path / "empty", windows), SearchSpace(SPACE), task="toy", metric="nrmse", held_out=[]
+            empty,
+            SearchSpace(SPACE),
+            task="toy",
+            metric="nrmse",
+            folds=NOTHING_HELD_OUT,
         )
     elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
     with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):
-        collect_warm_trials(old, elsewhere, task="toy", metric="nrmse", held_out=[])
+        collect_warm_trials(old, elsewhere, task="toy", metric="nrmse", folds=NOTHING_HELD_OUT)

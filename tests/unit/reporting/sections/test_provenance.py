@@ -57,6 +57,7 @@ ASKED = {
     "tmin": -0.25,
     "dtype": "float16",
     "metric": "f1",
+    "groups": "family",
 }
 
 
