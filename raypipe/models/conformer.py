@@ -143,7 +143,7 @@ class Conformer(Encoder):
     Keys of the state: ``stem.temporal``, ``stem.spatial``, ``batch_norm`` (an `nn.BatchNorm1d`), ``pointwise``,
     ``blocks.<i>.{norm1,qkv,projection,norm2,feed.0,feed.3}``, ``head.{1,4,7}``. Compared with braindecode's
     EEGConformer, ``pointwise.weight`` lacks two trailing axes of length one and ``qkv`` stacks three layers. All else
-    differs by name only.
+    differs by name only. The stem's biases are not trained: BatchNorm follows.
     """
 
     stackable = True
@@ -184,6 +184,10 @@ class Conformer(Encoder):
         self.hidden = (hidden, max(1, hidden // 8))
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)
+        # BatchNorm subtracts them again. Their gradients are rounding errors, which AdamW would turn into full steps.
+        for layer in (self.stem.temporal, self.stem.spatial):
+            assert layer.bias is not None
+            layer.bias.requires_grad_(False)
         self.pool = nn.AvgPool1d(pool, stride)
         self.drop = Dropout(dropout)
         self.pointwise = nn.Linear(filters, filters)

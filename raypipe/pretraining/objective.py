@@ -13,6 +13,11 @@ from raypipe.core.folds import Index
 from raypipe.training.loader import WindowLoader
 
 
+def worker_sizes(batch: int, world: int) -> list[int]:
+    """Return how many windows of a batch each of `world` workers takes."""
+    return [batch // world + (rank < batch % world) for rank in range(world)]
+
+
 class PretrainBatch(NamedTuple):
     """One worker's part of a step's batch."""
 

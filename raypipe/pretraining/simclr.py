@@ -16,7 +16,7 @@ from raypipe.core.config import PretrainConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import Encoder
 from raypipe.pretraining.augmentations import augment
-from raypipe.pretraining.objective import Passes, PretrainBatch
+from raypipe.pretraining.objective import Passes, PretrainBatch, worker_sizes
 from raypipe.pretraining.running_batchnorm import RunningBatchNorm
 from raypipe.training.loader import WindowLoader
 
@@ -156,15 +156,15 @@ class SimclrObjective:
         The network to be pretrained.
     config
         Augmentations, negatives and temperature.
-    sizes
-        Windows of a batch that each worker takes.
+    world
+        Number of workers that share a batch.
     """
 
-    def __init__(self, encoder: Encoder, config: PretrainConfig, sizes: list[int]) -> None:
-        self.encoder, self.config, self.sizes = encoder, config, sizes
+    def __init__(self, encoder: Encoder, config: PretrainConfig, world: int = 1) -> None:
+        self.encoder, self.config, self.world = encoder, config, world
         self.module = SimCLR(encoder, projection=config.projection)
         layer = encoder.batch_statistics()
-        self.running_norm = None if layer is None else RunningBatchNorm(layer, len(sizes))
+        self.running_norm = None if layer is None else RunningBatchNorm(layer, world)
 
     def draw(self, n: int, seed: int) -> tuple[Tensor, ...]:
         """Draw nothing: the views of a window follow from the step's seed and the window's position."""
@@ -227,7 +227,8 @@ class SimclrObjective:
 
     def _loss(self, z_VP: Tensor, loader: WindowLoader, batch: PretrainBatch) -> Tensor:
         n = len(batch.windows)
-        every_NP = torch.cat([gather(half_nP, self.sizes) for half_nP in torch.split(z_VP, n)])
+        sizes = worker_sizes(len(batch.batch), self.world)
+        every_NP = torch.cat([gather(half_nP, sizes) for half_nP in torch.split(z_VP, n)])
         subjects = np.unique(loader.windows.subjects[batch.batch], return_inverse=True)[1]
         losses_A = nt_xent(
             z_VP,

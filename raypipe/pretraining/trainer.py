@@ -23,11 +23,12 @@ from raypipe.core.seeds import derive_seed
 from raypipe.models.network import Dropout, Encoder
 from raypipe.models.vit import ViT
 from raypipe.pretraining.mae import MaeObjective
-from raypipe.pretraining.objective import Objective, Passes, PretrainBatch
+from raypipe.pretraining.objective import Objective, Passes, PretrainBatch, worker_sizes
 from raypipe.pretraining.simclr import SimclrObjective
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.loader import WindowLoader
 from raypipe.training.optim import AdamW, set_learning_rate
+from raypipe.training.sampling import MIN_BATCH, even_batches
 from raypipe.training.step import TrainState, take_step
 from raypipe.training.trainer import Interrupted, make_network, never
 
@@ -38,11 +39,6 @@ EVALUATION_BATCH = 256
 """Windows whose features are computed at a time."""
 
 
-def worker_sizes(batch: int, world: int) -> list[int]:
-    """Return how many windows of a batch each of `world` workers takes."""
-    return [batch // world + (rank < batch % world) for rank in range(world)]
-
-
 def make_encoder(config: TrialConfig, windows: WindowStore) -> Encoder:
     """Build a new encoder for the windows of a store, on the CPU; its weights follow from the seed."""
     encoder = make_network(config, windows, torch.device("cpu"))
@@ -50,8 +46,8 @@ def make_encoder(config: TrialConfig, windows: WindowStore) -> Encoder:
     return encoder
 
 
-def make_objective(encoder: Encoder, config: TrialConfig, sizes: list[int]) -> Objective:
-    """Build the objective that a configuration asks for.
+def make_objective(encoder: Encoder, config: TrialConfig, world: int = 1) -> Objective:
+    """Build the objective that a configuration asks for, for `world` workers.
 
     Raises
     ------
@@ -62,7 +58,7 @@ def make_objective(encoder: Encoder, config: TrialConfig, sizes: list[int]) -> O
         assert isinstance(encoder, ViT)  # `TrialConfig` allows no other network
         return MaeObjective(encoder, config.pretrain)
     if config.pretrain.name == "simclr":
-        return SimclrObjective(encoder, config.pretrain, sizes)
+        return SimclrObjective(encoder, config.pretrain, world)
     raise ValueError("pretrain/name is none")
 
 
@@ -103,16 +99,17 @@ class Pretrainer:
     ) -> None:
         self.config, self.loader, self.index, self.part = config, loader, index, part
         self.rank, self.world, self.epoch = rank, world, 0
-        self.batch_size = min(config.batch_size, len(index))
-        if self.batch_size < max(2, world):
-            raise UserError(f"{self.batch_size} window(s) a batch are too few to pretrain on with {world} worker(s)")
-        self.sizes = worker_sizes(self.batch_size, world)
+        least = max(MIN_BATCH, world)
+        self.batch_sizes = even_batches(len(index), config.batch_size, least)
+        smallest = min([config.batch_size, *self.batch_sizes])
+        if smallest < least:
+            raise UserError(f"{smallest} window(s) a batch are too few to pretrain on with {world} worker(s)")
         self.encoder = make_encoder(config, loader.windows)
         for module in self.encoder.modules():
             if isinstance(module, Dropout):
                 module.p = 0.0
         self.encoder.head.requires_grad_(False)
-        self.objective = make_objective(self.encoder, config, self.sizes)
+        self.objective = make_objective(self.encoder, config, world)
         self.module: nn.Module = self.objective.module.to(loader.device)
         self.passes = Passes(self.module, world, micro_batch)
         optim = config.optim
@@ -123,8 +120,8 @@ class Pretrainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the optimiser steps per epoch; a last, smaller batch is left out."""
-        return max(1, len(self.index) // self.batch_size)
+        """Return the optimiser steps per epoch."""
+        return len(self.batch_sizes)
 
     def run_epoch(self, interrupted: Interrupted = never) -> float:
         """Train one epoch; return its mean loss.
@@ -143,16 +140,16 @@ class Pretrainer:
                 raise InterruptedEpochError
             losses.append(self.step(batch, number))
         self.epoch += 1
-        return float(np.mean(losses))
+        return float(np.average(losses, weights=self.batch_sizes))
 
     def batches(self) -> Iterator[PretrainBatch]:
         """Return this worker's parts of the next epoch's batches."""
         seed = derive_seed("pretrain", self.config.seed, self.part, self.epoch + 1)
         order = np.random.default_rng(seed).permutation(self.index)
-        first = sum(self.sizes[: self.rank])
-        mine = slice(first, first + self.sizes[self.rank])
-        for number in range(self.steps_per_epoch):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for number, batch in enumerate(np.split(order, np.cumsum(self.batch_sizes)[:-1])):
+            sizes = worker_sizes(len(batch), self.world)
+            first = sum(sizes[: self.rank])
+            mine = slice(first, first + sizes[self.rank])
             step_seed = derive_seed("step", seed, number)
             drawn = tuple(rows[mine].to(self.loader.device) for rows in self.objective.draw(len(batch), step_seed))
             yield PretrainBatch(batch[mine], first, batch, drawn, step_seed)

@@ -103,7 +103,7 @@ def keep_statistics(model: nn.Module, init: InitConfig) -> None:
 def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]:
     """Return the trained parameters by the factor of their learning rate (``rate``): 1 for the head, less below it."""
     if init.name == "none":
-        return [{"params": list(model.parameters()), "rate": 1.0}]
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "rate": 1.0}]
     assert isinstance(model, Encoder)
     depth = len(model.blocks)
     groups: dict[int, list[nn.Parameter]] = {}

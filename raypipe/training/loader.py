@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
+from raypipe.training.inner_split import split_inner
 from raypipe.training.mixup import mix
+from raypipe.training.sampling import MIN_BATCH, draw_chances, even_batches, target_scale
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -30,8 +33,6 @@ DropoutPlan = Callable[[int], list[tuple[int, float]]]
 
 MAX_RESIDENT_FRACTION = 0.5
 """A store is kept on a GPU if it needs no more than this fraction of the free memory."""
-INNER_FRACTION = 0.15
-"""Fraction of a fold's training subjects that choose its epoch, with ``early_stop=fold``."""
 _BLOCK_WINDOWS = 1024
 
 
@@ -64,10 +65,19 @@ class FoldData:
     ----------
     train, inner
         Windows that are trained on, and those set apart to choose the epoch (none with ``early_stop=trial``).
+    chances
+        (N,) chance that a draw of an epoch is this window of `train`, which depends on ``sampling``.
+    batch_sizes
+        Windows of each batch of an epoch.
     centre, scale, mean
-        Standardisation of regression targets, and their mean, from the training windows.
+        Standardisation of regression targets, and their mean, over windows drawn with `chances`.
     out_centre, out_scale
         The network's output times `out_scale` plus `out_centre` is in target units; ``shrink`` is included.
+
+    Raises
+    ------
+    UserError
+        The fold trains on one window only, or ``early_stop=fold`` has too few subjects (`split_inner`).
     """
 
     def __init__(
@@ -78,19 +88,29 @@ class FoldData:
         self.n_classes = len(self.windows.classes)
         self.train, self.inner, self.validation = train, np.empty(0, np.int64), validation
         if config.early_stop == "fold":
-            self.train, self.inner = split_inner(train, self.windows.subjects[train], seed=config.seed, fold=fold)
+            self.train, self.inner = split_inner(
+                train,
+                self.windows.subjects[train],
+                self.windows.targets[train] if self.n_classes else None,
+                seed=config.seed,
+                fold=fold,
+            )
+        if len(self.train) < MIN_BATCH:
+            raise UserError(f"fold {fold} has {len(self.train)} window(s) to train on; training needs {MIN_BATCH}")
+        self.chances = draw_chances(self.windows.subjects[self.train], config.sampling)
+        self.batch_sizes = even_batches(len(self.train), config.batch_size)
         self.centre, self.scale, self.mean = 0.0, 1.0, 0.0
         if not self.n_classes:
             targets = self.windows.targets[self.train]
-            self.centre, self.scale = target_scale(targets, config.target_scale)
-            self.mean = float(np.mean(targets, dtype=np.float64))
+            self.centre, self.scale = target_scale(targets, config.target_scale, self.chances)
+            self.mean = float(np.average(targets.astype(np.float64), weights=self.chances))
         self.out_centre = self.centre + config.shrink * (self.mean - self.centre)
         self.out_scale = self.scale * (1.0 - config.shrink)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the optimiser steps per epoch; a last, smaller batch is left out unless it is the only one."""
-        return max(1, len(self.train) // self.config.batch_size)
+        """Return the optimiser steps per epoch."""
+        return len(self.batch_sizes)
 
     def batches(self, epoch: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
         """Return the batches of an epoch (from 1), with dropout masks for a network's plan."""
@@ -100,10 +120,7 @@ class FoldData:
     def _draw(self, seed: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
         dropout = DropoutSampler(derive_seed("masks", seed), self.device)
-        order = self.order(rng)
-        size = self.config.batch_size
-        for start in range(0, self.steps_per_epoch * size, size):
-            index = order[start : start + size]
+        for index in np.split(self.order(rng), np.cumsum(self.batch_sizes)[:-1]):
             offsets = self.offsets(rng, index)
             x_BCT, y = self.loader.gather(index, offsets), self.targets(index, offsets)
             if self.config.mixup.name != "none":
@@ -152,30 +169,6 @@ class FoldData:
             return torch.softmax(raw_NK, dim=1).numpy()
         value_N1, variance_N = raw_NK[:, :1] * self.out_scale + self.out_centre, raw_NK[:, 1:] * self.out_scale**2
         return torch.cat([value_N1, variance_N], dim=1).numpy()
-
-
-def target_scale(targets: NDArray[Any], how: str) -> tuple[float, float]:
-    """Return centre and scale of regression targets (N,).
-
-    They are mean and standard deviation, or for `robust`, median and 1.4826 * median absolute deviation (the standard
-    deviation where that is 0).
-    """
-    values = np.asarray(targets, np.float64)
-    spread = float(values.std()) or 1.0
-    if how == "standard":
-        return float(values.mean()), spread
-    centre = float(np.median(values))
-    return centre, float(1.4826 * np.median(np.abs(values - centre))) or spread
-
-
-def split_inner(train: Index, subjects: NDArray[Any], *, seed: int, fold: int) -> tuple[Index, Index]:
-    """Split a fold's training windows by subject: those it trains on, and those it chooses its epoch by."""
-    names = np.unique(subjects)
-    if len(names) < 2:
-        return train, np.empty(0, np.int64)
-    rng = np.random.default_rng(derive_seed("inner", seed, fold))
-    inner = np.isin(subjects, rng.permutation(names)[: max(1, round(INNER_FRACTION * len(names)))])
-    return train[~inner], train[inner]
 
 
 class WindowLoader:

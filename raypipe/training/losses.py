@@ -13,11 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import LossConfig, TrialConfig
 from raypipe.core.errors import UserError
-from raypipe.core.folds import Index
 from raypipe.models.readout import bin_centres, decode_variance, distribution_mean
 
 if TYPE_CHECKING:
-    from raypipe.data.window_store import WindowStore
+    from raypipe.training.loader import FoldData
 
 Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -25,12 +24,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
 
 
-def make_task_loss(config: TrialConfig, windows: WindowStore, train: Index, device: torch.device) -> Loss:
-    """Build the mean loss of a fold; classes are weighted by their frequency in the training windows."""
+def make_task_loss(config: TrialConfig, data: FoldData) -> Loss:
+    """Build the mean loss of a fold; classes are weighted by their frequency in the drawn windows."""
+    windows = data.windows
     classes = len(windows.classes)
     weights = None
     if classes and config.loss.balanced:
-        weights = class_weights(windows.targets[train], classes).to(device)
+        weights = class_weights(windows.targets[data.train], classes, data.chances).to(data.device)
     return make_loss(config.loss, kind=windows.kind, n_classes=classes, class_weights=weights, bins=config.model.bins)
 
 
@@ -53,7 +53,7 @@ def make_loss(
         Number of classes of a classification task.
     class_weights
         (n_classes,), see `class_weights`; needed if ``cfg.balanced`` and the task has classes, else unused. The mean
-        over a batch is a plain one, so weights should average to 1 over the training windows. (PyTorch divides by the
+        over a batch is a plain one, so weights should average to 1 over the drawn windows. (PyTorch divides by the
         sum of the weights for hard targets and by B for soft ones; here both mean the same.)
     bins
         Number of bins of a regression's distribution; 0 for predictions that are one number.
@@ -98,8 +98,8 @@ def _classification_loss(cfg: LossConfig, n_classes: int, class_weights: Tensor 
     return _focal(n_classes, weights_K, cfg.gamma if cfg.name == "focal" else 0.0, cfg.smoothing)
 
 
-def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
-    """Return inverse-frequency weights (n_classes,) whose mean over the given targets is 1.
+def class_weights(targets: ArrayLike, n_classes: int, chances: ArrayLike | None = None) -> Tensor:
+    """Return inverse-frequency weights (n_classes,) whose mean over drawn windows is 1.
 
     A class without a window gets weight 0.
 
@@ -107,6 +107,9 @@ def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
     ----------
     targets
         Classes (N,) of the training windows, 0 to n_classes - 1.
+    chances
+        (N,) chance that a draw is each window, which sum to 1; None if all have the same. Where subjects are drawn
+        evenly, a class of few windows may be drawn often.
 
     Raises
     ------
@@ -116,9 +119,10 @@ def class_weights(targets: ArrayLike, n_classes: int) -> Tensor:
     targets_N = np.asarray(targets, dtype=np.int64)
     if targets_N.ndim != 1 or len(targets_N) == 0 or targets_N.min() < 0 or targets_N.max() >= n_classes:
         raise ValueError(f"targets must be one or more classes (N,) from 0 to {n_classes - 1}")
-    counts_K = np.bincount(targets_N, minlength=n_classes)
-    present = int((counts_K > 0).sum())
-    weights_K = np.where(counts_K > 0, len(targets_N) / (present * np.maximum(counts_K, 1)), 0.0)
+    chances_N = np.full(len(targets_N), 1.0 / len(targets_N)) if chances is None else np.asarray(chances)
+    share_K = np.bincount(targets_N, weights=chances_N, minlength=n_classes)
+    present_K = share_K > 0
+    weights_K = np.where(present_K, 1.0 / (present_K.sum() * np.where(present_K, share_K, 1.0)), 0.0)
     return torch.tensor(weights_K, dtype=torch.float32)
 
 

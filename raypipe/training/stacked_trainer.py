@@ -77,8 +77,8 @@ class StackedTrainer:
 def stackable(trainers: Sequence[FoldTrainer]) -> TypeGuard[Sequence[SupervisedTrainer]]:
     """Return whether folds can be stacked.
 
-    That needs two or more networks that vmap can run, all of whose parameters are trained, no loss scale of each fold
-    (float16), and enough memory for whole batches.
+    That needs two or more networks that vmap can run, no pretrained encoder, no loss scale of each fold (float16), and
+    enough memory for whole batches.
     """
     supervised = [trainer for trainer in trainers if isinstance(trainer, SupervisedTrainer)]
     if len(trainers) < 2 or len(supervised) < len(trainers):
@@ -109,8 +109,9 @@ class StackedModels:
         self.states, self.model = list(states), states[0].model
         self._parameters = _stacked([dict(state.model.named_parameters()) for state in states])
         self._buffers = _stacked([dict(state.model.named_buffers()) for state in states])
-        for parameter in self._parameters.values():
-            parameter.requires_grad_()
+        self._trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        for name in self._trained:
+            self._parameters[name].requires_grad_()
 
     def prepare(self, batches: Sequence[Batch]) -> StackedBatch:
         """Stack batches of one size, one per model, and prepare their windows."""
@@ -131,10 +132,11 @@ class StackedModels:
         in_dims = (0, 0, 0, None if batch.dropout is None else 0)
         raw_SBK = torch.func.vmap(forward_one, in_dims)(self._parameters, self._buffers, batch.x, batch.dropout)
         losses = [loss_of(raw_BK, y) for loss_of, raw_BK, y in zip(losses_of, raw_SBK, batch.ys, strict=True)]
-        gradients = torch.autograd.grad(torch.stack(losses).sum(), list(self._parameters.values()))
+        stacks = [self._parameters[name] for name in self._trained]
+        gradients = dict(zip(self._trained, torch.autograd.grad(torch.stack(losses).sum(), stacks), strict=True))
         for s, state in enumerate(self.states):
-            for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
-                parameter.grad = gradient[s]
+            for name, parameter in state.model.named_parameters():
+                parameter.grad = gradients[name][s] if name in gradients else None
         return torch.stack(losses).detach().tolist()
 
 

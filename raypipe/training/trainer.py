@@ -151,7 +151,7 @@ class SupervisedTrainer:
             start_from(self.model, encoder)
         self.initial = initial_id(self.model)
         choose_trained(self.model, config.init)
-        self.loss = make_task_loss(config, data.windows, data.train, data.device)
+        self.loss = make_task_loss(config, data)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
 
@@ -224,7 +224,7 @@ class SupervisedTrainer:
     def finish_epoch(self, losses: list[float], seconds: float) -> FoldEpoch:
         """End an epoch that was trained for `seconds`: predict, and choose the epoch where the fold does so itself."""
         start = time.perf_counter()
-        loss = float(np.mean(losses)) if losses else math.nan
+        loss = float(np.average(losses, weights=self.data.batch_sizes)) if losses else math.nan
         self.epoch += 1
         if self.best is None:
             predictions = self.predict(self.data.validation)

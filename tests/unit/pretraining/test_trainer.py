@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 
 from raypipe.core.errors import InterruptedEpochError, UserError
 from raypipe.pretraining.fold_trainer import PretrainTrainer
+from raypipe.pretraining.objective import worker_sizes
 from raypipe.pretraining.simclr import gather, nt_xent
-from raypipe.pretraining.trainer import Pretrainer, worker_sizes
+from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.loader import WindowLoader
 from tests.support.toys import ToyWindows, tiny
 

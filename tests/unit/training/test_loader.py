@@ -12,24 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raypipe.core.errors import UserError
 from raypipe.training import loader
 from raypipe.training.loader import (
-    INNER_FRACTION,
     DropoutSampler,
+    FoldData,
     WindowLoader,
     _runs,
     prefetch,
     resident_bytes,
-    split_inner,
-    target_scale,
 )
-from tests.support.toys import ToyWindows
+from raypipe.training.losses import class_weights, make_task_loss
+from tests.support.toys import ToyWindows, tiny
 
 CPU = torch.device("cpu")
 RATES = st.floats(0.01, 0.95)
 PLANS = st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0.1, 0.25, 0.5])), min_size=1, max_size=6)
-SUBJECTS = st.lists(st.integers(0, 12).map("s{:02d}".format), min_size=1, max_size=60)
-SEEDS = st.integers(0, 99)
 
 
 class Shifted(ToyWindows):
@@ -247,30 +245,76 @@ def test_nothing_is_drawn_where_nothing_is_dropped():
     assert source.draw([(400, 0.5)]).equal(DropoutSampler(5, CPU).draw([(400, 0.5)]))
 
 
-@given(SUBJECTS, SEEDS, SEEDS)
-def test_no_subject_is_on_both_sides_and_no_window_is_lost(subjects, seed, fold):
-    names = np.array(subjects)
-    windows = np.arange(len(names)) * 3 + 1  # numbers of windows in a store, not positions
-    train, inner = split_inner(windows, names, seed=seed, fold=fold)
-    np.testing.assert_array_equal(np.sort(np.concatenate([train, inner])), windows)
-    of = dict(zip(windows.tolist(), subjects, strict=True))
-    left, apart = {of[w] for w in train.tolist()}, {of[w] for w in inner.tolist()}
-    assert not left & apart
-    assert left
-    assert len(apart) == (max(1, round(INNER_FRACTION * len(set(subjects)))) if len(set(subjects)) > 1 else 0)
-    again = split_inner(windows, names, seed=seed, fold=fold)
-    assert again[0].tolist() == train.tolist() and again[1].tolist() == inner.tolist()
+@pytest.mark.parametrize("sampling", ["window", "subject"])
+@pytest.mark.parametrize(("each", "size", "wanted"), [(9, 48, [45, 45]), (7, 64, [35, 35]), (6, 32, [30, 30])])
+def test_every_window_is_in_one_batch_of_an_epoch(sampling, each, size, wanted):
+    """90 windows at a size of 48 were 48 and nothing: 53 % of them were seen."""
+    toy = ToyWindows(subjects=10, each=each)
+    train = np.arange(10 * each)
+    data = FoldData(tiny(batch_size=size, sampling=sampling), WindowLoader(toy), train, train[:1], fold=0)
+    seen = []
+    gather = toy.gather
+    toy.gather = lambda index, offset=None: seen.append(index) or gather(index, offset)
+    batches = list(data.batches(1, lambda size: [(size, 0.5)]))
+    assert [len(batch.y) for batch in batches] == [len(batch.dropout) for batch in batches] == wanted
+    assert data.steps_per_epoch == len(batches)
+    if sampling == "window":
+        np.testing.assert_array_equal(np.sort(np.concatenate(seen)), train)
 
 
-def test_folds_and_seeds_set_different_subjects_apart():
-    names = np.repeat([f"s{k:02d}" for k in range(20)], 2)
-    windows = np.arange(40)
-    drawn = {tuple(split_inner(windows, names, seed=s, fold=f)[1]) for s in range(4) for f in range(4)}
-    assert len(drawn) > 12
+def test_a_fold_of_one_window_is_refused():
+    with pytest.raises(UserError, match=r"fold 2 has 1 window\(s\) to train on; training needs 2"):
+        FoldData(tiny(), WindowLoader(ToyWindows()), np.array([3]), np.arange(2), fold=2)
 
 
-def test_target_scales():
-    values = np.array([0.0, 1.0, 2.0, 3.0, 100.0])
-    assert target_scale(values, "standard") == pytest.approx((values.mean(), values.std()))
-    assert target_scale(values, "robust") == pytest.approx((2.0, 1.4826))
-    assert target_scale(np.array([1.0, 1.0, 1.0, 5.0]), "robust")[1] == pytest.approx(np.sqrt(3))
+@pytest.fixture
+def uneven():
+    """Two people of class 0 with 16 windows, nine of class 1 with three; targets of regression follow the class."""
+
+    def make(*, classes):
+        toy = ToyWindows(subjects=11, each=16, classes=True)
+        kept = np.array([n for n, s in enumerate(toy.subjects) if s in ("s00", "s01") or n % 16 < 3])
+        label = np.where(np.isin(toy.subjects, ["s00", "s01"]), 0, 1)
+        toy.targets = label if classes else label + 0.01 * np.arange(len(label)).astype(np.float32)
+        if not classes:
+            toy.classes, toy.kind, toy.metric, toy.n_outputs = [], "regression", "nrmse", 1
+        return toy, kept
+
+    return make
+
+
+@pytest.mark.parametrize("sampling", ["window", "subject"])
+def test_classes_have_equal_weight_among_the_drawn_windows(uneven, sampling):
+    """By window, class 0 is more than half of the data; with people drawn evenly it is two elevenths of what is drawn."""
+    toy, train = uneven(classes=True)
+    data = FoldData(tiny(sampling=sampling), WindowLoader(toy), train, train[:1], fold=0)
+    weights = class_weights(toy.targets[train], 2, data.chances).numpy().astype(float)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([toy.targets[data.order(rng)] for _ in range(400)])
+    shares = np.bincount(drawn) / len(drawn)
+    np.testing.assert_allclose(shares, [32 / 59, 27 / 59] if sampling == "window" else [2 / 11, 9 / 11], atol=0.01)
+    np.testing.assert_allclose(shares * weights, 0.5, atol=0.02)
+    # The loss of the fold uses them: a network that answers 0 logits has the same gradient for both classes.
+    loss = make_task_loss(data.config, data)
+    logits = torch.zeros(len(drawn), 2, requires_grad=True)
+    loss(logits, torch.from_numpy(drawn)).backward()
+    assert float(logits.grad[:, 0].sum()) == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize("scale", ["standard", "robust"])
+@pytest.mark.parametrize("sampling", ["window", "subject"])
+def test_targets_are_scaled_by_what_is_drawn(uneven, sampling, scale):
+    """Centre, scale, and the mean that predictions are shrunk to are those of many epochs' draws."""
+    toy, train = uneven(classes=False)
+    config = tiny(sampling=sampling, target_scale=scale, shrink=0.25)
+    data = FoldData(config, WindowLoader(toy), train, train[:1], fold=0)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([toy.targets[data.order(rng)] for _ in range(2000)]).astype(float)
+    assert data.mean == pytest.approx(drawn.mean(), abs=0.01)
+    if scale == "standard":
+        assert (data.centre, data.scale) == pytest.approx((drawn.mean(), drawn.std()), abs=0.01)
+    else:
+        centre = np.median(drawn)
+        assert data.centre == pytest.approx(centre, abs=0.02)
+        assert data.scale == pytest.approx(1.4826 * np.median(np.abs(drawn - centre)), abs=0.03)
+    assert data.out_centre == pytest.approx(0.75 * data.centre + 0.25 * data.mean)

@@ -1,0 +1,69 @@
+"""The training subjects that a fold sets apart to choose its epoch, with ``early_stop=fold``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import Index
+from raypipe.core.seeds import derive_seed
+
+INNER_FRACTION = 0.15
+"""Fraction of a fold's training subjects that choose its epoch."""
+MIN_INNER_SUBJECTS = 4
+"""Smallest number of subjects that choose an epoch. The best epoch of fewer is that of one or two people."""
+MIN_TRAIN_SUBJECTS = 16
+"""Smallest number of training subjects of a fold that sets some apart: at most a quarter of them."""
+MAX_DRAWS = 1000
+"""Draws of subjects until every class occurs on both sides."""
+
+
+def split_inner(
+    train: Index, subjects: NDArray[Any], classes: NDArray[Any] | None = None, *, seed: int, fold: int
+) -> tuple[Index, Index]:
+    """Split a fold's training windows by subject: those it trains on, and those it chooses its epoch by.
+
+    Parameters
+    ----------
+    train
+        (N,) numbers of the training windows.
+    subjects, classes
+        (N,) their subjects, and their classes; None for regression.
+    seed, fold
+        Seed of the draw.
+
+    Raises
+    ------
+    UserError
+        There are too few subjects, or no draw has every class on both sides.
+    """
+    names = np.unique(subjects)
+    check_subjects(len(names), fold)
+    n_inner = max(MIN_INNER_SUBJECTS, round(INNER_FRACTION * len(names)))
+    rng = np.random.default_rng(derive_seed("inner", seed, fold))
+    for _ in range(MAX_DRAWS):
+        inner = np.isin(subjects, rng.permutation(names)[:n_inner])
+        if classes is None or set(classes[inner]) == set(classes[~inner]):
+            return train[~inner], train[inner]
+    raise UserError(
+        f"early_stop=fold: fold {fold} cannot choose its epoch by {n_inner} of its {len(names)} training subjects, "
+        "since they lack a class; use early_stop=trial"
+    )
+
+
+def check_subjects(n_subjects: int, fold: int) -> None:
+    """Refuse a fold with too few training subjects.
+
+    Raises
+    ------
+    UserError
+        There are fewer than `MIN_TRAIN_SUBJECTS`.
+    """
+    if n_subjects < MIN_TRAIN_SUBJECTS:
+        raise UserError(
+            f"early_stop=fold: fold {fold} has {n_subjects} training subjects, and setting some apart needs "
+            f"{MIN_TRAIN_SUBJECTS}; use early_stop=trial"
+        )
