@@ -122,7 +122,8 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
         state["predictions"] = torch.from_numpy(trainer.predict(some))
 
     window_seconds = call_seconds(predict, loader.device) / max(1, len(some))
-    epoch = trainer.data.steps_per_epoch * step + window_seconds * len(validation)
+    full_batches = len(trainer.data.train) / trainer.data.batch_sizes[0]
+    epoch = full_batches * step + window_seconds * len(validation)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
     predictions = len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
     return Cost(
