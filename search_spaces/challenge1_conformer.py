@@ -61,6 +61,7 @@ def space(trial):
         trial.suggest_float("loss/delta", 0.3, 2.0)
     elif loss == "focal":
         trial.suggest_float("loss/gamma", 0.25, 1.5)
+        trial.suggest_float("loss/beta", 1.0, 10.0, log=True)
     elif loss == "kl":
         trial.suggest_float("loss/width", 0.15, 0.8, log=True)
         fixed["model/bins"] = 64

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from raypipe.core.combinations import check_combination
+from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import FrozenModel
 
@@ -144,14 +146,23 @@ class LossConfig(FrozenModel):
     squared error."""
     gamma: Annotated[float, Field(ge=0.0)] = 1.0
     """Focusing exponent of `focal`; 0 is the plain loss."""
-    beta: Positive = 0.2
-    """Slope of Focal-R's sigmoid, per standard deviation of the training targets."""
+    beta: Positive = 3.5
+    """Slope of Focal-R's sigmoid, per standard deviation of the training targets. The paper's 0.2 is per year of age,
+    and ages in its AgeDB have a standard deviation of 17.6 years: 3.5 here. Far below 1 the loss is a cubed error (with
+    `gamma` 1), which outliers dominate; far above, the squared error."""
     delta: Positive = 1.0
     """Error from which Huber is linear, in standard deviations of the training targets."""
     smoothing: Fraction = 0.0
     """Label smoothing (classes only)."""
     balanced: bool = True
-    """Weight classes by inverse frequency in the training windows (classes only)."""
+    """Weight classes by inverse frequency among the windows that are drawn, which follows `sampling` (classes only)."""
+
+    @model_validator(mode="after")
+    def _parameters_are_those_of_the_loss(self) -> Self:
+        for name, losses in LOSS_PARAMETERS.items():
+            if self.name not in losses and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for name={losses[0]}, not for name={self.name}: leave it out")
+        return self
 
 
 class PretrainConfig(FrozenModel):
@@ -209,54 +220,32 @@ class TrialConfig(FrozenModel):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Maximum number of epochs; the learning-rate schedule covers all of them."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Windows per step, of each fold."""
+    """Windows per step, of each fold. Every window is in one batch of an epoch: the last two batches share what is left
+    evenly (90 windows at 48 make two batches of 45)."""
     patience: Annotated[int, Field(ge=1)] = 10
     """Epochs without a better score until training stops; see `early_stop`."""
     early_stop: Literal["trial", "fold"] = "trial"
     """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold holds out subjects of its
-    training side, and chooses its epoch and stops by them; no choice uses the scored windows."""
+    training side (15 %, at least 4), and chooses its epoch and stops by them; no choice uses the scored windows. Folds
+    with fewer than 16 training subjects are refused."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the network's passes (autocast); `auto` is bfloat16 on a GPU that supports it, else float32. The
     Fourier stem, the loss and the optimiser use float32."""
     sampling: Literal["window", "subject"] = "window"
     """Windows of an epoch: `window`, each of them once; `subject`, as many draws of first a subject and then one of its
-    windows, so that all subjects have equal weight."""
+    windows, so that all subjects have equal weight. Class weights and the scale of targets follow it."""
     target_scale: Literal["standard", "robust"] = "standard"
-    """Scaling of regression targets by the training windows: `standard`, mean and standard deviation; `robust`, median
-    and 1.4826 * median absolute deviation."""
+    """Scaling of regression targets by the training windows, weighted as `sampling` draws them: `standard`, mean and
+    standard deviation; `robust`, median and 1.4826 * median absolute deviation."""
     shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Regression: shrinkage of predictions to the training mean, from 0 (none) to 1 (always the mean). Where most of a
-    target is noise, the best prediction is near the mean."""
+    """Regression: shrinkage of predictions to the mean of the drawn training targets, from 0 (none) to 1 (always the
+    mean). Where most of a target is noise, the best prediction is near the mean."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
 
     @model_validator(mode="after")
-    def _pretraining_fits_the_network(self) -> Self:
-        if self.model.name == "tcn" and (self.pretrain.name != "none" or self.init.name != "none"):
-            raise ValueError("pretraining and init/name=pretrained need model/name=vit or conformer")
-        if self.pretrain.name == "mae" and self.model.name != "vit":
-            raise ValueError("pretrain/name=mae needs model/name=vit: it leaves patches out before the first layer")
-        if self.pretrain.name != "none" and self.init.name != "none":
-            raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
-        return self
-
-    @model_validator(mode="after")
-    def _loss_fits_the_output(self) -> Self:
-        if self.loss.name == "kl" and not self.model.bins:
-            raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
-        if (self.loss.name == "nll") != self.model.variance:
-            raise ValueError("loss/name=nll and model/variance=True go together: set both or neither")
-        return self
-
-    @model_validator(mode="after")
-    def _cycles_fit_the_epochs(self) -> Self:
-        if self.optim.schedule == "cyclic":
-            if self.epochs < self.optim.cycles:
-                raise ValueError(f"{self.optim.cycles} cycles (optim/cycles) need as many epochs (given {self.epochs})")
-            if self.early_stop == "fold":
-                raise ValueError("optim/schedule=cyclic needs early_stop=trial: folds end their cycles together")
-            if self.pretrain.name != "none":
-                raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
+    def _sections_fit_together(self) -> Self:
+        check_combination(self)
         return self
 
     @property

@@ -98,6 +98,10 @@ class SearchSpace:
         UserError
             The space sets an unknown parameter or a value out of range, or its code fails (names the line).
         """
+        return self._draw(trial)[1]
+
+    def _draw(self, trial: Any) -> tuple[dict[str, Any], TrialConfig]:
+        """Draw one configuration; return the drawn values by parameter too. Raises as `__call__`."""
         recorder = _Recorder(trial)
         space = self._module["space"]
         try:
@@ -113,15 +117,19 @@ class SearchSpace:
         for name in (*recorder.values, *(constants or {})):
             if not isinstance(name, str):
                 raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
-        return parse_config({**recorder.values, **(constants or {})}, self.name)
+        return recorder.values, parse_config({**recorder.values, **(constants or {})}, self.name)
 
     def draw(self, draws: int) -> list[TrialConfig]:
         """Draw configurations at random from a fixed seed; raises as `__call__`."""
+        return [config for _, config in self.draw_with_values(draws)]
+
+    def draw_with_values(self, draws: int) -> list[tuple[dict[str, Any], TrialConfig]]:
+        """Draw the same configurations as `draw`, each with the drawn values by parameter; raises as `__call__`."""
         import optuna  # imported here because it is slow, and reading a run does not need it
 
         with silence_optuna():
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-            return [self(study.ask()) for _ in range(draws)]
+            return [self._draw(study.ask()) for _ in range(draws)]
 
     def check(self, draws: int = 20) -> None:
         """Draw at random and try every `START` point, so that errors are found before anything is launched.

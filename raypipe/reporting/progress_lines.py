@@ -63,6 +63,9 @@ class PrintProgress(SweepCallback):
             numbers = ", ".join(map(str, again))
             self.print_line(f"the records of trial(s) {numbers} are lost: trained again with the same parameters")
 
+    def on_warning(self, line: str) -> None:
+        self.print_line(f"warning: {line}")
+
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         self.print_line(f"warm start: the sampler starts with {trials} of the {finished} trials of {run}")
 

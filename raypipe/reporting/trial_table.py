@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from raypipe.core.config import flatten, parameter_names
+from raypipe.core.effects import why_unused
 from raypipe.core.errors import UserError
 from raypipe.storage.files import write_atomic
 from raypipe.storage.lease import read_lease
@@ -17,11 +18,6 @@ from raypipe.storage.records import TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
 
 FORMATS = ("csv", "json", "parquet")
-_LOSS_PARAMETERS = {
-    "loss/gamma": ("focal",), "loss/beta": ("focal",), "loss/delta": ("huber",), "loss/width": ("kl",),
-    "loss/variance_power": ("nll",),
-}  # fmt: skip
-"""Parameters that only some losses use, with these losses."""
 
 
 def trials_table(run: RunStore) -> pd.DataFrame:
@@ -93,10 +89,7 @@ def varied_parameters(table: pd.DataFrame) -> list[str]:
 
 def is_unused(parameters: Mapping[Any, Any], name: str) -> bool:
     """Return whether other parameters of a trial switch a parameter off, as ``sam/name=none`` does ``sam/rho``."""
-    part, _, own = name.rpartition("/")
-    if name in _LOSS_PARAMETERS:
-        return parameters.get("loss/name") not in _LOSS_PARAMETERS[name]
-    return bool(part) and own != "name" and parameters.get(f"{part}/name") == "none"
+    return why_unused(parameters, name) is not None
 
 
 def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:

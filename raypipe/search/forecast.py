@@ -14,6 +14,7 @@ from typing import Any
 from raypipe.backend.remote_call import RemoteSite, connect
 from raypipe.backend.resources import divide_resources
 from raypipe.core.config import TrialConfig
+from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.options import parse_options
@@ -24,6 +25,7 @@ from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.search.example_configs import start_configs
 from raypipe.search.measurement import Cost, Measurement, cached_loader, measure
+from raypipe.search.preflight import check_space
 from raypipe.trial.callback import SweepCallback
 
 MAX_CONFIGS = 6
@@ -57,6 +59,8 @@ class Forecast:
     """Peak bytes on the GPU, with one fold."""
     worker_gpu_memory: int = 0
     """Bytes of the GPU that a worker may use."""
+    without_effect: str | None = None
+    """Line that names the parameters that the space draws without effect; None if there are none."""
 
     def seconds(self, trial: float) -> float:
         """Return the seconds of the sweep if every trial takes `trial` seconds on one worker."""
@@ -111,6 +115,8 @@ class Forecast:
             "Early stopping and halving reduce these numbers; several workers that share a machine's memory bandwidth "
             "take longer.",
         ]
+        if self.without_effect:
+            lines.append(f"Warning: {self.without_effect}")
         return "\n".join(lines)
 
 
@@ -154,6 +160,7 @@ def forecast(
     if not address:
         divide_resources(chosen, folds.n_folds, _machine_resources() | given)  # fails before the measurement
     source.check()
+    check_space(source, windows, folds)
     worker = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     with _site(address, callback or SweepCallback(), worker) as site:
         found = _measure_all(site, windows.where, folds, _configurations(source), worker, progress)
@@ -169,6 +176,7 @@ def forecast(
         memory=max(one.memory for one in found),
         gpu_memory=max(one.gpu_memory for one in found),
         worker_gpu_memory=min(one.worker_gpu_memory for one in found),
+        without_effect=parameters_without_effect(source, windows.kind),
     )
 
 

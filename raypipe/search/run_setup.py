@@ -18,6 +18,7 @@ from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.search.preflight import check_space
 from raypipe.storage.lease import sole_creator
 from raypipe.storage.records import RunInfo, read_options
 from raypipe.storage.run_store import RunStore
@@ -60,6 +61,7 @@ def open_run(
                 f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
             )
         folds = folds_of(windows, options.folds, options.held_out, options.seed)
+        check_space(space, windows, folds)
         _check_new(where)
         metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
         before_create()

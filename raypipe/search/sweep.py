@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.executor import Driver, execute, supervise
 from raypipe.backend.process_state import restored_process_state
+from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError, disk_full
 from raypipe.core.metrics import metric_for
 from raypipe.core.options import SweepOptions, parse_options
@@ -64,6 +65,8 @@ def sweep(
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     metric = metric_for(windows.kind, chosen.metric or windows.metric, windows.manifest.task)
     source, callback = load_space(space), callback or SweepCallback()
+    if without_effect := parameters_without_effect(source, windows.kind):
+        callback.on_warning(without_effect)
     with _cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from raypipe.core.combinations import check_loss
 from raypipe.core.config import LossConfig, TrialConfig
-from raypipe.core.errors import UserError
+from raypipe.core.metrics import Kind
 from raypipe.models.readout import bin_centres, decode_variance, distribution_mean
 
 if TYPE_CHECKING:
     from raypipe.training.loader import FoldData
 
-Kind = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
@@ -65,16 +65,15 @@ def make_loss(
     ValueError
         Class weights are missing or of the wrong shape; or, in the loss, shapes other than those above.
     """
+    if kind not in ("classification", "regression"):
+        raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
+    check_loss(cfg, kind)
     if kind == "regression":
         return _regression_loss(cfg, bins)
-    if kind == "classification":
-        return _classification_loss(cfg, n_classes, class_weights)
-    raise ValueError(f"kind must be 'classification' or 'regression' (given {kind!r})")
+    return _classification_loss(cfg, n_classes, class_weights)
 
 
 def _regression_loss(cfg: LossConfig, bins: int) -> Loss:
-    if cfg.smoothing:
-        raise UserError("loss/smoothing: labels are smoothed for classes only, this task is a regression (use 0)")
     if cfg.name == "kl":
         return _divergence(cfg.width)
     if cfg.name == "nll":
@@ -84,10 +83,6 @@ def _regression_loss(cfg: LossConfig, bins: int) -> Loss:
 
 
 def _classification_loss(cfg: LossConfig, n_classes: int, class_weights: Tensor | None) -> Loss:
-    if cfg.name in ("huber", "kl", "nll"):
-        raise UserError(
-            f"loss/name: '{cfg.name}' is for regression, this task is a classification (use 'plain' or 'focal')"
-        )
     if n_classes < 2:
         raise ValueError(f"a classification needs two classes or more (given {n_classes})")
     weights_K = class_weights if cfg.balanced else None
@@ -151,7 +146,8 @@ def _huber(delta: float) -> Loss:
 def _focal_r(gamma: float, beta: float) -> Loss:
     """Build Focal-R (Yang et al. 2021, arXiv:2102.09554, sec. 4.1): mean of e^2 * (2 sigmoid(beta |e|) - 1)^gamma.
 
-    The bracket is tanh(beta |e| / 2).
+    The bracket is tanh(beta |e| / 2). Errors are in standard deviations of the training targets; the paper's are in
+    years of age, and so is its beta.
     """
 
     def focal_r(pred: Tensor, target: Tensor) -> Tensor:

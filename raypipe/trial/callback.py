@@ -56,6 +56,9 @@ class SweepCallback:
     def on_ray_start(self, address: str | None) -> None:
         """Called before Ray is started on this machine or, with an `address`, joined."""
 
+    def on_warning(self, line: str) -> None:
+        """Called before a sweep starts that can run but is probably not what was meant; `line` says why."""
+
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         """Called when `trials` of the `finished` trials of another run are given to the sampler."""
 
@@ -127,6 +130,10 @@ class CallbackList(SweepCallback):
     def on_ray_start(self, address: str | None) -> None:
         for callback in self._callbacks:
             callback.on_ray_start(address)
+
+    def on_warning(self, line: str) -> None:
+        for callback in self._callbacks:
+            callback.on_warning(line)
 
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         for callback in self._callbacks:

@@ -10,8 +10,8 @@ from tests.support.toys import TINY
 
 
 def test_flat_and_nested_names_are_equivalent():
-    flat = parse_config({"loss/gamma": 2.0, "sam/name": "sam", "epochs": 3})
-    assert flat == parse_config({"loss": {"gamma": 2.0}, "sam": {"name": "sam"}, "epochs": 3})
+    flat = parse_config({"loss/name": "focal", "loss/gamma": 2.0, "sam/name": "sam", "epochs": 3})
+    assert flat == parse_config({"loss": {"name": "focal", "gamma": 2.0}, "sam": {"name": "sam"}, "epochs": 3})
     assert (flat.loss.gamma, flat.sam.name, flat.epochs) == (2.0, "sam", 3)
 
 
@@ -51,7 +51,13 @@ def test_equal_values_have_equal_hashes():
 
 def test_any_parameter_changes_the_hash():
     changes = [{}, {"sampling": "subject"}, {"target_scale": "robust"}, {"shrink": 0.5}, {"model/bins": 8}]
-    changes += [{"loss/width": 1}, {"model/patch": 10}, {"optim/cycles": 5}, {"init/rank": 8}, {"pretrain/mask": 0.5}]
+    changes += [
+        {"loss/width": 1, "loss/name": "kl", "model/bins": 8},
+        {"model/patch": 10},
+        {"optim/cycles": 5},
+        {"init/rank": 8},
+        {"pretrain/mask": 0.5},
+    ]
     assert len({parse_config(TINY | one).hash() for one in changes}) == len(changes)
 
 

@@ -51,6 +51,7 @@ def test_every_event_that_a_user_should_know_of_has_a_line():
     progress.on_open(OPEN)
     for event, given in {
         "on_ray_start": ("auto",),
+        "on_warning": ("space.py: drawn without effect",),
         "on_warm_start": ("old", 3, 4),
         "on_trials_kept": (2, 3),
         "on_lease_wait": ("process 7 on gpu-1",),
@@ -63,5 +64,5 @@ def test_every_event_that_a_user_should_know_of_has_a_line():
     }.items():
         assert hasattr(SweepCallback, event)
         getattr(progress, event)(*given)
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert lines[-1] == "the time budget was used up; continue with: raypipe resume 'runs/toy run' --time-budget MORE"

@@ -58,5 +58,7 @@ def test_every_class_occurs_among_the_subjects_set_apart(seed, rare):
 def test_a_class_of_one_person_is_refused():
     names = np.repeat([f"s{k:02d}" for k in range(20)], 3)
     classes = (np.arange(60) // 3 < 1).astype(int)
-    with pytest.raises(UserError, match=r"cannot choose its epoch by 4 of its 20 .* lack a class; use early_stop=trial"):
+    with pytest.raises(
+        UserError, match=r"cannot choose its epoch by 4 of its 20 .* lack a class; use early_stop=trial"
+    ):
         split_inner(np.arange(60), names, classes, seed=0, fold=0)

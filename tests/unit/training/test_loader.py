@@ -285,7 +285,7 @@ def uneven():
 
 @pytest.mark.parametrize("sampling", ["window", "subject"])
 def test_classes_have_equal_weight_among_the_drawn_windows(uneven, sampling):
-    """By window, class 0 is more than half of the data; with people drawn evenly it is two elevenths of what is drawn."""
+    """By window, class 0 is more than half of the data; with people drawn evenly, two elevenths of what is drawn."""
     toy, train = uneven(classes=True)
     data = FoldData(tiny(sampling=sampling), WindowLoader(toy), train, train[:1], fold=0)
     weights = class_weights(toy.targets[train], 2, data.chances).numpy().astype(float)

@@ -26,7 +26,14 @@ def test_batches_hold_all_windows_and_none_is_small(n, size, least):
 
 @pytest.mark.parametrize(
     ("n", "size", "wanted"),
-    [(90, 48, [45, 45]), (96, 48, [48, 48]), (97, 48, [48, 25, 24]), (49, 48, [25, 24]), (20, 48, [20]), (5, 2, [2, 3])],
+    [
+        (90, 48, [45, 45]),
+        (96, 48, [48, 48]),
+        (97, 48, [48, 25, 24]),
+        (49, 48, [25, 24]),
+        (20, 48, [20]),
+        (5, 2, [2, 3]),
+    ],
 )
 def test_the_last_two_batches_share_what_is_left(n, size, wanted):
     assert even_batches(n, size) == wanted

@@ -292,7 +292,9 @@ def test_out_of_fold_predictions_are_those_of_each_folds_own_epoch(tmp_path, man
         np.testing.assert_array_equal(trainer.predict(trainer.data.validation), predictions[best])
         chosen.append(best)
     assert len(set(chosen)) > 1  # otherwise one epoch for all folds would pass too
-    assert result.score == pytest.approx(score(windows.metric, windows.targets[oof.windows], oof.predictions), rel=1e-12)
+    assert result.score == pytest.approx(
+        score(windows.metric, windows.targets[oof.windows], oof.predictions), rel=1e-12
+    )
 
 
 def test_folds_of_few_subjects_set_none_apart(tmp_path):

@@ -1,0 +1,104 @@
+"""Combinations of parameters that cannot train, or of which a part would do nothing; they are refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raypipe.core.effects import UNUSED_IN_PRETRAINING
+from raypipe.core.errors import UserError
+from raypipe.core.metrics import Kind
+
+if TYPE_CHECKING:
+    from raypipe.core.config import LossConfig, TrialConfig
+
+
+def check_combination(config: TrialConfig) -> None:
+    """Check that the sections of a configuration fit together.
+
+    Raises
+    ------
+    ValueError
+        Two do not; the message names both.
+    """
+    _check_pretraining(config)
+    _check_initial_weights(config)
+    _check_loss(config)
+    _check_cycles(config)
+
+
+def _check_pretraining(config: TrialConfig) -> None:
+    from raypipe.core.config import TrialConfig, flatten
+
+    if config.pretrain.name == "none":
+        return
+    if config.model.name == "tcn":
+        raise ValueError("pretraining needs model/name=vit or conformer")
+    if config.pretrain.name == "mae" and config.model.name != "vit":
+        raise ValueError("pretrain/name=mae needs model/name=vit: it leaves patches out before the first layer")
+    if config.init.name != "none":
+        raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
+    default = flatten(TrialConfig())
+    for name, value in flatten(config).items():
+        if name in UNUSED_IN_PRETRAINING and value != default[name]:
+            raise ValueError(f"{name}={value} has no effect with pretrain/name={config.pretrain.name}: leave it out")
+
+
+def _check_initial_weights(config: TrialConfig) -> None:
+    init = config.init
+    if init.name == "none":
+        return
+    if config.model.name == "tcn":
+        raise ValueError("init/name=pretrained needs model/name=vit or conformer")
+    if init.tune == "full":
+        return
+    if config.sam.name != "none" and config.sam.only == "norm":
+        raise ValueError(f"init/tune={init.tune} trains no normalisation layer: leave sam/only=norm out")
+    if init.tune == "lora" and not config.model.depth:
+        raise ValueError("init/tune=lora changes the blocks, and model/depth=0 has none; use init/tune=frozen")
+
+
+def _check_loss(config: TrialConfig) -> None:
+    loss, model = config.loss.name, config.model
+    if loss in ("kl", "nll") and model.name == "vit":
+        raise ValueError(f"loss/name={loss} needs model/name=conformer or tcn: vit predicts one number")
+    if loss == "kl" and not model.bins:
+        raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
+    if (loss == "nll") != model.variance:
+        raise ValueError("loss/name=nll and model/variance=True go together: set both or neither")
+
+
+def _check_cycles(config: TrialConfig) -> None:
+    if config.optim.schedule != "cyclic":
+        return
+    if config.epochs < config.optim.cycles:
+        raise ValueError(f"{config.optim.cycles} cycles (optim/cycles) need as many epochs (given {config.epochs})")
+    if config.early_stop == "fold":
+        raise ValueError("optim/schedule=cyclic needs early_stop=trial: folds end their cycles together")
+    if config.pretrain.name != "none":
+        raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
+
+
+def check_task(config: TrialConfig, kind: Kind) -> None:
+    """Check that a configuration suits the kind of task.
+
+    Raises
+    ------
+    UserError
+        It does not; the message names the parameter.
+    """
+    if config.pretrain.name != "none":
+        return
+    check_loss(config.loss, kind)
+    if kind == "classification" and (config.model.bins or config.model.variance):
+        name = "bins" if config.model.bins else "variance"
+        raise UserError(f"model/{name}: it is for regression, this task is a classification (leave it out)")
+
+
+def check_loss(loss: LossConfig, kind: Kind) -> None:
+    """Check that a loss suits the kind of task; raises as `check_task`."""
+    if kind == "regression" and loss.smoothing:
+        raise UserError("loss/smoothing: labels are smoothed for classes only, this task is a regression (use 0)")
+    if kind == "classification" and loss.name in ("huber", "kl", "nll"):
+        raise UserError(
+            f"loss/name: '{loss.name}' is for regression, this task is a classification (use 'plain' or 'focal')"
+        )

@@ -1,0 +1,101 @@
+"""Parameters that have no effect beside others, and how search spaces that draw such parameters are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raypipe.core.metrics import Kind
+
+if TYPE_CHECKING:
+    from raypipe.core.search_space import SearchSpace
+
+N_DRAWS = 40
+"""Configurations of a space that are drawn to find parameters without effect."""
+
+LOSS_PARAMETERS = {
+    "gamma": ("focal",),
+    "beta": ("focal",),
+    "delta": ("huber",),
+    "width": ("kl",),
+    "variance_power": ("nll",),
+}
+"""Parameters that only some losses use, with these losses."""
+_CONFORMER, _ATTENTION, _DISTRIBUTION = ("conformer",), ("conformer", "vit"), ("conformer", "tcn")
+_SAM, _MIXUP = ("sam", "asam", "looksam", "msam"), ("mixup", "cmixup", "cutmix", "cutmix-channels")
+_SIMCLR: dict[str, tuple[str, ...]] = {"pretrain/name": ("simclr",)}
+
+USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    **{f"loss/{name}": {"loss/name": losses} for name, losses in LOSS_PARAMETERS.items()},
+    **{f"model/{name}": {"model/name": _CONFORMER} for name in ("kernels", "hidden", "features")},
+    **{f"model/{name}": {"model/name": _ATTENTION} for name in ("heads", "expansion")},
+    **{f"model/{name}": {"model/name": _DISTRIBUTION} for name in ("bins", "variance")},
+    "model/patch": {"model/name": ("vit",)},
+    "optim/cycles": {"optim/schedule": ("cyclic",)},
+    **{f"sam/{name}": {"sam/name": _SAM} for name in ("rho", "only")},
+    **{f"sam/{name}": {"sam/name": ("looksam",)} for name in ("every", "alpha")},
+    **{f"mixup/{name}": {"mixup/name": _MIXUP} for name in ("alpha", "prob", "other_subject")},
+    "mixup/bandwidth": {"mixup/name": ("cmixup",)},
+    "init/tune": {"init/name": ("pretrained",)},
+    "init/layer_decay": {"init/name": ("pretrained",), "init/tune": ("full", "lora")},
+    **{f"init/{name}": {"init/name": ("pretrained",), "init/tune": ("lora",)} for name in ("rank", "alpha")},
+    **{f"pretrain/{name}": {"pretrain/name": ("mae",)} for name in ("mask", "decoder_width", "decoder_depth")},
+    **{f"pretrain/{name}": _SIMCLR for name in ("temperature", "projection", "strength", "time_shift", "negatives")},
+    "pretrain/weight": {**_SIMCLR, "pretrain/negatives": ("same-subject",)},
+}
+"""Parameters that have an effect only if others have one of the given values."""
+USED_BY_KIND: dict[str, Kind] = {
+    **dict.fromkeys(("loss/beta", "loss/delta", "loss/width", "loss/variance_power"), "regression"),
+    **dict.fromkeys(("model/bins", "model/variance", "target_scale", "shrink"), "regression"),
+    **dict.fromkeys(("loss/smoothing", "loss/balanced"), "classification"),
+}
+"""Parameters that have an effect on one kind of task only."""
+UNUSED_IN_PRETRAINING = (
+    "sam/name", "mixup/name", "optim/ema", "loss/name", "sampling", "early_stop", "target_scale", "shrink", "precision",
+)  # fmt: skip
+"""Parameters of training with targets, which pretraining does not use."""
+
+
+def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = None) -> str | None:
+    """Return what switches a parameter off, such as ``sam/name=none`` does ``sam/rho``; None if it has an effect.
+
+    Parameters
+    ----------
+    parameters
+        Values by name; those that are missing switch nothing off.
+    name
+        The parameter.
+    kind
+        Kind of the task, if it is known.
+    """
+    for other, values in USED_WITH.get(name, {}).items():
+        if isinstance(parameters.get(other), str) and parameters[other] not in values:
+            return f"{other}={parameters[other]}"
+    pretraining = parameters.get("pretrain/name", "none")
+    if name in UNUSED_IN_PRETRAINING and isinstance(pretraining, str) and pretraining != "none":
+        return f"pretrain/name={pretraining}"
+    if kind is not None and USED_BY_KIND.get(name, kind) != kind:
+        return f"a {kind} task"
+    return None
+
+
+def parameters_without_effect(space: SearchSpace, kind: Kind | None = None) -> str | None:
+    """Return a line that names the parameters that a space draws though they have no effect; None if it draws none.
+
+    Configurations are drawn at random from a fixed seed. A parameter has no effect if another one, or the kind of the
+    task, switches it off, or if the space replaces what it draws by a constant.
+    """
+    from raypipe.core.config import flatten
+
+    drawn = [(values, flatten(config)) for values, config in space.draw_with_values(N_DRAWS)]
+    found = []
+    for name in sorted({name for values, _ in drawn for name in values}):
+        having = [(values[name], parameters) for values, parameters in drawn if name in values]
+        reasons = [reason for _, parameters in having if (reason := why_unused(parameters, name, kind))]
+        if reasons:
+            found.append(f"{name} ({len(reasons)} of {len(having)} draws: {', '.join(sorted(set(reasons)))})")
+        elif len({value for value, _ in having}) > 1 and len({parameters.get(name) for _, parameters in having}) == 1:
+            found.append(f"{name} (a constant of the space replaces it)")
+    return (
+        f"{space.name}: drawn without effect: {'; '.join(found)}; draw them only where they are used" if found else None
+    )

@@ -1,0 +1,37 @@
+"""Checks of a search space against the data of a sweep, before anything is started."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raypipe.core.combinations import check_task
+from raypipe.core.errors import UserError
+from raypipe.core.folds import FoldMap
+from raypipe.core.search_space import SearchSpace
+from raypipe.data.window_store import WindowStore
+from raypipe.search.example_configs import example_configs
+from raypipe.training.inner_split import check_subjects
+
+
+def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> None:
+    """Check that configurations of a space can be trained on the windows of a sweep's folds.
+
+    Raises
+    ------
+    UserError
+        One suits another kind of task only, or chooses its epoch by fold where a fold has too few training subjects.
+    """
+    configs = example_configs(space)
+    try:
+        for config in configs:
+            check_task(config, windows.kind)
+        if any(config.early_stop == "fold" for config in configs):
+            _check_inner_subjects(windows, folds)
+    except UserError as error:
+        raise UserError(f"{space.name}: {error}") from None
+
+
+def _check_inner_subjects(windows: WindowStore, folds: FoldMap) -> None:
+    for fold in range(folds.n_folds):
+        train, _ = folds.split(windows.subjects, fold)
+        check_subjects(len(np.unique(windows.subjects[train])), fold)

@@ -1,0 +1,73 @@
+"""Combinations that cannot train, or of which a part does nothing, are refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypipe.core.combinations import check_task
+from raypipe.core.config import parse_config
+from raypipe.core.errors import UserError
+
+VIT = {"model/name": "vit"}
+PRETRAINED = VIT | {"init/name": "pretrained"}
+MAE = VIT | {"pretrain/name": "mae"}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (VIT | {"model/bins": 8}, "bins and variance are for name=conformer and tcn, not for vit"),
+        (VIT | {"loss/name": "kl"}, "loss/name=kl needs model/name=conformer or tcn: vit predicts one number"),
+        (VIT | {"loss/name": "nll"}, "loss/name=nll needs model/name=conformer or tcn"),
+        (PRETRAINED | {"init/tune": "frozen", "sam/name": "sam", "sam/only": "norm"}, "leave sam/only=norm out"),
+        (PRETRAINED | {"init/tune": "lora", "sam/name": "asam", "sam/only": "norm"}, "trains no normalisation layer"),
+        (PRETRAINED | {"init/tune": "lora", "model/depth": 0}, "model/depth=0 has none; use init/tune=frozen"),
+        (MAE | {"sam/name": "sam"}, "sam/name=sam has no effect with pretrain/name=mae: leave it out"),
+        (MAE | {"mixup/name": "mixup"}, "mixup/name=mixup has no effect"),
+        (MAE | {"optim/ema": 0.9}, "optim/ema=0.9 has no effect"),
+        (MAE | {"sampling": "subject"}, "sampling=subject has no effect"),
+        (MAE | {"early_stop": "fold"}, "early_stop=fold has no effect"),
+        (MAE | {"shrink": 0.5}, "shrink=0.5 has no effect"),
+        (MAE | {"loss/name": "focal"}, "loss/name=focal has no effect"),
+        ({"loss/gamma": 2.0}, "parameter 'loss': gamma is for name=focal, not for name=plain: leave it out"),
+        ({"loss/name": "huber", "loss/beta": 1.0}, "beta is for name=focal, not for name=huber"),
+        ({"loss/name": "focal", "loss/delta": 2.0}, "delta is for name=huber, not for name=focal"),
+        ({"loss/name": "huber", "loss/width": 0.5}, "width is for name=kl"),
+        ({"loss/variance_power": 1.0}, "variance_power is for name=nll"),
+    ],
+)
+def test_combinations_are_refused_in_one_line(params, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(params, "spaces/x.py")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("spaces/x.py: ")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        MAE,
+        VIT | {"pretrain/name": "simclr", "model/dropout": 0.1},
+        PRETRAINED | {"init/tune": "full", "sam/name": "sam", "sam/only": "norm"},
+        PRETRAINED | {"init/tune": "frozen", "sam/name": "sam"},
+        {"loss/name": "kl", "model/bins": 8, "loss/width": 0.5, "sam/name": "sam"},
+    ],
+)
+def test_others_are_accepted_also_as_they_are_stored(params):
+    config = parse_config(params)
+    assert type(config).model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "message"),
+    [
+        ({"loss/name": "huber"}, "classification", "'huber' is for regression"),
+        ({"loss/smoothing": 0.1}, "regression", "smoothed for classes only"),
+        ({"model/bins": 8}, "classification", "model/bins: it is for regression"),
+        ({"loss/name": "nll", "model/variance": True}, "classification", "'nll' is for regression"),
+    ],
+)
+def test_a_configuration_for_another_kind_of_task_is_refused(params, kind, message):
+    config = parse_config(params)
+    check_task(config, "regression" if kind == "classification" else "classification")
+    with pytest.raises(UserError, match=message):
+        check_task(config, kind)
