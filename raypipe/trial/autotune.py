@@ -221,7 +221,7 @@ def stem_seconds(model: Conformer, x_BCT: torch.Tensor) -> dict[str, float]:
     The model is not changed.
     """
     stem, before = model.stem, model.stem.algorithm
-    parameters = list(stem.parameters())
+    parameters = [parameter for parameter in stem.parameters() if parameter.requires_grad]
 
     def forward_and_backward() -> None:
         with torch.enable_grad():
