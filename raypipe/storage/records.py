@@ -83,6 +83,8 @@ class Epoch(FrozenModel):
     """Every fold has stopped by itself (``early_stop=fold``)."""
     finished: float
     """Unix time (s) at which the epoch was scored."""
+    predictions: str = ""
+    """SHA-256 of the epoch's out-of-fold predictions (`epoch_file`), written before this record; empty if not kept."""
 
 
 class OwnedRecord(Record):
@@ -111,7 +113,7 @@ class OwnedRecord(Record):
 class History(OwnedRecord):
     """Epochs of a trial (``history.json``)."""
 
-    format: Literal["raypipe-history/3"] = "raypipe-history/3"
+    format: Literal["raypipe-history/4"] = "raypipe-history/4"
     scored: str
     """What `Epoch.score` is of (`raypipe.core.levels.describe_level`)."""
     epochs: list[Epoch]
@@ -170,6 +172,11 @@ class Member(NamedTuple):
         """Return the name that a file of the trial, such as ``oof.npz``, has for this member."""
         stem, dot, kind = name.partition(".")
         return f"{stem}-epoch-{self.epoch:04d}{dot}{kind}" if self.epoch else name
+
+
+def epoch_file(epoch: int) -> str:
+    """Return the name of the file with a trial's out-of-fold predictions of an epoch."""
+    return f"predictions/epoch-{epoch:04d}.npz"
 
 
 def trial_file(number: int, name: str = "") -> str:

@@ -17,7 +17,8 @@ and can be read without Ray.
 ``trials/0007/trial.json``            a trial's configuration
 ``trials/0007/history.json``          the score over all folds, and of each fold, after every epoch
 ``trials/0007/fold-2/epoch-0005.ckpt``  a fold's whole state: of the newest two epochs, the best, and ends of cycles
-``trials/0007/oof.npz``               out-of-fold predictions of the best epoch
+``trials/0007/predictions/epoch-0005.npz``  out-of-fold predictions of an epoch, written once it is scored
+``trials/0007/oof.npz``               out-of-fold predictions of the best epoch, with windows and folds
 ``trials/0007/fold-2.safetensors``    a fold's weights of the best epoch
 ``trials/0007/oof-epoch-0010.npz``    predictions of a snapshot (the end of a cycle of the learning rate); its weights
                                       are in ``fold-2-epoch-0010.safetensors``

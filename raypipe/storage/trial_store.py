@@ -13,7 +13,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import DamagedFileError, UserError, first_line
 from raypipe.core.record import Record
 from raypipe.storage.files import Folder, map_concurrently, write_record
-from raypipe.storage.out_of_fold import OutOfFold, unpack_tensors
+from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold, unpack_tensors
 from raypipe.storage.records import (
     HISTORY_FILE,
     RESULT_FILE,
@@ -24,6 +24,7 @@ from raypipe.storage.records import (
     TrialRecord,
     TrialResult,
     digest,
+    epoch_file,
     read_owned,
     trial_file,
 )
@@ -214,6 +215,31 @@ class TrialStore:
         except FileNotFoundError:
             raise UserError(f"{self.where}: {Member(number, epoch)} has no out-of-fold predictions") from None
 
+    def write_epoch_predictions(self, number: int, epoch: int, predictions: EpochPredictions) -> str:
+        """Store a trial's out-of-fold predictions of an epoch; return `Epoch.predictions`, their checksum."""
+        (checksum,) = self._write_output(number, epoch_file(epoch), predictions.to_npz()).values()
+        return checksum
+
+    def epoch_predictions(self, number: int, epoch: Epoch) -> EpochPredictions:
+        """Return a trial's out-of-fold predictions of an epoch in its history.
+
+        Raises
+        ------
+        DamagedFileError
+            They are missing, damaged, or those of another epoch.
+        """
+        name = trial_file(number, epoch_file(epoch.epoch))
+        try:
+            data = self.folder.read(name)
+            if digest(data) != epoch.predictions:
+                raise ValueError(f"its checksum is not the one in {HISTORY_FILE}")
+            return EpochPredictions.from_npz(data)
+        except FileNotFoundError:
+            raise DamagedFileError(f"{self.where}/{name}: missing; restore it from a copy") from None
+        except ValueError as error:
+            what = f"damaged ({first_line(error)})"
+            raise DamagedFileError(f"{self.where}/{name}: {what}; restore it from a copy") from None
+
     def write_weights(self, number: int, fold: int, tensors: dict[str, Any], epoch: int = 0) -> dict[str, str]:
         """Store the weights of a fold's best epoch, or of the snapshot of `epoch`; returns as `write_oof`."""
         from safetensors.torch import save
@@ -298,7 +324,9 @@ class TrialStore:
         """Return the function that parses the content of a trial's file."""
         if name in _RECORDS:
             return partial(_RECORDS[name].parse, where=f"{self.where}/{trial_file(number, name)}")
-        return OutOfFold.from_npz if name.startswith("oof") else unpack_tensors
+        if name.endswith(".npz"):
+            return OutOfFold.from_npz if name.startswith("oof") else EpochPredictions.from_npz
+        return unpack_tensors
 
     def _read_output(self, number: int, name: str, parse: Callable[[bytes], T]) -> T:
         """Read and parse a file of a trial, and compare it with the checksum that the trial recorded at its end."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteError
 from raypipe.core.levels import ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import NO_SKILL, constant_out_of_fold, score
-from raypipe.storage.out_of_fold import OutOfFold
-from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch
+from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold
+from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, epoch_file
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training.result import FoldEpoch
@@ -64,7 +64,9 @@ class TrialEvaluator:
         return self.done >= self.config.epochs or self.done - self.best >= self.config.patience
 
     def add_epoch(self, epoch: int, outcomes: Mapping[int, FoldEpoch]) -> Epoch:
-        """Score and record an epoch that all folds have finished; return the record, also if it was recorded before.
+        """Score and record an epoch that all folds have finished, and store its predictions.
+
+        Return the record, also if it was recorded before.
 
         Parameters
         ----------
@@ -98,6 +100,7 @@ class TrialEvaluator:
             by_fold=any(part.by_fold for part in parts),
             over=all(part.stopped for part in parts),
             finished=time.time(),
+            predictions=self._write_predictions(epoch, parts),
         )
         self.history.append(record)
         self.run.write_history(self.number, self.history)
@@ -105,6 +108,14 @@ class TrialEvaluator:
 
     def _score_over_folds(self, parts: Sequence[FoldEpoch]) -> float:
         return self._score(np.concatenate(self.validation), np.concatenate([part.predictions for part in parts]))
+
+    def _write_predictions(self, epoch: int, parts: Sequence[FoldEpoch]) -> str:
+        """Store the predictions of all folds, in order of the windows; return their checksum."""
+        order, n_outputs = np.argsort(np.concatenate(self.validation), kind="stable"), self.windows.n_outputs
+        values = np.concatenate([part.predictions for part in parts])[order].astype(np.float32)
+        variances = values[:, n_outputs] if values.shape[1] > n_outputs else None
+        stored = EpochPredictions(values[:, :n_outputs], variances)
+        return self.run.write_epoch_predictions(self.number, epoch, stored)
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
         value = self._score(self.validation[fold], predictions)
@@ -159,7 +170,7 @@ def _end_trial(
     """Write what a trial leaves; return its result."""
     history = run.history(number)
     best = best_epoch(history, run.info.direction)
-    files = run.record_checksums(number)
+    files = run.record_checksums(number) | {epoch_file(e.epoch): e.predictions for e in history if e.predictions}
     initial: list[str] = []
     ends: list[int] = []
     if best is not None and state != "failed":

@@ -10,6 +10,7 @@ import pytest
 from raypipe.core.errors import CheckpointError, DamagedFileError, InterruptedEpochError, NonFiniteError
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
+from raypipe.storage.records import epoch_file
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.training.stacked_trainer import StackedTrainer
@@ -57,6 +58,26 @@ def test_a_trial_learns_and_leaves_everything(tmp_path, windows):
     assert run.weights(0, 1)["target.scale"] > 0
 
 
+def test_predictions_of_every_epoch_are_kept(tmp_path, windows):
+    run, result = trial(tmp_path, windows, tiny(epochs=4, patience=4))
+    search = run.folds.search_index(windows.subjects)
+    assert not set(run.folds.held_out) & set(windows.subjects[search])
+    for epoch in run.history(0):
+        kept = run.epoch_predictions(0, epoch)
+        assert kept.predictions.shape == (len(search), windows.n_outputs) and kept.variances is None
+        assert result.files[epoch_file(epoch.epoch)] == epoch.predictions
+        if epoch.epoch == result.best_epoch:
+            np.testing.assert_allclose(kept.predictions, run.oof(0).predictions, atol=2e-7)
+    first, second, *_ = run.history(0)
+    run.folder.write(f"trials/0000/{epoch_file(1)}", run.folder.read(f"trials/0000/{epoch_file(2)}"))
+    with pytest.raises(DamagedFileError, match=r"epoch-0001.npz: damaged .*checksum.*; restore it from a copy"):
+        run.epoch_predictions(0, first)
+    assert list(run.verify()) == [f"trials/0000/{epoch_file(1)}"]
+    run.folder.remove(f"trials/0000/{epoch_file(2)}")
+    with pytest.raises(DamagedFileError, match=r"epoch-0002.npz: missing; restore it from a copy"):
+        run.epoch_predictions(0, second)
+
+
 def test_oof_predictions_are_those_of_the_kept_weights(tmp_path, windows):
     run, _ = trial(tmp_path, windows, tiny(**EVERYTHING))
     oof = run.oof(0)
@@ -94,6 +115,8 @@ def test_a_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, many,
             assert attempts < 50
     assert attempts > 1  # their number depends on when the reporting thread returns
     assert [(e.score, e.losses) for e in run.history(0)] == [(e.score, e.losses) for e in whole.history(0)]
+    assert [e.predictions for e in run.history(0)] == [e.predictions for e in whole.history(0)]
+    assert run.verify() == {}
     assert (result.score, result.best_epoch) == (expected.score, expected.best_epoch)
     np.testing.assert_array_equal(run.oof(0).predictions, whole.oof(0).predictions)
     for name, tensor in whole.weights(0, 2).items():
