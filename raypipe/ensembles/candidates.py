@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raypipe.core.errors import UserError
+from raypipe.core.progress import Progress
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet, ScoredTask
-from raypipe.storage.records import Member
+from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool
+from raypipe.storage.records import Member, TrialResult
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 
@@ -30,6 +33,8 @@ class Candidates:
     """Out of fold, in the order of `members`."""
     max_members: int | None
     """Members that a method may use; None for all."""
+    pool: TrialPool
+    """All trials and epochs, of which nested scores choose anew."""
 
     @property
     def task(self) -> ScoredTask:
@@ -49,7 +54,13 @@ class Candidates:
 
 
 def read_candidates(
-    run: RunStore, windows: WindowStore | None, *, top: int, max_networks: int | None, max_mb: float | None
+    run: RunStore,
+    windows: WindowStore | None,
+    *,
+    top: int,
+    max_networks: int | None,
+    max_mb: float | None,
+    progress: Progress | None = None,
 ) -> Candidates:
     """Read the best trials of a run, after checks of their files and for leaks.
 
@@ -62,9 +73,10 @@ def read_candidates(
     """
     if top < 1:
         raise UserError(f"--top {top}: an ensemble needs at least one trial")
-    ranked = run.ranked()[:top]
+    results = run.results()
+    ranked = run.ranked(results)[:top]
     if not ranked:
-        raise UserError(_no_trial(run))
+        raise UserError(_no_trial(run, results))
     trials = [result.number for result in ranked]
     members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
     windows = _run_windows(run, windows)
@@ -74,7 +86,9 @@ def read_candidates(
     order = predictions.ranking()
     members = [members[member] for member in order]
     limit = count_members_within(run, members, max_networks, max_mb)
-    return Candidates(run, windows, trials, members, predictions.select_members(order), limit)
+    predictions = predictions.select_members(order)
+    pool = read_trial_pool(run, results, predictions, top, progress)
+    return Candidates(run, windows, trials, members, predictions, limit, pool)
 
 
 def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:
@@ -87,8 +101,8 @@ def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:
     return windows
 
 
-def _no_trial(run: RunStore) -> str:
-    states = [result.state for result in run.results()]
+def _no_trial(run: RunStore, results: Sequence[TrialResult]) -> str:
+    states = [result.state for result in results]
     counts = f"{len(run.numbers())} started, {states.count('failed')} failed, {states.count('pruned')} were pruned"
     if states.count("failed"):
         hint = f"see why with: raypipe status {shell_quoted(run.where)}"

@@ -11,8 +11,14 @@ from raypipe.core.progress import Progress
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.inference import used_members
 from raypipe.ensembles.members import MergedNetworks
-from raypipe.ensembles.methods import METHODS
-from raypipe.ensembles.nested_cv import AUTO, NestedResult, best_name, limit_members, run_nested_cv
+from raypipe.ensembles.methods import METHODS, auto_methods
+from raypipe.ensembles.nested_cv import (
+    AUTO,
+    NestedResult,
+    limit_members,
+    run_nested_cv,
+    simplest_within_error,
+)
 from raypipe.ensembles.oof import Floats
 from raypipe.ensembles.soup import SOUPS, SoupMaker, SoupResult, compatible_members, make_soup
 from raypipe.ensembles.verdict import soup_notes
@@ -20,7 +26,7 @@ from raypipe.models.combine import Rule
 from raypipe.storage.records import Member
 
 ALL = "all"
-"""Ship the same method as `AUTO`, and add a row for every method to the table."""
+"""Ship the same method as `AUTO`, and score every method."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class FittedMethods:
 
     chosen: str
     chosen_by_score: bool
-    """The method was chosen by its nested score, not by the user."""
+    """The method was chosen by nested scores, not by the user."""
     rules: dict[str, Rule]
     nested: NestedResult
     soups: dict[str, SoupResult]
@@ -40,9 +46,12 @@ class FittedMethods:
 
     @property
     def nested_predictions(self) -> Floats:
-        """Nested predictions (N, outputs) of the ensemble. A choice by score is repeated in each split."""
+        """Predictions (N, outputs) of ensembles that were chosen and fitted on other subjects.
+
+        A choice by score is repeated in each split. Of a soup, the trials and their epochs were chosen on all subjects.
+        """
         if self.chosen in self.soups:
-            return self.soups[self.chosen].nested
+            return self.soups[self.chosen].by_other_half
         return self.nested.predictions[AUTO if self.chosen_by_score else self.chosen]
 
     def notes(self, candidates: Candidates) -> list[str]:
@@ -61,10 +70,10 @@ def fit_methods(candidates: Candidates, method: str, progress: Progress | None) 
     UserError
         The requested method cannot be used.
     """
-    by_score = method in (AUTO, ALL)
-    wanted = list(METHODS) if by_score else [name for name in METHODS if name in ("best", "equal", method)]
-    limit = candidates.max_members
-    nested = run_nested_cv(candidates.predictions, wanted, max_members=limit, auto=by_score)
+    by_score, limit = method in (AUTO, ALL), candidates.max_members
+    among = auto_methods(candidates.run.info.kind) if by_score else []
+    wanted = [name for name in METHODS if method == ALL or name in ("best", "equal", method, *among)]
+    nested = run_nested_cv(candidates.pool, wanted, max_members=limit, auto=among)
     if not by_score and method in nested.excluded:
         raise UserError(f"--method {method}: {nested.excluded[method]}; use --method auto")
     usable = [name for name in wanted if name not in nested.excluded]
@@ -74,7 +83,8 @@ def fit_methods(candidates: Candidates, method: str, progress: Progress | None) 
         rules[name] = fit(candidates.predictions)
     chosen = method
     if by_score:
-        chosen = best_name({name: nested.scores[name] for name in usable}, candidates.run.info.metric)
+        scored = {name: nested.predictions[name] for name in among if name in usable}
+        chosen = simplest_within_error(scored, candidates.predictions)
     soups, compatible, excluded = make_soups(candidates, method, progress)
     return FittedMethods(chosen, by_score, rules, nested, soups, compatible, nested.excluded | excluded)
 

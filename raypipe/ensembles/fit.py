@@ -21,7 +21,6 @@ from raypipe.ensembles.held_out import HeldOutPredictions, difference_to_best, p
 from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
-from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
@@ -49,7 +48,7 @@ def fit_ensemble(
         The run's windows; None opens the store that the run was made from.
     """
     _require_known(method)
-    candidates = read_candidates(run, windows, top=top, max_networks=max_members, max_mb=max_mb)
+    candidates = read_candidates(run, windows, top=top, max_networks=max_members, max_mb=max_mb, progress=progress)
     if distilled:
         require_random_start(run, candidates.members[0])
 
@@ -77,7 +76,7 @@ def fit_ensemble(
         notes=notes,
         held_out=_held_out_record(candidates, rows, held_out, shipped),
         held_out_evaluations=evaluations.times,
-        diversity=_diversity(candidates.predictions),
+        diversity=_diversity(candidates),
         excluded=fits.excluded,
     )
 
@@ -119,12 +118,14 @@ def _outcome(
     )
 
 
-def _diversity(predictions: MemberPredictions) -> dict[str, Any]:
+def _diversity(candidates: Candidates) -> dict[str, Any]:
     """Return `Ensemble.diversity`."""
+    n_members = len(candidates.members)
+    curve = score_by_ensemble_size(candidates.pool)
     return {
-        "members": predictions.names,
-        "correlations": error_correlations(predictions).round(4).tolist(),
-        "curve": score_by_ensemble_size(predictions),
+        "members": candidates.predictions.names,
+        "correlations": error_correlations(candidates.predictions).round(4).tolist(),
+        "curve": {name: (scores + [float("nan")] * n_members)[:n_members] for name, scores in curve.items()},
     }
 
 

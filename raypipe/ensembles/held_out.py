@@ -54,7 +54,7 @@ def table_rows(
 
     def row(name: str) -> RowPredictions:
         if name in fits.soups:
-            return RowPredictions(held_out.soups[name], fits.soups[name].oof, fits.soups[name].nested)
+            return RowPredictions(held_out.soups[name], fits.soups[name].oof)
         return RowPredictions(
             combine_by_fold(fits.rules[name], held_out.members_MFNO, held_out.variances_MFN),
             candidates.predictions.combine(fits.rules[name]),
@@ -62,8 +62,9 @@ def table_rows(
         )
 
     ensemble = row(fits.chosen)
+    nested = None if fits.chosen in fits.soups else fits.nested_predictions
     rows = {
-        ENSEMBLE: RowPredictions(ensemble.held_out, ensemble.oof, fits.nested_predictions),
+        ENSEMBLE: RowPredictions(ensemble.held_out, ensemble.oof, nested),
         EQUAL: row("equal"),
         BEST: row("best"),
     }

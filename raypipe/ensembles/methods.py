@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from raypipe.core.metrics import Kind
 from raypipe.ensembles.oof import MemberPredictions
 from raypipe.ensembles.selection import greedy_selection
 from raypipe.ensembles.stacking import boosting, missing_classes, ridge_stacking
@@ -27,6 +28,7 @@ from raypipe.ensembles.weights import (
 )
 from raypipe.models.combine import Rule
 
+BOTH: tuple[Kind, ...] = ("classification", "regression")
 NO_SNAPSHOTS = "no trial has snapshots; they come with optim/schedule=cyclic"
 
 
@@ -40,6 +42,8 @@ class Method:
     fit: Callable[[MemberPredictions], Rule]
     unusable_reason: Callable[[MemberPredictions], str | None] = lambda members: None
     """Return why the method cannot be used with these members, or None."""
+    in_auto: tuple[Kind, ...] = ()
+    """Kinds of task of which ``auto`` considers the method; others are scored by ``--method all`` only."""
 
 
 def missing_snapshots(members: MemberPredictions) -> str | None:
@@ -50,8 +54,17 @@ def missing_snapshots(members: MemberPredictions) -> str | None:
 
 
 _ALL = (
-    Method("best", "the best single member", best_member),
-    Method("equal", "equal weights over all members", equal_weights),
+    Method("best", "the best single member", best_member, in_auto=BOTH),
+    Method("equal", "equal weights over all members", equal_weights, in_auto=BOTH),
+    Method("greedy", "greedy selection with replacement, bagged over subjects", greedy_selection, in_auto=BOTH),
+    Method("ridge", "non-negative ridge stacking", ridge_stacking, in_auto=BOTH),
+    Method(
+        "sample",
+        "weights per window, by calibrated entropy (classes) or predicted variance (regression)",
+        partial(variance_or_entropy_weights, by_member=False),
+        missing_variances,
+        in_auto=("regression",),
+    ),
     Method(
         "snapshots",
         "equal weights over the best trial and its snapshots",
@@ -63,20 +76,17 @@ _ALL = (
     Method("confidence", "weights by a fitted power of the inverse mean squared error", power_of_inverse_error),
     Method("softmax", "weights by a softmax of the errors, the temperature cross-validated", softmax_of_errors),
     Method(
-        "sample",
-        "weights per window, by calibrated entropy (classes) or predicted variance (regression)",
-        partial(variance_or_entropy_weights, by_member=False),
-        missing_variances,
-    ),
-    Method(
         "member-sample",
         "weights per member and window",
         partial(variance_or_entropy_weights, by_member=True),
         missing_variances,
     ),
-    Method("greedy", "greedy selection with replacement, bagged over subjects", greedy_selection),
-    Method("ridge", "non-negative ridge stacking", ridge_stacking),
     Method("boosting", "gradient boosting on predictions and confidence features", boosting, missing_classes),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-"""Methods by name, simpler ones first: the first of several equal scores is chosen."""
+"""Methods by name. Those of ``auto`` come first, simpler ones before others: a simpler one is preferred."""
+
+
+def auto_methods(kind: Kind) -> list[str]:
+    """Return the methods that ``auto`` chooses among for a kind of task, simpler ones first."""
+    return [name for name, method in METHODS.items() if kind in method.in_auto]

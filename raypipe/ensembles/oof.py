@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.levels import Level, ranking_score
+from raypipe.core.levels import Level, ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
@@ -75,6 +75,15 @@ class MemberPredictions:
             trials=None if self.trials is None else [self.trials[member] for member in some],
         )
 
+    def choose(self, inside_N: Mask) -> MemberPredictions:
+        """Return these members: they are given, whatever the windows in a mask (N,) that `TrialPool.choose` takes."""
+        return self
+
+    @property
+    def windows_like(self) -> MemberPredictions:
+        """Return these predictions, as `TrialPool.windows_like`."""
+        return self
+
     @property
     def encoded_targets(self) -> Floats:
         """Targets (N, outputs) that predictions are compared with: values, or one-hot classes."""
@@ -131,11 +140,29 @@ def subject_groups(members: MemberPredictions, n: int) -> Index:
     return np.asarray(np.unique(group_S, return_inverse=True)[1][index_N])
 
 
-def subject_splits(members: MemberPredictions, n: int) -> Iterator[tuple[Mask, Mask]]:
-    """Yield, for each of `n` groups of subjects, the masks (N,) of the windows to fit on and to test on."""
-    groups_N = subject_groups(members, n)
+def subject_splits(members: MemberPredictions, n: int, inside_N: Mask | None = None) -> Iterator[tuple[Mask, Mask]]:
+    """Yield, for each of `n` groups of subjects, the masks (N,) of the windows to fit on and to test on.
+
+    With a mask `inside_N` (N,) of whole subjects, other windows are in neither.
+    """
+    if inside_N is None:
+        inside_N = np.ones(len(members.targets), dtype=bool)
+    groups_N = np.full(len(inside_N), -1)
+    groups_N[inside_N] = subject_groups(members.select_windows(inside_N), n)
     for group in range(int(groups_N.max()) + 1):
-        yield groups_N != group, groups_N == group
+        yield inside_N & (groups_N != group), groups_N == group
+
+
+# Scores of some of the people
+
+
+def people_scores(members: MemberPredictions, predictions: NDArray[Any], parts: Sequence[Mask]) -> Floats:
+    """Return the score of predictions (N, outputs) on each of P parts, masks (N,) of whole subjects: (P,)."""
+    first = np.unique(members.subjects, return_index=True)[1]
+    counts_PS = np.array([part[first] for part in parts], dtype=np.int64)
+    rows = rows_at_level(members.level, members.targets, members.subjects, members.folds, predictions)
+    subject_N = np.unique(rows.subjects, return_inverse=True)[1].astype(np.int64)
+    return within_folds(members.metric, rows.folds).resampled(rows.targets, rows.predictions, subject_N, counts_PS)
 
 
 # Reading

@@ -235,8 +235,9 @@ class SoupResult:
     networks: MergedNetworks
     oof: Floats
     """(N, outputs) out of fold; those of a greedy soup are optimistic, as its members were chosen on these windows."""
-    nested: Floats
-    """(N, outputs) of soups whose members were chosen on the other half of the subjects."""
+    by_other_half: Floats
+    """(N, outputs) of soups whose members were chosen on the other half of the subjects, from trials and epochs that were
+    chosen on all: optimistic too. Weights of other epochs are not kept, so a soup has no nested score."""
 
 
 def make_soup(maker: SoupMaker, name: str) -> SoupResult:
@@ -266,11 +267,11 @@ def make_soup(maker: SoupMaker, name: str) -> SoupResult:
             return tuple(best_trial_with_snapshots(predictions.select_windows(inside_N)))
         return choose_greedily(predictions, maker.predict, inside_N)
 
-    nested_NO = np.empty_like(predictions.encoded_targets)
+    by_other_half_NO = np.empty_like(predictions.encoded_targets)
     for fit_N, test_N in subject_splits(predictions, SOUP_GROUPS):
-        nested_NO[test_N] = maker.predict(choose(fit_N))[test_N]
+        by_other_half_NO[test_N] = maker.predict(choose(fit_N))[test_N]
     chosen = choose(np.ones(len(predictions.targets), dtype=bool))
-    return SoupResult(maker.soup(chosen), maker.predict(chosen), nested_NO)
+    return SoupResult(maker.soup(chosen), maker.predict(chosen), by_other_half_NO)
 
 
 def choose_greedily(predictions: MemberPredictions, predict: PredictFunction, inside_N: Mask) -> Indices:

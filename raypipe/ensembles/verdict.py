@@ -14,7 +14,7 @@ from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.labels import describe_target, metric_label
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
-from raypipe.ensembles.soup import GREEDY, SWA
+from raypipe.ensembles.soup import SWA
 from raypipe.storage.records import Member
 
 MIN_SUBJECTS = 6
@@ -196,7 +196,7 @@ def _worth_sentence(outcome: Outcome) -> str:
         if scores is None:
             return f"Combining was not worth it; the ensemble is shipped because '--method {outcome.method}' was given."
         return (
-            f"Combining was not worth it; the ensemble is shipped because its nested score was the best "
+            f"Combining was not worth it; the ensemble is shipped because of its nested score "
             f"('{outcome.method}' {scores[outcome.method]:.3f}, the best single trial {scores['best']:.3f}), and "
             "held-out scores are never used to choose."
         )
@@ -215,14 +215,14 @@ def _alone_sentence(outcome: Outcome, member: str) -> str:
         by_name = outcome.method == "best"
         reason = "'--method best' was given" if by_name else f"'{outcome.method}' gives it all the weight"
         return f"Only {member} is shipped, because {reason}."
-    sentence = f"Only {member} is shipped, because combining did not help"
+    sentence = f"Only {member} is shipped, because no combination is better by more than one standard error"
     others = [value for name, value in outcome.nested_scores.items() if name not in ("best", "auto")]
     if not others:
         return f"{sentence}."
     best = min(others, key=lambda value: get_metric(outcome.metric).sign * value)
     return (
-        f"{sentence}: in nested cross-validation the best combination of the {outcome.candidates} members scores "
-        f"{metric_label(outcome.metric)} {best:.3f}, the best single trial {outcome.nested_scores['best']:.3f}."
+        f"{sentence}: in nested cross-validation the best combination scores {metric_label(outcome.metric)} "
+        f"{best:.3f}, the best single trial {outcome.nested_scores['best']:.3f}."
     )
 
 
@@ -284,14 +284,11 @@ def soup_notes(
         notes = [f"The greedy soup is {members} alone: averaging another member with it made the score worse."]
     tried = {member.trial for member in compatible}
     others = [str(trial) for trial in dict.fromkeys(member.trial for member in candidates) if trial not in tried]
-    if name == SWA:
-        notes.append("The nested score is of the trial that is best on half of the subjects, scored on the other half.")
-    elif others:
+    if name != SWA and others:
         subject, verb = (f"Trial {others[0]}", "was") if len(others) == 1 else (f"Trials {', '.join(others)}", "were")
         notes.append(f"{subject} {verb} not tried: not the same network with the same initial weights.")
-    if name == GREEDY:
-        notes.append(
-            "The soup's out-of-fold score is optimistic, because its members were chosen on the same windows. The "
-            "nested score is of soups chosen on half of the subjects and scored on the other half, both ways."
-        )
+    notes.append(
+        "A soup has no nested score, because the weights of other epochs are not kept. Its out-of-fold score is "
+        "optimistic: its members and their epochs were chosen on the same windows."
+    )
     return notes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from raypipe.ensembles.methods import METHODS
-from raypipe.ensembles.nested_cv import OUTER_GROUPS, cross_predict
+from raypipe.ensembles.nested_cv import cross_predict
 from raypipe.ensembles.oof import MemberPredictions
+from raypipe.ensembles.trial_pool import OUTER_GROUPS
 
 
 def values(predictions_MN, y, variances=None, subjects=20) -> MemberPredictions:
@@ -51,4 +52,5 @@ def best_error(members: MemberPredictions, variances_MN) -> float:
 
 def mse(members: MemberPredictions, name: str) -> float:
     """Return the mean squared error on subjects that the method was not fitted on."""
-    return float(np.mean((cross_predict(METHODS[name].fit, members, OUTER_GROUPS)[:, 0] - members.targets) ** 2))
+    predictions, _ = cross_predict({name: METHODS[name].fit}, members, OUTER_GROUPS)
+    return float(np.mean((predictions[name][:, 0] - members.targets) ** 2))

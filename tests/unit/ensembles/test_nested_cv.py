@@ -19,7 +19,7 @@ from tests.support.member_predictions import independent, values
 
 def test_weights_per_window_need_variances():
     members, _ = independent((1.0, 2.0), n=400)
-    nested = run_nested_cv(members, ["equal", "sample"], auto=False)
+    nested = run_nested_cv(members, ["equal", "sample"])
     assert list(nested.scores) == ["equal"] and "predicts a variance" in nested.excluded["sample"]
 
 
@@ -27,7 +27,8 @@ def test_random_predictions_gain_nothing_and_the_naive_score_is_optimistic():
     rng = np.random.default_rng(3)
     y = rng.normal(size=400)
     members = values(rng.normal(size=(12, 400)) * 0.3, y)
-    nested = run_nested_cv(members, ["best", "equal", "greedy", "ridge"])
+    names = ["best", "equal", "greedy", "ridge"]
+    nested = run_nested_cv(members, names, auto=names)
     naive = score("nrmse", y, members.combine(METHODS["greedy"].fit(members)))
     assert nested.scores["greedy"] > naive
     assert nested.scores[AUTO] > 0.99
@@ -43,7 +44,7 @@ def test_a_limit_on_members_is_kept_and_scored_with_the_rest():
         assert members.combine(rule).shape == (2000, 1)
     assert forward_selection(members, 2) == [0, 1]
     assert (
-        run_nested_cv(members, ["equal"], max_members=2, auto=False).scores["equal"]
+        run_nested_cv(members, ["equal"], max_members=2).scores["equal"]
         < run_nested_cv(members, ["equal"]).scores["equal"]
     )
 

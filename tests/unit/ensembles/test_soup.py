@@ -143,10 +143,10 @@ def test_the_greedy_soup_of_a_run_is_no_worse_than_any_trial_out_of_fold(sibling
     made = make_soup(maker, "soup")
     found = score("nrmse", maker.predictions.targets, made.oof)
     assert found <= maker.predictions.scores().min()
-    assert np.isfinite(made.nested).all() and {member.trial for member in made.networks.members} <= {0, 1, 2}
+    assert np.isfinite(made.by_other_half).all() and {member.trial for member in made.networks.members} <= {0, 1, 2}
     uniform = make_soup(maker, "uniform-soup")
     assert uniform.networks.members == [Member(0), Member(1), Member(2)]
-    np.testing.assert_array_equal(uniform.oof, uniform.nested)  # nothing was chosen
+    np.testing.assert_array_equal(uniform.oof, uniform.by_other_half)  # nothing was chosen
 
 
 def test_only_trials_that_started_alike_are_averaged(siblings, values, tmp_path):
@@ -175,7 +175,13 @@ def test_a_soup_is_shipped_as_one_network_per_fold(siblings, tmp_path, method):
     made = fit_ensemble(run, windows=windows, method=method)
     notes = " ".join(made.notes)
     assert 4 not in made.trials and "Trial 4 was not tried: not the same network" in notes
-    assert ("nested score is of soups chosen on half" in notes) == (method == "soup")
+    assert "A soup has no nested score" in notes
+    assert made.table["nested"].isna().to_dict() == {
+        "ensemble": True,
+        "equal weights": False,
+        "best single trial": False,
+        "training mean": False,
+    }
     made.save()
     loaded = Ensemble.load(run)
     assert loaded.merged is not None and loaded.merged.members == made.members

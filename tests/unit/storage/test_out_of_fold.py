@@ -48,7 +48,9 @@ def test_predictions_of_an_epoch_with_another_shape_are_refused(columns):
 
 
 @settings(max_examples=100)
-@given(data=st.binary(max_size=60), read=st.sampled_from([OutOfFold.from_npz, EpochPredictions.from_npz, unpack_tensors]))
+@given(
+    data=st.binary(max_size=60), read=st.sampled_from([OutOfFold.from_npz, EpochPredictions.from_npz, unpack_tensors])
+)
 def test_other_content_raises_a_value_error(data, read):
     with pytest.raises(ValueError):
         read(data + b"\x00")
