@@ -282,8 +282,8 @@ def fit_ensemble(
     top
         Number of best trials to combine at most.
     method
-        ``auto``: the method with the best nested score. ``all``: the same, and every method is scored. Otherwise the
-        name of a method (docs/ensembles.md).
+        ``auto``: the simplest method within one standard error of the best nested score. ``all``: the same, and every
+        method is scored. Otherwise the name of a method (docs/ensembles.md).
     max_members, max_mb
         Maximum number of networks (a trial has one per fold), and of megabytes of weights.
     distilled

@@ -24,9 +24,9 @@ def ensemble(
     method: Annotated[
         str,
         typer.Option(
-            help="auto: the method with the best nested score; all: the same, with a table of every method; or one of "
-            "best, equal, snapshots, average, inverse-mse, confidence, softmax, sample, member-sample, greedy, ridge, "
-            "boosting, soup, uniform-soup, swa. See docs/ensembles.md."
+            help="auto: the simplest method within one standard error of the best nested score; all: the same, with a "
+            "table of every method; or one of best, equal, greedy, ridge, sample, snapshots, average, inverse-mse, "
+            "confidence, softmax, member-sample, boosting, soup, uniform-soup, swa. See docs/ensembles.md."
         ),
     ] = "auto",
     max_members: Annotated[

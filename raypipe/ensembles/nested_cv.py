@@ -237,10 +237,7 @@ def score_by_ensemble_size(pool: Pool) -> dict[str, list[float]]:
         for name, find_order in orders.items():
             sums_MNO = np.cumsum(test.predictions[find_order(inside)[:n_members]], axis=0)
             means[name][: len(sums_MNO), test_N] = sums_MNO / np.arange(1, len(sums_MNO) + 1)[:, None, None]
-    return {
-        name: [like.score(mean_NO) for mean_NO in means_MNO]
-        for name, means_MNO in means.items()
-    }
+    return {name: [like.score(mean_NO) for mean_NO in means_MNO] for name, means_MNO in means.items()}
 
 
 def error_correlations(members: MemberPredictions) -> Floats:

@@ -236,8 +236,10 @@ class SoupResult:
     oof: Floats
     """(N, outputs) out of fold; those of a greedy soup are optimistic, as its members were chosen on these windows."""
     by_other_half: Floats
-    """(N, outputs) of soups whose members were chosen on the other half of the subjects, from trials and epochs that were
-    chosen on all: optimistic too. Weights of other epochs are not kept, so a soup has no nested score."""
+    """(N, outputs) of soups whose members were chosen on the other half of the subjects.
+
+    The trials and their epochs were chosen on all, so these are optimistic too. Weights of other epochs are not kept: a
+    soup has no nested score."""
 
 
 def make_soup(maker: SoupMaker, name: str) -> SoupResult:

@@ -131,7 +131,7 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
         epoch=epoch,
         trial=epoch * config.epochs * folds.n_folds,
         checkpoint=len(checkpoint.dumps(trainer.state_dict() | state)),
-        result=(1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions),
+        result=(1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions) + config.epochs * predictions,
     )
 
 

@@ -15,6 +15,7 @@ from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.reporting.baselines import write_baselines
 from raypipe.simulation.contrast_change import simulate
+from raypipe.storage.records import epoch_file, trial_file
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.trial.evaluator import finish_trial
@@ -95,6 +96,8 @@ def full_run(tmp_path_factory) -> Finished:
         config = tiny(optim__lr=float(10 ** rng.uniform(-4, -2)), loss__name=loss, epochs=2)
         run.add_trial(number, config)
         run.write_history(number, [epoch.model_copy(update={"score": 1.5}) for epoch in histories])
+        for name in (epoch_file(epoch.epoch) for epoch in histories):
+            run.folder.write(trial_file(number, name), run.folder.read(trial_file(0, name)))
         state, score = ("pruned", 1.9) if number > 13 else ("complete", 1.3 + 0.01 * number)
         change = {"number": number, "state": state, "score": score, "epochs": 1 if number > 13 else 2, "files": {}}
         run.write_result(like.model_copy(update=change))

@@ -82,7 +82,7 @@ def _diversity_figure(ensemble: Ensemble) -> FigureBlock:
         Panel(partial(error_correlations, ensemble.diversity), "Correlation of the members' errors"),
     ]
     caption = (
-        "Nested score by number of members (left); the order of members was found on other subjects than those scored. "
+        "Nested score by number of members (left); members and their order were found on other subjects. "
         "Correlation of the members' errors (right)."
     )
     return draw_figure(panels, caption)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raypipe.core.metrics import score
-from raypipe.ensembles.methods import METHODS
+from raypipe.ensembles.methods import METHODS, auto_methods
 from raypipe.ensembles.nested_cv import (
     AUTO,
     choose_method,
@@ -12,6 +12,7 @@ from raypipe.ensembles.nested_cv import (
     limit_members,
     run_nested_cv,
     score_by_ensemble_size,
+    simplest_within_error,
 )
 from raypipe.ensembles.selection import forward_selection
 from tests.support.member_predictions import independent, values
@@ -63,3 +64,26 @@ def test_score_by_ensemble_size_and_error_correlations():
     r_MM = error_correlations(members)
     np.testing.assert_allclose(np.diag(r_MM), 1.0)
     assert np.abs(r_MM - np.eye(3)).max() < 0.06
+
+
+def test_a_simpler_method_is_preferred_if_no_other_is_better_by_more_than_a_standard_error():
+    rng = np.random.default_rng(5)
+    y = rng.normal(size=400)
+    one, other = y + rng.normal(size=(2, 400))
+    like = values([one, other], y)
+    predictions = {
+        "best": one[:, None],
+        "equal": (one + other)[:, None] / 2,
+        "ridge": (0.52 * one + 0.48 * other)[:, None],
+    }
+    assert simplest_within_error(predictions, like) == "equal"  # half of the error's variance; ridge adds nothing
+    slightly = one + 0.02 * rng.normal(size=400)
+    found = {"best": slightly[:, None], "equal": one[:, None]}
+    assert score("nrmse", y, found["best"]) > score("nrmse", y, found["equal"])
+    assert simplest_within_error(found, like) == "best"
+
+
+def test_auto_considers_few_methods_and_prefers_the_simpler_ones():
+    assert auto_methods("classification") == ["best", "equal", "greedy", "ridge"]
+    assert auto_methods("regression") == ["best", "equal", "greedy", "ridge", "sample"]
+    assert list(METHODS)[:5] == auto_methods("regression")
