@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import CheckpointError, DamagedFileError, InterruptedEpochError, NonFiniteError
+from raypipe.core.levels import within_folds
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import epoch_file
@@ -316,7 +317,7 @@ def test_out_of_fold_predictions_are_those_of_each_folds_own_epoch(tmp_path, man
         chosen.append(best)
     assert len(set(chosen)) > 1  # otherwise one epoch for all folds would pass too
     assert result.score == pytest.approx(
-        score(windows.metric, windows.targets[oof.windows], oof.predictions), rel=1e-12
+        score(within_folds(windows.metric, oof.folds), windows.targets[oof.windows], oof.predictions), rel=1e-12
     )
 
 
