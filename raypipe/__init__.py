@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from raypipe.api import *
 
 __all__ = [
+    "CrossValidation",
     "DiskFullError",
     "InterruptedSweepError",
     "LeakError",
@@ -18,6 +19,7 @@ __all__ = [
     "StopRequest",
     "SweepCallback",
     "UserError",
+    "cross_validate",
     "export",
     "fit_ensemble",
     "inspect_bids",

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict
     from raypipe.pretraining.encoders import PretrainedRun, load_encoder
+    from raypipe.reporting.cross_validation import CrossValidation, cross_validate
     from raypipe.reporting.progress_lines import PrintProgress
     from raypipe.trial.callback import SweepCallback
 
 __all__ = [
+    "CrossValidation",
     "DiskFullError",
     "InterruptedSweepError",
     "LeakError",
@@ -34,6 +36,7 @@ __all__ = [
     "StopRequest",
     "SweepCallback",
     "UserError",
+    "cross_validate",
     "export",
     "fit_ensemble",
     "inspect_bids",
@@ -49,10 +52,12 @@ __all__ = [
 ]
 
 MODULES = {
+    "CrossValidation": "raypipe.reporting.cross_validation",
     "LeakError": "raypipe.core.folds",
     "PrintProgress": "raypipe.reporting.progress_lines",
     "StopRequest": "raypipe.core.stop",
     "SweepCallback": "raypipe.trial.callback",
+    "cross_validate": "raypipe.reporting.cross_validation",
     "inspect_bids": "raypipe.data.inspection",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",

@@ -1,6 +1,6 @@
 """Async actor that passes trials from Tune's trial actors to train workers and returns per-epoch results.
 
-There is one per sweep. It keeps nothing that a crash could lose: everything it passes on is first written to the run's
+There is one per driver. It keeps nothing that a crash could lose: everything it passes on is first written to the run's
 store, and an actor or a worker that restarts reads the state from the broker or the store.
 """
 
@@ -137,8 +137,8 @@ class Broker:
             group.controller = controller
         return group is not None
 
-    async def report_worker_death(self, name: str, failure: Failure | None = None) -> int | None:
-        """Record the death of a worker and, if its trial caused it, the failure; return the trial if there is one."""
+    async def report_worker_death(self, name: str, failure: Failure | None = None) -> TrialJob | None:
+        """Record the death of a worker and, if its trial caused it, the failure; return the job if there is one."""
         self._drop_claims(name)
         group = self._groups.get(name)
         if group is None or group.job is None or group.is_over(group.job.seq):
@@ -146,7 +146,7 @@ class Broker:
         if failure is not None:
             group.failure = failure
             await group.notify()
-        return group.job.number
+        return group.job
 
     # Called by trial actors
 
@@ -178,11 +178,11 @@ class Broker:
             group.owner, group.finished = None, True
             await group.notify()
 
-    async def assign(self, name: str, number: int, done: int, best: int) -> int:
-        """Give the workers a trial in place of the previous one; return its sequence number."""
+    async def assign(self, name: str, run: str, number: int, done: int, best: int) -> int:
+        """Give the workers a run's trial in place of the previous one; return its sequence number."""
         group = self._groups[name]
         seq = group.job.seq + 1 if group.job else 1
-        group.job = TrialJob(seq, number, done)
+        group.job = TrialJob(seq, run, number, done)
         group.scored, group.best, group.finished = done, best, False
         group.failure, group.outcomes, group.restarts = None, {}, 0
         await group.notify()
@@ -232,7 +232,7 @@ class Broker:
         await group.wait(lambda: group.closed or group.open_job(seen) is not None)
         job = group.open_job(seen)
         # A worker that restarts continues after the last epoch that was scored.
-        return None if job is None else TrialJob(job.seq, job.number, group.scored)
+        return None if job is None else TrialJob(job.seq, job.run, job.number, group.scored)
 
     async def is_over(self, name: str, seq: int) -> bool:
         """Return whether the job `seq` has ended for the workers."""

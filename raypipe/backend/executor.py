@@ -54,6 +54,7 @@ class Driver:
     lease: Lease
     budget: Budget
     cluster: Cluster
+    pool: WorkerPool
     callback: SweepCallback
     stop: StopRequest
 
@@ -114,25 +115,16 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
     import ray
     from ray import tune
 
-    from raypipe.backend import worker_groups
-
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=driver.cluster.folder))
-        scratch = driver.options.storage or temporary
-        layout = _fit_layout(driver, worker_groups.WorkerGroups.DRIVER_BYTES)
+        stack.push(lambda kind, *_: driver.pool.close(now=kind is KeyboardInterrupt) if kind else None)
+        layout, context, groups = driver.pool.open(driver)
         queue.parallel = layout.concurrent
         driver.callback.on_layout(layout)
         gpus = layout.workers * layout.concurrent * layout.gpus
         stack.enter_context(driver.budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
-        broker = start_broker(ray.get_runtime_context().get_node_id(), layout.workers, layout.concurrent)
-        stack.callback(_kill, broker)
-        context = _sweep_context(driver, layout, broker, str(scratch))
-        search = _search(driver, queue, broker)
+        search = _search(driver, queue, context.broker)
         try:
-            with deferred_interrupt():
-                groups = worker_groups.WorkerGroups(context, layout.concurrent)
-                stack.push(lambda kind, *_: _close(groups, now=kind is KeyboardInterrupt))
-            tuner = _tuner(search, context, layout.concurrent)
+            tuner = _tuner(search, driver.store, context, layout.concurrent)
             with driver.stop.accepting(), keys_not_forwarded():
                 _run_in_thread(tuner.fit, lambda: _interrupt(search, groups))
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
@@ -141,6 +133,56 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
         _raise_end(search)
         if search.budget_used:
             driver.callback.on_budget_used(search.budget_used)
+
+
+class WorkerPool:
+    """Context manager that ends a driver's broker and worker groups, once `open` has started them.
+
+    The parts of an outer cross-validation are searched one after another by the same groups.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._opened: tuple[Layout, SweepContext, WorkerGroups] | None = None
+        self._now = False
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(now=kind is KeyboardInterrupt)
+
+    def open(self, driver: Driver) -> tuple[Layout, SweepContext, WorkerGroups]:
+        """Return how many trials run, the settings of their actors, and the groups; start them if they do not run.
+
+        Raises
+        ------
+        UserError
+            The workers do not fit in the cluster.
+        """
+        if self._opened is None:
+            self._opened = self._start(driver)
+        return self._opened
+
+    def _start(self, driver: Driver) -> tuple[Layout, SweepContext, WorkerGroups]:
+        import ray
+
+        from raypipe.backend.worker_groups import WorkerGroups
+
+        temporary = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=driver.cluster.folder))
+        layout = _fit_layout(driver, WorkerGroups.DRIVER_BYTES)
+        broker = start_broker(ray.get_runtime_context().get_node_id(), layout.workers, layout.concurrent)
+        self._stack.callback(_kill, broker)
+        context = _sweep_context(driver, layout, broker, str(driver.options.storage or temporary))
+        with deferred_interrupt():
+            groups = WorkerGroups(context, layout.concurrent)
+            self._stack.callback(lambda: _close(groups, now=self._now))
+        return layout, context, groups
+
+    def close(self, *, now: bool = False) -> None:
+        """End the workers and the broker; with `now`, without waiting for the epoch under way."""
+        self._opened, self._now = None, now
+        self._stack.close()
 
 
 def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
@@ -168,7 +210,7 @@ def _fit_layout(driver: Driver, driver_bytes: int) -> Layout:
 
 
 def start_broker(node: str, workers: int, concurrent: int) -> ActorHandle:
-    """Start a sweep's broker on a node, the driver's, so that it is lost with that node only.
+    """Start a driver's broker on a node, the driver's, so that it is lost with that node only.
 
     An actor answers a limited number of calls at a time, by default 1000. All workers and trial actors may wait in a
     call, for as long as a trial takes, and the broker must still answer other calls.
@@ -233,7 +275,6 @@ def _sweep_context(driver: Driver, layout: Layout, broker: ActorHandle, scratch:
     from raypipe.backend.messages import SweepContext
 
     return SweepContext(
-        run=driver.store.where,
         windows=driver.windows.where,
         broker=broker,
         scratch=scratch,
@@ -265,7 +306,7 @@ def _search(driver: Driver, queue: TrialQueue, broker: ActorHandle) -> RunSearch
     )
 
 
-def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Tuner:
+def _tuner(search: RunSearch, run: RunStore, context: SweepContext, concurrent: int) -> Tuner:
     from ray import tune
 
     from raypipe.backend.trainable import TrialTrainable
@@ -274,7 +315,7 @@ def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Tuner:
     # No CPU: a trial actor only waits for its workers. Its memory distributes the actors over the machines.
     resources = {"CPU": 0, "memory": ACTOR_BYTES}
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(TrialTrainable, context=context), resources),
+        tune.with_resources(tune.with_parameters(TrialTrainable, context=context, run=run.where), resources),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=RunScheduler(search),
@@ -283,7 +324,7 @@ def _tuner(search: RunSearch, context: SweepContext, concurrent: int) -> Tuner:
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials",
+            name=f"trials-{run.run_id}",
             storage_path=context.scratch,
             failure_config=tune.FailureConfig(max_failures=3),
             stop=RunStopper(search),

@@ -17,6 +17,8 @@ class TrialJob:
 
     seq: int
     """Number of the job in its group, from 1."""
+    run: str
+    """Path or URI of the trial's run."""
     number: int
     """Number of the trial."""
     done: int
@@ -36,14 +38,12 @@ class PretrainLayout:
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Settings of a sweep that every trial actor and every worker receives."""
+    """Settings of a driver that every trial actor and every worker receives."""
 
-    run: str
-    """Path or URI of the run."""
     windows: str
     """Path or URI of the store of windows."""
     broker: ActorHandle
-    """Handle of the sweep's `Broker`."""
+    """Handle of the driver's `Broker`."""
     scratch: str
     """Folder or URI for Ray's own files."""
     workers: int

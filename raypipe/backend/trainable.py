@@ -36,13 +36,13 @@ MAX_ACQUIRE_ATTEMPTS = 60
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """Run one trial after another. Each step is an epoch of all folds."""
 
-    def setup(self, config: dict[str, Any], context: SweepContext) -> None:
-        """Acquire a worker group and assign it the first trial."""
+    def setup(self, config: dict[str, Any], context: SweepContext, run: str) -> None:
+        """Acquire a worker group and assign it the first trial of a run."""
         self.context, self.broker = context, context.broker
         self.me = pickled_current_actor()
         self.group = acquire_group(self.broker, self.me)
         self.heartbeats = send_heartbeats(self.broker, self.me)
-        self.run, self.windows = RunStore.open(context.run), open_windows(context.windows)
+        self.run, self.windows = RunStore.open(run), open_windows(context.windows)
         self._begin_trial(config)
 
     def _begin_trial(self, config: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _assign(self) -> None:
         evaluator = self.evaluator
         done = evaluator.done - self.restores
-        ray.get(self.broker.assign.remote(self.group, evaluator.number, done, evaluator.best))
+        ray.get(self.broker.assign.remote(self.group, self.run.where, evaluator.number, done, evaluator.best))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial on the same worker group."""

@@ -21,6 +21,7 @@ from raypipe.trial.failures import OUT_OF_MEMORY, classify_failure
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+    from raypipe.storage.run_store import RunStore
     from raypipe.trial.fold_runner import FoldRunner
 
 OVER_CHECK_SECONDS = 0.2
@@ -47,7 +48,6 @@ class _Worker:
         import torch
 
         from raypipe.data.window_cache import open_windows
-        from raypipe.storage.run_store import RunStore
         from raypipe.training.loader import WindowLoader
 
         self.context, self.group, self.broker = context, group, context.broker
@@ -57,11 +57,10 @@ class _Worker:
         device = "cuda" if context.gpus and torch.cuda.is_available() else "cpu"
         placement_group = ray.util.get_current_placement_group()
         ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
-        self.run_store = RunStore.open(context.run)
         self.loader = WindowLoader(open_windows(context.windows), device)
         self.gpu_share = context.gpus if device == "cuda" else 1.0
-        self.folds = range(self.rank, self.run_store.folds.n_folds, world)
-        self.seq = 0
+        self.world, self.seq = world, 0
+        self.run_store: RunStore | None = None
 
     def run(self) -> None:
         """Train jobs until the group is closed."""
@@ -69,27 +68,38 @@ class _Worker:
             self.seq = job.seq
             _train_job(self.broker, self.group, job, self._fold_runner)
 
-    def _fold_runner(self, number: int) -> FoldRunner:
+    def _fold_runner(self, job: TrialJob) -> FoldRunner:
         from raypipe.trial.autotune import ComputeOptions, choose_compute
         from raypipe.trial.failures import read_retry
         from raypipe.trial.fold_runner import FoldRunner
 
-        context, run, loader = self.context, self.run_store, self.loader
+        context, loader, number = self.context, self.loader, job.number
+        run = self._open(job.run)
+        folds = range(self.rank, run.folds.n_folds, self.world)
         writer = f"{self.group}-worker-{self.rank}"
         if read_retry(run, number):  # a measurement would run out of memory again
             stem = "direct" if context.stem == "direct" else "fourier"
-            return FoldRunner(run, loader, number, self.folds, stem=stem, writer=writer)
+            return FoldRunner(run, loader, number, folds, stem=stem, writer=writer)
         options = ComputeOptions(stem=context.stem, stack=context.stack)
-        how = choose_compute(run, loader, run.config(number), self.folds, options, self._claim, self.gpu_share)
-        return FoldRunner(run, loader, number, self.folds, stem=how.stem, stacked=how.stacked, writer=writer)
+        how = choose_compute(run, loader, run.config(number), folds, options, self._claim, self.gpu_share)
+        return FoldRunner(run, loader, number, folds, stem=how.stem, stacked=how.stacked, writer=writer)
+
+    def _open(self, where: str) -> RunStore:
+        """Return the store of a job's run: the parts of an outer cross-validation come one after another."""
+        from raypipe.storage.run_store import RunStore
+
+        if self.run_store is None or self.run_store.where != where:
+            self.run_store = RunStore.open(where)
+        return self.run_store
 
     def _claim(self, key: str) -> bool:
+        assert self.run_store is not None
         if ray.get(self.broker.is_over.remote(self.group, self.seq)):
             raise InterruptedEpochError
-        return bool(ray.get(self.broker.claim.remote(self.group, key)))
+        return bool(ray.get(self.broker.claim.remote(self.group, f"{key} of {self.run_store.where}")))
 
 
-def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Callable[[int], FoldRunner]) -> None:
+def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Callable[[TrialJob], FoldRunner]) -> None:
     """Train a worker's folds of one trial; report every epoch, or the failure."""
     checked = time.monotonic()
 
@@ -105,7 +115,7 @@ def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Call
         return reply
 
     try:
-        make_runner(job.number).train(job.done, report, interrupted)
+        make_runner(job).train(job.done, report, interrupted)
     except InterruptedEpochError:
         return
     except ray.exceptions.RayError:

@@ -158,15 +158,15 @@ class DeathCallback(UserCallback):  # type: ignore[misc]
         causes = {rank: health_check_cause(error) for rank, error in worker_exceptions.items()}
         starved = next((cause for cause in causes.values() if out_of_memory(cause)), None)
         failure = Failure(OUT_OF_MEMORY, f"killed by Ray: {first_line(starved)}") if starved else None
-        number = ray.get(self.context.broker.report_worker_death.remote(self.group, failure))
-        if number is not None:
-            trial_log = TrialLog(open_folder(self.context.run), number, self.group)
+        job = ray.get(self.context.broker.report_worker_death.remote(self.group, failure))
+        if job is not None:
+            trial_log = TrialLog(open_folder(job.run), job.number, self.group)
             for rank, cause in causes.items():
                 trial_log.write(f"worker {rank} died ({first_line(cause)}); the group restarts")
 
 
 class WorkerGroups:
-    """The worker groups of a sweep; each is a Ray Train run in a thread of the driver.
+    """The worker groups of a driver; each is a Ray Train run in a thread of the driver.
 
     Parameters
     ----------

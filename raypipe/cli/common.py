@@ -77,6 +77,22 @@ def is_pretrained(where: str) -> bool:
     return open_folder(where).exists(PRETRAIN_FILE)  # without torch, which takes seconds to import
 
 
+def is_outer(where: str) -> bool:
+    """Return whether a run was made by `sweep --outer`."""
+    from raypipe.storage.outer_run import OuterRun
+
+    return OuterRun.exists(where)
+
+
+def print_outer(where: str) -> None:
+    """Print the progress of an outer cross-validation."""
+    from raypipe.reporting.outer import status_lines
+    from raypipe.storage.outer_run import OuterRun
+
+    for line in status_lines(OuterRun(where)):
+        write(line)
+
+
 def print_pretrained(where: str) -> None:
     """Print the progress of a pretraining."""
     from raypipe.reporting.pretrain_report import status_lines

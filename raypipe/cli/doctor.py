@@ -30,7 +30,8 @@ from raypipe.search.reruns import read_reruns
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.storage.lease import read_lease
-from raypipe.storage.records import OPTIONS_FILE, PRETRAIN_FILE, Member, read_options
+from raypipe.storage.outer_run import OuterRun
+from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, Member, read_options
 from raypipe.storage.remote import RemoteFolder, without_settings
 from raypipe.storage.remote_retry import RetryPolicy
 from raypipe.storage.run_store import RunStore
@@ -60,6 +61,8 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
             folder = open_folder(where)
         if folder.exists("run.json"):
             yield from _run(where)
+        elif folder.exists(OUTER_FILE):
+            yield from _outer(where)
         elif folder.exists(PRETRAIN_FILE):
             yield from _pretrained(where)
         elif folder.exists("bundle.json"):
@@ -136,6 +139,20 @@ def _copies(windows: WindowStore) -> Iterator[Finding]:
             "remove one of them, or group the subjects with --groups, and prepare again; in different folds they would "
             "be a leak",
         )
+
+
+def _outer(where: str) -> Iterator[Finding]:
+    """Check an outer cross-validation, and the run of each part that is begun."""
+    outer = OuterRun(where)
+    outer.read_space()
+    windows = open_windows(outer.info.data)
+    known, named = sorted(set(windows.subjects.tolist())), sorted(name for part in outer.info.parts for name in part)
+    if known == named:
+        yield Finding("ok", f"{without_settings(where)}: {len(outer.info.parts)} parts hold out every subject once")
+    else:
+        yield Finding("broken", f"{without_settings(where)}: its parts do not hold out every subject of the data once")
+    for run in outer.runs:
+        yield from _run(run.where)
 
 
 def _run(where: str) -> Iterator[Finding]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import RunArg, app, console, example, is_pretrained, write
+from raypipe.cli.common import RunArg, app, console, example, is_outer, is_pretrained, print_outer, write
 from raypipe.core.errors import UserError
 
 PANEL = "Ensembles and export"
@@ -49,6 +49,10 @@ def ensemble(
     from raypipe.reporting.report import write_plots, write_report
     from raypipe.storage.run_store import RunStore
 
+    if is_outer(run):
+        limits = {"max_members": max_members, "max_mb": max_mb, "distilled": distill}
+        _ensembles_of_parts(run, top=top, method=method, **limits)
+        return
     store = RunStore.open(run)
     with ProgressCounter(console, "predicting held-out subjects") as counter:
         fitted = fit_ensemble(
@@ -68,6 +72,26 @@ def ensemble(
             write(f"{name} was left out: {reason}")
     write_plots(store, fitted)
     write(f"report: {write_report(store)}")
+
+
+def _ensembles_of_parts(where: str, *, top: int, method: str, **limits: Any) -> None:
+    """Fit the ensembles of an outer cross-validation, and print the score of all subjects."""
+    from raypipe.cli.console import ProgressCounter
+    from raypipe.ensembles.outer import fit_parts
+    from raypipe.reporting.baselines import write_baselines
+    from raypipe.reporting.outer import write_outer_report
+    from raypipe.reporting.report import write_report
+    from raypipe.storage.outer_run import OuterRun
+
+    outer = OuterRun(where)
+    with ProgressCounter(console, "predicting held-out subjects") as counter:
+        fitted = fit_parts(outer, top=top, method=method, progress=counter, **limits)
+    for run in outer.runs:
+        if run.where in fitted:
+            write_baselines(run)
+            write_report(run)
+    print_outer(where)
+    write(f"report: {write_outer_report(outer)}")
 
 
 @app.command(

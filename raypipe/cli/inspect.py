@@ -17,7 +17,9 @@ from raypipe.cli.common import (
     app,
     console,
     example,
+    is_outer,
     is_pretrained,
+    print_outer,
     print_pretrained,
     print_status,
     write,
@@ -38,6 +40,8 @@ def status(run: RunArg) -> None:
     """Show trials, scores, failures and time left of a run."""
     if is_pretrained(run):
         print_pretrained(run)
+    elif is_outer(run):
+        print_outer(run)
     else:
         print_status(run)
 
@@ -155,6 +159,12 @@ def report(
 
         write(f"report: {write_pretrain_report(run, out)}")
         return
+    if is_outer(run):
+        from raypipe.reporting.outer import write_outer_report
+        from raypipe.storage.outer_run import OuterRun
+
+        write(f"report: {write_outer_report(OuterRun(run), out)}")
+        return
     write(f"report: {write_report(RunStore.open(run), out)}")
 
 
@@ -167,6 +177,14 @@ def compare(
     from raypipe.reporting.tables import show_comparison
     from raypipe.storage.run_store import RunStore
 
+    if any(outer := [is_outer(run) for run in runs]):
+        from raypipe.reporting.compare_outer import compare_outer
+        from raypipe.storage.outer_run import OuterRun
+
+        if not all(outer):
+            raise UserError(f"{runs[outer.index(False)]}: a run without --outer; compare runs of one kind")
+        show_comparison(console, compare_outer([OuterRun(run) for run in runs]))
+        return
     show_comparison(console, compare_runs([RunStore.open(run) for run in runs]))
 
 

@@ -13,8 +13,10 @@ from raypipe.cli.common import (
     app,
     console,
     example,
+    is_outer,
     is_pretrained,
     print_advice,
+    print_outer,
     print_pretrained,
     print_status,
 )
@@ -29,6 +31,14 @@ OBJECTIVE = "Objective and training"
 """Heading of pretraining's own flags."""
 
 SpaceArg = Annotated[Path, typer.Argument(metavar="SPACE", help="Search space: a Python file.")]
+OuterOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        help="Nested cross-validation: K searches, each of which holds out another part of the subjects.",
+        show_default="one search",
+    ),
+]
 NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. An existing run is continued.")]
 
 
@@ -44,6 +54,7 @@ def plan(
         float | None, typer.Option(help="CPU cores of the sweep.", show_default="the cluster's, or this machine's")
     ] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the sweep.", show_default="the cluster's, or 0")] = None,
+    outer: OuterOption = None,
     **options: Any,
 ) -> None:
     """Estimate a sweep's time, memory and disk from a few training steps."""
@@ -51,7 +62,7 @@ def plan(
     from raypipe.search.forecast import forecast
 
     with training_process(), ProgressCounter(console, "planning") as counter:
-        found = forecast(space, data, cpus=cpus, gpus=gpus, progress=counter, callback=counter, **options)
+        found = forecast(space, data, cpus=cpus, gpus=gpus, outer=outer, progress=counter, callback=counter, **options)
     console.print(found.render(), highlight=False, soft_wrap=True)
 
 
@@ -70,6 +81,7 @@ def sweep(
     init: Annotated[
         str | None, typer.Option(metavar="RUN", help="Start training from this pretrained run or exported encoder.")
     ] = None,
+    outer: OuterOption = None,
     **options: Any,
 ) -> None:
     """Search a space over subject folds.
@@ -79,10 +91,26 @@ def sweep(
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import sweep as search
 
+    if outer is not None:
+        _sweep_outer(space, data, run, outer, warm_start, init, options)
+        return
     with training_process() as stop, SweepView(console) as view:
         done = search(space, data, run, warm_start=warm_start, init=init, callback=view, stop=stop, **options)
     print_status(done.where)
     print_advice(done.where)
+
+
+def _sweep_outer(
+    space: Path, data: str, run: str, outer: int, warm_start: str | None, init: str | None, options: dict[str, Any]
+) -> None:
+    from raypipe.cli.progress import SweepView
+    from raypipe.search.outer import sweep_outer
+
+    if warm_start is not None:
+        raise UserError("--warm-start: its trials have seen subjects that --outer holds out; leave one of them out")
+    with training_process() as stop, SweepView(console) as view:
+        done = sweep_outer(space, data, run, outer=outer, init=init, callback=view, stop=stop, **options)
+    print_outer(done.where)
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe resume demo/run --trials 60"))
@@ -94,6 +122,13 @@ def resume(run: RunArg, **options: Any) -> None:
 
     if is_pretrained(run):
         _resume_pretraining(run, **options)
+        return
+    if is_outer(run):
+        from raypipe.search.outer import resume_outer
+
+        with training_process() as stop, SweepView(console) as view:
+            resume_outer(run, callback=view, stop=stop, **options)
+        print_outer(run)
         return
     with training_process() as stop, SweepView(console) as view:
         continue_sweep(run, callback=view, stop=stop, **options)

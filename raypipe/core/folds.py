@@ -188,6 +188,42 @@ def make_folds(
     return folds
 
 
+def make_outer_parts(
+    subjects_N: NDArray[Any],
+    targets_N: NDArray[Any],
+    *,
+    classes: bool,
+    n_parts: int,
+    seed: int = 0,
+    group_of: Mapping[str, str] | None = None,
+) -> list[list[str]]:
+    """Distribute all subjects over the parts of an outer cross-validation, each of which is held out once.
+
+    Parameters
+    ----------
+    subjects_N, targets_N, classes, group_of
+        See `make_folds`.
+
+    Raises
+    ------
+    UserError
+        There are fewer subjects or groups than parts, or there is one part only.
+    """
+    names = sorted({str(s) for s in subjects_N})
+    folds = FoldMap(seed=seed, n_folds=n_parts, fold_of={}, group_of=_shared_groups(group_of or {}, names))
+    units_N, unit_of_name = folds.groups(subjects_N), folds.groups(names)
+    n_units = len(set(unit_of_name.tolist()))
+    if n_parts < 2:
+        raise UserError(f"--outer {n_parts}: an outer cross-validation needs at least 2 parts")
+    if n_parts > n_units:
+        what = "group" if folds.group_of else "subject"
+        raise UserError(f"--outer {n_parts}: the data has {n_units} {what}(s); use at most that many parts")
+    parts = _split_subjects(units_N, targets_N, classes, n_parts, seed)
+    if not all(parts):
+        raise UserError(f"--outer {n_parts}: a part would have no subject; use fewer parts")
+    return [[name for name, unit in zip(names, unit_of_name, strict=True) if unit in set(part)] for part in parts]
+
+
 def _shared_groups(group_of: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
     """Return the groups of these subjects that several of them share."""
     groups = {name: group_of[name] for name in names if group_of.get(name)}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds, make_outer_parts
 from raypipe.data.hbn import RELEASES, WARM_UP
 
 if TYPE_CHECKING:
@@ -35,6 +35,18 @@ def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int) -
         classes=bool(windows.classes),
         n_folds=n_folds,
         held_out=held_out_of(held_out, windows.releases),
+        seed=seed,
+        group_of=windows.group_of,
+    )
+
+
+def outer_parts_of(windows: WindowStore, n_parts: int, seed: int) -> list[list[str]]:
+    """Return whom each part of an outer cross-validation holds out (`raypipe.core.folds.make_outer_parts`)."""
+    return make_outer_parts(
+        windows.subjects,
+        windows.targets,
+        classes=bool(windows.classes),
+        n_parts=n_parts,
         seed=seed,
         group_of=windows.group_of,
     )

@@ -82,13 +82,13 @@ def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
     level, row = _level(table), table.loc[ENSEMBLE].to_dict()
     if np.isnan(row[level + "held_out"]) or np.isnan(row[level + "low"]):
         return "undefined"
-    side = _side(metric, row[level + "difference_low"], row[level + "difference_high"])
+    side = side_of(metric, row[level + "difference_low"], row[level + "difference_high"])
     if side > 0:
         return "better" if row["subjects"] >= MIN_SUBJECTS else "suggestive"
     return "worse" if side < 0 else "none"
 
 
-def _side(metric: str, low: float, high: float) -> int:
+def side_of(metric: str, low: float, high: float) -> int:
     """Return 1 if the whole interval of a difference is on the better side, -1 if on the worse side, else 0."""
     gains = sorted((-get_metric(metric).sign * low, -get_metric(metric).sign * high))
     return int(gains[0] > 0) - int(gains[1] < 0)
@@ -154,7 +154,7 @@ def _nested_to_best(outcome: Outcome) -> _ToBest | None:
     value, low, high = (float(row[f"nested_to_best{end}"]) for end in ("", "_low", "_high"))
     if np.isnan(low):
         return None
-    return _ToBest(_side(outcome.metric, low, high), f"{value:+.3f}, {low:+.3f} to {high:+.3f}")
+    return _ToBest(side_of(outcome.metric, low, high), f"{value:+.3f}, {low:+.3f} to {high:+.3f}")
 
 
 def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
@@ -165,7 +165,7 @@ def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
         return None
     scores = outcome.table[level + "held_out"].to_dict()
     value = scores[ENSEMBLE] - scores[BEST]
-    side = _side(outcome.metric, to_best.low, to_best.high)
+    side = side_of(outcome.metric, to_best.low, to_best.high)
     return _ToBest(side, f"{value:+.3f}, {to_best.low:+.3f} to {to_best.high:+.3f}")
 
 

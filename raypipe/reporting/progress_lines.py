@@ -57,6 +57,9 @@ class PrintProgress(SweepCallback):
     def on_ray_start(self, address: str | None) -> None:
         self.print_line(f"joining Ray at {address}" if address else "starting Ray on this machine")
 
+    def on_part(self, part: int, parts: int, subjects: int) -> None:
+        self.print_line(f"part {part} of {parts}: {subjects} subject(s) are held out")
+
     def on_study_rebuilt(self, reason: str, trials: int, again: Sequence[int]) -> None:
         self.print_line(f"{reason}: rebuilt from the records of {trials} trial(s), with the same parameters and scores")
         if again:

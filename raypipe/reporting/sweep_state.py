@@ -77,6 +77,9 @@ class SweepState(SweepCallback):
         return get_metric(self.metric).better(a, b)
 
     def on_open(self, run: RunSnapshot) -> None:
+        if self.where not in ("", run.where):  # the next part of an outer cross-validation
+            self.best, self.first_start_at, self.trials_gained, self.epochs = None, None, 0.0, 0
+            self.running.clear()
         self.where, self.metric = run.where, run.metric
         self.baseline, self.trials = run.baseline, run.trials
         self.states = Counter(result.state for result in run.results)

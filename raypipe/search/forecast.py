@@ -21,7 +21,7 @@ from raypipe.core.options import parse_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.text import format_duration
-from raypipe.data.splits import folds_of
+from raypipe.data.splits import folds_of, outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.search.example_configs import start_configs
 from raypipe.search.measurement import Cost, Measurement, cached_loader, measure
@@ -127,6 +127,7 @@ def forecast(
     cpus: float | None = None,
     gpus: float | None = None,
     address: str | None = None,
+    outer: int | None = None,
     progress: Progress = no_progress,
     callback: SweepCallback | None = None,
     **options: Any,
@@ -141,6 +142,8 @@ def forecast(
         Cores and GPUs of the sweep in all. None: those of the cluster; without one, this machine's cores and no GPU.
     address
         Address of a Ray cluster. It is measured on one of its machines, with a worker's resources. None: this machine.
+    outer
+        Parts of an outer cross-validation, whose searches all count; None for one search.
     progress
         Called before each configuration.
     callback
@@ -155,6 +158,9 @@ def forecast(
     """
     chosen = parse_options({name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
+    if outer is not None:
+        part = outer_parts_of(windows, outer, chosen.seed)[0]
+        chosen = chosen.model_copy(update={"held_out": part, "trials": outer * chosen.trials})
     folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
     given = _given_resources(cpus, gpus)
     if not address:

@@ -114,6 +114,7 @@ def _create(
 ) -> PretrainedRun:
     info = PretrainInfo(
         **record_of_windows(windows),
+        folds_hash="",  # set when the record is written
         channels=windows.channels,
         n_times=windows.crop_samples,
         sfreq=windows.sfreq,

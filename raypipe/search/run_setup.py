@@ -95,6 +95,7 @@ def _create(
     info = RunInfo(
         id=uuid.uuid4().hex,
         **record_of_windows(windows) | {"metric": metric},
+        folds_hash="",  # set when the record is written
         kind=windows.kind,
         level=level_of(windows.subjects, windows.targets),
         direction=get_metric(metric).direction,
@@ -116,7 +117,6 @@ def record_of_windows(windows: WindowStore) -> dict[str, Any]:
         "data_hash": windows.data_hash,
         "task": windows.manifest.task,
         "metric": windows.metric,
-        "folds_hash": "",  # set when the record is written
         "versions": package_versions(),
     }
 

@@ -5,13 +5,14 @@ The same call starts a run, continues one that was interrupted, and does nothing
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.executor import Driver, execute, supervise
+from raypipe.backend.executor import Driver, WorkerPool, execute, supervise
 from raypipe.backend.process_state import restored_process_state
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError, disk_full
@@ -67,7 +68,7 @@ def sweep(
     source, callback = load_space(space), callback or SweepCallback()
     if without_effect := parameters_without_effect(source, windows.kind):
         callback.on_warning(without_effect)
-    with _cluster(chosen, callback) as cluster:
+    with open_cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):
             from raypipe.search.warm_start import collect_warm_trials
@@ -81,7 +82,7 @@ def sweep(
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)
-        return _drive(store, windows, chosen, cluster, callback, stop or StopRequest())
+        return drive(store, windows, chosen, cluster, callback, stop or StopRequest())
 
 
 @restored_process_state()
@@ -122,8 +123,8 @@ def _resume(
     windows = open_windows(store.info.data)
     check_unchanged(store, windows, store.space, chosen)
     callback = callback or SweepCallback()
-    with _cluster(chosen, callback) as cluster:
-        return _drive(store, windows, chosen, cluster, callback, stop or StopRequest(), reruns)
+    with open_cluster(chosen, callback) as cluster:
+        return drive(store, windows, chosen, cluster, callback, stop or StopRequest(), reruns=reruns)
 
 
 def recorded_options(store: RunStore) -> dict[str, Any]:
@@ -144,20 +145,31 @@ def recorded_options(store: RunStore) -> dict[str, Any]:
     return recorded
 
 
-def _cluster(options: SweepOptions, callback: SweepCallback) -> Cluster:
+def open_cluster(options: SweepOptions, callback: SweepCallback) -> Cluster:
+    """Return the Ray of a sweep, which is not started yet."""
     return Cluster(options.address, callback, preload=["raypipe.search.study"])
 
 
-def _drive(
+def drive(
     store: RunStore,
     windows: WindowStore,
     options: SweepOptions,
     cluster: Cluster,
     callback: SweepCallback,
     stop: StopRequest,
+    *,
+    pool: WorkerPool | None = None,
     reruns: Reruns | None = None,
 ) -> RunStore:
-    """Hold the run's lease and run its trials until none is left."""
+    """Hold the run's lease and run its trials until none is left.
+
+    Parameters
+    ----------
+    pool
+        Workers that are kept for the next run; None for workers that end with this one.
+    reruns
+        Trials to train again, in place of new ones.
+    """
     from raypipe.search.reconcile import open_study
 
     try:
@@ -171,7 +183,8 @@ def _drive(
             storage = open_study(store, callback)
             options = _fix_trials(store, windows, options, storage, callback, reruns)
             write_options(store.folder, options.model_dump(mode="json"))
-            _run_trials(store, windows, options, storage, lease, cluster, callback, stop)
+            with contextlib.nullcontext(pool) if pool else WorkerPool() as workers:
+                _run_trials(store, windows, options, storage, lease, cluster, workers, callback, stop)
             store.remove_leftovers()
     except OSError as error:  # Optuna's journal knows neither `DiskFullError` nor `StorageError`
         raise disk_full(error, store.where) or store.gone_error() or error from None
@@ -185,6 +198,7 @@ def _run_trials(
     storage: BaseStorage,
     lease: Lease,
     cluster: Cluster,
+    pool: WorkerPool,
     callback: SweepCallback,
     stop: StopRequest,
 ) -> None:
@@ -202,7 +216,7 @@ def _run_trials(
     queue = open_queue()
     callback.on_open(_snapshot(store, windows, options.trials))
     budget = Budget(lease, options.time_budget, options.gpu_hours)
-    driver = Driver(store, windows, options, storage, lease, budget, cluster, callback, stop)
+    driver = Driver(store, windows, options, storage, lease, budget, cluster, pool, callback, stop)
     if not queue.exhausted and (used := budget.used_up()):
         callback.on_budget_used(used)
     elif not queue.exhausted:

@@ -20,12 +20,15 @@ TRIAL_FILE, HISTORY_FILE, RESULT_FILE = "trial.json", "history.json", "result.js
 """Names of files in a run's folder, and in a trial's."""
 OPTIONS_FILE = "options.json"
 """Options that a run was last driven with."""
+OUTER_FILE = "outer.json"
+"""Present in an outer cross-validation only (`raypipe.storage.outer_run`)."""
 PRETRAIN_FILE = "pretrain.json"
 """Present in a pretrained run only (`raypipe.pretraining.encoders`)."""
 
 _OTHER_FOLDERS = {
     "manifest.json": "a store of windows, not a run",
     "settings.json": "a store of windows that prepare did not finish, not a run",
+    OUTER_FILE: "an outer cross-validation (sweep --outer); its parts are runs: part-1 and so on",
     PRETRAIN_FILE: "a run of raypipe pretrain, which has no trials",
     "bundle.json": "a bundle, not a run",
 }

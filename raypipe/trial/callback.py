@@ -59,6 +59,9 @@ class SweepCallback:
     def on_warning(self, line: str) -> None:
         """Called before a sweep starts that can run but is probably not what was meant; `line` says why."""
 
+    def on_part(self, part: int, parts: int, subjects: int) -> None:
+        """Called before part `part` of the `parts` of an outer cross-validation, which holds out some subjects."""
+
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         """Called when `trials` of the `finished` trials of another run are given to the sampler."""
 
@@ -134,6 +137,10 @@ class CallbackList(SweepCallback):
     def on_warning(self, line: str) -> None:
         for callback in self._callbacks:
             callback.on_warning(line)
+
+    def on_part(self, part: int, parts: int, subjects: int) -> None:
+        for callback in self._callbacks:
+            callback.on_part(part, parts, subjects)
 
     def on_warm_start(self, run: str, trials: int, finished: int) -> None:
         for callback in self._callbacks:

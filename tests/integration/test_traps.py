@@ -141,5 +141,5 @@ def test_a_broker_answers_while_more_workers_wait_than_ray_lets_an_actor_answer(
     joined.get([broker.open_group.remote(name) for name in names])
     waiting = [broker.next_job.remote(name, 0) for name in names for _ in range(workers)]
     assert joined.wait(waiting, timeout=0.5)[0] == []
-    joined.get([broker.assign.remote(name, 7, 0, 0) for name in names])
+    joined.get([broker.assign.remote(name, "run", 7, 0, 0) for name in names])
     assert {job.number for job in joined.get(waiting)} == {7}

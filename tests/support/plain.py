@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import torch
 
-from raypipe import Run
+from raypipe import CrossValidation, Run, cross_validate
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.search.run_setup import open_run
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
+from raypipe.storage.records import write_options
+from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 
 
@@ -20,6 +26,26 @@ def plain_sweep(space: Path, data: Path, where: Path, *, trials: int, folds: int
     """Run a sweep in this process, trial by trial and fold by fold, each on one core."""
     windows = WindowStore(data)
     run = open_run(load_space(space), windows, str(where), SweepOptions(trials=trials, folds=folds))
+    _train_trials(run, windows, trials)
+    return Run(run)
+
+
+def plain_cross_validation(space: Path, data: Path, where: Path, **options: Any) -> CrossValidation:
+    """Cross-validate a search in this process; see `raypipe.cross_validate`."""
+
+    def drive(run: RunStore, windows: WindowStore, options: SweepOptions, *_: Any, **__: Any) -> None:
+        write_options(run.folder, options.model_dump(mode="json"))
+        _train_trials(run, windows, options.trials)
+
+    cluster = nullcontext(SimpleNamespace(start=lambda: None))
+    with (
+        mock.patch("raypipe.search.outer.drive", drive),
+        mock.patch("raypipe.search.outer.open_cluster", lambda *_: cluster),
+    ):
+        return cross_validate(space, data, where, **options)
+
+
+def _train_trials(run: RunStore, windows: WindowStore, trials: int) -> None:
     queue = StudyQueue(run, windows, open_journal(run), trials=trials)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: sums are rounded by the number of threads
@@ -29,4 +55,3 @@ def plain_sweep(space: Path, data: Path, where: Path, *, trials: int, folds: int
             queue.close(number, "complete", "trained to the end")
     finally:
         torch.set_num_threads(threads)
-    return Run(run)

@@ -20,7 +20,14 @@ from raypipe.packaging.bundle import LoadedEnsemble
 FUNCTIONS = [n for n in raypipe.__all__ if inspect.isfunction(getattr(raypipe, n))]
 METHODS = [
     getattr(kind, name)
-    for kind in (raypipe.Run, raypipe.SweepCallback, raypipe.PrintProgress, Ensemble, LoadedEnsemble)
+    for kind in (
+        raypipe.Run,
+        raypipe.CrossValidation,
+        raypipe.SweepCallback,
+        raypipe.PrintProgress,
+        Ensemble,
+        LoadedEnsemble,
+    )
     for name in dir(kind)
     if not name.startswith("_")
 ]
@@ -71,7 +78,9 @@ def test_every_public_member_is_documented(member):
         assert inspect.getdoc(member)
 
 
-@pytest.mark.parametrize(("function", "options"), [("sweep", SweepOptions), ("pretrain", PretrainOptions)])
+@pytest.mark.parametrize(
+    ("function", "options"), [("sweep", SweepOptions), ("cross_validate", SweepOptions), ("pretrain", PretrainOptions)]
+)
 def test_docstring_and_signature_list_all_options(function, options):
     text = " ".join(sections(getattr(raypipe, function))["Parameters"].split())
     parameters = inspect.signature(getattr(raypipe, function)).parameters

@@ -39,8 +39,8 @@ async def pending(task):
 
 def test_an_epoch_goes_from_two_workers_to_the_actor():
     async def scenario(broker):
-        seq = await broker.assign("g", 7, 0, 0)
-        assert await broker.next_job("g", 0) == TrialJob(seq, 7, 0)
+        seq = await broker.assign("g", "run", 7, 0, 0)
+        assert await broker.next_job("g", 0) == TrialJob(seq, "run", 7, 0)
         collected = asyncio.create_task(broker.collect("g", 1, 2, MAX_SECONDS))
         assert await broker.report_epoch("g", seq, 1, {0: outcome()}) == Reply(True, 0)
         assert await pending(collected)
@@ -52,7 +52,7 @@ def test_an_epoch_goes_from_two_workers_to_the_actor():
 
 def test_a_worker_may_be_one_epoch_ahead_and_no_further():
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         ahead = asyncio.create_task(broker.report_epoch("g", seq, 2, {0: outcome()}))
         assert await pending(ahead)
@@ -65,14 +65,14 @@ def test_a_worker_may_be_one_epoch_ahead_and_no_further():
 @pytest.mark.parametrize("end", ["over", "assigned", "closed", "failed"])
 def test_a_waiting_worker_is_freed_when_the_trial_ends(end):
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         ahead = asyncio.create_task(broker.report_epoch("g", seq, 2, {0: outcome()}))
         assert await pending(ahead)
         if end == "over":
             await broker.mark_scored("g", 1, 1, True)
         elif end == "assigned":
-            await broker.assign("g", 1, 0, 0)
+            await broker.assign("g", "run", 1, 0, 0)
         elif end == "closed":
             await broker.close_group("g")
         else:
@@ -85,13 +85,13 @@ def test_a_waiting_worker_is_freed_when_the_trial_ends(end):
 
 def test_a_job_is_served_once_and_to_a_restarted_worker_again_from_the_last_scored_epoch():
     async def scenario(broker):
-        seq = await broker.assign("g", 3, 2, 2)
+        seq = await broker.assign("g", "run", 3, 2, 2)
         assert (await broker.next_job("g", 0)).done == 2
         waiting = asyncio.create_task(broker.next_job("g", seq))
         assert await pending(waiting)
         await broker.mark_scored("g", 3, 3, False)
-        assert await broker.next_job("g", 0) == TrialJob(seq, 3, 3)
-        await broker.assign("g", 4, 0, 0)
+        assert await broker.next_job("g", 0) == TrialJob(seq, "run", 3, 3)
+        await broker.assign("g", "run", 4, 0, 0)
         assert (await waiting).number == 4
 
     run(scenario)
@@ -99,8 +99,8 @@ def test_a_job_is_served_once_and_to_a_restarted_worker_again_from_the_last_scor
 
 def test_a_late_report_of_an_earlier_trial_is_ignored():
     async def scenario(broker):
-        old = await broker.assign("g", 0, 0, 0)
-        new = await broker.assign("g", 1, 0, 0)
+        old = await broker.assign("g", "run", 0, 0, 0)
+        new = await broker.assign("g", "run", 1, 0, 0)
         assert not (await broker.report_epoch("g", old, 1, {0: outcome(5.0)})).continues
         await broker.report_failure("g", old, Failure("error", "late"))
         await broker.report_epoch("g", new, 1, {0: outcome(6.0)})
@@ -111,7 +111,7 @@ def test_a_late_report_of_an_earlier_trial_is_ignored():
 
 def test_an_epoch_that_was_scored_is_not_collected_again():
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.mark_scored("g", 1, 1, False)
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         assert await broker.collect("g", 1, 1, 0.01) is None
@@ -121,7 +121,7 @@ def test_an_epoch_that_was_scored_is_not_collected_again():
 
 def test_a_failure_reaches_the_actor_but_a_finished_epoch_goes_first():
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         await broker.report_failure("g", seq, Failure("non-finite", "nan"))
         assert isinstance(await broker.collect("g", 1, 1, MAX_SECONDS), dict)
@@ -132,7 +132,7 @@ def test_a_failure_reaches_the_actor_but_a_finished_epoch_goes_first():
 
 def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
     async def scenario(broker):
-        await broker.assign("g", 0, 0, 0)
+        await broker.assign("g", "run", 0, 0, 0)
         await broker.join("g", 0, None)
         for _ in range(MAX_RESTARTS - 1):
             await broker.join("g", 0, None)
@@ -147,7 +147,7 @@ def test_workers_that_die_again_and_again_in_one_epoch_fail_the_trial():
 
 def test_a_death_an_epoch_is_forgiven():
     async def scenario(broker):
-        await broker.assign("g", 0, 0, 0)
+        await broker.assign("g", "run", 0, 0, 0)
         for epoch in range(1, 3 * MAX_RESTARTS):
             await broker.join("g", 0, None)
             await broker.mark_scored("g", epoch, 1, False)
@@ -176,7 +176,7 @@ def test_a_closed_group_ends_its_workers_and_returns_its_placement_and_controlle
 
 def test_a_worker_that_starts_after_its_group_was_closed_ends():
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.close_group("g")
         await broker.join("g", 0, "abc")
         assert await broker.next_job("g", 0) is None
@@ -216,14 +216,14 @@ def test_two_actors_that_replace_two_dead_ones_do_not_acquire_one_group():
 def test_an_actor_that_ends_releases_its_workers_and_no_others():
     async def scenario(broker):
         await broker.acquire("one")
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         await broker.release("g", "an earlier one")
         assert not await broker.is_over("g", seq)
         assert await broker.acquire("two") is None
         await broker.release("g", "one")
         assert await broker.is_over("g", seq)
         assert await broker.acquire("two") == "g"
-        assert await broker.assign("g", 0, 0, 0) > seq
+        assert await broker.assign("g", "run", 0, 0, 0) > seq
         assert (await broker.next_job("g", seq)).number == 0
 
     run(scenario)
@@ -231,7 +231,7 @@ def test_an_actor_that_ends_releases_its_workers_and_no_others():
 
 def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         collected = asyncio.create_task(broker.collect("g", 1, 1, MAX_SECONDS))
         await broker.report_epoch("g", seq, 1, {0: outcome()})
         assert isinstance(await collected, dict)
@@ -239,7 +239,7 @@ def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
         assert await pending(collected)
         await broker.mark_broken("g", "no node is left")
         assert await collected == Failure("no-workers", "no node is left")
-        await broker.assign("g", 1, 0, 0)
+        await broker.assign("g", "run", 1, 0, 0)
         assert (await broker.collect("g", 1, 1, MAX_SECONDS)).kind == "no-workers"
         await broker.mark_broken("gone", "ignored")
 
@@ -249,8 +249,8 @@ def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
 def test_a_lost_worker_is_reported_with_its_trial():
     async def scenario(broker):
         assert await broker.report_worker_death("g") is None
-        seq = await broker.assign("g", 7, 0, 0)
-        assert await broker.report_worker_death("g") == 7
+        seq = await broker.assign("g", "run", 7, 0, 0)
+        assert await broker.report_worker_death("g") == TrialJob(seq, "run", 7, 0)
         assert not await broker.is_over("g", seq)
         await broker.mark_scored("g", 4, 4, True)
         assert await broker.report_worker_death("g", Failure("out-of-memory", "late")) is None
@@ -262,17 +262,17 @@ def test_a_lost_worker_is_reported_with_its_trial():
 def test_a_worker_killed_for_its_memory_fails_the_trial_and_the_next_try_is_handed_out_like_any_other():
     async def scenario(broker):
         await broker.join("g", 0, None)
-        seq = await broker.assign("g", 7, 2, 2)
+        seq = await broker.assign("g", "run", 7, 2, 2)
         collected = asyncio.create_task(broker.collect("g", 3, 1, MAX_SECONDS))
         assert await pending(collected)
-        assert await broker.report_worker_death("g", Failure("out-of-memory", "killed")) == 7
+        assert await broker.report_worker_death("g", Failure("out-of-memory", "killed")) == TrialJob(seq, "run", 7, 2)
         assert await collected == Failure("out-of-memory", "killed")
         for _ in range(MAX_RESTARTS):  # deaths are not counted after a failure
             await broker.join("g", 0, None)
         again = asyncio.create_task(broker.next_job("g", 0))
         assert await pending(again)
-        assert await broker.assign("g", 7, 2, 2) == seq + 1
-        assert await again == TrialJob(seq + 1, 7, 2)
+        assert await broker.assign("g", "run", 7, 2, 2) == seq + 1
+        assert await again == TrialJob(seq + 1, "run", 7, 2)
         assert await broker.collect("g", 3, 1, 0.01) is None
 
     run(scenario)
@@ -296,7 +296,7 @@ def test_a_claim_is_one_workers_and_the_others_wait(monkeypatch):
 @pytest.mark.parametrize("end", ["died", "failed", "took too long"])
 def test_a_claim_does_not_outlive_its_worker(end, monkeypatch):
     async def scenario(broker):
-        seq = await broker.assign("g", 0, 0, 0)
+        seq = await broker.assign("g", "run", 0, 0, 0)
         assert await broker.claim("g", "key")
         await broker.join("h", 0, None)  # another group's worker
         assert not await broker.claim("h", "key")

@@ -112,7 +112,7 @@ def test_a_disk_too_full_to_record_the_retry_stops_the_sweep(actor, monkeypatch)
 
 
 def test_a_nan_score_is_reported_as_non_finite(actor, monkeypatch):
-    monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
+    monkeypatch.setattr("raypipe.trial.evaluator.ranking_score", lambda *_: float("nan"))
     actor.post(1)
     assert actor.step()["failure"] == "non-finite"
     assert TrialEvaluator(actor.run, actor.windows, 0).history == []

@@ -318,7 +318,7 @@ def test_tune_does_not_finish_while_a_trial_may_come_back(search):
 def test_a_score_that_is_not_finite_is_a_failure(search, monkeypatch):
     name = "a"
     number = search.suggest(name)["number"]
-    monkeypatch.setattr("raypipe.trial.evaluator.score", lambda *_: float("nan"))
+    monkeypatch.setattr("raypipe.trial.evaluator.ranking_score", lambda *_: float("nan"))
     ended = run_trial(search.queue.run, search.queue.windows, number)
     assert (ended.state, ended.failure, ended.score) == ("failed", "non-finite", None)
     result = {"number": number, "epoch": 0, "score": float("nan"), "folds": [], "done": True}

@@ -12,6 +12,7 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
+from raypipe.backend.messages import TrialJob
 from raypipe.backend.worker_groups import (
     GROW_CHECK_SECONDS,
     SHRINK_AFTER_SECONDS,
@@ -26,14 +27,14 @@ from tests.support.toys import ToyWindows, make_run
 
 @dataclass
 class FakeBroker:
-    """Answers with a trial's number, and records what is reported."""
+    """Answers with a trial's job, and records what is reported."""
 
-    number: int | None = 3
+    job: TrialJob | None
     reported: list[Any] = field(default_factory=list)
 
     @property
     def report_worker_death(self):
-        return SimpleNamespace(remote=lambda group, failure: self.reported.append((group, failure)) or self.number)
+        return SimpleNamespace(remote=lambda group, failure: self.reported.append((group, failure)) or self.job)
 
 
 @pytest.fixture
@@ -42,15 +43,19 @@ def run(tmp_path, monkeypatch):
     return make_run(tmp_path / "run", ToyWindows())
 
 
+def job_of(run) -> TrialJob:
+    return TrialJob(1, run.where, 3, 0)
+
+
 def log_of(run, broker, **deaths) -> list[str]:
-    context = SimpleNamespace(run=run.where, broker=broker)
+    context = SimpleNamespace(broker=broker)
     polled = {int(rank[1:]): WorkerHealthCheckFailedError("polled in vain", cause) for rank, cause in deaths.items()}
     DeathCallback(context, "group-0").after_exception(None, polled)
     return [line.split("Z ", 1)[1] for line in read_log(run.folder, 3)]
 
 
 def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
-    broker = FakeBroker()
+    broker = FakeBroker(job_of(run))
     lines = log_of(run, broker, r1=ray.exceptions.NodeDiedError("the node died\nand more"))
     assert broker.reported == [("group-0", None)]
     assert len(lines) == 1
@@ -58,7 +63,7 @@ def test_a_lost_machine_is_in_the_log_and_no_trial_is_to_blame(run):
 
 
 def test_a_worker_killed_to_save_memory_fails_its_trial(run):
-    broker = FakeBroker()
+    broker = FakeBroker(job_of(run))
     lines = log_of(
         run,
         broker,
@@ -73,7 +78,7 @@ def test_a_worker_killed_to_save_memory_fails_its_trial(run):
 
 
 def test_a_death_between_trials_is_no_trials_fault(run):
-    assert log_of(run, FakeBroker(number=None), r0=ray.exceptions.OutOfMemoryError("killed")) == []
+    assert log_of(run, FakeBroker(None), r0=ray.exceptions.OutOfMemoryError("killed")) == []
 
 
 def test_a_report_that_fails_does_not_end_the_controller(run):

@@ -9,8 +9,8 @@ from raypipe.cli import app
 from raypipe.core.options import PretrainOptions, SweepOptions, flag_of, help_of, parse_options
 
 OWN = {
-    "plan": {"data", "cpus", "gpus"},
-    "sweep": {"data", "run", "warm_start", "init"},
+    "plan": {"outer", "data", "cpus", "gpus"},
+    "sweep": {"data", "run", "warm_start", "init", "outer"},
     "resume": set(),
     "rerun": {"top", "seeds"},
     "pretrain": {

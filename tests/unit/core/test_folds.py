@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds, make_outer_parts
 
 
 def windows(n_subjects, each=4, seed=0):
@@ -63,6 +63,33 @@ def test_held_out_subjects_may_be_named():
 def test_bad_arguments_give_one_line_messages(n, options, message):
     with pytest.raises(UserError, match=message):
         make_folds(*windows(n), classes=False, **options)
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 30), st.integers(2, 8), st.booleans(), st.integers(0, 5))
+def test_outer_parts_hold_every_subject_once_and_are_the_same_again(n, parts, classes, seed):
+    subjects, targets = windows(n)
+    targets = (np.arange(len(targets)) % 2) if classes else targets
+    if parts > n:
+        with pytest.raises(UserError, match=f"--outer {parts}: the data has {n} subject"):
+            make_outer_parts(subjects, targets, classes=classes, n_parts=parts, seed=seed)
+        return
+    found = make_outer_parts(subjects, targets, classes=classes, n_parts=parts, seed=seed)
+    assert len(found) == parts and all(found)
+    assert sorted(name for part in found for name in part) == sorted(set(subjects.tolist()))
+    assert found == make_outer_parts(subjects, targets, classes=classes, n_parts=parts, seed=seed)
+
+
+def test_outer_parts_keep_groups_together():
+    subjects, targets = windows(12)
+    group_of = {f"s{k:03d}": f"family {k // 3}" for k in range(9)}
+    found = make_outer_parts(subjects, targets, classes=False, n_parts=4, group_of=group_of)
+    assert sorted(name for part in found for name in part) == sorted(set(subjects.tolist()))
+    for part in found:
+        for name in part:
+            assert all(other in part for other, group in group_of.items() if group == group_of.get(name))
+    with pytest.raises(UserError, match=r"--outer 7: the data has 6 group\(s\)"):
+        make_outer_parts(subjects, targets, classes=False, n_parts=7, group_of=group_of)
 
 
 def test_the_audit_names_the_subjects_on_both_sides():

@@ -1,0 +1,227 @@
+"""Score an outer cross-validation: every subject is predicted by the ensemble of the part that has not seen them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raypipe.core.bootstrap import Interval
+from raypipe.core.errors import UserError
+from raypipe.core.folds import Index
+from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
+from raypipe.core.progress import Progress
+from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import describe_target, metric_label
+from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
+from raypipe.ensembles.verdict import MIN_SUBJECTS, side_of
+from raypipe.storage.outer_run import OuterRun
+from raypipe.storage.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class PooledPredictions:
+    """Predictions of all windows, each by the ensemble of the part that holds out its subject."""
+
+    windows: Index
+    """(N,) window numbers in the store."""
+    subjects: NDArray[np.str_]
+    """(N,)."""
+    targets: NDArray[Any]
+    """(N,)."""
+    parts: NDArray[np.int64]
+    """(N,) from 1."""
+    predictions: NDArray[np.float32]
+    """(N, outputs)."""
+    constant: NDArray[np.float64]
+    """(N, outputs) predictions without EEG, from the subjects that each part searched on."""
+
+
+@dataclass(frozen=True)
+class OuterScores:
+    """Scores of all subjects of an outer cross-validation."""
+
+    metric: str
+    level: Level
+    """Whether one data point is a window, or the mean prediction of a person."""
+    pooled: PooledPredictions
+    rows: ScoredRows
+    """Predictions at `level`; its `folds` are the parts."""
+    constant_predictions: NDArray[np.float64]
+    """The same without EEG."""
+    by_part: pd.DataFrame
+    """One row per part: ``subjects``, ``method``, ``nested``, ``score`` and ``constant``, held out."""
+    parameters: pd.DataFrame
+    """Parameters that the best trial of each part has drawn: a row per parameter, a column per part."""
+
+    @property
+    def score(self) -> float:
+        """Score of all subjects. Metrics that only rank are taken within each part and averaged."""
+        return self._set.score(self.metric, self.rows.predictions)
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of `score` over subjects."""
+        return score_interval(self.metric, self._set, self.rows.predictions)
+
+    @property
+    def constant(self) -> float:
+        """Score of the predictor without EEG."""
+        return self._set.score(self.metric, self.constant_predictions)
+
+    @property
+    def difference(self) -> Interval:
+        """95 % interval of the difference to the predictor without EEG."""
+        return difference_interval(self.metric, self._set, self.rows.predictions, self.constant_predictions)
+
+    @property
+    def subjects(self) -> int:
+        """Number of subjects."""
+        return len(np.unique(self.rows.subjects))
+
+    @property
+    def _set(self) -> EvaluationSet:
+        return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds)
+
+
+def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | None = None, **options: Any) -> list[str]:
+    """Fit the ensemble of every part, save it and score it once on the subjects that the part holds out.
+
+    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended.
+
+    Parameters
+    ----------
+    outer
+        An outer cross-validation whose parts are all made.
+    top, method, progress, **options
+        See `raypipe.api.fit_ensemble`.
+
+    Returns
+    -------
+    list of str
+        Runs of the parts that were fitted.
+
+    Raises
+    ------
+    UserError
+        A part has no run or no complete trial; see also `raypipe.api.fit_ensemble`.
+    """
+    runs = _all_runs(outer)
+    wanted = [run for run in runs if not _is_fitted(run, top, method)]
+    for run in wanted:
+        fit_ensemble(run, top=top, method=method, progress=progress, **options).save()
+    return [run.where for run in wanted]
+
+
+def _all_runs(outer: OuterRun) -> list[RunStore]:
+    runs = outer.runs
+    if len(runs) < len(outer.info.parts):
+        raise UserError(
+            f"{outer.where}: {len(runs)} of {len(outer.info.parts)} parts are begun; continue with: raypipe resume RUN"
+        )
+    return runs
+
+
+def _is_fitted(run: RunStore, top: int, method: str) -> bool:
+    """Return whether a part's ensemble is up to date, so that its subjects are not looked at again."""
+    evaluations, results = read_evaluations(run), run.results()
+    if not evaluations or not Ensemble.exists(run):
+        return False
+    last, candidates = evaluations[-1], len(run.ranked(results)[:top])
+    return last.method == method and len(last.trials) == candidates and last.time > max(r.finished for r in results)
+
+
+def read_scores(outer: OuterRun) -> OuterScores:
+    """Return the scores of all subjects.
+
+    Raises
+    ------
+    UserError
+        A part has no ensemble yet, or a record is damaged.
+    """
+    runs = _all_runs(outer)
+    for run in runs:
+        if not Ensemble.exists(run):
+            raise UserError(
+                f"{run.where}: no ensemble yet; fit those of all parts with: raypipe ensemble {outer.where}"
+            )
+    ensembles = [Ensemble.load(run) for run in runs]
+    pooled = _pool(ensembles)
+    level = level_of(pooled.subjects, pooled.targets)
+    rows, without_eeg = (
+        rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, predictions)
+        for predictions in (pooled.predictions, pooled.constant)
+    )
+    return OuterScores(
+        metric=outer.info.metric,
+        level=level,
+        pooled=pooled,
+        rows=rows,
+        constant_predictions=without_eeg.predictions,
+        by_part=_table_of_parts(ensembles, level),
+        parameters=_parameters(ensembles),
+    )
+
+
+def _pool(ensembles: list[Ensemble]) -> PooledPredictions:
+    held = [ensemble.held_out for ensemble in ensembles]
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(one, name) for one in held])
+
+    return PooledPredictions(
+        windows=joined("windows"),
+        subjects=joined("subjects"),
+        targets=joined("targets"),
+        parts=np.concatenate([np.full(len(one.targets), number) for number, one in enumerate(held, start=1)]),
+        predictions=joined("predictions"),
+        constant=np.concatenate([np.tile(one.constant, (len(one.targets), 1)) for one in held]),
+    )
+
+
+def _table_of_parts(ensembles: list[Ensemble], level: Level) -> pd.DataFrame:
+    prefix = "subject_" if level == "person" else ""
+    rows = [
+        {
+            "subjects": int(one.table["subjects"].iloc[0]),
+            "method": one.method,
+            "nested": float(one.table["nested"].iloc[0]),
+            "score": float(one.table[f"{prefix}held_out"].iloc[0]),
+            "constant": float(one.table[f"{prefix}held_out"].iloc[-1]),
+        }
+        for one in ensembles
+    ]
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="part"))
+
+
+def _parameters(ensembles: list[Ensemble]) -> pd.DataFrame:
+    drawn = {
+        number: one.run.record(one.members[0].trial).params for number, one in enumerate(ensembles, start=1)
+    }  # members are ordered by their scores
+    return pd.DataFrame(drawn).sort_index()
+
+
+def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
+    """Write the result in a sentence."""
+    n, label, target = scores.subjects, metric_label(scores.metric), describe_target(outer.info.task)
+    inner, difference = scores.interval, scores.difference
+    reached = (
+        f"Over all {n} subjects, each predicted by a search that has not seen them, the ensembles reach "
+        f"{'an' if label[0] in 'AN' else 'a'} {label} of {scores.score:.3f}"
+    )
+    if np.isnan(inner.low):
+        return f"{reached}, and its interval is undefined: it shows nothing about {target}."
+    baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
+    relation = {
+        1: f"better than {baseline}: it generalizes to new people"
+        if n >= MIN_SUBJECTS
+        else f"better than {baseline}, but {n} subjects are too few to be evidence",
+        0: f"not distinguishable from {baseline}: there is no evidence that it predicts {target}",
+        -1: f"worse than {baseline}: its predictions of {target} do not generalize to new people",
+    }[side_of(scores.metric, difference.low, difference.high)]
+    return f"{reached} (95 % interval {inner.low:.3f} to {inner.high:.3f}), {relation}."

@@ -1,0 +1,183 @@
+"""The public function `cross_validate` and its result: nested cross-validation of a whole search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypipe.core.options import SweepOptions, document_options
+from raypipe.reporting.run import Run
+from raypipe.storage.outer_run import OuterRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raypipe.core.stop import StopRequest
+    from raypipe.ensembles.outer import OuterScores
+    from raypipe.trial.callback import SweepCallback
+
+
+class CrossValidation:
+    """An outer cross-validation: the run of each part, and the score of all subjects.
+
+    Parameters
+    ----------
+    run
+        Folder or pyarrow.fs URI that ``raypipe sweep --outer`` or `cross_validate` was given.
+
+    Raises
+    ------
+    UserError
+        There is none, or it is damaged.
+
+    Examples
+    --------
+    >>> CrossValidation("demo/cv").ensemble().verdict  # doctest: +SKIP
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.store = OuterRun(run)
+
+    def __repr__(self) -> str:
+        return f"CrossValidation({self.where!r}): {len(self.store.info.parts)} parts"
+
+    @property
+    def where(self) -> str:
+        """Path or URI."""
+        return self.store.where
+
+    @property
+    def parts(self) -> list[Run]:
+        """Runs of the parts that are begun."""
+        return [Run(run) for run in self.store.runs]
+
+    def ensemble(self, *, top: int = 10, method: str = "auto", **options: Any) -> CrossValidation:
+        """Fit and save the ensemble of every part, and score it once on the subjects that the part holds out.
+
+        Parts whose ensemble is up to date are left as they are.
+
+        Parameters
+        ----------
+        top, method, **options
+            Options of `raypipe.fit_ensemble`, which also describes the errors.
+
+        Returns
+        -------
+        CrossValidation
+            This one.
+        """
+        from raypipe.ensembles.outer import fit_parts
+        from raypipe.reporting.baselines import write_baselines
+
+        fitted = fit_parts(self.store, top=top, method=method, **options)
+        for run in self.store.runs:
+            if run.where in fitted:
+                write_baselines(run)
+        return self
+
+    @property
+    def scores(self) -> OuterScores:
+        """Scores of all subjects: ``score``, ``interval``, ``constant``, ``difference``, ``by_part``, ``parameters``.
+
+        Raises
+        ------
+        UserError
+            A part has no ensemble yet.
+        """
+        from raypipe.ensembles.outer import read_scores
+
+        return read_scores(self.store)
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        from raypipe.ensembles.outer import write_verdict
+
+        return write_verdict(self.store, self.scores)
+
+    def predictions(self) -> pd.DataFrame:
+        """Return the predictions of all windows, each by the part that holds out its subject.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``window``, ``subject``, ``part``, ``target``, and ``prediction`` in target units, or one column of
+            probabilities per class.
+        """
+        import pandas as pd
+
+        pooled, names = self.scores.pooled, self.store.info.classes or ["prediction"]
+        table = pd.DataFrame(pooled.predictions, columns=pd.Index(names))
+        for place, name in enumerate(("windows", "subjects", "parts", "targets")):
+            table.insert(place, name.removesuffix("s"), getattr(pooled, name))
+        return table
+
+    def status(self) -> str:
+        """Return what ``raypipe status`` prints."""
+        from raypipe.reporting.outer import status_lines
+
+        return "\n".join(status_lines(self.store))
+
+    def report(self, out: str | Path | None = None) -> str:
+        """Write the report, one HTML file, and return its path or URI.
+
+        Parameters
+        ----------
+        out
+            The file. None: ``report.html`` in the folder.
+        """
+        from raypipe.reporting.outer import write_outer_report
+
+        return write_outer_report(self.store, out)
+
+
+@document_options(SweepOptions)
+def cross_validate(
+    space: str | Path,
+    data: str | Path,
+    run: str | Path,
+    *,
+    outer: int = 5,
+    init: str | Path | None = None,
+    callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
+    **options: Any,
+) -> CrossValidation:
+    """Search once for each of `outer` parts of the subjects, which that search does not see.
+
+    The same call continues after a crash. `CrossValidation.ensemble` then scores all subjects, each by a search that
+    has not seen them (nested cross-validation, Varma & Simon 2006, doi:10.1186/1471-2105-7-91). `held_out` cannot be
+    given, and `time_budget` and `gpu_hours` are divided among the parts.
+
+    Parameters
+    ----------
+    space, data, init, callback, stop
+        See `raypipe.sweep`.
+    run
+        Folder or pyarrow.fs URI. The parts are runs in it: ``part-1`` and so on.
+    outer
+        Number of parts.
+    {options}
+
+    Returns
+    -------
+    CrossValidation
+        The runs, finished or stopped by a limit.
+
+    Raises
+    ------
+    UserError
+        Bad input, fewer subjects than parts, or the same failure in all of the first trials.
+    InterruptedSweepError
+        The search was stopped, and can be continued.
+    LeakError
+        A subject is on both sides of a split.
+
+    Examples
+    --------
+    >>> cross_validate("search_spaces/smoke.py", "demo/store", "demo/cv", trials=2, folds=3)  # doctest: +SKIP
+    """
+    from raypipe.search.outer import sweep_outer
+
+    done = sweep_outer(space, data, run, outer=outer, init=init, callback=callback, stop=stop, **options)
+    return CrossValidation(done.where)

@@ -1,0 +1,190 @@
+"""Show an outer cross-validation: its status as lines, and its report as an HTML page."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from raypipe.core.levels import describe_level
+from raypipe.core.metrics import get_metric
+from raypipe.core.text import format_value
+from raypipe.ensembles.fitted import read_ensemble_record
+from raypipe.ensembles.labels import describe_target, metric_label, target_unit
+from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
+from raypipe.reporting.page import (
+    FigureBlock,
+    Panel,
+    Table,
+    draw_figure,
+    format_interval,
+    format_score,
+    render_template,
+    use_minus_signs,
+)
+from raypipe.reporting.plotting import BLUE, DARK, LIGHT, ORANGE, draw_legend_above, new_figure
+from raypipe.reporting.sections.held_out import predicted_against_true
+from raypipe.reporting.status import read_status
+from raypipe.storage.files import open_folder
+from raypipe.storage.outer_run import OuterRun
+from raypipe.storage.remote import shell_quoted, without_settings
+from raypipe.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE = "report.html"
+
+
+def status_lines(outer: OuterRun) -> list[str]:
+    """Return the status of an outer cross-validation as lines: each part's trials and driver, and the next step."""
+    info, places = outer.info, outer.places
+    lines = [f"{outer.where}: {info.task}, outer cross-validation of {len(places)} parts"]
+    runs = [RunStore.open(place) if RunStore.exists(place) else None for place in places]
+    lines += [
+        f"  part-{number}: " + (_part_line(run) if run else f"not begun; {len(part)} subjects to hold out")
+        for number, (run, part) in enumerate(zip(runs, info.parts, strict=True), start=1)
+    ]
+    name = shell_quoted(outer.where)
+    if not all(runs) or any(_trials_left(run) for run in runs if run):
+        lines.append(f"  continue with: raypipe resume {name}")
+    elif not all(read_ensemble_record(run) for run in runs if run):
+        lines.append(f"  next: raypipe ensemble {name}")
+    else:
+        lines.append(f"  {write_verdict(outer, read_scores(outer))}")
+    return lines
+
+
+def _part_line(run: RunStore) -> str:
+    status, ranked, record = read_status(run), run.ranked(), read_ensemble_record(run)
+    best = f", best {ranked[0].score:.4f} (trial {ranked[0].number})" if ranked else ""
+    line = f"{sum(status.states.values())} of {status.planned} trials{best}, {status.driver}"
+    return line + (f"; ensemble: {record.method}" if record else "")
+
+
+def _trials_left(run: RunStore) -> bool:
+    status = read_status(run)
+    ended = [row for row in status.rows if row.state not in ("running", "interrupted")]
+    return len(ended) < status.planned or not ended
+
+
+def write_outer_report(outer: OuterRun, out: str | Path | None = None) -> str:
+    """Write the report of an outer cross-validation, one HTML file, and return its path or URI.
+
+    Parameters
+    ----------
+    outer
+        An outer cross-validation whose parts all have an ensemble.
+    out
+        HTML file; None for ``report.html`` in its folder.
+
+    Raises
+    ------
+    UserError
+        A part has no ensemble yet, or a record is damaged.
+    """
+    html = _render(outer, read_scores(outer)).encode()
+    if out is None:
+        outer.folder.write(FILE, html)
+        return f"{without_settings(outer.where)}/{FILE}"
+    target = Path(out).absolute()
+    open_folder(target.parent).write(target.name, html)
+    return str(target)
+
+
+def _render(outer: OuterRun, scores: OuterScores) -> str:
+    metric = metric_label(scores.metric)
+    return render_template(
+        "outer",
+        target=describe_target(outer.info.task),
+        run=without_settings(outer.where).rpartition("/")[2],
+        task=outer.info.task,
+        n_parts=len(outer.info.parts),
+        verdict=use_minus_signs(write_verdict(outer, scores)),
+        better="lower" if get_metric(scores.metric).sign > 0 else "higher",
+        metric=metric,
+        level=describe_level(scores.metric, scores.level).replace("fold", "part"),
+        scores=_score_table(scores, metric),
+        parts=_part_table(scores.by_part, metric),
+        parameters=_parameter_table(scores.parameters),
+        figure=_figure(outer, scores, metric),
+    )
+
+
+def _score_table(scores: OuterScores, metric: str) -> Table:
+    inner, difference = scores.interval, scores.difference
+    gain = f"{format_score(scores.score - scores.constant, sign=True)} "
+    rows = [
+        [
+            "ensemble of each part",
+            format_score(scores.score),
+            format_interval(inner.low, inner.high),
+            gain + f"({format_interval(difference.low, difference.high, sign=True)})",
+        ],
+        ["without EEG", format_score(scores.constant), "", ""],
+    ]
+    return Table(
+        ["predictor", f"{metric} of {scores.subjects} subjects", "95 % interval", "difference to no EEG"], rows
+    )
+
+
+def _part_table(by_part: pd.DataFrame, metric: str) -> Table:
+    head = ["part", "subjects held out", "method", f"{metric} nested inside", f"{metric} held out", "without EEG"]
+    rows = [
+        [
+            str(part),
+            str(row["subjects"]),
+            str(row["method"]),
+            *(format_score(row[n]) for n in ("nested", "score", "constant")),
+        ]
+        for part, row in by_part.astype(object).iterrows()
+    ]
+    means = by_part[["nested", "score", "constant"]].mean()
+    rows.append(["mean", "", "", *(format_score(float(value)) for value in means)])
+    return Table(head, rows, {0, 2})
+
+
+def _parameter_table(parameters: pd.DataFrame) -> Table | None:
+    """Return the parameters of the parts' best trials; those that differ first."""
+    if not len(parameters):
+        return None
+    shown = parameters.astype(object).map(lambda value: "" if _missing(value) else format_value(value))
+    order = sorted(shown.index, key=lambda name: (shown.loc[name].nunique() == 1, name))
+    rows = [[str(name), *map(str, shown.loc[name])] for name in order]
+    return Table(["parameter", *(f"part {part}" for part in shown.columns)], rows)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _figure(outer: OuterRun, scores: OuterScores, metric: str) -> FigureBlock:
+    panels = [Panel(partial(scores_by_part, scores, metric), f"{metric} of each part")]
+    caption = f"{metric} of each part on the subjects that it held out, and of all subjects."
+    if outer.info.kind == "regression":
+        rows = scores.rows
+        mean = float(scores.constant_predictions.mean())
+        draw = partial(
+            predicted_against_true, rows.targets, rows.predictions[:, 0], mean, scores.level == "person",
+            target_unit(outer.info.task),
+        )  # fmt: skip
+        panels.insert(0, Panel(draw, "Predicted against true values"))
+        caption = f"Left: predicted against true values. Right: {caption}"
+    return draw_figure(panels, caption)
+
+
+def scores_by_part(scores: OuterScores, metric: str) -> Figure:
+    """Plot the held-out score of each part beside that of the prediction without EEG, and the score of all subjects."""
+    table = scores.by_part
+    figure, (axes,) = new_figure(float(np.clip(0.5 * len(table) + 2.0, 4.2, 8.4)), 3.6)
+    axes.vlines(table.index, table["constant"], table["score"], color=LIGHT, lw=1.2)
+    axes.plot(table.index, table["constant"], "o", mfc="white", mec=ORANGE, ms=6, label="without EEG")
+    axes.plot(table.index, table["score"], "o", color=BLUE, ms=6, label="ensemble")
+    axes.axhline(scores.score, color=DARK, lw=1, ls="--", label="all subjects")
+    axes.set_xticks(table.index)
+    axes.set(xlabel="part", ylabel=metric)
+    draw_legend_above(axes)
+    return figure

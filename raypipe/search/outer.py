@@ -1,0 +1,151 @@
+"""Nested cross-validation of a whole search: every subject is held out once, by a search that has not seen them.
+
+Each part is a run of its own, so it resumes, reports and fails as any run does. All parts share Ray and its workers.
+The score of all subjects together estimates how well the procedure does, choices included (Varma & Simon 2006,
+doi:10.1186/1471-2105-7-91).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raypipe.backend.executor import WorkerPool
+from raypipe.backend.process_state import restored_process_state
+from raypipe.core.effects import parameters_without_effect
+from raypipe.core.errors import UserError
+from raypipe.core.metrics import metric_for
+from raypipe.core.options import SweepOptions, parse_options
+from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.stop import StopRequest
+from raypipe.data.splits import outer_parts_of
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
+from raypipe.search.run_setup import open_run, record_of_windows
+from raypipe.search.sweep import drive, open_cluster
+from raypipe.search.trackers import check_trackers
+from raypipe.storage.files import check_names
+from raypipe.storage.lease import sole_creator
+from raypipe.storage.outer_run import OuterInfo, OuterRun
+from raypipe.storage.records import read_options, write_options
+from raypipe.storage.run_store import RunStore
+from raypipe.trial.callback import SweepCallback
+
+OPTIONS_OF_ALL = ("time_budget", "gpu_hours")
+"""Limits of all parts together; each part has an equal share."""
+
+
+@restored_process_state()
+def sweep_outer(
+    space: str | Path,
+    data: str | Path,
+    run: str | Path,
+    *,
+    outer: int,
+    init: str | Path | None = None,
+    callback: SweepCallback | None = None,
+    stop: StopRequest | None = None,
+    **options: Any,
+) -> OuterRun:
+    """Search a space once for each of `outer` parts of the subjects, which that search does not see.
+
+    The same call continues after a crash. See `raypipe.api.sweep` for the other parameters and the errors.
+    """
+    chosen = parse_options(options)
+    if chosen.held_out != "auto":
+        raise UserError("--outer holds every subject out once, so --held-out cannot be given with it; leave one out")
+    check_names(data, run, init, chosen.storage)
+    check_trackers(chosen.track)
+    windows, source, callback = open_windows(data), load_space(space), callback or SweepCallback()
+    if without_effect := parameters_without_effect(source, windows.kind):
+        callback.on_warning(without_effect)
+    found = _open(source, windows, str(run), chosen, outer)
+    return _drive_parts(found, source, windows, chosen, init, callback, stop)
+
+
+@restored_process_state()
+def resume_outer(
+    run: str | Path, *, callback: SweepCallback | None = None, stop: StopRequest | None = None, **changes: Any
+) -> OuterRun:
+    """Continue all parts with the options of the last driver, some replaced by `changes`."""
+    check_names(run)
+    found = OuterRun(run)
+    recorded = read_options(found.folder)
+    if not recorded:
+        raise UserError(f"{run}: its search has not begun; start it with: raypipe sweep")
+    chosen = parse_options(recorded | {name: value for name, value in changes.items() if value is not None})
+    windows, space = open_windows(found.info.data), found.read_space()
+    _check_unchanged(found, windows, space, chosen, len(found.info.parts))
+    return _drive_parts(found, space, windows, chosen, None, callback, stop)
+
+
+def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOptions, outer: int) -> OuterRun:
+    """Open an outer cross-validation, or create it."""
+    if not OuterRun.exists(where):
+        if RunStore.exists(where):
+            raise UserError(f"{where}: a run without --outer; name a new run folder")
+        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
+        info = OuterInfo(
+            **record_of_windows(windows) | {"metric": metric},
+            kind=windows.kind,
+            classes=windows.classes,
+            seed=options.seed,
+            folds=options.folds,
+            space=space.name,
+            space_hash=space.hash,
+            parts=outer_parts_of(windows, outer, options.seed),
+        )
+        with sole_creator(where):
+            if not OuterRun.exists(where):
+                return OuterRun.create(where, info, space)
+    found = OuterRun(where)
+    _check_unchanged(found, windows, space, options, outer)
+    return found
+
+
+def _check_unchanged(
+    found: OuterRun, windows: WindowStore, space: SearchSpace, options: SweepOptions, outer: int
+) -> None:
+    """Check that an outer cross-validation is continued with what it was made from."""
+    info, where = found.info, found.where
+    checks = (
+        ("data", windows.data_hash[:12], info.data_hash[:12]),
+        ("search space", space.hash[:12], info.space_hash[:12]),
+        ("--outer", outer, len(info.parts)),
+        ("--folds", options.folds, info.folds),
+        ("--seed", options.seed, info.seed),
+        ("--metric", options.metric or info.metric, info.metric),
+    )
+    for name, asked, made in checks:
+        if asked != made:
+            raise UserError(f"{where}: it was made with {name} {made}, not {asked}; this cannot change: name a new run")
+
+
+def _drive_parts(
+    found: OuterRun,
+    space: SearchSpace,
+    windows: WindowStore,
+    options: SweepOptions,
+    init: str | Path | None,
+    callback: SweepCallback | None,
+    stop: StopRequest | None,
+) -> OuterRun:
+    """Make the runs of all parts, then search one after another with the same workers."""
+    callback, stop, parts = callback or SweepCallback(), stop or StopRequest(), found.info.parts
+    write_options(found.folder, options.model_dump(mode="json"))
+    with open_cluster(options, callback) as cluster, WorkerPool() as pool:
+        chosen = [_options_of_part(options, found, part) for part in parts]
+        runs = [
+            open_run(space, windows, place, each, init=init, before_create=cluster.start)
+            for place, each in zip(found.places, chosen, strict=True)
+        ]
+        for number, (run, each) in enumerate(zip(runs, chosen, strict=True), start=1):
+            callback.on_part(number, len(runs), len(run.folds.held_out))
+            drive(run, windows, each, cluster, callback, stop, pool=pool)
+    return found
+
+
+def _options_of_part(options: SweepOptions, found: OuterRun, held_out: list[str]) -> SweepOptions:
+    """Return the options of a part: whom it holds out, and its share of the limits."""
+    shares = {name: value / len(found.info.parts) for name in OPTIONS_OF_ALL if (value := getattr(options, name))}
+    return options.model_copy(update={"held_out": held_out, **shares})

@@ -1,0 +1,198 @@
+"""An outer cross-validation without Ray: who is held out where, what may not change, scores of all subjects."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from raypipe import CrossValidation
+from raypipe.cli import app
+from raypipe.core.errors import UserError
+from raypipe.core.metrics import score
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.reporting.compare_outer import compare_outer
+from raypipe.storage.outer_run import OuterRun
+from raypipe.storage.records import read_options
+from tests.support.plain import plain_cross_validation
+from tests.support.toys import SPACE, ToyWindows, write_store
+
+OPTIONS = {"outer": 3, "trials": 2, "folds": 2}
+
+
+@pytest.fixture(scope="module", params=["values", "classes"])
+def made(request, tmp_path_factory) -> CrossValidation:
+    """Three parts of two trials each, with ensembles, on nine toy subjects."""
+    root = tmp_path_factory.mktemp(request.param)
+    write_store(root / "store", ToyWindows(subjects=9, each=12, classes=request.param == "classes"))
+    (root / "space.py").write_text(SPACE)
+    return plain_cross_validation(root / "space.py", root / "store", root / "cv", **OPTIONS).ensemble(method="equal")
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> OuterRun:
+    shutil.copytree(made.where, tmp_path / "cv")
+    return OuterRun(tmp_path / "cv")
+
+
+def windows_of(made: CrossValidation) -> WindowStore:
+    return WindowStore(made.store.info.data)
+
+
+def test_every_subject_is_held_out_once_and_seen_by_no_trial_of_that_part(made):
+    parts = made.store.info.parts
+    assert sorted(name for part in parts for name in part) == sorted(set(windows_of(made).subjects.tolist()))
+    for part, run in zip(parts, made.parts, strict=True):
+        assert run.store.folds.held_out == sorted(part)
+        assert not set(part) & set(windows_of(made).subjects[run.oof(0)["window"]])
+
+
+def test_all_windows_are_scored_once_by_the_part_that_has_not_seen_them(made):
+    table, windows = made.predictions(), windows_of(made)
+    assert sorted(table["window"]) == list(range(len(windows)))
+    np.testing.assert_array_equal(table["target"], windows.targets[table["window"]])
+    for number, part in enumerate(made.store.info.parts, start=1):
+        assert set(table.loc[table["part"] == number, "subject"]) == set(part)
+    names, scores = made.store.info.classes or ["prediction"], made.scores
+    if made.store.info.kind == "regression":  # of windows, all together
+        assert scores.score == pytest.approx(score("nrmse", table["target"], table[names].to_numpy()))
+        assert scores.interval.low < scores.score < scores.interval.high
+    else:  # AUC, within the parts
+        found = [(score("auc", t["target"], t[names].to_numpy()), t) for _, t in table.groupby("part")]
+        pairs = [(t["target"] == 0).sum() * (t["target"] == 1).sum() for _, t in found]
+        assert scores.score == pytest.approx(np.average([value for value, _ in found], weights=pairs))
+
+
+def test_a_part_is_fitted_again_only_after_new_trials_or_in_another_way(copied):
+    cv = CrossValidation(copied.where)
+    cv.ensemble(method="equal")
+    assert [len(read_evaluations(run.store)) for run in cv.parts] == [1, 1, 1]
+    cv.ensemble(method="best")
+    assert [len(read_evaluations(run.store)) for run in cv.parts] == [2, 2, 2]
+
+
+def test_status_verdict_and_report(made, tmp_path):
+    lines = made.status().splitlines()
+    assert lines[1] == "  part-1: " + lines[1][10:] and "2 of 2 trials" in lines[1] and "equal" in lines[1]
+    assert lines[-1].strip() == made.verdict
+    assert made.verdict.startswith("Over all 9 subjects, each predicted by a search that has not seen them")
+    html = (tmp_path / "r.html").resolve()
+    assert made.report(html) == str(html)
+    text = html.read_text()
+    assert "Every subject was held out once" in text and "optim/lr" in text and text.count("<tr>") > 9
+    assert "could not be drawn" not in text
+
+
+def test_the_next_step_is_named_until_there_is_a_score(copied):
+    cv = CrossValidation(copied.where)
+    shutil.rmtree(f"{copied.where}/part-2/ensemble")
+    assert cv.status().splitlines()[-1].strip() == f"next: raypipe ensemble {copied.where}"
+    with pytest.raises(UserError, match="part-2: no ensemble yet"):
+        _ = cv.scores
+    shutil.rmtree(f"{copied.where}/part-3")
+    assert "part-3: not begun; 3 subjects to hold out" in cv.status()
+    assert cv.status().splitlines()[-1].strip() == f"continue with: raypipe resume {copied.where}"
+    with pytest.raises(UserError, match="2 of 3 parts are begun"):
+        cv.ensemble()
+
+
+def test_runs_in_each_others_place_are_refused(copied, capsys):
+    first, second, aside = (f"{copied.where}/{name}" for name in ("part-1", "part-2", "aside"))
+    for source, target in ((first, aside), (second, first), (aside, second)):
+        shutil.move(source, target)
+    with pytest.raises(UserError, match="part-1: holds out other subjects than this part"):
+        _ = CrossValidation(copied.where).scores
+    with pytest.raises(SystemExit):
+        app.main(["doctor", copied.where])
+    assert "holds out other subjects than this part" in capsys.readouterr().out
+
+
+def test_the_same_call_trains_nothing_again_and_another_is_refused(made, copied):
+    space, data = f"{copied.where}/space.py", made.store.info.data
+    before = {name: copied.folder.read(name) for name in copied.folder.names() if "/trials/" in name}
+    plain_cross_validation(space, data, copied.where, **OPTIONS)
+    assert {name: copied.folder.read(name) for name in copied.folder.names() if "/trials/" in name} == before
+    for changed, message in (
+        ({"outer": 4}, "--outer 3, not 4"),
+        ({"folds": 3}, "--folds 2, not 3"),
+        ({"seed": 1}, "--seed 0, not 1"),
+    ):
+        with pytest.raises(UserError, match=f"made with {message}; this cannot change"):
+            plain_cross_validation(space, data, copied.where, **OPTIONS | changed)
+
+
+def test_limits_are_divided_among_the_parts(made, copied):
+    plain_cross_validation(
+        f"{copied.where}/space.py",
+        made.store.info.data,
+        copied.where,
+        **OPTIONS,
+        time_budget="3h",
+        gpu_hours=6,
+        gpus_per_worker=1,
+    )
+    for run in copied.runs:
+        options = read_options(run.folder)
+        assert (options["time_budget"], options["gpu_hours"]) == (3600.0, 2.0)
+    assert read_options(copied.folder)["time_budget"] == 3 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outer": 10}, r"--outer 10: the data has 9 subject\(s\)"),
+        ({"outer": 1}, "--outer 1: an outer cross-validation needs at least 2 parts"),
+        ({"held_out": 0.2}, "--held-out cannot be given"),
+        ({"folds": 9}, "9 folds need at least 9 subjects beside the 3 held out"),
+    ],
+)
+def test_mistakes_are_one_line(made, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        plain_cross_validation(
+            made.store.folder.path / "space.py", made.store.info.data, tmp_path / "x", **OPTIONS | options
+        )
+
+
+def test_other_verbs_and_other_folders_are_one_line(made, copied, capsys):
+    def error_of(*words: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            app.main([str(word) for word in words])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    where, part = copied.where, copied.places[0]
+    space = f"{where}/space.py"
+    for words in (("export", where, "out.zip"), ("trials", where), ("rerun", where), ("dashboard", where)):
+        assert "an outer cross-validation (sweep --outer); its parts are runs" in error_of(*words), words
+    new = ("sweep", space, "--data", made.store.info.data, "--run")
+    assert "an outer cross-validation" in error_of(*new, where)
+    assert "a run without --outer" in error_of(*new, part, "--outer", 3)
+    assert "have seen subjects" in error_of(*new, f"{where}-new", "--outer", 3, "--warm-start", part)
+    assert "a run without --outer" in error_of("compare", where, part)
+    with pytest.raises(UserError, match="no outer cross-validation there"):
+        CrossValidation(f"{where}-new")
+
+
+def test_compared_with_itself_there_is_no_difference(made, copied):
+    found = compare_outer([made.store, copied])
+    (pair,) = found.differences[0]
+    assert (pair.difference, pair.subjects, pair.mismatched) == (0.0, 9, 0)
+    assert [condition.same for condition in found.conditions[0]] == [True, True, True]
+    assert found.cost["trials"].tolist() == [6, 6]
+
+
+def test_records_that_were_changed_are_one_line(copied):
+    (copied.folder.path / "space.py").write_text("def space(trial): return {}")
+    with pytest.raises(UserError, match=r"space\.py: changed since the run was made"):
+        copied.read_space()
+    copied.folder.write("outer.json", copied.folder.read("outer.json").replace(b'"folds": 2', b'"folds": 3'))
+    with pytest.raises(UserError, match=r"outer\.json"):
+        OuterRun(copied.where)
+
+
+def test_places_of_parts_behind_a_uri_keep_its_settings(made):
+    outer = OuterRun.__new__(OuterRun)
+    outer.where, outer.info = "s3://lab/cv?region=here", made.store.info
+    assert outer.places[1] == "s3://lab/cv/part-2?region=here"
