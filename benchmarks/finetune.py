@@ -122,7 +122,9 @@ def one_fold(
         table.add(name, seed, out, trainer.predict(out)[:, 1])
 
     def probe(name: str, network: Encoder) -> None:
-        weight, bias = fit_probe(features(network, loader, labelled), windows.targets[labelled], 2)
+        weight, bias = fit_probe(
+            features(network, loader, labelled), windows.targets[labelled], windows.subjects[labelled], 2
+        )
         raw = features(network, loader, out) @ weight.numpy().T + bias.numpy()
         table.add(name, seed, out, raw[:, 1] - raw[:, 0])
 

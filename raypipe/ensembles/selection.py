@@ -62,8 +62,9 @@ def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
         picked = int(losses_M.argmin())
         counts_M = counts_M + (np.arange(len(counts_M)) == picked)
         total_NO = total_NO + members.predictions[picked]
-        if losses_M.min() < lowest - 1e-12:
-            best_M, lowest = counts_M, float(losses_M.min())
+        loss = float(losses_M.min())
+        if loss < lowest - 1e-12 * abs(loss):  # relative: losses have the squared unit of the targets
+            best_M, lowest = counts_M, loss
     return best_M
 
 

@@ -41,8 +41,9 @@ def _fit_ridge(members: MemberPredictions, penalty: float) -> Rule:
     regression = members.kind == "regression"
     mean_M, mean = (x_XM.mean(0), float(y_X.mean())) if regression else (np.zeros(x_XM.shape[1]), 0.0)
     x_XM, y_X = x_XM - mean_M, y_X - mean
-    n = len(mean_M)
-    ridge = penalty * max(float(np.mean(x_XM**2)) * len(y_X), 1e-12)
+    unit = float(np.sqrt(np.mean(x_XM**2))) or 1.0  # so that weights do not depend on the unit of the targets
+    x_XM, y_X = x_XM / unit, y_X / unit
+    n, ridge = len(mean_M), penalty * len(y_X)
     gram_MM = x_XM.T @ x_XM + (ridge + 1e-9) * np.eye(n)
     moment_M = x_XM.T @ y_X + ridge / n
     lower_MM = np.linalg.cholesky(gram_MM)

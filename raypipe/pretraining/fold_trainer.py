@@ -55,7 +55,10 @@ class PretrainTrainer:
         loss = self.pretrainer.run_epoch(interrupted)
         windows = self.loader.windows
         weight, bias = fit_probe(
-            self.pretrainer.features(self.train), windows.targets[self.train], len(windows.classes)
+            self.pretrainer.features(self.train),
+            windows.targets[self.train],
+            windows.subjects[self.train],
+            len(windows.classes),
         )
         with torch.no_grad():
             self.encoder.head.weight.copy_(weight)

@@ -8,12 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-RIDGE_STRENGTHS = tuple(float(v) for v in np.logspace(-2, 4, 7))
+RIDGE_STRENGTHS = tuple(float(v) for v in np.logspace(-2, 6, 9))
+"""Penalties of the ridge. The largest predict the mean: no person's target may be seen in the features."""
+MAX_PARTS = 5
+"""Parts that the subjects are split into, to choose the penalty."""
 
 
-def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit a linear map from features to targets: ridge regression (strength by leave-one-out) or logistic regression.
+def fit_probe(
+    x_NF: NDArray[np.float32], targets_N: NDArray[Any], subjects_N: NDArray[Any], n_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a linear map from features to targets: ridge regression, or logistic regression with a fixed penalty.
 
+    The penalty of the ridge is chosen by predictions of subjects that are left out, not of windows: where the target
+    is the person's, the other windows of a person give it away, and the penalty would be far too small for new people.
     Features are standardised for the fit; the result applies to features as they are.
 
     Parameters
@@ -22,6 +29,8 @@ def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int
         (N, F) features of training windows.
     targets_N
         (N,) values, or classes.
+    subjects_N
+        (N,) subject of each window. With one subject only, windows are left out.
     n_classes
         Number of classes; 0 for regression.
 
@@ -38,7 +47,7 @@ def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int
     weight = np.zeros((n_classes or 1, x_NF.shape[1]))
     bias = np.zeros(n_classes or 1)
     if not n_classes:
-        ridge = RidgeCV(alphas=RIDGE_STRENGTHS).fit(z_NF, targets_N)
+        ridge = RidgeCV(alphas=RIDGE_STRENGTHS, **_subjects_left_out(z_NF, subjects_N)).fit(z_NF, targets_N)
         weight[0], bias[0] = ridge.coef_, ridge.intercept_
     elif len(present := np.unique(targets_N)) == 1:
         bias[present[0]] = 10.0
@@ -51,3 +60,14 @@ def fit_probe(x_NF: NDArray[np.float32], targets_N: NDArray[Any], n_classes: int
     weight = weight / spread_F
     bias = bias - weight @ centre_F
     return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
+
+
+def _subjects_left_out(x_NF: NDArray[np.float64], subjects_N: NDArray[Any]) -> dict[str, Any]:
+    """Return the options of `RidgeCV` that leave out parts of the subjects; none for one subject."""
+    from sklearn.model_selection import GroupKFold
+
+    parts = min(MAX_PARTS, len(np.unique(subjects_N)))
+    if parts < 2:
+        return {}
+    splits = list(GroupKFold(parts).split(x_NF, groups=subjects_N))
+    return {"cv": splits, "scoring": "neg_mean_squared_error"}

@@ -211,7 +211,8 @@ def probe_score(trainer: Pretrainer, folds: FoldMap, fold: int | None) -> float 
         validation = folds_N == k
         if not validation.any() or validation.all():
             continue
-        weight, bias = fit_probe(features_NF[~validation], windows.targets[index[~validation]], n_classes)
+        train = index[~validation]
+        weight, bias = fit_probe(features_NF[~validation], windows.targets[train], windows.subjects[train], n_classes)
         raw = features_NF[validation] @ weight.numpy().T + bias.numpy()
         if n_classes:
             raw = np.exp(raw - raw.max(1, keepdims=True))

@@ -81,9 +81,28 @@ def test_regression_losses_are_their_formulas() -> None:
     assert values()(pred, y).item() == pytest.approx(np.mean(e**2))
     assert torch.equal(values(name="focal", gamma=0.0)(pred, y), values()(pred, y))
     bracket = 2 / (1 + np.exp(-0.2 * np.abs(e))) - 1
-    assert values(name="focal", gamma=1.5)(pred, y).item() == pytest.approx(np.mean(e**2 * bracket**1.5))
+    assert values(name="focal", gamma=1.5, beta=0.2)(pred, y).item() == pytest.approx(np.mean(e**2 * bracket**1.5))
     huber = np.where(np.abs(e) < 2.0, 0.5 * e**2, 2.0 * (np.abs(e) - 1.0))
     assert values(name="huber", delta=2.0)(pred, y).item() == pytest.approx(np.mean(huber))
+
+
+def test_focal_r_has_the_papers_slope() -> None:
+    """The paper's beta of 0.2 is per year of age; in standard deviations of the targets it makes a cubed error."""
+    years_per_deviation = 17.6  # ages of AgeDB
+    e = np.linspace(0.1, 3, 30)
+    years = e * years_per_deviation
+    papers = years**2 * (2 / (1 + np.exp(-0.2 * years)) - 1)
+    loss = values(name="focal")
+    ours = np.array([loss(torch.tensor([[one]]), torch.zeros(1, dtype=torch.float64)).item() for one in e])
+    np.testing.assert_allclose(ours * years_per_deviation**2, papers, rtol=0.02)
+    # The exponent of the error, from 1 to 2 standard deviations: 2 is the squared error, 3 a cubed one.
+    assert (
+        2.0
+        < np.log2(
+            loss(torch.tensor([[2.0]]), torch.zeros(1)).item() / loss(torch.tensor([[1.0]]), torch.zeros(1)).item()
+        )
+        < 2.2
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "focal", "huber"])
