@@ -1,47 +1,50 @@
-"""Score linear baselines on the held-out subjects; the report shows them beside the ensemble.
+"""Score linear baselines as the verdict scores the ensemble; the report shows them beside it.
 
-Ridge regression, or logistic regression for classes, on log band power and on the log-covariance of principal
-components (log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965). The penalty is chosen by cross-validation
-over the training subjects. Where the store has ages, the same model is fitted on age alone, which scorers do not give.
+Ridge regression, or logistic regression for classes, on log band power, on the log-covariance of spatial components
+(log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965), and on the components' time courses. In each of the
+run's folds, components and models are fitted on the training side. The penalty with the least loss over the folds is
+chosen, and the model for the held-out people is fitted with it on all others. Where the store has ages, the same model
+is fitted on age alone, which scorers do not give.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.folds import HELD_OUT
-from raypipe.core.metrics import constant_prediction, score
+from raypipe.core.levels import ScoredRows, rows_at_level, within_folds
+from raypipe.core.metrics import constant_out_of_fold, constant_prediction, score
 from raypipe.core.record import FrozenModel, Record
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.reporting.linear_features import Array, Index, band_power, component_features, spatial_components
 from raypipe.storage.files import read_record, write_record
 from raypipe.storage.run_store import RunStore
 
 BASELINES_FILE = "ensemble/baselines.json"
-BANDS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
-"""Hz: delta, theta, alpha, beta, gamma."""
-MAX_COMPONENTS = 16
 MAX_TRAINING_WINDOWS = 6000
 """Maximum number of training windows; of more, evenly spaced ones are used."""
 INVERSE_PENALTIES = tuple(10.0**-power for power in range(7))
 """Values from which the inverse of the penalty is chosen."""
-_COMPONENT_WINDOWS = 512
-"""Approximate number of training windows from which principal components are estimated."""
-_BATCH = 256
 
-Array = NDArray[np.float64]
+Features = dict[str, Array]
+"""Features (N, features) by name."""
 
 
 class Baseline(FrozenModel):
-    """A baseline and its score."""
+    """A baseline and its scores, of windows, or of people where each has one target."""
 
     name: str
+    oof: float | None
+    """The run's metric out of fold, on which the penalty was chosen; None where it is undefined."""
     score: float | None
-    """The run's metric on held-out windows; None where it is undefined."""
+    """The run's metric on held-out people; None where it is undefined."""
     usable: bool
     """Its input is available at inference."""
 
@@ -49,12 +52,73 @@ class Baseline(FrozenModel):
 class BaselinesRecord(Record):
     """The baselines of a run (``ensemble/baselines.json``)."""
 
-    format: Literal["raypipe-baselines/1"] = "raypipe-baselines/1"
+    format: Literal["raypipe-baselines/2"] = "raypipe-baselines/2"
     baselines: list[Baseline]
 
 
+class Side(NamedTuple):
+    """Training windows of a fold, and the windows that are predicted."""
+
+    train: Index
+    test: Index
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """The windows of a run that baselines are fitted and scored on."""
+
+    run: RunStore
+    windows: WindowStore
+
+    @cached_property
+    def search(self) -> Index:
+        """Windows of the search subjects, evenly spaced if there are very many."""
+        index = self.run.folds.search_index(self.windows.subjects)
+        return index[:: max(1, -(-len(index) // MAX_TRAINING_WINDOWS))]
+
+    @cached_property
+    def held_out(self) -> Index:
+        """Windows of the held-out subjects."""
+        return self.run.folds.held_out_index(self.windows.subjects)
+
+    def sides(self) -> Iterator[Side]:
+        """Yield the sides of each fold, and at last the search subjects against the held-out ones."""
+        folds_N = self.run.folds.folds(self.windows.subjects[self.search])
+        for fold in range(self.run.folds.n_folds):
+            if (folds_N == fold).any():
+                yield Side(self.search[folds_N != fold], self.search[folds_N == fold])
+        yield Side(self.search, self.held_out)
+
+    def rows(self, index: Index, predictions: Array) -> ScoredRows:
+        """Return what predictions (N, outputs) are scored on: windows or people."""
+        subjects = self.windows.subjects[index]
+        folds_N = self.run.folds.folds(subjects)
+        return rows_at_level(self.run.info.level, self.windows.targets[index], subjects, folds_N, predictions)
+
+    def score(self, index: Index, predictions: Array) -> float | None:
+        """Return the score of predictions; None where it is undefined."""
+        rows = self.rows(index, predictions)
+        value = float(score(within_folds(self.run.info.metric, rows.folds), rows.targets, rows.predictions))
+        return value if np.isfinite(value) else None
+
+    def loss(self, index: Index, predictions: Array) -> float:
+        """Return the mean squared error, or the mean log loss of classes, by which the penalty is chosen."""
+        rows = self.rows(index, predictions)
+        if self.windows.classes:
+            of_class = rows.predictions[np.arange(len(rows.targets)), rows.targets.astype(np.int64)]
+            return float(-np.log(np.maximum(of_class, 1e-6)).mean())
+        return float(((rows.predictions[:, 0] - rows.targets) ** 2).mean())
+
+    def path(self, x_train: Array, x_test: Array, train: Index) -> list[Array]:
+        """Return predictions (N, outputs) for each of `INVERSE_PENALTIES`."""
+        targets, n_classes = self.windows.targets[train], len(self.windows.classes)
+        if n_classes:
+            return [_probabilities(x_train, targets, x_test, n_classes, c) for c in INVERSE_PENALTIES]
+        return _ridge_path(x_train, targets.astype(np.float64), x_test)
+
+
 def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[Baseline]:
-    """Score the baselines of a run's task on its held-out subjects, and store the scores with the ensemble.
+    """Score the baselines of a run's task, and store the scores with the ensemble.
 
     Parameters
     ----------
@@ -73,34 +137,17 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
     UserError
         The windows cannot be opened.
     """
-    windows = open_windows(run.info.data) if windows is None else windows
-    folds_N = run.folds.folds(windows.subjects)
-    train, test = np.flatnonzero(folds_N != HELD_OUT), np.flatnonzero(folds_N == HELD_OUT)
-    constant = constant_prediction(
-        run.info.kind, windows.targets[train], len(test), len(windows.classes), run.info.metric
-    )
-    train = train[:: max(1, -(-len(train) // MAX_TRAINING_WINDOWS))]
-    targets, subjects = windows.targets, windows.subjects[train]
-    regression = run.info.kind == "regression"
-    mean = "training median" if run.info.metric == "mae" else "training mean"
-    model, no_eeg = ("ridge", mean) if regression else ("logistic regression", "training frequencies")
-
-    def fit_predict(x_train: Array, x_test: Array) -> Array:
-        if regression:
-            return _ridge(x_train, targets[train].astype(np.float64), subjects, x_test)
-        return _logistic(x_train, targets[train].astype(np.int64), subjects, x_test, len(windows.classes))
-
-    rows = [_row(no_eeg, run, targets[test], constant, usable=True)]
-    ages = _ages(windows)
-    if ages is not None and np.isfinite(ages[train]).any():
-        filled = np.where(np.isfinite(ages), ages, np.nanmean(ages[train]))[:, None]
-        rows.append(
-            _row(f"{model} on age alone", run, targets[test], fit_predict(filled[train], filled[test]), usable=False)
-        )
-    axes = _components(windows, train)
-    features = zip(_features(windows, train, axes), _features(windows, test, axes), strict=True)
-    for name, (x_train, x_test) in zip(("band power", "log-covariance"), features, strict=True):
-        rows.append(_row(f"{model} on {name}", run, targets[test], fit_predict(x_train, x_test), usable=True))
+    task = LinearTask(run, open_windows(run.info.data) if windows is None else windows)
+    model = "ridge" if run.info.kind == "regression" else "logistic regression"
+    rows = [_without_eeg(task)]
+    ages = _ages(task.windows)
+    if ages is not None and np.isfinite(ages[task.search]).any():
+        rows += _linear_rows(task, model, lambda side: _age_alone(ages, side), usable=False)
+    used = np.concatenate([task.search, task.held_out])
+    power, place_N = band_power(task.windows, used), np.zeros(len(task.windows), np.int64)
+    place_N[used] = np.arange(len(used))
+    rows += _linear_rows(task, model, lambda side: tuple({"band power": power[place_N[i]]} for i in side))
+    rows += _linear_rows(task, model, lambda side: _of_components(task.windows, side))
     write_record(run.folder, BASELINES_FILE, BaselinesRecord(baselines=rows))
     return rows
 
@@ -118,9 +165,51 @@ def read_baselines(run: RunStore) -> list[Baseline]:
     return read_record(BaselinesRecord, run.folder, BASELINES_FILE).baselines
 
 
-def _row(name: str, run: RunStore, targets: NDArray[Any], predictions: Array, *, usable: bool) -> Baseline:
-    value = float(score(run.info.metric, targets, predictions))
-    return Baseline(name=name, score=value if np.isfinite(value) else None, usable=usable)
+def _without_eeg(task: LinearTask) -> Baseline:
+    """Return the scores of the training mean or frequencies, of windows or of people."""
+    info, n_classes = task.run.info, len(task.windows.classes)
+    search, held_out = (task.rows(i, task.windows.targets[i][:, None]) for i in (task.search, task.held_out))
+    outside = constant_prediction(info.kind, search.targets, len(held_out.targets), n_classes, info.metric)
+    inside = constant_out_of_fold(info.kind, search.targets, search.folds, n_classes, info.metric)
+    values = [
+        score(within_folds(info.metric, rows.folds), rows.targets, pred)
+        for rows, pred in ((search, inside), (held_out, outside))
+    ]
+    oof, held = (float(value) if np.isfinite(value) else None for value in values)
+    name = "training mean" if info.kind == "regression" else "training frequencies"
+    return Baseline(name=name, oof=oof, score=held, usable=True)
+
+
+def _linear_rows(
+    task: LinearTask, model: str, features_of: Callable[[Side], tuple[Features, ...]], *, usable: bool = True
+) -> list[Baseline]:
+    """Return a row for each kind of features.
+
+    Parameters
+    ----------
+    features_of
+        Returns the features of a side's training windows, and of those that it predicts.
+    """
+    paths: dict[str, list[list[Array]]] = {}
+    tested: list[Index] = []
+    for side in task.sides():
+        train, test = features_of(side)
+        tested.append(side.test)
+        for name in train:
+            paths.setdefault(name, []).append(task.path(train[name], test[name], side.train))
+    index = np.concatenate(tested[:-1])
+    rows = []
+    for name, by_side in paths.items():
+        out_of_fold = [np.concatenate(parts) for parts in zip(*by_side[:-1], strict=True)]
+        best = int(np.argmin([task.loss(index, each) for each in out_of_fold]))
+        scores = task.score(index, out_of_fold[best]), task.score(tested[-1], by_side[-1][best])
+        rows.append(Baseline(name=f"{model} on {name}", oof=scores[0], score=scores[1], usable=usable))
+    return rows
+
+
+def _of_components(windows: WindowStore, side: Side) -> tuple[Features, ...]:
+    axes = spatial_components(windows, side.train)
+    return tuple(component_features(windows, index, axes) for index in side)
 
 
 def _ages(windows: WindowStore) -> Array | None:
@@ -131,71 +220,30 @@ def _ages(windows: WindowStore) -> Array | None:
     return np.asarray(pd.to_numeric(windows.table["age"], errors="coerce"), np.float64)
 
 
-def _components(windows: WindowStore, train: NDArray[np.int64]) -> Array:
-    """Return the principal axes (C, K) of the channels over training windows."""
-    some = train[:: max(1, len(train) // _COMPONENT_WINDOWS)]
-    total = np.zeros((windows.n_channels, windows.n_channels))
-    for start in range(0, len(some), _BATCH):
-        x_NCT = windows.gather(some[start : start + _BATCH]).astype(np.float64)
-        x_NCT -= x_NCT.mean(-1, keepdims=True)
-        total += np.einsum("nct,ndt->cd", x_NCT, x_NCT, optimize=True)
-    _, axes = np.linalg.eigh(total)
-    return np.asarray(axes[:, ::-1][:, :MAX_COMPONENTS])
+def _age_alone(ages_N: Array, side: Side) -> tuple[Features, ...]:
+    """Return ages, where unknown ones are the mean of the training windows."""
+    known = ages_N[side.train][np.isfinite(ages_N[side.train])]
+    filled_N = np.where(np.isfinite(ages_N), ages_N, known.mean() if len(known) else 0.0)[:, None]
+    return tuple({"age alone": filled_N[index]} for index in side)
 
 
-def _features(windows: WindowStore, index: NDArray[np.int64], axes: Array) -> tuple[Array, Array]:
-    """Return log band power (N, C * bands) and the upper triangle of the log-covariance (N, K * (K + 1) / 2)."""
-    power, covariance = [], []
-    upper = np.triu_indices(axes.shape[1])
-    frequency = np.fft.rfftfreq(windows.crop_samples, 1 / windows.sfreq)
-    inside = [np.flatnonzero((frequency >= low) & (frequency < high)) for low, high in BANDS]
-    for start in range(0, len(index), _BATCH):
-        x_NCT = windows.gather(index[start : start + _BATCH]).astype(np.float64)
-        x_NCT -= x_NCT.mean(-1, keepdims=True)
-        spectrum = np.abs(np.fft.rfft(x_NCT, axis=-1)) ** 2
-        bands = [np.log(spectrum[..., band].mean(-1) + 1e-6) for band in inside if len(band)]
-        power.append(np.concatenate(bands, axis=1))
-        y_NKT = np.einsum("ck,nct->nkt", axes, x_NCT, optimize=True)
-        c_NKK = np.einsum("nkt,nlt->nkl", y_NKT, y_NKT, optimize=True) / y_NKT.shape[-1]
-        values, vectors = np.linalg.eigh(c_NKK + 1e-3 * np.eye(axes.shape[1]))
-        log_NKK = np.einsum("nka,na,nla->nkl", vectors, np.log(np.maximum(values, 1e-6)), vectors, optimize=True)
-        covariance.append(log_NKK[:, upper[0], upper[1]])
-    return np.concatenate(power), np.concatenate(covariance)
-
-
-def _ridge(x: Array, y: Array, subjects: NDArray[Any], x_test: Array) -> Array:
-    """Return predictions of a ridge regression on standardised features; subject folds choose its penalty."""
+def _ridge_path(x: Array, y: Array, x_test: Array) -> list[Array]:
+    """Return predictions (N, 1) of ridge regressions on standardised features, one for each penalty."""
     from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = min(5, len(np.unique(subjects)))
-    grid = {"ridge__alpha": [1 / value for value in INVERSE_PENALTIES]}
-    model = make_pipeline(StandardScaler(), Ridge())
-    search = GridSearchCV(model, grid, cv=GroupKFold(folds), scoring="neg_mean_squared_error")
-    search.fit(x, y, groups=subjects)
-    return np.asarray(search.predict(x_test), np.float64)[:, None]
+    penalties = np.array([1 / value for value in INVERSE_PENALTIES])
+    model = make_pipeline(StandardScaler(), Ridge(alpha=penalties))  # a penalty for each of several equal targets
+    predictions_NP = model.fit(x, np.tile(y[:, None], len(penalties))).predict(x_test)
+    return [np.asarray(each_N, np.float64)[:, None] for each_N in predictions_NP.T]
 
 
-def _logistic(x: Array, y: NDArray[np.int64], subjects: NDArray[Any], x_test: Array, n_classes: int) -> Array:
-    """Return probabilities (N, K) of a logistic regression with the penalty of least log loss over subject folds.
+def _probabilities(x: Array, y: NDArray[Any], x_test: Array, n_classes: int, inverse_penalty: float) -> Array:
+    """Return probabilities (N, K) of a logistic regression on standardised features.
 
     Columns are in the order of the store's classes; a class that no training window has gets probability 0.
     """
-    from sklearn.model_selection import GroupKFold
-
-    splits = list(GroupKFold(min(5, len(np.unique(subjects)))).split(x, y, groups=subjects))
-    losses = []
-    for inverse_penalty in INVERSE_PENALTIES:
-        held = np.empty((len(y), n_classes))
-        for train, test in splits:
-            held[test] = _probabilities(x[train], y[train], x[test], n_classes, inverse_penalty)
-        losses.append(-np.log(np.maximum(held[np.arange(len(y)), y], 1e-6)).mean())
-    return _probabilities(x, y, x_test, n_classes, INVERSE_PENALTIES[int(np.argmin(losses))])
-
-
-def _probabilities(x: Array, y: NDArray[np.int64], x_test: Array, n_classes: int, inverse_penalty: float) -> Array:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from markupsafe import Markup
 
 from raypipe.core.metrics import get_metric
@@ -78,8 +80,12 @@ def baselines_section(run: RunStore, ensemble: Ensemble) -> Markup:
     baselines = read_baselines(run)
     if not baselines:
         return Markup()
-    rows = [["for comparison: the ensemble", format_score(float(ensemble.table["held_out"][ENSEMBLE]))]]
+    level = "subject_" if run.info.level == "person" and "subject_held_out" in ensemble.table else ""
+    own = (float(ensemble.table[f"{level}{column}"][ENSEMBLE]) for column in ("oof", "held_out"))
+    rows = [["for comparison: the ensemble", *map(format_score, own)]]
     for row in baselines:
         name = row.name + ("" if row.usable else " (not usable at inference: a scorer gives no age)")
-        rows.append([name, format_score(float("nan") if row.score is None else row.score)])
-    return render_template("baselines", table=Table(["baseline", f"{metric_label(run.info.metric)} held out"], rows))
+        rows.append([name, *(format_score(math.nan if value is None else value) for value in (row.oof, row.score))])
+    metric = metric_label(run.info.metric)
+    table = Table(["baseline", f"{metric} out of fold", f"{metric} held out"], rows)
+    return render_template("baselines", table=table, scored=run.scored)

@@ -10,31 +10,89 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
-from raypipe.reporting.baselines import BASELINES_FILE, _logistic, read_baselines, write_baselines
+from raypipe.data.window_store import WindowStore
+from raypipe.reporting import baselines
+from raypipe.reporting.baselines import BASELINES_FILE, _probabilities, read_baselines, write_baselines
+from raypipe.reporting.linear_features import spatial_components
 from raypipe.reporting.sections.result import baselines_section
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.evaluator import constant_baseline
+from tests.support.toys import ToyWindows, make_run, write_store
 
 
 def test_baselines_are_scored_on_the_held_out_and_shown(simulated):
     run, windows = simulated.run, simulated.windows
     rows = {row.name: row for row in write_baselines(run, windows)}
-    assert list(rows) == ["training mean", "ridge on age alone", "ridge on band power", "ridge on log-covariance"]
+    assert list(rows) == ["training mean", "ridge on age alone", *(f"ridge on {x}" for x in FEATURES)]
     held = run.folds.held_out_index(windows.subjects)
     rest = run.folds.search_index(windows.subjects)
     constant = np.full((len(held), 1), windows.targets[rest].astype(float).mean())
     assert rows["training mean"].score == pytest.approx(score("nrmse", windows.targets[held], constant), rel=1e-6)
-    assert [row.usable for row in rows.values()] == [True, False, True, True]
+    assert [row.usable for row in rows.values()] == [True, False, True, True, True]
     assert read_baselines(run) == list(rows.values())
     ensemble = simulated.ensemble(top=2)
     shown = baselines_section(run, ensemble)
-    assert "not usable at inference" in shown
+    assert "not usable at inference" in shown and "scored like trials: all windows" in shown
     assert "the ensemble" in shown and f"{ensemble.table.at['ensemble', 'held_out']:.3f}" in shown
+
+
+def test_time_courses_find_what_is_locked_to_events(tmp_path):
+    """The target moves a deflection, which leaves power and covariance as they are."""
+    toy = ToyWindows(subjects=12, each=16, channels=4)
+    rng = np.random.default_rng(0)
+    middle = 32 + 6 * np.clip(toy.targets, -2, 2)
+    bump = np.exp(-(((np.arange(64) - middle[:, None]) / 5) ** 2))
+    pattern = np.array([1.0, -1.0, 0.5, 2.0])
+    noise = rng.normal(size=(len(toy), 4, 64))
+    toy.x = (noise + 3 * pattern[:, None] * bump[:, None]).astype(np.float32)
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    rows = {row.name: row for row in write_baselines(make_run(tmp_path / "run", windows), windows)}
+    course, others = rows["ridge on time courses"], [rows[f"ridge on {x}"] for x in FEATURES[:2]]
+    assert course.oof < 0.6 and course.score < 0.6
+    assert min(row.oof for row in others) > 0.8
+
+
+def test_targets_of_people_are_scored_by_people(tmp_path):
+    toy = ToyWindows(subjects=12, each=6)
+    toy.targets = np.repeat(np.arange(12.0, dtype=np.float32), 6)
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    run = make_run(tmp_path / "run", windows)
+    row = write_baselines(run, windows)[0]
+    held, rest = (
+        np.array(sorted({toy.targets[i] for i in index}))
+        for index in (run.folds.held_out_index(toy.subjects), run.folds.search_index(toy.subjects))
+    )
+    assert row.score == pytest.approx(score("nrmse", held, np.full(len(held), rest.mean())))
+    assert row.oof == pytest.approx(constant_baseline(run, windows))
+
+
+def test_components_and_models_see_the_training_side_of_a_fold_only(tmp_path, monkeypatch):
+    toy = ToyWindows(subjects=9, each=6)
+    store = WindowStore(write_store(tmp_path / "store", toy))
+    run = make_run(tmp_path / "run", store)
+    seen, predicted = [], []
+    real = baselines.component_features
+
+    def note(windows, index):
+        seen.append(set(toy.subjects[index]))
+        return spatial_components(windows, index)
+
+    def features(windows, index, axes):
+        predicted.append(set(toy.subjects[index]))
+        return real(windows, index, axes)
+
+    monkeypatch.setattr(baselines, "spatial_components", note)
+    monkeypatch.setattr(baselines, "component_features", features)
+    write_baselines(run, store)
+    assert len(seen) == 4 and predicted[::2] == seen
+    assert all(not train & test for train, test in zip(seen, predicted[1::2], strict=True))
+    assert set.union(*predicted[1::2]) == set(toy.subjects)
 
 
 def test_baselines_of_another_format_are_refused(simulated, tmp_path):
     run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
-    run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/2", "baselines": []}).encode())
-    with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/2', expected"):
+    run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/1", "baselines": []}).encode())
+    with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/1', expected"):
         read_baselines(run)
 
 
@@ -47,7 +105,7 @@ def test_classes_have_logistic_regression(classes):
     assert "logistic regression on band power" in baselines_section(run, classes.ensemble(top=2))
 
 
-FEATURES = ("band power", "log-covariance")
+FEATURES = ("band power", "log-covariance", "time courses")
 
 
 def grouped(n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,21 +117,18 @@ def grouped(n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_probabilities_are_in_the_order_of_the_classes(n_classes):
-    x, y, subjects = grouped(n_classes)
-    probabilities = _logistic(x[:100], y[:100], subjects[:100], x[100:], n_classes)
+    x, y, _ = grouped(n_classes)
+    probabilities = _probabilities(x[:100], y[:100], x[100:], n_classes, 1.0)
     assert probabilities.shape == (20, n_classes)
     np.testing.assert_allclose(probabilities.sum(1), 1)
     assert (probabilities.argmax(1) == y[100:]).mean() > 0.9
 
 
 def test_a_class_that_a_training_side_lacks_keeps_its_column():
-    x, y, subjects = grouped(3)
-    one_only = np.where(y == 1, subjects, -1)  # class 1 is one subject's affair, in a sense: its folds lack it
-    probabilities = _logistic(x[y != 1], y[y != 1], subjects[y != 1], x, 3)
+    x, y, _ = grouped(3)
+    probabilities = _probabilities(x[y != 1], y[y != 1], x, 3, 1.0)
     assert not probabilities[:, 1].any() and (probabilities[y == 2].argmax(1) == 2).mean() > 0.9
-    assert _logistic(x, y, one_only, x, 3).shape == (120, 3)
-    same = _logistic(x, np.full(120, 2), subjects, x, 3)
-    assert same.tolist() == [[0, 0, 1]] * 120
+    assert _probabilities(x, np.full(120, 2), x, 3, 1.0).tolist() == [[0, 0, 1]] * 120
 
 
 def test_a_held_out_side_of_one_class_has_no_score(classes, monkeypatch):
