@@ -1,7 +1,18 @@
-"""Confidence intervals of scores by a bootstrap over subjects."""
+"""Confidence intervals of scores over subjects, with error rates set by simulation (`benchmarks/interval_coverage.py`).
+
+A percentile interval over few resampled subjects is too narrow. The interval here is the wider, at each end, of two:
+
+- percentiles of the bootstrap at tails that Student's t distribution widens (Hesterberg 2015,
+  doi:10.1080/00031305.2015.1089789) and `TAIL_SHARE` narrows further;
+- the studentised bootstrap (Efron and Tibshirani 1993, chapter 12.5) of the jackknife pseudo-values. Its quantiles are
+  kept between one and `MAX_STUDENT` times Student's, because few subjects make them unstable.
+
+An interval of a difference also contains 0 unless a sign-flip test over subjects rejects 0 at the same level.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +20,19 @@ from numpy.typing import ArrayLike
 
 from raypipe.core.metrics import Floats, Ints, Metric, get_metric
 
+TAIL_SHARE = 0.8
+"""Nominal tail of the bootstrap, as a share of the promised one. Simulation found it."""
+MAX_STUDENT = 1.5
+"""Largest quantile of the studentised bootstrap, in quantiles of Student's t."""
+MAX_CHANCE = 0.025
+"""Promised rate, on each side, of claims about a difference that is 0."""
+_MAX_ENUMERATED = 12
+"""Subjects up to which all sign flips are tried; for more, `_FLIPS` are drawn."""
+_FLIPS = 10_000
+
 
 class Interval(NamedTuple):
-    """A percentile interval over resampled subjects."""
+    """An interval over subjects."""
 
     low: float
     high: float
@@ -29,14 +50,14 @@ def bootstrap_subjects(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of a score, by resampling subjects with replacement.
+    """Return the interval of a score over subjects.
 
     Windows of one subject resemble each other, so an interval over resampled windows would be too narrow.
 
     Parameters
     ----------
     metric
-        Name in `metrics.METRICS`, or a metric (`levels.within_folds`).
+        Name in `metrics.METRICS`, or a metric.
     y, pred
         Targets and predictions, as `metrics.score` takes them.
     subjects
@@ -46,7 +67,7 @@ def bootstrap_subjects(
     seed
         Seed of the resamples. Equal seeds and subjects give equal resamples.
     level
-        Share of the resamples inside the interval.
+        Promised rate at which the interval contains the true score.
 
     Raises
     ------
@@ -54,7 +75,10 @@ def bootstrap_subjects(
         There are fewer than two subjects, or lengths differ.
     """
     subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
-    return _interval(_scores(metric, y, pred, subject_N, counts_RS), level)
+    scores_R = _scores(metric, y, pred, subject_N, counts_RS)
+    found = interval_of(_split(scores_R, counts_RS), level)
+    low, high = get_metric(metric).limits
+    return Interval(float(np.clip(found.low, low, high)), float(np.clip(found.high, low, high)), found.usable)
 
 
 def bootstrap_difference(
@@ -68,37 +92,139 @@ def bootstrap_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile interval of ``score(a) - score(b)``, both on the same resamples.
+    """Return the interval of ``score(a) - score(b)``, both on the same resamples.
 
-    Parameters and errors are those of `bootstrap_subjects`.
+    It contains 0 unless a sign-flip test over subjects rejects 0 too. Parameters and errors are those of
+    `bootstrap_subjects`.
     """
     subject_N, counts_RS = _resamples(subjects, len(np.asarray(y)), n, seed)
     a_R, b_R = (_scores(metric, y, pred, subject_N, counts_RS) for pred in (pred_a, pred_b))
-    return _interval(a_R - b_R, level)
+    samples = _split(a_R - b_R, counts_RS)
+    return contain_zero(interval_of(samples, level), sign_flip_chance(samples, seed), level)
+
+
+def smallest_chance(targets: ArrayLike, subjects: ArrayLike, *, classes: bool) -> float:
+    """Return the smallest rate at which chance alone gives the clearest result that these subjects could show.
+
+    The clearest result has all n subjects on one side, which happens by chance at a rate of 2^-n. Where each subject
+    has one class, the predictions put all subjects in the right order: as rare as one among all assignments of the
+    classes to subjects. A claim with fewer errors than this rate cannot be made.
+    """
+    names, first, index_N = np.unique(np.asarray(subjects), return_index=True, return_inverse=True)
+    targets_N, n = np.asarray(targets), len(names)
+    by_flips = 2.0**-n
+    if not classes or np.any(targets_N != targets_N[first][index_N]):
+        return by_flips
+    counts_K = np.unique(targets_N[first], return_counts=True)[1].tolist()
+    log_arrangements = math.lgamma(n + 1) - sum(math.lgamma(count + 1) for count in counts_K)
+    return max(by_flips, math.exp(-log_arrangements))
+
+
+# From scores of resamples to an interval
+
+
+class Samples(NamedTuple):
+    """A score, or a difference of scores, of all subjects and of parts of them."""
+
+    all: float
+    left_out_S: Floats  # noqa: N815 - axes
+    """Without each subject."""
+    resampled_R: Floats  # noqa: N815 - axes
+    """NaN where it is undefined."""
+    counts_RS: Ints  # noqa: N815 - axes
+    """How often each resample has each subject."""
+
+    @property
+    def part_S(self) -> Floats:  # noqa: N802 - axes
+        """Return the jackknife pseudo-value of each subject: its part of the score, whose mean is about the score."""
+        n = len(self.left_out_S)
+        without_S = np.where(np.isnan(self.left_out_S), self.all, self.left_out_S)
+        return n * self.all - (n - 1) * without_S
+
+
+def interval_of(samples: Samples, level: float = 0.95) -> Interval:
+    """Return the interval at a level; see the module."""
+    from scipy.stats import norm, t  # scipy.stats takes a second to import
+
+    usable_R = samples.resampled_R[~np.isnan(samples.resampled_R)]
+    if len(usable_R) == 0 or np.isnan(samples.all):
+        return Interval(float("nan"), float("nan"), 0)
+    n, tail = len(samples.left_out_S), (1.0 - level) / 2.0
+    share = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(TAIL_SHARE * tail, n - 1))
+    low, high = np.quantile(usable_R, [share, 1.0 - share])
+    below, above = _studentised_reach(samples.part_S, samples.counts_RS, tail)
+    return Interval(float(min(low, samples.all - below)), float(max(high, samples.all + above)), len(usable_R))
+
+
+def _studentised_reach(part_S: Floats, counts_RS: Ints, tail: float) -> tuple[float, float]:
+    """Return how far a studentised interval reaches below and above the score."""
+    from scipy.stats import t
+
+    n = len(part_S)
+    mean_R = counts_RS @ part_S / n
+    error_R = np.sqrt(np.maximum(counts_RS @ part_S**2 / n - mean_R**2, 0.0) / (n - 1))
+    shift_R = mean_R - part_S.mean()
+    usual = float(t.ppf(1.0 - tail, n - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        student_R = np.nan_to_num(shift_R / error_R, posinf=MAX_STUDENT * usual, neginf=-MAX_STUDENT * usual)
+    upper, lower = np.quantile(student_R, [1.0 - tail, tail])
+    error = float(part_S.std(ddof=1)) / math.sqrt(n)
+    below, above = np.clip([upper, -lower], usual, MAX_STUDENT * usual) * error
+    return float(below), float(above)
+
+
+def sign_flip_chance(samples: Samples, seed: int = 0) -> float:
+    """Return the two-sided p of the sign-flip test that a difference is 0.
+
+    Each subject's part of the difference is its jackknife pseudo-value. Under the null hypothesis their signs are
+    random.
+    """
+    if np.isnan(samples.all):
+        return 1.0
+    part_S = samples.part_S
+    n = len(part_S)
+    if n <= _MAX_ENUMERATED:
+        signs_FS = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:
+        signs_FS = np.random.default_rng(seed).choice([-1.0, 1.0], (_FLIPS, n))
+        signs_FS[0] = 1.0  # what was found is one of the flips
+    flipped_F, found = signs_FS @ part_S, part_S.sum()
+    rounding = 1e-9 * float(np.abs(part_S).sum())
+    one_sided = min(float(np.mean(flipped_F >= found - rounding)), float(np.mean(flipped_F <= found + rounding)))
+    return min(1.0, 2.0 * one_sided)
+
+
+def contain_zero(interval: Interval, chance: float, level: float = 0.95) -> Interval:
+    """Extend an interval of a difference to 0 where the sign-flip test does not reject 0 at the same level."""
+    if np.isnan(interval.low) or chance <= 1.0 - level + 1e-12:
+        return interval
+    return interval._replace(low=min(interval.low, 0.0), high=max(interval.high, 0.0))
 
 
 def _resamples(subjects: ArrayLike, n_windows: int, n: int, seed: int) -> tuple[Ints, Ints]:
-    """Return the subject's index of each window (N,), and how often each resample drew each subject (R, S)."""
+    """Return the subject's index of each window (N,), and how often each part has each subject (1 + S + R, S).
+
+    The parts are all subjects, all but one, and resamples.
+    """
     names, subject_N = np.unique(np.asarray(subjects), return_inverse=True)
     if subject_N.shape != (n_windows,):
         raise ValueError(f"expected the subject of each of {n_windows} windows, got {subject_N.shape}")
-    if len(names) < 2:
-        raise ValueError(f"a bootstrap over subjects needs two or more, got {len(names)}")
-    rng = np.random.default_rng(seed)
-    counts_RS = rng.multinomial(len(names), np.full(len(names), 1.0 / len(names)), size=n)
-    return subject_N.astype(np.int64), counts_RS.astype(np.int64)
+    s = len(names)
+    if s < 2:
+        raise ValueError(f"a bootstrap over subjects needs two or more, got {s}")
+    drawn_RS = np.random.default_rng(seed).multinomial(s, np.full(s, 1.0 / s), size=n)
+    parts = (np.ones((1, s)), 1 - np.eye(s), drawn_RS)
+    return subject_N.astype(np.int64), np.concatenate(parts).astype(np.int64)
+
+
+def _split(scores_R: Floats, counts_RS: Ints) -> Samples:
+    """Return the scores of the parts that `_resamples` made."""
+    drawn = 1 + counts_RS.shape[1]
+    return Samples(float(scores_R[0]), scores_R[1:drawn], scores_R[drawn:], counts_RS[drawn:])
 
 
 def _scores(metric: str | Metric, y: ArrayLike, pred: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Return the score of each resample (R,); NaN where it is undefined."""
+    """Return the score of each part (R,); NaN where it is undefined."""
     if not np.isfinite(np.asarray(pred, dtype=np.float64)).all():
         return np.full(len(counts_RS), np.nan)
     return get_metric(metric).resampled(y, pred, subject_N, counts_RS)
-
-
-def _interval(scores_R: Floats, level: float) -> Interval:
-    usable_R = scores_R[~np.isnan(scores_R)]
-    if len(usable_R) == 0:
-        return Interval(float("nan"), float("nan"), 0)
-    low, high = np.quantile(usable_R, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(low), float(high), len(usable_R))

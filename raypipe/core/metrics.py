@@ -39,6 +39,8 @@ class Metric(NamedTuple):
     resampled: Callable[[ArrayLike, ArrayLike, Ints, Ints], Floats]
     """Scores (R,) of resamples: ``resampled(y, pred, subject_N, counts_RS)``. Resample r has subject s
     ``counts_RS[r, s]`` times. NaN where the score is undefined."""
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    """No score is below or above."""
     by_fold: bool = False
     """It compares predictions with one another only, so it is taken within folds (`levels.within_folds`)."""
 
@@ -55,7 +57,14 @@ class Metric(NamedTuple):
 
 
 def _from_sums(
-    name: str, direction: Direction, kind: Kind, reads: Reads, sums: Sums, finish: Callable[[Floats], Floats]
+    name: str,
+    direction: Direction,
+    kind: Kind,
+    reads: Reads,
+    sums: Sums,
+    finish: Callable[[Floats], Floats],
+    limits: tuple[float, float] = (0.0, np.inf),
+    by_fold: bool = False,
 ) -> Metric:
     """Return a metric that is computed from sums over windows: `finish` maps sums (R, D) to scores (R,)."""
 
@@ -68,37 +77,48 @@ def _from_sums(
         """Return the scores (R,) of resamples of subjects."""
         return finish(counts_RS @ sums(y, pred, subject_N, counts_RS.shape[1]))
 
-    return Metric(name, direction, kind, reads, value, resampled)
+    return Metric(name, direction, kind, reads, value, resampled, limits, by_fold)
 
 
-_NRMSE = _from_sums(
-    "nrmse", "minimize", "regression", "values", value_metrics.moment_sums, value_metrics.nrmse_of_moments
-)._replace(value=nrmse)
+_SHARE, _SIGNED, _BELOW_ONE = (0.0, 1.0), (-1.0, 1.0), (-np.inf, 1.0)
+"""Ranges of scores."""
+
+
+def _of_classes(name: str, finish: Callable[[Floats], Floats], limits: tuple[float, float] = _SHARE) -> Metric:
+    """Return a metric of predicted classes, which is computed from confusion matrices."""
+    return _from_sums(name, "maximize", "classification", "classes", class_metrics.confusion_sums, finish, limits)
+
+
+def _of_probabilities(name: str, sums: Sums) -> Metric:
+    """Return a metric of probabilities, which is a mean loss."""
+    return _from_sums(name, "minimize", "classification", "probabilities", sums, class_metrics.mean)
+
+
+def _of_errors(name: str, sums: Sums, finish: Callable[[Floats], Floats]) -> Metric:
+    """Return a metric of values that is an error."""
+    return _from_sums(name, "minimize", "regression", "values", sums, finish)
+
+
+def _of_moments(name: str, finish: Callable[[Floats], Floats], limits: tuple[float, float], by_fold: bool) -> Metric:
+    """Return a metric of values that is a share or a correlation."""
+    return _from_sums(name, "maximize", "regression", "values", value_metrics.moment_sums, finish, limits, by_fold)
+
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("auc", "maximize", "classification", "order", auc, class_metrics.auc_resampled, by_fold=True),
-        *(
-            _from_sums(name, "maximize", "classification", "classes", class_metrics.confusion_sums, finish)
-            for name, finish in (
-                ("balanced-accuracy", class_metrics.balanced_accuracy),
-                ("accuracy", class_metrics.accuracy),
-                ("f1", class_metrics.f1),
-                ("kappa", class_metrics.kappa),
-            )
-        ),
-        *(
-            _from_sums(name, "minimize", "classification", "probabilities", sums, class_metrics.mean)
-            for name, sums in (("log-loss", class_metrics.log_loss_sums), ("brier", class_metrics.brier_sums))
-        ),
-        _NRMSE,
-        _from_sums("rmse", "minimize", "regression", "values", value_metrics.squared_sums, value_metrics.root_mean),
-        _from_sums("mae", "minimize", "regression", "values", value_metrics.absolute_sums, class_metrics.mean),
-        _from_sums("r2", "maximize", "regression", "values", value_metrics.moment_sums, value_metrics.r2),
-        _from_sums(
-            "pearson", "maximize", "regression", "values", value_metrics.moment_sums, value_metrics.pearson
-        )._replace(by_fold=True),
+        Metric("auc", "maximize", "classification", "order", auc, class_metrics.auc_resampled, _SHARE, by_fold=True),
+        _of_classes("balanced-accuracy", class_metrics.balanced_accuracy),
+        _of_classes("accuracy", class_metrics.accuracy),
+        _of_classes("f1", class_metrics.f1),
+        _of_classes("kappa", class_metrics.kappa, _SIGNED),
+        _of_probabilities("log-loss", class_metrics.log_loss_sums),
+        _of_probabilities("brier", class_metrics.brier_sums),
+        _of_errors("nrmse", value_metrics.moment_sums, value_metrics.nrmse_of_moments)._replace(value=nrmse),
+        _of_errors("rmse", value_metrics.squared_sums, value_metrics.root_mean),
+        _of_errors("mae", value_metrics.absolute_sums, class_metrics.mean),
+        _of_moments("r2", value_metrics.r2, _BELOW_ONE, by_fold=False),
+        _of_moments("pearson", value_metrics.pearson, _SIGNED, by_fold=True),
     )
 }
 """Metrics by name, the default of each kind first."""

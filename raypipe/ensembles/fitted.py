@@ -29,7 +29,7 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     from rich.console import Group
 
-COLUMNS = ("oof", "held_out", "low", "high", "difference", "subjects", "windows")
+COLUMNS = ("oof", "held_out", "low", "high", "difference", "subjects", "windows", "smallest_chance")
 """Columns that every score table has."""
 _ARRAY_KINDS = {"windows": "i", "subjects": "U", "targets": "fiu", "predictions": "f", "trials": "f", "constant": "f"}
 """Kinds of NumPy types of the arrays of `HeldOut`."""
@@ -57,7 +57,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/2"] = "raypipe-ensemble/2"
+    format: Literal["raypipe-ensemble/3"] = "raypipe-ensemble/3"
     created: float
     """Unix time."""
     method: str

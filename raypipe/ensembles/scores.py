@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects
+from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
 from raypipe.core.levels import level_of, mean_per_person, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, score
 
@@ -110,19 +110,23 @@ def score_table(
 
         - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects ``low``, ``high``.
         - ``difference`` of the held-out score to the predictor without EEG.
-        - ``subjects`` and ``windows`` that are held out.
-        - The columns above except the last two, with the prefix ``subject_`` for the mean prediction of each subject,
+        - ``subjects`` and ``windows`` that are held out, and their ``smallest_chance`` (`bootstrap.smallest_chance`).
+        - The columns above except the last three, with the prefix ``subject_`` for the mean prediction of each subject,
           where each subject has one target.
         - The columns below are of these mean predictions where there are some, else of windows.
         - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
         - ``nested_difference`` to the predictor without EEG; ``nested_to_best`` and, held out, ``to_best``, to the best
           single trial.
 
-        Every difference has an interval, ``_low`` and ``_high``, on paired resamples.
+        Every difference has an interval, ``_low`` and ``_high``, on paired resamples. It contains 0 unless a sign-flip
+        test over subjects rejects 0 too.
     """
     table = _plain_columns(task, rows, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
+    table["smallest_chance"] = smallest_chance(
+        held_out.targets, held_out.subjects, classes=task.kind == "classification"
+    )
     level = ""
     if search.joined(held_out).has_subject_targets:
         level, rows = "subject_", {name: _mean_row(row, search, held_out) for name, row in rows.items()}

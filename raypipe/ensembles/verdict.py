@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from raypipe.core.bootstrap import Interval
+from raypipe.core.bootstrap import MAX_CHANCE, Interval
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import Evaluations
 from raypipe.ensembles.labels import describe_target, metric_label
@@ -18,14 +18,12 @@ from raypipe.ensembles.soup import SWA
 from raypipe.storage.records import Member
 
 MIN_SUBJECTS = 6
-"""Fewer held-out subjects are no evidence at 95 %: all n signs agree by chance with a probability of 2^(1 - n)."""
-ROUGH_SUBJECTS = 20
-"""With fewer held-out subjects, a note says that the interval is rough."""
+"""Of fewer subjects no difference can be claimed: all n signs agree by chance with a probability of 2^(1 - n)."""
 
-Evidence = Literal["better", "suggestive", "none", "worse", "undefined"]
+Evidence = Literal["better", "none", "worse", "too few", "undefined"]
 """Evidence of the held-out scores against the predictor without EEG.
 
-``suggestive`` is better on too few subjects; ``undefined`` has no score or no interval.
+With ``too few`` subjects, chance alone gives the clearest result too often; ``undefined`` has no score or no interval.
 """
 
 
@@ -82,10 +80,10 @@ def held_out_evidence(table: pd.DataFrame, metric: str) -> Evidence:
     level, row = _level(table), table.loc[ENSEMBLE].to_dict()
     if np.isnan(row[level + "held_out"]) or np.isnan(row[level + "low"]):
         return "undefined"
+    if row["smallest_chance"] > MAX_CHANCE:
+        return "too few"
     side = side_of(metric, row[level + "difference_low"], row[level + "difference_high"])
-    if side > 0:
-        return "better" if row["subjects"] >= MIN_SUBJECTS else "suggestive"
-    return "worse" if side < 0 else "none"
+    return "better" if side > 0 else "worse" if side < 0 else "none"
 
 
 def side_of(metric: str, low: float, high: float) -> int:
@@ -102,7 +100,7 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
 
     The first sentence compares the ensemble with the predictor without EEG, on held-out subjects. The second compares
     it with the best single trial, the third says whether combining was worth it. "Better" means that the 95 % interval
-    of the paired difference is wholly on the better side.
+    of the paired difference is wholly on the better side, and that a sign-flip test over subjects agrees.
     """
     sentences = [_held_out_sentence(outcome)]
     if outcome.alone is not None:
@@ -135,8 +133,8 @@ def _conclusion(outcome: Outcome, target: str) -> str:
     evidence = held_out_evidence(outcome.table, outcome.metric)
     if evidence == "better":
         return f"better than {baseline}: it generalizes to new people"
-    if evidence == "suggestive":
-        return f"better than {baseline}, but {scores.subjects} subjects are too few to be evidence"
+    if evidence == "too few":
+        return f"beside {baseline}: {scores.subjects} subjects are too few to say whether it generalizes to new people"
     if evidence == "worse":
         return f"worse than {baseline}: its predictions of {target} do not generalize to new people"
     return f"not distinguishable from {baseline}: there is no evidence that it predicts {target}"
@@ -249,10 +247,12 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(f"{scored} Choosing the best of several scores makes it optimistic.")
     if uncounted is not None:
         notes.append(f"Scorings of these subjects by other runs are not counted: {uncounted}.")
-    if held_out_evidence(outcome.table, outcome.metric) == "suggestive":
-        notes.append(f"Without any effect, all {n} subjects would agree in {100 * 2.0 ** (1 - n):.0f} % of cases.")
-    if MIN_SUBJECTS <= n < ROUGH_SUBJECTS:
-        notes.append(f"{n} subjects are few: the intervals are rough, and more likely too narrow than too wide.")
+    if held_out_evidence(outcome.table, outcome.metric) == "too few":
+        chance = float(outcome.table.loc[ENSEMBLE].to_dict()["smallest_chance"])
+        notes.append(
+            f"Without any effect, {n} such subjects give the clearest result in {100 * chance:.3g} % of cases. "
+            f"A claim may be wrong in {100 * MAX_CHANCE:g} %."
+        )
     if _level(outcome.table):
         notes.append(
             f"The target belongs to the subject: {n} held-out subjects are {n} data points, however many windows they "
