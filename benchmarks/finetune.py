@@ -112,7 +112,7 @@ def one_fold(
     args: argparse.Namespace, loader: WindowLoader, table: Table, seed: int, fold: int, train: Index, out: Index
 ) -> None:
     windows, labelled = loader.windows, fifth(loader.windows, train, seed, fold)
-    steps = max(1, len(labelled) // args.batch)
+    steps = -(-len(labelled) // args.batch)
 
     def tune(name: str, config: dict[str, object], encoder: dict[str, torch.Tensor] | None) -> None:
         parsed = parse_config(config)

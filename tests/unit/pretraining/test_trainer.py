@@ -134,6 +134,23 @@ def test_a_batch_is_distributed_completely():
         pretrainer("mae", world=11)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [20, 42, 51])
+def test_an_epoch_has_every_window_once_over_all_workers(n, world, monkeypatch):
+    """The last two batches share what is left; each worker has a part of every batch."""
+    monkeypatch.setattr("raypipe.pretraining.objective.DistributedDataParallel", lambda module: module)
+    loader = WindowLoader(ToyWindows(subjects=8, each=7))  # type: ignore[arg-type]
+    workers = [Pretrainer(config("simclr"), loader, np.arange(n), rank=r, world=world) for r in range(world)]
+    steps = list(zip(*(one.batches() for one in workers), strict=True))
+    assert len(steps) == workers[0].steps_per_epoch == -(-n // 10)
+    seen = [np.concatenate([part.windows for part in parts]) for parts in steps]
+    for parts, batch in zip(steps, seen, strict=True):
+        assert all(len(part.windows) and part.first == np.flatnonzero(batch == part.windows[0])[0] for part in parts)
+        np.testing.assert_array_equal(batch, parts[0].batch)
+    assert sorted(np.concatenate(seen).tolist()) == list(range(n))
+    assert min(len(batch) for batch in seen) >= 5
+
+
 @pytest.mark.parametrize("classes", [False, True])
 def test_a_fold_is_pretrained_and_probed_and_resumed(classes):
     windows = ToyWindows(classes=classes)

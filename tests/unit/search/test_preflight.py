@@ -1,0 +1,79 @@
+"""A search space is checked against the data before anything is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import make_folds
+from raypipe.core.search_space import SearchSpace
+from raypipe.search.forecast import Forecast
+from raypipe.search.preflight import check_space
+from raypipe.search.sweep import sweep
+from raypipe.trial.callback import SweepCallback
+from tests.support.toys import TINY, ToyWindows, write_store
+
+
+def space(**constants) -> SearchSpace:
+    given = TINY | {name.replace("__", "/"): value for name, value in constants.items()}
+    return SearchSpace(f"def space(trial):\n    return {given!r}\n", "space.py")
+
+
+def check(chosen, windows):
+    folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=3, seed=0)
+    check_space(chosen, windows, folds)
+
+
+def test_few_people_do_not_choose_epochs():
+    with pytest.raises(UserError, match=r"^space.py: early_stop=fold: fold 0 has \d+ training subjects, .* needs 16"):
+        check(space(early_stop="fold"), ToyWindows(subjects=20, each=2))
+    check(space(early_stop="fold"), ToyWindows(subjects=40, each=2))
+    check(space(), ToyWindows(subjects=20, each=2))
+
+
+def test_parameters_of_another_kind_of_task_are_refused():
+    with pytest.raises(UserError, match=r"^space.py: loss/name: 'huber' is for regression"):
+        check(space(loss__name="huber"), ToyWindows(classes=True))
+    check(space(loss__name="huber"), ToyWindows())
+    with pytest.raises(UserError, match=r"^space.py: loss/smoothing: labels are smoothed for classes only"):
+        check(space(loss__smoothing=0.1), ToyWindows())
+
+
+class WarnedError(Exception):
+    pass
+
+
+class EndAtWarning(SweepCallback):
+    def on_warning(self, line):
+        raise WarnedError(line)
+
+    def on_ray_start(self, address):
+        raise AssertionError("Ray was started")
+
+
+def test_a_sweep_names_parameters_without_effect_before_it_starts(tmp_path):
+    store = write_store(tmp_path / "store", ToyWindows())
+    file = tmp_path / "space.py"
+    file.write_text(f"def space(trial):\n    trial.suggest_float('sam/rho', 0.01, 0.2)\n    return {TINY!r}\n")
+    with pytest.raises(WarnedError, match=r"drawn without effect: sam/rho \(40 of 40 draws: sam/name=none\)"):
+        sweep(file, store, tmp_path / "run", folds=3, callback=EndAtWarning())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_that_cannot_train_starts_nothing(tmp_path):
+    store = write_store(tmp_path / "store", ToyWindows())
+    file = tmp_path / "space.py"
+    file.write_text(f"def space(trial):\n    return {TINY | {'early_stop': 'fold'}!r}\n")
+    with pytest.raises(UserError, match=r"early_stop=fold: fold 0 has \d training subjects") as caught:
+        sweep(file, store, tmp_path / "run", folds=3, callback=EndAtWarning())
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_plan_ends_with_the_warning():
+    from raypipe.search.measurement import Cost
+
+    cost = Cost(step=1.0, epoch=1.0, trial=1.0, checkpoint=1, result=1)
+    plan = Forecast(
+        1, 3, 1, 1, 1.0, 0.0, "a machine", [cost], 1, without_effect="space.py: drawn without effect: sam/rho"
+    )
+    assert plan.render().splitlines()[-1] == "Warning: space.py: drawn without effect: sam/rho"
