@@ -1,0 +1,104 @@
+"""Simulate how trials are ranked: offsets between folds, targets of people, and few people in a fold.
+
+    python -m benchmarks.ranking [--quick]
+
+It prints the tables of section "Ranking of trials" in RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.levels import ranking_score
+from raypipe.core.metrics import score
+
+Floats = NDArray[np.float64]
+
+PEOPLE, EACH, FOLDS = 30, 40, 5
+SEPARATION = {0.80: 1.19, 0.76: 1.0}
+"""Distance of the classes' means, in standard deviations, by AUC."""
+
+
+def probabilities(logit_N: Floats) -> Floats:
+    """Return the probabilities (N, 2) of two classes."""
+    p_N = 1 / (1 + np.exp(-logit_N))
+    return np.stack([1 - p_N, p_N], axis=1)
+
+
+def ranks(rng: np.random.Generator, offset: float) -> tuple[list[float], list[bool]]:
+    """Return the scores of a trial of AUC .80 whose folds have offsets, and whether it is ranked above one of AUC .76.
+
+    Both are by all folds together, and within folds.
+    """
+    subject_N = np.repeat(np.arange(PEOPLE), EACH)
+    fold_N = subject_N % FOLDS
+    y_N = rng.integers(0, 2, len(subject_N))
+    good_N, worse_N = (gap * y_N + rng.normal(size=len(y_N)) for gap in SEPARATION.values())
+    good_N = good_N + offset * rng.normal(size=FOLDS)[fold_N]
+    pair = [probabilities(good_N), probabilities(worse_N)]
+    pooled = [score("auc", y_N, each) for each in pair]
+    inside = [ranking_score("auc", "window", y_N, each, subject_N, fold_N) for each in pair]
+    return [pooled[0], inside[0]], [pooled[0] > pooled[1], inside[0] > inside[1]]
+
+
+def people(rng: np.random.Generator) -> list[bool]:
+    """Return whether the trial that knows people better is ranked first, by windows and by people.
+
+    It has the smaller error of a person's mean, and much more noise in single windows.
+    """
+    subject_N = np.repeat(np.arange(PEOPLE), EACH)
+    trait_N = rng.normal(size=PEOPLE)[subject_N]
+    better, worse = (
+        (trait_N + error * rng.normal(size=PEOPLE)[subject_N] + noise * rng.normal(size=len(subject_N)))[:, None]
+        for error, noise in ((0.6, 1.0), (0.9, 0.2))
+    )
+    fold_N = subject_N % FOLDS
+    by_level = []
+    for level in ("window", "person"):
+        a, b = (ranking_score("nrmse", level, trait_N, each, subject_N, fold_N) for each in (better, worse))
+        by_level.append(a < b)
+    return by_level
+
+
+def null_few(rng: np.random.Generator, n: int) -> list[float]:
+    """Return AUCs of noise over `n` people with a class each: all folds together, mean of folds, weighted by pairs.
+
+    Folds are stratified.
+    """
+    people_N = np.arange(n)
+    y_N, fold_N = people_N % 2, people_N // 2 % FOLDS
+    pred = probabilities(rng.normal(size=n))
+    plain = [score("auc", y_N[fold_N == k], pred[fold_N == k]) for k in range(FOLDS)]
+    return [score("auc", y_N, pred), float(np.mean(plain)), ranking_score("auc", "person", y_N, pred, people_N, fold_N)]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few repeats")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    repeats = 5 if options.quick else 300
+    print(f"repeats {repeats}, seed {options.seed}, {PEOPLE} people x {EACH} windows, {FOLDS} folds")
+    print("| SD of the folds' offsets (logits) | AUC, all folds | within folds | right choice | within folds |")
+    for offset in (0.0, 0.5, 1.0, 2.0):
+        rng = np.random.default_rng(options.seed)
+        found, right = zip(*(ranks(rng, offset) for _ in range(repeats)), strict=True)
+        (pooled, inside), (a, b) = np.mean(found, axis=0), np.mean(right, axis=0)
+        print(f"| {offset:g} | {pooled:.3f} | {inside:.3f} | {100 * a:.0f} % | {100 * b:.0f} % |")
+    rng = np.random.default_rng(options.seed)
+    by_window, by_person = np.mean([people(rng) for _ in range(repeats)], axis=0)
+    print(f"right choice for targets of people: by windows {100 * by_window:.0f} %, by people {100 * by_person:.0f} %")
+    print("| people | all folds together, SD | mean of folds, SD | weighted by pairs, SD |")
+    for n in (12, 24, 48):
+        rng = np.random.default_rng(options.seed)
+        scores = np.array([null_few(rng, n) for _ in range(repeats)])
+        cells = " | ".join(f"{mean:.3f}, {sd:.3f}" for mean, sd in zip(scores.mean(0), scores.std(0), strict=True))
+        print(f"| {n} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
