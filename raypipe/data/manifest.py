@@ -20,6 +20,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import METRICS, Kind, MetricName
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
 from raypipe.data.accounting import Accounting
+from raypipe.storage.regular_files import read_whole
 
 MANIFEST = "manifest.json"
 TABLE = "windows.csv"
@@ -164,7 +165,7 @@ def read_manifest(path: Path) -> Manifest:
             raise UserError(f"{path}: prepare did not finish; run the same prepare command again to continue it")
         raise UserError(f"{path}: not a store of windows (no {MANIFEST}); make one with raypipe prepare")
     try:
-        return Manifest.parse(file.read_bytes(), str(file))
+        return Manifest.parse(read_whole(file), str(file))
     except OtherFormatError:
         raise
     except UserError as error:

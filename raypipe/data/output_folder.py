@@ -10,6 +10,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.record import OtherFormatError
 from raypipe.data.manifest import SETTINGS, SHARDS, Settings, SettingsFile
 from raypipe.storage.files import PARTIAL_SUFFIX, lock, write_atomic
+from raypipe.storage.regular_files import read_whole
 
 
 @contextlib.contextmanager
@@ -63,7 +64,7 @@ def _has_files(folder: Path) -> bool:
 
 def _check_settings_unchanged(path: Path, asked: Settings) -> None:
     try:
-        before = SettingsFile.parse(path.read_bytes(), str(path)).settings
+        before = SettingsFile.parse(read_whole(path), str(path)).settings
     except OtherFormatError:
         raise
     except UserError:

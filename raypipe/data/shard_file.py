@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import DamagedFileError
+from raypipe.storage.regular_files import open_regular
 
 HEADER_BYTES = 128
 """Size of the header of a ``.npy`` file with three axes."""
@@ -67,10 +68,12 @@ def map_shard(path: Path, shape: tuple[int, int, int], dtype: str, sha256: str) 
     ------
     DamagedFileError
         The file is missing, or is not what `prepare` wrote.
+    UserError
+        It is not a regular file.
     """
     # numpy.load would parse the header, which takes longer than reading a window; shape and type are known.
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             stat = os.fstat(file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from raypipe.data.windower import MISSING_SAMPLES, OpenRecording, Window, place_
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
+from raypipe.storage.regular_files import read_whole
 
 
 class ShardRecord(Record):
@@ -60,7 +61,7 @@ def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord |
     """Return the record of a recording's shard, or None if the shard is incomplete or has another fingerprint."""
     path = _record_path(folder, key)
     try:
-        record = ShardRecord.parse(path.read_bytes(), str(path))
+        record = ShardRecord.parse(read_whole(path), str(path))
         size = (folder / record.shard.file).stat().st_size if record.bytes else 0
     except (OSError, UserError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import resource
 import threading
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.data.manifest import OPTIONAL_COLUMNS, TABLE, Shard, read_manifest
 from raypipe.data.shard_file import REBUILD_HINT, content_hash, map_shard
+from raypipe.storage.regular_files import read_whole
 
 MIN_OPEN_MAPS = 16
 
@@ -205,14 +207,14 @@ class WindowStore:
     def _read_table(self) -> pd.DataFrame:
         path = self.path / TABLE
         try:
-            data = path.read_bytes()
+            data = read_whole(path)
         except FileNotFoundError:
             raise DamagedFileError(f"{path}: missing; {REBUILD_HINT}") from None
         if hashlib.sha256(data).hexdigest() != self.manifest.table_sha256:
             raise DamagedFileError(f"{path}: damaged (its content is not what prepare wrote); {REBUILD_HINT}")
         # Numbers are read as text first: the fast parser of pandas may lose their last digit.
         columns = ("recording", "subject", "session", "task", "run", "onset", "target", "digest", *OPTIONAL_COLUMNS)
-        table = pd.read_csv(path, dtype=dict.fromkeys(columns, str), keep_default_na=False)
+        table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(columns, str), keep_default_na=False)
         return table.astype({"onset": float, "target": float})
 
     # Integrity

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from raypipe.recordings.signal import Channel, Signal, Span, UnreadableRecordingError, spans_between
 from raypipe.recordings.tables import parse_number
+from raypipe.storage.regular_files import read_whole
 
 _TYPES = {"int_16": "i2", "uint_16": "u2", "int_32": "i4", "ieee_float_32": "f4", "ieee_float_64": "f8"}
 _NO_RESOLUTION = "its resolution in the header is no number other than zero"
@@ -183,7 +184,7 @@ def _text(path: Path, errors: str = "strict") -> str:
 
     `errors` is what `bytes.decode` does with damaged UTF-16.
     """
-    data = path.read_bytes()
+    data = read_whole(path)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return normalize("NFC", data.decode("utf-16", errors))
     try:

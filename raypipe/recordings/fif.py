@@ -122,4 +122,4 @@ def companions(path: Path) -> list[Path]:
             re.escape(path.stem[: split.start()]) + r"_split-\d+" + re.escape(path.stem[split.end() :]) + r"\.fif"
         )
     found = [each for each in path.parent.iterdir() if any(re.fullmatch(name, each.name) for name in named)]
-    return sorted(each for each in found if each != path)
+    return sorted(each for each in found if each != path and each.is_file())

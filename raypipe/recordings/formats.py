@@ -9,6 +9,7 @@ from types import ModuleType
 from raypipe.core.errors import first_line
 from raypipe.recordings import brainvision, edf, eeglab, fif
 from raypipe.recordings.signal import Signal, UnreadableRecordingError
+from raypipe.storage.regular_files import open_regular
 
 _HEAD = 512
 """Bytes that are looked at."""
@@ -29,6 +30,8 @@ def open_signal(path: Path) -> Signal:
         raise UnreadableRecordingError(f"{path}: {problem}")
     if path.is_dir():
         raise UnreadableRecordingError(f"{path}: a folder, not a file")
+    if not path.is_file():
+        raise UnreadableRecordingError(f"{path}: not a regular file")
     try:
         return _open(path)
     except UnreadableRecordingError:
@@ -64,7 +67,7 @@ def _reader_of(path: Path) -> ModuleType:
     UnreadableRecordingError
         None does.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if head[:8] == edf.BDF_MAGIC or head[:8].replace(b"\0", b" ") == edf.EDF_MAGIC:
         return edf

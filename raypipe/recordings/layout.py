@@ -17,6 +17,7 @@ from raypipe.core.errors import UserError, first_line
 from raypipe.recordings.recording import Recording, entities_of, same_label
 from raypipe.recordings.remote_bids import RemoteBids
 from raypipe.recordings.tables import list_some
+from raypipe.storage.regular_files import read_whole
 
 EXTENSIONS = (".bdf", ".edf", ".set", ".vhdr", ".fif")
 LAYOUT = "sub-*/[ses-*/]eeg/*_eeg.{" + ",".join(e[1:] for e in EXTENSIONS) + "}"
@@ -148,8 +149,8 @@ def is_derived(folder: Path) -> bool:
     if folder.name.lower().startswith(_DERIVED_FOLDERS) or folder.parent.name.lower() == "derivatives":
         return True
     try:
-        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        description = json.loads(read_whole(folder / "dataset_description.json").decode("utf-8-sig"))
+    except (OSError, ValueError, UserError):
         return False
     return isinstance(description, dict) and str(description.get("DatasetType", "")).lower() == "derivative"
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from raypipe.core.errors import first_line, nearest
+from raypipe.core.errors import UserError, first_line, nearest
 from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.storage.regular_files import read_whole
 
 MISSING = frozenset({"", "n/a", "na", "nan", "null", "#n/a", "<na>", "-", "--", ".", "?"})
 """Spellings of a missing value, in lower case."""
@@ -41,7 +42,9 @@ def read_tsv(path: Path) -> pd.DataFrame:
         The file is not a table of tab-separated values.
     """
     try:
-        lines = re.split(r"\r\n|\n|\r", _decode(path.read_bytes()))
+        lines = re.split(r"\r\n|\n|\r", _decode(read_whole(path)))
+    except UserError as error:
+        raise UnreadableRecordingError(str(error)) from None
     except (OSError, ValueError) as error:
         raise UnreadableRecordingError(f"{path}: not a table of tab-separated values ({first_line(error)})") from None
     rows = [(number, _cells(line)) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.storage.files import Folder, map_concurrently
+from raypipe.storage.regular_files import read_whole
 from raypipe.storage.run_store import RunStore
 
 STUDY_NAME = "raypipe"
@@ -45,6 +46,8 @@ def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.Jou
     ------
     DamagedFileError
         The journal is damaged; `raypipe.search.reconcile` then rebuilds it.
+    UserError
+        It is not a file that can be read.
     """
     is_pulled = bool(run.folder.names(_FOLDER)) and not run.folder.exists(JOURNAL_FILE)
     if run.local is None or is_pulled:
@@ -53,9 +56,23 @@ def open_journal(run: RunStore, *, writable: bool = True) -> optuna.storages.Jou
     if writable:
         _repair(path)
     elif path.exists():
-        *lines, _ = path.read_bytes().split(b"\n")
+        *lines, _ = _read(path).split(b"\n")
         parse_journal(b"\n".join(lines), str(path))
     return _open_storage(JournalFileBackend(str(path)), str(path))
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a local journal.
+
+    Raises
+    ------
+    UserError
+        It is not a regular file, or cannot be read.
+    """
+    try:
+        return read_whole(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _open_storage(journal: BaseJournalBackend, where: str) -> optuna.storages.JournalStorage:
@@ -80,7 +97,7 @@ def _repair(path: Path) -> None:
     Raises
     ------
     UserError
-        The journal is a link, through which nothing is written.
+        The journal is a link, through which nothing is written, or is not a file that can be read.
     DamagedFileError
         Another line is damaged; the file is not changed.
     """
@@ -88,8 +105,8 @@ def _repair(path: Path) -> None:
         raise UserError(f"{path}: a link, and raypipe writes through none; put the file itself there")
     for lock in path.parent.glob(path.name + ".lock*"):
         lock.unlink(missing_ok=True)
-    if path.is_file():
-        data = path.read_bytes()
+    if path.exists():
+        data = _read(path)
         whole = data.rfind(b"\n") + 1
         parse_journal(data[:whole], str(path))
         if data and not whole:

@@ -22,6 +22,7 @@ from pydantic import Field
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError, Record
 from raypipe.storage.files import Folder, LocalFolder, lock, open_folder, read_record, write_record
+from raypipe.storage.regular_files import open_regular
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
@@ -156,9 +157,9 @@ def _seems_alive(folder: Folder, record: DriverRecord) -> bool:
 def _is_locked(path: Path) -> bool:
     """Return whether a process of this host holds the lock."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return not lock(file, shared=True)
-    except OSError:  # the file does not exist yet
+    except (OSError, UserError):  # the file does not exist yet, or is none
         return False
 
 

@@ -28,6 +28,12 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def read_whole(path: Path) -> bytes:
+    """Return the content of a file of any size; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file.
 

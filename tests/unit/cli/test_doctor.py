@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from raypipe.cli import app
 from raypipe.cli.doctor import diagnose
 from raypipe.cli.machine import Finding
+from raypipe.core.errors import UserError
 from raypipe.core.options import SweepOptions
 from raypipe.data.window_cache import push_store
 from raypipe.data.window_store import WindowStore
@@ -19,11 +21,12 @@ from raypipe.packaging.bundle import export_bundle
 from raypipe.search.pretrain import pretrain
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, write_record
-from raypipe.storage.journal import open_journal
+from raypipe.storage.journal import JOURNAL_FILE, open_journal
 from raypipe.storage.lease import DRIVER_FILE, DriverRecord
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
+from tests.support.hostile import replace_by
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, write_checkpoints, write_store
 
@@ -61,6 +64,30 @@ def test_intact_files_are_reported_as_ok(run, store):
         assert [each.level for each in found] == ["ok"] * len(found) and found
     assert any("no leak" in each.what for each in diagnose(run.where))
     assert any("2 checkpoints" in each.what for each in diagnose(run.where))
+
+
+@pytest.mark.timeout(120)
+def test_no_file_of_a_run_or_store_is_waited_for(run, store):
+    files = [path for top in (Path(run.where), store) for path in top.rglob("*") if path.is_file()]
+    assert any(path.name == "study.journal" for path in files) and any(path.suffix == ".npy" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        replace_by(path, "fifo")
+        lines = broken(run.where)
+        # A pipe in place of a record counts as no record, a checkpoint's as a damaged one.
+        assert lines or path.name in ("driver.lock", "history.json") or path.suffix == ".ckpt", path
+        if path.name in ("study.journal", "windows.csv") or path.suffix == ".npy":
+            assert any(path.name in line and "not a regular file" in line for line in lines), (path, lines)
+        path.unlink()
+        path.write_bytes(content)
+
+
+@pytest.mark.timeout(60)
+def test_a_driver_does_not_wait_for_a_journal_that_is_no_file(run):
+    replace_by(Path(run.where) / JOURNAL_FILE, "fifo")
+    for writable in (True, False):
+        with pytest.raises(UserError, match=r"study\.journal: not a regular file"):
+            open_journal(run, writable=writable)
 
 
 def test_every_damaged_shard_is_named(store):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import mne
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from raypipe.recordings.edf import EdfSignal
 from raypipe.recordings.formats import companions, open_signal
 from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import read_tsv
 from tests.support.eeg_files import write_brainvision, write_edf, write_eeglab
 
 
@@ -73,3 +75,12 @@ def test_missing_files_and_links_without_a_target(tmp_path):
 def test_companions_of_a_damaged_header_are_none(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_bytes(b"nonsense")
     assert companions(tmp_path / f"a{suffix}") == []
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a_eeg.edf")
+    assert companions(tmp_path / "a_eeg.edf") == []
+    for read in (open_signal, read_tsv):
+        with pytest.raises(UnreadableRecordingError, match=r"a_eeg\.edf: not a regular file"):
+            read(tmp_path / "a_eeg.edf")
