@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.levels import Level, ranking_score, rows_at_level, within_folds
+from raypipe.core.levels import Level, mean_per_person, ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
@@ -83,6 +83,14 @@ class MemberPredictions:
     def windows_like(self) -> MemberPredictions:
         """Return these predictions, as `TrialPool.windows_like`."""
         return self
+
+    def at_level(self) -> MemberPredictions:
+        """Return one mean prediction per person where scores are of people, else the predictions as they are."""
+        if self.level == "window":
+            return self
+        _, first_S = np.unique(self.subjects, return_index=True)
+        means = np.stack([mean_per_person(self.subjects, member_NO) for member_NO in self.predictions])
+        return replace(self.select_windows(first_S), predictions=means, variances=None, level="window")
 
     @property
     def encoded_targets(self) -> Floats:

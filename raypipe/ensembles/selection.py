@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.core.metrics import OF_SQUARED_ERROR, get_metric, score
+from raypipe.core.metrics import OF_SQUARED_ERROR, get_metric
 from raypipe.ensembles.oof import Floats, MemberPredictions
 from raypipe.ensembles.weights import linear_rule
 from raypipe.models.combine import Rule
@@ -18,6 +18,7 @@ MAX_PICKS = 15
 
 def forward_selection(members: MemberPredictions, n: int) -> list[int]:
     """Return the indices of `n` members, each the one whose addition gives the best mean with equal weights."""
+    members = members.at_level()
     chosen: list[int] = []
     total_NO = np.zeros_like(members.encoded_targets)
     while len(chosen) < min(n, len(members.names)):
@@ -34,6 +35,7 @@ def greedy_selection(members: MemberPredictions) -> Rule:
     Caruana et al. (2006) draw half of several hundred members for each bag. Here members are few, and such a bag would
     often lack the best ones, so subjects are drawn instead.
     """
+    members = members.at_level()
     rng = np.random.default_rng(0)
     names = np.unique(members.subjects)
     weights_M = np.zeros(len(members.names))
@@ -73,13 +75,26 @@ def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
     if members.metric in OF_SQUARED_ERROR:
         return _squared_errors(members, candidates_CNO)
     if members.metric == "auc":
-        return _auc_losses(members, candidates_CNO)
+        return _auc_losses_within_folds(members, candidates_CNO)
     sign = get_metric(members.metric).sign
-    return np.array([sign * score(members.metric, members.targets, each_NO) for each_NO in candidates_CNO])
+    return np.array([sign * members.score(each_NO) for each_NO in candidates_CNO])
 
 
 def _squared_errors(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
     return np.asarray(((candidates_CNO - members.encoded_targets) ** 2).sum(2).mean(1))
+
+
+def _auc_losses_within_folds(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
+    """Return the negative AUC within folds, as `raypipe.core.levels.ranking_score` takes it."""
+    total_C, weight = np.zeros(len(candidates_CNO)), 0.0
+    for fold in np.unique(members.folds):
+        inside_N = members.folds == fold
+        _, counts = np.unique(members.targets[inside_N], return_counts=True)
+        if len(counts) == candidates_CNO.shape[2]:  # a fold that lacks a class has no AUC
+            pairs = float(counts.sum() ** 2 - (counts**2).sum()) / 2
+            total_C += pairs * _auc_losses(members.select_windows(inside_N), candidates_CNO[:, inside_N])
+            weight += pairs
+    return total_C / weight if weight else _auc_losses(members, candidates_CNO)
 
 
 def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:

@@ -38,3 +38,37 @@ def test_forward_selection_takes_members_that_complement_the_best():
 def test_greedy_selection_gives_better_members_more_weight():
     weights = greedy_selection(independent((0.5, 0.7, 1.0, 1.4))[0])["weights"]
     assert sum(weights) == pytest.approx(1.0) and weights == sorted(weights, reverse=True)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_losses_of_classes_are_taken_within_folds(n_classes):
+    rng = np.random.default_rng(1)
+    y, folds = rng.integers(0, n_classes, 300), np.repeat([0, 1, 2], 100)
+    y[:100] = np.minimum(y[:100], n_classes - 2)  # a fold that lacks a class
+    predictions = rng.dirichlet(np.ones(n_classes), size=(4, 300))
+    members = replace(classes(n=300), predictions=predictions, targets=y, folds=folds)
+    expected = [-members.score(member_NK) for member_NK in predictions]
+    np.testing.assert_allclose(_losses(members, predictions), expected, rtol=1e-12)
+
+
+def test_offsets_of_folds_do_not_keep_a_member_from_being_selected():
+    members = classes(sharpness=(1.0, 1.0))
+    folds = np.arange(1200) // 60 % 4
+    noise = np.random.default_rng(5).normal(size=1200)
+    odds = members.predictions[:, :, 1] / members.predictions[:, :, 0]
+    logits = np.log(odds) + np.stack([noise, 3.0 * folds])
+    p_MN = 1 / (1 + np.exp(-logits))
+    members = replace(members, predictions=np.stack([1 - p_MN, p_MN], axis=2), folds=folds)
+    assert forward_selection(members, 1) == [1]
+    assert forward_selection(replace(members, folds=np.zeros_like(folds)), 1) == [0]
+
+
+def test_targets_of_people_are_selected_by_people():
+    rng = np.random.default_rng(0)
+    y = np.repeat(rng.normal(size=20), 10)
+    noise = rng.normal(size=(20, 10))
+    knows_people = y + 3 * (noise - noise.mean(1, keepdims=True)).reshape(-1)
+    steady = y + np.repeat(0.8 * rng.normal(size=20), 10)
+    members = replace(values([steady, knows_people], y), level="person")
+    assert forward_selection(members, 1) == [1] and greedy_selection(members)["weights"][1] > 0.9
+    assert forward_selection(replace(members, level="window"), 1) == [0]
