@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.metrics import Kind
@@ -88,14 +88,21 @@ def parameters_without_effect(space: SearchSpace, kind: Kind | None = None) -> s
     from raypipe.core.config import flatten
 
     drawn = [(values, flatten(config)) for values, config in space.draw_with_values(N_DRAWS)]
-    found = []
-    for name in sorted({name for values, _ in drawn for name in values}):
-        having = [(values[name], parameters) for values, parameters in drawn if name in values]
-        reasons = [reason for _, parameters in having if (reason := why_unused(parameters, name, kind))]
-        if reasons:
-            found.append(f"{name} ({len(reasons)} of {len(having)} draws: {', '.join(sorted(set(reasons)))})")
-        elif len({value for value, _ in having}) > 1 and len({parameters.get(name) for _, parameters in having}) == 1:
-            found.append(f"{name} (a constant of the space replaces it)")
+    names = sorted({name for values, _ in drawn for name in values})
+    found = [found for name in names if (found := _without_effect(name, drawn, kind))]
     return (
         f"{space.name}: drawn without effect: {'; '.join(found)}; draw them only where they are used" if found else None
     )
+
+
+def _without_effect(
+    name: str, drawn: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], kind: Kind | None
+) -> str | None:
+    """Return a parameter and why it has no effect in some draws (drawn values, all parameters); None if it has."""
+    having = [(values[name], parameters) for values, parameters in drawn if name in values]
+    reasons = [reason for _, parameters in having if (reason := why_unused(parameters, name, kind))]
+    if reasons:
+        return f"{name} ({len(reasons)} of {len(having)} draws: {', '.join(sorted(set(reasons)))})"
+    if len({value for value, _ in having}) > 1 and len({parameters.get(name) for _, parameters in having}) == 1:
+        return f"{name} (a constant of the space replaces it)"
+    return None

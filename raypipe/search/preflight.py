@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from raypipe.core.combinations import check_task
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
-from raypipe.training.inner_split import check_subjects
+from raypipe.training.inner_split import split_inner
 
 
 def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> None:
@@ -19,7 +17,8 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> Non
     Raises
     ------
     UserError
-        One suits another kind of task only, or chooses its epoch by fold where a fold has too few training subjects.
+        One suits another kind of task only, or chooses its epoch by fold where a fold has too few training subjects, in
+        all or of a class.
     """
     configs = example_configs(space)
     try:
@@ -34,4 +33,5 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> Non
 def _check_inner_subjects(windows: WindowStore, folds: FoldMap) -> None:
     for fold in range(folds.n_folds):
         train, _ = folds.split(windows.subjects, fold)
-        check_subjects(len(np.unique(windows.subjects[train])), fold)
+        classes = windows.targets[train] if windows.classes else None
+        split_inner(train, windows.subjects[train], classes, seed=folds.seed, fold=fold)

@@ -41,7 +41,11 @@ def split_inner(
         There are too few subjects, or no draw has every class on both sides.
     """
     names = np.unique(subjects)
-    check_subjects(len(names), fold)
+    if len(names) < MIN_TRAIN_SUBJECTS:
+        raise UserError(
+            f"early_stop=fold: fold {fold} has {len(names)} training subjects, and setting some apart needs "
+            f"{MIN_TRAIN_SUBJECTS}; use early_stop=trial"
+        )
     n_inner = max(MIN_INNER_SUBJECTS, round(INNER_FRACTION * len(names)))
     rng = np.random.default_rng(derive_seed("inner", seed, fold))
     for _ in range(MAX_DRAWS):
@@ -52,18 +56,3 @@ def split_inner(
         f"early_stop=fold: fold {fold} cannot choose its epoch by {n_inner} of its {len(names)} training subjects, "
         "since they lack a class; use early_stop=trial"
     )
-
-
-def check_subjects(n_subjects: int, fold: int) -> None:
-    """Refuse a fold with too few training subjects.
-
-    Raises
-    ------
-    UserError
-        There are fewer than `MIN_TRAIN_SUBJECTS`.
-    """
-    if n_subjects < MIN_TRAIN_SUBJECTS:
-        raise UserError(
-            f"early_stop=fold: fold {fold} has {n_subjects} training subjects, and setting some apart needs "
-            f"{MIN_TRAIN_SUBJECTS}; use early_stop=trial"
-        )

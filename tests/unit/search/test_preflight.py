@@ -31,6 +31,14 @@ def test_few_people_do_not_choose_epochs():
     check(space(), ToyWindows(subjects=20, each=2))
 
 
+def test_a_class_of_one_person_chooses_no_epoch():
+    toy = ToyWindows(subjects=40, each=2, classes=True)
+    toy.targets = (toy.subjects == "s00").astype(int)
+    folds = make_folds(toy.subjects, toy.targets, classes=False, n_folds=3, held_out=["s39"], seed=0)
+    with pytest.raises(UserError, match=r"^space.py: early_stop=fold: fold \d cannot choose its epoch .* lack a class"):
+        check_space(space(early_stop="fold"), toy, folds)
+
+
 def test_parameters_of_another_kind_of_task_are_refused():
     with pytest.raises(UserError, match=r"^space.py: loss/name: 'huber' is for regression"):
         check(space(loss__name="huber"), ToyWindows(classes=True))

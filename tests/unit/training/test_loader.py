@@ -262,6 +262,19 @@ def test_every_window_is_in_one_batch_of_an_epoch(sampling, each, size, wanted):
         np.testing.assert_array_equal(np.sort(np.concatenate(seen)), train)
 
 
+@pytest.mark.parametrize("mixup", ["none", "mixup"])
+def test_streamed_batches_are_the_same(mixup):
+    """A GPU's batches are loaded by another thread, one ahead."""
+    toy, train = ToyWindows(subjects=10, each=9, spare=4), np.arange(90)
+    data = FoldData(tiny(batch_size=40, mixup__name=mixup), WindowLoader(toy), train, train[:1], fold=0)
+    plain = list(data.batches(3, lambda size: []))
+    data.loader.prefetched = prefetch
+    streamed = list(data.batches(3, lambda size: []))
+    assert [len(batch.y) for batch in streamed] == [40, 25, 25]
+    for one, other in zip(plain, streamed, strict=True):
+        assert one.x.equal(other.x) and one.y.equal(other.y)
+
+
 def test_a_fold_of_one_window_is_refused():
     with pytest.raises(UserError, match=r"fold 2 has 1 window\(s\) to train on; training needs 2"):
         FoldData(tiny(), WindowLoader(ToyWindows()), np.array([3]), np.arange(2), fold=2)
