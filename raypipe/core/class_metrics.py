@@ -35,7 +35,9 @@ def checked_classes(y: ArrayLike, scores: ArrayLike) -> tuple[Ints, Floats]:
 
 
 def auc(y: ArrayLike, scores: ArrayLike) -> float:
-    """Return the area under the ROC curve (scikit-learn); for three classes or more, the mean of each against the rest.
+    """Return the area under the ROC curve; for three classes or more, the mean of each against the rest.
+
+    It is computed from ranks (SciPy). scikit-learn's takes twenty times as long for the few windows of a fold.
 
     Parameters
     ----------
@@ -53,9 +55,16 @@ def auc(y: ArrayLike, scores: ArrayLike) -> float:
     n_classes = scores_NK.shape[1]
     if len(np.unique(y_N)) < n_classes or not np.isfinite(scores_NK).all():
         return float("nan")
-    from sklearn.metrics import roc_auc_score  # scikit-learn takes most of a second to import
+    from scipy.stats import rankdata  # scipy.stats takes most of a second to import
 
-    return float(np.mean([roc_auc_score(y_N == k, scores_NK[:, k]) for k in _ranked_classes(n_classes)]))
+    found = []
+    for k in _ranked_classes(n_classes):
+        positive_N = y_N == k
+        n_positive = int(positive_N.sum())
+        rank_sum = rankdata(scores_NK[:, k])[positive_N].sum()
+        pairs = n_positive * (len(y_N) - n_positive)
+        found.append((rank_sum - n_positive * (n_positive + 1) / 2) / pairs)
+    return float(np.mean(found))
 
 
 def auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
