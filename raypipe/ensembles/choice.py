@@ -70,23 +70,26 @@ def fit_methods(candidates: Candidates, method: str, progress: Progress | None) 
     UserError
         The requested method cannot be used.
     """
-    by_score, limit = method in (AUTO, ALL), candidates.max_members
+    by_score = method in (AUTO, ALL)
     among = auto_methods(candidates.run.info.kind) if by_score else []
     wanted = [name for name in METHODS if method == ALL or name in ("best", "equal", method, *among)]
-    nested = run_nested_cv(candidates.pool, wanted, max_members=limit, auto=among)
+    nested = run_nested_cv(candidates.pool, wanted, max_members=candidates.max_members, auto=among)
     if not by_score and method in nested.excluded:
         raise UserError(f"--method {method}: {nested.excluded[method]}; use --method auto")
     usable = [name for name in wanted if name not in nested.excluded]
-    rules = {}
-    for name in usable:
-        fit = METHODS[name].fit if name == "best" else limit_members(METHODS[name].fit, limit)
-        rules[name] = fit(candidates.predictions)
+    rules = {name: _fit_rule(candidates, name) for name in usable}
     chosen = method
     if by_score:
         scored = {name: nested.predictions[name] for name in among if name in usable}
         chosen = simplest_within_error(scored, candidates.predictions)
     soups, compatible, excluded = make_soups(candidates, method, progress)
     return FittedMethods(chosen, by_score, rules, nested, soups, compatible, nested.excluded | excluded)
+
+
+def _fit_rule(candidates: Candidates, name: str) -> Rule:
+    """Fit a method on all search subjects."""
+    fit = METHODS[name].fit
+    return (fit if name == "best" else limit_members(fit, candidates.max_members))(candidates.predictions)
 
 
 def make_soups(

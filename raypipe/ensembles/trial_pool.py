@@ -114,9 +114,11 @@ class TrialPool:
     def _score(self, parts: Sequence[Mask]) -> None:
         """Score every epoch on each of several masks, reading each epoch once."""
         scores: list[Floats] = []
+        numbered = np.unique(self.like.subjects, return_inverse=True)[1]  # texts are slow to sort
+        like = replace(self.like, subjects=numbered)
         for done, trial in enumerate(self.trials, start=1):
             epochs = [self._read(Member(trial.number, epoch)) for epoch in trial.epochs]
-            scores.append(np.array([people_scores(self.like, epoch.predictions, parts) for epoch in epochs]))
+            scores.append(np.array([people_scores(like, epoch.predictions, parts) for epoch in epochs]))
             self._progress(done, len(self.trials), "trials scored for the nested choice")
         self._scores |= {part.tobytes(): [each_EP[:, p] for each_EP in scores] for p, part in enumerate(parts)}
 

@@ -182,6 +182,11 @@ def epoch_file(epoch: int) -> str:
     return f"predictions/epoch-{epoch:04d}.npz"
 
 
+def epoch_checksums(history: Sequence[Epoch]) -> dict[str, str]:
+    """Return the checksums of the predictions of a history's epochs, by name of the file."""
+    return {epoch_file(epoch.epoch): epoch.predictions for epoch in history if epoch.predictions}
+
+
 def trial_file(number: int, name: str = "") -> str:
     """Return the path of a trial's file, relative to the run."""
     return f"trials/{number:04d}/{name}"

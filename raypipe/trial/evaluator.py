@@ -13,7 +13,7 @@ from raypipe.core.errors import CheckpointError, LostCheckpointError, NonFiniteE
 from raypipe.core.levels import ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import NO_SKILL, constant_out_of_fold, score
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold
-from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, epoch_file
+from raypipe.storage.records import Epoch, Member, State, TrialResult, best_epoch, epoch_checksums
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.training.result import FoldEpoch
@@ -170,7 +170,7 @@ def _end_trial(
     """Write what a trial leaves; return its result."""
     history = run.history(number)
     best = best_epoch(history, run.info.direction)
-    files = run.record_checksums(number) | {epoch_file(e.epoch): e.predictions for e in history if e.predictions}
+    files = run.record_checksums(number) | epoch_checksums(history)
     initial: list[str] = []
     ends: list[int] = []
     if best is not None and state != "failed":

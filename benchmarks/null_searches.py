@@ -1,0 +1,276 @@
+"""Simulate searches of data without any effect, and compare every nested score with the truth.
+
+    python benchmarks/null_searches.py                   # 200 searches of classes, and 200 of values
+    python benchmarks/null_searches.py --trained         # 20 really trained searches of classes
+    python benchmarks/null_searches.py --quick           # a smoke test
+
+Each person has a random label. Windows share features of their person, so that networks recognise people. A simulated
+network is a linear model, trained by gradient descent in 4 folds for 8 epochs. A search is 12 of them, with drawn
+learning rates and features; `--halving` ends two of three after two epochs. A trained search has small Conformers.
+
+The truth is known. New people's labels are random too, so any classifier has an AUC of 0.5. The NRMSE of values follows
+from the mean square of the predictions for 500 new people, by the networks of one fold, as out-of-fold scores are.
+
+Columns: the naive score (chosen and scored by the same people); what was called nested before (epoch and trials are chosen
+by all people, method and weights by the others; of the first searches only); the nested score; the truth; and the share
+of the 95 % intervals of nested scores that cover it. Errors are standard errors of the mean over searches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.timing import where_and_when
+from raypipe.core.folds import make_folds
+from raypipe.core.metrics import Kind, get_metric
+from raypipe.ensembles.methods import METHODS, auto_methods
+from raypipe.ensembles.nested_cv import AUTO, error_correlations, run_nested_cv, simplest_within_error
+from raypipe.ensembles.oof import Floats, MemberPredictions
+from raypipe.ensembles.scores import EvaluationSet, score_interval
+from raypipe.ensembles.trial_pool import PooledTrial, TrialPool
+from raypipe.models.combine import Rule, combine
+from raypipe.storage.out_of_fold import EpochPredictions
+from raypipe.storage.records import Member
+from tests.support.toys import ToyWindows, fold_trainer, tiny
+
+PEOPLE, FOLDS, TRIALS, EPOCHS, TOP = 24, 4, 12, 8, 10
+WINDOWS, FEATURES, STEPS, NEW_PEOPLE = 2, 24, 6, 500
+TRAINED_WINDOWS, TRAINED_FOLDS = 4, 3
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search without effect."""
+
+    pool: TrialPool
+    new_TEFN: NDArray[np.float32] | None  # noqa: N815 - axes
+    """Predictions for new people's windows, by trial, epoch and fold; None where they are not needed."""
+
+
+class Row(NamedTuple):
+    """Scores of a method in one search."""
+
+    naive: float
+    before: float
+    nested: float
+    truth: float
+    covered: float
+
+
+# Searches
+
+
+class People(NamedTuple):
+    """People with random labels."""
+
+    subject_N: NDArray[np.int64]
+    fold_N: NDArray[np.int64]
+    y_N: NDArray[Any]
+
+
+def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int) -> People:
+    names = np.arange(PEOPLE + 1)  # the last is held out, and not used
+    labels_S = rng.permutation(PEOPLE + 1) % 2 if kind == "classification" else rng.normal(size=PEOPLE + 1)
+    seed = int(rng.integers(2**31))
+    classes = kind == "classification"
+    folds = make_folds(names, labels_S, classes=classes, n_folds=n_folds, held_out=[str(PEOPLE)], seed=seed)
+    subject_N = np.repeat(names[:PEOPLE], windows)
+    return People(subject_N, np.asarray(folds.folds(subject_N)), np.asarray(labels_S[subject_N]))
+
+
+def pool_of(kind: Kind, people: People, out_TEN: NDArray[np.float32], *, halving: bool) -> TrialPool:
+    """Return the pool of a search with these out-of-fold values, or probabilities of the second class."""
+    like = MemberPredictions(
+        names=["like"],
+        predictions=as_outputs(kind, out_TEN[:1, 0]).astype(np.float64),
+        targets=people.y_N,
+        subjects=np.array([f"s{number:03d}" for number in people.subject_N]),
+        folds=people.fold_N,
+        windows=np.arange(len(people.y_N)),
+        metric="auc" if kind == "classification" else "nrmse",
+        kind=kind,
+        level="person",
+    )
+    epochs = np.full(len(out_TEN), out_TEN.shape[1])
+    if halving:  # by the scores of all people
+        rung = max(1, EPOCHS // 4)
+        losses = [get_metric(like.metric).sign * like.score(as_outputs(kind, out_EN[rung - 1])) for out_EN in out_TEN]
+        epochs[np.argsort(losses)[len(out_TEN) // 3 :]] = rung
+
+    def read(member: Member) -> EpochPredictions:
+        return EpochPredictions(as_outputs(kind, out_TEN[member.trial, member.epoch - 1]))
+
+    return TrialPool([PooledTrial(t, tuple(range(1, n + 1))) for t, n in enumerate(epochs)], read, like, TOP)
+
+
+def as_outputs(kind: Kind, values: NDArray[Any]) -> NDArray[Any]:
+    """Add the axis of outputs: values, or the probabilities of both classes."""
+    return np.stack([1 - values, values], axis=-1) if kind == "classification" else values[..., None]
+
+
+def simulated_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+    """Train the linear models of a search, and predict new people."""
+    people = draw_people(kind, rng, WINDOWS, FOLDS)
+    out_TEN, new_TEFN = train_models(kind, rng, people, draw_features(rng, PEOPLE), draw_features(rng, NEW_PEOPLE))
+    return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
+
+
+def draw_features(rng: np.random.Generator, people: int) -> Floats:
+    """Return features (N, C) of windows, of which half of the variance is that of people."""
+    person_SC = rng.normal(size=(people, FEATURES))
+    return np.asarray((np.repeat(person_SC, WINDOWS, axis=0) + rng.normal(size=(people * WINDOWS, FEATURES))) / 2**0.5)
+
+
+def train_models(
+    kind: Kind, rng: np.random.Generator, people: People, x_NC: Floats, new_NC: Floats
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Train the linear models of all trials and folds at once.
+
+    Returns
+    -------
+    out_TEN
+        Out-of-fold predictions after every epoch.
+    new_TEFN
+        Predictions for new people.
+    """
+    y_N = people.y_N.astype(np.float64)
+    rate_T1 = 10 ** rng.uniform(-2.0, -0.7, size=(TRIALS, 1))
+    used_T1C = rng.random((TRIALS, 1, FEATURES)) < 0.7
+    w_TFC = np.where(used_T1C, 0.1 * rng.normal(size=(TRIALS, FOLDS, FEATURES)), 0.0)
+    train_FN = people.fold_N != np.arange(FOLDS)[:, None]
+    share_FN = train_FN / train_FN.sum(1, keepdims=True)
+    b_TF = np.tile(share_FN @ y_N, (TRIALS, 1))
+    link: Callable[[Floats], Floats] = lambda z_TFN: z_TFN  # noqa: E731
+    if kind == "classification":
+        link, b_TF = (lambda z_TFN: 1 / (1 + np.exp(-z_TFN))), np.log(b_TF / (1 - b_TF))
+    out_TEN = np.empty((TRIALS, EPOCHS, len(y_N)), np.float32)
+    new_TEFN = np.empty((TRIALS, EPOCHS, FOLDS, len(new_NC)), np.float32)
+    for epoch in range(EPOCHS):
+        for _ in range(STEPS):
+            error_TFN = (link(w_TFC @ x_NC.T + b_TF[:, :, None]) - y_N) * share_FN
+            w_TFC = w_TFC - rate_T1[:, :, None] * np.where(used_T1C, error_TFN @ x_NC, 0.0)
+            b_TF = b_TF - rate_T1 * error_TFN.sum(2)
+        out_TEN[:, epoch] = link(w_TFC @ x_NC.T + b_TF[:, :, None])[:, people.fold_N, np.arange(len(y_N))]
+        new_TEFN[:, epoch] = link(w_TFC @ new_NC.T + b_TF[:, :, None])
+    return out_TEN, new_TEFN
+
+
+def trained_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+    """Train the small networks of a search on signals of people with random labels."""
+    people = draw_people(kind, rng, TRAINED_WINDOWS, TRAINED_FOLDS)
+    toy = ToyWindows(subjects=PEOPLE, each=TRAINED_WINDOWS, classes=True)
+    person_SCT = rng.normal(size=(PEOPLE, *toy.x.shape[1:]))
+    toy.x = (person_SCT[people.subject_N] + rng.normal(size=toy.x.shape)).astype(np.float32)
+    toy.targets = people.y_N.astype(np.int64)
+    out_TEN = np.empty((TRIALS, EPOCHS, len(people.y_N)), np.float32)
+    for trial in range(TRIALS):
+        lr, decay = 10 ** rng.uniform(-3.5, -1.5), float(rng.uniform(0, 0.1))
+        config = tiny(optim__lr=float(lr), optim__weight_decay=decay, epochs=EPOCHS, batch_size=16, seed=trial)
+        for fold in range(TRAINED_FOLDS):
+            train, validation = (np.flatnonzero(side) for side in (people.fold_N != fold, people.fold_N == fold))
+            trainer = fold_trainer(config, toy, train, validation, fold=fold)
+            for epoch in range(EPOCHS):
+                out_TEN[trial, epoch, validation] = trainer.run_epoch().predictions[:, 1]
+    return Search(pool_of(kind, people, out_TEN, halving=halving), None)
+
+
+# Scores
+
+
+def score_search(search: Search, names: Sequence[str], *, before: bool) -> dict[str, Row]:
+    """Return the scores of every method, and of the choice among them."""
+    pool, like = search.pool, search.pool.like
+    everyone_N = np.ones(len(like.targets), dtype=bool)
+    members, auto = pool.choose(everyone_N), auto_methods(like.kind)
+    windows = EvaluationSet(like.targets, like.subjects, like.folds)
+    nested = run_nested_cv(pool, names, auto=auto)
+    old = run_nested_cv(members, names, auto=auto).scores if before else {}
+    among = {each: nested.predictions[each] for each in auto if each in nested.predictions}
+    found = {}
+    for name, predictions_NO in nested.predictions.items():
+        rule = METHODS[simplest_within_error(among, like) if name == AUTO else name].fit(members)
+        truth = true_score(search, members, rule)
+        interval = score_interval(like.metric, windows.per_subject(), windows.mean_per_subject(predictions_NO))
+        covered = float(interval.low <= truth <= interval.high)
+        naive = like.score(members.combine(rule))
+        found[name] = Row(naive, old.get(name, np.nan), nested.scores[name], truth, covered)
+    return found
+
+
+def true_score(search: Search, members: MemberPredictions, rule: Rule) -> float:
+    """Return the expected score on new people."""
+    if members.kind == "classification":
+        return 0.5
+    assert search.new_TEFN is not None
+    by_name = {str(Member(trial, epoch + 1)): (trial, epoch) for trial, epoch in np.ndindex(TRIALS, EPOCHS)}
+    new_MFN = np.stack([search.new_TEFN[by_name[name]] for name in members.names]).astype(np.float64)
+    of_people_MFS = new_MFN.reshape(len(new_MFN), FOLDS, NEW_PEOPLE, WINDOWS).mean(3)
+    values = [combine(rule, torch.from_numpy(of_people_MFS[:, fold, :, None])) for fold in range(FOLDS)]
+    return float((1 + torch.stack(values).square().mean()) ** 0.5)  # labels have mean 0 and variance 1
+
+
+# Tables
+
+
+def run_searches(
+    title: str, kind: Kind, make: Callable[[Kind, np.random.Generator, bool], Search], args: argparse.Namespace
+) -> None:
+    """Simulate searches, and print a table of their scores."""
+    names = list(METHODS) if args.all else auto_methods(kind)
+    rows: dict[str, list[Row]] = {}
+    correlations, start = [], time.perf_counter()
+    for number in range(args.searches):
+        search = make(kind, np.random.default_rng([SEED, number]), args.halving)
+        members = search.pool.choose(np.ones(len(search.pool.like.targets), dtype=bool))
+        correlations.append(float(np.median(error_correlations(members))))
+        for name, row in score_search(search, names, before=number < args.before).items():
+            rows.setdefault(name, []).append(row)
+    print(f"\n{title}: {args.searches} searches, seeds {SEED}, 0 to {args.searches - 1}, ", end="")
+    print(f"{time.perf_counter() - start:.0f} s; median correlation of members' errors {np.mean(correlations):.2f}\n")
+    print("| row | naive | called nested before | nested | truth | nested minus truth | intervals that cover |")
+    print("|---|---|---|---|---|---|---|")
+    for name, found in rows.items():
+        of = Row(*np.array(found).T)
+        error = (of.nested - of.truth).std() / len(found) ** 0.5
+        difference = f"{(of.nested - of.truth).mean():+.3f} ± {error:.3f}"
+        old = f"{np.nanmean(of.before):.3f}" if np.isfinite(of.before).any() else ""
+        means = f"{of.naive.mean():.3f} | {old} | {of.nested.mean():.3f} | {of.truth.mean():.3f}"
+        print(f"| {name} | {means} | {difference} | {100 * of.covered.mean():.0f} % |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--searches", type=int, help="searches of each table (200; trained: 20)")
+    parser.add_argument("--before", type=int, default=50, help="searches whose old scores are computed")
+    parser.add_argument("--kind", choices=["classification", "regression"], help="one of the two (both)")
+    parser.add_argument("--all", action="store_true", help="all methods, not only those of auto")
+    parser.add_argument("--halving", action="store_true", help="two of three trials end early")
+    parser.add_argument("--trained", action="store_true", help="train networks")
+    parser.add_argument("--quick", action="store_true", help="two searches")
+    args = parser.parse_args()
+    args.searches = args.searches or (2 if args.quick else 20 if args.trained else 200)
+    torch.set_num_threads(1)
+    print(where_and_when("cpu"))
+    if args.trained:
+        run_searches("Trained, AUC", "classification", trained_search, args)
+        return
+    for kind, title in (("classification", "AUC"), ("regression", "NRMSE")):
+        if args.kind in (None, kind):
+            run_searches(title, kind, simulated_search, args)
+
+
+if __name__ == "__main__":
+    main()
