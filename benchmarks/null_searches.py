@@ -1,19 +1,22 @@
 """Simulate searches of data without any effect, and compare every nested score with the truth.
 
-    python benchmarks/null_searches.py                   # 200 searches of classes, and 200 of values
-    python benchmarks/null_searches.py --trained         # 20 really trained searches of classes
-    python benchmarks/null_searches.py --quick           # a smoke test
+    python benchmarks/null_searches.py                        # 200 searches of classes and 200 of values, drawn members
+    python benchmarks/null_searches.py --members linear       # the same with linear models that are trained
+    python benchmarks/null_searches.py --trained              # 20 searches of small Conformers, classes
+    python benchmarks/null_searches.py --quick                # a smoke test
 
-Each person has a random label. Windows share features of their person, so that networks recognise people. A simulated
-network is a linear model, trained by gradient descent in 4 folds for 8 epochs. A search is 12 of them, with drawn
-learning rates and features; `--halving` ends two of three after two epochs. A trained search has small Conformers.
+A search is 12 trials of 8 epochs in 4 folds over 24 people; each person has a random label. Drawn members predict noise
+whose errors correlate over trials and epochs as those of real members do. Linear models are trained by gradient descent
+on features of which half of the variance is the person's; Conformers on signals. `--halving` ends two of three trials
+after two epochs, by the scores of all people.
 
 The truth is known. New people's labels are random too, so any classifier has an AUC of 0.5. The NRMSE of values follows
 from the mean square of the predictions for 500 new people, by the networks of one fold, as out-of-fold scores are.
+Labels are a permutation of fixed numbers: half are zeros, or they have mean 0 and variance 1. New people have the same.
 
-Columns: the naive score (chosen and scored by the same people); what was called nested before (epoch and trials are chosen
-by all people, method and weights by the others; of the first searches only); the nested score; the truth; and the share
-of the 95 % intervals of nested scores that cover it. Errors are standard errors of the mean over searches.
+Columns: the naive score (chosen and scored by the same people); what was called nested before (epoch and trials are
+chosen by all people, method and weights by the others; of the first searches only); the nested score; the truth; and
+the share of the 95 % intervals of nested scores that cover it. Errors are standard errors of the mean over searches.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from benchmarks.timing import where_and_when
 from raypipe.core.folds import make_folds
@@ -68,6 +72,7 @@ class Row(NamedTuple):
     nested: float
     truth: float
     covered: float
+    """1.0 if the interval covers the truth, else 0.0."""
 
 
 # Searches
@@ -76,19 +81,26 @@ class Row(NamedTuple):
 class People(NamedTuple):
     """People with random labels."""
 
-    subject_N: NDArray[np.int64]
-    fold_N: NDArray[np.int64]
-    y_N: NDArray[Any]
+    subject_N: NDArray[np.int64]  # noqa: N815 - axes
+    fold_N: NDArray[np.int64]  # noqa: N815 - axes
+    y_N: NDArray[Any]  # noqa: N815 - axes
 
 
 def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int) -> People:
     names = np.arange(PEOPLE + 1)  # the last is held out, and not used
-    labels_S = rng.permutation(PEOPLE + 1) % 2 if kind == "classification" else rng.normal(size=PEOPLE + 1)
+    fixed_S = np.arange(PEOPLE) % 2 if kind == "classification" else normal_scores(PEOPLE)
+    labels_S = np.append(rng.permutation(fixed_S), fixed_S[0])
     seed = int(rng.integers(2**31))
     classes = kind == "classification"
     folds = make_folds(names, labels_S, classes=classes, n_folds=n_folds, held_out=[str(PEOPLE)], seed=seed)
     subject_N = np.repeat(names[:PEOPLE], windows)
     return People(subject_N, np.asarray(folds.folds(subject_N)), np.asarray(labels_S[subject_N]))
+
+
+def normal_scores(n: int) -> Floats:
+    """Return n quantiles of the normal distribution, scaled to mean 0 and variance 1."""
+    scores_N = norm.ppf((np.arange(n) + 0.5) / n)
+    return np.asarray(scores_N / scores_N.std())
 
 
 def pool_of(kind: Kind, people: People, out_TEN: NDArray[np.float32], *, halving: bool) -> TrialPool:
@@ -121,11 +133,35 @@ def as_outputs(kind: Kind, values: NDArray[Any]) -> NDArray[Any]:
     return np.stack([1 - values, values], axis=-1) if kind == "classification" else values[..., None]
 
 
-def simulated_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+    """Draw predictions that have nothing to do with the labels: of the person, the trial, its epoch and its fold."""
+    people = draw_people(kind, rng, WINDOWS, FOLDS)
+    size_T11 = rng.uniform(0.2, 0.5, size=(TRIALS, 1, 1))
+
+    def draw(n_people: int) -> Floats:
+        """Return predictions (T, E, F, N), by the networks of each fold."""
+        shared_S = rng.normal(size=n_people)
+        own_TES = np.cumsum(rng.normal(size=(TRIALS, EPOCHS, n_people)), axis=1) / EPOCHS**0.5
+        of_windows_N = 0.3 * rng.normal(size=n_people * WINDOWS)
+        person_TEN = np.repeat(size_T11 * (shared_S + own_TES), WINDOWS, axis=2) + size_T11 * of_windows_N
+        return np.asarray(person_TEN[:, :, None] + offset_TEF[..., None])
+
+    offset_TEF = 0.2 * rng.normal(size=(TRIALS, 1, FOLDS)) + 0.1 * rng.normal(size=(TRIALS, EPOCHS, FOLDS))
+    out_TEFN, new_TEFN = (link(kind, draw(n)).astype(np.float32) for n in (PEOPLE, NEW_PEOPLE))
+    out_TEN = out_TEFN[:, :, people.fold_N, np.arange(len(people.y_N))]
+    return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
+
+
+def linear_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
     """Train the linear models of a search, and predict new people."""
     people = draw_people(kind, rng, WINDOWS, FOLDS)
     out_TEN, new_TEFN = train_models(kind, rng, people, draw_features(rng, PEOPLE), draw_features(rng, NEW_PEOPLE))
     return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
+
+
+def link(kind: Kind, values: Floats) -> Floats:
+    """Return values, or the probabilities of the second class that have them as logits."""
+    return np.asarray(1 / (1 + np.exp(-values))) if kind == "classification" else values
 
 
 def draw_features(rng: np.random.Generator, people: int) -> Floats:
@@ -153,18 +189,17 @@ def train_models(
     train_FN = people.fold_N != np.arange(FOLDS)[:, None]
     share_FN = train_FN / train_FN.sum(1, keepdims=True)
     b_TF = np.tile(share_FN @ y_N, (TRIALS, 1))
-    link: Callable[[Floats], Floats] = lambda z_TFN: z_TFN  # noqa: E731
     if kind == "classification":
-        link, b_TF = (lambda z_TFN: 1 / (1 + np.exp(-z_TFN))), np.log(b_TF / (1 - b_TF))
+        b_TF = np.log(b_TF / (1 - b_TF))
     out_TEN = np.empty((TRIALS, EPOCHS, len(y_N)), np.float32)
     new_TEFN = np.empty((TRIALS, EPOCHS, FOLDS, len(new_NC)), np.float32)
     for epoch in range(EPOCHS):
         for _ in range(STEPS):
-            error_TFN = (link(w_TFC @ x_NC.T + b_TF[:, :, None]) - y_N) * share_FN
+            error_TFN = (link(kind, w_TFC @ x_NC.T + b_TF[:, :, None]) - y_N) * share_FN
             w_TFC = w_TFC - rate_T1[:, :, None] * np.where(used_T1C, error_TFN @ x_NC, 0.0)
             b_TF = b_TF - rate_T1 * error_TFN.sum(2)
-        out_TEN[:, epoch] = link(w_TFC @ x_NC.T + b_TF[:, :, None])[:, people.fold_N, np.arange(len(y_N))]
-        new_TEFN[:, epoch] = link(w_TFC @ new_NC.T + b_TF[:, :, None])
+        out_TEN[:, epoch] = link(kind, w_TFC @ x_NC.T + b_TF[:, :, None])[:, people.fold_N, np.arange(len(y_N))]
+        new_TEFN[:, epoch] = link(kind, w_TFC @ new_NC.T + b_TF[:, :, None])
     return out_TEN, new_TEFN
 
 
@@ -225,9 +260,10 @@ def true_score(search: Search, members: MemberPredictions, rule: Rule) -> float:
 # Tables
 
 
-def run_searches(
-    title: str, kind: Kind, make: Callable[[Kind, np.random.Generator, bool], Search], args: argparse.Namespace
-) -> None:
+Make = Callable[[Kind, np.random.Generator, bool], Search]
+
+
+def run_searches(title: str, kind: Kind, make: Make, args: argparse.Namespace) -> None:
     """Simulate searches, and print a table of their scores."""
     names = list(METHODS) if args.all else auto_methods(kind)
     rows: dict[str, list[Row]] = {}
@@ -243,18 +279,22 @@ def run_searches(
     print("| row | naive | called nested before | nested | truth | nested minus truth | intervals that cover |")
     print("|---|---|---|---|---|---|---|")
     for name, found in rows.items():
-        of = Row(*np.array(found).T)
-        error = (of.nested - of.truth).std() / len(found) ** 0.5
-        difference = f"{(of.nested - of.truth).mean():+.3f} ± {error:.3f}"
-        old = f"{np.nanmean(of.before):.3f}" if np.isfinite(of.before).any() else ""
-        means = f"{of.naive.mean():.3f} | {old} | {of.nested.mean():.3f} | {of.truth.mean():.3f}"
-        print(f"| {name} | {means} | {difference} | {100 * of.covered.mean():.0f} % |", flush=True)
+        naive_R, before_R, nested_R, truth_R, covered_R = np.array(found).T
+        error = (nested_R - truth_R).std() / len(found) ** 0.5
+        difference = f"{(nested_R - truth_R).mean():+.3f} ± {error:.3f}"
+        before = f"{np.nanmean(before_R):.3f}" if np.isfinite(before_R).any() else ""
+        means = f"{naive_R.mean():.3f} | {before} | {nested_R.mean():.3f} | {truth_R.mean():.3f}"
+        print(f"| {name} | {means} | {difference} | {100 * covered_R.mean():.0f} % |", flush=True)
+
+
+SEARCHES: dict[str, Make] = {"drawn": drawn_search, "linear": linear_search, "trained": trained_search}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--searches", type=int, help="searches of each table (200; trained: 20)")
     parser.add_argument("--before", type=int, default=50, help="searches whose old scores are computed")
+    parser.add_argument("--members", choices=["drawn", "linear"], default="drawn", help="what a simulated search has")
     parser.add_argument("--kind", choices=["classification", "regression"], help="one of the two (both)")
     parser.add_argument("--all", action="store_true", help="all methods, not only those of auto")
     parser.add_argument("--halving", action="store_true", help="two of three trials end early")
@@ -264,12 +304,11 @@ def main() -> None:
     args.searches = args.searches or (2 if args.quick else 20 if args.trained else 200)
     torch.set_num_threads(1)
     print(where_and_when("cpu"))
-    if args.trained:
-        run_searches("Trained, AUC", "classification", trained_search, args)
-        return
-    for kind, title in (("classification", "AUC"), ("regression", "NRMSE")):
+    kinds: list[tuple[Kind, str]] = [("classification", "AUC"), ("regression", "NRMSE")]
+    for kind, metric in kinds[:1] if args.trained else kinds:
         if args.kind in (None, kind):
-            run_searches(title, kind, simulated_search, args)
+            members = "trained" if args.trained else args.members
+            run_searches(f"{metric}, {members} members", kind, SEARCHES[members], args)
 
 
 if __name__ == "__main__":

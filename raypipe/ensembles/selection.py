@@ -14,6 +14,8 @@ BAGS = 10
 """Random subsets of subjects over which greedy selection is averaged."""
 BAG_FRACTION = 0.75
 MAX_PICKS = 15
+MAX_COMPARED_PAIRS = 2000
+"""Pairs of windows up to which an AUC is counted pair by pair, and not from ranks."""
 
 
 def forward_selection(members: MemberPredictions, n: int) -> list[int]:
@@ -110,6 +112,11 @@ def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
         n0 = len(positive_N) - n1
         if not n1 or not n0:
             return _squared_errors(members, candidates_CNO)
-        ranks_C = rankdata(candidates_CNO[:, :, k], axis=1)[:, positive_N].sum(1)
+        scores_CN = candidates_CNO[:, :, k]
+        if n1 * n0 <= MAX_COMPARED_PAIRS:  # a third of the time that ranks take
+            differences_CPQ = scores_CN[:, positive_N, None] - scores_CN[:, None, ~positive_N]
+            total_C += 0.5 + 0.5 * np.sign(differences_CPQ).mean((1, 2))
+            continue
+        ranks_C = rankdata(scores_CN, axis=1)[:, positive_N].sum(1)
         total_C += (ranks_C - n1 * (n1 + 1) / 2) / (n1 * n0)
     return -total_C / len(scored)
