@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -144,6 +146,15 @@ def kappa(sums_RD: Floats) -> Floats:
     observed_R = _ratio(_right(matrix_RKK).sum(1), n_R)
     expected_R = _ratio((matrix_RKK.sum(1) * matrix_RKK.sum(2)).sum(1), n_R**2)
     return _ratio(observed_R - expected_R, 1.0 - expected_R)
+
+
+OF_CONFUSION: dict[str, Callable[[Floats], Floats]] = {
+    "balanced-accuracy": balanced_accuracy,
+    "accuracy": accuracy,
+    "f1": f1,
+    "kappa": kappa,
+}
+"""Functions of confusion matrices (R, K²) by name of the metric."""
 
 
 def _matrices(sums_RD: Floats) -> Floats:

@@ -56,7 +56,7 @@ class Metric(NamedTuple):
         return self.sign * a < self.sign * b
 
 
-def _from_sums(
+def from_sums(
     name: str,
     direction: Direction,
     kind: Kind,
@@ -84,34 +84,32 @@ _SHARE, _SIGNED, _BELOW_ONE = (0.0, 1.0), (-1.0, 1.0), (-np.inf, 1.0)
 """Ranges of scores."""
 
 
-def _of_classes(name: str, finish: Callable[[Floats], Floats], limits: tuple[float, float] = _SHARE) -> Metric:
+def _of_classes(name: str, finish: Callable[[Floats], Floats]) -> Metric:
     """Return a metric of predicted classes, which is computed from confusion matrices."""
-    return _from_sums(name, "maximize", "classification", "classes", class_metrics.confusion_sums, finish, limits)
+    limits = _SIGNED if name == "kappa" else _SHARE
+    return from_sums(name, "maximize", "classification", "classes", class_metrics.confusion_sums, finish, limits)
 
 
 def _of_probabilities(name: str, sums: Sums) -> Metric:
     """Return a metric of probabilities, which is a mean loss."""
-    return _from_sums(name, "minimize", "classification", "probabilities", sums, class_metrics.mean)
+    return from_sums(name, "minimize", "classification", "probabilities", sums, class_metrics.mean)
 
 
 def _of_errors(name: str, sums: Sums, finish: Callable[[Floats], Floats]) -> Metric:
     """Return a metric of values that is an error."""
-    return _from_sums(name, "minimize", "regression", "values", sums, finish)
+    return from_sums(name, "minimize", "regression", "values", sums, finish)
 
 
 def _of_moments(name: str, finish: Callable[[Floats], Floats], limits: tuple[float, float], by_fold: bool) -> Metric:
     """Return a metric of values that is a share or a correlation."""
-    return _from_sums(name, "maximize", "regression", "values", value_metrics.moment_sums, finish, limits, by_fold)
+    return from_sums(name, "maximize", "regression", "values", value_metrics.moment_sums, finish, limits, by_fold)
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("auc", "maximize", "classification", "order", auc, class_metrics.auc_resampled, _SHARE, by_fold=True),
-        _of_classes("balanced-accuracy", class_metrics.balanced_accuracy),
-        _of_classes("accuracy", class_metrics.accuracy),
-        _of_classes("f1", class_metrics.f1),
-        _of_classes("kappa", class_metrics.kappa, _SIGNED),
+        *(_of_classes(name, finish) for name, finish in class_metrics.OF_CONFUSION.items()),
         _of_probabilities("log-loss", class_metrics.log_loss_sums),
         _of_probabilities("brier", class_metrics.brier_sums),
         _of_errors("nrmse", value_metrics.moment_sums, value_metrics.nrmse_of_moments)._replace(value=nrmse),

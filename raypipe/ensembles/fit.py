@@ -12,15 +12,23 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import constant_prediction
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.calibration import calibrate_across
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
 from raypipe.ensembles.distillation import distill, require_random_start
 from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
 from raypipe.ensembles.fitted import Ensemble, HeldOut
-from raypipe.ensembles.held_out import HeldOutPredictions, difference_to_best, predict_held_out, table_rows
+from raypipe.ensembles.held_out import (
+    HeldOutPredictions,
+    calibrate_rows,
+    difference_to_best,
+    predict_held_out,
+    table_rows,
+)
 from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
+from raypipe.ensembles.reliability import Reliability, reliability_of
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
@@ -59,7 +67,8 @@ def fit_ensemble(
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)
     evaluations = record_evaluation(run, candidates.windows, candidates.trials, method)
-    rows = table_rows(candidates, fits, held_out, every_method=method == ALL)
+    raw = table_rows(candidates, fits, held_out, every_method=method == ALL)
+    rows, calibration = calibrate_rows(candidates.predictions, raw)
     table = score_table(candidates.task, rows, candidates.search, candidates.held_out)
 
     shipped = shipped_members(candidates, fits, student)
@@ -71,6 +80,8 @@ def fit_ensemble(
         weights=shipped.weights,
         rule=shipped.rule,
         merged=shipped.merged,
+        calibration=calibration,
+        reliability=_reliability(candidates, raw[ENSEMBLE]),
         table=table,
         verdict=verdict,
         notes=notes,
@@ -89,8 +100,10 @@ def _require_known(method: str) -> None:
 
 def _distill(candidates: Candidates, fits: FittedMethods, progress: Progress | None) -> MergedNetworks:
     """Train a network with the configuration of the best member on the ensemble's nested predictions."""
-    like, index = candidates.members[0], candidates.predictions.windows
-    return distill(candidates.run, candidates.windows, like, index, fits.nested_predictions, progress)
+    like, index, predictions = candidates.members[0], candidates.predictions.windows, fits.nested_predictions
+    if candidates.run.info.kind == "classification":
+        predictions = calibrate_across(candidates.predictions, predictions)[0]
+    return distill(candidates.run, candidates.windows, like, index, predictions, progress)
 
 
 def _outcome(
@@ -116,6 +129,11 @@ def _outcome(
         evaluations=evaluations,
         notes=[] if distilled else fits.notes(candidates),
     )
+
+
+def _reliability(candidates: Candidates, row: RowPredictions) -> Reliability | None:
+    """Return the reliability of a row's nested predictions, if it has some."""
+    return None if row.nested is None else reliability_of(candidates.predictions, row.nested)
 
 
 def _diversity(candidates: Candidates) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, Index
 from raypipe.core.record import FrozenModel
 from raypipe.core.versions import package_versions
+from raypipe.ensembles.calibration import Calibration
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
-from raypipe.ensembles.rules import MAX_MEMBERS, check_rule_fields, require_shares
+from raypipe.ensembles.reliability import Reliability
+from raypipe.ensembles.rules import MAX_MEMBERS, CalibrationRecord, check_rule_fields, require_shares
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.models.combine import Rule
 from raypipe.storage.files import write_record
@@ -57,7 +59,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/3"] = "raypipe-ensemble/3"
+    format: Literal["raypipe-ensemble/4"] = "raypipe-ensemble/4"
     created: float
     """Unix time."""
     method: str
@@ -78,6 +80,8 @@ class EnsembleRecord(OwnedRecord):
     data_hash: str
     versions: dict[str, str]
     soup: MergedRecord | None
+    calibration: CalibrationRecord | None
+    reliability: Reliability | None
     files: dict[str, str]
     """SHA-256 of the arrays and of the table, by file."""
 
@@ -174,6 +178,10 @@ class Ensemble:
     """Combines the members; None for the weighted mean."""
     merged: MergedNetworks | None
     """Networks that replace those of the members: a soup, or a distilled network."""
+    calibration: Calibration | None
+    """Of class probabilities, with the threshold of the second of two classes; None for a regression."""
+    reliability: Reliability | None
+    """Of nested predictions; None where there are none, as of a soup."""
     table: pd.DataFrame
     """See `scores.score_table`."""
     verdict: str
@@ -193,6 +201,12 @@ class Ensemble:
         """Numbers of the trials of all members, and of those that merged networks come from, each once."""
         others = self.merged.members if self.merged else []
         return list(dict.fromkeys(member.trial for member in [*self.members, *others]))
+
+    @property
+    def threshold(self) -> float | None:
+        """Return the probability above which the second of two classes is predicted; None for other tasks."""
+        two = self.calibration is not None and len(self.calibration.shift) == 2
+        return self.calibration.threshold if self.calibration is not None and two else None
 
     @property
     def distilled(self) -> bool:
@@ -225,6 +239,8 @@ class Ensemble:
             data_hash=self.run.info.data_hash,
             versions=package_versions(),
             soup=merged,
+            calibration=None if self.calibration is None else CalibrationRecord(**vars(self.calibration)),
+            reliability=self.reliability,
         )
         write_record(self.run.folder, RECORD, record)
 
@@ -269,6 +285,8 @@ class Ensemble:
             weights=np.array(record.weights, dtype=np.float64),
             rule=record.rule,
             merged=merged,
+            calibration=None if record.calibration is None else Calibration(**dict(record.calibration)),
+            reliability=record.reliability,
             table=table.astype({"subjects": int, "windows": int}),
             verdict=record.verdict,
             notes=record.notes,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raypipe.core.bootstrap import Interval
+from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
+from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_calibration
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods
 from raypipe.ensembles.inference import combine_by_fold, predict_members, predict_one_per_fold
 from raypipe.ensembles.members import MergedNetworks, build_module, read_members
-from raypipe.ensembles.oof import Floats
-from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, EQUAL, RowPredictions, difference_interval
+from raypipe.ensembles.oof import Floats, MemberPredictions
+from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, EQUAL, RowPredictions, difference_interval, mean_row
 from raypipe.ensembles.soup import SoupResult
 
 
@@ -81,8 +83,54 @@ def difference_to_best(
     """Return the held-out interval of ensemble minus best single trial; None where they are the same."""
     if len(candidates.members) == 1 or chosen == "best":
         return None
-    held_out, pair = candidates.held_out, (rows[ENSEMBLE].held_out, rows[BEST].held_out)
+    metric, search, held_out = candidates.run.info.metric, candidates.search, candidates.held_out
+    pair = [rows[ENSEMBLE], rows[BEST]]
     if by_subject:
-        a, b = (held_out.mean_per_subject(predictions) for predictions in pair)
-        return difference_interval(candidates.run.info.metric, held_out.per_subject(), a, b)
-    return difference_interval(candidates.run.info.metric, held_out, *pair)
+        pair = [mean_row(row, search, held_out) for row in pair]
+        held_out = held_out.per_subject()
+    return difference_interval(metric, held_out, *(row.decided(metric).held_out for row in pair))
+
+
+def calibrate_rows(
+    like: MemberPredictions, rows: Mapping[str, RowPredictions]
+) -> tuple[dict[str, RowPredictions], Calibration | None]:
+    """Calibrate the class probabilities of each row, and choose its threshold.
+
+    Out-of-fold and held-out predictions by a calibration that was fitted on the row's out-of-fold predictions, nested
+    ones across subjects. A distilled network was trained on calibrated probabilities; it has the ensemble's threshold.
+
+    Parameters
+    ----------
+    like
+        Out-of-fold predictions of any members.
+    rows
+        Predictions of the score table's rows, as the networks gave them.
+
+    Returns
+    -------
+    rows
+        The same for a regression.
+    calibration
+        Of what is shipped; None for a regression.
+    """
+    if like.kind == "regression":
+        return dict(rows), None
+    fitted = {name: _fit(like, row.oof) for name, row in rows.items() if row.oof is not None}
+    out = {name: _calibrated(like, row, fitted[name]) for name, row in rows.items() if name in fitted}
+    if DISTILLED not in rows:
+        return out, fitted[ENSEMBLE]
+    unchanged = Calibration(1.0, (0.0,) * rows[DISTILLED].held_out.shape[1], fitted[ENSEMBLE].threshold)
+    return out | {DISTILLED: replace(rows[DISTILLED], threshold=unchanged.threshold)}, unchanged
+
+
+def _fit(like: MemberPredictions, oof_NK: Floats) -> Calibration:
+    return fit_calibration(like.metric, oof_NK, like.targets, like.subjects)
+
+
+def _calibrated(like: MemberPredictions, row: RowPredictions, calibration: Calibration) -> RowPredictions:
+    """Return a row after calibration. A metric that reads the order only has nested probabilities of one scale."""
+    nested, thresholds = row.nested, None
+    if nested is not None and get_metric(like.metric).reads != "order":
+        nested, thresholds = calibrate_across(like, nested)
+    oof = None if row.oof is None else calibration(row.oof)
+    return RowPredictions(calibration(row.held_out), oof, nested, calibration.threshold, thresholds)

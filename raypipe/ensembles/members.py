@@ -86,6 +86,7 @@ def read_members(
     weights: Sequence[float],
     rule: Mapping[str, Any] | None = None,
     merged: MergedNetworks | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> tuple[Spec, dict[str, torch.Tensor]]:
     """Read the fold models of members, or the networks that replace them.
 
@@ -101,9 +102,11 @@ def read_members(
     UserError
         A weights file is missing or damaged.
     """
+    extra = {} if calibration is None else {"calibration": dict(calibration)}
     if merged is not None:
-        return merged_spec(run, windows, merged.members[0], dict(enumerate(merged.folds)))
-    spec = ensemble_spec(run, windows, members, weights, rule)
+        spec, state = merged_spec(run, windows, merged.members[0], dict(enumerate(merged.folds)))
+        return spec | extra, state
+    spec = ensemble_spec(run, windows, members, weights, rule) | extra
     return _complete(spec, [fold_tensors(run, member, fold) for member in members for fold in range(run.folds.n_folds)])
 
 

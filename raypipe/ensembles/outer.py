@@ -9,17 +9,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raypipe.core.bootstrap import Interval
+from raypipe.core.bootstrap import MAX_CHANCE, Interval, smallest_chance
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level
+from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
+from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import describe_target, metric_label
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
-from raypipe.ensembles.verdict import MIN_SUBJECTS, side_of
+from raypipe.ensembles.verdict import side_of
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.run_store import RunStore
 
@@ -157,6 +159,9 @@ def read_scores(outer: OuterRun) -> OuterScores:
         rows_at_level(level, pooled.targets, pooled.subjects, pooled.parts, predictions)
         for predictions in (pooled.predictions, pooled.constant)
     )
+    if get_metric(outer.info.metric).reads == "classes":
+        thresholds = np.array([EVEN if each.threshold is None else each.threshold for each in ensembles])
+        rows = rows._replace(predictions=decide(rows.predictions, thresholds[rows.folds - 1]))
     return OuterScores(
         metric=outer.info.metric,
         level=level,
@@ -217,11 +222,13 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     if np.isnan(inner.low):
         return f"{reached}, and its interval is undefined: it shows nothing about {target}."
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
+    rows, classes = scores.rows, get_metric(scores.metric).kind == "classification"
+    too_few = smallest_chance(rows.targets, rows.subjects, classes=classes) > MAX_CHANCE
+    few = f"beside {baseline}: {n} subjects are too few to say whether it generalizes to new people"
     relation = {
-        1: f"better than {baseline}: it generalizes to new people"
-        if n >= MIN_SUBJECTS
-        else f"better than {baseline}, but {n} subjects are too few to be evidence",
+        1: f"better than {baseline}: it generalizes to new people",
         0: f"not distinguishable from {baseline}: there is no evidence that it predicts {target}",
         -1: f"worse than {baseline}: its predictions of {target} do not generalize to new people",
     }[side_of(scores.metric, difference.low, difference.high)]
-    return f"{reached} (95 % interval {inner.low:.3f} to {inner.high:.3f}), {relation}."
+    interval = f"(95 % interval {inner.low:.3f} to {inner.high:.3f})"
+    return f"{reached} {interval}, {few if too_few else relation}."

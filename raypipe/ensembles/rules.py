@@ -100,6 +100,20 @@ class TreesRule(FrozenModel):
 
 Rule = LinearRule | PrecisionRule | EntropyRule | TreesRule
 
+
+class CalibrationMap(FrozenModel):
+    """A map of class probabilities (`raypipe.models.combine.calibrate`)."""
+
+    scale: Annotated[float, Field(gt=0.0, le=100.0)]
+    shift: Annotated[list[Annotated[float, Field(ge=-100.0, le=100.0)]], Field(min_length=2)]
+
+
+class CalibrationRecord(CalibrationMap):
+    """A map of class probabilities, and the threshold of the second of two classes."""
+
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 _ADAPTER: TypeAdapter[Rule] = TypeAdapter(Annotated[Rule, Field(discriminator="kind")])
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
 from raypipe.core.levels import level_of, mean_per_person, within_folds
-from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, score
+from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
+from raypipe.ensembles.calibration import EVEN, decide
 
 Array = NDArray[Any]
 
@@ -87,6 +88,21 @@ class RowPredictions:
     """For the search subjects, by a combination that was fitted on these subjects: optimistic."""
     nested: Array | None = None
     """For the search subjects, by combinations that were fitted on other subjects."""
+    threshold: float = EVEN
+    """Of the second of two classes, for `held_out` and `oof`."""
+    nested_thresholds: Array | None = None
+    """(N,) for `nested`, chosen on other subjects; None for `EVEN`."""
+
+    def decided(self, metric: str) -> RowPredictions:
+        """Return predicted classes, with probability 1, for a metric of classes; else the row itself."""
+        if get_metric(metric).reads != "classes":
+            return self
+        thresholds = EVEN if self.nested_thresholds is None else self.nested_thresholds
+        return RowPredictions(
+            decide(self.held_out, self.threshold),
+            None if self.oof is None else decide(self.oof, self.threshold),
+            None if self.nested is None else decide(self.nested, thresholds),
+        )
 
 
 def score_table(
@@ -121,7 +137,8 @@ def score_table(
         Every difference has an interval, ``_low`` and ``_high``, on paired resamples. It contains 0 unless a sign-flip
         test over subjects rejects 0 too.
     """
-    table = _plain_columns(task, rows, search, held_out)
+    decided = {name: row.decided(task.metric) for name, row in rows.items()}
+    table = _plain_columns(task, decided, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
     table["smallest_chance"] = smallest_chance(
@@ -129,20 +146,24 @@ def score_table(
     )
     level = ""
     if search.joined(held_out).has_subject_targets:
-        level, rows = "subject_", {name: _mean_row(row, search, held_out) for name, row in rows.items()}
+        means = {name: mean_row(row, search, held_out) for name, row in rows.items()}
+        level, decided = "subject_", {name: row.decided(task.metric) for name, row in means.items()}
         search, held_out = search.per_subject(), held_out.per_subject()
-        table = table.join(_plain_columns(task, rows, search, held_out).add_prefix(level))
+        table = table.join(_plain_columns(task, decided, search, held_out).add_prefix(level))
     constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes, task.metric)
     naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
-    return table.join(_nested_columns(task.metric, rows, constant, naive, search, held_out))
+    return table.join(_nested_columns(task.metric, decided, constant, naive, search, held_out))
 
 
-def _mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
+def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
     """Return a row with one mean prediction per subject."""
+    first = np.unique(search.subjects, return_index=True)[1]
     return RowPredictions(
         held_out.mean_per_subject(row.held_out),
         None if row.oof is None else search.mean_per_subject(row.oof),
         None if row.nested is None else search.mean_per_subject(row.nested),
+        row.threshold,
+        None if row.nested_thresholds is None else row.nested_thresholds[first],
     )
 
 

@@ -101,6 +101,17 @@ def tree_features(values_MNO: Tensor, variances_MN: Tensor | None = None) -> Ten
     return torch.cat(parts, dim=1)
 
 
+def calibrate(p_NK: Tensor, calibration: Mapping[str, Any]) -> Tensor:
+    """Return calibrated class probabilities (N, K): the softmax of ``scale * log p + shift``.
+
+    ``scale`` is a positive number and ``shift`` has one for each class (Alexandari et al. 2020, arXiv:1901.06852). The
+    order of probabilities of a class stays where there are two classes.
+    """
+    log_NK = p_NK.double().clamp_min(_MIN_PROBABILITY).log()
+    shifted_NK = float(calibration["scale"]) * log_NK + _numbers(calibration["shift"], log_NK)
+    return torch.softmax(shifted_NK, dim=1).to(p_NK.dtype)
+
+
 def boosted_trees(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = None) -> Tensor:
     """Apply gradient-boosted trees to `tree_features`.
 

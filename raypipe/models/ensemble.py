@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 if __package__:
     from raypipe.models.builders import build_network
-    from raypipe.models.combine import combine
+    from raypipe.models.combine import calibrate, combine
     from raypipe.models.stacked import NetworkStacks
 else:  # in a submission, where the files are in one folder
     from builders import build_network  # type: ignore[import-not-found,no-redef,unused-ignore]
-    from combine import combine  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from combine import calibrate, combine  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stacked import NetworkStacks  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
@@ -36,7 +36,8 @@ class EnsembleModule(nn.Module):
         The JSON in a bundle or a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
         ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). With a ``rule``, members
-        are in order of trial, then fold, and every trial has the same folds.
+        are in order of trial, then fold, and every trial has the same folds. A ``calibration`` (`combine.calibrate`) is
+        applied to the ensemble's class probabilities.
 
     Raises
     ------
@@ -61,6 +62,7 @@ class EnsembleModule(nn.Module):
         networks = [build_network(member["model"], sfreq=float(spec["sfreq"]), **sizes) for member in members]
         self.members = nn.ModuleList(networks)
         self.rule: Mapping[str, Any] | None = spec.get("rule")
+        self.calibration: Mapping[str, Any] | None = spec.get("calibration")
         self.n_folds = len({int(member["fold"]) for member in members})
         if self.rule is not None and len(networks) % self.n_folds:
             raise ValueError(f"{len(networks)} members are not {self.n_folds} folds of each trial")
@@ -93,6 +95,11 @@ class EnsembleModule(nn.Module):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Map windows in microvolts (B, C, T) to the ensemble's predictions (B, n_outputs)."""
+        combined_BO = self.combine_members(x_BCT)
+        return combined_BO if self.calibration is None else calibrate(combined_BO, self.calibration)
+
+    def combine_members(self, x_BCT: Tensor) -> Tensor:
+        """Return the ensemble's predictions (B, n_outputs) before they are calibrated."""
         values_MBO, variances_MB = self.predict_members(x_BCT)
         if self.rule is not None:
             values_FTBO = self.by_fold(values_MBO)

@@ -18,6 +18,7 @@ from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
@@ -66,7 +67,8 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
     weights = ensemble.weights.tolist()
-    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged)
+    calibration = ensemble.calibration.spec if ensemble.calibration else None
+    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
     info = _bundle_info(run, ensemble, windows, spec)
     files = {TENSORS: save(state), CARD: model_card(info).encode()}
     folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
@@ -121,6 +123,8 @@ def _describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dic
         scale=windows.manifest.summary.scale,
         method=ensemble.method,
         rule=None if ensemble.rule is None else dict(ensemble.rule),
+        calibration=spec.get("calibration"),
+        threshold=ensemble.threshold,
         soup=[member.trial for member in merged],
         student=ensemble.distilled,
         soup_epochs=[member.epoch for member in merged],
@@ -168,6 +172,15 @@ class LoadedEnsemble:
     def classes(self) -> list[str]:
         """Names of the classes; empty for regression."""
         return self.info.classes
+
+    def decide(self, probabilities: NDArray[Any]) -> list[str]:
+        """Return the predicted class of each row of probabilities (N, n_classes).
+
+        Of two classes it is the second where its probability is above the bundle's threshold; of more it is the most
+        probable one.
+        """
+        threshold = EVEN if self.info.threshold is None else self.info.threshold
+        return [self.classes[k] for k in decide(probabilities, threshold).argmax(axis=1)]
 
     @torch.no_grad()
     def predict(

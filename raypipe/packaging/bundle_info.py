@@ -11,6 +11,7 @@ from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
 from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
+from raypipe.ensembles.rules import CalibrationMap
 from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, make_spec
 
 MAX_TIME = 1e6
@@ -27,7 +28,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/1"] = "raypipe-bundle/1"
+    format: Literal["raypipe-bundle/2"] = "raypipe-bundle/2"
     created: float
     """Unix time."""
     run: str
@@ -50,6 +51,10 @@ class BundleInfo(Record):
     method: str
     rule: dict[str, Any] | None
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""
+    calibration: CalibrationMap | None
+    """Of class probabilities."""
+    threshold: float | None = Field(ge=0.0, le=1.0)
+    """Probability above which the second of two classes is predicted; None for other tasks."""
     soup: list[int]
     """Trials of averaged weights, or of a distilled network's configuration; empty if there are none."""
     student: bool
@@ -93,6 +98,8 @@ class BundleInfo(Record):
             raise ValueError(f"classes: {len(self.classes)} names for {self.kind} with {self.n_outputs} outputs")
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise ValueError("classes: a name is empty, or is there twice")
+        if (self.threshold is not None) != (self.n_outputs == 2):
+            raise ValueError("threshold: there is one for two classes only")
         if self.metric not in METRICS or METRICS[self.metric].kind != self.kind:
             raise ValueError(f"metric: not a metric of {self.kind}")
 
@@ -136,5 +143,5 @@ class BundleInfo(Record):
         ValueError
             They are outside the limits, or do not fit each other.
         """
-        names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule")
+        names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule", "calibration")
         return make_spec({name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)})

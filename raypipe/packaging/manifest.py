@@ -31,6 +31,8 @@ class ChallengeEntry(FrozenModel):
     spec: NetworkSpec
     task: str
     classes: list[str]
+    threshold: float | None = Field(ge=0.0, le=1.0)
+    """Answer above which the second class is predicted; None for a regression."""
     channels: list[str]
     data_hash: str
     method: str
@@ -46,7 +48,7 @@ class SubmissionManifest(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-submission/1"] = "raypipe-submission/1"
+    format: Literal["raypipe-submission/2"] = "raypipe-submission/2"
     challenges: dict[Literal["1", "2"], ChallengeEntry]
     """By number of the challenge."""
     sha256: dict[str, str]

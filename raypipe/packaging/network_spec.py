@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raypipe.core.config import ModelConfig
 from raypipe.core.record import FrozenModel, describe_problem, first_problem
-from raypipe.ensembles.rules import Finite, check_rule, require_shares
+from raypipe.ensembles.rules import CalibrationMap, Finite, check_rule, require_shares
 from raypipe.models.from_config import check_sizes
 
 MAX_SFREQ = 20_000.0
@@ -65,6 +65,8 @@ class NetworkSpec(FrozenModel):
     members: Annotated[list[NetworkMember], Field(min_length=1, max_length=MAX_NETWORKS)]
     rule: dict[str, Any] | None = None
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""
+    calibration: CalibrationMap | None = None
+    """Of class probabilities."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -78,6 +80,8 @@ class NetworkSpec(FrozenModel):
         self._check_networks()
         if self.rule is not None:
             self._check_rule(self.rule)
+        if self.calibration is not None and (self.n_outputs < 2 or len(self.calibration.shift) != self.n_outputs):
+            raise ValueError(f"calibration: {len(self.calibration.shift)} shifts for {self.n_outputs} outputs")
         return self
 
     def _check_networks(self) -> None:

@@ -56,7 +56,7 @@ def predict(
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
         number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
-        most probable class as `prediction`. The `role` of the subject in training is `learned from`, `held out` or
+        predicted class as `prediction`. The `role` of the subject in training is `learned from`, `held out` or
         `new`; predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording
         only. ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or
         a file of a folder that cannot be read.
@@ -152,7 +152,7 @@ def _predict_recording(
     table["role"] = role_of(ensemble, recording)
     table[names] = predictions
     if ensemble.classes:
-        table["prediction"] = [ensemble.classes[k] for k in predictions.argmax(axis=1)]
+        table["prediction"] = ensemble.decide(predictions)
     return table, +left_out
 
 

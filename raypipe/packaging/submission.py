@@ -133,7 +133,8 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
     windows = open_windows(run.info.data) if windows is None else windows
     run.require_whole(ensemble.trials)
     weights = ensemble.weights.tolist()
-    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged)
+    calibration = ensemble.calibration.spec if ensemble.calibration else None
+    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
     try:
         checked = make_spec(spec)
     except ValueError as error:
@@ -150,6 +151,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         spec=checked,
         task=run.info.task,
         classes=run.info.classes,
+        threshold=ensemble.threshold,
         channels=list(windows.channels),
         data_hash=run.info.data_hash,
         method=ensemble.method,

@@ -16,6 +16,7 @@ from raypipe.reporting.sections.held_out import held_out_section
 from raypipe.reporting.sections.importance import importance_section
 from raypipe.reporting.sections.outcomes import halving_section, outcomes_section
 from raypipe.reporting.sections.provenance import provenance_section
+from raypipe.reporting.sections.reliability import reliability_section
 from raypipe.reporting.sections.result import baselines_section, result_section
 from raypipe.reporting.sections.search import search_section
 from raypipe.reporting.sections.time_use import time_section
@@ -62,7 +63,7 @@ def render_report(run: RunStore) -> str:
         result_section(run, ensemble),
         search_section(run, results, spans),
         *([held_out_section(run, ensemble), baselines_section(run, ensemble)] if ensemble else []),
-        *([ensemble_section(ensemble)] if ensemble else []),
+        *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
         filters_section(run),
         importance_section(run),
         halving_section(run, results),

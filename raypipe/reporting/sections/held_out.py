@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import score
+from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
 from raypipe.reporting.page import Panel, draw_figure, render_template
@@ -43,7 +44,7 @@ def held_out_section(run: RunStore, ensemble: Ensemble) -> Markup:
         panels, caption = _regression_panels(run, ensemble), "Left: predicted against true values. Right"
     else:
         panels = _classification_panels(run, ensemble)
-        caption = "Windows of all subjects, pooled; the confusion matrix has their most probable classes. Last plot"
+        caption = "Windows of all subjects, pooled; the confusion matrix has their predicted classes. Last plot"
     scores = subject_scores(run, ensemble)
     panels.append(Panel(partial(scores_by_subject, scores), f"Held-out subjects: {scores.label}"))
     figure = draw_figure(panels, f"{caption}: {scores.label}, for each subject.")
@@ -67,7 +68,7 @@ def _classification_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
     panels = [Panel(partial(roc_curves, *given), "ROC curve")]
     if len(run.info.classes) == 2:
         panels.append(Panel(partial(calibration, *given), "Calibration"))
-    return [*panels, Panel(partial(confusion_matrix, *given), "Confusion matrix")]
+    return [*panels, Panel(partial(confusion_matrix, *given, _threshold(ensemble)), "Confusion matrix")]
 
 
 def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
@@ -149,14 +150,20 @@ def calibration(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[
     return figure
 
 
-def confusion_matrix(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> Figure:
-    """Plot the counts of windows by their true and their most probable class."""
+def _threshold(ensemble: Ensemble) -> float:
+    return EVEN if ensemble.threshold is None else ensemble.threshold
+
+
+def confusion_matrix(
+    y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str], threshold: float = EVEN
+) -> Figure:
+    """Plot the counts of windows by their true and their predicted class; see `calibration.decide`."""
     from sklearn import metrics
 
     few = len(classes) < _MIN_CLASSES_OF_LARGE_MATRIX
     side = 2.75 if few else 4.2
     figure, (axes,) = new_figure(side, side + 0.15)
-    table = metrics.confusion_matrix(y, probabilities.argmax(1), labels=list(range(len(classes))))
+    table = metrics.confusion_matrix(y, decide(probabilities, threshold).argmax(1), labels=list(range(len(classes))))
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.grid(False)

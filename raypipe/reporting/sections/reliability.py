@@ -1,0 +1,94 @@
+"""Section "Reliability": predicted probabilities, or intervals of values, beside what happened."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import target_unit
+from raypipe.ensembles.reliability import Estimate, Reliability
+from raypipe.reporting.page import Panel, Table, draw_figure, format_interval, format_score, render_template
+from raypipe.reporting.plotting import BLUE, GREY, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def reliability_section(ensemble: Ensemble) -> Markup:
+    """Render the section; empty for an ensemble without nested predictions."""
+    found = ensemble.reliability
+    if found is None:
+        return Markup()
+    info = ensemble.run.info
+    if found.coverage:
+        draw = partial(coverage_plot, found)
+        unit, person = target_unit(info.task), info.level == "person"
+        caption = (
+            f"Share of {'people' if person else 'windows'} whose target is in the interval around its prediction, by "
+            "the share that the interval promises. Bars: 95 % intervals over people."
+        )
+        figure, table = draw_figure([Panel(draw, "Coverage of intervals")], caption), _coverage_table(found, unit)
+    else:
+        event = f"probability of {info.classes[1]}" if len(info.classes) == 2 else "probability of the predicted class"
+        draw = partial(reliability_plot, found, event)
+        caption = (
+            "Observed frequency by predicted probability, in groups of equally many windows. Bars: 95 % intervals over "
+            "people."
+        )
+        figure, table = draw_figure([Panel(draw, "Reliability curve")], caption), _error_table(found)
+    return render_template("reliability", figure=figure, table=table, values=bool(found.coverage))
+
+
+def _shown(estimate: Estimate) -> tuple[str, str]:
+    """Return a number and its interval as texts."""
+    value, low, high = (np.nan if each is None else each for each in (estimate.value, estimate.low, estimate.high))
+    return format_score(value), format_interval(low, high)
+
+
+def _coverage_table(found: Reliability, unit: str) -> Table:
+    rows = [[f"{each.level:.0%}", *_shown(each.observed), f"{each.width:.3g} {unit}"] for each in found.coverage]
+    return Table(["promised", "observed share", "95 % interval", "width"], rows)
+
+
+def _error_table(found: Reliability) -> Table:
+    error = found.calibration_error or Estimate(value=None, low=None, high=None)
+    before = np.nan if found.error_before is None else found.error_before
+    rows = [["calibrated", *_shown(error)], ["as the networks gave them", format_score(before), ""]]
+    return Table(["probabilities", "expected calibration error", "95 % interval"], rows)
+
+
+def reliability_plot(found: Reliability, event: str) -> Figure:
+    """Plot observed frequencies by predicted probability."""
+    figure, (axes,) = new_figure(3.4, 3.3)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfect")
+    _points(axes, [each.predicted for each in found.bins], [each.observed for each in found.bins])
+    axes.set(xlabel=f"predicted {event}", ylabel="observed frequency", aspect="equal")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.legend(loc="upper left", fontsize=8.5, frameon=False)
+    return figure
+
+
+def coverage_plot(found: Reliability) -> Figure:
+    """Plot the observed share of targets in intervals by the promised one."""
+    figure, (axes,) = new_figure(3.4, 3.3)
+    axes.plot([0.4, 1], [0.4, 1], color=GREY, lw=1, label="as promised")
+    _points(axes, [each.level for each in found.coverage], [each.observed for each in found.coverage])
+    axes.set(xlabel="promised share", ylabel="observed share", xlim=(0.45, 1.0), ylim=(None, 1.03))
+    axes.legend(loc="upper left", fontsize=8.5, frameon=False)
+    return figure
+
+
+def _points(axes: object, x: list[float], estimates: list[Estimate]) -> None:
+    """Plot estimates with bars for their intervals."""
+    known = [(at, each) for at, each in zip(x, estimates, strict=True) if each.value is not None]
+    values = np.array([each.value for _, each in known], dtype=float)
+    low = np.array([each.value if each.low is None else each.low for _, each in known], dtype=float)
+    high = np.array([each.value if each.high is None else each.high for _, each in known], dtype=float)
+    reach = np.maximum(np.stack([values - low, high - values]), 0.0)
+    axes.errorbar(  # type: ignore[attr-defined]
+        [at for at, _ in known], values, yerr=reach, fmt="o-", color=BLUE, lw=1.4, ms=4.5, elinewidth=1, capsize=2
+    )

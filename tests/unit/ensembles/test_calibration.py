@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
+
+from raypipe.core.metrics import METRICS, score
+from raypipe.ensembles.calibration import (
+    Calibration,
+    calibrate_across,
+    choose_threshold,
+    decide,
+    fit_calibration,
+)
+from raypipe.ensembles.held_out import calibrate_rows
+from raypipe.ensembles.oof import MemberPredictions
+from raypipe.ensembles.scores import EvaluationSet, RowPredictions, ScoredTask, score_table
+from raypipe.models.combine import calibrate
+
+
+def overconfident(n_subjects=60, each=20, k=2, seed=0, share=0.3, scale=4.0):
+    """Return probabilities whose log odds are too large, classes and subjects; the second of two classes is rare."""
+    rng = np.random.default_rng(seed)
+    n = n_subjects * each
+    prior = np.log([1 - share, share]) if k == 2 else np.zeros(k)
+    logits = prior + rng.normal(size=(n, k))
+    true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    y = (rng.random(n)[:, None] > true.cumsum(1)).sum(1).clip(0, k - 1)
+    shown = np.exp(scale * (logits - prior))
+    subjects = np.repeat([f"s{i:03d}" for i in range(n_subjects)], each)
+    return shown / shown.sum(1, keepdims=True), y, subjects, true
+
+
+def members(p, y, subjects, metric="log-loss"):
+    return MemberPredictions(
+        ["a"], p[None], y, subjects, np.zeros(len(y), np.int64), np.arange(len(y)), metric, "classification"
+    )
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_calibration_undoes_overconfidence(k):
+    p, y, subjects, true = overconfident(k=k)
+    found = fit_calibration("log-loss", p, y, subjects)
+    assert found.scale == pytest.approx(0.25, abs=0.03)
+    assert np.abs(found(p) - true).mean() < 0.02 < np.abs(p - true).mean()
+    assert found(p).sum(1) == pytest.approx(1.0)
+    assert score("log-loss", y, found(p)) < score("log-loss", y, p) - 0.2
+
+
+def test_with_many_subjects_it_is_platt_scaling_of_scikit_learn():
+    p, y, _, _ = overconfident(n_subjects=500, each=4)
+    odds = np.log(p[:, 1] / p[:, 0])
+    oracle = LogisticRegression(C=1e9).fit(odds[:, None], y)
+    found = fit_calibration("log-loss", p, y, np.arange(len(y)))
+    assert found.scale == pytest.approx(oracle.coef_[0, 0], rel=0.02)
+    assert found.shift[1] == pytest.approx(oracle.intercept_[0], rel=0.02)
+
+
+@given(st.floats(0.05, 4), st.floats(-5, 5), st.integers(0, 99))
+def test_it_keeps_the_order_of_two_classes(scale, shift, seed):
+    p, y, _, _ = overconfident(n_subjects=8, each=8, seed=seed, scale=1.0)
+    q = Calibration(scale, (0.0, shift))(p)
+    assert score("auc", y, q) == pytest.approx(score("auc", y, p), abs=1e-6)
+
+
+def test_few_subjects_change_little_and_none_turns_the_order_round():
+    p, y, subjects, _ = overconfident(n_subjects=3)
+    assert 0.25 < fit_calibration("log-loss", p, y, subjects).scale < 1.0
+    q, y, subjects, _ = overconfident()
+    assert fit_calibration("log-loss", q[:, ::-1].copy(), y, subjects).scale == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if metric.reads == "classes"])
+def test_the_threshold_has_the_best_score_of_scikit_learn(metric):
+    p, y, subjects, _ = overconfident(n_subjects=10, scale=1.0)
+    found = choose_threshold(metric, p[:, 1], y, subjects)
+    oracle = {
+        "balanced-accuracy": sklearn_metrics.balanced_accuracy_score,
+        "accuracy": sklearn_metrics.accuracy_score,
+        "f1": sklearn_metrics.f1_score,
+        "kappa": sklearn_metrics.cohen_kappa_score,
+    }[metric]
+    best = max(oracle(y, p[:, 1] > t) for t in np.r_[0.0, np.unique(p[:, 1])])
+    assert oracle(y, p[:, 1] > found) == pytest.approx(best)
+    assert score(metric, y, decide(p, found)) == pytest.approx(best)
+
+
+def test_the_threshold_of_people_is_one_of_their_mean_probabilities():
+    people = np.repeat(np.arange(6), 10)
+    y = np.repeat([0, 0, 0, 1, 1, 1], 10)
+    p = np.repeat([0.1, 0.12, 0.14, 0.2, 0.22, 0.24], 10) + np.tile(np.linspace(-0.09, 0.09, 10), 6)
+    assert 0.14 < choose_threshold("accuracy", p, y, people) < 0.2
+
+
+def test_a_metric_of_no_classes_keeps_the_most_probable_class():
+    p, y, subjects, _ = overconfident()
+    assert fit_calibration("auc", p, y, subjects).threshold == 0.5
+    assert fit_calibration("f1", *overconfident(k=3)[:3]).threshold == 0.5
+    assert decide(np.array([[0.2, 0.5, 0.3]])).tolist() == [[0, 1, 0]]
+
+
+def test_each_subject_is_calibrated_by_others():
+    """Other predictions for a subject change the calibration of others, but not its own threshold."""
+    p, y, subjects, _ = overconfident(n_subjects=12)
+    first = calibrate_across(members(p, y, subjects, "f1"), p)
+    own = subjects == "s004"
+    second = calibrate_across(members(p, y, subjects, "f1"), np.where(own[:, None], p[:, ::-1], p))
+    assert not np.allclose(first[0][~own], second[0][~own])
+    assert np.allclose(first[1][own], second[1][own])
+
+
+def test_scores_of_classes_are_at_thresholds_chosen_on_others():
+    p, y, subjects, _ = overconfident(n_subjects=40, share=0.15, scale=1.0)
+    out = subjects >= "s030"
+    search, held = (EvaluationSet(y[m], subjects[m], np.arange(len(y))[m] % 4) for m in (~out, out))
+    raw = RowPredictions(p[out], p[~out], p[~out])
+    rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), raw)
+    like = members(p[~out], y[~out], subjects[~out], "f1")
+    calibrated, found = calibrate_rows(like, rows)
+    table = score_table(ScoredTask("f1", "classification", 2), calibrated, search, held)
+    assert found is not None
+    expected = sklearn_metrics.f1_score(y[out], found(p[out])[:, 1] > found.threshold)
+    assert table.loc["ensemble", "held_out"] == pytest.approx(expected)
+    nested, thresholds = calibrate_across(like, p[~out])
+    at_others = sklearn_metrics.f1_score(y[~out], nested[:, 1] > thresholds)
+    assert table.loc["ensemble", "nested"] == pytest.approx(at_others)
+    assert table.loc["ensemble", "oof"] >= table.loc["ensemble", "nested"]
+    assert table.loc["ensemble", "nested"] > sklearn_metrics.f1_score(y[~out], p[~out, 1] > 0.5) - 0.01
+
+
+def test_the_nested_auc_is_of_one_scale_and_a_regression_has_no_calibration():
+    p, y, subjects, _ = overconfident(n_subjects=12)
+    row = RowPredictions(p, p, p)
+    rows, _ = calibrate_rows(members(p, y, subjects, "auc"), {"ensemble": row})
+    assert rows["ensemble"].nested is p and not np.allclose(rows["ensemble"].oof, p)
+    values = MemberPredictions(
+        ["a"], y[None, :, None], y, subjects, np.zeros(len(y)), np.arange(len(y)), "nrmse", "regression"
+    )
+    assert calibrate_rows(values, {"ensemble": row}) == ({"ensemble": row}, None)
+
+
+def test_the_shipped_map_is_the_offline_one():
+    import torch
+
+    p, y, subjects, _ = overconfident(n_subjects=6)
+    found = fit_calibration("f1", p, y, subjects)
+    shipped = calibrate(torch.tensor(p, dtype=torch.float32), found.spec)
+    assert shipped.dtype == torch.float32
+    assert shipped.numpy() == pytest.approx(found(p), abs=1e-6)

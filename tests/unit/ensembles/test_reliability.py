@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raypipe.ensembles.oof import MemberPredictions
+from raypipe.ensembles.reliability import calibration_error, conformal_half_width, equal_bins, reliability_of
+from tests.unit.ensembles.test_calibration import members, overconfident
+
+
+def test_calibrated_probabilities_are_reliable_and_others_are_not():
+    p, y, subjects, _ = overconfident()
+    found = reliability_of(members(p, y, subjects), p)
+    assert found.error_before is not None and found.error_before > 0.15
+    error = found.calibration_error
+    assert error is not None and error.low <= error.value <= error.high < 0.1
+    assert len(found.bins) == 10 and sum(each.windows for each in found.bins) == len(y)
+    for each in found.bins:
+        assert each.observed.low <= each.observed.value <= each.observed.high
+    within = [each.observed.low <= each.predicted <= each.observed.high for each in found.bins]
+    assert sum(within) >= 9
+
+
+def test_the_calibration_error_is_the_mean_gap_over_bins():
+    p, y = np.array([0.1, 0.3, 0.8, 0.9]), np.array([0.0, 1.0, 1.0, 1.0])
+    error = calibration_error(np.array([0, 0, 1, 1]))
+    assert error.value(y, p) == pytest.approx(0.5 * abs(0.5 - 0.2) + 0.5 * abs(1.0 - 0.85))
+    counts_RS = np.array([[1, 1], [2, 0]])
+    resampled = error.resampled(y, p, np.array([0, 0, 1, 1]), counts_RS)
+    assert resampled == pytest.approx([0.225, 0.3])
+    assert equal_bins(np.full(5, 0.5)).max() == 0
+
+
+def test_three_classes_are_judged_by_the_most_probable():
+    p, y, subjects, _ = overconfident(n_subjects=20, k=3)
+    found = reliability_of(members(p, y, subjects), p)
+    assert min(each.predicted for each in found.bins) > 1 / 3
+    assert found.calibration_error is not None and found.calibration_error.value < found.error_before
+
+
+def regression(seed: int, spread: float, n: int = 60) -> tuple[MemberPredictions, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    subjects = np.repeat([f"s{i:03d}" for i in range(n)], 10)
+    y = rng.normal(size=len(subjects))
+    predicted = (y + rng.normal(size=len(y)) + spread * np.repeat(rng.normal(size=n), 10))[:, None]
+    zeros = np.zeros(len(y), np.int64)
+    return MemberPredictions(
+        ["a"], predicted[None], y, subjects, zeros, np.arange(len(y)), "nrmse", "regression"
+    ), predicted
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_intervals_of_values_contain_what_they_promise(spread):
+    like, predicted = regression(0, spread)
+    found = reliability_of(like, predicted)
+    assert [each.level for each in found.coverage] == [0.5, 0.8, 0.9, 0.95]
+    for each in found.coverage:
+        assert each.observed.low <= each.level <= each.observed.high
+        assert each.observed.value == pytest.approx(each.level, abs=0.05)
+    widths = [each.width for each in found.coverage]
+    assert widths == sorted(widths) and widths[0] > 0
+
+
+def test_the_width_comes_from_other_people():
+    """Errors of one person that are a hundred times larger are outside, as the others do not show them."""
+    like, predicted = regression(1, 0.0)
+    odd = like.subjects == "s007"
+    predicted = predicted.copy()
+    predicted[odd] += 100.0
+    found = reliability_of(replace(like, predictions=predicted[None]), predicted)
+    assert found.coverage[-1].observed.value < 0.95
+
+
+def test_a_conformal_width_covers_a_new_error_as_promised():
+    rng = np.random.default_rng(0)
+    inside = [rng.exponential() <= conformal_half_width(rng.exponential(size=19), 0.9) for _ in range(4000)]
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.015)
+    assert conformal_half_width(np.array([3.0, 1.0]), 0.95) == 3.0
