@@ -180,6 +180,15 @@ HOSTILE = {
         "model/depth 26: its dilations are longer than any window",
     ),
     "classes of a regression": (setting("classes", ["a", "b"]), "classes: 2 names for regression with 1 outputs"),
+    "a threshold of a regression": (setting("threshold", 0.5), "threshold: there is one for two classes only"),
+    "a calibration of a regression": (
+        setting("calibration", {"scale": 1.0, "shift": [0.0, 0.0]}),
+        "calibration: 2 shifts for 1 outputs",
+    ),
+    "a calibration that turns the order round": (
+        setting("calibration", {"scale": -1.0, "shift": [0.0, 0.0]}),
+        "calibration/scale: Input should be greater than 0",
+    ),
     "many outputs": (setting("n_outputs", 10**9), "n_outputs: Input should be less than or equal to 1000"),
     "the metric of classes": (setting("metric", "auc"), "metric: not a metric of regression"),
     "an edited configuration": (setting("configs/0/epochs", 99), "config_hashes: not those of the configurations"),

@@ -30,7 +30,15 @@ def test_both_challenges_and_the_second_class(simulated, classes, tmp_path):
     with torch.no_grad():
         from raypipe.ensembles.members import build_module, read_members
 
-        module = build_module(*read_members(classes.run, classes.windows, people.members, people.weights.tolist()))
+        module = build_module(
+            *read_members(
+                classes.run,
+                classes.windows,
+                people.members,
+                people.weights.tolist(),
+                calibration=people.calibration.spec,
+            )
+        )
         x_NCT = torch.from_numpy(reference_windows(3, 64) * np.float32(1e6))
         expected = module(x_NCT)[:, 1]
     np.testing.assert_allclose(entry["reference"]["answers"], expected.numpy(), rtol=1e-6)
