@@ -30,18 +30,13 @@ def test_both_challenges_and_the_second_class(simulated, classes, tmp_path):
     with torch.no_grad():
         from raypipe.ensembles.members import build_module, read_members
 
-        module = build_module(
-            *read_members(
-                classes.run,
-                classes.windows,
-                people.members,
-                people.weights.tolist(),
-                calibration=people.calibration.spec,
-            )
-        )
+        weights, calibration = people.weights.tolist(), people.calibration.spec
+        members = read_members(classes.run, classes.windows, people.members, weights, calibration=calibration)
+        module = build_module(*members)
         x_NCT = torch.from_numpy(reference_windows(3, 64) * np.float32(1e6))
         expected = module(x_NCT)[:, 1]
     np.testing.assert_allclose(entry["reference"]["answers"], expected.numpy(), rtol=1e-6)
+    assert entry["spec"]["calibration"] == people.calibration.spec and entry["threshold"] == people.threshold
 
 
 def test_the_same_ensemble_gives_the_same_bytes(submission, simulated, tmp_path):
