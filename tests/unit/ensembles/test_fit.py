@@ -4,20 +4,24 @@ import shutil
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import LeakError
-from raypipe.core.metrics import score
+from raypipe.core.metrics import METRICS, score
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.inference import weighted_mean
+from raypipe.ensembles.labels import metric_label
 from raypipe.ensembles.weights import confidence_weights
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
+from raypipe.reporting.report import render_report
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import flip
-from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny
+from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
+from tests.unit.conftest import finish
 
 
 def test_scores_are_those_of_the_weighted_means(values):
@@ -110,3 +114,32 @@ def test_damaged_members_are_named_and_not_shipped(classes, tmp_path):
         with pytest.raises(UserError, match=rf"2 files .*{number:04d}/fold-1.safetensors.*{number:04d}/oof.npz"):
             attempt()
     assert not (tmp_path / "bundle").exists() and not (tmp_path / "out.zip").exists()
+
+
+@pytest.mark.parametrize("metric", ["f1", "log-loss", "mae", "pearson"])
+def test_trials_and_ensembles_of_a_run_are_scored_by_its_metric(tmp_path, metric):
+    """Trials are ranked in the right direction, rows are scored by scikit-learn's metric, and the report is written."""
+    known = METRICS[metric]
+    toy = ToyWindows(subjects=24, each=6, classes=known.kind == "classification")
+    task = "events:off,on" if toy.classes else "latency:bump"
+    store = write_store(tmp_path / "store", toy)
+    made = finish(tmp_path, store, task=task, epochs=2, metric=metric, direction=known.direction)
+    scores = [result.score for result in made.run.ranked()]
+    assert scores == sorted(scores, reverse=known.direction == "maximize") and len(set(scores)) > 1
+    for number in (0, 1, 2):
+        assert made.run.result(number).score == min((e.score for e in made.run.history(number)), key=known.sign.__mul__)
+    ensemble = made.ensemble(method="auto")
+    held = ensemble.held_out
+    if metric == "f1":
+        expected = sklearn.metrics.f1_score(held.targets, held.predictions[:, 1] > ensemble.threshold)
+    elif metric == "log-loss":
+        expected = sklearn.metrics.log_loss(held.targets, held.predictions)
+    elif metric == "mae":
+        expected = sklearn.metrics.mean_absolute_error(held.targets, held.predictions[:, 0])
+    else:
+        expected = np.corrcoef(held.targets, held.predictions[:, 0])[0, 1]
+    assert ensemble.table.loc["ensemble", "held_out"] == pytest.approx(expected, rel=1e-5)
+    row = ensemble.table.iloc[0]
+    assert known.limits[0] <= row["low"] <= row["held_out"] <= row["high"] <= known.limits[1]
+    ensemble.save()
+    assert metric_label(metric) in render_report(made.run) and metric_label(metric) in ensemble.verdict
