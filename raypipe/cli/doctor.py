@@ -5,6 +5,7 @@ Nothing is changed. On a storage behind a URI, one small file is written and rem
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections import Counter
@@ -31,9 +32,10 @@ from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import JOURNAL_FILE
 from raypipe.storage.lease import read_lease
 from raypipe.storage.outer_run import OuterRun
-from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, Member, read_options
+from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, RUN_FILE, Member, read_options
 from raypipe.storage.remote import RemoteFolder, without_settings
 from raypipe.storage.remote_retry import RetryPolicy
+from raypipe.storage.run_layout import misplaced
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_records import TrialRecords, read_trials
 from raypipe.trial.autotune import ComputePlan
@@ -59,7 +61,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
             yield reachable(folder)
         else:
             folder = open_folder(where)
-        if folder.exists("run.json"):
+        if folder.exists(RUN_FILE) or os.path.lexists(Path(where) / RUN_FILE):
             yield from _run(where)
         elif folder.exists(OUTER_FILE):
             yield from _outer(where)
@@ -76,8 +78,11 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
         elif "://" not in where:
             there = "not a store, run, pretrained run or bundle" if Path(where).exists() else "no such folder"
             yield Finding("broken", f"{where}: {there}", "name what raypipe prepare, sweep, pretrain or export wrote")
-    except (UserError, LeakError, OSError) as error:
+    except (UserError, LeakError) as error:
         yield Finding("broken", first_line(error))
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or type(error).__name__})"
+        yield Finding("broken", f"{error.filename or where}: {what}", "restore it from a copy")
 
 
 def reachable(folder: Folder) -> Finding:
@@ -156,6 +161,9 @@ def _outer(where: str) -> Iterator[Finding]:
 
 
 def _run(where: str) -> Iterator[Finding]:
+    if lines := misplaced(open_folder(where)):  # nothing below a link is read
+        yield from (Finding("broken", *_line_and_fix(line)) for line in lines)
+        return
     run = RunStore.open(where)
     numbers = run.numbers()
     yield Finding("ok", f"{run.where}: original fold map and search space; {len(numbers)} trials")

@@ -19,6 +19,7 @@ from raypipe.search.reruns import RERUN_OF, RERUN_SEED, RERUNS_FILE, Rerun, is_r
 from raypipe.search.warm_start import WarmStart
 from raypipe.storage.journal import STUDY_NAME, open_journal, replace_journal
 from raypipe.storage.records import Epoch
+from raypipe.storage.run_layout import require_layout
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_records import TrialRecords, require_records
 from raypipe.trial.failures import read_retry
@@ -99,8 +100,9 @@ def check_records(run: RunStore) -> dict[int, TrialRecords]:
     Raises
     ------
     DamagedFileError
-        Records are damaged or disagree.
+        Records are damaged or disagree, or something else is in the place of one.
     """
+    require_layout(run.folder)
     records = require_records(run)
     for number, trial in records.items():
         if trial.result is None:

@@ -237,7 +237,7 @@ def _fix_trials(
     if reruns is not None:
         total = StudyQueue(store, windows, storage, trials=None).enqueue_reruns(reruns.top, reruns.seeds)
         return options.model_copy(update={"trials": total})
-    existing = len(store.listing())
+    existing = len(store.recorded())
     if options.trials >= existing:
         return options
     callback.on_trials_kept(options.trials, existing)

@@ -143,6 +143,7 @@ class LocalFolder:
     def write(self, name: str, data: bytes) -> None:
         if gone := self.gone_error():
             raise gone
+        self._refuse_links((self.path / name).parent)
         write_atomic(self.path / name, lambda file: file.write(data))
 
     def read(self, name: str) -> bytes:
@@ -167,13 +168,35 @@ class LocalFolder:
         return StorageError(f"{self.where}: this folder was renamed or removed; use it where it is now")
 
     def names(self, prefix: str = "") -> list[str]:
-        return sorted(name for name in self._walk(self.path / prefix) if not name.endswith(PARTIAL_SUFFIX))
+        if prefix:
+            self._refuse_links(self.path / prefix)
+        found = self._walk(self.path / prefix, refuse_links=bool(prefix))
+        return sorted(name for name in found if not name.endswith(PARTIAL_SUFFIX))
 
     def partial_files(self) -> list[str]:
         return sorted(name for name in self._walk(self.path) if name.endswith(PARTIAL_SUFFIX))
 
-    def _walk(self, top: Path) -> Iterator[str]:
-        for folder, _, files in os.walk(top):
+    def _refuse_links(self, place: Path) -> None:
+        """Check that no folder from this one down to `place` is a link or a file.
+
+        Raises
+        ------
+        DamagedFileError
+            One is: what is below it is elsewhere, or cannot be.
+        """
+        for folder in (place, *place.parents):
+            if folder == self.path or not folder.is_relative_to(self.path):
+                return
+            if folder.is_symlink():
+                raise link_error(folder)
+            if folder.exists() and not folder.is_dir():
+                raise no_folder_error(folder)
+
+    def _walk(self, top: Path, *, refuse_links: bool = False) -> Iterator[str]:
+        for folder, folders, files in os.walk(top):
+            for below in folders if refuse_links else ():
+                if (path := Path(folder, below)).is_symlink():
+                    raise link_error(path)
             if files:
                 below = Path(folder).relative_to(self.path).as_posix()
                 prefix = "" if below == "." else f"{below}/"
@@ -181,6 +204,16 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+
+def link_error(path: str | Path) -> DamagedFileError:
+    """Return the error of a folder or a file that is a link."""
+    return DamagedFileError(f"{path}: a link, and raypipe writes through none; put what it names itself there")
+
+
+def no_folder_error(path: str | Path) -> DamagedFileError:
+    """Return the error of a file that has the name of a folder."""
+    return DamagedFileError(f"{path}: a file where raypipe has a folder; put the folder itself there")
 
 
 def check_names(*places: str | Path | None) -> None:

@@ -23,6 +23,7 @@ from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError, Record
 from raypipe.storage.files import Folder, LocalFolder, lock, open_folder, read_record, write_record
 from raypipe.storage.regular_files import open_regular
+from raypipe.storage.run_layout import require_layout
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
@@ -159,14 +160,21 @@ def _is_locked(path: Path) -> bool:
     try:
         with open_regular(path) as file:
             return not lock(file, shared=True)
-    except (OSError, UserError):  # the file does not exist yet, or is none
+    except (OSError, UserError):  # the file does not exist yet, or is none; `_take_lock` refuses that
         return False
 
 
 def _take_lock(path: Path) -> int | None:
-    """Return the open lock file, or None where another process of this host holds it."""
+    """Return the open lock file, or None where another process of this host holds it.
+
+    Raises
+    ------
+    DamagedFileError
+        A link, a folder or a fifo is in the place of the file.
+    """
+    require_layout(LocalFolder(path.parent), whole=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for _ in range(_LOCK_ATTEMPTS):
         if lock(handle):
             return handle

@@ -53,6 +53,7 @@ from raypipe.storage.records import (
     describe_other_folder,
     digest,
 )
+from raypipe.storage.run_layout import require_layout
 from raypipe.storage.trial_store import TrialStore
 
 R = TypeVar("R", bound=Record)
@@ -127,6 +128,7 @@ class RunStore(TrialStore):
             There is no run, or its records are damaged or were changed.
         """
         folder = open_folder(where)
+        require_layout(folder, whole=False)
         if not folder.exists(RUN_FILE):
             content = describe_other_folder(folder) or "no raypipe run there"
             raise UserError(f"{where}: {content}; make one with: raypipe sweep SPACE --data STORE --run RUN")

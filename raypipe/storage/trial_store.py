@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import DamagedFileError, UserError, first_line
 from raypipe.core.record import Record
-from raypipe.storage.files import Folder, map_concurrently, write_record
+from raypipe.storage.files import Folder, map_concurrently, no_folder_error, write_record
 from raypipe.storage.out_of_fold import EpochPredictions, OutOfFold, unpack_tensors
 from raypipe.storage.records import (
     HISTORY_FILE,
@@ -63,13 +63,22 @@ class TrialStore:
     # Records
 
     def listing(self) -> dict[int, set[str]]:
-        """Return the names of the files in every trial's folder, by trial, without those in folders below it."""
+        """Return the names of the files in every trial's folder, by trial, without those in folders below it.
+
+        A trial's folder that is a link or a file raises `DamagedFileError`.
+        """
         found: dict[int, set[str]] = {}
         for name in self.folder.names("trials"):
             match = _FILE_OF_TRIAL.fullmatch(name)
+            if match is None and _IN_TRIAL.fullmatch(f"{name}/"):
+                raise no_folder_error(f"{self.where}/{name}")
             if match:
                 found.setdefault(int(match[1]), set()).add(match[2])
         return found
+
+    def recorded(self) -> list[int]:
+        """Return the numbers of the trials that have a record, ascending. Other files make no trial."""
+        return sorted(number for number, names in self.listing().items() if names & _RECORDS.keys())
 
     def foreign(self) -> list[str]:
         """Return the names of files in ``trials`` that are in no folder of a trial; they are not read."""
@@ -82,10 +91,7 @@ class TrialStore:
     def add_trial(self, number: int, config: TrialConfig, rerun_of: int | None = None, **drawn: Any) -> None:
         """Record a trial's configuration, the trial that it repeats on another seed, if any, and what the study drew.
 
-        Parameters
-        ----------
-        **drawn
-            ``params`` and ``distributions`` of `TrialRecord`.
+        The latter are ``params`` and ``distributions`` of `TrialRecord`.
         """
         record = TrialRecord(
             run=self.run_id, number=number, started=time.time(), config=config, rerun_of=rerun_of, **drawn
@@ -279,9 +285,7 @@ class TrialStore:
             A line for each file that is damaged or missing, by its path in the run.
         """
         if numbers is None:
-            numbers = sorted(
-                {int(match[1]) for name in self.folder.names("trials") if (match := _IN_TRIAL.match(name))}
-            )
+            numbers = self.recorded()
         found: dict[str, str] = {}
         for number in numbers:
             for name in self._expected_files(number):
