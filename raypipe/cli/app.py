@@ -11,12 +11,15 @@ from raypipe.cli.common import app
 from raypipe.cli.terminal import lasting_streams
 from raypipe.cli.usage_errors import UsageError, explain
 from raypipe.core.errors import InterruptedSweepError, UserError
-from raypipe.core.text import visible
+from raypipe.core.text import one_line
 
 __all__ = ["app", "main"]
 
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 """Exit status after bad input, and after a Ctrl-C."""
+
+WORKING = ("ensemble", "export", "predict", "report", "dashboard", "submit", "stop", "push", "pull")
+"""Verbs, beside `CONTINUED`, that do more than print: what they do outlives a full disk under their output."""
 
 CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain")
 """Verbs that continue from where they were interrupted; the others start over."""
@@ -29,8 +32,13 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; bad input gives one line on standard error and exit status 2."""
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
     words = sys.argv[1:] if arguments is None else arguments
-    with lasting_streams():
-        _main(words)
+    with lasting_streams() as output:
+        try:
+            _main(words)
+        finally:
+            output.flush()
+            if output.disk_error is not None and not (words[:1] and words[0] in CONTINUED + WORKING):
+                _leave(f"error: standard output: {output.disk_error.strerror}", USAGE_STATUS)
 
 
 def _main(words: list[str]) -> None:
@@ -50,6 +58,7 @@ def _main(words: list[str]) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    _check_names(arguments)
     try:
         status = app(arguments, standalone_mode=False)
     except UsageError as error:
@@ -63,6 +72,22 @@ def _run(arguments: list[str]) -> None:
     sys.exit(status or 0)
 
 
+def _check_names(words: list[str]) -> None:
+    """Check that the paths among the words of a command line are UTF-8, with the folder that they are relative to.
+
+    Raises
+    ------
+    UserError
+        One is not.
+    """
+    from raypipe.storage.files import check_names
+
+    values = [word.rpartition("=")[2] if word.startswith("-") else word for word in words[1:] if word != "--"]
+    check_names(*(value for value in values if not value.isascii()))
+    if any(not word.startswith(("-", "/")) and "://" not in word for word in words[1:]):
+        check_names(".")
+
+
 def _refuse_other_versions() -> None:
     """Refuse to run a submitted job if the cluster's packages are not the submitter's."""
     if "RAYPIPE_EXPECTS" in os.environ:
@@ -72,5 +97,5 @@ def _refuse_other_versions() -> None:
 
 
 def _leave(line: str, status: int) -> None:
-    print(f"raypipe: {visible(line)}", file=sys.stderr)
+    print(f"raypipe: {one_line(line)}", file=sys.stderr)
     sys.exit(status)

@@ -9,6 +9,7 @@ import typer
 
 from raypipe.cli.common import LOCAL_DASHBOARD, ClusterOption, RunArg, app, console, example, write
 from raypipe.core.errors import UserError
+from raypipe.core.text import one_line
 from raypipe.storage.remote import shell_quoted
 
 PANEL = "Cluster and storage"
@@ -101,7 +102,8 @@ def jobs(cluster: ClusterOption = LOCAL_DASHBOARD) -> None:
         return
     table = Table("job", "status", "since", "command", box=None)
     for job in found:
-        table.add_row(job.name, job.status.lower(), f"{job.started:%Y-%m-%d %H:%M}" if job.started else "", job.command)
+        since = f"{job.started:%Y-%m-%d %H:%M}" if job.started else ""
+        table.add_row(one_line(job.name), job.status.lower(), since, one_line(job.command))
     console.print(table)
 
 

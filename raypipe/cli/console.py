@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from raypipe.core.text import one_line
 from raypipe.reporting.tables import print_line
 from raypipe.trial.callback import SweepCallback
 
@@ -49,7 +50,7 @@ class ProgressCounter(SweepCallback, AbstractContextManager["ProgressCounter"]):
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Show that `done` of `total` things are done."""
-        self._progress.update(self._task, completed=done, total=total, text=text)
+        self._progress.update(self._task, completed=done, total=total, text=one_line(text))
         late = time.monotonic() - self._printed_at > PLAIN_LINE_SECONDS
         if not self._live and (late or done == total):
             self._printed_at = time.monotonic()

@@ -25,6 +25,7 @@ from raypipe.cli.common import (
     write,
 )
 from raypipe.core.errors import UserError
+from raypipe.core.text import one_line
 from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
@@ -124,8 +125,13 @@ def _ray_logs(folder: Folder, follow: bool) -> None:
     trial_logs = f"raypipe logs {shell_quoted(folder.where)} TRIAL"
     if follow:
         raise UserError(f"--follow: needs a trial or a job: {trial_logs} -f")
-    write(read_output(folder).rstrip() or "Ray has printed nothing yet")
+    _write_output(read_output(folder).rstrip() or "Ray has printed nothing yet", end="\n")
     write(f"this is {folder.where}/{OUTPUT_FILE}; the log of a trial: {trial_logs}")
+
+
+def _write_output(text: str, end: str = "") -> None:
+    """Print what other processes have printed, which may have many lines."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True, end=end)
 
 
 def _job_logs(job: str, cluster: str, follow: bool) -> None:
@@ -133,13 +139,10 @@ def _job_logs(job: str, cluster: str, follow: bool) -> None:
 
     jobs = Jobs(cluster)
 
-    def write_chunk(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
-
     if not follow:
-        write_chunk(jobs.logs(job))
+        _write_output(jobs.logs(job))
         return
-    ended = jobs.follow(job, write_chunk)
+    ended = jobs.follow(job, _write_output)
     write(f"{job}: {ended.lower()}")
     if ended != "SUCCEEDED":
         raise typer.Exit(1)
@@ -222,7 +225,7 @@ def doctor(
     for found in chain(examine(folder), diagnose(target) if target is not None else ()):
         broken += found.level == "broken"
         line = found.what + (f"; to fix it: {found.fix}" if found.fix else "")
-        console.print(Text(f"{found.level:<7}", styles[found.level]), Text(line), soft_wrap=True)
+        console.print(Text(f"{found.level:<7}", styles[found.level]), Text(one_line(line)), soft_wrap=True)
     if broken:
         console.print(f"{broken} broken", style="bold red", highlight=False)
         raise typer.Exit(1)

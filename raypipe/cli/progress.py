@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.cli.console import PLAIN_LINE_SECONDS
-from raypipe.core.text import format_duration
+from raypipe.core.text import format_duration, one_line
 from raypipe.reporting.progress_lines import PrintProgress, chosen_parameters
 from raypipe.reporting.sweep_state import RunningTrial
 from raypipe.reporting.tables import print_line
@@ -80,7 +80,7 @@ class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
     def _head(self, running: int) -> Text:
         state = self.state
         counts = [f"{count} {name}" for name, count in state.states.items()] + [f"{running} running"]
-        head = Text(f"{state.where or 'opening the run'}  ", style="bold")
+        head = Text(one_line(f"{state.where or 'opening the run'}  "), style="bold")
         head.append(f"{state.ended} of {state.trials or '?'} trials ended: {', '.join(counts)}", style="not bold")
         return head
 
@@ -125,7 +125,8 @@ def _table(running: Sequence[tuple[int, RunningTrial]], wide: bool) -> Table:
     if wide:
         table.add_column("chosen", no_wrap=True, overflow="ellipsis", ratio=1)
     for number, trial in running:
-        table.add_row(*_row(number, trial), *([Text(chosen_parameters(trial.config), style="dim")] if wide else []))
+        chosen = [Text(one_line(chosen_parameters(trial.config)), style="dim")] if wide else []
+        table.add_row(*_row(number, trial), *chosen)
     return table
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, cast
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors by which output is lost although its reader is still there."""
 
 
 class LastingStream:
@@ -19,9 +23,15 @@ class LastingStream:
     ----------
     stream
         `sys.stdout` or `sys.stderr`; None where it was closed before Python started.
+
+    Attributes
+    ----------
+    disk_error
+        The first error of a full disk, by which output was lost; None if there was none.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
+        self.disk_error: OSError | None = None
         self._stream = stream or cast(TextIO, open(os.devnull, "w"))  # noqa: SIM115  closed with the process
         if isinstance(self._stream, io.TextIOWrapper):
             self._stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8
@@ -43,7 +53,9 @@ class LastingStream:
     def _lasting(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                self.disk_error = self.disk_error or error
             self._lead_to_nothing()
 
     def _lead_to_nothing(self) -> None:
@@ -69,13 +81,14 @@ class LastingStream:
 
 
 @contextlib.contextmanager
-def lasting_streams() -> Iterator[None]:
-    """Replace `sys.stdout` and `sys.stderr` by lasting ones, for the duration of the block."""
+def lasting_streams() -> Iterator[LastingStream]:
+    """Replace `sys.stdout` and `sys.stderr` by lasting ones, for the duration of the block; yield the first."""
     before = sys.stdout, sys.stderr
     _open_closed_descriptors()
-    sys.stdout, sys.stderr = (LastingStream(stream) for stream in before)
+    output, sys.stderr = (LastingStream(stream) for stream in before)
+    sys.stdout = output  # type: ignore[assignment]
     try:
-        yield
+        yield output
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Numbers as text for people."""
+"""Numbers and foreign text as text for people."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 def visible(text: str) -> str:
     r"""Write control characters as escapes, such as ``\x1b``, so that a terminal shows them and does not obey them."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    r"""Write control characters and line breaks as escapes: a name that holds ``\n`` can forge no line of output."""
+    return visible(text).replace("\n", "\\n")
 
 
 def short_line(text: str, length: int = 80) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.core.metrics import get_metric
+from raypipe.core.text import one_line
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
 from raypipe.ensembles.scores import BEST
@@ -27,7 +28,7 @@ def render(ensemble: Ensemble) -> Group:
     ]
     if ensemble.notes:
         parts.append("")
-    parts.extend(Text(f"- {note}") for note in ensemble.notes)
+    parts.extend(Text(one_line(f"- {note}")) for note in ensemble.notes)
     return Group(*parts)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from raypipe.core.errors import UserError
+from raypipe.core.text import one_line
 from raypipe.packaging import scorer
 from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
@@ -76,9 +77,10 @@ class CheckReport:
         width = max((len(line.name) for line in self.lines), default=0)
         for line in self.lines:
             text.append("pass  " if line.ok else "FAIL  ", style="green" if line.ok else "bold red")
-            text.append(f"{line.name:<{width}}  {line.detail}\n")
+            text.append(one_line(f"{line.name:<{width}}  {line.detail}") + "\n")
         failed = len(self.failures)
-        text.append(f"{self.path}: " + ("ready" if self.ok else f"{failed} of {len(self.lines)} checks failed"))
+        verdict = "ready" if self.ok else f"{failed} of {len(self.lines)} checks failed"
+        text.append(one_line(f"{self.path}: {verdict}"))
         return text
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.text import one_line
 from raypipe.data.challenge import CONTRAST_TASK
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -81,7 +82,7 @@ class ScoreReport:
         if self.overall is not None:
             text.append(f"overall      {self.overall:.5f}  (weights 0.3 and 0.7; lower is better)\n")
         for note in self.notes:
-            text.append(f"note: {note}\n")
+            text.append(one_line(f"note: {note}") + "\n")
         text.rstrip()
         return text
 

@@ -20,6 +20,7 @@ from raypipe.reporting.page import (
     Panel,
     Table,
     draw_figure,
+    encode_page,
     format_interval,
     format_score,
     render_template,
@@ -86,7 +87,7 @@ def write_outer_report(outer: OuterRun, out: str | Path | None = None) -> str:
     UserError
         A part has no ensemble yet, or a record is damaged.
     """
-    html = _render(outer, read_scores(outer)).encode()
+    html = encode_page(_render(outer, read_scores(outer)))
     if out is None:
         outer.folder.write(FILE, html)
         return f"{without_settings(outer.where)}/{FILE}"

@@ -91,6 +91,11 @@ def render_template(name: str, **values: object) -> Markup:
     return Markup(_environment().get_template(f"{name}.html.j2").render(**values))
 
 
+def encode_page(html: str) -> bytes:
+    """Return a page as UTF-8; what cannot be encoded, as in names of files that are no UTF-8, becomes an escape."""
+    return html.encode(errors="backslashreplace")
+
+
 @cache
 def _environment() -> Environment:
     return Environment(

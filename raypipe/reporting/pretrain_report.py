@@ -14,7 +14,7 @@ from raypipe.core.folds import Index
 from raypipe.core.text import format_duration
 from raypipe.ensembles.labels import metric_label
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
-from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template
+from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, encode_page, render_template
 from raypipe.reporting.plotting import BLUE, CHANCE, GREY, ORANGE, new_figure
 from raypipe.storage.files import open_folder
 from raypipe.storage.lease import read_lease
@@ -83,7 +83,7 @@ def write_pretrain_report(where: str | Path, out: str | Path | None = None) -> s
         HTML file; None for ``report.html`` in the run.
     """
     run = PretrainedRun(where)
-    html = _render(run).encode()
+    html = encode_page(_render(run))
     if out is None:
         run.folder.write(FILE, html)
         return f"{run.where}/{FILE}"

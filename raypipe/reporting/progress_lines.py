@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from raypipe.core.config import TrialConfig, flatten
-from raypipe.core.text import format_duration, format_value, visible
+from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.reporting.sweep_state import RunningTrial, SweepState
 from raypipe.storage.budget import BUDGET_OPTIONS
 from raypipe.storage.records import TrialResult
@@ -44,7 +44,7 @@ class PrintProgress(SweepCallback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         stream = sys.stdout
-        self._write = write or (lambda line: print(visible(line), file=stream, flush=True))
+        self._write = write or (lambda line: print(one_line(line), file=stream, flush=True))
         self._every, self._clock = every, clock
         self._written_at = clock()
         self.state = SweepState(clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import describe_target
 from raypipe.reporting.advice import advise
-from raypipe.reporting.page import render_template
+from raypipe.reporting.page import encode_page, render_template
 from raypipe.reporting.plotting import to_svg
 from raypipe.reporting.sections.ensemble import ensemble_section, error_correlations, score_by_size
 from raypipe.reporting.sections.filters import filters_section
@@ -44,7 +44,7 @@ def write_report(run: RunStore, out: str | Path | None = None) -> Path | str:
     where
         Path of the file, or its URI where the run is behind one.
     """
-    html = render_report(run).encode()
+    html = encode_page(render_report(run))
     if out is not None:
         write_atomic(Path(out), lambda file: file.write(html))
         return Path(out)

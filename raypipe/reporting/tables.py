@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from raypipe.core.text import format_duration, format_value
+from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.storage.remote import shell_quoted
 
 if TYPE_CHECKING:
@@ -25,14 +25,19 @@ LEFT_ALIGNED = {"state", "reason", "failure"}
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a text as it is, unwrapped and without markup, so that it can be copied and searched."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    """Print one line as it is, unwrapped and without markup, so that it can be copied and searched."""
+    console.print(one_line(text), style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _text(cell: str) -> Text:
+    """Return a cell of a table as text of one line."""
+    return Text(one_line(cell))
 
 
 def _table(columns: list[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(Text(name), justify="left" if name in LEFT_ALIGNED else "right")
+        table.add_column(_text(name), justify="left" if name in LEFT_ALIGNED else "right")
     return table
 
 
@@ -64,7 +69,7 @@ def _status_table(status: Status) -> Table:
             str(row.best_epoch),
             f"{row.epochs}/{row.total}" if row.total else "",
             format_duration(row.seconds),
-            "" if row.state == "complete" else Text(row.reason),
+            "" if row.state == "complete" else _text(row.reason),
         )
     return table
 
@@ -90,7 +95,7 @@ def show_trials(console: Console, trials: pd.DataFrame) -> None:
     for number, row in trials[shown].astype(object).iterrows():
         cells = ["" if value is None or value != value else format_value(value) for value in row]
         cells[1] = f"{row['score']:.4f}" if cells[1] else ""
-        table.add_row(str(number), *map(Text, cells))
+        table.add_row(str(number), *map(_text, cells))
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.print(table, width=max(console.width, needed), crop=False)  # else rich would cut numbers short
 
@@ -137,9 +142,9 @@ def _frame_table(frame: pd.DataFrame) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("")
     for column in frame.columns:
-        table.add_column(Text(str(column).replace("seconds", "time").replace("_", " ")), justify="right")
+        table.add_column(_text(str(column).replace("seconds", "time").replace("_", " ")), justify="right")
     for label, row in frame.astype(object).iterrows():
-        table.add_row(Text(str(label)), *(Text(_cell(str(name), value)) for name, value in row.items()))
+        table.add_row(_text(str(label)), *(_text(_cell(str(name), value)) for name, value in row.items()))
     return table
 
 

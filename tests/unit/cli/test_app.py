@@ -55,6 +55,18 @@ def refused(capsys):
     return check
 
 
+@pytest.mark.parametrize("verb", ["report", "ensemble", "status", "trials", "doctor", "rerun", "check"])
+def test_a_name_that_is_no_utf_8_is_one_line_before_any_work(refused, toy, tmp_path, monkeypatch, verb):
+    name = tmp_path / "r\udcff"
+    name.mkdir()
+    assert r"r\udcff: this name is no UTF-8 text here" in refused(verb, name)
+    monkeypatch.chdir(name)
+    assert r"r\udcff: this name is no UTF-8 text here" in refused(verb, "run")
+    assert "no such" in refused("doctor", tmp_path / "none")
+    for option in ("--out=r\udcff.html", "--out"):
+        assert "no UTF-8" in refused("report", toy / "run", option, "r\udcff.html")
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
+from raypipe.cli import app
 from raypipe.cli.process import training_process
 from raypipe.cli.terminal import LastingStream, lasting_streams
 from raypipe.core.text import visible
 from raypipe.reporting.plain_console import PlainConsole
+from raypipe.reporting.progress_lines import PrintProgress
+from tests.support.toys import ToyWindows, add_ended, make_run, write_store
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -174,6 +177,59 @@ def test_no_control_character_is_printed(text):
     assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in out)
     assert visible(out) == out
     out.encode("utf-8")
+
+
+def test_a_name_with_a_line_break_forges_no_line(tmp_path, capsys):
+    name = tmp_path / "run\nraypipe: error: forged"
+    run = make_run(name, ToyWindows())
+    add_ended(run, 0, 0.5, "failed")
+    for verb in ("status", "doctor", "report", "ensemble", "rerun", "trials"):
+        with pytest.raises(SystemExit):
+            app.main([verb, str(name)])
+        captured = capsys.readouterr()
+        assert not any(line.startswith("raypipe: error: forged") for line in captured.out.splitlines())
+        assert len(captured.err.splitlines()) <= 1
+    printing = PrintProgress()
+    printing.on_ray_start("a\nforged")
+    printing.on_warning("b\nforged")
+    assert [line.split(r"\n")[1] for line in capsys.readouterr().out.splitlines()] == ["forged", "forged"]
+
+
+def test_a_key_of_a_space_with_a_line_break_is_one_line(tmp_path, capsys):
+    (tmp_path / "space.py").write_text("def space(trial):\n    return {'a\\nforged': 1}\n")
+    store = write_store(tmp_path / "store", ToyWindows())
+    with pytest.raises(SystemExit):
+        app.main(["plan", str(tmp_path / "space.py"), "--data", str(store), "--trials", "1"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ---- Full disks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["trials", "RUN"], 2), (["trials", "RUN", "--csv", "-"], 2), (["--help"], 2)]
+)
+def test_a_result_that_does_not_fit_on_the_disk_is_an_error(tmp_path, arguments, status):
+    make_run(tmp_path / "run", ToyWindows())
+    words = [str(tmp_path / "run") if word == "RUN" else word for word in arguments]
+    with open("/dev/full", "w") as full:
+        ended = start("from raypipe.cli.app import main; main()", *words, stdout=full, stderr=subprocess.PIPE)
+        lines = ended.communicate(timeout=120)[1].decode().splitlines()
+    assert lines == ["raypipe: error: standard output: No space left on device"] and ended.returncode == status
+
+
+def test_work_outlives_a_full_disk_and_a_result_its_reader(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    code = "from raypipe.cli.app import main; main()"
+    with open("/dev/full", "w") as full:
+        assert start(code, "report", tmp_path / "run", stdout=full).wait(120) == 0
+    assert run.folder.exists("report.html")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert start(code, "trials", tmp_path / "run", stdout=writing).wait(120) == 0
+    finally:
+        os.close(writing)
 
 
 @pytest.mark.parametrize("verb", ["status", "doctor", "report", "ensemble", "check", "predict", "inspect", "logs"])

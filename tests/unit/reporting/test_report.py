@@ -176,3 +176,8 @@ def test_the_best_score_is_drawn_up_to_the_last_trial_and_pauses_are_labelled(va
         (best,) = [line for line in axes.get_lines() if line.get_label() == "best so far"]
         assert best.get_xdata()[-1] == last and best.get_ydata()[-1] == 0.9
     assert [text.get_text() for text in by_time.texts] == ["idle for 59 min 00 s"]
+
+
+def test_a_name_that_is_no_utf_8_is_an_escape_in_the_page(tmp_path):
+    run = make_run(tmp_path / "r\udcff", ToyWindows())
+    assert "r\\udcff" in write_report(run).read_text()
