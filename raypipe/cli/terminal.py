@@ -86,7 +86,7 @@ def lasting_streams() -> Iterator[LastingStream]:
     before = sys.stdout, sys.stderr
     _open_closed_descriptors()
     output, sys.stderr = (LastingStream(stream) for stream in before)
-    sys.stdout = output  # type: ignore[assignment]
+    sys.stdout = output
     try:
         yield output
     finally:
