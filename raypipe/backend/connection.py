@@ -176,6 +176,9 @@ def _join(address: str, options: dict[str, Any]) -> None:
     try:
         if "://" not in address:
             wait_for_server(bootstrap_address(address), ADDRESS_SECONDS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there ({first_line(error)})") from None
+    try:
         ray.init(address=address, **options)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(f"--address {address}: {first_line(error)}") from None

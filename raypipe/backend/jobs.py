@@ -7,17 +7,19 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raypipe.backend.process_state import logger_at
+from raypipe.core.addresses import dashboard_url, without_password
 from raypipe.core.errors import UserError, first_line, missing_package
 from raypipe.core.versions import EXPECTED_VERSIONS, job_versions
 from raypipe.storage.remote import refuse_credentials
@@ -29,7 +31,23 @@ DEATH_NOTICE_SECONDS = 5.0
 POLL_SECONDS = 0.5
 AGENT_SECONDS = 30.0
 """Seconds that the agent of a head that has just started may take until it accepts jobs."""
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Environment variable from which Ray's client takes the dashboard's address."""
 _NO_AGENT = "No available agent"
+
+
+@contextlib.contextmanager
+def _asked_only(url: str) -> Iterator[None]:
+    """Have Ray's client ask this URL: it prefers the environment to the address that it is given."""
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = url
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
 
 
 class Job(NamedTuple):
@@ -53,26 +71,29 @@ class Jobs:
     Raises
     ------
     UserError
-        No dashboard answers, the cluster has another version of Ray, or this machine has no ``ray[default]``.
+        The address is not valid, no dashboard answers, the cluster has another version of Ray, or this machine has no
+        ``ray[default]``.
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        url = dashboard_url(address)
+        self.address = without_password(url)
         try:
             from ray.job_submission import JobSubmissionClient
 
-            with logger_at("ray", logging.ERROR):
-                self._client = JobSubmissionClient(address)
+            with logger_at("ray", logging.ERROR), _asked_only(url):
+                self._client = JobSubmissionClient(url)
         except ConnectionError:
             raise UserError(
-                f"--cluster {address}: no Ray dashboard answers there; reach one with "
+                f"--cluster {self.address}: no Ray dashboard answers there; reach one with "
                 "`ray dashboard cluster.yaml` or `ssh -N -L 8265:127.0.0.1:8265 HEAD`, then use "
                 "--cluster http://127.0.0.1:8265"
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):
                 raise UserError(f"jobs need Ray's dashboard client: {missing_package('cluster')}") from None
-            raise UserError(f"--cluster {address}: {first_line(error)}") from None
+            reason = first_line(error).replace(url, self.address)
+            raise UserError(f"--cluster {self.address}: {reason}") from None
 
     def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:
         """Submit a raypipe command to the cluster's head and return the job's name, without waiting for its end.

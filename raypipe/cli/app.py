@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -31,6 +32,7 @@ app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_h
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; bad input gives one line on standard error and exit status 2."""
     os.environ.setdefault("MNE_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its cache
     words = sys.argv[1:] if arguments is None else arguments
     with lasting_streams() as output:
         try:

@@ -16,9 +16,11 @@ from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import FrozenModel
+from raypipe.core.text import short_line
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[float, Field(gt=0.0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0.0, le=1e6)]
 
 
 class ModelConfig(FrozenModel):
@@ -29,21 +31,21 @@ class ModelConfig(FrozenModel):
     """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); it uses `filters`, `depth`, `dropout`, `norm`,
     `bins` and `variance` of the parameters below. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
     uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
-    patch: Annotated[int, Field(ge=2)] = 25
+    patch: Annotated[int, Field(ge=2, le=100_000)] = 25
     """Samples of a patch (`vit`)."""
     kernels: Literal["rate", "paper", "short"] = "rate"
     """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
     data's sampling rate (10, 30, 6 at 100 Hz); `paper`: the same numbers of samples at any rate; `short`: as `rate`
     with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times."""
-    filters: Annotated[int, Field(ge=1)] = 40
+    filters: Annotated[int, Field(ge=1, le=10_000)] = 40
     """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
-    depth: Annotated[int, Field(ge=0)] = 6
+    depth: Annotated[int, Field(ge=0, le=1_000)] = 6
     """Transformer blocks."""
-    heads: Annotated[int, Field(ge=1)] = 10
+    heads: Annotated[int, Field(ge=1, le=10_000)] = 10
     """Attention heads of a block."""
-    expansion: Annotated[int, Field(ge=1)] = 4
+    expansion: Annotated[int, Field(ge=1, le=1_000)] = 4
     """Width of a block's feed-forward layer, in tokens."""
-    hidden: Annotated[int, Field(ge=1)] = 256
+    hidden: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     """Width of the head's first layer. The second has an eighth of it (256 and 32 in the paper)."""
     dropout: Fraction = 0.5
     """Dropout rate of the stem, the blocks and the head."""
@@ -54,7 +56,7 @@ class ModelConfig(FrozenModel):
     """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
     the relative power of channels; `robust` (median and MAD per channel); or `none`."""
 
-    bins: Annotated[int, Field(ge=0)] = 0
+    bins: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Regression: 0 to predict one number, or the bins of a predicted distribution over the standardised target, whose
     mean is the prediction (soft-argmax). `loss/name=kl` needs bins; other losses use the mean. The variance of the
     distribution is the predicted uncertainty."""
@@ -79,7 +81,7 @@ class OptimConfig(FrozenModel):
 
     lr: Positive = 1e-3
     """Peak of the learning rate."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    weight_decay: NotNegative = 1e-2
     """Decoupled weight decay per step, as a factor of the learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the running means of gradients and of their squares."""
@@ -88,9 +90,9 @@ class OptimConfig(FrozenModel):
     schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
     """`cyclic`: cosine decay in `cycles` cycles. Weights at the end of each cycle are stored as members of ensembles
     (snapshots: Huang et al. 2017, arXiv:1704.00109)."""
-    cycles: Annotated[int, Field(ge=2)] = 4
+    cycles: Annotated[int, Field(ge=2, le=10_000)] = 4
     """Number of cycles of `cyclic`, as equal in epochs as possible."""
-    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    clip: NotNegative = 1.0
     """Largest gradient norm (SAM: of the second gradient); 0 disables clipping."""
     ema: Fraction = 0.0
     """Decay per step of the exponential moving average of the weights, which is evaluated and stored; 0 for none."""
@@ -108,7 +110,7 @@ class SamConfig(FrozenModel):
     only: Literal["all", "norm"] = "all"
     """Parameters that are perturbed: all, or those of the normalisation layers (SAM-ON, Mueller et al. 2023,
     arXiv:2306.04226)."""
-    every: Annotated[int, Field(ge=2)] = 5
+    every: Annotated[int, Field(ge=2, le=1_000_000)] = 5
     """LookSAM (Liu et al. 2022, arXiv:2203.02714): steps from one SAM step to the next."""
     alpha: Positive = 0.7
     """LookSAM: norm of the reused part, as a factor of the gradient's norm."""
@@ -144,7 +146,7 @@ class LossConfig(FrozenModel):
     """`nll`: weight of a window is its predicted variance to this power (beta-NLL, Seitzer et al. 2022,
     arXiv:2203.09168). 0 is the likelihood itself, which gives little weight to hard windows; 1 has the gradient of the
     squared error."""
-    gamma: Annotated[float, Field(ge=0.0)] = 1.0
+    gamma: NotNegative = 1.0
     """Focusing exponent of `focal`; 0 is the plain loss."""
     beta: Positive = 3.5
     """Slope of Focal-R's sigmoid, per standard deviation of the training targets. The paper's 0.2 is per year of age,
@@ -173,13 +175,13 @@ class PretrainConfig(FrozenModel):
     arXiv:2002.05709, with `vit` or, in ``raypipe pretrain``, `conformer`."""
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     """MAE: share of patches that are masked."""
-    decoder_width: Annotated[int, Field(ge=1)] = 32
+    decoder_width: Annotated[int, Field(ge=1, le=10_000)] = 32
     """MAE: width of the decoder's tokens."""
-    decoder_depth: Annotated[int, Field(ge=0)] = 1
+    decoder_depth: Annotated[int, Field(ge=0, le=1_000)] = 1
     """MAE: transformer blocks of the decoder."""
     temperature: Positive = 0.5
     """SimCLR: temperature of the softmax over similarities."""
-    projection: Annotated[int, Field(ge=1)] = 32
+    projection: Annotated[int, Field(ge=1, le=100_000)] = 32
     """SimCLR: outputs of the projection head."""
     strength: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
     """SimCLR: strength of the augmentations."""
@@ -199,7 +201,7 @@ class InitConfig(FrozenModel):
     tune: Literal["full", "frozen", "lora"] = "full"
     """Weights that are trained: `full`, all; `frozen`, the head; `lora`, the head and low-rank changes of the blocks,
     which are merged into the stored weights (Hu et al. 2022, arXiv:2106.09685)."""
-    rank: Annotated[int, Field(ge=1)] = 4
+    rank: Annotated[int, Field(ge=1, le=10_000)] = 4
     """LoRA: rank of the changes."""
     alpha: Positive = 16.0
     """LoRA: changes are scaled by alpha / rank."""
@@ -217,12 +219,12 @@ class TrialConfig(FrozenModel):
     loss: LossConfig = LossConfig()
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
-    epochs: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     """Maximum number of epochs; the learning-rate schedule covers all of them."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     """Windows per step, of each fold. Every window is in one batch of an epoch: the last two batches share what is left
     evenly (90 windows at 48 make two batches of 45)."""
-    patience: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Epochs without a better score until training stops; see `early_stop`."""
     early_stop: Literal["trial", "fold"] = "trial"
     """`trial`: one best epoch for all folds, by the score over all of them. `fold`: each fold holds out subjects of its
@@ -240,7 +242,7 @@ class TrialConfig(FrozenModel):
     shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Regression: shrinkage of predictions to the mean of the drawn training targets, from 0 (none) to 1 (always the
     mean). Where most of a target is noise, the best prediction is near the mean."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
 
     @model_validator(mode="after")
@@ -333,5 +335,13 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
             raise UserError(f"{where}: unknown parameter '{name}'; {nearest(name, parameter_names())}") from None
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
-        shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {given!r})"
+        shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {_described(given)})"
         raise UserError(f"{where}: parameter '{name}': {message}{shown}") from None
+
+
+def _described(value: object) -> str:
+    """Return a value from outside as short text; Python writes no integer of more than 4300 digits."""
+    try:
+        return short_line(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from raypipe.core.addresses import check_cluster_address
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import FrozenModel
 
@@ -209,9 +210,10 @@ def parse_options(given: dict[str, Any]) -> SweepOptions:
     Raises
     ------
     UserError
-        Names an unknown option with the nearest right name, or the value that is out of range.
+        Names an unknown option with the nearest right name, the value that is out of range, or what is no address.
     """
     options = _validate(SweepOptions, given, "a sweep")
+    check_cluster_address(options.address)
     if options.gpu_hours is not None and not options.gpus_per_worker:
         raise UserError("--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too")
     return options
@@ -223,9 +225,11 @@ def parse_pretrain_options(given: dict[str, Any]) -> PretrainOptions:
     Raises
     ------
     UserError
-        Names an unknown option with the nearest right name, or the value that is out of range.
+        Names an unknown option with the nearest right name, the value that is out of range, or what is no address.
     """
-    return _validate(PretrainOptions, given, "pretraining")
+    options = _validate(PretrainOptions, given, "pretraining")
+    check_cluster_address(options.address)
+    return options
 
 
 def _validate(kind: type[Options], given: dict[str, Any], work: str) -> Options:

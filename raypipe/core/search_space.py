@@ -14,6 +14,7 @@ from typing import Any
 
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import UserError, first_line
+from raypipe.core.foreign_code import foreign_code
 
 
 class _Recorder:
@@ -64,10 +65,11 @@ class SearchSpace:
     def _module(self) -> dict[str, Any]:
         module: dict[str, Any] = {"__name__": "raypipe_search_space", "__file__": self.name}
         try:
-            exec(compile(self.source, self.name, "exec"), module)
+            with foreign_code():
+                exec(compile(self.source, self.name, "exec"), module)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit() too
+        except BaseException as error:  # sys.exit() and os._exit() too
             raise self._code_error(error) from None
         if not callable(module.get("space")):
             raise UserError(f"{self.name}: no function space(trial); see search_spaces/smoke.py for the form")
@@ -105,10 +107,11 @@ class SearchSpace:
         recorder = _Recorder(trial)
         space = self._module["space"]
         try:
-            constants = space(recorder)
+            with foreign_code():
+                constants = space(recorder)
         except (UserError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # sys.exit() too
+        except BaseException as error:  # sys.exit() and os._exit() too
             if error is recorder.failure:
                 raise
             raise self._code_error(error) from None

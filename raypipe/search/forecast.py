@@ -13,6 +13,7 @@ from typing import Any
 
 from raypipe.backend.remote_call import RemoteSite, connect
 from raypipe.backend.resources import divide_resources
+from raypipe.core.addresses import check_cluster_address
 from raypipe.core.config import TrialConfig
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
@@ -156,6 +157,7 @@ def forecast(
     UserError
         Bad input, workers that do not fit, or no cluster at the address.
     """
+    check_cluster_address(address)
     chosen = parse_options({name: value for name, value in options.items() if value is not None})
     source, windows = load_space(space), open_windows(data)
     if outer is not None:

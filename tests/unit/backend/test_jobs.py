@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -232,6 +233,23 @@ def test_a_cluster_that_cannot_be_used_is_one_line(cluster, monkeypatch, capsys,
     monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
     status, _, line = typed(capsys, "jobs", "--cluster", "http://127.0.0.1:1")
     assert status == 2 and message in line and line.count("\n") == 1
+
+
+def test_the_dashboard_that_is_named_is_asked_and_no_password_is_shown(cluster, monkeypatch, capsys):
+    asked = []
+
+    def refuse(address):
+        asked.append((address, os.environ["RAY_API_SERVER_ADDRESS"]))
+        raise ConnectionError if len(asked) == 1 else ValueError(f"{address} is no dashboard")
+
+    monkeypatch.setattr(sys.modules["ray.job_submission"], "JobSubmissionClient", refuse)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere")
+    for message in ("--cluster http://host: no Ray dashboard", "--cluster http://host: http://host is no dashboard"):
+        status, _, line = typed(capsys, "jobs", "--cluster", "http://user:secret@host")
+        assert status == 2 and message in line and "secret" not in line
+    assert asked == 2 * [2 * ("http://user:secret@host",)]
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://elsewhere"
+    assert "ftp://" in typed(capsys, "jobs", "--cluster", "ftp://x")[2] and len(asked) == 2
 
 
 def test_a_cluster_with_other_versions_refuses_the_job(monkeypatch, capsys):

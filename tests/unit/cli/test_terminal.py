@@ -232,6 +232,17 @@ def test_work_outlives_a_full_disk_and_a_result_its_reader(tmp_path):
         os.close(writing)
 
 
+def test_a_report_says_nothing_of_a_cache_that_matplotlib_cannot_keep(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    for number in range(2):
+        add_ended(run, number, 0.5 + number)
+    (tmp_path / "file").touch()
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file")}
+    code = "from raypipe.cli.app import main; main()"
+    child = start(code, "report", tmp_path / "run", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.communicate(timeout=300)[0].decode().splitlines() == [f"report: {tmp_path / 'run/report.html'}"]
+
+
 @pytest.mark.parametrize("verb", ["status", "doctor", "report", "ensemble", "check", "predict", "inspect", "logs"])
 def test_no_verb_passes_on_what_a_name_holds(tmp_path, verb):
     """Whatever a verb does with a path that is no path of its kind, it says so on one line that a terminal can show."""

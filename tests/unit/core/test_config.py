@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.core.config import TrialConfig, nest, parameter_names, parse_config
+from raypipe.core.config import TrialConfig, flatten, nest, parameter_names, parse_config
 from raypipe.core.errors import UserError
 from tests.support.toys import TINY
 
@@ -72,3 +72,16 @@ def test_every_listed_name_is_known(name):
         parse_config({name: object()})
     assert "unknown parameter" not in str(caught.value)
     assert name in str(caught.value)
+
+
+NUMBERS = [name for name, default in flatten(TrialConfig()).items() if not isinstance(default, str)]
+HUGE = {"large": 10**30, "endless": 10**5000, "negative": -(10**5000), "float": 1e300, "inf": float("inf")}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("kind", HUGE)
+def test_every_number_has_bounds(name, kind):
+    value = HUGE[kind]
+    with pytest.raises(UserError, match=name) as caught:
+        parse_config({name: [value, value] if name == "optim/betas" else value})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -9,6 +13,9 @@ import pytest
 from raypipe.core.errors import UserError
 from raypipe.core.search_space import SearchSpace, load_space
 
+LARGE = "parameter 'epochs': Input should be less than or equal to 1000000 (given "
+FORKED = "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\ndef space(trial): return {}\n"
+KEPT = "from os import _exit as leave\ndef space(trial): return {}\n"
 SHIPPED = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
 
 
@@ -113,6 +120,12 @@ def test_marks_of_other_editors_make_no_other_space(tmp_path):
         ("import sys\nsys.exit('bye')\n", "line 2: SystemExit: bye"),
         ("import sys\ndef space(trial):\n    sys.exit(3)\n", "line 3: SystemExit: 3"),
         ("def space(trial):\n    quit()\n", "line 2: SystemExit: None"),
+        ("import os\nos._exit(0)\n", "line 2: SystemExit: calls os._exit(0)"),
+        ("from os import _exit\ndef space(trial):\n    _exit(1)\n", "line 3: SystemExit: calls os._exit(1)"),
+        ("\nraise KeyboardInterrupt\n", "line 2: SystemExit: raises KeyboardInterrupt"),
+        ("def space(trial):\n    raise KeyboardInterrupt\n", "line 2: SystemExit: raises KeyboardInterrupt"),
+        ("def space(trial):\n    return {'epochs': 10**5000}\n", LARGE + "a number of thousands of digits)"),
+        ("def space(trial):\n    return {'epochs': 10**30}\n", LARGE + f"{10**30})"),
         ("raise GeneratorExit\n", "line 1: GeneratorExit"),
         ("class Own(BaseException): pass\ndef space(trial):\n    raise Own('x')\n", "line 3: Own: x"),
         ("class E(Exception):\n    def __str__(self): raise E\ndef space(trial):\n    raise E\n", "line 4: E"),
@@ -136,10 +149,22 @@ def test_whatever_a_space_raises_is_one_line(tmp_path, text, message):
     assert str(caught.value) == f"{path}: {message}"
 
 
-@pytest.mark.parametrize("text", ["raise KeyboardInterrupt\n", "def space(trial):\n    raise KeyboardInterrupt\n"])
+@pytest.mark.parametrize("text", ["{}", "def space(trial):\n    {}"])
 def test_a_ctrl_c_in_a_space_is_no_error_of_it(tmp_path, text):
+    before = signal.getsignal(signal.SIGINT), os._exit
     with pytest.raises(KeyboardInterrupt):
-        load_space(write(tmp_path, text))
+        load_space(write(tmp_path, "import signal\n" + text.format("signal.raise_signal(signal.SIGINT)\n")))
+    assert (signal.getsignal(signal.SIGINT), os._exit) == before
+
+
+def test_a_process_that_a_space_forks_can_end(tmp_path):
+    load_space(write(tmp_path, "import os\nif not (child := os.fork()): os._exit(7)\n" + FORKED))
+
+
+def test_what_a_space_has_kept_ends_a_process_afterwards(tmp_path):
+    code = "from raypipe.core.search_space import SearchSpace\nimport os\n"
+    code += f"space = SearchSpace({KEPT!r})\nspace.check()\nspace._module['leave'](9)\n"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 9
 
 
 def test_a_storage_that_fails_is_no_error_of_the_space(tmp_path):
