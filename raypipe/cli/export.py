@@ -9,6 +9,7 @@ import typer
 
 from raypipe.cli.common import RunArg, app, console, example, is_outer, is_pretrained, print_outer, write
 from raypipe.core.errors import UserError
+from raypipe.storage.remote import shell_quoted
 
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
@@ -92,6 +93,27 @@ def _ensembles_of_parts(where: str, *, top: int, method: str, **limits: Any) -> 
             write_report(run)
     print_outer(where)
     write(f"report: {write_outer_report(outer)}")
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe chance demo/run --permutations 1000"))
+def chance(
+    run: RunArg,
+    permutations: Annotated[int, typer.Option(min=1, help="Number of orders of the targets.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the orders.")] = 0,
+) -> None:
+    """Test the ensemble against chance, by shuffling the targets of held-out people.
+
+    Nothing is trained again: no choice has seen these people, so the test holds for the whole search.
+    """
+    from raypipe.ensembles.chance import chance_test
+    from raypipe.storage.run_store import RunStore
+
+    if is_outer(run):
+        raise UserError(
+            f"{run}: parts of an outer cross-validation are trained on one another's people, so shuffling is no test; "
+            f"test one: raypipe chance {shell_quoted(f'{run}/part-1')}"
+        )
+    write(chance_test(RunStore.open(run), permutations=permutations, seed=seed).render())
 
 
 @app.command(

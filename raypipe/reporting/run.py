@@ -11,6 +11,7 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.ensembles.chance import ChanceTest
     from raypipe.ensembles.fitted import Ensemble
 
 
@@ -108,6 +109,30 @@ class Run:
         fitted.save()
         write_baselines(self.store)
         return fitted
+
+    def chance(self, *, permutations: int = 1000, seed: int = 0) -> ChanceTest:
+        """Test the saved ensemble against chance, by shuffling the targets of the held-out people.
+
+        Parameters
+        ----------
+        permutations
+            Number of orders of the targets.
+        seed
+            Seed of the orders.
+
+        Returns
+        -------
+        raypipe.ensembles.chance.ChanceTest
+            ``p``, its Monte-Carlo ``error``, ``score``, and ``null``, the scores under shuffled targets.
+
+        Raises
+        ------
+        UserError
+            The run has no ensemble, or there are too few people.
+        """
+        from raypipe.ensembles.chance import chance_test
+
+        return chance_test(self.store, permutations=permutations, seed=seed)
 
     def report(self, out: str | Path | None = None) -> Path | str:
         """Write the report of the run, one HTML file.

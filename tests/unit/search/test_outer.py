@@ -171,6 +171,7 @@ def test_other_verbs_and_other_folders_are_one_line(made, copied, capsys):
     assert "a run without --outer" in error_of(*new, part, "--outer", 3)
     assert "have seen subjects" in error_of(*new, f"{where}-new", "--outer", 3, "--warm-start", part)
     assert "a run without --outer" in error_of("compare", where, part)
+    assert "shuffling is no test" in error_of("chance", where)
     with pytest.raises(UserError, match="no outer cross-validation there"):
         CrossValidation(f"{where}-new")
 

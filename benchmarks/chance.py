@@ -1,0 +1,86 @@
+"""Rate at which `raypipe chance` finds something where there is nothing, on simulated searches.
+
+A search chooses among ridge regressions on subsets of random features by inner cross-validation, then predicts
+held-out people: once (a run), or in every part of an outer cross-validation, where shuffling is no test. Targets are
+random, so p should be uniform.
+
+    python benchmarks/chance.py [--searches 200] [--permutations 199]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kstest
+
+from raypipe.core.levels import ScoredRows
+from raypipe.ensembles.chance import permute
+
+FEATURES, CONFIGURATIONS, PARTS = 60, 8, 5
+Floats = NDArray[np.float64]
+
+
+def fit_predict(x: Floats, y: Floats, train: NDArray[Any], test: NDArray[Any], chosen: tuple[Any, float]) -> Floats:
+    """Predict test people by ridge regression on some features."""
+    features, penalty = chosen
+    a, mean = x[np.ix_(train, features)], y[train].mean()
+    weights = a.T @ np.linalg.solve(a @ a.T + penalty * np.eye(len(train)), y[train] - mean)
+    return np.asarray(mean + x[np.ix_(test, features)] @ weights)
+
+
+def search(x: Floats, y: Floats, people: NDArray[Any], rng: np.random.Generator) -> tuple[Any, float]:
+    """Choose the configuration with the best out-of-fold error."""
+    folds = np.array_split(rng.permutation(people), 4)
+    best: tuple[float, Any] = (np.inf, None)
+    for _ in range(CONFIGURATIONS):
+        chosen = (rng.choice(FEATURES, FEATURES // 2, replace=False), 10 ** rng.uniform(0, 3))
+        errors = [fit_predict(x, y, np.setdiff1d(people, fold), fold, chosen) - y[fold] for fold in folds]
+        best = min(best, (float(np.mean(np.concatenate(errors) ** 2)), chosen), key=lambda each: each[0])
+    return best[1]  # type: ignore[no-any-return]
+
+
+def one_search(kind: str, outer: bool, n: int, permutations: int, seed: int) -> float:
+    """Return p of a search on random targets."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, FEATURES))
+    y = rng.normal(size=n) if kind == "value" else (rng.permutation(n) < n // 2).astype(float)
+    order = rng.permutation(n)
+    if kind == "class":  # each part has both
+        order = order[np.argsort(y[order], kind="stable")]
+    parts = [order[number::PARTS] for number in range(PARTS)]
+    predicted, part_N = np.zeros(n), np.zeros(n, dtype=int)
+    for number, held in enumerate(parts if outer else parts[:1]):
+        people = np.setdiff1d(np.arange(n), held)
+        predicted[held] = fit_predict(x, y, people, held, search(x, y, people, rng))
+        part_N[held] = number
+    scored = np.arange(n) if outer else np.sort(parts[0])
+    targets, p = (y, predicted) if kind == "value" else (y.astype(int), predicted)
+    outputs = p[:, None] if kind == "value" else np.stack([1 - p, p], axis=1)
+    rows = ScoredRows(targets[scored], scored, part_N[scored], outputs[scored])
+    return permute("nrmse" if kind == "value" else "brier", "person", rows, permutations, seed).p
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--searches", type=int, default=200)
+    parser.add_argument("--permutations", type=int, default=199)
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
+    asked = parser.parse_args()
+    searches = 5 if asked.quick else asked.searches
+    print("| target | people | held out | p <= 0.05 | p <= 0.1 | p <= 0.5 | Kolmogorov-Smirnov p |")
+    print("|---|---|---|---|---|---|---|")
+    for kind in ("value", "class"):
+        for n, outer in ((40, False), (100, False), (20, True), (36, True), (100, True)):
+            found = np.array([one_search(kind, outer, n, asked.permutations, seed) for seed in range(searches)])
+            rates = " | ".join(f"{np.mean(found <= level):.3f}" for level in (0.05, 0.1, 0.5))
+            held = "everyone, outer" if outer else f"{len(np.array_split(np.arange(n), PARTS)[0])}"
+            fit = kstest(found, "uniform").pvalue
+            print(f"| a {kind} per person | {n} | {held} | {rates} | {fit:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Permutation test of an ensemble on people that no choice has seen.
+
+Its p counts the observed order too (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585).
+
+Held-out targets are shuffled, and the predictions are kept. Trials, epochs, members and weights were chosen without
+these people. If EEG says nothing about the target, every order of their targets is equally likely, whatever was chosen.
+So no network is trained again, and the test is exact for the whole search. It is not for an outer cross-validation,
+whose parts were trained on one another's people: such a test finds something in up to 10 % where 5 % are meant
+(benchmarks/chance.py), so there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import UserError
+from raypipe.core.levels import Level, ScoredRows, level_of, rows_at_level, within_folds
+from raypipe.core.metrics import get_metric
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.labels import metric_label
+from raypipe.storage.run_store import RunStore
+
+MIN_ORDERS = 20
+"""Fewer orders of the targets cannot give a p of 0.05."""
+
+
+@dataclass(frozen=True)
+class ChanceTest:
+    """Result of a permutation test."""
+
+    metric: str
+    level: Level
+    """``person``: targets are exchanged between people; ``window``: between the windows of each person."""
+    people: int
+    score: float
+    null: NDArray[np.float64]
+    """(permutations,) scores under shuffled targets."""
+
+    @property
+    def p(self) -> float:
+        """Share of the orders with a score at least as good, the observed one included."""
+        sign = get_metric(self.metric).sign
+        as_good = sign * self.null <= sign * self.score + 1e-12
+        return float((1 + as_good.sum()) / (1 + len(self.null)))
+
+    @property
+    def error(self) -> float:
+        """Monte-Carlo standard error of `p`."""
+        return math.sqrt(self.p * (1.0 - self.p) / len(self.null))
+
+    def render(self) -> str:
+        """Return the result in two sentences."""
+        shuffled = "between the people" if self.level == "person" else "within each person"
+        low, high = np.quantile(self.null, [0.025, 0.975])
+        return (
+            f"{metric_label(self.metric)} {self.score:.3f} on {self.people} held-out people; with targets shuffled "
+            f"{shuffled} it is {low:.3f} to {high:.3f} (95 % of {len(self.null)} permutations): p = {self.p:.4g} "
+            f"(Monte-Carlo error {self.error:.2g}). The test is exact for the whole search, which has not seen these "
+            "people."
+        )
+
+
+def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> ChanceTest:
+    """Test whether the ensemble of a run predicts better than chance on the people that nothing was chosen on.
+
+    Parameters
+    ----------
+    run
+        A run with an ensemble.
+    permutations
+        Number of orders of the targets.
+    seed
+        Seed of the orders.
+
+    Raises
+    ------
+    UserError
+        There is no ensemble, or the targets have too few different orders.
+    """
+    if permutations < 1:
+        raise UserError(f"--permutations {permutations}: at least 1 is needed; 1000 are usual")
+    held = Ensemble.load(run).held_out
+    level = level_of(held.subjects, held.targets)
+    parts_N = np.zeros(len(held.targets), dtype=np.int64)
+    rows = rows_at_level(level, held.targets, held.subjects, parts_N, held.predictions)
+    return permute(run.info.metric, level, rows, permutations, seed)
+
+
+def permute(metric: str, level: Level, rows: ScoredRows, permutations: int, seed: int) -> ChanceTest:
+    """Score predictions under shuffled targets.
+
+    Parameters
+    ----------
+    metric
+        Name in `metrics.METRICS`.
+    level
+        See `ChanceTest.level`.
+    rows
+        Predictions at this level. Targets are exchanged within the folds of `rows` only.
+    permutations, seed
+        See `chance_test`.
+
+    Raises
+    ------
+    UserError
+        The targets have fewer than `MIN_ORDERS` different orders.
+    """
+    single = len(np.unique(rows.subjects)) == len(rows.subjects)  # one row per person: people are exchanged
+    blocks = [rows.folds] if single else [rows.folds, rows.subjects]
+    block_N = np.unique(np.stack([np.unique(b, return_inverse=True)[1] for b in blocks]), axis=1, return_inverse=True)[
+        1
+    ]
+    indices = [np.flatnonzero(block_N == block) for block in np.unique(block_N)]
+    orders = sum(_log_orders(rows.targets[index]) for index in indices)
+    if orders < math.log(MIN_ORDERS):
+        raise UserError(
+            f"the targets of these {len(np.unique(rows.subjects))} people have {round(math.exp(orders))} different "
+            f"orders, and a test of chance needs {MIN_ORDERS}; hold out more people, or use sweep --outer"
+        )
+    found, rng = within_folds(metric, rows.folds), np.random.default_rng(seed)
+    null, shuffled_N = np.empty(permutations), rows.targets.copy()
+    for number in range(permutations):
+        for index in indices:
+            shuffled_N[index] = rng.permutation(rows.targets[index])
+        null[number] = found.value(shuffled_N, rows.predictions)
+    people = len(np.unique(rows.subjects))
+    return ChanceTest(
+        metric=metric,
+        level="person" if single else level,
+        people=people,
+        score=found.value(rows.targets, rows.predictions),
+        null=null,
+    )
+
+
+def _log_orders(targets: NDArray[Any]) -> float:
+    """Return the logarithm of the number of different orders of some targets."""
+    counts = np.unique(targets, return_counts=True)[1]
+    return math.lgamma(counts.sum() + 1) - sum(math.lgamma(count + 1) for count in counts)

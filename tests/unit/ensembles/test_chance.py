@@ -1,0 +1,92 @@
+"""The permutation test: uniform where there is nothing to find, and exchanges only what may be exchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from raypipe.cli import app
+from raypipe.core.errors import UserError
+from raypipe.core.levels import ScoredRows
+from raypipe.ensembles.chance import MIN_ORDERS, permute
+
+PEOPLE, EACH = 12, 6
+
+
+def rows_of(targets, predictions, subjects, folds=None) -> ScoredRows:
+    if predictions.ndim == 1:
+        predictions = predictions[:, None]
+    return ScoredRows(targets, subjects, np.zeros(len(targets), int) if folds is None else folds, predictions)
+
+
+def null_rows(kind: str, rng) -> tuple[str, str, ScoredRows]:
+    """Return metric, level and rows of a search that has found nothing, whatever its predictions look like."""
+    if kind == "a value per person":
+        return "nrmse", "person", rows_of(rng.normal(size=PEOPLE), rng.gamma(1.0, size=PEOPLE), np.arange(PEOPLE))
+    if kind == "a class per person":
+        p = rng.beta(0.5, 0.5, PEOPLE)
+        return "brier", "person", rows_of(rng.permutation(PEOPLE) % 2, np.stack([1 - p, p], 1), np.arange(PEOPLE))
+    subjects = np.repeat(np.arange(PEOPLE), EACH)
+    own = rng.normal(size=PEOPLE)[subjects]  # people differ, and the predictions know by how much
+    targets, predictions = own + rng.normal(size=len(own)), own + 0.3 * rng.normal(size=len(own))
+    return "nrmse", "window", rows_of(targets, predictions, subjects)
+
+
+@pytest.mark.parametrize("kind", ["a value per person", "a class per person", "a value per window"])
+def test_p_is_uniform_where_there_is_nothing_to_find(kind):
+    found = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        metric, level, rows = null_rows(kind, rng)
+        test = permute(metric, level, rows, 199, seed)
+        found.append(test.p)
+    assert kstest(found, "uniform").pvalue > 0.01
+
+
+def test_an_effect_is_found_with_the_smallest_p_there_is():
+    targets = np.linspace(-1, 1, PEOPLE)
+    test = permute("nrmse", "person", rows_of(targets, 0.9 * targets, np.arange(PEOPLE)), 999, 0)
+    assert test.p == 1 / 1000 and test.error == pytest.approx(0.001, rel=0.01) and test.level == "person"
+    assert "p = 0.001" in test.render() and "exact for the whole search" in test.render()
+    flipped = permute("nrmse", "person", rows_of(targets, -0.9 * targets, np.arange(PEOPLE)), 999, 0)
+    assert flipped.p == 1.0
+
+
+def test_targets_stay_within_their_person_and_their_part():
+    subjects = np.repeat(np.arange(PEOPLE), EACH)
+    targets = subjects + np.tile(np.arange(EACH), PEOPLE) / 100
+    by_person = permute("nrmse", "window", rows_of(targets, subjects.astype(float), subjects), 50, 0)
+    np.testing.assert_allclose(by_person.null, by_person.score)  # predictions of the person alone say nothing more
+    parts = np.arange(PEOPLE) // 6
+    in_parts = permute(
+        "nrmse", "person", rows_of(parts * 9.0 + np.arange(PEOPLE), parts * 9.0, np.arange(PEOPLE), parts), 50, 0
+    )
+    np.testing.assert_allclose(in_parts.null, in_parts.score)
+
+
+def test_one_window_per_person_is_exchanged_between_people():
+    targets = np.linspace(-1, 1, PEOPLE)
+    assert permute("nrmse", "window", rows_of(targets, targets, np.arange(PEOPLE)), 99, 0).p == 0.01
+
+
+def test_too_few_orders_are_one_line():
+    for targets in (np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 2.0])):
+        rows = rows_of(targets, np.stack([1 - targets, targets], 1), np.arange(len(targets)))
+        with pytest.raises(UserError, match=f"different orders, and a test of chance needs {MIN_ORDERS}"):
+            permute("auc" if len(targets) == 4 else "nrmse", "person", rows, 99, 0)
+
+
+def test_the_command(classes, capsys):
+    classes.ensemble().save()
+    with pytest.raises(SystemExit) as end:
+        app.main(["chance", classes.run.where, "--permutations", "200"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "AUC" in said and "shuffled within each person" in said and "of 200 permutations" in said
+
+
+def test_a_run_without_an_ensemble_is_one_line(twelve, capsys):
+    with pytest.raises(SystemExit) as end:
+        app.main(["chance", twelve.where])
+    assert end.value.code == 2 and "no ensemble yet" in capsys.readouterr().err
