@@ -6,7 +6,6 @@ Neither Ray nor Tune is used here.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
-from raypipe.core.seeds import derive_seed
 from raypipe.search.distributions import pack_distributions
 from raypipe.search.optuna_compat import enqueued_params, open_trial
 from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
+from raypipe.search.sampler import TrialSampler
 from raypipe.search.warm_start import add_warm_trials
 from raypipe.storage.journal import STUDY_NAME
 from raypipe.storage.records import Epoch, State, TrialResult
@@ -173,14 +172,7 @@ class StudyQueue:
 
     def _seed_sampler(self, number: int) -> None:
         """Give trial `number` a random stream of its own, so that a restart does not repeat draws."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.sampler = optuna.samplers.TPESampler(
-                seed=derive_seed("suggest", self.run.info.seed, number) % 2**32,
-                multivariate=True,
-                group=True,
-                constant_liar=self.parallel > 1,
-            )
+        self.study.sampler = TrialSampler(self.run.info.seed, number, self.parallel)
 
     def observe(self, number: int) -> bool:
         """Update the study with a trial's history; return whether the trial continues."""

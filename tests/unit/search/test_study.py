@@ -95,6 +95,42 @@ def test_a_driver_killed_between_asking_and_recording_draws_the_same(tmp_path, w
     assert run.config(2) == undisturbed[2]
 
 
+@pytest.mark.parametrize("drawn", [1, 2, 3])
+def test_a_driver_killed_between_two_parameters_draws_the_others_as_before(drawn, tmp_path, windows, monkeypatch):
+    def configs(where, killed_in=None):
+        queue = study_queue(make_run(where, windows), windows)
+        for number in range(4):
+            if number == killed_in:
+                _kill_after_parameter(queue.study._storage, drawn, monkeypatch)
+                with pytest.raises(KeyboardInterrupt):
+                    queue.next()
+                monkeypatch.undo()
+                queue = study_queue(RunStore.open(where), windows)
+            assert queue.next() == number
+            queue.close(number, "failed", "toy")
+        return [queue.run.config(number) for number in range(4)]
+
+    undisturbed = configs(tmp_path / "undisturbed")
+    assert any(config.sam.name == "sam" for config in undisturbed[1:]), "a trial with three parameters"
+    for number in range(4):
+        parameters = 3 if undisturbed[number].sam.name == "sam" else 2
+        if drawn <= parameters:
+            assert configs(tmp_path / f"killed-{number}", number) == undisturbed
+
+
+def _kill_after_parameter(storage, count, monkeypatch):
+    """Raise KeyboardInterrupt once so many parameters of the next trial are in the study."""
+    keep, seen = storage.set_trial_param, []
+
+    def kill(*given):
+        keep(*given)
+        seen.append(given)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "set_trial_param", kill)
+
+
 def test_the_same_history_gives_the_same_suggestions_after_a_restart(tmp_path, windows):
     def numbers(where, restart):
         run = make_run(where, windows)
