@@ -22,15 +22,17 @@ from raypipe.data.manifest import MANIFEST, SETTINGS
 from raypipe.data.splits import audit_subjects, copied_windows
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.evaluation_log import EVALUATION_LOG, read_evaluations
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
+from raypipe.reporting.baselines import read_baselines
 from raypipe.search.reconcile import study_difference
 from raypipe.search.reruns import read_reruns
 from raypipe.storage.files import Folder, open_folder
 from raypipe.storage.journal import JOURNAL_FILE
-from raypipe.storage.lease import read_lease
+from raypipe.storage.lease import DRIVER_FILE, read_driver, read_lease
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.records import OPTIONS_FILE, OUTER_FILE, PRETRAIN_FILE, RUN_FILE, Member, read_options
 from raypipe.storage.remote import RemoteFolder, without_settings
@@ -167,6 +169,7 @@ def _run(where: str) -> Iterator[Finding]:
     run = RunStore.open(where)
     numbers = run.numbers()
     yield Finding("ok", f"{run.where}: original fold map and search space; {len(numbers)} trials")
+    yield from _driver(run)
     driver = read_lease(run.folder)
     if driver and not driver.alive and not driver.ended:
         yield Finding("warning", f"its driver (process {driver.pid} on {driver.host}) died", "raypipe resume RUN")
@@ -183,10 +186,37 @@ def _run(where: str) -> Iterator[Finding]:
     if not problems:
         yield from _study(run, trials)
     yield from _checkpoints(run, trials)
-    if Ensemble.exists(run):
-        fitted = Ensemble.load(run)
-        yield Finding("ok", f"its ensemble can be read: {fitted.method}, {len(fitted.trials)} trial(s)")
+    yield from _ensemble(run)
     yield from _data(run, whole=not damaged)
+
+
+def _driver(run: RunStore) -> Iterator[Finding]:
+    """Check the record of the last driver, which has the time and the GPU-hours that the run has used."""
+    try:
+        driver = read_driver(run.folder, run.run_id)
+    except UserError as error:
+        yield Finding("broken", *_line_and_fix(str(error)))
+        return
+    if driver is None and run.recorded():
+        fix = "raypipe resume counts the time spent from the records of the trials, without idle time"
+        yield Finding("warning", f"{run.where}/{DRIVER_FILE}: missing", fix)
+
+
+def _ensemble(run: RunStore) -> Iterator[Finding]:
+    """Check the ensemble, the log of scorings of held-out people, and the baselines."""
+    try:
+        scored = len(read_evaluations(run))
+        read_baselines(run)
+        if not Ensemble.exists(run):
+            return
+        fitted = Ensemble.load(run)
+        if scored == 0:
+            times = f"missing, and the ensemble reports {fitted.held_out_evaluations} scoring(s) of held-out people"
+            fix = "restore it from a copy; the next ensemble counts on from there"
+            yield Finding("broken", f"{run.where}/{EVALUATION_LOG}: {times}", fix)
+        yield Finding("ok", f"its ensemble can be read: {fitted.method}, {len(fitted.trials)} trial(s)")
+    except UserError as error:
+        yield Finding("broken", *_line_and_fix(str(error)))
 
 
 def _initial(run: RunStore) -> Iterator[Finding]:
@@ -204,7 +234,7 @@ def _initial(run: RunStore) -> Iterator[Finding]:
 def _settings(run: RunStore) -> Iterator[Finding]:
     """Read the small records of a run that are not a trial's: its options, reruns, and choices of algorithms."""
     try:
-        options = read_options(run.folder)
+        options = read_options(run.folder, run.run_id)
         parse_options(options)
         if not options and run.numbers():
             yield Finding("broken", f"{run.where}/{OPTIONS_FILE}: missing", "give the same raypipe sweep command again")

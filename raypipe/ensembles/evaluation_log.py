@@ -7,6 +7,7 @@ lose each other's, and a process that dies leaves a whole file or none.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from raypipe.core.errors import DiskFullError, StorageError
+from raypipe.core.errors import DiskFullError, StorageError, UserError
 from raypipe.core.record import FrozenModel, Record
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.storage.files import map_concurrently, open_folder, read_record, write_record
 from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_store import RunStore
@@ -80,9 +82,10 @@ def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], me
 
     Where the registry cannot be written, as beside a store on a read-only disk, only the run's own are counted.
     """
+    earlier = _reported(run)
     evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
     write_record(run.folder, EVALUATION_LOG, EvaluationLog(run=run.run_id, evaluations=evaluations))
-    own = Evaluations(len(evaluations))
+    own = Evaluations(max(len(evaluations), earlier + 1))
     place = registry_of(windows)
     if place is None:
         return own
@@ -94,7 +97,16 @@ def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], me
         raise
     except (OSError, StorageError) as error:
         return own._replace(uncounted=f"{place} cannot be written ({error.__class__.__name__})")
-    return _count(read_looks(windows), run)
+    found = _count(read_looks(windows), run)
+    return found._replace(times=max(found.times, own.times))
+
+
+def _reported(run: RunStore) -> int:
+    """Return the scorings that the run's ensemble reports: a lost log or registry does not restart the count."""
+    with contextlib.suppress(UserError):  # the ensemble is about to be written again
+        if record := read_ensemble_record(run):
+            return record.held_out_evaluations
+    return 0
 
 
 def read_looks(windows: WindowStore) -> list[Look]:

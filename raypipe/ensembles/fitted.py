@@ -268,15 +268,13 @@ class Ensemble:
         if record is None:
             raise UserError(f"{run.where}: no ensemble yet; fit one with: raypipe ensemble RUN")
         try:
-            data = run.folder.read(ARRAYS)
-            if digest(data) != record.files.get(ARRAYS):
-                raise ValueError("its checksum differs")
-            held_out = HeldOut.from_npz(data, n_members=len(record.trials))
+            held_out = HeldOut.from_npz(_read_checked(run, record, ARRAYS), n_members=len(record.trials))
             merged = MergedNetworks.load(run, record.soup) if record.soup else None
         except (ValueError, OSError) as error:
             raise UserError(
                 f"{run.where}/{ARRAYS}: damaged ({error}); fit the ensemble again with: raypipe ensemble RUN"
             ) from None
+        _read_checked(run, record, TABLE)  # users open it; the record has the same table
         table = pd.DataFrame.from_dict(record.table, orient="index").astype(float).rename_axis("predictor")
         return cls(
             run=run,
@@ -312,6 +310,24 @@ def read_ensemble_record(run: RunStore) -> EnsembleRecord | None:
         The record is damaged, or has another format.
     """
     return read_owned(EnsembleRecord, run.folder, RECORD, run.run_id) if run.folder.exists(RECORD) else None
+
+
+def _read_checked(run: RunStore, record: EnsembleRecord, name: str) -> bytes:
+    """Return the content of a file of the ensemble.
+
+    Raises
+    ------
+    UserError
+        It is missing or damaged.
+    """
+    try:
+        data = run.folder.read(name)
+        problem = "" if digest(data) == record.files.get(name) else "damaged (its checksum differs)"
+    except FileNotFoundError:
+        problem = "missing"
+    if problem:
+        raise UserError(f"{run.where}/{name}: {problem}; fit the ensemble again with: raypipe ensemble RUN")
+    return data
 
 
 def without_nan(value: Any) -> Any:

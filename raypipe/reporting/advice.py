@@ -110,7 +110,7 @@ def advise(run: RunStore, name: str | None = None) -> Advice:
 def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     seconds = sum(result.seconds for result in results)
     lease = read_lease(run.folder)
-    options = read_options(run.folder)
+    options = read_options(run.folder, run.run_id)
     parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {format_duration(seconds)} of worker time"]
     if gpus := float(options.get("gpus_per_worker") or 0):
         reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from raypipe.core.levels import ScoredRows, rows_at_level, within_folds
 from raypipe.core.metrics import constant_out_of_fold, constant_prediction, score
-from raypipe.core.record import FrozenModel, Record
+from raypipe.core.record import FrozenModel
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.linear_features import Array, Index, band_power, component_features, spatial_components
-from raypipe.storage.files import read_record, write_record
+from raypipe.storage.files import write_record
+from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_store import RunStore
 
 BASELINES_FILE = "ensemble/baselines.json"
@@ -49,10 +50,10 @@ class Baseline(FrozenModel):
     """Its input is available at inference."""
 
 
-class BaselinesRecord(Record):
+class BaselinesRecord(OwnedRecord):
     """The baselines of a run (``ensemble/baselines.json``)."""
 
-    format: Literal["raypipe-baselines/2"] = "raypipe-baselines/2"
+    format: Literal["raypipe-baselines/3"] = "raypipe-baselines/3"
     baselines: list[Baseline]
 
 
@@ -148,7 +149,7 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
     place_N[used] = np.arange(len(used))
     rows += _linear_rows(task, model, lambda side: tuple({"band power": power[place_N[i]]} for i in side))
     rows += _linear_rows(task, model, lambda side: _of_components(task.windows, side))
-    write_record(run.folder, BASELINES_FILE, BaselinesRecord(baselines=rows))
+    write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=rows))
     return rows
 
 
@@ -162,7 +163,7 @@ def read_baselines(run: RunStore) -> list[Baseline]:
     """
     if not run.folder.exists(BASELINES_FILE):
         return []
-    return read_record(BaselinesRecord, run.folder, BASELINES_FILE).baselines
+    return read_owned(BaselinesRecord, run.folder, BASELINES_FILE, run.run_id).baselines
 
 
 def _without_eeg(task: LinearTask) -> Baseline:

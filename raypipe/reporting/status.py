@@ -108,7 +108,7 @@ class _Trial(NamedTuple):
 def read_status(run: RunStore) -> Status:
     """Read the state of a run."""
     driver = read_lease(run.folder)
-    options = read_options(run.folder)
+    options = read_options(run.folder, run.run_id)
     trials = _read_trials(run)
     rows = [_row(run, trial, bool(driver and driver.alive)) for trial in trials]
     planned = int(options.get("trials", len(rows)))

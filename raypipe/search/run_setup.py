@@ -143,7 +143,7 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
         raise UserError(
             f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they cannot change"
         )
-    before = read_options(store.folder)
+    before = read_options(store.folder, store.run_id)
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(
             f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; this cannot change"

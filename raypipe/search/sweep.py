@@ -28,9 +28,10 @@ from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
 from raypipe.storage.files import check_names
-from raypipe.storage.lease import Lease, in_use_error, read_lease
+from raypipe.storage.lease import DRIVER_FILE, Lease, Usage, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
 from raypipe.storage.run_store import RunStore
+from raypipe.storage.usage import usage_by_trials
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
 from raypipe.trial.evaluator import constant_baseline
 
@@ -135,7 +136,7 @@ def recorded_options(store: RunStore) -> dict[str, Any]:
     UserError
         There are none, or they are damaged.
     """
-    recorded = read_options(store.folder)
+    recorded = read_options(store.folder, store.run_id)
     if not recorded:
         last = read_lease(store.folder)
         if last and last.alive:  # its driver has only just started
@@ -174,7 +175,12 @@ def drive(
 
     try:
         with (
-            Lease(store.folder, on_wait=callback.on_lease_wait) as lease,
+            Lease(
+                store.folder,
+                callback.on_lease_wait,
+                run=store.run_id,
+                on_lost=partial(recount_usage, store, options, callback),
+            ) as lease,
             cluster.output.saved_to(store.folder),
             silence_optuna(),
             closing(TrackingCallback(store, options.track)) as tracking,
@@ -182,13 +188,25 @@ def drive(
             callback = CallbackList([tracking, callback])
             storage = open_study(store, callback)
             options = _fix_trials(store, windows, options, storage, callback, reruns)
-            write_options(store.folder, options.model_dump(mode="json"))
+            write_options(store.folder, options.model_dump(mode="json"), store.run_id)
             with contextlib.nullcontext(pool) if pool else WorkerPool() as workers:
                 _run_trials(store, windows, options, storage, lease, cluster, workers, callback, stop)
             store.remove_leftovers()
     except OSError as error:  # Optuna's journal knows neither `DiskFullError` nor `StorageError`
         raise disk_full(error, store.where) or store.gone_error() or error from None
     return store
+
+
+def recount_usage(store: RunStore, options: SweepOptions, callback: SweepCallback) -> Usage:
+    """Return what a run whose record of its drivers is lost has used, by the records of its trials, and report it."""
+    if not store.recorded():
+        return Usage()
+    found = usage_by_trials(store, options.gpus_per_worker)
+    callback.on_warning(
+        f"{store.where}/{DRIVER_FILE} is missing: counted {found.seconds:.0f} s and {found.gpu_hours:.2f} GPU-hours "
+        "from the records of the trials, without idle time; --time-budget and --gpu-hours count from there"
+    )
+    return found
 
 
 def _run_trials(

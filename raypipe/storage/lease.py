@@ -20,8 +20,9 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
-from raypipe.core.record import OtherFormatError, Record
+from raypipe.core.record import OtherFormatError
 from raypipe.storage.files import Folder, LocalFolder, lock, open_folder, read_record, write_record
+from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.regular_files import open_regular
 from raypipe.storage.run_layout import require_layout
 
@@ -50,10 +51,17 @@ class _Sighting(NamedTuple):
     """Whether the driver is taken for alive until the heartbeat expires."""
 
 
-class DriverRecord(Record):
+class Usage(NamedTuple):
+    """What the drivers of a run have used."""
+
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+
+
+class DriverRecord(OwnedRecord):
     """The process that drives a run or that drove it last (``driver.json``)."""
 
-    format: Literal["raypipe-driver/1"] = "raypipe-driver/1"
+    format: Literal["raypipe-driver/2"] = "raypipe-driver/2"
     id: str
     """Random, and new for every lease."""
     host: str
@@ -113,6 +121,35 @@ def _read(folder: Folder) -> DriverRecord | None:
         raise
     except UserError:
         return None
+
+
+def read_driver(folder: Folder, run: str) -> DriverRecord | None:
+    """Read the record of a run's last driver; None where there is none.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    run
+        `RunInfo.id`; empty for a pretrained run.
+
+    Raises
+    ------
+    DamagedFileError
+        The record is damaged, or is that of another run. The time that the run has used is then unknown.
+    OtherFormatError
+        Another version of raypipe has written it.
+    """
+    if not folder.exists(DRIVER_FILE):
+        return None
+    try:
+        return read_owned(DriverRecord, folder, DRIVER_FILE, run)
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        what = str(error).partition("; ")[0]
+        fix = "restore it from a copy, or remove it: the time spent is then counted from the records of the trials"
+        raise DamagedFileError(f"{what}; {fix}") from None
 
 
 def in_use_error(folder: Folder, driver: DriverRecord | None) -> UserError:
@@ -219,6 +256,10 @@ class Lease:
         Folder of the run.
     on_wait
         Called with a driver's process and host before it is watched.
+    run
+        `RunInfo.id`, by which the record of another run's driver is refused; empty for a pretrained run.
+    on_lost
+        Returns what earlier drivers have used, where they have left no record.
 
     Attributes
     ----------
@@ -232,11 +273,18 @@ class Lease:
     Raises
     ------
     UserError
-        Another driver holds the run.
+        Another driver holds the run, or the record of the last one is damaged.
     """
 
-    def __init__(self, folder: Folder, on_wait: Callable[[str], object] = lambda driver: None) -> None:
-        self._folder, self._on_wait = folder, on_wait
+    def __init__(
+        self,
+        folder: Folder,
+        on_wait: Callable[[str], object] = lambda driver: None,
+        *,
+        run: str = "",
+        on_lost: Callable[[], Usage] = Usage,
+    ) -> None:
+        self._folder, self._on_wait, self._run, self._on_lost = folder, on_wait, run, on_lost
         self._id, self._started = "", 0.0
         self._spent_before = self._spent_from = 0.0
         self._stop = threading.Event()
@@ -252,12 +300,12 @@ class Lease:
 
     def __enter__(self) -> Lease:
         last = self._last_driver()
+        used = Usage(last.spent, last.gpu_hours) if last else self._on_lost()
         if isinstance(self._folder, LocalFolder):
             self._lock_handle = _take_lock(self._folder.path / LOCK_FILE)
             if self._lock_handle is None:
                 raise in_use_error(self._folder, read_lease(self._folder))
-        if last:
-            self._spent_before, self.gpu_hours = last.spent, last.gpu_hours
+        self._spent_before, self.gpu_hours = used
         self._id, self._started, self._spent_from = uuid.uuid4().hex, time.time(), time.monotonic()
         _OWN_IDS.add(self._id)
         self._beat()
@@ -267,7 +315,9 @@ class Lease:
 
     def _last_driver(self) -> DriverRecord | None:
         """Return the last record of a driver that is dead; raise `UserError` if it is alive."""
-        last = _read(self._folder)
+        if isinstance(self._folder, LocalFolder):
+            require_layout(self._folder, whole=False)
+        last = read_driver(self._folder, self._run)
         proven = _proven_alive(self._folder, last) if last else False
         if last and proven is None:
             self._on_wait(f"process {last.pid} on {last.host}")
@@ -292,6 +342,7 @@ class Lease:
         """Write a heartbeat."""
         self.before_beat()
         record = DriverRecord(
+            run=self._run,
             id=self._id,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -207,27 +207,34 @@ def read_owned(kind: type[Owned], folder: Folder, name: str, run: str, number: i
     return record
 
 
-class OptionsFile(Record):
+class OptionsFile(OwnedRecord):
     """The options that a run was last driven with (``options.json``)."""
 
-    format: Literal["raypipe-options/1"] = "raypipe-options/1"
+    format: Literal["raypipe-options/2"] = "raypipe-options/2"
     options: dict[str, Any]
 
 
-def read_options(folder: Folder) -> dict[str, Any]:
+def read_options(folder: Folder, run: str = "") -> dict[str, Any]:
     """Return the options that a run was last driven with; empty where it was never driven.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    run
+        `RunInfo.id`; empty for a pretrained run and an outer cross-validation.
 
     Raises
     ------
     UserError
-        The record is damaged.
+        The record is damaged, or is that of another run.
     """
-    return read_record(OptionsFile, folder, OPTIONS_FILE).options if folder.exists(OPTIONS_FILE) else {}
+    return read_owned(OptionsFile, folder, OPTIONS_FILE, run).options if folder.exists(OPTIONS_FILE) else {}
 
 
-def write_options(folder: Folder, options: dict[str, Any]) -> None:
-    """Record the options that a run is driven with."""
-    write_record(folder, OPTIONS_FILE, OptionsFile(options=options))
+def write_options(folder: Folder, options: dict[str, Any], run: str = "") -> None:
+    """Record the options that a run is driven with; `run` as for `read_options`."""
+    write_record(folder, OPTIONS_FILE, OptionsFile(run=run, options=options))
 
 
 def describe_other_folder(folder: Folder) -> str | None:

@@ -78,8 +78,8 @@ def _problem(entry: os.DirEntry[str], is_folder: bool) -> str:
         return "a link, and raypipe writes through none"
     if entry.is_dir() if is_folder else entry.is_file():
         return ""
-    found = "a folder" if entry.is_dir() else "a file" if entry.is_file() else "a fifo, socket or device"
-    return f"{found} where raypipe has a {_word(is_folder)}"
+    found = "a folder" if entry.is_dir() else "a file" if entry.is_file() else ""
+    return f"{found} where raypipe has a {_word(is_folder)}" if found else "not a regular file"
 
 
 def _word(is_folder: bool) -> str:

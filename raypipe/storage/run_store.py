@@ -8,7 +8,7 @@ and can be read without Ray.
 ``space.py``                          the copy of the search space that the run uses
 ``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
 ``options.json``                      the options that the run was last driven with
-``driver.json``                       the lease of the process that drives it (`raypipe.storage.lease`)
+``driver.json``                       the lease of the process that drives it, with the time spent (`raypipe.storage.lease`)
 ``reruns.json``                       the reruns that were asked for (`raypipe.search.reruns`)
 ``study.journal``                     the Optuna study (journal storage; optuna-dashboard reads it)
 ``init/encoder.safetensors``          the pretrained encoder that trials start from, if any
@@ -33,13 +33,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
-from raypipe.core.record import Record
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
@@ -48,15 +47,16 @@ from raypipe.storage.records import (
     FOLDS_FILE,
     RUN_FILE,
     SPACE_FILE,
+    Owned,
+    OwnedRecord,
     RunInfo,
     TrialResult,
     describe_other_folder,
     digest,
+    read_owned,
 )
 from raypipe.storage.run_layout import require_layout
 from raypipe.storage.trial_store import TrialStore
-
-R = TypeVar("R", bound=Record)
 
 _CHECKPOINT_OF = re.compile(r"trials/(\d{4}|[1-9]\d{4,})/fold-\d+/epoch-\d{4,}\.ckpt")
 
@@ -184,7 +184,7 @@ class RunStore(TrialStore):
             raise DamagedFileError(f"{self.where}/init/{name}: damaged (its checksum differs); restore it from a copy")
         return unpack_tensors(data)
 
-    def compute(self, kind: type[R], key: str) -> R | None:
+    def compute(self, kind: type[Owned], key: str) -> Owned | None:
         """Return the recorded choice of algorithms for networks and data of one shape, or None.
 
         Parameters
@@ -197,14 +197,15 @@ class RunStore(TrialStore):
         name = f"compute/{key}.json"
         if not self.folder.exists(name):
             return None
-        record = read_record(kind, self.folder, name)
+        record = read_owned(kind, self.folder, name, self.run_id)
         if getattr(record, "key", key) != key:
             raise DamagedFileError(f"{self.where}/{name}: the choice for another shape; restore it from a copy")
         return record
 
-    def write_compute(self, key: str, record: Record) -> None:
+    def write_compute(self, key: str, record: OwnedRecord) -> None:
         """Record the choice of algorithms for networks and data of one shape."""
-        write_record(self.folder, f"compute/{key}.json", record)
+        owned = record.model_copy(update={"run": self.run_id})
+        write_record(self.folder, f"compute/{key}.json", owned)
 
     def remove_leftovers(self) -> None:
         """Remove files that are not needed after a sweep.

@@ -17,8 +17,9 @@ import torch
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.core.options import StackOption, StemOption
-from raypipe.core.record import FrozenModel, Record
+from raypipe.core.record import FrozenModel
 from raypipe.models.conformer import Conformer
+from raypipe.storage.records import OwnedRecord
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
@@ -45,10 +46,10 @@ class ComputeOptions(FrozenModel):
     stack: StackOption = "auto"
 
 
-class ComputePlan(Record):
+class ComputePlan(OwnedRecord):
     """The choice, and the seconds of each alternative that was measured (``compute/<key>.json``)."""
 
-    format: Literal["raypipe-compute/2"] = "raypipe-compute/2"
+    format: Literal["raypipe-compute/3"] = "raypipe-compute/3"
     key: str = ""
     """Hash of the shape and of the options, by which the file is named."""
     stem: StemName

@@ -34,7 +34,7 @@ def plain_cross_validation(space: Path, data: Path, where: Path, **options: Any)
     """Cross-validate a search in this process; see `raypipe.cross_validate`."""
 
     def drive(run: RunStore, windows: WindowStore, options: SweepOptions, *_: Any, **__: Any) -> None:
-        write_options(run.folder, options.model_dump(mode="json"))
+        write_options(run.folder, options.model_dump(mode="json"), run.run_id)
         _train_trials(run, windows, options.trials)
 
     cluster = nullcontext(SimpleNamespace(start=lambda: None))

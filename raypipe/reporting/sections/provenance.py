@@ -91,7 +91,7 @@ def prepare_command(settings: Settings) -> list[str]:
 
 def sweep_command(run: RunStore) -> list[str]:
     """Return the words of the sweep with the options of its last call; names of folders are placeholders."""
-    recorded = read_options(run.folder)
+    recorded = read_options(run.folder, run.run_id)
     options = SweepOptions.model_validate(recorded)
     trials = options.trials if recorded else len(run.numbers())
     words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]

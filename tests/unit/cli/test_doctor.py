@@ -16,13 +16,15 @@ from raypipe.core.errors import UserError
 from raypipe.core.options import SweepOptions
 from raypipe.data.window_cache import push_store
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.evaluation_log import EVALUATION_LOG
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.bundle import export_bundle
+from raypipe.reporting.baselines import BASELINES_FILE, BaselinesRecord
 from raypipe.search.pretrain import pretrain
 from raypipe.search.study import StudyQueue
 from raypipe.storage.files import open_folder, write_record
 from raypipe.storage.journal import JOURNAL_FILE, open_journal
-from raypipe.storage.lease import DRIVER_FILE, DriverRecord
+from raypipe.storage.lease import DRIVER_FILE, DriverRecord, Lease
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
@@ -49,12 +51,14 @@ def run(tmp_path, store):
     made = make_run(tmp_path / "run", windows)
     edit_record(made.folder, "run.json", {"data": str(store)})
     run = RunStore.open(tmp_path / "run")
-    write_options(run.folder, OPTIONS)
+    write_options(run.folder, OPTIONS, run.run_id)
     assert StudyQueue(run, windows, open_journal(run), trials=1).next() == 0
     for epoch in (1, 2):
         write_checkpoints(run, windows, 0, epoch)
     for fold in (1, 2):
         run.drop_checkpoints(0, fold)
+    with Lease(run.folder, run=run.run_id):
+        pass
     return run
 
 
@@ -120,7 +124,7 @@ def test_a_damaged_checkpoint_comes_with_what_resume_will_do(run):
 
 def test_files_of_ended_trials_are_compared_with_their_checksums(values, tmp_path):
     place = shutil.copytree(values.run.local, tmp_path / "run")
-    write_options(open_folder(place), OPTIONS)
+    write_options(open_folder(place), OPTIONS, values.run.run_id)
     fit_ensemble(RunStore.open(place), windows=values.windows, method="equal").save()
     found = [each.what for each in diagnose(place)]
     assert "its ensemble can be read: equal, 3 trial(s)" in found
@@ -132,9 +136,26 @@ def test_files_of_ended_trials_are_compared_with_their_checksums(values, tmp_pat
     assert len(lines) == 2 and "0001/fold-0.safetensors: damaged" in lines[0] and "oof.npz: missing" in lines[1]
 
 
+def test_every_record_of_an_ensemble_is_read(values, tmp_path):
+    run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
+    write_options(run.folder, OPTIONS, run.run_id)
+    fit_ensemble(run, windows=values.windows, method="equal").save()
+    write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=[]))
+    assert broken(run.where) == []
+    for name in (EVALUATION_LOG, BASELINES_FILE, "ensemble/table.csv"):
+        whole = run.folder.read(name)
+        run.folder.write(name, whole.replace(b"0", b"1", 1) if b"0" in whole else whole.replace(b"e", b"f", 1))
+        (line,) = broken(run.where)
+        assert f"{run.where}/{name}: " in line
+        run.folder.write(name, whole)
+    run.folder.remove(EVALUATION_LOG)
+    (line,) = broken(run.where)
+    assert "evaluations.json: missing, and the ensemble reports" in line
+
+
 def test_predictions_that_do_not_follow_the_fold_map_are_a_leak(values, tmp_path):
     run = RunStore.open(shutil.copytree(values.run.local, tmp_path / "run"))
-    write_options(run.folder, OPTIONS)
+    write_options(run.folder, OPTIONS, run.run_id)
     best = run.ranked()[0]
     oof = run.oof(best.number)
     files = run.write_oof(best.number, OutOfFold(oof.windows, (oof.folds + 1) % 3, oof.predictions))
@@ -182,7 +203,7 @@ def test_a_changed_fold_map_and_a_journal_of_something_else(run):
 
 def test_a_driver_that_died_is_a_warning(run):
     times = {"started": 0.0, "beat": 0.0, "spent": 1.0, "gpu_hours": 0.0}
-    write_record(run.folder, DRIVER_FILE, DriverRecord(id="x", host="elsewhere", pid=1, **times))
+    write_record(run.folder, DRIVER_FILE, DriverRecord(run=run.run_id, id="x", host="elsewhere", pid=1, **times))
     found = [each for each in diagnose(run.where) if each.level == "warning"]
     assert len(found) == 1 and "died" in found[0].what and found[0].fix == "raypipe resume RUN"
 

@@ -35,6 +35,17 @@ def test_every_scoring_of_the_held_out_subjects_is_recorded_and_noted(classes, t
     ]
 
 
+def test_a_lost_log_and_registry_do_not_restart_the_count(classes, tmp_path):
+    run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
+    counts = []
+    for _ in range(3):
+        fitted = fit_ensemble(run, top=1, windows=classes.windows)
+        fitted.save()
+        run.folder.remove(EVALUATION_LOG)
+        counts.append(fitted.held_out_evaluations)
+    assert counts == list(range(counts[0], counts[0] + 3))
+
+
 def test_a_log_of_another_form_is_refused(classes, tmp_path):
     run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
     run.folder.write(EVALUATION_LOG, b"[{}]")

@@ -113,7 +113,7 @@ def test_reruns_and_invalid_draws_do_not_change_the_advice(search, monkeypatch):
 def test_the_cost_is_time_and_gpu_hours(search):
     run = search(0.9, 0.8, seconds=5400.0)
     assert advise(run).cost == "cost: 2 trials, 3 h 00 min of worker time"
-    write_options(run.folder, {"gpus_per_worker": 0.5})
+    write_options(run.folder, {"gpus_per_worker": 0.5}, run.run_id)
     assert "1.5 GPU-hours" in advise(run).cost and "reserved" not in advise(run).cost
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0

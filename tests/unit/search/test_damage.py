@@ -124,7 +124,7 @@ def left(tmp_path_factory, windows):
     root = tmp_path_factory.mktemp("damage")
     run = make_run(root / "run", windows, space=SPACE)
     edit_record(run.folder, "run.json", {"data": windows.where})
-    write_options(run.folder, SweepOptions(trials=TRIALS, folds=3).model_dump(mode="json"))
+    write_options(run.folder, SweepOptions(trials=TRIALS, folds=3).model_dump(mode="json"), run.run_id)
     run = RunStore.open(root / "run")
     queue = open_queue(run, windows, SweepCallback())
     for _ in range(5):

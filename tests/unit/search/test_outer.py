@@ -134,7 +134,7 @@ def test_limits_are_divided_among_the_parts(made, copied):
         gpus_per_worker=1,
     )
     for run in copied.runs:
-        options = read_options(run.folder)
+        options = read_options(run.folder, run.run_id)
         assert (options["time_budget"], options["gpu_hours"]) == (3600.0, 2.0)
     assert read_options(copied.folder)["time_budget"] == 3 * 3600.0
 

@@ -167,7 +167,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     with pytest.raises(UserError, match="no sweep was started"):
         sweep.rerun(run.where, top=1, seeds=2)
     spent = {"folds": 2, "trials": 2, "time_budget": 0.001, "held_out": "auto"}
-    write_options(run.folder, spent)
+    write_options(run.folder, spent, run.run_id)
     run = RunStore.open(run.where)
     scored(run, windows, study_queue(run, windows, 2), [0.5, 0.4])
     trained = []
@@ -181,7 +181,7 @@ def test_the_command_adds_trials_to_the_run_and_again_does_nothing(tmp_path, win
     sweep.rerun(run.where, top=1, seeds=2)
     sweep.rerun(run.where, top=1, seeds=2)
     assert trained == [2] and [run.rerun_of(number) for number in run.numbers()] == [None, None, 1, 1]
-    options = read_options(run.folder)
+    options = read_options(run.folder, run.run_id)
     assert options["trials"] == 4 and options["time_budget"] is None
     sweep.resume(run.where, trials=5)
     assert trained == [2, 1] and run.rerun_of(4) is None

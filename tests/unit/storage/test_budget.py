@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from raypipe.cli.doctor import diagnose
 from raypipe.cli.progress import SweepView
 from raypipe.core.errors import UserError
 from raypipe.core.options import parse_options
@@ -12,12 +14,14 @@ from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.status import read_status
 from raypipe.search.run_setup import open_run
+from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import resume
 from raypipe.storage import budget
 from raypipe.storage.budget import RECOUNT_SECONDS, Budget
 from raypipe.storage.files import open_folder
-from raypipe.storage.lease import DRIVER_FILE, Lease, read_lease
-from raypipe.storage.records import write_options
+from raypipe.storage.journal import open_journal
+from raypipe.storage.lease import DRIVER_FILE, Lease, read_driver, read_lease
+from raypipe.storage.records import Epoch, write_options
 from raypipe.trial.callback import CallbackList
 from tests.support.callbacks import Recorder
 from tests.support.records import edit_record
@@ -116,8 +120,8 @@ def test_a_run_whose_limit_is_used_up_does_not_start_ray(tmp_path, monkeypatch, 
     space.write_text(SPACE)
     options = parse_options({"trials": 5, "folds": 3, "gpus_per_worker": 1, limit: 7.0, "track": []})
     run = open_run(load_space(space), windows, str(tmp_path / "run"), options)
-    write_options(run.folder, options.model_dump(mode="json"))
-    with Lease(run.folder):
+    write_options(run.folder, options.model_dump(mode="json"), run.run_id)
+    with Lease(run.folder, run=run.run_id):
         pass
     edit_record(run.folder, DRIVER_FILE, used)
     monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
@@ -127,3 +131,35 @@ def test_a_run_whose_limit_is_used_up_does_not_start_ray(tmp_path, monkeypatch, 
     option = "--" + limit.replace("_", "-")
     assert f"continue with: raypipe resume {run.where} {option} MORE" in text.getvalue()
     assert f"{option} MORE" in read_status(run).driver
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another run", "deleted"])
+def test_a_lost_record_of_the_driver_does_not_restart_the_budget(tmp_path, monkeypatch, damage):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    options = parse_options({"trials": 5, "folds": 3, "gpus_per_worker": 1, "time_budget": 25.0, "track": []})
+    run = open_run(load_space(space), windows, str(tmp_path / "run"), options)
+    write_options(run.folder, options.model_dump(mode="json"), run.run_id)
+    queue = StudyQueue(run, windows, open_journal(run), trials=1)
+    number, now = queue.next(), time.time()
+    epoch = {"score": 1.0, "fold_scores": [1.0] * 3, "losses": [1.0], "seconds": 20.0}
+    run.write_history(number, [Epoch(epoch=e, passes=e, finished=now + 10 + 60 * e, **epoch) for e in (1, 2)])
+    with Lease(run.folder, run=run.run_id):
+        pass
+    monkeypatch.setattr("raypipe.backend.cluster.Cluster.start", lambda cluster: pytest.fail("Ray was started"))
+    seen = Recorder()
+    if damage == "deleted":
+        run.folder.remove(DRIVER_FILE)
+        resume(run.where, callback=seen)
+        assert "on_warning" in seen.names and "on_budget_used" in seen.names
+        used = read_driver(run.folder, run.run_id)
+        assert 40.0 <= used.spent < 60.0 and used.gpu_hours == pytest.approx(40.0 / 3600)
+        return
+    if damage == "cut":
+        run.folder.write(DRIVER_FILE, run.folder.read(DRIVER_FILE)[:-9])
+    else:
+        edit_record(run.folder, DRIVER_FILE, {"run": "another"})
+    with pytest.raises(UserError, match=r"driver\.json: .*; restore it from a copy, or remove it: the time spent is "):
+        resume(run.where)
+    assert any("driver.json" in finding.what for finding in diagnose(run.where) if finding.level == "broken")

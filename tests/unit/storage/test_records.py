@@ -35,3 +35,10 @@ def test_options_are_read_back_and_are_empty_before_a_run_is_driven(tmp_path):
     assert read_options(folder) == {}
     write_options(folder, {"trials": 3, "held_out": "auto"})
     assert read_options(folder) == {"trials": 3, "held_out": "auto"}
+
+
+def test_options_of_another_run_are_refused(tmp_path):
+    folder = open_folder(tmp_path)
+    write_options(folder, {"trials": 3}, "one")
+    with pytest.raises(UserError, match=r"options\.json: the record of another run; restore it from a copy"):
+        read_options(folder, "two")

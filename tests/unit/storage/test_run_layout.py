@@ -41,7 +41,7 @@ def whole(tmp_path_factory, windows):
         queue = StudyQueue(run, windows, open_journal(run), trials=4)
         queue.close(queue.next(), "failed", "toy", "non-finite")
         queue.next()
-        write_options(run.folder, options.model_dump(mode="json"))
+        write_options(run.folder, options.model_dump(mode="json"), run.run_id)
     (run.local / "compute").mkdir()
     return run
 

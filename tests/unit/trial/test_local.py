@@ -21,6 +21,7 @@ from raypipe.trial.evaluator import TrialEvaluator, finish_trial, read_fold_chec
 from raypipe.trial.failures import Failure, retry_or_fail
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
+from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, break_off, fold_trainer, make_run, tiny, write_store
 
 BY_FOLD = {"early_stop": "fold", "optim__lr": 0.1, "optim__schedule": "constant", "epochs": 12, "patience": 2}
@@ -191,6 +192,9 @@ def test_damaged_records_end_the_sweep_and_not_the_trial(tmp_path):
     run.folder.write("compute/1.json", run.folder.read("compute/0.json"))
     with pytest.raises(DamagedFileError, match=r"compute/1\.json: the choice for another shape; restore it"):
         run.compute(ComputePlan, "1")
+    edit_record(run.folder, "compute/0.json", {"run": "another"})
+    with pytest.raises(DamagedFileError, match=r"compute/0\.json: the record of another run; restore it"):
+        run.compute(ComputePlan, "0")
     retry = run.folder.read("trials/0000/retry.json")
     run.folder.write("trials/0000/retry.json", retry.replace(b"4", b"8"))
     with pytest.raises(DamagedFileError, match=r"retry\.json: changed since raypipe wrote it"):

@@ -28,7 +28,7 @@ def section(run):
 
 def test_the_command_lines_give_the_same_folds_and_space(twelve):
     limits = {"time_budget": 90.0, "gpu_hours": 1.5}
-    write_options(twelve.folder, {"trials": 30, "grace": 2, "prune": False} | limits)
+    write_options(twelve.folder, {"trials": 30, "grace": 2, "prune": False} | limits, twelve.run_id)
     html = section(twelve)
     (line,) = re.findall(r"<code>(raypipe sweep .*?)</code>", html)
     words = shlex.split(line)
@@ -103,7 +103,7 @@ def test_resource_options_are_printed_where_they_were_given(twelve):
         "gpus_per_worker": 0.5,
         "stem": "auto",
     }
-    write_options(twelve.folder, options | {"stack": "off", "reduction": 4})
+    write_options(twelve.folder, options | {"stack": "off", "reduction": 4}, twelve.run_id)
     words = sweep_command(twelve)
     assert words[-8:] == ["--workers", "2", "--gpus-per-worker", "0.5", "--reduction", "4", "--stack", "off"]
 
