@@ -8,7 +8,7 @@ and can be read without Ray.
 ``space.py``                          the copy of the search space that the run uses
 ``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
 ``options.json``                      the options that the run was last driven with
-``driver.json``                       the lease of the process that drives it, with the time spent (`raypipe.storage.lease`)
+``driver.json``                       the lease of its driver, and the time spent (`raypipe.storage.lease`)
 ``reruns.json``                       the reruns that were asked for (`raypipe.search.reruns`)
 ``study.journal``                     the Optuna study (journal storage; optuna-dashboard reads it)
 ``init/encoder.safetensors``          the pretrained encoder that trials start from, if any
