@@ -5,14 +5,14 @@
     python benchmarks/null_searches.py --trained              # 20 searches of small Conformers, classes
     python benchmarks/null_searches.py --quick                # a smoke test
 
-A search is 12 trials of 8 epochs in 4 folds over 24 people; each person has a random label. Drawn members predict noise
-whose errors correlate over trials and epochs as those of real members do. Linear models are trained by gradient descent
-on features of which half of the variance is the person's; Conformers on signals. `--halving` ends two of three trials
-after two epochs, by the scores of all people.
+A search is 12 trials of 8 epochs in 4 folds; each person has a random label. Classes have 24 people, half of each
+class. Values have 96: NRMSE divides by the standard deviation of the people who are scored, which for 24 biases it by a
+few hundredths. Drawn members predict noise whose errors correlate over trials and epochs as those of real members do.
+Linear models are trained by gradient descent on features of which half of the variance is the person's; Conformers on
+signals. `--halving` ends two of three trials after two epochs, by the scores of all people.
 
 The truth is known. New people's labels are random too, so any classifier has an AUC of 0.5. The NRMSE of values follows
 from the mean square of the predictions for 500 new people, by the networks of one fold, as out-of-fold scores are.
-Labels are a permutation of fixed numbers: half are zeros, or they have mean 0 and variance 1. New people have the same.
 
 Columns: the naive score (chosen and scored by the same people); what was called nested before (epoch and trials are
 chosen by all people, method and weights by the others; of the first searches only); the nested score; the truth; and
@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from benchmarks.timing import where_and_when
 from raypipe.core.folds import make_folds
@@ -49,7 +48,8 @@ from raypipe.storage.out_of_fold import EpochPredictions
 from raypipe.storage.records import Member
 from tests.support.toys import ToyWindows, fold_trainer, tiny
 
-PEOPLE, FOLDS, TRIALS, EPOCHS, TOP = 24, 4, 12, 8, 10
+PEOPLE: dict[Kind, int] = {"classification": 24, "regression": 96}
+FOLDS, TRIALS, EPOCHS, TOP = 4, 12, 8, 10
 WINDOWS, FEATURES, STEPS, NEW_PEOPLE = 2, 24, 6, 500
 TRAINED_WINDOWS, TRAINED_FOLDS = 4, 3
 SEED = 20
@@ -87,20 +87,15 @@ class People(NamedTuple):
 
 
 def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int) -> People:
-    names = np.arange(PEOPLE + 1)  # the last is held out, and not used
-    fixed_S = np.arange(PEOPLE) % 2 if kind == "classification" else normal_scores(PEOPLE)
-    labels_S = np.append(rng.permutation(fixed_S), fixed_S[0])
+    n = PEOPLE[kind]
+    names = np.arange(n + 1)  # the last is held out, and not used
+    labels_S = rng.permutation(np.arange(n) % 2) if kind == "classification" else rng.normal(size=n)
+    labels_S = np.append(labels_S, labels_S[0])
     seed = int(rng.integers(2**31))
     classes = kind == "classification"
-    folds = make_folds(names, labels_S, classes=classes, n_folds=n_folds, held_out=[str(PEOPLE)], seed=seed)
-    subject_N = np.repeat(names[:PEOPLE], windows)
+    folds = make_folds(names, labels_S, classes=classes, n_folds=n_folds, held_out=[str(n)], seed=seed)
+    subject_N = np.repeat(names[:n], windows)
     return People(subject_N, np.asarray(folds.folds(subject_N)), np.asarray(labels_S[subject_N]))
-
-
-def normal_scores(n: int) -> Floats:
-    """Return n quantiles of the normal distribution, scaled to mean 0 and variance 1."""
-    scores_N = norm.ppf((np.arange(n) + 0.5) / n)
-    return np.asarray(scores_N / scores_N.std())
 
 
 def pool_of(kind: Kind, people: People, out_TEN: NDArray[np.float32], *, halving: bool) -> TrialPool:
@@ -147,7 +142,7 @@ def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
         return np.asarray(person_TEN[:, :, None] + offset_TEF[..., None])
 
     offset_TEF = 0.2 * rng.normal(size=(TRIALS, 1, FOLDS)) + 0.1 * rng.normal(size=(TRIALS, EPOCHS, FOLDS))
-    out_TEFN, new_TEFN = (link(kind, draw(n)).astype(np.float32) for n in (PEOPLE, NEW_PEOPLE))
+    out_TEFN, new_TEFN = (link(kind, draw(n)).astype(np.float32) for n in (PEOPLE[kind], NEW_PEOPLE))
     out_TEN = out_TEFN[:, :, people.fold_N, np.arange(len(people.y_N))]
     return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
 
@@ -155,7 +150,9 @@ def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
 def linear_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
     """Train the linear models of a search, and predict new people."""
     people = draw_people(kind, rng, WINDOWS, FOLDS)
-    out_TEN, new_TEFN = train_models(kind, rng, people, draw_features(rng, PEOPLE), draw_features(rng, NEW_PEOPLE))
+    out_TEN, new_TEFN = train_models(
+        kind, rng, people, draw_features(rng, PEOPLE[kind]), draw_features(rng, NEW_PEOPLE)
+    )
     return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
 
 
@@ -206,8 +203,8 @@ def train_models(
 def trained_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
     """Train the small networks of a search on signals of people with random labels."""
     people = draw_people(kind, rng, TRAINED_WINDOWS, TRAINED_FOLDS)
-    toy = ToyWindows(subjects=PEOPLE, each=TRAINED_WINDOWS, classes=True)
-    person_SCT = rng.normal(size=(PEOPLE, *toy.x.shape[1:]))
+    toy = ToyWindows(subjects=PEOPLE[kind], each=TRAINED_WINDOWS, classes=True)
+    person_SCT = rng.normal(size=(PEOPLE[kind], *toy.x.shape[1:]))
     toy.x = (person_SCT[people.subject_N] + rng.normal(size=toy.x.shape)).astype(np.float32)
     toy.targets = people.y_N.astype(np.int64)
     out_TEN = np.empty((TRIALS, EPOCHS, len(people.y_N)), np.float32)
