@@ -45,12 +45,17 @@ def _values(field: FieldInfo) -> str:
         return ", ".join(names)
     kind = {"bool": "True or False", "float": "number", "int": "whole number"}[field.annotation.__name__]
     limits = (
-        f"{sign} {limit:g}"
+        f"{sign} {_number(limit)}"
         for rule in field.metadata
         for key, sign in LIMITS
         if (limit := getattr(rule, key, None)) is not None
     )
     return f"{kind} {', '.join(limits)}".strip()
+
+
+def _number(limit: float) -> str:
+    """Write a limit: whole numbers with all digits."""
+    return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"
 
 
 def option_table(options: type[BaseModel]) -> str:

@@ -242,7 +242,7 @@ class TrialConfig(FrozenModel):
     shrink: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Regression: shrinkage of predictions to the mean of the drawn training targets, from 0 (none) to 1 (always the
     mean). Where most of a target is noise, the best prediction is near the mean."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=10**18)] = 0
     """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
 
     @model_validator(mode="after")
