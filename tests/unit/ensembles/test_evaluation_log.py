@@ -7,6 +7,7 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
+from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import (
     EVALUATION_LOG,
     Evaluations,
@@ -23,10 +24,11 @@ from tests.support.toys import ToyWindows, make_run
 def test_every_scoring_of_the_held_out_subjects_is_recorded_and_noted(classes, tmp_path):
     run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
     run.folder.remove(EVALUATION_LOG)
+    windows = WindowStore(shutil.copytree(classes.windows.path, tmp_path / "store"))  # other tests score on the first
     assert read_evaluations(run) == []
-    first = fit_ensemble(run, top=2, windows=classes.windows)
+    first = fit_ensemble(run, top=2, windows=windows)
     assert first.held_out_evaluations == 1 and not any("scored on its held-out" in note for note in first.notes)
-    second = fit_ensemble(run, top=1, method="equal", windows=classes.windows)
+    second = fit_ensemble(run, top=1, method="equal", windows=windows)
     assert second.held_out_evaluations == 2 and "scored on its held-out subjects 2 times" in second.notes[0]
     best, *_ = (result.number for result in run.ranked())
     assert [(len(each.trials), each.trials[0], each.method) for each in read_evaluations(run)] == [
