@@ -7,6 +7,7 @@ No other module of raypipe uses a private name of Ray, so a new version of Ray i
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -91,6 +92,23 @@ def loopback_only() -> Iterator[None]:
         os.environ.pop(name)
         if environment is not None:
             os.environ[name] = environment
+
+
+@contextlib.contextmanager
+def own_process_group() -> Iterator[None]:
+    """Make processes of a Ray that is started in the block a process group of their own each.
+
+    A signal to the driver's group, such as GNU ``timeout`` and a shell's ``kill`` send, would end them before the
+    driver has finished its epochs. They end with the driver all the same.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def bootstrap_address(address: str) -> str:

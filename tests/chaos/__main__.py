@@ -62,11 +62,11 @@ def main() -> int:
             with place(kind, folder / kind) as where:
                 for seed in seeds[kind]:
                     outcomes.append(run_seed(where, folder, seed, reference))
-                    print(outcomes[-1], flush=True)
+                    print(outcomes[-1], outcomes[-1].reason, sep="\n" if outcomes[-1].reason else "", flush=True)
     except KeyboardInterrupt:
         print("interrupted; so far:")
     print(table(outcomes))
-    bad = [f"{outcome}\n{outcome.reason}" for outcome in outcomes if outcome.reason]
+    bad = [str(outcome) for outcome in outcomes if outcome.reason]
     if bad:
         print(*bad, f"kept in {folder}; one again: python -m tests.chaos --runs 1 --place PLACE --seed N", sep="\n")
     else:

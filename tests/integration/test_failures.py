@@ -191,6 +191,7 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
         assert epochs_of(where) == before + (not twice)
 
     stop(shared, signal.SIGTERM)
+    stop(alone, signal.SIGTERM)
     stop(alone, signal.SIGINT)
     stop(alone, signal.SIGINT, twice=True)
     shared.hooks.clear()

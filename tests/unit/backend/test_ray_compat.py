@@ -134,6 +134,9 @@ def test_attributes_of_instances_are_there():
     assert isinstance(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str)
     assert isinstance(constants.ENABLE_RAY_CLUSTER, bool)
     assert 'kwargs.pop("_temp_dir"' in inspect.getsource(ray.init)
+    services = importlib.import_module("ray._private.services")
+    assert issubclass(services.ConsolePopen, subprocess.Popen)
+    assert "ConsolePopen(" in inspect.getsource(services.start_ray_process)
 
 
 RAYLET = f"""#!{sys.executable}
