@@ -23,7 +23,7 @@ from raypipe.data.splits import audit_subjects, copied_windows
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import EVALUATION_LOG, read_evaluations
-from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.packaging.bundle import load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, encoder_files
@@ -208,6 +208,9 @@ def _ensemble(run: RunStore) -> Iterator[Finding]:
         scored = len(read_evaluations(run))
         read_baselines(run)
         if not Ensemble.exists(run):
+            if run.folder.exists(ARRAYS):
+                fix = "restore it from a copy, or fit the ensemble again with: raypipe ensemble RUN"
+                yield Finding("broken", f"{run.where}/{RECORD}: missing", fix)
             return
         fitted = Ensemble.load(run)
         if scored == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -124,6 +125,40 @@ def _copy_folder(path: Path, files: list[Path], data: st.DataObject) -> str:
     return f": its trial as {name}"
 
 
+def _replace_by_link(path: Path, files: list[Path], data: st.DataObject) -> str:
+    """Put a link in place of a file, or of a folder above it: to what was there, to nothing, or to itself."""
+    below = [path, *path.parents][: 1 + len(path.relative_to(_top(files)).parts[:-1])]
+    place = data.draw(st.sampled_from(below), label="place")
+    to = data.draw(st.sampled_from(["itself", "nothing", "what was there"]), label="to")
+    aside = _top(files).with_name(f"{_top(files).name}-aside")
+    place.rename(aside)
+    place.symlink_to({"itself": place, "nothing": aside.with_name("nothing"), "what was there": aside}[to])
+    return f": a link to {to} for {place.name}"
+
+
+def _replace_by_fifo(path: Path, files: list[Path], data: st.DataObject) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _replace_by_other(path: Path, files: list[Path], data: st.DataObject) -> str:
+    """Put a folder in place of a file, or a file in place of a folder above it."""
+    below = [path, *path.parents][: 1 + len(path.relative_to(_top(files)).parts[:-1])]
+    place = data.draw(st.sampled_from(below), label="place")
+    if place == path:
+        path.unlink()
+        path.mkdir()
+    else:
+        shutil.rmtree(place)
+        place.write_text("")
+    return f": {place.name}"
+
+
+def _top(files: list[Path]) -> Path:
+    """Return the damaged folder, which all files are in."""
+    return Path(os.path.commonpath(files))
+
+
 KINDS: dict[str, Callable[[Path, list[Path], st.DataObject], str | None]] = {
     "flip": _flip,
     "cut": _cut,
@@ -140,4 +175,7 @@ KINDS: dict[str, Callable[[Path, list[Path], st.DataObject], str | None]] = {
     "lose a line of": _lose_line,
     "stray file at": _stray,
     "copy": _copy_folder,
+    "link": _replace_by_link,
+    "fifo": _replace_by_fifo,
+    "file for folder": _replace_by_other,
 }

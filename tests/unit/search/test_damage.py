@@ -15,17 +15,22 @@ from raypipe.cli.doctor import diagnose
 from raypipe.core.errors import UserError
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
+from raypipe.reporting.baselines import BASELINES_FILE, BaselinesRecord, read_baselines
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reconcile import open_study
 from raypipe.search.run_setup import check_unchanged
 from raypipe.search.study import StudyQueue
-from raypipe.search.sweep import recorded_options
+from raypipe.search.sweep import recorded_options, recount_usage
+from raypipe.storage.files import write_record
+from raypipe.storage.lease import DRIVER_FILE, Lease
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
+from raypipe.trial.autotune import ComputePlan
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.evaluator import TrialEvaluator
 from raypipe.trial.failures import DrawError
@@ -34,7 +39,7 @@ from tests.support.damage import KINDS, damage
 from tests.support.records import edit_record
 from tests.support.toys import SPACE, ToyWindows, break_off, make_run, write_store
 
-TRIALS = 8
+TRIALS, SPENT = 8, 1000.0
 
 
 class Said(SweepCallback):
@@ -42,6 +47,10 @@ class Said(SweepCallback):
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def on_warning(self, line):
+        self.warnings.append(line)
 
     def on_study_rebuilt(self, reason, trials, again):
         self.lines.append(f"{reason}; {again}")
@@ -75,15 +84,17 @@ def continue_run(where, windows, said):
     run = RunStore.open(where)
     options = parse_options(recorded_options(run))
     check_unchanged(run, windows, run.space, options)
-    queue = open_queue(run, windows, said)
-    while True:
-        try:
-            number = queue.next()
-        except DrawError:
-            continue
-        if number is None:
-            return run
-        train(queue, number)
+    with Lease(run.folder, run=run.run_id, on_lost=lambda: recount_usage(run, options, said)) as lease:
+        queue = open_queue(run, windows, said)
+        assert lease.spent >= SPENT or said.warnings, "spent time is forgotten"
+        while True:
+            try:
+                number = queue.next()
+            except DrawError:
+                continue
+            if number is None:
+                return run
+            train(queue, number)
 
 
 def numbers_of(run):
@@ -100,7 +111,12 @@ def numbers_of(run):
         found[number] = (run.config(number), result.state, result.score, history, oof, weights)
     ends = [(t.number, t.state, t.values, t.params, t.intermediate_values, t.system_attrs) for t in study]
     ensemble = Ensemble.load(run)
-    return found, ends, ensemble.members, ensemble.weights, ensemble.held_out.predictions, ensemble.table_record()
+    looks = [evaluation.method for evaluation in read_evaluations(run)], read_baselines(run)
+    shipped = ensemble.members, ensemble.weights, ensemble.held_out.predictions, ensemble.table_record()
+    if not looks[0]:
+        raise UserError("the log of scorings is lost")
+    run.compute(ComputePlan, "0")  # if it is lost, it is measured again
+    return found, ends, looks, shipped
 
 
 def same(one, other):
@@ -138,6 +154,12 @@ def left(tmp_path_factory, windows):
     queue.observe(number)
     states = [result.state for result in run.results()]
     assert "pruned" in states and "complete" in states
+    write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=[]))
+    choice = ComputePlan(key="0", stem="direct", stacked=False, what="toy", seconds={})
+    run.write_compute("0", choice)
+    with Lease(run.folder, run=run.run_id):
+        pass
+    edit_record(run.folder, DRIVER_FILE, {"spent": SPENT, "gpu_hours": 1.0})
     return root / "run"
 
 
@@ -156,18 +178,24 @@ def check(left: Path, where: Path, windows, undisturbed, data, counts) -> None:
     try:
         run = continue_run(where, windows, said)
     except UserError as error:
-        assert "\n" not in str(error), done
-        assert any(finding.level == "broken" for finding in diagnose(where)), (done, str(error))
+        require_found(where, done, error)
         counts["refused by resume, found by doctor"] += 1
         return
     try:
         numbers = numbers_of(run)
     except UserError as error:
-        assert "\n" not in str(error), done
-        counts["refused where it is read"] += 1
+        require_found(where, done, error)
+        counts["refused where it is read, found by doctor"] += 1
         return
     assert same(numbers, undisturbed), (done, said.lines)
     counts["rebuilt" if said.lines else "as before"] += 1
+
+
+def require_found(where, done, error):
+    assert "\n" not in str(error), done
+    found = [finding.what for finding in diagnose(where) if finding.level == "broken"]
+    assert found, (done, str(error))
+    assert not any("Errno" in what for what in found), (done, found)
 
 
 def drawn(count):
@@ -184,7 +212,7 @@ def play(count, left, windows, undisturbed, tmp_path_factory):
         try:
             check(left, where, windows, undisturbed, data, counts)
         finally:
-            shutil.rmtree(where)
+            shutil.rmtree(where.parent)
 
     one()
     print(f"\n{sum(counts.values())} damages of {len(KINDS)} kinds: {dict(counts)}; 0 tracebacks, 0 silent changes")
