@@ -133,10 +133,7 @@ class RunStore(TrialStore):
             content = describe_other_folder(folder) or "no raypipe run there"
             raise UserError(f"{where}: {content}; make one with: raypipe sweep SPACE --data STORE --run RUN")
         info = read_record(RunInfo, folder, RUN_FILE)
-        try:
-            folds_text, space_text = folder.read(FOLDS_FILE), folder.read(SPACE_FILE)
-        except FileNotFoundError as error:
-            raise DamagedFileError(f"{where}: the run is damaged ({error}); restore it from a copy") from None
+        folds_text, space_text = (_read_required(folder, name) for name in (FOLDS_FILE, SPACE_FILE))
         if digest(folds_text) != info.folds_hash:
             raise UserError(
                 f"{where}/{FOLDS_FILE}: changed since the run was made, but a run's fold map is frozen: restore it"
@@ -221,3 +218,17 @@ class RunStore(TrialStore):
             match = _CHECKPOINT_OF.fullmatch(name)
             if match and self.result(int(match[1])) is not None:
                 self.folder.remove(name)
+
+
+def _read_required(folder: Folder, name: str) -> bytes:
+    """Return the content of a file that every run has.
+
+    Raises
+    ------
+    DamagedFileError
+        There is none.
+    """
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{folder.where}/{name}: missing; restore it from a copy") from None

@@ -185,3 +185,10 @@ def test_a_folder_in_a_store_of_windows_is_named(windows, tmp_path):
 
 def test_make_run_is_whole(tmp_path):
     assert misplaced(make_run(tmp_path / "toy", ToyWindows()).folder) == []
+
+
+@pytest.mark.parametrize("name", ["folds.json", "space.py"])
+def test_a_missing_file_is_named_in_plain_words(run, name):
+    (run.local / name).unlink()
+    with pytest.raises(UserError, match=rf"^{run.local}/{name}: missing; restore it from a copy$"):
+        RunStore.open(run.where)
