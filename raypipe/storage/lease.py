@@ -21,9 +21,9 @@ from pydantic import Field
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError
-from raypipe.storage.files import Folder, LocalFolder, lock, open_folder, read_record, write_record
+from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
+from raypipe.storage.host_lock import is_locked, take_lock
 from raypipe.storage.records import OwnedRecord, read_owned
-from raypipe.storage.regular_files import open_regular
 from raypipe.storage.run_layout import require_layout
 
 HEARTBEAT_SECONDS = 5.0
@@ -34,7 +34,6 @@ WATCH_SECONDS = 1.0
 DRIVER_FILE = "driver.json"
 LOCK_FILE = "driver.lock"
 
-_LOCK_ATTEMPTS, _LOCK_PAUSE = 20, 0.02
 _OWN_IDS: set[str] = set()
 """Ids of the leases that this process holds."""
 _SEEN: dict[str, _Sighting] = {}
@@ -168,7 +167,7 @@ def _proven_alive(folder: Folder, record: DriverRecord) -> bool | None:
         return None
     if isinstance(folder, LocalFolder):
         # The kernel releases a lock when its process ends. Process ids are no proof: containers reuse them at once.
-        return _is_locked(folder.path / LOCK_FILE)
+        return is_locked(folder.path / LOCK_FILE)
     if record.pid == os.getpid():
         return record.id in _OWN_IDS
     try:
@@ -192,34 +191,6 @@ def _seems_alive(folder: Folder, record: DriverRecord) -> bool:
     return seen.alive and now - seen.since <= EXPIRY_SECONDS
 
 
-def _is_locked(path: Path) -> bool:
-    """Return whether a process of this host holds the lock."""
-    try:
-        with open_regular(path) as file:
-            return not lock(file, shared=True)
-    except (OSError, UserError):  # the file does not exist yet, or is none; `_take_lock` refuses that
-        return False
-
-
-def _take_lock(path: Path) -> int | None:
-    """Return the open lock file, or None where another process of this host holds it.
-
-    Raises
-    ------
-    DamagedFileError
-        A link, a folder or a fifo is in the place of the file.
-    """
-    require_layout(LocalFolder(path.parent), whole=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    for _ in range(_LOCK_ATTEMPTS):
-        if lock(handle):
-            return handle
-        time.sleep(_LOCK_PAUSE)  # `raypipe status` holds the lock for a moment to check it
-    os.close(handle)
-    return None
-
-
 @contextmanager
 def sole_creator(where: str | Path) -> Iterator[None]:
     """Keep other drivers of this host from creating the same run, for the duration of the block.
@@ -235,7 +206,7 @@ def sole_creator(where: str | Path) -> Iterator[None]:
     if not isinstance(folder, LocalFolder):
         yield
         return
-    handle = _take_lock(folder.path / LOCK_FILE)
+    handle = take_lock(folder.path / LOCK_FILE)
     if handle is None:
         raise in_use_error(folder, read_lease(folder))
     try:
@@ -302,7 +273,7 @@ class Lease:
         last = self._last_driver()
         used = Usage(last.spent, last.gpu_hours) if last else self._on_lost()
         if isinstance(self._folder, LocalFolder):
-            self._lock_handle = _take_lock(self._folder.path / LOCK_FILE)
+            self._lock_handle = take_lock(self._folder.path / LOCK_FILE)
             if self._lock_handle is None:
                 raise in_use_error(self._folder, read_lease(self._folder))
         self._spent_before, self.gpu_hours = used
