@@ -143,7 +143,7 @@ def test_an_ensemble_is_saved_and_loaded(bucket, values):
     for name in run.folder.names():
         open_folder(bucket).write(name, run.folder.read(name))
     there = RunStore.open(bucket)
-    fit_ensemble(there, top=2, windows=values.windows).save()
+    fit_ensemble(there, top=2, method="equal", windows=values.windows).save()
     assert Ensemble.load(there).trials == [each.number for each in run.ranked()[:2]]
 
 
