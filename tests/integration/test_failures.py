@@ -172,7 +172,7 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
         """Drive the run to its next epoch, in which it waits, and stop it there."""
         before = epochs_of(where)
         # The second keeps workers from training the epoch ahead, which the next driver would only have to report.
-        gate = Gate(tmp_path / f"gate-{sign.name}-{twice}", before + 1, before + 2)
+        gate = Gate(tmp_path / f"gate-{place.name}-{before}", before + 1, before + 2)
         place.hooks.set(gate.hooks)
         driver = place.drive(*command(2, workers=1 if twice else 2))
         gate.wait(before + 1, driver.child.poll)

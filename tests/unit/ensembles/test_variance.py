@@ -128,7 +128,7 @@ def test_stacked_folds_equal_one_by_one():
 def made(tmp_path_factory):
     """Trials that predict a variance (a head, and bins), and one that predicts none."""
     root = tmp_path_factory.mktemp("variance")
-    windows = WindowStore(write_store(root / "store", noisy()))
+    windows = WindowStore(write_store(root / "store", noisy(subjects=40)))
     run = make_run(root / "run", windows)
     kinds = [NLL, {"model__bins": 16, "loss__name": "kl", "model__name": "tcn"}, {}, {"shrink": 0.5, **NLL}]
     for number, changes in enumerate(kinds):

@@ -154,7 +154,8 @@ def test_of_two_measurements_the_first_is_kept(run, loader, monkeypatch):
 
 def test_a_measurement_changes_no_weights(run, loader):
     """A step at this learning rate would give weights that are not finite."""
-    config = tiny(optim__lr=1e30, optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
+    config = tiny(optim__schedule="constant", optim__warmup=0.0, sam__name="sam")
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 1e30})})  # beyond its limit
     found = choose_compute(run, loader, config, range(3), ComputeOptions())
     assert set(found.seconds) == {"fourier", "direct", "stacked", "one by one"}
     assert all(seconds > 0 for seconds in found.seconds.values())
