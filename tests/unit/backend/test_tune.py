@@ -328,7 +328,7 @@ def test_a_score_that_is_not_finite_is_a_failure(search, monkeypatch):
 
 def test_a_draw_that_is_not_valid_is_a_failed_trial_of_its_own(tmp_path):
     windows, seen = ToyWindows(), Recorder()
-    space = SPACE.replace('"optim/lr", 1e-4, 1e-2', '"optim/lr", -1e-2, 1e-2').replace(", log=True)", ")", 1)
+    space = SPACE.replace('"optim/lr", 1e-4, 1e-2', '"optim/lr", -2e-3, 1e-2').replace(", log=True)", ")", 1)
     space = space.replace("START = ", "START = [] and ")
     run = make_run(tmp_path / "run", windows, space=space)
     storage = open_journal(run)

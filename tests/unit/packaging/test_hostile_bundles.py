@@ -171,8 +171,8 @@ HOSTILE = {
     "windows of two gigabytes": (longer_windows(2**29), "n_times: Input should be less than or equal to 4194304"),
     "long windows": (longer_windows(2**22), "windows of 3 x 4194304 values; at most 4,194,304 are read"),
     "many tokens": (longer_windows(2**20), "tokens in a window take"),
-    "many blocks": (every_model(depth=10**9), "members: 1,000,000,001 blocks; at most 10,000 are read"),
-    "wide layers": (every_model(filters=10**9), "model/filters 1000000000: at most 1,048,576 is read"),
+    "many blocks": (every_model(depth=10**9), "members/0/model/depth: Input should be less than or equal to 1000"),
+    "wide layers": (every_model(filters=10**9), "members/0/model/filters: Input should be less than or equal to 10000"),
     "layers that the weights do not have": (every_model(filters=512), "not the weights that bundle.json describes"),
     "a network of another kind": (every_model(name="tcn"), "not the weights that bundle.json describes"),
     "a network that dilates beyond memory": (

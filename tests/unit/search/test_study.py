@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raypipe.core.errors import UserError
+from raypipe.core.errors import StorageError, UserError
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch
@@ -102,7 +102,7 @@ def test_a_driver_killed_between_two_parameters_draws_the_others_as_before(drawn
         for number in range(4):
             if number == killed_in:
                 _kill_after_parameter(queue.study._storage, drawn, monkeypatch)
-                with pytest.raises(KeyboardInterrupt):
+                with pytest.raises(StorageError, match="killed"):
                     queue.next()
                 monkeypatch.undo()
                 queue = study_queue(RunStore.open(where), windows)
@@ -119,14 +119,14 @@ def test_a_driver_killed_between_two_parameters_draws_the_others_as_before(drawn
 
 
 def _kill_after_parameter(storage, count, monkeypatch):
-    """Raise KeyboardInterrupt once so many parameters of the next trial are in the study."""
+    """Raise an error that no trial is blamed for, once so many parameters of the next trial are in the study."""
     keep, seen = storage.set_trial_param, []
 
     def kill(*given):
         keep(*given)
         seen.append(given)
         if len(seen) == count:
-            raise KeyboardInterrupt
+            raise StorageError("killed")
 
     monkeypatch.setattr(storage, "set_trial_param", kill)
 
