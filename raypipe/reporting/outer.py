@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from raypipe.core.text import format_value
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.ensembles.labels import describe_target, metric_label, target_unit
 from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
+from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.page import (
     FigureBlock,
     Panel,
@@ -110,6 +112,7 @@ def _render(outer: OuterRun, scores: OuterScores) -> str:
         level=describe_level(scores.metric, scores.level).replace("fold", "part"),
         scores=_score_table(scores, metric),
         parts=_part_table(scores.by_part, metric),
+        baselines=_baseline_table(outer, scores),
         parameters=_parameter_table(scores.parameters),
         figure=_figure(outer, scores, metric),
     )
@@ -146,6 +149,24 @@ def _part_table(by_part: pd.DataFrame, metric: str) -> Table:
     means = by_part[["nested", "score", "constant"]].mean()
     rows.append(["mean", "", "", *(format_score(float(value)) for value in means)])
     return Table(head, rows, {0, 2})
+
+
+def _baseline_table(outer: OuterRun, scores: OuterScores) -> Table | None:
+    """Return the held-out scores of linear models in each part, beside those of the ensembles."""
+    by_part = {
+        number: {row.name: math.nan if row.score is None else row.score for row in read_baselines(run) if row.usable}
+        for number, run in enumerate(outer.runs, start=1)
+    }
+    if not all(by_part.values()):
+        return None
+    table = pd.DataFrame(by_part)
+    table.loc["ensemble"] = scores.by_part["score"]
+    table = table.loc[["ensemble", *(name for name in table.index if name != "ensemble")]]
+    rows = [
+        [str(name), *(format_score(value) for value in (*row, row.mean()))]
+        for name, row in zip(table.index, table.to_numpy(dtype=float), strict=True)
+    ]
+    return Table(["predictor", *(f"part {number}" for number in table.columns), "mean"], rows)
 
 
 def _parameter_table(parameters: pd.DataFrame) -> Table | None:

@@ -83,6 +83,8 @@ def test_status_verdict_and_report(made, tmp_path):
     text = html.read_text()
     assert "Every subject was held out once" in text and "optim/lr" in text and text.count("<tr>") > 9
     assert "could not be drawn" not in text
+    model = "ridge" if made.store.info.kind == "regression" else "logistic regression"
+    assert f"<td>{model} on band power</td>" in text and text.count('<th scope="col" class="number">mean</th>') == 1
 
 
 def test_the_next_step_is_named_until_there_is_a_score(copied):
