@@ -182,8 +182,8 @@ def test_a_metric_must_be_one_of_the_task() -> None:
         metric_for("regression", "f1", "latency:A")
     with pytest.raises(UserError, match="predicts classes; use one of auc, balanced-accuracy"):
         metric_for("classification", "mae", "t")
-    with pytest.raises(UserError, match="--metric acuracy: there is no such metric; did you mean 'accuracy'"):
-        metric_for("classification", "acuracy", "t")
+    with pytest.raises(UserError, match="--metric accurac: there is no such metric; did you mean 'accuracy'"):
+        metric_for("classification", "accurac", "t")
 
 
 def test_better_compares_in_the_metrics_direction() -> None:

@@ -484,8 +484,8 @@ def _with_column(bids, name, cells):
 
 def test_groups_are_a_column_of_the_table(bids, out):
     _with_column(bids, "family", {"sub-SIM0000": "F1", "sub-SIM0002": "F1"})
-    with pytest.raises(UserError, match=r"--groups famly: no participants.tsv has this column; did you mean 'family'"):
-        prepare(bids, TASK, out, groups="famly", jobs=1)
+    with pytest.raises(UserError, match=r"--groups famil: no participants.tsv has this column; did you mean 'family'"):
+        prepare(bids, TASK, out, groups="famil", jobs=1)
     store = prepare(bids, TASK, out, groups="family", jobs=1)
     assert store.group_of == {"SIM0000": "F1", "SIM0002": "F1"}
     with pytest.raises(UserError, match="was made with groups 'family', not"):
