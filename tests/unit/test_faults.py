@@ -76,7 +76,7 @@ def test_processes_are_found_by_their_session_and_their_title():
     code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
     leader = subprocess.Popen([sys.executable, "-c", code, "ray::TrialTrainable.step"], start_new_session=True)
     try:
-        while len(descendants(leader.pid)) < 1 or "sleep" not in title(descendants(leader.pid)[0]):
+        while not any(title(pid).startswith("sleep") for pid in descendants(leader.pid)):
             assert leader.poll() is None
         (below,) = descendants(leader.pid)
         assert title(below) == "sleep 60"
