@@ -63,9 +63,9 @@ def test_every_trial_is_reported_as_what_it_was(toy, tmp_path, light):
     """Tune tells stopped trials COMPLETE, leaves those without a number RUNNING, and may rank one that failed first."""
     space = tmp_path / "space.py"
     source = (toy / "space.py").read_text()
-    rates = [1e-2, 3e-3, 1e-3, 1e38, 1e-4, 2e-4]
+    rates = [1e-2, 3e-3, 1e-3, 1e6, 1e-4, 2e-4]
     start = [{"optim/lr": rate, "sam/name": "none"} for rate in rates]
-    source = source.replace("START = [", f"START = {start!r} + [").replace("1e-4, 1e-2", "1e-6, 1e38")
+    source = source.replace("START = [", f"START = {start!r} + [").replace("1e-4, 1e-2", "1e-6, 1e6")
     space.write_text(source)
     given = light | {"trials": len(rates), "prune": True, "grace": 1}
     run = sweep(space, toy / "store", tmp_path / "run", **given)
