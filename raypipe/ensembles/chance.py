@@ -5,7 +5,7 @@ Its p counts the observed order too (Phipson & Smyth 2010, doi:10.2202/1544-6115
 Held-out targets are shuffled, and the predictions are kept. Trials, epochs, members and weights were chosen without
 these people. If EEG says nothing about the target, every order of their targets is equally likely, whatever was chosen.
 So no network is trained again, and the test is exact for the whole search. It is not for an outer cross-validation,
-whose parts were trained on one another's people: such a test finds something in up to 10 % where 5 % are meant
+whose parts were trained on one another's people: such a test finds something in up to 9 % where 5 % are meant
 (benchmarks/chance.py), so there is none.
 """
 
