@@ -78,21 +78,16 @@ def ensemble(
 def _ensembles_of_parts(where: str, *, top: int, method: str, **limits: Any) -> None:
     """Fit the ensembles of an outer cross-validation, and print the score of all subjects."""
     from raypipe.cli.console import ProgressCounter
-    from raypipe.ensembles.outer import fit_parts
-    from raypipe.reporting.baselines import write_baselines
-    from raypipe.reporting.outer import write_outer_report
+    from raypipe.reporting.cross_validation import CrossValidation
     from raypipe.reporting.report import write_report
-    from raypipe.storage.outer_run import OuterRun
 
-    outer = OuterRun(where)
+    cross_validation = CrossValidation(where)
     with ProgressCounter(console, "predicting held-out subjects") as counter:
-        fitted = fit_parts(outer, top=top, method=method, progress=counter, **limits)
-    for run in outer.runs:
-        if run.where in fitted:
-            write_baselines(run)
-            write_report(run)
+        cross_validation.ensemble(top=top, method=method, progress=counter, **limits)
+    for part in cross_validation.parts:
+        write_report(part.store)
     print_outer(where)
-    write(f"report: {write_outer_report(outer)}")
+    write(f"report: {cross_validation.report()}")
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe chance demo/run --permutations 1000"))

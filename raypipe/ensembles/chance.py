@@ -111,16 +111,13 @@ def permute(metric: str, level: Level, rows: ScoredRows, permutations: int, seed
         The targets have fewer than `MIN_ORDERS` different orders.
     """
     single = len(np.unique(rows.subjects)) == len(rows.subjects)  # one row per person: people are exchanged
-    blocks = [rows.folds] if single else [rows.folds, rows.subjects]
-    block_N = np.unique(np.stack([np.unique(b, return_inverse=True)[1] for b in blocks]), axis=1, return_inverse=True)[
-        1
-    ]
+    block_N = rows.folds if single else rows.subjects  # a person is in one fold
     indices = [np.flatnonzero(block_N == block) for block in np.unique(block_N)]
     orders = sum(_log_orders(rows.targets[index]) for index in indices)
     if orders < math.log(MIN_ORDERS):
         raise UserError(
             f"the targets of these {len(np.unique(rows.subjects))} people have {round(math.exp(orders))} different "
-            f"orders, and a test of chance needs {MIN_ORDERS}; hold out more people, or use sweep --outer"
+            f"orders, and a test of chance needs {MIN_ORDERS}; hold out more people"
         )
     found, rng = within_folds(metric, rows.folds), np.random.default_rng(seed)
     null, shuffled_N = np.empty(permutations), rows.targets.copy()

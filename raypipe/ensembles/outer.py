@@ -94,7 +94,8 @@ class OuterScores:
 def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | None = None, **options: Any) -> list[str]:
     """Fit the ensemble of every part, save it and score it once on the subjects that the part holds out.
 
-    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended.
+    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended. With `options` it
+    is always fitted: the record of an ensemble does not have them.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | No
         A part has no run or no complete trial; see also `raypipe.api.fit_ensemble`.
     """
     runs = _all_runs(outer)
-    wanted = [run for run in runs if not _is_fitted(run, top, method)]
+    wanted = [run for run in runs if any(options.values()) or not _is_fitted(run, top, method)]
     for run in wanted:
         fit_ensemble(run, top=top, method=method, progress=progress, **options).save()
     return [run.where for run in wanted]
@@ -133,6 +134,8 @@ def _is_fitted(run: RunStore, top: int, method: str) -> bool:
     """Return whether a part's ensemble is up to date, so that its subjects are not looked at again."""
     evaluations, results = read_evaluations(run), run.results()
     if not evaluations or not Ensemble.exists(run):
+        return False
+    if Ensemble.load(run).distilled:
         return False
     last, candidates = evaluations[-1], len(run.ranked(results)[:top])
     return last.method == method and len(last.trials) == candidates and last.time > max(r.finished for r in results)

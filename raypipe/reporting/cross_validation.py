@@ -67,11 +67,11 @@ class CrossValidation:
             This one.
         """
         from raypipe.ensembles.outer import fit_parts
-        from raypipe.reporting.baselines import write_baselines
+        from raypipe.reporting.baselines import read_baselines, write_baselines
 
         fitted = fit_parts(self.store, top=top, method=method, **options)
         for run in self.store.runs:
-            if run.where in fitted:
+            if run.where in fitted or not read_baselines(run):  # a driver was killed between the two
                 write_baselines(run)
         return self
 

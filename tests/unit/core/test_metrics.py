@@ -121,12 +121,12 @@ def test_metrics_of_classes_are_those_of_scikit_learn(seed: int, k: int, n: int)
     rng = np.random.default_rng(seed)
     y = np.r_[np.arange(k), rng.integers(0, k, n)]
     p = rng.dirichlet(np.ones(k), len(y))
-    told, average = p.argmax(1), "binary" if k == 2 else "macro"
+    predicted, average = p.argmax(1), "binary" if k == 2 else "macro"
     oracle = {
-        "balanced-accuracy": sklearn_metrics.balanced_accuracy_score(y, told),
-        "accuracy": sklearn_metrics.accuracy_score(y, told),
-        "f1": sklearn_metrics.f1_score(y, told, average=average),
-        "kappa": sklearn_metrics.cohen_kappa_score(y, told),
+        "balanced-accuracy": sklearn_metrics.balanced_accuracy_score(y, predicted),
+        "accuracy": sklearn_metrics.accuracy_score(y, predicted),
+        "f1": sklearn_metrics.f1_score(y, predicted, average=average),
+        "kappa": sklearn_metrics.cohen_kappa_score(y, predicted),
         "log-loss": sklearn_metrics.log_loss(y, p),
         "brier": sklearn_metrics.brier_score_loss(y, p[:, 1] if k == 2 else p),
     }

@@ -39,7 +39,7 @@ def test_folds_and_seeds_set_different_subjects_apart():
 
 @pytest.mark.parametrize("n", [1, 6, MIN_TRAIN_SUBJECTS - 1])
 def test_few_subjects_are_refused_in_one_line(n):
-    """One or two people chose the epoch, or by NaN nobody did, and nothing was said."""
+    """The epoch was chosen by one or two people, or by a score of NaN, without a warning."""
     names = np.repeat([f"s{k:02d}" for k in range(n)], 2)
     with pytest.raises(UserError, match=rf"early_stop=fold: fold 3 has {n} training subjects, .* needs 16") as caught:
         split_inner(np.arange(2 * n), names, seed=0, fold=3)
