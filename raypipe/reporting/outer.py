@@ -22,16 +22,15 @@ from raypipe.reporting.page import (
     Panel,
     Table,
     draw_figure,
-    encode_page,
     format_interval,
     format_score,
     render_template,
+    save_page,
     use_minus_signs,
 )
 from raypipe.reporting.plotting import BLUE, DARK, LIGHT, ORANGE, draw_legend_above, new_figure
 from raypipe.reporting.sections.held_out import predicted_against_true
-from raypipe.reporting.status import read_status
-from raypipe.storage.files import open_folder
+from raypipe.reporting.status import Status, read_status
 from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.remote import shell_quoted, without_settings
 from raypipe.storage.run_store import RunStore
@@ -39,20 +38,19 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILE = "report.html"
-
 
 def status_lines(outer: OuterRun) -> list[str]:
     """Return the status of an outer cross-validation as lines: each part's trials and driver, and the next step."""
     info, places = outer.info, outer.places
     lines = [f"{outer.where}: {info.task}, outer cross-validation of {len(places)} parts"]
     runs = [RunStore.open(place) if RunStore.exists(place) else None for place in places]
+    states = [read_status(run) if run else None for run in runs]
     lines += [
-        f"  part-{number}: " + (_part_line(run) if run else f"not begun; {len(part)} subjects to hold out")
-        for number, (run, part) in enumerate(zip(runs, info.parts, strict=True), start=1)
+        f"  part-{number}: " + (_part_line(run, state) if run and state else _unbegun_line(part))
+        for number, (run, state, part) in enumerate(zip(runs, states, info.parts, strict=True), start=1)
     ]
     name = shell_quoted(outer.where)
-    if not all(runs) or any(_trials_left(run) for run in runs if run):
+    if any(state is None or _trials_left(state) for state in states):
         lines.append(f"  continue with: raypipe resume {name}")
     elif not all(read_ensemble_record(run) for run in runs if run):
         lines.append(f"  next: raypipe ensemble {name}")
@@ -61,15 +59,18 @@ def status_lines(outer: OuterRun) -> list[str]:
     return lines
 
 
-def _part_line(run: RunStore) -> str:
-    status, ranked, record = read_status(run), run.ranked(), read_ensemble_record(run)
+def _unbegun_line(part: list[str]) -> str:
+    return f"not begun; {len(part)} subjects to hold out"
+
+
+def _part_line(run: RunStore, status: Status) -> str:
+    ranked, record = run.ranked(), read_ensemble_record(run)
     best = f", best {ranked[0].score:.4f} (trial {ranked[0].number})" if ranked else ""
     line = f"{sum(status.states.values())} of {status.planned} trials{best}, {status.driver}"
     return line + (f"; ensemble: {record.method}" if record else "")
 
 
-def _trials_left(run: RunStore) -> bool:
-    status = read_status(run)
+def _trials_left(status: Status) -> bool:
     ended = [row for row in status.rows if row.state not in ("running", "interrupted")]
     return len(ended) < status.planned or not ended
 
@@ -89,13 +90,7 @@ def write_outer_report(outer: OuterRun, out: str | Path | None = None) -> str:
     UserError
         A part has no ensemble yet, or a record is damaged.
     """
-    html = encode_page(_render(outer, read_scores(outer)))
-    if out is None:
-        outer.folder.write(FILE, html)
-        return f"{without_settings(outer.where)}/{FILE}"
-    target = Path(out).absolute()
-    open_folder(target.parent).write(target.name, html)
-    return str(target)
+    return save_page(_render(outer, read_scores(outer)), outer.folder, out)
 
 
 def _render(outer: OuterRun, scores: OuterScores) -> str:

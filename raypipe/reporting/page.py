@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,10 +15,13 @@ from markupsafe import Markup
 
 from raypipe.core.errors import first_line
 from raypipe.reporting.plotting import svg_data_uri
+from raypipe.storage.files import Folder, open_folder
+from raypipe.storage.remote import without_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAGE_FILE = "report.html"
 WIDE_PIXELS = 480
 """Width above which a narrow screen scrolls a figure instead of shrinking it."""
 
@@ -94,6 +98,16 @@ def render_template(name: str, **values: object) -> Markup:
 def encode_page(html: str) -> bytes:
     """Return a page as UTF-8; what cannot be encoded, as in names of files that are no UTF-8, becomes an escape."""
     return html.encode(errors="backslashreplace")
+
+
+def save_page(html: str, folder: Folder, out: str | Path | None) -> str:
+    """Write a page as ``report.html`` in a folder, or to the file `out`; return its path or URI."""
+    if out is None:
+        folder.write(PAGE_FILE, encode_page(html))
+        return f"{without_settings(folder.where)}/{PAGE_FILE}"
+    target = Path(out).absolute()
+    open_folder(target.parent).write(target.name, encode_page(html))
+    return str(target)
 
 
 @cache

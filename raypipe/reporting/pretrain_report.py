@@ -14,9 +14,8 @@ from raypipe.core.folds import Index
 from raypipe.core.text import format_duration
 from raypipe.ensembles.labels import metric_label
 from raypipe.pretraining.encoders import PretrainedRun, PretrainEpoch
-from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, encode_page, render_template
+from raypipe.reporting.page import FigureBlock, Panel, Table, draw_figure, render_template, save_page
 from raypipe.reporting.plotting import BLUE, CHANCE, GREY, ORANGE, new_figure
-from raypipe.storage.files import open_folder
 from raypipe.storage.lease import read_lease
 from raypipe.storage.remote import shell_quoted
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-FILE = "report.html"
 _MAX_CHANNELS = 6
 """Channels in the plot of a reconstructed window."""
 
@@ -83,13 +81,7 @@ def write_pretrain_report(where: str | Path, out: str | Path | None = None) -> s
         HTML file; None for ``report.html`` in the run.
     """
     run = PretrainedRun(where)
-    html = encode_page(_render(run))
-    if out is None:
-        run.folder.write(FILE, html)
-        return f"{run.where}/{FILE}"
-    target = Path(out).absolute()
-    open_folder(target.parent).write(target.name, html)
-    return str(target)
+    return save_page(_render(run), run.folder, out)
 
 
 def _render(run: PretrainedRun) -> str:
