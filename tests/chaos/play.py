@@ -17,9 +17,9 @@ from tests.chaos.plan import EPOCHS, FLAGS, FOLDS, SOURCE, SYNC_SECONDS, TRIALS,
 from tests.support.faults import Pauses, kill, slow_disk
 from tests.support.plain import plain_sweep
 from tests.support.rays import OwnRay, SharedRay
-from tests.support.sweeps import traced, tracing
+from tests.support.sweeps import last_lines, traced, tracing
 from tests.support.toys import ToyWindows, write_store
-from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
+from tests.support.waiting import MAX_WAIT_SECONDS, WaitedInVainError, wait_until
 
 OWN = {"seconds", "finished", "files", "run", "digest"}
 """Fields of a trial's result that each run has its own values of."""
@@ -147,7 +147,11 @@ class _Drama:
 
     def _wait(self, ready: Callable[[], object], what: str) -> Any:
         """Wait until something is so, or the sweep is over; start drivers again that were ended by faults."""
-        return wait_until(lambda: ready() or self._over(), what, self._max_seconds)
+        try:
+            return wait_until(lambda: ready() or self._over(), what, self._max_seconds)
+        except WaitedInVainError as error:
+            error.add_note(last_lines(self.driver.output()))
+            raise
 
     def _over(self) -> bool:
         """Return whether the sweep is over; start its driver again if a fault has ended it."""

@@ -8,7 +8,6 @@ from tests.chaos.plan import FLAGS
 from tests.chaos.play import ENV, HOOKS, differences
 from tests.support.rays import SharedRay
 from tests.support.sweeps import Gate, starts_of
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -31,13 +30,13 @@ def test_lost_machines_leave_fewer_workers_and_new_ones_bring_them_back(field, n
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
     nodes.hooks.set(IMPATIENT | gate.hooks)
     driver = sweep(nodes, folder, run)
-    gate.wait(3, driver.child.poll)
-    wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 1, "the second worker")
+    gate.wait(3, driver)
+    driver.wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 1, "the second worker")
     nodes.lose_node(0.0)
     nodes.lose_node(0.0)
-    wait_until(lambda: starts_of(run, ONE) == 1, "one worker to train all folds")
+    driver.wait_until(lambda: starts_of(run, ONE) == 1, "one worker to train all folds")
     nodes.fill(1)
-    wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 2, "the second worker to be back")
+    driver.wait_until(lambda: starts_of(run, SECOND_OF_TWO) == 2, "the second worker to be back")
     gate.open(3)
     out = driver.finish()
     assert driver.child.returncode == 0, out
@@ -59,10 +58,10 @@ def test_a_control_store_that_is_kept_may_be_killed_and_started_again(field, kep
     run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3, 5)
     kept.hooks.set(IMPATIENT | gate.hooks)
     driver = sweep(kept, folder, run)
-    gate.wait(3, driver.child.poll)
+    gate.wait(3, driver)
     kept.kill_store()
     gate.open(3)
-    gate.wait(5, driver.child.poll)  # workers train on; what records their epochs may wait for the control store
+    gate.wait(5, driver)  # workers train on; what records their epochs may wait for the control store
     kept.start_store()
     gate.open(5)
     out = driver.finish()

@@ -13,6 +13,8 @@ Which process is killed where, each once:
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import pty
 import re
@@ -32,8 +34,8 @@ from raypipe.storage.lease import read_lease
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import read_retry
 from tests.support.callbacks import Recorder
-from tests.support.sweeps import FLAGS, Gate, epochs_of, injected, numbers, study_of
-from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
+from tests.support.sweeps import FLAGS, Gate, epochs_of, injected, numbers, study_of, wait_while_it_runs
+from tests.support.waiting import MAX_WAIT_SECONDS
 
 pytestmark = pytest.mark.ray
 
@@ -175,12 +177,12 @@ def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resu
         gate = Gate(tmp_path / f"gate-{place.name}-{before}", before + 1, before + 2)
         place.hooks.set(gate.hooks)
         driver = place.drive(*command(2, workers=1 if twice else 2))
-        gate.wait(before + 1, driver.child.poll)
+        gate.wait(before + 1, driver)
         with pytest.raises(UserError, match="another raypipe is driving this run"):
             resume(where)
         # To the driver's group, as a terminal does: workers are in it, where the Ray is the driver's own.
         os.killpg(driver.child.pid, sign)
-        wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")
+        driver.wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")
         assert driver.child.poll() is None
         if twice:
             os.killpg(driver.child.pid, sign)
@@ -218,6 +220,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+def written_to(terminal):
+    """Return what a terminal shows, as far as its buffer holds it."""
+    os.set_blocking(terminal, False)
+    with contextlib.suppress(OSError):
+        return os.read(terminal, 10**5).decode()
+    return ""
+
+
 def test_a_sweep_whose_terminal_is_closed_drains_and_can_be_resumed(toy, command, tmp_path, undisturbed):
     gate = Gate(tmp_path / "gate", 2)
     ours, theirs = pty.openpty()
@@ -227,8 +237,9 @@ def test_a_sweep_whose_terminal_is_closed_drains_and_can_be_resumed(toy, command
         [sys.executable, "-c", LEADER, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
     )
     os.close(theirs)
-    gate.wait(2, child.poll)
-    wait_until(lambda: epochs_of(tmp_path / "run") == 1, "the first epoch to be recorded")
+    shown = functools.partial(written_to, ours)
+    wait_while_it_runs(child, lambda: gate.reached(2), "a fold to begin epoch 2", shown)
+    wait_while_it_runs(child, lambda: epochs_of(tmp_path / "run") == 1, "the first epoch to be recorded", shown)
     os.close(ours)  # the kernel sends SIGHUP to the session's leader, and every write fails
     gate.open(2)
     assert child.wait(MAX_WAIT_SECONDS) == 130

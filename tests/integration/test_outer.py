@@ -9,7 +9,6 @@ from raypipe.backend.worker_groups import WorkerGroups
 from tests.support.callbacks import Recorder
 from tests.support.plain import plain_cross_validation
 from tests.support.sweeps import FLAGS, epochs_of, numbers
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -23,7 +22,7 @@ def test_a_cross_validation_killed_in_its_second_part_continues_with_the_same_nu
     where = tmp_path / "cv"
     command = ["sweep", toy / "space.py", "--data", toy / "store", "--run", where, *FLAGS, "--workers", 1]
     driver = shared.drive(*command, "--outer", 3, "--trials", 1, "--folds", 2)
-    wait_until(lambda: epochs_of(where / "part-2") >= 1, "an epoch of the second part")
+    driver.wait_until(lambda: epochs_of(where / "part-2") >= 1, "an epoch of the second part")
     driver.kill()
     driver.finish()
     assert not (where / "part-3/trials/0000").exists()

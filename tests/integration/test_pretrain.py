@@ -15,7 +15,6 @@ from raypipe.search.pretrain import pretrain, resume
 from tests.support.faults import Kill, arming
 from tests.support.sweeps import Gate
 from tests.support.toys import ToyWindows, write_store
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -71,10 +70,10 @@ def test_ctrl_c_once_and_twice_and_a_killed_worker_change_nothing(folder, shared
         gate = Gate(tmp_path / how, before + 1)
         alone.hooks.set(gate.hooks | arming(kill))
         driver = alone.drive(*command)
-        gate.wait(before + 1, driver.child.poll)
-        wait_until(lambda: epochs() == before, "the epochs before the gate")  # noqa: B023
+        gate.wait(before + 1, driver)
+        driver.wait_until(lambda: epochs() == before, "the epochs before the gate")  # noqa: B023
         os.killpg(driver.child.pid, signal.SIGINT)  # to the driver's group, as a terminal does: workers are in it
-        wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")  # noqa: B023
+        driver.wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")  # noqa: B023
         if how == "once":
             gate.open(before + 1)
         else:

@@ -18,7 +18,6 @@ from raypipe.backend.connection import RAY_FOLDER
 from tests.support.keys import KEYS
 from tests.support.rays import OwnRay
 from tests.support.sweeps import FLAGS, ROOT, Driver, Gate, epochs_of
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -56,7 +55,7 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
         alone.hooks.set(gate.hooks)
         sweep = ("sweep", toy / "space.py", "--data", toy / "store", "--run", run, *FLAGS, "--trials", 1)
         drivers.append(alone.drive(*sweep))
-        wait_until(lambda: epochs_of(run) == 2, "the second epoch")
+        drivers[0].wait_until(lambda: epochs_of(run) == 2, "the second epoch")
         assert places_with_keys(base, drivers) == []
         (killed,) = (base / "tmp").iterdir()
         assert stat.S_IMODE(killed.stat().st_mode) == 0o700
@@ -67,7 +66,7 @@ def test_keys_of_the_environment_are_in_no_file_and_temporary_files_do_not_outli
         assert places_with_keys(base) == [], "after a crash"
         gate.open(3)
         drivers.append(alone.drive(*sweep))
-        wait_until(lambda: epochs_of(run) == 4, "the last epoch")
+        drivers[1].wait_until(lambda: epochs_of(run) == 4, "the last epoch")
         assert places_with_keys(base, drivers) == []
         assert not killed.exists()
         assert "Traceback" not in drivers[1].finish() and drivers[1].child.returncode == 0

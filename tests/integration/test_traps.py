@@ -35,7 +35,7 @@ def killed(toy, tmp_path_factory):
     with OwnRay(folder) as alone:
         alone.hooks.set(Gate(folder / "gate", 3).hooks)
         driver = alone.drive("sweep", toy / "space.py", *flags)
-        wait_until(lambda: epochs_of(run) == 2, "the second epoch")
+        driver.wait_until(lambda: epochs_of(run) == 2, "the second epoch")
         listening = [(title(pid), listens(pid)) for pid in driver.processes()]
         driver.kill()
         driver.finish()

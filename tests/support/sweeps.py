@@ -18,7 +18,7 @@ from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 from tests.support.consoles import Console, ConsoleKind
 from tests.support.faults import inject, kill, ray_processes, session, title
-from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
+from tests.support.waiting import MAX_WAIT_SECONDS, WaitedInVainError, wait_until
 
 # Fixed, so that two runs are equal bit for bit: `auto` measures, and may choose differently in each run.
 HOW = {"stem": "fourier", "stack": "off"}
@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 
 AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
 """Ray's own agents; without their raylet they take up to a minute to end."""
+SHOWN_LINES = 60
+"""Last lines of a driver's output that a failed wait shows."""
 
 
 def answers(host: str, port: int) -> bool:
@@ -80,9 +82,17 @@ class Driver:
         """Send SIGKILL to these processes; to the driver itself if none is given."""
         kill(*(pids or (self.child.pid,)))
 
+    def wait_until(self, ready: Callable[[], object], what: str, pause: float = 0.02) -> object:
+        """Wait until `ready` returns something true; fail and show the output if the driver ends before."""
+        return wait_while_it_runs(self.child, ready, what, self.output, pause)
+
     def finish(self, timeout: float = MAX_WAIT_SECONDS) -> str:
         """Wait for the end; return what the driver has printed."""
-        self.child.wait(timeout)
+        try:
+            self.child.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            error.add_note(last_lines(self.output()))
+            raise
         return self.output()
 
     def finish_interrupted(self) -> None:
@@ -108,6 +118,39 @@ class Driver:
         kill(*self.processes())
         self.child.wait()
         self.close_console()
+
+
+def wait_while_it_runs(
+    child: subprocess.Popen[Any],
+    ready: Callable[[], object],
+    what: str,
+    output: Callable[[], str],
+    pause: float = 0.02,
+) -> object:
+    """Wait until `ready` returns something true, while a process runs; return that.
+
+    Raises
+    ------
+    AssertionError
+        The process has ended before, or the wait was in vain (`WaitedInVainError`); shows the end of its `output`.
+    """
+
+    def found() -> object:
+        ended = child.poll() is not None  # before `ready`, for what the process has done last
+        result = ready()
+        assert result or not ended, f"ended with status {child.returncode}, waited for {what}; {last_lines(output())}"
+        return result
+
+    try:
+        return wait_until(found, what, pause=pause)
+    except WaitedInVainError as error:
+        raise WaitedInVainError(f"{error}; {last_lines(output())}") from None
+
+
+def last_lines(output: str) -> str:
+    """Return the end of what a process has printed, for the message of a failed test."""
+    lines = output.splitlines()[-SHOWN_LINES:]
+    return "\n".join([f"its last {len(lines)} lines:", *lines]) if lines else "it has printed nothing"
 
 
 def injected(folder: Path, after: Mapping[str, str]) -> dict[str, str]:
@@ -145,10 +188,13 @@ class Gate:
             for module, trainer in held.items()
         }
 
-    def wait(self, epoch: int, over: Callable[[], object] = lambda: None) -> None:
-        """Wait until a fold waits before an epoch; fail if the sweep is `over` before."""
-        wait_until(lambda: (self._folder / f"reached-{epoch}").exists() or over(), f"a fold to begin epoch {epoch}")
-        assert (self._folder / f"reached-{epoch}").exists(), f"it was over before epoch {epoch}"
+    def reached(self, epoch: int) -> bool:
+        """Return whether a fold waits, or has waited, before an epoch."""
+        return (self._folder / f"reached-{epoch}").exists()
+
+    def wait(self, epoch: int, driver: Driver) -> None:
+        """Wait until a fold waits before an epoch; fail and show the driver's output if that ends before."""
+        driver.wait_until(lambda: self.reached(epoch), f"a fold to begin epoch {epoch}")
 
     def open(self, epoch: int) -> None:
         """Let the folds train an epoch."""

@@ -31,6 +31,7 @@ from tests.support.faults import (
     title,
     truncate,
 )
+from tests.support.sweeps import Driver, Gate
 from tests.support.toys import ToyWindows, make_run, tiny
 from tests.support.waiting import MAX_WAIT_SECONDS, wait_until
 
@@ -42,6 +43,7 @@ import sys
 import torch
 from raypipe.trial.local import run_trial
 from raypipe.storage.run_store import RunStore
+from tests.support.sweeps import Driver, Gate
 from tests.support.toys import ToyWindows
 torch.set_num_threads(1)
 run_trial(RunStore.open(sys.argv[1]), ToyWindows(), 0)
@@ -225,3 +227,17 @@ with open(sys.argv[1], "w") as file:
             console.close()
             child.wait(MAX_WAIT_SECONDS)
     assert (tmp_path / "end").read_text() == end
+
+
+def test_a_wait_for_a_driver_that_ends_before_shows_its_output(tmp_path):
+    driver = Driver("status", tmp_path / "nothing")
+    gate = Gate(tmp_path / "gate", 3)
+    try:
+        with pytest.raises(
+            AssertionError, match=r"(?s)ended with status 2, waited for a fold to begin epoch 3;.*nothing"
+        ):
+            gate.wait(3, driver)
+        (tmp_path / "gate/reached-3").touch()
+        gate.wait(3, driver)  # it came as far before it ended
+    finally:
+        driver.end()
