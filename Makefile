@@ -62,9 +62,9 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-# A file of tests at a time on each of two cores, each with one thread
+# A file of tests at a time on each of two cores, each with one thread; those of a GPU are skipped without one
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(PYTEST) tests/unit -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/gpu -n 2 --dist loadfile
 
 # Each of two processes starts a Ray, which its tests share
 integration: $(STAMP)

@@ -1,18 +1,29 @@
 """Alternatives to raypipe for the benchmarks: braindecode's models, a plain SAM and plain training steps.
 
 They need braindecode, which raypipe does not: ``pip install -c constraints.txt braindecode==1.8.1`` in a separate
-environment. With a CPU torch, torchaudio cannot be imported. The models here do not use it, so it is stubbed.
+environment. Packages that braindecode imports, but the models here do not use, are stubbed if they are missing. (With a
+CPU torch, torchaudio cannot be imported.) Then braindecode needs mne, mne-bids, skorch, einops, h5py, torchinfo,
+docstring-inheritance and what these need.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+UNUSED = {
+    "torchaudio": ("functional", "transforms"),
+    "linear_attention_transformer": (),
+    "wfdb": (),
+}
+"""Packages that braindecode imports and the models here do not use, each with its modules that are imported too."""
 
 
 def braindecode_models() -> Any:
@@ -23,19 +34,8 @@ def braindecode_models() -> Any:
     SystemExit
         braindecode is not installed.
     """
-    try:
-        import torchaudio  # noqa: F401
-    except (ImportError, OSError):
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        for name in ("functional", "transforms"):
-            stub: Any = types.ModuleType(f"torchaudio.{name}")
-            stub.__getattr__ = _missing
-            sys.modules[f"torchaudio.{name}"] = stub
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
-        vars(sys.modules["torchaudio"]).update(
-            {n: sys.modules[f"torchaudio.{n}"] for n in ("functional", "transforms")}
-        )
+    for name, parts in UNUSED.items():
+        _stub_if_missing(name, parts)
     try:
         import braindecode.models as models
     except ImportError as error:
@@ -44,6 +44,20 @@ def braindecode_models() -> Any:
             "pip install -c constraints.txt --no-deps braindecode==1.8.1, and its requirements"
         ) from None
     return models
+
+
+def _stub_if_missing(name: str, parts: Sequence[str]) -> None:
+    """Put an empty module in the place of a package that cannot be imported."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError):
+        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
+            del sys.modules[loaded]
+        for module in (name, *(f"{name}.{part}" for part in parts)):
+            stub: Any = types.ModuleType(module)
+            stub.__path__, stub.__getattr__ = [], _missing
+            sys.modules[module] = stub
+        vars(sys.modules[name]).update({part: sys.modules[f"{name}.{part}"] for part in parts})
 
 
 def _missing(name: str) -> Any:
