@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 UNUSED = {
     "torchaudio": ("functional", "transforms"),
     "linear_attention_transformer": (),
