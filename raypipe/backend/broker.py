@@ -84,7 +84,7 @@ class Broker:
         self._heartbeats: dict[bytes, float] = {}
         self._checked = time.monotonic()
 
-    # Called by the driver
+    # Called by the driver (`mark_broken` also by workers)
 
     async def block(self) -> None:
         """Never return: a call that ends shows that the broker has died."""
@@ -108,11 +108,11 @@ class Broker:
         group = self._groups.get(name)
         return group.placement if group else None
 
-    async def mark_broken(self, name: str, reason: str) -> None:
-        """Record that a worker group cannot be kept running, which is no trial's fault."""
+    async def mark_broken(self, name: str, reason: str, kind: str = "no-workers") -> None:
+        """Record that a worker group cannot be kept running, which is no trial's fault; the first reason is kept."""
         group = self._groups.get(name)
-        if group is not None:
-            group.broken = Failure("no-workers", reason)
+        if group is not None and group.broken is None:
+            group.broken = Failure(kind, reason)
             await group.notify()
 
     async def silent_actors(self, seconds: float) -> list[bytes]:

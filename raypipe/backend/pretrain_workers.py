@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 
 from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import deferred_interrupt
@@ -25,6 +24,7 @@ from raypipe.backend.ray_compat import (
 from raypipe.backend.train_compat import (
     DefaultFailurePolicy,
     FailureDecision,
+    GpuTorchConfig,
     ScalingDecision,
     WorkerGroupPollStatus,
     WorkerGroupState,
@@ -107,10 +107,11 @@ class PretrainWorkers:
             train_loop_config={
                 "where": where,
                 "cpus": layout.cpus_per_worker,
+                "gpus": gpus,
                 "stop": f"{self._key}/stop",
                 "rendezvous": scratch if single_machine else "",
             },
-            backend_config=None if single_machine else TorchConfig(backend="nccl" if gpus else "gloo"),
+            backend_config=None if single_machine else GpuTorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=layout.workers,
                 use_gpu=gpus > 0,
@@ -192,17 +193,17 @@ def train(settings: dict[str, Any]) -> None:
     import torch
 
     from raypipe.pretraining.worker import train_encoders
+    from raypipe.training.device import worker_device
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if settings["rendezvous"]:
         join_by_file(settings["rendezvous"], rank, world)
     torch.set_num_threads(max(1, int(settings["cpus"])))
-    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     train_encoders(
         settings["where"],
         rank=rank,
         world=world,
-        device=device,
+        device=worker_device(settings["gpus"], ray.get_gpu_ids()),
         stopping=lambda: bool(kv_get(settings["stop"])),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.train import ScalingConfig, WorkerGroupError
+from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     FixedScalingPolicy,
@@ -15,10 +17,12 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError
 
 __all__ = [
     "DefaultFailurePolicy",
     "FailureDecision",
+    "GpuTorchConfig",
     "NoopDecision",
     "ResizeDecision",
     "ScalingDecision",
@@ -88,13 +92,42 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
         return super()._initialize_and_run_controller(**{**arguments, **self.policies})
 
 
+class GpuTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Settings of torch's process group, whose workers first check that they can compute on the GPUs they hold.
+
+    NCCL's own error, which would come before the train function is called, names neither the option nor the reason.
+    """
+
+    @property
+    def backend_cls(self) -> type[_GpuTorchBackend]:
+        """Return the class that prepares the workers."""
+        return _GpuTorchBackend
+
+
+class _GpuTorchBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_require_gpu, float(worker_group.get_resources_per_worker().get("GPU", 0)))
+        super().on_start(worker_group, backend_config)
+
+
+def _require_gpu(gpus: float) -> None:
+    from raypipe.training.device import require_gpu
+
+    require_gpu(gpus, ray.get_gpu_ids())
+
+
 def placement_group_of(state: WorkerGroupState) -> str:
     """Return the id in hex of a worker group's placement group."""
     return str(state.placement_group_handle.placement_group.id.hex())
 
 
 def worker_errors(error: BaseException) -> list[BaseException]:
-    """Return what the workers of a failed group raised, without the wrapper that holds the traceback."""
+    """Return what the workers of a failed group raised, without the wrapper that holds the traceback.
+
+    An error before the train function is called fails the controller.
+    """
+    if isinstance(error, ControllerError):
+        return [getattr(error.controller_failure, "cause", None) or error.controller_failure]
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return [getattr(failure, "_base_exc", failure) for failure in failures]
 

@@ -20,7 +20,7 @@ from raypipe.storage.records import State, TrialResult
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
-from raypipe.trial.failures import DrawError
+from raypipe.trial.failures import UNUSABLE_WORKERS, DrawError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -43,6 +43,7 @@ _SWEEP_ERRORS: dict[str, Callable[[str], Exception]] = {
     "disk-full": DiskFullError,
     "storage": StorageError,
     "no-workers": lambda reason: UserError(f"{reason}; the same command continues from here"),
+    UNUSABLE_WORKERS: UserError,
 }
 """Failures that end the sweep and leave the trial open."""
 _KINDS_WITHOUT_REASON = ("non-finite", "out-of-memory", "lost-worker")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raypipe.backend.messages import SweepContext, TrialJob
-from raypipe.core.errors import InterruptedEpochError
+from raypipe.core.errors import InterruptedEpochError, UserError
 from raypipe.training.result import FoldEpoch, Reply
-from raypipe.trial.failures import OUT_OF_MEMORY, classify_failure
+from raypipe.trial.failures import OUT_OF_MEMORY, UNUSABLE_WORKERS, classify_failure
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -36,9 +37,24 @@ def serve(settings: dict[str, Any]) -> None:
     settings
         ``context``, a `SweepContext`, and ``group``, the name of the worker's group.
     """
+    context, group = settings["context"], settings["group"]
     # A dead broker means that the sweep is over or restarts with other workers.
     with contextlib.suppress(ray.exceptions.ActorDiedError):
-        _Worker(settings["context"], settings["group"]).run()
+        try:
+            worker = _Worker(context, group)
+        except UserError as error:
+            _end_sweep(context.broker, group, error)
+        else:
+            worker.run()
+
+
+def _end_sweep(broker: ActorHandle, group: str, error: UserError) -> None:
+    """Report an error of the start, which ends the sweep, and wait until the group is closed.
+
+    Ray Train would restart a worker that raises it, without end, and a worker that returns, a few times.
+    """
+    ray.get(broker.mark_broken.remote(group, str(error), UNUSABLE_WORKERS))
+    ray.get(broker.next_job.remote(group, sys.maxsize))
 
 
 class _Worker:
@@ -48,17 +64,18 @@ class _Worker:
         import torch
 
         from raypipe.data.window_cache import open_windows
+        from raypipe.training.device import worker_device
         from raypipe.training.loader import WindowLoader
 
         self.context, self.group, self.broker = context, group, context.broker
         train_context = ray.train.get_context()
         self.rank, world = train_context.get_world_rank(), train_context.get_world_size()
         torch.set_num_threads(max(1, int(context.cpus)))
-        device = "cuda" if context.gpus and torch.cuda.is_available() else "cpu"
         placement_group = ray.util.get_current_placement_group()
         ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
+        device = worker_device(context.gpus, ray.get_gpu_ids())  # after `join`, which counts starts that fail
+        self.gpu_share = context.gpus or 1.0
         self.loader = WindowLoader(open_windows(context.windows), device)
-        self.gpu_share = context.gpus if device == "cuda" else 1.0
         self.world, self.seq = world, 0
         self.run_store: RunStore | None = None
 

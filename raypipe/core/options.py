@@ -104,8 +104,8 @@ class SweepOptions(FrozenModel):
     """Train workers per trial. Its folds are distributed over them."""
     cpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(1, gt=0)
     """CPU cores per worker."""
-    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0)
-    """GPUs per worker. A fraction lets several workers share a GPU."""
+    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0, le=1)
+    """Share of a GPU per worker, at most 1. Several workers share a GPU if it is below 1."""
     concurrent: Annotated[int | None, Flag(RESOURCES, "as many as fit")] = Field(None, ge=1)
     """Trials that run at the same time."""
     address: Annotated[str | None, Flag(RESOURCES, "start Ray on this machine", envvar="RAY_ADDRESS")] = None
@@ -156,8 +156,8 @@ class PretrainOptions(FrozenModel):
     """Workers that share a batch. More than one run on Ray; they may change from one call to the next."""
     cpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(1, gt=0)
     """CPU cores per worker."""
-    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0)
-    """GPUs per worker."""
+    gpus_per_worker: Annotated[float, Flag(RESOURCES)] = Field(0, ge=0, le=1)
+    """Share of a GPU per worker, at most 1. Several workers need 1 each."""
     address: Annotated[str | None, Flag(RESOURCES, "this process, or a Ray started on this machine")] = None
     """Address of a running Ray cluster."""
 
@@ -225,10 +225,16 @@ def parse_pretrain_options(given: dict[str, Any]) -> PretrainOptions:
     Raises
     ------
     UserError
-        Names an unknown option with the nearest right name, the value that is out of range, or what is no address.
+        Names an unknown option with the nearest right name, the value that is out of range, what is no address, or
+        workers that would share a GPU.
     """
     options = _validate(PretrainOptions, given, "pretraining")
     check_cluster_address(options.address)
+    if options.workers > 1 and 0 < options.gpus_per_worker < 1:
+        raise UserError(
+            f"--gpus-per-worker {options.gpus_per_worker:g}: NCCL does not let {options.workers} workers of one "
+            "pretraining share a GPU; use 1 for each, or --workers 1"
+        )
     return options
 
 

@@ -78,7 +78,7 @@ def train_encoders(
     *,
     rank: int = 0,
     world: int = 1,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: Progress = no_progress,
     interrupted: Interrupted = never,
     stopping: Callable[[], bool] = never,

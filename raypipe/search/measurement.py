@@ -18,6 +18,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
+from raypipe.training.device import missing_gpu, worker_device
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import call_seconds, stem_seconds
@@ -77,12 +78,12 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
         Workers have a GPU and this machine has none, or a step does not fit in memory.
     """
     host = socket.gethostname()
-    device = "cuda" if resources["gpus"] and torch.cuda.is_available() else "cpu"
-    if resources["gpus"] and device == "cpu":
+    if resources["gpus"] and (problem := missing_gpu()):
         raise UserError(
             f"--gpus-per-worker: {host} has no GPU to measure on; name a cluster that has (--address), "
-            "or run plan on a machine that has one"
+            f"or run plan on a machine that has one ({problem})"
         )
+    device = worker_device(resources["gpus"])
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(resources["cpus"])))
     try:
@@ -95,16 +96,15 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
         raise UserError(f"a step does not fit in this machine's memory ({first_line(error)}): {named}") from error
     finally:
         torch.set_num_threads(threads)
-    if device == "cpu":
+    if device.type == "cpu":
         return Measurement(cost, f"{host}'s processor", _peak_memory())
-    gpu = torch.cuda.get_device_properties(0)
-    share = int(min(1.0, resources["gpus"]) * gpu.total_memory)
-    name = f"{host}'s {torch.cuda.get_device_name(0)}"
-    return Measurement(cost, name, _peak_memory(), torch.cuda.max_memory_allocated(0), share)
+    share = int(resources["gpus"] * torch.cuda.get_device_properties(device).total_memory)
+    name = f"{host}'s {torch.cuda.get_device_name(device)}"
+    return Measurement(cost, name, _peak_memory(), torch.cuda.max_memory_allocated(device), share)
 
 
 @functools.lru_cache(maxsize=1)
-def cached_loader(where: str, device: str) -> WindowLoader:
+def cached_loader(where: str, device: torch.device) -> WindowLoader:
     """Return the loader of a store, the same one for all configurations of a forecast."""
     return WindowLoader(open_windows(where), device)
 

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import restored_process_state
@@ -27,6 +29,7 @@ from raypipe.storage.files import check_names
 from raypipe.storage.lease import Lease, sole_creator
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import worker_device
 from raypipe.trial.callback import SweepCallback
 
 POLL_SECONDS = 0.5
@@ -53,8 +56,9 @@ def pretrain(
     config = parse_config(
         {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"
     )
+    device = _device_here(chosen)
     store = _open(run, windows, config, chosen)
-    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
+    return _drive(store, _layout(chosen), device, progress, callback or SweepCallback(), stop or StopRequest())
 
 
 @restored_process_state()
@@ -73,11 +77,24 @@ def resume(
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}
     chosen = parse_pretrain_options(read_options(store.folder) | changes)
-    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
+    device = _device_here(chosen)
+    return _drive(store, _layout(chosen), device, progress, callback or SweepCallback(), stop or StopRequest())
 
 
 def _layout(options: PretrainOptions) -> PretrainLayout:
     return PretrainLayout(**options.model_dump(include=set(PretrainLayout.__dataclass_fields__)))
+
+
+def _device_here(options: PretrainOptions) -> torch.device | None:
+    """Return the device of this process if it trains; None where workers on Ray do.
+
+    Raises
+    ------
+    UserError
+        A GPU is asked for and there is none.
+    """
+    on_ray = options.workers > 1 or options.address
+    return None if on_ray else worker_device(options.gpus_per_worker)
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:
@@ -147,25 +164,36 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
 
 
 def _drive(
-    store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
+    store: PretrainedRun,
+    layout: PretrainLayout,
+    device: torch.device | None,
+    progress: Progress,
+    callback: SweepCallback,
+    stop: StopRequest,
 ) -> PretrainedRun:
+    """Train what is missing: on a device of this process, or without one by workers on Ray."""
     with Lease(store.folder, on_wait=callback.on_lease_wait) as lease:
         store.remove_leftovers()
         write_options(store.folder, asdict(layout))
         if store.over:
             return store
-        if layout.workers > 1 or layout.address:
+        if device is None:
             _train_on_ray(store, layout, progress, callback, stop, lease)
         else:
-            _train_here(store, progress, stop, lease)
+            _train_here(store, device, progress, stop, lease)
         store.finish()
     return store
 
 
-def _train_here(store: PretrainedRun, progress: Progress, stop: StopRequest, lease: Lease) -> None:
+def _train_here(
+    store: PretrainedRun, device: torch.device, progress: Progress, stop: StopRequest, lease: Lease
+) -> None:
+    def interrupted() -> bool:
+        return stop.is_set() or lease.lost is not None
+
     try:
         with stop.accepting():
-            train_encoders(store.where, progress=progress, interrupted=lambda: stop.is_set() or lease.lost is not None)
+            train_encoders(store.where, device=device, progress=progress, interrupted=interrupted)
     except InterruptedEpochError:
         raise lease.lost or InterruptedSweepError from None
 

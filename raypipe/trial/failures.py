@@ -14,6 +14,8 @@ from raypipe.storage.trial_log import TrialLog
 
 RETRY_FILE = "retry.json"
 OUT_OF_MEMORY = "out-of-memory"
+UNUSABLE_WORKERS = "unusable-workers"
+"""Kind of failure of workers that would fail the same way after a restart; it ends the sweep."""
 
 
 class Retry(OwnedRecord):

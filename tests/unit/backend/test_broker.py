@@ -242,6 +242,8 @@ def test_a_group_that_cannot_be_kept_running_is_no_trials_fault():
         await broker.assign("g", "run", 1, 0, 0)
         assert (await broker.collect("g", 1, 1, MAX_SECONDS)).kind == "no-workers"
         await broker.mark_broken("gone", "ignored")
+        await broker.mark_broken("g", "the first reason is kept", "unusable-workers")
+        assert await broker.collect("g", 1, 1, MAX_SECONDS) == Failure("no-workers", "no node is left")
 
     run(scenario)
 

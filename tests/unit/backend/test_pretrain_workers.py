@@ -6,9 +6,13 @@ import signal
 import threading
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, WorkerGroupError
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError
 
 from raypipe.backend.pretrain_workers import (
     MAX_RESTARTS,
@@ -17,6 +21,7 @@ from raypipe.backend.pretrain_workers import (
     error_line,
     permanent_error,
 )
+from raypipe.backend.train_compat import GpuTorchConfig
 from raypipe.core.errors import NonFiniteError, UserError
 
 
@@ -32,6 +37,38 @@ def test_an_error_that_would_recur_ends_pretraining(cause):
     error = died(RuntimeError("Connection closed by peer"), cause)
     assert permanent_error(error) is cause
     assert RestartPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
+
+
+def test_a_worker_without_its_gpu_ends_pretraining_before_the_process_group(monkeypatch):
+    """The workers' check comes before NCCL's, and its error travels as one of the controller."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    started = []
+    monkeypatch.setattr(_TorchBackend, "on_start", lambda self, group, config: started.append(group))
+
+    class Group:
+        def __init__(self, gpus):
+            self.gpus = gpus
+
+        def get_resources_per_worker(self):
+            return {"CPU": 1, "GPU": self.gpus}
+
+        def execute(self, function, *given):
+            try:
+                function(*given)
+            except UserError as error:
+                raise RayTaskError("_require_gpu", "Traceback", error) from error
+
+    monkeypatch.setattr("raypipe.backend.train_compat.ray.get_gpu_ids", lambda: ["0"])
+    config = GpuTorchConfig(backend="nccl")
+    config.backend_cls().on_start(Group(0), config)
+    assert len(started) == 1
+    with pytest.raises(RayTaskError) as raised:
+        config.backend_cls().on_start(Group(1), config)
+    assert len(started) == 1
+    error = ControllerError(raised.value)
+    assert RestartPolicy(FailureConfig(MAX_RESTARTS)).make_decision(error) is FailureDecision.RAISE
+    found = permanent_error(error)
+    assert isinstance(found, UserError) and str(found).startswith("--gpus-per-worker 1: no GPU for the worker on ")
 
 
 def test_workers_that_die_of_another_error_are_restarted_a_limited_number_of_times():

@@ -76,6 +76,7 @@ def test_a_failed_trial_is_recorded_and_the_sweep_continues(search):
         ("disk-full", DiskFullError, "^no space left$"),
         ("storage", StorageError, "^no space left$"),
         ("no-workers", UserError, "^no space left; the same command continues from here$"),
+        ("unusable-workers", UserError, "^no space left$"),
     ],
 )
 def test_a_failure_outside_the_trial_stops_the_sweep_and_leaves_the_trial_open(search, failure, kind, message):

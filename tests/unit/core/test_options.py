@@ -49,6 +49,7 @@ def test_held_out_subjects_are_a_share_or_names(given, held_out):
         ({"cpus_per_worker": float("inf")}, "--cpus-per-worker inf: must be a finite number"),
         ({"held_out": "nan"}, "--held-out nan: must be a finite number"),
         ({"stem": "slow"}, "--stem slow: must be 'auto', 'fourier' or 'direct'"),
+        ({"gpus_per_worker": 1.5}, "--gpus-per-worker 1.5: must be less than or equal to 1"),
         ({"gpu_hours": 3}, "--gpu-hours: the sweep uses no GPU, so they never run out; give --gpus-per-worker too"),
     ],
 )
@@ -56,6 +57,13 @@ def test_a_wrong_option_is_one_line(given, line):
     with pytest.raises(UserError) as caught:
         parse_options(given)
     assert str(caught.value) == line
+
+
+def test_workers_of_one_pretraining_do_not_share_a_gpu():
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 0\.5: NCCL does not let 2 workers .* or --workers 1$"):
+        parse_pretrain_options({"gpus_per_worker": 0.5, "workers": 2})
+    for given in ({"workers": 2}, {"workers": 2, "gpus_per_worker": 1}, {"gpus_per_worker": 0.5}):
+        parse_pretrain_options(given)
 
 
 def test_every_seed_that_is_allowed_splits_subjects():

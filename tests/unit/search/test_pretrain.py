@@ -356,6 +356,29 @@ def test_plots_show_several_subjects_and_whole_epochs(encoder):
         assert all(tick == round(tick) for tick in axis.get_xticks())
 
 
+def test_one_worker_trains_on_the_gpu_that_it_was_given(store, tmp_path, monkeypatch):
+    """In this process, without Ray: on the device that its option asks for, and not without it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^--gpus-per-worker 1: no GPU for the worker on \S+: torch "):
+        pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, gpus_per_worker=1)
+    assert not (tmp_path / "run").exists()
+    devices = []
+
+    def train(where, *, device, **options):
+        devices.append(device)
+        raise InterruptedEpochError
+
+    monkeypatch.setattr("raypipe.search.pretrain.train_encoders", train)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for gpus in (1, 0):
+        with pytest.raises(InterruptedSweepError):
+            pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, gpus_per_worker=gpus)
+    with pytest.raises(InterruptedSweepError):
+        resume(tmp_path / "run")
+    assert devices == [torch.device("cuda", 0), torch.device("cpu"), torch.device("cpu")]
+
+
 def test_the_command_line(store, encoder, tmp_path, capsys):
     app.app(["status", str(encoder)], standalone_mode=False)
     app.app(["report", str(encoder), "--out", str(tmp_path / "page.html")], standalone_mode=False)

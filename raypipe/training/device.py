@@ -1,0 +1,99 @@
+"""The device that computes: every choice between a CPU and a GPU is made here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+import torch
+
+from raypipe.core.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+DEVICES = ("cpu", "cuda")
+"""Values of ``--device``."""
+
+
+def missing_gpu() -> str | None:
+    """Return why torch can use no GPU in this process, or None if it can."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    visible = os.environ.get(VISIBLE)
+    return "torch finds no GPU" + ("" if visible is None else f" ({VISIBLE} is '{visible}')")
+
+
+def require_gpu(gpus: float, ids: Sequence[object] | None = None) -> None:
+    """Check that a worker that holds a GPU can compute on it: it would train on the CPU while GPU-hours are counted.
+
+    Parameters
+    ----------
+    gpus
+        GPUs that the worker holds.
+    ids
+        The GPUs that Ray has given to the worker; None outside Ray.
+
+    Raises
+    ------
+    UserError
+        It cannot.
+    """
+    problem = missing_gpu()
+    if problem is None and ids is not None and not ids:
+        problem = "Ray has given the worker none"
+    if gpus and problem is not None:
+        raise UserError(
+            f"--gpus-per-worker {gpus:g}: no GPU for the worker on {socket.gethostname()}: {problem}; "
+            "install a torch that supports its GPU, or use --gpus-per-worker 0"
+        )
+
+
+def worker_device(gpus: float, ids: Sequence[object] | None = None) -> torch.device:
+    """Return the device of a worker, and limit a worker of Ray to its share of the GPU's memory.
+
+    Allocations beyond the share fail in the worker that makes them, so that the others keep their part. The device has
+    its index, since other threads of the process have another current device.
+
+    Parameters
+    ----------
+    gpus, ids
+        As in `require_gpu`.
+
+    Raises
+    ------
+    UserError
+        The worker holds a GPU and cannot compute on it.
+    """
+    require_gpu(gpus, ids)
+    if not gpus:
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if gpus < 1 and ids is not None:
+        torch.cuda.set_per_process_memory_fraction(gpus, device)
+    return device
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the device that ``--device`` names.
+
+    Raises
+    ------
+    UserError
+        It is neither ``cpu`` nor ``cuda``, or torch can use no GPU.
+    """
+    if name not in DEVICES:
+        raise UserError(f"--device {name}: must be {' or '.join(DEVICES)}")
+    if name == "cuda" and (problem := missing_gpu()) is not None:
+        raise UserError(f"--device cuda: {problem} on {socket.gethostname()}; use --device cpu")
+    return torch.device(name)
+
+
+def available_bytes(device: torch.device, share: float = 1.0) -> int:
+    """Return the bytes of a GPU that this process may use: no more than its share of all, nor than what is free.
+
+    What the process has already allocated counts as free.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return int(min(share * total, free + torch.cuda.memory_reserved(device)))

@@ -1,0 +1,81 @@
+"""The choice of the device, with stand-ins for torch.cuda."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from raypipe.core.errors import UserError
+from raypipe.training.device import available_bytes, missing_gpu, parse_device, require_gpu, worker_device
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Number 2 of three GPUs of 80 GB; returns the limits that are set."""
+    limits = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**9)
+    return limits
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_worker_without_a_gpu_computes_on_the_cpu(gpu):
+    assert worker_device(0, []) == torch.device("cpu")
+    assert gpu == []
+
+
+def test_a_worker_of_ray_is_limited_to_its_share_of_the_gpu(gpu):
+    assert worker_device(1, ["2"]) == worker_device(0.25) == torch.device("cuda", 2)
+    assert gpu == [], "a whole GPU, or the process of a caller"
+    assert worker_device(0.25, ["2"]) == torch.device("cuda", 2)
+    assert gpu == [(0.25, torch.device("cuda", 2))]
+
+
+@pytest.mark.parametrize(
+    ("build", "visible", "problem"),
+    [
+        (None, None, f"torch {torch.__version__} is built without CUDA"),
+        ("13.0", None, "torch finds no GPU"),
+        ("13.0", "", "torch finds no GPU (CUDA_VISIBLE_DEVICES is '')"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_one_line(no_gpu, monkeypatch, build, visible, problem):
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    problem = re.escape(problem)
+    with pytest.raises(UserError, match=rf"^--gpus-per-worker 0\.5: no GPU for the worker on \S+: {problem}; install"):
+        worker_device(0.5, ["0"])
+    with pytest.raises(UserError, match=rf"^--device cuda: {problem} on \S+; use --device cpu$"):
+        parse_device("cuda")
+    assert worker_device(0) == parse_device("cpu") == torch.device("cpu")
+
+
+def test_a_gpu_that_ray_has_not_given_is_one_line(gpu):
+    with pytest.raises(UserError, match="Ray has given the worker none; install"):
+        require_gpu(1, [])
+    require_gpu(1, ["0"])
+    require_gpu(1)
+    assert missing_gpu() is None
+
+
+def test_a_device_has_one_of_two_names(gpu):
+    assert parse_device("cuda").type == "cuda"
+    with pytest.raises(UserError, match=r"^--device tpu: must be cpu or cuda$"):
+        parse_device("tpu")
+
+
+def test_a_process_has_its_share_of_all_memory_and_no_more_than_is_free(gpu):
+    device = torch.device("cuda", 2)
+    assert available_bytes(device, 0.25) == 20 * 10**9
+    assert available_bytes(device) == 61 * 10**9
