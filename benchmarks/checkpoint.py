@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
+from benchmarks.toys import make_run
 from raypipe.core.config import parse_config
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply
 from raypipe.trial.fold_runner import FoldRunner
-from tests.support.toys import make_run
 
 
 def epochs_of(runner: FoldRunner, count: int) -> list[float]:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import peers
 from benchmarks.timing import where_and_when
+from benchmarks.toys import ToyWindows, fold_trainer, make_run
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
@@ -34,7 +35,6 @@ from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
-from tests.support.toys import ToyWindows, fold_trainer, make_run
 
 
 def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> ToyWindows:

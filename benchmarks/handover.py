@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.toys import SPACE, ToyWindows, write_store
 from raypipe import SweepCallback, sweep
 from raypipe.storage.records import TrialResult
-from tests.support.toys import SPACE, ToyWindows, write_store
 
 
 class Clock(SweepCallback):

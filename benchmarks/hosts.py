@@ -29,11 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
+from benchmarks.toys import write_store
 from raypipe import Run
 from tests.cluster.hosts import GATEWAY, Hosts, Laptop, need_hosts
 from tests.support.faults import descendants
 from tests.support.storage import KEYS, s3_server
-from tests.support.toys import write_store
 
 SPACE = """"Points of a plane."
 def space(trial):

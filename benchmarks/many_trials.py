@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import where_and_when
+from benchmarks.toys import ToyWindows, write_store
 from raypipe import sweep
 from raypipe.core.config import TrialConfig
 from raypipe.core.options import parse_options
@@ -45,7 +46,6 @@ from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import SweepCallback
 from tests.support.faults import descendants
 from tests.support.simulated_sweep import prepare_simulation, simulated
-from tests.support.toys import ToyWindows, write_store
 
 SPACE = '''"""Four parameters."""
 def space(trial):

@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.timing import where_and_when
+from benchmarks.toys import ToyWindows, fold_trainer, tiny
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.ensembles.methods import METHODS, auto_methods
@@ -46,7 +47,6 @@ from raypipe.ensembles.trial_pool import PooledTrial, TrialPool
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import EpochPredictions
 from raypipe.storage.records import Member
-from tests.support.toys import ToyWindows, fold_trainer, tiny
 
 PEOPLE: dict[Kind, int] = {"classification": 24, "regression": 96}
 FOLDS, TRIALS, EPOCHS, TOP = 4, 12, 8, 10

@@ -27,11 +27,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.timing import median, take_turns, where_and_when
+from benchmarks.toys import ToyWindows
 from raypipe.core.config import parse_config
 from raypipe.pretraining.simclr import SimclrObjective, nt_xent
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.loader import WindowLoader
-from tests.support.toys import ToyWindows
 
 KINDS = ("mae", "simclr")
 

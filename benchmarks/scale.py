@@ -32,12 +32,12 @@ import torch
 
 from benchmarks.folds import trainers
 from benchmarks.timing import where_and_when
+from benchmarks.toys import ToyWindows, make_run, write_store
 from raypipe import SweepCallback, sweep
 from raypipe.core.config import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import TrialResult
 from raypipe.training.loader import WindowLoader
-from tests.support.toys import ToyWindows, make_run, write_store
 
 BASE = {"folds": 4, "windows": 1000, "channels": 32}
 AXES = {"folds": [2, 4, 8], "windows": [1000, 4000, 16000, 64000], "channels": [16, 32, 64, 128, 256]}

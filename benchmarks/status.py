@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from benchmarks.timing import where_and_when
+from benchmarks.toys import ToyWindows, make_run, tiny, write_store
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.reporting.report import write_plots, write_report
@@ -34,7 +35,6 @@ from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
 from tests.support.records import edit_record
-from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 FOLDS, REPEATS = 5, 3
 GOALS = {"status": 2.0, "report": 20.0}

@@ -26,13 +26,13 @@ import torch
 from benchmarks import peers
 from benchmarks.roofline import roofline
 from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
+from benchmarks.toys import ToyWindows, fold_trainer
 from raypipe.core.config import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
-from tests.support.toys import ToyWindows, fold_trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "AdamW": {},

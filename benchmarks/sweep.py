@@ -38,13 +38,13 @@ import torch
 from benchmarks import peers
 from benchmarks.folds import windows_of
 from benchmarks.timing import where_and_when
+from benchmarks.toys import write_store
 from raypipe import SweepCallback, sweep
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import score
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.storage.records import TrialResult
-from tests.support.toys import write_store
 
 FOLDS, EPOCHS, BATCH = 4, 5, 64
 POINTS = [{"lr": lr, "rho": rho} for lr in (3e-4, 1e-3, 3e-3) for rho in (0.02, 0.05, 0.1, 0.2)]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
 
+from benchmarks.toys import ToyWindows, tiny
 from raypipe.models.network import Network
 from raypipe.pretraining.linear_probe import RIDGE_STRENGTHS, fit_probe
 from raypipe.training import trainer as training
@@ -25,7 +26,6 @@ from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.sampling import target_scale
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
-from tests.support.toys import ToyWindows, tiny
 
 FEW, MANY, NEW = 20, 4, 6
 """People of class 0 with few windows, of class 1 with many, and new people."""
