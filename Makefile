@@ -6,6 +6,7 @@ STAMP := $(VENV)/installed
 DEMO := demo
 N := 30
 SEED := 0
+OUT := build/gpu
 
 PARTS := static unit integration chaos-ci cluster
 PYTEST := $(BIN)/pytest $(if $(LONG),,-m 'not long')
@@ -13,7 +14,7 @@ LOWEST := .venv-lowest
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest clean
+.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -92,6 +93,11 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
 	touch $@
+
+# On a machine with a CUDA device, torch and pytest, but no Ray and no virtual environment, in under ten minutes: the
+# tests in tests/gpu, and benchmarks of steps, folds and pretraining. OUT is the folder of gpu.json and gpu.md.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 docs: $(STAMP)
 	$(BIN)/python docs/api.py build/api

@@ -1,12 +1,12 @@
-"""Time an epoch of five folds: stacked, one by one, and in a plain PyTorch loop with braindecode's network.
+"""Time an epoch of several folds: stacked, one by one, and in a plain PyTorch loop with braindecode's network.
 
     python benchmarks/folds.py                       # 5 folds of 2,000 training windows, one thread
-    python benchmarks/folds.py --device cuda         # the same on a GPU
+    python benchmarks/folds.py --device cuda --folds 1 2 5 10 --batch 64 512
 
-All train every fold with SAM and predict its validation windows at the end of the epoch, in one process. The plain loop
-is a DataLoader over tensors in memory, shuffled, with windows normalised beforehand. It is timed over its first
-`--peer-folds` folds, and the time is scaled to all folds, which cost the same. `the same, raypipe's network` is that
-loop with raypipe's Conformer: it separates the effect of the network from that of the fold loop.
+All train every fold with SAM and predict its validation windows at the end of the epoch, in one process, and take
+turns. The plain loop is a DataLoader over tensors in memory, shuffled, with windows normalised beforehand. It is timed
+over its first `--peer-folds` folds, and the time is scaled to all folds, which cost the same. `plain loop, raypipe's
+network` is that loop with raypipe's Conformer: it separates the effect of the network from that of the fold loop.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import peers
-from benchmarks.timing import where_and_when
+from benchmarks import peers, report
+from benchmarks.timing import take_turns
 from benchmarks.toys import ToyWindows, fold_trainer, make_run
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.models.conformer import Conformer
@@ -34,13 +33,19 @@ from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
+from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
+
+PLAIN = "plain loop, "
+GOALS = {"one by one": 5.0, f"{PLAIN}braindecode's network": 25.0}
+"""How many times as quick five stacked folds should be on a GPU."""
+Epoch = Callable[[], object]
 
 
 def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> ToyWindows:
     toy = ToyWindows(subjects=subjects, each=n_windows // subjects, channels=channels)
     toy.sfreq, toy.crop_samples, toy.window_samples = 250.0, samples, samples
-    toy.x = np.random.default_rng(0).normal(size=(len(toy), channels, samples)).astype(np.float32)
+    toy.x = np.random.default_rng(0).standard_normal((len(toy), channels, samples), np.float32)
     return toy
 
 
@@ -55,7 +60,7 @@ def plain_epoch(
     """Return a function that trains an epoch of one fold, as a careful script does."""
     x_NCT = normalise(torch.from_numpy(toy.x), "channel")
     y_N1 = torch.from_numpy(toy.targets)[:, None]
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = autocast_type(config.precision, torch.device(device))
     models = {}
 
     def epoch(fold: int) -> None:
@@ -85,65 +90,78 @@ def plain_epoch(
         with torch.no_grad():
             for start in range(0, len(validation), 256):
                 model(x_NCT[validation[start : start + 256]].to(device))
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return epoch
 
 
-def timed(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def contestants_of(args: argparse.Namespace, n_folds: int, batch: int, folder: Path, without: str) -> dict[str, Epoch]:
+    """Return functions that train an epoch of `n_folds` folds, the plain loops of the first `--peer-folds` of them."""
+    cut = max(2, n_folds)  # a single fold is one of two
+    toy = windows_of(args.windows * cut // (cut - 1), args.channels, args.samples, 4 * cut)
+    config = parse_config({"model/kernels": "paper", "batch_size": batch, "sam/name": "sam", "epochs": 1000})
+    run = make_run(folder / f"run-{n_folds}-{batch}", toy, n_folds=cut)
+    loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
+    alone = trainers(run, loader, config)[:n_folds]
+    found: dict[str, Epoch] = {"one by one": lambda: [one.run_epoch() for one in alone]}
+    if n_folds > 1:
+        found["stacked"] = StackedTrainer(trainers(run, loader, config)).run_epoch
+    networks: dict[str, Callable[[int, int], torch.nn.Module]] = {
+        "raypipe's": lambda channels, samples: Conformer(channels, samples, 1, norm="none")
+    }
+    for name, build in (networks if without else networks | {"braindecode's": peers.conformer}).items():
+        epoch = plain_epoch(build, toy, run, config, args.device)
+        found[f"{PLAIN}{name} network"] = lambda epoch=epoch: [  # type: ignore[misc]
+            epoch(fold) for fold in range(min(args.peer_folds, n_folds))
+        ]
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"folds": 5, "windows": 2000, "channels": 129, "samples": 200, "batch": 64, "threads": 1, "epochs": 3}
-    for name, value in (sizes | {"peer-folds": 1}).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    args = parser.parse_args()
+def add_ratios(found: report.Result, times: dict[str, list[float]], mark: str, *, goals: bool) -> None:
+    """Add how many times as quick raypipe's ways are as the plain loops, and stacked folds as one by one."""
+    for way in ("stacked", "one by one"):
+        for peer in times if way in times else ():
+            if peer.startswith(PLAIN) or (way, peer) == ("stacked", "one by one"):
+                ratio = report.add_ratio(found, f"{mark}{way} / {peer}", times[peer], times[way])
+                if goals and way == "stacked" and peer in GOALS:
+                    report.add_goal(found, f"{mark}{way} / {peer}", ratio, GOALS[peer])
+    if goals:
+        for peer in GOALS.keys() - times.keys():
+            report.add_goal(found, f"{mark}stacked / {peer}", None, GOALS[peer])
+
+
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time the epochs for every number of folds and batch size."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    n = args.windows * args.folds // (args.folds - 1)
-    toy = windows_of(n, args.channels, args.samples, 4 * args.folds)
-    options = {"model/kernels": "paper", "batch_size": args.batch, "sam/name": "sam", "epochs": 100}
-    config = parse_config(options)
-    print(where_and_when(args.device))
-    print(f"{args.folds} folds of {args.windows} training windows {args.channels} x {args.samples}, batch {args.batch}")
-    with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder) / "run", toy, n_folds=args.folds)
-        loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
-        alone, stack = trainers(run, loader, config), StackedTrainer(trainers(run, loader, config))
-        plain = {
-            "plain loop, braindecode's network": plain_epoch(peers.conformer, toy, run, config, args.device),
-            "the same, raypipe's network": plain_epoch(
-                lambda channels, samples: Conformer(channels, samples, 1, norm="none"), toy, run, config, args.device
-            ),
-        }
-        if args.device == "cuda":  # warm-up
-            stack.run_epoch()
-            for trainer in alone:
-                trainer.run_epoch()
-            for epoch in plain.values():
-                epoch(0)
-        found: dict[str, list[float]] = {"raypipe, stacked": [], "raypipe, one by one": []}
-        for _ in range(args.epochs):
-            found["raypipe, stacked"].append(timed(stack.run_epoch, args.device))
-            found["raypipe, one by one"].append(timed(lambda: [t.run_epoch() for t in alone], args.device))
-        for name, epoch in plain.items():
-            part = timed(lambda epoch=epoch: [epoch(fold) for fold in range(args.peer_folds)], args.device)  # type: ignore[misc]
-            found[name] = [part * args.folds / args.peer_folds]
-    seconds = {name: sorted(times)[len(times) // 2] for name, times in found.items()}
-    best = min(seconds["raypipe, stacked"], seconds["raypipe, one by one"])
-    print(f"\n{'an epoch of all folds':36}{'s':>10}{'over raypipe best':>20}")
-    for name, taken in seconds.items():
-        print(f"{name:36}{taken:10.2f}{taken / best:19.2f}x")
+    title = f"An epoch of {args.windows} training windows of {args.channels} x {args.samples} for each fold"
+    found = report.result(title, args.device)
+    if without := peers.missing():
+        found["missing"][f"{PLAIN}braindecode's network"] = without
+    for batch in args.batch:
+        for n_folds in args.folds:
+            mark = f"batch {batch}, {n_folds} fold(s): "
+            with tempfile.TemporaryDirectory() as folder:
+                contestants = contestants_of(args, n_folds, batch, Path(folder), without)
+                times = take_turns(contestants, seconds=0.0, rounds=args.epochs, device=args.device)
+            scale = n_folds / min(args.peer_folds, n_folds)
+            times = {
+                name: [scale * each for each in seconds] if name.startswith(PLAIN) else seconds
+                for name, seconds in times.items()
+            }
+            report.add_times(found, times, mark)
+            add_ratios(found, times, mark, goals=args.device == "cuda" and n_folds == 5)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folds", type=int, nargs="+", default=[5], help="numbers of folds")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="windows of a batch, for each fold")
+    sizes = {"windows": 2000, "channels": 129, "samples": 200, "threads": 1, "epochs": 3, "peer-folds": 1}
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

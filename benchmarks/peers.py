@@ -45,6 +45,15 @@ def braindecode_models() -> Any:
     return models
 
 
+def missing() -> str:
+    """Return why braindecode cannot be compared with; nothing if it can."""
+    try:
+        braindecode_models()
+    except SystemExit as reason:
+        return f"braindecode is not installed ({str(reason).splitlines()[0]})"
+    return ""
+
+
 def _stub_if_missing(name: str, parts: Sequence[str]) -> None:
     """Put an empty module in the place of a package that cannot be imported."""
     try:

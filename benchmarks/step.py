@@ -1,12 +1,12 @@
 """Time one training step of raypipe's Conformer and SAM, and of braindecode's networks and a plain SAM.
 
-    python benchmarks/step.py                        # batch 64 of 129 x 200, one thread
-    python benchmarks/step.py --device cuda          # the same on a GPU, with a roofline
+    python benchmarks/step.py                                             # batch 64 of 129 x 200, one thread
+    python benchmarks/step.py --device cuda --batch 64 512 --stack 1 2 5 10
 
 All have the same data, sizes and optimiser. Windows are in memory, and normalised beforehand for the peers. raypipe's
 step normalises its batch, draws dropout masks and clips gradients; the peers' steps do not. First the script checks
-that both networks with the same weights have the same outputs. Contestants take turns; printed are medians and their
-ratios.
+that both networks with the same weights have the same outputs. Contestants take turns. `benchmarks/roofline.py`
+explains the two floors of a step; its operators are counted in a step on the CPU, in the precision of the device.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
 
-from benchmarks import peers
-from benchmarks.roofline import roofline
-from benchmarks.timing import matmul_peak, median, take_turns, where_and_when
+from benchmarks import peers, report
+from benchmarks.roofline import Peaks, count, floors, measure_peaks
+from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows, fold_trainer
 from raypipe.core.config import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
-from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
+from raypipe.training.stacked_trainer import StackedTrainer
+from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -42,40 +44,74 @@ METHODS: dict[str, dict[str, Any]] = {
     "LookSAM (5)": {"sam/name": "looksam"},
     "MSAM": {"sam/name": "msam", "sam/rho": 0.5},
 }
+PEERS = {"braindecode's EEGConformer": peers.conformer, "EEGNeX": peers.eegnex}
+CALLS_ON_GPU = 10
+"""Steps between two waits for a GPU: in training, nothing waits for a step."""
+Step = Callable[[], object]
 
 
-def windows_of(args: argparse.Namespace) -> ToyWindows:
-    """Return random windows of the requested shape, as a store in memory."""
-    toy = ToyWindows(subjects=2, each=args.batch, channels=args.channels)
-    toy.sfreq, toy.crop_samples, toy.window_samples = 250.0, args.samples, args.samples
-    toy.x = np.random.default_rng(0).normal(size=(2 * args.batch, args.channels, args.samples)).astype(np.float32)
+@cache
+def windows_of(channels: int, samples: int, batch: int, folds: int = 1) -> ToyWindows:
+    """Return random windows, as a store in memory: a batch for each fold, and one more."""
+    toy = ToyWindows(subjects=1 + folds, each=batch, channels=channels)
+    toy.sfreq, toy.crop_samples, toy.window_samples = 250.0, samples, samples
+    toy.x = np.random.default_rng(0).standard_normal((len(toy), channels, samples), np.float32)
     return toy
 
 
-def raypipe_trainer(
-    args: argparse.Namespace, toy: ToyWindows, options: dict[str, Any], stem: str = "fourier"
-) -> SupervisedTrainer:
-    config = parse_config({"model/kernels": "paper", "batch_size": args.batch, "precision": args.precision, **options})
-    index = np.arange(len(toy))
-    loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
-    trainer = fold_trainer(config, loader, index[: args.batch], index[args.batch :], fold=0, stem=stem)
-    trainer.start_epoch()
-    return trainer
+def trainers(
+    args: argparse.Namespace, batch: int, options: dict[str, Any], *, stem: str, folds: int, device: str
+) -> list[SupervisedTrainer]:
+    """Return trainers that have begun an epoch of one step."""
+    config = parse_config({"model/kernels": "paper", "batch_size": batch, "precision": precision(args), **options})
+    toy = windows_of(args.channels, args.samples, batch, folds)
+    loader, index = WindowLoader(toy, device), np.arange(len(toy))  # type: ignore[arg-type]
+    made = []
+    for fold in range(folds):
+        one = index[fold * batch : (fold + 1) * batch]
+        made.append(fold_trainer(config, loader, one, index[-batch:], fold=fold, stem=stem))
+        made[-1].start_epoch()
+    return made
 
 
-def raypipe_step(args: argparse.Namespace, trainer: SupervisedTrainer) -> Callable[[], float]:
-    x_BCT = trainer.data.loader.gather(np.arange(args.batch))
-    y_B = torch.randn(args.batch, device=args.device)
-    dropout = DropoutSampler(0, trainer.data.device)
-    return lambda: trainer.step(Batch(x_BCT, y_B, dropout.draw(trainer.model.dropout_plan(args.batch))), 0)
+def precision(args: argparse.Namespace) -> str:
+    """Return the precision that is trained with, by name, so that the CPU can count in a GPU's."""
+    return str(autocast_type(args.precision, torch.device(args.device))).removeprefix("torch.")
 
 
-def peer_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module, sam: bool) -> Callable[[], float]:
+def own_step(
+    args: argparse.Namespace,
+    batch: int,
+    options: dict[str, Any],
+    *,
+    stem: str = "fourier",
+    folds: int = 1,
+    device: str = "",
+) -> Step:
+    """Return raypipe's step, of one fold or of several stacked ones."""
+    made = trainers(args, batch, options, stem=stem, folds=folds, device=device or args.device)
+    stack = StackedTrainer(made) if folds > 1 else None
+    dropout = [DropoutSampler(fold, one.data.device) for fold, one in enumerate(made)]
+    data = [(one.data.loader.gather(one.data.train), torch.randn(batch, device=one.data.device)) for one in made]
+
+    def step() -> object:
+        batches = [
+            Batch(x, y, sampler.draw(one.model.dropout_plan(batch)))
+            for (x, y), sampler, one in zip(data, dropout, made, strict=True)
+        ]
+        return stack.step(batches, 0) if stack else made[0].step(batches[0], 0)
+
+    return step
+
+
+def peer_step(args: argparse.Namespace, batch: int, model: torch.nn.Module, sam: bool) -> Step:
+    """Return the step of a network in a plain loop."""
     model = model.to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
-    x_BCT = normalise(torch.from_numpy(toy.gather(np.arange(args.batch))).to(args.device), "channel")
-    y_B1 = torch.randn(args.batch, 1, device=args.device)
-    dtype = {"auto": torch.bfloat16 if args.device == "cuda" else torch.float32}.get(args.precision, torch.float32)
+    windows = windows_of(args.channels, args.samples, batch).gather(np.arange(batch))
+    x_BCT = normalise(torch.from_numpy(windows).to(args.device), "channel")
+    y_B1 = torch.randn(batch, 1, device=args.device)
+    dtype = autocast_type(args.precision, torch.device(args.device))
 
     def closure() -> torch.Tensor:
         with torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
@@ -85,53 +121,101 @@ def peer_step(args: argparse.Namespace, toy: ToyWindows, model: torch.nn.Module,
     return lambda: (peers.sam_step if sam else peers.plain_step)(closure, optimizer)
 
 
-def outputs_apart(args: argparse.Namespace, toy: ToyWindows) -> float:
-    """Return the largest difference between the two networks' outputs, relative to the largest output."""
-    trainer = raypipe_trainer(args, toy, {"precision": "float32"})
+def outputs_apart(args: argparse.Namespace) -> float:
+    """Return the largest difference between the two networks' outputs in float32, relative to the largest output."""
+    options = {"precision": "float32"}
+    (one,) = trainers(args, 8, options, stem="fourier", folds=1, device=args.device)
     theirs = peers.conformer(args.channels, args.samples).to(args.device)
-    theirs.load_state_dict(to_braindecode(trainer.model.state_dict()))
-    x_BCT = trainer.data.loader.gather(np.arange(args.batch))
+    theirs.load_state_dict(to_braindecode(one.model.state_dict()))
+    x_BCT = one.data.loader.gather(np.arange(8))
     with torch.no_grad():
-        a, b = trainer.model.eval()(x_BCT), theirs.eval()(normalise(x_BCT, "channel"))
+        a, b = one.model.eval()(x_BCT), theirs.eval()(normalise(x_BCT, "channel"))
     return float((a - b).abs().max() / b.abs().max())
 
 
-def main() -> None:
+def stacked(folds: int) -> str:
+    """Return the name of a contestant."""
+    return f"raypipe SAM, {folds} folds stacked"
+
+
+def contestants_of(args: argparse.Namespace, batch: int, without: str) -> dict[str, Step]:
+    """Return the steps to compare at a batch size; `without` tells why braindecode's networks are left out."""
+    own = {f"raypipe {name}": own_step(args, batch, options) for name, options in METHODS.items()}
+    own["raypipe SAM, direct stem"] = own_step(args, batch, METHODS["SAM"], stem="direct")
+    own |= {stacked(n): own_step(args, batch, METHODS["SAM"], folds=n) for n in args.stack if n > 1}
+    labels = [] if without else [label for label in PEERS if label != "EEGNeX" or not args.quick]
+    for label in labels:
+        for method in ("AdamW", "SAM"):
+            model = PEERS[label](args.channels, args.samples)
+            own[f"{label} {method}"] = peer_step(args, batch, model, method == "SAM")
+    return own
+
+
+def add_ratios(found: report.Result, times: dict[str, list[float]], mark: str) -> None:
+    """Add how many times as quick raypipe's step is as others."""
+    for name, seconds in times.items():
+        if not name.startswith("raypipe"):
+            ours = "raypipe SAM" if name.endswith("SAM") else "raypipe AdamW"
+            report.add_ratio(found, f"{mark}{ours} / {name}", seconds, times[ours])
+        elif name.endswith("stacked"):
+            folds = int(name.split()[2])
+            alone = [folds * each for each in times["raypipe SAM"]]
+            report.add_ratio(found, f"{mark}{name} / one by one", alone, seconds)
+    direct = times["raypipe SAM, direct stem"]
+    report.add_ratio(found, f"{mark}SAM, Fourier stem / direct stem", direct, times["raypipe SAM"])
+
+
+def add_rooflines(
+    found: report.Result, args: argparse.Namespace, batch: int, times: dict[str, list[float]], peaks: Peaks, mark: str
+) -> None:
+    """Add the floors of SAM steps, and the share that was reached."""
+    wanted = {"raypipe SAM": 1} | {stacked(n): n for n in args.stack if n > 1}
+    for name, folds in wanted.items():
+        operations = count(own_step(args, batch, METHODS["SAM"], folds=folds, device="cpu"))
+        figures = floors(operations, peaks).figures(median(times[name]))
+        found["rooflines"][f"{mark}{name}"] = figures
+        if args.device == "cuda":
+            report.add_goal(
+                found, f"{mark}{name}: share of the floor by kernel", figures["share of the floor by kernel"], 0.4
+            )
+
+
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time the steps at every batch size."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    found = report.result(f"A training step of {args.channels} x {args.samples}, {precision(args)}", args.device)
+    dtype = autocast_type(args.precision, torch.device(args.device))
+    peaks = measure_peaks(args.device, dtype)
+    for kind, speed in peaks.flops.items():
+        found["figures"][f"matrix product, {str(kind).removeprefix('torch.')} (TFLOP/s)"] = speed / 1e12
+    found["figures"]["copy (GB/s)"] = peaks.bandwidth / 1e9
+    if without := peers.missing():
+        found["missing"]["braindecode's networks"] = without
+    else:
+        found["figures"]["outputs of both networks apart, of the largest"] = outputs_apart(args)
+    for batch in args.batch:
+        mark = f"batch {batch}: "
+        calls = CALLS_ON_GPU if args.device == "cuda" else 1
+        contestants = contestants_of(args, batch, without)
+        times = take_turns(contestants, seconds=args.seconds, device=args.device, calls=calls)
+        report.add_times(found, times, mark)
+        add_ratios(found, times, mark)
+        add_rooflines(found, args, batch, times, peaks, mark)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"batch": 64, "channels": 129, "samples": 200, "threads": 1}.items():
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="windows of a batch, for each fold")
+    parser.add_argument("--stack", type=int, nargs="+", default=[5], help="numbers of folds to stack")
+    for name, value in {"channels": 129, "samples": 200, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--seconds", type=float, default=60.0, help="seconds to measure for")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds to measure for, at each batch size")
     parser.add_argument("--quick", action="store_true", help="without EEGNeX, which takes seconds a step on a CPU")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
-    toy = windows_of(args)
-    print(where_and_when(args.device))
-    print(f"batch {args.batch} x {args.channels} x {args.samples}")
-    print(f"outputs of both networks differ by {outputs_apart(args, toy):.1e} of the largest")
-    direct = raypipe_step(args, raypipe_trainer(args, toy, METHODS["SAM"], "direct"))
-    contestants = {
-        f"raypipe {name}": raypipe_step(args, raypipe_trainer(args, toy, options)) for name, options in METHODS.items()
-    }
-    contestants["raypipe SAM, direct stem"] = direct
-    for label, build in {"braindecode EEGConformer": peers.conformer, "EEGNeX": peers.eegnex}.items():
-        if label == "EEGNeX" and args.quick:
-            continue
-        for method in ("AdamW", "SAM"):
-            model = build(args.channels, args.samples)
-            contestants[f"{label} {method}"] = peer_step(args, toy, model, method == "SAM")
-    times = {k: median(v) for k, v in take_turns(contestants, seconds=args.seconds, device=args.device).items()}
-    print(f"\n{'':36}{'ms':>10}{'of AdamW':>10}{'against raypipe':>17}")
-    for name, seconds in times.items():
-        method = "SAM" if "SAM" in name else "AdamW"
-        shown = f"{times[name] / times['raypipe AdamW']:10.2f}" if name.startswith("raypipe") else " " * 10
-        against = "" if name.startswith("raypipe") else f"{seconds / times[f'raypipe {method}']:16.1f}x"
-        print(f"{name:36}{1e3 * seconds:10.2f}{shown}{against}")
-    peak = matmul_peak(args.device)
-    model = cast(Conformer, raypipe_trainer(args, toy, METHODS["SAM"]).model)
-    print(f"\n{roofline(model, args.batch, peak, times['raypipe SAM'])}")
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

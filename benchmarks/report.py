@@ -1,0 +1,147 @@
+"""Results of a benchmark: how they are put together, printed, saved, and compared with earlier ones.
+
+A result has times of contestants that took turns, ratios of them within the same rounds, other figures, goals, and
+what could not be measured. A ratio is a peer's time divided by raypipe's: the larger, the better. Machines differ in
+seconds, and the same machine differs from day to day, so results are compared by ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import where
+
+Result = dict[str, Any]
+LEAST_SPREAD = 0.02
+"""A ratio counts as worse by more than this fraction of it at least."""
+
+
+def result(title: str, device: str = "cpu") -> Result:
+    """Return a result with nothing in it yet."""
+    empty: Result = {"title": title, "where": where(device)}
+    return empty | {part: {} for part in ("seconds", "ratios", "figures", "rooflines", "missing")} | {"goals": []}
+
+
+def add_times(to: Result, times: Mapping[str, Sequence[float]], prefix: str = "") -> None:
+    """Add the seconds of every contestant: median, quartiles, number of turns."""
+    for name, seconds in times.items():
+        to["seconds"][prefix + name] = {**_quartiles(seconds), "turns": len(seconds)}
+
+
+def add_ratio(to: Result, name: str, peer: Sequence[float], ours: Sequence[float]) -> float:
+    """Add the ratio of two contestants' times, by round; return its median."""
+    by_round = [a / b for a, b in zip(peer, ours, strict=True)]
+    to["ratios"][name] = {**_quartiles(by_round), "rounds": len(by_round)}
+    return statistics.median(by_round)
+
+
+def add_goal(to: Result, name: str, measured: float | None, least: float) -> None:
+    """Add a goal that a figure is at least a number; `measured` is None if it could not be measured."""
+    met = None if measured is None else measured >= least
+    to["goals"].append({"goal": name, "least": least, "measured": measured, "met": met})
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [values[0]]
+    return {"median": middle, "low": low, "high": high}
+
+
+def text(found: Result, head: str = "") -> str:
+    """Return a result as Markdown, which can be read on a console too."""
+    lines = [f"{head}{found['title']}", "", ", ".join(f"{name} {value}" for name, value in found["where"].items()), ""]
+    if found["seconds"]:
+        rows = [
+            (name, f"{1e3 * v['median']:.3f}", f"{1e3 * v['low']:.3f} to {1e3 * v['high']:.3f}", str(v["turns"]))
+            for name, v in found["seconds"].items()
+        ]
+        lines += table(("", "ms", "quartiles", "turns"), rows)
+    if found["ratios"]:
+        rows = [
+            (name, f"{v['median']:.2f}", f"{v['low']:.2f} to {v['high']:.2f}", str(v["rounds"]))
+            for name, v in found["ratios"].items()
+        ]
+        lines += table(("times as quick", "ratio", "quartiles", "rounds"), rows)
+    if found["figures"]:
+        lines += table(("figure", ""), [(name, _figure(value)) for name, value in found["figures"].items()])
+    if found["rooflines"]:
+        columns = list(next(iter(found["rooflines"].values())))
+        rows = [(name, *(_figure(v[column]) for column in columns)) for name, v in found["rooflines"].items()]
+        lines += table(("roofline", *columns), rows)
+    if found["goals"]:
+        lines += table(("goal", "at least", "measured", ""), [goal_row(goal) for goal in found["goals"]])
+    lines += [f"- {name}: not measured, {reason}" for name, reason in found["missing"].items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table with columns of even width, and an empty line after it."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join(["-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths)])
+    return [line(head), f"|{rule}|", *map(line, rows), ""]
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_figure(each)}" for name, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def goal_row(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return the row of a goal in a table."""
+    measured = "not measured" if goal["measured"] is None else f"{goal['measured']:.2f}"
+    return goal["goal"], f"{goal['least']:g}", measured, {None: "", True: "met", False: "not met"}[goal["met"]]
+
+
+def worse(old: Result, new: Result) -> list[str]:
+    """Return a line for each ratio that got worse by more than its spread.
+
+    The spread is the distance between the quartiles of the rounds, the larger of both results. A ratio of one round has
+    none and is not compared.
+    """
+    lines = []
+    for name, now in new["ratios"].items():
+        before = old["ratios"].get(name)
+        if before is None or min(now["rounds"], before["rounds"]) < 2:
+            continue
+        spread = max(each["high"] - each["low"] for each in (now, before))
+        spread = max(spread, LEAST_SPREAD * before["median"])
+        if before["median"] - now["median"] > spread:
+            lines.append(
+                f"{new['title']}: {name}: {now['median']:.2f}, was {before['median']:.2f} (spread {spread:.2f})"
+            )
+    return lines
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Result],
+    words: Sequence[str] | None = None,
+) -> None:
+    """Measure what the command line asks for; print the result and save it where `--json` says."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the result there too")
+    args = parser.parse_args(words)
+    found = measure(args)
+    found["settings"] = {name: value for name, value in vars(args).items() if name != "json"}
+    if args.json:
+        save(args.json, found)
+    print(text(found))
+
+
+def save(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a result; a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    partial.replace(path)
