@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
@@ -26,11 +26,13 @@ from raypipe.pretraining.mae import MaeObjective
 from raypipe.pretraining.objective import Objective, Passes, PretrainBatch, worker_sizes
 from raypipe.pretraining.simclr import SimclrObjective
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.determinism import use_deterministic_algorithms
 from raypipe.training.loader import WindowLoader
 from raypipe.training.optim import AdamW, set_learning_rate
 from raypipe.training.sampling import MIN_BATCH, even_batches
 from raypipe.training.step import TrainState, take_step
-from raypipe.training.trainer import Interrupted, make_network, never
+from raypipe.training.trainer import Interrupted, make_network, mean_loss, never
+from raypipe.training.transfer import to_device
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -110,12 +112,15 @@ class Pretrainer:
                 module.p = 0.0
         self.encoder.head.requires_grad_(False)
         self.objective = make_objective(self.encoder, config, world)
+        use_deterministic_algorithms(loader.device)
         self.module: nn.Module = self.objective.module.to(loader.device)
         self.passes = Passes(self.module, world, micro_batch)
         optim = config.optim
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         groups = [{"params": trained, "rate": 1.0}]
         optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        if loader.device.type == "cuda":
+            optimizer.use_device_rate()
         self.state = TrainState(self.module, optimizer, device_type=loader.device.type, clip=optim.clip)
 
     @property
@@ -134,13 +139,16 @@ class Pretrainer:
             `interrupted` returned True.
         """
         self.module.train()
-        losses = []
+        losses: list[float | Tensor] = []
         for number, batch in enumerate(self.batches()):
             if interrupted():
                 raise InterruptedEpochError
             losses.append(self.step(batch, number))
+        loss = mean_loss(losses, self.batch_sizes)
+        if not np.isfinite(loss):  # on a GPU, where steps do not wait for their outcome
+            raise self._not_finite()
         self.epoch += 1
-        return float(np.average(losses, weights=self.batch_sizes))
+        return loss
 
     def batches(self) -> Iterator[PretrainBatch]:
         """Return this worker's parts of the next epoch's batches."""
@@ -151,23 +159,28 @@ class Pretrainer:
             first = sum(sizes[: self.rank])
             mine = slice(first, first + sizes[self.rank])
             step_seed = derive_seed("step", seed, number)
-            drawn = tuple(rows[mine].to(self.loader.device) for rows in self.objective.draw(len(batch), step_seed))
+            drawn = tuple(
+                to_device(rows[mine], self.loader.device) for rows in self.objective.draw(len(batch), step_seed)
+            )
             yield PretrainBatch(batch[mine], first, batch, drawn, step_seed)
 
-    def step(self, batch: PretrainBatch, number: int) -> float:
+    def step(self, batch: PretrainBatch, number: int) -> float | Tensor:
         """Take step `number` (from 0) of the epoch; return the whole batch's mean loss."""
         steps, config = self.steps_per_epoch, self.config
         set_learning_rate(self.state.optimizer, config.optim, self.epoch * steps + number, config.epochs * steps)
         (result,) = take_step([self.state], lambda: [self._gradients(batch)])
         if result.failed:  # on all workers, since they share loss and gradients
-            raise NonFiniteError(f"pretraining ({self.part}), epoch {self.epoch + 1}: the loss is not finite")
+            raise self._not_finite()
         return result.loss
 
-    def _gradients(self, batch: PretrainBatch) -> float:
+    def _not_finite(self) -> NonFiniteError:
+        return NonFiniteError(f"pretraining ({self.part}), epoch {self.epoch + 1}: the loss is not finite")
+
+    def _gradients(self, batch: PretrainBatch) -> Tensor:
         loss = self.objective.gradients(self.passes, self.loader, batch)
         if self.world > 1:
             dist.all_reduce(loss)
-        return float(loss)
+        return loss
 
     def features(self, index: Index) -> NDArray[np.float32]:
         """Return the encoder's features (N, F) of windows."""

@@ -19,6 +19,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
 from raypipe.training.device import missing_gpu, worker_device
+from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import call_seconds, stem_seconds
@@ -138,11 +139,12 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
 def _step_seconds(trainer: SupervisedTrainer) -> float:
     batch = next(trainer.batches())
     if isinstance(trainer.model, Conformer):
-        times = stem_seconds(trainer.model, batch.x)
+        times = stem_seconds(trainer.config, trainer.data)
         trainer.model.use_stem(min(times, key=times.__getitem__))
     trainer.start_epoch()
-    trainer.step(batch, 0)
     device = trainer.data.device
+    for _ in range(1 if device.type == "cpu" else UNCAPTURED_CALLS + 1):
+        trainer.step(batch, 0)
     return statistics.median(call_seconds(partial(trainer.step, batch, n), device) for n in range(1, TIMED_STEPS + 1))
 
 

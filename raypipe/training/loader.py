@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
@@ -24,6 +25,7 @@ from raypipe.models.network import normalise
 from raypipe.training.inner_split import split_inner
 from raypipe.training.mixup import mix
 from raypipe.training.sampling import MIN_BATCH, draw_chances, even_batches, target_scale
+from raypipe.training.transfer import to_device
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -134,7 +136,9 @@ class FoldData:
                     n_classes=self.n_classes,
                     subjects=self.windows.subjects[index],
                 )
-            yield Batch(x_BCT, y, dropout.draw(dropout_plan(len(index))))
+                if self.n_classes and y.ndim == 1:  # of one kind in all batches, mixed or not
+                    y = F.one_hot(y, self.n_classes).to(x_BCT.dtype)
+            yield Batch(x_BCT, to_device(y, self.device), dropout.draw(dropout_plan(len(index))))
 
     def order(self, rng: np.random.Generator) -> Index:
         """Draw the windows of an epoch: each one once, or with ``sampling=subject``, every subject equally often."""
@@ -154,11 +158,11 @@ class FoldData:
         return rng.integers(0, spare + 1, size=len(index)) if spare else None
 
     def targets(self, index: Index, offsets: Index | None) -> Tensor:
-        """Return classes (B,), or standardised values (B,) of windows that are cropped at `offsets`."""
+        """Return classes (B,), or standardised values (B,) of windows cropped at `offsets`, on the host."""
         if self.n_classes:
-            return torch.as_tensor(self.windows.targets[index], dtype=torch.int64, device=self.device)
+            return torch.as_tensor(self.windows.targets[index], dtype=torch.int64)
         y = self.windows.targets[index] if offsets is None else self.windows.target_at(index, offsets)
-        return torch.as_tensor((y - self.centre) / self.scale, dtype=torch.float32, device=self.device)
+        return torch.as_tensor((y - self.centre) / self.scale, dtype=torch.float32)
 
     def decode(self, raw_NK: Tensor) -> NDArray[np.float32]:
         """Turn a network's outputs into probabilities (N, K), or values in target units (N, 1).
@@ -205,15 +209,12 @@ class WindowLoader:
     def gather(self, index_B: Index, offset_B: Index | None = None) -> Tensor:
         """Return crops (B, C, crop_samples) of windows in microvolts; see `WindowStore.gather`."""
         if self._kept is None:
-            x_BCT = torch.from_numpy(self.windows.gather(index_B, offset_B))
-            if self.device.type == "cpu":
-                return x_BCT
-            return x_BCT.pin_memory().to(self.device, non_blocking=True)
+            return to_device(self.windows.gather(index_B, offset_B), self.device)
         half_NCT, scale_NC2 = self._kept
-        rows_B = torch.from_numpy(np.asarray(index_B, np.int64)).to(self.device)
+        rows_B = to_device(np.asarray(index_B, np.int64), self.device)
         offsets = self.windows.offsets(index_B) if offset_B is None else np.asarray(offset_B, np.int64)
         samples_T = torch.arange(self.windows.crop_samples, device=self.device)
-        sample_B1T = (torch.from_numpy(offsets).to(self.device)[:, None] + samples_T)[:, None]
+        sample_B1T = (to_device(offsets, self.device)[:, None] + samples_T)[:, None]
         x_BCT = half_NCT[rows_B].gather(2, sample_B1T.expand(-1, self.windows.n_channels, -1)).float()
         scale_BC2 = scale_NC2[rows_B]
         return torch.addcmul(scale_BC2[..., :1], x_BCT, scale_BC2[..., 1:])

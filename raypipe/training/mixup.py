@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import MixupConfig
+from raypipe.training.transfer import to_device
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +46,7 @@ def mix(
     x_BCT
         Windows; not changed.
     y
-        (B,) values for regression, in standard deviations, or classes; not changed.
+        (B,) values for regression, in standard deviations, or classes, on the host; not changed.
     rng
         Source of all random numbers: two equal generators give two equal batches.
     kind
@@ -71,16 +72,17 @@ def mix(
     if cfg.name == "none" or rng.random() >= cfg.prob:
         return x_BCT, y
     n, n_channels, n_times = x_BCT.shape
-    partner_B = torch.from_numpy(_partners(cfg, y, rng, kind, subjects)).to(x_BCT.device)
+    partner_B = torch.from_numpy(_partners(cfg, y, rng, kind, subjects))
     kept_B = rng.beta(cfg.alpha, cfg.alpha, size=n)
-    other_BCT = x_BCT[partner_B]
+    device = x_BCT.device
+    other_BCT = x_BCT[to_device(partner_B, device)]
     if cfg.name in ("mixup", "cmixup"):
-        kept_B11 = torch.from_numpy(kept_B).to(x_BCT)[:, None, None]
+        kept_B11 = to_device(torch.from_numpy(kept_B).to(x_BCT.dtype), device)[:, None, None]
         x_BCT = torch.lerp(other_BCT, x_BCT, kept_B11)
     else:
         cut = _cut_interval if cfg.name == "cutmix" else _cut_channels
         cut_BCT, kept_B = cut(rng, kept_B, n_channels, n_times)
-        x_BCT = torch.where(torch.from_numpy(cut_BCT).to(x_BCT.device), other_BCT, x_BCT)
+        x_BCT = torch.where(to_device(cut_BCT, device), other_BCT, x_BCT)
     weight_B = torch.from_numpy(kept_B)
     if kind == "classification":
         t_BK = F.one_hot(y.long(), n_classes).to(x_BCT.dtype)

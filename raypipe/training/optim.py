@@ -24,10 +24,37 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
 
+    def use_device_rate(self) -> None:
+        """Keep the learning rate on the parameters' device, where a CUDA graph of the step reads it."""
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+            group["capturable"] = True
+
     add_param_group = torch_compat.adamw_add_param_group
     zero_grad = torch_compat.adamw_zero_grad
-    state_dict = torch_compat.adamw_state_dict
-    load_state_dict = torch_compat.adamw_load_state_dict
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, the same on all devices: a checkpoint of a GPU continues on a CPU."""
+        state: dict[str, Any] = torch_compat.adamw_state_dict(self)
+        groups = [group | {"lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
+        return state | {"param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a saved state; learning rates stay on their device."""
+        before = [(group["lr"], group["capturable"]) for group in self.param_groups]
+        torch_compat.adamw_load_state_dict(self, state_dict)
+        for group, (rate, capturable) in zip(self.param_groups, before, strict=True):
+            group["capturable"] = capturable
+            if isinstance(rate, Tensor):
+                group["lr"] = rate.fill_(group["lr"])
+
+    def step_if(self, finite: Tensor) -> None:
+        """Take a step if `finite` (0-dim) is true, on a GPU without waiting to know."""
+        self.found_inf = finite.logical_not().float()
+        try:
+            self.step()
+        finally:
+            del self.found_inf
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see `torch.optim.AdamW`."""
@@ -60,7 +87,11 @@ def set_learning_rate(
     """
     factor = lr_factor(step, total, config.warmup, config.schedule, cycle_ends)
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor * group["rate"]
+        rate = config.lr * factor * group["rate"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def lr_factor(step: int, total: int, warmup: float, kind: str = "cosine", ends: Sequence[int] = ()) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -79,10 +78,11 @@ class Sam:
         return self.method != "looksam" or not self._orthogonal or self._steps_since >= self.every
 
     @torch.no_grad()
-    def perturb(self) -> bool:
+    def perturb(self) -> Tensor:
         """Save the weights and move them along their gradients, or against the momentum.
 
-        Return False if the gradients are not finite; then nothing has moved.
+        Return whether the gradients are finite. If not, nothing has moved on a CPU; on a GPU, which does not wait to
+        know, the weights are of no use until `restore`.
 
         Raises
         ------
@@ -95,19 +95,20 @@ class Sam:
         if self.method == "looksam":
             self._plain = gradients_of(self.optimizer)
         if not weights:
-            return True
+            return torch.tensor(True)
         sizes = torch_compat.foreach_abs(weights) if self.method == "asam" else ()
         if sizes:
             directions = list(torch_compat.foreach_mul(directions, sizes))
-        norm = float(_norm(directions))
-        if not math.isfinite(norm):
-            return False
+        norm = _norm(directions)
+        finite = norm.isfinite()
+        if not (norm.is_cuda or finite):
+            return finite
         self._weights, self._saved = weights, [weight.clone() for weight in weights]
         if sizes:
             torch_compat.foreach_mul_(directions, sizes)
-        sign = -1.0 if self.method == "msam" else 1.0
-        torch_compat.foreach_add_(weights, directions, alpha=sign * self.rho / (norm + _TINY))
-        return True
+        radius = -self.rho if self.method == "msam" else self.rho
+        torch_compat.add_scaled_(weights, directions, radius / (norm.double() + _TINY))
+        return finite
 
     def _directions(self) -> tuple[list[Tensor], list[Tensor]]:
         weights, directions = [], []
@@ -132,6 +133,10 @@ class Sam:
             torch_compat.foreach_copy_(self._weights, self._saved)
         self._weights, self._saved = [], []
 
+    def forget(self) -> None:
+        """Take the weights for unperturbed: what was captured for a CUDA graph was not computed."""
+        self._weights, self._saved = [], []
+
     @torch.no_grad()
     def keep_orthogonal(self) -> None:
         """For LookSAM, keep the part of SAM's gradients that is orthogonal to those that `perturb` moved along.
@@ -141,10 +146,11 @@ class Sam:
         if not self._plain:
             return
         sharp, plain = gradients_of(self.optimizer), self._plain
-        product = sum(float((s * p).sum()) for s, p in zip(sharp, plain, strict=True))
-        size = float(_norm(plain))
-        along = product / size / size if size else 0.0
-        self._orthogonal = list(torch_compat.foreach_sub(sharp, torch_compat.foreach_mul(plain, along)))
+        product = torch.stack([(s * p).sum() for s, p in zip(sharp, plain, strict=True)]).double().sum()
+        square = _norm(plain).double().square()
+        along = torch.where(square > 0.0, product / square, 0.0)
+        self._orthogonal = [s.clone() for s in sharp]
+        torch_compat.add_scaled_(self._orthogonal, plain, -along)
         self._plain, self._steps_since = [], 1
 
     @torch.no_grad()
@@ -153,8 +159,8 @@ class Sam:
         if self.method != "looksam":
             return
         gradients = gradients_of(self.optimizer)
-        size = self.alpha * float(_norm(gradients)) / (float(_norm(self._orthogonal)) + _TINY)
-        torch_compat.foreach_add_(gradients, self._orthogonal, alpha=size)
+        size = self.alpha * _norm(gradients).double() / (_norm(self._orthogonal).double() + _TINY)
+        torch_compat.add_scaled_(gradients, self._orthogonal, size)
         self._steps_since += 1
 
     def restart(self) -> None:

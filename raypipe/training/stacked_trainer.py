@@ -15,9 +15,10 @@ from torch import Tensor
 
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.models.network import Network
+from raypipe.training.graphs import Stepper
 from raypipe.training.loader import Batch
 from raypipe.training.result import FoldEpoch
-from raypipe.training.step import LossOf, TrainState, take_step
+from raypipe.training.step import LossOf, StepResult, TrainState, optimise
 from raypipe.training.trainer import FoldTrainer, Interrupted, SupervisedTrainer, never
 
 Tensors = dict[str, Tensor]
@@ -35,6 +36,7 @@ class StackedTrainer:
     def __init__(self, trainers: Sequence[SupervisedTrainer]) -> None:
         self.trainers = list(trainers)
         self.models = StackedModels([trainer.state for trainer in trainers])
+        self._stepper = Stepper(self.models.states, self._optimise)
 
     def run_epoch(self, interrupted: Interrupted = never) -> list[FoldEpoch]:
         """Train one epoch of every fold; see `FoldTrainer.run_epoch`.
@@ -46,7 +48,7 @@ class StackedTrainer:
             trainer.start_epoch()
         streams = [trainer.batches() for trainer in self.trainers]
         together = min(trainer.data.steps_per_epoch for trainer in self.trainers)
-        losses: list[list[float]] = [[] for _ in self.trainers]
+        losses: list[list[float | Tensor]] = [[] for _ in self.trainers]
         for number in range(together):
             if interrupted():
                 raise InterruptedEpochError
@@ -57,7 +59,7 @@ class StackedTrainer:
         seconds = (time.perf_counter() - start) / len(self.trainers)
         return [trainer.finish_epoch(own, seconds) for trainer, own in zip(self.trainers, losses, strict=True)]
 
-    def step(self, batches: Sequence[Batch], number: int) -> list[float]:
+    def step(self, batches: Sequence[Batch], number: int) -> list[float | Tensor]:
         """Take step `number` (from 0) of the epoch in every fold; return their losses.
 
         Batches of different sizes cannot be stacked; then the folds step one by one.
@@ -66,12 +68,15 @@ class StackedTrainer:
             return [trainer.step(batch, number) for trainer, batch in zip(self.trainers, batches, strict=True)]
         for trainer in self.trainers:
             trainer.set_learning_rate(number)
-        stacked = self.models.prepare(batches)
-        losses_of = [trainer.loss_of for trainer in self.trainers]
-        results = take_step(self.models.states, lambda: self.models.gradients(stacked, losses_of))
+        results = self._stepper.step(batches)
         for trainer, result in zip(self.trainers, results, strict=True):
             trainer.check(result)
         return [result.loss for result in results]
+
+    def _optimise(self, batches: Sequence[Batch]) -> list[StepResult]:
+        stacked = self.models.prepare(batches)
+        losses_of = [trainer.loss_of for trainer in self.trainers]
+        return optimise(self.models.states, lambda: self.models.gradients(stacked, losses_of).unbind())
 
 
 def stackable(trainers: Sequence[FoldTrainer]) -> TypeGuard[Sequence[SupervisedTrainer]]:
@@ -107,6 +112,8 @@ class StackedModels:
 
     def __init__(self, states: Sequence[TrainState[Network]]) -> None:
         self.states, self.model = list(states), states[0].model
+        for state in states:
+            state.version += 1
         self._parameters = _stacked([dict(state.model.named_parameters()) for state in states])
         self._buffers = _stacked([dict(state.model.named_buffers()) for state in states])
         self._trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -120,7 +127,7 @@ class StackedModels:
         ys = [batch.y for batch in batches]
         return StackedBatch(torch.func.vmap(self.model.prepare)(x_SBCT), ys, torch.stack(masks) if masks else None)
 
-    def gradients(self, batch: StackedBatch, losses_of: Sequence[LossOf]) -> list[float]:
+    def gradients(self, batch: StackedBatch, losses_of: Sequence[LossOf]) -> Tensor:
         """Compute the gradients of each model for its own batch."""
 
         def forward_one(parameters: Tensors, buffers: Tensors, x: Tensor, dropout_M: Tensor | None) -> Tensor:
@@ -137,7 +144,7 @@ class StackedModels:
         for s, state in enumerate(self.states):
             for name, parameter in state.model.named_parameters():
                 parameter.grad = gradients[name][s] if name in gradients else None
-        return torch.stack(losses).detach().tolist()
+        return torch.stack(losses).detach()
 
 
 def _stacked(tensors_of: Sequence[Tensors]) -> Tensors:

@@ -25,18 +25,22 @@ MAX_OVERFLOWS = 50
 M = TypeVar("M", bound=nn.Module)
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Mean loss of outputs (B, K) and targets (B,) or (B, K)."""
-Gradients = Callable[[], list[float]]
+Gradients = Callable[[], Sequence[Tensor]]
 """Adds the gradients of each model's mean loss to its parameters, as these are; returns the losses, one per model."""
 
 
 class StepResult(NamedTuple):
-    """Outcome of one step."""
+    """Outcome of one step.
 
-    loss: float
+    On a GPU nothing waits for a step, so its outcome is not known yet: loss and norm are tensors, `skipped` and
+    `failed` are False, and a step that was skipped has a loss of NaN.
+    """
+
+    loss: float | Tensor
     """Mean loss of the batch at the weights before the step (MSAM: at the perturbed weights)."""
     skipped: bool
     """Weights and optimiser are as they were: a loss or a gradient was not finite."""
-    grad_norm: float
+    grad_norm: float | Tensor
     """Norm, before clipping, of the gradient of the step."""
     failed: bool = False
     """The loss or gradient of this model was not finite, and float16's short range does not explain it."""
@@ -65,6 +69,8 @@ class TrainState(Generic[M]):
     """Largest norm of a step's gradient; 0 for no limit."""
     overflows: int = 0
     """Steps in a row that were skipped."""
+    version: int = 0
+    """Changes whenever tensors of the state are replaced, of which a CUDA graph has the addresses."""
 
     def __post_init__(self) -> None:
         if self.sam is not None and self.sam.optimizer is not self.optimizer:
@@ -101,6 +107,7 @@ class TrainState(Generic[M]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state."""
+        self.version += 1
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -108,7 +115,12 @@ class TrainState(Generic[M]):
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 
-    # Parts of a step, which `take_step` calls in this order
+    @property
+    def deferred(self) -> bool:
+        """Return whether steps do not wait for their outcome: on a GPU, but for float16, whose scale depends on it."""
+        return self.device_type == "cuda" and self.scaler is None and isinstance(self.optimizer, AdamW)
+
+    # Parts of a step, which `optimise` calls in this order
 
     def begin_step(self) -> None:
         """Drop old gradients; MSAM perturbs the weights."""
@@ -116,32 +128,45 @@ class TrainState(Generic[M]):
         if self.sam is not None and self.sam.method == "msam":
             self.sam.perturb()
 
-    def perturb(self, loss: float) -> bool:
-        """Perturb the weights for the second pass; return False if the loss or a gradient is not finite."""
+    def perturb(self, loss: Tensor) -> Tensor:
+        """Perturb the weights for the second pass; return whether loss and gradients are finite."""
         assert self.sam is not None
         if self.scaler is not None:
             # Not by GradScaler, which unscales once per step: the gradients of the second pass need that.
             torch_compat.foreach_mul_(gradients_of(self.optimizer), 1.0 / self.scaler.get_scale())
-        if not (math.isfinite(loss) and self.sam.perturb()):
-            return False
-        self.optimizer.zero_grad(set_to_none=True)
-        return True
+        finite = loss.isfinite()
+        if self.deferred or finite:
+            finite = finite & self.sam.perturb()
+        if self.deferred or finite:
+            self.optimizer.zero_grad(set_to_none=True)
+        return finite
 
     def restore(self) -> None:
         """Return to the weights before the perturbation, if there was one."""
         if self.sam is not None:
             self.sam.restore()
 
-    def step(self, loss: float, last_loss: float, *, perturbed: bool) -> StepResult:
-        """Step with the gradients of the last pass, or skip the step if they are not finite."""
+    def step(self, loss: Tensor, last_loss: Tensor, perturbed: Tensor | None) -> StepResult:
+        """Step with the gradients of the last pass, or skip the step if they are not finite.
+
+        Parameters
+        ----------
+        loss, last_loss
+            Losses of the first and of the last pass.
+        perturbed
+            What `perturb` returned; None for a step of one pass.
+        """
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        if self.sam is not None and not perturbed:
+        if self.sam is not None and perturbed is None:
             self.sam.add_orthogonal()
-        norm = float(nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip or math.inf))
-        if not (math.isfinite(last_loss) and math.isfinite(norm)):
-            return self.skip(loss, norm)
-        if self.sam is not None and perturbed:
+        norm = nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.clip or math.inf)
+        finite = last_loss.isfinite() & norm.isfinite()
+        if self.deferred:
+            return self._step_if(finite if perturbed is None else finite & perturbed, loss, norm, perturbed is not None)
+        if not finite:
+            return self.skip(loss, float(norm))
+        if self.sam is not None and perturbed is not None:
             self.sam.keep_orthogonal()
         if self.scaler is None:
             self.optimizer.step()
@@ -149,20 +174,27 @@ class TrainState(Generic[M]):
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.overflows = 0
-        self._update_average()
-        return StepResult(loss, False, norm)
+        return StepResult(float(loss), False, float(norm))
 
-    def skip(self, loss: float, norm: float = math.nan) -> StepResult:
+    def _step_if(self, finite: Tensor, loss: Tensor, norm: Tensor, two_passes: bool) -> StepResult:
+        """Take the step on the device if it is finite, without waiting to know."""
+        if self.sam is not None and two_passes:
+            self.sam.keep_orthogonal()
+        assert isinstance(self.optimizer, AdamW)
+        self.optimizer.step_if(finite)
+        return StepResult(torch.where(finite, loss, math.nan), False, norm)
+
+    def skip(self, loss: Tensor, norm: float = math.nan) -> StepResult:
         """Drop the gradients of a step that cannot be taken."""
         if self.scaler is not None:
             torch_compat.lower_scale(self.scaler)
         self.optimizer.zero_grad(set_to_none=True)
         self.overflows += 1
-        self._update_average()
-        excused = self.scaler is not None and math.isfinite(loss) and self.overflows <= MAX_OVERFLOWS
-        return StepResult(loss, True, norm, failed=not excused)
+        excused = self.scaler is not None and bool(loss.isfinite()) and self.overflows <= MAX_OVERFLOWS
+        return StepResult(float(loss), True, norm, failed=not excused)
 
-    def _update_average(self) -> None:
+    def update_average(self) -> None:
+        """Include the weights in their moving average, if one is kept, after a step."""
         if self.ema is not None:
             self.ema.update(self.model)
 
@@ -171,6 +203,8 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
     """Build the state that a configuration asks for; see `finetuning.parameter_groups` for `groups`."""
     optim = config.optim
     optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    if device.type == "cuda":
+        optimizer.use_device_rate()
     dtype = autocast_type(config.precision, device)
     return TrainState(
         model,
@@ -193,12 +227,24 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[StepResult]:
+    """Take one step of one model, or of several whose gradients are computed together, and update their averages.
+
+    See `optimise`, which does all but the averages.
+    """
+    results = optimise(states, gradients)
+    for state in states:
+        state.update_average()
+    return results
+
+
+def optimise(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[StepResult]:
     """Take one step of one model, or of several whose gradients are computed together.
 
     A plain step computes gradients once. SAM computes them a second time, at perturbed weights. Both passes use the
     same dropout masks, and only the first one updates BatchNorm's running statistics. Only the gradient of the last
     pass is clipped. A loss or a gradient that is not finite skips the step: the gradients are dropped, weights and
-    optimiser stay as they are. The weights are restored even if a pass raises an error.
+    optimiser stay as they are. The weights are restored even if a pass raises an error. On a GPU (`deferred`) nothing
+    waits for a result: the same kernels run whether the numbers are finite or not, so the step can be a CUDA graph.
 
     Parameters
     ----------
@@ -209,15 +255,16 @@ def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[S
     """
     sam = states[0].sam
     second = sam is not None and sam.needs_second_pass
+    perturbed: list[Tensor | None] = [None] * len(states)
     try:
         for state in states:
             state.begin_step()
         losses = last_losses = gradients()
         if second:
             perturbed = [state.perturb(loss) for state, loss in zip(states, losses, strict=True)]
-            if not all(perturbed):
+            if not (states[0].deferred or all(perturbed)):
                 return [
-                    StepResult(loss, True, math.nan) if fine else state.skip(loss)
+                    StepResult(float(loss), True, math.nan) if fine else state.skip(loss)
                     for state, loss, fine in zip(states, losses, perturbed, strict=True)
                 ]
             with frozen_statistics(state.model for state in states):
@@ -226,8 +273,8 @@ def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[S
         for state in states:
             state.restore()
     return [
-        state.step(loss, last_loss, perturbed=second)
-        for state, loss, last_loss in zip(states, losses, last_losses, strict=True)
+        state.step(loss, last_loss, fine)
+        for state, loss, last_loss, fine in zip(states, losses, last_losses, perturbed, strict=True)
     ]
 
 
@@ -253,11 +300,11 @@ def frozen_statistics(models: Iterable[nn.Module]) -> Iterator[None]:
 # takes batches whose windows the network has prepared, adds the gradients to the parameters, and returns the loss.
 
 
-def whole_batch(state: TrainState[Network], batch: Batch, loss_of: LossOf) -> float:
+def whole_batch(state: TrainState[Network], batch: Batch, loss_of: LossOf) -> Tensor:
     """Compute the gradients of a batch in one pass."""
     loss = loss_of(forward(state, batch.x, batch.dropout), batch.y)
     state.backward(loss)
-    return float(loss.detach())
+    return loss.detach()
 
 
 def forward(state: TrainState[Network], prepared: Tensor, dropout_M: Tensor | None = None) -> Tensor:
@@ -267,7 +314,7 @@ def forward(state: TrainState[Network], prepared: Tensor, dropout_M: Tensor | No
     return out
 
 
-def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, size: int) -> float:
+def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, size: int) -> Tensor:
     """Compute the gradients of a batch, `size` windows at a time, for less memory.
 
     BatchNorm normalises by the whole batch, so the network is cut behind it. The part before the cut (`front`) is
@@ -292,4 +339,4 @@ def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, siz
         losses.append(loss.detach())
     if cut_BFT.requires_grad:  # not where everything before the cut is frozen
         torch.autograd.backward(cut_BFT, gradient_BFT)
-    return float(torch.stack(losses).sum())
+    return torch.stack(losses).sum()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from inspect import unwrap
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 
@@ -23,6 +24,15 @@ foreach_sub = torch._foreach_sub
 foreach_copy_ = torch._foreach_copy_
 foreach_norm = torch._foreach_norm
 foreach_lerp_ = torch._foreach_lerp_
+
+
+def add_scaled_(tensors: list[Tensor], others: list[Tensor], scale: Tensor) -> None:
+    """Add `scale` (0-dim, float64) times `others` to `tensors`; on a GPU without waiting for its value."""
+    if scale.is_cuda:
+        foreach_add_(tensors, list(foreach_mul(others, scale.to(tensors[0].dtype))))
+    else:
+        foreach_add_(tensors, others, alpha=float(scale))
+
 
 # torch wraps its optimisers' methods to keep the compiler out of them, and the wrappers import the compiler: 1.6 s of
 # CPU time in every worker, before the first step of a sweep that compiles nothing.

@@ -1,13 +1,13 @@
 """The training loop: one fold, epoch by epoch, with predictions of its validation windows and its whole state.
 
-An epoch reads from top to bottom: `SupervisedTrainer.run_epoch`, `train_epoch`, `step`, and `step.take_step`.
+An epoch reads from top to bottom: `SupervisedTrainer.run_epoch`, `train_epoch`, `step`, and `step.optimise`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,6 +25,7 @@ from raypipe.data.montage import electrode_positions
 from raypipe.models.from_config import build_model
 from raypipe.models.network import Network
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.determinism import use_deterministic_algorithms
 from raypipe.training.finetuning import (
     choose_trained,
     has_lora,
@@ -34,11 +35,12 @@ from raypipe.training.finetuning import (
     parameter_groups,
     start_from,
 )
+from raypipe.training.graphs import CudaGraphs, Stepper
 from raypipe.training.loader import Batch, FoldData
 from raypipe.training.losses import make_task_loss
 from raypipe.training.optim import set_learning_rate
 from raypipe.training.result import FoldEpoch
-from raypipe.training.step import StepResult, forward, make_state, micro_batches, take_step, whole_batch
+from raypipe.training.step import StepResult, forward, make_state, micro_batches, optimise, whole_batch
 
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
@@ -154,6 +156,8 @@ class SupervisedTrainer:
         self.loss = make_task_loss(config, data)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
+        self._stepper = Stepper([self.state], self._optimise, whole=not micro_batch)
+        self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" else None
 
     @property
     def stopped(self) -> bool:
@@ -166,7 +170,7 @@ class SupervisedTrainer:
         losses = [] if self.stopped else self.train_epoch(interrupted)
         return self.finish_epoch(losses, time.perf_counter() - start)
 
-    def train_epoch(self, interrupted: Interrupted = never) -> list[float]:
+    def train_epoch(self, interrupted: Interrupted = never) -> list[float | Tensor]:
         """Train one epoch; return the loss of each step. `finish_epoch` comes after it."""
         self.start_epoch()
         return self.train_batches(self.batches(), interrupted)
@@ -182,7 +186,9 @@ class SupervisedTrainer:
         if self.state.sam:
             self.state.sam.restart()
 
-    def train_batches(self, batches: Iterable[Batch], interrupted: Interrupted = never, first: int = 0) -> list[float]:
+    def train_batches(
+        self, batches: Iterable[Batch], interrupted: Interrupted = never, first: int = 0
+    ) -> list[float | Tensor]:
         """Take a step with each batch; `first` is the number of the first step in its epoch. Return the losses."""
         losses = []
         for number, batch in enumerate(batches, start=first):
@@ -191,19 +197,22 @@ class SupervisedTrainer:
             losses.append(self.step(batch, number))
         return losses
 
-    def step(self, batch: Batch, number: int) -> float:
-        """Take step `number` (from 0) of the epoch; return its loss."""
+    def step(self, batch: Batch, number: int) -> float | Tensor:
+        """Take step `number` (from 0) of the epoch; return its loss, on a GPU as a tensor that may not be known yet."""
         self.set_learning_rate(number)
-        batch = batch._replace(x=self.model.prepare(batch.x))
+        (result,) = self._stepper.step([batch])
+        self.check(result)
+        return result.loss
 
-        def gradients() -> list[float]:
+    def _optimise(self, batches: Sequence[Batch]) -> list[StepResult]:
+        batch = batches[0]._replace(x=self.model.prepare(batches[0].x))
+
+        def gradients() -> list[Tensor]:
             if self.micro_batch:
                 return [micro_batches(self.state, batch, self.loss_of, self.micro_batch)]
             return [whole_batch(self.state, batch, self.loss_of)]
 
-        (result,) = take_step([self.state], gradients)
-        self.check(result)
-        return result.loss
+        return optimise([self.state], gradients)
 
     def set_learning_rate(self, number: int) -> None:
         """Set the learning rate of step `number` (from 0) of the epoch."""
@@ -217,14 +226,16 @@ class SupervisedTrainer:
         return self.loss(raw_BK.float(), y)
 
     def check(self, result: StepResult) -> None:
-        """Raise `NonFiniteError` if a step has failed."""
+        """Raise `NonFiniteError` if a step has failed; on a GPU `finish_epoch` does."""
         if result.failed:
             raise NonFiniteError(f"fold {self.fold}, epoch {self.epoch + 1}: the training loss is not finite")
 
-    def finish_epoch(self, losses: list[float], seconds: float) -> FoldEpoch:
+    def finish_epoch(self, losses: Sequence[float | Tensor], seconds: float) -> FoldEpoch:
         """End an epoch that was trained for `seconds`: predict, and choose the epoch where the fold does so itself."""
         start = time.perf_counter()
-        loss = float(np.average(losses, weights=self.data.batch_sizes)) if losses else math.nan
+        loss = mean_loss(losses, self.data.batch_sizes) if losses else math.nan
+        if losses and not math.isfinite(loss):
+            self.check(StepResult(loss, True, math.nan, failed=True))
         self.epoch += 1
         if self.best is None:
             predictions = self.predict(self.data.validation)
@@ -249,12 +260,21 @@ class SupervisedTrainer:
         """Predict windows in evaluation mode: (N, n_outputs), in target units or as probabilities; see `decode`."""
         self.model.eval()
         size = max(1, EVALUATION_BATCH * (self.micro_batch or self.config.batch_size) // self.config.batch_size)
-        parts = []
         with self.state.averaged():
-            for start in range(0, len(index), size):
-                x_BCT = self.data.loader.gather(index[start : start + size])
-                parts.append(forward(self.state, self.model.prepare(x_BCT)).float().cpu())
-        return self.data.decode(torch.cat(parts))
+            parts = [self._predict(index[start : start + size], size) for start in range(0, len(index), size)]
+        return self.data.decode(torch.cat(parts).cpu())
+
+    def _predict(self, index: Index, size: int) -> Tensor:
+        """Return the network's outputs; on a GPU all batches have one size, for one CUDA graph."""
+        if self._forward is None:
+            return self._predict_batch([self.data.loader.gather(index)])
+        padded = np.resize(index, size)
+        return self._forward([self.data.loader.gather(padded)], self.state.version)[: len(index)]
+
+    def _predict_batch(self, arguments: Sequence[Tensor | None]) -> Tensor:
+        (x_BCT,) = arguments
+        assert x_BCT is not None
+        return forward(self.state, self.model.prepare(x_BCT)).float()
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is evaluated and shipped: the chosen epoch's weights, else the present (averaged) ones."""
@@ -299,8 +319,15 @@ class SupervisedTrainer:
         self.epoch = state["epoch"]
 
 
+def mean_loss(losses: Sequence[float | Tensor], weights: Sequence[int]) -> float:
+    """Return the weighted mean of the losses of an epoch's steps; a GPU is waited for once."""
+    values = torch.stack([loss if isinstance(loss, Tensor) else torch.tensor(loss) for loss in losses]).double()
+    return float(np.average(values.cpu().numpy(), weights=weights))
+
+
 def make_network(config: TrialConfig, windows: WindowStore, device: torch.device) -> Network:
     """Build a network for the windows of a store; its weights follow from the configuration's seed."""
+    use_deterministic_algorithms(device)
     torch.manual_seed(derive_seed("weights", config.seed))
     model = build_model(
         config.model,

@@ -6,6 +6,7 @@ trial that continues after a crash, and the trials after it, get the numbers of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -18,9 +19,9 @@ import torch
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel
-from raypipe.models.conformer import Conformer
 from raypipe.storage.records import OwnedRecord
 from raypipe.storage.run_store import RunStore
+from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
 from raypipe.training.trainer import SupervisedTrainer
@@ -127,9 +128,7 @@ def _measure(
     seconds: dict[str, float] = {}
     stem: StemName = "direct" if options.stem == "direct" else "fourier"
     if options.stem == "auto":
-        first = SupervisedTrainer(config, fold_data[0])
-        assert isinstance(first.model, Conformer)
-        seconds |= stem_seconds(first.model, next(first.batches()).x)
+        seconds |= stem_seconds(config, fold_data[0])
         stem = "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
     stacked = options.stack == "on" and len(folds) > 1
     if options.stack == "auto":
@@ -216,33 +215,25 @@ def _available_bytes(device: torch.device, share: float) -> int:
     return int(share * total) if share < 1 else free + torch.cuda.memory_reserved(device)
 
 
-def stem_seconds(model: Conformer, x_BCT: torch.Tensor) -> dict[str, float]:
-    """Measure one forward and backward pass of the stem, windows prepared included, with each algorithm.
-
-    The model is not changed.
-    """
-    stem, before = model.stem, model.stem.algorithm
-    parameters = [parameter for parameter in stem.parameters() if parameter.requires_grad]
-
-    def forward_and_backward() -> None:
-        with torch.enable_grad():
-            # Of a scalar: with a tensor, torch would import sympy, which takes a second.
-            torch.autograd.grad(stem(x_BCT).sum(), parameters)
-
+def stem_seconds(config: TrialConfig, data: FoldData) -> dict[str, float]:
+    """Measure a step with each algorithm of the stem, in the precision and in the way that the trial is trained."""
     seconds: dict[str, float] = {}
-    try:
-        for algorithm in ("fourier", "direct"):
-            model.use_stem(algorithm)
-            seconds[algorithm] = _quickest(forward_and_backward, x_BCT.device)
-    finally:
-        model.use_stem(before)
+    for algorithm in ("fourier", "direct"):
+        trainer = SupervisedTrainer(config, data, stem=algorithm)
+        trainer.start_epoch()
+        batch = next(trainer.batches())
+        seconds[algorithm] = _quickest(functools.partial(trainer.step, batch, 0), data.device)
     return seconds
 
 
 def _quickest(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of the quickest of a few calls, after one that is not counted; long ones are called once."""
+    """Return the seconds of the quickest of a few calls; long ones are called once.
+
+    First come calls that are not counted: one, and on a GPU those before the work has become a CUDA graph.
+    """
     runs: list[float] = []
-    work()
+    for _ in range(1 if device.type == "cpu" else UNCAPTURED_CALLS + 2):
+        work()
     while len(runs) < MAX_TIMED_CALLS and sum(runs) < MAX_TIMED_SECONDS:
         runs.append(call_seconds(work, device))
     return min(runs)

@@ -24,10 +24,10 @@ def optimizer_step(
     """Take a step with the gradients of a closure's loss."""
     state = TrainState(model, optimizer, sam=sam, scaler=scaler, clip=clip)
 
-    def gradients() -> list[float]:
+    def gradients() -> list[Tensor]:
         loss = closure()
         state.backward(loss)
-        return [float(loss.detach())]
+        return [loss.detach()]
 
     (result,) = take_step([state], gradients)
     return result

@@ -65,11 +65,11 @@ def state_of(made: Conformer, **options) -> TrainState[Conformer]:
 
 
 def whole(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
-    return whole_batch(state_of(made), Batch(made.prepare(x), y, masks), loss_of)
+    return float(whole_batch(state_of(made), Batch(made.prepare(x), y, masks), loss_of))
 
 
 def in_parts(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, size: int, loss_of, **options) -> float:
-    return micro_batches(state_of(made, **options), Batch(made.prepare(x), y, masks), loss_of, size)
+    return float(micro_batches(state_of(made, **options), Batch(made.prepare(x), y, masks), loss_of, size))
 
 
 def same_state(one: Conformer, other: Conformer, *, of_gradients: bool = True) -> None:
@@ -232,11 +232,11 @@ def test_of_several_models_that_step_together_the_failed_one_is_reported(method)
     ]
     x = torch.ones(4, 3)
 
-    def gradients(factors: tuple[float, ...]) -> list[float]:
+    def gradients(factors: tuple[float, ...]) -> list[Tensor]:
         losses = [(made(x) * factor).square().mean() for made, factor in zip(models, factors, strict=True)]
         for state, loss in zip(states, losses, strict=True):
             state.backward(loss)
-        return [float(loss.detach()) for loss in losses]
+        return [loss.detach() for loss in losses]
 
     assert not any(result.skipped for result in take_step(states, lambda: gradients((1.0, 2.0, 3.0))))
     before = [copy.deepcopy(made.state_dict()) for made in models]
