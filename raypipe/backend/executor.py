@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.process_state import deferred_interrupt
 from raypipe.backend.ray_compat import keys_not_forwarded
-from raypipe.backend.resources import max_trials_on_driver, wait_for_resources
+from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
@@ -121,7 +121,7 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
         queue.parallel = layout.concurrent
         driver.callback.on_layout(layout)
         gpus = layout.workers * layout.concurrent * layout.gpus
-        stack.enter_context(driver.budget.holding(gpus, lambda: float(ray.cluster_resources().get("GPU", 0.0))))
+        stack.enter_context(driver.budget.holding(gpus, GpuCount()))
         search = _search(driver, queue, context.broker)
         try:
             tuner = _tuner(search, driver.store, context, layout.concurrent)

@@ -24,6 +24,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they write files after every report, in Tune's own loop
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are not used
+    "TUNE_STATE_REFRESH_PERIOD": "inf",  # for a number to print, Tune would wait for a control store that is away
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 """Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""

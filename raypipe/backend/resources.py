@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +21,34 @@ WAIT_SECONDS = 600.0
 """Seconds that a cluster may take to grow: a machine from a cloud takes minutes."""
 MIN_UTILISATION = 0.95
 """Fraction of a trial's workers that train, on average, where the number of workers is chosen."""
+COUNT_SECONDS = 1.0
+"""Seconds that a count of the cluster's GPUs may take, usually milliseconds."""
+
+
+class GpuCount:
+    """Count the GPUs of the cluster; return the last count where its control store (GCS) does not answer.
+
+    Ray waits for a control store that is away, and Tune's loop, which calls this, would wait with it. Until there is a
+    first answer the count is infinite.
+    """
+
+    def __init__(self) -> None:
+        self._gpus = math.inf
+        self._asking: threading.Thread | None = None
+
+    def __call__(self) -> float:
+        """Return the number of GPUs."""
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, name="raypipe-gpus", daemon=True)
+            self._asking.start()
+        self._asking.join(COUNT_SECONDS)
+        return self._gpus
+
+    def _ask(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # Ray has no common base class for these
+            self._gpus = float(ray.cluster_resources().get("GPU", 0.0))
 
 
 def max_trials_on_driver(node: str, trial_bytes: int) -> int:

@@ -205,6 +205,18 @@ class SharedRay:
         """Send SIGKILL to the control store."""
         self.cluster.head_node.kill_gcs_server()
 
+    @contextlib.contextmanager
+    def store_away(self) -> Iterator[None]:
+        """Kill the control store, and start it again after the block, however that ends.
+
+        Ray ends every process that waits for it for a minute, also this one.
+        """
+        self.kill_store()
+        try:
+            yield
+        finally:
+            self.start_store()
+
     def start_store(self) -> None:
         """Start the control store again from what it has stored."""
         with self._environment():

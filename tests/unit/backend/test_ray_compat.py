@@ -176,6 +176,22 @@ def test_ray_reads_every_environment_variable_that_is_set():
     assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
 
 
+def test_tune_does_not_wait_for_a_control_store_in_its_loop(monkeypatch):
+    """It would ask for the cluster's resources every ten seconds, and wait for the answer."""
+    updater = importlib.import_module("ray.tune.utils.resource_updater")
+    monkeypatch.setattr(updater, "TUNE_STATE_REFRESH_PERIOD", 0.0)  # as if the time had passed
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    asked = []
+    monkeypatch.setattr(ray, "cluster_resources", lambda: asked.append(1) or {"CPU": 1.0})
+    monkeypatch.setenv("TUNE_STATE_REFRESH_PERIOD", SETTINGS["TUNE_STATE_REFRESH_PERIOD"])
+    loop = updater._ResourceUpdater()
+    for _ in range(3):
+        loop.update_avail_resources()
+    assert len(asked) == 1, "when it starts"
+    source = inspect.getsource(find("ray.tune.execution.tune_controller.TuneController.on_step_begin"))
+    assert source.count("self.") == 1 and "self._resource_updater.update_avail_resources()" in source
+
+
 def test_tune_forwards_settings_of_ray_and_no_keys(monkeypatch):
     """It forwards AWS keys as the runtime environment of its actors, which Ray writes to a log that all can read."""
     cache = importlib.import_module("ray.tune.execution.class_cache")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raypipe.backend import resources
+from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_resources, workers_per_trial
 from raypipe.backend.resources import divide_resources as fit
-from raypipe.backend.resources import max_trials_on_driver, wait_for_resources, workers_per_trial
 from raypipe.core.errors import InterruptedSweepError, UserError
 from raypipe.core.options import SweepOptions
 from raypipe.core.stop import StopRequest
@@ -109,3 +112,29 @@ def test_this_machine_does_not_grow(monkeypatch):
     with pytest.raises(UserError, match="do not fit"):
         cluster.fit()
     assert (cluster.seconds, cluster.asked) == (0, [])
+
+
+def test_gpus_are_counted_without_waiting_for_a_control_store_that_is_away(monkeypatch):
+    answer, back, calls = {"GPU": 2.0}, threading.Event(), []
+
+    def ask():
+        calls.append(1)
+        if len(calls) == 2:
+            back.wait()
+        return answer
+
+    monkeypatch.setattr("ray.cluster_resources", ask)
+    count = GpuCount()
+    assert count() == 2.0
+    answer = {}
+    monkeypatch.setattr(resources, "COUNT_SECONDS", 0.0)
+    assert [count(), count()] == [2.0, 2.0], "the last count"
+    assert len(calls) == 2, "it asks once"
+    back.set()
+    count._asking.join()
+    assert count._gpus == 0.0
+
+
+def test_gpus_that_cannot_be_counted_yet_are_all_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: 1 / 0)
+    assert min(4.0, GpuCount()()) == 4.0
