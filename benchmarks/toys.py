@@ -77,7 +77,7 @@ class ToyWindows:
         self.x = (rng.normal(size=(n, channels, self.window_samples)) + 3 * level[:, None, None] * bump).astype(
             np.float32
         )
-        self.path, self.where = Path("toy"), "toy"
+        self.path, self.where, self.dtype = Path("toy"), "toy", "float32"
         self.data_hash = "toy"
 
     def __len__(self) -> int:

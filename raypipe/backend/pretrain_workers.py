@@ -205,5 +205,6 @@ def train(settings: dict[str, Any]) -> None:
         rank=rank,
         world=world,
         device=worker_device(settings["gpus"], ray.get_gpu_ids()),
+        gpu_share=settings["gpus"] or 1.0,
         stopping=lambda: bool(kv_get(settings["stop"])),
     )

@@ -6,7 +6,6 @@ torch is imported inside functions: the driver, which only passes `serve` to Ray
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from raypipe.storage.run_store import RunStore
+    from raypipe.training.loader import WindowLoader
     from raypipe.trial.fold_runner import FoldRunner
 
 OVER_CHECK_SECONDS = 0.2
@@ -75,7 +75,7 @@ class _Worker:
         ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
         device = worker_device(context.gpus, ray.get_gpu_ids())  # after `join`, which counts starts that fail
         self.gpu_share = context.gpus or 1.0
-        self.loader = WindowLoader(open_windows(context.windows), device)
+        self.loader = WindowLoader(open_windows(context.windows), device, share=self.gpu_share)
         self.world, self.seq = world, 0
         self.run_store: RunStore | None = None
 
@@ -83,18 +83,20 @@ class _Worker:
         """Train jobs until the group is closed."""
         while (job := ray.get(self.broker.next_job.remote(self.group, self.seq))) is not None:
             self.seq = job.seq
-            _train_job(self.broker, self.group, job, self._fold_runner)
+            _train_job(self.broker, self.group, job, self._fold_runner, self.loader)
 
     def _fold_runner(self, job: TrialJob) -> FoldRunner:
         from raypipe.trial.autotune import ComputeOptions, choose_compute
-        from raypipe.trial.failures import read_retry
+        from raypipe.trial.failures import keeps_windows, read_retry
         from raypipe.trial.fold_runner import FoldRunner
 
         context, loader, number = self.context, self.loader, job.number
         run = self._open(job.run)
         folds = range(self.rank, run.folds.n_folds, self.world)
         writer = f"{self.group}-worker-{self.rank}"
-        if read_retry(run, number):  # a measurement would run out of memory again
+        loader.set_resident(keeps_windows(run, number))
+        retry = read_retry(run, number)
+        if retry is not None and retry.micro_batch:  # a measurement would run out of memory again
             stem = "direct" if context.stem == "direct" else "fourier"
             return FoldRunner(run, loader, number, folds, stem=stem, writer=writer)
         options = ComputeOptions(stem=context.stem, stack=context.stack)
@@ -116,8 +118,16 @@ class _Worker:
         return bool(ray.get(self.broker.claim.remote(self.group, f"{key} of {self.run_store.where}")))
 
 
-def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Callable[[TrialJob], FoldRunner]) -> None:
+def _train_job(
+    broker: ActorHandle,
+    group: str,
+    job: TrialJob,
+    make_runner: Callable[[TrialJob], FoldRunner],
+    loader: WindowLoader,
+) -> None:
     """Train a worker's folds of one trial; report every epoch, or the failure."""
+    from raypipe.training.device import free_memory
+
     checked = time.monotonic()
 
     def interrupted() -> bool:
@@ -138,18 +148,9 @@ def _train_job(broker: ActorHandle, group: str, job: TrialJob, make_runner: Call
     except ray.exceptions.RayError:
         raise  # the broker has failed, not the trial
     except Exception as error:
-        failure = classify_failure(error)
+        failure = classify_failure(error, resident=loader.resident)
     else:
         return
     if failure.kind == OUT_OF_MEMORY:
-        _free_memory()
+        free_memory()  # before the next trial is assigned
     ray.get(broker.report_failure.remote(group, job.seq, failure))
-
-
-def _free_memory() -> None:
-    """Free the memory of a failed trial before the next one is assigned."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

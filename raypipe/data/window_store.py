@@ -48,6 +48,8 @@ class WindowStore:
         (N,) subject labels without ``sub-``.
     classes
         Names of the classes; empty for regression.
+    dtype
+        Type in which windows are stored, ``float16`` or ``float32``; they are read as float32.
     redone
         Number of recordings that `prepare` read to make this store; None if it was opened instead.
     is_up_to_date
@@ -72,7 +74,7 @@ class WindowStore:
         self.channels = list(plan.channels)
         self.n_channels = len(self.channels)
         self.window_samples, self.crop_samples = plan.window_samples, plan.crop_samples
-        self.target_is_offset = plan.target_is_offset
+        self.target_is_offset, self.dtype = plan.target_is_offset, plan.dtype
         self.data_hash = self.manifest.data_hash
         self.redone: int | None = None
         self.is_up_to_date = False

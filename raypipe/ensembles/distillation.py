@@ -16,7 +16,7 @@ from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
-from raypipe.trial.failures import read_retry
+from raypipe.trial.failures import keeps_windows, read_retry
 
 LABEL_SHARE = 0.5
 """Share of the labels in the student's targets; the rest is what the ensemble predicts."""
@@ -32,9 +32,9 @@ class _StudentData(FoldData):
         return None
 
     def targets(self, index: Index, offsets: Index | None) -> Tensor:
-        """Return the mixed targets of windows."""
+        """Return the mixed targets of windows, on the host."""
         labels = super().targets(index, None)
-        predicted_BO = torch.as_tensor(self.predictions_NO[index], dtype=torch.float32, device=self.device)
+        predicted_BO = torch.as_tensor(self.predictions_NO[index], dtype=torch.float32)
         if self.n_classes:
             one_hot_BK = torch.nn.functional.one_hot(labels, self.n_classes).to(predicted_BO)
             return torch.lerp(predicted_BO, one_hot_BK, LABEL_SHARE)
@@ -98,7 +98,8 @@ def distill(
     require_random_start(run, like)
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
     config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
-    loader = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu")
+    resident = None if keeps_windows(run, like.trial) else False
+    loader = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu", resident=resident)
     data = _StudentData(config, loader, index, index[:0], fold=run.folds.n_folds)
     data.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))
     data.predictions_NO[index] = predictions_NO

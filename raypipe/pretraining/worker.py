@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from raypipe.core.config import InitConfig, OptimConfig, TrialConfig
-from raypipe.core.errors import NonFiniteError, UserError
+from raypipe.core.errors import NonFiniteError, UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap, Index
 from raypipe.core.levels import level_of, ranking_score
 from raypipe.core.progress import Progress, no_progress
@@ -24,6 +25,8 @@ from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import Interrupted, SupervisedTrainer, never
+
+log = logging.getLogger(__name__)
 
 
 class Workers(NamedTuple):
@@ -79,6 +82,7 @@ def train_encoders(
     rank: int = 0,
     world: int = 1,
     device: str | torch.device = "cpu",
+    gpu_share: float = 1.0,
     progress: Progress = no_progress,
     interrupted: Interrupted = never,
     stopping: Callable[[], bool] = never,
@@ -89,8 +93,8 @@ def train_encoders(
     ----------
     where
         The run.
-    device
-        Where to compute.
+    device, gpu_share
+        Where to compute, and the share of a GPU that this worker may use.
     progress
         Called by the first worker after every epoch.
     interrupted
@@ -101,10 +105,10 @@ def train_encoders(
     Raises
     ------
     UserError
-        The windows have changed since the run was made.
+        The windows have changed since the run was made, or a batch does not fit in the GPU's memory.
     """
     store, workers = PretrainedRun(where), Workers(rank, world)
-    loader = WindowLoader(open_windows(store.info.data), device)
+    loader = WindowLoader(open_windows(store.info.data), device, share=gpu_share)
     if loader.windows.data_hash != store.info.data_hash:
         raise UserError(f"{store.info.data}: changed since the run was made; name a new run folder")
     for part in store.parts:
@@ -113,7 +117,10 @@ def train_encoders(
         trainer = _open_trainer(store, loader, part, workers)
         while trainer.epoch < store.info.config.epochs:
             start = time.monotonic()
-            loss = trainer.run_epoch(interrupted)
+            loss = _train_epoch(trainer, interrupted)
+            if loss is None:
+                trainer = _open_trainer(store, loader, part, workers)
+                continue
             if rank == 0:
                 _record_epoch(store, part, trainer, loss, start)
                 report_progress(store, progress)
@@ -122,6 +129,27 @@ def train_encoders(
         if rank == 0:
             store.write_encoder(part, clone_tensors(trainer.encoder.state_dict()))
         workers.wait()  # the other workers check for this encoder before they start the next one
+
+
+def _train_epoch(trainer: Pretrainer, interrupted: Interrupted) -> float | None:
+    """Train an epoch; return its mean loss, or None if the GPU's memory ran out and its copy of the store was given up.
+
+    The other workers of a batch would wait for this one: there it is an error.
+    """
+    loader = trainer.loader
+    try:
+        return trainer.run_epoch(interrupted)
+    except RuntimeError as error:
+        if not out_of_memory(error) or not (loader.resident or loader.device.type == "cuda"):
+            raise
+        if trainer.world > 1 or not loader.resident:
+            raise UserError(
+                f"pretraining does not fit in the GPU's memory ({first_line(error)}); "
+                "name a new run folder, with --micro-batch or a smaller --batch"
+            ) from error
+        log.warning("the windows are copied to the GPU batch by batch from here: %s", first_line(error))
+    loader.set_resident(False)
+    return None
 
 
 def _open_trainer(store: PretrainedRun, loader: WindowLoader, part: str, workers: Workers) -> Pretrainer:

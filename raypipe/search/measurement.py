@@ -88,7 +88,7 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(resources["cpus"])))
     try:
-        cost = _measure_cost(config, cached_loader(where, device), folds)
+        cost = _measure_cost(config, cached_loader(where, device, resources["gpus"] or 1.0), folds)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -105,9 +105,9 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
 
 
 @functools.lru_cache(maxsize=1)
-def cached_loader(where: str, device: torch.device) -> WindowLoader:
+def cached_loader(where: str, device: torch.device, share: float) -> WindowLoader:
     """Return the loader of a store, the same one for all configurations of a forecast."""
-    return WindowLoader(open_windows(where), device)
+    return WindowLoader(open_windows(where), device, share=share)
 
 
 def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> Cost:

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import restored_process_state
@@ -29,7 +27,7 @@ from raypipe.storage.files import check_names
 from raypipe.storage.lease import Lease, sole_creator
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
-from raypipe.training.device import worker_device
+from raypipe.training.device import require_gpu, worker_device
 from raypipe.trial.callback import SweepCallback
 
 POLL_SECONDS = 0.5
@@ -56,9 +54,9 @@ def pretrain(
     config = parse_config(
         {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"
     )
-    device = _device_here(chosen)
+    _check_device(chosen)
     store = _open(run, windows, config, chosen)
-    return _drive(store, _layout(chosen), device, progress, callback or SweepCallback(), stop or StopRequest())
+    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
 
 
 @restored_process_state()
@@ -77,24 +75,23 @@ def resume(
     given = {"workers": workers, "address": address}
     changes = {name: value for name, value in given.items() if value is not None}
     chosen = parse_pretrain_options(read_options(store.folder) | changes)
-    device = _device_here(chosen)
-    return _drive(store, _layout(chosen), device, progress, callback or SweepCallback(), stop or StopRequest())
+    _check_device(chosen)
+    return _drive(store, _layout(chosen), progress, callback or SweepCallback(), stop or StopRequest())
 
 
 def _layout(options: PretrainOptions) -> PretrainLayout:
     return PretrainLayout(**options.model_dump(include=set(PretrainLayout.__dataclass_fields__)))
 
 
-def _device_here(options: PretrainOptions) -> torch.device | None:
-    """Return the device of this process if it trains; None where workers on Ray do.
+def _on_ray(layout: PretrainLayout | PretrainOptions) -> bool:
+    """Return whether workers on Ray train, not this process."""
+    return layout.workers > 1 or bool(layout.address)
 
-    Raises
-    ------
-    UserError
-        A GPU is asked for and there is none.
-    """
-    on_ray = options.workers > 1 or options.address
-    return None if on_ray else worker_device(options.gpus_per_worker)
+
+def _check_device(options: PretrainOptions) -> None:
+    """Refuse a GPU that this process cannot use, before anything is written; workers on Ray check theirs."""
+    if not _on_ray(options):
+        require_gpu(options.gpus_per_worker)
 
 
 def parse_values(given: list[str]) -> dict[str, Any]:
@@ -164,36 +161,34 @@ def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialCo
 
 
 def _drive(
-    store: PretrainedRun,
-    layout: PretrainLayout,
-    device: torch.device | None,
-    progress: Progress,
-    callback: SweepCallback,
-    stop: StopRequest,
+    store: PretrainedRun, layout: PretrainLayout, progress: Progress, callback: SweepCallback, stop: StopRequest
 ) -> PretrainedRun:
-    """Train what is missing: on a device of this process, or without one by workers on Ray."""
     with Lease(store.folder, on_wait=callback.on_lease_wait) as lease:
         store.remove_leftovers()
         write_options(store.folder, asdict(layout))
         if store.over:
             return store
-        if device is None:
+        if _on_ray(layout):
             _train_on_ray(store, layout, progress, callback, stop, lease)
         else:
-            _train_here(store, device, progress, stop, lease)
+            _train_here(store, layout.gpus_per_worker, progress, stop, lease)
         store.finish()
     return store
 
 
-def _train_here(
-    store: PretrainedRun, device: torch.device, progress: Progress, stop: StopRequest, lease: Lease
-) -> None:
+def _train_here(store: PretrainedRun, gpus: float, progress: Progress, stop: StopRequest, lease: Lease) -> None:
     def interrupted() -> bool:
         return stop.is_set() or lease.lost is not None
 
     try:
         with stop.accepting():
-            train_encoders(store.where, device=device, progress=progress, interrupted=interrupted)
+            train_encoders(
+                store.where,
+                device=worker_device(gpus),
+                gpu_share=gpus or 1.0,
+                progress=progress,
+                interrupted=interrupted,
+            )
     except InterruptedEpochError:
         raise lease.lost or InterruptedSweepError from None
 

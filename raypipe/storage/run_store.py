@@ -23,7 +23,7 @@ and can be read without Ray.
 ``trials/0007/oof-epoch-0010.npz``    predictions of a snapshot (the end of a cycle of the learning rate); its weights
                                       are in ``fold-2-epoch-0010.safetensors``
 ``trials/0007/log/<writer>.txt``      events of the trial, a file per writer (`raypipe.storage.trial_log`)
-``trials/0007/retry.json``            smaller sizes to retry with after it ran out of memory (`raypipe.trial.failures`)
+``trials/0007/retry.json``            what saves memory, after it ran out of that (`raypipe.trial.failures`)
 ``trials/0007/result.json``           state and score, with checksums of the trial's files; written when it has ended
 ====================================  ==================================================================
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -88,6 +89,13 @@ def parse_device(name: str) -> torch.device:
     if name == "cuda" and (problem := missing_gpu()) is not None:
         raise UserError(f"--device cuda: {problem} on {socket.gethostname()}; use --device cpu")
     return torch.device(name)
+
+
+def free_memory() -> None:
+    """Give memory that is no longer used back to the GPU, if this process uses one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def available_bytes(device: torch.device, share: float = 1.0) -> int:

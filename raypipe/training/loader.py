@@ -7,6 +7,7 @@ stacked.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.errors import UserError
+from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
+from raypipe.training.device import available_bytes, free_memory
 from raypipe.training.inner_split import split_inner
 from raypipe.training.mixup import mix
 from raypipe.training.sampling import MIN_BATCH, draw_chances, even_batches, target_scale
@@ -30,11 +32,13 @@ from raypipe.training.transfer import to_device
 if TYPE_CHECKING:
     from raypipe.data.window_store import WindowStore
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 DropoutPlan = Callable[[int], list[tuple[int, float]]]
 
 MAX_RESIDENT_FRACTION = 0.5
-"""A store is kept on a GPU if it needs no more than this fraction of the free memory."""
+"""A store is kept on a GPU if it needs no more than this fraction of a process's memory; the rest is for training."""
 _BLOCK_WINDOWS = 1024
 
 
@@ -178,9 +182,8 @@ class FoldData:
 class WindowLoader:
     """Load windows by number, as float32 on a device.
 
-    On a CPU they are copied from the memory map. On a GPU the whole store is kept in its memory where it fits: each
-    channel of a window as float16 between -1 and 1 with its own offset and scale (2 bytes per sample; errors up to
-    1/8192 of the channel's range in the window). Otherwise batches are copied through pinned memory.
+    On a CPU they are copied from the memory map. On a GPU the whole store is kept in its memory where it fits, in the
+    store's own type. Otherwise batches are copied through pinned memory. Both give the same batches, bit for bit.
 
     Parameters
     ----------
@@ -189,65 +192,84 @@ class WindowLoader:
     device
         The device.
     resident
-        Whether to keep the store on the device; None decides as above.
+        Whether to keep the store on the device; None keeps it on a GPU if it needs at most `MAX_RESIDENT_FRACTION` of
+        the memory that this process may use (`device.available_bytes`). It is not kept if its loading fails for lack
+        of memory.
+    share
+        The share of the GPU that this process may use.
     """
 
     def __init__(
-        self, windows: WindowStore, device: str | torch.device = "cpu", *, resident: bool | None = None
+        self,
+        windows: WindowStore,
+        device: str | torch.device = "cpu",
+        *,
+        resident: bool | None = None,
+        share: float = 1.0,
     ) -> None:
         self.windows = windows
         self.device = torch.device(device)
         if resident is None:
-            resident = self.device.type == "cuda" and _fits(windows, self.device)
-        self._kept = self._load() if resident else None
+            resident = self.device.type == "cuda" and _fits(windows, self.device, share)
+        self._fits = resident
+        self._kept_NCT: Tensor | None = None
+        self.set_resident(True)
 
     @property
     def resident(self) -> bool:
         """Return whether the store is kept on the device."""
-        return self._kept is not None
+        return self._kept_NCT is not None
+
+    def set_resident(self, wanted: bool) -> None:
+        """Keep the store on the device, if it was chosen to be when the loader was made, or give its memory back."""
+        if not wanted and self.resident:
+            self._kept_NCT = None
+            free_memory()
+        elif wanted and self._fits and not self.resident:
+            self._kept_NCT = self._load()
+            self._fits = self.resident
 
     def gather(self, index_B: Index, offset_B: Index | None = None) -> Tensor:
         """Return crops (B, C, crop_samples) of windows in microvolts; see `WindowStore.gather`."""
-        if self._kept is None:
+        if self._kept_NCT is None:
             return to_device(self.windows.gather(index_B, offset_B), self.device)
-        half_NCT, scale_NC2 = self._kept
-        rows_B = to_device(np.asarray(index_B, np.int64), self.device)
-        offsets = self.windows.offsets(index_B) if offset_B is None else np.asarray(offset_B, np.int64)
-        samples_T = torch.arange(self.windows.crop_samples, device=self.device)
-        sample_B1T = (to_device(offsets, self.device)[:, None] + samples_T)[:, None]
-        x_BCT = half_NCT[rows_B].gather(2, sample_B1T.expand(-1, self.windows.n_channels, -1)).float()
-        scale_BC2 = scale_NC2[rows_B]
-        return torch.addcmul(scale_BC2[..., :1], x_BCT, scale_BC2[..., 1:])
+        x_BCT = self._kept_NCT[to_device(np.asarray(index_B, np.int64), self.device)]
+        if self.windows.crop_samples < self.windows.window_samples:
+            offsets = self.windows.offsets(index_B) if offset_B is None else np.asarray(offset_B, np.int64)
+            samples_T = torch.arange(self.windows.crop_samples, device=self.device)
+            sample_B1T = (to_device(offsets, self.device)[:, None] + samples_T)[:, None]
+            x_BCT = x_BCT.gather(2, sample_B1T.expand(-1, self.windows.n_channels, -1))
+        return x_BCT.float()
 
     def prefetched(self, batches: Iterator[T]) -> Iterator[T]:
         """Return the same batches; where they are copied to a GPU, the next one is loaded while one is used."""
         return batches if self.device.type == "cpu" or self.resident else prefetch(batches)
 
-    def _load(self) -> tuple[Tensor, Tensor]:
+    def _load(self) -> Tensor | None:
+        """Copy the store to the device; return None if it has too little memory, which is no trial's fault."""
         n, channels, samples = len(self.windows), self.windows.n_channels, self.windows.window_samples
-        half_NCT = torch.empty(n, channels, samples, dtype=torch.float16, device=self.device)
-        scale_NC2 = torch.empty(n, channels, 2, device=self.device)
-        for start in range(0, n, _BLOCK_WINDOWS):
-            index = np.arange(start, min(start + _BLOCK_WINDOWS, n))
-            x_BCT = torch.from_numpy(self.windows.whole(index)).to(self.device)
-            low_BC, high_BC = x_BCT.amin(2), x_BCT.amax(2)
-            centre_BC, scale_BC = (low_BC + high_BC) / 2, ((high_BC - low_BC) / 2).clamp_min(torch.finfo().tiny)
-            half_NCT[start : start + len(index)] = ((x_BCT - centre_BC[..., None]) / scale_BC[..., None]).half()
-            scale_NC2[start : start + len(index)] = torch.stack((centre_BC, scale_BC), dim=2)
-        return half_NCT, scale_NC2
+        dtype = getattr(torch, self.windows.dtype)
+        try:
+            kept_NCT = torch.empty(n, channels, samples, dtype=dtype, device=self.device)
+            for start in range(0, n, _BLOCK_WINDOWS):
+                block = np.arange(start, min(start + _BLOCK_WINDOWS, n))
+                kept_NCT[start : start + len(block)] = torch.from_numpy(self.windows.whole(block))
+            return kept_NCT
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            log.warning("the windows are copied batch by batch: %s", first_line(error))
+        free_memory()
+        return None
 
 
 def resident_bytes(windows: WindowStore) -> int:
     """Return the bytes that a store needs on a device."""
-    return len(windows) * windows.n_channels * (2 * windows.window_samples + 8)
+    return len(windows) * windows.n_channels * windows.window_samples * np.dtype(windows.dtype).itemsize
 
 
-def _fits(windows: WindowStore, device: torch.device) -> bool:
-    return resident_bytes(windows) <= MAX_RESIDENT_FRACTION * _free_bytes(device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0])
+def _fits(windows: WindowStore, device: torch.device, share: float) -> bool:
+    return resident_bytes(windows) <= MAX_RESIDENT_FRACTION * available_bytes(device, share)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

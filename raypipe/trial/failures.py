@@ -1,4 +1,8 @@
-"""Kinds of failure of a trial, and the retry after an out-of-memory error: in micro-batches of half the batch."""
+"""Kinds of failure of a trial, and what is tried after out-of-memory errors.
+
+First a GPU's copy of the store is given up, if there is one. Then the trial is trained in micro-batches of half the
+batch.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,12 @@ UNUSABLE_WORKERS = "unusable-workers"
 class Retry(OwnedRecord):
     """The retry of a trial (``trials/0007/retry.json``), on whichever worker continues it."""
 
-    format: Literal["raypipe-retry/2"] = "raypipe-retry/2"
-    micro_batch: int
-    """Windows whose gradients are computed at a time; the batch, its statistics and its step stay as they are."""
+    format: Literal["raypipe-retry/3"] = "raypipe-retry/3"
+    streamed: bool
+    """The store is not kept on the GPU; batches are the same."""
+    micro_batch: int | None
+    """Windows whose gradients are computed at a time; the batch, its statistics and its step stay as they are. None
+    for all of them."""
     reason: str
 
 
@@ -37,6 +44,8 @@ class Failure:
     """One line."""
     trace: str = ""
     """End of the traceback."""
+    resident: bool = False
+    """The store was kept on the GPU whose memory ran out."""
 
 
 class DrawError(UserError):
@@ -51,6 +60,12 @@ def read_retry(run: RunStore, number: int) -> Retry | None:
     """Return how a trial is retried; None if it was not."""
     name = trial_file(number, RETRY_FILE)
     return read_owned(Retry, run.folder, name, run.run_id, number) if run.folder.exists(name) else None
+
+
+def keeps_windows(run: RunStore, number: int) -> bool:
+    """Return whether a trial may be trained with the store on the GPU; its retry may need that memory."""
+    retry = read_retry(run, number)
+    return retry is None or not retry.streamed
 
 
 def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> Failure | None:
@@ -73,18 +88,28 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> 
     if failure.kind != OUT_OF_MEMORY:
         return failure
     before = read_retry(run, number)
-    if before is not None:
+    if before is not None and before.micro_batch is not None:
         return replace(failure, reason=f"{failure.reason} (also in micro-batches of {before.micro_batch})")
-    half = (run.config(number).batch_size + 1) // 2
-    retry = Retry(run=run.run_id, number=number, micro_batch=half, reason=failure.reason)
+    gives_up_store = failure.resident and before is None
+    half = None if gives_up_store else (run.config(number).batch_size + 1) // 2
+    way = f"in micro-batches of {half}" if half else "with windows copied to the GPU batch by batch"
+    streamed = gives_up_store or before is not None
+    retry = Retry(run=run.run_id, number=number, streamed=streamed, micro_batch=half, reason=failure.reason)
     write_record(run.folder, trial_file(number, RETRY_FILE), retry)
-    text = f"{failure.reason}; retried in micro-batches of {half}\n{failure.trace}"
-    TrialLog(run.folder, number, writer).write(text)
+    TrialLog(run.folder, number, writer).write(f"{failure.reason}; retried {way}\n{failure.trace}")
     return None
 
 
-def classify_failure(error: Exception) -> Failure:
-    """Return the kind of failure of an error; only out-of-memory errors are retried (`retry_or_fail`)."""
+def classify_failure(error: Exception, *, resident: bool = False) -> Failure:
+    """Return the kind of failure of an error; only out-of-memory errors are retried (`retry_or_fail`).
+
+    Parameters
+    ----------
+    error
+        The error.
+    resident
+        Whether the store was kept on the GPU.
+    """
     line = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, DiskFullError):
         return Failure("disk-full", line)
@@ -97,5 +122,6 @@ def classify_failure(error: Exception) -> Failure:
     trace = traceback.format_exc(limit=-8)
     if out_of_memory(error):
         place = "GPU" if "CUDA" in str(error) else "host"
-        return Failure(OUT_OF_MEMORY, f"no memory left on the {place}" + (f": {line}" if line else ""), trace)
+        reason = f"no memory left on the {place}" + (f": {line}" if line else "")
+        return Failure(OUT_OF_MEMORY, reason, trace, resident=resident and place == "GPU")
     return Failure("error", f"{type(error).__name__}: {line}", trace)

@@ -118,7 +118,10 @@ class FoldRunner:
         way = "stacked" if self.stacked else "one by one"
         if self.micro_batch:
             way = f"micro-batches of {self.micro_batch}"
-        return f"folds {_listed(self.folds)} on {self.loader.device.type}, {self.stem} stem, {way}"
+        place = self.loader.device.type
+        if place != "cpu":
+            place += " (windows kept there)" if self.loader.resident else " (windows copied batch by batch)"
+        return f"folds {_listed(self.folds)} on {place}, {self.stem} stem, {way}"
 
     def _report_epoch(self, epoch: int, outcomes: Outcomes, states: States, report: Report) -> bool:
         """Write an epoch's checkpoints, report it, and drop older ones; return whether training continues."""

@@ -10,9 +10,11 @@ from raypipe.storage.records import TrialResult
 from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
-from raypipe.trial.failures import Failure, classify_failure, retry_or_fail
+from raypipe.trial.failures import Failure, classify_failure, keeps_windows, retry_or_fail
 
 if TYPE_CHECKING:
+    import torch
+
     from raypipe.data.window_store import WindowStore
 
 
@@ -22,7 +24,7 @@ def run_trial(
     number: int,
     *,
     interrupted: Callable[[], bool] = lambda: False,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     stem: str = "fourier",
     stacked: bool = False,
 ) -> TrialResult:
@@ -35,6 +37,7 @@ def run_trial(
     StorageError
         The run cannot be read or written. Other errors are recorded in the trial's result.
     """
+    from raypipe.training.device import free_memory
     from raypipe.training.loader import WindowLoader
     from raypipe.trial.fold_runner import FoldRunner
 
@@ -44,20 +47,22 @@ def run_trial(
         evaluator.add_epoch(epoch, outcomes)
         return Reply(not evaluator.over, evaluator.best)
 
+    loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
+
     def train(done: int) -> Failure | None:
         while True:
+            loader.set_resident(keeps_windows(run, number))
             try:
-                loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
-                runner = FoldRunner(run, loader, number, folds, stem=stem, stacked=stacked)
-                runner.train(done, report, interrupted)
+                FoldRunner(run, loader, number, folds, stem=stem, stacked=stacked).train(done, report, interrupted)
                 return None
             except (StorageError, InterruptedEpochError):
                 raise
             except Exception as error:
-                failure = retry_or_fail(run, number, classify_failure(error), "process")
-                if failure is not None:
-                    return failure
-                done = evaluator.done
+                failure = retry_or_fail(run, number, classify_failure(error, resident=loader.resident), "process")
+            if failure is not None:
+                return failure
+            free_memory()  # of the networks that did not fit, which the error held
+            done = evaluator.done
 
     failure = None if evaluator.over else train(evaluator.done)
     try:

@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from raypipe.models.vit import ViT
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.pretraining.encoders import PretrainedRun, export_encoder, load_encoder
 from raypipe.pretraining.trainer import Pretrainer
-from raypipe.pretraining.worker import probe_score, train_encoders, tuned_score
+from raypipe.pretraining.worker import _train_epoch, probe_score, train_encoders, tuned_score
 from raypipe.reporting.pretrain_report import _spread_over_subjects, plot_curves, status_lines
 from raypipe.search.pretrain import pretrain, resume
 from raypipe.search.run_setup import open_run
@@ -34,6 +35,7 @@ from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.training.finetuning import choose_trained, initial_id, merge_lora, parameter_groups, start_from
 from raypipe.training.loader import WindowLoader
+from raypipe.training.trainer import never
 from raypipe.trial.local import run_trial
 from tests.support.process import process_state
 from tests.support.toys import ToyWindows, make_run, write_store
@@ -377,6 +379,38 @@ def test_one_worker_trains_on_the_gpu_that_it_was_given(store, tmp_path, monkeyp
     with pytest.raises(InterruptedSweepError):
         resume(tmp_path / "run")
     assert devices == [torch.device("cuda", 0), torch.device("cpu"), torch.device("cpu")]
+
+
+def test_pretraining_gives_up_the_store_on_a_gpu_that_is_full(store, encoder, tmp_path, monkeypatch):
+    """With a copy of the store on the CPU that counts as a GPU's: the numbers are the same."""
+    run_epoch, kept = Pretrainer.run_epoch, []
+
+    def full(self, interrupted):
+        kept.append(self.loader.resident)
+        if self.loader.resident and self.epoch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return run_epoch(self, interrupted)
+
+    monkeypatch.setattr("raypipe.pretraining.worker.WindowLoader", partial(WindowLoader, resident=True))
+    monkeypatch.setattr(Pretrainer, "run_epoch", full)
+    run = pretrain("mae", store, tmp_path / "run", params=PARAMS, folds=3, probe_every=1)
+    assert kept == [True, True, False, False]
+    expected = PretrainedRun(encoder).history("all")
+    assert [epoch.loss for epoch in run.history("all")] == [epoch.loss for epoch in expected]
+
+
+def test_pretraining_that_does_not_fit_on_a_gpu_is_one_line(monkeypatch):
+    def full(interrupted):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+    for resident, world in ((False, 1), (True, 2)):
+        loader = SimpleNamespace(resident=resident, device=torch.device("cuda"))
+        with pytest.raises(UserError, match=r"GPU's memory \(CUDA out .* GiB\.\); .* with --micro-batch") as raised:
+            _train_epoch(SimpleNamespace(loader=loader, run_epoch=full, world=world), never)
+        assert len(str(raised.value).splitlines()) == 1
+    loader = SimpleNamespace(resident=False, device=torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError):
+        _train_epoch(SimpleNamespace(loader=loader, run_epoch=full, world=1), never)
 
 
 def test_the_command_line(store, encoder, tmp_path, capsys):

@@ -1,9 +1,13 @@
-"""Trials that run out of memory are retried once, in micro-batches."""
+"""Trials that run out of memory: the GPU's copy of the store is given up first, then they train in micro-batches."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
 from raypipe.core.errors import NonFiniteError
 from raypipe.storage.run_store import RunStore
@@ -11,7 +15,7 @@ from raypipe.storage.trial_log import read_log
 from raypipe.training.loader import WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
-from raypipe.trial.failures import Failure, Retry, read_retry, retry_or_fail
+from raypipe.trial.failures import Failure, Retry, keeps_windows, read_retry, retry_or_fail
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, break_off, make_run, tiny
@@ -26,13 +30,13 @@ def run(tmp_path):
     return made
 
 
-def failing(monkeypatch, fails, error=MemoryError):
+def failing(monkeypatch, fails, error=MemoryError, words="it does not fit"):
     """Make steps raise `error` whenever ``fails(trainer)``."""
     take = SupervisedTrainer.step
 
     def step(self, batch, step):
         if fails(self):
-            raise error("it does not fit")
+            raise error(words)
         return take(self, batch, step)
 
     monkeypatch.setattr(SupervisedTrainer, "step", step)
@@ -41,13 +45,61 @@ def failing(monkeypatch, fails, error=MemoryError):
 def test_a_first_failure_retries_with_half_the_batch_and_a_second_one_fails(run):
     assert read_retry(run, 0) is None
     assert retry_or_fail(run, 0, OOM, "actor") is None
-    assert read_retry(run, 0) == Retry(run="toy", number=0, micro_batch=5, reason="no memory left on the GPU")
+    expected = Retry(run="toy", number=0, streamed=False, micro_batch=5, reason="no memory left on the GPU")
+    assert read_retry(run, 0) == expected and keeps_windows(run, 0)
     assert read_retry(RunStore.open(run.where), 0).micro_batch == 5
     again = retry_or_fail(run, 0, OOM, "actor")
     assert again == Failure("out-of-memory", "no memory left on the GPU (also in micro-batches of 5)", OOM.trace)
     lines = read_log(run.folder, 0)
     assert "actor: no memory left on the GPU; retried in micro-batches of 5" in lines[0]
     assert lines[1:] == ["  Traceback", "    here"]
+
+
+def test_the_store_on_a_gpu_is_given_up_before_the_batch_is_divided(run):
+    full = replace(OOM, resident=True)
+    assert keeps_windows(run, 0)
+    assert retry_or_fail(run, 0, full, "actor") is None
+    expected = Retry(run="toy", number=0, streamed=True, micro_batch=None, reason="no memory left on the GPU")
+    assert read_retry(run, 0) == expected
+    assert not keeps_windows(RunStore.open(run.where), 0)
+    assert retry_or_fail(run, 0, full, "actor") is None, "of another worker, which had not given it up"
+    assert read_retry(run, 0) == expected.model_copy(update={"micro_batch": 5})
+    assert retry_or_fail(run, 0, OOM, "actor").reason == "no memory left on the GPU (also in micro-batches of 5)"
+    log = "\n".join(read_log(run.folder, 0))
+    assert "the GPU; retried with windows copied to the GPU batch by batch" in log and "micro-batches of 5" in log
+
+
+def test_a_trial_whose_gpu_is_full_of_the_store_continues_without_it_and_then_in_micro_batches(run, monkeypatch):
+    """With a copy of the store on the CPU that counts as a GPU's."""
+    windows, seen = ToyWindows(), []
+    monkeypatch.setattr("raypipe.training.loader.WindowLoader", partial(WindowLoader, resident=True))
+
+    def fails(trainer):
+        seen.append((trainer.data.loader.resident, trainer.micro_batch))
+        return trainer.micro_batch is None and (trainer.data.loader.resident or trainer.epoch == 2)
+
+    failing(monkeypatch, fails, torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB.")
+    assert run_trial(run, windows, 0).state == "complete"
+    assert list(dict.fromkeys(seen)) == [(True, None), (False, None), (False, 5)]
+    assert (read_retry(run, 0).streamed, read_retry(run, 0).micro_batch) == (True, 5)
+
+
+def test_a_trial_that_gave_up_the_store_has_the_numbers_of_one_that_kept_it(tmp_path, monkeypatch):
+    windows, kept = ToyWindows(), make_run(tmp_path / "kept", ToyWindows())
+    monkeypatch.setattr("raypipe.training.loader.WindowLoader", partial(WindowLoader, resident=True))
+    kept.add_trial(0, tiny())
+    expected = run_trial(kept, windows, 0)
+    run = make_run(tmp_path / "run", windows)
+    run.add_trial(0, tiny())
+    failing(
+        monkeypatch,
+        lambda trainer: trainer.epoch == 2 and trainer.data.loader.resident,
+        torch.OutOfMemoryError,
+        "CUDA out of memory. Tried to allocate 2 GiB.",
+    )
+    assert run_trial(run, windows, 0).score == expected.score
+    assert read_retry(run, 0).micro_batch is None and read_retry(kept, 0) is None
+    np.testing.assert_array_equal(run.oof(0).predictions, kept.oof(0).predictions)
 
 
 @pytest.mark.parametrize("kind", ["error", "non-finite", "bad-configuration", "lost-worker", "no-workers", "disk-full"])
