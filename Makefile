@@ -14,7 +14,7 @@ LOWEST := .venv-lowest
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest gpu clean
+.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest bench gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +93,10 @@ $(LOWEST)/installed: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt torch==2.13.0
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[dev]'
 	touch $@
+
+# All benchmarks but the long ones, compared with the last results by ratios: make bench BENCH="--quick --only step"
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # On a machine with a CUDA device, torch and pytest, but no Ray and no virtual environment, in under ten minutes: the
 # tests in tests/gpu, and benchmarks of steps, folds and pretraining. OUT is the folder of gpu.json and gpu.md.

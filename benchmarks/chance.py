@@ -10,12 +10,14 @@ random, so p should be uniform.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest
 
+from benchmarks import report
 from raypipe.core.levels import ScoredRows
 from raypipe.ensembles.chance import permute
 
@@ -63,23 +65,28 @@ def one_search(kind: str, outer: bool, n: int, permutations: int, seed: int) -> 
     return permute("nrmse" if kind == "value" else "brier", "person", rows, permutations, seed).p
 
 
-def main() -> None:
-    """Print the table."""
+def measure(args: argparse.Namespace) -> report.Result:
+    """Simulate the table."""
+    searches = 5 if args.quick else args.searches
+    found = report.result(f"`raypipe chance` on random targets: {searches} searches, {args.permutations} permutations")
+    rows = []
+    for kind in ("value", "class"):
+        for n, outer in ((40, False), (100, False), (20, True), (36, True), (100, True)):
+            p = np.array([one_search(kind, outer, n, args.permutations, seed) for seed in range(searches)])
+            rates = [f"{np.mean(p <= level):.3f}" for level in (0.05, 0.1, 0.5)]
+            held = "everyone, outer" if outer else f"{len(np.array_split(np.arange(n), PARTS)[0])}"
+            rows.append((f"a {kind} per person", str(n), held, *rates, f"{kstest(p, 'uniform').pvalue:.3f}"))
+    head = ("target", "people", "held out", "p <= 0.05", "p <= 0.1", "p <= 0.5", "Kolmogorov-Smirnov p")
+    report.add_table(found, "Distribution of p", head, rows)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--permutations", type=int, default=199)
     parser.add_argument("--quick", action="store_true", help="a smoke test")
-    asked = parser.parse_args()
-    searches = 5 if asked.quick else asked.searches
-    print("| target | people | held out | p <= 0.05 | p <= 0.1 | p <= 0.5 | Kolmogorov-Smirnov p |")
-    print("|---|---|---|---|---|---|---|")
-    for kind in ("value", "class"):
-        for n, outer in ((40, False), (100, False), (20, True), (36, True), (100, True)):
-            found = np.array([one_search(kind, outer, n, asked.permutations, seed) for seed in range(searches)])
-            rates = " | ".join(f"{np.mean(found <= level):.3f}" for level in (0.05, 0.1, 0.5))
-            held = "everyone, outer" if outer else f"{len(np.array_split(np.arange(n), PARTS)[0])}"
-            fit = kstest(found, "uniform").pvalue
-            print(f"| a {kind} per person | {n} | {held} | {rates} | {fit:.3f} |", flush=True)
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ fold with its digest, flushed to the disk by another thread while the next epoch
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,8 +22,8 @@ import itertools
 
 import torch
 
+from benchmarks import report
 from benchmarks.folds import windows_of
-from benchmarks.timing import where_and_when
 from benchmarks.toys import make_run
 from raypipe.core.config import parse_config
 from raypipe.storage.run_store import RunStore
@@ -44,19 +44,16 @@ def epochs_of(runner: FoldRunner, count: int) -> list[float]:
     return [b - a for a, b in itertools.pairwise(seen)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"folds": 4, "windows": 2000, "channels": 129, "samples": 200, "epochs": 3, "rounds": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time epochs with checkpoints and without."""
     torch.set_num_threads(1)
     toy = windows_of(args.windows * args.folds // (args.folds - 1), args.channels, args.samples, 4 * args.folds)
     config = parse_config({"model/kernels": "paper", "sam/name": "sam", "epochs": 50, "patience": 50})
-    print(where_and_when())
-    found: dict[str, list[float]] = {"written": [], "not written": []}
+    found = report.result(f"Checkpoints of {args.folds} folds of {args.windows} training windows")
+    times: dict[str, list[float]] = {"written": [], "not written": []}
     with tempfile.TemporaryDirectory() as name:
         for turn in range(args.rounds):
-            for way, seconds in found.items():
+            for way, seconds in times.items():
                 run = make_run(Path(name) / f"{way}-{turn}", toy, n_folds=args.folds)
                 run.add_trial(0, config)
                 runner = FoldRunner(run, WindowLoader(toy), 0, range(args.folds))  # type: ignore[arg-type]
@@ -66,10 +63,20 @@ def main() -> None:
                 else:
                     with patch.object(RunStore, "write_checkpoint"):
                         seconds += epochs_of(runner, args.epochs)
-    for way, seconds in found.items():
-        print(f"an epoch of {args.folds} folds, checkpoints {way:12}{statistics.median(seconds):8.3f} s")
-    cost = statistics.median(found["written"]) / statistics.median(found["not written"]) - 1
-    print(f"cost of a checkpoint: {cost:.1%} of an epoch ({size:.0f} MiB on the disk at the end)")
+    report.add_times(found, times, "an epoch, checkpoints ")
+    ratio = report.add_ratio(found, "an epoch with checkpoints / without", times["not written"], times["written"])
+    found["figures"] |= {
+        "cost of checkpoints (% of an epoch)": 100 * (1 / ratio - 1),
+        "MiB on the disk at the end": size,
+    }
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"folds": 4, "windows": 2000, "channels": 129, "samples": 200, "epochs": 3, "rounds": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
 """Compare one stacked pass of an ensemble with a Python loop over the same networks, on one thread.
 
-    python benchmarks/ensemble.py [MEMBERS]
+    python benchmarks/ensemble.py [--members 20]
 
-Prints medians of interleaved calls at batch 1, and windows per second at batch 256.
+Calls of a batch of one window and of a large batch take turns.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import sys
-import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from benchmarks import report
+from benchmarks.timing import take_turns
 from raypipe.core.config import ModelConfig
 from raypipe.models.ensemble import EnsembleModule
 
 SHAPE = {"n_channels": 129, "n_times": 200, "n_outputs": 1, "sfreq": 100.0, "kind": "regression"}
-REPEATS = 15
+DEPTHS: dict[str, dict[str, object]] = {"the paper's depth, 6": {}, "depth 1": {"depth": 1, "hidden": 32}}
 
 
 def module(n_members: int, **model: object) -> EnsembleModule:
@@ -31,35 +36,33 @@ def looped(ensemble: EnsembleModule, x_BCT: torch.Tensor) -> torch.Tensor:
     return torch.stack([network(x_BCT) for network in ensemble.members]).mean(0)
 
 
-def measure(ensemble: EnsembleModule, batch: int, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of a call of the module, and of the loop."""
-    x_BCT = torch.randn(batch, 129, 200)
-    own, loop = [], []
-    for call in range(repeats + 1):
-        start = time.perf_counter()
-        a = ensemble(x_BCT)
-        middle = time.perf_counter()
-        b = looped(ensemble, x_BCT)
-        if call:  # the first one makes the stacks and warms up
-            own.append(middle - start)
-            loop.append(time.perf_counter() - middle)
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    return statistics.median(own), statistics.median(loop)
-
-
 @torch.no_grad()
-def main() -> None:
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time the stacked pass and the loop."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    n_members = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    for name, model in (("the paper's depth, 6", {}), ("depth 1", {"depth": 1, "hidden": 32})):
-        ensemble = module(n_members, **model)
-        own, loop = measure(ensemble, 1, REPEATS)
-        large, large_loop = measure(ensemble, 256, 1)
-        print(
-            f"{name}: {n_members} members, batch 1: {1e3 * own:.1f} ms against {1e3 * loop:.1f} ms in a loop "
-            f"({loop / own:.1f}x); batch 256: {256 / large:.0f} windows/s against {256 / large_loop:.0f}"
-        )
+    found = report.result(f"An ensemble of {args.members} networks on windows of 129 x 200")
+    for name, model in DEPTHS.items():
+        ensemble = module(args.members, **model)
+        for batch, rounds in ((1, args.rounds), (args.batch, 3)):
+            x_BCT = torch.randn(batch, 129, 200)
+            torch.testing.assert_close(ensemble(x_BCT), looped(ensemble, x_BCT), rtol=1e-4, atol=1e-5)
+            contestants: dict[str, Callable[[], object]] = {
+                "stacked": lambda ensemble=ensemble, x=x_BCT: ensemble(x),  # type: ignore[misc]
+                "loop": lambda ensemble=ensemble, x=x_BCT: looped(ensemble, x),  # type: ignore[misc]
+            }
+            times = take_turns(contestants, seconds=0.0, rounds=rounds)
+            mark = f"{name}, batch {batch}: "
+            report.add_times(found, times, mark)
+            report.add_ratio(found, f"{mark}stacked / loop", times["loop"], times["stacked"])
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"members": 20, "batch": 256, "rounds": 15}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

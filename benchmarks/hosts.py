@@ -2,12 +2,12 @@
 
     python benchmarks/hosts.py                   # as root, with what tests/cluster needs; ten minutes or more
 
-The hosts are those of tests/cluster: namespaces with an sshd each, `ray up`, windows and run behind s3://, a submitted
-job. Each worker host has a core of this machine; head, driver and storage use the rest of both. With `--share 0.7` a
-worker host gets at most that share of its core, with one host and with two. The rest is left for head, driver and
-storage, which would have their own cores on real hosts. Twelve trials of SAM, four folds, batch 64 of 129 x 200 as in
-benchmarks/sweep.py. Printed are the rates of the whole job, and of the part after the first trial of every host, which
-includes no start-up.
+The hosts are those of tests/cluster, which is imported when they start: namespaces with an sshd each, `ray up`, windows
+and run behind s3://, a submitted job. Each worker host has a core of this machine; head, driver and storage use the
+rest of both. With `--share 0.7` a worker host gets at most that share of its core, with one host and with two. The rest
+is left for head, driver and storage, which would have their own cores on real hosts. Twelve trials of SAM, four folds,
+batch 64 of 129 x 200 as in benchmarks/sweep.py. Printed are the rates of the whole job, and of the part after the first
+trial of every host, which includes no start-up.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.folds import windows_of
+from benchmarks.processes import descendants
 from benchmarks.timing import where_and_when
 from benchmarks.toys import write_store
 from raypipe import Run
-from tests.cluster.hosts import GATEWAY, Hosts, Laptop, need_hosts
-from tests.support.faults import descendants
-from tests.support.storage import KEYS, s3_server
+
+if TYPE_CHECKING:
+    from tests.cluster.hosts import Hosts, Laptop
 
 SPACE = """"Points of a plane."
 def space(trial):
@@ -77,6 +77,9 @@ def _remove(group: Path) -> None:
 
 def rates(folder: Path, count: int, trials: int, share: float) -> tuple[float, float]:
     """Return trials an hour on `count` worker hosts: of the whole job, and without start-up."""
+    from tests.cluster.hosts import GATEWAY, Hosts, Laptop
+    from tests.support.storage import KEYS, s3_server
+
     place = folder / f"on-{count}"
     place.mkdir()
     env = KEYS | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "150", "PYTHONPATH": _path()}
@@ -122,6 +125,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=512)
     parser.add_argument("--share", type=float, default=1.0, help="share of a core per host (cgroups, version 1)")
     args = parser.parse_args()
+    import pytest
+
+    from tests.cluster.hosts import need_hosts
+
     try:
         need_hosts()
     except pytest.skip.Exception as reason:

@@ -2,8 +2,8 @@
 
     python benchmarks/many_trials.py [--trials 1000] [--concurrent 200] [--seconds 20] [--epochs 5] [--nodes 8]
 
-Trials are simulated (tests/support): trial actors sleep and report. Everything else is as in any sweep, on nodes of
-this machine that claim more cores than it has. Printed for each third of the trials, to show growth:
+Trials are simulated (`benchmarks/simulated_sweep.py`): trial actors sleep and report. Everything else is as in any
+sweep, on nodes of this machine that claim more cores than it has. Printed for each third of the trials, to show growth:
 
 - overhead: seconds of a trial beyond its sleep, from its start to its end (median). For the first trials this includes
   the start of the actors, because no trial starts before all actors are up;
@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.processes import descendants
+from benchmarks.simulated_sweep import prepare_simulation, simulated
 from benchmarks.timing import where_and_when
 from benchmarks.toys import ToyWindows, write_store
 from raypipe import sweep
@@ -44,8 +46,6 @@ from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import SweepCallback
-from tests.support.faults import descendants
-from tests.support.simulated_sweep import prepare_simulation, simulated
 
 SPACE = '''"""Four parameters."""
 def space(trial):

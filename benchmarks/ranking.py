@@ -8,10 +8,12 @@ It prints the tables of section "Ranking of trials" in RESULTS.md.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import report
 from raypipe.core.levels import ranking_score
 from raypipe.core.metrics import score
 
@@ -75,29 +77,38 @@ def null_few(rng: np.random.Generator, n: int) -> list[float]:
     return [score("auc", y_N, pred), float(np.mean(plain)), ranking_score("auc", "person", y_N, pred, people_N, fold_N)]
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def measure(args: argparse.Namespace) -> report.Result:
+    """Simulate the tables."""
+    repeats = 5 if args.quick else 300
+    found = report.result(f"Ranking of trials: {repeats} repeats, {PEOPLE} people x {EACH} windows, {FOLDS} folds")
+    rows = []
+    for offset in (0.0, 0.5, 1.0, 2.0):
+        rng = np.random.default_rng(args.seed)
+        scores, right = zip(*(ranks(rng, offset) for _ in range(repeats)), strict=True)
+        (pooled, inside), (a, b) = np.mean(scores, axis=0), np.mean(right, axis=0)
+        rows.append((f"{offset:g}", f"{pooled:.3f}", f"{inside:.3f}", f"{100 * a:.0f} %", f"{100 * b:.0f} %"))
+    head = ("SD of the offsets (logits)", "AUC, all folds", "within folds", "right choice", "right choice within folds")
+    report.add_table(found, "Offsets between folds", head, rows)
+    rng = np.random.default_rng(args.seed)
+    by_window, by_person = np.mean([people(rng) for _ in range(repeats)], axis=0)
+    chosen = [("windows", f"{100 * by_window:.0f} %"), ("people", f"{100 * by_person:.0f} %")]
+    report.add_table(found, "Targets of people", ("ranked by", "right choice"), chosen)
+    of_few = []
+    for n in (12, 24, 48):
+        rng = np.random.default_rng(args.seed)
+        drawn = np.array([null_few(rng, n) for _ in range(repeats)])
+        cells = [f"{mean:.3f}, {sd:.3f}" for mean, sd in zip(drawn.mean(0), drawn.std(0), strict=True)]
+        of_few.append([str(n), *cells])
+    few = ("people", "all folds together, SD", "mean of folds, SD", "weighted by pairs, SD")
+    report.add_table(found, "AUC of noise", few, of_few)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few repeats")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    repeats = 5 if options.quick else 300
-    print(f"repeats {repeats}, seed {options.seed}, {PEOPLE} people x {EACH} windows, {FOLDS} folds")
-    print("| SD of the folds' offsets (logits) | AUC, all folds | within folds | right choice | within folds |")
-    for offset in (0.0, 0.5, 1.0, 2.0):
-        rng = np.random.default_rng(options.seed)
-        found, right = zip(*(ranks(rng, offset) for _ in range(repeats)), strict=True)
-        (pooled, inside), (a, b) = np.mean(found, axis=0), np.mean(right, axis=0)
-        print(f"| {offset:g} | {pooled:.3f} | {inside:.3f} | {100 * a:.0f} % | {100 * b:.0f} % |")
-    rng = np.random.default_rng(options.seed)
-    by_window, by_person = np.mean([people(rng) for _ in range(repeats)], axis=0)
-    print(f"right choice for targets of people: by windows {100 * by_window:.0f} %, by people {100 * by_person:.0f} %")
-    print("| people | all folds together, SD | mean of folds, SD | weighted by pairs, SD |")
-    for n in (12, 24, 48):
-        rng = np.random.default_rng(options.seed)
-        scores = np.array([null_few(rng, n) for _ in range(repeats)])
-        cells = " | ".join(f"{mean:.3f}, {sd:.3f}" for mean, sd in zip(scores.mean(0), scores.std(0), strict=True))
-        print(f"| {n} | {cells} |")
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ LEAST_SPREAD = 0.02
 
 def result(title: str, device: str = "cpu") -> Result:
     """Return a result with nothing in it yet."""
-    empty: Result = {"title": title, "where": where(device)}
-    return empty | {part: {} for part in ("seconds", "ratios", "figures", "rooflines", "missing")} | {"goals": []}
+    parts = ("seconds", "ratios", "figures", "rooflines", "tables", "missing")
+    return {"title": title, "where": where(device), **{part: {} for part in parts}, "goals": []}
 
 
 def add_times(to: Result, times: Mapping[str, Sequence[float]], prefix: str = "") -> None:
@@ -38,6 +38,11 @@ def add_ratio(to: Result, name: str, peer: Sequence[float], ours: Sequence[float
     by_round = [a / b for a, b in zip(peer, ours, strict=True)]
     to["ratios"][name] = {**_quartiles(by_round), "rounds": len(by_round)}
     return statistics.median(by_round)
+
+
+def add_table(to: Result, name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Add a table of what was not timed, such as the results of simulations."""
+    to["tables"][name] = {"head": list(head), "rows": [list(row) for row in rows]}
 
 
 def add_goal(to: Result, name: str, measured: float | None, least: float) -> None:
@@ -72,6 +77,8 @@ def text(found: Result, head: str = "") -> str:
         columns = list(next(iter(found["rooflines"].values())))
         rows = [(name, *(_figure(v[column]) for column in columns)) for name, v in found["rooflines"].items()]
         lines += table(("roofline", *columns), rows)
+    for name, each in found["tables"].items():
+        lines += [name, "", *table(each["head"], each["rows"])]
     if found["goals"]:
         lines += table(("goal", "at least", "measured", ""), [goal_row(goal) for goal in found["goals"]])
     lines += [f"- {name}: not measured, {reason}" for name, reason in found["missing"].items()]

@@ -3,19 +3,18 @@
     python benchmarks/status.py [--trials 1000] [--epochs 20] [--keep FOLDER]
 
 The large run is written through RunStore, with the files of real trials (small placeholders for predictions and
-weights). The run of the report is trained on toy windows and has an ensemble. Every figure is the median of three fresh
-processes, after one that is not counted because it warms the machine's caches.
+weights). The run of the report is trained on toy windows and has an ensemble. Fresh processes take turns with one that
+only imports libraries; the first round is not counted because it warms the machine's caches.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from benchmarks.timing import where_and_when
+from benchmarks import report
+from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows, make_run, tiny, write_store
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
@@ -34,11 +34,13 @@ from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.local import run_trial
-from tests.support.records import edit_record
 
-FOLDS, REPEATS = 5, 3
-GOALS = {"status": 2.0, "report": 20.0}
+FOLDS = 5
+GOALS = {"status": 2.0, "report": 20.0, "open": 2.0}
+"""Seconds."""
 LARGEST = 5e6
+"""Bytes that a report may have."""
+PEER = "import pandas, sklearn, optuna"
 
 
 def write_large(where: Path, trials: int, epochs: int) -> RunStore:
@@ -87,25 +89,20 @@ def write_large(where: Path, trials: int, epochs: int) -> RunStore:
     return run
 
 
-def opening_seconds(run: RunStore) -> float:
-    """Return the median seconds in which a driver checks all records of a run and opens its study.
+def opening_seconds(run: RunStore, rounds: int) -> list[float]:
+    """Return the seconds in which a driver checks all records of a run and opens its study, by turn.
 
     The first call writes the study, which is not counted.
     """
-    seconds = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        open_study(RunStore.open(run.where), SweepCallback())
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return take_turns({"": lambda: open_study(RunStore.open(run.where), SweepCallback())}, seconds=0.0, rounds=rounds)[
+        ""
+    ]
 
 
 def train_small(folder: Path, trials: int = 16) -> RunStore:
     """Train a run of small trials, with an ensemble."""
     windows = WindowStore(write_store(folder / "store", ToyWindows(subjects=30, each=40, channels=8)))
-    made = make_run(folder / "run", windows, n_folds=3)
-    edit_record(made.folder, "run.json", {"data": str(windows.path)})
-    run = RunStore.open(folder / "run")
+    run = make_run(folder / "run", windows, n_folds=3, data=str(windows.path))
     for number in range(trials):
         run.add_trial(number, tiny(optim__lr=10 ** (-3.5 + number / 10), epochs=3 + number % 3, seed=number))
         run_trial(run, windows, number)
@@ -115,38 +112,41 @@ def train_small(folder: Path, trials: int = 16) -> RunStore:
     return run
 
 
-def seconds_of(*words: str) -> tuple[float, float]:
-    """Return the median seconds of a fresh ``raypipe WORDS``: wall time, and processor time."""
-    wall, cpu = [], []
-    for _ in range(REPEATS + 1):
-        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "raypipe", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        wall.append(time.perf_counter() - started)
-        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return statistics.median(wall[1:]), statistics.median(cpu[1:])
+def fresh(*words: str) -> Callable[[], object]:
+    """Return a function that runs Python in a fresh process."""
+    return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--trials", type=int, default=1000)
-    options.add_argument("--epochs", type=int, default=20)
-    options.add_argument("--keep", type=Path, help="folder to write the runs to and keep them in, or to read them from")
-    given = options.parse_args()
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time the commands, and a process that only imports."""
+    found = report.result(f"Commands on a run of {args.trials} trials, and a report of {args.small}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = given.keep or Path(scratch)
-        made = given.keep is not None and (folder / "small/run/ensemble/ensemble.json").is_file()
-        large = RunStore.open(folder / "large") if made else write_large(folder / "large", given.trials, given.epochs)
-        small = RunStore.open(folder / "small/run") if made else train_small(folder / "small")
-        print(where_and_when())
-        rows = [("status", large, given.trials), ("trials", large, given.trials), ("report", small, 16)]
-        for verb, run, count in rows:
-            wall, cpu = seconds_of(verb, run.where)
-            goal = f"  (goal {GOALS[verb]:.0f} s)" if verb in GOALS else ""
-            print(f"{verb:<7} {count:>5} trials  {wall:6.2f} s wall time, {cpu:5.2f} s processor time{goal}")
-        print(f"open    {given.trials:>5} trials  {opening_seconds(large):6.2f} s, all records checked (goal 2 s)")
+        folder = args.keep or Path(scratch)
+        made = args.keep is not None and (folder / "small/run/ensemble/ensemble.json").is_file()
+        large = RunStore.open(folder / "large") if made else write_large(folder / "large", args.trials, args.epochs)
+        small = RunStore.open(folder / "small/run") if made else train_small(folder / "small", args.small)
+        verbs = {"status": large, "trials": large, "report": small}
+        contestants = {verb: fresh("-m", "raypipe", verb, run.where) for verb, run in verbs.items()}
+        times = take_turns(contestants | {PEER: fresh("-c", PEER)}, seconds=0.0, rounds=args.rounds)
+        opened = opening_seconds(large, args.rounds)
         size = Path(write_report(small)).stat().st_size
-        print(f"size of the report: {size / 1e6:.2f} MB (goal {LARGEST / 1e6:.0f} MB)")
+    report.add_times(found, times | {"open: all records checked": opened})
+    for verb in verbs:
+        report.add_ratio(found, f"{verb} / `{PEER}`", times[PEER], times[verb])
+    report.add_ratio(found, f"open / `{PEER}`", times[PEER], opened)
+    for name, goal in GOALS.items():
+        seconds = median(opened if name == "open" else times[name])
+        report.add_goal(found, f"{name}: {goal:.0f} s / seconds", goal / seconds, 1.0)
+    report.add_goal(found, f"report: {LARGEST / 1e6:.0f} MB / size", LARGEST / size, 1.0)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"trials": 1000, "epochs": 20, "small": 16, "rounds": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--keep", type=Path, help="folder to write the runs to and keep them in, or to read them from")
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

@@ -98,15 +98,21 @@ class ToyWindows:
 
 
 def make_run(
-    where: Path | str, windows: ToyWindows | WindowStore, *, n_folds: int = 3, space: str = SPACE, seed: int = 0
+    where: Path | str,
+    windows: ToyWindows | WindowStore,
+    *,
+    n_folds: int = 3,
+    space: str = SPACE,
+    seed: int = 0,
+    data: str = "toy",
 ) -> RunStore:
-    """Create a run on toy windows."""
+    """Create a run on toy windows; `data` is where they are, for those who read them again."""
     folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=n_folds, seed=seed)
     source = SearchSpace(space, "toy.py")
     info = RunInfo(
         id="toy",
         created=0.0,
-        data="toy",
+        data=data,
         data_hash=windows.data_hash,
         task="toy",
         kind=windows.kind,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
 
+from benchmarks import report
 from benchmarks.toys import ToyWindows, tiny
 from raypipe.models.network import Network
 from raypipe.pretraining.linear_probe import RIDGE_STRENGTHS, fit_probe
@@ -69,7 +70,7 @@ def mean_prediction(kind: type[FoldData], seed: int, epochs: int, *, classes: bo
     return float(predictions[:, -1].mean())
 
 
-def drawn_balance(repeats: int, epochs: int) -> list[str]:
+def drawn_balance(repeats: int, epochs: int) -> list[list[str]]:
     """Return rows of the table: predictions of networks that were trained on noise."""
     rows = []
     share = MANY / (FEW + MANY)
@@ -79,7 +80,7 @@ def drawn_balance(repeats: int, epochs: int) -> list[str]:
             for kind in (ByWindows, FoldData)
         ]
         before, after = (f"{np.mean(each):.3f} ± {np.std(each) / np.sqrt(repeats):.3f}" for each in found)
-        rows.append(f"| {name}, noise | {truth:.3f} | {before} | {after} |")
+        rows.append([f"{name}, noise", f"{truth:.3f}", before, after])
     return rows
 
 
@@ -101,12 +102,12 @@ def probe_errors(people: int, seed: int) -> tuple[float, float]:
     return by_windows, by_people
 
 
-def probe(repeats: int, sizes: Sequence[int]) -> list[str]:
+def probe(repeats: int, sizes: Sequence[int]) -> list[list[str]]:
     """Return rows of the table: errors of probes on new people."""
     rows = []
     for people in sizes:
         before, after = np.mean([probe_errors(people, seed) for seed in range(repeats)], axis=0)
-        rows.append(f"| NRMSE of the probe on new people, {people} to learn from | | {before:.3f} | {after:.3f} |")
+        rows.append([f"NRMSE of the probe on new people, {people} to learn from", "", f"{before:.3f}", f"{after:.3f}"])
     return rows
 
 
@@ -142,19 +143,26 @@ def stacked_difference(epochs: int) -> float:
     return largest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=10, help="networks, and a tenth of the probes")
-    parser.add_argument("--quick", action="store_true", help="one repeat, one epoch")
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> report.Result:
+    """Train and compare."""
     repeats, epochs, sizes = (1, 1, (12,)) if args.quick else (args.repeats, 8, (12, 24, 48, 96))
     torch.set_num_threads(1)
-    print("| | truth | as it was | as it is |\n|---|---|---|---|")
-    print("\n".join(drawn_balance(repeats, epochs)), flush=True)
-    print("\n".join(probe(10 * repeats, sizes)), flush=True)
+    found = report.result(f"Biases of training: {repeats} repeats")
+    rows = drawn_balance(repeats, epochs) + probe(10 * repeats, sizes)
     with trained_biases():
         before = stacked_difference(epochs)
-    print(f"| largest difference of stacked predictions | 0 | {before:.0e} | {stacked_difference(epochs):.0e} |")
+    rows.append(
+        ["largest difference of stacked predictions", "0", f"{before:.0e}", f"{stacked_difference(epochs):.0e}"]
+    )
+    report.add_table(found, "Data without an effect", ("", "truth", "as it was", "as it is"), rows)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=10, help="networks, and a tenth of the probes")
+    parser.add_argument("--quick", action="store_true", help="one repeat, one epoch")
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.simulated_sweep import SimulatedGroups, prepare_simulation, simulated
 from raypipe import sweep
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
@@ -16,7 +17,6 @@ from raypipe.search.sweep import resume
 from raypipe.storage.lease import read_lease
 from raypipe.storage.trial_log import read_log, read_output
 from tests.support.callbacks import Recorder
-from tests.support.simulated_sweep import SimulatedGroups, prepare_simulation, simulated
 
 pytestmark = pytest.mark.ray
 

@@ -25,7 +25,6 @@ from raypipe.storage.run_store import RunStore
 from raypipe.training.result import FoldEpoch
 from raypipe.trial import evaluator
 from raypipe.trial.failures import Failure
-from tests.support.waiting import wait_until
 
 PLAN_FILE = "simulated.json"
 """File in the run's folder: seconds per epoch, and the number of actors that must be up before the first trial."""
@@ -43,8 +42,11 @@ class SimulatedTrainable(TrialTrainable):
         super()._begin_trial(config)
         self.plan = read_json(self.run.folder, PLAN_FILE)
         if count := self.plan["actors"]:
-            all_up = lambda: self._actors_up() >= count  # noqa: E731
-            wait_until(all_up, f"{count} actors", MAX_START_SECONDS, ACTOR_CHECK_SECONDS)
+            deadline = time.monotonic() + MAX_START_SECONDS
+            while self._actors_up() < count:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"waited in vain for {count} actors")
+                time.sleep(ACTOR_CHECK_SECONDS)
 
     def _actors_up(self) -> int:
         return sum(owner is not None for owner in ray.get(self.broker.owners.remote()).values())
