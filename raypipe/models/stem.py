@@ -69,12 +69,13 @@ class Stem(nn.Module):
         self.length = fast_length(n_times)
         self.temporal = nn.Conv2d(1, filters, (1, kernel))
         self.spatial = nn.Conv2d(filters, filters, (n_channels, 1))
-        self.cos_NK: Tensor
-        self.sin_NK: Tensor
+        self.basis_MK: Tensor
         self._make_basis()
 
     def _make_basis(self) -> None:
         """Compute the DFT of K taps at N = length // 2 + 1 frequencies, conjugated (for a correlation).
+
+        The first N rows are its real part, the next N the imaginary one: one matrix product computes both.
 
         It is no buffer, since a buffer that is converted to float64 keeps the rounding errors of float32. It is
         computed again when the module's dtype changes, and kept when `torch.func` moves a copy to the meta device.
@@ -85,8 +86,7 @@ class Stem(nn.Module):
         frequency_N1 = torch.arange(self.length // 2 + 1)[:, None]
         part_NK = (frequency_N1 * torch.arange(self.kernel)) % self.length
         angle_NK = part_NK.double() * (2 * math.pi / self.length)
-        self.cos_NK = torch.cos(angle_NK).to(weight)
-        self.sin_NK = torch.sin(angle_NK).to(weight)
+        self.basis_MK = torch.cat((torch.cos(angle_NK), torch.sin(angle_NK))).to(weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stem:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ class Stem(nn.Module):
             return F.conv1d(z, torch.einsum("gfc,fk->gck", v_GFC, w_FK), bias_G)
         with torch.autocast(z.device.type, enabled=False):  # complex bfloat16 does not exist
             v_FX = v_GFC.permute(1, 2, 0).flatten(1)
-            w_NX = torch.complex((self.cos_NK @ w_FK.T) @ v_FX, (self.sin_NK @ w_FK.T) @ v_FX)
+            w_NX = torch.complex(*((self.basis_MK @ w_FK.T) @ v_FX).chunk(2))
             y_NBG = torch.bmm(z, w_NX.view(len(w_NX), self.n_channels, -1))
             y_BGT: Tensor = torch.fft.irfft(y_NBG.permute(1, 2, 0), n=self.length)
         return y_BGT[..., : self.n_times - self.kernel + 1] + bias_G[:, None]

@@ -103,7 +103,8 @@ class Sam:
         finite = norm.isfinite()
         if not (norm.is_cuda or finite):
             return finite
-        self._weights, self._saved = weights, [weight.clone() for weight in weights]
+        self._weights, self._saved = weights, [torch.empty_like(weight) for weight in weights]
+        torch_compat.foreach_copy_(self._saved, weights)
         if sizes:
             torch_compat.foreach_mul_(directions, sizes)
         radius = -self.rho if self.method == "msam" else self.rho

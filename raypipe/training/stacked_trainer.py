@@ -140,7 +140,9 @@ class StackedModels:
         raw_SBK = torch.func.vmap(forward_one, in_dims)(self._parameters, self._buffers, batch.x, batch.dropout)
         losses = [loss_of(raw_BK, y) for loss_of, raw_BK, y in zip(losses_of, raw_SBK, batch.ys, strict=True)]
         stacks = [self._parameters[name] for name in self._trained]
-        gradients = dict(zip(self._trained, torch.autograd.grad(torch.stack(losses).sum(), stacks), strict=True))
+        # In the memory order of the parameters, for a fold's optimiser: one copy for all folds.
+        found = torch.autograd.grad(torch.stack(losses).sum(), stacks)
+        gradients = {name: grad.contiguous() for name, grad in zip(self._trained, found, strict=True)}
         for s, state in enumerate(self.states):
             for name, parameter in state.model.named_parameters():
                 parameter.grad = gradients[name][s] if name in gradients else None

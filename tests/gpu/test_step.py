@@ -95,7 +95,7 @@ def trainers(loader: WindowLoader, config: TrialConfig, count: int = 1) -> list[
 def same(one: object, other: object) -> bool:
     """Return whether two states are equal bit for bit."""
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one.cpu(), other.cpu())
+        return isinstance(other, torch.Tensor) and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
     if isinstance(one, dict):
         return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, list):
@@ -223,9 +223,9 @@ def test_a_loss_that_is_not_finite_ends_the_epoch_and_moves_nothing(values):
 
 def test_a_scale_that_overflows_is_lowered_and_training_goes_on(values):
     (one,) = trainers(values, config_of(**METHODS["sam"], precision="float16"))
-    one.state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    one.state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**24)
     one.run_epoch()
-    assert one.state.scaler.get_scale() < 2.0**40
+    assert one.state.scaler.get_scale() < 2.0**24
     for _ in range(3):
         outcome = one.run_epoch()
     assert np.isfinite(outcome.loss) and one.state.overflows == 0
