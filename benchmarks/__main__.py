@@ -107,7 +107,7 @@ def main() -> int:
         lines = compare(earlier, found)
         print(f"\nWorse than in {old}:" if lines else f"\nNo ratio is worse than in {old} by more than its spread.")
         print("\n".join(lines))
-    return int(any("failed" in each for each in found["results"]))
+    return int(any(map(report.has_failed, found["results"])))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ from raypipe.core.config import TrialConfig, parse_config
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import WindowLoader
+from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
+from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds
 
 PLAIN = "plain loop, "
 GOALS = {"one by one": 5.0, f"{PLAIN}braindecode's network": 25.0}
@@ -49,9 +50,11 @@ def windows_of(n_windows: int, channels: int, samples: int, subjects: int) -> To
     return toy
 
 
-def trainers(run: RunStore, loader: WindowLoader, config: TrialConfig) -> list[SupervisedTrainer]:
+def trainers(
+    run: RunStore, loader: WindowLoader, config: TrialConfig, stem: str = "fourier"
+) -> list[SupervisedTrainer]:
     splits = [run.folds.split(loader.windows.subjects, fold) for fold in range(run.folds.n_folds)]
-    return [fold_trainer(config, loader, *split, fold=fold) for fold, split in enumerate(splits)]
+    return [fold_trainer(config, loader, *split, fold=fold, stem=stem) for fold, split in enumerate(splits)]
 
 
 def plain_epoch(
@@ -85,7 +88,8 @@ def plain_epoch(
                     raw = model(x_BCT)
                 return torch.nn.functional.mse_loss(raw.float(), y_B1)
 
-            peers.sam_step(closure, optimizer)
+            with peers.default_settings():
+                peers.sam_step(closure, optimizer)
         model.eval()
         with torch.no_grad():
             for start in range(0, len(validation), 256):
@@ -94,26 +98,44 @@ def plain_epoch(
     return epoch
 
 
-def contestants_of(args: argparse.Namespace, n_folds: int, batch: int, folder: Path, without: str) -> dict[str, Epoch]:
-    """Return functions that train an epoch of `n_folds` folds, the plain loops of the first `--peer-folds` of them."""
+def builders_of(
+    args: argparse.Namespace, found: report.Result, n_folds: int, batch: int, folder: Path, without: str
+) -> dict[str, Callable[[], Epoch]]:
+    """Return functions that make epochs of `n_folds` folds, the plain loops' of the first `--peer-folds` of them."""
     cut = max(2, n_folds)  # a single fold is one of two
     toy = windows_of(args.windows * cut // (cut - 1), args.channels, args.samples, 4 * cut)
     config = parse_config({"model/kernels": "paper", "batch_size": batch, "sam/name": "sam", "epochs": 1000})
     run = make_run(folder / f"run-{n_folds}-{batch}", toy, n_folds=cut)
     loader = WindowLoader(toy, args.device)  # type: ignore[arg-type]
-    alone = trainers(run, loader, config)[:n_folds]
-    found: dict[str, Epoch] = {"one by one": lambda: [one.run_epoch() for one in alone]}
-    if n_folds > 1:
-        found["stacked"] = StackedTrainer(trainers(run, loader, config)).run_epoch
-    networks: dict[str, Callable[[int, int], torch.nn.Module]] = {
-        "raypipe's": lambda channels, samples: Conformer(channels, samples, 1, norm="none")
-    }
-    for name, build in (networks if without else networks | {"braindecode's": peers.conformer}).items():
+    stem = choose_stem(args, run, loader, config)
+    found["figures"][f"batch {batch}, {n_folds} fold(s): stem"] = stem
+
+    def alone() -> Epoch:
+        made = trainers(run, loader, config, stem)[:n_folds]
+        return lambda: [one.run_epoch() for one in made]
+
+    def plain(build: Callable[[int, int], torch.nn.Module]) -> Epoch:
         epoch = plain_epoch(build, toy, run, config, args.device)
-        found[f"{PLAIN}{name} network"] = lambda epoch=epoch: [  # type: ignore[misc]
-            epoch(fold) for fold in range(min(args.peer_folds, n_folds))
-        ]
-    return found
+        return lambda: [epoch(fold) for fold in range(min(args.peer_folds, n_folds))]
+
+    builders: dict[str, Callable[[], Epoch]] = {"one by one": alone}
+    if n_folds > 1:
+        builders["stacked"] = lambda: StackedTrainer(trainers(run, loader, config, stem)).run_epoch
+    builders[f"{PLAIN}raypipe's network"] = lambda: plain(
+        lambda channels, samples: Conformer(channels, samples, 1, norm="none")
+    )
+    if not without:
+        builders[f"{PLAIN}braindecode's network"] = lambda: plain(peers.conformer)
+    return builders
+
+
+def choose_stem(args: argparse.Namespace, run: RunStore, loader: WindowLoader, config: TrialConfig) -> str:
+    """Return the stem to compute with, as asked for or as a sweep would choose it."""
+    if args.stem != "auto":
+        return str(args.stem)
+    data = FoldData(config, loader, *run.folds.split(loader.windows.subjects, 0), fold=0)
+    seconds = stem_seconds(config, data)
+    return "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
 
 
 def add_ratios(found: report.Result, times: dict[str, list[float]], mark: str, *, goals: bool) -> None:
@@ -141,7 +163,8 @@ def measure(args: argparse.Namespace) -> report.Result:
         for n_folds in args.folds:
             mark = f"batch {batch}, {n_folds} fold(s): "
             with tempfile.TemporaryDirectory() as folder:
-                contestants = contestants_of(args, n_folds, batch, Path(folder), without)
+                builders = builders_of(args, found, n_folds, batch, Path(folder), without)
+                contestants = report.build(found, builders, mark)
                 times = take_turns(contestants, seconds=0.0, rounds=args.epochs, device=args.device)
             scale = n_folds / min(args.peer_folds, n_folds)
             times = {
@@ -161,6 +184,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--stem", default="auto", choices=["auto", "fourier", "direct"], help="auto: as in a sweep")
     report.main(parser, measure, words)
 
 

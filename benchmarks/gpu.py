@@ -121,7 +121,7 @@ def main() -> int:
         keep()
     print(markdown(found))
     tests = found.get("tests", {})
-    return int(bool(tests.get("failed")) or "stopped" in tests or any("failed" in each for each in found["results"]))
+    return int(bool(tests.get("failed")) or "stopped" in tests or any(map(report.has_failed, found["results"])))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +85,19 @@ def eegnex(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
     """Return EEGNeX, the network of the challenge's start kit."""
     model: nn.Module = braindecode_models().EEGNeX(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=100)
     return model
+
+
+@contextmanager
+def default_settings() -> Iterator[None]:
+    """Give torch its default settings within the context; raypipe trains on a GPU deterministically, without TF32."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=True)
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def sam_step(closure: Callable[[], Tensor], optimizer: torch.optim.Optimizer, rho: float = 0.05) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.timing import where
 
 Result = dict[str, Any]
+FAILED = "it failed"
 LEAST_SPREAD = 0.02
 """A ratio counts as worse by more than this fraction of it at least."""
 
@@ -31,6 +32,28 @@ def add_times(to: Result, times: Mapping[str, Sequence[float]], prefix: str = ""
     """Add the seconds of every contestant: median, quartiles, number of turns."""
     for name, seconds in times.items():
         to["seconds"][prefix + name] = {**_quartiles(seconds), "turns": len(seconds)}
+
+
+def build(
+    to: Result, builders: Mapping[str, Callable[[], Callable[[], object]]], prefix: str = ""
+) -> dict[str, Callable[[], object]]:
+    """Build contestants and call each once; those that raise an error are left out, and the result says why."""
+    found = {}
+    for name, builder in builders.items():
+        try:
+            work = builder()
+            work()
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            to["missing"][prefix + name] = f"{FAILED} with {type(error).__name__}: {first}"
+        else:
+            found[name] = work
+    return found
+
+
+def has_failed(found: Result) -> bool:
+    """Return whether the benchmark, or a contestant of it, has failed."""
+    return "failed" in found or any(reason.startswith(FAILED) for reason in found.get("missing", {}).values())
 
 
 def add_ratio(to: Result, name: str, peer: Sequence[float], ours: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
+from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds
 
 METHODS: dict[str, dict[str, Any]] = {
     "AdamW": {},
@@ -45,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "MSAM": {"sam/name": "msam", "sam/rho": 0.5},
 }
 PEERS = {"braindecode's EEGConformer": peers.conformer, "EEGNeX": peers.eegnex}
+STEMS = ("fourier", "direct")
 CALLS_ON_GPU = 10
 """Steps between two waits for a GPU: in training, nothing waits for a step."""
 Step = Callable[[], object]
@@ -104,9 +106,9 @@ def own_step(
     return step
 
 
-def peer_step(args: argparse.Namespace, batch: int, model: torch.nn.Module, sam: bool) -> Step:
-    """Return the step of a network in a plain loop."""
-    model = model.to(args.device).train()
+def peer_step(args: argparse.Namespace, batch: int, build: Callable[[int, int], torch.nn.Module], sam: bool) -> Step:
+    """Return the step of a network in a plain loop, under torch's own settings."""
+    model = build(args.channels, args.samples).to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     windows = windows_of(args.channels, args.samples, batch).gather(np.arange(batch))
     x_BCT = normalise(torch.from_numpy(windows).to(args.device), "channel")
@@ -118,7 +120,11 @@ def peer_step(args: argparse.Namespace, batch: int, model: torch.nn.Module, sam:
             raw = model(x_BCT)
         return torch.nn.functional.mse_loss(raw.float(), y_B1)
 
-    return lambda: (peers.sam_step if sam else peers.plain_step)(closure, optimizer)
+    def step() -> object:
+        with peers.default_settings():
+            return (peers.sam_step if sam else peers.plain_step)(closure, optimizer)
+
+    return step
 
 
 def outputs_apart(args: argparse.Namespace) -> float:
@@ -138,46 +144,83 @@ def stacked(folds: int) -> str:
     return f"raypipe SAM, {folds} folds stacked"
 
 
-def contestants_of(args: argparse.Namespace, batch: int, without: str) -> dict[str, Step]:
-    """Return the steps to compare at a batch size; `without` tells why braindecode's networks are left out."""
-    own = {f"raypipe {name}": own_step(args, batch, options) for name, options in METHODS.items()}
-    own["raypipe SAM, direct stem"] = own_step(args, batch, METHODS["SAM"], stem="direct")
-    own |= {stacked(n): own_step(args, batch, METHODS["SAM"], folds=n) for n in args.stack if n > 1}
-    labels = [] if without else [label for label in PEERS if label != "EEGNeX" or not args.quick]
-    for label in labels:
+def choose_stem(args: argparse.Namespace, batch: int) -> str:
+    """Return the stem to compute with, as asked for or as a sweep would choose it."""
+    if args.stem != "auto":
+        return str(args.stem)
+    (one,) = trainers(args, batch, METHODS["SAM"], stem="fourier", folds=1, device=args.device)
+    seconds = stem_seconds(one.config, one.data)
+    return "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
+
+
+def builders_of(args: argparse.Namespace, batch: int, stem: str, without: str) -> dict[str, Callable[[], Step]]:
+    """Return functions that make the steps to compare; `without` tells why braindecode's networks are left out."""
+    found: dict[str, Callable[[], Step]] = {
+        f"raypipe {name}": partial(own_step, args, batch, options, stem=stem) for name, options in METHODS.items()
+    }
+    other = STEMS[STEMS[0] == stem]
+    found[f"raypipe SAM, {other} stem"] = partial(own_step, args, batch, METHODS["SAM"], stem=other)
+    for folds in (n for n in args.stack if n > 1):
+        found[stacked(folds)] = partial(own_step, args, batch, METHODS["SAM"], stem=stem, folds=folds)
+    for label in [] if without else [label for label in PEERS if label != "EEGNeX" or not args.quick]:
         for method in ("AdamW", "SAM"):
-            model = PEERS[label](args.channels, args.samples)
-            own[f"{label} {method}"] = peer_step(args, batch, model, method == "SAM")
-    return own
+            found[f"{label} {method}"] = partial(peer_step, args, batch, PEERS[label], method == "SAM")
+    return found
 
 
-def add_ratios(found: report.Result, times: dict[str, list[float]], mark: str) -> None:
+def add_ratios(found: report.Result, times: dict[str, list[float]], stem: str, mark: str) -> None:
     """Add how many times as quick raypipe's step is as others."""
+    sam = times["raypipe SAM"]
     for name, seconds in times.items():
         if not name.startswith("raypipe"):
             ours = "raypipe SAM" if name.endswith("SAM") else "raypipe AdamW"
             report.add_ratio(found, f"{mark}{ours} / {name}", seconds, times[ours])
         elif name.endswith("stacked"):
             folds = int(name.split()[2])
-            alone = [folds * each for each in times["raypipe SAM"]]
-            report.add_ratio(found, f"{mark}{name} / one by one", alone, seconds)
-    direct = times["raypipe SAM, direct stem"]
-    report.add_ratio(found, f"{mark}SAM, Fourier stem / direct stem", direct, times["raypipe SAM"])
+            report.add_ratio(found, f"{mark}{name} / one by one", [folds * each for each in sam], seconds)
+        elif name.endswith("stem"):
+            fourier, direct = (sam, seconds) if stem == "fourier" else (seconds, sam)
+            report.add_ratio(found, f"{mark}SAM, Fourier stem / direct stem", direct, fourier)
 
 
 def add_rooflines(
-    found: report.Result, args: argparse.Namespace, batch: int, times: dict[str, list[float]], peaks: Peaks, mark: str
+    found: report.Result,
+    args: argparse.Namespace,
+    batch: int,
+    times: dict[str, list[float]],
+    peaks: Peaks,
+    stem: str,
+    mark: str,
 ) -> None:
     """Add the floors of SAM steps, and the share that was reached."""
-    wanted = {"raypipe SAM": 1} | {stacked(n): n for n in args.stack if n > 1}
-    for name, folds in wanted.items():
-        operations = count(own_step(args, batch, METHODS["SAM"], folds=folds, device="cpu"))
-        figures = floors(operations, peaks).figures(median(times[name]))
+    wanted = dict.fromkeys(("raypipe AdamW", "raypipe SAM"), (stem, 1))
+    wanted |= {f"raypipe SAM, {other} stem": (other, 1) for other in STEMS if other != stem}
+    wanted |= {stacked(n): (stem, n) for n in args.stack if n > 1}
+    for name, (computed, folds) in wanted.items():
+        if name not in times:
+            continue
+        options = METHODS["AdamW" if name.endswith("AdamW") else "SAM"]
+        step = own_step(args, batch, options, stem=computed, folds=folds, device="cpu")
+        step()  # the first one makes the optimiser's state
+        figures = floors(count(step), peaks).figures(median(times[name]))
         found["rooflines"][f"{mark}{name}"] = figures
-        if args.device == "cuda":
-            report.add_goal(
-                found, f"{mark}{name}: share of the floor by kernel", figures["share of the floor by kernel"], 0.4
-            )
+        if args.device == "cuda" and computed == stem and "SAM" in name:
+            share = figures["share of the floor by kernel"]
+            report.add_goal(found, f"{mark}{name}: share of the floor by kernel", share, 0.4)
+
+
+def measure_batch(args: argparse.Namespace, found: report.Result, batch: int, peaks: Peaks, without: str) -> None:
+    """Time the steps at one batch size."""
+    mark = f"batch {batch}: "
+    stem = choose_stem(args, batch)
+    found["figures"][f"{mark}stem"] = stem
+    contestants = report.build(found, builders_of(args, batch, stem, without), mark)
+    calls = CALLS_ON_GPU if args.device == "cuda" else 1
+    times = take_turns(contestants, seconds=args.seconds, device=args.device, calls=calls)
+    report.add_times(found, times, mark)
+    if {"raypipe SAM", "raypipe AdamW"} <= times.keys():
+        add_ratios(found, times, stem, mark)
+    add_rooflines(found, args, batch, times, peaks, stem, mark)
 
 
 def measure(args: argparse.Namespace) -> report.Result:
@@ -185,8 +228,7 @@ def measure(args: argparse.Namespace) -> report.Result:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     found = report.result(f"A training step of {args.channels} x {args.samples}, {precision(args)}", args.device)
-    dtype = autocast_type(args.precision, torch.device(args.device))
-    peaks = measure_peaks(args.device, dtype)
+    peaks = measure_peaks(args.device, autocast_type(args.precision, torch.device(args.device)))
     for kind, speed in peaks.flops.items():
         found["figures"][f"matrix product, {str(kind).removeprefix('torch.')} (TFLOP/s)"] = speed / 1e12
     found["figures"]["copy (GB/s)"] = peaks.bandwidth / 1e9
@@ -195,13 +237,9 @@ def measure(args: argparse.Namespace) -> report.Result:
     else:
         found["figures"]["outputs of both networks apart, of the largest"] = outputs_apart(args)
     for batch in args.batch:
-        mark = f"batch {batch}: "
-        calls = CALLS_ON_GPU if args.device == "cuda" else 1
-        contestants = contestants_of(args, batch, without)
-        times = take_turns(contestants, seconds=args.seconds, device=args.device, calls=calls)
-        report.add_times(found, times, mark)
-        add_ratios(found, times, mark)
-        add_rooflines(found, args, batch, times, peaks, mark)
+        measure_batch(args, found, batch, peaks, without)
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
     return found
 
 
@@ -213,6 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--stem", default="auto", choices=["auto", *STEMS], help="auto: the one that a sweep would use")
     parser.add_argument("--seconds", type=float, default=60.0, help="seconds to measure for, at each batch size")
     parser.add_argument("--quick", action="store_true", help="without EEGNeX, which takes seconds a step on a CPU")
     report.main(parser, measure, words)

@@ -83,3 +83,18 @@ def test_the_text_has_everything_as_tables_and_the_file_has_the_same(tmp_path, c
     assert saved["settings"] == {"batch": 8}
     assert saved["ratios"]["ours"]["median"] == 2.0
     assert report.text(saved).strip() == shown.strip()
+
+
+def test_a_contestant_that_fails_is_left_out_and_the_result_says_why():
+    def breaks():
+        raise RuntimeError("out of memory\nand more")
+
+    found = report.result("a title")
+    left = report.build(
+        found, {"fine": lambda: list, "in building": breaks, "when called": lambda: breaks}, "batch 8: "
+    )
+    assert list(left) == ["fine"]
+    why = "it failed with RuntimeError: out of memory"
+    assert found["missing"] == {"batch 8: in building": why, "batch 8: when called": why}
+    assert report.has_failed(found)
+    assert not report.has_failed({"missing": {"a peer": "it is not installed"}})
