@@ -274,6 +274,7 @@ def fit_ensemble(
     max_members: int | None = None,
     max_mb: float | None = None,
     distilled: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
     """Combine the best trials by their out-of-fold predictions, and score the result on the held-out subjects.
@@ -293,6 +294,9 @@ def fit_ensemble(
         Maximum number of networks (a trial has one per fold), and of megabytes of weights.
     distilled
         Train one network to predict as the ensemble does.
+    device
+        Where networks are run, ``cpu`` or ``cuda``; predictions differ by rounding. None: on the CPU, but a distilled
+        network is trained on a GPU if there is one.
     progress
         Called with the windows predicted so far, their number, and a text.
 
@@ -318,6 +322,7 @@ def fit_ensemble(
         max_members=max_members,
         max_mb=max_mb,
         distilled=distilled,
+        device=device,
         progress=progress,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import RunArg, app, console, example, is_outer, is_pretrained, print_outer, write
+from raypipe.cli.common import DeviceOption, RunArg, app, console, example, is_outer, is_pretrained, print_outer, write
 from raypipe.core.errors import UserError
 from raypipe.storage.remote import shell_quoted
 
@@ -39,6 +39,14 @@ def ensemble(
     distill: Annotated[
         bool, typer.Option("--distill", help="Train one network to predict as the ensemble does, and ship that.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="Where networks are run.",
+            show_default="cpu; to train for --distill a GPU if there is one",
+        ),
+    ] = None,
 ) -> None:
     """Combine the best trials, score them on held-out subjects and report.
 
@@ -51,7 +59,7 @@ def ensemble(
     from raypipe.storage.run_store import RunStore
 
     if is_outer(run):
-        limits = {"max_members": max_members, "max_mb": max_mb, "distilled": distill}
+        limits = {"max_members": max_members, "max_mb": max_mb, "distilled": distill, "device": device}
         _ensembles_of_parts(run, top=top, method=method, **limits)
         return
     store = RunStore.open(run)
@@ -63,6 +71,7 @@ def ensemble(
             max_members=max_members,
             max_mb=max_mb,
             distilled=distill,
+            device=device,
             progress=counter,
         )
     fitted.save()
@@ -149,6 +158,7 @@ def export(
 def check(
     zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
     bundle: Annotated[Path | None, typer.Option(help="Bundle whose predictions the submission must equal.")] = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Check a submission zip with the challenge's own scoring loop.
 
@@ -156,7 +166,7 @@ def check(
     """
     from raypipe.packaging.check import check_submission
 
-    found = check_submission(zip_file, bundle=bundle)
+    found = check_submission(zip_file, bundle=bundle, device=device)
     console.print(found.render())
     if not found.ok:
         raise typer.Exit(1)
@@ -174,7 +184,7 @@ def score(
         str | None, typer.Option(help="Score subjects of this release, such as R5.", show_default="all releases")
     ] = None,
     subjects: Annotated[str, typer.Option(help="new: subjects that the models were not trained on; or all.")] = "new",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Score a submission zip as the challenge does."""
     from raypipe.packaging.score import score_submission
@@ -192,13 +202,14 @@ def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle made by export.")],
     recordings: Annotated[Path, typer.Argument(metavar="RECORDING|BIDS", help="A recording or a BIDS folder.")],
     out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
+    device: DeviceOption = "cpu",
 ) -> None:
     """Predict recordings, also of subjects the ensemble has not seen."""
     from raypipe.cli.console import ProgressCounter
     from raypipe.packaging.predict import predict as run_bundle
 
     with ProgressCounter(console, "predicting") as counter:
-        table = run_bundle(bundle, recordings, out, progress=counter)
+        table = run_bundle(bundle, recordings, out, device=device, progress=counter)
     roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
     write(f"{out}: {len(table)} windows: {', '.join(roles)}")
     for key, reasons in table.attrs["left_out"].items():

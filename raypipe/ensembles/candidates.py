@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.splits import audit_subjects
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import count_members_within
+from raypipe.ensembles.members import CPU, count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet, ScoredTask
 from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool
@@ -35,6 +37,8 @@ class Candidates:
     """Members that a method may use; None for all."""
     pool: TrialPool
     """All trials and epochs, of which nested scores choose anew."""
+    device: torch.device = CPU
+    """Where networks predict."""
 
     @property
     def task(self) -> ScoredTask:
@@ -60,6 +64,7 @@ def read_candidates(
     top: int,
     max_networks: int | None,
     max_mb: float | None,
+    device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> Candidates:
     """Read the best trials of a run, after checks of their files and for leaks.
@@ -88,7 +93,7 @@ def read_candidates(
     limit = count_members_within(run, members, max_networks, max_mb)
     predictions = predictions.select_members(order)
     pool = read_trial_pool(run, results, predictions, top, progress)
-    return Candidates(run, windows, trials, members, predictions, limit, pool)
+    return Candidates(run, windows, trials, members, predictions, limit, pool, device)
 
 
 def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:

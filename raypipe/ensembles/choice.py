@@ -119,7 +119,7 @@ def make_soups(
             raise
         return soups, [], dict.fromkeys(wanted, str(error).removeprefix("--method soup: "))
     predictions = candidates.predictions.select_members([members.index(member) for member in compatible])
-    maker = SoupMaker(run, candidates.windows, predictions, compatible, progress)
+    maker = SoupMaker(run, candidates.windows, predictions, compatible, progress, device=candidates.device)
     for name in wanted:
         try:
             soups[name] = make_soup(maker, name)

@@ -14,6 +14,7 @@ from raypipe.ensembles.members import MergedNetworks
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import default_training_device
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.failures import keeps_windows, read_retry
@@ -65,11 +66,13 @@ def distill(
     index: Index,
     predictions_NO: Floats,
     progress: Progress | None = None,
+    *,
+    device: torch.device | None = None,
 ) -> MergedNetworks:
     """Train one network on all search subjects, with the configuration of a trial, up to the trial's best epoch.
 
     If each fold of the trial chose its own epoch, it is the last that one of them trained. Training happens in this
-    process, on its GPU if there is one.
+    process.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ def distill(
         fitted on the windows: otherwise the student learns what the ensemble has memorized.
     progress
         Called with epochs done, epochs in all, and a text.
+    device
+        Where it is trained; None for a GPU if there is one.
 
     Returns
     -------
@@ -99,7 +104,7 @@ def distill(
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
     config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
     resident = None if keeps_windows(run, like.trial) else False
-    loader = WindowLoader(windows, "cuda" if torch.cuda.is_available() else "cpu", resident=resident)
+    loader = WindowLoader(windows, device or default_training_device(), resident=resident)
     data = _StudentData(config, loader, index, index[:0], fold=run.folds.n_folds)
     data.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))
     data.predictions_NO[index] = predictions_NO
@@ -110,7 +115,7 @@ def distill(
         student.epoch = epoch
         if progress:
             progress(epoch, epochs, "epochs of the student")
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in student.weights().items()}
+    tensors = {f"model.{name}": tensor.cpu().contiguous() for name, tensor in student.weights().items()}
     for name, value in (("centre", data.out_centre), ("scale", data.out_scale)):
         tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
     return MergedNetworks([like], [tensors], distilled=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import constant_prediction
@@ -25,7 +26,7 @@ from raypipe.ensembles.held_out import (
     predict_held_out,
     table_rows,
 )
-from raypipe.ensembles.members import MergedNetworks
+from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
 from raypipe.ensembles.reliability import Reliability, reliability_of
@@ -33,6 +34,7 @@ from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_
 from raypipe.ensembles.soup import SOUPS
 from raypipe.ensembles.verdict import Outcome, write_verdict
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import parse_device
 
 
 def fit_ensemble(
@@ -43,6 +45,7 @@ def fit_ensemble(
     max_members: int | None = None,
     max_mb: float | None = None,
     distilled: bool = False,
+    device: str | None = None,
     windows: WindowStore | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
@@ -56,13 +59,22 @@ def fit_ensemble(
         The run's windows; None opens the store that the run was made from.
     """
     _require_known(method)
-    candidates = read_candidates(run, windows, top=top, max_networks=max_members, max_mb=max_mb, progress=progress)
+    where = None if device is None else parse_device(device)
+    candidates = read_candidates(
+        run,
+        windows,
+        top=top,
+        max_networks=max_members,
+        max_mb=max_mb,
+        device=where or CPU,
+        progress=progress,
+    )
     if distilled:
         require_random_start(run, candidates.members[0])
 
     # Methods are fitted and chosen on out-of-fold predictions only.
     fits = fit_methods(candidates, method, progress)
-    student = _distill(candidates, fits, progress) if distilled else None
+    student = _distill(candidates, fits, where, progress) if distilled else None
 
     # The held-out subjects are scored once.
     held_out = predict_held_out(candidates, fits.soups, student, progress)
@@ -98,12 +110,14 @@ def _require_known(method: str) -> None:
         raise UserError(f"--method {method}: there is no such method; {nearest(method, names)}")
 
 
-def _distill(candidates: Candidates, fits: FittedMethods, progress: Progress | None) -> MergedNetworks:
+def _distill(
+    candidates: Candidates, fits: FittedMethods, device: torch.device | None, progress: Progress | None
+) -> MergedNetworks:
     """Train a network with the configuration of the best member on the ensemble's nested predictions."""
     like, index, predictions = candidates.members[0], candidates.predictions.windows, fits.nested_predictions
     if candidates.run.info.kind == "classification":
         predictions = calibrate_across(candidates.predictions, predictions)[0]
-    return distill(candidates.run, candidates.windows, like, index, predictions, progress)
+    return distill(candidates.run, candidates.windows, like, index, predictions, progress, device=device)
 
 
 def _outcome(

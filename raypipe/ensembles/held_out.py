@@ -37,11 +37,11 @@ def predict_held_out(
     """Predict the held-out subjects with all fold models, soups and the distilled network."""
     run, windows, members = candidates.run, candidates.windows, candidates.members
     index, n = run.folds.held_out_index(windows.subjects), len(members)
-    module = build_module(*read_members(run, windows, members, [1.0 / n] * n))
+    module = build_module(*read_members(run, windows, members, [1.0 / n] * n), candidates.device)
     members_MFNO, variances_MFN = predict_members(module, windows, index, n, progress)
 
     def merged_predictions(networks: MergedNetworks) -> Floats:
-        module = build_module(*read_members(run, windows, members, [], merged=networks))
+        module = build_module(*read_members(run, windows, members, [], merged=networks), candidates.device)
         return predict_one_per_fold(module, windows, index, progress)
 
     of_soups = {name: merged_predictions(soup.networks) for name, soup in soups.items()}

@@ -15,6 +15,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.oof import Floats
 from raypipe.models.combine import Rule, combine
 from raypipe.models.ensemble import EnsembleModule
+from raypipe.training.transfer import to_device
 
 BATCH_SIZE = 256
 
@@ -23,7 +24,7 @@ BATCH_SIZE = 256
 def predict_members(
     module: EnsembleModule, windows: WindowStore, index: Index, n_members: int, progress: Progress | None
 ) -> tuple[Floats, Floats | None]:
-    """Predict windows with the fold models of each member.
+    """Predict windows with the fold models of each member, on the module's device.
 
     Returns
     -------
@@ -33,12 +34,13 @@ def predict_members(
         (members, folds, N), or None if no model predicts any.
     """
     parts, variances = [], []
+    device = next(module.parameters()).device
     for start in range(0, len(index), BATCH_SIZE):
         some = index[start : start + BATCH_SIZE]
-        predictions_XBO, variances_XB = module.predict_members(torch.from_numpy(windows.gather(some)))
-        parts.append(predictions_XBO.double().numpy().reshape(n_members, -1, *predictions_XBO.shape[1:]))
+        predictions_XBO, variances_XB = module.predict_members(to_device(windows.gather(some), device))
+        parts.append(predictions_XBO.cpu().double().numpy().reshape(n_members, -1, *predictions_XBO.shape[1:]))
         if variances_XB is not None:
-            variances.append(variances_XB.double().numpy().reshape(n_members, -1, len(some)))
+            variances.append(variances_XB.cpu().double().numpy().reshape(n_members, -1, len(some)))
         if progress:
             progress(min(start + BATCH_SIZE, len(index)), len(index), "held-out windows")
     return np.concatenate(parts, axis=2), np.concatenate(variances, axis=2) if variances else None

@@ -17,6 +17,7 @@ from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import Member, digest
 from raypipe.storage.run_store import RunStore
 
+CPU = torch.device("cpu")
 Tensors = Mapping[str, torch.Tensor]
 Spec = dict[str, Any]
 """Describes the networks of an `EnsembleModule`."""
@@ -178,12 +179,12 @@ def _complete(spec: Spec, networks: Sequence[Tensors]) -> tuple[Spec, dict[str, 
     return spec, state
 
 
-def build_module(spec: Spec, state: dict[str, torch.Tensor]) -> EnsembleModule:
-    """Build the module of a spec and its weights, in evaluation mode; the caller's random state is not changed."""
+def build_module(spec: Spec, state: dict[str, torch.Tensor], device: torch.device = CPU) -> EnsembleModule:
+    """Build the module of a spec and its weights on a device, in evaluation mode, without a change of random states."""
     with torch.random.fork_rng(devices=[]):
         module = EnsembleModule(spec)
     module.load_state_dict(state)
-    return module.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False).to(device)
 
 
 # Limits

@@ -94,8 +94,8 @@ class OuterScores:
 def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | None = None, **options: Any) -> list[str]:
     """Fit the ensemble of every part, save it and score it once on the subjects that the part holds out.
 
-    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended. With `options` it
-    is always fitted: the record of an ensemble does not have them.
+    A part is left as it is if its ensemble was fitted in the same way after its last trial had ended. With other
+    `options` than the device it is always fitted: the record of an ensemble does not have them.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | No
         A part has no run or no complete trial; see also `raypipe.api.fit_ensemble`.
     """
     runs = _all_runs(outer)
-    wanted = [run for run in runs if any(options.values()) or not _is_fitted(run, top, method)]
+    changed = any(value for name, value in options.items() if name != "device")
+    wanted = [run for run in runs if changed or not _is_fitted(run, top, method)]
     for run in wanted:
         fit_ensemble(run, top=top, method=method, progress=progress, **options).save()
     return [run.where for run in wanted]

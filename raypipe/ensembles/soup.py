@@ -20,13 +20,14 @@ from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import MergedNetworks, build_module, fold_tensors, merged_spec
+from raypipe.ensembles.members import CPU, MergedNetworks, build_module, fold_tensors, merged_spec
 from raypipe.ensembles.methods import NO_SNAPSHOTS
 from raypipe.ensembles.oof import Floats, Mask, MemberPredictions, subject_splits
 from raypipe.ensembles.weights import best_trial_with_snapshots
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
+from raypipe.training.transfer import to_device
 
 UNIFORM, GREEDY, SWA = "uniform-soup", "soup", "swa"
 SOUPS = {
@@ -163,6 +164,8 @@ class SoupMaker:
         The members that may be averaged.
     progress
         Called with folds done, folds in all, and a text.
+    device
+        Where networks are run.
     """
 
     def __init__(
@@ -172,10 +175,12 @@ class SoupMaker:
         predictions: MemberPredictions,
         members: Sequence[Member],
         progress: Progress | None = None,
+        *,
+        device: torch.device = CPU,
     ) -> None:
         require_compatible(run, members)
         self.run, self.windows, self.predictions, self.members = run, windows, predictions, list(members)
-        self.progress = progress
+        self.progress, self.device = progress, device
         folds = range(run.folds.n_folds)
         self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in members]
         self._cached: dict[Indices, Floats] = {(m,): predictions.predictions[m] for m in range(len(self.members))}
@@ -207,10 +212,11 @@ class SoupMaker:
     def _update_batchnorm(self, chosen: Indices, fold: int, tensors: dict[str, Tensor]) -> None:
         network = self._module(chosen[0], fold, tensors).members[0]
         if update_batchnorm(network, self._training_batches(fold)):
-            tensors |= {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+            tensors |= {f"model.{name}": tensor.cpu() for name, tensor in network.state_dict().items()}
 
     def _module(self, member: int, fold: int, tensors: Mapping[str, Tensor]) -> EnsembleModule:
-        return build_module(*merged_spec(self.run, self.windows, self.members[member], {fold: tensors}))
+        spec, state = merged_spec(self.run, self.windows, self.members[member], {fold: tensors})
+        return build_module(spec, state, self.device)
 
     def _training_batches(self, fold: int) -> Iterable[Tensor]:
         """Yield a fold's training windows in shuffled batches; windows of one subject alone would vary too little."""
@@ -218,13 +224,16 @@ class SoupMaker:
         rng = np.random.default_rng(derive_seed("soup", self.run.info.seed, fold))
         order = rng.permutation(train)[:MAX_STATISTICS_WINDOWS]
         for step in range(max(1, len(order) // BATCH_SIZE)):
-            yield torch.from_numpy(self.windows.gather(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]))
+            yield self._gather(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
+
+    def _gather(self, index: Index) -> Tensor:
+        return to_device(self.windows.gather(index), self.device)
 
     @torch.no_grad()
     def _predict(self, module: EnsembleModule, index: Index) -> Floats:
         starts = range(0, len(index), BATCH_SIZE)
-        batches = (torch.from_numpy(self.windows.gather(index[start : start + BATCH_SIZE])) for start in starts)
-        parts = [module.predict_members(x_BCT)[0][0] for x_BCT in batches]
+        batches = (self._gather(index[start : start + BATCH_SIZE]) for start in starts)
+        parts = [module.predict_members(x_BCT)[0][0].cpu() for x_BCT in batches]
         return np.asarray(torch.cat(parts).double().numpy())
 
 

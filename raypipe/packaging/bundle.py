@@ -32,6 +32,8 @@ from raypipe.storage.records import digest
 from raypipe.storage.regular_files import open_regular, read_regular
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import parse_device
+from raypipe.training.transfer import to_device
 
 RECORD, TENSORS, CARD = "bundle.json", "members.safetensors", "README.md"
 FILES = (RECORD, TENSORS, CARD)
@@ -151,12 +153,17 @@ class LoadedEnsemble:
     info
         Record of the bundle.
     module
-        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode.
+        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode, on the device that it is run on.
     """
 
     def __init__(self, info: BundleInfo, module: EnsembleModule) -> None:
         self.info = info
         self.module = module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.module.parameters()).device
 
     @property
     def channels(self) -> list[str]:
@@ -221,8 +228,8 @@ class LoadedEnsemble:
         out_NO = np.empty((len(x_NCT), self.info.n_outputs), dtype=np.float32)
         for start in range(0, len(x_NCT), batch_size):
             part = slice(start, start + batch_size)
-            x_BCT = torch.from_numpy(np.ascontiguousarray(x_NCT[part], dtype=np.float32))
-            out_NO[part] = self.module(x_BCT).numpy()
+            x_BCT = to_device(np.ascontiguousarray(x_NCT[part], dtype=np.float32), self.device)
+            out_NO[part] = self.module(x_BCT).cpu().numpy()
             if not np.isfinite(out_NO[part]).all():
                 raise UserError(
                     f"a prediction of windows {start} to {start + len(x_BCT) - 1} is not a finite number; the "
@@ -233,13 +240,15 @@ class LoadedEnsemble:
         return out_NO
 
 
-def load_ensemble(path: str | Path) -> LoadedEnsemble:
+def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
     """Read a bundle made by `export`. No code in it is run.
 
     Parameters
     ----------
     path
         Folder of the bundle.
+    device
+        Where it predicts, ``cpu`` or ``cuda``.
 
     Returns
     -------
@@ -249,8 +258,10 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
     Raises
     ------
     UserError
-        There is no bundle, it is damaged, or it contains a file that is not part of a bundle, such as a pickle.
+        There is no bundle, it is damaged, it contains a file that is not part of a bundle, such as a pickle, or
+        torch can use no GPU.
     """
+    where = parse_device(device)
     folder = Path(path).expanduser()
     if not (folder / RECORD).exists():
         raise UserError(f"{path}: no bundle ({RECORD} is missing); make one with: raypipe export RUN OUT")
@@ -268,7 +279,7 @@ def load_ensemble(path: str | Path) -> LoadedEnsemble:
         tensors = unpack_tensors(data)
         del data
         check_tensors(layout, tensors)
-        module = build_module(spec.model_dump(mode="json"), tensors)
+        module = build_module(spec.model_dump(mode="json"), tensors, where)
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None

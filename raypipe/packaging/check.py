@@ -19,6 +19,7 @@ from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.packaging.submission import INPUT_SCALE, challenge_of
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
+from raypipe.training.device import parse_device
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -108,8 +109,9 @@ def check_submission(
     Raises
     ------
     UserError
-        `path` is not a zip, or has no ``submission.py`` at all.
+        `path` is not a zip, or has no ``submission.py`` at all; or torch can use no GPU.
     """
+    parse_device(device)
     report = CheckReport(Path(path))
     with scratch_folder() as scratch:
         folder = scratch / "submission"

@@ -34,6 +34,7 @@ def predict(
     out_csv: str | Path | None = None,
     *,
     per: Literal["window", "recording"] = "window",
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Predict one recording, or all of a BIDS folder.
@@ -48,6 +49,8 @@ def predict(
         CSV file that the table is written to.
     per
         `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows.
+    device
+        Where a bundle's folder is run, ``cpu`` or ``cuda``; a bundle that was read predicts where it is.
     progress
         Called with recordings done, recordings in all, and the name of the last one.
 
@@ -64,11 +67,11 @@ def predict(
     Raises
     ------
     UserError
-        There are no such recordings, a channel of the bundle is missing, or no window fits.
+        There are no such recordings, a channel of the bundle is missing, no window fits, or torch can use no GPU.
     """
     if per not in ("window", "recording"):
         raise UserError(f"per '{per}': must be window or recording")
-    ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle)
+    ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
     task = parse_task(ensemble.info.prepare.task)
     found, left_out = _find_recordings(recordings, task)
     tables: list[pd.DataFrame] = []

@@ -26,6 +26,7 @@ from raypipe.packaging.scorer import MAX_SECONDS_PER_WINDOW
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
+from raypipe.training.device import parse_device
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -138,10 +139,11 @@ def score_submission(
     Raises
     ------
     UserError
-        The zip cannot be run, does not answer a challenge, or there is nothing to score.
+        The zip cannot be run, does not answer a challenge, there is nothing to score, or torch can use no GPU.
     """
     if subjects not in SUBJECTS:
         raise UserError(f"--subjects {subjects}: no such choice; {nearest(subjects, SUBJECTS)}")
+    parse_device(device)
     for task in stores:
         if task not in CHALLENGES:
             raise UserError(f"--task {task}: not a task of the challenge; {nearest(task, CHALLENGES)}")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from raypipe.core.errors import UserError
+from raypipe.training.determinism import use_deterministic_algorithms
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DEVICES = ("cpu", "cuda")
@@ -77,7 +78,7 @@ def worker_device(gpus: float, ids: Sequence[object] | None = None) -> torch.dev
 
 
 def parse_device(name: str) -> torch.device:
-    """Return the device that ``--device`` names.
+    """Return the device that ``--device`` names; a GPU computes float32 there, not TF32.
 
     Raises
     ------
@@ -88,7 +89,14 @@ def parse_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: must be {' or '.join(DEVICES)}")
     if name == "cuda" and (problem := missing_gpu()) is not None:
         raise UserError(f"--device cuda: {problem} on {socket.gethostname()}; use --device cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    use_deterministic_algorithms(device)
+    return device
+
+
+def default_training_device() -> torch.device:
+    """Return the device of training in this process for which none is named: a GPU if there is one."""
+    return torch.device("cpu" if missing_gpu() else "cuda")
 
 
 def free_memory() -> None:

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import LeakError
@@ -12,12 +13,15 @@ from raypipe.core.metrics import METRICS, score
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.inference import weighted_mean
 from raypipe.ensembles.labels import metric_label
+from raypipe.ensembles.members import CPU, build_module
 from raypipe.ensembles.weights import confidence_weights
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
 from raypipe.reporting.report import render_report
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import default_training_device
+from raypipe.training.loader import WindowLoader
 from raypipe.trial.evaluator import finish_trial
 from tests.support.faults import flip
 from tests.support.toys import ToyWindows, fold_trainer, make_run, tiny, write_store
@@ -45,6 +49,34 @@ def test_scores_are_those_of_the_weighted_means(values):
     assert table.loc["training mean", "held_out"] >= 1.0
     assert list(table.index) == ["ensemble", "equal weights", "best single trial", "training mean"]
     assert (table.low <= table.held_out).all() and (table.held_out <= table.high).all()
+
+
+def test_all_networks_are_run_on_the_device_that_is_named(values, monkeypatch):
+    """Networks of members and of the student: with a name that the modules' builder sees."""
+    named, seen = torch.device("cuda"), []
+
+    def build(spec, state, device):
+        seen.append(device)
+        return build_module(spec, state)
+
+    monkeypatch.setattr("raypipe.ensembles.fit.parse_device", lambda name: named if name == "cuda" else CPU)
+    monkeypatch.setattr("raypipe.ensembles.held_out.build_module", build)
+
+    def loader(windows, device, **options):
+        seen.append(device)
+        return WindowLoader(windows, **options)
+
+    monkeypatch.setattr("raypipe.ensembles.distillation.WindowLoader", loader)
+    for device, expected in ((None, {CPU, default_training_device()}), ("cpu", {CPU}), ("cuda", {named})):
+        seen.clear()
+        values.ensemble(top=2, method="equal", distilled=True, device=device)
+        assert set(seen) == expected
+
+
+def test_a_device_that_is_not_here_is_one_line(values, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^--device cuda: torch .*; use --device cpu$"):
+        values.ensemble(device="cuda")
 
 
 def test_held_out_predictions_are_means_of_the_fold_models(classes):

@@ -8,7 +8,9 @@ import mne
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.data import windower
@@ -223,3 +225,20 @@ def test_a_bad_stretch_is_no_other_scale(simulated, bundle, tmp_path, monkeypatc
     mne.io.RawArray(x_CT, mne.create_info(eeg_names(found), 100.0, "eeg"), verbose="ERROR").save(path, verbose="ERROR")
     shutil.copy(found.sidecar("events.tsv"), path.with_name(f"{found.stem}_events.tsv"))
     assert len(predict(bundle, path)) == len(predict(bundle, found.path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "bundle", "bids", "--out", "out.csv"],
+        ["score", "out.zip", "--task", "challenge1", "--data", "store"],
+        ["check", "out.zip"],
+    ],
+)
+def test_a_device_that_is_not_here_is_one_line(words, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        app.main([*words, "--device", "cuda"])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("raypipe: error: --device cuda: torch ") and line.endswith("; use --device cpu")
