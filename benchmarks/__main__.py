@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from benchmarks.runner import ROOT, Job, measure
 from benchmarks.timing import where
 
 RESULTS = ROOT / "benchmarks" / "results"
-QUICK_RESULTS = ROOT / "build" / "bench-quick.json"
+SOME_RESULTS = "build/bench.json"
 SMALL = ("--batch", "8", "--channels", "8")
 SHORT = ("--folds", "2", "--windows", "32", "--channels", "8", "--epochs", "2")
 JOBS = (
@@ -41,15 +42,19 @@ JOBS = (
     Job("chance", "chance", (), 1200, ("--quick", "--permutations", "19")),
     Job("training_biases", "training_biases", (), 1200, ("--quick",)),
 )  # fmt: skip
-LONG = {
-    "sweep": "python benchmarks/sweep.py: trials an hour against Optuna and Ray Tune, well over an hour",
-    "scale": "python benchmarks/scale.py: growth of an epoch with folds, windows, channels and workers",
-    "many_trials": "python benchmarks/many_trials.py: a thousand simulated trials",
-    "hosts": "python benchmarks/hosts.py: two hosts of namespaces, as root",
+LONG = (
+    Job("sweep", "sweep", (), 4 * 3600, ("--windows", "64", "--trials", "2", "--only", "raypipe")),
+    Job("scale", "scale", (), 2 * 3600, ("--most", "1000", "--epochs", "1")),
+    Job("many_trials", "many_trials", (), 4 * 3600,
+        ("--trials", "4", "--concurrent", "2", "--seconds", "0.5", "--epochs", "2", "--nodes", "1"), saves=False),
+    Job("hosts", "hosts", (), 2 * 3600, ("--trials", "2", "--epochs", "2", "--windows", "64"), saves=False),
+    Job("null_searches", "null_searches", (), 12 * 3600, ("--quick",), saves=False),
+    Job("interval_coverage", "interval_coverage", (), 4 * 3600, ("--quick",), saves=False),
+)  # fmt: skip
+"""Run with `--only`; `hosts` as root."""
+ELSEWHERE = {
     "finetune": "python benchmarks/finetune.py STORE: the gain by pretraining, on real recordings",
-    "null_searches": "python -m benchmarks.null_searches: searches without an effect, hours",
-    "interval_coverage": "python -m benchmarks.interval_coverage: claims about new people",
-    "chaos": "make chaos: runs with kills, bit for bit",
+    "chaos": "make chaos: runs with kills, compared bit for bit",
     "gpu": "make gpu: tests and benchmarks on a CUDA device",
 }
 """Benchmarks with a command of their own."""
@@ -78,31 +83,49 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def main() -> int:
-    """Return the exit status: 1 if a benchmark failed; a ratio that got worse is only printed."""
+def options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], help="benchmarks to run")
-    parser.add_argument("--out", type=Path, help="file of the results; else benchmarks/results/DATE.json")
-    parser.add_argument("--against", type=Path, help="earlier results; else the newest in benchmarks/results")
+    parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS + LONG], help="benchmarks to run")
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is compared without --against")
+    parser.add_argument("--out", type=Path, help=f"file of the results; else {SOME_RESULTS} with --only or --quick, "
+                        "and a new file in benchmarks/results without")  # fmt: skip
+    parser.add_argument("--against", type=Path, help="earlier results; else the newest in benchmarks/results")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and end")
     args = parser.parse_args()
-    if args.list:
-        print("\n".join([*(job.name for job in JOBS), "", "Not run here:", *LONG.values()]))
-        return 0
-    out = args.out or (QUICK_RESULTS if args.quick else new_file(RESULTS))
-    old = args.against or (None if args.quick else last_results(RESULTS))
-    earlier = json.loads(old.read_text()) if old else None
-    found: dict[str, Any] = {"where": where(), "quick": args.quick, "results": []}
+    if args.against is not None and not args.against.is_file():
+        parser.error(f"--against {args.against}: there is no such file")
+    return args
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, *, quick: bool) -> dict[str, Any]:
+    """Run benchmarks; print each result and save all so far."""
+    found: dict[str, Any] = {"where": where(), "quick": quick, "results": []}
     with tempfile.TemporaryDirectory() as folder:
-        for job in JOBS:
-            if args.only and job.name not in args.only:
-                continue
-            found["results"].append(each := measure(job, Path(folder), job.seconds, quick=args.quick))
+        for job in jobs:
+            each = measure(job, Path(folder), job.seconds, quick=quick)
+            found["results"].append(each)
             report.save(out, found)
             print(f"{job.name}: {each.get('failed') or 'measured'} in {each['took']:.0f} s", flush=True)
-            print(report.text(each, head="## ") if "where" in each else each["last lines"], flush=True)
+            shown = report.text(each, head="## ") if "where" in each else each.get("last lines") or each["text"]
+            print(shown, flush=True)
     print(f"results: {out}")
+    return found
+
+
+def main() -> int:
+    """Return the exit status: 1 if a benchmark failed; a ratio that got worse is only printed."""
+    args = options()
+    if args.list:
+        print("\n".join(job.name for job in JOBS))
+        print("\nLong, with --only:", *(job.name for job in LONG))
+        print("\nNot run here:", *ELSEWHERE.values(), sep="\n")
+        return 0
+    old = args.against or (None if args.quick else last_results(RESULTS))
+    earlier = json.loads(old.read_text()) if old else None
+    jobs = [job for job in JOBS + LONG if job.name in args.only] if args.only else JOBS
+    out = args.out or (ROOT / SOME_RESULTS if args.quick or args.only else new_file(RESULTS))
+    found = run_jobs(jobs, out, quick=args.quick)
     if earlier:
         lines = compare(earlier, found)
         print(f"\nWorse than in {old}:" if lines else f"\nNo ratio is worse than in {old} by more than its spread.")

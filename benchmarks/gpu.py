@@ -16,6 +16,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +73,32 @@ def run_tests(folder: Path, seconds: float) -> dict[str, Any]:
 def markdown(found: dict[str, Any]) -> str:
     """Return all results as one document."""
     lines = ["# raypipe on a GPU", "", ", ".join(f"{name} {value}" for name, value in found["where"].items()), ""]
-    tests = found.get("tests")
-    if tests:
-        skipped = "; ".join(f"{count} ({reason})" for reason, count in tests["skipped"].items()) or "0"
-        lines += [f"Tests: {tests['passed']} passed, {tests['failed']} failed, skipped {skipped}", ""]
-        if "stopped" in tests:
-            lines += [f"The tests did not end: {tests['stopped']}", "", "```", tests["last lines"], "```", ""]
-        for name, text in tests["failures"].items():
-            lines += [f"- {name}", "", "```", *text, "```", ""]
+    lines += tests_text(found["tests"]) if "tests" in found else []
     goals = [goal for each in found["results"] for goal in each.get("goals", ())]
     if goals:
-        lines += report.table(("goal", "at least", "measured", ""), [report.goal_row(goal) for goal in goals])
+        lines += report.table(report.GOAL_COLUMNS, [report.goal_row(goal) for goal in goals])
     for each in found["results"]:
         if "failed" in each:
-            lines += [f"## {each['job']}: {each['failed']}", "", "```", each["last lines"], "```", ""]
+            lines += [f"## {each['job']}: {each['failed']}", "", *fenced(each["last lines"].splitlines())]
         if "where" in each:
             lines += [report.text(each | {"goals": []}, head="## ")]
     return "\n".join(lines)
+
+
+def tests_text(tests: dict[str, Any]) -> list[str]:
+    """Return lines on the tests: how many, and the last lines of those that failed."""
+    skipped = "; ".join(f"{count} ({reason})" for reason, count in tests["skipped"].items()) or "0"
+    lines = [f"Tests: {tests['passed']} passed, {tests['failed']} failed, skipped {skipped}", ""]
+    if "stopped" in tests:
+        lines += [f"The tests did not end: {tests['stopped']}", "", *fenced(tests["last lines"].splitlines())]
+    for name, text in tests["failures"].items():
+        lines += [f"- {name}", "", *fenced(text)]
+    return lines
+
+
+def fenced(lines: Sequence[str]) -> list[str]:
+    """Return lines of a program as a block of Markdown."""
+    return ["```", *lines, "```", ""]
 
 
 def main() -> int:

@@ -68,7 +68,7 @@ def plain_ray(actors: int) -> tuple[float, list[float]]:
     import ray
 
     start = time.perf_counter()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     started = time.perf_counter() - start
 
     @ray.remote

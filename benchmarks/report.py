@@ -18,6 +18,7 @@ from benchmarks.timing import where
 
 Result = dict[str, Any]
 FAILED = "it failed"
+GOAL_COLUMNS = ("goal", "at least", "measured", "")
 LEAST_SPREAD = 0.02
 """A ratio counts as worse by more than this fraction of it at least."""
 
@@ -82,30 +83,46 @@ def _quartiles(values: Sequence[float]) -> dict[str, float]:
 def text(found: Result, head: str = "") -> str:
     """Return a result as Markdown, which can be read on a console too."""
     lines = [f"{head}{found['title']}", "", ", ".join(f"{name} {value}" for name, value in found["where"].items()), ""]
-    if found["seconds"]:
-        rows = [
-            (name, f"{1e3 * v['median']:.3f}", f"{1e3 * v['low']:.3f} to {1e3 * v['high']:.3f}", str(v["turns"]))
-            for name, v in found["seconds"].items()
-        ]
-        lines += table(("", "ms", "quartiles", "turns"), rows)
-    if found["ratios"]:
-        rows = [
-            (name, f"{v['median']:.2f}", f"{v['low']:.2f} to {v['high']:.2f}", str(v["rounds"]))
-            for name, v in found["ratios"].items()
-        ]
-        lines += table(("times as quick", "ratio", "quartiles", "rounds"), rows)
-    if found["figures"]:
-        lines += table(("figure", ""), [(name, _figure(value)) for name, value in found["figures"].items()])
-    if found["rooflines"]:
-        columns = list(next(iter(found["rooflines"].values())))
-        rows = [(name, *(_figure(v[column]) for column in columns)) for name, v in found["rooflines"].items()]
-        lines += table(("roofline", *columns), rows)
+    for rows_of in (_times, _ratios, _figures, _rooflines, _goals):
+        columns, rows = rows_of(found)
+        lines += table(columns, rows) if rows else []
     for name, each in found["tables"].items():
         lines += [name, "", *table(each["head"], each["rows"])]
-    if found["goals"]:
-        lines += table(("goal", "at least", "measured", ""), [goal_row(goal) for goal in found["goals"]])
     lines += [f"- {name}: not measured, {reason}" for name, reason in found["missing"].items()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+Rows = tuple[Sequence[str], list[Sequence[str]]]
+
+
+def _times(found: Result) -> Rows:
+    rows = [
+        (name, f"{1e3 * v['median']:.3f}", f"{1e3 * v['low']:.3f} to {1e3 * v['high']:.3f}", str(v["turns"]))
+        for name, v in found["seconds"].items()
+    ]
+    return ("", "ms", "quartiles", "turns"), rows
+
+
+def _ratios(found: Result) -> Rows:
+    rows = [
+        (name, f"{v['median']:.2f}", f"{v['low']:.2f} to {v['high']:.2f}", str(v["rounds"]))
+        for name, v in found["ratios"].items()
+    ]
+    return ("times as quick", "ratio", "quartiles", "rounds"), rows
+
+
+def _figures(found: Result) -> Rows:
+    return ("figure", ""), [(name, _figure(value)) for name, value in found["figures"].items()]
+
+
+def _rooflines(found: Result) -> Rows:
+    columns = list(next(iter(found["rooflines"].values()), {}))
+    rows = [(name, *(_figure(v[column]) for column in columns)) for name, v in found["rooflines"].items()]
+    return ("roofline", *columns), rows
+
+
+def _goals(found: Result) -> Rows:
+    return GOAL_COLUMNS, [goal_row(goal) for goal in found["goals"]]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -26,6 +26,8 @@ class Job:
     """Time limit."""
     quick: Sequence[str] = field(default=())
     """Options for a smoke test, in place of `options`."""
+    saves: bool = True
+    """False for a script whose result is what it prints."""
 
 
 def run(command: Sequence[str], seconds: float, log: Path) -> tuple[str, str]:
@@ -42,17 +44,16 @@ def run(command: Sequence[str], seconds: float, log: Path) -> tuple[str, str]:
     return failed, "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
 
 
-def measure(
-    job: Job, folder: Path, seconds: float, *, quick: bool = False, extra: Sequence[str] = ()
-) -> dict[str, Any]:
+def measure(job: Job, folder: Path, seconds: float, *, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark; return its result, or its name, why it failed and its last lines."""
-    saved = folder / f"{job.name}.json"
+    saved, log = folder / f"{job.name}.json", folder / f"{job.name}.log"
     saved.unlink(missing_ok=True)
-    options = job.quick if quick else job.options
-    command = [sys.executable, "-m", f"benchmarks.{job.module}", *options, "--json", str(saved)]
+    options = [*(job.quick if quick else job.options), *(("--json", str(saved)) if job.saves else ())]
     start = time.monotonic()
-    failed, last = run(command, min(job.seconds, seconds), folder / f"{job.name}.log")
-    took = {"job": job.name, "took": round(time.monotonic() - start, 1)}
-    if failed or not saved.exists():
-        took |= {"failed": failed or "no result", "last lines": last}
-    return took | (json.loads(saved.read_text()) if saved.exists() else {"title": job.name})
+    failed, last = run([sys.executable, "-m", f"benchmarks.{job.module}", *options], min(job.seconds, seconds), log)
+    took = {"job": job.name, "title": job.name, "took": round(time.monotonic() - start, 1)}
+    if failed:
+        took |= {"failed": failed, "last lines": last}
+    elif not job.saves:
+        took["text"] = log.read_text(errors="replace")
+    return took | (json.loads(saved.read_text()) if saved.exists() else {})

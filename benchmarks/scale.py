@@ -30,8 +30,8 @@ import itertools
 import numpy as np
 import torch
 
+from benchmarks import report
 from benchmarks.folds import trainers
-from benchmarks.timing import where_and_when
 from benchmarks.toys import ToyWindows, make_run, write_store
 from raypipe import SweepCallback, sweep
 from raypipe.core.config import parse_config
@@ -102,40 +102,31 @@ def sweep_seconds(workers: int, windows: int = 4000) -> float:
     return min(b - a for a, b in itertools.pairwise(clock.times))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2, help="epochs to measure; the fastest counts")
-    parser.add_argument(
-        "--most",
-        type=int,
-        default=64000,
-        help="largest number of windows per fold; 64,000 of 32 x 200 take 2.2 GB on disk",
-    )
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> report.Result:
+    """Time the epochs, and draw them."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print(where_and_when())
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    found = report.result("Growth of an epoch")
+    drawn: dict[str, list[tuple[int, float]]] = {}
     for axis, values in AXES.items():
-        print(f"\n{axis:>10}{'epoch, s':>12}{'per window, ms':>17}")
-        for value in values:
-            if axis == "windows" and value > args.most:
-                continue
+        rows = []
+        for value in (value for value in values if axis != "windows" or value <= args.most):
             size = BASE | {axis: value}
             seconds = epoch_seconds(**size, epochs=1 if size["windows"] > 10000 else args.epochs)
-            each = 1e3 * seconds / size["folds"] / size["windows"]
-            found.setdefault(axis, []).append((value, seconds, each))
-            print(f"{value:10}{seconds:12.2f}{each:17.3f}", flush=True)
-    print(f"\n{'workers':>10}{'epoch, s':>12}{'speed-up':>17}")
-    rows = found["workers"] = []
-    for workers in (1, 2):
-        seconds = sweep_seconds(workers)
-        rows.append((workers, seconds, rows[0][1] / seconds if rows else 1.0))
-        print(f"{workers:10}{seconds:12.2f}{rows[-1][2]:16.2f}x", flush=True)
-    draw(found)
+            drawn.setdefault(axis, []).append((value, seconds))
+            per_window = 1e3 * seconds / size["folds"] / size["windows"]
+            rows.append((str(value), f"{seconds:.2f}", f"{per_window:.3f}"))
+        report.add_table(found, f"By {axis}", (axis, "epoch, s", "per window, ms"), rows)
+    drawn["workers"] = [(workers, sweep_seconds(workers)) for workers in (1, 2)]
+    (_, one), (_, two) = drawn["workers"]
+    report.add_table(found, "By workers", ("workers", "epoch, s"), [("1", f"{one:.2f}"), ("2", f"{two:.2f}")])
+    report.add_ratio(found, "two workers / one", [one], [two])
+    draw(drawn)
+    return found
 
 
-def draw(found: dict[str, list[tuple[int, float, float]]]) -> None:
+def draw(found: dict[str, list[tuple[int, float]]]) -> None:
+    """Draw the times on logarithmic axes into `benchmarks/scale.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,7 +134,7 @@ def draw(found: dict[str, list[tuple[int, float, float]]]) -> None:
 
     figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3), layout="constrained")
     for ax, (axis, rows) in zip(axes, found.items(), strict=True):
-        values, seconds, _ = zip(*rows, strict=True)
+        values, seconds = zip(*rows, strict=True)
         ax.loglog(values, seconds, "o-", label="measured")
         growth = -1 if axis == "workers" else 1
         ax.loglog(values, [seconds[0] * (v / values[0]) ** growth for v in values], "k:", label="proportional")
@@ -154,7 +145,18 @@ def draw(found: dict[str, list[tuple[int, float, float]]]) -> None:
     axes[0].set_ylabel("seconds an epoch, all folds")
     axes[0].legend(frameon=False)
     figure.savefig(ROOT / "benchmarks" / "scale.png", dpi=110)
-    print("\nbenchmarks/scale.png")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=2, help="epochs to measure; the fastest counts")
+    parser.add_argument(
+        "--most",
+        type=int,
+        default=64000,
+        help="largest number of windows per fold; 64,000 of 32 x 200 take 2.2 GB on disk",
+    )
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

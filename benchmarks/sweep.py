@@ -35,9 +35,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 
-from benchmarks import peers
+from benchmarks import peers, report
 from benchmarks.folds import windows_of
-from benchmarks.timing import where_and_when
 from benchmarks.toys import write_store
 from raypipe import SweepCallback, sweep
 from raypipe.core.folds import make_folds
@@ -137,6 +136,7 @@ def by_tune(where: str, network: str, trials: int) -> float:
     from ray.tune.search.optuna import OptunaSearch
 
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -180,8 +180,8 @@ class Clock(SweepCallback):
         self.ends.append((time.perf_counter(), processor_seconds()))
 
 
-def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
-    """Return the seconds of the call, and a text on how they were spent."""
+def by_raypipe(folder: Path, trials: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds of the call, and figures on how they were spent."""
     (folder / "space.py").write_text(SPACE)
     clock = Clock()
     start = time.perf_counter()
@@ -199,10 +199,11 @@ def by_raypipe(folder: Path, trials: int) -> tuple[float, str]:
     busy = (ended[0] - begun[0]) / (ended[1] - begun[1])
     epochs = [epoch for number in run.trials.index for epoch in run.store.history(number)]
     training = sum(epoch.seconds for epoch in epochs[1:]) / 2
-    return seconds, (
-        f"  (first epoch after {first - start:.1f} s; from then on cores {busy:.0%} busy, "
-        f"training {training / (last - first):.0%} of the time)"
-    )
+    return seconds, {
+        "seconds to the first epoch": first - start,
+        "cores busy from then on": busy,
+        "share of the time spent training": training / (last - first),
+    }
 
 
 def processor_seconds() -> tuple[float, float]:
@@ -213,41 +214,43 @@ def processor_seconds() -> tuple[float, float]:
     return sum(ticks) - idle, sum(ticks)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=1024, help="number of windows")
-    parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--peer-trials", type=int, help="trials of the peers with braindecode's network")
-    parser.add_argument("--only", nargs="*", default=["raypipe", "optuna", "tune"])
-    args = parser.parse_args()
+def measure(args: argparse.Namespace) -> report.Result:
+    """Run the searches, one after another."""
     warnings.simplefilter("ignore")
     toy = windows_of(args.windows, 129, 200, 16)
     toy.x = normalise(torch.from_numpy(toy.x), "channel").numpy()
-    print(where_and_when())
-    print(
-        f"{args.trials} configurations x {FOLDS} folds x {EPOCHS} epochs, {len(toy)} windows, {FOLDS * EPOCHS} epochs"
-    )
+    title = f"A search of {args.trials} configurations x {FOLDS} folds x {EPOCHS} epochs, {len(toy)} windows"
+    found = report.result(title)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_store(folder / "store", toy)
         for key, array in {"x": toy.x, "y": toy.targets, "subjects": toy.subjects}.items():
             np.save(folder / f"{key}.npy", array)
-        hourly: dict[str, float] = {}
-
-        def add(label: str, trials: int, seconds: float, more: str = "") -> None:
-            hourly[label] = 3600 * trials / seconds
-            print(f"{label:44}{trials:3} trials{seconds:9.1f} s{hourly[label]:10.0f} trials/h{more}", flush=True)
-
+        each: dict[str, float] = {}
         if "raypipe" in args.only:
-            add("raypipe", args.trials, *by_raypipe(folder, args.trials))
+            seconds, figures = by_raypipe(folder, args.trials)
+            each["raypipe"] = seconds / args.trials
+            found["figures"] |= figures
         for network in ("raypipe's", "braindecode's"):
             count = args.trials if network == "raypipe's" else args.peer_trials or args.trials
             for label, by in {"optuna": by_optuna, "tune": by_tune}.items():
                 if label in args.only:
-                    add(f"{label}, plain loop, {network} network", count, by(str(folder), network, count))
-    for label, rate in hourly.items():
-        if "raypipe" in hourly and label != "raypipe":
-            print(f"raypipe over {label:40}{hourly['raypipe'] / rate:7.2f}x")
+                    each[f"{label}, plain loop, {network} network"] = by(str(folder), network, count) / count
+    report.add_times(found, {f"a trial, {label}": [seconds] for label, seconds in each.items()})
+    for label, seconds in each.items():
+        found["figures"][f"trials an hour, {label}"] = 3600 / seconds
+        if "raypipe" in each and label != "raypipe":
+            report.add_ratio(found, f"raypipe / {label}", [seconds], [each["raypipe"]])
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=1024, help="number of windows")
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--peer-trials", type=int, help="trials of the peers with braindecode's network")
+    parser.add_argument("--only", nargs="*", default=["raypipe", "optuna", "tune"])
+    report.main(parser, measure, words)
 
 
 if __name__ == "__main__":

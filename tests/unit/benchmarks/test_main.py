@@ -12,6 +12,7 @@ import pytest
 
 import benchmarks.__main__ as bench
 from benchmarks import report
+from benchmarks.runner import Job, measure
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +47,7 @@ def test_results_of_a_day_are_numbered_and_the_newest_is_the_last(tmp_path):
 def test_every_script_runs_by_it_or_is_listed_with_its_command(capsys, monkeypatch):
     helpers = {"__init__", "__main__", "report", "roofline", "runner", "timing", "toys", "peers", "processes"}
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - helpers - {"simulated_sweep"}
-    assert scripts == {job.module for job in bench.JOBS} | set(bench.LONG) - {"chaos"}
+    assert scripts == {job.module for job in bench.JOBS + bench.LONG} | set(bench.ELSEWHERE) - {"chaos"}
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--list"])
     assert bench.main() == 0
     assert "make chaos" in capsys.readouterr().out
@@ -81,3 +82,8 @@ def test_a_quick_run_of_one_is_compared_only_when_asked(tmp_path):
     against = [str(tmp_path / "b.json"), "--against", str(tmp_path / "a.json")]
     second = subprocess.run([*command, *against], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "No ratio is worse" in second.stdout
+
+
+def test_a_script_that_only_prints_has_what_it_printed_as_its_result(tmp_path):
+    job = Job("coverage", "interval_coverage", ("--quick",), saves=False)
+    assert "6 people" in measure(job, tmp_path, 300)["text"]
