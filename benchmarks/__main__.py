@@ -98,6 +98,14 @@ def options() -> argparse.Namespace:
     return args
 
 
+def show_list() -> int:
+    """List the benchmarks."""
+    print("\n".join(job.name for job in JOBS))
+    print("\nLong, with --only:", *(job.name for job in LONG))
+    print("\nNot run here:", *ELSEWHERE.values(), sep="\n")
+    return 0
+
+
 def run_jobs(jobs: Sequence[Job], out: Path, *, quick: bool) -> dict[str, Any]:
     """Run benchmarks; print each result and save all so far."""
     found: dict[str, Any] = {"where": where(), "quick": quick, "results": []}
@@ -117,10 +125,7 @@ def main() -> int:
     """Return the exit status: 1 if a benchmark failed; a ratio that got worse is only printed."""
     args = options()
     if args.list:
-        print("\n".join(job.name for job in JOBS))
-        print("\nLong, with --only:", *(job.name for job in LONG))
-        print("\nNot run here:", *ELSEWHERE.values(), sep="\n")
-        return 0
+        return show_list()
     old = args.against or (None if args.quick else last_results(RESULTS))
     earlier = json.loads(old.read_text()) if old else None
     jobs = [job for job in JOBS + LONG if job.name in args.only] if args.only else JOBS

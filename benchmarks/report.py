@@ -92,7 +92,7 @@ def text(found: Result, head: str = "") -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-Rows = tuple[Sequence[str], list[Sequence[str]]]
+Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def _times(found: Result) -> Rows:
