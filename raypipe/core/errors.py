@@ -14,6 +14,8 @@ _NO_MEMORY = (
     "DefaultCPUAllocator: not enough memory",
     "out of memory",
     "_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # of its handle, which needs memory
+    "unable to find an engine",  # of cuDNN, when none of its algorithms gets its workspace
     "bad_alloc",
 )
 

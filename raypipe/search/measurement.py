@@ -18,7 +18,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
-from raypipe.training.device import missing_gpu, worker_device
+from raypipe.training.device import free_memory, missing_gpu, worker_device
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
@@ -143,6 +143,9 @@ def _step_seconds(trainer: SupervisedTrainer) -> float:
         trainer.model.use_stem(min(times, key=times.__getitem__))
     trainer.start_epoch()
     device = trainer.data.device
+    if device.type == "cuda":  # the other stem's memory does not count
+        free_memory()
+        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(1 if device.type == "cpu" else UNCAPTURED_CALLS + 1):
         trainer.step(batch, 0)
     return statistics.median(call_seconds(partial(trainer.step, batch, n), device) for n in range(1, TIMED_STEPS + 1))

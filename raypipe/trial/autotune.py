@@ -17,10 +17,12 @@ from typing import Literal
 import torch
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
+from raypipe.core.errors import first_line, out_of_memory
 from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel
 from raypipe.storage.records import OwnedRecord
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import available_bytes
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
@@ -152,13 +154,22 @@ def _measure_stack(
         return {}, False
     device = fold_data[0].device
     stack = StackedPair(pair, device)
-    seconds = stack.seconds()
-    stacked = seconds["stacked"] < MAX_TIME_FRACTION * seconds["one by one"]
-    if stacked and device.type == "cuda":
-        needed, available = stack.bytes_of(len(fold_data)), _available_bytes(device, share)
-        log.info("%s: a stack of %d folds needs %d MB of %d MB", what, len(fold_data), needed >> 20, available >> 20)
-        stacked = needed <= MAX_MEMORY_FRACTION * available
-    return seconds, stacked
+    try:
+        fits = device.type == "cpu" or _stack_fits(stack, len(fold_data), what, share)
+        seconds = stack.seconds()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        log.info("%s: two folds do not fit together: %s", what, first_line(error))
+        return {}, False
+    return seconds, fits and seconds["stacked"] < MAX_TIME_FRACTION * seconds["one by one"]
+
+
+def _stack_fits(stack: StackedPair, n_folds: int, what: str, share: float) -> bool:
+    """Return whether a stack of all folds fits in this worker's part of the GPU."""
+    needed, available = stack.bytes_of(n_folds), available_bytes(stack.device, share)
+    log.info("%s: a stack of %d folds needs %d MB of %d MB", what, n_folds, needed >> 20, available >> 20)
+    return needed <= MAX_MEMORY_FRACTION * available
 
 
 class StackedPair:
@@ -180,12 +191,19 @@ class StackedPair:
         }
 
     def bytes_of(self, n_folds: int) -> int:
-        """Measure the GPU memory of one fold and of two, and extrapolate it to `n_folds`."""
-        one = _peak_bytes(lambda: self.pair[0].step(self.batches[0], 0), self.device)
-        two = _peak_bytes(lambda: self.stack.step(self.batches, 0), self.device)
-        # Weights, gradients, AdamW's two moments, and the weights that SAM saves while they are perturbed.
+        """Measure the GPU memory of one fold and of two, and extrapolate it to `n_folds`.
+
+        It comes before `seconds`: the memory of a step that is a CUDA graph does not count as allocated.
+        """
+        one_fold = functools.partial(self.pair[0].step, self.batches[0], 0)
+        both_folds = functools.partial(self.stack.step, self.batches, 0)
+        for work in (both_folds, one_fold):  # which allocate the optimisers' moments and the libraries' workspaces
+            work()
+        one, two = _peak_bytes(one_fold, self.device), _peak_bytes(both_folds, self.device)
+        # Weights, gradients, AdamW's two moments, and the weights that SAM saves while they are perturbed; a batch.
         state = 5 * sum(p.numel() * p.element_size() for p in self.pair[0].model.parameters())
-        return stack_bytes(one, two, state, n_folds)
+        batch = sum(tensor.nbytes for tensor in self.batches[0] if tensor is not None)
+        return stack_bytes(one, two, state + batch, n_folds)
 
 
 def stack_bytes(one: int, two: int, state: int, count: int) -> int:
@@ -196,7 +214,7 @@ def stack_bytes(one: int, two: int, state: int, count: int) -> int:
     one, two
         Peak of a step of one fold, and of two as a stack, while both are in memory.
     state
-        Bytes of a fold's weights, gradients and optimiser.
+        Bytes of a fold's weights, gradients, optimiser and batch.
     """
     return two + (count - 2) * (max(0, two - one) + state)
 
@@ -207,12 +225,6 @@ def _peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     work()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
-
-
-def _available_bytes(device: torch.device, share: float) -> int:
-    """Return the GPU memory of this process: its part of a shared GPU, else what no other process uses."""
-    free, total = torch.cuda.mem_get_info(device)
-    return int(share * total) if share < 1 else free + torch.cuda.memory_reserved(device)
 
 
 def stem_seconds(config: TrialConfig, data: FoldData) -> dict[str, float]:

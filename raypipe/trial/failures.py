@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+import re
 import traceback
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -121,7 +122,7 @@ def classify_failure(error: Exception, *, resident: bool = False) -> Failure:
         return Failure("bad-configuration", line)
     trace = traceback.format_exc(limit=-8)
     if out_of_memory(error):
-        place = "GPU" if "CUDA" in str(error) else "host"
+        place = "GPU" if re.search("CUDA|CUDNN|find an engine", str(error)) else "host"
         reason = f"no memory left on the {place}" + (f": {line}" if line else "")
         return Failure(OUT_OF_MEMORY, reason, trace, resident=resident and place == "GPU")
     return Failure("error", f"{type(error).__name__}: {line}", trace)

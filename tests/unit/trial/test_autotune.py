@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raypipe.models.conformer import Conformer
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial import autotune
 from raypipe.trial.autotune import ComputeOptions, ComputePlan, choose_compute, stack_bytes
@@ -197,7 +198,7 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     peaks, shares = [200, 300], []
     monkeypatch.setattr(autotune, "stack_bytes", bytes_of)
     monkeypatch.setattr(autotune, "_peak_bytes", lambda work, device: peaks.pop(0))
-    monkeypatch.setattr(autotune, "_available_bytes", lambda device, share: shares.append(share) or available)
+    monkeypatch.setattr(autotune, "available_bytes", lambda device, share: shares.append(share) or available)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     gpu = copy.copy(loader)
     gpu.device = SimpleNamespace(type="cuda")
@@ -212,4 +213,21 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     assert found.stacked == stacked
     assert found.what.startswith("a GPU (0.25 of a GPU), ")
     assert shares == [0.25]
-    assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters())]
+    batch = sum(tensor.nbytes for tensor in next(made[0].batches()) if tensor is not None)
+    assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters()) + batch]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("another error")])
+def test_two_folds_that_do_not_fit_together_are_trained_one_by_one(run, loader, monkeypatch, error):
+    """No retry of the trial is spent on a measurement."""
+
+    def full(self, batches, number):
+        raise error
+
+    monkeypatch.setattr(StackedTrainer, "step", full)
+    if isinstance(error, torch.OutOfMemoryError):
+        found = choose_compute(run, loader, tiny(), range(3), ComputeOptions())
+        assert (found.stacked, set(found.seconds)) == (False, {"fourier", "direct"})
+    else:
+        with pytest.raises(RuntimeError, match="another error"):
+            choose_compute(run, loader, tiny(), range(3), ComputeOptions())

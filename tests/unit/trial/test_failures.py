@@ -51,6 +51,8 @@ def raising(error):
             "GPU: CUDA out",
         ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out-of-memory", "GPU: CUDA error"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out-of-memory", "GPU: cuDNN error"),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), "out-of-memory", "GPU: GET was"),
         (ray.exceptions.OutOfMemoryError("Task was killed\nMore"), "out-of-memory", "host: Task was killed"),
     ],
 )
