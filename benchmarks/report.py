@@ -18,6 +18,8 @@ from benchmarks.timing import where
 
 Result = dict[str, Any]
 FAILED = "it failed"
+LARGEST = "largest parts of the floor by kernel (ms)"
+"""A figure of a roofline that has a line of its own."""
 GOAL_COLUMNS = ("goal", "at least", "measured", "")
 LEAST_SPREAD = 0.02
 """A ratio counts as worse by more than this fraction of it at least."""
@@ -88,6 +90,8 @@ def text(found: Result, head: str = "") -> str:
         lines += table(columns, rows) if rows else []
     for name, each in found["tables"].items():
         lines += [name, "", *table(each["head"], each["rows"])]
+    for name, each in found["rooflines"].items():
+        lines += [f"- {name}, {LARGEST}: {_figure(each[LARGEST])}"] if LARGEST in each else []
     lines += [f"- {name}: not measured, {reason}" for name, reason in found["missing"].items()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -116,9 +120,9 @@ def _figures(found: Result) -> Rows:
 
 
 def _rooflines(found: Result) -> Rows:
-    columns = list(next(iter(found["rooflines"].values()), {}))
-    rows = [(name, *(_figure(v[column]) for column in columns)) for name, v in found["rooflines"].items()]
-    return ("roofline", *columns), rows
+    every = found["rooflines"]
+    figures = [name for name in next(iter(every.values()), {}) if name != LARGEST]
+    return ("roofline", *every), [(name, *(_figure(each[name]) for each in every.values())) for name in figures]
 
 
 def _goals(found: Result) -> Rows:

@@ -1,9 +1,10 @@
 """Count the operations and bytes of a step, and compute the least time that a machine needs for them.
 
-Two floors are computed. *All at peak*: every floating-point operation at the speed of a large matrix product of its
+Three floors are computed. *All at peak*: every floating-point operation at the speed of a large matrix product of its
 type, memory free. *By kernel*: the sum over the operators that PyTorch runs (matrix products, transforms and passes
 over memory) of the larger of operations / that speed and bytes / the speed of a large copy; it assumes that no operator
-is fused with another and that nothing stays in a cache.
+is fused with another and that nothing stays in a cache. *With launches*: the same, where no operator takes less than
+one on a single number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.timing import copy_bandwidth, matmul_peak
+from benchmarks.report import LARGEST
+from benchmarks.timing import copy_bandwidth, launch_seconds, matmul_peak
 
 FREE = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
@@ -40,6 +42,8 @@ class Peaks:
     """Floating-point operations per second of matrix products, by type."""
     bandwidth: float
     """Bytes per second, read or written."""
+    launch: float = 0.0
+    """Seconds of an operator on a single number."""
 
     def of(self, dtype: torch.dtype) -> float:
         """Return the speed of a type; that of float32 for types that were not measured, such as complex numbers."""
@@ -49,7 +53,7 @@ class Peaks:
 def measure_peaks(device: str, *dtypes: torch.dtype) -> Peaks:
     """Measure a machine, with matrix products in float32 and the given types."""
     types = dict.fromkeys((torch.float32, *dtypes))
-    return Peaks({dtype: matmul_peak(device, dtype) for dtype in types}, copy_bandwidth(device))
+    return Peaks({dtype: matmul_peak(device, dtype) for dtype in types}, copy_bandwidth(device), launch_seconds(device))
 
 
 @dataclass
@@ -134,6 +138,8 @@ class Floors:
 
     all_at_peak: float
     by_kernel: float
+    with_launches: float
+    operators: int
     gflop: float
     mib: float
     largest: dict[str, float]
@@ -144,23 +150,29 @@ class Floors:
         return {
             "GFLOP": round(self.gflop, 3),
             "MiB": round(self.mib, 1),
+            "operators": self.operators,
             "floor, all at peak (ms)": round(1e3 * self.all_at_peak, 4),
             "floor by kernel (ms)": round(1e3 * self.by_kernel, 4),
+            "floor with launches (ms)": round(1e3 * self.with_launches, 4),
             "measured (ms)": round(1e3 * seconds, 4),
             "share of all at peak": round(self.all_at_peak / seconds, 4),
             "share of the floor by kernel": round(self.by_kernel / seconds, 4),
-            "largest (ms)": {name: round(1e3 * value, 4) for name, value in list(self.largest.items())[:6]},
+            "share of the floor with launches": round(self.with_launches / seconds, 4),
+            LARGEST: {name: round(1e3 * value, 4) for name, value in list(self.largest.items())[:6]},
         }
 
 
 def floors(operations: list[Operation], peaks: Peaks) -> Floors:
     """Compute the floors of a step from its operators."""
     parts: dict[str, float] = defaultdict(float)
-    for each in operations:
-        parts[each.name] += max(each.flops / peaks.of(each.dtype), each.bytes / peaks.bandwidth)
+    least = [max(each.flops / peaks.of(each.dtype), each.bytes / peaks.bandwidth) for each in operations]
+    for each, seconds in zip(operations, least, strict=True):
+        parts[each.name] += seconds
     return Floors(
         all_at_peak=sum(each.flops / peaks.of(each.dtype) for each in operations),
-        by_kernel=sum(parts.values()),
+        by_kernel=sum(least),
+        with_launches=sum(max(seconds, peaks.launch) for seconds in least),
+        operators=len(operations),
         gflop=sum(each.flops for each in operations) / 1e9,
         mib=sum(each.bytes for each in operations) / 2**20,
         largest=dict(sorted(parts.items(), key=lambda item: -item[1])),

@@ -118,3 +118,21 @@ def copy_bandwidth(device: str, mib: int = 64) -> float:
     target = torch.empty_like(source)
     times = take_turns({"copy": lambda: target.copy_(source)}, seconds=0.5, device=device)["copy"]
     return 2 * source.numel() * 4 / min(times)
+
+
+def launch_seconds(device: str, launches: int = 1000) -> float:
+    """Return the seconds of an operator on one number; on a GPU as part of a CUDA graph, where it is one kernel."""
+    number = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(launches):
+            number.add_(1.0)
+
+    work: Callable[[], object] = launch
+    if device != "cpu":
+        launch()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            launch()
+        work = graph.replay
+    return min(take_turns({"launches": work}, seconds=0.1, device=device)["launches"]) / launches

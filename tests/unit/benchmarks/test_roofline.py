@@ -63,6 +63,13 @@ def test_floors_take_the_slower_of_arithmetic_and_memory_of_each_operator():
     assert found.figures(2 * found.by_kernel)["share of the floor by kernel"] == pytest.approx(0.5)
 
 
+def test_small_operators_take_a_launch_at_least():
+    peaks = Peaks(PEAKS.flops, PEAKS.bandwidth, launch=1.0)
+    a = torch.ones(4)
+    assert floors(count(lambda: a + a + a), peaks).with_launches == 2.0
+    assert floors(count(lambda: a + a + a), PEAKS).with_launches == floors(count(lambda: a + a + a), PEAKS).by_kernel
+
+
 def test_half_precision_has_its_own_peak():
     a = torch.ones(64, 64, dtype=torch.bfloat16)
     assert floors(count(lambda: a @ a), PEAKS).all_at_peak == pytest.approx(2 * 64**3 / 4e9)
