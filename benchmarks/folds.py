@@ -40,6 +40,8 @@ from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds
 PLAIN = "plain loop, "
 GOALS = {"one by one": 5.0, f"{PLAIN}braindecode's network": 25.0}
 """How many times as quick five stacked folds should be on a GPU."""
+UNCOUNTED_EPOCHS = 4
+"""Epochs on a GPU until every shape of batch has become a CUDA graph."""
 Epoch = Callable[[], object]
 
 
@@ -165,7 +167,9 @@ def measure(args: argparse.Namespace) -> report.Result:
             with tempfile.TemporaryDirectory() as folder:
                 builders = builders_of(args, found, n_folds, batch, Path(folder), without)
                 contestants = report.build(found, builders, mark)
-                times = take_turns(contestants, seconds=0.0, rounds=args.epochs, device=args.device)
+                first = UNCOUNTED_EPOCHS if args.device == "cuda" else 1
+                rounds = {"rounds": args.epochs, "uncounted": first}
+                times = take_turns(contestants, seconds=0.0, device=args.device, **rounds)
             scale = n_folds / min(args.peer_folds, n_folds)
             times = {
                 name: [scale * each for each in seconds] if name.startswith(PLAIN) else seconds

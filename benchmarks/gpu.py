@@ -37,9 +37,9 @@ SMALL = ("--batch", "8", "--channels", "19")
 JOBS = (
     Job("step", "step", (*DEVICE, *BOTH_BATCHES, "--stack", "1", "2", "5", "10", "--seconds", "15"), 120,
         (*DEVICE, *SMALL, "--stack", "1", "2", "--seconds", "1", "--quick")),
-    Job("folds", "folds", (*DEVICE, "--batch", "64", "--folds", "5", "1", "2", "10"), 150,
+    Job("folds", "folds", (*DEVICE, "--batch", "64", "--folds", "5", "10"), 150,
         (*DEVICE, *SMALL, "--folds", "2", "--windows", "64")),
-    Job("folds-512", "folds", (*DEVICE, "--batch", "512", "--folds", "5", "1", "2", "10", "--windows", "5120"), 150,
+    Job("folds-512", "folds", (*DEVICE, "--batch", "512", "--folds", "5", "--windows", "5120"), 150,
         (*DEVICE, *SMALL, "--folds", "2", "--windows", "64")),
     Job("pretraining", "pretraining", (*DEVICE, *BOTH_BATCHES, "--seconds", "10"), 90,
         (*DEVICE, "--batch", "8", "--seconds", "1")),

@@ -24,8 +24,9 @@ def take_turns(
     rounds: int = 3,
     device: str = "cpu",
     calls: int = 1,
+    uncounted: int = 1,
 ) -> dict[str, list[float]]:
-    """Return the seconds per call of every turn, after one uncounted turn each.
+    """Return the seconds per call of every turn, after uncounted ones.
 
     Parameters
     ----------
@@ -39,10 +40,12 @@ def take_turns(
         A GPU is waited for before and after a turn, not between its calls.
     calls
         Calls per turn.
+    uncounted
+        Turns of each contestant that come first.
     """
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for work in contestants.values():
-        timed(work, device, calls)
+        timed(work, device, uncounted * calls)
     start_all = time.perf_counter()
     while time.perf_counter() - start_all < seconds or len(next(iter(found.values()))) < rounds:
         for name, work in contestants.items():

@@ -7,6 +7,7 @@ those of the first calls, which are not graphs, bit for bit.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class CudaGraphs:
         self._calls: Counter[object] = Counter()
         self._version: object = None
 
-    def __call__(self, arguments: Arguments, version: object) -> Tensor:
+    def __call__(self, arguments: Arguments, version: object, variant: object = None) -> Tensor:
         """Return the function's result.
 
         Parameters
@@ -61,10 +62,13 @@ class CudaGraphs:
             On the device; None for one that is not used.
         version
             Changes whenever tensors that the function reads or writes, other than its arguments, are replaced.
+        variant
+            Which of its sequences of kernels the function launches.
         """
         if version != self._version:
             self._captured, self._calls, self._version = {}, Counter(), version
-        key = tuple(None if argument is None else (argument.shape, argument.dtype) for argument in arguments)
+        shapes = tuple(None if argument is None else (argument.shape, argument.dtype) for argument in arguments)
+        key = (variant, shapes)
         if key not in self._captured:
             self._calls[key] += 1
             if self._calls[key] <= UNCAPTURED_CALLS or len(self._captured) >= MAX_GRAPHS:
@@ -85,7 +89,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads of this process, which load windows and write checkpoints, may use the GPU meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"):
                 output = self._function(inputs)
         except torch.OutOfMemoryError:
             self._clean_up()
@@ -95,6 +99,15 @@ class CudaGraphs:
             log.warning("computed kernel by kernel, not as a CUDA graph: %s", first_line(error))
             return None
         return _Captured(graph, inputs, output)
+
+
+@functools.cache
+def _shared_pool() -> Any:
+    """Return the memory pool of all graphs of this process.
+
+    They run one after another, and what they return is copied. So each may use the memory of the others.
+    """
+    return torch.cuda.graph_pool_handle()
 
 
 class Stepper:
@@ -121,15 +134,16 @@ class Stepper:
         self._graphs = CudaGraphs(self._outcome, self._forget) if whole and capturable(states[0]) else None
 
     def step(self, batches: Sequence[Batch]) -> list[StepResult]:
-        """Take a step and update the averages of weights; see `step.take_step`."""
+        """Take a step; see `step.take_step`."""
+        second = self.states[0].needs_second_pass
         if self._graphs is None:
             results = self._compute(batches)
         else:
             tensors = [tensor for batch in batches for tensor in batch]
-            outcome_S2 = self._graphs(tensors, tuple(state.version for state in self.states))
+            outcome_S2 = self._graphs(tensors, tuple(state.version for state in self.states), variant=second)
             results = [StepResult(loss, False, norm) for loss, norm in outcome_S2]
-        for state in self.states:
-            state.update_average()
+        for state, result in zip(self.states, results, strict=True):
+            state.finish_step(result, second_pass=second)
         return results
 
     def _outcome(self, arguments: Arguments) -> Tensor:
@@ -145,5 +159,5 @@ class Stepper:
 
 
 def capturable(state: TrainState[Any]) -> bool:
-    """Return whether each step is the same sequence of kernels: on a GPU, but for LookSAM and float16."""
-    return state.deferred and (state.sam is None or state.sam.method != "looksam")
+    """Return whether steps are sequences of kernels that depend on no result: on a GPU, but for float16."""
+    return state.deferred

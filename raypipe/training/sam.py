@@ -62,8 +62,8 @@ class Sam:
         self._weights: list[Tensor] = []
         self._saved: list[Tensor] = []
         self._plain: list[Tensor] = []
-        self._orthogonal: list[Tensor] = []
-        self._steps_since = 0
+        self._orthogonal: list[Tensor] = []  # the same tensors from step to step: a CUDA graph has their addresses
+        self._kept, self._steps_since = False, 0
 
     @property
     def perturbed(self) -> bool:
@@ -75,7 +75,7 @@ class Sam:
         """Return whether the next step computes a second gradient."""
         if self.method == "msam":
             return False
-        return self.method != "looksam" or not self._orthogonal or self._steps_since >= self.every
+        return self.method != "looksam" or not self._kept or self._steps_since >= self.every
 
     @torch.no_grad()
     def perturb(self) -> Tensor:
@@ -136,7 +136,7 @@ class Sam:
 
     def forget(self) -> None:
         """Take the weights for unperturbed: what was captured for a CUDA graph was not computed."""
-        self._weights, self._saved = [], []
+        self._weights, self._saved, self._plain = [], [], []
 
     @torch.no_grad()
     def keep_orthogonal(self) -> None:
@@ -150,9 +150,11 @@ class Sam:
         product = torch.stack([(s * p).sum() for s, p in zip(sharp, plain, strict=True)]).double().sum()
         square = _norm(plain).double().square()
         along = torch.where(square > 0.0, product / square, 0.0)
-        self._orthogonal = [s.clone() for s in sharp]
+        if not self._orthogonal:
+            self._orthogonal = [torch.empty_like(s) for s in sharp]
+        torch_compat.foreach_copy_(self._orthogonal, sharp)
         torch_compat.add_scaled_(self._orthogonal, plain, -along)
-        self._plain, self._steps_since = [], 1
+        self._plain = []
 
     @torch.no_grad()
     def add_orthogonal(self) -> None:
@@ -162,7 +164,11 @@ class Sam:
         gradients = gradients_of(self.optimizer)
         size = self.alpha * _norm(gradients).double() / (_norm(self._orthogonal).double() + _TINY)
         torch_compat.add_scaled_(gradients, self._orthogonal, size)
-        self._steps_since += 1
+
+    def count(self, *, second_pass: bool) -> None:
+        """Count a step that was taken, for LookSAM."""
+        self._kept = self._kept or second_pass
+        self._steps_since = 1 if second_pass else self._steps_since + 1
 
     def restart(self) -> None:
         """Forget what LookSAM keeps from step to step, so that the next step computes a second gradient.
@@ -170,7 +176,7 @@ class Sam:
         It is called at the start of every epoch. So there is nothing to save between epochs, and folds whose epochs
         differ in length compute second gradients at the same steps.
         """
-        self._steps_since, self._orthogonal, self._plain = 0, [], []
+        self._kept, self._steps_since, self._plain = False, 0, []
 
 
 def make_sam(config: SamConfig, optimizer: Optimizer, model: nn.Module) -> Sam | None:

@@ -193,8 +193,15 @@ class TrainState(Generic[M]):
         excused = self.scaler is not None and bool(loss.isfinite()) and self.overflows <= MAX_OVERFLOWS
         return StepResult(float(loss), True, norm, failed=not excused)
 
-    def update_average(self) -> None:
-        """Include the weights in their moving average, if one is kept, after a step."""
+    @property
+    def needs_second_pass(self) -> bool:
+        """Return whether the next step computes a second gradient, at perturbed weights."""
+        return self.sam is not None and self.sam.needs_second_pass
+
+    def finish_step(self, result: StepResult, *, second_pass: bool) -> None:
+        """Do what comes after a step: count it for LookSAM, and update the moving average of weights."""
+        if self.sam is not None and not (result.skipped and second_pass):
+            self.sam.count(second_pass=second_pass)
         if self.ema is not None:
             self.ema.update(self.model)
 
@@ -227,13 +234,11 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype:
 
 
 def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[StepResult]:
-    """Take one step of one model, or of several whose gradients are computed together, and update their averages.
-
-    See `optimise`, which does all but the averages.
-    """
+    """Take one step of one model, or of several whose gradients are computed together: `optimise` and `finish_step`."""
+    second = states[0].needs_second_pass
     results = optimise(states, gradients)
-    for state in states:
-        state.update_average()
+    for state, result in zip(states, results, strict=True):
+        state.finish_step(result, second_pass=second)
     return results
 
 
@@ -253,8 +258,7 @@ def optimise(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[St
     gradients
         See `Gradients`. Mixing and dropout masks are drawn before it, so that it computes the same in each call.
     """
-    sam = states[0].sam
-    second = sam is not None and sam.needs_second_pass
+    second = states[0].needs_second_pass
     perturbed: list[Tensor | None] = [None] * len(states)
     try:
         for state in states:

@@ -139,8 +139,6 @@ def test_no_step_waits_for_the_gpu(loader, method, mix):
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_graph_gives_the_numbers_of_its_kernels_one_by_one(loader, method, precision, stacked, monkeypatch):
-    if method == "looksam" and stacked and precision == "float32":
-        pytest.skip("LookSAM is never captured")
     config = config_of(**METHODS[method], precision=precision, mixup__name="mixup")
     made = trainers(loader, config, 3)
     found = epochs_of(made, 3, stacked)
