@@ -241,6 +241,39 @@ def test_the_memory_of_stacked_folds_is_forecast(wide, count):
     assert forecast == pytest.approx(real, rel=FORECAST_ERROR)
 
 
+def captured_by(made: list[SupervisedTrainer]) -> list[object]:
+    return [graph for one in made for graph in one._stepper._graphs._captured.values()]
+
+
+def test_graphs_of_all_shapes_compute_in_the_same_memory(wide):
+    """Two or three shapes of batches and one of predictions, of two folds one by one."""
+    loaded = WindowLoader(wide, "cuda", resident=False)
+    made = trainers(loaded, 2)
+    before = collect()
+    reserved = torch.cuda.memory_reserved()
+    for _ in range(UNCAPTURED_CALLS + 2):
+        for one in made:
+            one.run_epoch()
+    assert len(captured_by(made)) >= 4 and None not in captured_by(made)
+    allocated = torch.cuda.max_memory_allocated() - before
+    assert torch.cuda.max_memory_reserved() - reserved < 1.5 * allocated
+
+
+def test_a_trial_after_all_graphs_of_another_is_captured_too(wide):
+    """Tensors that the other has computed in the graphs' memory may still be there."""
+    loaded = WindowLoader(wide, "cuda", resident=False)
+    left = []
+    for _ in range(3):
+        made = trainers(loaded, 1)
+        for _ in range(UNCAPTURED_CALLS + 2):
+            made[0].run_epoch()
+        assert captured_by(made) and None not in captured_by(made)
+        left = [parameter.grad for parameter in made[0].model.parameters()]
+        del made
+        collect()
+    assert any(gradient is not None for gradient in left)
+
+
 def test_the_memory_of_one_fold_is_forecast(wide, monkeypatch):
     loaded = WindowLoader(wide, "cuda", resident=False)
     folds = make_folds(wide.subjects, wide.targets, classes=False, n_folds=5, seed=0)
