@@ -177,6 +177,7 @@ def measure(args: argparse.Namespace) -> report.Result:
             }
             report.add_times(found, times, mark)
             add_ratios(found, times, mark, goals=args.device == "cuda" and n_folds == 5)
+            args.so_far(found)
     return found
 
 

@@ -35,10 +35,10 @@ DEVICE = ("--device", "cuda")
 BOTH_BATCHES = ("--batch", "64", "512")
 SMALL = ("--batch", "8", "--channels", "19")
 JOBS = (
-    Job("step", "step", (*DEVICE, *BOTH_BATCHES, "--stack", "1", "2", "5", "10", "--seconds", "15"), 120,
-        (*DEVICE, *SMALL, "--stack", "1", "2", "--seconds", "1", "--quick")),
     Job("folds", "folds", (*DEVICE, "--batch", "64", "--folds", "5", "10"), 150,
         (*DEVICE, *SMALL, "--folds", "2", "--windows", "64")),
+    Job("step", "step", (*DEVICE, *BOTH_BATCHES, "--stack", "1", "2", "5", "10", "--seconds", "15"), 180,
+        (*DEVICE, *SMALL, "--stack", "1", "2", "--seconds", "1", "--quick")),
     Job("folds-512", "folds", (*DEVICE, "--batch", "512", "--folds", "5", "--windows", "5120"), 150,
         (*DEVICE, *SMALL, "--folds", "2", "--windows", "64")),
     Job("pretraining", "pretraining", (*DEVICE, *BOTH_BATCHES, "--seconds", "10"), 90,

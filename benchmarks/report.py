@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,23 @@ def main(
     measure: Callable[[argparse.Namespace], Result],
     words: Sequence[str] | None = None,
 ) -> None:
-    """Measure what the command line asks for; print the result and save it where `--json` says."""
+    """Measure what the command line asks for; print the result and save it where `--json` says.
+
+    A benchmark of several parts calls ``args.so_far(result)`` after each, so that a run that is cut off leaves them.
+    """
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the result there too")
     args = parser.parse_args(words)
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+
+    args.so_far = partial(_save_result, args.json, settings)
     found = measure(args)
-    found["settings"] = {name: value for name, value in vars(args).items() if name != "json"}
-    if args.json:
-        save(args.json, found)
+    args.so_far(found)
     print(text(found))
+
+
+def _save_result(path: Path | None, settings: dict[str, Any], found: Result) -> None:
+    if path:
+        save(path, found | {"settings": settings})
 
 
 def save(path: Path, found: Mapping[str, Any]) -> None:

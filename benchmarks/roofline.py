@@ -30,6 +30,8 @@ FREE = {
     *("detach", "_unsafe_view", "_local_scalar_dense"),
 }
 """Operators that read and write no elements, although their schemas do not say so."""
+SMALL_BATCHES = (8, 16, 32)
+"""Sizes of batches that are counted, to compute the counts of larger ones."""
 OVERWRITES = {"copy_", "zero_", "fill_", "_foreach_zero_", "_foreach_copy_"}
 """Operators that write their first argument without reading it."""
 
@@ -130,6 +132,46 @@ def count(step: Callable[[], object]) -> list[Operation]:
     finally:
         torch.set_num_threads(threads)
     return counted.operations
+
+
+def count_at(step_of: Callable[[int], Callable[[], object]], batch: int) -> list[Operation]:
+    """Return the operators of a step with a batch of many windows, from those of three small batches.
+
+    The operators are the same, and their operations and bytes are polynomials of the batch's size, of degree two at
+    most (where all windows of a batch are compared with each other).
+
+    Parameters
+    ----------
+    step_of
+        Makes the step with a batch of a size. Its first call is not counted: it makes the optimiser's state.
+    batch
+        Size of the batch.
+
+    Raises
+    ------
+    ValueError
+        The operators differ between the small batches.
+    """
+    counted = []
+    for size in SMALL_BATCHES:
+        step = step_of(size)
+        step()
+        counted.append(count(step))
+    if len({tuple(each.name for each in operations) for operations in counted}) > 1:
+        raise ValueError(f"the operators of a step differ between batches of {SMALL_BATCHES}")
+    weights = [
+        math.prod((batch - other) / (size - other) for other in SMALL_BATCHES if other != size)
+        for size in SMALL_BATCHES
+    ]
+    return [
+        Operation(
+            same[0].name,
+            same[0].dtype,
+            sum(weight * each.flops for weight, each in zip(weights, same, strict=True)),
+            sum(weight * each.bytes for weight, each in zip(weights, same, strict=True)),
+        )
+        for same in zip(*counted, strict=True)
+    ]
 
 
 @dataclass

@@ -6,7 +6,7 @@
 All have the same data, sizes and optimiser. Windows are in memory, and normalised beforehand for the peers. raypipe's
 step normalises its batch, draws dropout masks and clips gradients; the peers' steps do not. First the script checks
 that both networks with the same weights have the same outputs. Contestants take turns. `benchmarks/roofline.py`
-explains the two floors of a step; its operators are counted in a step on the CPU, in the precision of the device.
+explains the floors of a step; its operators are counted in steps on the CPU, in the precision of the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers, report
-from benchmarks.roofline import Peaks, count, floors, measure_peaks
+from benchmarks.roofline import Peaks, count_at, floors, measure_peaks
 from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows, fold_trainer
 from raypipe.core.config import parse_config
@@ -200,13 +200,17 @@ def add_rooflines(
         if name not in times:
             continue
         options = METHODS["AdamW" if name.endswith("AdamW") else "SAM"]
-        step = own_step(args, batch, options, stem=computed, folds=folds, device="cpu")
-        step()  # the first one makes the optimiser's state
-        figures = floors(count(step), peaks).figures(median(times[name]))
+        step_of = partial(step_on_cpu, args, options, computed, folds)
+        figures = floors(count_at(step_of, batch), peaks).figures(median(times[name]))
         found["rooflines"][f"{mark}{name}"] = figures
         if args.device == "cuda" and computed == stem and "SAM" in name:
             share = figures["share of the floor by kernel"]
             report.add_goal(found, f"{mark}{name}: share of the floor by kernel", share, 0.4)
+
+
+def step_on_cpu(args: argparse.Namespace, options: dict[str, Any], stem: str, folds: int, batch: int) -> Step:
+    """Return raypipe's step on the CPU, to count its operators."""
+    return own_step(args, batch, options, stem=stem, folds=folds, device="cpu")
 
 
 def measure_batch(args: argparse.Namespace, found: report.Result, batch: int, peaks: Peaks, without: str) -> None:
@@ -238,6 +242,7 @@ def measure(args: argparse.Namespace) -> report.Result:
         found["figures"]["outputs of both networks apart, of the largest"] = outputs_apart(args)
     for batch in args.batch:
         measure_batch(args, found, batch, peaks, without)
+        args.so_far(found)
         if args.device == "cuda":
             torch.cuda.empty_cache()
     return found

@@ -98,3 +98,13 @@ def test_a_contestant_that_fails_is_left_out_and_the_result_says_why():
     assert found["missing"] == {"batch 8: in building": why, "batch 8: when called": why}
     assert report.has_failed(found)
     assert not report.has_failed({"missing": {"a peer": "it is not installed"}})
+
+
+def test_a_run_that_is_cut_off_leaves_its_parts_so_far(tmp_path):
+    def measure(args):
+        args.so_far(made(first=([2.0, 2.0], [1.0, 1.0])))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report.main(argparse.ArgumentParser(), measure, ["--json", str(tmp_path / "found.json")])
+    assert list(json.loads((tmp_path / "found.json").read_text())["ratios"]) == ["first"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks.roofline import Peaks, count, floors
+from benchmarks.roofline import Peaks, count, count_at, floors
+from benchmarks.step import METHODS, step_on_cpu
 
 PEAKS = Peaks({torch.float32: 1e9, torch.bfloat16: 4e9}, bandwidth=1e9)
 
@@ -73,3 +76,29 @@ def test_small_operators_take_a_launch_at_least():
 def test_half_precision_has_its_own_peak():
     a = torch.ones(64, 64, dtype=torch.bfloat16)
     assert floors(count(lambda: a @ a), PEAKS).all_at_peak == pytest.approx(2 * 64**3 / 4e9)
+
+
+def test_counts_of_a_large_batch_follow_from_small_ones():
+    def step_of(batch):
+        x, w = torch.ones(batch, 6), torch.ones(6, 4)
+        return lambda: (x @ w).T @ (x @ w) + ((x @ x.T).sum() + w.sum())
+
+    expected = count(step_of(100))
+    found = count_at(step_of, 100)
+    assert [each.name for each in found] == [each.name for each in expected]
+    for figure in ("flops", "bytes"):
+        of = [getattr(each, figure) for each in expected]
+        assert [getattr(each, figure) for each in found] == pytest.approx(of)
+    with pytest.raises(ValueError, match="differ"):
+        count_at(lambda batch: lambda: [torch.ones(2) + 1 for _ in range(batch)], 100)
+
+
+def test_counts_of_a_training_step_follow_from_small_batches():
+    args = argparse.Namespace(channels=4, samples=200, precision="float32", device="cpu")
+    step_of = partial(step_on_cpu, args, METHODS["SAM"], "fourier", 2)
+    step = step_of(24)
+    step()
+    expected, found = count(step), count_at(step_of, 24)
+    assert [each.name for each in found] == [each.name for each in expected]
+    assert sum(each.flops for each in found) == pytest.approx(sum(each.flops for each in expected))
+    assert sum(each.bytes for each in found) == pytest.approx(sum(each.bytes for each in expected))
