@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib import metadata
 
 from raypipe.core.errors import UserError
 
@@ -20,13 +20,21 @@ _CHECKED = ("ray", "torch", "optuna", "numpy", "pydantic")
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a run's numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _RECORDED}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _RECORDED}}
 
 
 def job_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that must be equal where a job is submitted and runs."""
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python} | {name: version(name).partition("+")[0] for name in _CHECKED}
+    return {"python": python} | {name: _version(name).partition("+")[0] for name in _CHECKED}
+
+
+def _version(name: str) -> str:
+    """Return the version of a package; a part of raypipe may run where another package, or itself, is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def check_job_versions() -> None:

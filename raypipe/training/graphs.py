@@ -7,8 +7,8 @@ those of the first calls, which are not graphs, bit for bit.
 
 from __future__ import annotations
 
-import functools
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ MAX_GRAPHS = 8
 """Shapes of one function that are captured; the others are computed kernel by kernel."""
 
 Arguments = Sequence[Tensor | None]
+_live: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+"""Graphs that may still be replayed."""
 
 
 class _Captured(NamedTuple):
@@ -98,16 +100,17 @@ class CudaGraphs:
             self._clean_up()
             log.warning("computed kernel by kernel, not as a CUDA graph: %s", first_line(error))
             return None
+        _live.add(graph)
         return _Captured(graph, inputs, output)
 
 
-@functools.cache
 def _shared_pool() -> Any:
-    """Return the memory pool of all graphs of this process.
+    """Return the memory pool of this process's graphs, or None for a new one if there are none.
 
-    They run one after another, and what they return is copied. So each may use the memory of the others.
+    They run one after another, and what they return is copied. So each may use the memory of the others. A pool whose
+    graphs are all gone cannot be used again.
     """
-    return torch.cuda.graph_pool_handle()
+    return next((graph.pool() for graph in list(_live)), None)
 
 
 class Stepper:

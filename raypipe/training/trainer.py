@@ -157,7 +157,7 @@ class SupervisedTrainer:
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
         self._stepper = Stepper([self.state], self._optimise, whole=not micro_batch)
-        self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" else None
+        self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" and not micro_batch else None
 
     @property
     def stopped(self) -> bool:
