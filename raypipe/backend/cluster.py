@@ -11,9 +11,18 @@ from pathlib import Path
 from types import TracebackType
 
 from raypipe.backend.connection import connect, folder_error, folder_for_ray, provide_token
+from raypipe.backend.control_store import ControlStoreWatch
 from raypipe.backend.output import CapturedOutput
 from raypipe.backend.process_state import deferred_interrupt, logger_to, restored_process_state
-from raypipe.backend.ray_compat import LOCAL_SETTINGS, SETTINGS, address_of_job, reread_authentication
+from raypipe.backend.ray_compat import (
+    LOCAL_SETTINGS,
+    SETTINGS,
+    SHUTDOWN_MODULES,
+    address_of_job,
+    no_automatic_start,
+    reread_authentication,
+)
+from raypipe.core.errors import UserError
 from raypipe.storage.scratch import scratch_folder
 from raypipe.trial.callback import SweepCallback
 
@@ -46,6 +55,7 @@ class Cluster:
         self.output = CapturedOutput()
         self._stack = contextlib.ExitStack()
         self._started = self._owns_ray = False
+        self._watch: ControlStoreWatch | None = None
 
     def __enter__(self) -> Cluster:
         return self
@@ -81,6 +91,8 @@ class Cluster:
             if not self._address:
                 provide_token(self.folder)
             connect(self._address, self.folder, self.output)
+        self._stack.callback(self._stop_watch)
+        self._start_watch()
         imports.join()
 
     def _make_folder(self, *, for_sockets: bool) -> Path:
@@ -99,8 +111,40 @@ class Cluster:
             return
         import ray
 
-        ray.shutdown()
-        connect(self._address, self.folder, self.output)
+        with no_automatic_start():  # by a thread of the sweep that has been left waiting for a control store
+            ray.shutdown()
+            self._stop_watch()  # until here, Ray may end this process
+            try:
+                connect(self._address, self.folder, self.output)
+            except UserError as error:
+                raise UserError(f"{error}; the same command continues from here") from None
+        self._start_watch()
+
+    @property
+    def store_away(self) -> bool:
+        """Return whether Ray's control store (GCS) is away, so that calls that need it wait."""
+        return self._watch is not None and self._watch.away
+
+    @property
+    def store_lost(self) -> bool:
+        """Return whether the control store has been away for so long that this process must leave Ray, or be ended.
+
+        A Ray that the caller has started is not left.
+        """
+        return self._owns_ray and self._watch is not None and self._watch.lost
+
+    def _start_watch(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            address = ray.get_runtime_context().gcs_address
+            self._watch = ControlStoreWatch(address, self._callback.on_warning, _prepare_to_leave)
+            self._watch.start()
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def _forget_authentication(self) -> None:
         if self._owns_ray:
@@ -111,6 +155,11 @@ class Cluster:
     ) -> None:
         with deferred_interrupt():
             self._stack.close()
+
+
+def _prepare_to_leave() -> None:
+    """Import what ``ray.shutdown`` imports, which on a busy machine takes longer than Ray lets this process live."""
+    threading.Thread(target=_import, args=(SHUTDOWN_MODULES,), daemon=True).start()
 
 
 def _import(modules: Sequence[str]) -> None:

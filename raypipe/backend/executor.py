@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raypipe.backend.cluster import Cluster
-from raypipe.backend.process_state import deferred_interrupt
+from raypipe.backend.process_state import deferred_interrupt, run_in_thread
 from raypipe.backend.ray_compat import keys_not_forwarded
 from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_resources
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
@@ -35,9 +34,6 @@ ACTOR_BYTES = 120 * 10**6
 """Bytes of memory that a trial actor needs (benchmarks/RESULTS.md)."""
 BROKER_SPARE_CALLS = 1000
 """Calls that the broker can answer while every worker and every trial actor waits in one."""
-POLL_SECONDS = 0.5
-TUNE_END_SECONDS = 30.0
-"""Seconds that Tune may take to end its actors after a Ctrl-C."""
 MAX_RESTARTS = 4
 """Consecutive restarts of a sweep without an epoch in between, before it stops."""
 
@@ -126,7 +122,8 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
         try:
             tuner = _tuner(search, driver.store, context, layout.concurrent)
             with driver.stop.accepting(), keys_not_forwarded():
-                _run_in_thread(tuner.fit, lambda: _interrupt(search, groups))
+                left = lambda: _leave_lost_store(driver.cluster, search)  # noqa: E731
+                run_in_thread(tuner.fit, lambda: _interrupt(driver.cluster, search, groups), left)
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
             # Tune does not handle an actor that Ray has killed to save memory, for example.
             search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({first_line(error)})", search.progress)
@@ -169,14 +166,19 @@ class WorkerPool:
 
         from raypipe.backend.worker_groups import WorkerGroups
 
-        temporary = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=driver.cluster.folder))
+        folder = tempfile.TemporaryDirectory(
+            prefix="tune-",
+            dir=driver.cluster.folder,
+            ignore_cleanup_errors=True,  # a thread of Tune that is left waiting may still write to it
+        )
+        temporary = self._stack.enter_context(folder)
         layout = _fit_layout(driver, WorkerGroups.DRIVER_BYTES)
         broker = start_broker(ray.get_runtime_context().get_node_id(), layout.workers, layout.concurrent)
         self._stack.callback(_kill, broker)
         context = _sweep_context(driver, layout, broker, str(driver.options.storage or temporary))
         with deferred_interrupt():
             groups = WorkerGroups(context, layout.concurrent)
-            self._stack.callback(lambda: _close(groups, now=self._now))
+            self._stack.callback(lambda: _close(groups, now=self._now, abandon=driver.cluster.store_away))
         return layout, context, groups
 
     def close(self, *, now: bool = False) -> None:
@@ -225,9 +227,9 @@ def start_broker(node: str, workers: int, concurrent: int) -> ActorHandle:
     return ray.remote(num_cpus=0, max_concurrency=calls, scheduling_strategy=on_node)(Broker).remote()
 
 
-def _close(groups: WorkerGroups, *, now: bool) -> None:
+def _close(groups: WorkerGroups, *, now: bool, abandon: bool) -> None:
     with deferred_interrupt():
-        groups.close(now=now)
+        groups.close(now=now, abandon=abandon)
 
 
 def _kill(broker: ActorHandle) -> None:
@@ -237,38 +239,19 @@ def _kill(broker: ActorHandle) -> None:
         ray.kill(broker)
 
 
-def _run_in_thread(work: Callable[[], object], interrupt: Callable[[], object]) -> None:
-    """Call `work` in a thread, so that a Ctrl-C does not break into it, and wait for its end.
-
-    After a Ctrl-C, `interrupt` is called to make it end soon.
-    """
-    ended, errors = threading.Event(), []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=run, name="raypipe-tune", daemon=True).start()
-    try:
-        # With a timeout: CPython can miss a signal that arrives just before it waits for a lock.
-        while not ended.wait(POLL_SECONDS):
-            pass
-    except KeyboardInterrupt:
-        with deferred_interrupt():
-            interrupt()
-            ended.wait(TUNE_END_SECONDS)
-        raise
-    if errors:
-        raise errors[0]
+def _leave_lost_store(cluster: Cluster, search: RunSearch) -> bool:
+    """Return whether Ray's control store is lost; then make Tune end, and the sweep restart."""
+    lost = cluster.store_lost
+    if lost:
+        search.abandon(LostSweepError("Ray's control store (GCS) is away", search.progress))
+    return lost
 
 
-def _interrupt(search: RunSearch, groups: WorkerGroups) -> None:
+def _interrupt(cluster: Cluster, search: RunSearch, groups: WorkerGroups) -> None:
     search.fatal = KeyboardInterrupt()
-    groups.close(now=True)
+    if cluster.store_away:
+        search.abandon(search.fatal)
+    groups.close(now=True, abandon=cluster.store_away)
 
 
 def _sweep_context(driver: Driver, layout: Layout, broker: ActorHandle, scratch: str) -> SweepContext:

@@ -1,4 +1,4 @@
-"""State of the caller's process that Ray changes, restored after a sweep; delayed Ctrl-C."""
+"""State of the caller's process that Ray changes, restored after a sweep; delayed Ctrl-C; Tune's thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+POLL_SECONDS = 0.5
+END_SECONDS = 30.0
+"""Seconds that Tune's thread may take to end its actors after a Ctrl-C."""
+LEAVE_SECONDS = 3.0
+"""Seconds that it may take to end when the driver leaves Ray; a call that waits for the control store never ends."""
 
 
 @contextlib.contextmanager
@@ -103,3 +109,37 @@ def blocked_hang_up() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_in_thread(
+    work: Callable[[], object], interrupt: Callable[[], object], left: Callable[[], bool] = lambda: False
+) -> None:
+    """Call `work` in a thread, so that a Ctrl-C does not break into it, and wait for its end.
+
+    After a Ctrl-C, `interrupt` is called to make it end soon. When `left` returns True, it is waited for no longer than
+    `LEAVE_SECONDS`, and its errors are not raised.
+    """
+    ended, errors = threading.Event(), []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="raypipe-tune", daemon=True).start()
+    try:
+        # With a timeout: CPython can miss a signal that arrives just before it waits for a lock.
+        while not ended.wait(POLL_SECONDS):
+            if left():
+                ended.wait(LEAVE_SECONDS)
+                return
+    except KeyboardInterrupt:
+        with deferred_interrupt():
+            interrupt()
+            ended.wait(END_SECONDS)
+        raise
+    if errors:
+        raise errors[0]

@@ -30,6 +30,8 @@ SETTINGS = {
 """Environment variables that Ray reads while a sweep runs, and their values where the user has set none."""
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no cloud reclaims this machine
 """More of them, where Ray is started on this machine."""
+SHUTDOWN_MODULES = ("ray.dag.compiled_dag_node",)
+"""Modules that ``ray.shutdown`` imports, and torch with them."""
 _SESSION_PATH = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Longest path of a socket of Ray below its folder."""
 MAX_FOLDER_LENGTH = (107 if sys.platform.startswith("linux") else 103) - len(_SESSION_PATH)
@@ -72,6 +74,19 @@ def working_folder_not_copied() -> Iterator[None]:
         yield
     finally:
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = before
+
+
+@contextlib.contextmanager
+def no_automatic_start() -> Iterator[None]:
+    """Make Ray's functions fail in the block where Ray is not started; they would start one."""
+    from ray._private import auto_init_hook
+
+    before = auto_init_hook.enable_auto_connect
+    auto_init_hook.enable_auto_connect = False
+    try:
+        yield
+    finally:
+        auto_init_hook.enable_auto_connect = before
 
 
 @contextlib.contextmanager

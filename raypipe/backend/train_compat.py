@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray import _raylet
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.train import ScalingConfig, WorkerGroupError
 from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     FixedScalingPolicy,
@@ -35,6 +43,9 @@ __all__ = [
     "worker_errors",
     "worker_tracebacks",
 ]
+
+WAIT_STEP_SECONDS = 0.5
+"""Seconds after which a thread that waits for a controller looks whether the driver leaves Ray."""
 
 
 class ScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
@@ -74,7 +85,7 @@ class ScalingPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
 
 class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train's trainer with policies of its own and without two of its callbacks.
+    """Ray Train's trainer with policies of its own, a wait that can be ended, and without two of its callbacks.
 
     One callback is the detached actor that polls for a dead controller: it queries Ray's state API, which needs a
     dashboard, and `raypipe.backend.worker_groups` does its work. The other starts the actor that manages Ray Data's
@@ -83,13 +94,36 @@ class WorkerGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
 
     policies: Mapping[str, Any]
     """Arguments of the controller by name: ``scaling_policy``, ``failure_policy``; to be set before `fit`."""
+    left: threading.Event | None = None
+    """Ends `fit` with an error once it is set."""
     _LEFT_OUT = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._LEFT_OUT]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**arguments, **self.policies})
+        """Run the controller as Ray does, on the driver's node, but wait for it in steps.
+
+        Ray waits in one call. Where a driver leaves Ray while a thread of it is in such a call, Ray ends the driver.
+        """
+        settings = get_env_vars_to_propagate()
+        warning = DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+        settings.setdefault(RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR, warning)
+        node: Any = _raylet  # a compiled module, whose types Ray does not ship
+        actor = ray.remote(
+            num_cpus=0,
+            label_selector={node.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
+            runtime_env={"env_vars": settings},
+        )(TrainController)
+        controller = actor.remote(**{**arguments, **self.policies})
+        self._await(controller.run.remote())
+        return self._await(controller.get_result.remote())
+
+    def _await(self, answer: Any) -> Any:
+        while not ray.wait([answer], timeout=WAIT_STEP_SECONDS)[0]:
+            if self.left is not None and self.left.is_set():
+                raise RuntimeError("the driver leaves Ray")
+        return ray.get(answer)
 
 
 class GpuTorchConfig(TorchConfig):  # type: ignore[misc]

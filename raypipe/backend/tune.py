@@ -148,6 +148,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         self._failures: Counter[tuple[str, str]] = Counter()
         self._deaths: Counter[int] = Counter()
         self._none_left = False
+        self._abandoned = False
         self._any_success = any(result.state != "failed" for result in queue.run.results())
         self._draining_reported = False
 
@@ -155,6 +156,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial for Tune; None while only running trials are left."""
+        self._end_if_abandoned()
         while not (self.fatal or self.stop.is_set() or self._over_budget()):
             if self._none_left and self._running:
                 return None  # Tune asks again: a running trial may be put back
@@ -185,6 +187,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def record_epoch(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Record an epoch that a trial has reported; return whether the trial continues."""
+        self._end_if_abandoned()
         number = self._numbers[trial_id]
         self.progress = True
         with self._sweep_ends_on_error():
@@ -200,6 +203,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended. A trial that was interrupted stays open for the next driver."""
+        self._end_if_abandoned()
         with self._sweep_ends_on_error():
             self._complete(trial_id, result or {}, error)
 
@@ -273,6 +277,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
 
     def check(self) -> bool:
         """Return whether the sweep must end; record why."""
+        self._end_if_abandoned()
         with self._sweep_ends_on_error():
             if self.stop.is_set() and not self._draining_reported:
                 self._draining_reported = True  # reported here: a signal handler may have set the request
@@ -282,6 +287,18 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             if self._actor_not_replaced():
                 raise LostSweepError("no actor replaced one that died", self.progress)
         return self.broker_is_lost() or self.fatal is not None
+
+    def abandon(self, reason: BaseException) -> None:
+        """Make Tune's thread end at its next call here, and record nothing that it still reports.
+
+        Unlike an end by `fatal`, that waits for no actor. Ray ends a process that leaves it while a thread waits so.
+        """
+        self._abandoned = True
+        self.fatal = self.fatal or reason
+
+    def _end_if_abandoned(self) -> None:
+        if self._abandoned:
+            raise SystemExit  # Tune catches any `Exception`, and waits for its actors
 
     def broker_is_lost(self, seconds: float = 0.0) -> bool:
         """Return whether the broker has died or dies within some seconds; the sweep then restarts."""

@@ -48,6 +48,8 @@ MAX_GROUP_STARTS = 4
 """Times that a group is started, in case its controller fails; Ray Train restarts workers."""
 CLOSE_SECONDS = 10.0
 """Seconds in which groups may end by themselves before their controllers are killed."""
+ABANDON_SECONDS = 3.0
+"""Seconds that the broker, and then the groups' threads, may take where Ray's control store is away."""
 THREAD_SECONDS = 60.0
 """Seconds that a thread may take to notice that its group has been killed; usually it takes none."""
 SHRINK_AFTER_SECONDS = 30.0
@@ -187,7 +189,7 @@ class WorkerGroups:
     def __init__(self, context: SweepContext, count: int) -> None:
         self.context = context
         self.names = [f"group-{number}" for number in range(count)]
-        self._closing = False
+        self._closing, self._left = False, threading.Event()
         for name in self.names:
             ray.get(context.broker.open_group.remote(name))
         self._threads = [threading.Thread(target=self._run, args=(name,), daemon=True) for name in self.names]
@@ -232,16 +234,23 @@ class WorkerGroups:
                 callbacks=[DeathCallback(context, group)],
             ),
         )
+        trainer.left = self._left
         trainer.policies = {"scaling_policy": _RegisteredPolicy(trainer.scaling_config, context, group)}
         return trainer
 
-    def close(self, *, now: bool = False) -> None:
+    def close(self, *, now: bool = False, abandon: bool = False) -> None:
         """End the workers; with `now`, without waiting for the epoch under way.
+
+        With `abandon`, where Ray's control store is away, the workers stop training, and the rest is left to Ray once
+        the driver leaves it: other calls would wait for the store.
 
         Ray ends the driver's process if a thread still waits for its group when Ray is shut down. So all threads end
         here.
         """
         self._closing = True
+        if abandon:
+            self._abandon()
+            return
         handles = [self._close_group(name) for name in self.names]
         deadline = time.monotonic() + (0.0 if now else CLOSE_SECONDS)
         for thread, (placement_group, controller) in zip(self._threads, handles, strict=True):
@@ -253,6 +262,14 @@ class WorkerGroups:
                     remove_placement_group(placement_group)
         for thread in self._threads:
             thread.join(timeout=THREAD_SECONDS)
+
+    def _abandon(self) -> None:
+        answers = [self.context.broker.close_group.remote(name) for name in self.names]
+        ray.wait(answers, num_returns=len(answers), timeout=ABANDON_SECONDS)  # the broker may be gone too
+        self._left.set()
+        deadline = time.monotonic() + ABANDON_SECONDS
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _close_group(self, name: str) -> tuple[str | None, bytes | None]:
         """Close a group at the broker; return its placement group and its controller, as far as they are known."""

@@ -52,7 +52,9 @@ class InterruptedSweepError(Exception):
 
 
 class LostSweepError(Exception):
-    """A process that executes the sweep (the broker, Ray Tune) has died, not because of a trial. The sweep restarts it.
+    """A process that executes the sweep has died, not because of a trial: the broker, Ray Tune, or Ray's control store.
+
+    The sweep restarts.
 
     Parameters
     ----------

@@ -57,7 +57,10 @@ class SweepCallback:
         """Called before Ray is started on this machine or, with an `address`, joined."""
 
     def on_warning(self, line: str) -> None:
-        """Called before a sweep starts that can run but is probably not what was meant; `line` says why."""
+        """Called before a sweep starts that can run but is probably not what was meant; `line` says why.
+
+        Also called, in a thread of its own, when Ray is about to end this process.
+        """
 
     def on_part(self, part: int, parts: int, subjects: int) -> None:
         """Called before part `part` of the `parts` of an outer cross-validation, which holds out some subjects."""
@@ -118,7 +121,7 @@ class SweepCallback:
         """Called after the first Ctrl-C: `running` trials (workers, in pretraining) finish their epoch."""
 
     def on_restart(self, reason: str) -> None:
-        """Called when Tune or the broker has died and the sweep restarts from the run's records."""
+        """Called when Tune, the broker or Ray's control store has died; the sweep restarts from the run's records."""
 
     def on_budget_used(self, reason: str) -> None:
         """Called when the run's time or GPU-hours are used up."""

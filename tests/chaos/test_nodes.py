@@ -6,7 +6,8 @@ import pytest
 
 from tests.chaos.plan import FLAGS
 from tests.chaos.play import ENV, HOOKS, differences
-from tests.support.rays import SharedRay
+from tests.support.faults import kill
+from tests.support.rays import OwnRay, SharedRay
 from tests.support.sweeps import Gate, epochs_of, starts_of
 
 pytestmark = pytest.mark.ray
@@ -15,6 +16,8 @@ pytestmark = pytest.mark.ray
 IMPATIENT = HOOKS | {"raypipe.backend.worker_groups": "module.SHRINK_AFTER_SECONDS = module.GROW_CHECK_SECONDS = 1.0"}
 # Tune asks the control store for resources every ten seconds, and waits for the answer; here all the time.
 ASKING = {"ray.tune.utils.resource_updater": "module.TUNE_STATE_REFRESH_PERIOD = 0.0"}
+# The driver gives up a control store after three seconds, and not after 36.
+SOON = {"raypipe.backend.control_store": "module.LEAVE_SHARE = 0.05"}
 ONE, SECOND_OF_TWO = "worker-0: folds 0, 1, 2, 3", "worker-1: folds 1, 3"
 
 
@@ -67,6 +70,43 @@ def test_a_control_store_that_is_kept_may_be_killed_and_started_again(field, kep
         gate.open(3)
         gate.wait(6, driver)  # reached after epoch 4 is recorded, for which Tune has called the trial actor meanwhile
     gate.open(6)
+    out = driver.finish()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
+def has_left(driver):
+    return "control store (GCS) is away; restarting from the run's records" in driver.output()
+
+
+def test_a_control_store_that_stays_away_is_left_and_the_sweep_restarts_on_another_ray(field, reference, tmp_path):
+    """Ray would end the driver after a minute, with status 1."""
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
+    alone = OwnRay(tmp_path, env=ENV)
+    alone.hooks.set(IMPATIENT | SOON | gate.hooks)
+    try:
+        driver = sweep(alone, folder, run)
+        gate.wait(3, driver)
+        kill(*alone.find("gcs"))
+        driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
+        gate.open(3)
+        out = driver.finish()
+    finally:
+        alone.end()
+    assert driver.child.returncode == 0, out
+    assert differences(run, first(reference)) == []
+
+
+def test_a_cluster_is_joined_again_when_its_control_store_is_back(field, nodes, reference, tmp_path):
+    folder, _ = field
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 3)
+    nodes.hooks.set(IMPATIENT | SOON | gate.hooks)
+    driver = sweep(nodes, folder, run)
+    gate.wait(3, driver)
+    with nodes.store_away():
+        driver.wait_until(lambda: has_left(driver), "the driver to leave Ray")
+        gate.open(3)
     out = driver.finish()
     assert driver.child.returncode == 0, out
     assert differences(run, first(reference)) == []

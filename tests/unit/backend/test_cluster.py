@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raypipe.backend import connection
+from raypipe.backend import cluster, connection
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.connection import connect
 from raypipe.backend.output import CapturedOutput
@@ -156,6 +156,7 @@ def changing_ray(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: made.initialized)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: setattr(made, "initialized", False))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     return made
 
 
@@ -197,3 +198,27 @@ def test_settings_of_the_user_are_kept(changing_ray, monkeypatch):
     with Cluster(None, SweepCallback()) as made:
         made.start()
     assert changing_ray.inside == {"usage": "1"} and os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+def test_a_lost_control_store_is_left_and_waited_for_and_one_line_says_how_to_continue(changing_ray, monkeypatch):
+    lost = SimpleNamespace(away=True, lost=True, start=lambda: None, stop=lambda: None)
+    monkeypatch.setattr(cluster, "ControlStoreWatch", lambda address, *_: lost)
+    with Cluster("there:6379", SweepCallback()) as made:
+        assert not (made.store_away or made.store_lost)
+        made.start()
+        assert made.store_away and made.store_lost
+        made.restart()
+        assert changing_ray.initialized and made.store_lost, "another watch"
+        changing_ray.error = ConnectionError("no answer\nmore")
+        with pytest.raises(UserError, match=r"^--address there:6379: .*no answer.*; the same command continues from"):
+            made.restart()
+        assert not (made.store_away or made.store_lost)
+
+
+def test_a_ray_of_the_callers_is_not_left_when_its_control_store_is_lost(changing_ray, monkeypatch):
+    changing_ray.initialized = True
+    lost = SimpleNamespace(away=True, lost=True, start=lambda: None, stop=lambda: None)
+    monkeypatch.setattr(cluster, "ControlStoreWatch", lambda address, *_: lost)
+    with Cluster(None, SweepCallback()) as made:
+        made.start()
+        assert made.store_away and not made.store_lost

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from raypipe.backend.executor import MAX_RESTARTS, _run_in_thread, supervise
+from raypipe.backend import process_state
+from raypipe.backend.executor import MAX_RESTARTS, _interrupt, _leave_lost_store, supervise
+from raypipe.backend.process_state import run_in_thread
 from raypipe.core.errors import LostSweepError, UserError
 from raypipe.trial.callback import SweepCallback
 from tests.support.callbacks import Recorder
@@ -62,8 +65,8 @@ def test_nothing_is_executed_if_no_trial_was_left():
 
 def test_errors_of_tunes_thread_are_raised_here():
     with pytest.raises(ZeroDivisionError):
-        _run_in_thread(lambda: 1 / 0, lambda: None)
-    _run_in_thread(lambda: None, lambda: None)
+        run_in_thread(lambda: 1 / 0, lambda: None)
+    run_in_thread(lambda: None, lambda: None)
 
 
 def test_a_ctrl_c_ends_tune_before_it_is_raised():
@@ -82,7 +85,7 @@ def test_a_ctrl_c_ends_tune_before_it_is_raised():
     handler = signal.signal(signal.SIGINT, once_interrupted(interrupted))
     try:
         with pytest.raises(KeyboardInterrupt):
-            _run_in_thread(work, interrupt)
+            run_in_thread(work, interrupt)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert order == ["interrupted", "ended"]
@@ -96,3 +99,28 @@ def once_interrupted(seen: threading.Event):
             raise KeyboardInterrupt
 
     return handle
+
+
+def test_a_tune_that_waits_for_a_lost_control_store_is_left_waiting(monkeypatch):
+    monkeypatch.setattr(process_state, "LEAVE_SECONDS", 0.0)
+    back, lost, reasons = threading.Event(), iter([False, False, True]), []
+    search = SimpleNamespace(abandon=reasons.append, progress=True)
+
+    def left():
+        return _leave_lost_store(SimpleNamespace(store_lost=next(lost)), search)
+
+    run_in_thread(back.wait, lambda: pytest.fail("no Ctrl-C was pressed"), left)
+    assert not back.is_set()
+    (reason,) = reasons
+    assert isinstance(reason, LostSweepError) and reason.progress, "the sweep restarts"
+    back.set()
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_ctrl_c_waits_for_no_control_store_that_is_away(away):
+    given = {}
+    search = SimpleNamespace(fatal=None, abandon=lambda reason: given.update(reason=reason))
+    groups = SimpleNamespace(close=given.update)
+    _interrupt(SimpleNamespace(store_away=away), search, groups)
+    assert isinstance(search.fatal, KeyboardInterrupt)
+    assert given == {"now": True, "abandon": away} | ({"reason": search.fatal} if away else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -17,8 +18,10 @@ from raypipe.backend.ray_compat import (
     JOB_VARIABLE,
     LOCAL_SETTINGS,
     SETTINGS,
+    SHUTDOWN_MODULES,
     job_config,
     keys_not_forwarded,
+    no_automatic_start,
     package_folders,
     process_output_to,
     working_folder_not_copied,
@@ -174,6 +177,24 @@ def test_ray_reads_every_environment_variable_that_is_set():
         for path in (package / folder).rglob("*.py"):
             found |= set(re.findall(r"\b(?:RAY|TUNE)_[A-Z_]+\b", path.read_text(errors="ignore")))
     assert (SETTINGS | LOCAL_SETTINGS).keys() <= found
+
+
+def test_the_modules_that_a_shutdown_imports_are_those_of_ray():
+    source = inspect.getsource(importlib.import_module("ray._private.worker").shutdown)
+    assert set(re.findall(r"^ +from (\S+) import", source, re.MULTILINE)) == set(SHUTDOWN_MODULES)
+    assert all(importlib.util.find_spec(module) for module in SHUTDOWN_MODULES)
+
+
+def test_functions_of_ray_start_none_while_a_sweep_leaves_it(monkeypatch):
+    hook = importlib.import_module("ray._private.auto_init_hook")
+    started = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda: started.append(1))
+    with no_automatic_start():
+        hook.auto_init_ray()
+    assert not started
+    hook.auto_init_ray()
+    assert started == [1]
 
 
 def test_tune_does_not_wait_for_a_control_store_in_its_loop(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -427,3 +429,24 @@ def test_a_driver_whose_run_was_taken_over_stops_and_leaves_its_trials_open(sear
     search.on_trial_complete(name, result | {"done": True})
     assert search.suggest("another") == "FINISHED"
     assert search.queue.run.result(number) is None
+
+
+def test_an_abandoned_tune_ends_and_records_nothing(search):
+    """Its thread may wait for a control store that is away, and continue after the sweep has restarted."""
+    name, number, result = finished(search)
+    before = {path: path.read_bytes() for path in search.queue.run.local.rglob("*") if path.is_file()}
+    search.abandon(LostSweepError("the control store is away", progress=True))
+    for call in (
+        RunStopper(search).stop_all,
+        lambda: search.record_epoch(name, result),
+        lambda: search.on_trial_complete(name, result),
+        lambda: search.on_trial_complete(name, error=True),
+        lambda: search.suggest("another"),
+    ):
+        with pytest.raises(SystemExit):  # any `Exception` is caught by Tune, which then waits for its actors
+            call()
+    source = inspect.getsource(importlib.import_module("ray.tune.tune").run)
+    assert "except Exception:\n        runner.cleanup()" in source and "BaseException" not in source
+    assert str(search.fatal) == "the control store is away"
+    assert {path: path.read_bytes() for path in search.queue.run.local.rglob("*") if path.is_file()} == before
+    assert ends_in_study(search.queue.run).get(number, []) == []

@@ -18,6 +18,7 @@ from raypipe.backend.worker_groups import (
     SHRINK_AFTER_SECONDS,
     DeathCallback,
     ElasticPolicy,
+    WorkerGroups,
     workers_that_fit,
 )
 from raypipe.storage.trial_log import read_log
@@ -195,3 +196,27 @@ def test_no_group_starts_without_a_worker(machines):
     assert starting(policy) is None
     machines.now += 10 * SHRINK_AFTER_SECONDS
     assert starting(policy) is None
+
+
+def test_groups_are_left_without_a_call_that_waits_for_the_control_store(monkeypatch):
+    """Their workers stop training; calls that remove their placement groups would wait until Ray ends the driver."""
+    called, waits = [], []
+
+    class Broker:
+        def __getattr__(self, name):
+            return SimpleNamespace(remote=lambda group: called.append((name, group)) or (name, group))
+
+    def wait(answers, num_returns, timeout):
+        waits.append(timeout)
+        return [], answers  # the broker is gone too
+
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.get", lambda call: None)
+    monkeypatch.setattr("raypipe.backend.worker_groups.ray.wait", wait)
+    monkeypatch.setattr(WorkerGroups, "_trainer", lambda self, *_: SimpleNamespace(fit=self._left.wait))
+    for name in ("kill_actor", "remove_placement_group"):
+        monkeypatch.setattr(f"raypipe.backend.worker_groups.{name}", lambda _: pytest.fail("waits for the store"))
+    groups = WorkerGroups(SimpleNamespace(broker=Broker()), 2)
+    groups.close(abandon=True)
+    assert called[2:] == [("close_group", "group-0"), ("close_group", "group-1")], "and no group starts again"
+    assert waits and all(timeout is not None for timeout in waits)
+    assert not any(thread.is_alive() for thread in groups._threads), "Ray would end the process that leaves it"
