@@ -44,7 +44,7 @@ JOBS = (
 )  # fmt: skip
 LONG = (
     Job("sweep", "sweep", (), 4 * 3600, ("--windows", "64", "--trials", "2", "--only", "raypipe")),
-    Job("scale", "scale", (), 2 * 3600, ("--most", "1000", "--epochs", "1")),
+    Job("scale", "scale", (), 2 * 3600, ("--most", "1000", "--epochs", "1", "--picture", "")),
     Job("many_trials", "many_trials", (), 4 * 3600,
         ("--trials", "4", "--concurrent", "2", "--seconds", "0.5", "--epochs", "2", "--nodes", "1"), saves=False),
     Job("hosts", "hosts", (), 2 * 3600, ("--trials", "2", "--epochs", "2", "--windows", "64"), saves=False),

@@ -183,7 +183,7 @@ def _print(args: argparse.Namespace, meter: Meter, run: Any, took: float) -> Non
         inside = range(before["ended"], mark["ended"])
         over = statistics.median(meter.durations[n] for n in inside) - slept(run, inside, args.seconds)
         cpu = (mark["cpu"] - before["cpu"]) / len(inside)
-        calls = (mark["calls"] - before["calls"]) / (mark["reports"] - before["reports"])
+        calls = (mark["calls"] - before["calls"]) / max(1, mark["reports"] - before["reports"])
         print(f"{mark['ended']:>8}{over:>16.2f} s{cpu:>14.2f} s{mark['memory']:>7.0f} MB{calls:>24.1f}")
     print("storage calls by kind: " + ", ".join(f"{count} {name}" for name, count in meter.calls.most_common()))
 

@@ -55,6 +55,7 @@ def store_of(folder: Path, windows: int, channels: int, folds: int) -> Path:
     subjects = 4 * folds
     toy = ToyWindows(subjects=subjects, each=round(windows * folds / (folds - 1) / subjects), channels=1)
     toy.sfreq, toy.crop_samples, toy.window_samples, toy.n_channels = 250.0, 200, 200, channels
+    toy.channels = [f"E{k + 1}" for k in range(channels)]
     toy.x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, (len(toy), channels, 200))
     rng = np.random.default_rng(0)
     for start in range(0, len(toy), 1024):
@@ -121,12 +122,13 @@ def measure(args: argparse.Namespace) -> report.Result:
     (_, one), (_, two) = drawn["workers"]
     report.add_table(found, "By workers", ("workers", "epoch, s"), [("1", f"{one:.2f}"), ("2", f"{two:.2f}")])
     report.add_ratio(found, "two workers / one", [one], [two])
-    draw(drawn)
+    if args.picture:
+        draw(drawn, args.picture)
     return found
 
 
-def draw(found: dict[str, list[tuple[int, float]]]) -> None:
-    """Draw the times on logarithmic axes into `benchmarks/scale.png`."""
+def draw(found: dict[str, list[tuple[int, float]]], path: str) -> None:
+    """Draw the times on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,7 +146,7 @@ def draw(found: dict[str, list[tuple[int, float]]]) -> None:
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("seconds an epoch, all folds")
     axes[0].legend(frameon=False)
-    figure.savefig(ROOT / "benchmarks" / "scale.png", dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -156,6 +158,8 @@ def main(words: Sequence[str] | None = None) -> None:
         default=64000,
         help="largest number of windows per fold; 64,000 of 32 x 200 take 2.2 GB on disk",
     )
+    picture = str(ROOT / "benchmarks" / "scale.png")
+    parser.add_argument("--picture", default=picture, help="file of the picture; empty for none")
     report.main(parser, measure, words)
 
 
