@@ -35,7 +35,7 @@ DEVICE = ("--device", "cuda")
 BOTH_BATCHES = ("--batch", "64", "512")
 SMALL = ("--batch", "8", "--channels", "19")
 JOBS = (
-    Job("folds", "folds", (*DEVICE, "--batch", "64", "--folds", "5", "10"), 150,
+    Job("folds", "folds", (*DEVICE, "--batch", "64", "--folds", "5"), 150,
         (*DEVICE, *SMALL, "--folds", "2", "--windows", "64")),
     Job("step", "step", (*DEVICE, *BOTH_BATCHES, "--stack", "1", "2", "5", "10", "--seconds", "15"), 180,
         (*DEVICE, *SMALL, "--stack", "1", "2", "--seconds", "1", "--quick")),

@@ -94,14 +94,18 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"):
                 output = self._function(inputs)
         except torch.OutOfMemoryError:
-            self._clean_up()
+            self._give_up()
             raise
         except RuntimeError as error:
-            self._clean_up()
+            self._give_up()
             log.warning("computed kernel by kernel, not as a CUDA graph: %s", first_line(error))
             return None
         _live.add(graph)
         return _Captured(graph, inputs, output)
+
+    def _give_up(self) -> None:
+        _live.clear()  # their pool is of no more use: torch takes it for one that is still recorded to
+        self._clean_up()
 
 
 def _shared_pool() -> Any:

@@ -203,20 +203,22 @@ class StackedPair:
         # Weights, gradients, AdamW's two moments, and the weights that SAM saves while they are perturbed; a batch.
         state = 5 * sum(p.numel() * p.element_size() for p in self.pair[0].model.parameters())
         batch = sum(tensor.nbytes for tensor in self.batches[0] if tensor is not None)
-        return stack_bytes(one, two, state + batch, n_folds)
+        return stack_bytes(one, two, state, batch, n_folds)
 
 
-def stack_bytes(one: int, two: int, state: int, count: int) -> int:
-    """Return the peak memory of a stack of `count` folds in bytes.
+def stack_bytes(one: int, two: int, state: int, batch: int, count: int) -> int:
+    """Return the peak memory of a stack of `count` folds in bytes, as a CUDA graph, which has batches of its own.
 
     Parameters
     ----------
     one, two
         Peak of a step of one fold, and of two as a stack, while both are in memory.
     state
-        Bytes of a fold's weights, gradients, optimiser and batch.
+        Bytes of a fold's weights, gradients and optimiser.
+    batch
+        Bytes of a fold's batch.
     """
-    return two + (count - 2) * (max(0, two - one) + state)
+    return two + (count - 2) * (max(0, two - one) + state + batch) + count * batch
 
 
 def _peak_bytes(work: Callable[[], object], device: torch.device) -> int:

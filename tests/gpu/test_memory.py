@@ -214,7 +214,7 @@ def warm_up() -> None:
 
 
 def real_peak(loaded: WindowLoader, count: int) -> int:
-    """Return the most bytes that steps of so many folds allocate, before they are CUDA graphs, beside what is there."""
+    """Return the most bytes that steps of so many folds allocate until they are CUDA graphs, beside what is there."""
     warm_up()
     before = collect()
     made = trainers(loaded, count)
@@ -222,11 +222,11 @@ def real_peak(loaded: WindowLoader, count: int) -> int:
         one.start_epoch()
     batches = [next(one.batches()) for one in made]
     if count == 1:
-        for _ in range(UNCAPTURED_CALLS):
+        for _ in range(UNCAPTURED_CALLS + 1):
             made[0].step(batches[0], 0)
     else:
         stack = StackedTrainer(made)
-        for _ in range(UNCAPTURED_CALLS):
+        for _ in range(UNCAPTURED_CALLS + 1):
             stack.step(batches, 0)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before

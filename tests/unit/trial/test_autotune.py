@@ -178,11 +178,15 @@ def test_the_stem_is_timed_as_it_is_trained(run, loader, monkeypatch):
     assert set(passes) == {(algorithm, True, torch.bfloat16) for algorithm in ("fourier", "direct")}
 
 
-@given(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(0, 10**8), st.integers(2, 10))
-def test_every_further_fold_of_a_stack_needs_as_much_as_the_second(one, activations, state, count):
-    needed = stack_bytes(one, one + activations, state, count)
-    assert needed - stack_bytes(one, one + activations, state, 2) == (count - 2) * (activations + state)
-    assert stack_bytes(one, one + activations, state, 2) == one + activations
+SIZE = st.integers(0, 10**8)
+
+
+@given(SIZE, st.integers(1, 10**9), SIZE, SIZE, st.integers(2, 10))
+def test_every_further_fold_of_a_stack_needs_as_much_as_the_second(one, activations, state, batch, count):
+    needed = stack_bytes(one, one + activations, state, batch, count)
+    two = stack_bytes(one, one + activations, state, batch, 2)
+    assert needed - two == (count - 2) * (activations + state + 2 * batch)
+    assert two == one + activations + 2 * batch
 
 
 @pytest.mark.parametrize(("available", "stacked"), [(500, True), (499, False)])
@@ -191,9 +195,9 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     clock += [1.0, 2.0, 0.5, 1.0]
     state = []
 
-    def bytes_of(one, two, own, count):
-        state.append(own)
-        return stack_bytes(one, two, 0, count)
+    def bytes_of(one, two, own, batch, count):
+        state.append((own, batch))
+        return stack_bytes(one, two, 0, 0, count)
 
     peaks, shares = [200, 300], []
     monkeypatch.setattr(autotune, "stack_bytes", bytes_of)
@@ -214,7 +218,7 @@ def test_a_stack_that_does_not_fit_the_workers_gpu_is_not_chosen(run, loader, cl
     assert found.what.startswith("a GPU (0.25 of a GPU), ")
     assert shares == [0.25]
     batch = sum(tensor.nbytes for tensor in next(made[0].batches()) if tensor is not None)
-    assert state == [20 * sum(parameter.numel() for parameter in made[0].model.parameters()) + batch]
+    assert state == [(20 * sum(parameter.numel() for parameter in made[0].model.parameters()), batch)]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("another error")])
