@@ -75,7 +75,7 @@ class SimulatedGroups:
     def __init__(self, context: SweepContext, count: int) -> None:
         ray.get([context.broker.open_group.remote(f"group-{number}") for number in range(count)])
 
-    def close(self, *, now: bool = False) -> None:
+    def close(self, *, now: bool = False, abandon: bool = False) -> None:
         """Do nothing: there are no workers."""
 
 
