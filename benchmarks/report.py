@@ -56,7 +56,7 @@ def build(
 
 
 def has_failed(found: Result) -> bool:
-    """Return whether the benchmark, or a contestant of it, has failed."""
+    """Return whether the benchmark or something that it times has failed."""
     return "failed" in found or any(reason.startswith(FAILED) for reason in found.get("missing", {}).values())
 
 

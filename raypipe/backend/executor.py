@@ -122,8 +122,11 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
         try:
             tuner = _tuner(search, driver.store, context, layout.concurrent)
             with driver.stop.accepting(), keys_not_forwarded():
-                left = lambda: _leave_lost_store(driver.cluster, search)  # noqa: E731
-                run_in_thread(tuner.fit, lambda: _interrupt(driver.cluster, search, groups), left)
+                run_in_thread(
+                    tuner.fit,
+                    interrupt=lambda: _interrupt(driver.cluster, search, groups),
+                    left=lambda: _leave_lost_store(driver.cluster, search),
+                )
         except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
             # Tune does not handle an actor that Ray has killed to save memory, for example.
             search.fatal = search.fatal or LostSweepError(f"Ray Tune has died ({first_line(error)})", search.progress)

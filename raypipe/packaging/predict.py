@@ -74,22 +74,7 @@ def predict(
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
     task = parse_task(ensemble.info.prepare.task)
     found, left_out = _find_recordings(recordings, task)
-    tables: list[pd.DataFrame] = []
-    failed: list[UnreadableRecordingError] = []
-    for number, recording in enumerate(found, start=1):
-        try:
-            part, lost = _predict_recording(ensemble, recording, task, per)
-            tables += [part] if len(part) else []
-            reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
-        except UnreadableRecordingError as error:
-            failed.append(error)
-            if len(failed) == len(found):
-                raise failed[0] from None
-            reasons = str(error)
-        if reasons:
-            left_out[recording.key] = reasons
-        if progress:
-            progress(number, len(found), recording.key)
+    tables = _predict_each(ensemble, found, task, per, left_out, progress)
     if not tables:
         raise UserError(
             f"{recordings}: no window of {ensemble.info.prepare.window:g} s for task '{task.spec}' in "
@@ -101,6 +86,34 @@ def predict(
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
     return table
+
+
+def _predict_each(
+    ensemble: LoadedEnsemble,
+    recordings: list[Recording],
+    task: Task,
+    per: Literal["window", "recording"],
+    left_out: dict[str, str],
+    progress: Progress | None,
+) -> list[pd.DataFrame]:
+    """Return the tables of recordings that have windows; what was not predicted is added to `left_out`."""
+    tables: list[pd.DataFrame] = []
+    failed: list[UnreadableRecordingError] = []
+    for number, recording in enumerate(recordings, start=1):
+        try:
+            part, lost = _predict_recording(ensemble, recording, task, per)
+            tables += [part] if len(part) else []
+            reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
+        except UnreadableRecordingError as error:
+            failed.append(error)
+            if len(failed) == len(recordings):
+                raise failed[0] from None
+            reasons = str(error)
+        if reasons:
+            left_out[recording.key] = reasons
+        if progress:
+            progress(number, len(recordings), recording.key)
+    return tables
 
 
 def _find_recordings(recordings: str | Path, task: Task) -> tuple[list[Recording], dict[str, str]]:

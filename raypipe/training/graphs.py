@@ -138,7 +138,7 @@ class Stepper:
         whole: bool = True,
     ) -> None:
         self.states, self._compute = list(states), compute
-        self._graphs = CudaGraphs(self._outcome, self._forget) if whole and capturable(states[0]) else None
+        self._graphs = CudaGraphs(self._outcome, self._forget) if whole and states[0].deferred else None
 
     def step(self, batches: Sequence[Batch]) -> list[StepResult]:
         """Take a step; see `step.take_step`."""
@@ -163,8 +163,3 @@ class Stepper:
         for state in self.states:
             if state.sam is not None:
                 state.sam.forget()
-
-
-def capturable(state: TrainState[Any]) -> bool:
-    """Return whether steps are sequences of kernels that depend on no result: on a GPU, but for float16."""
-    return state.deferred

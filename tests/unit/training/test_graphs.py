@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from raypipe.core.errors import NonFiniteError
 from raypipe.training import graphs
-from raypipe.training.graphs import MAX_GRAPHS, UNCAPTURED_CALLS, CudaGraphs, Stepper, capturable
+from raypipe.training.graphs import MAX_GRAPHS, UNCAPTURED_CALLS, CudaGraphs
 from raypipe.training.optim import AdamW
 from raypipe.training.step import TrainState
 from tests.support.toys import ToyWindows, fold_trainer, tiny
@@ -26,7 +28,7 @@ def trainer(**changes):
 def deferred(monkeypatch):
     """Take steps as on a GPU, without branches that depend on results."""
     monkeypatch.setattr(TrainState, "deferred", property(lambda state: isinstance(state.optimizer, AdamW)))
-    monkeypatch.setattr(graphs, "capturable", lambda state: False)
+    monkeypatch.setattr(graphs, "UNCAPTURED_CALLS", 10**9)
 
 
 @pytest.mark.parametrize("method", ["none", "sam", "asam", "looksam", "msam"])
@@ -156,4 +158,36 @@ def test_loading_and_stacking_make_another_version():
 
 def test_nothing_is_captured_on_a_cpu():
     one = trainer(sam__name="sam")
-    assert not capturable(one.state) and Stepper([one.state], one._optimise)._graphs is None
+    assert not one.state.deferred and one._stepper._graphs is None and one._forward is None
+
+
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_a_capture_that_fails_is_undone_and_leaves_its_pool_to_none(monkeypatch, caplog, out_of_memory):
+    """With stand-ins: torch takes the pool of a failed capture for one that is still recorded to."""
+
+    class Graph:
+        def pool(self):
+            return "of a failed capture"
+
+    pools, undone = [], []
+
+    def capture(graph, pool, capture_error_mode):
+        pools.append(pool)
+        if len(pools) == 2:
+            raise torch.OutOfMemoryError("full") if out_of_memory else RuntimeError("waits")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(graphs, "_live", weakref.WeakSet())
+    calls = CudaGraphs(lambda arguments: arguments[0] * 2, lambda: undone.append(True))
+    first = calls._capture([torch.ones(3)])
+    if out_of_memory:
+        with pytest.raises(torch.OutOfMemoryError):
+            calls._capture([torch.ones(3)])
+    else:
+        assert calls._capture([torch.ones(3)]) is None
+        assert "computed kernel by kernel, not as a CUDA graph: waits" in caplog.text
+    last = calls._capture([torch.ones(3)])
+    assert first is not None and last is not None and undone == [True]
+    assert pools == [None, "of a failed capture", None]
