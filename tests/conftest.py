@@ -33,8 +33,8 @@ def pytest_configure():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Leave the reasons of all skips for `tests/parts.py`."""
-    if file := os.environ.get(SKIPS):
+    """Leave the reasons of all skips for `tests/parts.py`, once: workers of pytest-xdist report theirs to the first."""
+    if (file := os.environ.get(SKIPS)) and not hasattr(terminalreporter.config, "workerinput"):
         skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ())]
         with open(file, "a") as lines:
             lines.writelines(reason.removeprefix("Skipped: ") + "\n" for reason in skipped)
