@@ -102,12 +102,20 @@ def make_run(
     windows: ToyWindows | WindowStore,
     *,
     n_folds: int = 3,
+    repeats: int = 1,
     space: str = SPACE,
     seed: int = 0,
     data: str = "toy",
 ) -> RunStore:
     """Create a run on toy windows; `data` is where they are, for those who read them again."""
-    folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=n_folds, seed=seed)
+    folds = make_folds(
+        windows.subjects,
+        windows.targets,
+        classes=bool(windows.classes),
+        n_folds=n_folds,
+        repeats=repeats,
+        seed=seed,
+    )
     source = SearchSpace(space, "toy.py")
     info = RunInfo(
         id="toy",

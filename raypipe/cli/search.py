@@ -46,7 +46,17 @@ NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. 
     rich_help_panel=PANEL,
     epilog=example("raypipe plan search_spaces/focal_mixup_sam.py --data demo/store --trials 200 --cpus 64"),
 )
-@option_flags(SweepOptions, "trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address")
+@option_flags(
+    SweepOptions,
+    "trials",
+    "folds",
+    "repeats",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "concurrent",
+    "address",
+)
 def plan(
     space: SpaceArg,
     data: DataOption,

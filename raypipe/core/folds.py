@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,11 @@ from pydantic import Field
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.record import Record
+from raypipe.core.seeds import derive_seed
 
 HELD_OUT = -1
+MAX_DRAWS = 20
+"""Fold maps that are drawn for a repeat until one differs from those of the other repeats."""
 MAX_NAMED = 5
 """Subjects that a message names."""
 
@@ -24,16 +27,31 @@ class LeakError(Exception):
     """A subject is on both sides of a split. No result of that split is reported."""
 
 
+class PredictedRows(NamedTuple):
+    """Out-of-fold predictions of a trial: one per window of a search subject and repeat."""
+
+    windows: Index
+    """(N,) numbers of the windows, ascending within each repeat."""
+    folds: Index
+    """(N,) folds whose networks predict them."""
+
+
 class FoldMap(Record):
     """The fold of every subject, `HELD_OUT` for those that no trial sees (``folds.json``).
 
-    It is written once when a run is created, read by every trial, and never changed.
+    It is written once when a run is created, read by every trial, and never changed. In a repeat, the same search
+    subjects are distributed over other folds. All folds are numbered in one sequence: repeat r has the folds from
+    ``r * folds_per_repeat``.
     """
 
-    format: Literal["raypipe-folds/2"] = "raypipe-folds/2"
+    format: Literal["raypipe-folds/3"] = "raypipe-folds/3"
     seed: int
     n_folds: int
+    """Folds of all repeats together. Each has a network of its own."""
     fold_of: dict[str, int]
+    """The fold of each subject in the first repeat."""
+    repeated: list[dict[str, int]] = Field(default_factory=list)
+    """The same of each further repeat."""
     group_of: dict[str, str] = Field(default_factory=dict)
     """The group of each subject that shares one with others (family, site). A group is on one side of every split."""
 
@@ -42,16 +60,27 @@ class FoldMap(Record):
         """Return the subjects that no trial, ensemble weight or choice has seen, sorted."""
         return sorted(subject for subject, fold in self.fold_of.items() if fold == HELD_OUT)
 
-    def folds(self, subjects_N: Iterable[str]) -> Index:
-        """Return the fold of each window's subject (N,).
+    @property
+    def repeats(self) -> int:
+        """Return how often the search subjects are distributed over folds."""
+        return 1 + len(self.repeated)
+
+    @property
+    def folds_per_repeat(self) -> int:
+        """Return the number of folds of one repeat."""
+        return self.n_folds // self.repeats
+
+    def folds(self, subjects_N: Iterable[str], repeat: int = 0) -> Index:
+        """Return the fold of each window's subject (N,) in a repeat.
 
         Raises
         ------
         LeakError
             A subject is missing from the map.
         """
+        fold_of = [self.fold_of, *self.repeated][repeat]
         try:
-            return np.array([self.fold_of[str(s)] for s in subjects_N], dtype=np.int64)
+            return np.array([fold_of[str(s)] for s in subjects_N], dtype=np.int64)
         except KeyError as error:
             raise LeakError(f"subject {error} is not in the run's fold map") from None
 
@@ -80,7 +109,7 @@ class FoldMap(Record):
         LeakError
             A subject is missing from the map, a subject or a group is on two sides, or a side has no window.
         """
-        folds_N = self.folds(subjects_N)
+        folds_N = self.folds(subjects_N, fold // self.folds_per_repeat)
         train = np.flatnonzero((folds_N != fold) & (folds_N != HELD_OUT))
         validation = np.flatnonzero(folds_N == fold)
         parts = {"training": train, "validation": validation, "held-out": self.held_out_index(subjects_N)}
@@ -94,8 +123,14 @@ class FoldMap(Record):
         return np.flatnonzero(self.folds(subjects_N) == HELD_OUT)
 
     def search_index(self, subjects_N: NDArray[Any]) -> Index:
-        """Return the indices of the windows of all other subjects, ascending: the rows of out-of-fold predictions."""
+        """Return the indices of the windows of all other subjects, ascending."""
         return np.flatnonzero(self.folds(subjects_N) != HELD_OUT)
+
+    def predicted_rows(self, subjects_N: NDArray[Any]) -> PredictedRows:
+        """Return the rows of out-of-fold predictions: those of the first repeat, then of the next."""
+        index = self.search_index(subjects_N)
+        folds = [self.folds(subjects_N[index], repeat) for repeat in range(self.repeats)]
+        return PredictedRows(np.tile(index, self.repeats), np.concatenate(folds))
 
 
 def audit(subjects_N: NDArray[Any], parts: dict[str, Index], of: str = "subject") -> None:
@@ -136,11 +171,12 @@ def make_folds(
     *,
     classes: bool,
     n_folds: int = 5,
+    repeats: int = 1,
     held_out: float | Sequence[str] = 0.2,
     seed: int = 0,
     group_of: Mapping[str, str] | None = None,
 ) -> FoldMap:
-    """Distribute subjects over held-out subjects and `n_folds` folds.
+    """Distribute subjects over held-out subjects and `n_folds` folds, the latter `repeats` times from other seeds.
 
     Parameters
     ----------
@@ -158,8 +194,8 @@ def make_folds(
     Raises
     ------
     UserError
-        There are too few subjects or groups for the folds, a held-out subject is unknown, or only a part of a group is
-        named to be held out.
+        There are too few subjects or groups for the folds or repeats, a held-out subject is unknown, or only a part of
+        a group is named to be held out.
     """
     names = sorted({str(s) for s in subjects_N})
     if len(names) < 2:
@@ -178,14 +214,33 @@ def make_folds(
     _check_fold_count(n_folds, len(names), max(n_held_out, len(chosen)))
     rest = np.array([str(s) not in chosen for s in subjects_N])
     _check_group_count(n_folds, len(set(units_N[rest].tolist())), bool(folds.group_of))
-    fold_of_unit: dict[str, int] = {}
-    for fold, units in enumerate(_split_subjects(units_N[rest], targets_N[rest], classes, n_folds, seed + 1)):
-        fold_of_unit |= dict.fromkeys(units, fold)
-    fold_of = {s: HELD_OUT if s in chosen else fold_of_unit[str(folds.groups([s])[0])] for s in names}
-    folds = folds.model_copy(update={"fold_of": fold_of})
-    for fold in range(n_folds):
+    maps: list[dict[str, int]] = []
+    for repeat, parts in enumerate(_repeated_parts(units_N[rest], targets_N[rest], classes, n_folds, repeats, seed)):
+        fold_of_unit = {unit: repeat * n_folds + fold for fold, units in enumerate(parts) for unit in units}
+        maps.append({s: HELD_OUT if s in chosen else fold_of_unit[str(folds.groups([s])[0])] for s in names})
+    folds = folds.model_copy(update={"fold_of": maps[0], "repeated": maps[1:], "n_folds": repeats * n_folds})
+    for fold in range(folds.n_folds):
         folds.split(subjects_N, fold)
     return folds
+
+
+def _repeated_parts(
+    units_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_folds: int, repeats: int, seed: int
+) -> list[list[list[str]]]:
+    """Return the units of each fold, for each repeat; no two repeats have the same folds."""
+    found: list[list[list[str]]] = []
+    for draw in range(repeats * MAX_DRAWS):
+        # The first repeat has the seed that follows that of the held-out subjects.
+        drawn_seed = seed + 1 if draw == 0 else derive_seed("folds", seed, draw) % 2**32
+        parts = _split_subjects(units_N, targets_N, classes, n_folds, drawn_seed)
+        if sorted(parts) not in map(sorted, found):
+            found.append(parts)
+        if len(found) == repeats:
+            return found
+    raise UserError(
+        f"--repeats {repeats}: {len(set(units_N.tolist()))} subjects (or groups) were split into {n_folds} folds in "
+        f"{len(found)} different way(s) only; use at most --repeats {len(found)}"
+    )
 
 
 def make_outer_parts(

@@ -1,7 +1,8 @@
 """The level at which predictions are scored wherever trials or methods are compared: decided here, used everywhere.
 
 Where each person has one target for all windows, a score is of one mean prediction per person: a person is one data
-point, however many windows there are. Metrics that only rank predictions (`Metric.by_fold`) are then taken within each
+point, however many windows there are. Folds that are repeated predict each window, or person, once in each repeat; each
+of these predictions is a row of its own. Metrics that only rank predictions (`Metric.by_fold`) are taken within each
 fold and averaged. Each fold has a network of its own, and the constant offsets between networks, which the ensemble of
 all folds averages out, would lower a score over all folds together.
 """
@@ -43,20 +44,36 @@ def level_of(subjects: ArrayLike, targets: ArrayLike) -> Level:
 
 def mean_per_person(subjects: ArrayLike, predictions: NDArray[Any]) -> Floats:
     """Average the predictions (N, outputs) of each person: (people, outputs), people in sorted order."""
-    names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    sums = np.zeros((len(names), predictions.shape[1]))
-    np.add.at(sums, index, predictions)
-    return np.asarray(sums / np.bincount(index)[:, None])
+    return mean_per_row(np.unique(np.asarray(subjects), return_inverse=True)[1], predictions)
+
+
+def mean_per_row(row_N: NDArray[Any], predictions: NDArray[Any]) -> Floats:
+    """Average the predictions (N, outputs) with each row number in (N,): (rows, outputs)."""
+    sums = np.zeros((int(row_N.max(initial=-1)) + 1, predictions.shape[1]))
+    np.add.at(sums, row_N, predictions)
+    return np.asarray(sums / np.bincount(row_N)[:, None])
+
+
+def people_rows(subjects: ArrayLike, folds: ArrayLike) -> tuple[Ints, Ints]:
+    """Return a window of each row of people, and the row of each window (N,).
+
+    A row is a person and the fold whose network predicts them. Folds that are repeated predict a person once in each
+    repeat, each time by another network. Rows are in order of the people and then of the folds.
+    """
+    person_N = np.unique(np.asarray(subjects), return_inverse=True)[1]
+    folds_F, fold_N = np.unique(np.asarray(folds), return_inverse=True)
+    _, first, row_N = np.unique(person_N * max(1, len(folds_F)) + fold_N, return_index=True, return_inverse=True)
+    return first, row_N
 
 
 def rows_at_level(
     level: Level, targets: NDArray[Any], subjects: NDArray[Any], folds: NDArray[Any], predictions: NDArray[Any]
 ) -> ScoredRows:
-    """Return windows as they are, or one row per person with the mean prediction."""
+    """Return windows as they are, or one row per person and repeat with the mean prediction (`people_rows`)."""
     if level == "window":
         return ScoredRows(targets, subjects, folds, predictions)
-    names, first = np.unique(subjects, return_index=True)
-    return ScoredRows(targets[first], names, folds[first], mean_per_person(subjects, predictions))
+    first, row_N = people_rows(subjects, folds)
+    return ScoredRows(targets[first], subjects[first], folds[first], mean_per_row(row_N, predictions))
 
 
 def ranking_score(

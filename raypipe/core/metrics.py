@@ -223,12 +223,17 @@ def _best_constant_class(metric: str, y_N: NDArray[np.generic], share_K: Floats)
 
 
 def constant_out_of_fold(
-    kind: Kind, y: ArrayLike, folds: ArrayLike, n_classes: int = 0, metric: str | None = None
+    kind: Kind, y: ArrayLike, folds: ArrayLike, subjects: ArrayLike, n_classes: int = 0, metric: str | None = None
 ) -> Floats:
-    """Return (N, outputs): for the windows of each fold, the `constant_prediction` from the targets of the others."""
+    """Return (N, outputs): for the windows of each fold, the `constant_prediction` from the targets of other subjects.
+
+    In another repeat of the folds these subjects' targets are rows too, so subjects, not folds, are left out.
+    """
     y_N, fold_N = np.asarray(y), np.asarray(folds)
+    subject_N = np.unique(np.asarray(subjects), return_inverse=True)[1]
     pred_NO = np.empty((len(y_N), n_classes or 1))
     for fold in np.unique(fold_N):
         inside = fold_N == fold
-        pred_NO[inside] = constant_prediction(kind, y_N[~inside], int(inside.sum()), n_classes, metric)
+        others = ~np.isin(subject_N, subject_N[inside])
+        pred_NO[inside] = constant_prediction(kind, y_N[others], int(inside.sum()), n_classes, metric)
     return pred_NO

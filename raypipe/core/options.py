@@ -73,7 +73,7 @@ _DEFAULT_HELD_OUT = "release R5 if the store has it among others, otherwise 0.2"
 
 
 class SweepOptions(FrozenModel):
-    """Options of a sweep. Its seed, metric, folds and held-out subjects are fixed when the run is created."""
+    """Options of a sweep. Its seed, metric, folds, repeats and held-out subjects are fixed when the run is created."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -81,6 +81,9 @@ class SweepOptions(FrozenModel):
     """Trials of the run in all. A larger number extends a finished run."""
     folds: Annotated[int, Flag(SIZE)] = 5
     """Subject folds."""
+    repeats: Annotated[int, Flag(SIZE)] = Field(1, ge=1)
+    """Times that the subjects which are not held out are distributed over the folds, each time from another seed. A
+    trial trains a network for each fold of each repeat."""
     held_out: Annotated[
         float | list[str] | Literal["auto"],
         BeforeValidator(parse_held_out),

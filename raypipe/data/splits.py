@@ -21,7 +21,7 @@ DEFAULT_SHARE = 0.2
 """Share of the subjects that a run holds out by default."""
 
 
-def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int) -> FoldMap:
+def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int, repeats: int = 1) -> FoldMap:
     """Return the fold map of a store (see `raypipe.core.folds.make_folds`). Equal arguments give equal maps.
 
     Parameters
@@ -34,6 +34,7 @@ def folds_of(windows: WindowStore, n_folds: int, held_out: HeldOut, seed: int) -
         windows.targets,
         classes=bool(windows.classes),
         n_folds=n_folds,
+        repeats=repeats,
         held_out=held_out_of(held_out, windows.releases),
         seed=seed,
         group_of=windows.group_of,
@@ -111,15 +112,17 @@ def audit_subjects(windows: WindowStore, folds: FoldMap) -> None:
         A subject is not in the map; a group or a recording has windows in two parts; or two windows in different parts
         hold the same samples (by their hashes in the table, which `prepare` took while it wrote them).
     """
-    folds_N = folds.folds(windows.subjects)
-    parts = {
-        ("held-out" if fold == HELD_OUT else f"fold {fold}"): np.flatnonzero(folds_N == fold) for fold in set(folds_N)
-    }
-    audit(windows.subjects, parts)
-    if folds.group_of:
-        audit(folds.groups(windows.subjects), parts, of="group")
-    _check_recordings(windows, folds_N)
-    _check_copies(windows, folds_N)
+    for repeat in range(folds.repeats):
+        folds_N = folds.folds(windows.subjects, repeat)
+        parts = {
+            ("held-out" if fold == HELD_OUT else f"fold {fold}"): np.flatnonzero(folds_N == fold)
+            for fold in set(folds_N)
+        }
+        audit(windows.subjects, parts)
+        if folds.group_of:
+            audit(folds.groups(windows.subjects), parts, of="group")
+        _check_recordings(windows, folds_N)
+        _check_copies(windows, folds_N)
 
 
 def _check_recordings(windows: WindowStore, folds_N: NDArray[Any]) -> None:

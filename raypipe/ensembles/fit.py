@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.levels import mean_per_row
 from raypipe.core.metrics import constant_prediction
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
@@ -114,9 +115,11 @@ def _distill(
     candidates: Candidates, fits: FittedMethods, device: torch.device | None, progress: Progress | None
 ) -> MergedNetworks:
     """Train a network with the configuration of the best member on the ensemble's nested predictions."""
-    like, index, predictions = candidates.members[0], candidates.predictions.windows, fits.nested_predictions
+    like, predictions = candidates.members[0], fits.nested_predictions
     if candidates.run.info.kind == "classification":
         predictions = calibrate_across(candidates.predictions, predictions)[0]
+    index, row_N = np.unique(candidates.predictions.windows, return_inverse=True)
+    predictions = mean_per_row(row_N, predictions)  # over repeats of the folds
     return distill(candidates.run, candidates.windows, like, index, predictions, progress, device=device)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index, LeakError
-from raypipe.core.levels import Level, mean_per_person, ranking_score, rows_at_level, within_folds
+from raypipe.core.levels import Level, mean_per_row, people_rows, ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.models.combine import Rule, combine
 from raypipe.storage.out_of_fold import OutOfFold
@@ -25,7 +25,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MemberPredictions:
-    """Predictions of M members for the same N windows, each made by a network that was not trained on its subject."""
+    """Predictions of M members for the same N windows, each made by a network that was not trained on its subject.
+
+    With repeated folds a window is among the N once for each repeat. Splits by subject take all of them to one side.
+    """
 
     names: list[str]
     """(M,) names of the members."""
@@ -85,12 +88,12 @@ class MemberPredictions:
         return self
 
     def at_level(self) -> MemberPredictions:
-        """Return one mean prediction per person where scores are of people, else the predictions as they are."""
+        """Return one mean prediction per person and repeat where scores are of people, else the predictions."""
         if self.level == "window":
             return self
-        _, first_S = np.unique(self.subjects, return_index=True)
-        means = np.stack([mean_per_person(self.subjects, member_NO) for member_NO in self.predictions])
-        return replace(self.select_windows(first_S), predictions=means, variances=None, level="window")
+        first_P, row_N = people_rows(self.subjects, self.folds)
+        means = np.stack([mean_per_row(row_N, member_NO) for member_NO in self.predictions])
+        return replace(self.select_windows(first_P), predictions=means, variances=None, level="window")
 
     @property
     def encoded_targets(self) -> Floats:
@@ -197,8 +200,7 @@ def read_oof_predictions(
     UserError
         A member's predictions are missing, damaged or not finite.
     """
-    index = run.folds.search_index(subjects)
-    folds_N = run.folds.folds(subjects)[index]
+    index, folds_N = run.folds.predicted_rows(subjects)
     stored = [run.oof(*member) for member in members]
     predictions = [_checked(oof, member, index, folds_N) for oof, member in zip(stored, members, strict=True)]
     zeros_N = np.zeros(len(index))

@@ -165,7 +165,9 @@ def interval_coverage(like: MemberPredictions, nested_N1: NDArray[Any]) -> list[
                 like.level, like.targets[fit_N], like.subjects[fit_N], like.folds[fit_N], nested_N1[fit_N]
             )
             if len(part.targets):
-                width_N[test_N] = conformal_half_width(np.abs(part.predictions[:, 0] - part.targets), level)
+                repeats = len(like.windows) // len(np.unique(like.windows))
+                error = np.abs(part.predictions[:, 0] - part.targets)
+                width_N[test_N] = conformal_half_width(error, level, repeats)
         both_N2 = np.stack([nested_N1[:, 0], width_N], axis=1)
         rows = rows_at_level(like.level, like.targets, like.subjects, like.folds, both_N2)
         inside_N = (np.abs(rows.targets - rows.predictions[:, 0]) <= rows.predictions[:, 1]).astype(np.float64)
@@ -174,8 +176,11 @@ def interval_coverage(like: MemberPredictions, nested_N1: NDArray[Any]) -> list[
     return out
 
 
-def conformal_half_width(error_N: Floats, level: float) -> float:
-    """Return the absolute error that a new one is below with a probability of `level` or more."""
-    n = len(error_N)
-    rank = min(n, math.ceil((n + 1) * level))
+def conformal_half_width(error_N: Floats, level: float, repeats: int = 1) -> float:
+    """Return the absolute error that a new one is below with a probability of `level` or more.
+
+    Of each data point there are `repeats` errors, one by the network of each repeat of the folds.
+    """
+    n = len(error_N) // repeats
+    rank = repeats * min(n, math.ceil((n + 1) * level))
     return float(np.sort(error_N)[rank - 1])

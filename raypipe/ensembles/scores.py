@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.bootstrap import Interval, bootstrap_difference, bootstrap_subjects, smallest_chance
-from raypipe.core.levels import level_of, mean_per_person, within_folds
+from raypipe.core.levels import level_of, people_rows, rows_at_level, within_folds
 from raypipe.core.metrics import Kind, constant_out_of_fold, constant_prediction, get_metric, score
 from raypipe.ensembles.calibration import EVEN, decide
 
@@ -53,18 +53,24 @@ class EvaluationSet:
         return score(within_folds(metric, self.folds), self.targets, predictions)
 
     def per_subject(self) -> EvaluationSet:
-        """Return one row per subject, with the target of its first window."""
-        names, first = np.unique(self.subjects, return_index=True)
-        return EvaluationSet(self.targets[first], names, self.folds[first])
+        """Return one row per subject and repeat of the folds, with the target of its first window."""
+        first = self.first_windows
+        return EvaluationSet(self.targets[first], self.subjects[first], self.folds[first])
+
+    @property
+    def first_windows(self) -> Array:
+        """Return the index of a window of each row of `per_subject`."""
+        return people_rows(self.subjects, self.folds)[0]
 
     def mean_per_subject(self, predictions: Array) -> Array:
-        """Average the predictions (N, outputs) of each subject: (S, outputs), subjects in sorted order."""
-        return mean_per_person(self.subjects, predictions)
+        """Average the predictions (N, outputs) of each row of `per_subject`: (S, outputs)."""
+        return rows_at_level("person", self.targets, self.subjects, self.folds, predictions).predictions
 
     @property
     def has_subject_targets(self) -> bool:
         """Return whether each subject has one target for all its windows, and some subject has several windows."""
-        return level_of(self.subjects, self.targets) == "person"
+        several = len(self.first_windows) < len(self.targets)
+        return several and level_of(self.subjects, self.targets) == "person"
 
     def joined(self, other: EvaluationSet) -> EvaluationSet:
         """Return the rows of both."""
@@ -150,20 +156,21 @@ def score_table(
         level, decided = "subject_", {name: row.decided(task.metric) for name, row in means.items()}
         search, held_out = search.per_subject(), held_out.per_subject()
         table = table.join(_plain_columns(task, decided, search, held_out).add_prefix(level))
-    constant = constant_out_of_fold(task.kind, search.targets, search.folds, task.n_classes, task.metric)
+    constant = constant_out_of_fold(
+        task.kind, search.targets, search.folds, search.subjects, task.n_classes, task.metric
+    )
     naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
     return table.join(_nested_columns(task.metric, decided, constant, naive, search, held_out))
 
 
 def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
     """Return a row with one mean prediction per subject."""
-    first = np.unique(search.subjects, return_index=True)[1]
     return RowPredictions(
         held_out.mean_per_subject(row.held_out),
         None if row.oof is None else search.mean_per_subject(row.oof),
         None if row.nested is None else search.mean_per_subject(row.nested),
         row.threshold,
-        None if row.nested_thresholds is None else row.nested_thresholds[first],
+        None if row.nested_thresholds is None else row.nested_thresholds[search.first_windows],
     )
 
 
@@ -173,7 +180,8 @@ def _plain_columns(
     """Score rows, and the predictor without EEG, out of fold and held out."""
     metric, kind, n_classes = task
     constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes, metric)
-    without_eeg = RowPredictions(constant, constant_out_of_fold(kind, search.targets, search.folds, n_classes, metric))
+    inside = constant_out_of_fold(kind, search.targets, search.folds, search.subjects, n_classes, metric)
+    without_eeg = RowPredictions(constant, inside)
     out = []
     for row in [*rows.values(), without_eeg]:
         inner = score_interval(metric, held_out, row.held_out)

@@ -132,7 +132,8 @@ class BundleInfo(Record):
             raise ValueError("config_hashes: not those of the configurations")
         if any(member.fold >= self.fold_map.n_folds for member in self.members):
             raise ValueError(f"members: a fold is none of {self.fold_map.n_folds}")
-        if not all(HELD_OUT <= fold < self.fold_map.n_folds for fold in self.fold_map.fold_of.values()):
+        maps = (self.fold_map.fold_of, *self.fold_map.repeated)
+        if not all(HELD_OUT <= fold < self.fold_map.n_folds for each in maps for fold in each.values()):
             raise ValueError(f"fold_map: a subject's fold is none of {self.fold_map.n_folds}")
 
     def networks(self) -> NetworkSpec:

@@ -10,7 +10,7 @@ is fitted on age alone, which scorers do not give.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.folds import HELD_OUT
 from raypipe.core.levels import ScoredRows, rows_at_level, within_folds
 from raypipe.core.metrics import constant_out_of_fold, constant_prediction, score
 from raypipe.core.record import FrozenModel
@@ -62,6 +63,7 @@ class Side(NamedTuple):
 
     train: Index
     test: Index
+    fold: int
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,28 @@ class LinearTask:
 
     def sides(self) -> Iterator[Side]:
         """Yield the sides of each fold, and at last the search subjects against the held-out ones."""
-        folds_N = self.run.folds.folds(self.windows.subjects[self.search])
-        for fold in range(self.run.folds.n_folds):
-            if (folds_N == fold).any():
-                yield Side(self.search[folds_N != fold], self.search[folds_N == fold])
-        yield Side(self.search, self.held_out)
+        for repeat in range(self.run.folds.repeats):
+            folds_N = self.run.folds.folds(self.windows.subjects[self.search], repeat)
+            for fold in np.unique(folds_N).tolist():
+                yield Side(self.search[folds_N != fold], self.search[folds_N == fold], fold)
+        yield Side(self.search, self.held_out, HELD_OUT)
 
-    def rows(self, index: Index, predictions: Array) -> ScoredRows:
-        """Return what predictions (N, outputs) are scored on: windows or people."""
+    def rows(self, sides: Sequence[Side], predictions: Array) -> ScoredRows:
+        """Return what predictions (N, outputs) of the windows that sides predict are scored on: windows or people."""
+        index = np.concatenate([side.test for side in sides])
+        folds_N = np.repeat([side.fold for side in sides], [len(side.test) for side in sides])
         subjects = self.windows.subjects[index]
-        folds_N = self.run.folds.folds(subjects)
         return rows_at_level(self.run.info.level, self.windows.targets[index], subjects, folds_N, predictions)
 
-    def score(self, index: Index, predictions: Array) -> float | None:
+    def score(self, sides: Sequence[Side], predictions: Array) -> float | None:
         """Return the score of predictions; None where it is undefined."""
-        rows = self.rows(index, predictions)
+        rows = self.rows(sides, predictions)
         value = float(score(within_folds(self.run.info.metric, rows.folds), rows.targets, rows.predictions))
         return value if np.isfinite(value) else None
 
-    def loss(self, index: Index, predictions: Array) -> float:
+    def loss(self, sides: Sequence[Side], predictions: Array) -> float:
         """Return the mean squared error, or the mean log loss of classes, by which the penalty is chosen."""
-        rows = self.rows(index, predictions)
+        rows = self.rows(sides, predictions)
         if self.windows.classes:
             of_class = rows.predictions[np.arange(len(rows.targets)), rows.targets.astype(np.int64)]
             return float(-np.log(np.maximum(of_class, 1e-6)).mean())
@@ -147,7 +150,7 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
     used = np.concatenate([task.search, task.held_out])
     power, place_N = band_power(task.windows, used), np.zeros(len(task.windows), np.int64)
     place_N[used] = np.arange(len(used))
-    rows += _linear_rows(task, model, lambda side: tuple({"band power": power[place_N[i]]} for i in side))
+    rows += _linear_rows(task, model, lambda side: _band_power(power[place_N], side))
     rows += _linear_rows(task, model, lambda side: _of_components(task.windows, side))
     write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=rows))
     return rows
@@ -169,9 +172,12 @@ def read_baselines(run: RunStore) -> list[Baseline]:
 def _without_eeg(task: LinearTask) -> Baseline:
     """Return the scores of the training mean or frequencies, of windows or of people."""
     info, n_classes = task.run.info, len(task.windows.classes)
-    search, held_out = (task.rows(i, task.windows.targets[i][:, None]) for i in (task.search, task.held_out))
+    *folds, last = task.sides()
+    targets = task.windows.targets[:, None]
+    search = task.rows(folds, np.concatenate([targets[side.test] for side in folds]))
+    held_out = task.rows([last], targets[last.test])
     outside = constant_prediction(info.kind, search.targets, len(held_out.targets), n_classes, info.metric)
-    inside = constant_out_of_fold(info.kind, search.targets, search.folds, n_classes, info.metric)
+    inside = constant_out_of_fold(info.kind, search.targets, search.folds, search.subjects, n_classes, info.metric)
     values = [
         score(within_folds(info.metric, rows.folds), rows.targets, pred)
         for rows, pred in ((search, inside), (held_out, outside))
@@ -192,25 +198,27 @@ def _linear_rows(
         Returns the features of a side's training windows, and of those that it predicts.
     """
     paths: dict[str, list[list[Array]]] = {}
-    tested: list[Index] = []
-    for side in task.sides():
+    *folds, last = task.sides()
+    for side in (*folds, last):
         train, test = features_of(side)
-        tested.append(side.test)
         for name in train:
             paths.setdefault(name, []).append(task.path(train[name], test[name], side.train))
-    index = np.concatenate(tested[:-1])
     rows = []
     for name, by_side in paths.items():
         out_of_fold = [np.concatenate(parts) for parts in zip(*by_side[:-1], strict=True)]
-        best = int(np.argmin([task.loss(index, each) for each in out_of_fold]))
-        scores = task.score(index, out_of_fold[best]), task.score(tested[-1], by_side[-1][best])
+        best = int(np.argmin([task.loss(folds, each) for each in out_of_fold]))
+        scores = task.score(folds, out_of_fold[best]), task.score([last], by_side[-1][best])
         rows.append(Baseline(name=f"{model} on {name}", oof=scores[0], score=scores[1], usable=usable))
     return rows
 
 
+def _band_power(power_NF: Array, side: Side) -> tuple[Features, ...]:
+    return tuple({"band power": power_NF[index]} for index in (side.train, side.test))
+
+
 def _of_components(windows: WindowStore, side: Side) -> tuple[Features, ...]:
     axes = spatial_components(windows, side.train)
-    return tuple(component_features(windows, index, axes) for index in side)
+    return tuple(component_features(windows, index, axes) for index in (side.train, side.test))
 
 
 def _ages(windows: WindowStore) -> Array | None:
@@ -225,7 +233,7 @@ def _age_alone(ages_N: Array, side: Side) -> tuple[Features, ...]:
     """Return ages, where unknown ones are the mean of the training windows."""
     known = ages_N[side.train][np.isfinite(ages_N[side.train])]
     filled_N = np.where(np.isfinite(ages_N), ages_N, known.mean() if len(known) else 0.0)[:, None]
-    return tuple({"age alone": filled_N[index]} for index in side)
+    return tuple({"age alone": filled_N[index]} for index in (side.train, side.test))
 
 
 def _ridge_path(x: Array, y: Array, x_test: Array) -> list[Array]:

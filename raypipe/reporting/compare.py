@@ -10,6 +10,7 @@ import pandas as pd
 
 from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
+from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
@@ -186,22 +187,29 @@ def _data_condition(first: RunStore, run: RunStore, mine: WindowStore, theirs: W
 def _fold_conditions(first: RunStore, run: RunStore) -> list[Condition]:
     """Compare the fold maps, and the held-out subjects if they differ."""
     one, two = first.folds, run.folds
-    if one.fold_of == two.fold_of:
-        text = f"same fold map: {one.n_folds} folds, {len(one.held_out)} subjects held out"
+    if (one.fold_of, one.repeated) == (two.fold_of, two.repeated):
+        text = f"same fold map: {_count_folds(one)}, {len(one.held_out)} subjects held out"
         folds = Condition(True, text)
     else:
         shared = sorted(set(one.fold_of) & set(two.fold_of))
-        moved = sum(one.fold_of[name] != two.fold_of[name] for name in shared)
+        maps = [(folds.fold_of, *folds.repeated) for folds in (one, two)]
+        moved = sum(any(a[name] != b[name] for a, b in zip(*maps, strict=False)) for name in shared)
         text = (
-            f"DIFFERENT FOLDS: {one.n_folds} and {two.n_folds}; of {len(shared)} subjects in both, {moved} are in "
-            "another fold, so their models were trained on other subjects"
+            f"DIFFERENT FOLDS: {_count_folds(one)} and {_count_folds(two)}; of {len(shared)} subjects in both, {moved} "
+            "are in another fold, so their models were trained on other subjects"
         )
+        if one.repeats != two.repeats:
+            text += f"; out of fold, the first {min(one.repeats, two.repeats)} repeat(s) are compared"
         folds = Condition(False, text)
     if one.held_out == two.held_out:
         return [folds]
     both = len(set(one.held_out) & set(two.held_out))
     counts = f"{len(one.held_out)} and {len(two.held_out)}, {both} in both"
     return [folds, Condition(False, f"DIFFERENT HELD-OUT SUBJECTS: {counts}; only those are compared")]
+
+
+def _count_folds(folds: FoldMap) -> str:
+    return f"{folds.folds_per_repeat} folds" + (f" in {folds.repeats} repeats" if folds.repeats > 1 else "")
 
 
 def _space_condition(first: RunStore, run: RunStore) -> Condition:

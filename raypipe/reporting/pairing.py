@@ -19,7 +19,10 @@ class Predictions:
     """A run's predictions of some windows of its store."""
 
     keys: NDArray[np.str_]
-    """(N,) names of the windows that are the same in every store (`window_keys`)."""
+    """(N,) names of the windows that are the same in every store (`window_keys`).
+
+    A window that is predicted in several repeats of the folds is there once for each.
+    """
     evaluation_set: EvaluationSet
     predictions: NDArray[Any]
     """(N, outputs): the value in target units, or class probabilities."""
@@ -90,11 +93,11 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
     by_subject = first.evaluation_set.has_subject_targets and other.evaluation_set.has_subject_targets
     if by_subject:
         first, other = _by_subject(first), _by_subject(other)
-    _, a, b = np.intersect1d(first.keys, other.keys, return_indices=True)
+    _, a, b = np.intersect1d(_numbered(first.keys), _numbered(other.keys), return_indices=True)
     same = np.isclose(
         first.evaluation_set.targets[a].astype(float), other.evaluation_set.targets[b].astype(float), rtol=1e-5
     )
-    mismatched = int(np.sum(~same))
+    mismatched = len(np.unique(first.keys[a[~same]]))
     a, b = a[same], b[same]
     if len(a) == 0:
         return None
@@ -111,9 +114,17 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
         low=interval.low,
         high=interval.high,
         subjects=len(np.unique(side.subjects)),
-        windows=0 if by_subject else len(a),
+        windows=0 if by_subject else len(np.unique(first.keys[a])),
         mismatched=mismatched,
     )
+
+
+def _numbered(keys: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Return keys with a counter of equal ones: each repeat of the folds is paired with one of the other run."""
+    import pandas as pd
+
+    nth_N = pd.Series(keys).groupby(keys).cumcount()
+    return np.array([f"{key}~{nth}" for key, nth in zip(keys, nth_N, strict=True)])
 
 
 def _by_subject(predictions: Predictions) -> Predictions:

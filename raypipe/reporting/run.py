@@ -67,8 +67,8 @@ class Run:
         Returns
         -------
         pandas.DataFrame
-            One row per window: ``window``, ``fold``, and ``prediction`` in target units, or one column of probabilities
-            per class.
+            One row per window, and per repeat where folds are repeated: ``window``, ``fold``, and ``prediction`` in
+            target units, or one column of probabilities per class.
 
         Raises
         ------

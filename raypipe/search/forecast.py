@@ -150,7 +150,8 @@ def forecast(
     callback
         Its `on_waiting` is called while no machine of the cluster is free.
     **options
-        As in `sweep`: `trials`, `folds`, `held_out`, `workers`, `cpus_per_worker`, `gpus_per_worker`, `concurrent`.
+        As in `sweep`: `trials`, `folds`, `repeats`, `held_out`, `workers`, `cpus_per_worker`, `gpus_per_worker`,
+        `concurrent`.
 
     Raises
     ------
@@ -163,7 +164,7 @@ def forecast(
     if outer is not None:
         part = outer_parts_of(windows, outer, chosen.seed)[0]
         chosen = chosen.model_copy(update={"held_out": part, "trials": outer * chosen.trials})
-    folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed)
+    folds = folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats)
     given = _given_resources(cpus, gpus)
     if not address:
         divide_resources(chosen, folds.n_folds, _machine_resources() | given)  # fails before the measurement

@@ -68,6 +68,7 @@ def check_seen_subjects(init: str | Path, card: EncoderCard, folds: FoldMap) -> 
     moved = sorted(s for s, fold in folds.fold_of.items() if fold >= 0 and s in own and own[s] != fold)
     if moved or card.n_folds != folds.n_folds:
         raise LeakError(
-            f"--init {init}: it was pretrained fold-wise with other folds ({len(moved)} subject(s) differ); "
-            "pretrain with the sweep's --held-out, --folds and --seed, or with --serves"
+            f"--init {init}: it was pretrained fold-wise with other folds ({len(moved)} subject(s) differ, "
+            f"{card.n_folds} and {folds.n_folds} folds); pretrain with the sweep's --held-out, --folds and --seed, or "
+            "with --serves, and sweep without --repeats"
         )

@@ -126,7 +126,7 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     full_batches = len(trainer.data.train) / trainer.data.batch_sizes[0]
     epoch = full_batches * step + window_seconds * len(validation)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
-    predictions = len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
+    predictions = folds.repeats * len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
     return Cost(
         step=step,
         epoch=epoch,

@@ -91,6 +91,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
             classes=windows.classes,
             seed=options.seed,
             folds=options.folds,
+            repeats=options.repeats,
             space=space.name,
             space_hash=space.hash,
             parts=outer_parts_of(windows, outer, options.seed),
@@ -113,6 +114,7 @@ def _check_unchanged(
         ("search space", space.hash[:12], info.space_hash[:12]),
         ("--outer", outer, len(info.parts)),
         ("--folds", options.folds, info.folds),
+        ("--repeats", options.repeats, info.repeats),
         ("--seed", options.seed, info.seed),
         ("--metric", options.metric or info.metric, info.metric),
     )

@@ -145,10 +145,17 @@ def _fold_map(windows: WindowStore, options: PretrainOptions) -> FoldMap:
     if options.serves is None:
         return folds_of(windows, options.folds, options.held_out, options.seed)
     served = RunStore.open(options.serves).folds
+    if options.fold_wise and served.repeats > 1:
+        raise UserError(
+            f"--serves {options.serves}: its folds are repeated, and --fold-wise makes encoders for one repeat only; "
+            "leave --fold-wise out"
+        )
     new = sorted({str(s) for s in windows.subjects} - served.fold_of.keys())
     # Subjects that the run does not have are distributed over the folds in turn.
-    extra = {subject: number % served.n_folds for number, subject in enumerate(new)}
-    return served.model_copy(update={"fold_of": served.fold_of | extra})
+    extra = {subject: number % served.folds_per_repeat for number, subject in enumerate(new)}
+    return served.model_copy(
+        update={"fold_of": served.fold_of | extra, "n_folds": served.folds_per_repeat, "repeated": []}
+    )
 
 
 def _check_unchanged(store: PretrainedRun, windows: WindowStore, config: TrialConfig, fold_wise: bool) -> None:

@@ -60,7 +60,7 @@ def open_run(
             raise UserError(
                 f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
             )
-        folds = folds_of(windows, options.folds, options.held_out, options.seed)
+        folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
         check_space(space, windows, folds)
         _check_new(where)
         metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
@@ -139,10 +139,12 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
         raise UserError(
             f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
         )
-    if options.folds != store.folds.n_folds:
-        raise UserError(
-            f"{store.where}: the run has {store.folds.n_folds} folds, not {options.folds}; they cannot change"
-        )
+    for name, asked, made in (
+        ("folds", options.folds, store.folds.folds_per_repeat),
+        ("repeats", options.repeats, store.folds.repeats),
+    ):
+        if asked != made:
+            raise UserError(f"{store.where}: the run has {made} {name}, not {asked}; they cannot change")
     before = read_options(store.folder, store.run_id)
     if before and SweepOptions.model_validate(before).held_out != options.held_out:
         raise UserError(

@@ -79,7 +79,7 @@ def sweep(
                 source,
                 task=windows.manifest.task,
                 metric=metric,
-                folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed),
+                folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats),
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
         store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)

@@ -14,10 +14,13 @@ FORMAT, EPOCH_FORMAT = "raypipe-oof/1", "raypipe-epoch-predictions/1"
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Out-of-fold predictions of a trial: each window predicted by the fold model that never saw its subject."""
+    """Out-of-fold predictions of a trial: each window predicted by the fold model that never saw its subject.
+
+    With repeated folds each window has a row in each repeat (`raypipe.core.folds.FoldMap.predicted_rows`).
+    """
 
     windows: NDArray[np.int64]
-    """(N,) numbers of the windows in their store, ascending."""
+    """(N,) numbers of the windows in their store, ascending within each repeat."""
     folds: NDArray[np.int64]
     """(N,) fold of each window."""
     predictions: NDArray[np.float32]
@@ -49,7 +52,7 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class EpochPredictions:
-    """Out-of-fold predictions of one epoch of a trial, for the windows of the run's search subjects in ascending order.
+    """Out-of-fold predictions of one epoch of a trial, in the order of `raypipe.core.folds.FoldMap.predicted_rows`.
 
     Which window a row is of, and which fold predicted it, follow from the run's fold map, so neither is stored.
     """

@@ -17,7 +17,7 @@ from raypipe.storage.run_store import RunStore
 class OuterInfo(Record):
     """What an outer cross-validation was made from (``outer.json``)."""
 
-    format: Literal["raypipe-outer/1"] = "raypipe-outer/1"
+    format: Literal["raypipe-outer/2"] = "raypipe-outer/2"
     created: float
     """Unix time."""
     data: str
@@ -29,6 +29,8 @@ class OuterInfo(Record):
     seed: int
     folds: int
     """Subject folds inside each part."""
+    repeats: int
+    """Times that they are drawn."""
     space: str
     space_hash: str
     parts: list[list[str]]

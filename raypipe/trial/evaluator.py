@@ -107,31 +107,38 @@ class TrialEvaluator:
         return record
 
     def _score_over_folds(self, parts: Sequence[FoldEpoch]) -> float:
-        return self._score(np.concatenate(self.validation), np.concatenate([part.predictions for part in parts]))
+        folds = np.repeat(np.arange(len(parts)), [len(index) for index in self.validation])
+        return self._score(np.concatenate(self.validation), np.concatenate([part.predictions for part in parts]), folds)
 
     def _write_predictions(self, epoch: int, parts: Sequence[FoldEpoch]) -> str:
-        """Store the predictions of all folds, in order of the windows; return their checksum."""
-        order, n_outputs = np.argsort(np.concatenate(self.validation), kind="stable"), self.windows.n_outputs
+        """Store the predictions of all folds, as `FoldMap.predicted_rows` orders them; return their checksum."""
+        order, n_outputs = _row_order(self.run, self.validation), self.windows.n_outputs
         values = np.concatenate([part.predictions for part in parts])[order].astype(np.float32)
         variances = values[:, n_outputs] if values.shape[1] > n_outputs else None
         stored = EpochPredictions(values[:, :n_outputs], variances)
         return self.run.write_epoch_predictions(self.number, epoch, stored)
 
     def _fold_score(self, fold: int, predictions: NDArray[np.float32]) -> float | None:
-        value = self._score(self.validation[fold], predictions)
+        value = self._score(self.validation[fold], predictions, np.full(len(predictions), fold))
         return float(value) if np.isfinite(value) else None  # a fold with one class only has no AUC
 
-    def _score(self, index: NDArray[np.int64], predictions: NDArray[np.float32]) -> float:
+    def _score(self, index: NDArray[np.int64], predictions: NDArray[np.float32], folds: NDArray[np.int64]) -> float:
         windows, info = self.windows, self.run.info
-        subjects = windows.subjects[index]
         return ranking_score(
             info.metric,
             info.level,
             windows.targets[index],
             predictions[:, : windows.n_outputs],
-            subjects,
-            self.run.folds.folds(subjects),
+            windows.subjects[index],
+            folds,
         )
+
+
+def _row_order(run: RunStore, validation: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the order in which windows of all folds, one fold after another, are `FoldMap.predicted_rows`."""
+    per_repeat, windows = run.folds.folds_per_repeat, np.concatenate(validation)
+    repeat = np.repeat(np.arange(len(validation)) // per_repeat, [len(index) for index in validation])
+    return np.lexsort((windows, repeat))
 
 
 def finish_trial(
@@ -232,7 +239,7 @@ def _write_member(
             for name, value in zip(("centre", "scale"), state["target"], strict=True):
                 tensors[f"target.{name}"] = torch.tensor(value, dtype=torch.float64)
             files |= run.write_weights(member.trial, fold, tensors, member.epoch)
-    order = np.argsort(np.concatenate(index), kind="stable")
+    order = _row_order(run, index)
     values, n_outputs = np.concatenate(predictions)[order].astype(np.float32), windows.n_outputs
     oof = OutOfFold(
         np.concatenate(index)[order],
@@ -252,10 +259,11 @@ def constant_baseline(run: RunStore, windows: WindowStore) -> float:
     info = run.info
     if info.metric in ("auc", "pearson"):
         return NO_SKILL[info.metric]
-    index = run.folds.search_index(windows.subjects)
-    subjects, targets = windows.subjects[index], windows.targets[index]
-    rows = rows_at_level(info.level, targets, subjects, run.folds.folds(subjects), targets[:, None])
-    constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, len(windows.classes), info.metric)
+    index, folds = run.folds.predicted_rows(windows.subjects)
+    targets = windows.targets[index]
+    rows = rows_at_level(info.level, targets, windows.subjects[index], folds, targets[:, None])
+    n_classes = len(windows.classes)
+    constant = constant_out_of_fold(info.kind, rows.targets, rows.folds, rows.subjects, n_classes, info.metric)
     return score(within_folds(info.metric, rows.folds), rows.targets, constant)
 
 

@@ -37,9 +37,11 @@ class Finished:
         return fit_ensemble(self.run, windows=self.windows, **{"method": "confidence"} | options)
 
 
-def finish(root: Path, store: Path, bids: Path | None = None, epochs: int = 3, seeds=(0, 1, 2), **info) -> Finished:
+def finish(
+    root: Path, store: Path, bids: Path | None = None, epochs: int = 3, seeds=(0, 1, 2), repeats=1, **info
+) -> Finished:
     windows = WindowStore(store)
-    where = make_run(root / "run", windows).folder
+    where = make_run(root / "run", windows, repeats=repeats).folder
     edit_record(where, "run.json", {"data": str(store)} | info)
     run = RunStore.open(root / "run")
     threads = torch.get_num_threads()
@@ -75,6 +77,16 @@ def values(tmp_path_factory) -> Finished:
     """A regression that can be learned, from forty toy subjects."""
     root = tmp_path_factory.mktemp("values")
     return finish(root, write_store(root / "store", ToyWindows(subjects=40, each=6)), task="latency:bump", epochs=4)
+
+
+@pytest.fixture(scope="session")
+def repeated(tmp_path_factory) -> Finished:
+    """Two classes, one for each of twenty-four people, whose folds are drawn twice."""
+    root = tmp_path_factory.mktemp("repeated")
+    toy = ToyWindows(subjects=24, each=4, classes=True)
+    index_N = np.unique(toy.subjects, return_inverse=True)[1]
+    toy.targets = index_N % 2
+    return finish(root, write_store(root / "store", toy), repeats=2, epochs=2)
 
 
 TEN_TWENTY = [

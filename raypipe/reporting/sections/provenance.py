@@ -28,7 +28,7 @@ from raypipe.storage.run_store import RunStore
 
 _DEFAULT_TOP = 10
 """Trials that `raypipe ensemble` combines without ``--top``."""
-_OTHER_OPTIONS = {"trials", "folds", "held_out", "seed", "address", "storage", "track"}
+_OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "storage", "track"}
 """Options of a sweep that are taken from the run's own records, or that depend on the machine."""
 
 
@@ -95,7 +95,8 @@ def sweep_command(run: RunStore) -> list[str]:
     options = SweepOptions.model_validate(recorded)
     trials = options.trials if recorded else len(run.numbers())
     words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
-    words += ["--trials", str(trials), "--folds", str(run.folds.n_folds)]
+    words += ["--trials", str(trials), "--folds", str(run.folds.folds_per_repeat)]
+    words += ["--repeats", str(run.folds.repeats)] if run.folds.repeats > 1 else []
     words += ["--held-out", ",".join(run.folds.held_out), "--seed", str(run.info.seed)]
     for name, field in SweepOptions.model_fields.items():
         value = getattr(options, name)
@@ -126,7 +127,7 @@ def ensemble_command(run: RunStore) -> list[str]:
 
 def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[list[str]]:
     info, folds = run.info, run.folds
-    sizes = Counter(folds.fold_of.values())
+    sizes = Counter(fold for each in (folds.fold_of, *folds.repeated) for fold in each.values())
     seeds = sorted({run.config(result.number).seed for result in results})
     by_fold = ", ".join(f"fold {fold}: {sizes[fold]} subjects" for fold in range(folds.n_folds))
     return [
@@ -135,7 +136,7 @@ def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[lis
         ["metric", f"{info.metric} ({info.direction})"],
         ["search space", Path(info.space).name],
         ["data hash", info.data_hash],
-        ["fold map", f"{by_fold}; seed {folds.seed}"],
+        ["fold map", f"{by_fold}; {f'{folds.repeats} repeats; ' if folds.repeats > 1 else ''}seed {folds.seed}"],
         ["fold map's hash", f"{info.folds_hash} (SHA-256 of folds.json)"],
         ["held out", f"{len(folds.held_out)} subjects: {', '.join(folds.held_out)}"],
         ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
@@ -143,10 +144,14 @@ def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[lis
     ]
 
 
-def _subjects_by_fold(folds: FoldMap) -> list[tuple[str, int | None]]:
-    """Return every subject with its fold, None for those held out, which are last."""
+def _subjects_by_fold(folds: FoldMap) -> list[tuple[str, str | None]]:
+    """Return every subject with its fold in each repeat, None for those held out, which are last."""
     ordered = sorted(folds.fold_of.items(), key=lambda pair: (pair[1] == HELD_OUT, pair[1], pair[0]))
-    return [(subject, None if fold == HELD_OUT else fold) for subject, fold in ordered]
+    maps = (folds.fold_of, *folds.repeated)
+    return [
+        (subject, None if fold == HELD_OUT else ", ".join(str(each[subject]) for each in maps))
+        for subject, fold in ordered
+    ]
 
 
 def _configuration(run: RunStore, number: int) -> dict[str, Any]:

@@ -160,3 +160,49 @@ def test_folds_of_values_are_stratified_by_the_mean_target_of_people(varied):
     shuffled = [np.std(rng.permutation(level).reshape(5, 8).mean(1)) for _ in range(20)]
     assert np.mean(spreads) < 0.6 * np.mean(shuffled)
     assert np.mean(sizes) < 1.5 and len(maps) == 20  # other seeds give other folds
+
+
+@settings(max_examples=40)
+@given(st.integers(8, 30), st.integers(2, 4), st.integers(2, 4), st.integers(0, 5), st.booleans(), st.booleans())
+def test_repeats_are_other_folds_of_the_same_people(n, k, repeats, seed, classes, grouped):
+    subjects, targets = windows(n, seed=seed)
+    rng = np.random.default_rng(seed)
+    group_of = {s: f"family {rng.integers(0, n)}" for s in sorted(set(subjects))} if grouped else {}
+    how = {"classes": classes, "n_folds": k, "seed": seed, "group_of": group_of}
+    try:
+        folds = make_folds(subjects, targets, repeats=repeats, **how)
+    except UserError as error:
+        assert "groups beside the held-out" in str(error) or "way(s) only" in str(error)
+        return
+    assert (folds.n_folds, folds.folds_per_repeat, folds.repeats) == (k * repeats, k, repeats)
+    once = make_folds(subjects, targets, **how)
+    assert (once.fold_of, once.held_out) == (folds.fold_of, folds.held_out)
+    everyone, partitions = set(folds.search_index(subjects).tolist()), set()
+    for repeat in range(repeats):
+        seen = []
+        for fold in range(repeat * k, repeat * k + k):
+            train, validation = folds.split(subjects, fold)
+            assert set(train.tolist()) | set(validation.tolist()) == everyone
+            assert not set(folds.groups(subjects[train])) & set(folds.groups(subjects[validation]))
+            seen += validation.tolist()
+        assert sorted(seen) == sorted(everyone)
+        each = folds.folds(subjects, repeat)
+        partitions.add(frozenset(frozenset(subjects[each == fold]) for fold in set(each)))
+    assert len(partitions) == repeats
+    index, rows = folds.predicted_rows(subjects)
+    for window, fold in zip(index, rows, strict=True):
+        assert window in folds.split(subjects, fold)[1]
+    assert len(set(zip(index.tolist(), rows.tolist(), strict=True))) == repeats * len(everyone)
+
+
+def test_repeats_that_cannot_differ_are_refused():
+    subjects, targets = windows(5)
+    with pytest.raises(UserError, match=r"--repeats 2: 4 subjects .*split into 4 folds in 1 different way"):
+        make_folds(subjects, targets, classes=False, n_folds=4, repeats=2)
+
+
+def test_a_repeat_that_trains_on_held_out_people_is_a_leak():
+    first = {"a": 0, "b": 1, "c": HELD_OUT}
+    folds = FoldMap(seed=0, n_folds=4, fold_of=first, repeated=[{"a": 3, "b": 2, "c": 3}])
+    with pytest.raises(LeakError, match=r"in both training and held-out: c"):
+        folds.split(np.array(["a", "b", "c"]), 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raypipe.core.bootstrap import bootstrap_subjects
-from raypipe.core.levels import describe_level, level_of, ranking_score, within_folds
+from raypipe.core.levels import describe_level, level_of, ranking_score, rows_at_level, within_folds
 from raypipe.core.metrics import score
 
 
@@ -76,3 +76,27 @@ def test_errors_are_scored_over_all_folds_together():
     assert describe_level("auc", "person") == (
         "one mean prediction per person, within each fold and averaged over the folds"
     )
+
+
+def test_each_repeat_of_the_folds_gives_a_person_a_row():
+    subjects, y = np.tile(np.repeat(["a", "b", "c", "d"], 3), 2), np.tile(np.repeat([0.0, 1.0, 2.0, 3.0], 3), 2)
+    folds = np.r_[np.repeat([0, 1], 6), np.repeat([2, 3, 2, 3], 3)]
+    error = np.repeat([0.0, 1.0], 12)  # the networks of the second repeat are wrong
+    rows = rows_at_level("person", y, subjects, folds, (y + error)[:, None])
+    assert rows.subjects.tolist() == ["a", "a", "b", "b", "c", "c", "d", "d"]
+    assert rows.folds.tolist() == [0, 2, 0, 3, 1, 2, 1, 3]
+    np.testing.assert_array_equal(rows.predictions[:, 0] - rows.targets, [0, 1] * 4)
+    found = ranking_score("rmse", "person", y, (y + error)[:, None], subjects, folds)
+    assert found == pytest.approx(np.sqrt(0.5))  # not .5, the error of their mean
+
+
+def test_offsets_between_networks_of_repeats_do_not_change_a_score_that_ranks():
+    """The mean of a window's predictions over repeats would mix the offsets of networks, other ones for each person."""
+    subjects, y, logits, folds = _trials(each=50)
+    other = np.random.default_rng(3).permutation(40)[np.repeat(np.arange(40), 50)] % 5
+    both = np.concatenate([logits + 2.0 * folds, logits + 2.0 * other])
+    rows = {"subjects": np.tile(subjects, 2), "folds": np.r_[folds, 5 + other]}
+    found = ranking_score("auc", "window", np.tile(y, 2), _probabilities(both - both.mean()), **rows)
+    assert found == pytest.approx(ranking_score("auc", "window", y, _probabilities(logits), subjects, folds), abs=0.01)
+    mean = both.reshape(2, -1).mean(0)
+    assert score("auc", y, _probabilities(mean - mean.mean())) < 0.72

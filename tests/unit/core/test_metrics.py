@@ -208,11 +208,14 @@ def test_scores_of_resamples_equal_scores_of_repeated_rows(name: str, k: int, se
         assert fast == pytest.approx(metric.value(y[rows], pred[rows]), rel=1e-9, nan_ok=True)
 
 
-def test_an_out_of_fold_constant_uses_the_other_folds_only():
-    y, folds = np.array([1.0, 2.0, 3.0, 10.0]), np.array([0, 0, 1, 1])
-    np.testing.assert_allclose(constant_out_of_fold("regression", y, folds)[:, 0], [6.5, 6.5, 1.5, 1.5])
+def test_an_out_of_fold_constant_uses_the_other_subjects_only():
+    y, folds, subjects = np.array([1.0, 2.0, 3.0, 10.0]), np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "d"])
+    np.testing.assert_allclose(constant_out_of_fold("regression", y, folds, subjects)[:, 0], [6.5, 6.5, 1.5, 1.5])
+    repeated = np.r_[folds, 2, 3, 3, 2]  # a and d against b and c
+    found = constant_out_of_fold("regression", np.tile(y, 2), repeated, np.tile(subjects, 2))[:, 0]
+    np.testing.assert_allclose(found, [6.5, 6.5, 1.5, 1.5, 2.5, 5.5, 5.5, 2.5])
     classes = np.array([0, 0, 0, 2])
-    found = constant_out_of_fold("classification", classes, folds, 3)
+    found = constant_out_of_fold("classification", classes, folds, subjects, 3)
     np.testing.assert_allclose(found, [[0.5, 0, 0.5], [0.5, 0, 0.5], [1, 0, 0], [1, 0, 0]])
 
 

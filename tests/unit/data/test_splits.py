@@ -70,3 +70,18 @@ def test_a_subject_missing_from_the_fold_map_is_a_leak(made):
     fold_of = {name: fold for name, fold in folds.fold_of.items() if name != "s03"}
     with pytest.raises(LeakError, match="s03"):
         audit_subjects(windows, folds.model_copy(update={"fold_of": fold_of}))
+
+
+def test_a_copy_that_is_apart_in_a_later_repeat_is_found(tmp_path):
+    toy = ToyWindows(subjects=12)
+    toy.x[8 + 3] = toy.x[2]
+    windows = WindowStore(write_store(tmp_path / "store", toy))
+    folds = folds_of(windows, 3, ["s11"], 0, repeats=2)
+    first = folds.fold_of | {"s00": 1, "s01": 1}
+    for other, apart in ((4, False), (5, True)):
+        changed = {"fold_of": first, "repeated": [folds.repeated[0] | {"s00": 4, "s01": other}]}
+        if apart:
+            with pytest.raises(LeakError, match="hold the same samples but are in different folds"):
+                audit_subjects(windows, folds.model_copy(update=changed))
+        else:
+            audit_subjects(windows, folds.model_copy(update=changed))

@@ -115,7 +115,8 @@ def test_each_subject_is_calibrated_by_others():
 def test_scores_of_classes_are_at_thresholds_chosen_on_others():
     p, y, subjects, _ = overconfident(n_subjects=40, share=0.15, scale=1.0)
     out = subjects >= "s030"
-    search, held = (EvaluationSet(y[m], subjects[m], np.arange(len(y))[m] % 4) for m in (~out, out))
+    folds = np.unique(subjects, return_inverse=True)[1] % 4
+    search, held = (EvaluationSet(y[m], subjects[m], folds[m]) for m in (~out, out))
     raw = RowPredictions(p[out], p[~out], p[~out])
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), raw)
     like = members(p[~out], y[~out], subjects[~out], "f1")

@@ -9,11 +9,13 @@ import torch
 
 from raypipe.core.errors import UserError
 from raypipe.core.folds import LeakError
+from raypipe.core.levels import mean_per_person
 from raypipe.core.metrics import METRICS, score
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.inference import weighted_mean
 from raypipe.ensembles.labels import metric_label
-from raypipe.ensembles.members import CPU, build_module
+from raypipe.ensembles.members import CPU, build_module, read_members
+from raypipe.ensembles.oof import read_oof_predictions, subject_splits
 from raypipe.ensembles.weights import confidence_weights
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
@@ -175,3 +177,48 @@ def test_trials_and_ensembles_of_a_run_are_scored_by_its_metric(tmp_path, metric
     assert known.limits[0] <= row["low"] <= row["held_out"] <= row["high"] <= known.limits[1]
     ensemble.save()
     assert metric_label(metric) in render_report(made.run) and metric_label(metric) in ensemble.verdict
+
+
+def test_folds_that_are_repeated_give_members_more_networks_and_scores_more_rows(repeated):
+    run, windows = repeated.run, repeated.windows
+    ensemble = repeated.ensemble(method="equal", top=2)
+    members = read_oof_predictions(run, ensemble.members, windows.subjects, windows.targets)
+    assert len(members.targets) == 2 * len(run.folds.search_index(windows.subjects))
+    for fit_N, test_N in subject_splits(members, 4):  # a person is on one side with the predictions of all repeats
+        assert not set(members.subjects[fit_N]) & set(members.subjects[test_N])
+    equal = weighted_mean(members.predictions, ensemble.weights)
+    scores = []  # of one mean prediction per person, in each fold
+    for fold in range(6):
+        of = members.folds == fold
+        first = np.unique(members.subjects[of], return_index=True)[1]
+        y, p = members.targets[of][first], mean_per_person(members.subjects[of], equal[of])
+        scores.append((score("auc", y, p), (y == 0).sum() * (y == 1).sum()))
+    expected = np.average([value for value, _ in scores], weights=[pairs for _, pairs in scores])
+    assert ensemble.table.at["ensemble", "subject_oof"] == pytest.approx(expected)
+    assert np.isfinite(ensemble.table.loc["ensemble", ["nested", "nested_low", "nested_high", "held_out"]]).all()
+    assert ensemble.table.at["class frequencies", "subject_oof"] == 0.5
+    module = build_module(*read_members(run, windows, ensemble.members, ensemble.weights.tolist()))
+    assert len(module.members) == 2 * 6  # trials by folds of both repeats
+
+
+def test_a_student_of_repeated_folds_learns_each_window_once(repeated, monkeypatch):
+    seen = {}
+
+    def distill(run, windows, like, index, predictions, progress, **options):
+        seen.update(index=index, predictions=predictions)
+        raise UserError("enough")
+
+    monkeypatch.setattr("raypipe.ensembles.fit.distill", distill)
+    with pytest.raises(UserError, match="enough"):
+        repeated.ensemble(method="equal", top=2, distilled=True)
+    np.testing.assert_array_equal(seen["index"], repeated.run.folds.search_index(repeated.windows.subjects))
+    np.testing.assert_allclose(seen["predictions"].sum(axis=1), 1.0)
+
+
+def test_all_methods_and_soups_take_repeated_folds(repeated, tmp_path):
+    run = RunStore.open(shutil.copytree(repeated.run.local, tmp_path / "run"))
+    fitted = fit_ensemble(run, windows=repeated.windows, method="all", distilled=True)
+    assert np.isfinite(fitted.table["subject_held_out"]).all()
+    fitted.save()
+    html = render_report(run)
+    assert "2 repeats" in html and "could not be drawn" not in html

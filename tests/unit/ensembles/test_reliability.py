@@ -78,3 +78,10 @@ def test_a_conformal_width_covers_a_new_error_as_promised():
     inside = [rng.exponential() <= conformal_half_width(rng.exponential(size=19), 0.9) for _ in range(4000)]
     assert np.mean(inside) == pytest.approx(0.9, abs=0.015)
     assert conformal_half_width(np.array([3.0, 1.0]), 0.95) == 3.0
+
+
+def test_errors_of_repeats_do_not_narrow_intervals():
+    error = np.random.default_rng(0).random(20)
+    for level in (0.5, 0.9, 0.95):
+        assert conformal_half_width(np.tile(error, 3), level, 3) == conformal_half_width(error, level)
+    assert conformal_half_width(np.tile(error, 3), 0.93) < conformal_half_width(error, 0.93)

@@ -23,7 +23,7 @@ def test_a_network_without_out_of_fold_predictions_is_compared_on_held_out_subje
     rng = np.random.default_rng(0)
     y, subjects = rng.normal(size=120), np.repeat([f"s{k:02d}" for k in range(24)], 5)
     out = subjects >= "s16"
-    search, held_out = (EvaluationSet(y[m], subjects[m], np.arange(120)[m] % 4) for m in (~out, out))
+    search, held_out = (EvaluationSet(y[m], subjects[m], np.arange(120)[m] // 5 % 4) for m in (~out, out))
     good, bad = (y + spread * rng.normal(size=120) for spread in (0.1, 0.5))
     row = RowPredictions(held_out=bad[out, None], oof=bad[~out, None], nested=bad[~out, None])
     student = RowPredictions(held_out=good[out, None])

@@ -12,7 +12,13 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting import baselines
-from raypipe.reporting.baselines import BASELINES_FILE, _probabilities, read_baselines, write_baselines
+from raypipe.reporting.baselines import (
+    BASELINES_FILE,
+    LinearTask,
+    _probabilities,
+    read_baselines,
+    write_baselines,
+)
 from raypipe.reporting.linear_features import spatial_components
 from raypipe.reporting.sections.result import baselines_section
 from raypipe.storage.run_store import RunStore
@@ -135,3 +141,16 @@ def test_a_held_out_side_of_one_class_has_no_score(classes, monkeypatch):
     monkeypatch.setattr("raypipe.reporting.baselines.score", lambda *_: float("nan"))
     assert {row.score for row in write_baselines(classes.run, classes.windows)} == {None}
     assert "undefined" in baselines_section(classes.run, classes.ensemble(top=2))
+
+
+def test_baselines_are_scored_over_all_repeats_of_the_folds(repeated):
+    run, windows = repeated.run, repeated.windows
+    task = LinearTask(run, windows)
+    *folds, last = task.sides()
+    assert [side.fold for side in folds] == list(range(6)) and last.fold == -1
+    for side in folds:
+        train, test = run.folds.split(windows.subjects, side.fold)
+        assert (side.train.tolist(), side.test.tolist()) == (train.tolist(), test.tolist())
+    right = np.eye(2)[windows.targets[np.concatenate([side.test for side in folds])]]
+    assert len(task.rows(folds, right).targets) == 2 * (24 - len(run.folds.held_out))
+    assert task.score(folds, right) == 1.0

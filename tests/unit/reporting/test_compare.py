@@ -21,6 +21,7 @@ from raypipe.reporting.tables import show_comparison
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.local import run_trial
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
@@ -160,3 +161,18 @@ def test_ensembles_are_compared_on_held_out_subjects(values, tmp_path, capsys):
         app.main(["compare", *map(str, places)])
     out = capsys.readouterr().out
     assert end.value.code == 0 and "two against one" in out and "same data" in out and ENSEMBLE_HELD_OUT in out
+
+
+def test_repeats_of_folds_are_paired_with_those_of_the_other_run(repeated, store, tmp_path):
+    runs = [RunStore.open(shutil.copytree(repeated.run.local, tmp_path / name)) for name in ("a", "b")]
+    ((only, *_),) = compare_runs(runs).differences
+    assert (only.difference, only.windows, only.mismatched) == (0.0, 0, 0)
+    assert only.subjects == 24 - len(runs[0].folds.held_out)
+    assert "3 folds in 2 repeats" in compare_runs(runs).conditions[0][1].text
+    assert only.scores[0] == pytest.approx(runs[0].ranked()[0].score)
+    once = make_run(tmp_path / "once", repeated.windows, data=str(repeated.windows.where))
+    once.add_trial(0, tiny(epochs=1))
+    run_trial(once, repeated.windows, 0)
+    found = compare_runs([runs[0], once])
+    assert found.conditions[0][1].text.endswith("out of fold, the first 1 repeat(s) are compared")
+    assert found.differences[0][0].subjects == only.subjects

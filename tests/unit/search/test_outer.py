@@ -129,6 +129,7 @@ def test_the_same_call_trains_nothing_again_and_another_is_refused(made, copied)
     for changed, message in (
         ({"outer": 4}, "--outer 3, not 4"),
         ({"folds": 3}, "--folds 2, not 3"),
+        ({"repeats": 2}, "--repeats 1, not 2"),
         ({"seed": 1}, "--seed 0, not 1"),
     ):
         with pytest.raises(UserError, match=f"made with {message}; this cannot change"):

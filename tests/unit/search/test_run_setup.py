@@ -126,3 +126,25 @@ def test_what_is_no_run_is_left_as_it_is(windows, tmp_path):
     with pytest.raises(UserError, match=r"not a raypipe run, and not empty \(notes.txt\)"):
         open_run(SearchSpace(SPACE), windows, str(tmp_path), OPTIONS)
     assert open_folder(tmp_path).names() == ["notes.txt"]
+
+
+def test_repeats_of_the_folds_are_kept_and_cannot_change(tmp_path):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=12)))
+    where = str(tmp_path / "run")
+    twice = parse_options({"folds": 3, "repeats": 2})
+    assert open_run(SearchSpace(SPACE), windows, where, twice).folds.n_folds == 6
+    assert open_run(SearchSpace(SPACE), windows, where, twice).folds.repeats == 2
+    with pytest.raises(UserError, match="the run has 2 repeats, not 1; they cannot change"):
+        open_run(SearchSpace(SPACE), windows, where, OPTIONS)
+    with pytest.raises(UserError, match="--repeats 0: must be greater than or equal to 1"):
+        parse_options({"repeats": 0})
+
+
+def test_pretraining_that_serves_repeated_folds_sees_their_search_subjects(tmp_path):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=12)))
+    where = str(tmp_path / "run")
+    run = open_run(SearchSpace(SPACE), windows, where, parse_options({"folds": 3, "repeats": 2}))
+    folds = pretrain._fold_map(windows, parse_pretrain_options({"serves": where}))
+    assert (folds.fold_of, folds.n_folds, folds.repeats) == (run.folds.fold_of, 3, 1)
+    with pytest.raises(UserError, match="folds are repeated, and --fold-wise makes encoders for one repeat only"):
+        pretrain._fold_map(windows, parse_pretrain_options({"serves": where, "fold_wise": True}))

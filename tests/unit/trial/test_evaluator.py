@@ -19,12 +19,13 @@ def _add_epoch(run, windows, predict):
     return evaluator.add_epoch(1, outcomes)
 
 
-def test_an_offset_of_a_fold_does_not_change_the_rank_of_a_trial(tmp_path):
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_offset_of_a_fold_does_not_change_the_rank_of_a_trial(tmp_path, repeats):
     windows = ToyWindows(subjects=12, classes=True)
-    run = make_run(tmp_path / "run", windows)
+    run = make_run(tmp_path / "run", windows, repeats=repeats)
 
     def predict(index, fold):
-        logits = 2.0 * windows.targets[index] + 3.0 * fold
+        logits = 2.0 * windows.targets[index] + 1.5 * fold
         p = 1 / (1 + np.exp(-logits))
         return np.stack([1 - p, p], axis=1)
 

@@ -418,3 +418,30 @@ def test_a_nan_target_never_passes_as_a_score(tmp_path):
     outcomes[0].predictions[0] = np.nan
     with pytest.raises((NonFiniteError, ValueError)):
         evaluator.add_epoch(1, outcomes)
+
+
+def test_repeats_of_the_folds_are_more_folds_of_the_same_trial(tmp_path, windows):
+    """The networks of the first repeat are those of a run without repeats; a killed trial ends with the same bits."""
+    config, windows = tiny(epochs=3, patience=3), ToyWindows(subjects=12, each=4, classes=bool(windows.classes))
+    once, _ = trial(tmp_path / "once", windows, config)
+    run = make_run(tmp_path / "run", windows, repeats=2)
+    run.add_trial(0, config)
+    break_off(run, windows, 0, epochs=1)
+    assert run_trial(run, windows, 0).state == "complete"
+    whole = make_run(tmp_path / "whole", windows, repeats=2)
+    whole.add_trial(0, config)
+    run_trial(whole, windows, 0)
+    for name in ("windows", "folds", "predictions"):
+        np.testing.assert_array_equal(getattr(run.oof(0), name), getattr(whole.oof(0), name))
+    index, folds = run.folds.predicted_rows(windows.subjects)
+    np.testing.assert_array_equal(run.oof(0).windows, index)
+    np.testing.assert_array_equal(run.oof(0).folds, folds)
+    for mine, other in zip(run.history(0), once.history(0), strict=True):
+        assert mine.fold_scores[:3] == other.fold_scores and len(mine.fold_scores) == 6
+        n = len(index) // 2
+        np.testing.assert_array_equal(
+            run.epoch_predictions(0, mine).predictions[:n], once.epoch_predictions(0, other).predictions
+        )
+    metric = within_folds(run.info.metric, folds)
+    assert run.result(0).score == pytest.approx(score(metric, windows.targets[index], run.oof(0).predictions))
+    assert len(run.weights(0, 5)) == len(run.weights(0, 0))

@@ -124,3 +124,11 @@ def test_parameters_at_their_defaults_are_folded_away(tmp_path):
     assert "<td>0.001235</td><td>0.001</td><td>0.001235 to 0.002</td>" in shown
     assert "<td>sam/rho</td><td>not used</td><td>0.05</td><td>0.1 to 0.1</td>" in shown
     assert "pretrain/" not in shown and "init/" not in shown and "pretrain/mask" in rest
+
+
+def test_repeats_of_the_folds_are_named(repeated):
+    html = section(repeated.run)
+    assert "--folds 3 --repeats 2" in re.sub(r"\s+", " ", html) and "2 repeats; seed 0" in html
+    for subject, fold in repeated.run.folds.fold_of.items():
+        both = f"<li>{subject}: {fold}, {repeated.run.folds.repeated[0][subject]}</li>"
+        assert (f"<b>{subject}: held out</b>" if fold < 0 else both) in html
