@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +103,7 @@ def make_run(
     *,
     n_folds: int = 3,
     repeats: int = 1,
+    group_of: Mapping[str, str] | None = None,
     space: str = SPACE,
     seed: int = 0,
     data: str = "toy",
@@ -115,6 +116,7 @@ def make_run(
         n_folds=n_folds,
         repeats=repeats,
         seed=seed,
+        group_of=group_of,
     )
     source = SearchSpace(space, "toy.py")
     info = RunInfo(

@@ -61,7 +61,7 @@ def bootstrap_subjects(
     y, pred
         Targets and predictions, as `metrics.score` takes them.
     subjects
-        (N,) subject of each window.
+        (N,) subject of each window, or the group of its subject where subjects of a group are not independent.
     n
         Number of resamples. Those on which the metric is undefined (a class is absent) are left out of the interval.
     seed

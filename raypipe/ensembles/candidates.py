@@ -48,13 +48,16 @@ class Candidates:
     @property
     def search(self) -> EvaluationSet:
         """The windows of the search subjects."""
-        return EvaluationSet(self.predictions.targets, self.predictions.subjects, self.predictions.folds)
+        found = self.predictions
+        return EvaluationSet(found.targets, found.subjects, found.folds, found.groups)
 
     @property
     def held_out(self) -> EvaluationSet:
         """The windows of the held-out subjects."""
-        subjects, out = self.windows.subjects, self.run.folds.held_out_index(self.windows.subjects)
-        return EvaluationSet(self.windows.targets[out], subjects[out], self.run.folds.folds(subjects)[out])
+        folds, out = self.run.folds, self.run.folds.held_out_index(self.windows.subjects)
+        subjects = self.windows.subjects[out]
+        groups = folds.groups(subjects) if folds.group_of else None
+        return EvaluationSet(self.windows.targets[out], subjects, folds.folds(subjects), groups)
 
 
 def read_candidates(

@@ -4,7 +4,9 @@ Its p counts the observed order too (Phipson & Smyth 2010, doi:10.2202/1544-6115
 
 Held-out targets are shuffled, and the predictions are kept. Trials, epochs, members and weights were chosen without
 these people. If EEG says nothing about the target, every order of their targets is equally likely, whatever was chosen.
-So no network is trained again, and the test is exact for the whole search. It is not for an outer cross-validation,
+So no network is trained again, and the test is exact for the whole search. Where people share groups (families), their
+targets are not independent: whole groups of the same size are exchanged, and people within each (Winkler et al. 2015,
+doi:10.1016/j.neuroimage.2015.05.092). The test is not exact for an outer cross-validation,
 whose parts were trained on one another's people: such a test finds something in up to 9 % where 5 % are meant
 (benchmarks/chance.py), so there is none.
 """
@@ -12,6 +14,7 @@ whose parts were trained on one another's people: such a test finds something in
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +40,8 @@ class ChanceTest:
     level: Level
     """``person``: targets are exchanged between people; ``window``: between the windows of each person."""
     people: int
+    groups: int
+    """Groups of these people; as many as people where they share none."""
     score: float
     null: NDArray[np.float64]
     """(permutations,) scores under shuffled targets."""
@@ -56,6 +61,10 @@ class ChanceTest:
     def render(self) -> str:
         """Return the result in two sentences."""
         shuffled = "between the people" if self.level == "person" else "within each person"
+        if self.level == "person" and self.groups < self.people:
+            shuffled = (
+                f"between those of their {self.groups} groups that have equally many people, and within each group,"
+            )
         low, high = np.quantile(self.null, [0.025, 0.975])
         return (
             f"{metric_label(self.metric)} {self.score:.3f} on {self.people} held-out people; with targets shuffled "
@@ -88,10 +97,18 @@ def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> Ch
     level = level_of(held.subjects, held.targets)
     parts_N = np.zeros(len(held.targets), dtype=np.int64)
     rows = rows_at_level(level, held.targets, held.subjects, parts_N, held.predictions)
-    return permute(run.info.metric, level, rows, permutations, seed)
+    group_of = dict(zip(held.subjects.tolist(), held.groups.tolist(), strict=True))
+    return permute(run.info.metric, level, rows, permutations, seed, group_of)
 
 
-def permute(metric: str, level: Level, rows: ScoredRows, permutations: int, seed: int) -> ChanceTest:
+def permute(
+    metric: str,
+    level: Level,
+    rows: ScoredRows,
+    permutations: int,
+    seed: int,
+    group_of: Mapping[Any, Any] | None = None,
+) -> ChanceTest:
     """Score predictions under shuffled targets.
 
     Parameters
@@ -104,6 +121,8 @@ def permute(metric: str, level: Level, rows: ScoredRows, permutations: int, seed
         Predictions at this level. Targets are exchanged within the folds of `rows` only.
     permutations, seed
         See `chance_test`.
+    group_of
+        Group of each person; None where each is alone.
 
     Raises
     ------
@@ -111,31 +130,52 @@ def permute(metric: str, level: Level, rows: ScoredRows, permutations: int, seed
         The targets have fewer than `MIN_ORDERS` different orders.
     """
     single = len(np.unique(rows.subjects)) == len(rows.subjects)  # one row per person: people are exchanged
-    block_N = rows.folds if single else rows.subjects  # a person is in one fold
-    indices = [np.flatnonzero(block_N == block) for block in np.unique(block_N)]
-    orders = sum(_log_orders(rows.targets[index]) for index in indices)
+    people = len(np.unique(rows.subjects))
+    groups_N = np.array([str(subject if group_of is None else group_of[subject]) for subject in rows.subjects.tolist()])
+    blocks = _exchangeable(rows.folds, groups_N) if single else _exchangeable(rows.subjects, np.arange(len(groups_N)))
+    orders = sum(_log_orders(rows.targets[block_GS]) for block_GS in blocks)
     if orders < math.log(MIN_ORDERS):
         raise UserError(
-            f"the targets of these {len(np.unique(rows.subjects))} people have {round(math.exp(orders))} different "
-            f"orders, and a test of chance needs {MIN_ORDERS}; hold out more people"
+            f"the targets of these {people} people have {round(math.exp(orders))} different orders, and a test of "
+            f"chance needs {MIN_ORDERS}; hold out more people"
         )
     found, rng = within_folds(metric, rows.folds), np.random.default_rng(seed)
     null, shuffled_N = np.empty(permutations), rows.targets.copy()
     for number in range(permutations):
-        for index in indices:
-            shuffled_N[index] = rng.permutation(rows.targets[index])
+        for block_GS in blocks:
+            targets_GS = rng.permutation(rows.targets[block_GS])
+            shuffled_N[block_GS] = rng.permuted(targets_GS, axis=1) if block_GS.shape[1] > 1 else targets_GS
         null[number] = found.value(shuffled_N, rows.predictions)
-    people = len(np.unique(rows.subjects))
     return ChanceTest(
         metric=metric,
         level="person" if single else level,
         people=people,
+        groups=len(np.unique(groups_N)),
         score=found.value(rows.targets, rows.predictions),
         null=null,
     )
 
 
-def _log_orders(targets: NDArray[Any]) -> float:
-    """Return the logarithm of the number of different orders of some targets."""
-    counts = np.unique(targets, return_counts=True)[1]
+def _exchangeable(within_N: NDArray[Any], groups_N: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Return the rows whose targets are exchanged: for each part of `within_N` and size S of groups, (groups, S)."""
+    blocks = []
+    for part in np.unique(within_N):
+        index = np.flatnonzero(within_N == part)
+        index = index[np.argsort(groups_N[index], kind="stable")]
+        sizes = np.unique(groups_N[index], return_counts=True)[1]
+        size_N = np.repeat(sizes, sizes)
+        blocks += [index[size_N == size].reshape(-1, size) for size in np.unique(sizes)]
+    return blocks
+
+
+def _log_orders(targets_GS: NDArray[Any]) -> float:
+    """Return the logarithm of the number of different orders of targets, of groups and within groups."""
+    groups = np.unique(np.sort(targets_GS, axis=1), axis=0, return_counts=True)[1]
+    return _log_multinomial(groups) + sum(
+        _log_multinomial(np.unique(each_S, return_counts=True)[1]) for each_S in targets_GS
+    )
+
+
+def _log_multinomial(counts: NDArray[np.int64]) -> float:
+    """Return the logarithm of the number of different orders of things of which some are equal."""
     return math.lgamma(counts.sum() + 1) - sum(math.lgamma(count + 1) for count in counts)

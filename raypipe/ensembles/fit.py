@@ -176,6 +176,7 @@ def _held_out_record(
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),
         subjects=np.array([str(subject) for subject in evaluation.subjects]),
+        groups=np.array([str(unit) for unit in evaluation.units]),
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),

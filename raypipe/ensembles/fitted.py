@@ -31,9 +31,14 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     from rich.console import Group
 
-COLUMNS = ("oof", "held_out", "low", "high", "difference", "subjects", "windows", "smallest_chance")
+COLUMNS = ("oof", "held_out", "low", "high", "difference", "subjects", "windows", "units", "smallest_chance")
 """Columns that every score table has."""
-_ARRAY_KINDS = {"windows": "i", "subjects": "U", "targets": "fiu", "predictions": "f", "trials": "f", "constant": "f"}
+_COUNTS = ("subjects", "windows", "units")
+"""Columns that are whole numbers."""
+_ARRAY_KINDS = {
+    **{"windows": "i", "subjects": "U", "groups": "U", "targets": "fiu"},
+    **{"predictions": "f", "trials": "f", "constant": "f"},
+}
 """Kinds of NumPy types of the arrays of `HeldOut`."""
 
 RECORD, ARRAYS, TABLE = "ensemble/ensemble.json", "ensemble/held_out.npz", "ensemble/table.csv"
@@ -59,7 +64,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/4"] = "raypipe-ensemble/4"
+    format: Literal["raypipe-ensemble/5"] = "raypipe-ensemble/5"
     created: float
     """Unix time."""
     method: str
@@ -100,8 +105,8 @@ class EnsembleRecord(OwnedRecord):
         for name, row in self.table.items():
             if missing := [column for column in COLUMNS if column not in row]:
                 raise ValueError(f"table/{name}: has no column '{missing[0]}'")
-            if not isinstance(row["subjects"], int) or not isinstance(row["windows"], int):
-                raise ValueError(f"table/{name}: subjects and windows must be whole numbers")
+            if not all(isinstance(row[column], int) for column in _COUNTS):
+                raise ValueError(f"table/{name}: {', '.join(_COUNTS)} must be whole numbers")
         if self.soup is not None and len(self.soup.trials) != len(self.soup.epochs):
             raise ValueError("soup: its lists have different lengths")
         return self
@@ -120,6 +125,8 @@ class HeldOut:
     """(N,) window numbers in the store."""
     subjects: NDArray[np.str_]
     """(N,)."""
+    groups: NDArray[np.str_]
+    """(N,) group of each subject, or the subject where the run has no groups."""
     targets: NDArray[Any]
     """(N,) values, or class numbers."""
     predictions: NDArray[np.float32]
@@ -148,7 +155,7 @@ class HeldOut:
                 raise ValueError(f"{name}: has values of type {arrays[name].dtype}")
         n, n_outputs = len(np.atleast_1d(arrays["targets"])), np.size(arrays["constant"])
         shapes = {
-            **dict.fromkeys(("windows", "subjects", "targets"), (n,)),
+            **dict.fromkeys(("windows", "subjects", "groups", "targets"), (n,)),
             "predictions": (n, n_outputs),
             "trials": (n_members, n, n_outputs),
             "constant": (n_outputs,),
@@ -161,7 +168,7 @@ class HeldOut:
     @property
     def evaluation_set(self) -> EvaluationSet:
         """Targets and subjects in the form that score functions take."""
-        return EvaluationSet(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT))
+        return EvaluationSet(self.targets, self.subjects, np.full(len(self.targets), HELD_OUT), self.groups)
 
 
 @dataclass(frozen=True)
@@ -285,7 +292,7 @@ class Ensemble:
             merged=merged,
             calibration=None if record.calibration is None else Calibration(**dict(record.calibration)),
             reliability=record.reliability,
-            table=table.astype({"subjects": int, "windows": int}),
+            table=table.astype(dict.fromkeys(_COUNTS, int)),
             verdict=record.verdict,
             notes=record.notes,
             held_out=held_out,

@@ -21,6 +21,11 @@ def metric_label(metric: str) -> str:
     return _METRICS.get(metric, metric)
 
 
+def resampled(subjects: int, units: int) -> str:
+    """Return what intervals resample: subjects, or the groups that they share."""
+    return "subjects" if units == subjects else f"{units} groups of subjects"
+
+
 def describe_target(task: str) -> str:
     """Return what a task predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``."""
     kind, _, rest = task.partition("@")[0].partition(":")

@@ -53,6 +53,11 @@ class MemberPredictions:
     groups: NDArray[Any] | None = None
     """(N,) group of each window's subject, which no split takes apart; None where subjects have none."""
 
+    @property
+    def units(self) -> NDArray[Any]:
+        """Return what splits keep whole and intervals resample (N,): the group of each subject, or the subject."""
+        return self.subjects if self.groups is None else self.groups
+
     def select_windows(self, windows: NDArray[Any]) -> MemberPredictions:
         """Return the predictions for some windows, given by mask or index."""
         return replace(
@@ -138,8 +143,7 @@ def subject_groups(members: MemberPredictions, n: int) -> Index:
     target, `n` at a time, and distributed in a random order with a fixed seed. The result depends on subjects and
     targets only.
     """
-    units_N = members.subjects if members.groups is None else members.groups
-    names, index_N = np.unique(units_N, return_inverse=True)
+    names, index_N = np.unique(members.units, return_inverse=True)
     means_S = np.bincount(index_N, weights=members.targets.astype(np.float64)) / np.bincount(index_N)
     n = min(n, len(names))
     group_S = np.empty(len(names), np.int64)

@@ -19,7 +19,7 @@ from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.labels import describe_target, metric_label
+from raypipe.ensembles.labels import describe_target, metric_label, resampled
 from raypipe.ensembles.scores import EvaluationSet, difference_interval, score_interval
 from raypipe.ensembles.verdict import side_of
 from raypipe.storage.outer_run import OuterRun
@@ -34,6 +34,8 @@ class PooledPredictions:
     """(N,) window numbers in the store."""
     subjects: NDArray[np.str_]
     """(N,)."""
+    groups: NDArray[np.str_]
+    """(N,) group of each subject, or the subject where there are none."""
     targets: NDArray[Any]
     """(N,)."""
     parts: NDArray[np.int64]
@@ -68,7 +70,7 @@ class OuterScores:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval of `score` over subjects."""
+        """95 % interval of `score` over subjects, or their groups."""
         return score_interval(self.metric, self._set, self.rows.predictions)
 
     @property
@@ -87,8 +89,14 @@ class OuterScores:
         return len(np.unique(self.rows.subjects))
 
     @property
+    def units(self) -> NDArray[np.str_]:
+        """Group of each row's subject, or the subject: what intervals resample (N,)."""
+        group_of = dict(zip(self.pooled.subjects.tolist(), self.pooled.groups.tolist(), strict=True))
+        return np.array([group_of[str(subject)] for subject in self.rows.subjects])
+
+    @property
     def _set(self) -> EvaluationSet:
-        return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds)
+        return EvaluationSet(self.rows.targets, self.rows.subjects, self.rows.folds, self.units)
 
 
 def fit_parts(outer: OuterRun, *, top: int, method: str, progress: Progress | None = None, **options: Any) -> list[str]:
@@ -186,6 +194,7 @@ def _pool(ensembles: list[Ensemble]) -> PooledPredictions:
     return PooledPredictions(
         windows=joined("windows"),
         subjects=joined("subjects"),
+        groups=joined("groups"),
         targets=joined("targets"),
         parts=np.concatenate([np.full(len(one.targets), number) for number, one in enumerate(held, start=1)]),
         predictions=joined("predictions"),
@@ -227,12 +236,15 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
         return f"{reached}, and its interval is undefined: it shows nothing about {target}."
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
     rows, classes = scores.rows, get_metric(scores.metric).kind == "classification"
-    too_few = smallest_chance(rows.targets, rows.subjects, classes=classes) > MAX_CHANCE
-    few = f"beside {baseline}: {n} subjects are too few to say whether it generalizes to new people"
+    too_few = smallest_chance(rows.targets, scores.units, classes=classes) > MAX_CHANCE
+    units = len(np.unique(scores.units))
+    counted = f"{n} subjects" if units == n else resampled(n, units)
+    few = f"beside {baseline}: {counted} are too few to say whether it generalizes to new people"
     relation = {
         1: f"better than {baseline}: it generalizes to new people",
         0: f"not distinguishable from {baseline}: there is no evidence that it predicts {target}",
         -1: f"worse than {baseline}: its predictions of {target} do not generalize to new people",
     }[side_of(scores.metric, difference.low, difference.high)]
-    interval = f"(95 % interval {inner.low:.3f} to {inner.high:.3f})"
+    over = "" if units == n else f" over {resampled(n, units)}"
+    interval = f"(95 % interval{over} {inner.low:.3f} to {inner.high:.3f})"
     return f"{reached} {interval}, {few if too_few else relation}."

@@ -29,7 +29,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 class Estimate(FrozenModel):
-    """A number with its 95 % interval over subjects; None where it is undefined."""
+    """A number with its 95 % interval over subjects, or their groups; None where it is undefined."""
 
     value: float | None
     low: float | None
@@ -83,11 +83,11 @@ def reliability_of(like: MemberPredictions, nested_NO: NDArray[Any]) -> Reliabil
         return Reliability(coverage=interval_coverage(like, nested_NO))
     happened_N, p_N = _event(like.targets, calibrate_across(like, nested_NO)[0])
     bin_N = equal_bins(p_N)
-    bins = [_bin(happened_N[i], p_N[i], like.subjects[i]) for i in (bin_N == k for k in range(int(bin_N.max()) + 1))]
+    bins = [_bin(happened_N[i], p_N[i], like.units[i]) for i in (bin_N == k for k in range(int(bin_N.max()) + 1))]
     raw_happened_N, raw_N = _event(like.targets, nested_NO)
     return Reliability(
         bins=bins,
-        calibration_error=_estimate(calibration_error(bin_N), happened_N, p_N, like.subjects),
+        calibration_error=_estimate(calibration_error(bin_N), happened_N, p_N, like.units),
         error_before=calibration_error(equal_bins(raw_N)).value(raw_happened_N, raw_N),
     )
 
@@ -124,8 +124,8 @@ def calibration_error(bin_N: Ints) -> Metric:
     return from_sums("calibration error", "minimize", "classification", "probabilities", sums, finish, (0.0, 1.0))
 
 
-def _bin(happened_N: Floats, p_N: Floats, subjects: NDArray[Any]) -> Bin:
-    observed = _estimate(_share_metric(), happened_N, happened_N, subjects)
+def _bin(happened_N: Floats, p_N: Floats, units: NDArray[Any]) -> Bin:
+    observed = _estimate(_share_metric(), happened_N, happened_N, units)
     return Bin(windows=len(p_N), predicted=float(p_N.mean()), observed=observed)
 
 
@@ -138,12 +138,12 @@ def _share_metric() -> Metric:
     return from_sums("share", "maximize", "regression", "values", sums, mean, (0.0, 1.0))
 
 
-def _estimate(metric: Metric, y: Floats, pred: Floats, subjects: NDArray[Any]) -> Estimate:
-    """Return a score with its interval over subjects, which one subject has not."""
+def _estimate(metric: Metric, y: Floats, pred: Floats, units: NDArray[Any]) -> Estimate:
+    """Return a score with its interval over subjects, or their groups, which one of them has not."""
     value = metric.value(y, pred)
-    if len(np.unique(subjects)) < 2:
+    if len(np.unique(units)) < 2:
         return Estimate(value=_known(value), low=None, high=None)
-    inner = bootstrap_subjects(metric, y, pred, subjects)
+    inner = bootstrap_subjects(metric, y, pred, units)
     return Estimate(value=_known(value), low=_known(inner.low), high=_known(inner.high))
 
 
@@ -157,7 +157,7 @@ def interval_coverage(like: MemberPredictions, nested_N1: NDArray[Any]) -> list[
     The half width is the quantile of the absolute errors of other subjects that split conformal prediction takes
     (Lei et al. 2018, doi:10.1080/01621459.2017.1307116). A data point is a person where the target is a person's.
     """
-    out = []
+    out, units = [], like.at_level().units
     for level in LEVELS:
         width_N = np.full(len(like.targets), np.nan)
         for fit_N, test_N in subject_splits(like, OUTER_GROUPS):
@@ -171,7 +171,7 @@ def interval_coverage(like: MemberPredictions, nested_N1: NDArray[Any]) -> list[
         both_N2 = np.stack([nested_N1[:, 0], width_N], axis=1)
         rows = rows_at_level(like.level, like.targets, like.subjects, like.folds, both_N2)
         inside_N = (np.abs(rows.targets - rows.predictions[:, 0]) <= rows.predictions[:, 1]).astype(np.float64)
-        observed = _estimate(_share_metric(), inside_N, inside_N, rows.subjects)
+        observed = _estimate(_share_metric(), inside_N, inside_N, units)
         out.append(Coverage(level=level, observed=observed, width=float(2 * np.nanmedian(width_N))))
     return out
 

@@ -1,4 +1,7 @@
-"""The score table of an ensemble: out-of-fold, nested and held-out scores with intervals over subjects."""
+"""The score table of an ensemble: out-of-fold, nested and held-out scores with intervals over subjects.
+
+Where subjects share groups (families, sites), intervals and tests are over groups: their members are not independent.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,13 @@ class EvaluationSet:
     """(N,)."""
     folds: Array
     """(N,)."""
+    groups: Array | None = None
+    """(N,) group of each subject; None where subjects share none."""
+
+    @property
+    def units(self) -> Array:
+        """Return what intervals and tests resample (N,): the group of each subject, or the subject itself."""
+        return self.subjects if self.groups is None else self.groups
 
     def score(self, metric: str, predictions: Array) -> float:
         """Return the score of predictions (N, outputs), within folds for metrics that only rank."""
@@ -55,7 +65,8 @@ class EvaluationSet:
     def per_subject(self) -> EvaluationSet:
         """Return one row per subject and repeat of the folds, with the target of its first window."""
         first = self.first_windows
-        return EvaluationSet(self.targets[first], self.subjects[first], self.folds[first])
+        groups = None if self.groups is None else self.groups[first]
+        return EvaluationSet(self.targets[first], self.subjects[first], self.folds[first], groups)
 
     @property
     def first_windows(self) -> Array:
@@ -78,6 +89,7 @@ class EvaluationSet:
             (self.targets, other.targets),
             (self.subjects, other.subjects),
             (self.folds, other.folds),
+            (self.units, other.units),
         )
         return EvaluationSet(*(np.concatenate(pair) for pair in pairs))
 
@@ -130,10 +142,11 @@ def score_table(
     pandas.DataFrame
         The given rows, then the predictor without EEG (out of fold: the constant of the other folds). Columns:
 
-        - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects ``low``, ``high``.
+        - ``oof``, and ``held_out`` with its 95 % bootstrap interval over subjects, or their groups, ``low``, ``high``.
         - ``difference`` of the held-out score to the predictor without EEG.
-        - ``subjects`` and ``windows`` that are held out, and their ``smallest_chance`` (`bootstrap.smallest_chance`).
-        - The columns above except the last three, with the prefix ``subject_`` for the mean prediction of each subject,
+        - ``subjects`` and ``windows`` that are held out, ``units``, the number of the subjects' groups (or of subjects
+          where they share none), and their ``smallest_chance`` (`bootstrap.smallest_chance`).
+        - The columns above except the last four, with the prefix ``subject_`` for the mean prediction of each subject,
           where each subject has one target.
         - The columns below are of these mean predictions where there are some, else of windows.
         - ``nested`` with ``nested_low``, ``nested_high``, and ``optimism``, which is ``nested`` minus ``oof``.
@@ -141,15 +154,15 @@ def score_table(
           single trial.
 
         Every difference has an interval, ``_low`` and ``_high``, on paired resamples. It contains 0 unless a sign-flip
-        test over subjects rejects 0 too.
+        test over subjects, or their groups, rejects 0 too.
     """
     decided = {name: row.decided(task.metric) for name, row in rows.items()}
     table = _plain_columns(task, decided, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
-    table["smallest_chance"] = smallest_chance(
-        held_out.targets, held_out.subjects, classes=task.kind == "classification"
-    )
+    table["units"] = len(np.unique(held_out.units))
+    classes = task.kind == "classification"
+    table["smallest_chance"] = smallest_chance(held_out.targets, held_out.units, classes=classes)
     level = ""
     if search.joined(held_out).has_subject_targets:
         means = {name: mean_row(row, search, held_out) for name, row in rows.items()}
@@ -240,16 +253,16 @@ def _difference(name: str, metric: str, evaluation: EvaluationSet, a: Array, b: 
 
 
 def score_interval(metric: str, evaluation: EvaluationSet, predictions: Array) -> Interval:
-    """Return the bootstrap interval of a score over subjects; NaN if there is only one subject."""
-    if len(np.unique(evaluation.subjects)) < 2:
+    """Return the bootstrap interval of a score over subjects, or their groups; NaN if there is only one."""
+    if len(np.unique(evaluation.units)) < 2:
         return Interval(float("nan"), float("nan"), 0)
     metric_of = within_folds(metric, evaluation.folds)
-    return bootstrap_subjects(metric_of, evaluation.targets, predictions, evaluation.subjects)
+    return bootstrap_subjects(metric_of, evaluation.targets, predictions, evaluation.units)
 
 
 def difference_interval(metric: str, evaluation: EvaluationSet, a: Array, b: Array) -> Interval:
-    """Return the bootstrap interval of ``score(a) - score(b)``; NaN if there is only one subject."""
-    if len(np.unique(evaluation.subjects)) < 2:
+    """Return the bootstrap interval of ``score(a) - score(b)``; NaN if there is only one subject or group."""
+    if len(np.unique(evaluation.units)) < 2:
         return Interval(float("nan"), float("nan"), 0)
     metric_of = within_folds(metric, evaluation.folds)
-    return bootstrap_difference(metric_of, evaluation.targets, a, b, evaluation.subjects)
+    return bootstrap_difference(metric_of, evaluation.targets, a, b, evaluation.units)

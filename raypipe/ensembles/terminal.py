@@ -12,7 +12,7 @@ from rich.text import Text
 from raypipe.core.metrics import get_metric
 from raypipe.core.text import one_line
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.labels import metric_label
+from raypipe.ensembles.labels import metric_label, resampled
 from raypipe.ensembles.scores import BEST
 
 
@@ -68,8 +68,9 @@ def _caption(ensemble: Ensemble) -> Text:
     better = "lower" if get_metric(metric).sign > 0 else "higher"
     first = table.iloc[0]
     return Text(
-        f"{metric_label(metric)}, {better} is better; differences with 95 % intervals over subjects. Held out: "
-        f"{int(first['subjects'])} subjects, {int(first['windows'])} windows. No EEG: {table.index[-1]}.",
+        f"{metric_label(metric)}, {better} is better; differences with 95 % intervals over "
+        f"{resampled(int(first['subjects']), int(first['units']))}. Held out: {int(first['subjects'])} subjects, "
+        f"{int(first['windows'])} windows. No EEG: {table.index[-1]}.",
         style="dim",
     )
 

@@ -12,13 +12,13 @@ import pandas as pd
 from raypipe.core.bootstrap import MAX_CHANCE, Interval
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import Evaluations
-from raypipe.ensembles.labels import describe_target, metric_label
+from raypipe.ensembles.labels import describe_target, metric_label, resampled
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE
 from raypipe.ensembles.soup import SWA
 from raypipe.storage.records import Member
 
 MIN_SUBJECTS = 6
-"""Of fewer subjects no difference can be claimed: all n signs agree by chance with a probability of 2^(1 - n)."""
+"""Of fewer subjects, or groups, no difference can be claimed: by chance all n signs agree in a share of 2^(1 - n)."""
 
 Evidence = Literal["better", "none", "worse", "too few", "undefined"]
 """Evidence of the held-out scores against the predictor without EEG.
@@ -57,7 +57,8 @@ class Outcome:
         level = _level(self.table)
         row = dict(zip(self.table.columns, self.table.loc[ENSEMBLE].to_numpy(dtype=float).tolist(), strict=True))
         value, low, high = (row[level + name] for name in ("held_out", "low", "high"))
-        return HeldOutScores(value, low, high, int(row["subjects"]), float(self.table[level + "held_out"].iloc[-1]))
+        baseline = float(self.table[level + "held_out"].iloc[-1])
+        return HeldOutScores(value, low, high, int(row["subjects"]), int(row["units"]), baseline)
 
 
 class HeldOutScores(NamedTuple):
@@ -67,6 +68,8 @@ class HeldOutScores(NamedTuple):
     low: float
     high: float
     subjects: int
+    units: int
+    """Groups of these subjects; as many as subjects where they share none."""
     baseline: float
     """Score of the predictor without EEG."""
 
@@ -100,7 +103,8 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
 
     The first sentence compares the ensemble with the predictor without EEG, on held-out subjects. The second compares
     it with the best single trial, the third says whether combining was worth it. "Better" means that the 95 % interval
-    of the paired difference is wholly on the better side, and that a sign-flip test over subjects agrees.
+    of the paired difference is wholly on the better side, and that a sign-flip test over subjects agrees. Where
+    subjects share groups, both are over groups.
     """
     sentences = [_held_out_sentence(outcome)]
     if outcome.alone is not None:
@@ -134,7 +138,9 @@ def _conclusion(outcome: Outcome, target: str) -> str:
     if evidence == "better":
         return f"better than {baseline}: it generalizes to new people"
     if evidence == "too few":
-        return f"beside {baseline}: {scores.subjects} subjects are too few to say whether it generalizes to new people"
+        counted = resampled(scores.subjects, scores.units)
+        few = f"{scores.subjects} subjects" if counted == "subjects" else counted
+        return f"beside {baseline}: {few} are too few to say whether it generalizes to new people"
     if evidence == "worse":
         return f"worse than {baseline}: its predictions of {target} do not generalize to new people"
     return f"not distinguishable from {baseline}: there is no evidence that it predicts {target}"
@@ -158,7 +164,7 @@ def _nested_to_best(outcome: Outcome) -> _ToBest | None:
 def _held_out_to_best(outcome: Outcome) -> _ToBest | None:
     """Return the held-out difference, unless the subjects are too few to compare on."""
     to_best, level = outcome.to_best, _level(outcome.table)
-    enough = int(outcome.table.loc[ENSEMBLE].to_dict()["subjects"]) >= MIN_SUBJECTS
+    enough = int(outcome.table.loc[ENSEMBLE].to_dict()["units"]) >= MIN_SUBJECTS
     if to_best is None or not enough or np.isnan(to_best.low):
         return None
     scores = outcome.table[level + "held_out"].to_dict()
@@ -236,7 +242,7 @@ def _distilled_sentence(outcome: Outcome) -> str:
 
 
 def _notes(outcome: Outcome) -> list[str]:
-    n, notes = outcome.held_out.subjects, []
+    n, units, notes = outcome.held_out.subjects, outcome.held_out.units, []
     times, runs, uncounted = outcome.evaluations
     if times > 1:
         scored = (
@@ -250,8 +256,14 @@ def _notes(outcome: Outcome) -> list[str]:
     if held_out_evidence(outcome.table, outcome.metric) == "too few":
         chance = float(outcome.table.loc[ENSEMBLE].to_dict()["smallest_chance"])
         notes.append(
-            f"Without any effect, {n} such subjects give the clearest result in {100 * chance:.3g} % of cases. "
+            f"Without any effect, {units} such {'subjects' if units == n else 'groups'} give the clearest result in "
+            f"{100 * chance:.3g} % of cases. "
             f"A claim may be wrong in {100 * MAX_CHANCE:g} %."
+        )
+    if units < n:
+        notes.append(
+            f"The {n} held-out subjects are {units} groups (prepare --groups). Intervals and tests resample groups, "
+            "because subjects of one group are not independent."
         )
     if _level(outcome.table):
         notes.append(

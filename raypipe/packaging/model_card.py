@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from raypipe.ensembles.labels import class_frequency_note, describe_target, metric_label
+from raypipe.ensembles.labels import class_frequency_note, describe_target, metric_label, resampled
 from raypipe.packaging.bundle_info import BundleInfo
 
 
@@ -34,11 +34,16 @@ def _scores(info: BundleInfo) -> list[str]:
         f"chosen by them. Nothing was fitted or chosen on the held-out subjects; they were scored "
         f"{info.held_out_evaluations} time{'' if info.held_out_evaluations == 1 else 's'}.",
         "",
-        "| predictor | out of fold | held out | 95 % interval over subjects |",
+        f"| predictor | out of fold | held out | 95 % interval over {_resampled(info)} |",
         "|---|---|---|---|",
         *rows,
         *(f"\n{note}" for note in notes),
     )
+
+
+def _resampled(info: BundleInfo) -> str:
+    first = next(iter(info.table.values()))
+    return resampled(int(first["subjects"] or 0), int(first["units"] or 0))
 
 
 def _number(value: float | None) -> str:

@@ -53,7 +53,8 @@ def compare_outer(runs: Sequence[OuterRun]) -> Comparison:
 def _predictions(run: OuterRun, scores: OuterScores) -> Predictions:
     pooled = scores.pooled
     keys = window_keys(open_windows(run.info.data))[pooled.windows]
-    return Predictions(keys, EvaluationSet(pooled.targets, pooled.subjects, pooled.parts), pooled.predictions)
+    side = EvaluationSet(pooled.targets, pooled.subjects, pooled.parts, pooled.groups)
+    return Predictions(keys, side, pooled.predictions)
 
 
 def _conditions(first: OuterRun, run: OuterRun) -> list[Condition]:

@@ -14,7 +14,7 @@ from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.text import format_value
 from raypipe.ensembles.fitted import read_ensemble_record
-from raypipe.ensembles.labels import describe_target, metric_label, target_unit
+from raypipe.ensembles.labels import describe_target, metric_label, resampled, target_unit
 from raypipe.ensembles.outer import OuterScores, read_scores, write_verdict
 from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.page import (
@@ -105,6 +105,7 @@ def _render(outer: OuterRun, scores: OuterScores) -> str:
         better="lower" if get_metric(scores.metric).sign > 0 else "higher",
         metric=metric,
         level=describe_level(scores.metric, scores.level).replace("fold", "part"),
+        resampled=resampled(scores.subjects, len(np.unique(scores.units))),
         scores=_score_table(scores, metric),
         parts=_part_table(scores.by_part, metric),
         baselines=_baseline_table(outer, scores),

@@ -40,8 +40,10 @@ class PairedDifference:
     """Score of the other run minus that of the first."""
     low: float
     high: float
-    """95 % bootstrap interval over subjects, both runs on the same resamples; NaN where there is none."""
+    """95 % bootstrap interval over subjects, or groups, both runs on the same resamples; NaN where there is none."""
     subjects: int
+    units: int
+    """Groups of these subjects in the run with fewer of them; as many as subjects where they share none."""
     windows: int
     """Windows compared; 0 where mean predictions of subjects are compared."""
     mismatched: int
@@ -56,9 +58,10 @@ class PairedDifference:
         if low <= 0 <= high:
             return "no evidence of a difference"
         word = "better" if low > 0 else "worse"
-        return (
-            word if self.subjects >= MIN_SUBJECTS else f"{word}, but {self.subjects} subjects are too few for evidence"
-        )
+        if self.units >= MIN_SUBJECTS:
+            return word
+        counted = "subjects" if self.units == self.subjects else "groups of subjects"
+        return f"{word}, but {self.units} {counted} are too few for evidence"
 
 
 def window_keys(windows: WindowStore) -> NDArray[np.str_]:
@@ -103,7 +106,9 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
         return None
     one_folds, two_folds = first.evaluation_set.folds[a], other.evaluation_set.folds[b]
     both = np.unique(np.stack([one_folds, two_folds]), axis=1, return_inverse=True)[1]  # one network in either run
-    side = EvaluationSet(first.evaluation_set.targets[a], first.evaluation_set.subjects[a], both.reshape(-1))
+    sides = (first.evaluation_set.units[a], other.evaluation_set.units[b])
+    units = min(sides, key=lambda units_N: len(np.unique(units_N)))
+    side = EvaluationSet(first.evaluation_set.targets[a], first.evaluation_set.subjects[a], both.reshape(-1), units)
     one, two = first.predictions[a], other.predictions[b]
     scores = (side.score(metric, one), side.score(metric, two))
     interval = difference_interval(metric, side, two, one)
@@ -114,6 +119,7 @@ def paired_difference(predictor: str, metric: str, first: Predictions, other: Pr
         low=interval.low,
         high=interval.high,
         subjects=len(np.unique(side.subjects)),
+        units=len(np.unique(units)),
         windows=0 if by_subject else len(np.unique(first.keys[a])),
         mismatched=mismatched,
     )

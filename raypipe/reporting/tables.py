@@ -125,6 +125,7 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
     """Yield lines about the differences of two runs, each with its style."""
     for each in differences:
         unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
+        unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
         yield (
             f"  {each.predictor}: {metric} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
             f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "

@@ -17,12 +17,17 @@ def hand_made(n_subjects, *, signal, each=5, seed=0):
     return y, predicted, subjects
 
 
-def table_of(signal, n_out):
-    """Return the score table of predictions that follow the target by `signal`, with `n_out` subjects held out."""
+def table_of(signal, n_out, groups=None):
+    """Return the score table of predictions that follow the target by `signal`, with `n_out` subjects held out.
+
+    The held-out subjects are `groups` groups.
+    """
     y, predicted, subjects = hand_made(20 + n_out, signal=signal)
     out = subjects >= "s020"
     folds = np.repeat(np.arange(20 + n_out) % 4, 5)
-    search, held = (EvaluationSet(y[m], subjects[m], folds[m]) for m in (~out, out))
+    number = np.repeat(np.arange(20 + n_out), 5)
+    units = np.where(out, number % (groups or 20 + n_out), 100 + number).astype(str)
+    search, held = (EvaluationSet(y[m], subjects[m], folds[m], units[m]) for m in (~out, out))
     row = RowPredictions(held_out=predicted[out], oof=predicted[~out], nested=predicted[~out])
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), row)
     return score_table(ScoredTask("nrmse", "regression", 0), rows, search, held)

@@ -38,10 +38,17 @@ class Finished:
 
 
 def finish(
-    root: Path, store: Path, bids: Path | None = None, epochs: int = 3, seeds=(0, 1, 2), repeats=1, **info
+    root: Path,
+    store: Path,
+    bids: Path | None = None,
+    epochs: int = 3,
+    seeds=(0, 1, 2),
+    repeats=1,
+    group_of=None,
+    **info,
 ) -> Finished:
     windows = WindowStore(store)
-    where = make_run(root / "run", windows, repeats=repeats).folder
+    where = make_run(root / "run", windows, repeats=repeats, group_of=group_of).folder
     edit_record(where, "run.json", {"data": str(store)} | info)
     run = RunStore.open(root / "run")
     threads = torch.get_num_threads()

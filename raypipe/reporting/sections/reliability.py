@@ -29,7 +29,8 @@ def reliability_section(ensemble: Ensemble) -> Markup:
         unit, person = target_unit(info.task), info.level == "person"
         caption = (
             f"Share of {'people' if person else 'windows'} whose target is in the interval around its prediction, by "
-            "the share that the interval promises. Bars: 95 % intervals over people."
+            "the share that the interval promises. Bars: 95 % intervals over people, "
+            "or over the groups that they share."
         )
         figure, table = draw_figure([Panel(draw, "Coverage of intervals")], caption), _coverage_table(found, unit)
     else:

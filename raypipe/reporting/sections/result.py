@@ -9,7 +9,7 @@ from markupsafe import Markup
 from raypipe.core.metrics import get_metric
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.labels import class_frequency_note, metric_label
+from raypipe.ensembles.labels import class_frequency_note, metric_label, resampled
 from raypipe.ensembles.scores import ENSEMBLE
 from raypipe.ensembles.verdict import held_out_evidence
 from raypipe.reporting.baselines import read_baselines
@@ -44,6 +44,7 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
         better="lower" if get_metric(run.info.metric).sign > 0 else "higher",
         subjects=int(ensemble.table["subjects"].iloc[0]),
         windows=int(ensemble.table["windows"].iloc[0]),
+        resampled=resampled(*map(int, ensemble.table[["subjects", "units"]].iloc[0])),
         scored=run.scored,
         notes=[*ensemble.notes, *class_frequency_note(run.info.metric, last_oof)],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
@@ -10,6 +12,8 @@ from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.levels import ScoredRows
 from raypipe.ensembles.chance import MIN_ORDERS, permute
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.storage.run_store import RunStore
 
 PEOPLE, EACH = 12, 6
 
@@ -77,10 +81,11 @@ def test_too_few_orders_are_one_line():
             permute("auc" if len(targets) == 4 else "nrmse", "person", rows, 99, 0)
 
 
-def test_the_command(classes, capsys):
-    classes.ensemble().save()
+def test_the_command(classes, tmp_path, capsys):
+    run = RunStore.open(shutil.copytree(classes.run.local, tmp_path / "run"))
+    fit_ensemble(run, windows=classes.windows, method="equal").save()
     with pytest.raises(SystemExit) as end:
-        app.main(["chance", classes.run.where, "--permutations", "200"])
+        app.main(["chance", run.where, "--permutations", "200"])
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert "AUC" in said and "shuffled within each person" in said and "of 200 permutations" in said
@@ -90,3 +95,32 @@ def test_a_run_without_an_ensemble_is_one_line(twelve, capsys):
     with pytest.raises(SystemExit) as end:
         app.main(["chance", twelve.where])
     assert end.value.code == 2 and "no ensemble yet" in capsys.readouterr().err
+
+
+def families(rng, sizes=(3, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1)):
+    """Return families' targets and predictions, which say nothing about one another, and each person's family."""
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    drawn = [rng.normal(size=len(sizes))[of] + 0.3 * rng.normal(size=len(of)) for _ in range(2)]
+    return *drawn, dict(zip(range(len(of)), of.tolist(), strict=True))
+
+
+def test_p_is_uniform_where_families_share_targets_and_predictions():
+    found, alone = [], []
+    for seed in range(200):
+        targets, predictions, family = families(np.random.default_rng(seed))
+        rows = rows_of(targets, predictions, np.arange(len(targets)))
+        found.append(permute("nrmse", "person", rows, 199, seed, family).p)
+        alone.append(permute("nrmse", "person", rows, 199, seed).p)
+    assert kstest(found, "uniform").pvalue > 0.01
+    assert np.mean(np.array(alone) <= 0.05) > 0.07  # people exchanged one by one
+
+
+def test_groups_are_exchanged_whole_with_others_of_their_size():
+    targets = np.array([0.0, 1.0, 10.0, 11.0, 20.0, 21.0, 30.0])
+    group_of = dict(zip(range(7), "aabbccd", strict=True))
+    test = permute("nrmse", "person", rows_of(targets, targets, np.arange(7)), 400, 0, group_of)
+    assert test.groups == 4 and "their 4 groups that have equally many people" in test.render()
+    assert len(np.unique(test.null.round(6))) <= 3 * 2 * 2**3  # orders of a, b and c, and of the two of each
+    assert (test.null == test.score).any() and test.p > 1 / 401
+    with pytest.raises(UserError, match="have 8 different orders"):
+        permute("nrmse", "person", rows_of(targets[:4], targets[:4], np.arange(4)), 9, 0, group_of)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import io
 import shutil
 
 import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from rich.console import Console
 
+from raypipe.core.bootstrap import bootstrap_subjects
 from raypipe.core.errors import UserError
 from raypipe.core.folds import LeakError
 from raypipe.core.levels import mean_per_person
 from raypipe.core.metrics import METRICS, score
 from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.inference import weighted_mean
 from raypipe.ensembles.labels import metric_label
 from raypipe.ensembles.members import CPU, build_module, read_members
@@ -19,6 +23,7 @@ from raypipe.ensembles.oof import read_oof_predictions, subject_splits
 from raypipe.ensembles.weights import confidence_weights
 from raypipe.packaging.bundle import export_bundle
 from raypipe.packaging.submission import export_submission
+from raypipe.reporting.compare import compare_runs
 from raypipe.reporting.report import render_report
 from raypipe.storage.out_of_fold import OutOfFold
 from raypipe.storage.run_store import RunStore
@@ -222,3 +227,26 @@ def test_all_methods_and_soups_take_repeated_folds(repeated, tmp_path):
     fitted.save()
     html = render_report(run)
     assert "2 repeats" in html and "could not be drawn" not in html
+
+
+def test_groups_of_subjects_are_what_intervals_resample(tmp_path):
+    toy = ToyWindows(subjects=24, each=4)
+    family = {name: f"family {k // 2}" for k, name in enumerate(sorted(set(toy.subjects)))}
+    made = finish(tmp_path, write_store(tmp_path / "store", toy), epochs=1, group_of=family)
+    ensemble = made.ensemble(top=2, method="equal")
+    held = ensemble.held_out
+    assert [family[name] for name in held.subjects] == held.groups.tolist()
+    people, families = len(set(held.subjects)), len(set(held.groups))
+    first = ensemble.table.iloc[0]
+    assert (first["subjects"], first["units"]) == (people, families) == (2 * families, families)
+    expected = bootstrap_subjects("nrmse", held.targets, held.predictions, held.groups)
+    assert (first["low"], first["high"]) == pytest.approx(expected[:2])
+    ensemble.save()
+    again = Ensemble.load(made.run)
+    assert again.table.at["ensemble", "units"] == families and again.held_out.groups.tolist() == held.groups.tolist()
+    assert f"bootstrap over {families} groups of subjects" in render_report(made.run)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(again.render())
+    assert f"over {families} groups of subjects" in " ".join(console.file.getvalue().split())
+    pair = compare_runs([made.run, made.run]).differences[0][0]
+    assert (pair.subjects, pair.units) == (24 - people, 12 - families)

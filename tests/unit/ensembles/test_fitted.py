@@ -82,7 +82,7 @@ RECORDS = {
     "a table without a column": (without_first_column, "table/ensemble: has no column 'oof'"),
     "counts that are no numbers": (
         lambda r: r["table"]["ensemble"].update(subjects=None),
-        "table/ensemble: subjects and windows must be whole numbers",
+        "table/ensemble: subjects, windows, units must be whole numbers",
     ),
     "correlations of other members": (lambda r: r["diversity"]["correlations"].pop(), "correlations: not those of"),
     "a curve of other members": (lambda r: r["diversity"]["curve"]["by rank"].append(1.0), "curve: not one score for"),

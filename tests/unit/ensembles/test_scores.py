@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raypipe.ensembles.scores import EvaluationSet, RowPredictions, ScoredTask, score_table
+from raypipe.ensembles.scores import (
+    EvaluationSet,
+    RowPredictions,
+    ScoredTask,
+    difference_interval,
+    score_interval,
+    score_table,
+)
 from tests.support.score_tables import hand_made, table_of
 
 
@@ -35,3 +42,35 @@ def test_a_network_without_out_of_fold_predictions_is_compared_on_held_out_subje
     assert table.loc["ensemble", "nested_difference"] == pytest.approx(
         table.loc["ensemble", "nested"] - table.loc["training mean", "nested"]
     )
+
+
+def test_intervals_and_tests_resample_groups_where_subjects_share_some():
+    """Of no difference between predictions whose errors families share, few claims are wrong."""
+    rng = np.random.default_rng(0)
+    subjects = np.array([f"s{k:02d}" for k in range(36)])
+    family = np.repeat([f"family {k}" for k in range(12)], 3)
+    claimed = {"subjects": 0, "groups": 0}
+    for _ in range(100):
+        y = rng.normal(size=36)
+        a, b = (y + 0.5 * np.repeat(rng.normal(size=12), 3) for _ in range(2))
+        for name, groups in (("subjects", None), ("groups", family)):
+            found = difference_interval(
+                "rmse", EvaluationSet(y, subjects, np.zeros(36), groups), a[:, None], b[:, None]
+            )
+            claimed[name] += found.low > 0 or found.high < 0
+    assert claimed["groups"] <= 10 < 15 < claimed["subjects"]  # 5 are promised
+
+
+def test_a_copy_of_each_person_in_its_group_changes_no_interval():
+    y, predicted, subjects = hand_made(12, signal=1.0)
+    twice = np.r_[subjects, np.char.add(subjects, "b")]
+    copied = EvaluationSet(np.tile(y, 2), twice, np.zeros(120), np.tile(subjects, 2))
+    found = score_interval("nrmse", copied, np.tile(predicted, (2, 1)))
+    assert found == pytest.approx(score_interval("nrmse", EvaluationSet(y, subjects, np.zeros(60)), predicted))
+    assert copied.per_subject().units.tolist() == [name.removesuffix("b") for name in copied.per_subject().subjects]
+
+
+def test_one_group_has_no_interval():
+    y, predicted, subjects = hand_made(6, signal=1.0)
+    one = EvaluationSet(y, subjects, np.zeros(30), np.full(30, "site"))
+    assert np.isnan(score_interval("nrmse", one, predicted).low)

@@ -82,7 +82,8 @@ def compared(nested, held_out, scores=SCORES, subjects=8, metric="nrmse") -> lis
     columns = {"held_out": 0.5, "low": 0.4, "high": 0.6, "difference_low": -0.1, "difference_high": 0.1}
     columns |= {"nested_to_best": sum(nested) / 2, "nested_to_best_low": nested[0], "nested_to_best_high": nested[1]}
     rows = ["ensemble", "best single trial", "training mean"]
-    table = pd.DataFrame([columns | {"subjects": subjects, "smallest_chance": 2.0**-subjects}] * 3, index=rows)
+    counts = {"subjects": subjects, "units": subjects, "smallest_chance": 2.0**-subjects}
+    table = pd.DataFrame([columns | counts] * 3, index=rows)
     outcome = Outcome(
         table=table,
         metric=metric,
@@ -173,3 +174,12 @@ def test_notes_on_a_soup_name_what_was_not_tried():
     assert "trial 0 alone" in soup_notes("soup", members[:1], members[:2], members[:2])[0]
     swa = soup_notes("swa", [Member(0), Member(0, 4)], members, members)
     assert swa[0].endswith("trial 0, trial 0 at epoch 4.") and "no nested score" in swa[1]
+
+
+def test_groups_of_subjects_are_what_is_counted():
+    verdict, notes = of_table(table_of(1.0, 8, groups=4))
+    assert "On 8 held-out subjects" in verdict and "4 groups of subjects are too few to say whether it" in verdict
+    assert any("4 such groups give the clearest result in 6.25 % of cases" in note for note in notes)
+    assert any("The 8 held-out subjects are 4 groups (prepare --groups). Intervals and tests" in note for note in notes)
+    assert "it generalizes to new people" in of_table(table_of(1.0, 16, groups=8))[0]
+    assert not any("groups" in note for note in of_table(table_of(1.0, 8))[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
+from raypipe.ensembles.outer import write_verdict
 from raypipe.reporting.baselines import read_baselines
 from raypipe.reporting.compare_outer import compare_outer
 from raypipe.storage.outer_run import OuterRun
@@ -95,6 +97,17 @@ def test_status_verdict_and_report(made, tmp_path):
     assert "could not be drawn" not in text
     model = "ridge" if made.store.info.kind == "regression" else "logistic regression"
     assert f"<td>{model} on band power</td>" in text and text.count('<th scope="col" class="number">mean</th>') == 1
+
+
+def test_groups_of_people_are_what_the_interval_resamples(made):
+    scores, pooled = made.scores, made.scores.pooled
+    assert pooled.groups.tolist() == pooled.subjects.tolist()
+    thirds = np.array([f"family {int(name[1:]) % 3}" for name in pooled.subjects])
+    grouped = replace(scores, pooled=replace(pooled, groups=thirds))
+    assert (grouped.score, len(np.unique(grouped.units))) == (scores.score, 3)
+    verdict = write_verdict(made.store, grouped)
+    assert "(95 % interval over 3 groups of subjects" in verdict and "3 groups of subjects are too few" in verdict
+    assert "groups" not in made.verdict
 
 
 def test_the_next_step_is_named_until_there_is_a_score(copied):
