@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.timing import take_turns
-from raypipe.core.config import ModelConfig
+from raypipe.core.model_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 
 SHAPE = {"n_channels": 129, "n_times": 200, "n_outputs": 1, "sfreq": 100.0, "kind": "regression"}
@@ -26,7 +26,7 @@ DEPTHS: dict[str, dict[str, object]] = {"the paper's depth, 6": {}, "depth 1": {
 
 
 def module(n_members: int, **model: object) -> EnsembleModule:
-    config = ModelConfig(**model).model_dump(mode="json")  # type: ignore[arg-type]
+    config = ConformerConfig(**model).model_dump(mode="json")  # type: ignore[arg-type]
     member = {"trial": 0, "weight": 1.0 / n_members, "centre": 0.0, "scale": 1.0, "model": config}
     members = [member | {"fold": fold} for fold in range(n_members)]
     return EnsembleModule(SHAPE | {"members": members}).eval().requires_grad_(False)

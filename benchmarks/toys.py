@@ -13,6 +13,7 @@ import pandas as pd
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.folds import make_folds
 from raypipe.core.levels import level_of
+from raypipe.core.model_config import MODELS
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
@@ -141,7 +142,10 @@ def make_run(
 
 def tiny(**changes) -> TrialConfig:
     """Return a configuration that trains in well under a second; ``tiny(sam__name="sam")``."""
-    return parse_config(TINY | {name.replace("__", "/"): value for name, value in changes.items()})
+    changed = {name.replace("__", "/"): value for name, value in changes.items()}
+    own = MODELS[str(changed.get("model/name", "conformer"))].model_fields
+    small = {name: value for name, value in TINY.items() if name.removeprefix("model/") in own or "model/" not in name}
+    return parse_config(small | changed)
 
 
 def fold_trainer(

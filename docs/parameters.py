@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raypipe.core.config import TrialConfig
+from raypipe.core.model_config import MODELS
 from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of
 
 DOCS = Path(__file__).parent
@@ -23,7 +24,11 @@ def parameter_table() -> str:
     lines = ["| name | default | values | what it does |", "|---|---|---|---|"]
     for name, field in TrialConfig.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if name == "model":
+            for model, config in MODELS.items():
+                lines.append(f"| **model/**, `{model}` | | | {_plain(config.__doc__ or '')} |")
+                lines += [_row(f"model/{own}", each) for own, each in config.model_fields.items()]
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
             lines.append(f"| **{name}/** | | | {_plain(inner.__doc__ or '')} |")
             lines += [_row(f"{name}/{own}", each) for own, each in inner.model_fields.items()]
         else:

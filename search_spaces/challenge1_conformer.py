@@ -48,9 +48,10 @@ START = [CONFORMER, TCN]
 
 def space(trial):
     """Draw one configuration."""
-    fixed = {"epochs": 20, "patience": 6, "model/hidden": 64}
+    fixed = {"epochs": 20, "patience": 6}
     if trial.suggest_categorical("model/name", ["conformer", "tcn"]) == "conformer":
         trial.suggest_categorical("model/kernels", ["rate", "paper", "short"])
+        fixed["model/hidden"] = 64
     trial.suggest_int("model/depth", 1, 6)
     trial.suggest_categorical("model/norm", ["channel", "window", "robust"])
     trial.suggest_float("model/dropout", 0.1, 0.6)

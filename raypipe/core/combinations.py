@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from raypipe.core.effects import UNUSED_IN_PRETRAINING
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
+from raypipe.core.model_config import MODELS
 
 if TYPE_CHECKING:
     from raypipe.core.config import LossConfig, TrialConfig
+
+ENCODERS = " or ".join(name for name, model in MODELS.items() if model.encodes)
+"""The models that can be pretrained, for messages."""
 
 
 def check_combination(config: TrialConfig) -> None:
@@ -27,19 +31,18 @@ def check_combination(config: TrialConfig) -> None:
 
 
 def _check_pretraining(config: TrialConfig) -> None:
-    from raypipe.core.config import TrialConfig, flatten
+    from raypipe.core.config import changed_parameters
 
     if config.pretrain.name == "none":
         return
-    if config.model.name == "tcn":
-        raise ValueError("pretraining needs model/name=vit or conformer")
+    if not config.model.encodes:
+        raise ValueError(f"pretraining needs model/name={ENCODERS}, not {config.model.name}")
     if config.pretrain.name == "mae" and config.model.name != "vit":
         raise ValueError("pretrain/name=mae needs model/name=vit: it leaves patches out before the first layer")
     if config.init.name != "none":
         raise ValueError("a trial either pretrains (pretrain/name) or starts from a pretrained encoder (init/name)")
-    default = flatten(TrialConfig())
-    for name, value in flatten(config).items():
-        if name in UNUSED_IN_PRETRAINING and value != default[name]:
+    for name, value in changed_parameters(config).items():
+        if name in UNUSED_IN_PRETRAINING:
             raise ValueError(f"{name}={value} has no effect with pretrain/name={config.pretrain.name}: leave it out")
 
 
@@ -47,23 +50,24 @@ def _check_initial_weights(config: TrialConfig) -> None:
     init = config.init
     if init.name == "none":
         return
-    if config.model.name == "tcn":
-        raise ValueError("init/name=pretrained needs model/name=vit or conformer")
+    if not config.model.encodes:
+        raise ValueError(f"init/name=pretrained needs model/name={ENCODERS}, not {config.model.name}")
     if init.tune == "full":
         return
     if config.sam.name != "none" and config.sam.only == "norm":
         raise ValueError(f"init/tune={init.tune} trains no normalisation layer: leave sam/only=norm out")
-    if init.tune == "lora" and not config.model.depth:
+    if init.tune == "lora" and not config.model.n_blocks:
         raise ValueError("init/tune=lora changes the blocks, and model/depth=0 has none; use init/tune=frozen")
 
 
 def _check_loss(config: TrialConfig) -> None:
     loss, model = config.loss.name, config.model
-    if loss in ("kl", "nll") and model.name == "vit":
-        raise ValueError(f"loss/name={loss} needs model/name=conformer or tcn: vit predicts one number")
-    if loss == "kl" and not model.bins:
+    if loss in ("kl", "nll") and not hasattr(model, "bins"):
+        having = " or ".join(name for name, other in MODELS.items() if "bins" in other.model_fields)
+        raise ValueError(f"loss/name={loss} needs model/name={having}: {model.name} predicts one number")
+    if loss == "kl" and not model.n_bins:
         raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
-    if (loss == "nll") != model.variance:
+    if (loss == "nll") != (model.uncertainty == "variance"):
         raise ValueError("loss/name=nll and model/variance=True go together: set both or neither")
 
 
@@ -89,9 +93,9 @@ def check_task(config: TrialConfig, kind: Kind) -> None:
     if config.pretrain.name != "none":
         return
     check_loss(config.loss, kind)
-    if kind == "classification" and (config.model.bins or config.model.variance):
-        name = "bins" if config.model.bins else "variance"
-        raise UserError(f"model/{name}: it is for regression, this task is a classification (leave it out)")
+    if kind == "classification" and config.model.uncertainty:
+        name = f"model/{config.model.uncertainty}"
+        raise UserError(f"{name}: it is for regression, this task is a classification (leave it out)")
 
 
 def check_loss(loss: LossConfig, kind: Kind) -> None:

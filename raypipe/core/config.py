@@ -15,65 +15,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig
 from raypipe.core.record import FrozenModel
 from raypipe.core.text import short_line
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e6)]
-
-
-class ModelConfig(FrozenModel):
-    """The network: EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250), a small TCN, or a transformer over
-    patches (ViT)."""
-
-    name: Literal["conformer", "tcn", "vit"] = "conformer"
-    """`tcn`: depthwise temporal convolutions (`raypipe.models.tcn`); it uses `filters`, `depth`, `dropout`, `norm`,
-    `bins` and `variance` of the parameters below. `vit`: a token is a patch of one channel (`raypipe.models.vit`); it
-    uses `filters`, `depth`, `heads`, `expansion`, `dropout`, `norm` and `patch`."""
-    patch: Annotated[int, Field(ge=2, le=100_000)] = 25
-    """Samples of a patch (`vit`)."""
-    kernels: Literal["rate", "paper", "short"] = "rate"
-    """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
-    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: the same numbers of samples at any rate; `short`: as `rate`
-    with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times."""
-    filters: Annotated[int, Field(ge=1, le=10_000)] = 40
-    """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
-    depth: Annotated[int, Field(ge=0, le=1_000)] = 6
-    """Transformer blocks."""
-    heads: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """Attention heads of a block."""
-    expansion: Annotated[int, Field(ge=1, le=1_000)] = 4
-    """Width of a block's feed-forward layer, in tokens."""
-    hidden: Annotated[int, Field(ge=1, le=1_000_000)] = 256
-    """Width of the head's first layer. The second has an eighth of it (256 and 32 in the paper)."""
-    dropout: Fraction = 0.5
-    """Dropout rate of the stem, the blocks and the head."""
-    features: Literal["mean", "log-power"] = "mean"
-    """What a token summarises: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
-    (square, mean, log: Schirrmeister et al. 2017), for tasks that depend on rhythms."""
-    norm: Literal["channel", "window", "robust", "none"] = "channel"
-    """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
-    the relative power of channels; `robust` (median and MAD per channel); or `none`."""
-
-    bins: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Regression: 0 to predict one number, or the bins of a predicted distribution over the standardised target, whose
-    mean is the prediction (soft-argmax). `loss/name=kl` needs bins; other losses use the mean. The variance of the
-    distribution is the predicted uncertainty."""
-    variance: bool = False
-    """Regression: also predict the variance, for ensembles that weight each window by it; with `loss/name=nll` only."""
-
-    @model_validator(mode="after")
-    def _parameters_fit_the_network(self) -> Self:
-        if self.bins == 1:
-            raise ValueError("bins must be 0, or 2 or more")
-        if self.bins and self.variance:
-            raise ValueError("bins predict a variance already: leave variance False")
-        if self.name == "vit" and (self.bins or self.variance):
-            raise ValueError("bins and variance are for name=conformer and tcn, not for vit")
-        if self.name == "conformer" and self.filters % self.heads:
-            raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
-        return self
 
 
 class OptimConfig(FrozenModel):
@@ -212,7 +160,7 @@ class InitConfig(FrozenModel):
 class TrialConfig(FrozenModel):
     """Everything that decides a trial's numbers, given the data and the fold map."""
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ConformerConfig()
     optim: OptimConfig = OptimConfig()
     sam: SamConfig = SamConfig()
     mixup: MixupConfig = MixupConfig()
@@ -273,11 +221,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
-    """Return every name that a search space may set, such as ``optim/lr``."""
+    """Return every name that a search space may set, such as ``optim/lr``; of models, those of all of them."""
     names: list[str] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if name == "model":
+            names += dict.fromkeys(each for config in MODELS.values() for each in parameter_names(config, "model/"))
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
             names += parameter_names(inner, f"{prefix}{name}/")
         else:
             names.append(prefix + name)
@@ -309,13 +259,26 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def flatten(config: TrialConfig) -> dict[str, Any]:
     """Return the values of a configuration by parameter name, such as ``loss/gamma``."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            out |= {f"{name}/{inner}": v for inner, v in value.items()}
-        else:
-            out[name] = value
+    for name, value in values.items():
+        out |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
     return out
+
+
+def defaults(config: TrialConfig) -> dict[str, Any]:
+    """Return the default values of the parameters that a configuration with this model has, by name."""
+    own = type(config.model).model_construct().model_dump(mode="json")
+    return flatten(TrialConfig()) | {f"model/{name}": value for name, value in _flat(own).items()}
+
+
+def changed_parameters(config: TrialConfig) -> dict[str, Any]:
+    """Return the values that are not the defaults, by parameter name; the model's name where it is not the default."""
+    default = defaults(config) | {"model/name": TrialConfig().model.name}
+    return {name: value for name, value in flatten(config).items() if name not in default or value != default[name]}
 
 
 def parse_config(params: Mapping[str, Any], where: str = "configuration") -> TrialConfig:
@@ -330,13 +293,27 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
         return TrialConfig.model_validate(nest(params))
     except ValidationError as error:
         problem = error.errors()[0]
-        name = "/".join(str(part) for part in problem["loc"])
+        loc = [str(part) for part in problem["loc"]]
+        model = loc.pop(1) if loc[:1] == ["model"] and len(loc) > 1 else ""  # the tag of the union
+        name = "/".join(loc)
+        if problem["type"] == "union_tag_invalid":
+            given = problem["ctx"]["tag"]
+            raise UserError(f"{where}: model/name: there is no model '{given}'; {nearest(given, MODELS)}") from None
         if problem["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown parameter '{name}'; {nearest(name, parameter_names())}") from None
+            raise UserError(f"{where}: {_unknown(name, model)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {_described(given)})"
         raise UserError(f"{where}: parameter '{name}': {message}{shown}") from None
+
+
+def _unknown(name: str, model: str) -> str:
+    """Return an error's text for a parameter that is unknown, or that the model (its name, if known) does not have."""
+    if model and name in parameter_names():
+        having = [other for other, config in MODELS.items() if name in parameter_names(config, "model/")]
+        return f"parameter '{name}' is for model/name={' or '.join(having)}, not for model/name={model}"
+    own = parameter_names(MODELS[model], "model/") if model in MODELS else parameter_names()
+    return f"unknown parameter '{name}'; {nearest(name, own)}"
 
 
 def _described(value: object) -> str:

@@ -21,16 +21,11 @@ LOSS_PARAMETERS = {
     "variance_power": ("nll",),
 }
 """Parameters that only some losses use, with these losses."""
-_CONFORMER, _ATTENTION, _DISTRIBUTION = ("conformer",), ("conformer", "vit"), ("conformer", "tcn")
 _SAM, _MIXUP = ("sam", "asam", "looksam", "msam"), ("mixup", "cmixup", "cutmix", "cutmix-channels")
 _SIMCLR: dict[str, tuple[str, ...]] = {"pretrain/name": ("simclr",)}
 
 USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"loss/{name}": {"loss/name": losses} for name, losses in LOSS_PARAMETERS.items()},
-    **{f"model/{name}": {"model/name": _CONFORMER} for name in ("kernels", "hidden", "features")},
-    **{f"model/{name}": {"model/name": _ATTENTION} for name in ("heads", "expansion")},
-    **{f"model/{name}": {"model/name": _DISTRIBUTION} for name in ("bins", "variance")},
-    "model/patch": {"model/name": ("vit",)},
     "optim/cycles": {"optim/schedule": ("cyclic",)},
     **{f"sam/{name}": {"sam/name": _SAM} for name in ("rho", "only")},
     **{f"sam/{name}": {"sam/name": ("looksam",)} for name in ("every", "alpha")},

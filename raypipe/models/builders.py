@@ -20,36 +20,21 @@ else:  # in a submission, where the files are in one folder
     from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
     from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
 
-_CONFORMER = (
-    "filters",
-    "depth",
-    "heads",
-    "expansion",
-    "hidden",
-    "dropout",
-    "features",
-    "norm",
-    "bins",
-    "variance",
-)
-_TCN = ("filters", "depth", "dropout", "norm", "bins", "variance")
-_VIT = ("patch", "depth", "heads", "expansion", "dropout", "norm")
+
+def _conformer(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
+    return Conformer(*shape, kernel=kernel, pool=pool, stride=stride, **options)
 
 
-def _conformer(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    kernel, pool, stride = kernel_sizes(sfreq, options["kernels"])
-    return Conformer(*shape, kernel=kernel, pool=pool, stride=stride, **{name: options[name] for name in _CONFORMER})
+def _tcn(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    return Tcn(*shape, **options)
 
 
-def _tcn(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    return Tcn(*shape, **{name: options[name] for name in _TCN})
+def _vit(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    return ViT(*shape, width=options.pop("filters"), **options)
 
 
-def _vit(options: Mapping[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    return ViT(*shape, width=options["filters"], **{name: options[name] for name in _VIT})
-
-
-BUILDERS: dict[str, Callable[[Mapping[str, Any], tuple[int, int, int], float], Network]] = {
+BUILDERS: dict[str, Callable[[dict[str, Any], tuple[int, int, int], float], Network]] = {
     "conformer": _conformer,
     "tcn": _tcn,
     "vit": _vit,
@@ -67,4 +52,5 @@ def build_network(
     options
         The ``model/`` part of a trial's configuration.
     """
-    return BUILDERS[options["name"]](options, (n_channels, n_times, n_outputs), sfreq)
+    rest = {name: value for name, value in options.items() if name != "name"}
+    return BUILDERS[options["name"]](rest, (n_channels, n_times, n_outputs), sfreq)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from raypipe.core.config import ModelConfig
-from raypipe.core.errors import UserError, nearest
-from raypipe.models.builders import BUILDERS, build_network
+from raypipe.core.errors import UserError
+from raypipe.core.model_config import ConformerConfig, ModelConfig, TcnConfig, VitConfig
+from raypipe.models.builders import build_network
 from raypipe.models.conformer import kernel_sizes
 from raypipe.models.network import Network
 
@@ -26,12 +26,9 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     UserError
         The windows are too short for the network, there is no network of that name, or an option is for regression.
     """
-    if cfg.name not in BUILDERS:
-        raise UserError(f"model/name: there is no network '{cfg.name}'; {nearest(cfg.name, BUILDERS)}")
-    if cfg.bins and n_outputs != 1:
-        raise UserError(f"model/bins: for regression only, and this task has {n_outputs} classes (use 0)")
-    if cfg.variance and n_outputs != 1:
-        raise UserError(f"model/variance: for regression only, and this task has {n_outputs} classes (use False)")
+    if cfg.uncertainty and n_outputs != 1:
+        name = f"model/{cfg.uncertainty}"
+        raise UserError(f"{name}: for regression only, and this task has {n_outputs} classes (leave it out)")
     _check_length(cfg, n_times, sfreq)
     return build_network(cfg.model_dump(), n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
 
@@ -50,15 +47,15 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float
         The windows are too short for the network, or a size of it takes more memory than its weights explain.
     """
     for name in ("filters", "heads", "expansion", "hidden", "patch", "bins"):
-        if getattr(cfg, name) > MAX_WIDTH:
+        if getattr(cfg, name, 0) > MAX_WIDTH:
             raise ValueError(f"model/{name} {getattr(cfg, name)}: at most {MAX_WIDTH:,} is read")
     try:
         _check_length(cfg, n_times, sfreq)
     except UserError as error:
         raise ValueError(str(error)) from None
-    if cfg.name == "tcn":
+    if isinstance(cfg, TcnConfig):
         return _check_tcn(cfg, n_times)
-    if cfg.name == "vit":
+    if isinstance(cfg, VitConfig):
         return _check_vit(cfg, n_channels, n_times)
     kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
     tokens = (n_times - kernel + 1 - pool) // stride + 1
@@ -67,7 +64,7 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float
     return 4 * (n_times + 2) * kernel
 
 
-def _check_tcn(cfg: ModelConfig, n_times: int) -> int:
+def _check_tcn(cfg: TcnConfig, n_times: int) -> int:
     # Dilations double from block to block, and padding with them.
     if cfg.depth > 26 or 6 * 2**cfg.depth * cfg.filters > MAX_PADDING_VALUES:
         raise ValueError(f"model/depth {cfg.depth}: its dilations are longer than any window of {n_times} samples")
@@ -76,7 +73,7 @@ def _check_tcn(cfg: ModelConfig, n_times: int) -> int:
     return 4 * cfg.bins * (n_times // 2)
 
 
-def _check_vit(cfg: ModelConfig, n_channels: int, n_times: int) -> int:
+def _check_vit(cfg: VitConfig, n_channels: int, n_times: int) -> int:
     if cfg.filters % cfg.heads:
         raise ValueError(f"model/filters ({cfg.filters}) must be a multiple of model/heads ({cfg.heads})")
     tokens = n_channels * (n_times // cfg.patch)
@@ -87,9 +84,9 @@ def _check_vit(cfg: ModelConfig, n_channels: int, n_times: int) -> int:
 
 def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
     windows = f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz)"
-    if cfg.name == "vit" and n_times < 2 * cfg.patch:
+    if isinstance(cfg, VitConfig) and n_times < 2 * cfg.patch:
         raise UserError(f"{windows} are too short for two patches of model/patch={cfg.patch} samples")
-    if cfg.name == "conformer":
+    if isinstance(cfg, ConformerConfig):
         kernel, pool, _ = kernel_sizes(sfreq, cfg.kernels)
         shortest = kernel + pool - 1
         if n_times < shortest:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from raypipe.core.config import ModelConfig
+from raypipe.core.model_config import ModelConfig
 from raypipe.core.record import FrozenModel, describe_problem, first_problem
 from raypipe.ensembles.rules import CalibrationMap, Finite, check_rule, require_shares
 from raypipe.models.from_config import check_sizes
@@ -87,10 +87,10 @@ class NetworkSpec(FrozenModel):
     def _check_networks(self) -> None:
         models = [member.model for member in self.members]
         distinct = list(dict.fromkeys(models))
-        layers = sum(model.depth + 1 for model in distinct)
+        layers = sum(model.n_blocks + 1 for model in distinct)
         if layers > MAX_LAYERS:
             raise ValueError(f"members: {layers:,} blocks; at most {MAX_LAYERS:,} are read")
-        if any((model.bins or model.variance) and self.n_outputs > 1 for model in distinct):
+        if any(model.uncertainty and self.n_outputs > 1 for model in distinct):
             raise ValueError("members: model/bins and model/variance are for regression")
         table_bytes = {
             model: check_sizes(model, n_channels=self.n_channels, n_times=self.n_times, sfreq=self.sfreq)
@@ -107,7 +107,7 @@ class NetworkSpec(FrozenModel):
             rule,
             n_members=len(first),
             n_outputs=self.n_outputs,
-            n_variances=sum(bool(member.model.bins or member.model.variance) for member in first),
+            n_variances=sum(bool(member.model.uncertainty) for member in first),
             classification=self.kind == "classification",
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from raypipe.core.config import ModelConfig
+from raypipe.core.model_config import ModelConfig
 from raypipe.models.builders import build_network
 from raypipe.packaging.network_spec import NetworkSpec
 

@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from raypipe.core.config import ModelConfig, PretrainConfig, TrialConfig
+from raypipe.core.config import PretrainConfig, TrialConfig
 from raypipe.core.errors import CheckpointError, UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.model_config import ModelConfig
 from raypipe.core.record import FrozenModel, Record
 from raypipe.models.from_config import build_model
 from raypipe.storage.files import Folder, open_folder, read_record, write_record
@@ -319,7 +320,7 @@ def load_encoder(where: str | Path, *, fold: int | None = None) -> nn.Module:
         card.model,
         n_channels=card.n_channels,
         n_times=card.n_times,
-        n_outputs=1 if card.model.bins or card.model.variance else len(tensors[last]),
+        n_outputs=1 if card.model.uncertainty else len(tensors[last]),
         sfreq=card.sfreq,
     )
     model.load_state_dict(tensors)

@@ -228,8 +228,9 @@ def _version_conditions(first: RunStore, run: RunStore) -> list[Condition]:
 def _changed_parameters(runs: Sequence[RunStore], names: list[str]) -> pd.DataFrame:
     """Return the parameters that differ between the best trials of the runs."""
     configs = [flatten(run.config(run.ranked()[0].number)) for run in runs]
-    changed = [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1]
-    rows = [[config[name] for config in configs] for name in changed]
+    names_of_all = dict.fromkeys(name for config in configs for name in config)  # models have parameters of their own
+    changed = [name for name in names_of_all if len({repr(config.get(name)) for config in configs}) > 1]
+    rows = [[config.get(name, "") for config in configs] for name in changed]
     return pd.DataFrame(rows, index=pd.Index(changed, name="parameter"), columns=pd.Index(names), dtype=object)
 
 

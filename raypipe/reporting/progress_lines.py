@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from raypipe.core.config import TrialConfig, flatten
+from raypipe.core.config import TrialConfig, changed_parameters
 from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.reporting.sweep_state import RunningTrial, SweepState
 from raypipe.storage.budget import BUDGET_OPTIONS
@@ -157,9 +157,7 @@ class PrintProgress(SweepCallback):
 
 def chosen_parameters(config: TrialConfig) -> str:
     """Return the parameters that differ from their defaults."""
-    default = flatten(TrialConfig())
-    values = flatten(config).items()
-    return " ".join(f"{name}={format_value(value)}" for name, value in values if value != default[name])
+    return " ".join(f"{name}={format_value(value)}" for name, value in changed_parameters(config).items())
 
 
 def _epoch_and_score(trial: RunningTrial) -> str:

@@ -55,7 +55,7 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     table = pd.DataFrame(
         rows.values(),
         index=pd.Index(rows, name="number", dtype="int64"),
-        columns=pd.Index([*first, *parameter_names()]),
+        columns=pd.Index(dict.fromkeys([*first, *parameter_names(), *(name for row in rows.values() for name in row)])),
     )
     return table.astype(dict.fromkeys(["score", *folds, "seconds"], float))
 
@@ -83,8 +83,8 @@ def _outcome(result: TrialResult | None, unfinished: str) -> dict[str, Any]:
 
 def varied_parameters(table: pd.DataFrame) -> list[str]:
     """Return the names of the parameters that differ between the table's trials."""
-    drawn = table[[name for name in parameter_names() if name in table]].dropna(how="all")
-    return [str(name) for name in drawn if len(set(map(repr, drawn[name]))) > 1]
+    names = [name for name in table if "/" in str(name) or name in parameter_names()]
+    return [str(name) for name in names if len(set(map(repr, table[name].dropna()))) > 1]
 
 
 def is_unused(parameters: Mapping[Any, Any], name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raypipe.core.config import InitConfig, TrialConfig, flatten
+from raypipe.core.config import InitConfig, TrialConfig, changed_parameters
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
@@ -92,8 +92,7 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
     except Exception as error:
         if not out_of_memory(error):
             raise
-        default = flatten(TrialConfig())
-        named = ", ".join(f"{name}={value}" for name, value in flatten(config).items() if value != default[name])
+        named = ", ".join(f"{name}={value}" for name, value in changed_parameters(config).items())
         raise UserError(f"a step does not fit in this machine's memory ({first_line(error)}): {named}") from error
     finally:
         torch.set_num_threads(threads)

@@ -31,7 +31,7 @@ def make_task_loss(config: TrialConfig, data: FoldData) -> Loss:
     weights = None
     if classes and config.loss.balanced:
         weights = class_weights(windows.targets[data.train], classes, data.chances).to(data.device)
-    return make_loss(config.loss, kind=windows.kind, n_classes=classes, class_weights=weights, bins=config.model.bins)
+    return make_loss(config.loss, kind=windows.kind, n_classes=classes, class_weights=weights, bins=config.model.n_bins)
 
 
 def make_loss(

@@ -18,6 +18,7 @@ import torch
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.core.errors import first_line, out_of_memory
+from raypipe.core.model_config import ConformerConfig
 from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel
 from raypipe.storage.records import OwnedRecord
@@ -86,9 +87,9 @@ def choose_compute(
     share
         The worker's part of a GPU. A stack that would not fit into it is not chosen.
     """
-    if config.model.name != "conformer":  # no stem and no stack, so there is nothing to choose
+    if not isinstance(config.model, ConformerConfig):  # no stem and no stack, so there is nothing to choose
         return ComputePlan(stem="fourier", stacked=False, what=config.model.name, seconds={})
-    what = _shape(loader, config, len(folds), share)
+    what = _shape(loader, config, config.model, len(folds), share)
     key = hashlib.sha256(json.dumps([what, options.model_dump()]).encode()).hexdigest()[:12]
     while (plan := run.compute(ComputePlan, key)) is None:
         if claim(key):
@@ -99,12 +100,12 @@ def choose_compute(
     return plan
 
 
-def _shape(loader: WindowLoader, config: TrialConfig, n_folds: int, share: float) -> str:
+def _shape(loader: WindowLoader, config: TrialConfig, model: ConformerConfig, n_folds: int, share: float) -> str:
     """Describe everything that a choice depends on."""
     device = "cpu"
     if loader.device.type == "cuda":
         device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of a GPU)")
-    windows, model = loader.windows, config.model
+    windows = loader.windows
     return (
         f"{device}, {torch.get_num_threads()} thread(s), {n_folds} fold(s) of {windows.n_channels} x "
         f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "

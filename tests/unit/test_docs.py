@@ -119,7 +119,7 @@ def test_tables_are_those_of_the_program(name):
 
 def test_tables_have_every_parameter_and_every_option():
     rows = re.findall(r"^\| `([\w/]+)` \| `[^`]+` \| \S.* \| \S.* \|$", PAGES["search-spaces.md"], re.MULTILINE)
-    assert rows == parameter_names()
+    assert list(dict.fromkeys(rows)) == parameter_names()  # models share names of parameters
     for name, options in (("sweeps.md", SweepOptions), ("pretraining.md", PretrainOptions)):
         flags = re.findall(r"^\| `--([\w-]+)`", PAGES[name], re.MULTILINE)
         assert [flag.replace("-", "_") for flag in flags] == list(options.model_fields)

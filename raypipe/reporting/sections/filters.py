@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
+from raypipe.core.model_config import ModelConfig
 from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
 from raypipe.models.network import normalise

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from raypipe.core.config import TrialConfig, flatten
+from raypipe.core.config import defaults, flatten
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
@@ -158,7 +158,7 @@ def _configuration(run: RunStore, number: int) -> dict[str, Any]:
     """Return a trial's parameters: those that differ from the default or between trials, and the others."""
     table = trials_table(run)
     varied = varied_parameters(table)
-    default, config = flatten(TrialConfig()), flatten(run.config(number))
+    default, config = defaults(run.config(number)), flatten(run.config(number))
     changed, unchanged = [], []
     for name, value in config.items():
         row = [name, "not used" if is_unused(config, name) else _short(value), _short(default[name])]

@@ -16,7 +16,7 @@ MAE = VIT | {"pretrain/name": "mae"}
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (VIT | {"model/bins": 8}, "bins and variance are for name=conformer and tcn, not for vit"),
+        (VIT | {"model/bins": 8}, "parameter 'model/bins' is for model/name=conformer or tcn, not for model/name=vit"),
         (VIT | {"loss/name": "kl"}, "loss/name=kl needs model/name=conformer or tcn: vit predicts one number"),
         (VIT | {"loss/name": "nll"}, "loss/name=nll needs model/name=conformer or tcn"),
         (PRETRAINED | {"init/tune": "frozen", "sam/name": "sam", "sam/only": "norm"}, "leave sam/only=norm out"),

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raypipe.core.config import TrialConfig, flatten, nest, parameter_names, parse_config
 from raypipe.core.errors import UserError
-from tests.support.toys import TINY
+from raypipe.core.model_config import MODELS
+from tests.support.toys import tiny
 
 
 def test_flat_and_nested_names_are_equivalent():
@@ -53,12 +52,13 @@ def test_any_parameter_changes_the_hash():
     changes = [{}, {"sampling": "subject"}, {"target_scale": "robust"}, {"shrink": 0.5}, {"model/bins": 8}]
     changes += [
         {"loss/width": 1, "loss/name": "kl", "model/bins": 8},
-        {"model/patch": 10},
+        {"model/name": "vit"},
+        {"model/name": "vit", "model/patch": 10},
         {"optim/cycles": 5},
         {"init/rank": 8},
         {"pretrain/mask": 0.5},
     ]
-    assert len({parse_config(TINY | one).hash() for one in changes}) == len(changes)
+    assert len({tiny(**one).hash() for one in changes}) == len(changes)
 
 
 def test_sam_costs_two_passes():
@@ -66,12 +66,23 @@ def test_sam_costs_two_passes():
     assert parse_config({"sam/name": "asam"}).passes == 2
 
 
-@given(st.sampled_from(parameter_names()))
-def test_every_listed_name_is_known(name):
-    with pytest.raises(UserError) as caught:
-        parse_config({name: object()})
-    assert "unknown parameter" not in str(caught.value)
-    assert name in str(caught.value)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_listed_name_is_known_and_names_of_another_model_are_not(model):
+    own = parameter_names(MODELS[model], "model/")
+    for name in parameter_names():
+        with pytest.raises(UserError) as caught:
+            parse_config({"model/name": model, name: object()})
+        assert "unknown parameter" not in str(caught.value)
+        assert name in str(caught.value)
+        other = name.startswith("model/") and name not in own
+        assert other == (f"not for model/name={model}" in str(caught.value))
+
+
+def test_a_model_that_there_is_not_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"model/name: there is no model 'confomer'; did you mean 'conformer'\?"):
+        parse_config({"model/name": "confomer"})
+    with pytest.raises(UserError, match=r"unknown parameter 'model/filter'; did you mean 'model/filters'\?"):
+        parse_config({"model/name": "tcn", "model/filter": 3})
 
 
 NUMBERS = [name for name, default in flatten(TrialConfig()).items() if not isinstance(default, str)]

@@ -30,8 +30,6 @@ def test_every_name_of_the_tables_is_a_parameter():
         ({"sam/name": "sam"}, "sam/every", None, "sam/name=sam"),
         ({"sam/name": "looksam"}, "sam/every", None, None),
         ({"mixup/name": "mixup"}, "mixup/bandwidth", None, "mixup/name=mixup"),
-        ({}, "model/patch", None, "model/name=conformer"),
-        ({"model/name": "tcn"}, "model/kernels", None, "model/name=tcn"),
         ({}, "optim/cycles", None, "optim/schedule=cosine"),
         ({"init/name": "pretrained", "init/tune": "frozen"}, "init/layer_decay", None, "init/tune=frozen"),
         ({"pretrain/name": "simclr"}, "pretrain/weight", None, "pretrain/negatives=all"),
@@ -49,7 +47,7 @@ def test_a_space_that_draws_what_is_switched_off_is_named_in_one_line():
     line = parameters_without_effect(
         space(
             """trial.suggest_float("optim/lr", 1e-4, 1e-2)
-trial.suggest_int("model/patch", 5, 50)
+trial.suggest_int("optim/cycles", 2, 5)
 trial.suggest_categorical("sam/name", ["none", "sam"])
 trial.suggest_float("sam/rho", 0.01, 0.2)
 trial.suggest_float("shrink", 0.0, 0.9)
@@ -59,7 +57,7 @@ return {"epochs": 4}"""
         "classification",
     )
     assert line is not None and "\n" not in line
-    assert "model/patch (40 of 40 draws: model/name=conformer)" in line
+    assert "optim/cycles (40 of 40 draws: optim/schedule=cosine)" in line
     assert " of 40 draws: sam/name=none)" in line and "sam/rho (40" not in line
     assert "shrink (40 of 40 draws: a classification task)" in line
     assert "epochs (a constant of the space replaces it)" in line

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import LossConfig, ModelConfig, parse_config
+from raypipe.core.config import LossConfig, parse_config
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
+from raypipe.core.model_config import ConformerConfig
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
@@ -60,23 +61,23 @@ def test_incompatible_configurations_are_refused():
         ({"loss/name": "nll"}, "go together"),
         ({"model/variance": True}, "go together"),
         ({"model/variance": True, "model/bins": 8, "loss/name": "nll"}, "predict a variance already"),
-        ({"model/name": "vit", "model/variance": True, "loss/name": "nll"}, "not for vit"),
-        ({"model/name": "vit", "model/bins": 8}, "not for vit"),
+        ({"model/name": "vit", "model/variance": True, "loss/name": "nll"}, "not for model/name=vit"),
+        ({"model/name": "vit", "model/bins": 8}, "not for model/name=vit"),
     ):
         with pytest.raises(UserError, match=words):
             parse_config(wrong)
     with pytest.raises(UserError, match="model/variance: for regression only, and this task has 3 classes"):
-        build_model(ModelConfig(variance=True), **SHAPE | {"n_outputs": 3})
+        build_model(ConformerConfig(variance=True), **SHAPE | {"n_outputs": 3})
 
 
 @pytest.mark.parametrize("name", ["conformer", "tcn"])
-@pytest.mark.parametrize("options", [{"variance": True}, {"bins": 16}])
+@pytest.mark.parametrize("options", [{"model__variance": True, "loss__name": "nll"}, {"model__bins": 16}])
 def test_a_network_predicts_value_and_variance_in_evaluation(name, options):
     torch.manual_seed(0)
-    config = ModelConfig(name=name, filters=4, heads=2, depth=1, hidden=8, **options)
+    config = tiny(model__name=name, **options).model
     models = [build_model(config, **SHAPE) for _ in range(2)]
     x_BCT = torch.randn(5, 3, 64)
-    assert models[0].train()(x_BCT).shape == (5, options.get("bins", 2))
+    assert models[0].train()(x_BCT).shape == (5, options.get("model__bins", 2))
     answers = [model.eval()(x_BCT) for model in models]
     assert answers[0].shape == (5, 2) and (answers[0][:, 1] > 0).all()
     if name == "conformer":

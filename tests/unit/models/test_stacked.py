@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from raypipe.core.config import ModelConfig
+from raypipe.core.model_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.stacked import MAX_BATCH
 
@@ -28,7 +28,7 @@ def module(*models, kind="classification", folds=2, rule=None) -> EnsembleModule
 
 
 def config(**changes):
-    return ModelConfig(**(SMALL | changes)).model_dump(mode="json")
+    return ConformerConfig(**(SMALL | changes)).model_dump(mode="json")
 
 
 MIXED = [config(), config(depth=0), config(features="log-power"), config(norm="window"), config(heads=2), config()]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import ModelConfig, parse_config
+from raypipe.core.config import parse_config
 from raypipe.core.errors import UserError
+from raypipe.core.model_config import MODELS, ConformerConfig
 from raypipe.models.conformer import Conformer
 from raypipe.models.from_config import build_model
 from raypipe.models.readout import BIN_RANGE, bin_centres, distribution_mean
@@ -19,8 +20,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def build(**options):
-    return build_model(ModelConfig(filters=8, heads=2, depth=2, hidden=16, **options), n_outputs=1, **SHAPE)
+def build(name, **options):
+    own = {"heads": 2, "hidden": 16, "kernels": "short"} if name == "conformer" else {}
+    return build_model(MODELS[name](filters=8, depth=2, **own, **options), n_outputs=1, **SHAPE)
 
 
 def test_the_mean_of_a_peaked_distribution_is_its_peak():
@@ -35,7 +37,7 @@ def test_the_mean_of_a_peaked_distribution_is_its_peak():
 @pytest.mark.parametrize("name", ["tcn", "conformer"])
 @pytest.mark.parametrize("bins", [0, 16])
 def test_shapes_in_training_and_evaluation(name, bins):
-    model = build(name=name, bins=bins, kernels="short")
+    model = build(name, bins=bins)
     x_BCT = torch.randn(4, 5, 60)
     assert model.train()(x_BCT).shape == (4, bins or 1)
     predicted_B1 = model.eval()(x_BCT)  # with bins, a second column: the variance
@@ -99,7 +101,7 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="bins and variance are for regression"):
         Conformer(5, 100, 2, kernel=5, pool=5, stride=5, bins=8)
     with pytest.raises(UserError, match="model/bins: for regression only, and this task has 3 classes"):
-        build_model(ModelConfig(bins=8), n_outputs=3, **SHAPE)
+        build_model(ConformerConfig(bins=8), n_outputs=3, **SHAPE)
     with pytest.raises(UserError, match="loss/name=kl needs a distribution"):
         parse_config({"loss/name": "kl"})
     with pytest.raises(UserError, match="0, or 2 or more"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import ModelConfig
 from raypipe.core.errors import UserError
+from raypipe.core.model_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.from_config import build_model
 from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble
@@ -52,7 +52,10 @@ def test_the_record_describes_run_data_and_members(made):
 
 
 def test_the_module_builds_what_the_trainer_built():
-    for config in (ModelConfig(), ModelConfig(filters=6, heads=3, depth=0, kernels="paper", features="log-power")):
+    for config in (
+        ConformerConfig(),
+        ConformerConfig(filters=6, heads=3, depth=0, kernels="paper", features="log-power"),
+    ):
         shape = {"n_channels": 3, "n_times": 200, "n_outputs": 2, "sfreq": 100.0}
         torch.manual_seed(1)
         expected = build_model(config, **shape)

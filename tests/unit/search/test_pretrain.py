@@ -42,7 +42,7 @@ from tests.support.toys import ToyWindows, make_run, write_store
 
 SMALL = {"model/filters": 8, "model/heads": 2, "model/depth": 1, "model/patch": 16, "batch_size": 8}
 PARAMS = SMALL | {"epochs": 3}
-CONFORMER = SMALL | {"model/name": "conformer"}
+CONFORMER = {name: value for name, value in SMALL.items() if name != "model/patch"} | {"model/name": "conformer"}
 SPACE = f"""
 START = [{{"init/tune": "full"}}]
 def space(trial):
@@ -280,7 +280,7 @@ def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer,
     start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
     space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
     run = open_run(space, windows, str(tmp_path / "run"), parse_options({"folds": 3}), init=start)
-    base = SMALL | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
+    base = {"vit": SMALL, "conformer": CONFORMER}[kind] | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
     for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
         run.add_trial(number, parse_config(base | {"optim/lr": rate}))
         assert run_trial(run, windows, number).state == "complete"
@@ -340,6 +340,7 @@ def test_shipped_spaces_run_at_toy_size(name, store, encoder, conformer, tmp_pat
     space, windows = SearchSpace((SHIPPED / f"{name}.py").read_text(), name), WindowStore(store)
     small = {"filters": 8, "heads": 2, "depth": 1, "patch": 16}
     drawn = space.draw(1)[0].model_dump()
+    small = {name: value for name, value in small.items() if name in drawn["model"]}
     config = parse_config(drawn | {"model": drawn["model"] | small, "batch_size": 8, "epochs": 1, "patience": 1})
     start = {"finetune": encoder, "finetune_conformer": conformer}.get(name)
     run = opened(store, tmp_path / "run", start) if start else make_run(tmp_path / "run", windows)  # type: ignore[arg-type]
@@ -456,7 +457,7 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
 
 @pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
 def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
-    space = SPACE.replace("'vit'", "'conformer'")
+    space = SPACE.replace("'vit'", "'conformer'").replace("'model/patch': 16, ", "")
     options = parse_options({"folds": 3})
     run = open_run(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, init=conformer)
     config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
@@ -485,8 +486,8 @@ def test_a_conformer_of_another_montage_is_refused():
     ("given", "message"),
     [
         ({"model/name": "conformer", "pretrain/name": "mae"}, "mae needs model/name=vit"),
-        ({"model/name": "tcn", "pretrain/name": "simclr"}, "model/name=vit or conformer"),
-        ({"model/name": "tcn", "init/name": "pretrained"}, "model/name=vit or conformer"),
+        ({"model/name": "tcn", "pretrain/name": "simclr"}, "model/name=conformer or vit"),
+        ({"model/name": "tcn", "init/name": "pretrained"}, "model/name=conformer or vit"),
     ],
 )
 def test_networks_that_cannot_be_pretrained_are_refused(given, message):

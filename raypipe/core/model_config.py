@@ -1,0 +1,173 @@
+"""Configurations of the models: a class for each, told apart by ``model/name``.
+
+A parameter belongs to one model only: of another it is an unknown parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from raypipe.core.record import FrozenModel
+
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+Filters = Annotated[int, Field(ge=1, le=10_000)]
+Depth = Annotated[int, Field(ge=0, le=1_000)]
+Heads = Annotated[int, Field(ge=1, le=10_000)]
+Expansion = Annotated[int, Field(ge=1, le=1_000)]
+
+
+class Model(FrozenModel):
+    """Base class of the models' configurations."""
+
+    encodes: ClassVar[bool] = False
+    """It can be pretrained, and start from a pretrained encoder."""
+
+    name: str
+
+    @property
+    def n_bins(self) -> int:
+        """Return the bins of a predicted distribution; 0 without one."""
+        return 0
+
+    @property
+    def uncertainty(self) -> Literal["bins", "variance"] | None:
+        """Return the parameter by which the model predicts a variance too; None if it does not."""
+        return None
+
+    @property
+    def n_blocks(self) -> int:
+        """Return the number of layers that are repeated."""
+        return 0
+
+
+class Network(Model):
+    """Base class of networks that are trained by gradients."""
+
+    norm: Literal["channel", "window", "robust", "none"] = "channel"
+    """Normalisation of each window in `forward`: z-score per `channel`; one scale for the whole `window`, which keeps
+    the relative power of channels; `robust` (median and MAD per channel); or `none`."""
+
+
+class _WithDistribution(Network):
+    """Base class of networks that can predict a distribution or a variance of a regression's target."""
+
+    bins: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Regression: 0 to predict one number, or the bins of a predicted distribution over the standardised target, whose
+    mean is the prediction (soft-argmax). `loss/name=kl` needs bins; other losses use the mean. The variance of the
+    distribution is the predicted uncertainty."""
+    variance: bool = False
+    """Regression: also predict the variance, for ensembles that weight each window by it; with `loss/name=nll` only."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_variance(self) -> Self:
+        if self.bins == 1:
+            raise ValueError("bins must be 0, or 2 or more")
+        if self.bins and self.variance:
+            raise ValueError("bins predict a variance already: leave variance False")
+        return self
+
+    @property
+    def n_bins(self) -> int:
+        return self.bins
+
+    @property
+    def uncertainty(self) -> Literal["bins", "variance"] | None:
+        return "bins" if self.bins else "variance" if self.variance else None
+
+
+class ConformerConfig(_WithDistribution):
+    """EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250)."""
+
+    encodes: ClassVar[bool] = True
+
+    name: Literal["conformer"] = "conformer"
+    """This model; the parameters up to the next one are its own."""
+    kernels: Literal["rate", "paper", "short"] = "rate"
+    """Lengths of temporal kernel, pool and stride. `rate`: the paper's (25, 75, 15 samples at 250 Hz) scaled to the
+    data's sampling rate (10, 30, 6 at 100 Hz); `paper`: the same numbers of samples at any rate; `short`: as `rate`
+    with a third of the pool (10, 10, 6 at 100 Hz), for targets that are times."""
+    filters: Filters = 40
+    """Temporal filters, spatial filters and the width of a token (a multiple of `heads`)."""
+    depth: Depth = 6
+    """Transformer blocks."""
+    heads: Heads = 10
+    """Attention heads of a block."""
+    expansion: Expansion = 4
+    """Width of a block's feed-forward layer, in tokens."""
+    hidden: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Width of the head's first layer. The second has an eighth of it (256 and 32 in the paper)."""
+    dropout: Dropout = 0.5
+    """Dropout rate of the stem, the blocks and the head."""
+    features: Literal["mean", "log-power"] = "mean"
+    """What a token summarises: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
+    (square, mean, log: Schirrmeister et al. 2017), for tasks that depend on rhythms."""
+
+    @model_validator(mode="after")
+    def _heads_divide_filters(self) -> Self:
+        if self.filters % self.heads:
+            raise ValueError(f"filters ({self.filters}) must be a multiple of heads ({self.heads})")
+        return self
+
+    @property
+    def n_blocks(self) -> int:
+        return self.depth
+
+
+class TcnConfig(_WithDistribution):
+    """A small network of depthwise temporal convolutions (`raypipe.models.tcn`)."""
+
+    name: Literal["tcn"] = "tcn"
+    """This model; the parameters up to the next one are its own."""
+    filters: Filters = 40
+    """Channels of each convolution."""
+    depth: Depth = 6
+    """Blocks, each with twice the dilation of the one before."""
+    dropout: Dropout = 0.5
+    """Dropout rate of the blocks and the head."""
+
+    @property
+    def n_blocks(self) -> int:
+        return self.depth
+
+
+class VitConfig(Network):
+    """A transformer whose tokens are patches of one channel (`raypipe.models.vit`)."""
+
+    encodes: ClassVar[bool] = True
+
+    name: Literal["vit"] = "vit"
+    """This model; the parameters up to the next one are its own."""
+    patch: Annotated[int, Field(ge=2, le=100_000)] = 25
+    """Samples of a patch."""
+    filters: Filters = 40
+    """Width of a token (a multiple of `heads`)."""
+    depth: Depth = 6
+    """Transformer blocks."""
+    heads: Heads = 10
+    """Attention heads of a block."""
+    expansion: Expansion = 4
+    """Width of a block's feed-forward layer, in tokens."""
+    dropout: Dropout = 0.5
+    """Dropout rate of the blocks and the head."""
+
+    @property
+    def n_blocks(self) -> int:
+        return self.depth
+
+
+def _tag(value: Any) -> str:
+    """Return the name of the model that a configuration is of; without one it is the Conformer."""
+    return str(value.get("name", "conformer") if isinstance(value, Mapping) else getattr(value, "name", ""))
+
+
+ModelConfig = Annotated[
+    Annotated[ConformerConfig, Tag("conformer")] | Annotated[TcnConfig, Tag("tcn")] | Annotated[VitConfig, Tag("vit")],
+    Discriminator(_tag),
+]
+"""The model of a trial; `name` decides which parameters there are."""
+
+MODELS: dict[str, type[Model]] = {"conformer": ConformerConfig, "tcn": TcnConfig, "vit": VitConfig}
+"""The configurations by ``model/name``."""
