@@ -15,7 +15,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import CPU, count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet, ScoredTask
-from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool
+from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool, top_and_best_of_families
+from raypipe.storage.files import map_concurrently
 from raypipe.storage.records import Member, TrialResult
 from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
@@ -82,7 +83,7 @@ def read_candidates(
     if top < 1:
         raise UserError(f"--top {top}: an ensemble needs at least one trial")
     results = run.results()
-    ranked = run.ranked(results)[:top]
+    ranked = best_trials(run, results, top)
     if not ranked:
         raise UserError(_no_trial(run, results))
     trials = [result.number for result in ranked]
@@ -97,6 +98,14 @@ def read_candidates(
     predictions = predictions.select_members(order)
     pool = read_trial_pool(run, results, predictions, top, progress)
     return Candidates(run, windows, trials, members, predictions, limit, pool, device)
+
+
+def best_trials(run: RunStore, results: Sequence[TrialResult], top: int) -> list[TrialResult]:
+    """Return the best `top` trials, and the best one of each family that none of them is of, best first."""
+    ranked = run.ranked(results)
+    configs = map_concurrently(run.folder, run.config, [result.number for result in ranked])
+    families = {result.number: config.model.name for result, config in zip(ranked, configs, strict=True)}
+    return top_and_best_of_families(ranked, top, lambda result: families[result.number])
 
 
 def _run_windows(run: RunStore, windows: WindowStore | None) -> WindowStore:

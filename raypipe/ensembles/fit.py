@@ -19,6 +19,7 @@ from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
 from raypipe.ensembles.distillation import distill, require_random_start
 from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
+from raypipe.ensembles.families import describe_families
 from raypipe.ensembles.fitted import Ensemble, HeldOut
 from raypipe.ensembles.held_out import (
     HeldOutPredictions,
@@ -101,6 +102,8 @@ def fit_ensemble(
         held_out=_held_out_record(candidates, rows, held_out, shipped),
         held_out_evaluations=evaluations.times,
         diversity=_diversity(candidates),
+        families=describe_families(candidates, fits, shipped),
+        top=top,
         excluded=fits.excluded,
     )
 

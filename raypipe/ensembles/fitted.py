@@ -18,6 +18,7 @@ from raypipe.core.folds import HELD_OUT, Index
 from raypipe.core.record import FrozenModel
 from raypipe.core.versions import package_versions
 from raypipe.ensembles.calibration import Calibration
+from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
 from raypipe.ensembles.reliability import Reliability
@@ -80,6 +81,9 @@ class EnsembleRecord(OwnedRecord):
     """Number of times that a held-out subject was scored by runs on the store (`raypipe.ensembles.evaluation_log`)."""
     rule: dict[str, Any] | None
     diversity: Diversity
+    families: Annotated[list[Family], Field(max_length=MAX_MEMBERS)]
+    top: Annotated[int, Field(ge=1)]
+    """Trials that were candidates, beside the best one of each other family."""
     left_out: dict[str, str]
     """Methods that could not be used, and why."""
     data_hash: str
@@ -200,6 +204,10 @@ class Ensemble:
     """Number of times that this run was scored on its held-out subjects, this one included."""
     diversity: dict[str, Any]
     """`members` (names), `correlations` of their errors, and `curve`: nested score against the number of members."""
+    families: list[Family]
+    """What each family of models brings; empty where all trials are of one."""
+    top: int
+    """Trials that were candidates, beside the best one of each other family."""
     excluded: dict[str, str]
     """Methods that could not be used, and why."""
 
@@ -242,6 +250,8 @@ class Ensemble:
             held_out_evaluations=self.held_out_evaluations,
             rule=None if self.rule is None else dict(self.rule),
             diversity=Diversity.model_validate(without_nan(self.diversity)),
+            families=self.families,
+            top=self.top,
             left_out=self.excluded,
             data_hash=self.run.info.data_hash,
             versions=package_versions(),
@@ -298,6 +308,8 @@ class Ensemble:
             held_out=held_out,
             held_out_evaluations=record.held_out_evaluations,
             diversity=record.diversity.model_dump(),
+            families=record.families,
+            top=record.top,
             excluded=record.left_out,
         )
 

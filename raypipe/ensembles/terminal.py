@@ -26,6 +26,8 @@ def render(ensemble: Ensemble) -> Group:
         "",
         _members(ensemble),
     ]
+    if ensemble.families:
+        parts += ["", _families(ensemble)]
     if ensemble.notes:
         parts.append("")
     parts.extend(Text(one_line(f"- {note}")) for note in ensemble.notes)
@@ -52,8 +54,30 @@ def _table(ensemble: Ensemble) -> Table:
     return table
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
+def _families(ensemble: Ensemble) -> Table:
+    """Show what each family of models brings; differences are positive where they favour the ensemble."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("family")
+    for head in ("nested\nalone", "ensemble\nbetter by", "error\ncorr.", "weight", "loss\nwithout it"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for family in ensemble.families:
+        table.add_row(
+            Text(one_line(family.name)),
+            _number(family.score),
+            _signed(family.gain, family.gain_low, family.gain_high),
+            "" if family.correlation is None else f"{family.correlation:.2f}",
+            f"{family.weight:.2f}",
+            _signed(family.loss, family.loss_low, family.loss_high),
+        )
+    return table
+
+
+def _signed(value: float | None, low: float | None, high: float | None) -> str:
+    return "" if value is None or low is None or high is None else f"{value:+.3f} ({low:+.3f}, {high:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _difference(row: Any, name: str) -> str:

@@ -6,12 +6,13 @@ combined, the method and its weights. The first two are made here, the others in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress, no_progress
@@ -37,6 +38,25 @@ class PooledTrial(NamedTuple):
     """Epochs of which one is chosen as the best, ascending."""
     snapshots: tuple[int, ...] = ()
     """Epochs that are members beside the best one."""
+    family: str = ""
+    """Its model (``model/name``)."""
+
+
+Ranked = TypeVar("Ranked")
+
+
+def top_and_best_of_families(ranked: Sequence[Ranked], top: int, family_of: Callable[[Ranked], str]) -> list[Ranked]:
+    """Return the first `top` of a ranking, and the first of every family that none of these is of, in order of rank.
+
+    Members of one family make similar errors; the best of another one may be worth more than the next of the same.
+    """
+    chosen = list(ranked[:top])
+    families = set(map(family_of, chosen))
+    for each in ranked[top:]:
+        if family_of(each) not in families:
+            families.add(family_of(each))
+            chosen.append(each)
+    return chosen
 
 
 class TrialPool:
@@ -51,7 +71,7 @@ class TrialPool:
     like
         Predictions of any members: their targets, subjects, folds and metric are those of the pool.
     top
-        Trials that are chosen.
+        Trials that are chosen, beside the best one of each other family.
     progress
         Called with trials read, trials in all, and a text.
     """
@@ -77,7 +97,8 @@ class TrialPool:
     def choose(self, inside_N: Mask) -> MemberPredictions:
         """Choose the members by the windows in a mask (N,) of whole subjects.
 
-        Each trial's epoch is the one with the best score on these windows, and the trials are the best by these scores.
+        Each trial's epoch is the one with the best score on these windows, and the trials are the best by these scores,
+        with the best of each family.
 
         Returns
         -------
@@ -104,12 +125,25 @@ class TrialPool:
         for trial, scores_E in zip(self.trials, scores, strict=True):
             losses_E = np.nan_to_num(sign * scores_E, nan=np.inf)
             best.append((float(losses_E.min()), trial.number, trial, trial.epochs[int(losses_E.argmin())]))
-        chosen = sorted(best, key=lambda each: each[:2])[: self.top]
+        ranked = sorted(best, key=lambda each: each[:2])
+        chosen = top_and_best_of_families(ranked, self.top, lambda each: each[2].family)
         return [
             Member(trial.number, epoch)
             for _, _, trial, first in chosen
             for epoch in (first, *(end for end in trial.snapshots if end != first))
         ]
+
+    def families(self) -> list[str]:
+        """Return the families of the trials, sorted."""
+        return sorted({trial.family for trial in self.trials})
+
+    def of_families(self, families: Collection[str]) -> TrialPool:
+        """Return the pool of the trials of some families; scores that are known are not computed again."""
+        kept = [place for place, trial in enumerate(self.trials) if trial.family in families]
+        pool = TrialPool([self.trials[place] for place in kept], self._read, self.like, self.top, self._progress)
+        pool._scores = {part: [scores[place] for place in kept] for part, scores in self._scores.items()}
+        pool._predictions = self._predictions
+        return pool
 
     def _score(self, parts: Sequence[Mask]) -> None:
         """Score every epoch on each of several masks, reading each epoch once."""
@@ -182,7 +216,9 @@ def read_trial_pool(
                 f"{run.where}: trial {result.number} has no out-of-fold predictions of epoch {lost[0]}, which nested "
                 "scores need; remove its folder: raypipe resume then trains it again"
             )
-        trials.append(PooledTrial(result.number, _epochs_to_choose(history), _snapshots(run, result, history)))
+        config = run.config(result.number)
+        ends = _snapshots(config, result, history)
+        trials.append(PooledTrial(result.number, _epochs_to_choose(history), ends, config.model.name))
     return TrialPool(trials, read, like, top, progress)
 
 
@@ -191,11 +227,11 @@ def _epochs_to_choose(history: Sequence[Epoch]) -> tuple[int, ...]:
     return tuple(epoch.epoch for epoch in (history[-1:] if history[-1].by_fold else history))
 
 
-def _snapshots(run: RunStore, result: TrialResult, history: Sequence[Epoch]) -> tuple[int, ...]:
+def _snapshots(config: TrialConfig, result: TrialResult, history: Sequence[Epoch]) -> tuple[int, ...]:
     """Return the ends of cycles that are members: of a trial that has kept their weights."""
     if not result.snapshots:
         return ()
-    return tuple(epoch for epoch in run.config(result.number).cycle_ends if epoch <= len(history))
+    return tuple(epoch for epoch in config.cycle_ends if epoch <= len(history))
 
 
 def _checked(found: EpochPredictions, member: Member, like: MemberPredictions) -> EpochPredictions:

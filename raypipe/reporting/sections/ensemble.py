@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def ensemble_section(ensemble: Ensemble) -> Markup:
         "ensemble",
         weights=weights,
         nested=_nested_table(ensemble),
+        families=_families_table(ensemble) if ensemble.families else None,
         diversity=_diversity_figure(ensemble),
         single=len(ensemble.members) == 1 and ensemble.merged is None,
     )
@@ -73,6 +75,35 @@ def _nested_table(ensemble: Ensemble) -> Table:
     return Table(
         ["predictor", f"nested {metric}", "95 % interval", "nested minus naive", "difference to best trial"], rows
     )
+
+
+def _families_table(ensemble: Ensemble) -> Table:
+    """Return what each family of models brings, a row each."""
+    rows = [
+        [
+            family.name,
+            str(family.trials),
+            f"{format_score(_number(family.score))} ({format_interval(_number(family.low), _number(family.high))})",
+            _signed(family.gain, family.gain_low, family.gain_high),
+            format_score(_number(family.correlation)),
+            f"{family.weight:.2f}",
+            _signed(family.loss, family.loss_low, family.loss_high),
+        ]
+        for family in ensemble.families
+    ]
+    metric = metric_label(ensemble.run.info.metric)
+    alone, better = f"nested {metric} alone", "ensemble better by"
+    return Table(["family", "trials", alone, better, "error correlation", "weight", "loss without it"], rows)
+
+
+def _signed(value: float | None, low: float | None, high: float | None) -> str:
+    """Return a difference with its interval."""
+    inner = format_interval(_number(low), _number(high), sign=True)
+    return f"{format_score(_number(value), sign=True)} ({inner})"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _diversity_figure(ensemble: Ensemble) -> FigureBlock:

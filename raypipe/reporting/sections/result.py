@@ -7,6 +7,7 @@ import math
 from markupsafe import Markup
 
 from raypipe.core.metrics import get_metric
+from raypipe.ensembles.candidates import best_trials
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import class_frequency_note, metric_label, resampled
@@ -53,7 +54,7 @@ def _fitted_section(run: RunStore, ensemble: Ensemble) -> Markup:
 def _outdated(run: RunStore, ensemble: Ensemble) -> bool:
     """Return whether the run's best trials differ from those that the ensemble was fitted on."""
     trials = [name for name in ensemble.diversity["members"] if " at " not in name]  # snapshots belong to their trials
-    return trials != [f"trial {result.number}" for result in run.ranked()[: len(trials)]]
+    return trials != [f"trial {result.number}" for result in best_trials(run, run.results(), ensemble.top)]
 
 
 def _score_table(ensemble: Ensemble, level: str) -> Table:

@@ -6,12 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.nested_cv import run_nested_cv
 from raypipe.ensembles.oof import MemberPredictions
-from raypipe.ensembles.trial_pool import PooledTrial, TrialPool, read_trial_pool
+from raypipe.ensembles.trial_pool import PooledTrial, TrialPool, read_trial_pool, top_and_best_of_families
 from raypipe.storage.out_of_fold import EpochPredictions
 from raypipe.storage.records import Member, epoch_file, trial_file
 from raypipe.storage.run_store import RunStore
@@ -126,3 +128,34 @@ def test_damaged_predictions_of_an_epoch_are_named(classes, tmp_path):
     with pytest.raises(UserError, match=r"epoch-0002.npz: damaged .*restore it from a copy") as caught:
         fit_ensemble(run, windows=classes.windows, top=1)
     assert "\n" not in str(caught.value)
+
+
+def test_the_best_of_every_family_is_a_candidate_beside_the_top():
+    ranked = [("a", 0), ("a", 1), ("b", 2), ("c", 3), ("b", 4), ("a", 5)]
+    chosen = top_and_best_of_families(ranked, 2, lambda each: each[0])
+    assert chosen == [("a", 0), ("a", 1), ("b", 2), ("c", 3)]
+    assert top_and_best_of_families(ranked, 9, lambda each: each[0]) == ranked
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12), st.integers(1, 12))
+def test_candidates_are_the_top_and_one_of_each_other_family(families, top):
+    ranked = list(enumerate(families))
+    chosen = top_and_best_of_families(ranked, top, lambda each: each[1])
+    assert chosen == sorted(chosen) and chosen[:top] == ranked[:top]
+    rest = [family for _, family in chosen[top:]]
+    assert len(set(rest)) == len(rest) and not set(rest) & set(families[:top])
+    assert {family for _, family in chosen} == set(families)
+
+
+def test_the_best_of_a_family_is_chosen_by_the_people_inside_only():
+    y, subjects, inside, predictions_TEN = halves()
+    pool = pool_of(predictions_TEN, y, subjects, top=1)
+    pool.trials = [trial._replace(family="net" if trial.number else "linear") for trial in pool.trials]
+    predictions_TEN[0][:, ~inside] = y[~inside]  # trial 0 is perfect on the other people
+    pool = TrialPool(pool.trials, pool._read, pool.like, 1)
+    assert pool.choose(inside).trials[0] == 2 and sorted(pool.choose(inside).trials) == [0, 2]
+    assert pool.choose(~inside).trials[0] == 0
+    assert pool.families() == ["linear", "net"]
+    assert pool.of_families(["net"]).choose(inside).trials == [2]
+    fresh = pool_of(predictions_TEN[1:], y, subjects, top=1)
+    np.testing.assert_allclose(pool.of_families(["net"]).choose(inside).predictions, fresh.choose(inside).predictions)

@@ -1,0 +1,65 @@
+"""What each family brings: scores alone and left out, nested, and whether the signs favour the ensemble."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.terminal import render
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> Ensemble:
+    root = tmp_path_factory.mktemp("families")
+    toy = WindowStore(write_store(root / "store", ToyWindows(subjects=16)))
+    run = make_run(root / "run", toy)
+    for number, config in enumerate((tiny(), tiny(seed=1), tiny(seed=2), tiny(model__name="tcn", seed=3))):
+        run.add_trial(number, config)
+        assert run_trial(run, toy, number).state == "complete"
+    ensemble = fit_ensemble(run, top=2, windows=toy)
+    ensemble.save()
+    return Ensemble.load(run)
+
+
+def test_the_best_of_each_family_is_a_candidate(fitted):
+    trials = {name.removeprefix("trial ") for name in fitted.diversity["members"]}
+    assert "3" in trials and len(trials) in (2, 3)
+
+
+def test_each_family_has_a_row_with_consistent_numbers(fitted):
+    rows = {family.name: family for family in fitted.families}
+    assert rows.keys() == {"conformer", "tcn"}
+    assert rows["conformer"].trials == 3 and rows["tcn"].trials == 1 and rows["tcn"].best == "trial 3"
+    assert sum(family.weight for family in fitted.families) == pytest.approx(1.0)
+    for family in fitted.families:
+        assert family.low < family.score < family.high
+        assert -1 <= family.correlation <= 1
+    assert rows["conformer"].correlation == pytest.approx(rows["tcn"].correlation)
+    # The metric is an error: without a family it rises by the loss; alone a family is worse by the gain.
+    whole = [family.without - family.loss for family in fitted.families]
+    whole += [family.score - family.gain for family in fitted.families]
+    np.testing.assert_allclose(whole, whole[0], atol=1e-12)
+    assert [family.score for family in fitted.families] == sorted(family.score for family in fitted.families)
+
+
+def test_families_are_shown_with_signs_that_favour_the_ensemble(fitted, capsys):
+    from rich.console import Console
+
+    console = Console(width=80, record=True)
+    console.print(render(fitted))
+    text = console.export_text()
+    assert "loss" in text and "conformer" in text and "tcn" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_one_family_has_no_table(tmp_path):
+    toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
+    run = make_run(tmp_path / "run", toy)
+    run.add_trial(0, tiny())
+    run_trial(run, toy, 0)
+    assert fit_ensemble(run, windows=toy).families == []
