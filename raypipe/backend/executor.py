@@ -101,13 +101,22 @@ def execute(driver: Driver, queue: TrialQueue) -> None:
     Raises
     ------
     LostSweepError
-        Tune or the broker has died.
+        Tune, the broker or another part of the sweep has died.
     InterruptedSweepError
         The sweep was asked to stop, and has stopped.
     UserError
         The workers do not fit in the cluster, or the sweep cannot continue.
     """
     driver.cluster.start()
+    import ray
+
+    try:
+        _execute(driver, queue)
+    except ray.exceptions.RayError as error:  # while workers are started, before Tune runs
+        raise LostSweepError(f"Ray has lost a part of the sweep ({first_line(error)})", False) from error
+
+
+def _execute(driver: Driver, queue: TrialQueue) -> None:
     import ray
     from ray import tune
 

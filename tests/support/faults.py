@@ -133,7 +133,7 @@ class Pauses:
 
     def pause(self, pid: int, seconds: float) -> None:
         """Stop a process now, and let it continue after `seconds`; ignore one that has ended."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # the kernel says either of an ended process
             handle = os.pidfd_open(pid)  # a process id may be used again meanwhile
             timer = threading.Timer(seconds, _send, [handle, signal.SIGCONT])
             timer.daemon = True

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from raypipe.backend import process_state
-from raypipe.backend.executor import MAX_RESTARTS, _interrupt, _leave_lost_store, supervise
+from raypipe.backend.executor import MAX_RESTARTS, _interrupt, _leave_lost_store, execute, supervise
 from raypipe.backend.process_state import run_in_thread
 from raypipe.core.errors import LostSweepError, UserError
 from raypipe.trial.callback import SweepCallback
@@ -53,6 +53,25 @@ def test_deaths_without_an_epoch_in_between_are_counted():
     ):
         deaths.supervised()
     assert deaths.restarts == MAX_RESTARTS - 1
+
+
+def test_a_broker_that_dies_while_the_groups_start_is_a_lost_sweep():
+    """Found by a kill at that moment: Ray's own error ended the driver."""
+    import ray
+
+    class DyingPool:
+        closed = False
+
+        def open(self, driver):
+            raise ray.exceptions.ActorUnavailableError("The actor died unexpectedly", None)
+
+        def close(self, *, now=False):
+            self.closed = True
+
+    driver = SimpleNamespace(cluster=SimpleNamespace(start=lambda: None), pool=DyingPool())
+    with pytest.raises(LostSweepError, match="Ray has lost a part of the sweep") as caught:
+        execute(driver, SimpleNamespace(parallel=1))
+    assert not caught.value.progress and driver.pool.closed
 
 
 def test_nothing_is_executed_if_no_trial_was_left():
