@@ -78,6 +78,14 @@ def every_model(**changes):
     return change
 
 
+def other_model(**model):
+    def change(record):
+        for member in record["members"]:
+            member["model"] = model
+
+    return change
+
+
 def no_channels(record):
     record["channels"] = record["prepare"]["channels"] = []
 
@@ -171,12 +179,18 @@ HOSTILE = {
     "windows of two gigabytes": (longer_windows(2**29), "n_times: Input should be less than or equal to 4194304"),
     "long windows": (longer_windows(2**22), "windows of 3 x 4194304 values; at most 4,194,304 are read"),
     "many tokens": (longer_windows(2**20), "tokens in a window take"),
-    "many blocks": (every_model(depth=10**9), "members/0/model/depth: Input should be less than or equal to 1000"),
-    "wide layers": (every_model(filters=10**9), "members/0/model/filters: Input should be less than or equal to 10000"),
+    "many blocks": (
+        every_model(depth=10**9),
+        "members/0/model/conformer/depth: Input should be less than or equal to 1000",
+    ),
+    "wide layers": (
+        every_model(filters=10**9),
+        "members/0/model/conformer/filters: Input should be less than or equal to 10000",
+    ),
     "layers that the weights do not have": (every_model(filters=512), "not the weights that bundle.json describes"),
-    "a network of another kind": (every_model(name="tcn"), "not the weights that bundle.json describes"),
+    "a network of another kind": (other_model(name="tcn"), "not the weights that bundle.json describes"),
     "a network that dilates beyond memory": (
-        every_model(name="tcn", depth=26),
+        other_model(name="tcn", depth=26),
         "model/depth 26: its dilations are longer than any window",
     ),
     "classes of a regression": (setting("classes", ["a", "b"]), "classes: 2 names for regression with 1 outputs"),

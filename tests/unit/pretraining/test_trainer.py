@@ -29,8 +29,10 @@ STEPS = 20
 
 def config(kind: str, **changes):
     own = {} if kind == "mae" else {"pretrain__negatives": "same-subject"}
-    own |= {"model__name": "conformer", "model__heads": 2} if kind == "conformer" else {}
-    return tiny(**(VIT | {"pretrain__name": "mae" if kind == "mae" else "simclr"} | own | changes))
+    model = VIT
+    if kind == "conformer":
+        model = {name: value for name, value in VIT.items() if name != "model__patch"} | {"model__name": "conformer"}
+    return tiny(**(model | {"pretrain__name": "mae" if kind == "mae" else "simclr"} | own | changes))
 
 
 def pretrainer(kind: str, **options) -> Pretrainer:

@@ -49,6 +49,7 @@ def space(trial):
     trial.suggest_categorical("init/tune", ["full", "lora", "frozen"])
     return {SMALL | {"init/name": "pretrained", "model/name": "vit", "epochs": 2}!r}
 """
+CONFORMER_SPACE = SPACE.replace("'vit'", "'conformer'").replace("'model/patch': 16, ", "")
 SHIPPED = Path(__file__).parents[3] / "search_spaces"
 
 
@@ -278,7 +279,7 @@ def test_trials_start_from_the_encoder_and_say_so(store, encoder, tmp_path, tune
 @pytest.mark.parametrize("kind", ["vit", "conformer"])
 def test_fine_tunes_of_one_encoder_make_a_greedy_soup(store, encoder, conformer, tmp_path, kind):
     start, windows = {"vit": encoder, "conformer": conformer}[kind], WindowStore(store)
-    space = SearchSpace(SPACE.replace("'vit'", f"'{kind}'"), "s.py")
+    space = SearchSpace({"vit": SPACE, "conformer": CONFORMER_SPACE}[kind], "s.py")
     run = open_run(space, windows, str(tmp_path / "run"), parse_options({"folds": 3}), init=start)
     base = {"vit": SMALL, "conformer": CONFORMER}[kind] | {"init/name": "pretrained", "model/name": kind, "epochs": 2}
     for number, rate in enumerate((1e-3, 2e-3, 5e-3)):
@@ -457,9 +458,10 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
 
 @pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
 def test_trials_start_from_a_pretrained_conformer(store, conformer, tmp_path, tune):
-    space = SPACE.replace("'vit'", "'conformer'").replace("'model/patch': 16, ", "")
     options = parse_options({"folds": 3})
-    run = open_run(SearchSpace(space, "s.py"), WindowStore(store), str(tmp_path / "run"), options, init=conformer)
+    run = open_run(
+        SearchSpace(CONFORMER_SPACE, "s.py"), WindowStore(store), str(tmp_path / "run"), options, init=conformer
+    )
     config = parse_config(CONFORMER | {"init/name": "pretrained", "init/tune": tune, "epochs": 2})
     run.add_trial(0, config)
     assert run_trial(run, WindowStore(store), 0).state == "complete"
