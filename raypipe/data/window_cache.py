@@ -21,6 +21,7 @@ from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Shard
 from raypipe.data.shard_file import HEADER_BYTES, content_hash, file_size, map_shard
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.files import Folder, lock, open_folder, write_atomic
+from raypipe.storage.regular_files import open_lock_file
 from raypipe.storage.remote import refuse_credentials
 from raypipe.storage.transfer import copy_folder
 
@@ -149,7 +150,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        with open(path.with_suffix(".lock"), "wb") as file:
+        with open_lock_file(path.with_suffix(".lock")) as file:
             while not lock(file):
                 time.sleep(_LOCK_PAUSE)
             yield
@@ -174,7 +175,7 @@ class ShardCache:
         for shard in shards:
             if used + size <= self.limit:
                 return
-            with open(shard.path.with_suffix(".lock"), "wb") as file:
+            with open_lock_file(shard.path.with_suffix(".lock")) as file:
                 if lock(file):
                     shard.path.unlink(missing_ok=True)
                     used -= shard.size

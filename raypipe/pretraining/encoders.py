@@ -27,6 +27,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.model_config import ModelConfig
 from raypipe.core.record import FrozenModel, Record
 from raypipe.models.from_config import build_model
+from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -142,7 +143,7 @@ class PretrainedRun:
             The folder contains something else.
         """
         folder = open_folder(where)
-        if foreign := [name for name in folder.names() if name not in ("folds.json", LOCK_FILE)]:
+        if foreign := [n for n in folder.names() if n not in ("folds.json", LOCK_FILE) and not n.startswith(CLAIMS)]:
             raise UserError(f"{where}: not a pretrained run, and not empty ({foreign[0]}); name a new folder")
         text = folds.to_json()
         folder.write("folds.json", text)

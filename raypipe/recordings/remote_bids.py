@@ -19,6 +19,7 @@ from pathlib import Path
 
 from raypipe.core.errors import UserError, disk_full
 from raypipe.storage.files import PARTIAL_SUFFIX, lock
+from raypipe.storage.regular_files import open_regular
 from raypipe.storage.remote import RemoteFolder, without_settings
 
 MAX_FETCHES = 16
@@ -161,7 +162,7 @@ def _make_sparse(path: Path, size: int, changed: int) -> None:
 def _remove_abandoned(out: Path) -> None:
     """Remove mirrors whose process has died: their locks are free."""
     for folder in out.glob(f"{_PREFIX}*{PARTIAL_SUFFIX}"):
-        with contextlib.suppress(OSError), open(folder / _LOCK, "rb") as file:
+        with contextlib.suppress(OSError, UserError), open_regular(folder / _LOCK) as file:
             if lock(file):
                 shutil.rmtree(folder, ignore_errors=True)
 

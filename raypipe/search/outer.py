@@ -24,8 +24,8 @@ from raypipe.data.window_store import WindowStore
 from raypipe.search.run_setup import open_run, record_of_windows
 from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
+from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import check_names
-from raypipe.storage.lease import sole_creator
 from raypipe.storage.outer_run import OuterInfo, OuterRun
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore

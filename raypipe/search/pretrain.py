@@ -23,8 +23,9 @@ from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun, PretrainInfo
 from raypipe.pretraining.worker import report_progress, train_encoders
 from raypipe.search.run_setup import record_of_windows
+from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import check_names
-from raypipe.storage.lease import Lease, sole_creator
+from raypipe.storage.lease import Lease
 from raypipe.storage.records import read_options, write_options
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import require_gpu, worker_device

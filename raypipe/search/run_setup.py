@@ -19,7 +19,7 @@ from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
 from raypipe.search.preflight import check_space
-from raypipe.storage.lease import sole_creator
+from raypipe.storage.creation import sole_creator
 from raypipe.storage.records import RunInfo, read_options
 from raypipe.storage.run_store import RunStore
 

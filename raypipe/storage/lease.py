@@ -11,9 +11,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -21,7 +20,7 @@ from pydantic import Field
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
 from raypipe.core.record import OtherFormatError
-from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
+from raypipe.storage.files import Folder, LocalFolder, read_record, write_record
 from raypipe.storage.host_lock import is_locked, take_lock
 from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_layout import require_layout
@@ -189,30 +188,6 @@ def _seems_alive(folder: Folder, record: DriverRecord) -> bool:
         seen = _Sighting(record.heartbeat, now, True)
     _SEEN[folder.where] = seen
     return seen.alive and now - seen.since <= EXPIRY_SECONDS
-
-
-@contextmanager
-def sole_creator(where: str | Path) -> Iterator[None]:
-    """Keep other drivers of this host from creating the same run, for the duration of the block.
-
-    Behind a URI there is no lock.
-
-    Raises
-    ------
-    UserError
-        Another driver creates or drives the run.
-    """
-    folder = open_folder(where)
-    if not isinstance(folder, LocalFolder):
-        yield
-        return
-    handle = take_lock(folder.path / LOCK_FILE)
-    if handle is None:
-        raise in_use_error(folder, read_lease(folder))
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 class Lease:

@@ -28,6 +28,15 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+def open_lock_file(path: Path) -> BinaryIO:
+    """Open a file that is only locked, and create it if it does not exist; raises as `open_regular`."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path}: not a regular file; remove it")
+    return os.fdopen(handle, "rb")
+
+
 def read_whole(path: Path) -> bytes:
     """Return the content of a file of any size; raises as `open_regular`."""
     with open_regular(path) as file:

@@ -40,6 +40,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
+from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -96,7 +97,7 @@ class RunStore(TrialStore):
         """
         folder = open_folder(where)
         own = (FOLDS_FILE, SPACE_FILE, LOCK_FILE)
-        foreign = [n for n in folder.names() if n not in own and not n.startswith(("study", "init/"))]
+        foreign = [n for n in folder.names() if n not in own and not n.startswith(("study", "init/", CLAIMS))]
         if foreign:
             content = describe_other_folder(folder) or f"not a raypipe run, and not empty ({foreign[0]})"
             raise UserError(f"{where}: {content}; name a new folder")

@@ -169,6 +169,18 @@ def test_a_locked_shard_is_not_evicted(store, uri, cache):
     assert not (cache / f"{first.sha256}.npy").is_file(), "it is evicted when it is no longer locked"
 
 
+def test_a_fifo_in_place_of_a_shards_lock_is_one_line(store, uri, cache):
+    remote, first = RemoteWindowStore(uri, ShardCache(cache)), store.manifest.shards[0]
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = cache / f"{first.sha256}.lock"
+    lock.unlink(missing_ok=True)
+    os.mkfifo(lock)
+    with pytest.raises(UserError, match=r"\.lock: not a regular file; remove it"):
+        remote._use(first, Path)
+    lock.unlink()
+    assert remote._use(first, Path.is_file)
+
+
 def test_keys_in_a_uri_are_refused(cache):
     with pytest.raises(UserError, match="leave the keys out") as error:
         open_windows("s3://key:geheim@lab/store")

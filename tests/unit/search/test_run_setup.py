@@ -15,8 +15,9 @@ from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun
 from raypipe.search import pretrain
 from raypipe.search.run_setup import open_run
+from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import open_folder
-from raypipe.storage.lease import Lease, sole_creator
+from raypipe.storage.lease import Lease
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import SPACE, ToyWindows, write_store
 

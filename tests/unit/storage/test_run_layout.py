@@ -17,9 +17,10 @@ from raypipe.search.reconcile import open_study
 from raypipe.search.run_setup import open_run
 from raypipe.search.study import StudyQueue
 from raypipe.search.sweep import _fix_trials
+from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import LocalFolder
 from raypipe.storage.journal import open_journal
-from raypipe.storage.lease import LOCK_FILE, Lease, sole_creator
+from raypipe.storage.lease import LOCK_FILE, Lease
 from raypipe.storage.records import TrialResult, write_options
 from raypipe.storage.run_layout import misplaced
 from raypipe.storage.run_store import RunStore
