@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from raypipe.core.errors import DiskFullError, InterruptedSweepError, UserError
-from raypipe.core.options import PretrainOptions, SweepOptions, document_options
-from raypipe.core.progress import no_progress
+from raypipe.core.options import SweepOptions, document_options
 from raypipe.reporting.run import Run
 
 if TYPE_CHECKING:
@@ -21,9 +20,10 @@ if TYPE_CHECKING:
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict
-    from raypipe.pretraining.encoders import PretrainedRun, load_encoder
+    from raypipe.pretraining.encoders import load_encoder
     from raypipe.reporting.cross_validation import CrossValidation, cross_validate
     from raypipe.reporting.progress_lines import PrintProgress
+    from raypipe.search.pretrain import pretrain
     from raypipe.trial.callback import SweepCallback
 
 __all__ = [
@@ -64,6 +64,7 @@ MODULES = {
     "open_windows": "raypipe.data.window_cache",
     "predict": "raypipe.packaging.predict",
     "prepare": "raypipe.data.prepare",
+    "pretrain": "raypipe.search.pretrain",
 }
 """Module of each name that is imported when it is first used, because torch and Ray take seconds to import."""
 
@@ -209,61 +210,6 @@ def rerun(
     from raypipe.search import sweep as search
 
     return Run(search.rerun(_where(run), top=top, seeds=seeds, callback=callback, stop=stop, **changes))
-
-
-@document_options(PretrainOptions)
-def pretrain(
-    objective: Literal["mae", "simclr"],
-    data: str | Path,
-    run: str | Path,
-    *,
-    params: dict[str, Any] | None = None,
-    progress: Progress | None = None,
-    callback: SweepCallback | None = None,
-    stop: StopRequest | None = None,
-    **options: Any,
-) -> PretrainedRun:
-    """Pretrain an encoder without targets, on the windows of subjects that are not held out.
-
-    Parameters
-    ----------
-    objective
-        ``mae``: masked autoencoder. ``simclr``: contrastive learning.
-    data
-        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
-    run
-        Folder or pyarrow.fs URI of the pretrained run. An existing one is continued.
-    params
-        Parameters of a trial, such as ``{"epochs": 20, "model/depth": 4}`` (docs/search-spaces.md).
-    progress
-        Called after every epoch with the epochs trained so far, their number, and a text.
-    callback
-        Its `on_draining` is called when `stop` is set while several workers train.
-    stop
-        When another thread sets it, workers stop after the epoch under way; without workers, training stops at once.
-    {options}
-
-    Returns
-    -------
-    PretrainedRun
-        The pretrained run, for the `init` of `sweep` and for `load_encoder`.
-
-    Raises
-    ------
-    UserError
-        Bad input, or the run was made with other settings.
-    InterruptedSweepError
-        Pretraining was stopped, and can be continued.
-
-    Examples
-    --------
-    >>> pretrain("mae", "demo/store", "demo/mae", params={"epochs": 20})  # doctest: +SKIP
-    """
-    from raypipe.search import pretrain as search
-
-    return search.pretrain(
-        objective, data, run, params=params, progress=progress or no_progress, callback=callback, stop=stop, **options
-    )
 
 
 def fit_ensemble(

@@ -145,8 +145,7 @@ def difference_beyond_rounding(a: Sequence[float], b: Sequence[float]) -> float 
     if len(a) != len(b) or not all(map(math.isfinite, [*a, *b])):
         return math.inf
     difference = max((abs(x - y) for x, y in zip(a, b, strict=True)), default=0.0)
-    largest = max(map(abs, b), default=0.0)
-    return None if difference <= TOLERANCE * largest else difference
+    return None if difference <= TOLERANCE * max(map(abs, b), default=0.0) else difference
 
 
 class ChallengeChecks:
@@ -202,6 +201,10 @@ class ChallengeChecks:
             self.lines.append((name, False, f"{kind}{text}"[:400]))
         return self.lines[-1][1]
 
+    def _compare(self, found: Sequence[float], wanted: Sequence[float], what: str, why: str) -> None:
+        difference = difference_beyond_rounding(found, wanted)
+        assert difference is None, f"{what} by up to {difference:.3g}: {why}"
+
     def _new_model(self) -> Any:
         """Make a model as the scorer does."""
         return getattr(self.submission.Submission(self.request["sfreq"], self.device), self.getter)()
@@ -239,22 +242,16 @@ class ChallengeChecks:
     def _reference(self) -> str:
         wanted = self.request["reference"]
         assert wanted is not None, "the zip has no reference predictions (manifest.json) to compare with"
-        difference = difference_beyond_rounding(self.predictions, wanted)
         source = self.request["source"]
-        assert difference is None, (
-            f"predictions differ from {source} by up to {difference:.3g}: the weights or the code were changed"
-        )
+        self._compare(self.predictions, wanted, f"predictions differ from {source}", "weights or code were changed")
         return f"{len(wanted)} predictions equal {source}"
 
     def _order(self) -> str:
         order = np.random.RandomState(1).permutation(len(self.x_NCT))
         shuffled = predict_one_by_one(self.model, self.x_NCT[order], self.device)
         by_window = dict(zip(order.tolist(), shuffled, strict=True))
-        difference = difference_beyond_rounding([by_window[i] for i in range(len(order))], self.predictions)
-        assert difference is None, (
-            f"in another order, predictions change by up to {difference:.3g}: the model remembers windows; keep no "
-            "state between calls of forward"
-        )
+        what, why = "in another order, predictions change", "the model remembers windows; keep no state between calls"
+        self._compare([by_window[i] for i in range(len(order))], self.predictions, what, f"{why} of forward")
         return "another order gives the same predictions"
 
     def _batch_size(self) -> str:
@@ -262,20 +259,14 @@ class ChallengeChecks:
         order = np.arange(LARGE_BATCH) % len(self.x_NCT)
         with torch.inference_mode():
             together = self.model(torch.from_numpy(self.x_NCT[order]).to(self.device)).cpu().numpy()[:, 0].tolist()
-        difference = difference_beyond_rounding(together, [self.predictions[i] for i in order])
-        assert difference is None, (
-            f"in one batch, predictions change by up to {difference:.3g}: windows influence each other; compute "
-            "nothing (mean, rank, BatchNorm in training mode) over the batch"
-        )
+        why = "windows influence each other; compute nothing (mean, rank, BatchNorm in training mode) over the batch"
+        self._compare(together, [self.predictions[i] for i in order], "in one batch, predictions change", why)
         return f"batches of 1 and {LARGE_BATCH} give the same predictions"
 
     def _second_model(self) -> str:
         second = predict_one_by_one(self._new_model(), self.x_NCT, self.device)
-        difference = difference_beyond_rounding(second, self.predictions)
-        assert difference is None, (
-            f"a second model's predictions differ by up to {difference:.3g}: something is random; load all weights, "
-            "call .eval()"
-        )
+        what, why = "a second model's predictions differ", "something is random; load all weights, call .eval()"
+        self._compare(second, self.predictions, what, why)
         return "a second model gives the same predictions"
 
     def _flat_channels(self) -> str:

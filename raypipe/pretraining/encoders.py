@@ -31,7 +31,7 @@ from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
 from raypipe.storage.out_of_fold import unpack_tensors
-from raypipe.storage.records import PRETRAIN_FILE, digest
+from raypipe.storage.records import PRETRAIN_FILE, WindowsInfo, digest
 from raypipe.storage.remote import shell_quoted
 from raypipe.training import checkpoint
 
@@ -39,15 +39,10 @@ CARD_FILE = "card.json"
 _CHECKPOINT = re.compile(r"/epoch-(\d{4,})\.ckpt\Z")
 
 
-class PretrainInfo(Record):
+class PretrainInfo(WindowsInfo):
     """Data and settings of a pretrained run (``pretrain.json``)."""
 
     format: Literal["raypipe-pretrain/1"] = "raypipe-pretrain/1"
-    created: float
-    data: str
-    data_hash: str
-    task: str
-    metric: str
     channels: list[str]
     n_times: int
     sfreq: float
@@ -58,7 +53,6 @@ class PretrainInfo(Record):
     tuned_probe: int = 0
     """Epochs of the fine-tuned probe; 0 for none."""
     micro_batch: int | None
-    versions: dict[str, str]
 
 
 class PretrainEpoch(FrozenModel):

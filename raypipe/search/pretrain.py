@@ -14,7 +14,7 @@ from raypipe.backend.process_state import restored_process_state
 from raypipe.core.config import TrialConfig, parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
-from raypipe.core.options import PretrainOptions, parse_pretrain_options
+from raypipe.core.options import PretrainOptions, document_options, parse_pretrain_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.stop import StopRequest
 from raypipe.data.splits import folds_of
@@ -36,6 +36,7 @@ POLL_SECONDS = 0.5
 DEFAULT_MODEL = {"model/name": "vit", "model/filters": 64, "model/heads": 4, "model/depth": 4, "model/dropout": 0.1}
 
 
+@document_options(PretrainOptions)
 @restored_process_state()
 def pretrain(
     objective: Literal["mae", "simclr"],
@@ -48,7 +49,42 @@ def pretrain(
     stop: StopRequest | None = None,
     **options: Any,
 ) -> PretrainedRun:
-    """Pretrain an encoder without targets; see `raypipe.api.pretrain` for parameters and errors."""
+    """Pretrain an encoder without targets, on the windows of subjects that are not held out.
+
+    Parameters
+    ----------
+    objective
+        ``mae``: masked autoencoder. ``simclr``: contrastive learning.
+    data
+        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
+    run
+        Folder or pyarrow.fs URI of the pretrained run. An existing one is continued.
+    params
+        Parameters of a trial, such as ``{"epochs": 20, "model/depth": 4}`` (docs/search-spaces.md).
+    progress
+        Called after every epoch with the epochs trained so far, their number, and a text.
+    callback
+        Its `on_draining` is called when `stop` is set while several workers train.
+    stop
+        When another thread sets it, workers stop after the epoch under way; without workers, training stops at once.
+    {options}
+
+    Returns
+    -------
+    PretrainedRun
+        The pretrained run, for the `init` of `sweep` and for `load_encoder`.
+
+    Raises
+    ------
+    UserError
+        Bad input, or the run was made with other settings.
+    InterruptedSweepError
+        Pretraining was stopped, and can be continued.
+
+    Examples
+    --------
+    >>> pretrain("mae", "demo/store", "demo/mae", params={"epochs": 20})  # doctest: +SKIP
+    """
     chosen = parse_pretrain_options(options)
     check_names(data, run)
     windows = open_windows(data)

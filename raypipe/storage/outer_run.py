@@ -6,36 +6,22 @@ from pathlib import Path
 from typing import Literal
 
 from raypipe.core.errors import DamagedFileError, UserError
-from raypipe.core.metrics import Kind
-from raypipe.core.record import Record
 from raypipe.core.search_space import SearchSpace
 from raypipe.storage.files import open_folder, read_record, write_record
-from raypipe.storage.records import OUTER_FILE, SPACE_FILE, describe_other_folder, digest
+from raypipe.storage.records import OUTER_FILE, SPACE_FILE, SearchInfo, describe_other_folder, digest
 from raypipe.storage.run_store import RunStore
 
 
-class OuterInfo(Record):
+class OuterInfo(SearchInfo):
     """What an outer cross-validation was made from (``outer.json``)."""
 
     format: Literal["raypipe-outer/2"] = "raypipe-outer/2"
-    created: float
-    """Unix time."""
-    data: str
-    data_hash: str
-    task: str
-    kind: Kind
-    metric: str
-    classes: list[str]
-    seed: int
     folds: int
     """Subject folds inside each part."""
     repeats: int
     """Times that they are drawn."""
-    space: str
-    space_hash: str
     parts: list[list[str]]
     """Subjects that each part holds out. Every subject of the data is in one part."""
-    versions: dict[str, str]
 
 
 class OuterRun:

@@ -38,27 +38,38 @@ Owned = TypeVar("Owned", bound="OwnedRecord")
 State = Literal["complete", "pruned", "stopped", "failed"]
 
 
-class RunInfo(Record):
+class WindowsInfo(Record):
+    """The data and the versions that a run, an outer cross-validation or a pretrained run was made with."""
+
+    created: float
+    """Unix time (s)."""
+    data: str
+    data_hash: str
+    task: str
+    metric: str
+    versions: dict[str, str]
+
+
+class SearchInfo(WindowsInfo):
+    """The same, and the search: of a run or of an outer cross-validation."""
+
+    kind: Kind
+    classes: list[str]
+    seed: int
+    space: str
+    space_hash: str
+
+
+class RunInfo(SearchInfo):
     """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
 
     format: Literal["raypipe-run/3"] = "raypipe-run/3"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
-    created: float
-    data: str
-    data_hash: str
-    task: str
-    kind: Kind
-    metric: str
     level: Level
     """What a score of the run is of: windows, or people where each has one target (`raypipe.core.levels`)."""
     direction: Direction
-    classes: list[str]
-    seed: int
-    space: str
-    space_hash: str
     folds_hash: str
-    versions: dict[str, str]
     warm: dict[str, Any] | None = None
     """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""
     init: dict[str, Any] | None = None
