@@ -15,8 +15,9 @@ from raypipe.backend.process_state import restored_process_state
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
-from raypipe.core.options import SweepOptions, parse_options
+from raypipe.core.options import MAX_SEED, SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.seeds import derive_seed
 from raypipe.core.stop import StopRequest
 from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_cache import open_windows
@@ -136,7 +137,7 @@ def _drive_parts(
     callback, stop, parts = callback or SweepCallback(), stop or StopRequest(), found.info.parts
     write_options(found.folder, options.model_dump(mode="json"))
     with open_cluster(options, callback) as cluster, WorkerPool() as pool:
-        chosen = [_options_of_part(options, found, part) for part in parts]
+        chosen = [_options_of_part(options, found, number) for number in range(1, len(parts) + 1)]
         runs = [
             open_run(space, windows, place, each, init=init, before_create=cluster.start)
             for place, each in zip(found.places, chosen, strict=True)
@@ -147,7 +148,12 @@ def _drive_parts(
     return found
 
 
-def _options_of_part(options: SweepOptions, found: OuterRun, held_out: list[str]) -> SweepOptions:
-    """Return the options of a part: whom it holds out, and its share of the limits."""
-    shares = {name: value / len(found.info.parts) for name in OPTIONS_OF_ALL if (value := getattr(options, name))}
-    return options.model_copy(update={"held_out": held_out, **shares})
+def _options_of_part(options: SweepOptions, found: OuterRun, number: int) -> SweepOptions:
+    """Return the options of a part: whom it holds out, its share of the limits, and its seed.
+
+    With one seed for all parts they would draw the same configurations at first, and share the luck that is in them.
+    """
+    parts = found.info.parts
+    shares = {name: value / len(parts) for name in OPTIONS_OF_ALL if (value := getattr(options, name))}
+    seed = derive_seed("outer", options.seed, number) % (MAX_SEED + 1)
+    return options.model_copy(update={"held_out": parts[number - 1], "seed": seed, **shares})

@@ -12,6 +12,7 @@ from raypipe import CrossValidation
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
+from raypipe.core.options import MAX_SEED
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.outer import write_verdict
@@ -223,3 +224,41 @@ def test_places_of_parts_behind_a_uri_keep_its_settings(made):
     outer = OuterRun.__new__(OuterRun)
     outer.where, outer.info = "s3://lab/cv?region=here", made.store.info
     assert outer.places[1] == "s3://lab/cv/part-2?region=here"
+
+
+def test_parts_draw_other_configurations_and_the_same_again(made, copied):
+    seeds = [run.info.seed for run in copied.runs]
+    assert len(set(seeds)) == 3 and all(0 <= seed <= MAX_SEED for seed in seeds)
+    first, drawn = ({str(run.record(number).params) for run in copied.runs} for number in (0, 1))
+    assert len(first) == 1 and len(drawn) == 3  # every search begins with the defaults
+    plain_cross_validation(f"{copied.where}/space.py", made.store.info.data, copied.where, **OPTIONS)
+    assert [run.info.seed for run in OuterRun(copied.where).runs] == seeds
+
+
+@pytest.mark.parametrize("made", ["values"], indirect=True)
+def test_behind_a_uri_the_numbers_are_those_of_a_folder(made, s3, capsys):
+    where, space, data = s3.new_folder(), made.store.folder.path / "space.py", made.store.info.data
+    cv = plain_cross_validation(space, data, where, **OPTIONS)
+    assert cv.where == where and [run.where for run in cv.parts] == OuterRun(where).places
+    assert all("/part-" in run.where.partition("?")[0] for run in cv.parts)  # before the settings of the server
+    before = {name for name in cv.store.folder.names() if "/trials/" in name}
+    with pytest.raises(SystemExit) as end:
+        app.main(["ensemble", where, "--method", "equal"])
+    assert end.value.code == 0
+    found = CrossValidation(where)
+    np.testing.assert_array_equal(found.predictions(), made.predictions())
+    assert (found.scores.score, found.verdict) == (made.scores.score, made.verdict)
+    assert compare_outer([made.store, found.store]).differences[0][0].difference == 0.0
+    capsys.readouterr()
+    for words in (("status", where), ("doctor", where)):
+        with pytest.raises(SystemExit) as end:
+            app.main(list(words))
+        assert end.value.code == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "outer cross-validation of 3 parts" in said and " ".join(made.verdict.split()) in " ".join(said.split())
+    found.report()
+    assert "report.html" in found.store.folder.names()
+    plain_cross_validation(space, data, where, **OPTIONS)
+    assert {name for name in OuterRun(where).folder.names() if "/trials/" in name} == before
+    with pytest.raises(UserError, match="--outer 3, not 4"):
+        plain_cross_validation(space, data, where, **OPTIONS | {"outer": 4})
