@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import first_line
+from raypipe.data.band_pass import Floats, band_pass, design
 from raypipe.data.manifest import Plan
 from raypipe.recordings.channels import EegChannels
 from raypipe.recordings.recording import Recording
@@ -75,7 +75,7 @@ class _RateReader:
         self, recording: Recording, signal: Signal, channels: EegChannels, places: list[int], rate: float, plan: Plan
     ) -> None:
         self._recording, self._signal, self._rate = recording, signal, rate
-        self._band = band_edges(plan.band)
+        self._taps = None
         self.rows = [row for row, place in enumerate(places) if channels.rates[place] == rate]
         self._picks = [channels.picks[places[row]] for row in self.rows]
         self._scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
@@ -83,7 +83,8 @@ class _RateReader:
         self._up, self._down = ratio.numerator, ratio.denominator
         self._reach = 0
         if plan.band:
-            self._reach = _filter_taps(recording, rate, plan.band) // 2
+            self._taps = _filter(recording, rate, plan.band)
+            self._reach = len(self._taps) // 2
         if self._up != self._down:
             # scipy.signal.resample_poly filters 10 * max(up, down) samples either side, at the interpolated rate.
             self._reach += -(-10 * max(self._up, self._down) // self._up)
@@ -117,11 +118,8 @@ class _RateReader:
             raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
 
     def _filter(self, x_CT: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._band:
-            from mne.filter import filter_data
-
-            low, high = self._band
-            x_CT = filter_data(x_CT, self._rate, low, high, copy=False, verbose="ERROR")
+        if self._taps is not None:
+            x_CT = band_pass(x_CT, self._taps)
         if self._up != self._down:
             from scipy.signal import resample_poly
 
@@ -141,11 +139,6 @@ class _RateReader:
         out_CT[edges[:, :-1].cumsum(axis=1) > 0] = np.nan
 
 
-def band_edges(band: tuple[float, float] | None) -> tuple[float | None, float] | None:
-    """Return the edges for MNE's filters, which take None for a lower edge of 0 Hz."""
-    return (band[0] or None, band[1]) if band else None
-
-
 def filter_length(recording: Recording, rate: float, band: tuple[float, float]) -> float:
     """Return the length in seconds of the band-pass for a sampling rate.
 
@@ -154,21 +147,13 @@ def filter_length(recording: Recording, rate: float, band: tuple[float, float]) 
     UnreadableRecordingError
         The band does not fit the sampling rate.
     """
-    return _filter_taps(recording, rate, band) / rate
+    return len(_filter(recording, rate, band)) / rate
 
 
-def _filter_taps(recording: Recording, rate: float, band: tuple[float, float]) -> int:
+def _filter(recording: Recording, rate: float, band: tuple[float, float]) -> Floats:
     if band[1] >= rate / 2:
         raise UnreadableRecordingError(
             f"{recording.path}: sampled at {rate:g} Hz, so the band's upper edge must be below {rate / 2:g} Hz "
             f"(given {band[1]:g})"
         )
-    return _taps(rate, band)
-
-
-@lru_cache(maxsize=64)
-def _taps(rate: float, band: tuple[float, float]) -> int:
-    from mne.filter import create_filter
-
-    low, high = band[0] or None, band[1]
-    return len(create_filter(None, rate, low, high, verbose="ERROR"))
+    return design(rate, *band)
