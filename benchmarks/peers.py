@@ -81,6 +81,19 @@ def conformer(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
     return model
 
 
+def shallow(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
+    """Return braindecode's ShallowFBCSPNet with the paper's sizes."""
+    model: nn.Module = braindecode_models().ShallowFBCSPNet(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs)
+    return model
+
+
+def eegnet(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
+    """Return braindecode's EEGNet with the paper's sizes and constraints."""
+    sizes = {"n_chans": n_channels, "n_times": n_times, "n_outputs": n_outputs}
+    model: nn.Module = braindecode_models().EEGNet(**sizes, final_layer_with_constraint=True)
+    return model
+
+
 def eegnex(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:
     """Return EEGNeX, the network of the challenge's start kit."""
     model: nn.Module = braindecode_models().EEGNeX(n_chans=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=100)

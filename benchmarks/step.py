@@ -1,11 +1,11 @@
-"""Time one training step of raypipe's Conformer and SAM, and of braindecode's networks and a plain SAM.
+"""Time one training step of raypipe's networks and SAM, and of braindecode's networks and a plain SAM.
 
     python benchmarks/step.py                                             # batch 64 of 129 x 200, one thread
     python benchmarks/step.py --device cuda --batch 64 512 --stack 1 2 5 10
 
 All have the same data, sizes and optimiser. Windows are in memory, and normalised beforehand for the peers. raypipe's
 step normalises its batch, draws dropout masks and clips gradients; the peers' steps do not. First the script checks
-that both networks with the same weights have the same outputs. Contestants take turns. `benchmarks/roofline.py`
+that both Conformers with the same weights have the same outputs. Contestants take turns. `benchmarks/roofline.py`
 explains the floors of a step; its operators are counted in steps on the CPU, in the precision of the device.
 """
 
@@ -45,7 +45,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "LookSAM (5)": {"sam/name": "looksam"},
     "MSAM": {"sam/name": "msam", "sam/rho": 0.5},
 }
-PEERS = {"braindecode's EEGConformer": peers.conformer, "EEGNeX": peers.eegnex}
+PEERS = {
+    "braindecode's EEGConformer": peers.conformer,
+    "braindecode's ShallowFBCSPNet": peers.shallow,
+    "braindecode's EEGNet": peers.eegnet,
+    "EEGNeX": peers.eegnex,
+}
+OURS = {"braindecode's ShallowFBCSPNet": "shallow ", "braindecode's EEGNet": "eegnet "}
+"""raypipe's networks that are compared with others than the Conformer."""
 STEMS = ("fourier", "direct")
 CALLS_ON_GPU = 10
 """Steps between two waits for a GPU: in training, nothing waits for a step."""
@@ -162,6 +169,10 @@ def builders_of(args: argparse.Namespace, batch: int, stem: str, without: str) -
     found[f"raypipe SAM, {other} stem"] = partial(own_step, args, batch, METHODS["SAM"], stem=other)
     for folds in (n for n in args.stack if n > 1):
         found[stacked(folds)] = partial(own_step, args, batch, METHODS["SAM"], stem=stem, folds=folds)
+    for network in OURS.values():
+        for method in ("AdamW", "SAM"):
+            options = METHODS[method] | {"model/name": network.strip()}
+            found[f"raypipe {network}{method}"] = partial(own_step, args, batch, options, stem=stem)
     for label in [] if without else [label for label in PEERS if label != "EEGNeX" or not args.quick]:
         for method in ("AdamW", "SAM"):
             found[f"{label} {method}"] = partial(peer_step, args, batch, PEERS[label], method == "SAM")
@@ -173,7 +184,8 @@ def add_ratios(found: report.Result, times: dict[str, list[float]], stem: str, m
     sam = times["raypipe SAM"]
     for name, seconds in times.items():
         if not name.startswith("raypipe"):
-            ours = "raypipe SAM" if name.endswith("SAM") else "raypipe AdamW"
+            label, method = name.rsplit(maxsplit=1)
+            ours = f"raypipe {OURS.get(label, '')}{method}"
             report.add_ratio(found, f"{mark}{ours} / {name}", seconds, times[ours])
         elif name.endswith("stacked"):
             folds = int(name.split()[2])

@@ -8,11 +8,12 @@ from raypipe.core.effects import UNUSED_IN_PRETRAINING
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.core.model_config import MODELS
+from raypipe.core.text import either
 
 if TYPE_CHECKING:
     from raypipe.core.config import LossConfig, TrialConfig
 
-ENCODERS = " or ".join(name for name, model in MODELS.items() if model.encodes)
+ENCODERS = either(name for name, model in MODELS.items() if model.encodes)
 """The models that can be pretrained, for messages."""
 
 
@@ -63,7 +64,7 @@ def _check_initial_weights(config: TrialConfig) -> None:
 def _check_loss(config: TrialConfig) -> None:
     loss, model = config.loss.name, config.model
     if loss in ("kl", "nll") and not hasattr(model, "bins"):
-        having = " or ".join(name for name, other in MODELS.items() if "bins" in other.model_fields)
+        having = either(name for name, other in MODELS.items() if "bins" in other.model_fields)
         raise ValueError(f"loss/name={loss} needs model/name={having}: {model.name} predicts one number")
     if loss == "kl" and not model.n_bins:
         raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")

@@ -17,7 +17,7 @@ from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig
 from raypipe.core.record import FrozenModel
-from raypipe.core.text import short_line
+from raypipe.core.text import either, short_line
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6)]
@@ -311,7 +311,7 @@ def _unknown(name: str, model: str) -> str:
     """Return an error's text for a parameter that is unknown, or that the model (its name, if known) does not have."""
     if model and name in parameter_names():
         having = [other for other, config in MODELS.items() if name in parameter_names(config, "model/")]
-        return f"parameter '{name}' is for model/name={' or '.join(having)}, not for model/name={model}"
+        return f"parameter '{name}' is for model/name={either(having)}, not for model/name={model}"
     own = parameter_names(MODELS[model], "model/") if model in MODELS else parameter_names()
     return f"unknown parameter '{name}'; {nearest(name, own)}"
 

@@ -24,6 +24,10 @@ class Model(FrozenModel):
 
     encodes: ClassVar[bool] = False
     """It can be pretrained, and start from a pretrained encoder."""
+    has_stem: ClassVar[bool] = False
+    """Its first layers are a stem, which can be computed in two ways (`raypipe.models.stem`)."""
+    compute_parameters: ClassVar[tuple[str, ...]] = ()
+    """Parameters on which it depends how it is computed fastest; empty if there is only one way."""
 
     name: str
 
@@ -82,6 +86,8 @@ class ConformerConfig(_WithDistribution):
     """EEG-Conformer (Song et al. 2023, doi:10.1109/TNSRE.2022.3230250)."""
 
     encodes: ClassVar[bool] = True
+    has_stem: ClassVar[bool] = True
+    compute_parameters: ClassVar[tuple[str, ...]] = ("kernels", "filters", "depth")
 
     name: Literal["conformer"] = "conformer"
     """This model; the parameters up to the next one are its own."""
@@ -114,6 +120,44 @@ class ConformerConfig(_WithDistribution):
     @property
     def n_blocks(self) -> int:
         return self.depth
+
+
+class EegnetConfig(_WithDistribution):
+    """EEGNet (Lawhern et al. 2018, doi:10.1088/1741-2552/aace8c)."""
+
+    compute_parameters: ClassVar[tuple[str, ...]] = ("kernels", "filters", "spatial")
+
+    name: Literal["eegnet"] = "eegnet"
+    """This model; the parameters up to the next one are its own."""
+    kernels: Literal["rate", "paper"] = "rate"
+    """Lengths of temporal kernel and first pool. `rate`: the paper's (64 and 4 samples at 128 Hz) scaled to the data's
+    sampling rate (50 and 3 at 100 Hz); `paper`: the same numbers of samples at any rate."""
+    filters: Filters = 8
+    """Temporal filters (F1)."""
+    spatial: Annotated[int, Field(ge=1, le=1_000)] = 2
+    """Spatial filters of each temporal filter (D)."""
+    dropout: Dropout = 0.25
+    """Dropout rate after both pools (the paper's between subjects; 0.5 within one)."""
+    spatial_max_norm: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """Largest norm of a spatial filter; 0 for no limit."""
+    head_max_norm: Annotated[float, Field(ge=0.0, le=1e6)] = 0.25
+    """Largest norm of the last layer's weights of an output; 0 for no limit."""
+
+
+class ShallowConfig(_WithDistribution):
+    """ShallowFBCSPNet (Schirrmeister et al. 2017, doi:10.1002/hbm.23730)."""
+
+    has_stem: ClassVar[bool] = True
+    compute_parameters: ClassVar[tuple[str, ...]] = ("kernels", "filters")
+
+    name: Literal["shallow"] = "shallow"
+    """This model; the parameters up to the next one are its own."""
+    kernels: Literal["rate", "paper", "short"] = "rate"
+    """Lengths of temporal kernel, pool and stride, as the Conformer's; the paper's are for 250 Hz too."""
+    filters: Filters = 40
+    """Temporal filters, and spatial filters."""
+    dropout: Dropout = 0.5
+    """Dropout rate before the last layer."""
 
 
 class TcnConfig(_WithDistribution):
@@ -164,10 +208,20 @@ def _tag(value: Any) -> str:
 
 
 ModelConfig = Annotated[
-    Annotated[ConformerConfig, Tag("conformer")] | Annotated[TcnConfig, Tag("tcn")] | Annotated[VitConfig, Tag("vit")],
+    Annotated[ConformerConfig, Tag("conformer")]
+    | Annotated[EegnetConfig, Tag("eegnet")]
+    | Annotated[ShallowConfig, Tag("shallow")]
+    | Annotated[TcnConfig, Tag("tcn")]
+    | Annotated[VitConfig, Tag("vit")],
     Discriminator(_tag),
 ]
 """The model of a trial; `name` decides which parameters there are."""
 
-MODELS: dict[str, type[Model]] = {"conformer": ConformerConfig, "tcn": TcnConfig, "vit": VitConfig}
+MODELS: dict[str, type[Model]] = {
+    "conformer": ConformerConfig,
+    "eegnet": EegnetConfig,
+    "shallow": ShallowConfig,
+    "tcn": TcnConfig,
+    "vit": VitConfig,
+}
 """The configurations by ``model/name``."""

@@ -122,7 +122,7 @@ class SweepOptions(FrozenModel):
     reduction: Annotated[int, Flag(STOPPING)] = Field(3, ge=2)
     """Successive halving keeps the best 1/reduction of the trials at each rung."""
     stem: Annotated[StemOption, Flag(SPEED, "the faster one, measured at the start")] = "auto"
-    """Algorithm of the Conformer's stem."""
+    """Algorithm of the stem of `conformer` and `shallow`."""
     stack: Annotated[StackOption, Flag(SPEED, "the faster one, measured at the start")] = "auto"
     """Train a worker's folds as one stacked program."""
     track: Annotated[list[str], Flag("Tracking")] = Field(["tensorboard"])

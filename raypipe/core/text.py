@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 # C0 and C1 controls but newline and tab; marks that reorder text (Unicode TR 9), separators of lines; lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,6 +24,12 @@ def short_line(text: str, length: int = 80) -> str:
     """Return text from a file as a short line, with ``?`` for what is not printable, and ``...`` where it is cut."""
     line = "".join(character if character.isprintable() else "?" for character in text[:length])
     return line + "..." * (len(text) > length)
+
+
+def either(names: Iterable[str]) -> str:
+    """Join names: ``a``, ``a or b``, ``a, b or c``."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def format_duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Builders of the networks, by name.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py, network.py, readout.py, stem.py, tcn.py and
-vit.py: submissions contain them unchanged.
+This file needs torch (2.2 or later) and its neighbours conformer.py, eegnet.py, network.py, readout.py, shallow.py,
+stem.py, tcn.py and vit.py: submissions contain them unchanged.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import Any
 
 if __package__:
     from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.eegnet import EEGNet, eegnet_sizes
     from raypipe.models.network import Network
+    from raypipe.models.shallow import Shallow
     from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
 else:  # in a submission, where the files are in one folder
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from eegnet import EEGNet, eegnet_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from shallow import Shallow  # type: ignore[import-not-found,no-redef,unused-ignore]
     from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
     from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
 
@@ -24,6 +28,16 @@ else:  # in a submission, where the files are in one folder
 def _conformer(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
     kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
     return Conformer(*shape, kernel=kernel, pool=pool, stride=stride, **options)
+
+
+def _eegnet(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    kernel, pool = eegnet_sizes(sfreq, options.pop("kernels"))
+    return EEGNet(*shape, kernel=kernel, pool=pool, **options)
+
+
+def _shallow(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    kernel, pool, stride = kernel_sizes(sfreq, options.pop("kernels"))
+    return Shallow(*shape, kernel=kernel, pool=pool, stride=stride, **options)
 
 
 def _tcn(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
@@ -36,6 +50,8 @@ def _vit(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> 
 
 BUILDERS: dict[str, Callable[[dict[str, Any], tuple[int, int, int], float], Network]] = {
     "conformer": _conformer,
+    "eegnet": _eegnet,
+    "shallow": _shallow,
     "tcn": _tcn,
     "vit": _vit,
 }

@@ -232,7 +232,7 @@ class Conformer(Encoder):
         plan += [(batch * first, self.dropout), (batch * second, 0.6 * self.dropout)]
         return [part for part in plan if part[1]]
 
-    def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Run stem and BatchNorm: windows to (B, filters, T - kernel + 1)."""
         out: Tensor = self.batch_norm(self.stem(x if prepared else self.prepare(x), prepared=True))
         return out

@@ -1,7 +1,7 @@
 """Networks and the rule that combines them as one module: used to score ensembles, and shipped in submissions.
 
-This file needs torch (2.2 or later) and its neighbours builders.py, combine.py, conformer.py, network.py, readout.py,
-stacked.py, stem.py, tcn.py and vit.py: submissions contain them unchanged.
+This file needs torch (2.2 or later) and its neighbours builders.py, combine.py, conformer.py, eegnet.py, network.py,
+readout.py, shallow.py, stacked.py, stem.py, tcn.py and vit.py: submissions contain them unchanged.
 """
 
 from __future__ import annotations

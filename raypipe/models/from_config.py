@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ConformerConfig, ModelConfig, TcnConfig, VitConfig
+from raypipe.core.model_config import ConformerConfig, EegnetConfig, ModelConfig, ShallowConfig, TcnConfig, VitConfig
 from raypipe.models.builders import build_network
 from raypipe.models.conformer import kernel_sizes
+from raypipe.models.eegnet import eegnet_sizes, shortest_window
 from raypipe.models.network import Network
 
 MAX_PADDING_VALUES = 2**26
@@ -57,7 +58,13 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float
         return _check_tcn(cfg, n_times)
     if isinstance(cfg, VitConfig):
         return _check_vit(cfg, n_channels, n_times)
+    if isinstance(cfg, EegnetConfig):
+        if cfg.filters * cfg.spatial > MAX_WIDTH:
+            raise ValueError(f"model/spatial {cfg.spatial}: at most {MAX_WIDTH:,} spatial filters are read")
+        return 0
     kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
+    if isinstance(cfg, ShallowConfig):
+        return 4 * (n_times + 2) * kernel
     tokens = (n_times - kernel + 1 - pool) // stride + 1
     if cfg.heads * tokens**2 > MAX_ATTENTION_WEIGHTS:
         raise ValueError(f"{tokens:,} tokens in a window take {cfg.heads * tokens**2:,} attention weights")
@@ -86,12 +93,19 @@ def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
     windows = f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz)"
     if isinstance(cfg, VitConfig) and n_times < 2 * cfg.patch:
         raise UserError(f"{windows} are too short for two patches of model/patch={cfg.patch} samples")
-    if isinstance(cfg, ConformerConfig):
+    if isinstance(cfg, EegnetConfig):
+        kernel, pool = eegnet_sizes(sfreq, cfg.kernels)
+        if n_times < shortest_window(kernel, pool):
+            raise UserError(
+                f"{windows} are too short for the eegnet's kernel of {kernel} samples and its pools: it needs "
+                f"{shortest_window(kernel, pool)} samples or more"
+            )
+    if isinstance(cfg, ConformerConfig | ShallowConfig):
         kernel, pool, _ = kernel_sizes(sfreq, cfg.kernels)
         shortest = kernel + pool - 1
         if n_times < shortest:
             hint = "" if cfg.kernels == "short" else ", or model/kernels=short"
             raise UserError(
-                f"{windows} are too short for the conformer's kernel of {kernel} and pool of {pool} samples: it needs "
+                f"{windows} are too short for the {cfg.name}'s kernel of {kernel} and pool of {pool} samples: it needs "
                 f"{shortest} samples or more{hint}"
             )

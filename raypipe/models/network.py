@@ -42,10 +42,12 @@ class DropoutMasks:
         (M,) 0 or 1 / (1 - p) for each value.
     batch, first
         For a micro-batch: the number of windows that the masks are for, and the position of the first one in it.
+    taken
+        Values that were taken already, of the whole batch.
     """
 
-    def __init__(self, dropout_M: Tensor, batch: int = 0, first: int = 0) -> None:
-        self._dropout_M, self._taken = dropout_M, 0
+    def __init__(self, dropout_M: Tensor, batch: int = 0, first: int = 0, taken: int = 0) -> None:
+        self._dropout_M, self._taken = dropout_M, taken
         self._batch, self._first = batch, first
 
     def take(self, x: Tensor) -> Tensor:
@@ -55,8 +57,12 @@ class DropoutMasks:
         mask = self._dropout_M[start : self._taken]
         if self._batch:
             mask = mask.view(self._batch, -1)[self._first : self._first + len(x)]
-        taken: Tensor = mask.view(x.shape).to(x.dtype)
-        return taken
+        shaped: Tensor = mask.view(x.shape).to(x.dtype)
+        return shaped
+
+    def of_part(self, batch: int, first: int) -> DropoutMasks:
+        """Return the masks that are left for a micro-batch; see the parameters."""
+        return DropoutMasks(self._dropout_M, batch, first, self._taken)
 
 
 class MaskedLayer(nn.Module):
@@ -165,10 +171,11 @@ class Network(nn.Module, ABC):
 
         In training mode `dropout_M` holds the dropout masks in the order of `dropout_plan`; without it they are drawn.
         """
-        return self.back(self.front(x, prepared=prepared), None if dropout_M is None else DropoutMasks(dropout_M))
+        masks = None if dropout_M is None else DropoutMasks(dropout_M)
+        return self.back(self.front(x, prepared=prepared, masks=masks), masks)
 
     @abstractmethod
-    def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Run the part that needs the whole batch, or that is cheap in memory."""
 
     @abstractmethod
@@ -180,6 +187,9 @@ class Network(nn.Module, ABC):
         if self.training or not self.predicts_variance:
             return raw_BK
         return distribution_moments(raw_BK) if self.bins else decode_variance(raw_BK)
+
+    def constrain(self) -> None:
+        """Return the weights, after a step, to the nearest ones that a constraint allows; most networks have none."""
 
     def use_stem(self, algorithm: str) -> None:
         """Choose how the stem is computed (see `stem.Stem`); a network without a stem ignores it."""

@@ -94,7 +94,7 @@ class Tcn(Network):
         each = batch * self.filters * self.n_pooled
         return [(each, self.dropout) for _ in self.blocks] if self.dropout else []
 
-    def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Run the spatial and the first temporal filters: windows to (B, filters, time points)."""
         y_BFT: Tensor = self.pool(F.gelu(self.temporal(self.spatial(x if prepared else self.prepare(x)))))
         return y_BFT

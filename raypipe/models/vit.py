@@ -157,7 +157,7 @@ class ViT(Encoder):
         """Cut prepared windows into patches (B, C * P, patch), channel by channel."""
         return x_BCT[..., : self.n_patches * self.patch].reshape(len(x_BCT), self.n_tokens, self.patch)
 
-    def front(self, x: Tensor, *, prepared: bool = False) -> Tensor:
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Return the tokens (B, N, F) before the first block."""
         return self.tokens(self.cut(x if prepared else self.prepare(x)))
 

@@ -48,6 +48,19 @@ def extract_filters(name: str, tensors: Mapping[str, torch.Tensor]) -> Filters |
         combined_GCK = torch.einsum("gfc,fk->gck", tensors["stem.spatial.weight"][..., 0].float(), temporal_FK)
         weight_G = tensors["batch_norm.weight"].float().abs() * tensors["pointwise.weight"].float().norm(dim=0)
         return Filters(temporal_FK.numpy(), combined_GCK.numpy(), weight_G.numpy())
+    if name == "shallow":  # BatchNorm's factor is a constant after the logarithm: the head alone weights a filter
+        temporal_FK = tensors["stem.temporal.weight"][:, 0, 0].float()
+        combined_GCK = torch.einsum("gfc,fk->gck", tensors["stem.spatial.weight"][..., 0].float(), temporal_FK)
+        head_OX = tensors["head.weight"].float()
+        weight_G = head_OX.view(len(head_OX), len(combined_GCK), -1).norm(dim=(0, 2))
+        return Filters(temporal_FK.numpy(), combined_GCK.numpy(), weight_G.numpy())
+    if name == "eegnet":
+        temporal_FK = tensors["temporal.weight"][:, 0, 0].float()
+        spatial_GC = tensors["spatial.weight"][:, 0, :, 0].float()
+        each_GK = temporal_FK.repeat_interleave(len(spatial_GC) // len(temporal_FK), 0)
+        weight_G = tensors["spatial_norm.weight"].float().abs() * tensors["depthwise.weight"].float().norm(dim=(1, 2))
+        weight_G = weight_G * tensors["pointwise.weight"].float().norm(dim=(0, 2))
+        return Filters(temporal_FK.numpy(), (spatial_GC[:, :, None] * each_GK[:, None]).numpy(), weight_G.numpy())
     if name == "tcn":
         temporal_FK, spatial_FC = tensors["temporal.weight"][:, 0].float(), tensors["spatial.weight"][..., 0].float()
         return Filters(temporal_FK.numpy(), (spatial_FC[:, :, None] * temporal_FK[:, None]).numpy(), None)

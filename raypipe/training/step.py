@@ -29,6 +29,10 @@ Gradients = Callable[[], Sequence[Tensor]]
 """Adds the gradients of each model's mean loss to its parameters, as these are; returns the losses, one per model."""
 
 
+def nothing() -> None:
+    """Leave weights as they are."""
+
+
 class StepResult(NamedTuple):
     """Outcome of one step.
 
@@ -69,6 +73,8 @@ class TrainState(Generic[M]):
     """Largest norm of a step's gradient; 0 for no limit."""
     overflows: int = 0
     """Steps in a row that were skipped."""
+    constrain: Callable[[], None] = nothing
+    """Returns the weights to their constraints after a step (`Network.constrain`)."""
     version: int = 0
     """Changes whenever tensors of the state are replaced, of which a CUDA graph has the addresses."""
 
@@ -173,6 +179,7 @@ class TrainState(Generic[M]):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        self.constrain()
         self.overflows = 0
         return StepResult(float(loss), False, float(norm))
 
@@ -182,6 +189,7 @@ class TrainState(Generic[M]):
             self.sam.keep_orthogonal()
         assert isinstance(self.optimizer, AdamW)
         self.optimizer.step_if(finite)
+        self.constrain()
         return StepResult(torch.where(finite, loss, math.nan), False, norm)
 
     def skip(self, loss: Tensor, norm: float = math.nan) -> StepResult:
@@ -222,6 +230,7 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
         dtype=dtype,
         device_type=device.type,
         clip=optim.clip,
+        constrain=model.constrain if isinstance(model, Network) else nothing,
     )
 
 
@@ -328,12 +337,13 @@ def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, siz
     """
     n = len(batch.y)
     with state.autocast():
-        cut_BFT = state.model.front(batch.x, prepared=True)
+        whole = None if batch.dropout is None else DropoutMasks(batch.dropout)
+        cut_BFT = state.model.front(batch.x, prepared=True, masks=whole)
     gradient_BFT = torch.empty_like(cut_BFT)
     losses = []
     for first in range(0, n, size):
         part = cut_BFT.detach()[first : first + size].requires_grad_()
-        masks = None if batch.dropout is None else DropoutMasks(batch.dropout, n, first)
+        masks = None if whole is None else whole.of_part(n, first)
         with state.autocast():
             raw = state.model.back(part, masks)
         loss = loss_of(raw, batch.y[first : first + size]) * (len(part) / n)

@@ -18,7 +18,6 @@ import torch
 
 from raypipe.core.config import InitConfig, SamConfig, TrialConfig
 from raypipe.core.errors import first_line, out_of_memory
-from raypipe.core.model_config import ConformerConfig
 from raypipe.core.options import StackOption, StemOption
 from raypipe.core.record import FrozenModel
 from raypipe.storage.records import OwnedRecord
@@ -87,9 +86,9 @@ def choose_compute(
     share
         The worker's part of a GPU. A stack that would not fit into it is not chosen.
     """
-    if not isinstance(config.model, ConformerConfig):  # no stem and no stack, so there is nothing to choose
+    if not config.model.compute_parameters:
         return ComputePlan(stem="fourier", stacked=False, what=config.model.name, seconds={})
-    what = _shape(loader, config, config.model, len(folds), share)
+    what = _shape(loader, config, len(folds), share)
     key = hashlib.sha256(json.dumps([what, options.model_dump()]).encode()).hexdigest()[:12]
     while (plan := run.compute(ComputePlan, key)) is None:
         if claim(key):
@@ -100,16 +99,17 @@ def choose_compute(
     return plan
 
 
-def _shape(loader: WindowLoader, config: TrialConfig, model: ConformerConfig, n_folds: int, share: float) -> str:
+def _shape(loader: WindowLoader, config: TrialConfig, n_folds: int, share: float) -> str:
     """Describe everything that a choice depends on."""
     device = "cpu"
     if loader.device.type == "cuda":
         device = torch.cuda.get_device_name(loader.device) + ("" if share >= 1 else f" ({share:g} of a GPU)")
     windows = loader.windows
+    sizes = ", ".join(f"{name} {getattr(config.model, name)}" for name in config.model.compute_parameters)
     return (
         f"{device}, {torch.get_num_threads()} thread(s), {n_folds} fold(s) of {windows.n_channels} x "
         f"{windows.crop_samples} at {windows.sfreq:g} Hz, batches of {config.batch_size} in {config.precision}, "
-        f"kernels {model.kernels}, {model.filters} filters, depth {model.depth}"
+        f"{config.model.name} of {sizes}"
     )
 
 
@@ -130,7 +130,7 @@ def _measure(
 
     seconds: dict[str, float] = {}
     stem: StemName = "direct" if options.stem == "direct" else "fourier"
-    if options.stem == "auto":
+    if options.stem == "auto" and config.model.has_stem:
         seconds |= stem_seconds(config, fold_data[0])
         stem = "direct" if seconds["direct"] < MAX_TIME_FRACTION * seconds["fourier"] else "fourier"
     stacked = options.stack == "on" and len(folds) > 1

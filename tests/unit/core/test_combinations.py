@@ -16,9 +16,15 @@ MAE = VIT | {"pretrain/name": "mae"}
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (VIT | {"model/bins": 8}, "parameter 'model/bins' is for model/name=conformer or tcn, not for model/name=vit"),
-        (VIT | {"loss/name": "kl"}, "loss/name=kl needs model/name=conformer or tcn: vit predicts one number"),
-        (VIT | {"loss/name": "nll"}, "loss/name=nll needs model/name=conformer or tcn"),
+        (
+            VIT | {"model/bins": 8},
+            "parameter 'model/bins' is for model/name=conformer, eegnet, shallow or tcn, not for model/name=vit",
+        ),
+        (
+            VIT | {"loss/name": "kl"},
+            "loss/name=kl needs model/name=conformer, eegnet, shallow or tcn: vit predicts one number",
+        ),
+        (VIT | {"loss/name": "nll"}, "loss/name=nll needs model/name=conformer, eegnet, shallow or tcn"),
         (PRETRAINED | {"init/tune": "frozen", "sam/name": "sam", "sam/only": "norm"}, "leave sam/only=norm out"),
         (PRETRAINED | {"init/tune": "lora", "sam/name": "asam", "sam/only": "norm"}, "trains no normalisation layer"),
         (PRETRAINED | {"init/tune": "lora", "model/depth": 0}, "model/depth=0 has none; use init/tune=frozen"),

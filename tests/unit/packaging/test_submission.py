@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from raypipe.core.errors import UserError
+from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.scorer import reference_windows
 from raypipe.packaging.submission import challenge_of, export_submission
 from raypipe.storage.run_store import RunStore
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
 def test_both_challenges_and_the_second_class(simulated, classes, tmp_path):
@@ -86,3 +89,14 @@ for sfreq, challenge in ((100, 2), (250, 1)):
     other, rate = done.stdout.splitlines()
     assert "this submission holds only challenge 1" in other
     assert "trained at 100.0 Hz; SFREQ is 250.0" in rate
+
+
+def test_other_networks_pass_the_check(tmp_path):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=9, each=6)))
+    run = make_run(tmp_path / "run", windows)
+    for number, name in enumerate(("eegnet", "shallow", "tcn")):
+        run.add_trial(number, tiny(model__name=name, epochs=1))
+        run_trial(run, windows, number)
+    ensemble = fit_ensemble(run, windows=windows, top=3, method="equal")
+    zip_file = export_submission({2: ensemble}, tmp_path / "three.zip", windows={2: windows})
+    assert check_submission(zip_file).challenges == [2]

@@ -8,6 +8,8 @@ import torch
 
 from raypipe.data.montage import electrode_positions, project_to_scalp
 from raypipe.models.conformer import Conformer
+from raypipe.models.eegnet import EEGNet
+from raypipe.models.shallow import Shallow
 from raypipe.models.tcn import Tcn
 from raypipe.reporting.filter_patterns import (
     activation_patterns,
@@ -40,6 +42,32 @@ def test_layers_of_the_tcn_are_one_map():
         differs = inner - torch.nn.functional.conv1d(x, torch.from_numpy(found.combined))
     assert differs.std(-1).max() < 1e-5
     assert strongest_component(found.combined)[2] == pytest.approx(1.0)
+
+
+def test_layers_of_shallow_are_one_map():
+    torch.manual_seed(0)
+    model = Shallow(5, 100, 2, filters=6, kernel=7, pool=20).double().eval()
+    found = extract_filters("shallow", dict(model.state_dict()))
+    x = torch.randn(2, 5, 100, dtype=torch.float64)
+    with torch.no_grad():
+        differs = model.stem(x) - torch.nn.functional.conv1d(x, torch.from_numpy(found.combined).double())
+    assert found.combined.shape == (6, 5, 7) and found.weight.shape == (6,) and differs.std(-1).max() < 1e-5
+    with torch.no_grad():
+        model.head.weight.view(2, 6, -1)[:, 3] = 0.0
+    assert extract_filters("shallow", dict(model.state_dict())).weight[3] == 0.0
+
+
+def test_layers_of_eegnet_are_one_map():
+    torch.manual_seed(0)
+    model = EEGNet(5, 100, 2, filters=3, kernel=16).eval()
+    found = extract_filters("eegnet", dict(model.state_dict()))
+    x = torch.randn(2, 5, 100)
+    with torch.no_grad():
+        inner = model._filter(x)[..., 8:-8]
+        ours = torch.nn.functional.conv1d(x, torch.from_numpy(found.combined))
+        differs = inner - ours / (1 + model.temporal_norm.eps) ** 0.5
+    assert found.combined.shape == (6, 5, 16) and found.temporal.shape == (3, 16) and found.weight.shape == (6,)
+    assert differs.std(-1).max() < 1e-5
 
 
 def test_a_network_without_spatial_filters_has_none():

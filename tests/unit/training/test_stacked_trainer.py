@@ -34,6 +34,30 @@ def trainers(where, windows, config):
     return [fold_trainer(config, windows, *split, fold=fold) for fold, split in enumerate(splits)]
 
 
+@pytest.mark.parametrize("network", ["eegnet", "shallow"])
+@pytest.mark.parametrize("method", ["sam", "msam", "everything"])
+def test_a_stack_of_other_networks_equals_its_folds_too(tmp_path, windows, network, method):
+    config = tiny(model__name=network, batch_size=16, **METHODS[method])
+    alone, stacked = trainers(tmp_path / "a", windows, config), trainers(tmp_path / "b", windows, config)
+    assert stackable(stacked)
+    stack = StackedTrainer(stacked)
+    for _ in range(3):
+        for one, other in zip([t.run_epoch() for t in alone], stack.run_epoch(), strict=True):
+            assert other.loss == pytest.approx(one.loss, rel=1e-4)
+            np.testing.assert_allclose(other.predictions, one.predictions, rtol=0, atol=1e-4)
+    for one, other in zip(alone, stacked, strict=True):
+        for (name, p), q in zip(one.model.named_buffers(), other.model.buffers(), strict=True):
+            torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-4, msg=name)
+        assert max(limits_of(other.model), default=0.0) <= 1e-6
+
+
+def limits_of(model):
+    """Return by how much norms of weights are above their limits."""
+    if hasattr(model, "spatial_max_norm"):
+        for weight, limit in ((model.spatial.weight, 1.0), (model.head.weight, 0.25)):
+            yield float(weight.flatten(1).norm(dim=1).max()) - limit
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("dropout", "size"), [(0.0, 9), (0.25, 9), (0.25, 16)])
 def test_a_stack_equals_its_folds_trained_one_by_one(tmp_path, windows, method, dropout, size):
@@ -90,7 +114,15 @@ def test_folds_with_a_loss_scale_each_are_not_stacked(tmp_path):
     assert not stackable(trainers(tmp_path / "b", ToyWindows(), tiny())[:1])
 
 
-@pytest.mark.parametrize("changes", [METHODS["everything"], {"early_stop": "fold", "patience": 2, "epochs": 8}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        METHODS["everything"],
+        {"early_stop": "fold", "patience": 2, "epochs": 8},
+        {"model__name": "eegnet", **METHODS["everything"]},
+        {"model__name": "shallow", "sam__name": "looksam"},
+    ],
+)
 def test_a_stacked_trial_interrupted_anywhere_ends_with_the_same_numbers(tmp_path, changes):
     windows, config = ToyWindows(subjects=30, each=3), tiny(**changes)
     whole = make_run(tmp_path / "whole", windows)

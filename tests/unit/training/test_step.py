@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from raypipe.core.config import LossConfig
 from raypipe.models.conformer import Conformer
-from raypipe.models.network import DropoutMasks
+from raypipe.models.eegnet import EEGNet
+from raypipe.models.network import DropoutMasks, Network
+from raypipe.models.shallow import Shallow
 from raypipe.training.loader import Batch, DropoutSampler
 from raypipe.training.losses import class_weights, make_loss
 from raypipe.training.sam import Sam, norm_parameters
@@ -40,7 +42,7 @@ def model(outputs: int = 1, stem: str = "fourier", features: str = "mean", dropo
     return made
 
 
-def batch(kind: str, made: Conformer) -> tuple[Tensor, Tensor, Tensor | None]:
+def batch(kind: str, made: Network) -> tuple[Tensor, Tensor, Tensor | None]:
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.normal(size=(BATCH, CHANNELS, TIMES)))
     masks = DropoutSampler(5, torch.device("cpu")).draw(made.dropout_plan(BATCH))
@@ -60,19 +62,19 @@ def loss_named(name: str):
     return make_loss(LOSSES[name], kind="classification", n_classes=CLASSES, class_weights=weights)
 
 
-def state_of(made: Conformer, **options) -> TrainState[Conformer]:
+def state_of(made: Network, **options) -> TrainState[Network]:
     return TrainState(made, torch.optim.SGD(made.parameters(), lr=0.1), **options)
 
 
-def whole(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
+def whole(made: Network, x: Tensor, y: Tensor, masks: Tensor | None, loss_of) -> float:
     return float(whole_batch(state_of(made), Batch(made.prepare(x), y, masks), loss_of))
 
 
-def in_parts(made: Conformer, x: Tensor, y: Tensor, masks: Tensor | None, size: int, loss_of, **options) -> float:
+def in_parts(made: Network, x: Tensor, y: Tensor, masks: Tensor | None, size: int, loss_of, **options) -> float:
     return float(micro_batches(state_of(made, **options), Batch(made.prepare(x), y, masks), loss_of, size))
 
 
-def same_state(one: Conformer, other: Conformer, *, of_gradients: bool = True) -> None:
+def same_state(one: Network, other: Network, *, of_gradients: bool = True) -> None:
     for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(q, p, **EXACT, msg=name)
         if of_gradients:
@@ -110,6 +112,20 @@ def test_with_every_stem_and_feature(stem, features, dropout):
     loss_of = loss_named("squared")
     whole(one, x, y, masks, loss_of)
     in_parts(other, x, y, masks, 3, loss_of)
+    same_state(one, other)
+
+
+@pytest.mark.parametrize("kind", [EEGNet, Shallow])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_with_other_networks(kind, dropout):
+    """EEGNet drops before its last BatchNorm, so a part of the masks is for the whole batch."""
+    torch.manual_seed(0)
+    sizes = {"kernel": 7, "pool": 15, "stride": 6} if kind is Shallow else {"kernel": 9, "pool": 2}
+    one = kind(CHANNELS, TIMES, 1, filters=4, dropout=dropout, **sizes).double().train()
+    other = copy.deepcopy(one)
+    x, y, masks = batch("values", one)
+    whole(one, x, y, masks, loss_named("squared"))
+    in_parts(other, x, y, masks, 3, loss_named("squared"))
     same_state(one, other)
 
 

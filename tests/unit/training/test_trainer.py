@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from raypipe.core.folds import make_folds
 from raypipe.core.metrics import METRICS, score
+from raypipe.core.model_config import MODELS
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members
@@ -65,7 +66,33 @@ def test_full_shrinkage_predicts_the_training_mean(toy):
     np.testing.assert_allclose(half.predict(index) - mean, 0.5 * (plain.predict(index) - mean), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tcn", "conformer"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_of_any_network_continues_from_a_checkpoint_bit_by_bit(toy, name):
+    changes = {"model__name": name, "sam__name": "sam", "optim__ema": 0.9, "mixup__name": "mixup", "optim__lr": 0.03}
+    whole, killed, after = (trainer(toy, **changes) for _ in range(3))
+    expected = [whole.run_epoch().predictions for _ in range(4)]
+    killed.run_epoch()
+    killed.run_epoch()
+    after.load_state_dict(checkpoint.loads(checkpoint.dumps(killed.state_dict())))
+    found = [after.run_epoch().predictions for _ in range(2)]
+    np.testing.assert_array_equal(found, expected[2:])
+    for one, other in zip(after.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+        assert one.equal(other)
+
+
+def test_constraints_hold_after_each_step_and_matter(toy):
+    one = trainer(toy, model__name="eegnet", optim__lr=0.03, sam__name="sam")
+    free = trainer(toy, model__name="eegnet", optim__lr=0.03, sam__name="sam", model__head_max_norm=0.0)
+    one.start_epoch()
+    for number, batch in enumerate(one.batches()):
+        one.step(batch, number)
+        assert one.model.head.weight.norm(dim=1).max() <= 0.25 + 1e-6
+        assert one.model.spatial.weight.flatten(1).norm(dim=1).max() <= 1 + 1e-6
+    free.run_epoch()
+    assert free.model.head.weight.norm(dim=1).max() > 0.25
+
+
+@pytest.mark.parametrize("name", ["tcn", "conformer", "eegnet", "shallow"])
 def test_a_distribution_trains_alone_and_stacked_with_the_same_numbers(toy, name):
     changes = {"model__name": name, "model__bins": 16, "loss__name": "kl", "sam__name": "sam"}
     alone = [trainer(toy, fold, **changes) for fold in (0, 1)]
@@ -76,10 +103,11 @@ def test_a_distribution_trains_alone_and_stacked_with_the_same_numbers(toy, name
         np.testing.assert_allclose(one.predictions, other.predictions, atol=1e-5)
 
 
-def test_a_tcn_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy, tmp_path):
+@pytest.mark.parametrize("name", ["tcn", "eegnet", "shallow"])
+def test_a_run_becomes_an_ensemble_whose_module_repeats_its_predictions(toy, tmp_path, name):
     toy = WindowStore(write_store(tmp_path / "store", toy))
     run = make_run(tmp_path / "run", toy)
-    changes = {"model__name": "tcn", "model__bins": 16, "loss__name": "kl", "shrink": 0.3, "target_scale": "robust"}
+    changes = {"model__name": name, "model__bins": 16, "loss__name": "kl", "shrink": 0.3, "target_scale": "robust"}
     run.add_trial(0, tiny(epochs=2, batch_size=16, **changes))
     run_trial(run, toy, 0)
     ensemble = fit_ensemble(run, windows=toy, top=1)

@@ -235,3 +235,11 @@ def test_two_folds_that_do_not_fit_together_are_trained_one_by_one(run, loader, 
     else:
         with pytest.raises(RuntimeError, match="another error"):
             choose_compute(run, loader, tiny(), range(3), ComputeOptions())
+
+
+@pytest.mark.parametrize(("name", "count"), [("shallow", 4), ("eegnet", 2), ("tcn", 0)])
+def test_only_what_a_network_has_is_measured(run, loader, clock, name, count):
+    clock += [1.0, 0.5, 0.5, 1.0][4 - count :]
+    found = choose_compute(run, loader, tiny(model__name=name), range(3), ComputeOptions())
+    assert clock == [] and len(found.seconds) == count
+    assert (found.stem, found.stacked) == ("direct" if name == "shallow" else "fourier", count > 0)
