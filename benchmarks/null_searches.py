@@ -9,7 +9,8 @@ A search is 12 trials of 8 epochs in 4 folds; each person has a random label. Cl
 class. Values have 96: NRMSE divides by the standard deviation of the people who are scored, which for 24 biases it by a
 few hundredths. Drawn members predict noise whose errors correlate over trials and epochs as those of real members do.
 Linear models are trained by gradient descent on features of which half of the variance is the person's; Conformers on
-signals. `--halving` ends two of three trials after two epochs, by the scores of all people.
+signals. `--halving` ends two of three trials after two epochs, by the scores of all people. `--repeats` draws the folds
+as often.
 
 The truth is known. New people's labels are random too, so any classifier has an AUC of 0.5. The NRMSE of values follows
 from the mean square of the predictions for 500 new people, by the networks of one fold, as out-of-fold scores are.
@@ -82,31 +83,44 @@ class People(NamedTuple):
     """People with random labels."""
 
     subject_N: NDArray[np.int64]  # noqa: N815 - axes
-    fold_N: NDArray[np.int64]  # noqa: N815 - axes
+    fold_RN: NDArray[np.int64]  # noqa: N815 - axes
+    """For each repeat."""
     y_N: NDArray[Any]  # noqa: N815 - axes
 
+    @property
+    def n_folds(self) -> int:
+        """Return the number of folds of all repeats."""
+        return int(self.fold_RN.max()) + 1
 
-def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int) -> People:
+    def of_folds(self, values_XFN: NDArray[Any]) -> NDArray[Any]:
+        """Return the out-of-fold ones of the networks' predictions for all windows: (..., repeats x windows)."""
+        return np.concatenate([values_XFN[..., fold_N, np.arange(len(fold_N))] for fold_N in self.fold_RN], axis=-1)
+
+
+def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int, repeats: int) -> People:
     n = PEOPLE[kind]
     names = np.arange(n + 1)  # the last is held out, and not used
     labels_S = rng.permutation(np.arange(n) % 2) if kind == "classification" else rng.normal(size=n)
     labels_S = np.append(labels_S, labels_S[0])
     seed = int(rng.integers(2**31))
     classes = kind == "classification"
-    folds = make_folds(names, labels_S, classes=classes, n_folds=n_folds, held_out=[str(n)], seed=seed)
+    split = {"n_folds": n_folds, "repeats": repeats, "held_out": [str(n)], "seed": seed}
+    folds = make_folds(names, labels_S, classes=classes, **split)
     subject_N = np.repeat(names[:n], windows)
-    return People(subject_N, np.asarray(folds.folds(subject_N)), np.asarray(labels_S[subject_N]))
+    fold_RN = np.stack([folds.folds(subject_N, repeat) for repeat in range(repeats)])
+    return People(subject_N, fold_RN, np.asarray(labels_S[subject_N]))
 
 
 def pool_of(kind: Kind, people: People, out_TEN: NDArray[np.float32], *, halving: bool) -> TrialPool:
     """Return the pool of a search with these out-of-fold values, or probabilities of the second class."""
+    repeats, n = people.fold_RN.shape
     like = MemberPredictions(
         names=["like"],
         predictions=as_outputs(kind, out_TEN[:1, 0]).astype(np.float64),
-        targets=people.y_N,
-        subjects=np.array([f"s{number:03d}" for number in people.subject_N]),
-        folds=people.fold_N,
-        windows=np.arange(len(people.y_N)),
+        targets=np.tile(people.y_N, repeats),
+        subjects=np.tile([f"s{number:03d}" for number in people.subject_N], repeats),
+        folds=people.fold_RN.reshape(-1),
+        windows=np.tile(np.arange(n), repeats),
         metric="auc" if kind == "classification" else "nrmse",
         kind=kind,
         level="person",
@@ -128,9 +142,10 @@ def as_outputs(kind: Kind, values: NDArray[Any]) -> NDArray[Any]:
     return np.stack([1 - values, values], axis=-1) if kind == "classification" else values[..., None]
 
 
-def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool, repeats: int) -> Search:
     """Draw predictions that have nothing to do with the labels: of the person, the trial, its epoch and its fold."""
-    people = draw_people(kind, rng, WINDOWS, FOLDS)
+    people = draw_people(kind, rng, WINDOWS, FOLDS, repeats)
+    n_folds = people.n_folds
     size_T11 = rng.uniform(0.2, 0.5, size=(TRIALS, 1, 1))
 
     def draw(n_people: int) -> Floats:
@@ -141,15 +156,15 @@ def drawn_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
         person_TEN = np.repeat(size_T11 * (shared_S + own_TES), WINDOWS, axis=2) + size_T11 * of_windows_N
         return np.asarray(person_TEN[:, :, None] + offset_TEF[..., None])
 
-    offset_TEF = 0.2 * rng.normal(size=(TRIALS, 1, FOLDS)) + 0.1 * rng.normal(size=(TRIALS, EPOCHS, FOLDS))
+    offset_TEF = 0.2 * rng.normal(size=(TRIALS, 1, n_folds)) + 0.1 * rng.normal(size=(TRIALS, EPOCHS, n_folds))
     out_TEFN, new_TEFN = (link(kind, draw(n)).astype(np.float32) for n in (PEOPLE[kind], NEW_PEOPLE))
-    out_TEN = out_TEFN[:, :, people.fold_N, np.arange(len(people.y_N))]
+    out_TEN = people.of_folds(out_TEFN)
     return Search(pool_of(kind, people, out_TEN, halving=halving), new_TEFN)
 
 
-def linear_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+def linear_search(kind: Kind, rng: np.random.Generator, halving: bool, repeats: int) -> Search:
     """Train the linear models of a search, and predict new people."""
-    people = draw_people(kind, rng, WINDOWS, FOLDS)
+    people = draw_people(kind, rng, WINDOWS, FOLDS, repeats)
     out_TEN, new_TEFN = train_models(
         kind, rng, people, draw_features(rng, PEOPLE[kind]), draw_features(rng, NEW_PEOPLE)
     )
@@ -179,43 +194,44 @@ def train_models(
     new_TEFN
         Predictions for new people.
     """
-    y_N = people.y_N.astype(np.float64)
+    y_N, n_folds = people.y_N.astype(np.float64), people.n_folds
     rate_T1 = 10 ** rng.uniform(-2.0, -0.7, size=(TRIALS, 1))
     used_T1C = rng.random((TRIALS, 1, FEATURES)) < 0.7
-    w_TFC = np.where(used_T1C, 0.1 * rng.normal(size=(TRIALS, FOLDS, FEATURES)), 0.0)
-    train_FN = people.fold_N != np.arange(FOLDS)[:, None]
+    w_TFC = np.where(used_T1C, 0.1 * rng.normal(size=(TRIALS, n_folds, FEATURES)), 0.0)
+    train_FN = np.stack([people.fold_RN[fold // FOLDS] != fold for fold in range(n_folds)])
     share_FN = train_FN / train_FN.sum(1, keepdims=True)
     b_TF = np.tile(share_FN @ y_N, (TRIALS, 1))
     if kind == "classification":
         b_TF = np.log(b_TF / (1 - b_TF))
-    out_TEN = np.empty((TRIALS, EPOCHS, len(y_N)), np.float32)
-    new_TEFN = np.empty((TRIALS, EPOCHS, FOLDS, len(new_NC)), np.float32)
+    out_TEN = np.empty((TRIALS, EPOCHS, people.fold_RN.size), np.float32)
+    new_TEFN = np.empty((TRIALS, EPOCHS, n_folds, len(new_NC)), np.float32)
     for epoch in range(EPOCHS):
         for _ in range(STEPS):
             error_TFN = (link(kind, w_TFC @ x_NC.T + b_TF[:, :, None]) - y_N) * share_FN
             w_TFC = w_TFC - rate_T1[:, :, None] * np.where(used_T1C, error_TFN @ x_NC, 0.0)
             b_TF = b_TF - rate_T1 * error_TFN.sum(2)
-        out_TEN[:, epoch] = link(kind, w_TFC @ x_NC.T + b_TF[:, :, None])[:, people.fold_N, np.arange(len(y_N))]
+        out_TEN[:, epoch] = people.of_folds(link(kind, w_TFC @ x_NC.T + b_TF[:, :, None]))
         new_TEFN[:, epoch] = link(kind, w_TFC @ new_NC.T + b_TF[:, :, None])
     return out_TEN, new_TEFN
 
 
-def trained_search(kind: Kind, rng: np.random.Generator, halving: bool) -> Search:
+def trained_search(kind: Kind, rng: np.random.Generator, halving: bool, repeats: int) -> Search:
     """Train the small networks of a search on signals of people with random labels."""
-    people = draw_people(kind, rng, TRAINED_WINDOWS, TRAINED_FOLDS)
+    people = draw_people(kind, rng, TRAINED_WINDOWS, TRAINED_FOLDS, repeats)
     toy = ToyWindows(subjects=PEOPLE[kind], each=TRAINED_WINDOWS, classes=True)
     person_SCT = rng.normal(size=(PEOPLE[kind], *toy.x.shape[1:]))
     toy.x = (person_SCT[people.subject_N] + rng.normal(size=toy.x.shape)).astype(np.float32)
     toy.targets = people.y_N.astype(np.int64)
-    out_TEN = np.empty((TRIALS, EPOCHS, len(people.y_N)), np.float32)
+    out_TEN = np.empty((TRIALS, EPOCHS, people.fold_RN.size), np.float32)
     for trial in range(TRIALS):
         lr, decay = 10 ** rng.uniform(-3.5, -1.5), float(rng.uniform(0, 0.1))
         config = tiny(optim__lr=float(lr), optim__weight_decay=decay, epochs=EPOCHS, batch_size=16, seed=trial)
-        for fold in range(TRAINED_FOLDS):
-            train, validation = (np.flatnonzero(side) for side in (people.fold_N != fold, people.fold_N == fold))
+        for fold in range(people.n_folds):
+            fold_N, first = people.fold_RN[fold // TRAINED_FOLDS], fold // TRAINED_FOLDS * len(people.y_N)
+            train, validation = (np.flatnonzero(side) for side in (fold_N != fold, fold_N == fold))
             trainer = fold_trainer(config, toy, train, validation, fold=fold)
             for epoch in range(EPOCHS):
-                out_TEN[trial, epoch, validation] = trainer.run_epoch().predictions[:, 1]
+                out_TEN[trial, epoch, first + validation] = trainer.run_epoch().predictions[:, 1]
     return Search(pool_of(kind, people, out_TEN, halving=halving), None)
 
 
@@ -249,15 +265,15 @@ def true_score(search: Search, members: MemberPredictions, rule: Rule) -> float:
     assert search.new_TEFN is not None
     by_name = {str(Member(trial, epoch + 1)): (trial, epoch) for trial, epoch in np.ndindex(TRIALS, EPOCHS)}
     new_MFN = np.stack([search.new_TEFN[by_name[name]] for name in members.names]).astype(np.float64)
-    of_people_MFS = new_MFN.reshape(len(new_MFN), FOLDS, NEW_PEOPLE, WINDOWS).mean(3)
-    values = [combine(rule, torch.from_numpy(of_people_MFS[:, fold, :, None])) for fold in range(FOLDS)]
+    of_people_MFS = new_MFN.reshape(*new_MFN.shape[:2], NEW_PEOPLE, WINDOWS).mean(3)
+    values = [combine(rule, torch.from_numpy(of_people_MFS[:, fold, :, None])) for fold in range(new_MFN.shape[1])]
     return float((1 + torch.stack(values).square().mean()) ** 0.5)  # labels have mean 0 and variance 1
 
 
 # Tables
 
 
-Make = Callable[[Kind, np.random.Generator, bool], Search]
+Make = Callable[[Kind, np.random.Generator, bool, int], Search]
 
 
 def run_searches(title: str, kind: Kind, make: Make, args: argparse.Namespace) -> None:
@@ -266,7 +282,7 @@ def run_searches(title: str, kind: Kind, make: Make, args: argparse.Namespace) -
     rows: dict[str, list[Row]] = {}
     correlations, start = [], time.perf_counter()
     for number in range(args.searches):
-        search = make(kind, np.random.default_rng([SEED, number]), args.halving)
+        search = make(kind, np.random.default_rng([SEED, number]), args.halving, args.repeats)
         members = search.pool.choose(np.ones(len(search.pool.like.targets), dtype=bool))
         correlations.append(float(np.median(error_correlations(members))))
         for name, row in score_search(search, names, before=number < args.before).items():
@@ -295,6 +311,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["classification", "regression"], help="one of the two (both)")
     parser.add_argument("--all", action="store_true", help="all methods, not only those of auto")
     parser.add_argument("--halving", action="store_true", help="two of three trials end early")
+    parser.add_argument("--repeats", type=int, default=1, help="times that the folds are drawn (1)")
     parser.add_argument("--trained", action="store_true", help="train networks")
     parser.add_argument("--quick", action="store_true", help="two searches")
     args = parser.parse_args()
@@ -305,7 +322,8 @@ def main() -> None:
     for kind, metric in kinds[:1] if args.trained else kinds:
         if args.kind in (None, kind):
             members = "trained" if args.trained else args.members
-            run_searches(f"{metric}, {members} members", kind, SEARCHES[members], args)
+            repeats = f", {args.repeats} repeats" if args.repeats > 1 else ""
+            run_searches(f"{metric}, {members} members{repeats}", kind, SEARCHES[members], args)
 
 
 if __name__ == "__main__":
