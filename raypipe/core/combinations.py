@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raypipe.core.effects import UNUSED_IN_PRETRAINING
+from raypipe.core.effects import UNUSED_IN_PRETRAINING, USED_IN_CLOSED_FORM
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
 from raypipe.core.model_config import MODELS
@@ -25,10 +25,26 @@ def check_combination(config: TrialConfig) -> None:
     ValueError
         Two do not; the message names both.
     """
+    _check_closed_form(config)
     _check_pretraining(config)
     _check_initial_weights(config)
     _check_loss(config)
     _check_cycles(config)
+
+
+def _check_closed_form(config: TrialConfig) -> None:
+    from raypipe.core.config import changed_parameters
+
+    if not config.model.closed_form:
+        return
+    for name, value in changed_parameters(config).items():
+        if name == "epochs":
+            raise ValueError(f"epochs={value}: model/name={config.model.name} is fitted in one epoch: leave it out")
+        if not name.startswith("model/") and name not in USED_IN_CLOSED_FORM:
+            raise ValueError(
+                f"{name}={value} has no effect with model/name={config.model.name}, which is fitted in closed form: "
+                "leave it out"
+            )
 
 
 def _check_pretraining(config: TrialConfig) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
-from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig
+from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig, is_closed_form
 from raypipe.core.record import FrozenModel
 from raypipe.core.text import either, short_line
 
@@ -168,7 +168,8 @@ class TrialConfig(FrozenModel):
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    """Maximum number of epochs; the learning-rate schedule covers all of them."""
+    """Maximum number of epochs; the learning-rate schedule covers all of them. Models that are fitted in closed form
+    have one."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 64
     """Windows per step, of each fold. Every window is in one batch of an epoch: the last two batches share what is left
     evenly (90 windows at 48 make two batches of 45)."""
@@ -192,6 +193,13 @@ class TrialConfig(FrozenModel):
     mean). Where most of a target is noise, the best prediction is near the mean."""
     seed: Annotated[int, Field(ge=0, le=10**18)] = 0
     """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch_in_closed_form(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "epochs" not in values and is_closed_form(values.get("model")):
+            return {**values, "epochs": 1}
+        return values
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -272,7 +280,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def defaults(config: TrialConfig) -> dict[str, Any]:
     """Return the default values of the parameters that a configuration with this model has, by name."""
     own = type(config.model).model_construct().model_dump(mode="json")
-    return flatten(TrialConfig()) | {f"model/{name}": value for name, value in _flat(own).items()}
+    epochs = {"epochs": 1} if config.model.closed_form else {}
+    return flatten(TrialConfig()) | epochs | {f"model/{name}": value for name, value in _flat(own).items()}
 
 
 def changed_parameters(config: TrialConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raypipe.core.metrics import Kind
+from raypipe.core.model_config import is_closed_form
 
 if TYPE_CHECKING:
     from raypipe.core.search_space import SearchSpace
@@ -27,6 +28,9 @@ _SIMCLR: dict[str, tuple[str, ...]] = {"pretrain/name": ("simclr",)}
 USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"loss/{name}": {"loss/name": losses} for name, losses in LOSS_PARAMETERS.items()},
     "optim/cycles": {"optim/schedule": ("cyclic",)},
+    **{f"model/{name}": {"model/bands": ("even", "log")} for name in ("low", "high", "n_bands")},
+    "model/bands": {"model/features": ("band-power",)},
+    "model/rate": {"model/features": ("time-courses",)},
     **{f"sam/{name}": {"sam/name": _SAM} for name in ("rho", "only")},
     **{f"sam/{name}": {"sam/name": ("looksam",)} for name in ("every", "alpha")},
     **{f"mixup/{name}": {"mixup/name": _MIXUP} for name in ("alpha", "prob", "other_subject")},
@@ -49,6 +53,8 @@ UNUSED_IN_PRETRAINING = (
     "sam/name", "mixup/name", "optim/ema", "loss/name", "sampling", "early_stop", "target_scale", "shrink", "precision",
 )  # fmt: skip
 """Parameters of training with targets, which pretraining does not use."""
+USED_IN_CLOSED_FORM = ("loss/balanced", "sampling", "shrink", "seed")
+"""Parameters beside those of the model that a model which is fitted in closed form uses."""
 
 
 def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = None) -> str | None:
@@ -66,6 +72,9 @@ def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = Non
     for other, values in USED_WITH.get(name, {}).items():
         if isinstance(parameters.get(other), str) and parameters[other] not in values:
             return f"{other}={parameters[other]}"
+    model = {"name": parameters.get("model/name")}
+    if is_closed_form(model) and not name.startswith("model/") and name not in USED_IN_CLOSED_FORM:
+        return f"model/name={model['name']}"
     pretraining = parameters.get("pretrain/name", "none")
     if name in UNUSED_IN_PRETRAINING and isinstance(pretraining, str) and pretraining != "none":
         return f"pretrain/name={pretraining}"

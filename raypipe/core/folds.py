@@ -205,7 +205,7 @@ def make_folds(
     n_held_out = _count_held_out(held_out, names)
     if isinstance(held_out, int | float):
         n_parts = min(max(2, round(len(names) / n_held_out)), len(set(units_N.tolist())))
-        part = _split_subjects(units_N, targets_N, classes, n_parts, seed)[0] if n_parts > 1 else []
+        part = split_units(units_N, targets_N, classes, n_parts, seed)[0] if n_parts > 1 else []
         chosen = {str(s) for s, unit in zip(subjects_N, units_N, strict=True) if unit in set(part)}
     else:
         chosen = {_without_prefix(s) for s in held_out}
@@ -232,7 +232,7 @@ def _repeated_parts(
     for draw in range(repeats * MAX_DRAWS):
         # The first repeat has the seed that follows that of the held-out subjects.
         drawn_seed = seed + 1 if draw == 0 else derive_seed("folds", seed, draw) % 2**32
-        parts = _split_subjects(units_N, targets_N, classes, n_folds, drawn_seed)
+        parts = split_units(units_N, targets_N, classes, n_folds, drawn_seed)
         if sorted(parts) not in map(sorted, found):
             found.append(parts)
         if len(found) == repeats:
@@ -273,7 +273,7 @@ def make_outer_parts(
     if n_parts > n_units:
         what = "group" if folds.group_of else "subject"
         raise UserError(f"--outer {n_parts}: the data has {n_units} {what}(s); use at most that many parts")
-    parts = _split_subjects(units_N, targets_N, classes, n_parts, seed)
+    parts = split_units(units_N, targets_N, classes, n_parts, seed)
     if not all(parts):
         raise UserError(f"--outer {n_parts}: a part would have no subject; use fewer parts")
     return [[name for name, unit in zip(names, unit_of_name, strict=True) if unit in set(part)] for part in parts]
@@ -334,7 +334,7 @@ def _check_fold_count(n_folds: int, n_subjects: int, n_held_out: int) -> None:
         )
 
 
-def _split_subjects(
+def split_units(
     units_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, n_parts: int, seed: int
 ) -> list[list[str]]:
     """Split units (subjects or groups) into parts of about equally many windows, stratified by target."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,19 +46,30 @@ class _StudentData(FoldData):
         return torch.lerp(predicted_B, labels, LABEL_SHARE)
 
 
-def require_random_start(run: RunStore, like: Member) -> None:
-    """Refuse a student with the configuration of a trial that started from a pretrained encoder.
+def choose_student(run: RunStore, members: Sequence[Member]) -> Member:
+    """Return the member whose configuration a student has: the best one that was trained by gradients.
+
+    Parameters
+    ----------
+    run, members
+        The run, and its members from the best on.
 
     Raises
     ------
     UserError
-        The trial did: its networks have learned from more than the student would.
+        There is none, or it started from a pretrained encoder: its networks have learned from more than the student
+        would.
     """
+    trained = [member for member in members if not run.config(member.trial).model.closed_form]
+    if not trained:
+        raise UserError("--distill: no member is a network that can be trained; all were fitted in closed form")
+    like = trained[0]
     if run.config(like.trial).init.name != "none":
         raise UserError(
             f"--distill: trial {like.trial}, whose network the student would have, started from a pretrained encoder; "
             "take --method soup for one network per fold"
         )
+    return like
 
 
 def distill(
@@ -98,9 +111,9 @@ def distill(
     Raises
     ------
     UserError
-        See `require_random_start`.
+        See `choose_student`.
     """
-    require_random_start(run, like)
+    choose_student(run, [like])
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
     config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
     resident = None if keeps_windows(run, like.trial) else False

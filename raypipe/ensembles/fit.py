@@ -17,7 +17,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.calibration import calibrate_across
 from raypipe.ensembles.candidates import Candidates, read_candidates
 from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_methods, shipped_members
-from raypipe.ensembles.distillation import distill, require_random_start
+from raypipe.ensembles.distillation import choose_student, distill
 from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
 from raypipe.ensembles.families import describe_families
 from raypipe.ensembles.fitted import Ensemble, HeldOut
@@ -72,7 +72,7 @@ def fit_ensemble(
         progress=progress,
     )
     if distilled:
-        require_random_start(run, candidates.members[0])
+        choose_student(run, candidates.members)
 
     # Methods are fitted and chosen on out-of-fold predictions only.
     fits = fit_methods(candidates, method, progress)
@@ -117,8 +117,8 @@ def _require_known(method: str) -> None:
 def _distill(
     candidates: Candidates, fits: FittedMethods, device: torch.device | None, progress: Progress | None
 ) -> MergedNetworks:
-    """Train a network with the configuration of the best member on the ensemble's nested predictions."""
-    like, predictions = candidates.members[0], fits.nested_predictions
+    """Train a network with the configuration of the best network among the members, on the nested predictions."""
+    like, predictions = choose_student(candidates.run, candidates.members), fits.nested_predictions
     if candidates.run.info.kind == "classification":
         predictions = calibrate_across(candidates.predictions, predictions)[0]
     index, row_N = np.unique(candidates.predictions.windows, return_inverse=True)

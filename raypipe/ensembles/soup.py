@@ -124,6 +124,8 @@ def incompatibility(run: RunStore, a: int, b: int) -> str | None:
         value_a, value_b = getattr(one.model, name), getattr(other.model, name)
         if name != "dropout" and value_a != value_b:
             return f"they are different networks, model/{name} {value_a} and {value_b}"
+    if one.model.closed_form:
+        return f"{one.model.name} models are fitted in closed form, from no initial weights"
     starts = [result.initial if (result := run.result(number)) is not None else [] for number in (a, b)]
     for number, start in zip((a, b), starts, strict=True):
         if not start or not all(start):

@@ -1,7 +1,6 @@
-"""Builders of the networks, by name.
+"""Builders of the models, by name.
 
-This file needs torch (2.2 or later) and its neighbours conformer.py, eegnet.py, network.py, readout.py, shallow.py,
-stem.py, tcn.py and vit.py: submissions contain them unchanged.
+This file needs torch (2.2 or later) and the other files of its folder that a submission contains, unchanged.
 """
 
 from __future__ import annotations
@@ -10,15 +9,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 if __package__:
+    from raypipe.models.closed_form import split_bank
     from raypipe.models.conformer import Conformer, kernel_sizes
+    from raypipe.models.covariance import Covariance
     from raypipe.models.eegnet import EEGNet, eegnet_sizes
+    from raypipe.models.linear import Linear
     from raypipe.models.network import Network
     from raypipe.models.shallow import Shallow
     from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
 else:  # in a submission, where the files are in one folder
+    from closed_form import split_bank  # type: ignore[import-not-found,no-redef,unused-ignore]
     from conformer import Conformer, kernel_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from covariance import Covariance  # type: ignore[import-not-found,no-redef,unused-ignore]
     from eegnet import EEGNet, eegnet_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from linear import Linear  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
     from shallow import Shallow  # type: ignore[import-not-found,no-redef,unused-ignore]
     from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
@@ -48,12 +53,25 @@ def _vit(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> 
     return ViT(*shape, width=options.pop("filters"), **options)
 
 
+def _covariance(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    bank, rest = split_bank(options)
+    del rest["standardise"]  # only its fit uses it
+    return Covariance(*shape, sfreq, bank=bank, **rest)
+
+
+def _linear(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
+    bank, rest = split_bank(options)
+    return Linear(*shape, sfreq, bank=bank, **rest)
+
+
 BUILDERS: dict[str, Callable[[dict[str, Any], tuple[int, int, int], float], Network]] = {
     "conformer": _conformer,
     "eegnet": _eegnet,
     "shallow": _shallow,
     "tcn": _tcn,
     "vit": _vit,
+    "covariance": _covariance,
+    "linear": _linear,
 }
 """Builders by the value of ``model/name``; they take the ``model/`` parameters, (C, T, n_outputs) and Hz."""
 

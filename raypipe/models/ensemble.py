@@ -1,7 +1,6 @@
 """Networks and the rule that combines them as one module: used to score ensembles, and shipped in submissions.
 
-This file needs torch (2.2 or later) and its neighbours builders.py, combine.py, conformer.py, eegnet.py, network.py,
-readout.py, shallow.py, stacked.py, stem.py, tcn.py and vit.py: submissions contain them unchanged.
+This file needs torch (2.2 or later) and the other files of its folder that a submission contains, unchanged.
 """
 
 from __future__ import annotations

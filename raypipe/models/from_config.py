@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ConformerConfig, EegnetConfig, ModelConfig, ShallowConfig, TcnConfig, VitConfig
+from raypipe.core.model_config import (
+    ClosedFormConfig,
+    ConformerConfig,
+    CovarianceConfig,
+    EegnetConfig,
+    LinearConfig,
+    ModelConfig,
+    ShallowConfig,
+    TcnConfig,
+    VitConfig,
+)
 from raypipe.models.builders import build_network
+from raypipe.models.closed_form import Bank
 from raypipe.models.conformer import kernel_sizes
+from raypipe.models.covariance import n_groups
 from raypipe.models.eegnet import eegnet_sizes, shortest_window
 from raypipe.models.network import Network
 
@@ -15,6 +27,8 @@ MAX_TOKENS = 2**16
 """Tokens of a window of a ViT, at most."""
 MAX_ATTENTION_WEIGHTS = 2**24
 """Attention weights of a block of a Conformer for a window, at most."""
+MAX_COVARIANCE_VALUES = 2**20
+"""Values of the covariances of a window, at most."""
 MAX_WIDTH = 2**20
 """Most filters, heads, bins, or units of a layer."""
 
@@ -31,10 +45,12 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
         name = f"model/{cfg.uncertainty}"
         raise UserError(f"{name}: for regression only, and this task has {n_outputs} classes (leave it out)")
     _check_length(cfg, n_times, sfreq)
+    if isinstance(cfg, CovarianceConfig):
+        _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
     return build_network(cfg.model_dump(), n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
 
 
-def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float) -> int:
+def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> int:
     """Check that the network of a file from elsewhere can be built for these windows.
 
     Returns
@@ -52,6 +68,8 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float
             raise ValueError(f"model/{name} {getattr(cfg, name)}: at most {MAX_WIDTH:,} is read")
     try:
         _check_length(cfg, n_times, sfreq)
+        if isinstance(cfg, CovarianceConfig):
+            _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
     except UserError as error:
         raise ValueError(str(error)) from None
     if isinstance(cfg, TcnConfig):
@@ -61,6 +79,8 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, sfreq: float
     if isinstance(cfg, EegnetConfig):
         if cfg.filters * cfg.spatial > MAX_WIDTH:
             raise ValueError(f"model/spatial {cfg.spatial}: at most {MAX_WIDTH:,} spatial filters are read")
+        return 0
+    if isinstance(cfg, ClosedFormConfig):
         return 0
     kernel, pool, stride = kernel_sizes(sfreq, cfg.kernels)
     if isinstance(cfg, ShallowConfig):
@@ -89,6 +109,22 @@ def _check_vit(cfg: VitConfig, n_channels: int, n_times: int) -> int:
     return 0
 
 
+def _check_covariances(cfg: CovarianceConfig, n_channels: int, n_times: int, n_outputs: int, sfreq: float) -> None:
+    signals = min(cfg.components or n_channels, n_channels)
+    if cfg.prototypes:
+        signals = 2 * n_groups(n_outputs) * min(cfg.prototypes, signals)
+    dimension, bands = cfg.order * signals, len(_bank(cfg).ranges(n_times, sfreq))
+    if bands * dimension**2 > MAX_COVARIANCE_VALUES:
+        raise UserError(
+            f"model/name=covariance: covariances of {dimension} signals in {bands} bands have {bands * dimension**2:,} "
+            f"values, of at most {MAX_COVARIANCE_VALUES:,}; set fewer model/components, model/order or bands"
+        )
+
+
+def _bank(cfg: ClosedFormConfig) -> Bank:
+    return Bank(cfg.bands, cfg.low, cfg.high, cfg.n_bands)
+
+
 def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
     windows = f"windows of {n_times} samples ({n_times / sfreq:g} s at {sfreq:g} Hz)"
     if isinstance(cfg, VitConfig) and n_times < 2 * cfg.patch:
@@ -100,6 +136,10 @@ def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
                 f"{windows} are too short for the eegnet's kernel of {kernel} samples and its pools: it needs "
                 f"{shortest_window(kernel, pool)} samples or more"
             )
+    if isinstance(cfg, CovarianceConfig | LinearConfig):
+        needs_bands = isinstance(cfg, CovarianceConfig) or cfg.features == "band-power"
+        if needs_bands and not _bank(cfg).ranges(n_times, sfreq):
+            raise UserError(f"{windows} have no frequency in any band of model/bands={cfg.bands}")
     if isinstance(cfg, ConformerConfig | ShallowConfig):
         kernel, pool, _ = kernel_sizes(sfreq, cfg.kernels)
         shortest = kernel + pool - 1

@@ -93,7 +93,9 @@ class NetworkSpec(FrozenModel):
         if any(model.uncertainty and self.n_outputs > 1 for model in distinct):
             raise ValueError("members: model/bins and model/variance are for regression")
         table_bytes = {
-            model: check_sizes(model, n_channels=self.n_channels, n_times=self.n_times, sfreq=self.sfreq)
+            model: check_sizes(
+                model, n_channels=self.n_channels, n_times=self.n_times, n_outputs=self.n_outputs, sfreq=self.sfreq
+            )
             for model in distinct
         }
         total = sum(table_bytes[model] for model in models)

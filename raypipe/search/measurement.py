@@ -18,6 +18,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint
+from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.device import free_memory, missing_gpu, worker_device
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import FoldData, WindowLoader
@@ -113,6 +114,8 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     # A pretrained encoder may not be at hand; training a new one costs the same.
     config = config.model_copy(update={"init": InitConfig()})
     train, validation = folds.split(loader.windows.subjects, 0)
+    if config.model.closed_form:
+        return _measure_fit(config, FoldData(config, loader, train, validation, fold=0), folds)
     trainer = SupervisedTrainer(config, FoldData(config, loader, train, validation, fold=0))
     step = _step_seconds(trainer)
     some = validation[: PREDICTED_BATCHES * config.batch_size]
@@ -132,6 +135,21 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
         trial=epoch * config.epochs * folds.n_folds,
         checkpoint=len(checkpoint.dumps(trainer.state_dict() | state)),
         result=(1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions) + config.epochs * predictions,
+    )
+
+
+def _measure_fit(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
+    """Measure a model that is fitted in closed form, whose epoch is one step."""
+    trainer = ClosedFormTrainer(config, data, folds.groups(data.windows.subjects))
+    seconds = call_seconds(trainer.run_epoch, data.device)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
+    predictions = len(data.windows) * data.windows.n_outputs * FLOAT32_BYTES
+    return Cost(
+        step=seconds,
+        epoch=seconds,
+        trial=seconds * folds.n_folds,
+        checkpoint=len(checkpoint.dumps(trainer.state_dict())) + len(data.validation) * FLOAT32_BYTES,
+        result=folds.n_folds * weights + 3 * predictions,
     )
 
 

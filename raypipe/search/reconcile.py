@@ -27,6 +27,7 @@ from raypipe.trial.failures import read_retry
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+    from raypipe.core.config import TrialConfig
     from raypipe.trial.callback import SweepCallback
 
 STUDY_STATES = {
@@ -250,7 +251,7 @@ class _Expected:
     def _recorded(self, number: int, one: TrialRecords) -> FrozenTrial:
         """Return a trial as its records say."""
         state = STUDY_STATES[one.result.state] if one.result else TrialState.RUNNING
-        steps = reported(one.history, one.record.config.cycle_ends if one.record else [])
+        steps = reported(one.history, one.record.config if one.record else None)
         value = one.result.score if one.result and state == TrialState.COMPLETE else None
         if state == TrialState.PRUNED and steps:
             value = steps[max(steps)]  # as Optuna has it
@@ -289,11 +290,15 @@ def _unrecorded_difference(trial: FrozenTrial, newest: int) -> str:
     return "" if waits_or_newest else "a draw, and the run has no record"
 
 
-def reported(history: list[Epoch], ends: list[int]) -> dict[int, float]:
+def reported(history: list[Epoch], config: TrialConfig | None) -> dict[int, float]:
     """Return the scores that the study has of a trial, by passes: with a cyclic learning rate, of the ends of cycles.
 
-    Within a cycle the learning rate is high, and the score does not show the trial's quality.
+    Within a cycle the learning rate is high, and the score does not show the trial's quality. A model that is fitted in
+    closed form has none: its only epoch is no stage of a training that others could be compared at.
     """
+    if config is not None and config.model.closed_form:
+        return {}
+    ends = config.cycle_ends if config is not None else []
     return {epoch.passes: epoch.score for epoch in history if not ends or epoch.epoch in ends}
 
 

@@ -82,7 +82,7 @@ class StudyQueue:
         self._warm = add_warm_trials(self.study, run)
         self._enqueue_start_points()
         self._put_back: deque[int] = deque()
-        self._cycle_ends: dict[int, list[int]] = {}
+        self._configs: dict[int, TrialConfig] = {}
         self._losses: Counter[int] = Counter()
         self._awaited_ends: dict[int, tuple[State, str]] = {}
         self.settled: list[TrialResult] = []
@@ -177,7 +177,7 @@ class StudyQueue:
     def observe(self, number: int) -> bool:
         """Update the study with a trial's history; return whether the trial continues."""
         trial, history = self._report_epochs(number)
-        ends = self._cycle_ends[number]
+        ends = self._configs[number].cycle_ends
         if history and history[-1].passes < (trial.last_step or 0):
             return True  # its records were lost, and these epochs are trained again
         if ENDED in trial.user_attrs:
@@ -191,9 +191,9 @@ class StudyQueue:
         """Report a trial's epochs to the study that it does not have; return the trial as it was, and its history."""
         trial, history = self._trial(number), self.run.history(number)
         handle = open_trial(self.study, trial)
-        if number not in self._cycle_ends:
-            self._cycle_ends[number] = self.run.config(number).cycle_ends
-        for passes, value in reported(history, self._cycle_ends[number]).items():
+        if number not in self._configs:
+            self._configs[number] = self.run.config(number)
+        for passes, value in reported(history, self._configs[number]).items():
             if passes not in trial.intermediate_values:
                 handle.report(value, passes)
         return trial, history

@@ -116,7 +116,8 @@ def _people_of(run: RunStore) -> list[str]:
 
 
 def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTrial:
-    point = optuna.trial.FixedTrial(flatten(old.config(result.number)))
+    config = old.config(result.number)
+    point = optuna.trial.FixedTrial(flatten(config))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Optuna only warns of values out of range
@@ -129,7 +130,7 @@ def _translate(old: RunStore, result: TrialResult, space: SearchSpace) -> WarmTr
         score=result.score or 0.0,
         params=point.params,
         distributions=pack_distributions(point.distributions),
-        steps={epoch.passes: epoch.score for epoch in old.history(result.number)},
+        steps={} if config.model.closed_form else {e.passes: e.score for e in old.history(result.number)},
     )
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import Index
+from raypipe.core.model_config import ClosedFormConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
 from raypipe.training.device import available_bytes, free_memory
@@ -126,6 +127,7 @@ class FoldData:
     def _draw(self, seed: int, dropout_plan: DropoutPlan) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
         dropout = DropoutSampler(derive_seed("masks", seed), self.device)
+        assert not isinstance(self.config.model, ClosedFormConfig)
         for index in np.split(self.order(rng), np.cumsum(self.batch_sizes)[:-1]):
             offsets = self.offsets(rng, index)
             x_BCT, y = self.loader.gather(index, offsets), self.targets(index, offsets)

@@ -86,7 +86,7 @@ def retry_or_fail(run: RunStore, number: int, failure: Failure, writer: str) -> 
     Failure or None
         The failure that ends the trial; None if it is retried from its checkpoints.
     """
-    if failure.kind != OUT_OF_MEMORY:
+    if failure.kind != OUT_OF_MEMORY or run.config(number).model.closed_form:
         return failure
     before = read_retry(run, number)
     if before is not None and before.micro_batch is not None:

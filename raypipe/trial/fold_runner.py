@@ -19,6 +19,7 @@ from raypipe.storage.records import best_epoch
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
+from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
@@ -115,6 +116,8 @@ class FoldRunner:
                 reported.result()
 
     def _description(self) -> str:
+        if self.config.model.closed_form:
+            return f"folds {_listed(self.folds)} on cpu, in closed form"
         way = "stacked" if self.stacked else "one by one"
         if self.micro_batch:
             way = f"micro-batches of {self.micro_batch}"
@@ -167,14 +170,21 @@ class FoldRunner:
         """Train one epoch; folds that have not stopped are stacked where that is possible."""
         active = [trainer for trainer in trainers if not trainer.stopped]
         if not stackable(active):
-            return [trainer.run_epoch(interrupted) for trainer in trainers]
+            outcomes = [trainer.run_epoch(interrupted) for trainer in trainers]
+            for trainer in trainers:
+                if isinstance(trainer, ClosedFormTrainer):
+                    self.log.write(trainer.note)
+            return outcomes
         if self._stack is None or self._stack.trainers != active:
             self._stack = StackedTrainer(active)
-        outcomes = dict(zip((trainer.fold for trainer in active), self._stack.run_epoch(interrupted), strict=True))
-        return [outcomes[t.fold] if t.fold in outcomes else t.run_epoch(interrupted) for t in trainers]
+        stacked = dict(zip((trainer.fold for trainer in active), self._stack.run_epoch(interrupted), strict=True))
+        return [stacked[t.fold] if t.fold in stacked else t.run_epoch(interrupted) for t in trainers]
 
     def _trainer(self, fold: int) -> FoldTrainer:
         train, validation = self.run.folds.split(self.loader.windows.subjects, fold)
+        if self.config.model.closed_form:
+            data = FoldData(self.config, self.loader, train, validation, fold=fold)
+            return ClosedFormTrainer(self.config, data, self.run.folds.groups(self.loader.windows.subjects))
         if self.config.pretrain.name != "none":
             return PretrainTrainer(self.config, self.loader, train, validation, fold=fold)
         return SupervisedTrainer(

@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ModelConfig
+from raypipe.core.model_config import Network
 from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
 from raypipe.models.network import normalise
@@ -56,7 +56,7 @@ class ScalpMaps(NamedTuple):
 
 def filters_section(run: RunStore) -> Markup:
     """Render the section; a line where filters cannot be shown, empty for a run without a trained network."""
-    ranked = run.ranked()
+    ranked = [result for result in run.ranked() if not run.config(result.number).model.closed_form]
     if not ranked:
         return Markup()
     number = ranked[0].number
@@ -73,13 +73,14 @@ def filters_section(run: RunStore) -> Markup:
 def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock, str] | str:
     """Return both figures and a note on the scalp maps, or one sentence on why there is no figure."""
     model = run.config(number).model
+    assert isinstance(model, Network)
     try:
         tensors = run.weights(number, _FOLD)
     except (FileNotFoundError, UserError):
         return f"The weights of trial {number} are missing or damaged: its filters cannot be shown."
     filters = extract_filters(model.name, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     if filters is None:
-        return f"The best trial's network, {model.name}, does not start with filters over the channels."
+        return f"The best network, {model.name}, does not start with filters over the channels."
     windows = _open_windows(run)
     if isinstance(windows, str):
         return windows
@@ -146,7 +147,7 @@ def _open_windows(run: RunStore) -> WindowStore | str:
     return windows
 
 
-def _sample_windows(run: RunStore, windows: WindowStore, config: ModelConfig) -> Array:
+def _sample_windows(run: RunStore, windows: WindowStore, config: Network) -> Array:
     """Return windows of subjects that are not held out, evenly spaced, normalised as the network does it."""
     index = np.flatnonzero(~np.isin(windows.subjects, list(run.folds.held_out)))
     most = max(1, min(MAX_WINDOWS, _MAX_VALUES // (windows.n_channels * windows.crop_samples), len(index)))

@@ -10,6 +10,7 @@ from raypipe.core.errors import UserError
 
 VIT = {"model/name": "vit"}
 PRETRAINED = VIT | {"init/name": "pretrained"}
+COVARIANCE = {"model/name": "covariance"}
 MAE = VIT | {"pretrain/name": "mae"}
 
 
@@ -40,6 +41,20 @@ MAE = VIT | {"pretrain/name": "mae"}
         ({"loss/name": "focal", "loss/delta": 2.0}, "delta is for name=huber, not for name=focal"),
         ({"loss/name": "huber", "loss/width": 0.5}, "width is for name=kl"),
         ({"loss/variance_power": 1.0}, "variance_power is for name=nll"),
+        (COVARIANCE | {"epochs": 16}, "epochs=16: model/name=covariance is fitted in one epoch: leave it out"),
+        (COVARIANCE | {"optim/lr": 0.1}, "optim/lr=0.1 has no effect with model/name=covariance, which is fitted in"),
+        (COVARIANCE | {"sam/name": "sam"}, "sam/name=sam has no effect"),
+        (COVARIANCE | {"batch_size": 8}, "batch_size=8 has no effect"),
+        (COVARIANCE | {"loss/name": "focal"}, "loss/name=focal has no effect"),
+        (COVARIANCE | {"model/n_bands": 3}, "n_bands is for bands=even or log: leave it out"),
+        (COVARIANCE | {"model/bands": "log", "model/low": 50.0}, r"low \(50 Hz\) must be below high \(40 Hz\)"),
+        (COVARIANCE | {"model/lag": 0.5}, "lag is for order above 1"),
+        (COVARIANCE | {"model/order": 2, "model/prototypes": 2}, "order and prototypes both add signals"),
+        ({"model/name": "linear", "model/rate": 10.0}, "rate is for features=time-courses"),
+        (
+            {"model/name": "linear", "model/features": "time-courses", "model/bands": "log"},
+            "bands is for features=band",
+        ),
     ],
 )
 def test_combinations_are_refused_in_one_line(params, message):
@@ -56,6 +71,8 @@ def test_combinations_are_refused_in_one_line(params, message):
         PRETRAINED | {"init/tune": "full", "sam/name": "sam", "sam/only": "norm"},
         PRETRAINED | {"init/tune": "frozen", "sam/name": "sam"},
         {"loss/name": "kl", "model/bins": 8, "loss/width": 0.5, "sam/name": "sam"},
+        COVARIANCE | {"epochs": 1, "sampling": "subject", "shrink": 0.5, "loss/balanced": False, "seed": 3},
+        {"model/name": "linear"},
     ],
 )
 def test_others_are_accepted_also_as_they_are_stored(params):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.core.config import TrialConfig, flatten, nest, parameter_names, parse_config
+from raypipe.core.config import TrialConfig, changed_parameters, flatten, nest, parameter_names, parse_config
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import MODELS
 from tests.support.toys import tiny
@@ -96,3 +96,9 @@ def test_every_number_has_bounds(name, kind):
     with pytest.raises(UserError, match=name) as caught:
         parse_config({name: [value, value] if name == "optim/betas" else value})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_model_that_is_fitted_in_closed_form_has_one_epoch():
+    config = parse_config({"model/name": "linear", "model/components": 4})
+    assert config.epochs == 1 and changed_parameters(config) == {"model/name": "linear", "model/components": 4}
+    assert parse_config({"model/name": "vit"}).epochs == TrialConfig().epochs

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from raypipe.core.config import TrialConfig, flatten, parameter_names
-from raypipe.core.effects import UNUSED_IN_PRETRAINING, USED_BY_KIND, USED_WITH, parameters_without_effect, why_unused
+from raypipe.core.effects import (
+    UNUSED_IN_PRETRAINING,
+    USED_BY_KIND,
+    USED_IN_CLOSED_FORM,
+    USED_WITH,
+    parameters_without_effect,
+    why_unused,
+)
 from raypipe.core.search_space import SearchSpace, load_space
 
 SHIPPED = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
@@ -19,7 +26,13 @@ def space(body: str) -> SearchSpace:
 
 
 def test_every_name_of_the_tables_is_a_parameter():
-    named = {*USED_WITH, *USED_BY_KIND, *UNUSED_IN_PRETRAINING, *(name for one in USED_WITH.values() for name in one)}
+    named = {
+        *USED_WITH,
+        *USED_BY_KIND,
+        *UNUSED_IN_PRETRAINING,
+        *USED_IN_CLOSED_FORM,
+        *(name for one in USED_WITH.values() for name in one),
+    }
     assert named <= set(parameter_names())
 
 
@@ -74,3 +87,18 @@ def test_shipped_spaces_draw_nothing_without_effect(path):
     kinds = ["regression", "classification"] if path.stem in CLASSES_TOO else ["regression"]
     for kind in kinds:
         assert parameters_without_effect(load_space(path), kind) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("optim/lr", "model/name=covariance"),
+        ("epochs", "model/name=covariance"),
+        ("target_scale", "model/name=covariance"),
+        ("sampling", None),
+        ("model/shrinkage", None),
+        ("model/n_bands", "model/bands=rhythms"),
+    ],
+)
+def test_training_by_gradients_has_no_effect_on_a_fit_in_closed_form(name, reason):
+    assert why_unused({"model/name": "covariance", "model/bands": "rhythms"}, name) == reason

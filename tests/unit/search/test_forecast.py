@@ -137,3 +137,11 @@ def test_a_step_that_does_not_fit_in_memory_is_one_line(space, store, monkeypatc
 def test_a_gpu_that_is_not_here_is_one_line(space, store):
     with pytest.raises(UserError, match=r"--gpus-per-worker: \S+ has no GPU to measure on; name a cluster"):
         forecast(space, store, cpus=1, gpus=1, gpus_per_worker=1)
+
+
+def test_a_fit_in_closed_form_is_measured_as_one_epoch(store, tmp_path):
+    space = tmp_path / "space.py"
+    space.write_text("def space(trial):\n    return {'model/name': 'covariance'}\n")
+    (cost, *_) = forecast(space, store, trials=2, folds=3).costs
+    assert cost.trial == pytest.approx(3 * cost.epoch) and cost.step == cost.epoch > 0
+    assert cost.checkpoint > 1000 and cost.result > 1000

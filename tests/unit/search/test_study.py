@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from raypipe.core.errors import StorageError, UserError
+from raypipe.search.pruner import SuccessiveHalving
+from raypipe.search.reconcile import open_study
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import Epoch
@@ -204,3 +208,28 @@ def test_the_toy_space_is_valid():
     from raypipe.core.search_space import SearchSpace
 
     SearchSpace(SPACE, "toy.py").check()
+
+
+FAMILIES = """'''Two families.'''
+def space(trial):
+    if trial.suggest_categorical("model/name", ["linear", "conformer"]) == "linear":
+        return {"model/features": "time-courses"}
+    return {"epochs": 2, "batch_size": 8, "model/depth": 0, "model/filters": 4, "model/heads": 2}
+START = [{"model/name": name} for name in ("linear", "conformer")]
+"""
+
+
+def test_a_fit_in_closed_form_ends_in_the_study_and_in_no_rung(tmp_path, windows):
+    run = make_run(tmp_path, windows, space=FAMILIES)
+    queue = study_queue(run, windows, trials=2, pruner=SuccessiveHalving(grace=1, eta=2))
+    while (number := queue.next()) is not None:
+        result = run_trial(run, windows, number)
+        assert queue.observe(number)
+        assert queue.close(number, "complete", "again") == result
+    fitted, trained = queue.study.trials
+    assert fitted.intermediate_values == {} and list(trained.intermediate_values) == [1, 2]
+    assert fitted.value == run.result(0).score and run.result(0).epochs == 1
+    # A driver that continues finds the study as the records have it.
+    rebuilt: list[str] = []
+    open_study(run, SimpleNamespace(on_study_rebuilt=rebuilt.append))
+    assert not rebuilt

@@ -1,0 +1,152 @@
+"""Base class of models that are fitted in closed form: features of a window, and a linear map of them.
+
+Their fitted numbers are buffers in float64, whose shapes follow from the configuration and the shape of the windows.
+This file needs torch (2.2 or later) and its neighbour network.py: submissions contain both unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if __package__:
+    from raypipe.models.network import DropoutMasks, Network
+else:  # in a submission, where the files are in one folder
+    from network import DropoutMasks, Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+
+RHYTHMS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
+"""Hz: delta, theta, alpha, beta, gamma."""
+NAMED_BANDS = {"rhythms": RHYTHMS, "theta-alpha": RHYTHMS[1:3]}
+
+
+class Bank(NamedTuple):
+    """Frequency bands of a model: those of a name, or `n_bands` bands from `low` to `high` Hz."""
+
+    bands: str = "rhythms"
+    """One of `NAMED_BANDS`, `even` (bands of equal width) or `log` (bands of equal ratio)."""
+    low: float = 4.0
+    high: float = 40.0
+    n_bands: int = 9
+
+    def edges(self) -> list[tuple[float, float]]:
+        """Return the lower and upper edge of each band in Hz."""
+        if self.bands in NAMED_BANDS:
+            return list(NAMED_BANDS[self.bands])
+        steps = [step / self.n_bands for step in range(self.n_bands + 1)]
+        if self.bands == "log":
+            edges = [self.low * (self.high / self.low) ** step for step in steps]
+        else:
+            edges = [self.low + (self.high - self.low) * step for step in steps]
+        return [(edges[band], edges[band + 1]) for band in range(self.n_bands)]
+
+    def ranges(self, n_times: int, sfreq: float) -> list[tuple[int, int]]:
+        """Return the first bin of each band's Fourier transform, and the one after its last.
+
+        The bins of a band are those from its lower edge to below its upper edge. A band without any is left out: it
+        is above half the sampling rate, or narrower than one over the window's length.
+        """
+        spacing, found = sfreq / n_times, []
+        for low, high in self.edges():
+            first = max(1, math.ceil(low / spacing - 1e-9))  # bin 0 is the offset
+            end = min(n_times // 2 + 1, math.ceil(high / spacing - 1e-9))
+            if first < end:
+                found.append((first, end))
+        return found
+
+
+class ClosedForm(Network):
+    """Base class of models whose output is a linear map of features, in float64: (B, C, T) to (B, n_outputs).
+
+    A subclass implements `front`, which returns features (B, F), and calls `set_head_shape` with F.
+
+    Parameters
+    ----------
+    n_channels, n_times, n_outputs
+        As of any `Network`.
+    components
+        Spatial components that replace the channels; 0, or no less than the channels, for the channels.
+    n_filters
+        Spatial filters of another kind that the signals are; 0 for components or channels.
+    """
+
+    def __init__(
+        self, n_channels: int, n_times: int, n_outputs: int, *, components: int = 0, n_filters: int = 0
+    ) -> None:
+        super().__init__(n_channels, n_times, n_outputs, norm="none")
+        self.n_components = components if components < n_channels else 0
+        n_filters = n_filters or self.n_components
+        self.n_signals = n_filters or n_channels
+        self.filters_SC: Tensor | None
+        self.register_buffer("filters_SC", zeros(n_filters, n_channels) if n_filters else None)
+        self.weight_OF: Tensor
+        self.bias_O: Tensor
+
+    def set_head_shape(self, n_features: int) -> None:
+        """Make the buffers of the linear map."""
+        self.register_buffer("weight_OF", zeros(self.n_outputs, n_features))
+        self.register_buffer("bias_O", zeros(self.n_outputs))
+
+    def signals(self, x_BCT: Tensor) -> Tensor:
+        """Return the signals (B, S, T) in float64: channels or filtered channels, each with its mean removed."""
+        y_BCT = centre(x_BCT)
+        return y_BCT if self.filters_SC is None else self.filters_SC @ y_BCT
+
+    def dropout_plan(self, batch: int) -> list[tuple[int, float]]:
+        """Return no masks: nothing is trained by gradients."""
+        return []
+
+    @abstractmethod
+    def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
+        """Return the features (B, F) of windows (B, C, T)."""
+
+    def back(self, y: Tensor, masks: DropoutMasks | None = None) -> Tensor:
+        """Map features (B, F) to the outputs (B, n_outputs), in float32."""
+        return (y @ self.weight_OF.mT + self.bias_O).float()
+
+
+def centre(x_BCT: Tensor) -> Tensor:
+    """Return windows in float64, with the mean of each channel removed."""
+    x_BCT = x_BCT.double()
+    return x_BCT - x_BCT.mean(-1, keepdim=True)
+
+
+def zeros(*shape: int) -> Tensor:
+    """Return zeros in float64."""
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+def spectrum(y_BST: Tensor, taper: str = "none") -> Tensor:
+    """Return the Fourier transform (B, S, bins) of signals, scaled so that sums over bins are covariances.
+
+    The real part of ``z @ z.mH`` over the bins of a band is the covariance (divided by T) of the signals in an ideal
+    filter of that band; over all bins but the first, that of the signals themselves (Parseval).
+
+    Parameters
+    ----------
+    y_BST
+        Signals.
+    taper
+        `none`, or `hann`, which keeps slow drifts out of higher bands.
+    """
+    n_times = y_BST.shape[-1]
+    if taper == "hann":
+        window_T = torch.hann_window(n_times, dtype=y_BST.dtype, device=y_BST.device)
+        y_BST = y_BST * (window_T / window_T.square().mean().sqrt())
+    z_BSN = torch.fft.rfft(y_BST)
+    scale_N = torch.full((z_BSN.shape[-1],), math.sqrt(2.0) / n_times, dtype=y_BST.dtype, device=y_BST.device)
+    scale_N[0] = 1.0 / n_times
+    if n_times % 2 == 0:
+        scale_N[-1] = 1.0 / n_times
+    scaled_BSN: Tensor = z_BSN * scale_N
+    return scaled_BSN
+
+
+def split_bank(options: dict[str, Any]) -> tuple[Bank, dict[str, Any]]:
+    """Take the bank out of the ``model/`` parameters of a configuration; return it and the rest."""
+    rest = dict(options)
+    bank = Bank(rest.pop("bands"), rest.pop("low"), rest.pop("high"), rest.pop("n_bands"))
+    return bank, rest

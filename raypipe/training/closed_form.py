@@ -1,0 +1,268 @@
+"""One fold of a model that is fitted in closed form: spatial filters, reference, features, and a linear map of them.
+
+Everything is computed on the CPU in float64, and windows are read in batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypipe.core.config import TrialConfig
+from raypipe.core.errors import InterruptedEpochError, NonFiniteError
+from raypipe.core.folds import Index, split_units
+from raypipe.core.seeds import derive_seed
+from raypipe.models.closed_form import ClosedForm, centre
+from raypipe.models.covariance import Covariance, n_groups
+from raypipe.models.from_config import build_model
+from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.linear_head import Head, fit_head
+from raypipe.training.loader import FoldData
+from raypipe.training.losses import class_weights
+from raypipe.training.result import FoldEpoch
+from raypipe.training.riemann import inverse_root, riemann_mean
+from raypipe.training.spatial_filters import Responses, fit_responses, principal_components
+from raypipe.training.trainer import Interrupted, never
+
+log = logging.getLogger(__name__)
+
+MAX_PARTS = 5
+"""Parts of the training people, to choose the penalty by."""
+MAX_FEATURE_VALUES = 2**26
+"""Values of the feature matrix of a fold (512 MiB). Of more windows, evenly spaced ones are used."""
+MAX_COMPONENT_WINDOWS = 2048
+"""Windows, evenly spaced, from which spatial components are estimated."""
+MAX_REFERENCE_WINDOWS = 256
+"""Windows, evenly spaced, of whose covariances the mean is taken."""
+BATCH_VALUES = 2**22
+"""Values of the windows, or of the features, that are computed at a time."""
+
+
+class ClosedFormTrainer:
+    """Fit one fold of one trial, in one epoch. It is a `FoldTrainer`.
+
+    Parameters
+    ----------
+    config
+        The trial's configuration.
+    data
+        The fold's windows.
+    groups_N
+        Group of each window of the store: parts that choose the penalty divide no group.
+    """
+
+    stopped = False
+
+    def __init__(self, config: TrialConfig, data: FoldData, groups_N: NDArray[Any]) -> None:
+        self.config, self.data, self.groups_N = config, data, groups_N
+        self.fold, self.epoch = data.fold, 0
+        windows = data.windows
+        self.model = cast(
+            ClosedForm,
+            build_model(
+                config.model,
+                n_channels=windows.n_channels,
+                n_times=windows.crop_samples,
+                n_outputs=windows.n_outputs,
+                sfreq=windows.sfreq,
+            ).eval(),
+        )
+        self.note = ""
+        """What the fit has used, for the trial's log."""
+
+    def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:
+        """Fit the model and predict the validation windows; see `FoldTrainer`."""
+        start = time.perf_counter()
+        fit = _Fit(self.config, self.data, self.model, interrupted)
+        head = fit.run(self.groups_N)
+        self.note = fit.note(head)
+        if not all(torch.isfinite(tensor).all() for tensor in self.model.state_dict().values()):
+            raise NonFiniteError(f"fold {self.fold}: the fit is not finite")
+        self.epoch = 1
+        predictions = self.predict(self.data.validation, interrupted)
+        return FoldEpoch(head.loss, predictions, time.perf_counter() - start)
+
+    @torch.no_grad()
+    def predict(self, index: Index, interrupted: Interrupted = never) -> NDArray[np.float32]:
+        """Predict windows (N, n_outputs), in target units or as probabilities."""
+        parts = [self.model(x_BCT) for _, x_BCT in read_batches(self.data, self.model, index, interrupted)]
+        return self.data.decode(torch.cat(parts))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is evaluated and shipped."""
+        return cast(dict[str, Tensor], clone_tensors(self.model.state_dict()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the end of the trial needs; see `FoldTrainer`.
+
+        There are no weights before the first step, so ``initial`` is empty: no two fits can be averaged.
+        """
+        return {
+            "config": self.config.hash(),
+            "initial": "",
+            "fold": self.fold,
+            "epoch": self.epoch,
+            "target": [self.data.out_centre, self.data.out_scale],
+            "weights": self.weights(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to where `state` was taken; see `FoldTrainer`."""
+        if (state["config"], state["fold"]) != (self.config.hash(), self.fold):
+            raise ValueError(
+                f"a checkpoint of configuration {state['config']}, fold {state['fold']} cannot continue "
+                f"configuration {self.config.hash()}, fold {self.fold}"
+            )
+        self.model.load_state_dict(state["weights"])
+        self.epoch = state["epoch"]
+
+
+def read_batches(
+    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield windows (B, C, T) on the CPU, and their places in `index`.
+
+    Raises
+    ------
+    InterruptedEpochError
+        `interrupted` returned True.
+    """
+    windows = data.windows
+    each = max(windows.n_channels * windows.crop_samples, model.weight_OF.shape[1])
+    size = max(1, min(256, BATCH_VALUES // each))
+    for start in range(0, len(index), size):
+        if interrupted():
+            raise InterruptedEpochError
+        part = slice(start, min(start + size, len(index)))
+        yield part, torch.from_numpy(windows.gather(index[part]))
+
+
+class _Sample(NamedTuple):
+    """Windows that something is estimated from."""
+
+    numbers: Index
+    weights: Tensor
+    """Of the windows, as the epochs of other models draw them."""
+
+
+class _Fit:
+    """The steps of a fit, each of which sets buffers of the model that the next one uses."""
+
+    def __init__(self, config: TrialConfig, data: FoldData, model: ClosedForm, interrupted: Interrupted) -> None:
+        self.config, self.data, self.model, self.interrupted = config, data, model, interrupted
+        self.most = max(2, MAX_FEATURE_VALUES // model.weight_OF.shape[1])
+
+    @torch.no_grad()
+    def run(self, groups_N: NDArray[Any]) -> Head:
+        """Fit the model; return its linear map."""
+        model = self.model
+        self._fit_filters()
+        if isinstance(model, Covariance) and model.whitening_GDD is not None:
+            self._fit_reference(model, model.whitening_GDD)
+        head = self._fit_head(groups_N)
+        model.weight_OF.copy_(head.weight)
+        model.bias_O.copy_(head.bias)
+        return head
+
+    def note(self, head: Head) -> str:
+        """Return what was fitted and on how many windows, in one line."""
+        n, used = len(self.data.train), len(self._sample(self.most).numbers)
+        some = f"{used} of {n} training windows, evenly spaced," if used < n else f"{n} training windows"
+        return (
+            f"fold {self.data.fold}: {self.model.weight_OF.shape[1]} features of {some} with a penalty of "
+            f"{head.penalty:.2g} of their sum of squares"
+        )
+
+    def _sample(self, most: int) -> _Sample:
+        """Return the training windows, or of more than `most`, evenly spaced ones."""
+        every = -(-len(self.data.train) // most)
+        return _Sample(self.data.train[::every], torch.from_numpy(self.data.chances[::every]))
+
+    def _read(self, index: Index) -> Iterator[tuple[slice, Tensor]]:
+        return read_batches(self.data, self.model, index, self.interrupted)
+
+    # Spatial filters
+
+    def _fit_filters(self) -> None:
+        """Set the spatial filters, and with them the prototypes."""
+        model = self.model
+        components_KC: Tensor | None = None
+        if model.n_components:
+            some = self._sample(MAX_COMPONENT_WINDOWS)
+            batches = ((centre(x_BCT), some.weights[part]) for part, x_BCT in self._read(some.numbers))
+            components_KC = principal_components(batches, model.n_components)
+        if isinstance(model, Covariance) and model.prototypes_ST is not None:
+            responses = self._responses(model, components_KC)
+            model.prototypes_ST.copy_(responses.prototypes)
+            filters_SC = responses.filters
+            components_KC = filters_SC if components_KC is None else filters_SC @ components_KC
+        if model.filters_SC is not None and components_KC is not None:
+            model.filters_SC.copy_(components_KC)
+
+    def _responses(self, model: Covariance, components_KC: Tensor | None) -> Responses:
+        every = self._sample(len(self.data.train))
+        group_N = self._groups_of_targets()
+
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for part, x_BCT in self._read(every.numbers):
+                y_BCT = centre(x_BCT)
+                yield y_BCT if components_KC is None else components_KC @ y_BCT, every.weights[part], group_N[part]
+
+        return fit_responses(batches(), n_groups(model.n_outputs), model.n_prototypes // n_groups(model.n_outputs))
+
+    def _groups_of_targets(self) -> Tensor:
+        """Return the class of each training window, or the third of the targets that it is in."""
+        targets_N = self.data.windows.targets[self.data.train]
+        if self.data.n_classes:
+            return torch.from_numpy(targets_N.astype(np.int64))
+        return torch.from_numpy(np.searchsorted(np.quantile(targets_N, [1 / 3, 2 / 3]), targets_N))
+
+    # Reference and head
+
+    def _fit_reference(self, model: Covariance, whitening_GDD: Tensor) -> None:
+        """Set the whitening by the affine-invariant mean of each band's covariances."""
+        some = self._sample(MAX_REFERENCE_WINDOWS)
+        c_NGDD = torch.cat([model.covariances(x_BCT) for _, x_BCT in self._read(some.numbers)])
+        for band, white_DD in enumerate(whitening_GDD):
+            if self.interrupted():
+                raise InterruptedEpochError
+            white_DD.copy_(inverse_root(riemann_mean(c_NGDD[:, band], some.weights)))
+
+    def _fit_head(self, groups_N: NDArray[Any]) -> Head:
+        data, some = self.data, self._sample(self.most)
+        x_NF = torch.empty(len(some.numbers), self.model.weight_OF.shape[1], dtype=torch.float64)
+        for part, x_BCT in self._read(some.numbers):
+            x_NF[part] = self.model.front(x_BCT)
+        targets, weight_N = data.windows.targets[some.numbers], some.weights
+        if data.n_classes and self.config.loss.balanced:
+            weight_N = (
+                weight_N * class_weights(targets, data.n_classes, some.weights / some.weights.sum()).double()[targets]
+            )
+        y_N = torch.as_tensor(targets) if data.n_classes else torch.as_tensor((targets - data.centre) / data.scale)
+        part_N = inner_parts(groups_N[some.numbers], targets, bool(data.n_classes), self.config.seed, data.fold)
+        one_scale = getattr(self.config.model, "standardise", "each") == "all"
+        return fit_head(x_NF, y_N, weight_N, part_N, data.n_classes, one_scale=one_scale)
+
+
+def inner_parts(groups_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, seed: int, fold: int) -> Tensor:
+    """Return the part (N,) of each training window, from 0: no group is in two parts, unless there is one group only.
+
+    Parts of a single group are runs of neighbouring windows.
+    """
+    n_parts = min(MAX_PARTS, len(np.unique(groups_N)))
+    if n_parts < 2:
+        return torch.arange(len(groups_N)) * min(MAX_PARTS, len(groups_N)) // len(groups_N)
+    drawn = derive_seed("penalty", seed, fold) % 2**32
+    part_of = {
+        group: part
+        for part, groups in enumerate(split_units(groups_N, targets_N, classes, n_parts, drawn))
+        for group in groups
+    }
+    return torch.tensor([part_of[str(group)] for group in groups_N])
