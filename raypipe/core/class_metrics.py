@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,29 +71,63 @@ def auc(y: ArrayLike, scores: ArrayLike) -> float:
 
 
 def auc_resampled(y: ArrayLike, scores: ArrayLike, subject_N: Ints, counts_RS: Ints) -> Floats:
-    """Return the AUC of each resample by counting pairs of weighted windows in order of score; a tie counts half."""
+    """Return the AUC of each resample of subjects, from the ordered pairs of windows that each two subjects have.
+
+    These are counted once, so that thousands of resamples cost little more than one.
+    """
     y_N, scores_NK = checked_classes(y, scores)
     n_classes = scores_NK.shape[1]
-    out_R = np.zeros(len(counts_RS))
-    rows = max(1, _MAX_ELEMENTS // max(1, len(y_N)))
-    for k in _ranked_classes(n_classes):
-        order_N = np.argsort(scores_NK[:, k], kind="stable")
-        ranked_N = scores_NK[order_N, k]
-        first_T = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]])  # first index of each group of ties
-        positive_N, subject_of_N = (y_N == k)[order_N], subject_N[order_N]
-        for start in range(0, len(counts_RS), rows):
-            part = slice(start, start + rows)
-            weights_RN = counts_RS[part][:, subject_of_N].astype(np.float64)
-            hits_RT = np.add.reduceat(weights_RN * positive_N, first_T, axis=1)
-            misses_RT = np.add.reduceat(weights_RN * ~positive_N, first_T, axis=1)
-            below_RT = np.cumsum(misses_RT, axis=1) - 0.5 * misses_RT
-            pairs_R = hits_RT.sum(1) * misses_RT.sum(1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                out_R[part] += np.where(pairs_R > 0, (hits_RT * below_RT).sum(1) / pairs_R, np.nan)
+    present, subject_N = np.unique(subject_N, return_inverse=True)  # those of a fold, of all
+    counts_RS = counts_RS[:, present].astype(np.float64)
     seen_SK = np.zeros((counts_RS.shape[1], n_classes))
     np.add.at(seen_SK, (subject_N, y_N), 1.0)
-    complete_R = (counts_RS @ seen_SK > 0).all(1)
-    return np.where(complete_R, out_R / len(_ranked_classes(n_classes)), np.nan)
+    seen_RK = counts_RS @ seen_SK
+    out_R = np.zeros(len(counts_RS))
+    for k in _ranked_classes(n_classes):
+        wins_SS = _wins(scores_NK[:, k], y_N == k, subject_N, counts_RS.shape[1])
+        pairs_R = seen_RK[:, k] * (seen_RK.sum(1) - seen_RK[:, k])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out_R += np.where(pairs_R > 0, ((counts_RS @ wins_SS) * counts_RS).sum(1) / pairs_R, np.nan)
+    return np.where((seen_RK > 0).all(1), out_R / len(_ranked_classes(n_classes)), np.nan)
+
+
+def _wins(score_N: Floats, positive_N: NDArray[np.bool_], subject_N: Ints, n_subjects: int) -> Floats:
+    """Return how many pairs of a positive window of one subject and a negative one of another are in order (S, S).
+
+    A tie counts half.
+    """
+    order_N = np.argsort(score_N, kind="stable")
+    ranked_N, positive_N, subject_N = score_N[order_N], positive_N[order_N], subject_N[order_N]
+    first_T = np.flatnonzero(np.r_[True, ranked_N[1:] != ranked_N[:-1]])  # first index of each group of ties
+    end_T = np.r_[first_T[1:], len(ranked_N)]
+    wins_SS, below_S = np.zeros((n_subjects, n_subjects)), np.zeros(n_subjects, np.int32)
+    done = 0
+    while done < len(first_T):
+        # Whole groups of ties at a time, of as many windows as the table of counts may have rows.
+        rows = max(1, _MAX_ELEMENTS // n_subjects)
+        until = max(done + 1, int(np.searchsorted(end_T, first_T[done] + rows, side="right")))
+        start, stop = int(first_T[done]), int(end_T[until - 1])
+        negatives_BS = np.zeros((stop - start + 1, n_subjects), np.int32)
+        inside = np.flatnonzero(~positive_N[start:stop])
+        negatives_BS[inside + 1, subject_N[start + inside]] = 1.0
+        negatives_BS[0] = below_S
+        np.cumsum(negatives_BS, axis=0, out=negatives_BS)
+        group = np.repeat(np.arange(done, until), end_T[done:until] - first_T[done:until])
+        hits = np.flatnonzero(positive_N[start:stop])
+        below_PS = negatives_BS[first_T[group[hits]] - start]
+        if len(first_T) < len(ranked_N):  # a tie counts half
+            below_PS = 0.5 * (below_PS + negatives_BS[end_T[group[hits]] - start])
+        _add_rows(wins_SS, subject_N[start + hits], below_PS)
+        below_S, done = negatives_BS[-1], until
+    return wins_SS
+
+
+def _add_rows(total_SX: Floats, row_P: Ints, values_PX: NDArray[Any]) -> None:
+    """Add each of P rows to a row of a table; `np.add.at` takes many times as long."""
+    if len(row_P):
+        order_P = np.argsort(row_P, kind="stable")
+        rows, first = np.unique(row_P[order_P], return_index=True)
+        total_SX[rows] += np.add.reduceat(values_PX[order_P], first, axis=0, dtype=np.float64)
 
 
 def _ranked_classes(n_classes: int) -> list[int]:

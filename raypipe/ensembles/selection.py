@@ -14,6 +14,9 @@ BAGS = 10
 """Random subsets of subjects over which greedy selection is averaged."""
 BAG_FRACTION = 0.75
 MAX_PICKS = 15
+MAX_RANKED_WINDOWS = 8_000
+"""Windows of a bag on which metrics that are not of squared error are compared: each comparison sorts all of them. Each
+bag draws its own."""
 MAX_COMPARED_PAIRS = 2000
 """Pairs of windows up to which an AUC is counted pair by pair, and not from ranks."""
 
@@ -43,7 +46,10 @@ def greedy_selection(members: MemberPredictions) -> Rule:
     weights_M = np.zeros(len(members.names))
     for _ in range(BAGS):
         drawn = rng.choice(names, size=max(1, round(BAG_FRACTION * len(names))), replace=False)
-        counts_M = _pick_greedily(members.select_windows(np.isin(members.subjects, drawn)))
+        index = np.flatnonzero(np.isin(members.subjects, drawn))
+        if members.metric not in OF_SQUARED_ERROR and len(index) > MAX_RANKED_WINDOWS:
+            index = np.sort(rng.choice(index, size=MAX_RANKED_WINDOWS, replace=False))
+        counts_M = _pick_greedily(members.select_windows(index))
         weights_M += counts_M / counts_M.sum()
     return linear_rule(weights_M / weights_M.sum())
 
@@ -100,9 +106,7 @@ def _auc_losses_within_folds(members: MemberPredictions, candidates_CNO: Floats)
 
 
 def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
-    """Return the negative AUC from ranks, of all candidates at once; the Brier score if a class is missing."""
-    from scipy.stats import rankdata
-
+    """Return the negative AUC of all candidates at once; the Brier score if a class is missing."""
     n_classes = candidates_CNO.shape[2]
     scored = [1] if n_classes == 2 else range(n_classes)
     total_C = np.zeros(len(candidates_CNO))
@@ -117,6 +121,19 @@ def _auc_losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
             differences_CPQ = scores_CN[:, positive_N, None] - scores_CN[:, None, ~positive_N]
             total_C += 0.5 + 0.5 * np.sign(differences_CPQ).mean((1, 2))
             continue
-        ranks_C = rankdata(scores_CN, axis=1)[:, positive_N].sum(1)
-        total_C += (ranks_C - n1 * (n1 + 1) / 2) / (n1 * n0)
+        total_C += _ordered_pairs(scores_CN, positive_N) / (n1 * n0)
     return -total_C / len(scored)
+
+
+def _ordered_pairs(scores_CN: Floats, positive_N: NDArray[np.bool_]) -> Floats:
+    """Return how many pairs of a positive and a negative window each candidate's scores (not negative) order (C,).
+
+    A tie counts half. The label is the last bit of the score in float32, so that one sort of whole numbers orders both:
+    once with negatives first among equal scores, and once with positives first. Ranks take ten times as long.
+    """
+    bits_CN = np.ascontiguousarray(scores_CN, np.float32).view(np.int32) & ~1
+    pairs_C = np.zeros(len(scores_CN))
+    for label_N, positive in ((positive_N, 1), (~positive_N, 0)):
+        is_positive_CN = (np.sort(bits_CN | label_N, axis=1) & 1) == positive
+        pairs_C += 0.5 * (np.cumsum(~is_positive_CN, axis=1) * is_positive_CN).sum(1)
+    return pairs_C

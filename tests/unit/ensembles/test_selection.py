@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from raypipe.core.metrics import score
-from raypipe.ensembles.selection import _losses, forward_selection, greedy_selection
+from raypipe.ensembles.selection import _losses, _ordered_pairs, forward_selection, greedy_selection
 from tests.support.member_predictions import classes, independent, values
 
 
@@ -72,3 +75,17 @@ def test_targets_of_people_are_selected_by_people():
     members = replace(values([steady, knows_people], y), level="person")
     assert forward_selection(members, 1) == [1] and greedy_selection(members)["weights"][1] > 0.9
     assert forward_selection(replace(members, level="window"), 1) == [0]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.booleans()), min_size=2, max_size=60),
+    st.integers(0, 2**32 - 1),
+)
+def test_pairs_in_order_are_those_that_ranks_count_ties_included(windows, seed):
+    """Scores with many ties, and continuous ones, against scipy's ranks."""
+    positive_N = np.array([positive for _, positive in windows])
+    tied_N, rng = np.array([score for score, _ in windows]), np.random.default_rng(seed)
+    scores_CN = np.stack([tied_N, rng.uniform(size=len(tied_N)).astype(np.float32), np.full(len(tied_N), 0.5)])
+    n1 = int(positive_N.sum())
+    wanted_C = rankdata(scores_CN, axis=1)[:, positive_N].sum(1) - n1 * (n1 + 1) / 2
+    np.testing.assert_allclose(_ordered_pairs(scores_CN, positive_N), wanted_C)
