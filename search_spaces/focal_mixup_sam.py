@@ -5,8 +5,8 @@ minima), and which of them helps depends on the task. Each has a parameter of it
 focal -> gamma, mixing -> alpha, SAM -> rho. The space is for classes (cross-entropy, focal loss) and for regression
 (squared error, Focal-R).
 
-Expect: the two start points show whether the task depends on rhythms or on responses. 16 trials give an ensemble, 40
-find the good region. SAM doubles the passes over the data, and successive halving counts passes.
+Expect: the two start points show whether the task depends on rhythms or on responses. 40 trials find the good region.
+SAM doubles the passes over the data, and successive halving counts passes. `all_families.py` searches other models too.
 """
 
 RHYTHMS = {

@@ -44,7 +44,7 @@ NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. 
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe plan search_spaces/focal_mixup_sam.py --data demo/store --trials 200 --cpus 64"),
+    epilog=example("raypipe plan search_spaces/all_families.py --data demo/store --trials 200 --cpus 64"),
 )
 @option_flags(
     SweepOptions,
@@ -78,7 +78,7 @@ def plan(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe sweep search_spaces/focal_mixup_sam.py --data demo/store --run demo/run --trials 40"),
+    epilog=example("raypipe sweep search_spaces/all_families.py --data demo/store --run demo/run --trials 40"),
 )
 @option_flags(SweepOptions, *SweepOptions.model_fields)
 def sweep(

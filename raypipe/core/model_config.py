@@ -284,18 +284,18 @@ class LinearConfig(ClosedFormConfig):
 
     name: Literal["linear"] = "linear"
     """This model; the parameters up to the next one are its own."""
-    features: Literal["band-power", "time-courses"] = "band-power"
+    predictors: Literal["band-power", "time-courses"] = "band-power"
     """`band-power`: logarithm of the power in each band; `time-courses`: mean amplitudes of short intervals, for
     windows that are cut at events."""
     rate: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
     """Intervals of `time-courses` per second."""
 
     @model_validator(mode="after")
-    def _parameters_are_those_of_the_features(self) -> Self:
-        if self.features == "band-power":
-            self._require_defaults("features=time-courses", "rate")
+    def _parameters_are_those_of_the_predictors(self) -> Self:
+        if self.predictors == "band-power":
+            self._require_defaults("predictors=time-courses", "rate")
         else:
-            self._require_defaults("features=band-power", "bands", "low", "high", "n_bands")
+            self._require_defaults("predictors=band-power", "bands", "low", "high", "n_bands")
         return self
 
 

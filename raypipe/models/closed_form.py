@@ -85,6 +85,11 @@ class ClosedForm(Network):
         self.weight_OF: Tensor
         self.bias_O: Tensor
 
+    @property
+    def has_fixed_features(self) -> bool:
+        """Return whether nothing but the linear map is fitted, so that folds have the same features of a window."""
+        return {name for name, _ in self.named_buffers()} == {"weight_OF", "bias_O"}
+
     def set_head_shape(self, n_features: int) -> None:
         """Make the buffers of the linear map."""
         self.register_buffer("weight_OF", zeros(self.n_outputs, n_features))

@@ -137,7 +137,7 @@ def _check_length(cfg: ModelConfig, n_times: int, sfreq: float) -> None:
                 f"{shortest_window(kernel, pool)} samples or more"
             )
     if isinstance(cfg, CovarianceConfig | LinearConfig):
-        needs_bands = isinstance(cfg, CovarianceConfig) or cfg.features == "band-power"
+        needs_bands = isinstance(cfg, CovarianceConfig) or cfg.predictors == "band-power"
         if needs_bands and not _bank(cfg).ranges(n_times, sfreq):
             raise UserError(f"{windows} have no frequency in any band of model/bands={cfg.bands}")
     if isinstance(cfg, ConformerConfig | ShallowConfig):

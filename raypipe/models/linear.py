@@ -27,7 +27,7 @@ class Linear(ClosedForm):
     ----------
     n_channels, n_times, n_outputs, sfreq
         As of any network, and Hz.
-    features
+    predictors
         `band-power`, the logarithm of each signal's power in each band; `time-courses`, means of each signal over
         intervals of 1 / `rate` seconds (samples at the end that fill no interval are not used).
     bank
@@ -45,21 +45,21 @@ class Linear(ClosedForm):
         n_outputs: int,
         sfreq: float,
         *,
-        features: str,
+        predictors: str,
         bank: Bank,
         components: int = 0,
         rate: float = 20.0,
     ) -> None:
         super().__init__(n_channels, n_times, n_outputs, components=components)
-        self.features, self.ranges = features, bank.ranges(n_times, sfreq)
+        self.predictors, self.ranges = predictors, bank.ranges(n_times, sfreq)
         self.step = min(n_times, max(1, round(sfreq / rate)))
-        each = len(self.ranges) if features == "band-power" else n_times // self.step
+        each = len(self.ranges) if predictors == "band-power" else n_times // self.step
         self.set_head_shape(self.n_signals * each)
 
     def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Return the features (B, F) of windows (B, C, T)."""
         y_BST = self.signals(x if prepared else self.prepare(x))
-        if self.features == "band-power":
+        if self.predictors == "band-power":
             power_BSN = torch.view_as_real(spectrum(y_BST)).square().sum(-1)
             bands = [power_BSN[..., first:end].sum(-1) for first, end in self.ranges]
             return torch.log(torch.cat(bands, dim=1) + _MIN_POWER)

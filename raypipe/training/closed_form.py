@@ -56,12 +56,16 @@ class ClosedFormTrainer:
         The fold's windows.
     groups_N
         Group of each window of the store: parts that choose the penalty divide no group.
+    shared
+        Features that the trial's folds share; None to compute those of this fold.
     """
 
     stopped = False
 
-    def __init__(self, config: TrialConfig, data: FoldData, groups_N: NDArray[Any]) -> None:
-        self.config, self.data, self.groups_N = config, data, groups_N
+    def __init__(
+        self, config: TrialConfig, data: FoldData, groups_N: NDArray[Any], shared: SharedFeatures | None = None
+    ) -> None:
+        self.config, self.data, self.groups_N, self.shared = config, data, groups_N, shared
         self.fold, self.epoch = data.fold, 0
         windows = data.windows
         self.model = cast(
@@ -80,7 +84,7 @@ class ClosedFormTrainer:
     def run_epoch(self, interrupted: Interrupted = never) -> FoldEpoch:
         """Fit the model and predict the validation windows; see `FoldTrainer`."""
         start = time.perf_counter()
-        fit = _Fit(self.config, self.data, self.model, interrupted)
+        fit = _Fit(self.config, self.data, self.model, self.shared, interrupted)
         head = fit.run(self.groups_N)
         self.note = fit.note(head)
         if not all(torch.isfinite(tensor).all() for tensor in self.model.state_dict().values()):
@@ -92,6 +96,9 @@ class ClosedFormTrainer:
     @torch.no_grad()
     def predict(self, index: Index, interrupted: Interrupted = never) -> NDArray[np.float32]:
         """Predict windows (N, n_outputs), in target units or as probabilities."""
+        x_NF = self.shared.of(self.data, self.model, index, interrupted) if self.shared else None
+        if x_NF is not None:
+            return self.data.decode(self.model.back(x_NF))
         parts = [self.model(x_BCT) for _, x_BCT in read_batches(self.data, self.model, index, interrupted)]
         return self.data.decode(torch.cat(parts))
 
@@ -144,6 +151,38 @@ def read_batches(
         yield part, torch.from_numpy(windows.gather(index[part]))
 
 
+def compute_features(data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never) -> Tensor:
+    """Return the features (N, F) of windows."""
+    x_NF = torch.empty(len(index), model.weight_OF.shape[1], dtype=torch.float64)
+    for part, x_BCT in read_batches(data, model, index, interrupted):
+        x_NF[part] = model.front(x_BCT)
+    return x_NF
+
+
+class SharedFeatures:
+    """Features of all windows of a search, which the folds of a trial share where nothing in them is fitted.
+
+    They are computed in the same batches whichever folds need them: a fold that continues has the same bits.
+
+    Parameters
+    ----------
+    index
+        Numbers of the windows, ascending.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._kept_NF: Tensor | None = None
+
+    def of(self, data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted) -> Tensor | None:
+        """Return a copy of the features (N, F) of some windows; None if folds differ, or the features are too many."""
+        if not model.has_fixed_features or len(self.index) * model.weight_OF.shape[1] > MAX_FEATURE_VALUES:
+            return None
+        if self._kept_NF is None:
+            self._kept_NF = compute_features(data, model, self.index, interrupted)
+        return self._kept_NF[torch.from_numpy(np.searchsorted(self.index, index))]
+
+
 class _Sample(NamedTuple):
     """Windows that something is estimated from."""
 
@@ -155,8 +194,15 @@ class _Sample(NamedTuple):
 class _Fit:
     """The steps of a fit, each of which sets buffers of the model that the next one uses."""
 
-    def __init__(self, config: TrialConfig, data: FoldData, model: ClosedForm, interrupted: Interrupted) -> None:
-        self.config, self.data, self.model, self.interrupted = config, data, model, interrupted
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: FoldData,
+        model: ClosedForm,
+        shared: SharedFeatures | None,
+        interrupted: Interrupted,
+    ) -> None:
+        self.config, self.data, self.model, self.shared, self.interrupted = config, data, model, shared, interrupted
         self.most = max(2, MAX_FEATURE_VALUES // model.weight_OF.shape[1])
 
     @torch.no_grad()
@@ -237,9 +283,9 @@ class _Fit:
 
     def _fit_head(self, groups_N: NDArray[Any]) -> Head:
         data, some = self.data, self._sample(self.most)
-        x_NF = torch.empty(len(some.numbers), self.model.weight_OF.shape[1], dtype=torch.float64)
-        for part, x_BCT in self._read(some.numbers):
-            x_NF[part] = self.model.front(x_BCT)
+        x_NF = self.shared.of(data, self.model, some.numbers, self.interrupted) if self.shared else None
+        if x_NF is None:
+            x_NF = compute_features(data, self.model, some.numbers, self.interrupted)
         targets, weight_N = data.windows.targets[some.numbers], some.weights
         if data.n_classes and self.config.loss.balanced:
             weight_N = (

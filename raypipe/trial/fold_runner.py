@@ -19,7 +19,7 @@ from raypipe.storage.records import best_epoch
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import TrialLog, start_text
 from raypipe.training import checkpoint
-from raypipe.training.closed_form import ClosedFormTrainer
+from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.result import FoldEpoch, Reply
 from raypipe.training.stacked_trainer import StackedTrainer, stackable
@@ -71,6 +71,7 @@ class FoldRunner:
         self.log = TrialLog(run.folder, number, writer)
         self._trainers: dict[int, FoldTrainer] = {}
         self._stack: StackedTrainer | None = None
+        self._features: SharedFeatures | None = None
         self._stored: dict[int, set[int]] | None = None
 
     def train(self, done: int, report: Report, interrupted: Interrupted = never) -> None:
@@ -184,7 +185,10 @@ class FoldRunner:
         train, validation = self.run.folds.split(self.loader.windows.subjects, fold)
         if self.config.model.closed_form:
             data = FoldData(self.config, self.loader, train, validation, fold=fold)
-            return ClosedFormTrainer(self.config, data, self.run.folds.groups(self.loader.windows.subjects))
+            subjects = self.loader.windows.subjects
+            if self._features is None:
+                self._features = SharedFeatures(self.run.folds.search_index(subjects))
+            return ClosedFormTrainer(self.config, data, self.run.folds.groups(subjects), self._features)
         if self.config.pretrain.name != "none":
             return PretrainTrainer(self.config, self.loader, train, validation, fold=fold)
         return SupervisedTrainer(

@@ -71,7 +71,7 @@ def test_the_readme_on_real_recordings(real_data, tmp_path):
     steps = re.search(r"```sh\n(raypipe inspect .*?)```", readme, re.DOTALL).group(1)
     for line in steps.strip().splitlines():
         line = line.replace("../shared/data", str(real_data)).replace(" arithmetic/", f" {tmp_path}/")
-        line = line.replace("search_spaces/focal_mixup_sam.py", str(ROOT / "search_spaces/smoke.py"))
+        line = line.replace("search_spaces/all_families.py", str(ROOT / "search_spaces/smoke.py"))
         line = re.sub(r"--trials \d+", "--trials 2", line)
         raypipe(*shlex.split(line)[1:])
     assert (tmp_path / "run/report.html").stat().st_size < 5e6

@@ -182,10 +182,14 @@ class Gate:
     def __init__(self, folder: Path, *epochs: int) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
-        held = {"raypipe.training.trainer": "SupervisedTrainer", "raypipe.pretraining.trainer": "Pretrainer"}
+        held = {
+            "raypipe.training.trainer": ("SupervisedTrainer", "step"),
+            "raypipe.training.closed_form": ("ClosedFormTrainer", "predict"),
+            "raypipe.pretraining.trainer": ("Pretrainer", "step"),
+        }
         self.hooks = {
-            module: f"import tests.support.sweeps as t; t.hold(module.{trainer}, {str(folder)!r}, {epochs})"
-            for module, trainer in held.items()
+            module: f"import tests.support.sweeps as t; t.hold(module.{trainer}, {method!r}, {str(folder)!r}, {epochs})"
+            for module, (trainer, method) in held.items()
         }
 
     def reached(self, epoch: int) -> bool:
@@ -206,19 +210,19 @@ class Gate:
             file.unlink()
 
 
-def hold(trainer: Any, folder: str, epochs: tuple[int, ...]) -> None:
-    """Make a class of trainers wait at a `Gate`."""
-    step = trainer.step
+def hold(trainer: Any, method: str, folder: str, epochs: tuple[int, ...]) -> None:
+    """Make a class of trainers wait at a `Gate`, in a method that each epoch calls; a fit has its epoch by then."""
+    work = getattr(trainer, method)
 
-    def gated_step(self: Any, batch: Any, n: int) -> float:
-        epoch = self.epoch + 1
+    def gated(self: Any, *args: Any) -> Any:
+        epoch = self.epoch + (method == "step")
         gate = Path(folder, f"open-{epoch}")
         if epoch in epochs and not gate.exists():
             Path(folder, f"reached-{epoch}").touch()
             wait_until(gate.exists, f"{gate} to be there")
-        return float(step(self, batch, n))
+        return work(self, *args)
 
-    trainer.step = gated_step
+    setattr(trainer, method, gated)
 
 
 @dataclass(frozen=True)

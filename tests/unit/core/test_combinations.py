@@ -50,10 +50,10 @@ MAE = VIT | {"pretrain/name": "mae"}
         (COVARIANCE | {"model/bands": "log", "model/low": 50.0}, r"low \(50 Hz\) must be below high \(40 Hz\)"),
         (COVARIANCE | {"model/lag": 0.5}, "lag is for order above 1"),
         (COVARIANCE | {"model/order": 2, "model/prototypes": 2}, "order and prototypes both add signals"),
-        ({"model/name": "linear", "model/rate": 10.0}, "rate is for features=time-courses"),
+        ({"model/name": "linear", "model/rate": 10.0}, "rate is for predictors=time-courses"),
         (
-            {"model/name": "linear", "model/features": "time-courses", "model/bands": "log"},
-            "bands is for features=band",
+            {"model/name": "linear", "model/predictors": "time-courses", "model/bands": "log"},
+            "bands is for predictors=band",
         ),
     ],
 )

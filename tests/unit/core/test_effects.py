@@ -18,7 +18,8 @@ from raypipe.core.effects import (
 from raypipe.core.search_space import SearchSpace, load_space
 
 SHIPPED = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))
-CLASSES_TOO = ("demo", "focal_mixup_sam", "latency", "smoke", "snapshots", "finetune", "finetune_conformer")
+NETWORKS = ("focal_mixup_sam", "latency", "smoke", "snapshots", "finetune", "finetune_conformer")
+CLASSES_TOO = ("all_families", *NETWORKS)
 
 
 def space(body: str) -> SearchSpace:

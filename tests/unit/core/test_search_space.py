@@ -42,6 +42,23 @@ def test_conditional_parameters_are_drawn_only_where_they_have_an_effect():
     assert len(seen) == 6
 
 
+def test_all_families_start_with_one_point_of_each_and_share_one_study():
+    space = load_space(next(p for p in SHIPPED if p.stem == "all_families"))
+    starts = [space(optuna.trial.FixedTrial(point)).model for point in space.start]
+    in_closed_form = [model.closed_form for model in starts]
+    assert in_closed_form == sorted(in_closed_form, reverse=True), "those that take seconds come first"
+    # A parameter that several families draw has the same choices in all: Optuna refuses others within a study.
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for point in space.start:
+        study.enqueue_trial(point)
+    drawn = set()
+    for number in range(80):
+        trial = study.ask()
+        drawn.add(space(trial).model.name)
+        study.tell(trial, float(number))
+    assert drawn == {model.name for model in starts}
+
+
 def write(tmp_path, text):
     path = tmp_path / "space.py"
     path.write_text(text)

@@ -213,7 +213,7 @@ def test_the_toy_space_is_valid():
 FAMILIES = """'''Two families.'''
 def space(trial):
     if trial.suggest_categorical("model/name", ["linear", "conformer"]) == "linear":
-        return {"model/features": "time-courses"}
+        return {"model/predictors": "time-courses"}
     return {"epochs": 2, "batch_size": 8, "model/depth": 0, "model/filters": 4, "model/heads": 2}
 START = [{"model/name": name} for name in ("linear", "conformer")]
 """

@@ -19,7 +19,7 @@ from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.submission import export_submission
 from raypipe.training import checkpoint, closed_form
-from raypipe.training.closed_form import ClosedFormTrainer, inner_parts
+from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures, inner_parts
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.trial.failures import OUT_OF_MEMORY, Failure, retry_or_fail
 from raypipe.trial.local import run_trial
@@ -39,7 +39,7 @@ MODELS = {
     },
     "prototypes": {"model/name": "covariance", "model/prototypes": 2, "model/bands": "even", "model/n_bands": 1},
     "band power": {"model/name": "linear"},
-    "time courses": {"model/name": "linear", "model/features": "time-courses", "model/components": 2},
+    "time courses": {"model/name": "linear", "model/predictors": "time-courses", "model/components": 2},
 }
 
 
@@ -110,6 +110,17 @@ def test_batches_do_not_change_numbers(windows, monkeypatch):
     np.testing.assert_allclose(
         trainer(windows, **MODELS["covariance"]).run_epoch().predictions, one.predictions, rtol=1e-5
     )
+
+
+def test_folds_share_features_in_which_nothing_is_fitted(windows):
+    shared = SharedFeatures(np.arange(len(windows)))
+    for name in ("covariance", "band power"):
+        alone, together = trainer(windows, **MODELS[name]), trainer(windows, **MODELS[name])
+        together.shared = SharedFeatures(np.arange(len(windows)))
+        outcomes = alone.run_epoch(), together.run_epoch()
+        np.testing.assert_allclose(outcomes[0].predictions, outcomes[1].predictions, rtol=1e-5)
+    everything = trainer(windows, **MODELS["everything"])
+    assert shared.of(everything.data, everything.model, everything.data.train, lambda: False) is None
 
 
 def test_more_windows_than_fit_in_memory_are_left_out_evenly_and_said(windows, monkeypatch):
