@@ -31,7 +31,12 @@ COVARIANCE_OF_RESPONSES = {
     "model/prototypes": 4,
 }
 
-LINEAR_IN_POWER = {"model/name": "linear", "model/predictors": "band-power", "model/components": 0}
+LINEAR_IN_POWER = {
+    "model/name": "linear",
+    "model/predictors": "band-power",
+    "model/bands": "rhythms",
+    "model/components": 0,
+}
 
 LINEAR_IN_TIME = {"model/name": "linear", "model/predictors": "time-courses", "model/components": 16}
 
@@ -78,12 +83,7 @@ def space(trial):
 
 def covariance(trial):
     """Draw a covariance model."""
-    prototypes = 0
-    if trial.suggest_categorical("model/bands", ["rhythms", "theta-alpha", "even"]) == "even":
-        trial.suggest_float("model/low", 1.0, 6.0)
-        trial.suggest_float("model/high", 10.0, 45.0)
-        trial.suggest_int("model/n_bands", 1, 9)
-        prototypes = trial.suggest_categorical("model/prototypes", [0, 4])
+    prototypes = trial.suggest_categorical("model/prototypes", [0, 4]) if draws_bands(trial) else 0
     trial.suggest_float("model/shrinkage", 1e-3, 1e-1, log=True)
     trial.suggest_categorical("model/scale", ["none", "window", "band"])
     trial.suggest_categorical("model/standardise", ["all", "each"])
@@ -92,9 +92,20 @@ def covariance(trial):
     return {"model/components": 24}  # of more channels
 
 
+def draws_bands(trial):
+    """Draw frequency bands; return whether they are not those of a name."""
+    drawn = trial.suggest_categorical("model/bands", ["rhythms", "theta-alpha", "even"]) == "even"
+    if drawn:
+        trial.suggest_float("model/low", 1.0, 6.0)
+        trial.suggest_float("model/high", 10.0, 45.0)
+        trial.suggest_int("model/n_bands", 1, 9)
+    return drawn
+
+
 def linear(trial):
     """Draw a linear model."""
-    trial.suggest_categorical("model/predictors", ["band-power", "time-courses"])
+    if trial.suggest_categorical("model/predictors", ["band-power", "time-courses"]) == "band-power":
+        draws_bands(trial)
     trial.suggest_int("model/components", 0, 32, step=16)
 
 

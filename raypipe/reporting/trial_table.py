@@ -88,8 +88,12 @@ def varied_parameters(table: pd.DataFrame) -> list[str]:
 
 
 def is_unused(parameters: Mapping[Any, Any], name: str) -> bool:
-    """Return whether other parameters of a trial switch a parameter off, as ``sam/name=none`` does ``sam/rho``."""
-    return why_unused(parameters, name) is not None
+    """Return whether other parameters of a trial switch a parameter off, as ``sam/name=none`` does ``sam/rho``.
+
+    A parameter that the trial's model does not have (NaN in a table) is unused too.
+    """
+    value = parameters.get(name, "")
+    return value is None or value != value or why_unused(parameters, name) is not None
 
 
 def write_table(table: pd.DataFrame, kind: str, out: str | Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.toys import SPACE, TINY, ToyWindows, fold_trainer, make_run, tiny, write_store
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import Epoch, TrialResult
@@ -69,9 +70,17 @@ def write_checkpoints(run: RunStore, windows: ToyWindows | WindowStore, number: 
         run.write_checkpoint(number, fold, epoch, checkpoint.dumps(state))
 
 
-def add_ended(run: RunStore, number: int, score: float, state: str = "complete", epochs: int = 4, **params) -> None:
+def add_ended(
+    run: RunStore,
+    number: int,
+    score: float,
+    state: str = "complete",
+    epochs: int = 4,
+    config: TrialConfig | None = None,
+    **params,
+) -> None:
     """Write the records of a trial that was not trained: its configuration, history and result."""
-    run.add_trial(number, tiny(**params))
+    run.add_trial(number, config or tiny(**params))
     begun = run.started(number)
     history = [
         Epoch(epoch=e, passes=e, score=score, fold_scores=[score] * 3, losses=[1.0], seconds=10.0, finished=0.0)

@@ -66,7 +66,7 @@ def _importance_figure(
     caption = (
         "Share of the scores' variance that each parameter explains (functional ANOVA on a random forest of "
         f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
-        "counts with its default."
+        "counts with its default; one that the trial's model does not have, with the median of the others."
     )
     if len(names) > 1 and len(trained) >= MIN_RELIABLE_TRIALS:
         draw = partial(contour_plot, trained, names[:2], metric_label(run.info.metric), run.info.direction)
@@ -121,15 +121,22 @@ def _optuna_study(table: pd.DataFrame, direction: str) -> Any:
     names = varied_parameters(table)
     if not names or table["score"].nunique() < 2:
         return None
-    ranges = {name: _observed_range(table[name]) for name in names}
+    columns = {name: _filled(table[name]) for name in names}
+    ranges = {name: _observed_range(column) for name, column in columns.items()}
     with silence_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=direction)
-        for _, row in table.iterrows():
-            params = {name: _as_drawn(row[name], ranges[name]) for name in names}
-            trial = optuna.trial.create_trial(params=params, distributions=ranges, value=float(row["score"]))
+        for place, score in enumerate(table["score"]):
+            params = {name: _as_drawn(columns[name].iloc[place], ranges[name]) for name in names}
+            trial = optuna.trial.create_trial(params=params, distributions=ranges, value=float(score))
             study.add_trial(trial)
     return study
+
+
+def _filled(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Return values where trials whose model does not have the parameter get the median of the others, or a name."""
+    known = values.dropna()
+    return values.fillna(known.astype(float).median() if _is_numeric(known) else "no parameter of the model")
 
 
 def _observed_range(values: pd.Series[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raypipe.core.config import parse_config
 from raypipe.reporting.sections.importance import contour_plot, importance_section, importances, parallel_coordinates
 from raypipe.reporting.trial_table import is_unused, trials_table
 from tests.support.toys import ToyWindows, add_ended, make_run
@@ -81,3 +82,16 @@ def test_a_parameter_that_is_switched_off_leaves_a_gap(few):
     assert sum(to_hex(line.get_color()) == GREY for line in lines) == 2
     assert is_unused({"loss/name": "plain"}, "loss/gamma") and not is_unused({"loss/name": "focal"}, "loss/gamma")
     assert not is_unused({"sam/name": "none"}, "sam/name") and not is_unused({}, "epochs")
+
+
+def test_trials_of_several_families_are_compared_and_have_gaps_where_a_model_lacks_a_parameter(tmp_path):
+    run = make_run(tmp_path, ToyWindows())
+    for number in range(6):
+        add_ended(run, number, 0.5 + 0.01 * number, optim__lr=1e-3 * (number + 1))
+    for number in range(6, 12):
+        model = parse_config({"model/name": "covariance", "model/shrinkage": 0.01 * number})
+        add_ended(run, number, 0.3 + 0.01 * number, config=model)
+    table = trials_table(run)
+    assert is_unused(table.loc[0].to_dict(), "model/shrinkage") and is_unused(table.loc[7].to_dict(), "model/depth")
+    assert {"model/name", "model/shrinkage"} <= set(importances(table, "minimize"))
+    assert "A line has a gap" in importance_section(run)
