@@ -102,10 +102,15 @@ def draw_people(kind: Kind, rng: np.random.Generator, windows: int, n_folds: int
     names = np.arange(n + 1)  # the last is held out, and not used
     labels_S = rng.permutation(np.arange(n) % 2) if kind == "classification" else rng.normal(size=n)
     labels_S = np.append(labels_S, labels_S[0])
-    seed = int(rng.integers(2**31))
-    classes = kind == "classification"
-    split = {"n_folds": n_folds, "repeats": repeats, "held_out": [str(n)], "seed": seed}
-    folds = make_folds(names, labels_S, classes=classes, **split)
+    folds = make_folds(
+        names,
+        labels_S,
+        classes=kind == "classification",
+        n_folds=n_folds,
+        repeats=repeats,
+        held_out=[str(n)],
+        seed=int(rng.integers(2**31)),
+    )
     subject_N = np.repeat(names[:n], windows)
     fold_RN = np.stack([folds.folds(subject_N, repeat) for repeat in range(repeats)])
     return People(subject_N, fold_RN, np.asarray(labels_S[subject_N]))
