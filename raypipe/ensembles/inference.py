@@ -34,7 +34,7 @@ def predict_members(
         (members, folds, N), or None if no model predicts any.
     """
     parts, variances = [], []
-    device = next(module.parameters()).device
+    device = module.device
     for start in range(0, len(index), BATCH_SIZE):
         some = index[start : start + BATCH_SIZE]
         predictions_XBO, variances_XB = module.predict_members(to_device(windows.gather(some), device))

@@ -5,6 +5,7 @@ This file needs torch (2.2 or later) and the other files of its folder that a su
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ class EnsembleModule(nn.Module):
         self.weights: list[float] = [float(member["weight"]) for member in members]
         self.centres: list[float] = [float(member["centre"]) for member in members]
         self.scales: list[float] = [float(member["scale"]) for member in members]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the members; those that are fitted in closed form have buffers only."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     def predict_members(self, x_BCT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return each member's predictions (members, B, n_outputs), and their variances (members, B).

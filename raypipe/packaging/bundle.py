@@ -163,7 +163,7 @@ class LoadedEnsemble:
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
-        return next(self.module.parameters()).device
+        return self.module.device
 
     @property
     def channels(self) -> list[str]:

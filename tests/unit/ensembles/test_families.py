@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raypipe.core.config import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.terminal import render
+from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
@@ -55,6 +57,23 @@ def test_families_are_shown_with_signs_that_favour_the_ensemble(fitted, capsys):
     text = console.export_text()
     assert "loss" in text and "conformer" in text and "tcn" in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_models_without_parameters_are_an_ensemble_of_their_own(tmp_path):
+    """Those fitted in closed form have buffers only."""
+    toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
+    run = make_run(tmp_path / "run", toy, data=str(tmp_path / "store"))
+    for number, model in enumerate(("covariance", "linear")):
+        run.add_trial(number, parse_config({"model/name": model}))
+        assert run_trial(run, toy, number).state == "complete"
+    ensemble = fit_ensemble(run, windows=toy, method="equal")
+    assert {family.name for family in ensemble.families} == {"covariance", "linear"}
+    export_bundle(run, ensemble, tmp_path / "bundle")
+    loaded = load_ensemble(tmp_path / "bundle")
+    assert loaded.device.type == "cpu"
+    index = ensemble.held_out.windows
+    found = loaded.predict(toy.gather(index))
+    np.testing.assert_allclose(found, ensemble.held_out.predictions.squeeze(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_one_family_has_no_table(tmp_path):
