@@ -73,7 +73,7 @@ def test_models_without_parameters_are_an_ensemble_of_their_own(tmp_path):
     assert loaded.device.type == "cpu"
     index = ensemble.held_out.windows
     found = loaded.predict(toy.gather(index))
-    np.testing.assert_allclose(found, ensemble.held_out.predictions.squeeze(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, ensemble.held_out.predictions, rtol=1e-5, atol=1e-5)
 
 
 def test_one_family_has_no_table(tmp_path):
