@@ -92,17 +92,17 @@ class SearchSpace:
         """Return the points that run first."""
         return [dict(point) for point in self._module.get("START", [])]
 
-    def __call__(self, trial: Any) -> TrialConfig:
-        """Draw one configuration.
+    def __call__(self, trial: Any, *, seed: int = 0) -> TrialConfig:
+        """Draw one configuration; `seed` is its seed if the space sets none.
 
         Raises
         ------
         UserError
             The space sets an unknown parameter or a value out of range, or its code fails (names the line).
         """
-        return self._draw(trial)[1]
+        return self._draw(trial, seed)[1]
 
-    def _draw(self, trial: Any) -> tuple[dict[str, Any], TrialConfig]:
+    def _draw(self, trial: Any, seed: int = 0) -> tuple[dict[str, Any], TrialConfig]:
         """Draw one configuration; return the drawn values by parameter too. Raises as `__call__`."""
         recorder = _Recorder(trial)
         space = self._module["space"]
@@ -120,7 +120,7 @@ class SearchSpace:
         for name in (*recorder.values, *(constants or {})):
             if not isinstance(name, str):
                 raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
-        return recorder.values, parse_config({**recorder.values, **(constants or {})}, self.name)
+        return recorder.values, parse_config({"seed": seed, **recorder.values, **(constants or {})}, self.name)
 
     def draw(self, draws: int) -> list[TrialConfig]:
         """Draw configurations at random from a fixed seed; raises as `__call__`."""
