@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raypipe.core.config import TrialConfig
-from raypipe.core.model_config import MODELS
+from raypipe.core.model_config import MODELS, OwnConfig
 from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of
 
 DOCS = Path(__file__).parent
@@ -28,12 +28,24 @@ def parameter_table() -> str:
             for model, config in MODELS.items():
                 lines.append(f"| **model/**, `{model}` | | | {_plain(config.__doc__ or '')} |")
                 lines += [_row(f"model/{own}", each) for own, each in config.model_fields.items()]
+            lines += _own_rows()
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             lines.append(f"| **{name}/** | | | {_plain(inner.__doc__ or '')} |")
             lines += [_row(f"{name}/{own}", each) for own, each in inner.model_fields.items()]
         else:
             lines.append(_row(name, field))
     return "\n".join(lines)
+
+
+def _own_rows() -> list[str]:
+    """Return the rows of a network of the user's own."""
+    name, args = (_plain(OwnConfig.model_fields[each].description or "") for each in ("name", "args"))
+    return [
+        f"| **model/**, your own | | | {_plain(OwnConfig.__doc__ or '')} |",
+        f"| `model/name` | `file.py:Name` | text | {name} |",
+        _row("model/norm", OwnConfig.model_fields["norm"]),
+        f"| `model/args` | `none` | text, numbers, True, False, None, lists | {args} |",
+    ]
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
 from raypipe.core.errors import UserError, nearest
-from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig, is_closed_form
+from raypipe.core.model_config import MODELS, ConformerConfig, ModelConfig, OwnConfig, is_closed_form
 from raypipe.core.record import FrozenModel
 from raypipe.core.text import either, short_line
 
@@ -30,8 +30,7 @@ class OptimConfig(FrozenModel):
     lr: Positive = 1e-3
     """Peak of the learning rate."""
     weight_decay: NotNegative = 1e-2
-    """Decoupled weight decay per step, as a factor of the learning rate. Biases and the parameters of normalisation
-    layers do not decay (He et al. 2019, arXiv:1812.01187)."""
+    """Decoupled weight decay per step, as a factor of the learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the running means of gradients and of their squares."""
     warmup: Fraction = 0.1
@@ -193,9 +192,7 @@ class TrialConfig(FrozenModel):
     """Regression: shrinkage of predictions to the mean of the drawn training targets, from 0 (none) to 1 (always the
     mean). Where most of a target is noise, the best prediction is near the mean."""
     seed: Annotated[int, Field(ge=0, le=10**18)] = 0
-    """Seed of weights, batches, mixing, augmentation and dropout; a search space that sets none gives each trial its
-    number. Weights of trials can be averaged (a soup) only if they start from the same ones: set a constant for that.
-    The fold map and the data have seeds of their own."""
+    """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -236,8 +233,11 @@ def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> l
     names: list[str] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
+        if name == "code":  # which raypipe sets
+            continue
         if name == "model":
-            names += dict.fromkeys(each for config in MODELS.values() for each in parameter_names(config, "model/"))
+            models: list[type[BaseModel]] = [*MODELS.values(), OwnConfig]
+            names += dict.fromkeys(each for config in models for each in parameter_names(config, "model/"))
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             names += parameter_names(inner, f"{prefix}{name}/")
         else:
@@ -310,7 +310,9 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
         name = "/".join(loc)
         if problem["type"] == "union_tag_invalid":
             given = problem["ctx"]["tag"]
-            raise UserError(f"{where}: model/name: there is no model '{given}'; {nearest(given, MODELS)}") from None
+            raise UserError(
+                f"{where}: model/name: there is no model '{given}'; {nearest(given, MODELS)} (your own is file.py:Name)"
+            ) from None
         if problem["type"] == "extra_forbidden":
             raise UserError(f"{where}: {_unknown(name, model)}") from None
         message = problem["msg"].removeprefix("Value error, ")
@@ -323,7 +325,11 @@ def _unknown(name: str, model: str) -> str:
     """Return an error's text for a parameter that is unknown, or that the model (its name, if known) does not have."""
     if model and name in parameter_names():
         having = [other for other, config in MODELS.items() if name in parameter_names(config, "model/")]
-        return f"parameter '{name}' is for model/name={either(having)}, not for model/name={model}"
+        having = having or ["file.py:Name"]
+        hint = f" (its arguments: model/args/{name.removeprefix('model/')})" if model == "own" else ""
+        return f"parameter '{name}' is for model/name={either(having)}, not for model/name={model}{hint}"
+    if model == "own" and name.startswith("model/"):
+        return f"unknown parameter '{name}'; an argument of the network is model/args/{name.removeprefix('model/')}"
     own = parameter_names(MODELS[model], "model/") if model in MODELS else parameter_names()
     return f"unknown parameter '{name}'; {nearest(name, own)}"
 

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from raypipe.core.errors import UserError, first_line
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals whose handlers may raise KeyboardInterrupt."""
 
@@ -45,6 +47,57 @@ def foreign_code() -> Iterator[None]:
             _running = before
             if before is None:
                 os._exit = _exit_process
+
+
+@contextlib.contextmanager
+def code_errors(where: str, file: str, hint: str = "") -> Iterator[None]:
+    """Run the block as `foreign_code`; whatever it raises becomes one line.
+
+    Parameters
+    ----------
+    where
+        Beginning of the line.
+    file
+        File name that the code was compiled with, whose line is named.
+    hint
+        End of the line.
+
+    Raises
+    ------
+    UserError
+        Anything but a UserError or a Ctrl-C was raised, such as SystemExit.
+    """
+    try:
+        with foreign_code():
+            yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(f"{where}: {describe_code_error(error, file)}{hint}") from None
+
+
+def describe_code_error(error: BaseException, file: str) -> str:
+    """Return the line of a file in which an error was raised, if it is known, its type, and its message's first line.
+
+    The message may be empty, or fail.
+    """
+    kind = type(error).__name__
+    try:
+        message = first_line(error)
+    except Exception:
+        message = ""
+    return _line_of(error, file) + (kind if message in ("", kind) else f"{kind}: {message}")
+
+
+def _line_of(error: BaseException, file: str) -> str:
+    """Return ``line N: ``, where N is the line of the file in which the error was raised; empty if unknown."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}: " if line else ""
 
 
 def _refuse_exit(status: int) -> NoReturn:

@@ -5,11 +5,14 @@ A parameter belongs to one model only: of another it is an unknown parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag, model_validator
 
+from raypipe.core import own_code
+from raypipe.core.own_code import SourceFile
 from raypipe.core.record import FrozenModel
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -299,9 +302,53 @@ class LinearConfig(ClosedFormConfig):
         return self
 
 
+def _freeze(value: Any) -> Any:
+    """Return an argument of a network so that it can be hashed: text, a number, a truth value, None, or tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(each) for each in value)
+    if value is not None and not isinstance(value, str | bool | int | float):
+        raise ValueError(f"must be text, a number, True, False, None or a list of these (given {type(value).__name__})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be finite (given {value})")
+    return value
+
+
+def _freeze_args(value: Any) -> Any:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple(sorted((str(name), _freeze(each)) for name, each in pairs))
+
+
+class OwnConfig(Network):
+    """A network of one's own: ``Net(n_channels, n_times, n_outputs, sfreq, **args)``, see docs/models.md."""
+
+    name: str
+    """`file.py:Name` with a file beside the search space, `package.module:Name`, or a name that a package registers
+    (entry point `raypipe.models`)."""
+    args: Annotated[
+        tuple[tuple[str, Any], ...], BeforeValidator(_freeze_args), PlainSerializer(dict, return_type=dict)
+    ] = ()
+    """Its arguments, searched as `model/args/NAME`."""
+    code: Annotated[str, Field(max_length=200)] = ""
+    """The file's hash, or the package and its version; set by raypipe."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_own, (type(self), self.model_dump(), own_code.known_source(self.code))
+
+
+def _restore_own(kind: Callable[..., Any], fields: Mapping[str, Any], source: SourceFile | None) -> Any:
+    """Return a configuration in another process, which then knows the file of its code."""
+    if source is not None:
+        own_code.keep_source(source)
+    return kind(**fields)
+
+
 def _tag(value: Any) -> str:
-    """Return the name of the model that a configuration is of; without one it is the Conformer."""
-    return str(value.get("name", "conformer") if isinstance(value, Mapping) else getattr(value, "name", ""))
+    """Return the model that a configuration is of: ``own`` for a user's, the Conformer for one without a name."""
+    is_map = isinstance(value, Mapping)
+    name = str(value.get("name", "conformer") if is_map else getattr(value, "name", ""))
+    if name in MODELS:
+        return name
+    return "own" if isinstance(value, OwnConfig) or (is_map and "code" in value) or own_code.is_code(name) else name
 
 
 ModelConfig = Annotated[
@@ -311,7 +358,8 @@ ModelConfig = Annotated[
     | Annotated[TcnConfig, Tag("tcn")]
     | Annotated[VitConfig, Tag("vit")]
     | Annotated[CovarianceConfig, Tag("covariance")]
-    | Annotated[LinearConfig, Tag("linear")],
+    | Annotated[LinearConfig, Tag("linear")]
+    | Annotated[OwnConfig, Tag("own")],
     Discriminator(_tag),
 ]
 """The model of a trial; `name` decides which parameters there are."""
@@ -325,7 +373,7 @@ MODELS: dict[str, type[Model]] = {
     "covariance": CovarianceConfig,
     "linear": LinearConfig,
 }
-"""The configurations by ``model/name``."""
+"""The configurations by ``model/name``; `OwnConfig` has all other names."""
 
 
 def is_closed_form(model: object) -> bool:

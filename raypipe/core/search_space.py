@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import warnings
@@ -12,9 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raypipe.core.config import TrialConfig, parse_config
-from raypipe.core.errors import UserError, first_line
-from raypipe.core.foreign_code import foreign_code
+from raypipe.core import own_code
+from raypipe.core.config import TrialConfig, nest, parse_config
+from raypipe.core.errors import UserError
+from raypipe.core.foreign_code import describe_code_error, foreign_code
+from raypipe.core.own_code import SourceFile
+from raypipe.core.text import decode_source
+
+CODE_SECTIONS = ("model",)
+"""Sections of a configuration whose ``name`` may be a user's code."""
 
 
 class _Recorder:
@@ -47,14 +52,17 @@ class _Recorder:
 class SearchSpace:
     """A search space: a Python file with a docstring, `START` (points that run first) and ``space(trial)``.
 
-    The source is stored instead of the function, so that it can be pickled to any worker and copied to the run.
+    The source is stored instead of the function, so that it can be pickled to any worker and copied to the run. So are
+    the files of the networks that it names.
     """
 
     source: str
     name: str = field(default="space.py")
+    files: Mapping[str, SourceFile] = field(default_factory=dict)
+    """By the paths that the source has."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SearchSpace, (self.source, self.name)
+        return SearchSpace, (self.source, self.name, self.files)
 
     @property
     def hash(self) -> str:
@@ -80,7 +88,7 @@ class SearchSpace:
 
     def _code_error(self, error: BaseException) -> UserError:
         """Return the error that users see when the code of the space fails."""
-        return UserError(f"{self.name}: {_line_of(error, self.name)}{_described(error)}")
+        return UserError(f"{self.name}: {describe_code_error(error, self.name)}")
 
     @property
     def description(self) -> str:
@@ -92,17 +100,17 @@ class SearchSpace:
         """Return the points that run first."""
         return [dict(point) for point in self._module.get("START", [])]
 
-    def __call__(self, trial: Any, *, seed: int = 0) -> TrialConfig:
-        """Draw one configuration; `seed` is its seed if the space sets none.
+    def __call__(self, trial: Any) -> TrialConfig:
+        """Draw one configuration.
 
         Raises
         ------
         UserError
             The space sets an unknown parameter or a value out of range, or its code fails (names the line).
         """
-        return self._draw(trial, seed)[1]
+        return self._draw(trial)[1]
 
-    def _draw(self, trial: Any, seed: int = 0) -> tuple[dict[str, Any], TrialConfig]:
+    def _draw(self, trial: Any) -> tuple[dict[str, Any], TrialConfig]:
         """Draw one configuration; return the drawn values by parameter too. Raises as `__call__`."""
         recorder = _Recorder(trial)
         space = self._module["space"]
@@ -120,7 +128,20 @@ class SearchSpace:
         for name in (*recorder.values, *(constants or {})):
             if not isinstance(name, str):
                 raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
-        return recorder.values, parse_config({"seed": seed, **recorder.values, **(constants or {})}, self.name)
+        return recorder.values, parse_config(self._with_code({**recorder.values, **(constants or {})}), self.name)
+
+    def _with_code(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters with the code of the network that they name, if it is a user's."""
+        nested = nest(params)
+        for section in CODE_SECTIONS:
+            values = nested.get(section)
+            name = values.get("name") if isinstance(values, dict) else None
+            if isinstance(values, dict) and "code" in values:
+                raise UserError(f"{self.name}: {section}/code is set by raypipe; leave it out")
+            if isinstance(values, dict) and isinstance(name, str) and own_code.is_code(name):
+                what = f"{self.name}: {section}/name"
+                values |= {"name": own_code.short_name(name), "code": own_code.code_of(name, self.files, what)}
+        return nested
 
     def draw(self, draws: int) -> list[TrialConfig]:
         """Draw configurations at random from a fixed seed; raises as `__call__`."""
@@ -173,54 +194,20 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _described(error: BaseException) -> str:
-    """Return an error's type and the first line of its message, which may be empty or fail."""
-    kind = type(error).__name__
-    try:
-        message = first_line(error)
-    except Exception:
-        return kind
-    return kind if message in ("", kind) else f"{kind}: {message}"
-
-
-def _line_of(error: BaseException, name: str) -> str:
-    """Return ``line N: ``, where N is the line of the file in which the error was raised; empty if unknown."""
-    line = getattr(error, "lineno", None)
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == name:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"line {line}: " if line else ""
-
-
 def load_space(path: str | Path) -> SearchSpace:
     """Read and check a search space.
 
     Raises
     ------
     UserError
-        There is no such file, it is no UTF-8 text, it does not run, or it is not a valid space.
+        There is no such file or one that it names, it is no UTF-8 text, it does not run, or it is not a valid space.
     """
     file = Path(path)
     if not file.is_file():
         there = sorted(p.as_posix() for p in Path("search_spaces").glob("*.py"))
         raise UserError(f"{path}: no such search space" + (f"; available: {', '.join(there)}" if there else ""))
-    space = SearchSpace(_decode(file.read_bytes(), path), str(path))
+    source = decode_source(file.read_bytes(), path)
+    files = {name: own_code.read_source(name, file.parent, str(path)) for name in own_code.named_files(source)}
+    space = SearchSpace(source, str(path), files)
     space.check()
     return space
-
-
-def _decode(data: bytes, path: str | Path) -> str:
-    r"""Return UTF-8 text with ``\n`` at the ends of lines and without a byte-order mark.
-
-    An encoding that a comment of the file names is not used: the copy in the run is UTF-8.
-    """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise UserError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is no UTF-8; save it as UTF-8") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
+
+from raypipe.core.errors import UserError
 
 # C0 and C1 controls but newline and tab; marks that reorder text (Unicode TR 9), separators of lines; lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -51,3 +55,23 @@ def format_duration(seconds: float) -> str:
 def format_value(value: object) -> str:
     """Write a float with three digits, and anything else as text."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def decode_source(data: bytes, path: str | Path) -> str:
+    r"""Return UTF-8 text with ``\n`` at the ends of lines and without a byte-order mark.
+
+    An encoding that a comment of the file names is not used: the copy in the run is UTF-8.
+
+    Raises
+    ------
+    UserError
+        It is no UTF-8.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise UserError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is no UTF-8; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -15,6 +15,7 @@ if __package__:
     from raypipe.models.eegnet import EEGNet, eegnet_sizes
     from raypipe.models.linear import Linear
     from raypipe.models.network import Network
+    from raypipe.models.own import OwnNetwork
     from raypipe.models.shallow import Shallow
     from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
@@ -85,6 +86,13 @@ def build_network(
     ----------
     options
         The ``model/`` part of a trial's configuration.
+
+    Raises
+    ------
+    Exception
+        A network of a user's cannot be made.
     """
+    if options["name"] not in BUILDERS:
+        return OwnNetwork(n_channels, n_times, n_outputs, sfreq=sfreq, **options)
     rest = {name: value for name, value in options.items() if name != "name"}
     return BUILDERS[options["name"]](rest, (n_channels, n_times, n_outputs), sfreq)

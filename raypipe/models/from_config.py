@@ -10,6 +10,7 @@ from raypipe.core.model_config import (
     EegnetConfig,
     LinearConfig,
     ModelConfig,
+    OwnConfig,
     ShallowConfig,
     TcnConfig,
     VitConfig,
@@ -39,7 +40,8 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     Raises
     ------
     UserError
-        The windows are too short for the network, there is no network of that name, or an option is for regression.
+        The windows are too short for the network, there is no network of that name, an option is for regression, or a
+        user's network cannot be made.
     """
     if cfg.uncertainty and n_outputs != 1:
         name = f"model/{cfg.uncertainty}"
@@ -72,6 +74,8 @@ def check_sizes(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
             _check_covariances(cfg, n_channels, n_times, n_outputs, sfreq)
     except UserError as error:
         raise ValueError(str(error)) from None
+    if isinstance(cfg, OwnConfig):
+        return 0
     if isinstance(cfg, TcnConfig):
         return _check_tcn(cfg, n_times)
     if isinstance(cfg, VitConfig):

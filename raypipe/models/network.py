@@ -129,6 +129,8 @@ class Network(nn.Module, ABC):
 
     stackable = False
     """True if `torch.func.vmap` can run several networks of this class as one."""
+    draws_itself = False
+    """True if it draws random numbers from torch's generators when it is trained, in place of `dropout_plan`."""
     uses_electrodes = False
     """True if `place_electrodes` has an effect."""
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ class Forecast:
     """Peak bytes on the GPU, with one fold."""
     worker_gpu_memory: int = 0
     """Bytes of the GPU that a worker may use."""
-    without_effect: str | None = None
-    """Line that names the parameters that the space draws without effect; None if there are none."""
+    warnings: Sequence[str] = ()
+    """Lines about the space, such as one that names the parameters that it draws without effect."""
 
     def seconds(self, trial: float) -> float:
         """Return the seconds of the sweep if every trial takes `trial` seconds on one worker."""
@@ -116,8 +116,7 @@ class Forecast:
             "Early stopping and halving reduce these numbers; several workers that share a machine's memory bandwidth "
             "take longer.",
         ]
-        if self.without_effect:
-            lines.append(f"Warning: {self.without_effect}")
+        lines += [f"Warning: {line}" for line in self.warnings]
         return "\n".join(lines)
 
 
@@ -169,7 +168,9 @@ def forecast(
     if not address:
         divide_resources(chosen, folds.n_folds, _machine_resources() | given)  # fails before the measurement
     source.check()
-    check_space(source, windows, folds)
+    warnings = check_space(source, windows, folds)
+    if without_effect := parameters_without_effect(source, windows.kind):
+        warnings.append(without_effect)
     worker = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     with _site(address, callback or SweepCallback(), worker) as site:
         found = _measure_all(site, windows.where, folds, _configurations(source), worker, progress)
@@ -185,7 +186,7 @@ def forecast(
         memory=max(one.memory for one in found),
         gpu_memory=max(one.gpu_memory for one in found),
         worker_gpu_memory=min(one.worker_gpu_memory for one in found),
-        without_effect=parameters_without_effect(source, windows.kind),
+        warnings=warnings,
     )
 
 

@@ -25,6 +25,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.search.run_setup import open_run, record_of_windows
 from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
+from raypipe.storage.code_files import hashes
 from raypipe.storage.creation import sole_creator
 from raypipe.storage.files import check_names
 from raypipe.storage.outer_run import OuterInfo, OuterRun
@@ -95,6 +96,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
             repeats=options.repeats,
             space=space.name,
             space_hash=space.hash,
+            code=hashes(space.files),
             parts=outer_parts_of(windows, outer, options.seed),
         )
         with sole_creator(where):
@@ -113,6 +115,7 @@ def _check_unchanged(
     checks = (
         ("data", windows.data_hash[:12], info.data_hash[:12]),
         ("search space", space.hash[:12], info.space_hash[:12]),
+        ("code", _digests(hashes(space.files)), _digests(info.code)),
         ("--outer", outer, len(info.parts)),
         ("--folds", options.folds, info.folds),
         ("--repeats", options.repeats, info.repeats),
@@ -122,6 +125,10 @@ def _check_unchanged(
     for name, asked, made in checks:
         if asked != made:
             raise UserError(f"{where}: it was made with {name} {made}, not {asked}; this cannot change: name a new run")
+
+
+def _digests(code: dict[str, str]) -> str:
+    return ", ".join(f"{path} {sha256[:12]}" for path, sha256 in sorted(code.items()))
 
 
 def _drive_parts(
@@ -138,10 +145,10 @@ def _drive_parts(
     write_options(found.folder, options.model_dump(mode="json"))
     with open_cluster(options, callback) as cluster, WorkerPool() as pool:
         chosen = [_options_of_part(options, found, number) for number in range(1, len(parts) + 1)]
-        runs = [
-            open_run(space, windows, place, each, init=init, before_create=cluster.start)
-            for place, each in zip(found.places, chosen, strict=True)
-        ]
+        runs: list[RunStore] = []
+        for place, each in zip(found.places, chosen, strict=True):
+            how: dict[str, Any] = {} if runs else {"warn": callback.on_warning}
+            runs.append(open_run(space, windows, place, each, init=init, before_create=cluster.start, **how))
         for number, (run, each) in enumerate(zip(runs, chosen, strict=True), start=1):
             callback.on_part(number, len(runs), len(run.folds.held_out))
             drive(run, windows, each, cluster, callback, stop, pool=pool)

@@ -8,17 +8,23 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
+from raypipe.search.own_networks import check_own_networks
 from raypipe.training.inner_split import split_inner
 
 
-def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> None:
+def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> list[str]:
     """Check that configurations of a space can be trained on the windows of a sweep's folds.
+
+    Returns
+    -------
+    list of str
+        Lines of warning.
 
     Raises
     ------
     UserError
         One suits another kind of task only, or chooses its epoch by fold where a fold has too few training subjects, in
-        all or of a class.
+        all or of a class; or a network of a user's cannot be trained (`own_networks`).
     """
     configs = example_configs(space)
     try:
@@ -26,6 +32,7 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> Non
             check_task(config, windows.kind)
         if any(config.early_stop == "fold" for config in configs):
             _check_inner_subjects(windows, folds)
+        return check_own_networks(configs, windows, folds)
     except UserError as error:
         raise UserError(f"{space.name}: {error}") from None
 

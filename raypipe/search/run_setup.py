@@ -19,6 +19,7 @@ from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
 from raypipe.search.preflight import check_space
+from raypipe.storage.code_files import code_file, hashes
 from raypipe.storage.creation import sole_creator
 from raypipe.storage.records import RunInfo, read_options
 from raypipe.storage.run_store import RunStore
@@ -36,6 +37,7 @@ def open_run(
     warm: WarmStart | None = None,
     init: str | Path | None = None,
     before_create: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> RunStore:
     """Open the run at `where`, or create it.
 
@@ -49,6 +51,8 @@ def open_run(
         Pretrained encoder that trials of a new run start from.
     before_create
         Called before a new run is created, after all checks; not called for an existing run, which may be finished.
+    warn
+        Called with lines of warning about a new run's space.
 
     Raises
     ------
@@ -61,7 +65,8 @@ def open_run(
                 f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
             )
         folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
-        check_space(space, windows, folds)
+        for line in check_space(space, windows, folds):
+            warn(line)
         _check_new(where)
         metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
         before_create()
@@ -103,6 +108,7 @@ def _create(
         seed=folds.seed,
         space=space.name,
         space_hash=space.hash,
+        code=hashes(space.files),
         warm=warm.model_dump(mode="json") if warm else None,
         init=encoder,
     )
@@ -139,6 +145,12 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
         raise UserError(
             f"{store.where}: the run was made with another search space (a copy is its space.py); name a new run folder"
         )
+    for path, sha256 in hashes(space.files).items():
+        if info.code.get(path, sha256) != sha256:
+            raise UserError(
+                f"{store.where}: {path} has changed since the run was made (its copy is "
+                f"{code_file(path, info.code[path])}, which `raypipe resume` uses); name a new run folder"
+            )
     for name, asked, made in (
         ("folds", options.folds, store.folds.folds_per_repeat),
         ("repeats", options.repeats, store.folds.repeats),

@@ -82,7 +82,8 @@ def sweep(
                 folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats),
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)
-        store = open_run(source, windows, str(run), chosen, warm=warm, init=init, before_create=cluster.start)
+        how: dict[str, Any] = {"before_create": cluster.start, "warn": callback.on_warning}
+        store = open_run(source, windows, str(run), chosen, warm=warm, init=init, **how)
         return drive(store, windows, chosen, cluster, callback, stop or StopRequest())
 
 

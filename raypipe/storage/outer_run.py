@@ -7,6 +7,7 @@ from typing import Literal
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.search_space import SearchSpace
+from raypipe.storage.code_files import read_code, write_code
 from raypipe.storage.files import open_folder, read_record, write_record
 from raypipe.storage.records import OUTER_FILE, SPACE_FILE, SearchInfo, describe_other_folder, digest
 from raypipe.storage.run_store import RunStore
@@ -63,6 +64,7 @@ class OuterRun:
         RunStore.check_new(where)
         folder = open_folder(where)
         folder.write(SPACE_FILE, space.source.encode())
+        write_code(folder, space.files)
         write_record(folder, OUTER_FILE, info)
         return cls(where)
 
@@ -97,7 +99,7 @@ class OuterRun:
         Raises
         ------
         DamagedFileError
-            Its file is lost or was changed.
+            Its file, or one that it names, is lost or was changed.
         """
         try:
             source = self.folder.read(SPACE_FILE)
@@ -105,4 +107,4 @@ class OuterRun:
             raise DamagedFileError(f"{self.where}/{SPACE_FILE}: missing; restore it from a copy") from None
         if digest(source) != self.info.space_hash:
             raise DamagedFileError(f"{self.where}/{SPACE_FILE}: changed since the run was made; restore it")
-        return SearchSpace(source.decode(), self.info.space)
+        return SearchSpace(source.decode(), self.info.space, read_code(self.folder, self.info.code))

@@ -58,12 +58,14 @@ class SearchInfo(WindowsInfo):
     seed: int
     space: str
     space_hash: str
+    code: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the users' files that the space names, by path; they are in the folder ``code``."""
 
 
 class RunInfo(SearchInfo):
     """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/3"] = "raypipe-run/3"
+    format: Literal["raypipe-run/4"] = "raypipe-run/4"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     level: Level

@@ -6,6 +6,7 @@ and can be read without Ray.
 ====================================  ==================================================================
 ``folds.json``                        the frozen subject-to-fold map, written first
 ``space.py``                          the copy of the search space that the run uses
+``code/<hash>-<name>.py``             users' files that the space names, such as networks of their own
 ``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of its driver, and the time spent (`raypipe.storage.lease`)
@@ -40,6 +41,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
+from raypipe.storage.code_files import read_code, write_code
 from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
@@ -97,7 +99,7 @@ class RunStore(TrialStore):
         """
         folder = open_folder(where)
         own = (FOLDS_FILE, SPACE_FILE, LOCK_FILE)
-        foreign = [n for n in folder.names() if n not in own and not n.startswith(("study", "init/", CLAIMS))]
+        foreign = [n for n in folder.names() if n not in own and not n.startswith(("study", "init/", "code/", CLAIMS))]
         if foreign:
             content = describe_other_folder(folder) or f"not a raypipe run, and not empty ({foreign[0]})"
             raise UserError(f"{where}: {content}; name a new folder")
@@ -116,6 +118,7 @@ class RunStore(TrialStore):
         text = folds.to_json()
         folder.write(FOLDS_FILE, text)
         folder.write(SPACE_FILE, space.source.encode())
+        write_code(folder, space.files)
         write_record(folder, RUN_FILE, info.model_copy(update={"folds_hash": digest(text)}))
         return cls.open(where)
 
@@ -141,7 +144,7 @@ class RunStore(TrialStore):
             )
         if digest(space_text) != info.space_hash:
             raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
-        space = SearchSpace(space_text.decode(), info.space)
+        space = SearchSpace(space_text.decode(), info.space, read_code(folder, info.code))
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:

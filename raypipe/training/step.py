@@ -342,14 +342,13 @@ def micro_batches(state: TrainState[Network], batch: Batch, loss_of: LossOf, siz
     gradient_BFT = torch.empty_like(cut_BFT)
     losses = []
     for first in range(0, n, size):
-        part = cut_BFT.detach()[first : first + size].requires_grad_()
+        part = cut_BFT.detach()[first : first + size].requires_grad_(cut_BFT.requires_grad)
         masks = None if whole is None else whole.of_part(n, first)
         with state.autocast():
             raw = state.model.back(part, masks)
         loss = loss_of(raw, batch.y[first : first + size]) * (len(part) / n)
         state.backward(loss)
-        assert part.grad is not None
-        gradient_BFT[first : first + size] = part.grad
+        gradient_BFT[first : first + size] = 0.0 if part.grad is None else part.grad
         losses.append(loss.detach())
     if cut_BFT.requires_grad:  # not where everything before the cut is frozen
         torch.autograd.backward(cut_BFT, gradient_BFT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -20,6 +21,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.metrics import METRICS, Metric, score
+from raypipe.core.model_config import OwnConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
 from raypipe.models.from_config import build_model
@@ -39,6 +41,7 @@ from raypipe.training.graphs import CudaGraphs, Stepper
 from raypipe.training.loader import Batch, FoldData
 from raypipe.training.losses import make_task_loss
 from raypipe.training.optim import set_learning_rate
+from raypipe.training.random_streams import seeded
 from raypipe.training.result import FoldEpoch
 from raypipe.training.step import StepResult, forward, make_state, micro_batches, optimise, whole_batch
 
@@ -156,8 +159,11 @@ class SupervisedTrainer:
         self.loss = make_task_loss(config, data)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
-        self._stepper = Stepper([self.state], self._optimise, whole=not micro_batch)
-        self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" and not micro_batch else None
+        # A network that draws itself draws anew in each pass, and a CUDA graph could not repeat that.
+        whole = not (micro_batch or self.model.draws_itself)
+        self._stepper = Stepper([self.state], self._optimise, whole=whole)
+        self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" and whole else None
+        self._stream = 0
 
     @property
     def stopped(self) -> bool:
@@ -200,6 +206,7 @@ class SupervisedTrainer:
     def step(self, batch: Batch, number: int) -> float | Tensor:
         """Take step `number` (from 0) of the epoch; return its loss, on a GPU as a tensor that may not be known yet."""
         self.set_learning_rate(number)
+        self._stream = derive_seed("dropout", self.config.seed, self.fold, self.epoch + 1, number)
         (result,) = self._stepper.step([batch])
         self.check(result)
         return result.loss
@@ -208,9 +215,11 @@ class SupervisedTrainer:
         batch = batches[0]._replace(x=self.model.prepare(batches[0].x))
 
         def gradients() -> list[Tensor]:
-            if self.micro_batch:
-                return [micro_batches(self.state, batch, self.loss_of, self.micro_batch)]
-            return [whole_batch(self.state, batch, self.loss_of)]
+            # Both passes of SAM draw the same.
+            with seeded(self._stream, batch.x.device) if self.model.draws_itself else nullcontext():
+                if self.micro_batch:
+                    return [micro_batches(self.state, batch, self.loss_of, self.micro_batch)]
+                return [whole_batch(self.state, batch, self.loss_of)]
 
         return optimise([self.state], gradients)
 
@@ -328,14 +337,16 @@ def mean_loss(losses: Sequence[float | Tensor], weights: Sequence[int]) -> float
 def make_network(config: TrialConfig, windows: WindowStore, device: torch.device) -> Network:
     """Build a network for the windows of a store; its weights follow from the configuration's seed."""
     use_deterministic_algorithms(device)
-    torch.manual_seed(derive_seed("weights", config.seed))
-    model = build_model(
-        config.model,
-        n_channels=windows.n_channels,
-        n_times=windows.crop_samples,
-        n_outputs=windows.n_outputs,
-        sfreq=windows.sfreq,
-    ).to(device)
+    seed = derive_seed("weights", config.seed)
+    torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")) if isinstance(config.model, OwnConfig) else nullcontext():
+        model = build_model(
+            config.model,
+            n_channels=windows.n_channels,
+            n_times=windows.crop_samples,
+            n_outputs=windows.n_outputs,
+            sfreq=windows.sfreq,
+        ).to(device)
     if model.uses_electrodes:
         model.place_electrodes(torch.from_numpy(electrode_positions(windows.channels)))
     return model

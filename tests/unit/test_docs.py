@@ -18,6 +18,7 @@ import raypipe
 from raypipe.cli import app
 from raypipe.core.config import parameter_names
 from raypipe.core.options import PretrainOptions, SweepOptions
+from raypipe.core.own_code import named_files, read_source
 from raypipe.core.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,13 @@ def test_python_imports_the_public_api_only_and_names_what_exists(source):
 
 @pytest.mark.parametrize("source", [block for block in BLOCKS if "def space" in block.values[0]])
 def test_search_spaces_are_valid(source):
-    SearchSpace(source, "docs").check()
+    files = {name: read_source(name, ROOT / "examples/own", "docs") for name in named_files(source)}
+    SearchSpace(source, "docs", files).check()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples/own").glob("*.py")), ids=lambda file: file.name)
+def test_the_files_of_a_network_of_ones_own_are_those_of_its_page(file):
+    assert f"```python\n{file.read_text()}```" in PAGES["models.md"]
 
 
 FAULTS = [

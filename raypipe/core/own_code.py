@@ -1,0 +1,303 @@
+"""Code of users: named by path (``my_nets.py:Net``), by package (``package.module:Net``) or by an entry point.
+
+A file is kept as text and known by its hash. A search space reads the files that it names, and a run keeps them. So
+workers, `resume` and `rerun` use the run's copy, wherever the file is by then.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import linecache
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from raypipe.core.errors import UserError, nearest
+from raypipe.core.foreign_code import code_errors
+from raypipe.core.text import decode_source
+
+ENTRY_POINTS = "raypipe.models"
+"""Group of the entry points by which packages register networks."""
+SIZES: dict[str, tuple[str, ...]] = {
+    "n_channels": ("n_channels", "n_chans"),
+    "n_times": ("n_times",),
+    "n_outputs": ("n_outputs",),
+    "sfreq": ("sfreq",),
+}
+"""What a network is told about the data, with the names of the parameters that take it (braindecode's too)."""
+
+_FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
+_PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A user's file."""
+
+    name: str
+    """Without folders."""
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the text in hex digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def code(self) -> str:
+        """Return the first 16 digits of the hash, by which configurations name the file."""
+        return self.sha256[:16]
+
+
+_sources: dict[str, SourceFile] = {}
+_modules: dict[str, ModuleType] = {}
+
+
+def keep_source(source: SourceFile) -> str:
+    """Make a file known to this process; return its `code`."""
+    _sources[source.code] = source
+    return source.code
+
+
+def known_source(code: str) -> SourceFile | None:
+    """Return the file of this `code`, if this process knows it."""
+    return _sources.get(code)
+
+
+def file_of(name: str) -> str | None:
+    """Return the path in a name such as ``nets/my_nets.py:Net``; None for one of a package."""
+    match = _FILE.fullmatch(name)
+    return match[1] if match else None
+
+
+def is_code(name: str) -> bool:
+    """Return whether a name is of a user's code: of a file, of a package, or of an entry point."""
+    return ":" in name or name in registered()
+
+
+def short_name(name: str) -> str:
+    """Return a name without the folders of its file."""
+    path = file_of(name)
+    return name if path is None else f"{Path(path).name}:{name.rpartition(':')[2]}"
+
+
+# From names to the code that a configuration records
+
+
+def named_files(text: str) -> list[str]:
+    """Return the paths of all files that strings of a Python source name, such as ``"my_nets.py:Net"``."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # which whoever runs it reports
+        return []
+    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return list(dict.fromkeys(path for value in strings if (path := file_of(value)) is not None))
+
+
+def read_source(path: str, folder: Path, where: str) -> SourceFile:
+    """Read a user's file.
+
+    Parameters
+    ----------
+    path
+        As it was written; relative to `folder`.
+    where
+        What names it, for messages.
+
+    Raises
+    ------
+    UserError
+        There is no such file, it is no text, it is no Python, or it imports a file beside it.
+    """
+    file = folder / Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{where}: '{path}': there is no file {file}")
+    source = SourceFile(file.name, decode_source(file.read_bytes(), file))
+    with code_errors(str(file), file.name):
+        tree = ast.parse(source.text, file.name)
+    for module in _imported(tree):
+        if (file.parent / f"{module}.py").is_file() or (file.parent / module / "__init__.py").is_file():
+            raise UserError(
+                f"{file}: it imports '{module}', which is beside it; a run keeps one file: put both into one, or "
+                "install them as a package"
+            )
+    return source
+
+
+def _imported(tree: ast.AST) -> Iterable[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def code_of(name: str, files: Mapping[str, SourceFile], what: str) -> str:
+    """Return what identifies the code of a name: a file's hash, or a package and its version.
+
+    Parameters
+    ----------
+    name
+        Name of a network or another object.
+    files
+        Files that are known by their paths.
+    what
+        Where the name stands, for messages.
+
+    Raises
+    ------
+    UserError
+        The file is not known, the package is not installed, or it is no such name.
+    """
+    path = file_of(name)
+    if path is None:
+        return _version(_module_name(name, what).split(".")[0])
+    if path not in files:
+        raise UserError(
+            f"{what}: '{name}': write it as one whole string in the search space, so that the run can keep the file"
+        )
+    return keep_source(files[path])
+
+
+@functools.cache
+def registered() -> dict[str, importlib.metadata.EntryPoint]:
+    """Return the networks that installed packages register, by name."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def check_registered(taken: Iterable[str]) -> None:
+    """Check that no package registers a name of raypipe's own, or another package's.
+
+    Raises
+    ------
+    UserError
+        One does; names the package.
+    """
+    owners = dict.fromkeys(taken, "raypipe")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        package = entry.dist.name if entry.dist else entry.value
+        if owners.setdefault(entry.name, package) != package:
+            raise UserError(
+                f"the package {package} registers the network '{entry.name}', a name of {owners[entry.name]}; "
+                f"uninstall it, or write {entry.value}"
+            )
+
+
+def _module_name(name: str, what: str) -> str:
+    match = _PACKAGE.fullmatch(registered()[name].value if name in registered() else name)
+    if match is None:
+        raise UserError(f"{what}: '{name}': write file.py:Name or package.module:Name")
+    return match[1]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _version(package: str) -> str:
+    """Return a package and its version; the package alone where it has none."""
+    names = _distributions().get(package)
+    return f"{names[0]} {importlib.metadata.version(names[0])}" if names else package
+
+
+# From configurations to objects
+
+
+def load_object(name: str, code: str, what: str = "model/name") -> Any:
+    """Return the object of a name.
+
+    Raises
+    ------
+    UserError
+        It cannot be imported, is of another version than `code`, or there is no such object.
+    """
+    path = file_of(name)
+    if path is not None:
+        module = _module_of(name, code, what)
+    else:
+        full = _module_name(name, what)
+        if (found := _version(full.split(".")[0])) != code:
+            raise UserError(f"{what}: '{name}' is of {code}, and here is {found}; install the same version")
+        with code_errors(f"{what}: '{name}' cannot be imported", "", f"; install {code} here and on every worker"):
+            module = importlib.import_module(full)
+    attribute = (registered()[name].value if name in registered() else name).rpartition(":")[2]
+    if not hasattr(module, attribute):
+        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{what}: '{name}': no '{attribute}' there; {nearest(attribute, defined)}")
+    return getattr(module, attribute)
+
+
+def _module_of(name: str, code: str, what: str) -> ModuleType:
+    if code not in _modules:
+        source = _sources.get(code)
+        if source is None:
+            raise UserError(f"{what}: '{name}': its source is not at hand; it is in the folder code of the run")
+        module = ModuleType(f"raypipe_own_{code}")
+        module.__file__ = source.name
+        lines = source.text.splitlines(keepends=True)
+        linecache.cache[source.name] = (len(source.text), None, lines, source.name)
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+        try:
+            with code_errors(source.name, source.name):
+                exec(compile(source.text, source.name, "exec"), vars(module))
+        except BaseException:
+            del sys.modules[module.__name__]
+            raise
+        _modules[code] = module
+    return _modules[code]
+
+
+def network_arguments(
+    network: Callable[..., Any], name: str, sizes: Mapping[str, float], args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that a network is made with, by the names of its parameters.
+
+    Parameters
+    ----------
+    network
+        The class.
+    name
+        Its name, for messages.
+    sizes
+        Values of `SIZES`; ``sfreq`` is left out where the network has no such parameter.
+    args
+        The ``model/args/`` part of a configuration.
+
+    Raises
+    ------
+    UserError
+        A size cannot be passed, an argument is unknown (names the nearest one), or one is missing.
+    """
+    parameters = inspect.signature(network).parameters
+    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given: dict[str, Any] = {}
+    for size, names in SIZES.items():
+        found = next((each for each in names if each in named), size if takes_any and size != "sfreq" else None)
+        if found is not None:
+            given[found] = sizes[size]
+        elif size != "sfreq":
+            raise UserError(
+                f"{name}: its __init__ takes no '{size}'; it must take n_channels, n_times and n_outputs by these names"
+            )
+    for key in args:
+        if key in given or any(key in names for names in SIZES.values()):
+            raise UserError(f"model/args/{key}: the data decides it; leave it out")
+        if key not in named and not takes_any:
+            free = [each for each in named if each not in given]
+            raise UserError(f"model/args/{key}: {name} takes no argument '{key}'; {nearest(key, free)}")
+    missing = [key for key in named if parameters[key].default is inspect.Parameter.empty]
+    missing = [key for key in missing if key not in given and key not in args]
+    if missing:
+        raise UserError(f"{name} needs the argument '{missing[0]}'; set model/args/{missing[0]}")
+    return given | dict(args)

@@ -1,0 +1,146 @@
+"""Checks of users' networks on random windows, before anything is started."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from raypipe.core import own_code
+from raypipe.core.config import TrialConfig
+from raypipe.core.errors import UserError
+from raypipe.core.folds import FoldMap
+from raypipe.core.foreign_code import code_errors
+from raypipe.core.model_config import MODELS, OwnConfig
+from raypipe.data.window_store import WindowStore
+from raypipe.models.from_config import build_model
+from raypipe.models.own import OwnNetwork
+from raypipe.training.random_streams import seeded
+from raypipe.training.sampling import even_batches
+
+TOLERANCE = 1e-4
+"""Largest difference of outputs that should be equal, relative to their scale."""
+_CPU = torch.device("cpu")
+
+Shape = tuple[int, int, int, float]
+"""Channels, samples, outputs, and sampling rate in Hz."""
+
+
+def check_own_networks(configs: Iterable[TrialConfig], windows: WindowStore, folds: FoldMap) -> list[str]:
+    """Check every network of a user's in some configurations.
+
+    Each is made, trained for a pass on the smallest batch that an epoch may give, and asked for predictions.
+
+    Returns
+    -------
+    list of str
+        Lines about what is odd but no error: parameters without a gradient.
+
+    Raises
+    ------
+    UserError
+        One cannot be trained, or gives numbers that a resumed or shipped network would not repeat.
+    """
+    own_code.check_registered(MODELS)
+    smallest: dict[OwnConfig, int] = {}
+    for config in configs:
+        if isinstance(config.model, OwnConfig):
+            sizes = [len(folds.split(windows.subjects, fold)[0]) for fold in range(folds.n_folds)]
+            batch = min(min(even_batches(size, config.batch_size)) for size in sizes)
+            smallest[config.model] = min(batch, smallest.get(config.model, batch))
+    shape = (windows.n_channels, windows.crop_samples, windows.n_outputs, windows.sfreq)
+    return list(dict.fromkeys(line for model, batch in smallest.items() for line in check_network(model, batch, shape)))
+
+
+@functools.lru_cache(maxsize=256)
+def check_network(config: OwnConfig, batch: int, shape: Shape) -> tuple[str, ...]:
+    """Check one network; see `check_own_networks`.
+
+    Parameters
+    ----------
+    config
+        Its configuration.
+    batch
+        Windows of the smallest batch.
+    shape
+        Of the windows and outputs.
+    """
+    source = own_code.known_source(config.code)
+    with code_errors(config.name, source.name if source else ""):
+        with seeded(0, _CPU):
+            network, other = _build(config, shape), _build(config, shape)
+            x_BCT = network.prepare(torch.randn(max(batch, 3), *shape[:2]) * 10.0)
+        _check_parameters(network)
+        with seeded(1, _CPU):
+            _check_training(network, x_BCT[:batch])
+        _check_predictions(network, other, x_BCT[:3])
+    unused = [name for name, p in network.network.named_parameters() if p.requires_grad and p.grad is None]
+    if not unused:
+        return ()
+    return (f"{config.name}: no gradient reaches {', '.join(unused[:5])}{', ...' * (len(unused) > 5)}: not trained",)
+
+
+def _build(config: OwnConfig, shape: Shape) -> OwnNetwork:
+    n_channels, n_times, n_outputs, sfreq = shape
+    made = build_model(config, n_channels=n_channels, n_times=n_times, n_outputs=n_outputs, sfreq=sfreq)
+    assert isinstance(made, OwnNetwork)
+    return made
+
+
+def _check_parameters(network: OwnNetwork) -> None:
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"{network.name}: it has no parameters to train")
+    for name, parameter in network.network.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(f"{network.name}: parameters must be torch.float32, and {name} is {parameter.dtype}")
+
+
+def _check_training(network: OwnNetwork, x_BCT: Tensor) -> None:
+    """Pass the smallest batch forward and backward."""
+    try:
+        out_BK = network.train()(x_BCT, prepared=True)
+        _require_finite(network.name, out_BK)
+        if not out_BK.requires_grad:
+            raise UserError(f"{network.name}: its outputs depend on no parameter: no gradient reaches any")
+        out_BK.square().mean().backward()
+    except (UserError, KeyboardInterrupt):
+        raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"{network.name}: its BatchNorm cannot train on a batch of {len(x_BCT)} windows, which an epoch has; "
+            "choose another batch_size"
+        ) from None
+    for name, parameter in network.network.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise UserError(f"{network.name}: the gradient of {name} is not finite on random windows")
+
+
+@torch.no_grad()
+def _check_predictions(network: OwnNetwork, other: OwnNetwork, x_BCT: Tensor) -> None:
+    """Check that predictions follow from the weights and from each window alone."""
+    out_BK = network.eval()(x_BCT, prepared=True)
+    _require_finite(network.name, out_BK)
+    if not _equal(network(x_BCT, prepared=True), out_BK):
+        raise UserError(f"{network.name}: in evaluation mode its outputs differ from call to call")
+    apart_BK = torch.cat([network(x_1CT, prepared=True) for x_1CT in x_BCT[:, None]])
+    if not _equal(apart_BK, out_BK):
+        raise UserError(f"{network.name}: in evaluation mode a window's output depends on the others of its batch")
+    other.load_state_dict(network.state_dict())
+    if not _equal(other.eval()(x_BCT, prepared=True), out_BK):
+        raise UserError(
+            f"{network.name}: a new one with the same weights gives other outputs; what it draws when it is made must "
+            "be a parameter or a buffer"
+        )
+
+
+def _require_finite(name: str, out_BK: Tensor) -> None:
+    if not out_BK.isfinite().all():
+        raise UserError(f"{name}: its outputs on random windows are not finite")
+
+
+def _equal(one_BK: Tensor, other_BK: Tensor) -> bool:
+    return bool((one_BK - other_BK).abs().max() <= TOLERANCE * (1.0 + other_BK.abs().max()))

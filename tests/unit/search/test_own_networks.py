@@ -1,0 +1,117 @@
+"""Users' networks are tried on random windows before anything is started; each mistake is one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import make_folds
+from raypipe.core.search_space import load_space
+from raypipe.search.preflight import check_space
+from raypipe.search.sweep import sweep
+from raypipe.trial.callback import SweepCallback
+from tests.support.own import NET, SPACE, write_space
+from tests.support.toys import ToyWindows, write_store
+
+
+def check(folder, net=NET, space=SPACE, windows=None):
+    windows = windows or ToyWindows()
+    folds = make_folds(windows.subjects, windows.targets, classes=bool(windows.classes), n_folds=3, seed=0)
+    return check_space(load_space(write_space(folder, net, space)), windows, folds)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_a_good_network_passes(tmp_path, classes):
+    assert check(tmp_path, windows=ToyWindows(classes=classes)) == []
+
+
+HEAD = "self.head = nn.Linear(2 * width, n_outputs)"
+RETURN = "return self.head("
+MISTAKES = {
+    "wrong shape": (
+        (HEAD, HEAD.replace("n_outputs", "7")),
+        r"ValueError: windows .* gave a tensor \(8, 7\), not .*\(8, 1\)",
+    ),
+    "squeezed": ((RETURN, "return self.head.forward("), None),
+    "no tensor": ((RETURN, "return None, self.head("), r"gave a tuple, not a tensor"),
+    "no parameters": (
+        (NET[NET.index("        self.conv") : NET.index("    def forward")], "\n"),
+        r"no parameters to train",
+    ),
+    "import error": (("import torch\n", "import torch\nimport no_such\n"), r"my_nets.py: line 3: ModuleNotFoundError"),
+    "exit": (("import torch\n", "import torch, os\nos._exit(0)\n"), r"my_nets.py: line 3: SystemExit: calls os._exit"),
+    "missing class": (("class Net", "class Nett"), r"no 'Net' there; did you mean 'Nett'\?"),
+    "no module": (("(nn.Module)", ""), r"no class of torch.nn.Module, but the class Net"),
+    "a function": (("class Net(nn.Module):", "def Net():\n  pass\nclass Other(nn.Module):"), r"but a function"),
+    "missing argument": (("width=4", "width=4, *, depth"), r"needs the argument 'depth'; set model/args/depth"),
+    "unknown argument": (("width=4", "wide=4"), r"model/args/width: .* no argument 'width'; did you mean 'wide'\?"),
+    "raises": (
+        ("super().__init__()", "super().__init__()\n        1 / 0"),
+        r"line 9: ZeroDivisionError: division by zero",
+    ),
+    "not finite": ((RETURN, "return 0 / (0 * self.head.weight.sum()) * self.head("), r"outputs .* are not finite"),
+    "detached": ((RETURN, "return self.head.requires_grad_(False)("), r"no gradient reaches any|not trained"),
+    "float64": ((HEAD, HEAD + ".double()"), r"parameters must be torch.float32, and head.weight is torch.float64"),
+    "drawn": ((HEAD, HEAD + "\n        self.extra = torch.randn(1)"), None),
+    "noisy": (
+        (RETURN, "return torch.rand(1) + self.head("),
+        r"in evaluation mode its outputs differ from call to call",
+    ),
+    "mixes windows": (
+        ("y = self", "x = x - x.mean(0)\n        y = self"),
+        r"output depends on the others of its batch",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(tmp_path, mistake):
+    (old, new), message = MISTAKES[mistake]
+    assert NET.count(old) >= 1
+    net = NET.replace(old, new)
+    if message is None:
+        assert check(tmp_path, net) == []
+        return
+    if mistake == "detached":
+        net = net.replace("self.norm(self.conv(x))", "self.norm(self.conv(x)).detach()")
+    with pytest.raises(UserError, match=message) as caught:
+        check(tmp_path, net)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("/")
+    assert "my_nets.py" in str(caught.value)
+
+
+def test_what_is_drawn_at_first_must_be_kept(tmp_path):
+    net = NET.replace(HEAD, HEAD + "\n        self.extra = torch.randn(1)").replace(
+        RETURN, "return self.extra + self.head("
+    )
+    with pytest.raises(
+        UserError, match="a new one with the same weights gives other outputs; what it draws when it is made"
+    ):
+        check(tmp_path, net)
+    check(tmp_path, net.replace("self.extra = torch.randn(1)", "self.register_buffer('extra', torch.randn(1))"))
+
+
+def test_parameters_without_a_gradient_are_named(tmp_path):
+    net = NET.replace(HEAD, HEAD + "\n        self.spare = nn.Linear(2, 3)")
+    lines = check(tmp_path, net)
+    assert lines == ["my_nets.py:Net: no gradient reaches spare.weight, spare.bias: not trained"]
+
+
+def test_batch_norm_needs_more_than_one_value_in_the_smallest_batch(tmp_path):
+    """An epoch's smallest batch has two windows, so only a layer that sees one value of them fails."""
+    one = NET.replace("self.norm(self.conv(x))", "self.norm(self.conv(x)[:1, :, :1])")
+    with pytest.raises(UserError, match="its BatchNorm cannot train on a batch of 8 windows"):
+        check(tmp_path, one)
+
+
+class NotStarted(SweepCallback):
+    def on_ray_start(self, address):
+        raise AssertionError("Ray was started")
+
+
+def test_a_sweep_with_a_wrong_network_starts_nothing(tmp_path):
+    store = write_store(tmp_path / "store", ToyWindows())
+    space = write_space(tmp_path, NET.replace("n_outputs)", "3)"))
+    with pytest.raises(UserError, match=r"space.py: my_nets.py:Net: ValueError: windows \(8, 3, 64\)"):
+        sweep(space, store, tmp_path / "run", folds=3, callback=NotStarted())
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,171 @@
+"""Users' networks in the training loop: their own random numbers, SAM's passes, micro-batches, and interruptions."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from raypipe.core.config import parse_config
+from raypipe.core.errors import UserError
+from raypipe.core.folds import make_folds
+from raypipe.core.options import SweepOptions
+from raypipe.core.own_code import SourceFile, keep_source
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.members import build_module, read_members
+from raypipe.search.run_setup import check_unchanged, open_run
+from raypipe.storage.records import Member
+from raypipe.storage.run_store import RunStore
+from raypipe.training.random_streams import seeded
+from raypipe.training.sam import Sam
+from raypipe.trial.local import run_trial
+from tests.support.own import NET, write_space
+from tests.support.toys import ToyWindows, break_off, fold_trainer, tiny, write_store
+
+CPU = torch.device("cpu")
+WITHOUT_NORM = NET.replace("self.norm = nn.BatchNorm1d(width)", "self.norm = nn.Identity()")
+UNSEEDED = NET.replace(
+    "return self.head(", "y = y * float(np.random.rand()) * random.random()\n        return self.head("
+)
+UNSEEDED = "import random\nimport numpy as np\n" + UNSEEDED.replace('"""', "#", 1).replace('"""', "", 1)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return ToyWindows()
+
+
+def own(net=NET, **changes):
+    base = {"model/name": "my_nets.py:Net", "model/code": keep_source(SourceFile("my_nets.py", net))}
+    changed = {name.replace("__", "/"): value for name, value in changes.items()}
+    return parse_config(base | {"epochs": 4, "batch_size": 8, "patience": 4} | changed)
+
+
+def trainer(toy, config, **options):
+    folds = make_folds(toy.subjects, toy.targets, classes=False, n_folds=3, seed=0)
+    return fold_trainer(config, toy, *folds.split(toy.subjects, 0), fold=0, **options)
+
+
+def draw():
+    return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+
+def test_global_generators_are_seeded_and_restored():
+    with seeded(1, CPU):
+        plain = [draw(), draw()]
+    with seeded(1, CPU):
+        first = draw()
+        with seeded(5, CPU):
+            inner = draw()
+        assert [first, draw()] == plain
+        with pytest.raises(KeyError), seeded(2**63 - 1, CPU):
+            raise KeyError
+    with seeded(5, CPU):
+        assert draw() == inner
+    with seeded(6, CPU):
+        assert draw() != inner
+
+
+@pytest.mark.parametrize("net", [NET, WITHOUT_NORM, UNSEEDED], ids=["batch-norm", "plain", "numpy"])
+@pytest.mark.parametrize("sam", ["none", "sam", "looksam"])
+def test_an_epoch_draws_what_it_would_have_drawn_without_an_interruption(toy, net, sam):
+    config = own(net, sam__name=sam)
+    whole, first = trainer(toy, config), trainer(toy, config)
+    for _ in range(3):
+        expected = whole.run_epoch()
+    first.run_epoch()
+    state = first.state_dict()
+    draw()
+    second = trainer(toy, config)
+    second.load_state_dict(state)
+    for _ in range(2):
+        found = second.run_epoch()
+    assert found.loss == expected.loss and (found.predictions == expected.predictions).all()
+    assert all(a.equal(b) for a, b in zip(whole.weights().values(), second.weights().values(), strict=True))
+
+
+def test_both_passes_of_sam_have_the_same_masks_and_one_updates_the_statistics(toy, monkeypatch):
+    one = trainer(toy, own(sam__name="sam"))
+    kept, statistics = [], []
+    drop = one.model.network.drop
+    drop.register_forward_hook(lambda layer, given, out: kept.append((out != 0).clone()) if layer.training else None)
+    perturb = Sam.perturb
+
+    def perturbed(self):
+        statistics.append(one.model.network.norm.running_mean.clone())
+        return perturb(self)
+
+    monkeypatch.setattr(Sam, "perturb", perturbed)
+    one.start_epoch()
+    for number, batch in enumerate(list(one.batches())[:2]):
+        one.step(batch, number)
+        statistics.append(one.model.network.norm.running_mean.clone())
+    assert len(kept) == 4 and kept[0].equal(kept[1]) and kept[2].equal(kept[3]) and not kept[0].equal(kept[2])
+    assert statistics[0].equal(statistics[1]) and not statistics[1].equal(statistics[2])
+    assert one.model.network.norm.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("net", [NET, WITHOUT_NORM], ids=["batch-norm", "plain"])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(toy, net):
+    config = own(net, model__args__dropout=0.0)
+    whole, parts = trainer(toy, config), trainer(toy, config, micro_batch=3)
+    assert whole.run_epoch().loss == pytest.approx(parts.run_epoch().loss, rel=1e-4)
+    assert parts.model.whole_batches is (net is NET)
+
+
+def test_weights_follow_from_the_seed_whatever_was_drawn_before(toy):
+    first, second = trainer(toy, own()), trainer(toy, own())
+    assert first.initial == second.initial
+    assert trainer(toy, own(seed=1)).initial != first.initial
+
+
+def make_own_run(tmp_path, net=NET):
+    store = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    space = load_space(write_space(tmp_path, net))
+    return open_run(space, store, str(tmp_path / "run"), SweepOptions(folds=3)), store, space
+
+
+def test_a_run_keeps_the_file_and_continues_with_it_bit_for_bit(tmp_path, toy):
+    run, store, space = make_own_run(tmp_path)
+    for number in (0, 1):
+        run.add_trial(number, space.draw(1)[0])
+    run_trial(run, store, 0)
+    (tmp_path / "my_nets.py").write_text("raise Exception")
+    (tmp_path / "space.py").unlink()
+    again = RunStore.open(tmp_path / "run")
+    assert again.space == space and again.info.code == {"my_nets.py": space.files["my_nets.py"].sha256}
+    break_off(again, store, 1, 2)
+    run_trial(RunStore.open(tmp_path / "run"), store, 1)
+    for fold in range(3):
+        for name, tensor in again.weights(0, fold).items():
+            assert tensor.equal(again.weights(1, fold)[name]), name
+    assert (again.oof(0).predictions == again.oof(1).predictions).all()
+    module = build_module(*read_members(again, store, [Member(1)], [1.0]))
+    index = again.oof(1).windows[again.oof(1).folds == 0][:4]
+    with torch.no_grad():
+        member = module.predict_members(torch.from_numpy(store.gather(index)))[0][0].numpy()
+    np.testing.assert_allclose(member, again.oof(1).predictions[again.oof(1).folds == 0][:4], atol=1e-5)
+
+
+def test_a_file_that_was_changed_is_one_line(tmp_path):
+    run, store, _ = make_own_run(tmp_path)
+    changed = load_space(write_space(tmp_path, NET + "# better\n"))
+    with pytest.raises(UserError, match=r"my_nets.py has changed since the run was made \(its copy is code/\w+-my_n"):
+        check_unchanged(run, store, changed, SweepOptions(folds=3))
+    (copy,) = (tmp_path / "run" / "code").iterdir()
+    copy.write_text(NET + "# worse\n")
+    with pytest.raises(UserError, match=r"run/code/\w+-my_nets.py: changed since the run was made; restore it"):
+        RunStore.open(tmp_path / "run")
+    copy.unlink()
+    with pytest.raises(UserError, match=r"run/code/\w+-my_nets.py: missing; restore it from a copy"):
+        RunStore.open(tmp_path / "run")
+
+
+def test_a_network_needs_its_source(toy):
+    lost = own().model_copy(update={"model": own().model.model_copy(update={"code": "0" * 16})})
+    with pytest.raises(UserError, match="its source is not at hand; it is in the folder code of the run"):
+        trainer(toy, lost)
+    assert tiny(model__name="tcn") != lost
