@@ -263,13 +263,13 @@ def whole_run(values, tmp_path_factory):
 
 def in_a_copy(source: Path, root: Path, attempt):
     """Call ``attempt(copy)`` with a copy of a folder that is removed afterwards."""
-    copy = root / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(source, copy)
+    drawn = root / "drawn"  # damage puts files beside the copy
+    shutil.rmtree(drawn, ignore_errors=True)
+    shutil.copytree(source, drawn / "copy")
     try:
-        return attempt(copy)
+        return attempt(drawn / "copy")
     finally:
-        shutil.rmtree(copy)
+        shutil.rmtree(drawn)
 
 
 BUNDLES, SUBMISSIONS, RUNS = (60, None), (60, None), (40, None)

@@ -18,9 +18,20 @@ OWN = {
     },
 }
 FLAGS = {
-    "plan": {"trials", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address"},
+    "plan": {"trials", "folds", "repeats", "workers", "cpus_per_worker", "gpus_per_worker", "concurrent", "address"},
     "sweep": {
-        *("trials", "folds", "held_out", "seed", "metric", "time_budget", "gpu_hours", "workers", "cpus_per_worker"),
+        *(
+            "trials",
+            "folds",
+            "repeats",
+            "held_out",
+            "seed",
+            "metric",
+            "time_budget",
+            "gpu_hours",
+            "workers",
+            "cpus_per_worker",
+        ),
         *(
             "gpus_per_worker",
             "concurrent",

@@ -185,5 +185,5 @@ def test_windows_and_sizes_that_do_not_fit_are_one_line():
     with pytest.raises(UserError, match=r"40 samples \(0.4 s at 100 Hz\) are too short for the eegnet's kernel of 50"):
         build_model(EegnetConfig(), n_channels=4, n_times=40, n_outputs=2, sfreq=100)
     with pytest.raises(ValueError, match="model/spatial 1000: at most"):
-        check_sizes(EegnetConfig(filters=10_000, spatial=1_000), n_channels=4, n_times=200, sfreq=100)
-    assert check_sizes(EegnetConfig(), n_channels=4, n_times=200, sfreq=100) == 0
+        check_sizes(EegnetConfig(filters=10_000, spatial=1_000), n_channels=4, n_times=200, n_outputs=2, sfreq=100)
+    assert check_sizes(EegnetConfig(), n_channels=4, n_times=200, n_outputs=2, sfreq=100) == 0

@@ -87,4 +87,4 @@ def test_windows_too_short_are_one_line():
         build_model(ShallowConfig(), n_channels=4, n_times=38, n_outputs=2, sfreq=100)
     with pytest.raises(ValueError, match="it needs 26"):
         Shallow(3, 25, 1, **SIZES)
-    assert check_sizes(ShallowConfig(), n_channels=4, n_times=200, sfreq=100) == 4 * 202 * 10
+    assert check_sizes(ShallowConfig(), n_channels=4, n_times=200, n_outputs=2, sfreq=100) == 4 * 202 * 10
