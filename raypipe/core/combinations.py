@@ -30,6 +30,15 @@ def check_combination(config: TrialConfig) -> None:
     _check_initial_weights(config)
     _check_loss(config)
     _check_cycles(config)
+    _check_augmentation(config)
+
+
+def _check_augmentation(config: TrialConfig) -> None:
+    norm = getattr(config.model, "norm", "none")
+    if config.augment.name == "amplitude" and norm in ("channel", "robust"):
+        raise ValueError(
+            f"augment/name=amplitude has no effect with model/norm={norm}, which scales each channel (use window)"
+        )
 
 
 def _check_closed_form(config: TrialConfig) -> None:

@@ -80,6 +80,39 @@ class MixupConfig(FrozenModel):
     """Draw partners of other subjects only. Windows of a batch of one subject are not mixed."""
 
 
+class AugmentConfig(FrozenModel):
+    """Random changes of training windows that keep the target (Rommel et al. 2022, doi:10.1088/1741-2552/aca220)."""
+
+    name: Literal[
+        "none",
+        "noise",
+        "amplitude",
+        "time-shift",
+        "channel-dropout",
+        "band-stop",
+        "sign-flip",
+        "fourier-surrogate",
+    ] = "none"
+    """`noise`: white noise is added; `amplitude`: each channel is scaled; `time-shift`: circular, of all channels
+    together, not for targets that are times; `channel-dropout`: channels are set to zero; `band-stop`: a random band is
+    removed; `sign-flip`: of all channels; `fourier-surrogate`: random phases, the same in all channels, so that spectra
+    and covariances are kept."""
+    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of windows that are changed, in each epoch anew."""
+    noise: Positive = 0.2
+    """`noise`: its standard deviation, in standard deviations of the channel in the window."""
+    gain: Annotated[float, Field(gt=0.0, le=100.0)] = 3.0
+    """`amplitude`: largest change in dB, up or down."""
+    shift: Annotated[float, Field(gt=0.0, le=1e6)] = 0.1
+    """`time-shift`: largest shift in seconds, forward or back."""
+    dropped: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """`channel-dropout`: chance of each channel."""
+    bandwidth: Positive = 2.0
+    """`band-stop`: width of the band in Hz; its centre is drawn between 0 and half the sampling rate."""
+    phase: Annotated[float, Field(gt=0.0, le=180.0)] = 180.0
+    """`fourier-surrogate`: largest change of a phase in degrees; 180 draws all phases anew."""
+
+
 class LossConfig(FrozenModel):
     """The training loss. Trials are ranked by the task's metric, not by the loss."""
 
@@ -163,6 +196,7 @@ class TrialConfig(FrozenModel):
     model: ModelConfig = ConformerConfig()
     optim: OptimConfig = OptimConfig()
     sam: SamConfig = SamConfig()
+    augment: AugmentConfig = AugmentConfig()
     mixup: MixupConfig = MixupConfig()
     loss: LossConfig = LossConfig()
     pretrain: PretrainConfig = PretrainConfig()

@@ -23,6 +23,15 @@ LOSS_PARAMETERS = {
 }
 """Parameters that only some losses use, with these losses."""
 _SAM, _MIXUP = ("sam", "asam", "looksam", "msam"), ("mixup", "cmixup", "cutmix", "cutmix-channels")
+_AUGMENT_PARAMETERS = {
+    "noise": "noise",
+    "gain": "amplitude",
+    "shift": "time-shift",
+    "dropped": "channel-dropout",
+    "bandwidth": "band-stop",
+    "phase": "fourier-surrogate",
+}
+_AUGMENT = (*_AUGMENT_PARAMETERS.values(), "sign-flip")
 _SIMCLR: dict[str, tuple[str, ...]] = {"pretrain/name": ("simclr",)}
 
 USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
@@ -34,6 +43,8 @@ USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"sam/{name}": {"sam/name": _SAM} for name in ("rho", "only")},
     **{f"sam/{name}": {"sam/name": ("looksam",)} for name in ("every", "alpha")},
     **{f"mixup/{name}": {"mixup/name": _MIXUP} for name in ("alpha", "prob", "other_subject")},
+    "augment/prob": {"augment/name": _AUGMENT},
+    **{f"augment/{name}": {"augment/name": (kind,)} for name, kind in _AUGMENT_PARAMETERS.items()},
     "mixup/bandwidth": {"mixup/name": ("cmixup",)},
     "init/tune": {"init/name": ("pretrained",)},
     "init/layer_decay": {"init/name": ("pretrained",), "init/tune": ("full", "lora")},
@@ -50,7 +61,8 @@ USED_BY_KIND: dict[str, Kind] = {
 }
 """Parameters that have an effect on one kind of task only."""
 UNUSED_IN_PRETRAINING = (
-    "sam/name", "mixup/name", "optim/ema", "loss/name", "sampling", "early_stop", "target_scale", "shrink", "precision",
+    "sam/name", "augment/name", "mixup/name", "optim/ema", "loss/name", "sampling", "early_stop", "target_scale",
+    "shrink", "precision",
 )  # fmt: skip
 """Parameters of training with targets, which pretraining does not use."""
 USED_IN_CLOSED_FORM = ("loss/balanced", "sampling", "shrink", "seed")

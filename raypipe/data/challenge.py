@@ -69,6 +69,7 @@ class Challenge1(_HbnTask):
 
     default_tmin: ClassVar[float] = 0.5
     event_locked: ClassVar[bool] = True
+    target_is_time: ClassVar[bool] = True
     selects_recordings: ClassVar[bool] = True
 
     def extra_files(self, recording: Recording) -> list[Path]:

@@ -82,6 +82,8 @@ class Task(ABC):
     """Windows are placed at events; otherwise side by side."""
     target_is_offset: ClassVar[bool] = False
     """The target is the start of the crop in its window (s); the targets that `segment` returns are not used."""
+    target_is_time: ClassVar[bool] = False
+    """The target is a time within the window, so that windows must not be shifted."""
     selects_recordings: ClassVar[bool] = False
     """The task's name or its argument decides the BIDS tasks, so that none may follow an ``@``."""
     scorer_crops: ClassVar[bool] = False

@@ -136,6 +136,7 @@ class Latency(Events):
     """Predict the offset of a crop in the window after an event: a regression for any event-locked data."""
 
     target_is_offset: ClassVar[bool] = True
+    target_is_time: ClassVar[bool] = True
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         _check_values(self, self.values, recordings)

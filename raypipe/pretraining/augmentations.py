@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raypipe.training.augmentations import remove_band, shift_in_time
+
 MAX_GAIN = 0.5
 """Largest change of a channel's amplitude, in log2."""
 MAX_OFFSET = 0.5
@@ -66,15 +68,11 @@ def augment(
     roll_B1 = (strength * MAX_SHIFT * times * (2 * draw(batch, 1) - 1)).round().long()
     half_B1 = strength * MAX_STOP * draw(batch, 1)
 
-    spectrum_BCW = torch.fft.rfft(x_BCT, dim=2)
-    hertz_W = torch.fft.rfftfreq(times, 1.0 / sfreq, device=device)
-    out_BW = (hertz_W - stop_B1).abs() < half_B1
-    x_BCT = torch.fft.irfft(spectrum_BCW.masked_fill(out_BW[:, None], 0.0), n=times, dim=2)
+    x_BCT = remove_band(x_BCT, sfreq, stop_B1, half_B1)
     x_BCT = x_BCT * gain_BC1 + offset_BC1 * spread_BC1 + level_B11 * spread_BC1 * noise_BCT
     sample_T = torch.arange(times, device=device)
     cut_BT = (sample_T >= start_B1) & (sample_T < start_B1 + length_B1)
     x_BCT = x_BCT.masked_fill(cut_BT[:, None], 0.0).masked_fill(dropped_BC1, 0.0)
     if time_shift:
-        from_BT = (sample_T - roll_B1) % times
-        x_BCT = x_BCT.gather(2, from_BT[:, None].expand(-1, channels, -1))
+        x_BCT = shift_in_time(x_BCT, roll_B1)
     return x_BCT + torch.where(dropped_BC1, 0.0, centre_BC1)

@@ -24,6 +24,7 @@ from raypipe.core.folds import Index
 from raypipe.core.model_config import ClosedFormConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
+from raypipe.training.augmentations import augment_batch
 from raypipe.training.device import available_bytes, free_memory
 from raypipe.training.inner_split import split_inner
 from raypipe.training.mixup import mix
@@ -131,6 +132,7 @@ class FoldData:
         for index in np.split(self.order(rng), np.cumsum(self.batch_sizes)[:-1]):
             offsets = self.offsets(rng, index)
             x_BCT, y = self.loader.gather(index, offsets), self.targets(index, offsets)
+            x_BCT = augment_batch(self.config.augment, x_BCT, sfreq=self.windows.sfreq, rng=rng)
             if self.config.mixup.name != "none":
                 # Normalised first. A loud window would otherwise dominate the mixture.
                 x_BCT, y = mix(

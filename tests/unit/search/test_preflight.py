@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from raypipe.core.errors import UserError
@@ -45,6 +47,18 @@ def test_parameters_of_another_kind_of_task_are_refused():
     check(space(loss__name="huber"), ToyWindows())
     with pytest.raises(UserError, match=r"^space.py: loss/smoothing: labels are smoothed for classes only"):
         check(space(loss__smoothing=0.1), ToyWindows())
+
+
+@pytest.mark.parametrize("task", ["latency:target", "challenge1", "participants:age"])
+def test_windows_are_not_shifted_where_targets_are_times(task):
+    toy = ToyWindows()
+    toy.manifest = SimpleNamespace(plan=SimpleNamespace(task=task))
+    check(space(augment__name="noise"), toy)
+    if task == "participants:age":
+        check(space(augment__name="time-shift"), toy)
+        return
+    with pytest.raises(UserError, match=f"^space.py: augment/name=time-shift: the targets of task '{task}' are times"):
+        check(space(augment__name="time-shift"), toy)
 
 
 class WarnedError(Exception):
