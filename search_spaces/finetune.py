@@ -24,6 +24,7 @@ def space(trial):
     trial.suggest_float("optim/lr", 1e-4, 1e-2, log=True)
     trial.suggest_float("model/dropout", 0.0, 0.4)
     return {
+        "seed": 0,  # of all trials, so that their weights can be averaged
         "init/name": "pretrained",
         "model/name": "vit",
         "model/filters": 64,

@@ -27,6 +27,7 @@ def space(trial):
     trial.suggest_float("optim/lr", 1e-4, 3e-3, log=True)
     trial.suggest_float("model/dropout", 0.0, 0.5)
     return {
+        "seed": 0,  # of all trials, so that their weights can be averaged
         "init/name": "pretrained",
         "model/name": "conformer",
         "model/filters": 64,

@@ -30,7 +30,8 @@ class OptimConfig(FrozenModel):
     lr: Positive = 1e-3
     """Peak of the learning rate."""
     weight_decay: NotNegative = 1e-2
-    """Decoupled weight decay per step, as a factor of the learning rate."""
+    """Decoupled weight decay per step, as a factor of the learning rate. Biases and the parameters of normalisation
+    layers do not decay (He et al. 2019, arXiv:1812.01187)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of the running means of gradients and of their squares."""
     warmup: Fraction = 0.1
@@ -226,7 +227,9 @@ class TrialConfig(FrozenModel):
     """Regression: shrinkage of predictions to the mean of the drawn training targets, from 0 (none) to 1 (always the
     mean). Where most of a target is noise, the best prediction is near the mean."""
     seed: Annotated[int, Field(ge=0, le=10**18)] = 0
-    """Seed of weights, batches, mixing and dropout. The fold map and the data have seeds of their own."""
+    """Seed of weights, batches, mixing, augmentation and dropout; a search space that sets none gives each trial its
+    number. Weights of trials can be averaged (a soup) only if they start from the same ones: set a constant for that.
+    The fold map and the data have seeds of their own."""
 
     @model_validator(mode="before")
     @classmethod

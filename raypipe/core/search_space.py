@@ -100,17 +100,17 @@ class SearchSpace:
         """Return the points that run first."""
         return [dict(point) for point in self._module.get("START", [])]
 
-    def __call__(self, trial: Any) -> TrialConfig:
-        """Draw one configuration.
+    def __call__(self, trial: Any, *, seed: int = 0) -> TrialConfig:
+        """Draw one configuration; `seed` is its seed if the space sets none.
 
         Raises
         ------
         UserError
             The space sets an unknown parameter or a value out of range, or its code fails (names the line).
         """
-        return self._draw(trial)[1]
+        return self._draw(trial, seed)[1]
 
-    def _draw(self, trial: Any) -> tuple[dict[str, Any], TrialConfig]:
+    def _draw(self, trial: Any, seed: int = 0) -> tuple[dict[str, Any], TrialConfig]:
         """Draw one configuration; return the drawn values by parameter too. Raises as `__call__`."""
         recorder = _Recorder(trial)
         space = self._module["space"]
@@ -128,7 +128,8 @@ class SearchSpace:
         for name in (*recorder.values, *(constants or {})):
             if not isinstance(name, str):
                 raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
-        return recorder.values, parse_config(self._with_code({**recorder.values, **(constants or {})}), self.name)
+        params = {"seed": seed, **recorder.values, **(constants or {})}
+        return recorder.values, parse_config(self._with_code(params), self.name)
 
     def _with_code(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with the code of the network that they name, if it is a user's."""

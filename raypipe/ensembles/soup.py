@@ -113,7 +113,7 @@ def compatible_members(run: RunStore, members: Sequence[Member]) -> list[Member]
     reason = incompatibility(run, trials[0], trials[1])
     raise UserError(
         f"--method soup: no two of the trials {names} can be averaged (trials {trials[0]} and {trials[1]}: {reason}); "
-        "a soup's trials share model/ and seed, or the encoder of --init and seed"
+        "a soup's trials share model/ and seed, or the encoder of --init and seed (a constant 'seed' in the space)"
     )
 
 

@@ -28,7 +28,7 @@ from raypipe.pretraining.simclr import SimclrObjective
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.determinism import use_deterministic_algorithms
 from raypipe.training.loader import WindowLoader
-from raypipe.training.optim import AdamW, set_learning_rate
+from raypipe.training.optim import AdamW, set_learning_rate, split_by_decay
 from raypipe.training.sampling import MIN_BATCH, even_batches
 from raypipe.training.step import TrainState, take_step
 from raypipe.training.trainer import Interrupted, make_network, mean_loss, never
@@ -117,7 +117,7 @@ class Pretrainer:
         self.passes = Passes(self.module, world, micro_batch)
         optim = config.optim
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        groups = [{"params": trained, "rate": 1.0}]
+        groups = split_by_decay([{"params": trained, "rate": 1.0}])
         optimizer = AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         if loader.device.type == "cuda":
             optimizer.use_device_rate()

@@ -162,7 +162,7 @@ class StudyQueue:
         trial = open_trial(self.study, self._trial(number))
         rerun = rerun_config(self.run, self._trial(number))
         try:
-            return rerun or (self.run.space(trial), None)
+            return rerun or (self.run.space(trial, seed=number), None)
         except StorageError:
             raise
         except UserError as error:

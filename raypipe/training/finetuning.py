@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from raypipe.core.config import InitConfig
 from raypipe.core.errors import UserError
 from raypipe.models.network import Encoder
+from raypipe.training.optim import split_by_decay
 
 NOT_TRANSFERRED = ("head.", "places.positions")
 """Tensors that are not taken from the encoder: the head, and the positions of the electrodes."""
@@ -101,9 +102,12 @@ def keep_statistics(model: nn.Module, init: InitConfig) -> None:
 
 
 def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]:
-    """Return the trained parameters by the factor of their learning rate (``rate``): 1 for the head, less below it."""
+    """Return the trained parameters by the factor of their learning rate (``rate``): 1 for the head, less below it.
+
+    Those without weight decay have groups of their own; see `optim.split_by_decay`.
+    """
     if init.name == "none":
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "rate": 1.0}]
+        return split_by_decay([{"params": [p for p in model.parameters() if p.requires_grad], "rate": 1.0}])
     assert isinstance(model, Encoder)
     depth = len(model.blocks)
     groups: dict[int, list[nn.Parameter]] = {}
@@ -113,7 +117,8 @@ def parameter_groups(model: nn.Module, init: InitConfig) -> list[dict[str, Any]]
         block = re.match(r"blocks\.(\d+)\.", name)
         below = 0 if name.startswith(("head.", "final_norm.")) else depth - int(block[1]) if block else depth + 1
         groups.setdefault(below, []).append(parameter)
-    return [{"params": group, "rate": init.layer_decay**below} for below, group in sorted(groups.items())]
+    by_rate = [{"params": group, "rate": init.layer_decay**below} for below, group in sorted(groups.items())]
+    return split_by_decay(by_rate)
 
 
 def merge_lora(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

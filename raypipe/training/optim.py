@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,21 @@ class AdamW(torch.optim.AdamW):
             if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
                 parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
         return torch_compat.adamw_step(self, closure)
+
+
+def split_by_decay(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Split parameter groups in two: matrices and kernels, whose weights decay, and vectors, which do not.
+
+    Vectors are biases and the parameters of normalisation layers. Decay pulls a norm's factor to 0, where it should
+    stay near 1, and limits nothing: the layers around it set the scale (He et al. 2019, arXiv:1812.01187, section 3.1).
+    """
+    split = []
+    for group in groups:
+        parameters: list[Tensor] = list(group["params"])
+        weights, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+        split += [{**group, "params": weights}] if weights else []
+        split += [{**group, "params": vectors, "weight_decay": 0.0}] if vectors else []
+    return split
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

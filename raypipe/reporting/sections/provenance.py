@@ -128,7 +128,8 @@ def ensemble_command(run: RunStore) -> list[str]:
 def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[list[str]]:
     info, folds = run.info, run.folds
     sizes = Counter(fold for each in (folds.fold_of, *folds.repeated) for fold in each.values())
-    seeds = sorted({run.config(result.number).seed for result in results})
+    seeds = {result.number: run.config(result.number).seed for result in results}
+    own = "their numbers" if len(seeds) > 1 and all(seed == number for number, seed in seeds.items()) else ""
     by_fold = ", ".join(f"fold {fold}: {sizes[fold]} subjects" for fold in range(folds.n_folds))
     return [
         ["run", name],
@@ -139,7 +140,7 @@ def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[lis
         ["fold map", f"{by_fold}; {f'{folds.repeats} repeats; ' if folds.repeats > 1 else ''}seed {folds.seed}"],
         ["fold map's hash", f"{info.folds_hash} (SHA-256 of folds.json)"],
         ["held out", f"{len(folds.held_out)} subjects: {', '.join(folds.held_out)}"],
-        ["seeds", f"run {info.seed}; trials {', '.join(map(str, seeds)) or 'none yet'}"],
+        ["seeds", f"run {info.seed}; trials {own or ', '.join(map(str, sorted(set(seeds.values())))) or 'none yet'}"],
         ["versions", ", ".join(f"{package} {version}" for package, version in info.versions.items())],
     ]
 

@@ -328,8 +328,9 @@ def test_lora_changes_nothing_at_first_and_rates_fall_with_depth():
     x, before = torch.randn(2, 3, 64), None
     before = model(x)
     init = parse_config({"model/name": "vit", "init/name": "pretrained", "init/layer_decay": 0.5}).init
-    rates = [group["rate"] for group in parameter_groups(model, init)]
-    assert rates == [1.0, 0.5, 0.25, 0.125]
+    groups = parameter_groups(model, init)  # of weights, which decay, and of vectors, which do not
+    assert [group["rate"] for group in groups] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert [group.get("weight_decay") for group in groups] == [None, 0.0] * 4
     names = set(model.state_dict())
     choose_trained(model, init.model_copy(update={"tune": "lora"}))
     torch.testing.assert_close(model(x), before)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from raypipe.core.errors import StorageError, UserError
+from raypipe.ensembles.soup import compatible_members
 from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.reconcile import open_study
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
-from raypipe.storage.records import Epoch
+from raypipe.storage.records import Epoch, Member
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import finish_trial
 from raypipe.trial.local import run_trial
@@ -62,6 +64,23 @@ def test_a_sweep_in_a_plain_process(tmp_path, windows):
     assert list(trial.intermediate_values.values()) == [e.score for e in run.history(1)]
 
 
+@pytest.mark.parametrize(("constants", "seeds"), [("", [0, 1, 2]), ("'seed': 7, ", [7, 7, 7])])
+def test_each_trial_has_a_seed_of_its_own_unless_the_space_sets_one(tmp_path, windows, constants, seeds):
+    run = make_run(tmp_path, windows, space=SPACE.replace("return {", f"return {{{constants}"))
+    queue = study_queue(run, windows, trials=3)
+    for number in (queue.next(), queue.next(), queue.next()):
+        run_trial(run, windows, number)
+    assert [run.config(number).seed for number in range(3)] == seeds
+    initial = [run.result(number).initial[0] for number in range(3)]
+    assert len(set(initial)) == len(set(seeds))
+    members = [Member(number) for number in range(3)]
+    if constants:
+        assert compatible_members(run, members) == members
+    else:
+        with pytest.raises(UserError, match=r"initial weights, seeds 0 and 1.* \(a constant 'seed' in the"):
+            compatible_members(run, members)
+
+
 def test_a_killed_driver_leaves_nothing_lost_and_nothing_asked_twice(tmp_path, windows):
     run = make_run(tmp_path, windows)
     queue = study_queue(run, windows)
@@ -90,7 +109,8 @@ def test_a_driver_killed_between_asking_and_recording_draws_the_same(tmp_path, w
     run = make_run(tmp_path / "b", windows)
     queue = study_queue(run, windows)
     assert [run.config(queue.next()) for _ in range(2)] == undisturbed[:2]
-    monkeypatch.setattr(type(run.space), "__call__", lambda self, trial: (_ for _ in ()).throw(KeyboardInterrupt))
+    killed = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(type(run.space), "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         queue.next()
     monkeypatch.undo()

@@ -14,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from raypipe.core.config import InitConfig
+from raypipe.core.model_config import MODELS
+from raypipe.models.from_config import build_model
+from raypipe.training.finetuning import parameter_groups
 from raypipe.training.optim import AdamW, Ema, lr_factor
+from raypipe.training.sam import norm_parameters
 
 ROOT = Path(__file__).parents[3]
 
@@ -163,3 +168,21 @@ def test_misuse() -> None:
         Ema(network(), 0.9).load_state_dict(Ema(nn.Linear(2, 2), 0.9).state_dict())
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         Ema(network(), 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.closed_form])
+def test_weights_decay_and_biases_and_norms_do_not(name) -> None:
+    model = build_model(MODELS[name](), n_channels=3, n_times=300, n_outputs=2, sfreq=100)
+    groups = parameter_groups(model, InitConfig())
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    for parameter in grouped:
+        parameter.grad = torch.zeros_like(parameter)
+    AdamW(groups, lr=0.1, weight_decay=0.5).step()
+    norms = {id(parameter) for parameter in norm_parameters(model)}
+    for key, after in model.named_parameters():
+        kept = not after.requires_grad or key.endswith("bias") or id(after) in norms or key == "places.unknown"
+        assert after.equal(before[key]) == (kept or not before[key].any()), key
+        if not kept:
+            torch.testing.assert_close(after, 0.95 * before[key])
