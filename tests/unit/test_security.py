@@ -271,7 +271,8 @@ RUNS_CODE = {
     "shutil.unpack_archive",
 }
 ALLOWED = {
-    ("search_space.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
+    ("search_space.py", "exec"),
+    ("own_code.py", "exec"),  # the search space: named by the user, or the run's copy with the recorded hash
     ("parallel.py", "pickle.loads"),  # calls and results, between a process and the workers that it has started
     ("ray_compat.py", "ray.cloudpickle.loads"),  # handles of actors, pickled by this very sweep
 }
