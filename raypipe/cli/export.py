@@ -203,13 +203,16 @@ def predict(
     recordings: Annotated[Path, typer.Argument(metavar="RECORDING|BIDS", help="A recording or a BIDS folder.")],
     out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
     device: DeviceOption = "cpu",
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code of networks in the bundle.")] = False,
 ) -> None:
     """Predict recordings, also of subjects the ensemble has not seen."""
     from raypipe.cli.console import ProgressCounter
+    from raypipe.packaging.bundle import load_ensemble
     from raypipe.packaging.predict import predict as run_bundle
 
     with ProgressCounter(console, "predicting") as counter:
-        table = run_bundle(bundle, recordings, out, device=device, progress=counter)
+        ensemble = load_ensemble(bundle, device=device, trust_code=trust_code)
+        table = run_bundle(ensemble, recordings, out, progress=counter)
     roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
     write(f"{out}: {len(table)} windows: {', '.join(roles)}")
     for key, reasons in table.attrs["left_out"].items():

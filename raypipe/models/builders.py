@@ -16,6 +16,7 @@ if __package__:
     from raypipe.models.linear import Linear
     from raypipe.models.network import Network
     from raypipe.models.own import OwnNetwork
+    from raypipe.models.program import ProgramNetwork
     from raypipe.models.shallow import Shallow
     from raypipe.models.tcn import Tcn
     from raypipe.models.vit import ViT
@@ -26,6 +27,7 @@ else:  # in a submission, where the files are in one folder
     from eegnet import EEGNet, eegnet_sizes  # type: ignore[import-not-found,no-redef,unused-ignore]
     from linear import Linear  # type: ignore[import-not-found,no-redef,unused-ignore]
     from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from program import ProgramNetwork  # type: ignore[import-not-found,no-redef,unused-ignore]
     from shallow import Shallow  # type: ignore[import-not-found,no-redef,unused-ignore]
     from tcn import Tcn  # type: ignore[import-not-found,no-redef,unused-ignore]
     from vit import ViT  # type: ignore[import-not-found,no-redef,unused-ignore]
@@ -78,7 +80,13 @@ BUILDERS: dict[str, Callable[[dict[str, Any], tuple[int, int, int], float], Netw
 
 
 def build_network(
-    options: Mapping[str, Any], *, n_channels: int, n_times: int, n_outputs: int, sfreq: float
+    options: Mapping[str, Any],
+    *,
+    n_channels: int,
+    n_times: int,
+    n_outputs: int,
+    sfreq: float,
+    program: Mapping[str, Any] | None = None,
 ) -> Network:
     """Build the network for windows (n_channels, n_times) at `sfreq` Hz; weights are drawn from torch's generator.
 
@@ -86,12 +94,16 @@ def build_network(
     ----------
     options
         The ``model/`` part of a trial's configuration.
+    program
+        Of a user's network, which then needs no code (`raypipe.models.program`).
 
     Raises
     ------
     Exception
         A network of a user's cannot be made.
     """
+    if program is not None:
+        return ProgramNetwork(n_channels, n_times, n_outputs, program=program, norm=options["norm"])
     if options["name"] not in BUILDERS:
         return OwnNetwork(n_channels, n_times, n_outputs, sfreq=sfreq, **options)
     rest = {name: value for name, value in options.items() if name != "name"}

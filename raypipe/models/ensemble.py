@@ -35,7 +35,8 @@ class EnsembleModule(nn.Module):
     spec
         The JSON in a bundle or a submission: ``kind`` (`regression` or `classification`), ``n_channels``,
         ``n_times``, ``n_outputs``, ``sfreq`` in Hz, and ``members``: for each its ``trial``, ``fold``, ``weight``,
-        ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). With a ``rule``, members
+        ``centre``, ``scale`` and ``model`` (the ``model/`` part of the trial's configuration). A user's network has
+        the name of its ``program`` among the ``programs`` (`raypipe.models.program`). With a ``rule``, members
         are in order of trial, then fold, and every trial has the same folds. A ``calibration`` (`combine.calibrate`) is
         applied to the ensemble's class probabilities.
 
@@ -59,7 +60,13 @@ class EnsembleModule(nn.Module):
         self.n_outputs = int(spec["n_outputs"])
         n_channels, n_times = self.shape
         sizes = {"n_channels": n_channels, "n_times": n_times, "n_outputs": self.n_outputs}
-        networks = [build_network(member["model"], sfreq=float(spec["sfreq"]), **sizes) for member in members]
+        programs = spec.get("programs") or {}
+        networks = [
+            build_network(
+                member["model"], sfreq=float(spec["sfreq"]), program=programs.get(member.get("program")), **sizes
+            )
+            for member in members
+        ]
         self.members = nn.ModuleList(networks)
         self.rule: Mapping[str, Any] | None = spec.get("rule")
         self.calibration: Mapping[str, Any] | None = spec.get("calibration")

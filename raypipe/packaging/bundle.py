@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
+from raypipe.core.model_config import OwnConfig
+from raypipe.core.own_code import SourceFile, keep_source, known_source
 from raypipe.core.progress import Progress
 from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
@@ -24,7 +27,8 @@ from raypipe.ensembles.members import build_module, read_members
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.model_card import model_card
-from raypipe.packaging.network_spec import NetworkMember
+from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program
+from raypipe.packaging.programs import ship_networks
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
 from raypipe.storage.files import LocalFolder, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -71,7 +75,8 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     weights = ensemble.weights.tolist()
     calibration = ensemble.calibration.spec if ensemble.calibration else None
     spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
-    info = _bundle_info(run, ensemble, windows, spec)
+    spec, state, left = ship_networks(spec, state)
+    info = _bundle_info(run, ensemble, windows, spec, {name: _source_of(name, why, spec) for name, why in left.items()})
     files = {TENSORS: save(state), CARD: model_card(info).encode()}
     folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
     for name, data in files.items():
@@ -92,7 +97,24 @@ def _bundle_folder(path: Path) -> LocalFolder:
     return folder
 
 
-def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any]) -> BundleInfo:
+def _source_of(name: str, why: str, spec: dict[str, Any]) -> SourceFile:
+    """Return the file of a network that cannot be made a program.
+
+    Raises
+    ------
+    UserError
+        It is of a package, which a bundle does not contain.
+    """
+    code = next(member["model"]["code"] for member in spec["members"] if member["model"]["name"] == name)
+    source = known_source(code)
+    if source is None:
+        raise UserError(f"{name}: it cannot be exported without its package ({why})")
+    return source
+
+
+def _bundle_info(
+    run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any], sources: Mapping[str, SourceFile]
+) -> BundleInfo:
     """Describe an ensemble; checksums are still missing.
 
     Raises
@@ -101,12 +123,14 @@ def _bundle_info(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: 
         It is outside the limits of what a bundle can contain.
     """
     try:
-        return _describe(run, ensemble, windows, spec)
+        return _describe(run, ensemble, windows, spec, sources)
     except ValidationError as error:
         raise UserError(f"{run.where}: cannot be exported: {describe_problem(first_problem(error))}") from None
 
 
-def _describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any]) -> BundleInfo:
+def _describe(
+    run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any], sources: Mapping[str, SourceFile]
+) -> BundleInfo:
     configs = {trial: run.config(trial) for trial in ensemble.trials}
     merged = ensemble.merged.members if ensemble.merged else []
     return BundleInfo(
@@ -131,6 +155,8 @@ def _describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dic
         student=ensemble.distilled,
         soup_epochs=[member.epoch for member in merged],
         members=[NetworkMember.model_validate(member) for member in spec["members"]],
+        programs={name: Program.model_validate(program) for name, program in spec.get("programs", {}).items()},
+        sources={source.code: source.text for source in sources.values()},
         configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},
         config_hashes={trial: config.hash() for trial, config in configs.items()},
         fold_map=run.folds,
@@ -240,8 +266,8 @@ class LoadedEnsemble:
         return out_NO
 
 
-def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
-    """Read a bundle made by `export`. No code in it is run.
+def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = False) -> LoadedEnsemble:
+    """Read a bundle made by `export`. No code in it is run, unless it is trusted.
 
     Parameters
     ----------
@@ -249,6 +275,9 @@ def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
         Folder of the bundle.
     device
         Where it predicts, ``cpu`` or ``cuda``.
+    trust_code
+        Run the code of users' networks that the bundle contains, where there is no other way. It can do whatever you
+        can: trust what you have made or read.
 
     Returns
     -------
@@ -258,8 +287,8 @@ def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
     Raises
     ------
     UserError
-        There is no bundle, it is damaged, it contains a file that is not part of a bundle, such as a pickle, or
-        torch can use no GPU.
+        There is no bundle, it is damaged, it contains a file that is not part of a bundle, such as a pickle, it
+        needs code that is not trusted, or torch can use no GPU.
     """
     where = parse_device(device)
     folder = Path(path).expanduser()
@@ -268,6 +297,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
     _require_bundle_files(folder)
     info = BundleInfo.parse(read_regular(folder / RECORD, BundleInfo.max_bytes), f"{path}/{RECORD}")
     spec = info.networks()
+    _trust(info, spec, str(path), trust_code)
     layout = weights_layout(spec)
     try:
         data = read_regular(folder / TENSORS, max_file_bytes(layout))
@@ -284,6 +314,20 @@ def load_ensemble(path: str | Path, *, device: str = "cpu") -> LoadedEnsemble:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None
     return LoadedEnsemble(info, module)
+
+
+def _trust(info: BundleInfo, spec: NetworkSpec, path: str, trusted: bool) -> None:
+    """Make known the code that a bundle's networks need, if it is trusted."""
+    needed = [m.model for m in spec.members if isinstance(m.model, OwnConfig) and m.program is None]
+    if needed and not trusted:
+        raise UserError(
+            f"{path}: {needed[0].name} is there as code, which is run when the bundle is read; if you trust it: "
+            "load_ensemble(..., trust_code=True), or raypipe predict --trust-code"
+        )
+    for model in needed:
+        source = SourceFile(model.name.rpartition(":")[0], info.sources.get(model.code, ""))
+        if keep_source(source) != model.code:
+            raise UserError(f"{path}/{RECORD}: the source of {model.name} is missing, or not the one of its members")
 
 
 def _require_bundle_files(path: Path) -> None:

@@ -12,7 +12,7 @@ from raypipe.core.metrics import METRICS, Kind
 from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
 from raypipe.ensembles.rules import CalibrationMap
-from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, make_spec
+from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program, make_spec
 
 MAX_TIME = 1e6
 """Seconds."""
@@ -28,7 +28,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/2"] = "raypipe-bundle/2"
+    format: Literal["raypipe-bundle/3"] = "raypipe-bundle/3"
     created: float
     """Unix time."""
     run: str
@@ -62,6 +62,10 @@ class BundleInfo(Record):
     soup_epochs: list[int]
     """Epoch of each in `soup`; 0 for the trial's best."""
     members: list[NetworkMember]
+    programs: dict[str, Program]
+    """Of users' networks, by the names that members have."""
+    sources: dict[str, str]
+    """Files of users' networks that are no programs, by hash: code that is only run where it is trusted."""
     configs: dict[int, dict[str, JsonValue]]
     """Configuration by trial."""
     config_hashes: dict[int, str]
@@ -144,5 +148,5 @@ class BundleInfo(Record):
         ValueError
             They are outside the limits, or do not fit each other.
         """
-        names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule", "calibration")
+        names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule", "calibration", "programs")
         return make_spec({name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)})

@@ -48,7 +48,7 @@ class SubmissionManifest(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-submission/2"] = "raypipe-submission/2"
+    format: Literal["raypipe-submission/3"] = "raypipe-submission/3"
     challenges: dict[Literal["1", "2"], ChallengeEntry]
     """By number of the challenge."""
     sha256: dict[str, str]

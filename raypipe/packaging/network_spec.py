@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from raypipe.core.model_config import ModelConfig
+from raypipe.core.model_config import ModelConfig, OwnConfig
 from raypipe.core.record import FrozenModel, describe_problem, first_problem
 from raypipe.ensembles.rules import CalibrationMap, Finite, check_rule, require_shares
 from raypipe.models.from_config import check_sizes
+from raypipe.models.program import check_program
 
 MAX_SFREQ = 20_000.0
 """Hz."""
@@ -27,6 +28,22 @@ MAX_TABLE_BYTES = 2**29
 Kind = Literal["regression", "classification"]
 
 
+class TensorKind(FrozenModel):
+    """Shape and type of a weight or a constant of a program."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=16)]
+    dtype: str
+    parameter: bool
+
+
+class Program(FrozenModel):
+    """A network of a user's as a list of torch's operators (`raypipe.models.program`)."""
+
+    tensors: dict[str, TensorKind]
+    nodes: list[tuple[str, list[Any], dict[str, Any]]]
+    output: int
+
+
 class NetworkMember(FrozenModel):
     """One fold model of a trial, or of a snapshot."""
 
@@ -41,6 +58,8 @@ class NetworkMember(FrozenModel):
     scale: float = Field(gt=0.0, le=1e30)
     """Target units per unit of output."""
     model: ModelConfig
+    program: str | None = None
+    """Its program, if it is a network of a user's; None for one that is built from its source."""
 
     @property
     def name(self) -> tuple[int, int]:
@@ -67,6 +86,8 @@ class NetworkSpec(FrozenModel):
     """Combines the members (`raypipe.models.combine`); None for their weighted mean."""
     calibration: CalibrationMap | None = None
     """Of class probabilities."""
+    programs: dict[str, Program] = Field(default_factory=dict)
+    """By the names that members have."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -92,6 +113,13 @@ class NetworkSpec(FrozenModel):
             raise ValueError(f"members: {layers:,} blocks; at most {MAX_LAYERS:,} are read")
         if any(model.uncertainty and self.n_outputs > 1 for model in distinct):
             raise ValueError("members: model/bins and model/variance are for regression")
+        for program in self.programs.values():
+            shape = {"n_channels": self.n_channels, "n_times": self.n_times, "n_outputs": self.n_outputs}
+            check_program(program.model_dump(), **shape)
+        if any(m.program is not None and m.program not in self.programs for m in self.members):
+            raise ValueError("members: one has no program")
+        if any((m.program is not None) > isinstance(m.model, OwnConfig) for m in self.members):
+            raise ValueError("members: a program is for a network of a user's")
         table_bytes = {
             model: check_sizes(
                 model, n_channels=self.n_channels, n_times=self.n_times, n_outputs=self.n_outputs, sfreq=self.sfreq

@@ -15,6 +15,8 @@ import torch
 from raypipe import models
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
+from raypipe.core.model_config import OwnConfig
+from raypipe.core.own_code import known_source
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
@@ -27,6 +29,7 @@ from raypipe.packaging.manifest import (
     subject_hash,
 )
 from raypipe.packaging.network_spec import make_spec
+from raypipe.packaging.programs import ship_networks
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
 from raypipe.storage.run_store import RunStore
@@ -42,6 +45,7 @@ CODE = (
     "covariance.py",
     "linear.py",
     "network.py",
+    "program.py",
     "readout.py",
     "shallow.py",
     "stacked.py",
@@ -97,6 +101,7 @@ def export_submission(
     for challenge, ensemble in _by_challenge(ensembles).items():
         name = f"model_challenge_{challenge}.pt"
         entries["1" if challenge == 1 else "2"], files[name] = _entry(ensemble, name, (windows or {}).get(challenge))
+        files |= _sources(ensemble)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     files[MANIFEST] = SubmissionManifest(challenges=entries, sha256=hashes).to_json()
     write_atomic(path, lambda file: _write_zip(file, files))
@@ -127,6 +132,13 @@ def _write_zip(file: BinaryIO, files: Mapping[str, bytes]) -> None:
             archive.writestr(info, data)
 
 
+def _sources(ensemble: Ensemble) -> dict[str, bytes]:
+    """Return the files of users' networks, for who reads the submission; it runs their programs."""
+    models = [ensemble.run.config(trial).model for trial in ensemble.trials]
+    found = [source for model in models if isinstance(model, OwnConfig) and (source := known_source(model.code))]
+    return {f"source_{source.code}_{source.name}": source.text.encode() for source in found}
+
+
 def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -> tuple[ChallengeEntry, bytes]:
     """Return the manifest's entry of an ensemble, and the content of its file of weights."""
     run = ensemble.run
@@ -140,6 +152,9 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
     weights = ensemble.weights.tolist()
     calibration = ensemble.calibration.spec if ensemble.calibration else None
     spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
+    spec, state, left = ship_networks(spec, state)
+    for network, why in left.items():
+        raise UserError(f"{network}: it cannot run where raypipe is not installed ({why}); export a bundle instead")
     try:
         checked = make_spec(spec)
     except ValueError as error:

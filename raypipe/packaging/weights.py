@@ -20,14 +20,16 @@ Layout = dict[str, tuple[torch.Size, torch.dtype]]
 def weights_layout(spec: NetworkSpec) -> Layout:
     """Return shape and type of the weights of networks, without any memory for them."""
     sizes = {"n_channels": spec.n_channels, "n_times": spec.n_times, "n_outputs": spec.n_outputs}
-    by_model: dict[ModelConfig, Layout] = {}
+    by_model: dict[tuple[ModelConfig, str | None], Layout] = {}
     layout: Layout = {}
     for number, member in enumerate(spec.members):
-        if member.model not in by_model:
+        key = member.model, member.program
+        if key not in by_model:
+            program = None if member.program is None else spec.programs[member.program].model_dump()
             with torch.device("meta"):
-                network = build_network(member.model.model_dump(), sfreq=spec.sfreq, **sizes)
-            by_model[member.model] = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
-        layout |= {f"members.{number}.{name}": kind for name, kind in by_model[member.model].items()}
+                network = build_network(member.model.model_dump(), sfreq=spec.sfreq, program=program, **sizes)
+            by_model[key] = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
+        layout |= {f"members.{number}.{name}": kind for name, kind in by_model[key].items()}
     return layout
 
 

@@ -1,7 +1,7 @@
 """Private API of torch that raypipe uses, in one place; a test checks that all of it exists in the installed torch.
 
 `torch.func` is public. Shipped networks (`raypipe.models`) cannot import this module; they override ``_apply`` of
-`torch.nn.Module` and use nothing else that is private.
+`torch.nn.Module`, read ``_schema`` of operators, and use nothing else that is private.
 """
 
 from __future__ import annotations

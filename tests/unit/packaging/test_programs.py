@@ -1,0 +1,215 @@
+"""Users' networks are shipped as programs, which run without their code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import raypipe
+from raypipe.core.errors import UserError
+from raypipe.core.options import SweepOptions
+from raypipe.core.own_code import SourceFile, keep_source
+from raypipe.core.record import with_digest, without_digest
+from raypipe.core.search_space import load_space
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fit import fit_ensemble
+from raypipe.ensembles.members import build_module, read_members
+from raypipe.models.own import OwnNetwork
+from raypipe.models.program import ProgramNetwork, check_program
+from raypipe.packaging.bundle import export_bundle, load_ensemble
+from raypipe.packaging.check import check_submission
+from raypipe.packaging.programs import Unexportable, export_program
+from raypipe.packaging.submission import export_submission
+from raypipe.search.run_setup import open_run
+from raypipe.trial.local import run_trial
+from tests.support.own import NET, write_space
+from tests.support.toys import ToyWindows, write_store
+
+ATTENTION = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, n_chans, n_times, n_outputs):
+        super().__init__()
+        self.embed = nn.Linear(n_times, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.register_buffer("ramp", torch.linspace(0, 1, 8), persistent=False)
+        self.head = nn.Linear(8, n_outputs)
+    def forward(self, x):
+        y = self.blocks(self.embed(x) * self.ramp + torch.arange(8, device=x.device))
+        return self.head(y.mean(1))
+"""
+SPECTRUM = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, n_chans, n_times, n_outputs):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, (n_chans, 1)))
+        self.head = nn.LazyLinear(n_outputs)
+    def forward(self, x):
+        y = torch.fft.rfft(self.conv(x.unsqueeze(1)), dim=-1).abs().add(1.0).log()
+        return self.head(y.flatten(1))
+"""
+RECURRENT = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, n_chans, n_times, n_outputs):
+        super().__init__()
+        self.pool = nn.AvgPool1d(8)
+        self.rnn = nn.GRU(n_chans, 6, batch_first=True)
+        self.head = nn.Linear(6, n_outputs)
+    def forward(self, x):
+        return self.head(self.rnn(self.pool(x).mT)[0][:, -1])
+"""
+UNTRACED = NET.replace("return self.head(", "y = y if float(y.detach().sum()) > 1e9 else y\n        return self.head(")
+
+
+def own(net, outputs=1):
+    torch.manual_seed(0)
+    code = keep_source(SourceFile("my_nets.py", net))
+    made = OwnNetwork(3, 64, outputs, sfreq=50.0, name="my_nets.py:Net", code=code, args={}, norm="channel")
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "net", [NET, ATTENTION, SPECTRUM, RECURRENT], ids=["norm", "attention", "spectrum", "recurrent"]
+)
+def test_a_program_gives_what_its_network_gives(net):
+    network = own(net)
+    found = export_program(network)
+    program = json.loads(json.dumps(found.program))
+    shipped = ProgramNetwork(3, 64, 1, program=program, norm="channel").eval()
+    shipped.load_state_dict({**network.state_dict(), **found.constants})
+    for batch in (1, 2, 17):
+        x_BCT = torch.randn(batch, 3, 64) * 20
+        torch.testing.assert_close(shipped(x_BCT), network(x_BCT), rtol=1e-6, atol=1e-6)
+    count = [sum(p.numel() for p in each.parameters()) for each in (network, shipped)]
+    assert count[0] == count[1]
+
+
+def test_a_network_whose_course_depends_on_numbers_is_no_program():
+    with pytest.raises(Unexportable, match=r"^torch.export: "):
+        export_program(own(UNTRACED))
+
+
+def program(*nodes, output=0, tensors=None):
+    return {"tensors": tensors or {}, "nodes": list(nodes), "output": output}
+
+
+X = {"input": 0}
+SMALL = ["aten.mean.dim", [X, [1, 2]], {}]
+COLUMN = ["aten.view.default", [{"node": 0}, [-1, 1]], {}]
+
+
+@pytest.mark.parametrize(
+    ("hostile", "message"),
+    [
+        (program(["os.system", ["true"], {}]), "calls 'os.system', which is no operator of Core ATen"),
+        (program(["aten.from_file.default", ["/etc/passwd"], {}]), "which is no operator of Core ATen"),
+        (program(["aten.__class__.__base__", [], {}]), "no operator of Core ATen|is not in torch"),
+        (program(["aten.full.default", [[10**6, 10**6], 1.0], {}]), "computes 1,000,000,000,000 values at once"),
+        (program(["mul", [10**9, 10**9], {}], output=0), "a size that is too large"),
+        (program(["getitem", [{"node": 3}, 0], {}]), "step 0 of a program needs step 3"),
+        (program(SMALL, output=5), "returns step 5, and has 1"),
+        (program(SMALL), r"must give \(2, 1\)"),
+        (program(["aten.mean.dim", [{"tensor": "network.x"}, [0]], {}]), "does not run"),
+        (program(["aten.mean.dim", [X, {"dtype": "object"}], {}]), "argument dtype 'object'"),
+        (
+            program(SMALL, tensors={"forward": {"shape": [1], "dtype": "float32", "parameter": True}}),
+            "a tensor 'forward'",
+        ),
+        (
+            program(SMALL, tensors={"network.forward": {"shape": [1], "dtype": "float32", "parameter": True}}),
+            "whose name is taken",
+        ),
+    ],
+)
+def test_a_program_from_elsewhere_calls_nothing_else_and_stays_small(hostile, message):
+    with pytest.raises(ValueError, match=message):
+        check_program(hostile, n_channels=3, n_times=64, n_outputs=1)
+
+
+def test_a_small_program_runs():
+    check_program(program(SMALL, COLUMN, output=1), n_channels=3, n_times=64, n_outputs=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    def make(net):
+        folder = tmp_path_factory.mktemp("own")
+        store = WindowStore(write_store(folder / "store", ToyWindows()))
+        run = open_run(load_space(write_space(folder, net)), store, str(folder / "run"), SweepOptions(folds=3))
+        for number in (0, 1):
+            run.add_trial(number, run.space.draw(number + 1)[number].model_copy(update={"epochs": 2}))
+            run_trial(run, store, number)
+        return run, store, fit_ensemble(run, windows=store, top=2, method="equal")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ensemble(made):
+    return made(NET)
+
+
+def test_a_bundle_runs_in_a_process_that_has_no_source(ensemble, tmp_path):
+    run, store, fitted = ensemble
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    x_NCT = store.gather(np.arange(5))
+    np.save(tmp_path / "x.npy", x_NCT)
+    code = (
+        "import numpy as np, raypipe, sys; from raypipe.core import own_code\n"
+        f"e = raypipe.load_ensemble({str(bundle)!r}); np.save({str(tmp_path / 'y.npy')!r}, e.predict(np.load("
+        f"{str(tmp_path / 'x.npy')!r})))\nassert not own_code._sources"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "def forward" not in (bundle / "bundle.json").read_text()
+    here = raypipe.load_ensemble(bundle).predict(x_NCT)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), here)
+    module = build_module(*read_members(run, store, fitted.members, fitted.weights.tolist(), fitted.rule))
+    np.testing.assert_allclose(here, module(torch.from_numpy(x_NCT)).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_changed_program_is_refused(ensemble, tmp_path):
+    run, store, fitted = ensemble
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    record = json.loads(without_digest((bundle / "bundle.json").read_bytes()))
+    record["programs"]["0"]["nodes"][0][0] = "os.system"
+    (bundle / "bundle.json").write_bytes(with_digest(record))
+    with pytest.raises(UserError, match=r"calls 'os.system', which is no operator") as caught:
+        load_ensemble(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_submission_runs_programs_and_shows_the_source(ensemble, tmp_path):
+    _, store, fitted = ensemble
+    path = export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: store})
+    report = check_submission(path)
+    assert report.ok, str(report)
+    with zipfile.ZipFile(path) as archive:
+        (source,) = [name for name in archive.namelist() if name.startswith("source_")]
+        assert archive.read(source).decode() == NET and "own.py" not in archive.namelist()
+
+
+def test_code_in_a_bundle_must_be_trusted(made, tmp_path):
+    run, store, fitted = made(UNTRACED)
+    bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    with pytest.raises(UserError, match=r"bundle: my_nets.py:Net is there as code, .* trust_code=True"):
+        load_ensemble(bundle)
+    x_NCT = store.gather(np.arange(3))
+    code = (
+        f"import numpy as np, raypipe; e = raypipe.load_ensemble({str(bundle)!r}, trust_code=True)\n"
+        "print(e.predict(np.ones((1, 3, 64))).shape)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"(1, 1)\n"
+    assert np.isfinite(load_ensemble(bundle, trust_code=True).predict(x_NCT)).all()
+    with pytest.raises(UserError, match=r"my_nets.py:Net: it cannot run where raypipe is not installed"):
+        export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: store})
