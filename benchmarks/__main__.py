@@ -53,6 +53,7 @@ LONG = (
 )  # fmt: skip
 """Run with `--only`; `hosts` as root."""
 ELSEWHERE = {
+    "neuralbench": "python benchmarks/neuralbench.py BIDS: NeuralBench's split of eegmat, half an hour",
     "finetune": "python benchmarks/finetune.py STORE: the gain by pretraining, on real recordings",
     "chaos": "make chaos: runs with kills, compared bit for bit",
     "gpu": "make gpu: tests and benchmarks on a CUDA device",

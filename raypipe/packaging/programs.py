@@ -18,6 +18,7 @@ from torch import Tensor
 from raypipe.core.errors import UserError, first_line
 from raypipe.models.own import OwnNetwork
 from raypipe.models.program import DTYPES, INTEGER_OPERATORS, ProgramNetwork, check_program, is_allowed
+from raypipe.training import torch_compat
 from raypipe.training.random_streams import seeded
 
 EXAMPLE_BATCH = 3
@@ -175,7 +176,7 @@ class _Encoder:
         name = getattr(function, "__name__", str(function))
         if name.split(".")[0] in _DROPPED:
             return
-        if isinstance(function, torch._ops.OpOverload):
+        if isinstance(function, torch_compat.OpOverload):
             if function.namespace != "aten" or not is_allowed(function):
                 raise Unexportable(f"it needs the operator {function}, which is outside Core ATen")
             name = str(function)

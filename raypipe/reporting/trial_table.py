@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from raypipe.core.config import flatten, parameter_names
+from raypipe.core.config import TrialConfig, flatten, parameter_names
 from raypipe.core.effects import why_unused
 from raypipe.core.errors import UserError
 from raypipe.storage.files import write_atomic
@@ -18,6 +18,7 @@ from raypipe.storage.records import TrialResult, best_epoch
 from raypipe.storage.run_store import RunStore
 
 FORMATS = ("csv", "json", "parquet")
+_KNOWN = frozenset(parameter_names())
 
 
 def trials_table(run: RunStore) -> pd.DataFrame:
@@ -55,9 +56,15 @@ def trials_table(run: RunStore) -> pd.DataFrame:
     table = pd.DataFrame(
         rows.values(),
         index=pd.Index(rows, name="number", dtype="int64"),
-        columns=pd.Index(dict.fromkeys([*first, *parameter_names(), *(name for row in rows.values() for name in row)])),
+        columns=pd.Index([*first, *_parameters_of(rows.values())]),
     )
     return table.astype(dict.fromkeys(["score", *folds, "seconds"], float))
+
+
+def _parameters_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the parameters that trials have, in order; without trials, those of the default model."""
+    found = {name for row in rows for name in row if name in _KNOWN or "/" in name} or set(flatten(TrialConfig()))
+    return [*(name for name in parameter_names() if name in found), *sorted(found - _KNOWN)]
 
 
 def _progress(run: RunStore, number: int, folds: list[str]) -> dict[str, Any]:

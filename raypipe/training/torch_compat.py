@@ -10,6 +10,7 @@ from inspect import unwrap
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload as OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 
