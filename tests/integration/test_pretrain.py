@@ -101,7 +101,7 @@ def test_a_sweep_starts_from_the_encoder(folder, shared, calm, light):
 
 def test_a_sweep_starts_from_a_pretrained_conformer_with_all_choices_left_to_it(folder, shared):
     """`--stem auto --stack auto`, the defaults, measure networks before any encoder is at hand."""
-    sizes = SMALL | {"model/name": "conformer"}
+    sizes = {name: value for name, value in SMALL.items() if name != "model/patch"} | {"model/name": "conformer"}
     pretrain("simclr", folder / "store", folder / "conformer", params=sizes | {"epochs": 1}, folds=2, probe_every=0)
     space = folder / "conformer.py"
     fixed = sizes | {"init/name": "pretrained", "epochs": 2}
