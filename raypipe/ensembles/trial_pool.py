@@ -133,6 +133,10 @@ class TrialPool:
             for epoch in (first, *(end for end in trial.snapshots if end != first))
         ]
 
+    def family_of(self, number: int) -> str:
+        """Return the family of a trial."""
+        return next(trial.family for trial in self.trials if trial.number == number)
+
     def families(self) -> list[str]:
         """Return the families of the trials, sorted."""
         return sorted({trial.family for trial in self.trials})

@@ -59,6 +59,41 @@ def test_families_are_shown_with_signs_that_favour_the_ensemble(fitted, capsys):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+class PeopleWindows(ToyWindows):
+    """The target is the person's."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        first = np.unique(self.subjects, return_index=True, return_inverse=True)
+        self.targets = self.targets[first[1]][first[2]]
+
+
+def test_rows_of_people_and_of_repeats_are_scored(tmp_path):
+    """A person has a row in each repeat of the folds, and each network one prediction of it."""
+    toy = WindowStore(write_store(tmp_path / "store", PeopleWindows(subjects=16, each=4)))
+    run = make_run(tmp_path / "run", toy, repeats=2)
+    for number, model in enumerate(("covariance", "linear")):
+        run.add_trial(number, parse_config({"model/name": model}))
+        assert run_trial(run, toy, number).state == "complete"
+    assert run.info.level == "person"
+    ensemble = fit_ensemble(run, windows=toy, method="equal")
+    whole = [family.without - family.loss for family in ensemble.families]
+    assert whole == pytest.approx([ensemble.table["nested"]["ensemble"]] * 2)
+
+
+def test_a_method_that_needs_what_one_family_predicts_gives_way_to_equal_weights(tmp_path):
+    """Without the only family that predicts variances, weights per window cannot be fitted."""
+    toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
+    run = make_run(tmp_path / "run", toy)
+    for number, config in enumerate(
+        (tiny(model__variance=True, loss__name="nll"), parse_config({"model/name": "linear"}))
+    ):
+        run.add_trial(number, config)
+        assert run_trial(run, toy, number).state == "complete"
+    families = fit_ensemble(run, windows=toy, method="sample").families
+    assert {family.name for family in families if family.loss is not None} == {"conformer", "linear"}
+
+
 def test_models_without_parameters_are_an_ensemble_of_their_own(tmp_path):
     """Those fitted in closed form have buffers only."""
     toy = WindowStore(write_store(tmp_path / "store", ToyWindows(subjects=16)))
