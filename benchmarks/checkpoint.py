@@ -25,7 +25,7 @@ import torch
 from benchmarks import report
 from benchmarks.folds import windows_of
 from benchmarks.toys import make_run
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import WindowLoader
 from raypipe.training.result import Reply

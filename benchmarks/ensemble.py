@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.timing import take_turns
-from raypipe.core.model_config import ConformerConfig
+from raypipe.core.network_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 
 SHAPE = {"n_channels": 129, "n_times": 200, "n_outputs": 1, "sfreq": 100.0, "kind": "regression"}

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks.timing import where_and_when
 from raypipe.core.class_metrics import auc
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
 from raypipe.models.network import Encoder

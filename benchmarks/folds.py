@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import peers, report
 from benchmarks.timing import take_turns
 from benchmarks.toys import ToyWindows, fold_trainer, make_run
-from raypipe.core.config import TrialConfig, parse_config
+from raypipe.core.config import TrialConfig
+from raypipe.core.parameters import parse_config
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore

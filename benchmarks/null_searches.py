@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import where_and_when
 from benchmarks.toys import ToyWindows, fold_trainer, tiny
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.metrics import Kind, get_metric
 from raypipe.ensembles.methods import METHODS, auto_methods
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, run_nested_cv, simplest_within_error

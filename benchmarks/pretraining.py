@@ -33,7 +33,7 @@ from benchmarks import report
 from benchmarks.roofline import count, floors, measure_peaks
 from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.pretraining.simclr import SimclrObjective, nt_xent
 from raypipe.pretraining.trainer import Pretrainer
 from raypipe.training.loader import WindowLoader

@@ -34,7 +34,7 @@ from benchmarks import report
 from benchmarks.folds import trainers
 from benchmarks.toys import ToyWindows, make_run, write_store
 from raypipe import SweepCallback, sweep
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.storage.records import TrialResult
 from raypipe.training.loader import WindowLoader

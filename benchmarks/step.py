@@ -28,7 +28,7 @@ from benchmarks import peers, report
 from benchmarks.roofline import Peaks, count_at, floors, measure_peaks
 from benchmarks.timing import median, take_turns
 from benchmarks.toys import ToyWindows, fold_trainer
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
 from raypipe.models.network import normalise
 from raypipe.training.loader import Batch, DropoutSampler, WindowLoader

@@ -39,7 +39,7 @@ from benchmarks import peers, report
 from benchmarks.folds import windows_of
 from benchmarks.toys import write_store
 from raypipe import SweepCallback, sweep
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.metrics import score
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from raypipe.core.config import TrialConfig, parse_config
-from raypipe.core.folds import make_folds
+from raypipe.core.config import TrialConfig
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.levels import level_of
 from raypipe.core.model_config import MODELS
+from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary

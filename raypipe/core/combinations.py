@@ -42,7 +42,7 @@ def _check_augmentation(config: TrialConfig) -> None:
 
 
 def _check_closed_form(config: TrialConfig) -> None:
-    from raypipe.core.config import changed_parameters
+    from raypipe.core.parameters import changed_parameters
 
     if not config.model.closed_form:
         return
@@ -57,7 +57,7 @@ def _check_closed_form(config: TrialConfig) -> None:
 
 
 def _check_pretraining(config: TrialConfig) -> None:
-    from raypipe.core.config import changed_parameters
+    from raypipe.core.parameters import changed_parameters
 
     if config.pretrain.name == "none":
         return

@@ -101,7 +101,7 @@ def parameters_without_effect(space: SearchSpace, kind: Kind | None = None) -> s
     Configurations are drawn at random from a fixed seed. A parameter has no effect if another one, or the kind of the
     task, switches it off, or if the space replaces what it draws by a constant.
     """
-    from raypipe.core.config import flatten
+    from raypipe.core.parameters import flatten
 
     drawn = [(values, flatten(config)) for values, config in space.draw_with_values(N_DRAWS)]
     names = sorted({name for values, _ in drawn for name in values})

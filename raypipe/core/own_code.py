@@ -15,7 +15,7 @@ import inspect
 import linecache
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "n_outputs": ("n_outputs",),
     "sfreq": ("sfreq",),
 }
-"""What a network is told about the data, with the names of the parameters that take it (braindecode's too)."""
+"""Sizes that are passed to a network, each with the names that its parameter may have (braindecode's too)."""
 
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -97,7 +97,7 @@ def named_files(text: str) -> list[str]:
     """Return the paths of all files that strings of a Python source name, such as ``"my_nets.py:Net"``."""
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # which whoever runs it reports
+    except (SyntaxError, ValueError):  # running it reports the error
         return []
     strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     return list(dict.fromkeys(path for value in strings if (path := file_of(value)) is not None))
@@ -281,23 +281,39 @@ def network_arguments(
     parameters = inspect.signature(network).parameters
     named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = _size_arguments(name, named, takes_any, sizes)
+    _check_arguments(name, [key for key in named if key not in given], takes_any, args)
+    missing = [
+        key
+        for key in named
+        if parameters[key].default is inspect.Parameter.empty and key not in given and key not in args
+    ]
+    if missing:
+        raise UserError(f"{name} needs the argument '{missing[0]}'; set model/args/{missing[0]}")
+    return given | dict(args)
+
+
+def _size_arguments(name: str, named: Sequence[str], takes_any: bool, sizes: Mapping[str, float]) -> dict[str, Any]:
+    """Return the sizes by the names of the parameters that take them; ``sfreq`` only where one does."""
     given: dict[str, Any] = {}
     for size, names in SIZES.items():
-        found = next((each for each in names if each in named), size if takes_any and size != "sfreq" else None)
-        if found is not None:
-            given[found] = sizes[size]
+        parameter = next((each for each in names if each in named), None)
+        if parameter is None and takes_any and size != "sfreq":
+            parameter = size
+        if parameter is not None:
+            given[parameter] = sizes[size]
         elif size != "sfreq":
             raise UserError(
                 f"{name}: its __init__ takes no '{size}'; it must take n_channels, n_times and n_outputs by these names"
             )
+    return given
+
+
+def _check_arguments(name: str, free: Sequence[str], takes_any: bool, args: Mapping[str, Any]) -> None:
+    """Check that a network takes these arguments; `free` are its parameters that take no size."""
+    of_data = {each for names in SIZES.values() for each in names}
     for key in args:
-        if key in given or any(key in names for names in SIZES.values()):
+        if key in of_data:
             raise UserError(f"model/args/{key}: the data decides it; leave it out")
-        if key not in named and not takes_any:
-            free = [each for each in named if each not in given]
+        if key not in free and not takes_any:
             raise UserError(f"model/args/{key}: {name} takes no argument '{key}'; {nearest(key, free)}")
-    missing = [key for key in named if parameters[key].default is inspect.Parameter.empty]
-    missing = [key for key in missing if key not in given and key not in args]
-    if missing:
-        raise UserError(f"{name} needs the argument '{missing[0]}'; set model/args/{missing[0]}")
-    return given | dict(args)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.core import own_code
-from raypipe.core.config import TrialConfig, nest, parse_config
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
 from raypipe.core.own_code import SourceFile
+from raypipe.core.parameters import nest, parse_config
 from raypipe.core.text import decode_source
 
 CODE_SECTIONS = ("model",)

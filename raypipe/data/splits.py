@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds, make_outer_parts
+from raypipe.core.fold_drawing import make_folds, make_outer_parts
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit
 from raypipe.data.hbn import RELEASES, WARM_UP
 
 if TYPE_CHECKING:

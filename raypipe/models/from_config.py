@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+from raypipe.core.closed_form_config import ClosedFormConfig, CovarianceConfig, LinearConfig
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import (
-    ClosedFormConfig,
-    ConformerConfig,
-    CovarianceConfig,
-    EegnetConfig,
-    LinearConfig,
-    ModelConfig,
-    OwnConfig,
-    ShallowConfig,
-    TcnConfig,
-    VitConfig,
-)
+from raypipe.core.model_config import ModelConfig, OwnConfig
+from raypipe.core.network_config import ConformerConfig, EegnetConfig, ShallowConfig, TcnConfig, VitConfig
 from raypipe.models.builders import build_network
 from raypipe.models.closed_form import Bank
 from raypipe.models.conformer import kernel_sizes

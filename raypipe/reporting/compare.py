@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
+from raypipe.core.parameters import flatten
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble

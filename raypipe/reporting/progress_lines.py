@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from raypipe.core.config import TrialConfig, changed_parameters
+from raypipe.core.config import TrialConfig
+from raypipe.core.parameters import changed_parameters
 from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.reporting.sweep_state import RunningTrial, SweepState
 from raypipe.storage.budget import BUDGET_OPTIONS

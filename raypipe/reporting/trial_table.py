@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from raypipe.core.config import TrialConfig, flatten, parameter_names
+from raypipe.core.config import TrialConfig
 from raypipe.core.effects import why_unused
 from raypipe.core.errors import UserError
+from raypipe.core.parameters import flatten, parameter_names
 from raypipe.storage.files import write_atomic
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import TrialResult, best_epoch

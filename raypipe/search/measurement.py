@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raypipe.core.config import InitConfig, TrialConfig, changed_parameters
+from raypipe.core.config import InitConfig, TrialConfig
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import FoldMap
+from raypipe.core.parameters import changed_parameters
 from raypipe.data.window_cache import open_windows
 from raypipe.models.conformer import Conformer
 from raypipe.training import checkpoint

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from raypipe.backend.cluster import Cluster
 from raypipe.backend.messages import PretrainLayout
 from raypipe.backend.process_state import restored_process_state
-from raypipe.core.config import TrialConfig, parse_config
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.options import PretrainOptions, document_options, parse_pretrain_options
+from raypipe.core.parameters import parse_config
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.stop import StopRequest
 from raypipe.data.splits import folds_of

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from raypipe.core.config import flatten
 from raypipe.core.errors import UserError, first_line, missing_package, nearest
+from raypipe.core.parameters import flatten
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from raypipe.core.config import flatten
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, name_some
+from raypipe.core.parameters import flatten
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.distributions import pack_distributions, unpack_distributions

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError
-from raypipe.core.folds import Index, split_units
+from raypipe.core.fold_drawing import split_units
+from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
 from raypipe.models.covariance import Covariance, n_groups

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from raypipe.core.closed_form_config import ClosedFormConfig
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError, first_line, out_of_memory
 from raypipe.core.folds import Index
-from raypipe.core.model_config import ClosedFormConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.models.network import normalise
 from raypipe.training.augmentations import augment_batch

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import parse_config
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
+from raypipe.core.parameters import parse_config
 from raypipe.search import measurement
 from raypipe.search.measurement import measure
 from raypipe.storage.files import write_record

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import TrialConfig, parse_config
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import NonFiniteError
 from raypipe.core.model_config import MODELS
+from raypipe.core.parameters import parse_config
 from raypipe.training import checkpoint, determinism, graphs, trainer
 from raypipe.training.graphs import UNCAPTURED_CALLS
 from raypipe.training.loader import WindowLoader

@@ -16,9 +16,9 @@ import yaml
 
 import raypipe
 from raypipe.cli import app
-from raypipe.core.config import parameter_names
 from raypipe.core.options import PretrainOptions, SweepOptions
 from raypipe.core.own_code import named_files, read_source
+from raypipe.core.parameters import parameter_names
 from raypipe.core.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]

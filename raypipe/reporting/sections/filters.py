@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import Network
+from raypipe.core.network_config import Network
 from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
 from raypipe.models.network import normalise

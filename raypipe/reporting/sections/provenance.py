@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from raypipe.core.config import defaults, flatten
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
+from raypipe.core.parameters import defaults, flatten
 from raypipe.data.accounting import Accounting
 from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.ensembles.evaluation_log import read_evaluations

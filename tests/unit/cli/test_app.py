@@ -19,7 +19,7 @@ import pytest
 from raypipe.cli import app
 from raypipe.cli.app import CONTINUED
 from raypipe.core.errors import InterruptedSweepError, UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.run_store import RunStore
 from tests.support.toys import SPACE, ToyWindows, make_run, tiny, write_store

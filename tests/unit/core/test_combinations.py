@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raypipe.core.combinations import check_task
-from raypipe.core.config import parse_config
 from raypipe.core.errors import UserError
+from raypipe.core.parameters import parse_config
 
 VIT = {"model/name": "vit"}
 PRETRAINED = VIT | {"init/name": "pretrained"}

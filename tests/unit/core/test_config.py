@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.core.config import TrialConfig, changed_parameters, flatten, nest, parameter_names, parse_config
+from raypipe.core.config import TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import MODELS
+from raypipe.core.parameters import changed_parameters, flatten, nest, parameter_names, parse_config
 from tests.support.toys import tiny
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raypipe.core.config import TrialConfig, flatten, parameter_names
+from raypipe.core.config import TrialConfig
 from raypipe.core.effects import (
     UNUSED_IN_PRETRAINING,
     USED_BY_KIND,
@@ -15,6 +15,7 @@ from raypipe.core.effects import (
     parameters_without_effect,
     why_unused,
 )
+from raypipe.core.parameters import flatten, parameter_names
 from raypipe.core.search_space import SearchSpace, load_space
 
 SHIPPED = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.py"))

@@ -6,7 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit, make_folds, make_outer_parts
+from raypipe.core.fold_drawing import make_folds, make_outer_parts
+from raypipe.core.folds import HELD_OUT, FoldMap, LeakError, audit
 
 
 def windows(n_subjects, each=4, seed=0):

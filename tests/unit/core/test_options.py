@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import (
     MAX_SEED,
     PretrainOptions,

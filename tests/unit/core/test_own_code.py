@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.core import own_code
-from raypipe.core.config import TrialConfig, config_hash, flatten, nest, parse_config
+from raypipe.core.config import TrialConfig, config_hash
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import MODELS, OwnConfig
 from raypipe.core.own_code import SourceFile, named_files, network_arguments
+from raypipe.core.parameters import flatten, nest, parse_config
 from raypipe.core.search_space import load_space
 from tests.support.own import NET, SPACE, write_space
 
@@ -43,9 +44,26 @@ def test_an_argument_is_text_a_number_or_a_list(value):
         parse_config({"model": {"name": "a.py:Net", "args": {"x": value}}})
 
 
+@pytest.mark.parametrize("given", [3, "ab", [1, 2], [["a", 1]], None])
+def test_arguments_that_have_no_names_are_one_line(given):
+    with pytest.raises(UserError, match="parameter 'model/args': must be arguments by name: set model/args/NAME"):
+        parse_config({"model/name": "my_nets.py:Net", "model/args": given})
+
+
+def test_an_integer_of_thousands_of_digits_is_one_line():
+    with pytest.raises(UserError, match="parameter 'model/args': an integer of more than 64 bits"):
+        parse_config({"model/name": "my_nets.py:Net", "model/args/width": 10**5000})
+
+
+@pytest.mark.parametrize("name", ["own", "", "Net", "my_nets.py"])
+def test_a_name_that_is_neither_a_models_nor_of_code_is_one_line(name):
+    with pytest.raises(UserError, match=f"there is no model '{name}'"):
+        parse_config({"model/name": name})
+
+
 def test_a_parameter_of_another_network_is_an_argument_of_ones_own():
     with pytest.raises(
-        UserError, match=r"'model/filters' is for .*, not for .*own \(its arguments: model/args/filters"
+        UserError, match=r"'model/filters' is for .*, not for .*file.py:Name \(its arguments: model/args/filters"
     ):
         parse_config({"model/name": "a.py:Net", "model/filters": 3})
     with pytest.raises(UserError, match=r"unknown parameter 'model/width'; an argument .* is model/args/width$"):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raypipe.core.folds import LeakError, make_folds
+from raypipe.core.fold_drawing import make_folds
+from raypipe.core.folds import LeakError
 from raypipe.data.splits import audit_subjects, copied_windows, folds_of
 from raypipe.data.window_store import WindowStore
 from tests.support.toys import ToyWindows, write_store

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import LossConfig, parse_config
+from raypipe.core.config import LossConfig
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import score
-from raypipe.core.model_config import ConformerConfig
+from raypipe.core.network_config import ConformerConfig
+from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.members import build_module, read_members

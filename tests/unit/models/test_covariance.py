@@ -12,8 +12,8 @@ from pyriemann.geometry.covariance import covariances_EP, normalize
 from pyriemann.geometry.tangentspace import log_map_logeuclid, tangent_space, upper
 from scipy.stats import special_ortho_group
 
+from raypipe.core.closed_form_config import CovarianceConfig
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import CovarianceConfig
 from raypipe.models.closed_form import Bank
 from raypipe.models.covariance import Covariance
 from raypipe.models.from_config import build_model, check_sizes

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks import peers
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import EegnetConfig
+from raypipe.core.network_config import EegnetConfig
 from raypipe.ensembles.soup import update_batchnorm
 from raypipe.models.eegnet import EEGNet, MomentNorm, eegnet_sizes, lag_moments, shortest_window
 from raypipe.models.from_config import build_model, check_sizes

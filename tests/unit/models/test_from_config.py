@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ConformerConfig
+from raypipe.core.network_config import ConformerConfig
 from raypipe.models.conformer import Conformer
 from raypipe.models.from_config import build_model
 from raypipe.models.network import Dropout

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import peers
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ShallowConfig
+from raypipe.core.network_config import ShallowConfig
 from raypipe.models.from_config import build_model, check_sizes
 from raypipe.models.network import normalise
 from raypipe.models.shallow import Shallow

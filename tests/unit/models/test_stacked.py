@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from raypipe.core.model_config import ConformerConfig
+from raypipe.core.network_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.stacked import MAX_BATCH
 

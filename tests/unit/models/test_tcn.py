@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import parse_config
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import MODELS, ConformerConfig
+from raypipe.core.model_config import MODELS
+from raypipe.core.network_config import ConformerConfig
+from raypipe.core.parameters import parse_config
 from raypipe.models.conformer import Conformer
 from raypipe.models.from_config import build_model
 from raypipe.models.readout import BIN_RANGE, bin_centres, distribution_mean

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raypipe.core.errors import UserError
-from raypipe.core.model_config import ConformerConfig
+from raypipe.core.network_config import ConformerConfig
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.from_config import build_model
 from raypipe.packaging.bundle import CARD, RECORD, TENSORS, export_bundle, load_ensemble

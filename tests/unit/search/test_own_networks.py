@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.search_space import load_space
 from raypipe.search.preflight import check_space
 from raypipe.search.sweep import sweep

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.forecast import Forecast
 from raypipe.search.preflight import check_space

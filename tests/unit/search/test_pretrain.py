@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from raypipe.cli import app
-from raypipe.core.config import parse_config
 from raypipe.core.errors import InterruptedEpochError, InterruptedSweepError, NonFiniteError, UserError
 from raypipe.core.folds import LeakError
 from raypipe.core.options import parse_options
+from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raypipe.core.config import parse_config
 from raypipe.core.errors import UserError
 from raypipe.core.options import parse_options, parse_pretrain_options
+from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.window_store import WindowStore
 from raypipe.pretraining.encoders import PretrainedRun

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.core.config import AugmentConfig, parse_config
+from raypipe.core.config import AugmentConfig
 from raypipe.core.effects import why_unused
 from raypipe.core.errors import UserError
+from raypipe.core.parameters import parse_config
 from raypipe.training import checkpoint
 from raypipe.training.augmentations import KINDS, augment_batch, shift_in_time
 from raypipe.training.stacked_trainer import StackedTrainer

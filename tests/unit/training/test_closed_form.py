@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import parse_config
 from raypipe.core.errors import InterruptedEpochError, UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
+from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.soup import incompatibility

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from raypipe.core.config import parse_config
 from raypipe.core.errors import UserError
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_code import SourceFile, keep_source
+from raypipe.core.parameters import parse_config
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import build_module, read_members

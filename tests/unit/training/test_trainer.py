@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.metrics import METRICS, score
 from raypipe.core.model_config import MODELS
 from raypipe.data.window_store import WindowStore

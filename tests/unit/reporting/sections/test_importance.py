@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raypipe.core.config import parse_config
+from raypipe.core.parameters import parse_config
 from raypipe.reporting.sections.importance import contour_plot, importance_section, importances, parallel_coordinates
 from raypipe.reporting.trial_table import is_unused, trials_table
 from tests.support.toys import ToyWindows, add_ended, make_run

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from raypipe.core.folds import make_folds
+from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import parse_held_out
 from raypipe.core.search_space import SearchSpace
 from raypipe.data.manifest import Settings

@@ -1,0 +1,104 @@
+"""Configurations of models that are fitted in closed form."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raypipe.core.network_config import Model
+
+
+class ClosedFormConfig(Model):
+    """Base class of models that are fitted in closed form, on frequency bands and spatial components."""
+
+    closed_form: ClassVar[bool] = True
+
+    bands: Literal["rhythms", "theta-alpha", "even", "log"] = "rhythms"
+    """Frequency bands: `rhythms`, 1 to 4, 8, 13, 30 and 45 Hz; `theta-alpha`, 4 to 8 and 13 Hz; `even`, `n_bands` of
+    equal width from `low` to `high` (a filter bank, Ang et al. 2012); `log`, `n_bands` of equal ratio. A band without a
+    frequency of the window's Fourier transform is left out: it is above half the sampling rate, or narrower than one
+    over the window's length."""
+    low: Annotated[float, Field(gt=0.0, le=10_000.0)] = 4.0
+    """Hz: lower edge of the first band of `even` and `log`."""
+    high: Annotated[float, Field(gt=0.0, le=10_000.0)] = 40.0
+    """Hz: upper edge of the last band of `even` and `log`."""
+    n_bands: Annotated[int, Field(ge=1, le=100)] = 9
+    """Number of bands of `even` and `log`."""
+    components: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Spatial components that replace the channels, the principal ones of the training windows; 0, or as many as there
+    are channels, for the channels. Needed where there are many channels."""
+
+    @model_validator(mode="after")
+    def _edges_are_in_order(self) -> Self:
+        if self.bands not in ("even", "log"):
+            self._require_defaults("bands=even or log", "low", "high", "n_bands")
+        if not self.low < self.high:
+            raise ValueError(f"low ({self.low:g} Hz) must be below high ({self.high:g} Hz)")
+        return self
+
+    def _require_defaults(self, needed: str, *names: str) -> None:
+        """Refuse values of parameters that have no effect without what is `needed`."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for {needed}: leave it out")
+
+
+class CovarianceConfig(ClosedFormConfig):
+    """Riemannian decoding: tangent vectors of each band's covariance, and a linear map of them (Barachant et al. 2013,
+    doi:10.1016/j.neucom.2012.12.039; regressions: Sabbagh et al. 2020, doi:10.1016/j.neuroimage.2020.116893). It is
+    fitted in closed form; the penalty is chosen on subjects of the training side."""
+
+    name: Literal["covariance"] = "covariance"
+    """This model; the parameters up to the next one are its own."""
+    taper: Literal["none", "hann"] = "none"
+    """Taper of the window before its Fourier transform; `hann` keeps slow drifts out of higher bands."""
+    shrinkage: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    """Share of the scaled identity in each covariance. Without any, the logarithms of directions that references or
+    artefact removal have emptied are noise."""
+    standardise: Literal["all", "each"] = "all"
+    """Tangent vectors are centred, and divided by one number, which keeps the distances between windows (`all`), or
+    each of their values by its own standard deviation (`each`)."""
+    scale: Literal["none", "window", "band"] = "none"
+    """Covariances are divided by their trace: `window`, by the trace over all bands, which keeps the relative power of
+    bands; `band`, each by its own; `none`, not at all."""
+    geometry: Literal["log-euclid", "riemann"] = "log-euclid"
+    """Tangent vectors: `log-euclid`, logarithms of covariances; `riemann`, logarithms after whitening by the
+    affine-invariant mean of the training windows, which no mixing of channels changes."""
+    order: Annotated[int, Field(ge=1, le=100)] = 1
+    """Time-delay embedding: the copies of each signal whose covariance it is, each later than the one before (ACM,
+    Carrara & Papadopoulo 2024, doi:10.1088/1741-2552/ad4ab3); 1 for none."""
+    lag: Annotated[float, Field(gt=0.0, le=10.0)] = 0.02
+    """Seconds from one copy to the next, with `order` above 1."""
+    prototypes: Annotated[int, Field(ge=0, le=100)] = 0
+    """For windows that are cut at events: spatial filters (xDAWN, Rivet et al. 2009) for each class, or each third of a
+    regression's targets, whose mean responses are further signals; 0 for none."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_further_signals(self) -> Self:
+        if self.order > 1 and self.prototypes:
+            raise ValueError("order and prototypes both add signals: use one of them")
+        if self.order == 1:
+            self._require_defaults("order above 1", "lag")
+        return self
+
+
+class LinearConfig(ClosedFormConfig):
+    """Ridge regression, or logistic regression for classes, fitted in closed form; the penalty is chosen on subjects of
+    the training side."""
+
+    name: Literal["linear"] = "linear"
+    """This model; the parameters up to the next one are its own."""
+    predictors: Literal["band-power", "time-courses"] = "band-power"
+    """`band-power`: logarithm of the power in each band; `time-courses`: mean amplitudes of short intervals, for
+    windows that are cut at events."""
+    rate: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
+    """Intervals of `time-courses` per second."""
+
+    @model_validator(mode="after")
+    def _parameters_are_those_of_the_predictors(self) -> Self:
+        if self.predictors == "band-power":
+            self._require_defaults("predictors=time-courses", "rate")
+        else:
+            self._require_defaults("predictors=band-power", "bands", "low", "high", "n_bands")
+        return self
