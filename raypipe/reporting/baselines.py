@@ -1,42 +1,55 @@
 """Score linear baselines as the verdict scores the ensemble; the report shows them beside it.
 
-Ridge regression, or logistic regression for classes, on log band power, on the log-covariance of spatial components
-(log-Euclidean map: Arsigny et al. 2006, doi:10.1002/mrm.20965), and on the components' time courses. In each of the
-run's folds, components and models are fitted on the training side. The penalty with the least loss over the folds is
-chosen, and the model for the held-out people is fitted with it on all others. Where the store has ages, the same model
-is fitted on age alone, which scorers do not give.
+They are models that a search can draw too (`models/linear.py`, `models/covariance.py`), with fixed parameters: ridge
+regression, or logistic regression for classes, on log band power, on the log-covariances of spatial components in five
+bands, and on the components' time courses. In each of the run's folds, and for the held-out people, everything is
+fitted on the training side. Where the store has ages, the same regression is fitted on age alone, which scorers do not
+give.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from raypipe.core.closed_form_config import CovarianceConfig, LinearConfig
+from raypipe.core.config import LossConfig, TrialConfig
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.levels import ScoredRows, rows_at_level, within_folds
 from raypipe.core.metrics import constant_out_of_fold, constant_prediction, score
 from raypipe.core.record import FrozenModel
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from raypipe.reporting.linear_features import Array, Index, band_power, component_features, spatial_components
 from raypipe.storage.files import write_record
 from raypipe.storage.records import OwnedRecord, read_owned
 from raypipe.storage.run_store import RunStore
+from raypipe.training.closed_form import ClosedFormTrainer, SharedFeatures, inner_parts
+from raypipe.training.linear_head import fit_head
+from raypipe.training.loader import FoldData, WindowLoader
 
 BASELINES_FILE = "ensemble/baselines.json"
 MAX_TRAINING_WINDOWS = 6000
 """Maximum number of training windows; of more, evenly spaced ones are used."""
-INVERSE_PENALTIES = tuple(10.0**-power for power in range(7))
-"""Values from which the inverse of the penalty is chosen."""
+MAX_COURSE_SECONDS = 4.0
+"""Longest window whose time courses are a baseline: longer ones are not cut at events."""
+COMPONENTS = 16
+PREDICTORS: dict[str, CovarianceConfig | LinearConfig] = {
+    "band power": LinearConfig(),
+    "log-covariance": CovarianceConfig(components=COMPONENTS, scale="band"),
+    "time courses": LinearConfig(predictors="time-courses", components=COMPONENTS),
+}
+"""Models by what they predict from."""
 
-Features = dict[str, Array]
-"""Features (N, features) by name."""
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+Predict = Callable[["Side"], Array]
+"""Fits a model on a side's training windows; returns predictions (N, outputs) of those that it predicts."""
 
 
 class Baseline(FrozenModel):
@@ -44,7 +57,7 @@ class Baseline(FrozenModel):
 
     name: str
     oof: float | None
-    """The run's metric out of fold, on which the penalty was chosen; None where it is undefined."""
+    """The run's metric out of fold; None where it is undefined."""
     score: float | None
     """The run's metric on held-out people; None where it is undefined."""
     usable: bool
@@ -54,7 +67,7 @@ class Baseline(FrozenModel):
 class BaselinesRecord(OwnedRecord):
     """The baselines of a run (``ensemble/baselines.json``)."""
 
-    format: Literal["raypipe-baselines/3"] = "raypipe-baselines/3"
+    format: Literal["raypipe-baselines/4"] = "raypipe-baselines/4"
     baselines: list[Baseline]
 
 
@@ -105,21 +118,6 @@ class LinearTask:
         value = float(score(within_folds(self.run.info.metric, rows.folds), rows.targets, rows.predictions))
         return value if np.isfinite(value) else None
 
-    def loss(self, sides: Sequence[Side], predictions: Array) -> float:
-        """Return the mean squared error, or the mean log loss of classes, by which the penalty is chosen."""
-        rows = self.rows(sides, predictions)
-        if self.windows.classes:
-            of_class = rows.predictions[np.arange(len(rows.targets)), rows.targets.astype(np.int64)]
-            return float(-np.log(np.maximum(of_class, 1e-6)).mean())
-        return float(((rows.predictions[:, 0] - rows.targets) ** 2).mean())
-
-    def path(self, x_train: Array, x_test: Array, train: Index) -> list[Array]:
-        """Return predictions (N, outputs) for each of `INVERSE_PENALTIES`."""
-        targets, n_classes = self.windows.targets[train], len(self.windows.classes)
-        if n_classes:
-            return [_probabilities(x_train, targets, x_test, n_classes, c) for c in INVERSE_PENALTIES]
-        return _ridge_path(x_train, targets.astype(np.float64), x_test)
-
 
 def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[Baseline]:
     """Score the baselines of a run's task, and store the scores with the ensemble.
@@ -142,16 +140,13 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
         The windows cannot be opened.
     """
     task = LinearTask(run, open_windows(run.info.data) if windows is None else windows)
-    model = "ridge" if run.info.kind == "regression" else "logistic regression"
     rows = [_without_eeg(task)]
     ages = _ages(task.windows)
     if ages is not None and np.isfinite(ages[task.search]).any():
-        rows += _linear_rows(task, model, lambda side: _age_alone(ages, side), usable=False)
-    used = np.concatenate([task.search, task.held_out])
-    power, place_N = band_power(task.windows, used), np.zeros(len(task.windows), np.int64)
-    place_N[used] = np.arange(len(used))
-    rows += _linear_rows(task, model, lambda side: _band_power(power[place_N], side))
-    rows += _linear_rows(task, model, lambda side: _of_components(task.windows, side))
+        rows.append(_row(task, "age alone", _age_alone(task, ages), usable=False))
+    for name, model in PREDICTORS.items():
+        if name != "time courses" or task.windows.crop_samples <= MAX_COURSE_SECONDS * task.windows.sfreq:
+            rows.append(_row(task, name, _closed_form(task, model)))
     write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=rows))
     return rows
 
@@ -187,38 +182,26 @@ def _without_eeg(task: LinearTask) -> Baseline:
     return Baseline(name=name, oof=oof, score=held, usable=True)
 
 
-def _linear_rows(
-    task: LinearTask, model: str, features_of: Callable[[Side], tuple[Features, ...]], *, usable: bool = True
-) -> list[Baseline]:
-    """Return a row for each kind of features.
-
-    Parameters
-    ----------
-    features_of
-        Returns the features of a side's training windows, and of those that it predicts.
-    """
-    paths: dict[str, list[list[Array]]] = {}
+def _row(task: LinearTask, name: str, predict: Predict, *, usable: bool = True) -> Baseline:
+    """Return the scores of a model, out of fold and on held-out people."""
     *folds, last = task.sides()
-    for side in (*folds, last):
-        train, test = features_of(side)
-        for name in train:
-            paths.setdefault(name, []).append(task.path(train[name], test[name], side.train))
-    rows = []
-    for name, by_side in paths.items():
-        out_of_fold = [np.concatenate(parts) for parts in zip(*by_side[:-1], strict=True)]
-        best = int(np.argmin([task.loss(folds, each) for each in out_of_fold]))
-        scores = task.score(folds, out_of_fold[best]), task.score([last], by_side[-1][best])
-        rows.append(Baseline(name=f"{model} on {name}", oof=scores[0], score=scores[1], usable=usable))
-    return rows
+    out_of_fold = np.concatenate([predict(side) for side in folds])
+    model = "ridge" if task.run.info.kind == "regression" else "logistic regression"
+    scores = task.score(folds, out_of_fold), task.score([last], predict(last))
+    return Baseline(name=f"{model} on {name}", oof=scores[0], score=scores[1], usable=usable)
 
 
-def _band_power(power_NF: Array, side: Side) -> tuple[Features, ...]:
-    return tuple({"band power": power_NF[index]} for index in (side.train, side.test))
+def _closed_form(task: LinearTask, model: CovarianceConfig | LinearConfig) -> Predict:
+    balanced = task.run.info.metric not in ("log-loss", "brier")  # which want the frequencies of the classes
+    config = TrialConfig(model=model, epochs=1, loss=LossConfig(balanced=balanced))
+    loader, groups_N = WindowLoader(task.windows), task.run.folds.groups(task.windows.subjects)
+    features = SharedFeatures(np.sort(np.concatenate([task.search, task.held_out])))
 
+    def predict(side: Side) -> Array:
+        data = FoldData(config, loader, side.train, side.test, fold=side.fold)
+        return ClosedFormTrainer(config, data, groups_N, features).run_epoch().predictions.astype(np.float64)
 
-def _of_components(windows: WindowStore, side: Side) -> tuple[Features, ...]:
-    axes = spatial_components(windows, side.train)
-    return tuple(component_features(windows, index, axes) for index in (side.train, side.test))
+    return predict
 
 
 def _ages(windows: WindowStore) -> Array | None:
@@ -229,43 +212,19 @@ def _ages(windows: WindowStore) -> Array | None:
     return np.asarray(pd.to_numeric(windows.table["age"], errors="coerce"), np.float64)
 
 
-def _age_alone(ages_N: Array, side: Side) -> tuple[Features, ...]:
-    """Return ages, where unknown ones are the mean of the training windows."""
-    known = ages_N[side.train][np.isfinite(ages_N[side.train])]
-    filled_N = np.where(np.isfinite(ages_N), ages_N, known.mean() if len(known) else 0.0)[:, None]
-    return tuple({"age alone": filled_N[index]} for index in (side.train, side.test))
+def _age_alone(task: LinearTask, ages_N: Array) -> Predict:
+    """Predict from ages, where unknown ones are the mean of the training windows."""
+    windows, n_classes = task.windows, len(task.windows.classes)
+    groups_N = task.run.folds.groups(windows.subjects)
 
+    def predict(side: Side) -> Array:
+        known = ages_N[side.train][np.isfinite(ages_N[side.train])]
+        filled_N = np.where(np.isfinite(ages_N), ages_N, known.mean() if len(known) else 0.0)
+        x_N1, targets_N = torch.from_numpy(filled_N)[:, None], windows.targets[side.train]
+        part_N = inner_parts(groups_N[side.train], targets_N, bool(n_classes), task.run.info.seed, side.fold)
+        weight_N = torch.ones(len(targets_N), dtype=torch.float64)
+        head = fit_head(x_N1[side.train].clone(), torch.as_tensor(targets_N), weight_N, part_N, n_classes)
+        found_NO = x_N1[side.test] @ head.weight.T + head.bias
+        return np.asarray((found_NO.softmax(1) if n_classes else found_NO).numpy())
 
-def _ridge_path(x: Array, y: Array, x_test: Array) -> list[Array]:
-    """Return predictions (N, 1) of ridge regressions on standardised features, one for each penalty."""
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    penalties = np.array([1 / value for value in INVERSE_PENALTIES])
-    model = make_pipeline(StandardScaler(), Ridge(alpha=penalties))  # a penalty for each of several equal targets
-    predictions_NP = model.fit(x, np.tile(y[:, None], len(penalties))).predict(x_test)
-    return [np.asarray(each_N, np.float64)[:, None] for each_N in predictions_NP.T]
-
-
-def _probabilities(x: Array, y: NDArray[Any], x_test: Array, n_classes: int, inverse_penalty: float) -> Array:
-    """Return probabilities (N, K) of a logistic regression on standardised features.
-
-    Columns are in the order of the store's classes; a class that no training window has gets probability 0.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probabilities = np.zeros((len(x_test), n_classes))
-    seen = np.unique(y)
-    if len(seen) == 1:
-        probabilities[:, seen] = 1.0
-        return probabilities
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=300))
-    with warnings.catch_warnings():  # a fit that is close to its optimum is good enough here
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, y)
-    probabilities[:, seen] = model.predict_proba(x_test)
-    return probabilities
+    return predict

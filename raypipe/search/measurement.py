@@ -144,7 +144,7 @@ def _measure_fit(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
     trainer = ClosedFormTrainer(config, data, folds.groups(data.windows.subjects))
     seconds = call_seconds(trainer.run_epoch, data.device)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
-    predictions = len(data.windows) * data.windows.n_outputs * FLOAT32_BYTES
+    predictions = folds.repeats * len(data.windows) * data.windows.n_outputs * FLOAT32_BYTES
     return Cost(
         step=seconds,
         epoch=seconds,

@@ -15,11 +15,9 @@ from raypipe.reporting import baselines
 from raypipe.reporting.baselines import (
     BASELINES_FILE,
     LinearTask,
-    _probabilities,
     read_baselines,
     write_baselines,
 )
-from raypipe.reporting.linear_features import spatial_components
 from raypipe.reporting.sections.result import baselines_section
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.evaluator import constant_baseline
@@ -77,28 +75,26 @@ def test_components_and_models_see_the_training_side_of_a_fold_only(tmp_path, mo
     store = WindowStore(write_store(tmp_path / "store", toy))
     run = make_run(tmp_path / "run", store)
     seen, predicted = [], []
-    real = baselines.component_features
+    real = baselines.FoldData
 
-    def note(windows, index):
-        seen.append(set(toy.subjects[index]))
-        return spatial_components(windows, index)
+    def note(config, loader, train, validation, **options):
+        seen.append(set(toy.subjects[train]))
+        predicted.append(set(toy.subjects[validation]))
+        return real(config, loader, train, validation, **options)
 
-    def features(windows, index, axes):
-        predicted.append(set(toy.subjects[index]))
-        return real(windows, index, axes)
-
-    monkeypatch.setattr(baselines, "spatial_components", note)
-    monkeypatch.setattr(baselines, "component_features", features)
+    monkeypatch.setattr(baselines, "FoldData", note)
     write_baselines(run, store)
-    assert len(seen) == 4 and predicted[::2] == seen
-    assert all(not train & test for train, test in zip(seen, predicted[1::2], strict=True))
-    assert set.union(*predicted[1::2]) == set(toy.subjects)
+    assert len(seen) == 4 * len(FEATURES)
+    assert all(not train & test for train, test in zip(seen, predicted, strict=True))
+    assert set.union(*predicted[:4]) == set(toy.subjects)
+    search = set(run.folds.fold_of) - set(run.folds.held_out)
+    assert all(train | test == search for train, test in zip(seen[:3], predicted[:3], strict=True))
 
 
 def test_baselines_of_another_format_are_refused(simulated, tmp_path):
     run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
-    run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/1", "baselines": []}).encode())
-    with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/1', expected"):
+    run.folder.write(BASELINES_FILE, json.dumps({"format": "raypipe-baselines/3", "baselines": []}).encode())
+    with pytest.raises(UserError, match=r"baselines\.json: format 'raypipe-baselines/3', expected"):
         read_baselines(run)
 
 
@@ -112,29 +108,6 @@ def test_classes_have_logistic_regression(classes):
 
 
 FEATURES = ("band power", "log-covariance", "time courses")
-
-
-def grouped(n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return one feature for each class, from twelve subjects with ten windows each."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, n_classes, 120)
-    return np.eye(n_classes)[y] + 0.2 * rng.normal(size=(120, n_classes)), y, np.repeat(np.arange(12), 10)
-
-
-@pytest.mark.parametrize("n_classes", [2, 4])
-def test_probabilities_are_in_the_order_of_the_classes(n_classes):
-    x, y, _ = grouped(n_classes)
-    probabilities = _probabilities(x[:100], y[:100], x[100:], n_classes, 1.0)
-    assert probabilities.shape == (20, n_classes)
-    np.testing.assert_allclose(probabilities.sum(1), 1)
-    assert (probabilities.argmax(1) == y[100:]).mean() > 0.9
-
-
-def test_a_class_that_a_training_side_lacks_keeps_its_column():
-    x, y, _ = grouped(3)
-    probabilities = _probabilities(x[y != 1], y[y != 1], x, 3, 1.0)
-    assert not probabilities[:, 1].any() and (probabilities[y == 2].argmax(1) == 2).mean() > 0.9
-    assert _probabilities(x, np.full(120, 2), x, 3, 1.0).tolist() == [[0, 0, 1]] * 120
 
 
 def test_a_held_out_side_of_one_class_has_no_score(classes, monkeypatch):
