@@ -20,7 +20,7 @@ from raypipe.ensembles.choice import ALL, FittedMethods, ShippedMembers, fit_met
 from raypipe.ensembles.distillation import choose_student, distill
 from raypipe.ensembles.evaluation_log import Evaluations, record_evaluation
 from raypipe.ensembles.families import describe_families
-from raypipe.ensembles.fitted import Ensemble, HeldOut
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.held_out import (
     HeldOutPredictions,
     calibrate_rows,
@@ -28,6 +28,7 @@ from raypipe.ensembles.held_out import (
     predict_held_out,
     table_rows,
 )
+from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size

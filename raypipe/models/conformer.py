@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 if __package__:
-    from raypipe.models.network import Dropout, DropoutMasks, Encoder, MaskedLayer, apply_layers
+    from raypipe.models.network import Dropout, DropoutMasks, Encoder, MaskedLayer, apply_layers, check_length
     from raypipe.models.stem import Stem
 else:  # in a submission, where the files are in one folder
     from network import (  # type: ignore[import-not-found,no-redef,unused-ignore]
@@ -21,6 +21,7 @@ else:  # in a submission, where the files are in one folder
         Encoder,
         MaskedLayer,
         apply_layers,
+        check_length,
     )
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
 
@@ -170,11 +171,7 @@ class Conformer(Encoder):
         variance: bool = False,
     ) -> None:
         super().__init__(n_channels, n_times, n_outputs, norm=norm, bins=bins, variance=variance)
-        if n_times < kernel + pool - 1:
-            raise ValueError(
-                f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
-                f"it needs {kernel + pool - 1}"
-            )
+        check_length(n_times, kernel, pool)
         if filters % heads:
             raise ValueError(f"filters ({filters}) must be a multiple of heads ({heads})")
         if features not in FEATURES:

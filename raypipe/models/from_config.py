@@ -31,8 +31,7 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     Raises
     ------
     UserError
-        The windows are too short for the network, there is no network of that name, an option is for regression, or a
-        user's network cannot be made.
+        The windows are too short for the network, an option is for regression, or a user's network cannot be made.
     """
     if cfg.uncertainty and n_outputs != 1:
         name = f"model/{cfg.uncertainty}"

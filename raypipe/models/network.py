@@ -217,6 +217,15 @@ class Encoder(Network):
         return None
 
 
+def check_length(n_times: int, kernel: int, pool: int) -> None:
+    """Raise ValueError if a window is too short for a kernel and then a pool, all in samples."""
+    if n_times < kernel + pool - 1:
+        raise ValueError(
+            f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
+            f"it needs {kernel + pool - 1}"
+        )
+
+
 def normalise(x_BCT: Tensor, norm: str) -> Tensor:
     """Normalise each window separately, so that volts and microvolts give the same numbers.
 

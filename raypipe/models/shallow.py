@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 if __package__:
-    from raypipe.models.network import Dropout, DropoutMasks, Network
+    from raypipe.models.network import Dropout, DropoutMasks, Network, check_length
     from raypipe.models.stem import Stem
 else:  # in a submission, where the files are in one folder
-    from network import Dropout, DropoutMasks, Network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from network import Dropout, DropoutMasks, Network, check_length  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stem import Stem  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 _LOG_FLOOR = 1e-6
@@ -65,11 +65,7 @@ class Shallow(Network):
         variance: bool = False,
     ) -> None:
         super().__init__(n_channels, n_times, n_outputs, norm=norm, bins=bins, variance=variance)
-        if n_times < kernel + pool - 1:
-            raise ValueError(
-                f"a window of {n_times} samples is too short for a kernel of {kernel} and a pool of {pool}: "
-                f"it needs {kernel + pool - 1}"
-            )
+        check_length(n_times, kernel, pool)
         self.n_features = filters * ((n_times - kernel + 1 - pool) // stride + 1)
         self.stem = Stem(n_channels, n_times, filters=filters, kernel=kernel)
         self.batch_norm = nn.BatchNorm1d(filters)

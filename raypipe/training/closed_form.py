@@ -22,7 +22,6 @@ from raypipe.core.folds import Index
 from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
 from raypipe.models.covariance import Covariance, n_groups
-from raypipe.models.from_config import build_model
 from raypipe.training.checkpoint import clone_tensors
 from raypipe.training.linear_head import Head, fit_head
 from raypipe.training.loader import FoldData
@@ -30,7 +29,7 @@ from raypipe.training.losses import class_weights
 from raypipe.training.result import FoldEpoch
 from raypipe.training.riemann import inverse_root, riemann_mean
 from raypipe.training.spatial_filters import Responses, fit_responses, principal_components
-from raypipe.training.trainer import Interrupted, never
+from raypipe.training.trainer import Interrupted, make_network, never
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +67,7 @@ class ClosedFormTrainer:
     ) -> None:
         self.config, self.data, self.groups_N, self.shared = config, data, groups_N, shared
         self.fold, self.epoch = data.fold, 0
-        windows = data.windows
-        self.model = cast(
-            ClosedForm,
-            build_model(
-                config.model,
-                n_channels=windows.n_channels,
-                n_times=windows.crop_samples,
-                n_outputs=windows.n_outputs,
-                sfreq=windows.sfreq,
-            ).eval(),
-        )
+        self.model = cast(ClosedForm, make_network(config, data.windows, torch.device("cpu")).eval())
         self.note = ""
         """What the fit has used, for the trial's log."""
 

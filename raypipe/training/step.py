@@ -29,10 +29,6 @@ Gradients = Callable[[], Sequence[Tensor]]
 """Adds the gradients of each model's mean loss to its parameters, as these are; returns the losses, one per model."""
 
 
-def nothing() -> None:
-    """Leave weights as they are."""
-
-
 class StepResult(NamedTuple):
     """Outcome of one step.
 
@@ -73,8 +69,6 @@ class TrainState(Generic[M]):
     """Largest norm of a step's gradient; 0 for no limit."""
     overflows: int = 0
     """Steps in a row that were skipped."""
-    constrain: Callable[[], None] = nothing
-    """Returns the weights to their constraints after a step (`Network.constrain`)."""
     version: int = 0
     """Changes whenever tensors of the state are replaced, of which a CUDA graph has the addresses."""
 
@@ -179,7 +173,7 @@ class TrainState(Generic[M]):
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.constrain()
+        self._constrain()
         self.overflows = 0
         return StepResult(float(loss), False, float(norm))
 
@@ -189,8 +183,12 @@ class TrainState(Generic[M]):
             self.sam.keep_orthogonal()
         assert isinstance(self.optimizer, AdamW)
         self.optimizer.step_if(finite)
-        self.constrain()
+        self._constrain()
         return StepResult(torch.where(finite, loss, math.nan), False, norm)
+
+    def _constrain(self) -> None:
+        if isinstance(self.model, Network):
+            self.model.constrain()
 
     def skip(self, loss: Tensor, norm: float = math.nan) -> StepResult:
         """Drop the gradients of a step that cannot be taken."""
@@ -230,7 +228,6 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
         dtype=dtype,
         device_type=device.type,
         clip=optim.clip,
-        constrain=model.constrain if isinstance(model, Network) else nothing,
     )
 
 

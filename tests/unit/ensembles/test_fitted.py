@@ -9,7 +9,8 @@ import pytest
 
 from raypipe.core.errors import UserError
 from raypipe.ensembles.fit import fit_ensemble
-from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble, HeldOut
+from raypipe.ensembles.fitted import ARRAYS, RECORD, Ensemble
+from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.storage.run_store import RunStore
 from tests.support.faults import truncate
 from tests.support.hostile import forged
