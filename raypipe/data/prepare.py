@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
@@ -27,7 +26,7 @@ from raypipe.data.plan import (
     make_plan,
     parse_settings,
 )
-from raypipe.data.scales import CHECK_UNITS, channels_of_other_scales, check_usual_scale, other_scales
+from raypipe.data.scales import CHECK_UNITS, check_usual_scale, other_scales, scale_notes
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
 from raypipe.data.store_writer import write_store
@@ -36,10 +35,6 @@ from raypipe.data.window_store import WindowStore
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import open_remote_bids
 from raypipe.recordings.signal import UnreadableRecordingError
-from raypipe.recordings.tables import list_some
-
-if TYPE_CHECKING:
-    pass
 
 MIN_PARALLEL_HEADERS = 200
 """Number of recordings from which several processes read headers; for fewer, starting processes takes longer."""
@@ -216,7 +211,9 @@ class _Build:
         kept = {key: record for key, record in found.items() if record is not None}
         made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
         records = self._check_scales(kept | made, plan)
-        write_store(self.folder, asked, plan, self.selection, [records[r.key] for r in recordings if r.key in records])
+        group_of = None if asked.groups is None else self.selection.groups(asked.groups)
+        cut = [records[r.key] for r in recordings if r.key in records]
+        write_store(self.folder, asked, plan, self.selection.labels, self.ledger, cut, group_of)
         store = WindowStore(self.folder)
         store.redone = len(made)
         return store
@@ -292,12 +289,7 @@ class _Build:
         UnreadableRecordingError
             There is one, and unreadable recordings are not to be skipped.
         """
-        flat = [key for key, record in records.items() if record.shard.rows and record.scale == 0]
-        if flat:
-            self.ledger.notes.append(f"Flat in most channels: {list_some(flat)}.")
-        self.ledger.notes += channels_of_other_scales(
-            {key: r.channel_scales for key, r in records.items()}, plan.channels
-        )
+        self.ledger.notes += scale_notes(records, plan.channels)
         check_usual_scale(records.values())
         problems = other_scales({key: record.scale for key, record in records.items()})
         for recording in self.selection.recordings:

@@ -20,6 +20,8 @@ MAX_FROM_MEDIAN = 300.0
 """Ratio to the median of most scales from which on one is not of their unit, though others lie in between."""
 CHECK_UNITS = "check the units in its header and in channels.tsv (--skip-unreadable leaves it out)"
 
+UNITS_HINT = "write the right one in the column 'units' of channels.tsv"
+
 
 def other_scales(scales: Mapping[str, float]) -> dict[str, str]:
     """Return the recordings whose scale is not that of most, with a description of it.
@@ -49,12 +51,28 @@ class Measured(Protocol):
         """Return the spread of its samples (uV); 0 where there are none."""
 
     @property
+    def channel_scales(self) -> tuple[float, ...]:
+        """Return the spread by channel; empty where there are no samples."""
+
+    @property
     def has_confirmed_units(self) -> bool:
         """Return whether the file and channels.tsv agree on its units."""
 
 
-def check_usual_scale(records: Iterable[Measured]) -> None:
+def scale_notes(records: Mapping[str, Measured], channels: Sequence[str]) -> list[str]:
+    """Return sentences about recordings that are flat, or have channels of another scale."""
+    flat = [key for key, record in records.items() if record.channel_scales and record.scale == 0]
+    notes = [f"Flat in most channels: {list_some(flat)}."] if flat else []
+    return notes + channels_of_other_scales({key: r.channel_scales for key, r in records.items()}, channels)
+
+
+def check_usual_scale(records: Iterable[Measured], hint: str = UNITS_HINT) -> None:
     """Check that samples are of the scale of EEG, unless files and channels.tsv agree on their unit.
+
+    Parameters
+    ----------
+    hint
+        Where the right unit is written, for the message.
 
     Raises
     ------
@@ -66,7 +84,7 @@ def check_usual_scale(records: Iterable[Measured]) -> None:
     if unsure and not EEG_SCALES[0] < usual < EEG_SCALES[1]:
         raise UserError(
             f"the samples of most recordings spread over {usual:.3g} uV, not on the scale of EEG (1 to 1,000 uV), "
-            "so their unit is wrong; write the right one in the column 'units' of channels.tsv"
+            f"so their unit is wrong; {hint}"
         )
 
 

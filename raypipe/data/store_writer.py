@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from raypipe.core.metrics import metric_for
 from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
 from raypipe.data.scales import usual_scale
-from raypipe.data.selection import Selection, check_subjects
+from raypipe.data.selection import check_subjects
 from raypipe.data.shards import ShardRecord
 from raypipe.data.splits import copied_windows
+from raypipe.data.task_base import Labels
 from raypipe.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -28,8 +30,21 @@ NO_WINDOW = "without a window"
 """Reason for leaving recordings out."""
 
 
-def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection, records: list[ShardRecord]) -> None:
+def write_store(
+    folder: Path,
+    asked: Settings,
+    plan: Plan,
+    labels: Labels,
+    ledger: Ledger,
+    records: list[ShardRecord],
+    group_of: Mapping[str, str] | None = None,
+) -> None:
     """Write the table, and then the manifest with the account of everything found.
+
+    Parameters
+    ----------
+    group_of
+        Group of each subject that has one.
 
     Raises
     ------
@@ -37,23 +52,22 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
         There is no window, none of a class, or windows of one subject only.
     """
     for record in records:
-        _account(selection.ledger, record)
-    table = _table(selection, records, asked.groups)
-    selection.ledger.notes += _copies(table)
+        _account(ledger, record)
+    table = _table(plan.task, labels.classes, ledger, records, group_of)
+    ledger.notes += _copies(table)
     subjects = set(table["subject"])
     try:
         check_subjects(subjects, str(folder))
     except UserError as error:
-        reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
         raise UserError(f"{error}" + (f" (left out: {reasons})" if reasons else "")) from None
-    labels = selection.labels
     text = table.to_csv(index=False, lineterminator="\n").encode()
     table_sha256 = hashlib.sha256(text).hexdigest()
     manifest = Manifest(
         settings=asked,
         plan=plan,
         kind=labels.kind,
-        metric=metric_for(labels.kind, asked.metric, selection.task.spec),
+        metric=metric_for(labels.kind, asked.metric, plan.task),
         classes=labels.classes,
         shards=tuple(record.shard for record in records),
         table_sha256=table_sha256,
@@ -64,7 +78,7 @@ def write_store(folder: Path, asked: Settings, plan: Plan, selection: Selection,
             subjects=len(subjects),
             scale=usual_scale({record.shard.recording: record.scale for record in records}),
         ),
-        accounting=selection.ledger.close(),
+        accounting=ledger.close(),
         versions={"mne": version("mne")},  # importing it takes a second
     )
     write_atomic(folder / TABLE, lambda file: file.write(text))
@@ -97,27 +111,32 @@ def _copies(table: pd.DataFrame) -> list[str]:
     ][:MAX_COPIES]
 
 
-def _table(selection: Selection, records: list[ShardRecord], groups: str | None) -> pd.DataFrame:
+def _table(
+    spec: str,
+    classes: tuple[str, ...],
+    ledger: Ledger,
+    records: list[ShardRecord],
+    group_of: Mapping[str, str] | None,
+) -> pd.DataFrame:
     """Return the table of all windows, and check that there are windows of every class."""
     import pandas as pd
 
-    spec, classes = selection.task.spec, selection.labels.classes
     rows = [
         row | {"shard": number, "row": place}
         for number, record in enumerate(records)
         for place, row in enumerate(record.rows)
     ]
     if not rows:
-        reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+        reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
         raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
     table = pd.DataFrame(rows)
-    if groups is not None:
-        table["group"] = table["subject"].map(selection.groups(groups)).fillna("")
+    if group_of is not None:
+        table["group"] = table["subject"].map(dict(group_of)).fillna("")
     if classes:
         table["target"] = table["target"].astype(int)
         missing = set(range(len(classes))) - set(table["target"])
         if missing:
-            reasons = ", ".join(f"{n} {what}" for what, n in selection.ledger.counts().items())
+            reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
             left_out = f" (left out: {reasons})" if reasons else ""
             raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
     table.insert(0, "window", range(len(table)))

@@ -1,0 +1,99 @@
+"""Write windows one by one to the ``.npy`` file of a shard."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.data.manifest import Plan
+from raypipe.data.shard_file import finish_hash, npy_header, window_digest
+from raypipe.recordings.signal import UnreadableRecordingError
+
+MAX_MEASURED = 32
+"""Windows of a shard whose spread is measured."""
+
+
+class WindowWriter:
+    """Write windows to an open ``.npy`` file, and take their hashes and their scale.
+
+    Windows with missing samples are left out, so the number of windows is known only at the end. The header is then
+    rewritten.
+
+    Parameters
+    ----------
+    plan
+        Plan of the store.
+    expected
+        Number of windows, if none is left out.
+    where
+        What the windows are of, for messages.
+
+    Attributes
+    ----------
+    digests
+        `shard_file.window_digest` of each window that was written.
+    sha256, bytes
+        Hash of the samples, their shape and type, and the file's size; empty and 0 if no window was written.
+    """
+
+    def __init__(self, plan: Plan, expected: int, where: str) -> None:
+        self._plan, self._expected, self._where = plan, expected, where
+        self._every = 1 + expected // MAX_MEASURED
+        self._digest = hashlib.sha256()
+        self._spreads: list[NDArray[np.float32]] = []
+        self.digests: list[str] = []
+        self.sha256, self.bytes = "", 0
+
+    def begin(self, file: BinaryIO) -> None:
+        """Write the header of the expected windows."""
+        file.write(npy_header(self._shape(self._expected), self._plan.dtype))
+
+    def add(self, file: BinaryIO, x_CT: NDArray[np.float32]) -> bool:
+        """Append a window (C, T) in microvolts; return False, and write nothing, if it has missing samples.
+
+        Raises
+        ------
+        UnreadableRecordingError
+            Its samples do not fit the type of the store.
+        """
+        if not np.isfinite(x_CT).all():
+            return False
+        if len(self.digests) % self._every == 0:
+            self._spreads.append(x_CT.std(axis=1))
+        stored_CT = self._convert(x_CT)
+        data = stored_CT.tobytes()
+        self.digests.append(window_digest(stored_CT))
+        file.write(data)
+        self._digest.update(data)
+        return True
+
+    def finish(self, file: BinaryIO) -> None:
+        """Rewrite the header, and set `sha256` and `bytes`."""
+        if not self.digests:
+            return
+        self.bytes = file.seek(0, 2)
+        shape = self._shape(len(self.digests))
+        header = npy_header(shape, self._plan.dtype)
+        file.seek(0)
+        file.write(header)
+        self.sha256 = finish_hash(self._digest, shape, self._plan.dtype)
+
+    def channel_scales(self) -> tuple[float, ...]:
+        """Return the median of a window's standard deviation in microvolts, by channel."""
+        if not self._spreads:
+            return ()
+        return tuple(float(f"{scale:.4g}") for scale in np.median(self._spreads, axis=0))
+
+    def _shape(self, rows: int) -> tuple[int, int, int]:
+        return rows, len(self._plan.channels), self._plan.window_samples
+
+    def _convert(self, x_CT: NDArray[np.float32]) -> NDArray[Any]:
+        if self._plan.dtype == "float16" and np.abs(x_CT).max() > np.finfo(np.float16).max:
+            raise UnreadableRecordingError(
+                f"{self._where}: samples of {np.abs(x_CT).max():.0f} uV do not fit float16 (65504); "
+                "use float32, or a band that removes the offset"
+            )
+        return x_CT.astype(self._plan.dtype)
