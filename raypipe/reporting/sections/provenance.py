@@ -49,7 +49,7 @@ def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str)
         best=_configuration(run, ranked[0].number) if ranked else None,
         commands=[prepare, shlex.join(sweep_command(run)), shlex.join(ensemble_command(run))],
         unknown=unknown,
-        space=run.space.source,
+        sources={"space.py": run.space.source} | {path: file.text for path, file in run.space.files.items()},
     )
 
 
@@ -162,10 +162,11 @@ def _configuration(run: RunStore, number: int) -> dict[str, Any]:
     default, config = defaults(run.config(number)), flatten(run.config(number))
     changed, unchanged = [], []
     for name, value in config.items():
-        row = [name, "not used" if is_unused(config, name) else _short(value), _short(default[name])]
+        usual = _short(default[name]) if name in default else ""  # of a user's network, raypipe knows no defaults
+        row = [name, "not used" if is_unused(config, name) else _short(value), usual]
         if name in varied:
             changed.append([*row, _used_values(table, name)])
-        elif value != default[name]:
+        elif name not in default or value != default[name]:
             changed.append([*row, ""])
         else:
             unchanged.append([name, _short(value)])

@@ -12,12 +12,15 @@ from itertools import pairwise
 import pytest
 
 from raypipe.core.fold_drawing import make_folds
-from raypipe.core.options import parse_held_out
-from raypipe.core.search_space import SearchSpace
+from raypipe.core.options import SweepOptions, parse_held_out
+from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.data.manifest import Settings
+from raypipe.data.window_store import WindowStore
 from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
+from raypipe.search.run_setup import open_run
 from raypipe.storage.records import write_options
 from raypipe.storage.run_store import RunStore
+from tests.support.own import write_space
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, add_ended, make_run, write_store
 
@@ -124,6 +127,17 @@ def test_parameters_at_their_defaults_are_folded_away(tmp_path):
     assert "<td>0.001235</td><td>0.001</td><td>0.001235 to 0.002</td>" in shown
     assert "<td>sam/rho</td><td>not used</td><td>0.05</td><td>0.1 to 0.1</td>" in shown
     assert "pretrain/" not in shown and "init/" not in shown and "pretrain/mask" in rest
+
+
+def test_a_network_of_ones_own_is_shown_with_its_arguments_and_its_source(tmp_path):
+    space = load_space(write_space(tmp_path))
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    run = open_run(space, windows, str(tmp_path / "run"), SweepOptions(folds=3))
+    add_ended(run, 0, 1.0, config=space.draw(1)[0])
+    html = section(run)
+    assert "<td>model/name</td><td>my_nets.py:Net</td><td>conformer</td>" in html
+    assert re.search(r"<td>model/args/width</td><td>[48]</td><td></td>", html)
+    assert "<summary>my_nets.py</summary>" in html and "class Net(nn.Module):" in html
 
 
 def test_repeats_of_the_folds_are_named(repeated):

@@ -1,0 +1,70 @@
+"""A network of one's own from a search space to a submission, with a sweep that is killed on the way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raypipe import Run, load_ensemble, predict
+from raypipe.packaging.check import check_submission
+from tests.support.plain import plain_sweep
+from tests.support.sweeps import FLAGS, ROOT, Gate, numbers
+
+pytestmark = pytest.mark.ray
+
+SPACE = """'''The network of the documents.'''
+START = [{"sam/name": "none"}, {"sam/name": "sam"}]
+def space(trial):
+    trial.suggest_categorical("sam/name", ["none", "sam"])
+    return {"model/name": "my_nets.py:Net", "model/args/filters": 4, "epochs": 3, "patience": 3, "batch_size": 16}
+"""
+FOLDS = 3
+
+
+def write_own(folder: Path) -> Path:
+    """Write the network of the documents and a space that names it; return the space's file."""
+    folder.mkdir()
+    shutil.copy(ROOT / "examples/own/my_nets.py", folder)
+    (folder / "space.py").write_text(SPACE)
+    return folder / "space.py"
+
+
+def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate) -> Run:
+    """Run a sweep whose driver is killed in an epoch, remove the user's files, and continue it."""
+    shared.hooks.set(gate.hooks)
+    words = ("sweep", space, "--data", data, "--run", where, *FLAGS, "--trials", 2, "--folds", FOLDS)
+    driver = shared.drive(*words, "--concurrent", 1)
+    gate.wait(2, driver)
+    driver.kill()
+    driver.finish()
+    shared.settle()
+    gate.open(2)
+    shutil.rmtree(space.parent)
+    driver = shared.drive("resume", where)
+    driver.finish()
+    assert driver.child.returncode == 0, driver.output()
+    return Run(where)
+
+
+def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_path, shared):
+    space = write_own(tmp_path / "mine")
+    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=2, folds=FOLDS)
+    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, Gate(tmp_path / "gate", 2))
+    assert numbers(run) == numbers(expected)
+    for number in (0, 1):
+        for fold in range(FOLDS):
+            weights = run.store.weights(number, fold)
+            assert all(weights[name].equal(w) for name, w in expected.store.weights(number, fold).items())
+
+    run.ensemble(top=2)
+    assert "class Net(nn.Module)" in Path(run.report()).read_text()
+    bundle, submission = run.export(tmp_path / "bundle"), run.export(tmp_path / "submission.zip")
+    assert not list(bundle.rglob("*.py"))
+    checked = check_submission(submission, bundle=bundle)
+    assert checked.ok, str(checked)
+    table = predict(bundle, tiny_bids)
+    predicted = load_ensemble(bundle).predict(tiny_store.gather(range(len(tiny_store))))[:, 0]
+    assert np.abs(predicted[:, None] - table.prediction.to_numpy()).min(axis=1).max() < 1e-4
