@@ -160,13 +160,12 @@ def fold_trainer(
 def write_store(path: Path, toy: ToyWindows) -> Path:
     """Write toy windows as a store on disk, for workers in other processes."""
     names = tuple(toy.channels)
-    asked: dict[str, Any] = {"task": "toy", "sfreq": None, "band": None, "channels": None, "window": None, "crop": None}
+    asked: dict[str, Any] = {"task": "toy", "sfreq": None, "channels": None, "window": None, "crop": None}
     settings = Settings(**asked, stride=None, tmin=None, dtype="float32", metric=None)
     plan = Plan(
         task="toy",
         channels=names,
         sfreq=toy.sfreq,
-        band=None,
         window=toy.window_samples / toy.sfreq,
         stride=1.0,
         tmin=0.0,

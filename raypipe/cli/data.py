@@ -106,6 +106,10 @@ def prepare(
     sfreq: Annotated[
         float | None, typer.Option(help="Resample to this rate in Hz.", show_default="as recorded")
     ] = None,
+    notch: Annotated[
+        str | None,
+        typer.Option(metavar="HZ,...", help="Remove these frequencies, such as 50 or 50,100.", show_default="none"),
+    ] = None,
     band: Annotated[
         tuple[float, float] | None,
         typer.Option(
@@ -171,6 +175,7 @@ def prepare(
             task,
             out,
             sfreq=sfreq,
+            notch=_frequencies(notch) if notch is not None else None,
             band=band,
             channels=[name.strip() for name in channels.split(",")] if channels else None,
             window=window,
@@ -187,6 +192,13 @@ def prepare(
     write(f"{out}: {store.describe()}")
     for line in store.manifest.accounting.lines():
         write(line)
+
+
+def _frequencies(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--notch {text}: needs frequencies in Hz, separated by commas, such as 50,100") from None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import METRICS, Kind, MetricName
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
 from raypipe.data.accounting import Accounting
+from raypipe.data.preprocessing import Preprocessing
 from raypipe.storage.regular_files import read_whole
 
 MANIFEST = "manifest.json"
@@ -49,7 +50,6 @@ class Settings(FrozenModel):
 
     task: str
     sfreq: float | None
-    band: tuple[float, float] | None
     channels: tuple[str, ...] | None
     window: float | None
     crop: float | None
@@ -60,12 +60,13 @@ class Settings(FrozenModel):
     """None for the default of the task's kind."""
     groups: str | None = None
     """Column of participants.tsv whose equal values make a group of subjects."""
+    preprocessing: Preprocessing = Preprocessing()
 
 
 class SettingsFile(Record):
     """The content of ``settings.json``."""
 
-    format: Literal["raypipe-settings/2"] = "raypipe-settings/2"
+    format: Literal["raypipe-settings/3"] = "raypipe-settings/3"
     settings: Settings
 
 
@@ -76,8 +77,6 @@ class Plan(FrozenModel):
     channels: tuple[str, ...]
     sfreq: float
     """Sampling rate of the windows (Hz)."""
-    band: tuple[float, float] | None
-    """Edges of the band-pass (Hz)."""
     window: float
     """Seconds, as are `stride` and `tmin`."""
     stride: float
@@ -88,6 +87,7 @@ class Plan(FrozenModel):
     dtype: Literal["float16", "float32"]
     crops: Literal["own", "scorer"]
     """Start of evaluated crops: `scorer`, where the challenge's scorer draws it; `own`, as `windower` places it."""
+    preprocessing: Preprocessing = Preprocessing()
 
 
 class Shard(FrozenModel):
@@ -120,7 +120,7 @@ class Summary(FrozenModel):
 class Manifest(Record):
     """Everything about a store but its windows (``manifest.json``)."""
 
-    format: Literal["raypipe-windows/2"] = "raypipe-windows/2"
+    format: Literal["raypipe-windows/3"] = "raypipe-windows/3"
     settings: Settings
     plan: Plan
     kind: Kind

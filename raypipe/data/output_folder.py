@@ -69,12 +69,19 @@ def _check_settings_unchanged(path: Path, asked: Settings) -> None:
         raise
     except UserError:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} or choose another") from None
-    for name in Settings.model_fields:
-        old, new = getattr(before, name), getattr(asked, name)
+    for name, old, new in _values(before, asked):
         if old != new:
             raise UserError(
                 f"{path.parent}: was made with {name} {_shown(old)}, not {_shown(new)}; choose another folder for --out"
             )
+
+
+def _values(before: Settings, asked: Settings) -> Iterator[tuple[str, object, object]]:
+    """Return the name of each setting and of each step of preprocessing, with its values."""
+    for one, other in ((before, asked), (before.preprocessing, asked.preprocessing)):
+        for name in type(one).model_fields:
+            if name != "preprocessing":
+                yield name, getattr(one, name), getattr(other, name)
 
 
 def _shown(value: object) -> str:

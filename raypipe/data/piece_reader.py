@@ -1,4 +1,4 @@
-"""Read pieces of a recording in microvolts, band-passed and resampled."""
+"""Read pieces of a recording in microvolts, filtered and resampled."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.errors import first_line
-from raypipe.data.band_pass import Floats, band_pass, design
+from raypipe.data.fir_filters import Floats, apply_filter, design_band, design_notch
 from raypipe.data.manifest import Plan
+from raypipe.data.preprocessing import Preprocessing, misfit
 from raypipe.recordings.channels import EegChannels
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, UnreadableRecordingError
@@ -36,7 +37,7 @@ class PieceReader:
     Raises
     ------
     UnreadableRecordingError
-        The band does not fit a sampling rate.
+        A filter does not fit a sampling rate.
     """
 
     def __init__(
@@ -75,16 +76,13 @@ class _RateReader:
         self, recording: Recording, signal: Signal, channels: EegChannels, places: list[int], rate: float, plan: Plan
     ) -> None:
         self._recording, self._signal, self._rate = recording, signal, rate
-        self._taps = None
         self.rows = [row for row, place in enumerate(places) if channels.rates[place] == rate]
         self._picks = [channels.picks[places[row]] for row in self.rows]
         self._scale_C1 = np.array([[channels.volts[places[row]] * 1e6] for row in self.rows])
         ratio = Fraction(plan.sfreq / rate).limit_denominator(10_000)
         self._up, self._down = ratio.numerator, ratio.denominator
-        self._reach = 0
-        if plan.band:
-            self._taps = _filter(recording, rate, plan.band)
-            self._reach = len(self._taps) // 2
+        self._filters = _filters(recording, rate, plan.preprocessing)
+        self._reach = sum(len(taps) // 2 for taps in self._filters)
         if self._up != self._down:
             # scipy.signal.resample_poly filters 10 * max(up, down) samples either side, at the interpolated rate.
             self._reach += -(-10 * max(self._up, self._down) // self._up)
@@ -118,8 +116,8 @@ class _RateReader:
             raise UnreadableRecordingError(f"{self._recording.path}: {problem}") from None
 
     def _filter(self, x_CT: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._taps is not None:
-            x_CT = band_pass(x_CT, self._taps)
+        for taps in self._filters:
+            x_CT = apply_filter(x_CT, taps)
         if self._up != self._down:
             from scipy.signal import resample_poly
 
@@ -139,21 +137,20 @@ class _RateReader:
         out_CT[edges[:, :-1].cumsum(axis=1) > 0] = np.nan
 
 
-def filter_length(recording: Recording, rate: float, band: tuple[float, float]) -> float:
-    """Return the length in seconds of the band-pass for a sampling rate.
+def filter_length(recording: Recording, rate: float, steps: Preprocessing) -> float:
+    """Return the length in seconds of the longest filter for a sampling rate; 0 where there is none.
 
     Raises
     ------
     UnreadableRecordingError
-        The band does not fit the sampling rate.
+        A filter does not fit the sampling rate.
     """
-    return len(_filter(recording, rate, band)) / rate
+    return max((len(taps) / rate for taps in _filters(recording, rate, steps)), default=0.0)
 
 
-def _filter(recording: Recording, rate: float, band: tuple[float, float]) -> Floats:
-    if band[1] >= rate / 2:
-        raise UnreadableRecordingError(
-            f"{recording.path}: sampled at {rate:g} Hz, so the band's upper edge must be below {rate / 2:g} Hz "
-            f"(given {band[1]:g})"
-        )
-    return design(rate, *band)
+def _filters(recording: Recording, rate: float, steps: Preprocessing) -> list[Floats]:
+    """Return the taps of the filters, in the order in which they are applied."""
+    if problem := misfit(steps, rate):
+        raise UnreadableRecordingError(f"{recording.path}: sampled at {rate:g} Hz, so {problem}")
+    filters = [design_notch(rate, *steps.notch)] if steps.notch else []
+    return [*filters, design_band(rate, *steps.band)] if steps.band else filters

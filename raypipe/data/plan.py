@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
+from raypipe.data.preprocessing import check_values, misfit
 from raypipe.data.task_base import Task
 from raypipe.data.unfit import refuses_data
 from raypipe.recordings.channels import find_name
@@ -69,19 +70,9 @@ def check_settings(task: Task, asked: Settings) -> None:
         value = getattr(asked, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} {value:g}: must be greater than 0")
-    _check_band(asked)
+    check_values(asked.preprocessing, asked.sfreq)
     _check_channel_names(asked)
     _check_timing(task, asked)
-
-
-def _check_band(asked: Settings) -> None:
-    if not asked.band:
-        return
-    low, high = asked.band
-    if not 0 <= low < high:
-        raise UserError(f"band {low:g} {high:g}: needs a lower and a higher edge in Hz, such as 0.5 40")
-    if asked.sfreq and high > asked.sfreq / 2:
-        raise UserError(f"band: windows at {asked.sfreq:g} Hz have no frequencies above {asked.sfreq / 2:g} Hz")
 
 
 def _check_channel_names(asked: Settings) -> None:
@@ -126,7 +117,6 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
         task=task.spec,
         channels=channels,
         sfreq=sfreq,
-        band=asked.band,
         window=window,
         stride=stride,
         tmin=task.default_tmin if asked.tmin is None else asked.tmin,
@@ -135,6 +125,7 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
         target_is_offset=task.target_is_offset,
         dtype=asked.dtype,
         crops="scorer" if task.scorer_crops else "own",
+        preprocessing=asked.preprocessing,
     )
 
 
@@ -155,6 +146,19 @@ def check_has_channels(recording: Recording, header: Header, channels: Sequence[
             raise UnreadableRecordingError(
                 f"{recording.path}: no EEG channel '{channel}'{left_out}; {nearest(channel, header.channels)}"
             )
+
+
+def check_rates(recording: Recording, header: Header, plan: Plan) -> None:
+    """Check that the filters can be made for the sampling rates of a recording.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        A rate is too low.
+    """
+    for rate in dict.fromkeys(header.rate_of(channel) for channel in plan.channels):
+        if problem := misfit(plan.preprocessing, rate):
+            raise UnreadableRecordingError(f"{recording.path}: sampled at {rate:g} Hz, so {problem}")
 
 
 def left_out_channels(header: Header, plan: Plan, asked: Settings) -> dict[str, str]:

@@ -21,11 +21,13 @@ from raypipe.data.output_folder import claim_output, remove_leftovers
 from raypipe.data.plan import (
     Header,
     check_has_channels,
+    check_rates,
     check_settings,
     left_out_channels,
     make_plan,
     parse_settings,
 )
+from raypipe.data.preprocessing import parse_preprocessing
 from raypipe.data.scales import CHECK_UNITS, check_usual_scale, other_scales, scale_notes
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
@@ -51,6 +53,7 @@ def prepare(
     out: str | Path,
     *,
     sfreq: float | None = None,
+    notch: float | Sequence[float] | None = None,
     band: tuple[float, float] | None = None,
     channels: Sequence[str] | None = None,
     window: float | None = None,
@@ -79,6 +82,8 @@ def prepare(
         Folder for the store: new, empty, or a store made with the same settings.
     sfreq
         Sampling rate of the windows (Hz). Default: that of the recordings, which must then be the same for all.
+    notch
+        Frequencies (Hz) that `mne.filter.notch_filter` removes, such as those of the mains and their multiples.
     band
         Edges of a zero-phase FIR band-pass (Hz), MNE's default design. A lower edge of 0 makes it a low-pass.
     channels
@@ -119,7 +124,7 @@ def prepare(
     asked = parse_settings(
         task=task,
         sfreq=sfreq,
-        band=band,
+        preprocessing=parse_preprocessing(notch=notch, band=band),
         channels=channels,
         window=window,
         crop=crop,
@@ -203,6 +208,7 @@ class _Build:
         plan = make_plan(self.selection.task, asked, recordings, headers)
         for header in headers:
             self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
+        recordings = self._with_rates(recordings, headers, plan)
         self.ledger.add_notes(note for header in headers for note in header.notes)
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -273,6 +279,17 @@ class _Build:
         if not kept:
             raise UserError("no recording has the channels of the settings")
         return [recording for recording, _ in kept], [header for _, header in kept]
+
+    def _with_rates(self, recordings: list[Recording], headers: list[Header], plan: Plan) -> list[Recording]:
+        """Return the recordings of which the sampling rates fit the filters."""
+        kept = []
+        for recording, header in zip(recordings, headers, strict=True):
+            try:
+                check_rates(recording, header, plan)
+                kept.append(recording)
+            except UnreadableRecordingError as error:
+                self._skip_or_raise(recording, error)
+        return kept
 
     def _skip_or_raise(self, recording: Recording, error: UserError, reason: str = UNREADABLE) -> None:
         if not (self.skip_unreadable and isinstance(error, UnreadableRecordingError)):

@@ -186,7 +186,7 @@ def _find_rate(task: Task, readable: Pairs) -> float | None:
 
 
 def _plan(task: Task, sfreq: float | None, recordings: Sequence[Recording], headers: Sequence[Header]) -> None:
-    unset = dict.fromkeys(("band", "channels", "window", "crop", "stride", "tmin"))
+    unset = dict.fromkeys(("channels", "window", "crop", "stride", "tmin"))
     make_plan(task, parse_settings(task=task.spec, sfreq=sfreq, dtype="float32", **unset), recordings, headers)
 
 

@@ -160,18 +160,16 @@ def _without_short_parts(
     Raises
     ------
     UnreadableRecordingError
-        All spans are, or the band does not fit the sampling rate.
+        All spans are, or a filter does not fit the sampling rate.
     """
-    if plan.band is None:
-        return windows
     places = opened.places(plan.channels)
-    length = max(filter_length(opened.recording, opened.channels.rates[place], plan.band) for place in places)
+    length = max(filter_length(opened.recording, opened.channels.rates[place], plan.preprocessing) for place in places)
     spans = opened.signal.spans
     longest = max(span.duration for span in spans)
     if longest < length:
+        cure = "leave out notch" if plan.preprocessing.notch else "raise the band's lower edge"
         raise UnreadableRecordingError(
-            f"{opened.recording.path}: {longest:.1f} s long, shorter than the filter for this band ({length:.1f} s); "
-            "raise the band's lower edge"
+            f"{opened.recording.path}: {longest:.1f} s long, shorter than its filter ({length:.1f} s); {cure}"
         )
     kept = [window for window in windows if spans[window.span].duration >= length]
     left_out[SHORT_PART] += len(windows) - len(kept)
@@ -201,7 +199,7 @@ def read_windows(
     Raises
     ------
     UserError
-        A channel is missing, or the band does not fit the sampling rate.
+        A channel is missing, or a filter does not fit the sampling rate.
     UnreadableRecordingError
         The signal cannot be read.
     """

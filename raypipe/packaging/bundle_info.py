@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from raypipe.core.config import config_hash
+from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
 from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
+from raypipe.data.preprocessing import check_values
 from raypipe.ensembles.rules import CalibrationMap
 from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program, make_spec
 
@@ -28,7 +30,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/3"] = "raypipe-bundle/3"
+    format: Literal["raypipe-bundle/4"] = "raypipe-bundle/4"
     created: float
     """Unix time."""
     run: str
@@ -123,8 +125,10 @@ class BundleInfo(Record):
             raise ValueError("prepare/window: not the samples of a window, or shorter than what the networks see")
         if not 1 / plan.sfreq <= 2 * plan.stride <= MAX_TIME or abs(plan.tmin) > MAX_TIME:
             raise ValueError("prepare/stride or tmin: out of range")
-        if plan.band is not None and not 0 <= plan.band[0] < plan.band[1] <= plan.sfreq / 2:
-            raise ValueError("prepare/band: needs a lower and a higher edge up to half of the sampling rate")
+        try:
+            check_values(plan.preprocessing, plan.sfreq)
+        except UserError as error:
+            raise ValueError(f"prepare/preprocessing: {error}") from None
 
     def _check_members(self) -> None:
         trials = {member.trial for member in self.members} | set(self.soup)

@@ -19,6 +19,7 @@ from raypipe.core.options import SweepOptions
 from raypipe.core.parameters import defaults, flatten
 from raypipe.data.accounting import Accounting
 from raypipe.data.manifest import Manifest, Settings, read_manifest
+from raypipe.data.preprocessing import flags
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
 from raypipe.reporting.page import Table, render_template
@@ -77,8 +78,7 @@ def _left_out(accounting: Accounting) -> Table:
 def prepare_command(settings: Settings) -> list[str]:
     """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
     words = ["raypipe", "prepare", "RECORDINGS", "--task", settings.task, "--out", "STORE"]
-    if settings.band is not None:
-        words += ["--band", *(f"{edge:g}" for edge in settings.band)]
+    words += flags(settings.preprocessing)
     if settings.channels is not None:
         words += ["--channels", ",".join(settings.channels)]
     for name in ("sfreq", "window", "crop", "stride", "tmin"):

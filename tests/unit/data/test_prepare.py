@@ -18,6 +18,7 @@ import raypipe.data.shards
 from raypipe.core.errors import DiskFullError, UserError
 from raypipe.core.parallel import map_processes
 from raypipe.data.prepare import prepare
+from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.tasks import parse_task
 from raypipe.data.window_store import WindowStore
 from raypipe.data.windower import OpenRecording, place_windows, read_windows, windows_of
@@ -252,7 +253,7 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
         (TASK, {"window": 0.001}, "shorter than a sample"),
         (TASK, {"window": 500.0}, r"no window was found \(.*\d+ windows that reach beyond the recording"),
         ("participants:age", {"window": 500.0}, r"no window was found \(.*3 recordings shorter than a window"),
-        (TASK, {"band": (0.01, 40)}, "shorter than the filter"),
+        (TASK, {"band": (0.01, 40)}, "shorter than its filter"),
     ],
 )
 def test_wrong_settings_give_one_line(bids, out, task, options, message):
@@ -411,13 +412,19 @@ def test_the_metric_of_a_store_is_the_one_asked_for(bids, out):
 
 
 @pytest.mark.parametrize("sfreq", [50.0, 64.0, 80.0, 100.0, 128.0])
+@pytest.mark.parametrize("notch", [None, (12.0, 24.0)])
 @pytest.mark.parametrize("band", [None, (1.0, 20.0), (0.0, 20.0)])
-def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band):
+def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band, notch):
     opened = OpenRecording(find_recordings(tiny_bids)[0])
     raw = mne.io.read_raw_bdf(opened.recording.path, verbose="ERROR").pick(tiny_store.channels)
     length = round(2 * sfreq)
     plan = tiny_store.manifest.plan.model_copy(
-        update={"sfreq": sfreq, "band": band, "window_samples": length, "crop_samples": length}
+        update={
+            "sfreq": sfreq,
+            "preprocessing": Preprocessing(notch=notch, band=band),
+            "window_samples": length,
+            "crop_samples": length,
+        }
     )
     rows, _ = place_windows(opened, parse_task("participants:age"), plan, None)
     assert len(rows) == int(raw.n_times / 200)
@@ -428,6 +435,8 @@ def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band):
     np.testing.assert_allclose(x_NCT, whole_NCT, atol=2e-5)
 
     reference = raw.copy().load_data(verbose="ERROR")
+    if notch:
+        reference.notch_filter(notch, verbose="ERROR")
     if band:
         reference.filter(band[0] or None, band[1], verbose="ERROR")
     if sfreq != 100:

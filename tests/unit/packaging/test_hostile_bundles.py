@@ -159,16 +159,16 @@ HOSTILE = {
         "prepare/channels: not that of the bundle",
     ),
     "a band the wrong way round": (
-        setting("prepare/band", [20.0, 5.0]),
-        "prepare/band: needs a lower and a higher edge",
+        setting("prepare/preprocessing/band", [20.0, 5.0]),
+        "prepare/preprocessing: band 20 5: needs a lower and a higher edge",
     ),
     "a band above half of the rate": (
-        setting("prepare/band", [1.0, 400.0]),
-        "prepare/band: needs a lower and a higher",
+        setting("prepare/preprocessing/band", [1.0, 400.0]),
+        "prepare/preprocessing: band 1 400: windows at",
     ),
     "a band that is no number": (
-        setting("prepare/band", [float("nan"), 10.0]),
-        "prepare/band/0: Input should be a fin",
+        setting("prepare/preprocessing/band", [float("nan"), 10.0]),
+        "prepare/preprocessing/band/0: Input should be a fin",
     ),
     "a stride of nothing": (setting("prepare/stride", 1e-9), "prepare/stride or tmin: out of range"),
     "a negative stride": (setting("prepare/stride", -1.0), "prepare/stride or tmin: out of range"),

@@ -15,6 +15,7 @@ from raypipe.core.fold_drawing import make_folds
 from raypipe.core.options import SweepOptions, parse_held_out
 from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.data.manifest import Settings
+from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_store import WindowStore
 from raypipe.reporting.sections.provenance import prepare_command, provenance_section, sweep_command
 from raypipe.search.run_setup import open_run
@@ -52,7 +53,6 @@ def test_the_command_lines_give_the_same_folds_and_space(twelve):
 ASKED = {
     "task": "events:left,right",
     "sfreq": 128.0,
-    "band": (0.5, 40.0),
     "channels": ("Cz", "Pz"),
     "window": 4.0,
     "crop": 3.5,
@@ -62,6 +62,7 @@ ASKED = {
     "metric": "f1",
     "groups": "family",
 }
+STEPS = {"notch": (50.0, 100.0), "band": (0.5, 40.0)}
 
 
 def test_every_setting_of_prepare_that_was_asked_for_is_printed():
@@ -69,11 +70,13 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
 
     from raypipe.cli.app import app
 
-    words = prepare_command(Settings(**ASKED))
+    words = prepare_command(Settings(**ASKED, preprocessing=Preprocessing(**STEPS)))
     group = typer.main.get_command(app)
     parsed = group.commands["prepare"].make_context("prepare", words[2:]).params
     given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
     assert given == ASKED
+    assert set(STEPS) == set(Preprocessing.model_fields)
+    assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100"}
     plain = Settings(**dict.fromkeys(ASKED) | {"task": "challenge1", "dtype": "float32"})
     assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
 

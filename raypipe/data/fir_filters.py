@@ -1,6 +1,7 @@
-"""Zero-phase FIR band-pass of MNE's design, with the filter made once and applied to several channels at a time.
+"""Zero-phase FIR filters of MNE's design, each made once and applied to several channels at a time.
 
-The numbers are those of `mne.filter.filter_data` to rounding, which designs the filter at every call.
+The numbers are those of `mne.filter.filter_data` and `mne.filter.notch_filter` to rounding, which design the filter at
+every call.
 """
 
 from __future__ import annotations
@@ -15,19 +16,45 @@ Floats = NDArray[np.float64]
 
 CHANNELS_AT_A_TIME = 8
 """Channels whose blocks are transformed together: more of them leave the processor's cache."""
+NOTCH_TRANSITION = 0.5
+"""Hz on either side of a stop band: half of the ``trans_bandwidth`` that MNE takes."""
 BLOCK_FILTERS = 4
 """Length of a block, at least, in lengths of the filter."""
 
 
 @lru_cache(maxsize=64)
-def design(rate: float, low: float, high: float) -> Floats:
+def design_band(rate: float, low: float, high: float) -> Floats:
     """Return the taps of a band-pass (Hz) for a sampling rate (Hz); a lower edge of 0 makes it a low-pass."""
     from mne.filter import create_filter
 
     return np.asarray(create_filter(None, rate, low or None, high, verbose="ERROR"), np.float64)
 
 
-def band_pass(x_CT: Floats, taps: Floats) -> Floats:
+@lru_cache(maxsize=64)
+def design_notch(rate: float, *centres: float) -> Floats:
+    """Return the taps that remove frequencies (Hz) at a sampling rate (Hz).
+
+    Each stop band is 1/200 of its centre wide, with transitions of 0.5 Hz on both sides: the defaults of
+    `mne.filter.notch_filter`. The filter is 6.6 s long.
+    """
+    from mne.filter import create_filter
+
+    reach_N = [centre / 400 + NOTCH_TRANSITION for centre in centres]
+    highs = [centre + reach for centre, reach in zip(centres, reach_N, strict=True)]
+    lows = [centre - reach for centre, reach in zip(centres, reach_N, strict=True)]
+    taps = create_filter(
+        None,
+        rate,
+        highs,
+        lows,
+        l_trans_bandwidth=NOTCH_TRANSITION,
+        h_trans_bandwidth=NOTCH_TRANSITION,
+        verbose="ERROR",
+    )
+    return np.asarray(taps, np.float64)
+
+
+def apply_filter(x_CT: Floats, taps: Floats) -> Floats:
     """Filter each channel by overlap-save (Oppenheim & Schafer, Discrete-Time Signal Processing, section 8.7).
 
     Parameters

@@ -1,0 +1,110 @@
+"""What is done with a signal before a model sees its windows: one recipe for `prepare`, bundle and `predict`.
+
+The order of the steps is fixed:
+
+1. notch, band-pass and resampling of the continuous signal (`raypipe.data.piece_reader`),
+2. cutting of windows (`raypipe.data.windower`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from pydantic import ValidationError
+
+from raypipe.core.errors import UserError
+from raypipe.core.record import FrozenModel, describe_problem, first_problem
+from raypipe.data.fir_filters import NOTCH_TRANSITION
+
+MAX_NAMES = 4096
+"""Names or frequencies that a recipe may hold."""
+
+
+class Preprocessing(FrozenModel):
+    """The steps that were asked for; None for those that were not."""
+
+    notch: tuple[float, ...] | None = None
+    """Frequencies that are removed (Hz)."""
+    band: tuple[float, float] | None = None
+    """Edges of the band-pass (Hz); a lower edge of 0 makes it a low-pass."""
+
+
+def parse_preprocessing(*, notch: float | Sequence[float] | None, band: tuple[float, float] | None) -> Preprocessing:
+    """Make a recipe from the arguments of `prepare`.
+
+    Raises
+    ------
+    UserError
+        Names the argument that is wrong.
+    """
+    asked = {
+        "notch": (notch,) if isinstance(notch, int | float) else notch,
+        "band": band,
+    }
+    try:
+        steps = Preprocessing.model_validate(asked)
+    except ValidationError as error:
+        raise UserError(describe_problem(first_problem(error))) from None
+    return steps
+
+
+def check_values(steps: Preprocessing, sfreq: float | None) -> None:
+    """Check that values are in range, and fit each other and the sampling rate of the windows (Hz), where it is known.
+
+    Raises
+    ------
+    UserError
+        Names the step that is wrong.
+    """
+    if steps.band is not None and not 0 <= steps.band[0] < steps.band[1]:
+        raise UserError(f"band {_pair(steps.band)}: needs a lower and a higher edge in Hz, such as 0.5 40")
+    if steps.band is not None and sfreq and steps.band[1] > sfreq / 2:
+        raise UserError(f"band {_pair(steps.band)}: windows at {sfreq:g} Hz have no frequencies above {sfreq / 2:g} Hz")
+    if steps.notch is not None:
+        _check_notch(steps.notch)
+
+
+def _check_notch(centres: tuple[float, ...]) -> None:
+    if not 0 < len(centres) <= MAX_NAMES or min(centres) < 1:
+        raise UserError(f"notch {shown(centres)}: needs frequencies of 1 Hz and more, such as 50 or 50,100")
+    for low, high in pairwise(sorted(centres)):
+        if high - low < (low + high) / 400 + 4 * NOTCH_TRANSITION:
+            raise UserError(f"notch {shown(centres)}: {low:g} and {high:g} Hz are too close to be separate stop bands")
+
+
+def misfit(steps: Preprocessing, rate: float) -> str:
+    """Return why filters cannot be made for a sampling rate (Hz); an empty text where they can."""
+    if steps.band is not None and steps.band[1] >= rate / 2:
+        return f"the band's upper edge must be below {rate / 2:g} Hz (given {steps.band[1]:g})"
+    if steps.notch is not None and max(steps.notch) * (1 + 1 / 400) + NOTCH_TRANSITION >= rate / 2:
+        return f"a notch must be below {rate / 2 - NOTCH_TRANSITION:g} Hz (given {max(steps.notch):g})"
+    return ""
+
+
+def flags(steps: Preprocessing) -> list[str]:
+    """Return the steps as words of a ``raypipe prepare``."""
+    words: list[str] = []
+    for name in Preprocessing.model_fields:
+        value = getattr(steps, name)
+        if value is None:
+            continue
+        separate = name in _PAIRS
+        parts = [shown((each,)) for each in value] if separate else [shown(value)]
+        words += [f"--{name.replace('_', '-')}", *parts]
+    return words
+
+
+_PAIRS = ("band",)
+"""Options that take two words."""
+
+
+def _pair(values: tuple[float, float]) -> str:
+    return " ".join(shown(each) for each in values)
+
+
+def shown(value: object) -> str:
+    """Return the value of a step as text."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ",".join(shown(each) for each in value)
+    return f"{value:.15g}" if isinstance(value, int | float) else str(value)
