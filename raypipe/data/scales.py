@@ -66,13 +66,15 @@ def scale_notes(records: Mapping[str, Measured], channels: Sequence[str]) -> lis
     return notes + channels_of_other_scales({key: r.channel_scales for key, r in records.items()}, channels)
 
 
-def check_usual_scale(records: Iterable[Measured], hint: str = UNITS_HINT) -> None:
+def check_usual_scale(records: Iterable[Measured], hint: str = UNITS_HINT, at_most: float = EEG_SCALES[1]) -> None:
     """Check that samples are of the scale of EEG, unless files and channels.tsv agree on their unit.
 
     Parameters
     ----------
     hint
         Where the right unit is written, for the message.
+    at_most
+        Microvolts that the usual spread must be below.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def check_usual_scale(records: Iterable[Measured], hint: str = UNITS_HINT) -> No
     """
     unsure = [record.scale for record in records if record.scale > 0 and not record.has_confirmed_units]
     usual = float(np.median(unsure)) if unsure else 0.0
-    if unsure and not EEG_SCALES[0] < usual < EEG_SCALES[1]:
+    if unsure and not EEG_SCALES[0] < usual < at_most:
         raise UserError(
             f"the samples of most recordings spread over {usual:.3g} uV, not on the scale of EEG (1 to 1,000 uV), "
             f"so their unit is wrong; {hint}"

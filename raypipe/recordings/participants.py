@@ -174,7 +174,7 @@ def typed_column(cells: Mapping[str, str], where: str, *, as_text: bool = False)
         _check_float32(numbers, where)
         return Column(numbers, True)
     known = {subject: cell for subject, cell in cells.items() if cell.lower() not in MISSING}
-    _check_spellings(set(known.values()), where)
+    check_spellings(set(known.values()), where)
     return Column(known, False)
 
 
@@ -188,8 +188,14 @@ def _odd_cells(where: str, n_numbers: int, others: Mapping[str, str], with_comma
     return f"{where} holds {numbers}cells that are no numbers: {shown}{more}; write {right}"
 
 
-def _check_spellings(classes: set[str], where: str) -> None:
-    """Check that no two classes are one that is spelt in two ways."""
+def check_spellings(classes: set[str], where: str) -> None:
+    """Check that no two classes are one that is spelt in two ways.
+
+    Raises
+    ------
+    UserError
+        Names both spellings.
+    """
     seen: dict[object, str] = {}
     for name in sorted(classes):
         number = parse_number(name)
