@@ -22,6 +22,7 @@ __all__ = [
     "cross_validate",
     "export",
     "fit_ensemble",
+    "from_arrays",
     "inspect_bids",
     "load_encoder",
     "load_ensemble",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raypipe.core.folds import LeakError
     from raypipe.core.progress import Progress
     from raypipe.core.stop import StopRequest
+    from raypipe.data.arrays import from_arrays
     from raypipe.data.inspection import inspect_bids
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
@@ -39,6 +40,7 @@ __all__ = [
     "cross_validate",
     "export",
     "fit_ensemble",
+    "from_arrays",
     "inspect_bids",
     "load_encoder",
     "load_ensemble",
@@ -58,6 +60,7 @@ MODULES = {
     "StopRequest": "raypipe.core.stop",
     "SweepCallback": "raypipe.trial.callback",
     "cross_validate": "raypipe.reporting.cross_validation",
+    "from_arrays": "raypipe.data.arrays",
     "inspect_bids": "raypipe.data.inspection",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",

@@ -9,13 +9,24 @@ from raypipe.core.errors import UserError
 from raypipe.data.task_base import Labels, Segments, Task, WindowTiming
 from raypipe.recordings.recording import Recording
 
+FUNCTIONS = {"arrays": "from_arrays"}
+"""Functions of the public API that make stores of given windows, by the name of the task of these stores."""
+
+
+def python_call(spec: str) -> str:
+    """Return the call that makes windows of a task, in outline; empty for a task that `prepare` cuts windows for."""
+    function = FUNCTIONS.get(spec.partition(":")[0])
+    return f"raypipe.{function}(..., out='STORE')  # in Python" if function else ""
+
 
 @dataclass(frozen=True)
 class GivenTask(Task):
     """Predict the target that was given with each window. It cuts no windows."""
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        raise UserError(f"task '{self.spec}': its windows are given in Python, with raypipe.from_arrays or the like")
+        raise UserError(
+            f"task '{self.spec}': prepare cuts none of its windows; make them with {python_call(self.spec)}"
+        )
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         raise UserError(

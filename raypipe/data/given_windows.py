@@ -211,7 +211,6 @@ def make_given_plan(asked: Settings, channels: Sequence[str], sfreq: float, samp
         task=asked.task,
         channels=tuple(channels),
         sfreq=sfreq,
-        band=None,
         window=window,
         stride=window,
         tmin=tmin,
@@ -258,7 +257,7 @@ def given_settings(spec: str, **asked: Any) -> Settings:
     UserError
         One has the wrong type, or is out of range.
     """
-    unset = dict.fromkeys(("sfreq", "band", "channels", "window", "crop", "stride", "tmin"))
+    unset = dict.fromkeys(("sfreq", "channels", "window", "crop", "stride", "tmin"))
     settings = parse_settings(task=spec, **unset | asked)
     if settings.crop is not None and not 0 < settings.crop < math.inf:
         raise UserError(f"crop {settings.crop:g}: must be greater than 0")

@@ -37,7 +37,7 @@ from unicodedata import normalize
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.challenge import parse_challenge1, parse_challenge2
-from raypipe.data.given_task import GivenTask
+from raypipe.data.given_task import FUNCTIONS, GivenTask
 from raypipe.data.targets import read_targets
 from raypipe.data.task_base import (
     AT_HINT,
@@ -201,7 +201,7 @@ TASKS: dict[str, Callable[[str, str], Task]] = {
     "latency": lambda spec, argument: Latency(spec, values=split_names(spec, argument, 1)),
     "challenge1": parse_challenge1,
     "challenge2": parse_challenge2,
-    "arrays": lambda spec, argument: GivenTask(spec),
+    **{name: (lambda spec, argument: GivenTask(spec)) for name in FUNCTIONS},
 }
 """Functions that make a task from its whole specification and its argument, by the task's name."""
 

@@ -18,6 +18,7 @@ from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
 from raypipe.core.parameters import defaults, flatten
 from raypipe.data.accounting import Accounting
+from raypipe.data.given_task import python_call
 from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.data.preprocessing import flags
 from raypipe.ensembles.evaluation_log import read_evaluations
@@ -36,7 +37,9 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
     manifest, unknown = read_data_manifest(run)
-    if manifest is None:
+    if python_call(run.info.task):
+        prepare = python_call(run.info.task)
+    elif manifest is None:
         prepare = shlex.join(["raypipe", "prepare", "RECORDINGS", "--task", run.info.task, "--out", "STORE"]) + " ..."
     else:
         prepare = shlex.join(prepare_command(manifest.settings))
