@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A sweep in one Slurm allocation: Ray's head on the first node, workers on every node, the driver on the head.
-#   sbatch deploy/slurm.sh search_spaces/latency.py --data /shared/store --run /shared/run --trials 200
+#   sbatch deploy/slurm.sh latency --data /shared/store --run /shared/run --trials 200
 # Submitted again after a time-out or a crash, it continues the run. All nodes must reach --data and --run.
 #SBATCH --job-name=raypipe
 #SBATCH --nodes=2

@@ -98,7 +98,7 @@ def sweep(
     Parameters
     ----------
     space
-        Search space: a Python file.
+        Search space: a Python file, or the name of one that comes with raypipe (``raypipe spaces``).
     data
         Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
     run
@@ -131,7 +131,7 @@ def sweep(
 
     Examples
     --------
-    >>> sweep("search_spaces/smoke.py", "demo/store", "demo/run", trials=2, folds=4)  # doctest: +SKIP
+    >>> sweep("smoke", "demo/store", "demo/run", trials=2, folds=4)  # doctest: +SKIP
     """
     from raypipe.search import sweep as search
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from raypipe.backend.process_state import logger_at
 from raypipe.core.addresses import dashboard_url, without_password
-from raypipe.core.errors import UserError, first_line, missing_package
+from raypipe.core.errors import UserError, first_line
+from raypipe.core.shipped import install_command
 from raypipe.core.versions import EXPECTED_VERSIONS, job_versions
 from raypipe.storage.remote import refuse_credentials
 from raypipe.storage.scratch import scratch_folder
@@ -91,7 +92,7 @@ class Jobs:
             ) from None
         except (RuntimeError, ValueError) as error:
             if "ray[default]" in str(error):
-                raise UserError(f"jobs need Ray's dashboard client: {missing_package('cluster')}") from None
+                raise UserError(f"jobs need Ray's dashboard client: {install_command('cluster')}") from None
             reason = first_line(error).replace(url, self.address)
             raise UserError(f"--cluster {self.address}: {reason}") from None
 

@@ -9,6 +9,7 @@ import typer
 
 from raypipe.cli.common import LOCAL_DASHBOARD, ClusterOption, RunArg, app, console, example, write
 from raypipe.core.errors import UserError
+from raypipe.core.shipped import find_space
 from raypipe.core.text import one_line
 from raypipe.storage.remote import shell_quoted
 
@@ -21,7 +22,7 @@ SUBMITTABLE = ("plan", "sweep", "rerun", "resume", "pretrain", "ensemble", "repo
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe submit sweep search_spaces/latency.py --data s3://lab/store --run s3://lab/run"),
+    epilog=example("raypipe submit sweep latency --data s3://lab/store --run s3://lab/run"),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def submit(
@@ -83,10 +84,9 @@ def _ship_space(values: dict[str, Any], words: list[str]) -> list[Path]:
     if not values.get("space"):
         return []
     space = Path(values["space"])
-    if not space.is_file():
-        raise UserError(f"{space}: no such search space")
-    words[next(place for place, word in enumerate(words) if Path(word) == space)] = space.name
-    return [space]
+    file = find_space(space)
+    words[next(place for place, word in enumerate(words) if Path(word) == space)] = file.name
+    return [file]
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from raypipe.core.shipped import DISTRIBUTION
 from raypipe.reporting.plain_console import PlainConsole
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
     "raypipe simulate demo/bids\n\n"
     "raypipe inspect demo/bids\n\n"
     "raypipe prepare demo/bids --task challenge1 --out demo/store\n\n"
-    "raypipe sweep search_spaces/smoke.py --data demo/store --run demo/run --trials 2 --folds 4\n\n"
+    "raypipe sweep smoke --data demo/store --run demo/run --trials 2 --folds 4\n\n"
     "raypipe ensemble demo/run",
 )
 console = PlainConsole()
@@ -27,7 +28,7 @@ console = PlainConsole()
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"raypipe {version('raypipe')}")
+        typer.echo(f"raypipe {version(DISTRIBUTION)}")
         raise typer.Exit
 
 

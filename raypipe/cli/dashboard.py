@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from raypipe.core.errors import UserError, missing_package
+from raypipe.core.errors import UserError
+from raypipe.core.shipped import install_command
 from raypipe.search.reconcile import read_study
 from raypipe.storage.journal import open_journal
 from raypipe.storage.run_store import RunStore
@@ -31,7 +32,7 @@ def serve(run: RunStore, port: int, ready: Callable[[str], object]) -> None:
     try:
         from optuna_dashboard import wsgi
     except ImportError:
-        raise UserError(f"dashboard: optuna-dashboard is not installed; {missing_package('dashboard')}") from None
+        raise UserError(f"dashboard: optuna-dashboard is not installed; {install_command('dashboard')}") from None
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     class SilentHandler(WSGIRequestHandler):

@@ -17,6 +17,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from raypipe.core.shipped import DISTRIBUTION, install_command, tested_versions
+
 GIB = 1024**3
 LOW_DISK_BYTES, MIN_DISK_BYTES = 10 * GIB, GIB
 """Free space below which a disk gets a warning, and below which it is too full for a sweep."""
@@ -26,8 +28,6 @@ MIN_OPEN_FILES = 1024
 """Files that a process should be allowed to open. Memory maps, sockets and workers need them."""
 MAX_DISK_SHARE = 0.95
 """Share of a disk above which Ray refuses to spill objects to it."""
-
-INSTALL_COMMAND = "pip install -c constraints.txt -e ."
 
 Level = Literal["ok", "warning", "broken"]
 
@@ -75,19 +75,9 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
-def tested_versions() -> dict[str, str]:
-    """Return the versions that raypipe is tested with, by package (constraints.txt); empty if the file is missing."""
-    package = Path(__file__).parents[1]
-    for file in (package / "constraints.txt", package.parent / "constraints.txt"):
-        if file.is_file():
-            pairs = (line.split("==") for line in file.read_text().splitlines() if "==" in line)
-            return {name.strip().lower(): version.strip() for name, version in pairs}
-    return {}
-
-
 def required_packages() -> list[Requirement]:
     """Return the packages that raypipe's metadata requires, without its extras."""
-    required = [Requirement(line) for line in metadata.requires("raypipe") or []]
+    required = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or []]
     return [each for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
 
 
@@ -107,19 +97,19 @@ def check_versions(tested: dict[str, str], required: Iterable[Requirement] | Non
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding("broken", f"{name} is not installed", f"pip install -c constraints.txt '{package}'")
+            yield Finding("broken", f"{name} is not installed", f"{install_command()} '{package}'")
             continue
         if not package.specifier.contains(installed, prereleases=True):
-            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", INSTALL_COMMAND)
+            yield Finding("broken", f"{name} {installed}, but raypipe needs {package.specifier}", install_command())
         elif name in tested and installed.partition("+")[0] != tested[name].partition("+")[0]:
             other.append(f"{name} {installed} (tested: {tested[name]})")
         else:
             same.append(f"{name} {installed}")
     if other:
-        yield Finding("warning", f"other versions than the tested ones: {', '.join(other)}", INSTALL_COMMAND)
+        yield Finding("warning", f"other versions than the tested ones: {', '.join(other)}", install_command())
     elif not tested:
         yield Finding(
-            "warning", f"no constraints.txt with the tested versions; installed: {', '.join(same)}", INSTALL_COMMAND
+            "warning", f"no constraints.txt with the tested versions; installed: {', '.join(same)}", install_command()
         )
     else:
         yield Finding("ok", f"versions as tested: {', '.join(same)}")

@@ -30,7 +30,9 @@ PANEL = "Search and training"
 OBJECTIVE = "Objective and training"
 """Heading of pretraining's own flags."""
 
-SpaceArg = Annotated[Path, typer.Argument(metavar="SPACE", help="Search space: a Python file.")]
+SpaceArg = Annotated[
+    Path, typer.Argument(metavar="SPACE", help="Search space: a name that raypipe spaces lists, or a Python file.")
+]
 OuterOption = Annotated[
     int | None,
     typer.Option(
@@ -44,7 +46,7 @@ NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. 
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe plan search_spaces/all_families.py --data demo/store --trials 200 --cpus 64"),
+    epilog=example("raypipe plan all_families --data demo/store --trials 200 --cpus 64"),
 )
 @option_flags(
     SweepOptions,
@@ -78,7 +80,7 @@ def plan(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe sweep search_spaces/all_families.py --data demo/store --run demo/run --trials 40"),
+    epilog=example("raypipe sweep all_families --data demo/store --run demo/run --trials 40"),
 )
 @option_flags(SweepOptions, *SweepOptions.model_fields)
 def sweep(

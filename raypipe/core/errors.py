@@ -104,11 +104,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
-def missing_package(extra: str) -> str:
-    """Return how to install an extra; raypipe is on no package index."""
-    return f"in raypipe's clone: pip install -c constraints.txt -e '.[{extra}]'"
-
-
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of `names`, or ``available: x, y`` if none is close."""
     known = [str(n) for n in names]

@@ -1,4 +1,4 @@
-"""Search spaces: Python files in Optuna's define-by-run form, loaded only from a path that the user names."""
+"""Search spaces: Python files in Optuna's define-by-run form, loaded only where the user names them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
 from raypipe.core.own_code import SourceFile
 from raypipe.core.parameters import nest, parse_config
+from raypipe.core.shipped import find_space
 from raypipe.core.text import decode_source
 
 CODE_SECTIONS = ("model",)
@@ -81,7 +82,7 @@ class SearchSpace:
         except BaseException as error:  # sys.exit() and os._exit() too
             raise self._code_error(error) from None
         if not callable(module.get("space")):
-            raise UserError(f"{self.name}: no function space(trial); see search_spaces/smoke.py for the form")
+            raise UserError(f"{self.name}: no function space(trial); raypipe init shows the form")
         points = module.get("START", [])
         if not isinstance(points, list | tuple) or not all(isinstance(point, Mapping) for point in points):
             raise UserError(f"{self.name}: START must be a list of points such as {{'optim/lr': 1e-3}}")
@@ -196,20 +197,17 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def load_space(path: str | Path) -> SearchSpace:
-    """Read and check a search space.
+def load_space(space: str | Path) -> SearchSpace:
+    """Read and check a search space: a path, or the name of one that comes with raypipe.
 
     Raises
     ------
     UserError
         There is no such file or one that it names, it is no UTF-8 text, it does not run, or it is not a valid space.
     """
-    file = Path(path)
-    if not file.is_file():
-        there = sorted(p.as_posix() for p in Path("search_spaces").glob("*.py"))
-        raise UserError(f"{path}: no such search space" + (f"; available: {', '.join(there)}" if there else ""))
-    source = decode_source(file.read_bytes(), path)
-    files = {name: own_code.read_source(name, file.parent, str(path)) for name in own_code.named_files(source)}
-    space = SearchSpace(source, str(path), files)
-    space.check()
-    return space
+    file = find_space(space)
+    source = decode_source(file.read_bytes(), space)
+    files = {name: own_code.read_source(name, file.parent, str(space)) for name in own_code.named_files(source)}
+    found = SearchSpace(source, str(space), files)
+    found.check()
+    return found

@@ -8,6 +8,7 @@ import platform
 from importlib import metadata
 
 from raypipe.core.errors import UserError
+from raypipe.core.shipped import DISTRIBUTION
 
 EXPECTED_VERSIONS = "RAYPIPE_EXPECTS"
 """Environment variable of a job: the versions of the process that submitted it, as JSON."""
@@ -32,7 +33,7 @@ def job_versions() -> dict[str, str]:
 def _version(name: str) -> str:
     """Return the version of a package; a part of raypipe may run where another package, or itself, is not installed."""
     try:
-        return metadata.version(name)
+        return metadata.version(DISTRIBUTION if name == "raypipe" else name)
     except metadata.PackageNotFoundError:
         return "not installed"
 

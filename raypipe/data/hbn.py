@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raypipe.core.errors import UserError, missing_package, nearest
+from raypipe.core.errors import UserError, nearest
+from raypipe.core.shipped import install_command
 from raypipe.recordings.participants import participant_rows
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.tables import is_missing, parse_number
@@ -155,7 +156,7 @@ def fetch(name: str, cache: Path, *, mini: bool = False) -> list[Path]:
     except ImportError:
         place = bucket_of(release, mini=mini)
         raise UserError(
-            f"{name}: needs eegdash ({missing_package('hbn')}); without it, copy the release with: "
+            f"{name}: needs eegdash ({install_command('hbn')}); without it, copy the release with: "
             f"aws s3 cp --recursive --no-sign-request {place} {place.rpartition('/')[2]}, and prepare that folder"
         ) from None
     cache.mkdir(parents=True, exist_ok=True)

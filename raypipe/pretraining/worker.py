@@ -196,7 +196,7 @@ def _record_epoch(store: PretrainedRun, part: str, trainer: Pretrainer, loss: fl
 def tuned_score(trainer: Pretrainer, folds: FoldMap, fold: int | None, epochs: int) -> float | None:
     """Return the score of fine-tuned copies of the encoder, one per fold, after `epochs` epochs; see `probe_score`.
 
-    They use the learning rates of `search_spaces/finetune.py`. The encoder itself is not changed.
+    They use the learning rates of the search space `finetune`. The encoder itself is not changed.
     """
     windows, pretrained = trainer.loader.windows, trainer.config
     config = TrialConfig(

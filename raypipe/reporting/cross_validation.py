@@ -175,7 +175,7 @@ def cross_validate(
 
     Examples
     --------
-    >>> cross_validate("search_spaces/smoke.py", "demo/store", "demo/cv", trials=2, folds=3)  # doctest: +SKIP
+    >>> cross_validate("smoke", "demo/store", "demo/cv", trials=2, folds=3)  # doctest: +SKIP
     """
     from raypipe.search.outer import sweep_outer
 

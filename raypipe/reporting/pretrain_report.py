@@ -63,7 +63,7 @@ def _next_step(run: PretrainedRun, where: str | Path) -> str:
     name = shell_quoted(where)
     if run.over:
         space = "finetune" if run.info.config.model.name == "vit" else f"finetune_{run.info.config.model.name}"
-        return f"finished; continue with: raypipe sweep search_spaces/{space}.py --data DATA --run RUN --init {name}"
+        return f"finished; continue with: raypipe sweep {space} --data DATA --run RUN --init {name}"
     driver = read_lease(run.folder)
     if driver and driver.alive:
         return f"running (process {driver.pid} on {driver.host})"

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from raypipe.core.errors import UserError, first_line, missing_package, nearest
+from raypipe.core.errors import UserError, first_line, nearest
 from raypipe.core.parameters import flatten
+from raypipe.core.shipped import install_command
 from raypipe.storage.records import Epoch, TrialResult
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
@@ -216,7 +217,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in (*TRACKERS, NO_TRACKER):
             raise UserError(f"--track {name}: there is no such tracker; {nearest(name, [*TRACKERS, NO_TRACKER])}")
         if name != NO_TRACKER and not installed(name):
-            raise UserError(f"--track {name}: not installed here; {missing_package(name)}")
+            raise UserError(f"--track {name}: not installed here; {install_command(name)}")
 
 
 def installed(name: str) -> bool:

@@ -46,7 +46,7 @@ def test_from_simulation_to_predictions(tmp_path, own_modules):
     )  # fmt: skip
     assert "windows of 6 channels x 200 samples" in prepared
     raypipe(
-        "sweep", ROOT / "search_spaces/smoke.py", "--data", tmp_path / "store", "--run", tmp_path / "run",
+        "sweep", "smoke", "--data", tmp_path / "store", "--run", tmp_path / "run",
         "--trials", 2, "--folds", 3, "--no-prune", folder=own_modules,
     )  # fmt: skip
     fitted = raypipe("ensemble", tmp_path / "run", "--top", 2)
@@ -71,7 +71,7 @@ def test_the_readme_on_real_recordings(real_data, tmp_path):
     steps = re.search(r"```sh\n(raypipe inspect .*?)```", readme, re.DOTALL).group(1)
     for line in steps.strip().splitlines():
         line = line.replace("../shared/data", str(real_data)).replace(" arithmetic/", f" {tmp_path}/")
-        line = line.replace("search_spaces/all_families.py", str(ROOT / "search_spaces/smoke.py"))
+        line = line.replace(" all_families ", " smoke ")
         line = re.sub(r"--trials \d+", "--trials 2", line)
         raypipe(*shlex.split(line)[1:])
     assert (tmp_path / "run/report.html").stat().st_size < 5e6

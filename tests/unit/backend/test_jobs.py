@@ -112,6 +112,13 @@ def test_a_space_may_be_named_as_a_shell_completes_it(cluster, capsys, monkeypat
     assert cluster.jobs[0].entrypoint.endswith("--run s3://a/c latency.py")
 
 
+def test_a_space_that_comes_with_raypipe_is_sent_by_name_since_the_cluster_has_the_modules_only(cluster, capsys):
+    words = ("submit", "sweep", "latency", "--data", "s3://a/b", "--run", "s3://a/c")
+    assert typed(capsys, *words)[0] == 0
+    assert cluster.shipped == ["latency.py"]
+    assert cluster.jobs[0].entrypoint == "python -m raypipe sweep latency.py --data s3://a/b --run s3://a/c"
+
+
 def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
     monkeypatch.setattr("raypipe.backend.jobs.DEATH_NOTICE_SECONDS", 0.0)
     words = ("submit", "resume", "s3://lab/run")
@@ -222,7 +229,7 @@ def test_a_run_is_not_taken_for_a_job(values, cluster, capsys):
     ("error", "message"),
     [
         (ConnectionError("Failed to connect"), "no Ray dashboard answers there"),
-        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), ".[cluster]"),
+        (RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"), "'raypipe-eeg[cluster]'"),
         (RuntimeError("Ray version mismatch: 2.61\nmore"), "Ray version mismatch: 2.61"),
     ],
 )

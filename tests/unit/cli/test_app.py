@@ -26,7 +26,7 @@ from tests.support.toys import SPACE, ToyWindows, make_run, tiny, write_store
 
 VERBS = ["simulate", "inspect", "prepare", "sweep", "rerun", "resume", "status", "logs", "trials", "ensemble"]
 VERBS += ["plan", "check", "predict", "compare", "doctor", "score", "pretrain", "submit", "jobs", "stop"]
-VERBS += ["push", "pull", "report", "export"]
+VERBS += ["push", "pull", "report", "export", "spaces"]
 
 
 def run(*arguments: object) -> int:
@@ -142,7 +142,7 @@ def test_without_arguments_help_is_shown(capsys):
 
 def test_the_version(capsys):
     assert run("--version") == 0
-    assert capsys.readouterr().out == f"raypipe {version('raypipe')}\n"
+    assert capsys.readouterr().out == f"raypipe {version('raypipe-eeg')}\n"
 
 
 def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):

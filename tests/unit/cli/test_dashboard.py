@@ -67,7 +67,7 @@ def test_a_missing_study_or_package_is_one_line(tmp_path, run, monkeypatch):
     with pytest.raises(UserError, match="no study yet; start one with: raypipe sweep"):
         serve(empty, free_port(), lambda where: None)
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
-    with pytest.raises(UserError, match=r"pip install -c constraints.txt -e '.\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"pip install -c \S+ 'raypipe-eeg\[dashboard\]'"):
         serve(run, free_port(), lambda where: None)
 
 

@@ -111,7 +111,7 @@ NO_TEXT = "UTF-16, or no text at all; save it as UTF-8"
         (SPACE.encode("utf-32"), NO_TEXT),
         (SPACE.encode() + b"\0", NO_TEXT),
         (bytes(range(256)), NO_TEXT),
-        (b"", r"no function space(trial); see search_spaces/smoke.py for the form"),
+        (b"", r"no function space(trial); raypipe init shows the form"),
     ],
 )
 def test_a_file_of_another_encoding_gives_one_line(tmp_path, data, message):

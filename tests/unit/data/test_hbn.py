@@ -79,7 +79,7 @@ def test_names_of_releases_are_replaced_by_their_subjects():
 def test_without_eegdash_one_line_explains_how_to_get_the_data(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "eegdash", None)
     with pytest.raises(
-        UserError, match=r"pip install -c constraints.txt -e '.\[hbn\]'.*s3://nmdatasets/NeurIPS25/R5_mini_L100_bdf"
+        UserError, match=r"pip install -c \S+ 'raypipe-eeg\[hbn\]'.*s3://nmdatasets/NeurIPS25/R5_mini_L100_bdf"
     ):
         hbn.fetch("hbn:R5", tmp_path, mini=True)
     with pytest.raises(UserError, match=r"hbn:R55: no such release; did you mean 'R5'"):

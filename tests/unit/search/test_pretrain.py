@@ -450,7 +450,7 @@ def test_a_conformer_is_pretrained_exported_and_loaded(conformer, tmp_path):
     export_encoder(conformer, tmp_path / "out")
     one, x = load_encoder(tmp_path / "out"), torch.randn(2, 3, 64)
     assert isinstance(one, Conformer)
-    assert "search_spaces/finetune_conformer.py" in status_lines(conformer)[-1]
+    assert "sweep finetune_conformer --data" in status_lines(conformer)[-1]
     assert one.features(x).shape == (2, 8)
     # A window's vector is its own: no batch around it changes it.
     torch.testing.assert_close(one.features(x)[:1], one.features(x[:1]))

@@ -241,7 +241,7 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch):
     monkeypatch.setitem(TRACKERS, "wandb", (TRACKERS["wandb"][0], "no_such_package"))
     with pytest.raises(
         UserError,
-        match=r"--track wandb: not installed here; in raypipe's clone: pip install -c constraints.txt -e '.\[wandb\]'",
+        match=r"--track wandb: not installed here; pip install -c \S+/constraints.txt 'raypipe-eeg\[wandb\]'",
     ):
         check_trackers(["wandb"])
 
