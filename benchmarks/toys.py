@@ -165,6 +165,7 @@ def write_store(path: Path, toy: ToyWindows) -> Path:
     plan = Plan(
         task="toy",
         channels=names,
+        sources=names,
         sfreq=toy.sfreq,
         window=toy.window_samples / toy.sfreq,
         stride=1.0,

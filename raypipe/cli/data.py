@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -118,6 +118,29 @@ def prepare(
             show_default="no filter",
         ),
     ] = None,
+    bads: Annotated[
+        Literal["drop", "interpolate"] | None,
+        typer.Option(
+            help="What to do with channels whose status is bad in channels.tsv.",
+            show_default="use them",
+        ),
+    ] = None,
+    montage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Template montage of MNE, such as standard_1005, for --bads interpolate.",
+            show_default="none",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="average|CHANNEL,...",
+            help="Subtract the mean of all common EEG channels, or of these.",
+            show_default="as recorded",
+        ),
+    ] = None,
     channels: Annotated[
         str | None, typer.Option(help="Channel names, separated by commas.", show_default="all common channels")
     ] = None,
@@ -177,7 +200,10 @@ def prepare(
             sfreq=sfreq,
             notch=_frequencies(notch) if notch is not None else None,
             band=band,
-            channels=[name.strip() for name in channels.split(",")] if channels else None,
+            bads=bads,
+            montage=montage,
+            reference="average" if reference == "average" else _names(reference),
+            channels=_names(channels or None),
             window=window,
             crop=crop,
             stride=stride,
@@ -192,6 +218,10 @@ def prepare(
     write(f"{out}: {store.describe()}")
     for line in store.manifest.accounting.lines():
         write(line)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _frequencies(text: str) -> list[float]:

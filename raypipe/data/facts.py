@@ -54,7 +54,7 @@ def read_facts(recording: Recording) -> RecordingFacts:
     except (UserError, OSError) as error:
         return RecordingFacts(problem=first_line(error), events=events, events_problem=events_problem)
     return RecordingFacts(
-        header=Header(found.names, found.rates, found.left_out, found.notes),
+        header=Header(found.names, found.rates, found.left_out, found.notes, found.bads),
         units=tuple(signal.channels[place].unit for place in found.picks),
         spans=spans,
         types_from="channels.tsv" if recording.sidecar("channels.tsv").is_file() else "file",

@@ -210,6 +210,7 @@ def make_given_plan(asked: Settings, channels: Sequence[str], sfreq: float, samp
     return Plan(
         task=asked.task,
         channels=tuple(channels),
+        sources=tuple(channels),
         sfreq=sfreq,
         window=window,
         stride=window,

@@ -75,6 +75,8 @@ class Plan(FrozenModel):
 
     task: str
     channels: tuple[str, ...]
+    sources: tuple[str, ...]
+    """Channels that are read: those above, and others that a reference or an interpolation needs."""
     sfreq: float
     """Sampling rate of the windows (Hz)."""
     window: float

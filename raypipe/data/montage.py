@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from raypipe.core.errors import nearest
+
 if TYPE_CHECKING:
     import mne
 
@@ -54,6 +56,23 @@ def project_to_scalp(channels: Sequence[str]) -> tuple[mne.Info | None, list[int
     return info, indices
 
 
+def template_names(montage: str, channels: Sequence[str]) -> list[str | None]:
+    """Return the name that each channel has in a montage; None where it has none, or is there twice.
+
+    Names are read as by `electrode_positions`.
+
+    Raises
+    ------
+    ValueError
+        MNE has no such montage.
+    """
+    known = {name.lower(): name for name in template_of(montage).ch_names}
+    if "GSN" in montage and "cz" in known:
+        known.setdefault("e129", known["cz"])
+    found = [known.get(name.lower()) or known.get(_plain(name)) for name in channels]
+    return [name if found.index(name) == place else None for place, name in enumerate(found)]
+
+
 def _plain(name: str) -> str:
     return name.lower().removeprefix("eeg ").strip().split("-")[0].strip(" .")
 
@@ -65,7 +84,7 @@ def _best_montage(names: Sequence[str]) -> str:
 @cache
 def _centred_positions(montage: str) -> Positions:
     """Return the positions relative to the mean of all electrodes."""
-    found = {name.lower(): np.asarray(place) for name, place in _montage(montage).get_positions()["ch_pos"].items()}
+    found = {name.lower(): np.asarray(place) for name, place in template_of(montage).get_positions()["ch_pos"].items()}
     centre = np.mean(list(found.values()), axis=0)
     return _with_e129(montage, {name: tuple(float(v) for v in place - centre) for name, place in found.items()})
 
@@ -75,7 +94,7 @@ def _head_positions(montage: str) -> Positions:
     """Return positions in head coordinates, which have their origin between the ears."""
     import mne
 
-    template = _montage(montage)
+    template = template_of(montage)
     info = mne.create_info(template.ch_names, 1.0, "eeg", verbose="error").set_montage(template, verbose="error")
     return _with_e129(
         montage, {each["ch_name"].lower(): tuple(float(v) for v in each["loc"][:3]) for each in info["chs"]}
@@ -88,9 +107,20 @@ def _with_e129(montage: str, positions: Positions) -> Positions:
     return positions
 
 
-def _montage(montage: str) -> mne.channels.DigMontage:
+def template_of(montage: str) -> mne.channels.DigMontage:
+    """Return one of MNE's template montages.
+
+    Raises
+    ------
+    ValueError
+        MNE has none of this name; names the nearest.
+    """
     import mne
 
-    if montage == "standard_1005" and "colin27_1005" in mne.channels.get_builtin_montages():
-        montage = "colin27_1005"  # the name since MNE 1.13
+    known = mne.channels.get_builtin_montages()
+    for old, new in (("standard_", "colin27_"), ("colin27_", "standard_")):  # renamed in MNE 1.13
+        if montage not in known and montage.startswith(old):
+            montage = montage.replace(old, new)
+    if montage not in known:
+        raise ValueError(f"no montage of MNE; {nearest(montage, known)}")
     return mne.channels.make_standard_montage(montage)

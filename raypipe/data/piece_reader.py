@@ -1,4 +1,4 @@
-"""Read pieces of a recording in microvolts, filtered and resampled."""
+"""Read pieces of a recording in microvolts, filtered, resampled, with bad channels interpolated, and re-referenced."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from raypipe.core.errors import first_line
 from raypipe.data.fir_filters import Floats, apply_filter, design_band, design_notch
 from raypipe.data.manifest import Plan
 from raypipe.data.preprocessing import Preprocessing, misfit
+from raypipe.data.spatial import mix, mixing_matrix
 from raypipe.recordings.channels import EegChannels
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, UnreadableRecordingError
@@ -27,7 +28,7 @@ class PieceReader:
     Parameters
     ----------
     places
-        Places of the plan's channels in `channels`.
+        Places of the plan's sources in `channels`.
 
     Attributes
     ----------
@@ -37,7 +38,7 @@ class PieceReader:
     Raises
     ------
     UnreadableRecordingError
-        A filter does not fit a sampling rate.
+        A filter does not fit a sampling rate, or bad channels cannot be interpolated.
     """
 
     def __init__(
@@ -47,20 +48,34 @@ class PieceReader:
             _RateReader(recording, signal, channels, places, rate, plan)
             for rate in dict.fromkeys(channels.rates[place] for place in places)
         ]
-        self._n_channels = len(places)
+        self._n_sources = len(places)
+        bads = {
+            name for name, place in zip(plan.sources, places, strict=True) if channels.names[place] in channels.bads
+        }
+        self._picks = [plan.sources.index(name) for name in plan.channels]
+        try:
+            self._matrix = mixing_matrix(plan.preprocessing, plan.sources, plan.channels, frozenset(bads))
+        except UnreadableRecordingError as error:
+            raise UnreadableRecordingError(f"{recording.path}: {error}") from None
         self.margin = max(part.margin for part in self._parts)
 
-    def read(self, span: int, start: int, stop: int) -> NDArray[np.float32]:
+    def read(self, span: int, start: int, stop: int) -> Floats:
         """Return the samples of a span from `start` to `stop` at the windows' rate, (C, stop - start), in microvolts.
 
-        Missing samples, and those that the filters spread them to, are NaN.
+        Missing samples, and those that the filters and other channels spread them to, are NaN.
         """
+        x_ST = self._read_sources(span, start, stop)
+        if self._matrix is not None:
+            return mix(self._matrix, x_ST)
+        return x_ST if self._n_sources == len(self._picks) else x_ST[self._picks]
+
+    def _read_sources(self, span: int, start: int, stop: int) -> Floats:
         if len(self._parts) == 1:
             return self._parts[0].read(span, start, stop)
-        x_CT = np.empty((self._n_channels, stop - start), np.float32)
+        x_ST = np.empty((self._n_sources, stop - start))
         for part in self._parts:
-            x_CT[part.rows] = part.read(span, start, stop)
-        return x_CT
+            x_ST[part.rows] = part.read(span, start, stop)
+        return x_ST
 
 
 class _RateReader:
@@ -89,7 +104,7 @@ class _RateReader:
         self._overlap = self._reach + 2 if self._reach else 0
         self.margin = int(self._overlap * self._up / self._down) + 1
 
-    def read(self, span: int, start: int, stop: int) -> NDArray[np.float32]:
+    def read(self, span: int, start: int, stop: int) -> Floats:
         """Return samples as `PieceReader.read` does."""
         up, down = self._up, self._down
         n_times = round(self._signal.spans[span].duration * self._rate)
@@ -102,8 +117,7 @@ class _RateReader:
         if has_missing:
             x_CT = np.where(missing_CT, 0.0, x_CT)
         skip = start - block * up
-        x_CT = self._filter(x_CT)[:, skip : skip + stop - start] * self._scale_C1
-        out_CT: NDArray[np.float32] = x_CT.astype(np.float32)
+        out_CT: Floats = self._filter(x_CT)[:, skip : skip + stop - start] * self._scale_C1
         if has_missing:
             self._spread(missing_CT, out_CT, skip)
         return out_CT
@@ -125,7 +139,7 @@ class _RateReader:
             x_CT = resample_poly(x_CT, self._up, self._down, axis=1, padtype="reflect")
         return x_CT
 
-    def _spread(self, missing_CT: NDArray[np.bool_], out_CT: NDArray[np.float32], skip: int) -> None:
+    def _spread(self, missing_CT: NDArray[np.bool_], out_CT: Floats, skip: int) -> None:
         """Set the output samples to NaN that depend on missing input samples, and no others."""
         channels, places = np.nonzero(missing_CT)
         n_samples = out_CT.shape[1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,17 +12,21 @@ from pydantic import ValidationError
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
 from raypipe.data.preprocessing import check_values, misfit
+from raypipe.data.spatial import check_montage
 from raypipe.data.task_base import Task
 from raypipe.data.unfit import refuses_data
 from raypipe.recordings.channels import find_name
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import list_some
 
 RATE_TOLERANCE = 1e-7
 """Relative difference of two sampling rates that are taken for one: a tenth of a sample in an hour at 250 Hz."""
 
 NOT_COMMON = "not in every recording"
 NOT_ASKED = "not among --channels"
+BAD = "marked bad in channels.tsv"
+REFERENCE = "the reference"
 """Reasons for leaving channels out."""
 
 
@@ -36,6 +41,8 @@ class Header:
     """Other channels, with their type or the reason for leaving them out."""
     notes: tuple[str, ...] = ()
     """`EegChannels.notes`"""
+    bads: tuple[str, ...] = ()
+    """`EegChannels.bads`"""
 
     def rate_of(self, channel: str) -> float:
         """Return the sampling rate of a channel that the recording has."""
@@ -71,6 +78,8 @@ def check_settings(task: Task, asked: Settings) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} {value:g}: must be greater than 0")
     check_values(asked.preprocessing, asked.sfreq)
+    if asked.preprocessing.montage is not None:
+        check_montage(asked.preprocessing.montage)
     _check_channel_names(asked)
     _check_timing(task, asked)
 
@@ -105,8 +114,8 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
         Recordings differ in sampling rate or have no common channel; or a window, crop or stride is shorter than a
         sample.
     """
-    channels = asked.channels or _common_channels(recordings, headers)
-    sfreq = asked.sfreq or _common_rate(recordings, headers, channels)
+    channels, sources = _plan_channels(asked, recordings, headers)
+    sfreq = asked.sfreq or _common_rate(recordings, headers, sources)
     window = asked.window or task.default_window
     stride = asked.stride or task.default_stride or window
     crop = asked.crop or task.default_crop(window) or window
@@ -116,6 +125,7 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
     return Plan(
         task=task.spec,
         channels=channels,
+        sources=sources,
         sfreq=sfreq,
         window=window,
         stride=stride,
@@ -129,14 +139,59 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
     )
 
 
-def check_has_channels(recording: Recording, header: Header, channels: Sequence[str]) -> None:
-    """Check that a recording has the channels of the settings.
+def _plan_channels(
+    asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the channels of the store, and those that are read."""
+    steps = asked.preprocessing
+    common = () if asked.channels and not steps.needs_common_channels else _common_channels(recordings, headers)
+    reference = steps.named_reference
+    channels = asked.channels or tuple(name for name in common if find_name(name, reference) is None)
+    if not channels:
+        raise UserError(f"reference {','.join(reference)}: no other channel is left")
+    sources = list(channels)
+    for name in (*(common if steps.needs_common_channels else ()), *reference):
+        if find_name(name, sources) is None:
+            sources.append(name)
+    return channels, tuple(sources)
+
+
+def without_bads(header: Header) -> Header:
+    """Return the header of a recording without the channels that its channels.tsv marks as bad."""
+    kept = [place for place, name in enumerate(header.channels) if name not in header.bads]
+    return replace(
+        header,
+        channels=tuple(header.channels[place] for place in kept),
+        rates=tuple(header.rates[place] for place in kept),
+        left_out=header.left_out | dict.fromkeys(header.bads, BAD),
+        bads=(),
+    )
+
+
+def notes_on_bads(headers: Sequence[Header], plan: Plan) -> list[str]:
+    """Return a sentence on channels that channels.tsv marks as bad and the store uses or interpolates, if any."""
+    marked = Counter(name for header in headers for name in header.bads if find_name(name, plan.sources) is not None)
+    if not marked:
+        return []
+    shown = list_some(f"{name} ({n})" for name, n in marked.most_common())
+    if plan.preprocessing.bads == "interpolate":
+        return [f"Interpolated channels, and in how many recordings: {shown}."]
+    return [f"Channels used though channels.tsv marks them as bad (see --bads), and in how many recordings: {shown}."]
+
+
+def check_has_channels(recording: Recording, header: Header, asked: Settings) -> None:
+    """Check that a recording has the channels of the settings: those of the store, and those of the reference.
 
     Raises
     ------
     UnreadableRecordingError
         It lacks one.
     """
+    for channels in (asked.channels or (), asked.preprocessing.named_reference):
+        _check_has(recording, header, channels)
+
+
+def _check_has(recording: Recording, header: Header, channels: Sequence[str]) -> None:
     places = [find_name(channel, header.channels) for channel in channels]
     if len(set(places) - {None}) < len([place for place in places if place is not None]):
         raise UserError(f"channels: two names are those of one channel ({', '.join(channels)})")
@@ -156,7 +211,7 @@ def check_rates(recording: Recording, header: Header, plan: Plan) -> None:
     UnreadableRecordingError
         A rate is too low.
     """
-    for rate in dict.fromkeys(header.rate_of(channel) for channel in plan.channels):
+    for rate in dict.fromkeys(header.rate_of(channel) for channel in plan.sources):
         if problem := misfit(plan.preprocessing, rate):
             raise UnreadableRecordingError(f"{recording.path}: sampled at {rate:g} Hz, so {problem}")
 
@@ -165,7 +220,12 @@ def left_out_channels(header: Header, plan: Plan, asked: Settings) -> dict[str, 
     """Return the channels of a recording that the plan leaves out, by name with the reason."""
     used = {find_name(channel, header.channels) for channel in plan.channels}
     reason = NOT_ASKED if asked.channels else NOT_COMMON
-    others = {name: reason for place, name in enumerate(header.channels) if place not in used}
+    reference = {find_name(name, header.channels) for name in asked.preprocessing.named_reference}
+    others = {
+        name: REFERENCE if place in reference else reason
+        for place, name in enumerate(header.channels)
+        if place not in used
+    }
     return header.left_out | others
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
@@ -25,7 +26,9 @@ from raypipe.data.plan import (
     check_settings,
     left_out_channels,
     make_plan,
+    notes_on_bads,
     parse_settings,
+    without_bads,
 )
 from raypipe.data.preprocessing import parse_preprocessing
 from raypipe.data.scales import CHECK_UNITS, check_usual_scale, other_scales, scale_notes
@@ -55,6 +58,9 @@ def prepare(
     sfreq: float | None = None,
     notch: float | Sequence[float] | None = None,
     band: tuple[float, float] | None = None,
+    bads: Literal["drop", "interpolate"] | None = None,
+    montage: str | None = None,
+    reference: str | Sequence[str] | None = None,
     channels: Sequence[str] | None = None,
     window: float | None = None,
     crop: float | None = None,
@@ -86,6 +92,14 @@ def prepare(
         Frequencies (Hz) that `mne.filter.notch_filter` removes, such as those of the mains and their multiples.
     band
         Edges of a zero-phase FIR band-pass (Hz), MNE's default design. A lower edge of 0 makes it a low-pass.
+    bads
+        ``drop`` or ``interpolate`` channels whose `status` is bad in channels.tsv. A dropped channel is missing in its
+        recording; interpolation is by spherical splines. Default: they are used as they are, and named.
+    montage
+        Template montage of MNE, such as ``standard_1005``, with the positions by which bad channels are interpolated.
+    reference
+        ``average`` of all EEG channels that recordings have in common, or names of channels, whose mean is subtracted.
+        Channels of the reference are in the store only if `channels` names them.
     channels
         Names of channels. Default: the EEG channels that all recordings have, in the first one's order.
     window, stride, tmin
@@ -124,7 +138,7 @@ def prepare(
     asked = parse_settings(
         task=task,
         sfreq=sfreq,
-        preprocessing=parse_preprocessing(notch=notch, band=band),
+        preprocessing=parse_preprocessing(notch=notch, band=band, bads=bads, montage=montage, reference=reference),
         channels=channels,
         window=window,
         crop=crop,
@@ -204,12 +218,15 @@ class _Build:
 
     def _make_store(self, asked: Settings) -> WindowStore:
         recordings, headers = self._read_headers()
+        if asked.preprocessing.bads == "drop":
+            headers = [without_bads(header) for header in headers]
         recordings, headers = self._with_channels(recordings, headers, asked)
         plan = make_plan(self.selection.task, asked, recordings, headers)
         for header in headers:
             self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
         recordings = self._with_rates(recordings, headers, plan)
         self.ledger.add_notes(note for header in headers for note in header.notes)
+        self.ledger.notes += notes_on_bads(headers, plan)
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
         (self.folder / MANIFEST).unlink(missing_ok=True)
         remove_leftovers(self.folder, set(fingerprints))
@@ -272,7 +289,7 @@ class _Build:
         kept = []
         for recording, header in zip(recordings, headers, strict=True):
             try:
-                check_has_channels(recording, header, asked.channels or ())
+                check_has_channels(recording, header, asked)
                 kept.append((recording, header))
             except UnreadableRecordingError as error:
                 self._skip_or_raise(recording, error)

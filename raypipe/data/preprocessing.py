@@ -3,13 +3,17 @@
 The order of the steps is fixed:
 
 1. notch, band-pass and resampling of the continuous signal (`raypipe.data.piece_reader`),
-2. cutting of windows (`raypipe.data.windower`).
+2. interpolation of bad channels, then the reference (`raypipe.data.spatial`),
+3. cutting of windows (`raypipe.data.windower`).
+
+Steps 1 and 2 are linear, and the filters are those of all channels, so the order of these two does not matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -28,9 +32,32 @@ class Preprocessing(FrozenModel):
     """Frequencies that are removed (Hz)."""
     band: tuple[float, float] | None = None
     """Edges of the band-pass (Hz); a lower edge of 0 makes it a low-pass."""
+    bads: Literal["drop", "interpolate"] | None = None
+    """What is done with channels that channels.tsv marks as bad; None uses them as they are."""
+    montage: str | None = None
+    """Template of MNE with the positions by which bad channels are interpolated."""
+    reference: Literal["average"] | tuple[str, ...] | None = None
+    """The mean of all EEG channels that recordings have in common, or of those named, which is subtracted."""
+
+    @property
+    def needs_common_channels(self) -> bool:
+        """Return whether every channel depends on all that recordings have in common."""
+        return self.bads == "interpolate" or self.reference == "average"
+
+    @property
+    def named_reference(self) -> tuple[str, ...]:
+        """Return the channels of the reference; none for the average."""
+        return () if self.reference is None or isinstance(self.reference, str) else self.reference
 
 
-def parse_preprocessing(*, notch: float | Sequence[float] | None, band: tuple[float, float] | None) -> Preprocessing:
+def parse_preprocessing(
+    *,
+    notch: float | Sequence[float] | None,
+    band: tuple[float, float] | None,
+    bads: str | None,
+    montage: str | None,
+    reference: str | Sequence[str] | None,
+) -> Preprocessing:
     """Make a recipe from the arguments of `prepare`.
 
     Raises
@@ -41,6 +68,9 @@ def parse_preprocessing(*, notch: float | Sequence[float] | None, band: tuple[fl
     asked = {
         "notch": (notch,) if isinstance(notch, int | float) else notch,
         "band": band,
+        "bads": bads,
+        "montage": montage,
+        "reference": (reference,) if isinstance(reference, str) and reference != "average" else reference,
     }
     try:
         steps = Preprocessing.model_validate(asked)
@@ -61,8 +91,19 @@ def check_values(steps: Preprocessing, sfreq: float | None) -> None:
         raise UserError(f"band {_pair(steps.band)}: needs a lower and a higher edge in Hz, such as 0.5 40")
     if steps.band is not None and sfreq and steps.band[1] > sfreq / 2:
         raise UserError(f"band {_pair(steps.band)}: windows at {sfreq:g} Hz have no frequencies above {sfreq / 2:g} Hz")
+    _check_channels(steps)
     if steps.notch is not None:
         _check_notch(steps.notch)
+
+
+def _check_channels(steps: Preprocessing) -> None:
+    if steps.bads == "interpolate" and steps.montage is None:
+        raise UserError("bads interpolate: needs the positions of a montage, such as montage standard_1005")
+    if steps.montage is not None and steps.bads != "interpolate":
+        raise UserError(f"montage {steps.montage}: positions are used by bads interpolate only")
+    names = steps.named_reference
+    if steps.reference == () or not all(names) or len(set(names)) < len(names) or len(names) > MAX_NAMES:
+        raise UserError(f"reference {shown(names)}: needs average, or names of channels, each once")
 
 
 def _check_notch(centres: tuple[float, ...]) -> None:

@@ -52,7 +52,7 @@ def read_header(recording: Recording) -> Header:
     """
     with recording.fetched(header=True):
         channels = OpenRecording(recording).channels
-    return Header(channels.names, channels.rates, channels.left_out, channels.notes)
+    return Header(channels.names, channels.rates, channels.left_out, channels.notes, channels.bads)
 
 
 def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord | None:

@@ -84,6 +84,22 @@ class OpenRecording:
             )
         return [place for place in places if place is not None]
 
+    def sources(self, plan: Plan) -> list[int]:
+        """Return the places in `EegChannels` of the channels that a plan reads.
+
+        Raises
+        ------
+        UnreadableRecordingError
+            The recording lacks one of them, or its channels.tsv marks one as bad and bad channels are dropped.
+        """
+        places = self.places(plan.sources)
+        bad = [name for name in (self.channels.names[place] for place in places) if name in self.channels.bads]
+        if bad and plan.preprocessing.bads == "drop":
+            raise UnreadableRecordingError(
+                f"{self.recording.path}: channel '{bad[0]}' is marked bad in channels.tsv, and bad channels are dropped"
+            )
+        return places
+
 
 def place_windows(
     opened: OpenRecording, task: Task, plan: Plan, labels: Labels | None
@@ -162,7 +178,7 @@ def _without_short_parts(
     UnreadableRecordingError
         All spans are, or a filter does not fit the sampling rate.
     """
-    places = opened.places(plan.channels)
+    places = opened.sources(plan)
     length = max(filter_length(opened.recording, opened.channels.rates[place], plan.preprocessing) for place in places)
     spans = opened.signal.spans
     longest = max(span.duration for span in spans)
@@ -203,12 +219,13 @@ def read_windows(
     UnreadableRecordingError
         The signal cannot be read.
     """
-    reader = PieceReader(opened.recording, opened.signal, opened.channels, opened.places(plan.channels), plan)
-    fastest = max(opened.channels.rates[place] for place in opened.places(plan.channels))
-    max_samples = max(plan.window_samples, int(piece_bytes / (8 * len(plan.channels)) * plan.sfreq / fastest))
+    places = opened.sources(plan)
+    reader = PieceReader(opened.recording, opened.signal, opened.channels, places, plan)
+    fastest = max(opened.channels.rates[place] for place in places)
+    max_samples = max(plan.window_samples, int(piece_bytes / (8 * len(places)) * plan.sfreq / fastest))
     for group in _group_neighbours(windows, plan.window_samples, max_samples, reader.margin):
         first = group[0].start
-        x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples)
+        x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples).astype(np.float32)
         starts = np.array([window.start - first for window in group])
         view = np.lib.stride_tricks.sliding_window_view(x_CT, plan.window_samples, axis=1)
         yield group, view[:, starts].transpose(1, 0, 2)

@@ -113,6 +113,7 @@ class BundleInfo(Record):
         plan = self.prepare
         same = {
             "channels": list(plan.channels) == self.channels,
+            "sources": set(plan.channels) <= set(plan.sources) and len(set(plan.sources)) == len(plan.sources),
             "sfreq": plan.sfreq == self.sfreq,
             "window_samples": plan.window_samples == self.window_samples,
             "crop_samples": plan.crop_samples == self.n_times,

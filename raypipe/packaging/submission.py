@@ -17,6 +17,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import known_source
+from raypipe.data.preprocessing import flags
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
@@ -90,7 +91,8 @@ def export_submission(
     Raises
     ------
     UserError
-        A run has no ensemble or a damaged one, its prediction is not one number, or there is no such challenge.
+        A run has no ensemble or a damaged one, its prediction is not one number, its windows are not the scorer's, or
+        there is no such challenge.
     """
     path = Path(out_zip)
     if path.is_dir():
@@ -139,6 +141,23 @@ def _sources(ensemble: Ensemble) -> dict[str, bytes]:
     return {f"source_{source.code}_{source.name}": source.text.encode() for source in found}
 
 
+def _check_windows(windows: WindowStore, where: str) -> None:
+    """Check that windows are what the scorer shows: it has its own filters, and no place for other steps.
+
+    Raises
+    ------
+    UserError
+        They are not.
+    """
+    steps = windows.manifest.plan.preprocessing
+    changed = flags(steps.model_copy(update={"band": None, "bads": None if steps.bads == "drop" else steps.bads}))
+    if changed:
+        raise UserError(
+            f"{where}: its windows were made with {' '.join(changed)}; the scorer shows a model one window at a time, "
+            "without these steps; export a bundle instead"
+        )
+
+
 def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -> tuple[ChallengeEntry, bytes]:
     """Return the manifest's entry of an ensemble, and the content of its file of weights."""
     run = ensemble.run
@@ -148,6 +167,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
             "export a bundle instead"
         )
     windows = open_windows(run.info.data) if windows is None else windows
+    _check_windows(windows, run.where)
     run.require_whole(ensemble.trials)
     weights = ensemble.weights.tolist()
     calibration = ensemble.calibration.spec if ensemble.calibration else None

@@ -52,6 +52,8 @@ class EegChannels:
     """Other channels of the file, and the type or reason for which each is left out."""
     notes: tuple[str, ...] = ()
     """What a user should know of file and channels.tsv, sentences without a full stop."""
+    bads: tuple[str, ...] = ()
+    """Those of `names` whose `status` is bad in channels.tsv."""
     has_confirmed_units: bool = False
     """The file and channels.tsv both state the unit of every channel, and agree."""
 
@@ -62,11 +64,12 @@ class EegChannels:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of channels.tsv; type and unit are empty where they are missing."""
+    """A row of channels.tsv; what is missing is empty."""
 
     name: str
     type: str
     unit: str
+    status: str = ""
 
 
 def eeg_channels(recording: Recording, signal: Signal) -> EegChannels:
@@ -98,13 +101,17 @@ def eeg_channels(recording: Recording, signal: Signal) -> EegChannels:
         types = list_some(sorted(set(left_out.values()))) or "no channel at all"
         raise UnreadableRecordingError(f"{recording.path}: no EEG channel (types: {types})")
     names = [(row_of[place].name if place in row_of else signal.channels[place].name) for place in picks]
+    unique = _number_repeated(names)
     return EegChannels(
-        names=tuple(_number_repeated(names)),
+        names=tuple(unique),
         picks=tuple(picks),
         rates=tuple(signal.channels[place].rate for place in picks),
         volts=tuple(_volts(recording, signal, place, row_of.get(place), path) for place in picks),
         left_out=left_out,
         notes=tuple(note for note in (signal.note, _note(path, rows)) if note),
+        bads=tuple(
+            name for name, place in zip(unique, picks, strict=True) if place in row_of and row_of[place].status == "bad"
+        ),
         has_confirmed_units=all(_is_confirmed(signal, place, row_of.get(place)) for place in picks),
     )
 
@@ -146,10 +153,14 @@ def _read_rows(path: Path) -> list[_Row]:
     if column is None:
         raise UnreadableRecordingError(missing_column(path, "name", table))
     columns = [table[column].tolist()]
-    for names in (("type", "types", "kind", "channel_type", "ch_type"), ("units", "unit")):
+    for names in (("type", "types", "kind", "channel_type", "ch_type"), ("units", "unit"), ("status",)):
         found = next((known for name in names if (known := find_column(table, name))), None)
         columns.append(["" if found is None or is_missing(cell) else cell for cell in _cells(table, found)])
-    return [_Row(name, kind.lower(), unit) for name, kind, unit in zip(*columns, strict=True) if name]
+    return [
+        _Row(name, kind.lower(), unit, status.lower())
+        for name, kind, unit, status in zip(*columns, strict=True)
+        if name
+    ]
 
 
 def _cells(table: pd.DataFrame, column: str | None) -> list[str]:

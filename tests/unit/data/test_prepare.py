@@ -474,7 +474,7 @@ def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
 
 
 def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
-    plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77")})
+    plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77"), "sources": ("E1", "E77")})
     with pytest.raises(UserError, match="no EEG channel 'E77'; did you mean 'E7'"):
         next(windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)[1])
 

@@ -158,6 +158,11 @@ HOSTILE = {
         setting("prepare/channels", ["X", "Y", "Z"]),
         "prepare/channels: not that of the bundle",
     ),
+    "channels that are not read": (setting("prepare/sources", ["X"]), "prepare/sources: not that of the bundle"),
+    "bad channels without positions": (
+        setting("prepare/preprocessing/bads", "interpolate"),
+        "prepare/preprocessing: bads interpolate: needs the positions of a montage",
+    ),
     "a band the wrong way round": (
         setting("prepare/preprocessing/band", [20.0, 5.0]),
         "prepare/preprocessing: band 20 5: needs a lower and a higher edge",

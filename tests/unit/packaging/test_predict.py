@@ -81,6 +81,7 @@ def test_classes_have_probabilities(simulated, classes, tmp_path):
                 update={
                     "task": "bids-task:off,on",
                     "channels": plan.channels[:3],
+                    "sources": plan.channels[:3],
                     "sfreq": 50.0,
                     "window_samples": 64,
                     "crop_samples": 64,
@@ -125,7 +126,8 @@ def test_a_missing_channel_is_named(simulated, bundle):
 
     found = load_ensemble(bundle)
     plan = found.info.prepare
-    odd = plan.model_copy(update={"channels": ("E999", *plan.channels[1:])})
+    names = ("E999", *plan.channels[1:])
+    odd = plan.model_copy(update={"channels": names, "sources": names})
     with pytest.raises(UserError, match="no EEG channel 'E999'"):
         predict(LoadedEnsemble(found.info.model_copy(update={"prepare": odd}), found.module), simulated.bids)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from raypipe.core.errors import UserError
+from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.check import check_submission
@@ -68,6 +70,24 @@ def test_bad_exports(simulated, classes, tmp_path):
     three = replace(found, run=many)
     with pytest.raises(UserError, match="predicts 3 classes, but the scorer reads one number per window"):
         export_submission({1: three}, tmp_path / "out.zip")
+
+
+def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
+    manifest = simulated.windows.manifest
+    for steps, words in (
+        (Preprocessing(reference="average"), "--reference average"),
+        (Preprocessing(notch=(60.0,), band=(1.0, 40.0)), "--notch 60"),
+        (
+            Preprocessing(bads="interpolate", montage="GSN-HydroCel-129"),
+            "--bads interpolate --montage GSN-HydroCel-129",
+        ),
+    ):
+        plan = manifest.plan.model_copy(update={"preprocessing": steps})
+        windows = copy.copy(simulated.windows)
+        windows.manifest = manifest.model_copy(update={"plan": plan})
+        with pytest.raises(UserError, match=f"its windows were made with {words}; the scorer shows"):
+            export_submission(simulated.ensemble(top=1), tmp_path / "out.zip", windows={1: windows})
+    assert not (tmp_path / "out.zip").exists()
 
 
 def test_challenge_of_a_task():

@@ -82,6 +82,14 @@ def test_names_are_those_of_the_table_and_rates_those_of_the_file(tmp_path):
     assert found == EegChannels(("Fp1", "C3"), (0, 2), (100.0, 200.0), (1e-6, 1e-9), {"ECG": "ecg"})
 
 
+@pytest.mark.parametrize("head", ["name\ttype\tunits\tstatus", "name\ttype\tunits\t Status "])
+def test_bad_channels_are_those_that_the_table_marks(tmp_path, head):
+    table = f"{head}\nFp1\tEEG\tuV\tgood\nFp2\tEEG\tuV\tBAD \nC3\tEEG\tuV\tn/a\nEOG\tEOG\tuV\tbad\n"
+    found = eeg_channels(recording_at(tmp_path, table), labelled("EEG Fp1-Ref", "EEG Fp2-Ref", "C3", "EOG"))
+    assert found.names == ("Fp1", "Fp2", "C3") and found.bads == ("Fp2",)
+    assert eeg_channels(recording_at(tmp_path, TABLE), labelled(*N)).bads == ()
+
+
 def test_types_without_a_table_are_those_of_file_or_label(tmp_path):
     not_eeg = (
         "ECG",

@@ -62,7 +62,13 @@ ASKED = {
     "metric": "f1",
     "groups": "family",
 }
-STEPS = {"notch": (50.0, 100.0), "band": (0.5, 40.0)}
+STEPS = {
+    "notch": (50.0, 100.0),
+    "band": (0.5, 40.0),
+    "bads": "interpolate",
+    "montage": "biosemi64",
+    "reference": ("M1", "M2"),
+}
 
 
 def test_every_setting_of_prepare_that_was_asked_for_is_printed():
@@ -76,7 +82,7 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
     given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
     assert given == ASKED
     assert set(STEPS) == set(Preprocessing.model_fields)
-    assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100"}
+    assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100", "reference": "M1,M2"}
     plain = Settings(**dict.fromkeys(ASKED) | {"task": "challenge1", "dtype": "float32"})
     assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
 
