@@ -23,6 +23,7 @@ __all__ = [
     "export",
     "fit_ensemble",
     "from_arrays",
+    "from_epochs",
     "inspect_bids",
     "load_encoder",
     "load_ensemble",

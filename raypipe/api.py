@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raypipe.core.progress import Progress
     from raypipe.core.stop import StopRequest
     from raypipe.data.arrays import from_arrays
+    from raypipe.data.epochs import from_epochs
     from raypipe.data.inspection import inspect_bids
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "fit_ensemble",
     "from_arrays",
+    "from_epochs",
     "inspect_bids",
     "load_encoder",
     "load_ensemble",
@@ -61,6 +63,7 @@ MODULES = {
     "SweepCallback": "raypipe.trial.callback",
     "cross_validate": "raypipe.reporting.cross_validation",
     "from_arrays": "raypipe.data.arrays",
+    "from_epochs": "raypipe.data.epochs",
     "inspect_bids": "raypipe.data.inspection",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",

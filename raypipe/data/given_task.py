@@ -9,7 +9,7 @@ from raypipe.core.errors import UserError
 from raypipe.data.task_base import Labels, Segments, Task, WindowTiming
 from raypipe.recordings.recording import Recording
 
-FUNCTIONS = {"arrays": "from_arrays"}
+FUNCTIONS = {"arrays": "from_arrays", "epochs": "from_epochs"}
 """Functions of the public API that make stores of given windows, by the name of the task of these stores."""
 
 

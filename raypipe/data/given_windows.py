@@ -25,7 +25,7 @@ from raypipe.data.store_writer import write_store
 from raypipe.data.task_base import Labels
 from raypipe.data.window_store import WindowStore
 from raypipe.data.window_writer import WindowWriter
-from raypipe.data.windower import Window
+from raypipe.data.windower import MISSING_SAMPLES, Window
 from raypipe.recordings.recording import Recording, entities_of
 from raypipe.storage.appended_file import AppendedFile
 
@@ -83,7 +83,7 @@ class GivenWindows:
     rows
         A row per window.
     blocks
-        Arrays (n, C, T) of consecutive windows, in microvolts.
+        Arrays (n, C, T) of consecutive windows, in microvolts. Those with NaN are left out and counted.
     unit_hint
         How the right unit is said, for messages.
     group_of
@@ -174,21 +174,29 @@ class _GivenShard:
     def __init__(self, folder: Path, recording: Recording, plan: Plan, windows: list[Window]) -> None:
         self._folder, self._recording, self._plan, self._windows = folder, recording, plan, windows
         self._writer = WindowWriter(plan, len(windows), recording.key)
+        self._given, self._written = 0, list[Window]()
         self.file = AppendedFile(shard_path(folder, recording.key))
 
     def append(self, x_NCT: NDArray[np.float32]) -> None:
         with self.file.append() as file:
-            if not self._writer.digests:
+            if not self._given:
                 self._writer.begin(file)
             for x_CT in x_NCT:
-                self._writer.add(file, np.ascontiguousarray(x_CT))
+                window = self._windows[self._given]
+                self._given += 1
+                if self._writer.add(file, np.ascontiguousarray(x_CT)):
+                    self._written.append(window)
 
     def finish(self) -> ShardRecord:
-        self.file.finish(self._writer.finish)
-        content = repr((self._plan.model_dump_json(), self._windows, self._writer.sha256))
+        if self._written:
+            self.file.finish(self._writer.finish)
+        else:
+            shard_path(self._folder, self._recording.key).unlink(missing_ok=True)
+        content = repr((self._plan.model_dump_json(), self._written, self._writer.sha256))
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        left_out = +Counter({MISSING_SAMPLES: len(self._windows) - len(self._written)})
         return write_shard_record(
-            self._folder, self._recording, self._writer, self._windows, fingerprint, Counter(), False
+            self._folder, self._recording, self._writer, self._written, fingerprint, left_out, False
         )
 
 

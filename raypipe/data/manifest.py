@@ -61,6 +61,8 @@ class Settings(FrozenModel):
     groups: str | None = None
     """Column of participants.tsv whose equal values make a group of subjects."""
     preprocessing: Preprocessing = Preprocessing()
+    subject: str | None = None
+    """Where epochs name their subject; None for recordings and arrays."""
 
 
 class SettingsFile(Record):

@@ -35,7 +35,9 @@ def describe_target(task: str) -> str:
         return "the externalizing factor"
     if kind == "latency":
         return f"the latency of {rest}"
-    if kind == "participants":
+    if kind == "epochs":
+        rest = rest.partition(":")[2]
+    if kind in ("participants", "epochs") and "," not in rest:
         return rest.removesuffix(":regression").removesuffix(":classification")
     return " against ".join(part.strip() for part in rest.split(",")) or kind
 

@@ -1,0 +1,287 @@
+"""Make a store of windows from MNE epochs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import UserError, nearest
+from raypipe.core.metrics import Kind, metric_for
+from raypipe.core.progress import Progress, no_progress
+from raypipe.data.accounting import Ledger
+from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels
+from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
+from raypipe.data.given_labels import column, is_missing_value, read_groups, read_labels, read_subjects, recording_keys
+from raypipe.data.given_windows import MAX_NAMED_CLASSES, GivenRows, GivenWindows, given_settings, make_given_plan
+from raypipe.data.plan import NOT_ASKED
+from raypipe.data.selection import check_subjects
+from raypipe.data.task_base import Labels
+from raypipe.data.window_store import WindowStore
+from raypipe.recordings.tables import list_some
+
+SOURCE = "epochs"
+"""Name of the task of stores that are made from epochs."""
+UNIT_HINT = "MNE keeps EEG in volts: scale the epochs, or the files that they were cut from"
+NO_TARGET = "epochs without a target"
+OTHER_EVENT = "epochs of other events"
+DROPPED = "epochs dropped by MNE ({})"
+"""Reasons for leaving epochs out."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What is predicted: the event of an epoch, or a column of the metadata."""
+
+    spec: str
+    column: str = ""
+    """Column of the metadata; empty for events."""
+    events: tuple[str, ...] = ()
+    """Events that are used; empty for all."""
+    kind: Kind | None = None
+
+
+class Part(NamedTuple):
+    """The used epochs of one file or object."""
+
+    source: EpochsSource
+    rows: NDArray[np.int64]
+    """(N,) places of the epochs."""
+    subjects: list[str]
+    """(N,) subject of each."""
+
+    def values(self, column_name: str) -> list[Any]:
+        """Return the value of each in a column of the metadata; its event for an empty name."""
+        facts = self.source.facts
+        if not column_name:
+            return [facts.events[row] for row in self.rows]
+        values = column(facts.column(column_name, self.source.name), column_name)
+        return [values[row] for row in self.rows]
+
+
+def from_epochs(
+    epochs: Any,
+    *,
+    subject: str | Sequence[Any] = "metadata:subject",
+    target: str = "event",
+    out: str | Path,
+    groups: str | None = None,
+    channels: Sequence[str] | None = None,
+    crop: float | None = None,
+    dtype: str = "float32",
+    metric: str | None = None,
+    progress: Progress = no_progress,
+) -> WindowStore:
+    """Write a store of windows that are MNE epochs, with their targets.
+
+    Samples are taken as they are: nothing is filtered, resampled or referenced. The store is, byte for byte, the one
+    that `prepare` makes of the same signals in a BIDS folder, but for the fields that `from_arrays` names. Onset and
+    recording of each epoch are kept. Epochs that MNE has dropped are counted, as are epochs without a target.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of MNE; or a FIF file of them, or a pattern such as ``sub-*_epo.fif``; or several of these. Files are
+        read block by block.
+    subject
+        Where the subject is named: ``metadata:COLUMN``; or ``filename:sub``, an entity in the name of the file; or a
+        sequence with the subject of each file.
+    target
+        What is predicted: ``event``, the name of the event; ``event:A,B``, of these only, in this order; or
+        ``metadata:COLUMN``. Numbers in a column are values to regress on, unless they are the codes of two classes;
+        ``metadata:COLUMN:classification`` and ``metadata:COLUMN:regression`` decide it.
+    out
+        Folder for the store: new, empty, or a store made with the same settings.
+    groups
+        ``metadata:COLUMN`` of each subject's group, such as a site. Subjects of one group are kept on one side of every
+        split.
+    channels
+        Names of EEG channels. Default: all, which must then be the same in all files.
+    crop, dtype, metric
+        See `from_arrays`.
+    progress
+        Called with the epochs done, their total and a short text.
+
+    Returns
+    -------
+    WindowStore
+        The windows with their targets. Its ``where`` is the folder.
+
+    Raises
+    ------
+    UserError
+        There are no epochs, files differ in channels, sampling rate or length, a subject or a column is missing, two
+        subjects share a piece of signal, samples are not on the scale of EEG, or the folder has other content.
+    DiskFullError
+        The disk is full.
+
+    Examples
+    --------
+    >>> from_epochs("sub-*_epo.fif", subject="filename:sub", target="metadata:rt", out="store")  # doctest: +SKIP
+    """
+    wanted, ledger = parse_target(target), Ledger()
+    sources = find_epochs(epochs)
+    names = common_channels(sources, channels)
+    check_same(sources)
+    parts = [_used_part(source, wanted, _subjects_of(source, subject, len(sources)), ledger) for source in sources]
+    subjects = [who for part in parts for who in part.subjects]
+    labels, targets = _labels(parts, subjects, wanted)
+    check_subjects(set(subjects), "epochs")
+    group_of = None if groups is None else _groups(parts, groups, subjects)
+    settings = given_settings(
+        _spec(wanted, labels),
+        crop=crop,
+        dtype=dtype,
+        metric=metric,
+        groups=groups,
+        channels=None if channels is None else tuple(channels),
+        subject=subject if isinstance(subject, str) else None,
+    )
+    metric_for(labels.kind, metric, settings.task)
+    facts = sources[0].facts
+    plan = make_given_plan(settings, names, facts.sfreq, facts.samples, facts.tmin)
+    onsets = np.concatenate([part.source.facts.onsets[part.rows] for part in parts])
+    rows = GivenRows(_keys(parts), subjects, onsets, targets)
+    for part in parts:
+        people = [group_of.get(who, who) for who in part.subjects] if group_of else part.subjects
+        check_overlaps(part.source, part.rows, people, names)
+        _note_channels(part.source, names, ledger)
+    given = GivenWindows(settings, plan, labels, rows, _in_microvolts(parts, names), ledger, UNIT_HINT, group_of)
+    return given.write(out, progress)
+
+
+def parse_target(target: str) -> TargetSpec:
+    """Return what a specification of a target means.
+
+    Raises
+    ------
+    UserError
+        It is neither ``event`` nor ``metadata:COLUMN``.
+    """
+    kind, _, argument = target.partition(":")
+    if kind == "event":
+        names = tuple(name.strip() for name in argument.split(",") if name.strip())
+        if argument and (len(names) < 2 or len(set(names)) < len(names)):
+            raise UserError(f"target '{target}': needs two or more different events, separated by commas")
+        return TargetSpec(target, events=names)
+    if kind != "metadata" or not argument:
+        raise UserError(f"target '{target}': epochs take event, event:A,B or metadata:COLUMN")
+    name, _, last = argument.rpartition(":")
+    if name and last in ("regression", "classification"):
+        return TargetSpec(target, name, kind="regression" if last == "regression" else "classification")
+    return TargetSpec(target, argument)
+
+
+def _spec(wanted: TargetSpec, labels: Labels) -> str:
+    """Return the specification of the store's task; it names the events that are classes, if they are few."""
+    if not wanted.column and len(labels.classes) <= MAX_NAMED_CLASSES:
+        return f"{SOURCE}:event:{','.join(labels.classes)}".replace("@", "@@")
+    return f"{SOURCE}:{wanted.spec}".replace("@", "@@")
+
+
+def _subjects_of(source: EpochsSource, subject: str | Sequence[Any], n_sources: int) -> list[str]:
+    """Return the subject of each epoch."""
+    n = len(source.facts.onsets)
+    if not isinstance(subject, str):
+        if len(subject) != n_sources:
+            raise UserError(
+                f"subject names {len(subject)}, but there are {n_sources} files or epochs; it needs one each"
+            )
+        return read_subjects([subject[source.number]] * n)
+    how, _, argument = subject.partition(":")
+    if how == "filename" and argument:
+        return read_subjects([entity_of(source, argument)] * n)
+    if how != "metadata" or not argument:
+        raise UserError(f"subject '{subject}': must be metadata:COLUMN or filename:sub")
+    where = f"{source.name}: column '{argument}' of the metadata"
+    return read_subjects(source.facts.column(argument, source.name), where)
+
+
+def _used_part(source: EpochsSource, wanted: TargetSpec, subjects: list[str], ledger: Ledger) -> Part:
+    """Return the epochs that have a target; the others, and those that MNE has dropped, are counted."""
+    only = set(subjects)
+    dropped = {DROPPED.format(reason): n for reason, n in source.facts.dropped.items()}
+    ledger.leave_parts_out(next(iter(only)) if len(only) == 1 else source.name, dropped)
+    if wanted.column:
+        used = [not is_missing_value(value) for value in source.facts.column(wanted.column, source.name)]
+    else:
+        used = [not wanted.events or name in wanted.events for name in source.facts.events]
+    for who, n in Counter(who for who, is_used in zip(subjects, used, strict=True) if not is_used).items():
+        ledger.leave_parts_out(who, {NO_TARGET if wanted.column else OTHER_EVENT: n})
+    rows = np.flatnonzero(used)
+    return Part(source, rows, [subjects[row] for row in rows])
+
+
+def _labels(parts: list[Part], subjects: list[str], wanted: TargetSpec) -> tuple[Labels, NDArray[np.float64]]:
+    what = f"target '{wanted.spec}'"
+    if not subjects:
+        missing = f"no epoch has a value in column '{wanted.column}'" if wanted.column else "no epoch of these events"
+        raise UserError(f"{what}: {missing}; events: {list_some(_all_events(parts), 10)}")
+    y = [value for part in parts for value in part.values(wanted.column)]
+    if wanted.events:
+        absent = [name for name in wanted.events if name not in y]
+        if absent:
+            raise UserError(f"{what}: no epoch of event '{absent[0]}'; {nearest(absent[0], _all_events(parts))}")
+        place = {name: float(number) for number, name in enumerate(wanted.events)}
+        return Labels("classification", wanted.events), np.array([place[name] for name in y])
+    if wanted.column and all(isinstance(value, Real) and not isinstance(value, bool) for value in y):
+        y = [float(value) for value in y]  # whole numbers of a column are values, as in participants.tsv
+    return read_labels(y, subjects, wanted.kind, what)
+
+
+def _all_events(parts: list[Part]) -> list[str]:
+    return sorted({name for part in parts for name in part.source.facts.events})
+
+
+def _groups(parts: list[Part], groups: str, subjects: list[str]) -> dict[str, str]:
+    how, _, argument = groups.partition(":")
+    if how != "metadata" or not argument:
+        raise UserError(f"groups '{groups}': must be metadata:COLUMN")
+    return read_groups([value for part in parts for value in part.values(argument)], subjects)
+
+
+def _keys(parts: list[Part]) -> list[str]:
+    """Return the key of each epoch's recording.
+
+    Raises
+    ------
+    UserError
+        Two files of one subject have the same name.
+    """
+    keys: list[str] = []
+    owner: dict[str, EpochsSource] = {}
+    unnamed = Counter(who for part in parts if not part.source.recording for who in set(part.subjects))
+    for source, _, subjects in parts:
+        number = f"part-{source.number + 1}"
+        names = [source.recording or (number if unnamed[who] > 1 else "") for who in subjects]
+        found = recording_keys(subjects, names)
+        for key in set(found):
+            other = owner.setdefault(key, source)
+            if other is not source:
+                raise UserError(
+                    f"{source.name}: has the name and a subject of {other.name}, so their epochs are not told apart; "
+                    "rename one"
+                )
+        keys += found
+    return keys
+
+
+def _note_channels(source: EpochsSource, names: list[str], ledger: Ledger) -> None:
+    facts = source.facts
+    unused = {name: NOT_ASKED for name in facts.channels if name not in names}
+    ledger.leave_channels_out(facts.others | unused)
+    bads = [name for name in facts.bads if name in names]
+    if bads:
+        ledger.notes.append(f"Channels that MNE has marked as bad are kept: {source.name}: {', '.join(bads)}.")
+
+
+def _in_microvolts(parts: list[Part], names: list[str]) -> Iterator[NDArray[np.float32]]:
+    for part in parts:
+        for x_NCT in part.source.read(part.rows, names):
+            yield (x_NCT * 1e6).astype(np.float32)
