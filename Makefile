@@ -14,7 +14,7 @@ LOWEST := .venv-lowest
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest bench gpu clean
+.PHONY: docs sweep check test test-all static lint types imports unit integration chaos-ci cluster chaos lowest bench gpu wheel clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -106,6 +106,10 @@ gpu:
 docs: $(STAMP)
 	$(BIN)/python docs/api.py build/api
 	@echo "build/api/index.html"
+
+# dist/: what pip installs elsewhere, and deploy/Dockerfile
+wheel: $(STAMP)
+	$(BIN)/python -m hatchling build --target wheel --directory dist
 
 clean:
 	rm -rf $(DEMO)

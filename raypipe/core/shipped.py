@@ -55,6 +55,20 @@ def shipped_spaces() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped("search_spaces").glob("*.py"))}
 
 
+def shipped_space(name: str) -> Path:
+    """Return the file of a search space that comes with raypipe.
+
+    Raises
+    ------
+    UserError
+        There is none of that name.
+    """
+    spaces = shipped_spaces()
+    if name not in spaces:
+        raise UserError(f"{name}: not a search space that comes with raypipe; {nearest(name, spaces)}")
+    return spaces[name]
+
+
 def summary(path: Path) -> str:
     """Return the first line of a Python file's docstring; the file is not run."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
@@ -74,13 +88,8 @@ def find_space(space: str | Path) -> Path:
         No search space has that name, or there is no such file.
     """
     path = Path(space)
-    if path.suffix != ".py" and len(path.parts) == 1:
-        spaces = shipped_spaces()
-        if path.name in spaces:
-            return spaces[path.name]
-        if not path.is_file():
-            known = nearest(path.name, spaces)
-            raise UserError(f"{space}: not a search space that comes with raypipe, nor a file; {known}")
+    if path.suffix != ".py" and len(path.parts) == 1 and (path.name in shipped_spaces() or not path.is_file()):
+        return shipped_space(path.name)
     if not path.is_file():
         hint = f"; without .py, {path.stem} is one that comes with raypipe" if path.stem in shipped_spaces() else ""
         raise UserError(f"{path}: no such search space{hint}")

@@ -16,7 +16,7 @@ def on_premise() -> dict[str, Any]:
     """The file with the alternative at its end taken, as its comments say."""
     text, _, end = CLUSTER.partition("# provider:\n")
     config = yaml.safe_load(text)
-    for name in ("head_node_type", "available_node_types", "max_workers"):
+    for name in ("docker", "head_node_type", "available_node_types", "max_workers"):
         del config[name]
     lines = ("# provider:\n" + end).splitlines()
     local = yaml.safe_load("\n".join(line[2:] for line in lines if not line.startswith("# (")))
@@ -36,7 +36,7 @@ def of_hosts(name: str, addresses: Sequence[str], key: Path) -> str:
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
     config["setup_commands"] = []
-    del config["file_mounts"]["~/raypipe-src"]
+    config["file_mounts"] = {"~/.ray/auth_token": "~/.ray/auth_token"}
     frugal = "--object-store-memory=200000000 --dashboard-agent-grpc-port=6400 --runtime-env-agent-port=6401"
     for kind, more in (("head", f"--node-ip-address={head} --num-cpus=0"), ("worker", "--num-cpus=1")):
         commands = config[f"{kind}_start_ray_commands"]

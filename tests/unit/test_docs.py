@@ -28,6 +28,7 @@ PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((R
 COMMANDS = sorted(
     {line for text in PAGES.values() for line in re.findall(r"^raypipe .*$", text, re.MULTILINE)}
     | {"raypipe " + c for c in re.findall(r"^\t\$\(BIN\)/raypipe (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)}
+    | set(re.findall(r"^\t(raypipe .*)$", (ROOT / "examples/project/Makefile").read_text(), re.MULTILINE))
 )
 BLOCKS = [
     pytest.param(block, id=f"{name}: {block.splitlines()[0]}")
@@ -42,7 +43,8 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command):
-    words = shlex.split(command.replace("$(DEMO)", "demo"), comments=True)[1:]
+    values = {"DEMO": "demo", "TRIALS": "16", "FOLDS": "4"}
+    words = shlex.split(re.sub(r"\$\((\w+)\)", lambda m: values.get(m[1], "x.py"), command), comments=True)[1:]
     verbs = typer.main.get_command(app.app)
     with verbs.make_context("raypipe", list(words)) as context:
         name, verb, rest = verbs.resolve_command(context, list(words))

@@ -54,8 +54,8 @@ def test_a_file_without_py_is_a_file_where_no_name_is_its_own(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("all_familys", "all_familys: not a search space that comes with raypipe, nor a file; did you mean 'all_fam"),
-        ("q", "q: not a search space that comes with raypipe, nor a file; available: all_families, challenge1_"),
+        ("all_familys", "all_familys: not a search space that comes with raypipe; did you mean 'all_fam"),
+        ("q", "q: not a search space that comes with raypipe; available: all_families, challenge1_"),
         ("smoke.py", "smoke.py: no such search space; without .py, smoke is one that comes with raypipe"),
         ("spaces/smoke", "spaces/smoke: no such search space"),
         ("none.py", "none.py: no such search space"),
