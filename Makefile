@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 sweep: $(STAMP)
 	$(BIN)/raypipe simulate $(DEMO)/bids --subjects 32
-	$(BIN)/raypipe prepare $(DEMO)/bids --task challenge1 --out $(DEMO)/store
+	$(BIN)/raypipe prepare $(DEMO)/bids --target challenge1 --out $(DEMO)/store
 	$(BIN)/raypipe sweep all_families --data $(DEMO)/store --run $(DEMO)/run --trials 8 --folds 4
 	$(BIN)/raypipe ensemble $(DEMO)/run
 	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/bundle

@@ -7,7 +7,7 @@ network as its control. Scores are AUCs over the predictions of all folds togeth
 bootstraps over subjects, and "to scratch" is the paired difference to training from scratch. Rows are printed after
 every seed, so that the script may be stopped.
 
-    raypipe prepare ../shared/data/eegmat_bids --task bids-task:rest,arithmetic --window 4 --out eegmat
+    raypipe prepare ../shared/data/eegmat_bids --target bids-task:rest,arithmetic --window 4 --out eegmat
     python benchmarks/finetune.py eegmat
 """
 

@@ -116,7 +116,7 @@ def prepare_simulation(
     Raises
     ------
     ValueError
-        The task has classes: only regressions are simulated.
+        The target has classes: only regressions are simulated.
     """
     import torch
 

@@ -126,7 +126,7 @@ def make_run(
         created=0.0,
         data=data,
         data_hash=windows.data_hash,
-        task="toy",
+        target="toy",
         kind=windows.kind,
         metric=windows.metric,
         level=level_of(windows.subjects, windows.targets),
@@ -160,10 +160,10 @@ def fold_trainer(
 def write_store(path: Path, toy: ToyWindows) -> Path:
     """Write toy windows as a store on disk, for workers in other processes."""
     names = tuple(toy.channels)
-    asked: dict[str, Any] = {"task": "toy", "sfreq": None, "channels": None, "window": None, "crop": None}
+    asked: dict[str, Any] = {"target": "toy", "sfreq": None, "channels": None, "window": None, "crop": None}
     settings = Settings(**asked, stride=None, tmin=None, dtype="float32", metric=None)
     plan = Plan(
-        task="toy",
+        target="toy",
         channels=names,
         sources=names,
         sfreq=toy.sfreq,

@@ -5,7 +5,7 @@ channels at 256 Hz). For your own data, change `load`. The rest needs an array o
 types, and a table with the columns participant_id, value and any trait of the participant.
 
     python examples/epochs_to_bids.py FOLDER_WITH_EPOCHS OUT
-    raypipe prepare OUT --task latency:S1_obj,S2_match,S2_nomatch --out STORE
+    raypipe prepare OUT --target latency:S1_obj,S2_match,S2_nomatch --out STORE
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Challenge 1, response time: the Conformer and a small TCN, with every loss and SAM variant that fits the task.
+"""Challenge 1, response time: the Conformer and a small TCN, with every loss and SAM variant that fits the target.
 
 Why: the best entries share normalised windows, a plain or distributional loss, and the average of many models. Kernels
 have the paper's sizes, scaled to 100 Hz or shortened, since the target is a time. Response times have a heavy left

@@ -1,11 +1,11 @@
 """Focal loss, mixing and sharpness-aware minimisation on the EEG-Conformer.
 
 Why: each of the three works against another cause of overfitting few subjects (easy trials, single windows, sharp
-minima), and which of them helps depends on the task. Each has a parameter of its own, drawn only if it is used:
+minima), and which of them helps depends on the target. Each has a parameter of its own, drawn only if it is used:
 focal -> gamma, mixing -> alpha, SAM -> rho. The space is for classes (cross-entropy, focal loss) and for regression
 (squared error, Focal-R).
 
-Expect: the two start points show whether the task depends on rhythms or on responses. 40 trials find the good region.
+Expect: the two start points show whether the target depends on rhythms or on responses. 40 trials find the good region.
 SAM doubles the passes over the data, and successive halving counts passes. `all_families.py` searches other models too.
 """
 

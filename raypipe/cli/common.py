@@ -19,7 +19,7 @@ app = typer.Typer(
     epilog="[dim]First steps:[/dim]\n\n"
     "raypipe simulate demo/bids\n\n"
     "raypipe inspect demo/bids\n\n"
-    "raypipe prepare demo/bids --task challenge1 --out demo/store\n\n"
+    "raypipe prepare demo/bids --target challenge1 --out demo/store\n\n"
     "raypipe sweep smoke --data demo/store --run demo/run --trials 2 --folds 4\n\n"
     "raypipe ensemble demo/run",
 )

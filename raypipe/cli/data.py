@@ -70,7 +70,7 @@ def inspect(
         int | None, typer.Option(min=1, help="Recordings read at the same time.", show_default="one per core")
     ] = None,
 ) -> None:
-    """Show what is in a BIDS folder, what prepare would use, and which tasks could be asked.
+    """Show what is in a BIDS folder, what prepare would use, and which targets could be asked.
 
     Only headers and tables are read. Run it first.
     """
@@ -88,21 +88,26 @@ def inspect(
             write(f"  {line}")
 
 
-@app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --task challenge1 --out demo/store"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --target challenge1 --out demo/store"))
 def prepare(
     bids: Annotated[
         list[str],
         typer.Argument(metavar="BIDS", help=BIDS_HELP),
     ],
-    task: Annotated[
+    target: Annotated[
         str,
         typer.Option(
             help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or "
-            "latency:A. Append @TASK to use recordings of one BIDS task. Options follow a colon, as in "
-            "challenge1:OPTION,... See docs/tasks.md."
+            "latency:A. Options follow a colon, as in challenge1:OPTION,... See docs/data.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
+    bids_task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...", help="BIDS tasks whose recordings are used, such as rest.", show_default="all tasks"
+        ),
+    ] = None,
     sfreq: Annotated[
         float | None, typer.Option(help="Resample to this rate in Hz.", show_default="as recorded")
     ] = None,
@@ -144,15 +149,15 @@ def prepare(
     channels: Annotated[
         str | None, typer.Option(help="Channel names, separated by commas.", show_default="all common channels")
     ] = None,
-    window: Annotated[float | None, typer.Option(help="Window length in seconds.", show_default="the task's")] = None,
+    window: Annotated[float | None, typer.Option(help="Window length in seconds.", show_default="the target's")] = None,
     crop: Annotated[
-        float | None, typer.Option(help="Seconds of each window that the model sees.", show_default="the task's")
+        float | None, typer.Option(help="Seconds of each window that the model sees.", show_default="the target's")
     ] = None,
     stride: Annotated[
-        float | None, typer.Option(help="Seconds from one window to the next.", show_default="the task's")
+        float | None, typer.Option(help="Seconds from one window to the next.", show_default="the target's")
     ] = None,
     tmin: Annotated[
-        float | None, typer.Option(help="Seconds from an event to its window.", show_default="the task's")
+        float | None, typer.Option(help="Seconds from an event to its window.", show_default="the target's")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the disk space.")] = "float32",
     metric: Annotated[
@@ -195,8 +200,9 @@ def prepare(
     with ProgressCounter(console, "preparing") as counter, _naming_inspect(folders):
         store = make_windows(
             folders,
-            task,
+            target,
             out,
+            bids_task=bids_task.split(",") if bids_task is not None else (),
             sfreq=sfreq,
             notch=_frequencies(notch) if notch is not None else None,
             band=band,

@@ -73,7 +73,7 @@ def diagnose(target: str | Path) -> Iterator[Finding]:
             bundle = load_ensemble(where)
             yield Finding(
                 "ok",
-                f"{without_settings(where)}: an intact bundle: {bundle.info.task}, {len(bundle.info.members)} models",
+                f"{without_settings(where)}: an intact bundle: {bundle.info.target}, {len(bundle.info.members)} models",
             )
         elif folder.exists(MANIFEST) or folder.exists(SETTINGS):
             yield from _windows(open_windows(where))

@@ -174,12 +174,14 @@ def check(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe score submission.zip --task challenge1 --data c1/store --task challenge2 --data c2/store"),
+    epilog=example(
+        "raypipe score submission.zip --target challenge1 --data c1/store --target challenge2 --data c2/store"
+    ),
 )
 def score(
     submission: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to score.")],
-    task: Annotated[list[str], typer.Option(help="challenge1 or challenge2. Give both for the overall score.")],
-    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for each task, in the same order.")],
+    target: Annotated[list[str], typer.Option(help="challenge1 or challenge2. Give both for the overall score.")],
+    data: Annotated[list[Path], typer.Option(help="Windows made by prepare for each target, in the same order.")],
     release: Annotated[
         str | None, typer.Option(help="Score subjects of this release, such as R5.", show_default="all releases")
     ] = None,
@@ -189,11 +191,11 @@ def score(
     """Score a submission zip as the challenge does."""
     from raypipe.packaging.score import score_submission
 
-    if len(task) != len(data) or len(set(task)) != len(task):
+    if len(target) != len(data) or len(set(target)) != len(target):
         raise UserError(
-            f"score needs one --data for each --task, and no task twice (given {len(task)} and {len(data)})"
+            f"score needs one --data for each --target, and no target twice (given {len(target)} and {len(data)})"
         )
-    stores = dict(zip(task, data, strict=True))
+    stores = dict(zip(target, data, strict=True))
     console.print(score_submission(submission, stores, release=release, subjects=subjects, device=device).render())
 
 

@@ -108,8 +108,8 @@ def _check_cycles(config: TrialConfig) -> None:
         raise ValueError("optim/schedule=cyclic is for training, not for pretraining")
 
 
-def check_task(config: TrialConfig, kind: Kind) -> None:
-    """Check that a configuration suits the kind of task.
+def check_kind(config: TrialConfig, kind: Kind) -> None:
+    """Check that a configuration suits the kind of target.
 
     Raises
     ------
@@ -121,14 +121,14 @@ def check_task(config: TrialConfig, kind: Kind) -> None:
     check_loss(config.loss, kind)
     if kind == "classification" and config.model.uncertainty:
         name = f"model/{config.model.uncertainty}"
-        raise UserError(f"{name}: it is for regression, this task is a classification (leave it out)")
+        raise UserError(f"{name}: it is for regression, this target is a classification (leave it out)")
 
 
 def check_loss(loss: LossConfig, kind: Kind) -> None:
-    """Check that a loss suits the kind of task; raises as `check_task`."""
+    """Check that a loss suits the kind of target; raises as `check_kind`."""
     if kind == "regression" and loss.smoothing:
-        raise UserError("loss/smoothing: labels are smoothed for classes only, this task is a regression (use 0)")
+        raise UserError("loss/smoothing: labels are smoothed for classes only, this target is a regression (use 0)")
     if kind == "classification" and loss.name in ("huber", "kl", "nll"):
         raise UserError(
-            f"loss/name: '{loss.name}' is for regression, this task is a classification (use 'plain' or 'focal')"
+            f"loss/name: '{loss.name}' is for regression, this target is a classification (use 'plain' or 'focal')"
         )

@@ -114,7 +114,7 @@ class AugmentConfig(FrozenModel):
 
 
 class LossConfig(FrozenModel):
-    """The training loss. Trials are ranked by the task's metric, not by the loss."""
+    """The training loss. Trials are ranked by the target's metric, not by the loss."""
 
     name: Literal["plain", "focal", "huber", "kl", "nll"] = "plain"
     """`plain`: cross-entropy or mean squared error. `focal`: focal loss (Lin et al. 2017, arXiv:1708.02002) for

@@ -59,7 +59,7 @@ USED_BY_KIND: dict[str, Kind] = {
     **dict.fromkeys(("model/bins", "model/variance", "target_scale", "shrink"), "regression"),
     **dict.fromkeys(("loss/smoothing", "loss/balanced"), "classification"),
 }
-"""Parameters that have an effect on one kind of task only."""
+"""Parameters that have an effect on one kind of target only."""
 UNUSED_IN_PRETRAINING = (
     "sam/name", "augment/name", "mixup/name", "optim/ema", "loss/name", "sampling", "early_stop", "target_scale",
     "shrink", "precision",
@@ -79,7 +79,7 @@ def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = Non
     name
         The parameter.
     kind
-        Kind of the task, if it is known.
+        Kind of the target, if it is known.
     """
     for other, values in USED_WITH.get(name, {}).items():
         if isinstance(parameters.get(other), str) and parameters[other] not in values:
@@ -91,7 +91,7 @@ def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = Non
     if name in UNUSED_IN_PRETRAINING and isinstance(pretraining, str) and pretraining != "none":
         return f"pretrain/name={pretraining}"
     if kind is not None and USED_BY_KIND.get(name, kind) != kind:
-        return f"a {kind} task"
+        return f"a {kind} target"
     return None
 
 
@@ -99,7 +99,7 @@ def parameters_without_effect(space: SearchSpace, kind: Kind | None = None) -> s
     """Return a line that names the parameters that a space draws though they have no effect; None if it draws none.
 
     Configurations are drawn at random from a fixed seed. A parameter has no effect if another one, or the kind of the
-    task, switches it off, or if the space replaces what it draws by a constant.
+    target, switches it off, or if the space replaces what it draws by a constant.
     """
     from raypipe.core.parameters import flatten
 

@@ -122,7 +122,7 @@ METRICS: dict[str, Metric] = {
 """Metrics by name, the default of each kind first."""
 
 DEFAULT_METRIC: dict[Kind, MetricName] = {"classification": "auc", "regression": "nrmse"}
-"""Metric of a task that names none."""
+"""Metric of a target that names none."""
 NO_SKILL: dict[str, float] = {"nrmse": 1.0, "auc": 0.5, "kappa": 0.0, "r2": 0.0, "pearson": 0.0}
 """Score of a constant prediction, for metrics where the targets do not decide it."""
 OF_SQUARED_ERROR = ("nrmse", "rmse", "r2")
@@ -144,8 +144,8 @@ def get_metric(name: str | Metric) -> Metric:
     return METRICS[name]
 
 
-def metric_for(kind: Kind, asked: str | None, task: str) -> MetricName:
-    """Return the metric of a task: the one that is asked for, else the default of the kind.
+def metric_for(kind: Kind, asked: str | None, target: str) -> MetricName:
+    """Return the metric of a target: the one that is asked for, else the default of the kind.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def metric_for(kind: Kind, asked: str | None, task: str) -> MetricName:
     if METRICS[asked].kind != kind:
         what = "values" if kind == "regression" else "classes"
         fitting = ", ".join(name for name, metric in METRICS.items() if metric.kind == kind)
-        raise UserError(f"--metric {asked}: task '{task}' predicts {what}; use one of {fitting}")
+        raise UserError(f"--metric {asked}: target '{target}' predicts {what}; use one of {fitting}")
     return cast(MetricName, asked)
 
 

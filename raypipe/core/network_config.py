@@ -107,7 +107,7 @@ class ConformerConfig(_WithDistribution):
     """Dropout rate of the stem, the blocks and the head."""
     features: Literal["mean", "log-power"] = "mean"
     """What a token summarises: `mean` of ELU activations (the paper), or `log-power` of the filtered signal
-    (square, mean, log: Schirrmeister et al. 2017), for tasks that depend on rhythms."""
+    (square, mean, log: Schirrmeister et al. 2017), for targets that depend on rhythms."""
 
     @model_validator(mode="after")
     def _heads_divide_filters(self) -> Self:

@@ -41,7 +41,7 @@ from raypipe.recordings.units import volts_per
 BLOCK_BYTES = 1 << 25
 """Bytes of windows, as float64, that are in memory at a time."""
 SOURCE = "arrays"
-"""Name of the task of stores that are made from arrays."""
+"""Name of the target of stores that are made from arrays."""
 UNIT_HINT = "say the unit of X, such as unit='uV', also of numbers that have none"
 """How the right unit is said, for messages."""
 
@@ -68,7 +68,7 @@ def from_arrays(
     """Write a store of windows that are given as arrays, with their targets.
 
     The store is, byte for byte, the one that `prepare` makes of the same signals in a BIDS folder, but for fields that
-    say where the windows came from: in the manifest ``settings``, ``plan.task`` and the fingerprints of the shards.
+    say where the windows came from: in the manifest ``settings``, ``plan.target`` and the fingerprints of the shards.
     Windows are in the order of their recordings, and in a recording as they are given. A later call with the same
     folder and settings replaces the windows.
 
@@ -141,7 +141,7 @@ def from_arrays(
     group_of = None if groups is None else read_groups(groups, subjects)
     spec, grouped = given_spec(SOURCE, name, labels), None if groups is None else "groups"
     asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped)
-    metric_for(labels.kind, metric, asked.task)  # fails before anything is written
+    metric_for(labels.kind, metric, asked.target)  # fails before anything is written
     blocks = _in_microvolts(_blocks(X_NCT, len(subjects)), channels, volts)
     first = next(blocks, None)
     if first is None:

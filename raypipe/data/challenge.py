@@ -1,4 +1,4 @@
-"""The two tasks of the EEG Foundation Challenge 2025 on HBN-EEG, as the organisers define them.
+"""The two targets of the EEG Foundation Challenge 2025 on HBN-EEG, as the organisers define them.
 
 Sources: EEGDash, ``eegdash/hbn/windows.py``; the scorer's ingestion (100 Hz, 129 channels, windows of 2 s).
 """
@@ -17,8 +17,8 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data import hbn
-from raypipe.data.targets import read_targets
-from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming, segments_of_subject, split_names
+from raypipe.data.person_column import read_person_column
+from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject, split_names
 from raypipe.recordings.events import read_events, read_events_file
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -41,8 +41,8 @@ _COMMON_OPTIONS = ("with-excluded", "no-caution")
 
 
 @dataclass(frozen=True)
-class _HbnTask(Task):
-    """Base class of the two tasks: the options that they share."""
+class _HbnTarget(Target):
+    """Base class of the two targets: the options that they share."""
 
     bids_tasks: tuple[str, ...] = (CONTRAST_TASK,)
     with_excluded: bool = False
@@ -55,7 +55,7 @@ class _HbnTask(Task):
 
 
 @dataclass(frozen=True)
-class Challenge1(_HbnTask):
+class Challenge1(_HbnTarget):
     """Predict the response time after a contrast change.
 
     A window goes from 0.5 s to 2.5 s after the target. The response time is in seconds from the target
@@ -102,11 +102,11 @@ class Challenge1(_HbnTask):
 
 
 @dataclass(frozen=True)
-class Challenge2(_HbnTask):
+class Challenge2(_HbnTarget):
     """Predict the externalizing factor of participants.tsv.
 
-    Recordings of any task can be used; the scorer uses contrast-change detection. Windows are 4 s long and start every
-    2 s. A model sees a crop of 2 s of each: at random in training, where the scorer draws it in evaluation
+    Recordings of any BIDS task can be used; the scorer uses contrast-change detection. Windows are 4 s long and start
+    every 2 s. A model sees a crop of 2 s of each: at random in training, where the scorer draws it in evaluation
     (`scorer_offsets`). Every window is scored separately.
     """
 
@@ -118,12 +118,14 @@ class Challenge2(_HbnTask):
         return window / 2
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        column = read_targets(recordings, FACTOR)
+        column = read_person_column(recordings, FACTOR)
         if column.values and not column.is_numeric:
             raise UserError(f"{column.where} holds text ('{next(iter(column.values.values()))}'); it must be numbers")
         known = {subject: float(value) for subject, value in column.values.items()}
         if len(set(known.values())) < 2:
-            raise UserError(f"task '{self.spec}': {len(known)} subject(s) have a value of '{FACTOR}'; two must differ")
+            raise UserError(
+                f"target '{self.spec}': {len(known)} subject(s) have a value of '{FACTOR}'; two must differ"
+            )
         return Labels("regression", (), known)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
@@ -248,15 +250,15 @@ def _options(spec: str, argument: str, known: Sequence[str]) -> dict[str, Any]:
     chosen = split_names(spec, argument, 1) if argument else ()
     for name in chosen:
         if name not in known:
-            raise UserError(f"task '{spec}': unknown option '{name}'; {nearest(name, known)}")
+            raise UserError(f"target '{spec}': unknown option '{name}'; {nearest(name, known)}")
     return {name.replace("-", "_"): True for name in chosen}
 
 
-def parse_challenge1(spec: str, argument: str) -> Task:
-    """Make the task of challenge 1 from its options, separated by commas."""
+def parse_challenge1(spec: str, argument: str) -> Target:
+    """Make the target of challenge 1 from its options, separated by commas."""
     return Challenge1(spec, **_options(spec, argument, ("drop-duplicates", "mark-early", *_COMMON_OPTIONS)))
 
 
-def parse_challenge2(spec: str, argument: str) -> Task:
-    """Make the task of challenge 2 from its options, separated by commas."""
+def parse_challenge2(spec: str, argument: str) -> Target:
+    """Make the target of challenge 2 from its options, separated by commas."""
     return Challenge2(spec, **_options(spec, argument, _COMMON_OPTIONS))

@@ -22,12 +22,12 @@ from raypipe.data.given_labels import column, is_missing_value, read_groups, rea
 from raypipe.data.given_windows import MAX_NAMED_CLASSES, GivenRows, GivenWindows, given_settings, make_given_plan
 from raypipe.data.plan import NOT_ASKED
 from raypipe.data.selection import check_subjects
-from raypipe.data.task_base import Labels
+from raypipe.data.target_base import Labels
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.tables import list_some
 
 SOURCE = "epochs"
-"""Name of the task of stores that are made from epochs."""
+"""Name of the target of stores that are made from epochs."""
 UNIT_HINT = "MNE keeps EEG in volts: scale the epochs, or the files that they were cut from"
 NO_TARGET = "epochs without a target"
 OTHER_EVENT = "epochs of other events"
@@ -143,7 +143,7 @@ def from_epochs(
         channels=None if channels is None else tuple(channels),
         subject=subject if isinstance(subject, str) else None,
     )
-    metric_for(labels.kind, metric, settings.task)
+    metric_for(labels.kind, metric, settings.target)
     facts = sources[0].facts
     plan = make_given_plan(settings, names, facts.sfreq, facts.samples, facts.tmin)
     onsets = np.concatenate([part.source.facts.onsets[part.rows] for part in parts])
@@ -179,7 +179,7 @@ def parse_target(target: str) -> TargetSpec:
 
 
 def _spec(wanted: TargetSpec, labels: Labels) -> str:
-    """Return the specification of the store's task; it names the events that are classes, if they are few."""
+    """Return the specification of the store's target; it names the events that are classes, if they are few."""
     if not wanted.column and len(labels.classes) <= MAX_NAMED_CLASSES:
         return f"{SOURCE}:event:{','.join(labels.classes)}".replace("@", "@@")
     return f"{SOURCE}:{wanted.spec}".replace("@", "@@")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.levels import level_of
 from raypipe.core.metrics import Kind
-from raypipe.data.task_base import Labels
+from raypipe.data.target_base import Labels
 from raypipe.recordings.participants import MAX_FLOAT32, MAX_ROUNDING, check_spellings
 from raypipe.recordings.tables import list_some
 

@@ -22,7 +22,7 @@ from raypipe.data.plan import parse_settings
 from raypipe.data.scales import check_usual_scale, other_scales, scale_notes
 from raypipe.data.shards import ShardRecord, shard_path, write_shard_record
 from raypipe.data.store_writer import write_store
-from raypipe.data.task_base import Labels
+from raypipe.data.target_base import Labels
 from raypipe.data.window_store import WindowStore
 from raypipe.data.window_writer import WindowWriter
 from raypipe.data.windower import MISSING_SAMPLES, Window
@@ -32,7 +32,7 @@ from raypipe.storage.appended_file import AppendedFile
 MAX_SCALE = 1e5
 """Microvolts that windows may spread over: a tenth of a volt. Numbers without a unit, such as z-scores, are above."""
 MAX_NAMED_CLASSES = 5
-"""Classes up to which a task is named by them."""
+"""Classes up to which a target is named by them."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def make_given_plan(asked: Settings, channels: Sequence[str], sfreq: float, samp
     if crop_samples < 1:
         raise UserError(f"a window or crop is shorter than a sample at {sfreq:g} Hz")
     return Plan(
-        task=asked.task,
+        target=asked.target,
         channels=tuple(channels),
         sources=tuple(channels),
         sfreq=sfreq,
@@ -250,7 +250,7 @@ def check_channel_names(channels: Sequence[str], what: str = "ch_names") -> None
 
 
 def given_spec(source: str, name: str | None, labels: Labels) -> str:
-    """Return the specification of the task of a store from given windows.
+    """Return the specification of the target of a store from given windows.
 
     It is the source, and after a colon what is predicted: a name, or the classes if there are few.
     """
@@ -267,7 +267,7 @@ def given_settings(spec: str, **asked: Any) -> Settings:
         One has the wrong type, or is out of range.
     """
     unset = dict.fromkeys(("sfreq", "channels", "window", "crop", "stride", "tmin"))
-    settings = parse_settings(task=spec, **unset | asked)
+    settings = parse_settings(target=spec, **unset | asked)
     if settings.crop is not None and not 0 < settings.crop < math.inf:
         raise UserError(f"crop {settings.crop:g}: must be greater than 0")
     return settings

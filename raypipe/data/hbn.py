@@ -71,7 +71,7 @@ def add_releases(recordings: Sequence[Recording]) -> list[Recording]:
     found = []
     try:
         rows = participant_rows(recordings)
-    except UserError:  # the tasks that need the table report it
+    except UserError:  # the targets that need the table report it
         rows = {}
     for recording in recordings:
         row = rows.get((recording.root, recording.label), {})

@@ -16,7 +16,7 @@ from raypipe.data.facts import RecordingFacts, read_facts
 from raypipe.data.hbn import add_releases
 from raypipe.data.prepare import MIN_PARALLEL_HEADERS, UNREADABLE
 from raypipe.data.selection import fetch_tables, find_in_folders
-from raypipe.data.suggestions import Suggestion, suggest_tasks
+from raypipe.data.suggestions import Suggestion, suggest_targets
 from raypipe.data.table_facts import (
     ColumnFacts,
     EventValue,
@@ -49,12 +49,12 @@ class Inspection:
     """Values of events, and the people who have them."""
     columns: tuple[ColumnFacts, ...]
     """Columns of participants.tsv."""
-    tasks: tuple[Suggestion, ...]
-    """Tasks that `prepare` accepts."""
+    targets: tuple[Suggestion, ...]
+    """Targets that `prepare` accepts."""
     refused: Mapping[str, str]
-    """Messages for other tasks that the data suggest, by specification."""
+    """Messages for other targets that the data suggest, by specification."""
     problems: tuple[str, ...]
-    """Messages of errors that would make `prepare` stop whatever the task."""
+    """Messages of errors that would make `prepare` stop whatever the target."""
 
     def pairs(self) -> Iterator[tuple[Recording, RecordingFacts]]:
         """Yield each recording with its facts."""
@@ -62,8 +62,8 @@ class Inspection:
 
     @property
     def commands(self) -> list[str]:
-        """Return a command line of `prepare` for each task that could be asked."""
-        return [task.command(self.folders) for task in self.tasks]
+        """Return a command line of `prepare` for each target that could be asked."""
+        return [target.command(self.folders) for target in self.targets]
 
     def sections(self) -> list[tuple[str, list[str]]]:
         """Return titles, and lines of text of at most 100 characters where names allow it."""
@@ -138,7 +138,7 @@ def _inspect(folders: Sequence[Path | RemoteBids], jobs: int, progress: Progress
         columns, without_row = describe_columns(recordings), people_without_row(recordings)
     except UserError as error:
         problems.append(first_line(error))
-    tasks, refused = suggest_tasks(recordings, facts, events, columns) if not problems else ([], {})
+    targets, refused = suggest_targets(recordings, facts, events, columns) if not problems else ([], {})
     return Inspection(
         folders=(),
         recordings=tuple(recordings),
@@ -147,7 +147,7 @@ def _inspect(folders: Sequence[Path | RemoteBids], jobs: int, progress: Progress
         without_row=tuple(without_row),
         events=tuple(events),
         columns=tuple(columns),
-        tasks=tuple(tasks),
+        targets=tuple(targets),
         refused=refused,
         problems=tuple(dict.fromkeys(problems)),
     )

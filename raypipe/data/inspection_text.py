@@ -14,7 +14,7 @@ from raypipe.core.text import format_duration
 from raypipe.data.facts import NO_EVENTS, RecordingFacts
 from raypipe.data.prepare import UNREADABLE
 from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue
-from raypipe.data.task_base import Task
+from raypipe.data.target_base import Target
 from raypipe.recordings.channels import find_name
 from raypipe.recordings.tables import list_some
 
@@ -41,13 +41,13 @@ def sections_of(found: Inspection) -> list[Section]:
     """Return the titles of all sections that are not empty, and their lines."""
     sections: list[Section] = [
         ("Folders", list(found.folders) if len(found.folders) > 1 else []),
-        ("Problems: prepare stops at these, whatever the task", _problems(found)),
+        ("Problems: prepare stops at these, whatever the target", _problems(found)),
         ("Recordings", list(_recordings(found))),
         ("Left out", list(_left_out(found))),
         ("People", list(_people(found))),
         *_events(found),
         ("Columns of participants.tsv", list(_columns(found.columns))),
-        ("Tasks that could be asked", list(_tasks(found))),
+        ("Targets that could be asked", list(_targets(found))),
     ]
     return [(title, lines) for title, lines in sections if lines]
 
@@ -121,9 +121,9 @@ def _durations(readable: Sequence[tuple[str, RecordingFacts]]) -> Iterator[str]:
         low, middle, high = (format_duration(value) for value in (durations[0], median(durations), durations[-1]))
         span = low if low == high else f"{low} to {high}, median {middle}"
         yield from _labelled("duration", f"{span}; {format_duration(sum(durations))} in all")
-    short = [key for key, each in readable if each.duration < Task.default_window]
+    short = [key for key, each in readable if each.duration < Target.default_window]
     if short:
-        yield from _labelled("", f"shorter than {Task.default_window:g} s: {_recordings_named(short)}")
+        yield from _labelled("", f"shorter than {Target.default_window:g} s: {_recordings_named(short)}")
     with_gaps = [key for key, each in readable if len(each.spans) > 1]
     if with_gaps:
         yield from _labelled("gaps", f"in {_recordings_named(with_gaps)}; no window reaches into one")
@@ -316,7 +316,7 @@ def _people_named(people: Sequence[str]) -> str:
     return list_some(people, MAX_NAMED) if len(people) <= MAX_NAMED else f"{len(people)} people"
 
 
-def _tasks(found: Inspection) -> Iterator[str]:
+def _targets(found: Inspection) -> Iterator[str]:
     """Yield commands, which are not wrapped so that they can be copied."""
     yield from found.commands[:MAX_COMMANDS]
     if len(found.commands) > MAX_COMMANDS:

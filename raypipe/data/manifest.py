@@ -21,6 +21,7 @@ from raypipe.core.metrics import METRICS, Kind, MetricName
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
 from raypipe.data.accounting import Accounting
 from raypipe.data.preprocessing import Preprocessing
+from raypipe.data.target_base import TargetSpec
 from raypipe.storage.regular_files import read_whole
 
 MANIFEST = "manifest.json"
@@ -45,10 +46,9 @@ OPTIONAL_COLUMNS = ("release", "mark", "age", "group")
 """Columns that the table has only if a window has a value in them."""
 
 
-class Settings(FrozenModel):
+class Settings(TargetSpec):
     """The arguments of `prepare` that decide, together with the recordings, what the windows are."""
 
-    task: str
     sfreq: float | None
     channels: tuple[str, ...] | None
     window: float | None
@@ -57,7 +57,7 @@ class Settings(FrozenModel):
     tmin: float | None
     dtype: Literal["float16", "float32"]
     metric: str | None = None
-    """None for the default of the task's kind."""
+    """None for the default of the target's kind."""
     groups: str | None = None
     """Column of participants.tsv whose equal values make a group of subjects."""
     preprocessing: Preprocessing = Preprocessing()
@@ -68,14 +68,13 @@ class Settings(FrozenModel):
 class SettingsFile(Record):
     """The content of ``settings.json``."""
 
-    format: Literal["raypipe-settings/3"] = "raypipe-settings/3"
+    format: Literal["raypipe-settings/4"] = "raypipe-settings/4"
     settings: Settings
 
 
-class Plan(FrozenModel):
-    """The settings by which recordings are cut, with every default filled in from the task and the recordings."""
+class Plan(TargetSpec):
+    """The settings by which recordings are cut, with every default filled in from the target and the recordings."""
 
-    task: str
     channels: tuple[str, ...]
     sources: tuple[str, ...]
     """Channels that are read: those above, and others that a reference or an interpolation needs."""
@@ -124,7 +123,7 @@ class Summary(FrozenModel):
 class Manifest(Record):
     """Everything about a store but its windows (``manifest.json``)."""
 
-    format: Literal["raypipe-windows/3"] = "raypipe-windows/3"
+    format: Literal["raypipe-windows/4"] = "raypipe-windows/4"
     settings: Settings
     plan: Plan
     kind: Kind
@@ -148,9 +147,9 @@ class Manifest(Record):
         return self
 
     @property
-    def task(self) -> str:
-        """Return the specification of the task."""
-        return self.plan.task
+    def target(self) -> str:
+        """Return the specification of the target."""
+        return self.plan.target
 
 
 def read_manifest(path: Path) -> Manifest:

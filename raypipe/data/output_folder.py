@@ -85,6 +85,6 @@ def _values(before: Settings, asked: Settings) -> Iterator[tuple[str, object, ob
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value in (None, ()):
         return "left to its default"
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"'{value}'"

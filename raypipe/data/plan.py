@@ -1,4 +1,4 @@
-"""Check the settings of `prepare`, and fill in the defaults from the task and the recordings."""
+"""Check the settings of `prepare`, and fill in the defaults from the target and the recordings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
 from raypipe.data.preprocessing import check_values, misfit
 from raypipe.data.spatial import check_montage
-from raypipe.data.task_base import Task
+from raypipe.data.target_base import Target
 from raypipe.data.unfit import refuses_data
 from raypipe.recordings.channels import find_name
 from raypipe.recordings.recording import Recording
@@ -65,13 +65,13 @@ def parse_settings(**asked: Any) -> Settings:
         raise UserError(f"{problem['loc'][0]} {problem['input']!r}: {problem['msg']}") from None
 
 
-def check_settings(task: Task, asked: Settings) -> None:
-    """Check that the values of settings are in range, and fit each other and the task.
+def check_settings(target: Target, asked: Settings) -> None:
+    """Check that the values of settings are in range, and fit each other and the target.
 
     Raises
     ------
     UserError
-        Names the setting that is out of range or does not fit the task.
+        Names the setting that is out of range or does not fit the target.
     """
     for name in ("sfreq", "window", "crop", "stride"):
         value = getattr(asked, name)
@@ -81,7 +81,7 @@ def check_settings(task: Task, asked: Settings) -> None:
     if asked.preprocessing.montage is not None:
         check_montage(asked.preprocessing.montage)
     _check_channel_names(asked)
-    _check_timing(task, asked)
+    _check_timing(target, asked)
 
 
 def _check_channel_names(asked: Settings) -> None:
@@ -93,20 +93,20 @@ def _check_channel_names(asked: Settings) -> None:
         raise UserError("channels: the list is empty")
 
 
-def _check_timing(task: Task, asked: Settings) -> None:
-    if task.event_locked and asked.stride is not None:
-        raise UserError(f"task '{task.spec}': its windows are placed at events; leave out stride")
-    if not task.event_locked and asked.tmin is not None:
-        raise UserError(f"task '{task.spec}': its windows are placed side by side; leave out tmin")
-    window = asked.window or task.default_window
+def _check_timing(target: Target, asked: Settings) -> None:
+    if target.event_locked and asked.stride is not None:
+        raise UserError(f"target '{target.spec}': its windows are placed at events; leave out stride")
+    if not target.event_locked and asked.tmin is not None:
+        raise UserError(f"target '{target.spec}': its windows are placed side by side; leave out tmin")
+    window = asked.window or target.default_window
     if asked.crop is not None and asked.crop > window:
         raise UserError(f"crop {asked.crop:g}: longer than the window ({window:g} s)")
-    if task.target_is_offset and asked.crop == window:
-        raise UserError(f"task '{task.spec}': the crop must be shorter than the window, or its offset is always 0")
+    if target.target_is_offset and asked.crop == window:
+        raise UserError(f"target '{target.spec}': the crop must be shorter than the window, or its offset is always 0")
 
 
-def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]) -> Plan:
-    """Fill in the settings that were left to the task and the recordings.
+def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], headers: Sequence[Header]) -> Plan:
+    """Fill in the settings that were left to the target and the recordings.
 
     Raises
     ------
@@ -116,25 +116,26 @@ def make_plan(task: Task, asked: Settings, recordings: Sequence[Recording], head
     """
     channels, sources = _plan_channels(asked, recordings, headers)
     sfreq = asked.sfreq or _common_rate(recordings, headers, sources)
-    window = asked.window or task.default_window
-    stride = asked.stride or task.default_stride or window
-    crop = asked.crop or task.default_crop(window) or window
+    window = asked.window or target.default_window
+    stride = asked.stride or target.default_stride or window
+    crop = asked.crop or target.default_crop(window) or window
     window_samples, crop_samples = round(window * sfreq), round(crop * sfreq)
     if min(crop_samples, round(stride * sfreq)) < 1:
         raise UserError(f"a window, crop or stride is shorter than a sample at {sfreq:g} Hz")
     return Plan(
-        task=task.spec,
+        target=target.spec,
+        bids_task=asked.bids_task,
         channels=channels,
         sources=sources,
         sfreq=sfreq,
         window=window,
         stride=stride,
-        tmin=task.default_tmin if asked.tmin is None else asked.tmin,
+        tmin=target.default_tmin if asked.tmin is None else asked.tmin,
         window_samples=window_samples,
         crop_samples=crop_samples,
-        target_is_offset=task.target_is_offset,
+        target_is_offset=target.target_is_offset,
         dtype=asked.dtype,
-        crops="scorer" if task.scorer_crops else "own",
+        crops="scorer" if target.scorer_crops else "own",
         preprocessing=asked.preprocessing,
     )
 

@@ -35,7 +35,7 @@ from raypipe.data.scales import CHECK_UNITS, check_usual_scale, other_scales, sc
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
 from raypipe.data.store_writer import write_store
-from raypipe.data.tasks import parse_task
+from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.remote_bids import open_remote_bids
@@ -52,9 +52,10 @@ OTHER_SCALE = "of another scale than the others"
 
 def prepare(
     bids: str | Path | Sequence[str | Path],
-    task: str,
+    target: str,
     out: str | Path,
     *,
+    bids_task: str | Sequence[str] = (),
     sfreq: float | None = None,
     notch: float | Sequence[float] | None = None,
     band: tuple[float, float] | None = None,
@@ -82,10 +83,12 @@ def prepare(
     bids
         BIDS folder, folder of BIDS folders (releases of HBN-EEG side by side), or several of either. Also a pyarrow.fs
         URI (``s3://bucket/folder``): tables are fetched first, and each recording only while it is read.
-    task
-        Specification of the task; see `raypipe.data.tasks`.
+    target
+        Specification of the target; see `raypipe.data.targets`.
     out
         Folder for the store: new, empty, or a store made with the same settings.
+    bids_task
+        BIDS tasks whose recordings are used: one or several names, as in ``sub-01_task-rest_eeg.edf``. Default: all.
     sfreq
         Sampling rate of the windows (Hz). Default: that of the recordings, which must then be the same for all.
     notch
@@ -104,7 +107,7 @@ def prepare(
         Names of channels. Default: the EEG channels that all recordings have, in the first one's order.
     window, stride, tmin
         Seconds: length of a window, time between windows side by side, start of a window after its event. Default: the
-        task's. Windows side by side do not overlap by default.
+        target's. Windows side by side do not overlap by default.
     crop
         Seconds of a window that a model sees at a time: a random part in training, a fixed part in evaluation. Default:
         the whole window; half of it for ``latency`` and ``challenge2``.
@@ -136,7 +139,8 @@ def prepare(
         The disk is full; finished shards are kept.
     """
     asked = parse_settings(
-        task=task,
+        target=target,
+        bids_task=(bids_task,) if isinstance(bids_task, str) else bids_task,
         sfreq=sfreq,
         preprocessing=parse_preprocessing(notch=notch, band=band, bads=bads, montage=montage, reference=reference),
         channels=channels,
@@ -150,7 +154,7 @@ def prepare(
     )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs {jobs}: must be at least 1")
-    chosen = parse_task(task)
+    chosen = parse_target(asked)
     check_settings(chosen, asked)
     folder = Path(out).expanduser().absolute()
     with open_remote_bids([bids] if isinstance(bids, str | Path) else list(bids), folder) as folders:
@@ -221,7 +225,7 @@ class _Build:
         if asked.preprocessing.bads == "drop":
             headers = [without_bads(header) for header in headers]
         recordings, headers = self._with_channels(recordings, headers, asked)
-        plan = make_plan(self.selection.task, asked, recordings, headers)
+        plan = make_plan(self.selection.target, asked, recordings, headers)
         for header in headers:
             self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
         recordings = self._with_rates(recordings, headers, plan)
@@ -270,8 +274,8 @@ class _Build:
         """
         total = len(fingerprints)
         self.progress(kept, total, f"{kept} kept" if kept else "")
-        spec, labels_of = self.selection.task.spec, self.selection.labels_of
-        calls = [(r, spec, labels_of(r), plan, self.folder, fingerprints[r.key]) for r in recordings]
+        labels_of = self.selection.labels_of
+        calls = [(r, labels_of(r), plan, self.folder, fingerprints[r.key]) for r in recordings]
         made: dict[str, ShardRecord] = {}
         with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as results:
             for number, result in results:

@@ -1,4 +1,4 @@
-"""Select the recordings of a task, read their labels, and note what is left out."""
+"""Select the recordings of a target, read their labels, and note what is left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError, nearest
 from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
-from raypipe.data.task_base import Labels, Task
+from raypipe.data.target_base import Labels, Target
 from raypipe.data.unfit import refuses_data
 from raypipe.recordings.layout import (
     Layout,
@@ -39,7 +39,7 @@ NO_TARGET = "of a subject without a target"
 class Selection:
     """The recordings that `prepare` cuts, with their labels."""
 
-    task: Task
+    target: Target
     labels: Labels
     recordings: list[Recording]
     ledger: Ledger
@@ -89,7 +89,7 @@ class Selection:
         """Return a hash of everything that a shard depends on: plan, labels, and places, sizes and times of files."""
         digest = hashlib.sha256(plan.model_dump_json().encode())
         digest.update(repr((self.labels_of(recording), recording.subject, recording.release, recording.age)).encode())
-        for path in [*recording.files(), *self.task.extra_files(recording)]:
+        for path in [*recording.files(), *self.target.extra_files(recording)]:
             # A link to data that was not fetched has no target; the error is raised when it is read.
             stat = path.stat() if path.exists() else path.lstat()
             place = path.relative_to(recording.root).as_posix() if path.is_relative_to(recording.root) else path.name
@@ -98,8 +98,8 @@ class Selection:
 
 
 @refuses_data
-def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selection:
-    """Find the recordings of a task, and read their labels.
+def select_recordings(target: Target, folders: Sequence[Path | RemoteBids]) -> Selection:
+    """Find the recordings of a target, and read their labels.
 
     Parameters
     ----------
@@ -113,24 +113,24 @@ def select_recordings(task: Task, folders: Sequence[Path | RemoteBids]) -> Selec
     """
     ledger = Ledger()
     found = find_in_folders(folders, ledger)
-    recordings = task.select(found)
+    recordings = target.select(found)
     _leave_out_others(ledger, found, recordings, OTHER_TASK)
     fetch_tables(recordings)
     recordings = add_releases(recordings)
-    excluded = task.exclude(recordings)
+    excluded = target.exclude(recordings)
     for recording, reason in excluded.items():
         ledger.leave_out(recording.key, reason)
     recordings = [recording for recording in recordings if recording not in excluded]
     if not recordings:
-        raise UserError(f"task '{task.spec}': all recordings were left out ({list_some(set(excluded.values()))})")
-    labels = task.read_labels(recordings)
+        raise UserError(f"target '{target.spec}': all recordings were left out ({list_some(set(excluded.values()))})")
+    labels = target.read_labels(recordings)
     if labels.by_subject is not None:
-        _check_finite(task, labels.by_subject)
+        _check_finite(target, labels.by_subject)
         labelled = [r for r in recordings if r.subject in labels.by_subject]
         _leave_out_others(ledger, recordings, labelled, NO_TARGET)
         recordings = labelled
     check_subjects({r.subject for r in recordings}, ", ".join(str(_local(folder)) for folder in folders))
-    return Selection(task, labels, recordings, ledger)
+    return Selection(target, labels, recordings, ledger)
 
 
 def check_subjects(subjects: set[str], where: str) -> None:
@@ -153,10 +153,10 @@ def check_subjects(subjects: set[str], where: str) -> None:
         raise UserError(f"{where}: windows of one subject only ('{subject}'); subject folds need at least three")
 
 
-def _check_finite(task: Task, targets: Mapping[str, float]) -> None:
-    for subject, target in targets.items():
-        if not math.isfinite(target):
-            raise UserError(f"task '{task.spec}': the target of subject '{subject}' is {target}, not a finite number")
+def _check_finite(target: Target, targets: Mapping[str, float]) -> None:
+    for subject, value in targets.items():
+        if not math.isfinite(value):
+            raise UserError(f"target '{target.spec}': the value of subject '{subject}' is {value}, not a finite number")
 
 
 def _leave_out_others(ledger: Ledger, found: Iterable[Recording], kept: Iterable[Recording], reason: str) -> None:
@@ -306,7 +306,7 @@ def _note_people(layout: Layout, name: str, ledger: Ledger) -> None:
         ledger.find_person(_person(name, label), NO_RECORDING)
     try:
         table = participants_table(layout.root)
-    except UserError as error:  # stops the tasks that need the table, and no others
+    except UserError as error:  # stops the targets that need the table, and no others
         ledger.notes.append(f"People in participants.tsv are not counted: {error}.")
         return
     if table is not None:

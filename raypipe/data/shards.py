@@ -12,8 +12,8 @@ from raypipe.core.errors import UserError
 from raypipe.core.record import Record
 from raypipe.data.manifest import SHARDS, Plan, Shard
 from raypipe.data.plan import Header
-from raypipe.data.task_base import Labels
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels
+from raypipe.data.targets import parse_target
 from raypipe.data.window_writer import WindowWriter
 from raypipe.data.windower import MISSING_SAMPLES, OpenRecording, Window, place_windows, read_windows, table_row
 from raypipe.recordings.recording import Recording
@@ -66,9 +66,7 @@ def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord |
     return record if record.shard.fingerprint == fingerprint and size == record.bytes else None
 
 
-def make_shard(
-    recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str
-) -> ShardRecord:
+def make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> ShardRecord:
     """Cut a recording and write its shard; returns the shard's record.
 
     Raises
@@ -77,14 +75,12 @@ def make_shard(
         The recording cannot be read, or the disk is full.
     """
     with recording.fetched():
-        return _make_shard(recording, task, labels, plan, folder, fingerprint)
+        return _make_shard(recording, labels, plan, folder, fingerprint)
 
 
-def _make_shard(
-    recording: Recording, task: str, labels: Labels, plan: Plan, folder: Path, fingerprint: str
-) -> ShardRecord:
+def _make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> ShardRecord:
     opened = OpenRecording(recording)
-    windows, left_out = place_windows(opened, parse_task(task), plan, labels)
+    windows, left_out = place_windows(opened, parse_target(plan), plan, labels)
     _record_path(folder, recording.key).unlink(missing_ok=True)
     writer = WindowWriter(plan, len(windows), str(recording.path))
     written: list[Window] = []

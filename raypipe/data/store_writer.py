@@ -18,7 +18,7 @@ from raypipe.data.scales import usual_scale
 from raypipe.data.selection import check_subjects
 from raypipe.data.shards import ShardRecord
 from raypipe.data.splits import copied_windows
-from raypipe.data.task_base import Labels
+from raypipe.data.target_base import Labels
 from raypipe.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write_store(
     """
     for record in records:
         _account(ledger, record)
-    table = _table(plan.task, labels.classes, ledger, records, group_of)
+    table = _table(plan.target, labels.classes, ledger, records, group_of)
     ledger.notes += _copies(table)
     subjects = set(table["subject"])
     try:
@@ -67,7 +67,7 @@ def write_store(
         settings=asked,
         plan=plan,
         kind=labels.kind,
-        metric=metric_for(labels.kind, asked.metric, plan.task),
+        metric=metric_for(labels.kind, asked.metric, plan.target),
         classes=labels.classes,
         shards=tuple(record.shard for record in records),
         table_sha256=table_sha256,
@@ -128,7 +128,7 @@ def _table(
     ]
     if not rows:
         reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
-        raise UserError(f"task '{spec}': no window was found ({reasons or 'no matching event'})")
+        raise UserError(f"target '{spec}': no window was found ({reasons or 'no matching event'})")
     table = pd.DataFrame(rows)
     if group_of is not None:
         table["group"] = table["subject"].map(dict(group_of)).fillna("")
@@ -138,7 +138,7 @@ def _table(
         if missing:
             reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
             left_out = f" (left out: {reasons})" if reasons else ""
-            raise UserError(f"task '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
+            raise UserError(f"target '{spec}': no window of class '{classes[min(missing)]}'{left_out}")
     table.insert(0, "window", range(len(table)))
     used = [name for name in OPTIONAL_COLUMNS if name in table and table[name].fillna("").astype(bool).any()]
     return table[[*COLUMNS, *used]]

@@ -1,4 +1,4 @@
-"""Suggest tasks that `prepare` accepts for the recordings of a data set."""
+"""Suggest targets that `prepare` accepts for the recordings of a data set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from raypipe.data.challenge import CONTRAST_TASK, FACTOR, TRIAL_START
 from raypipe.data.facts import RecordingFacts
 from raypipe.data.plan import Header, make_plan, parse_settings
 from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue, participants_spec
-from raypipe.data.task_base import Labels, Segment, Task, WindowTiming
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels, Segment, Target, WindowTiming
+from raypipe.data.targets import parse_target
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Span
 from raypipe.storage.remote import shell_quoted
@@ -35,18 +35,24 @@ Pairs = Sequence[tuple[Recording, RecordingFacts]]
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A task that `prepare` accepts."""
+    """A target that `prepare` accepts."""
 
     spec: str
-    """Specification of the task."""
+    """Specification of the target."""
     sfreq: float | None
     """Sampling rate in Hz that `prepare` must be given, because recordings differ in theirs; None for their own."""
     skip_unreadable: bool
-    """Some recordings of the task cannot be read and must be left out."""
+    """Some recordings of the target cannot be read and must be left out."""
 
     def command(self, folders: Sequence[str]) -> str:
         """Return the command line of `prepare`."""
-        words = ["raypipe", "prepare", *(shell_quoted(folder) for folder in folders), "--task", shell_quoted(self.spec)]
+        words = [
+            "raypipe",
+            "prepare",
+            *(shell_quoted(folder) for folder in folders),
+            "--target",
+            shell_quoted(self.spec),
+        ]
         words += [] if self.sfreq is None else ["--sfreq", f"{self.sfreq:.12g}"]
         words += ["--skip-unreadable"] if self.skip_unreadable else []
         return " ".join([*words, "--out", self.folder()])
@@ -60,13 +66,13 @@ class Suggestion:
         return f"windows/{'-'.join(words)[:MAX_FOLDER_LENGTH] or kind}"
 
 
-def suggest_tasks(
+def suggest_targets(
     recordings: Sequence[Recording],
     facts: Sequence[RecordingFacts],
     values: Sequence[EventValue],
     columns: Sequence[ColumnFacts],
 ) -> tuple[list[Suggestion], dict[str, str]]:
-    """Find the tasks that could be asked, the most specific to the data first.
+    """Find the targets that could be asked, the most specific to the data first.
 
     Each is checked as `prepare` would: labels, sampling rates, common channels, and windows of more than one person
     and of every class. Whether signals can be read is not known.
@@ -74,7 +80,7 @@ def suggest_tasks(
     Returns
     -------
     suggestions, refused
-        The tasks that `prepare` accepts, and the messages for other tasks by specification.
+        The targets that `prepare` accepts, and the messages for other targets by specification.
     """
     pairs = list(zip(recordings, facts, strict=True))
     suggestions: list[Suggestion] = []
@@ -112,7 +118,7 @@ def _has_large_classes(column: ColumnFacts) -> bool:
 def _common_values(values: Sequence[EventValue]) -> list[str]:
     """Return the most frequent values that many people have, in the order of their names."""
     common = [
-        each.value.replace("@", "@@")
+        each.value
         for each in values
         if "," not in each.value and len(each.by_person) >= MIN_SHARE * (len(each.by_person) + len(each.lacking))
     ]
@@ -120,7 +126,7 @@ def _common_values(values: Sequence[EventValue]) -> list[str]:
 
 
 class _Checker:
-    """Check tasks as `prepare` would.
+    """Check targets as `prepare` would.
 
     Parameters
     ----------
@@ -137,27 +143,27 @@ class _Checker:
         self._rates: dict[tuple[object, ...], float | None] = {}
 
     def check(self, spec: str) -> Suggestion:
-        """Return the suggestion of a task.
+        """Return the suggestion of a target.
 
         Raises
         ------
         UserError
             `prepare` would refuse it.
         """
-        task = parse_task(spec)
-        recordings = task.select(self._recordings)
-        excluded = task.exclude(recordings)
+        target = parse_target(spec)
+        recordings = target.select(self._recordings)
+        excluded = target.exclude(recordings)
         recordings = [recording for recording in recordings if recording not in excluded]
-        labels = self._labels.get(spec) or task.read_labels(recordings)
+        labels = self._labels.get(spec) or target.read_labels(recordings)
         known = labels.by_subject
         chosen = [(r, self._facts[r.key]) for r in recordings if known is None or r.subject in known]
         readable = [pair for pair in chosen if pair[1].header]
-        sfreq = self._rate_for(task, readable)
-        used = [pair for pair in readable if not (task.event_locked and pair[1].events_problem)]
-        _check_windows(task, labels, used)
+        sfreq = self._rate_for(target, readable)
+        used = [pair for pair in readable if not (target.event_locked and pair[1].events_problem)]
+        _check_windows(target, labels, used)
         return Suggestion(spec, sfreq, skip_unreadable=len(used) < len(chosen))
 
-    def _rate_for(self, task: Task, readable: Pairs) -> float | None:
+    def _rate_for(self, target: Target, readable: Pairs) -> float | None:
         """Return the sampling rate that `prepare` must be given; None if it needs none.
 
         Raises
@@ -165,32 +171,32 @@ class _Checker:
         UserError
             No plan can be made.
         """
-        key = (task.default_window, task.default_stride, *(recording.key for recording, _ in readable))
+        key = (target.default_window, target.default_stride, *(recording.key for recording, _ in readable))
         if key not in self._rates:
-            self._rates[key] = _find_rate(task, readable)
+            self._rates[key] = _find_rate(target, readable)
         return self._rates[key]
 
 
-def _find_rate(task: Task, readable: Pairs) -> float | None:
+def _find_rate(target: Target, readable: Pairs) -> float | None:
     recordings = [recording for recording, _ in readable]
     headers = [each.header for _, each in readable if each.header is not None]
     if not headers:
-        raise UserError(f"task '{task.spec}': none of its recordings can be read")
+        raise UserError(f"target '{target.spec}': none of its recordings can be read")
     lowest = min(rate for header in headers for rate in header.rates)
     try:
-        _plan(task, None, recordings, headers)
+        _plan(target, None, recordings, headers)
     except UserError:
-        _plan(task, lowest, recordings, headers)
+        _plan(target, lowest, recordings, headers)
         return lowest
     return None
 
 
-def _plan(task: Task, sfreq: float | None, recordings: Sequence[Recording], headers: Sequence[Header]) -> None:
+def _plan(target: Target, sfreq: float | None, recordings: Sequence[Recording], headers: Sequence[Header]) -> None:
     unset = dict.fromkeys(("channels", "window", "crop", "stride", "tmin"))
-    make_plan(task, parse_settings(task=task.spec, sfreq=sfreq, dtype="float32", **unset), recordings, headers)
+    make_plan(target, parse_settings(target=target.spec, sfreq=sfreq, dtype="float32", **unset), recordings, headers)
 
 
-def _check_windows(task: Task, labels: Labels, readable: Pairs) -> None:
+def _check_windows(target: Target, labels: Labels, readable: Pairs) -> None:
     """Check that there are windows of two people and of every class; recordings are read until there are.
 
     Raises
@@ -198,31 +204,31 @@ def _check_windows(task: Task, labels: Labels, readable: Pairs) -> None:
     UserError
         There are not.
     """
-    timing = WindowTiming(task.default_window, task.default_stride or task.default_window, task.default_tmin)
+    timing = WindowTiming(target.default_window, target.default_stride or target.default_window, target.default_tmin)
     people: set[str] = set()
     missing = {float(number) for number in range(len(labels.classes))}
     for recording, each in readable:
-        targets = _targets(task, labels, recording, each, timing)
+        targets = _targets(target, labels, recording, each, timing)
         people |= {recording.subject} if targets else set()
         missing -= targets
         if len(people) > 1 and not missing:
             return
     length = f"windows of {timing.window:g} s"
     if missing:
-        raise UserError(f"task '{task.spec}': no {length} of class '{labels.classes[int(min(missing))]}'")
-    raise UserError(f"task '{task.spec}': {length} of {len(people)} people; subject folds need at least three")
+        raise UserError(f"target '{target.spec}': no {length} of class '{labels.classes[int(min(missing))]}'")
+    raise UserError(f"target '{target.spec}': {length} of {len(people)} people; subject folds need at least three")
 
 
 def _targets(
-    task: Task, labels: Labels, recording: Recording, facts: RecordingFacts, timing: WindowTiming
+    target: Target, labels: Labels, recording: Recording, facts: RecordingFacts, timing: WindowTiming
 ) -> set[float]:
     """Return the targets of a recording's windows, without a look at its signal."""
-    spans = facts.spans or (Span(0.0, math.inf if task.event_locked else timing.window),)
-    if not task.event_locked:  # one window shows the target of all
+    spans = facts.spans or (Span(0.0, math.inf if target.event_locked else timing.window),)
+    if not target.event_locked:  # one window shows the target of all
         longest = max(span.duration for span in spans)
-        segments = task.segment(recording, min(longest, timing.window), timing, labels).segments
+        segments = target.segment(recording, min(longest, timing.window), timing, labels).segments
         return {each.target for each in segments}
-    segments = task.segment(recording, spans[-1].onset + spans[-1].duration, timing, labels).segments
+    segments = target.segment(recording, spans[-1].onset + spans[-1].duration, timing, labels).segments
     return {each.target for each in segments if any(_fits(each, span, timing.window) for span in spans)}
 
 

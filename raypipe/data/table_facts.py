@@ -10,8 +10,8 @@ from unicodedata import normalize
 
 from raypipe.core.errors import UserError, first_line
 from raypipe.data.facts import RecordingFacts
-from raypipe.data.task_base import Labels
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels
+from raypipe.data.targets import parse_target
 from raypipe.recordings.events import find_spellings
 from raypipe.recordings.participants import participant_rows, participants_table
 from raypipe.recordings.recording import Recording
@@ -43,7 +43,7 @@ class EventValue:
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """A column of participants.tsv, as the task ``participants:COLUMN`` takes it."""
+    """A column of participants.tsv, as the target ``participants:COLUMN`` takes it."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class ColumnFacts:
     problem: str = ""
     """Reason for which the column is not a target."""
     labels: Labels | None = field(default=None, repr=False, compare=False)
-    """Targets of the task."""
+    """Of the column."""
 
     def describe(self) -> str:
         """Return the values in a few words."""
@@ -140,7 +140,7 @@ def describe_columns(recordings: Sequence[Recording]) -> list[ColumnFacts]:
 def _describe_column(name: str, recordings: Sequence[Recording]) -> ColumnFacts:
     people = {recording.subject for recording in recordings}
     try:
-        labels = parse_task(participants_spec(name)).read_labels(recordings)
+        labels = parse_target(participants_spec(name)).read_labels(recordings)
     except UserError as error:
         return ColumnFacts(name, NO_TARGET, problem=_without_place(first_line(error), name))
     targets = labels.by_subject or {}
@@ -161,8 +161,8 @@ def _without_place(message: str, name: str) -> str:
 
 
 def participants_spec(column: str) -> str:
-    """Return the specification of the task that predicts a column."""
-    return f"participants:{column.replace('@', '@@')}"
+    """Return the specification of the target that predicts a column."""
+    return f"participants:{column}"
 
 
 def people_without_row(recordings: Sequence[Recording]) -> list[str]:

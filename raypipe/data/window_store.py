@@ -41,7 +41,7 @@ class WindowStore:
         A row per window: `window` (0 to N-1), `recording`, `subject`, `session`, `task`, `run`, `onset` (s from the
         recording's start), `target`, `shard`, `row` in the shard, `offset` (samples from the window's start to the
         evaluated crop), `digest` (a hash of its samples). Also `release`, `age` and `group` where they are known, and
-        `mark` where the task marks windows.
+        `mark` where the target marks windows.
     targets
         (N,) float32 values, or int64 classes.
     subjects

@@ -15,7 +15,7 @@ from raypipe.core.errors import nearest
 from raypipe.data.challenge import scorer_offsets
 from raypipe.data.manifest import Plan
 from raypipe.data.piece_reader import PieceReader, filter_length
-from raypipe.data.task_base import Labels, Segment, Segments, Task, WindowTiming
+from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
 from raypipe.recordings.channels import EegChannels, eeg_channels
 from raypipe.recordings.formats import open_signal
 from raypipe.recordings.recording import Recording
@@ -102,7 +102,7 @@ class OpenRecording:
 
 
 def place_windows(
-    opened: OpenRecording, task: Task, plan: Plan, labels: Labels | None
+    opened: OpenRecording, target: Target, plan: Plan, labels: Labels | None
 ) -> tuple[list[Window], Counter[str]]:
     """Find the windows that fit in a recording, and choose the evaluated crop of each.
 
@@ -117,7 +117,7 @@ def place_windows(
     windows, left_out
         The windows by ascending onset, and the number of those left out for each reason.
     """
-    found = _segments(opened, task, plan, labels)
+    found = _segments(opened, target, plan, labels)
     left_out = found.left_out
     segments = sorted(found.segments, key=lambda each: each.onset)
     placed = [_place(opened, segment, plan, left_out) for segment in segments]
@@ -128,13 +128,13 @@ def place_windows(
     return _without_short_parts(opened, inside, plan, left_out), +left_out
 
 
-def _segments(opened: OpenRecording, task: Task, plan: Plan, labels: Labels | None) -> Segments:
-    """Return the segments that a task places, with onsets in seconds from the recording's start."""
+def _segments(opened: OpenRecording, target: Target, plan: Plan, labels: Labels | None) -> Segments:
+    """Return the segments that a target places, with onsets in seconds from the recording's start."""
     timing, spans = WindowTiming(plan.window, plan.stride, plan.tmin), opened.signal.spans
-    if task.event_locked or len(spans) == 1:
+    if target.event_locked or len(spans) == 1:
         end = spans[-1].onset + spans[-1].duration
-        return task.segment(opened.recording, end, timing, labels)
-    parts = [(span.onset, task.segment(opened.recording, span.duration, timing, labels)) for span in spans]
+        return target.segment(opened.recording, end, timing, labels)
+    parts = [(span.onset, target.segment(opened.recording, span.duration, timing, labels)) for span in spans]
     moved = [replace(each, onset=each.onset + onset) for onset, part in parts for each in part.segments]
     left_out = sum((part.left_out for _, part in parts), Counter[str]())
     return Segments(
@@ -247,7 +247,7 @@ def _group_neighbours(windows: list[Window], length: int, max_samples: int, marg
 
 
 def windows_of(
-    recording: Recording, task: Task, plan: Plan, labels: Labels | None = None
+    recording: Recording, target: Target, plan: Plan, labels: Labels | None = None
 ) -> tuple[pd.DataFrame, Iterator[NDArray[np.float32]], Counter[str]]:
     """Cut one recording for prediction. Without `labels`, targets are NaN.
 
@@ -264,12 +264,12 @@ def windows_of(
     Raises
     ------
     UserError
-        The recording cannot be read, or lacks a channel or what the task needs.
+        The recording cannot be read, or lacks a channel or what the target needs.
     """
     import pandas as pd
 
     opened = OpenRecording(recording)
-    windows, left_out = place_windows(opened, task, plan, labels)
+    windows, left_out = place_windows(opened, target, plan, labels)
     table = pd.DataFrame([table_row(recording, window) for window in windows], columns=list(ROW_COLUMNS))
     crops = (
         np.stack([x_CT[:, w.offset : w.offset + plan.crop_samples] for w, x_CT in zip(group, x_NCT, strict=True)])

@@ -140,7 +140,7 @@ def _outcome(
     return Outcome(
         table=table,
         metric=candidates.run.info.metric,
-        task=candidates.run.info.task,
+        target=candidates.run.info.target,
         method=fits.chosen,
         candidates=len(candidates.members),
         alone=shipped.alone,

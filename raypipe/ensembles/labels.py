@@ -26,9 +26,9 @@ def resampled(subjects: int, units: int) -> str:
     return "subjects" if units == subjects else f"{units} groups of subjects"
 
 
-def describe_target(task: str) -> str:
-    """Return what a task predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``."""
-    kind, _, rest = task.partition("@")[0].partition(":")
+def describe_target(target: str) -> str:
+    """Return what a target predicts: ``participants:age`` gives ``age``, ``events:A,B`` gives ``A against B``."""
+    kind, _, rest = target.partition(":")
     if kind == "challenge1":
         return "the response time"
     if kind == "challenge2":
@@ -42,9 +42,9 @@ def describe_target(task: str) -> str:
     return " against ".join(part.strip() for part in rest.split(",")) or kind
 
 
-def target_unit(task: str) -> str:
-    """Return the unit of a task's target; ``target units`` where it is unknown."""
-    kind, _, rest = task.partition("@")[0].partition(":")
+def target_unit(target: str) -> str:
+    """Return the unit of a target; ``target units`` where it is unknown."""
+    kind, _, rest = target.partition(":")
     if kind in ("challenge1", "latency"):
         return "seconds"
     return "years" if kind == "participants" and rest.partition(":")[0] == "age" else "target units"

@@ -43,7 +43,7 @@ class Method:
     unusable_reason: Callable[[MemberPredictions], str | None] = lambda members: None
     """Return why the method cannot be used with these members, or None."""
     in_auto: tuple[Kind, ...] = ()
-    """Kinds of task of which ``auto`` considers the method; others are scored by ``--method all`` only."""
+    """Kinds of target of which ``auto`` considers the method; others are scored by ``--method all`` only."""
 
 
 def missing_snapshots(members: MemberPredictions) -> str | None:
@@ -88,5 +88,5 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
 def auto_methods(kind: Kind) -> list[str]:
-    """Return the methods that ``auto`` chooses among for a kind of task, simpler ones first."""
+    """Return the methods that ``auto`` chooses among for a kind of target, simpler ones first."""
     return [name for name, method in METHODS.items() if kind in method.in_auto]

@@ -49,7 +49,7 @@ class NestedResult:
     predictions: dict[str, Floats]
     """By method, predictions (N, outputs) for subjects that no choice has used."""
     scores: dict[str, float]
-    """By method, the task's metric of these predictions."""
+    """By method, the target's metric of these predictions."""
     excluded: dict[str, str]
     """Methods that cannot be used, and why."""
 

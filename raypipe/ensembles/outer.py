@@ -226,7 +226,7 @@ def _parameters(ensembles: list[Ensemble]) -> pd.DataFrame:
 
 def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     """Write the result in a sentence."""
-    n, label, target = scores.subjects, metric_label(scores.metric), describe_target(outer.info.task)
+    n, label, target = scores.subjects, metric_label(scores.metric), describe_target(outer.info.target)
     inner, difference = scores.interval, scores.difference
     reached = (
         f"Over all {n} subjects, each predicted by a search that has not seen them, the ensembles reach "

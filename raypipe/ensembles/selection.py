@@ -79,7 +79,7 @@ def _pick_greedily(members: MemberPredictions) -> NDArray[np.int64]:
 
 
 def _losses(members: MemberPredictions, candidates_CNO: Floats) -> Floats:
-    """Return a loss (C,) of each candidate's predictions that orders them as the task's metric does."""
+    """Return a loss (C,) of each candidate's predictions that orders them as the target's metric does."""
     if members.metric in OF_SQUARED_ERROR:
         return _squared_errors(members, candidates_CNO)
     if members.metric == "auc":

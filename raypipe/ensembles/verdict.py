@@ -34,7 +34,7 @@ class Outcome:
     table: pd.DataFrame
     """See `scores.score_table`."""
     metric: str
-    task: str
+    target: str
     method: str
     """Method that is shipped."""
     candidates: int
@@ -119,7 +119,7 @@ def write_verdict(outcome: Outcome) -> tuple[str, list[str]]:
 
 
 def _held_out_sentence(outcome: Outcome) -> str:
-    scores, target, label = outcome.held_out, describe_target(outcome.task), metric_label(outcome.metric)
+    scores, target, label = outcome.held_out, describe_target(outcome.target), metric_label(outcome.metric)
     n = scores.subjects
     subjects = f"On {n} held-out subject{'' if n == 1 else 's'},"
     if np.isnan(scores.value):

@@ -136,7 +136,7 @@ def _describe(
     return BundleInfo(
         created=time.time(),
         run=without_settings(run.where).rpartition("/")[2],
-        task=run.info.task,
+        target=run.info.target,
         kind=run.info.kind,
         classes=run.info.classes,
         metric=run.info.metric,

@@ -30,12 +30,12 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/4"] = "raypipe-bundle/4"
+    format: Literal["raypipe-bundle/5"] = "raypipe-bundle/5"
     created: float
     """Unix time."""
     run: str
     """Name of the run's folder."""
-    task: str
+    target: str
     kind: Kind
     classes: list[str]
     metric: str

@@ -164,7 +164,7 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] 
 
 def _compare_with_bundle(report: CheckReport, requests: dict[str, Request], bundle: LoadedEnsemble) -> bool:
     """Request a comparison with a bundle's predictions; return False if the bundle has other windows."""
-    challenge = str(challenge_of(bundle.info.task))
+    challenge = str(challenge_of(bundle.info.target))
     if challenge not in requests:
         challenge = next(iter(requests))
     request = requests[challenge]

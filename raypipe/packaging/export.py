@@ -24,11 +24,11 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
         if also:
             raise UserError("a bundle has one run's ensemble; only a submission (.zip) takes two runs")
         return export_bundle(ensemble.run, ensemble, out)
-    ensembles = {challenge_of(ensemble.run.info.task): ensemble}
+    ensembles = {challenge_of(ensemble.run.info.target): ensemble}
     if also:
         other = Ensemble.load(RunStore.open(also))
-        challenge = challenge_of(other.run.info.task)
+        challenge = challenge_of(other.run.info.target)
         if challenge in ensembles:
-            raise UserError(f"{also}: both runs answer challenge {challenge} ({other.run.info.task})")
+            raise UserError(f"{also}: both runs answer challenge {challenge} ({other.run.info.target})")
         ensembles[challenge] = other
     return export_submission(ensembles, out)

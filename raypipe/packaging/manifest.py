@@ -29,7 +29,7 @@ class ChallengeEntry(FrozenModel):
     input_scale: float = Field(gt=0.0, le=1e12)
     """Microvolts per unit of the scorer's windows."""
     spec: NetworkSpec
-    task: str
+    target: str
     classes: list[str]
     threshold: float | None = Field(ge=0.0, le=1.0)
     """Answer above which the second class is predicted; None for a regression."""
@@ -48,7 +48,7 @@ class SubmissionManifest(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-submission/3"] = "raypipe-submission/3"
+    format: Literal["raypipe-submission/4"] = "raypipe-submission/4"
     challenges: dict[Literal["1", "2"], ChallengeEntry]
     """By number of the challenge."""
     sha256: dict[str, str]

@@ -12,7 +12,12 @@ from raypipe.packaging.bundle_info import BundleInfo
 def model_card(info: BundleInfo) -> str:
     """Return the model card: prediction, scores, use, members, data and limits of a bundle."""
     sections = (_scores(info), _use(info), _members(info), _data(info), _limits(info))
-    lines = [f"# Ensemble for {describe_target(info.task)}", "", info.verdict, *itertools.chain.from_iterable(sections)]
+    lines = [
+        f"# Ensemble for {describe_target(info.target)}",
+        "",
+        info.verdict,
+        *itertools.chain.from_iterable(sections),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +121,7 @@ def _data(info: BundleInfo) -> list[str]:
     trained_on = len(info.fold_map.fold_of) - held_out
     return _section(
         "Data",
-        f"Task `{info.task}`; trained on {trained_on} subjects, scored on {held_out} others. "
+        f"Task `{info.target}`; trained on {trained_on} subjects, scored on {held_out} others. "
         f"Windows: {info.window_samples / info.sfreq:g} s, data hash `{info.data_hash[:12]}`, seed {info.seed}.",
         "",
         "```json",

@@ -16,8 +16,8 @@ from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
 from raypipe.data.scales import MAX_RATIO
 from raypipe.data.selection import find_in_folders
-from raypipe.data.task_base import Task
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Target
+from raypipe.data.targets import parse_target
 from raypipe.data.windower import MISSING_SAMPLES, windows_of
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.recordings.layout import recording_from_file
@@ -72,12 +72,12 @@ def predict(
     if per not in ("window", "recording"):
         raise UserError(f"per '{per}': must be window or recording")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
-    task = parse_task(ensemble.info.prepare.task)
-    found, left_out = _find_recordings(recordings, task)
-    tables = _predict_each(ensemble, found, task, per, left_out, progress)
+    target = parse_target(ensemble.info.prepare)
+    found, left_out = _find_recordings(recordings, target)
+    tables = _predict_each(ensemble, found, target, per, left_out, progress)
     if not tables:
         raise UserError(
-            f"{recordings}: no window of {ensemble.info.prepare.window:g} s for task '{task.spec}' in "
+            f"{recordings}: no window of {ensemble.info.prepare.window:g} s for target '{target.spec}' in "
             f"{len(found)} recording(s){''.join(f'; {key}: {why}' for key, why in list(left_out.items())[:1])}"
         )
     table = pd.concat(tables, ignore_index=True)
@@ -91,7 +91,7 @@ def predict(
 def _predict_each(
     ensemble: LoadedEnsemble,
     recordings: list[Recording],
-    task: Task,
+    target: Target,
     per: Literal["window", "recording"],
     left_out: dict[str, str],
     progress: Progress | None,
@@ -101,7 +101,7 @@ def _predict_each(
     failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(recordings, start=1):
         try:
-            part, lost = _predict_recording(ensemble, recording, task, per)
+            part, lost = _predict_recording(ensemble, recording, target, per)
             tables += [part] if len(part) else []
             reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
         except UnreadableRecordingError as error:
@@ -116,18 +116,18 @@ def _predict_each(
     return tables
 
 
-def _find_recordings(recordings: str | Path, task: Task) -> tuple[list[Recording], dict[str, str]]:
+def _find_recordings(recordings: str | Path, target: Target) -> tuple[list[Recording], dict[str, str]]:
     """Return the recordings to predict, and what else a folder has with the reason for leaving it out."""
     if not Path(recordings).is_dir():
         return [recording_from_file(recordings)], {}
     ledger = Ledger()
     present = find_in_folders([Path(recordings)], ledger)
-    found = [r for r in present if not task.bids_tasks or r.task is None or r.task in task.bids_tasks]
+    found = [r for r in present if not target.bids_tasks or r.task is None or r.task in target.bids_tasks]
     if not found:
         known = ", ".join(sorted({r.task for r in present if r.task}))
         raise UserError(
-            f"{recordings}: no recording of BIDS task {' or '.join(task.bids_tasks)}, which the bundle was trained on; "
-            f"available: {known}"
+            f"{recordings}: no recording of BIDS task {' or '.join(target.bids_tasks)}, which the bundle was trained "
+            f"on; available: {known}"
         )
     left_out = {each.name: each.reason for each in ledger.left_out.values()}
     others = Counter(r.task for r in present if r not in found)
@@ -140,10 +140,10 @@ def _find_recordings(recordings: str | Path, task: Task) -> tuple[list[Recording
 
 
 def _predict_recording(
-    ensemble: LoadedEnsemble, recording: Recording, task: Task, per: str
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, per: str
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the table of a recording, which may be empty, and what was left out by reason."""
-    rows, crops, left_out = windows_of(recording, task, ensemble.info.prepare)
+    rows, crops, left_out = windows_of(recording, target, ensemble.info.prepare)
     parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
     kept: list[NDArray[np.bool_]] = [np.empty(0, bool)]
     spreads: list[float] = []

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 WEIGHTS = {1: 0.3, 2: 0.7}
 """Weight of each challenge in the overall score."""
 CHALLENGES = {"challenge1": 1, "challenge2": 2}
-"""Number of each challenge by task."""
+"""Number of each challenge by target."""
 SUBJECTS = ("new", "all")
 START_SECONDS = 300.0
 """Time for the scorer's process to start and to load the models."""
@@ -144,9 +144,9 @@ def score_submission(
     if subjects not in SUBJECTS:
         raise UserError(f"--subjects {subjects}: no such choice; {nearest(subjects, SUBJECTS)}")
     parse_device(device)
-    for task in stores:
-        if task not in CHALLENGES:
-            raise UserError(f"--task {task}: not a task of the challenge; {nearest(task, CHALLENGES)}")
+    for target in stores:
+        if target not in CHALLENGES:
+            raise UserError(f"--target {target}: not a target of the challenge; {nearest(target, CHALLENGES)}")
     with scratch_folder() as scratch:
         folder = scratch / "submission"
         folder.mkdir()
@@ -159,8 +159,8 @@ def score_submission(
         except UserError as error:
             raise UserError(f"{path}: {str(error).replace(f'{folder}/', '')}") from None
         parts, notes = [], []
-        for task, where in stores.items():
-            part, more = select_windows(open_windows(where), task, trained_on, release, only_new=subjects == "new")
+        for target, where in stores.items():
+            part, more = select_windows(open_windows(where), target, trained_on, release, only_new=subjects == "new")
             parts.append(part)
             notes += more
         predictions = _predict(Path(path), folder, parts, device)
@@ -207,30 +207,31 @@ def _training_subjects(folder: Path) -> dict[int, set[str]]:
 
 
 def select_windows(
-    store: WindowStore, task: str, trained_on: Mapping[int, set[str]], release: str | None, *, only_new: bool
+    store: WindowStore, target: str, trained_on: Mapping[int, set[str]], release: str | None, *, only_new: bool
 ) -> tuple[ScoredWindows, list[str]]:
     """Select the windows of a store that are scored, and write notes on the subjects.
 
     Raises
     ------
     UserError
-        The store is of another task, or none of its windows can be scored.
+        The store is of another target, or none of its windows can be scored.
     """
-    if store.manifest.task.partition("@")[0].partition(":")[0] != task:
+    if store.manifest.target.partition(":")[0] != target:
         raise UserError(
-            f"{store.path}: has windows of task '{store.manifest.task}', not {task}; prepare them with --task {task}"
+            f"{store.path}: has windows of target '{store.manifest.target}', not {target}; prepare them with --target "
+            f"{target}"
         )
     keep_N = np.array(store.table["task"] == CONTRAST_TASK)
     if not keep_N.any():
-        raise UserError(f"{store.path}: no recording of {CONTRAST_TASK}, the task that the challenge scores")
+        raise UserError(f"{store.path}: no recording of {CONTRAST_TASK}, the BIDS task that the challenge scores")
     if release is not None:
         keep_N &= _of_release(store, keep_N, release)
-    challenge = CHALLENGES[task]
+    challenge = CHALLENGES[target]
     if challenge not in trained_on:
-        notes = [f"{task}: the zip does not name its training subjects; these subjects may be among them"]
+        notes = [f"{target}: the zip does not name its training subjects; these subjects may be among them"]
     else:
         known_N = np.array([subject_hash(str(subject)) in trained_on[challenge] for subject in store.subjects])
-        keep_N, notes = _exclude_training_subjects(store, task, keep_N, known_N, only_new=only_new)
+        keep_N, notes = _exclude_training_subjects(store, target, keep_N, known_N, only_new=only_new)
     return ScoredWindows(challenge, store, np.flatnonzero(keep_N)), notes
 
 
@@ -245,19 +246,19 @@ def _of_release(store: WindowStore, keep_N: NDArray[np.bool_], release: str) -> 
 
 
 def _exclude_training_subjects(
-    store: WindowStore, task: str, keep_N: NDArray[np.bool_], known_N: NDArray[np.bool_], *, only_new: bool
+    store: WindowStore, target: str, keep_N: NDArray[np.bool_], known_N: NDArray[np.bool_], *, only_new: bool
 ) -> tuple[NDArray[np.bool_], list[str]]:
     """Drop the windows of training subjects if only new subjects are scored, and write a note."""
     count = len(set(store.subjects[keep_N & known_N].tolist()))
     if not only_new:
-        note = f"{task}: the models were trained on {count} of these subjects, so this score is optimistic"
+        note = f"{target}: the models were trained on {count} of these subjects, so this score is optimistic"
         return keep_N, [note] if count else []
     if not (keep_N & ~known_N).any():
         raise UserError(
             f"{store.path}: the models were trained on every subject in it, so a score would show nothing; prepare "
             "other subjects, or score these with --subjects all"
         )
-    note = f"{task}: {count} subjects that the models were trained on are left out"
+    note = f"{target}: {count} subjects that the models were trained on are left out"
     return keep_N & ~known_N, [note] if count else []
 
 

@@ -60,9 +60,9 @@ INPUT_SCALE = 1e6
 """Microvolts, on which the networks were trained, per volt, the unit of the scorer's windows."""
 
 
-def challenge_of(task: str) -> int:
-    """Return the challenge that a task answers: 2 for traits of subjects (``participants:`` too), else 1."""
-    return 2 if task.startswith(("challenge2", "participants:")) else 1
+def challenge_of(target: str) -> int:
+    """Return the challenge that a target answers: 2 for traits of subjects (``participants:`` too), else 1."""
+    return 2 if target.startswith(("challenge2", "participants:")) else 1
 
 
 def export_submission(
@@ -77,7 +77,7 @@ def export_submission(
     ----------
     ensembles
         By challenge (1 or 2) the ensemble that answers it, or the run whose saved ensemble does. For a single one,
-        `challenge_of` its task gives the challenge.
+        `challenge_of` its target gives the challenge.
     out_zip
         The zip file; an existing one is replaced.
     windows
@@ -114,7 +114,7 @@ def _by_challenge(ensembles: Mapping[int, Ensemble | RunStore] | Ensemble | RunS
     """Return the ensembles by challenge, loaded."""
     if not isinstance(ensembles, Mapping):
         run = ensembles if isinstance(ensembles, RunStore) else ensembles.run
-        ensembles = {challenge_of(run.info.task): ensembles}
+        ensembles = {challenge_of(run.info.target): ensembles}
     wrong = [challenge for challenge in ensembles if challenge not in (1, 2)]
     if wrong or not ensembles:
         raise UserError(f"challenge {wrong[0] if wrong else 'none'}: a submission answers challenge 1, 2 or both")
@@ -189,7 +189,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         weights=weights_name,
         input_scale=INPUT_SCALE,
         spec=checked,
-        task=run.info.task,
+        target=run.info.target,
         classes=run.info.classes,
         threshold=ensemble.threshold,
         channels=list(windows.channels),

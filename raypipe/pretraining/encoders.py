@@ -42,7 +42,7 @@ _CHECKPOINT = re.compile(r"/epoch-(\d{4,})\.ckpt\Z")
 class PretrainInfo(WindowsInfo):
     """Data and settings of a pretrained run (``pretrain.json``)."""
 
-    format: Literal["raypipe-pretrain/1"] = "raypipe-pretrain/1"
+    format: Literal["raypipe-pretrain/2"] = "raypipe-pretrain/2"
     channels: list[str]
     n_times: int
     sfreq: float

@@ -1,4 +1,4 @@
-"""Read the events of a recording, and match their values to those that a task asks for."""
+"""Read the events of a recording, and match their values to those that a target asks for."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def read_events_file(path: Path) -> pd.DataFrame:
 
 @dataclass
 class MatchedEvents:
-    """Events of a recording that have one of the values that a task asks for."""
+    """Events of a recording that have one of the values that a target asks for."""
 
     onsets: list[float]
     """Seconds from the recording's start, ascending."""
     values: list[str]
-    """Values, spelt as the task does."""
+    """Values, spelt as the target does."""
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -147,7 +147,7 @@ def find_spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str
 def _read(path: Path) -> pd.DataFrame:
     """Read a table of events; `onset` is text, `duration` are seconds, NaN where they are missing."""
     if not path.is_file():
-        raise UnreadableRecordingError(f"{path}: no such file; the task needs the recording's events")
+        raise UnreadableRecordingError(f"{path}: no such file; the target needs the recording's events")
     events = read_tsv(path)
     names = {find_column(events, name): name for name in ("onset", "duration", *VALUE_COLUMNS)}
     events = events.rename(columns={old: new for old, new in names.items() if old is not None})

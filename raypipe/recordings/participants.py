@@ -49,7 +49,7 @@ def read_participants(root: str | Path) -> pd.DataFrame:
     """
     path = Path(root) / "participants.tsv"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the task takes its targets from it")
+        raise UserError(f"{path}: no such file; the target is read from it")
     table = read_tsv(path)
     column = find_column(table, "participant_id")
     if column is None:

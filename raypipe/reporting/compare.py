@@ -98,8 +98,8 @@ def _check_comparable(runs: Sequence[RunStore]) -> None:
     for run in runs[1:]:
         if (run.info.metric, run.info.classes) != (first.info.metric, first.info.classes):
             raise UserError(
-                f"{first.where} and {run.where} cannot be compared: {first.info.task} is scored by {first.info.metric} "
-                f"and {run.info.task} by {run.info.metric}, or their classes differ"
+                f"{first.where} and {run.where} cannot be compared: {first.info.target} is scored by "
+                f"{first.info.metric} and {run.info.target} by {run.info.metric}, or their classes differ"
             )
     for run in runs:
         if not run.ranked():

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def status_lines(outer: OuterRun) -> list[str]:
     """Return the status of an outer cross-validation as lines: each part's trials and driver, and the next step."""
     info, places = outer.info, outer.places
-    lines = [f"{outer.where}: {info.task}, outer cross-validation of {len(places)} parts"]
+    lines = [f"{outer.where}: {info.target}, outer cross-validation of {len(places)} parts"]
     runs = [RunStore.open(place) if RunStore.exists(place) else None for place in places]
     states = [read_status(run) if run else None for run in runs]
     lines += [
@@ -97,9 +97,9 @@ def _render(outer: OuterRun, scores: OuterScores) -> str:
     metric = metric_label(scores.metric)
     return render_template(
         "outer",
-        target=describe_target(outer.info.task),
+        target=describe_target(outer.info.target),
+        spec=outer.info.target,
         run=without_settings(outer.where).rpartition("/")[2],
-        task=outer.info.task,
         n_parts=len(outer.info.parts),
         verdict=use_minus_signs(write_verdict(outer, scores)),
         better="lower" if get_metric(scores.metric).sign > 0 else "higher",
@@ -187,7 +187,7 @@ def _figure(outer: OuterRun, scores: OuterScores, metric: str) -> FigureBlock:
         mean = float(scores.constant_predictions.mean())
         draw = partial(
             predicted_against_true, rows.targets, rows.predictions[:, 0], mean, scores.level == "person",
-            target_unit(outer.info.task),
+            target_unit(outer.info.target),
         )  # fmt: skip
         panels.insert(0, Panel(draw, "Predicted against true values"))
         caption = f"Left: predicted against true values. Right: {caption}"

@@ -75,9 +75,9 @@ def render_report(run: RunStore) -> str:
     ]
     return render_template(
         "report",
-        target=describe_target(run.info.task),
+        target=describe_target(run.info.target),
+        spec=run.info.target,
         run=name,
-        task=run.info.task,
         ended=len(results),
         trials=len(run.numbers()),
         written=time.strftime("%Y-%m-%d %H:%M", time.localtime()),

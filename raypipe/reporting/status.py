@@ -59,7 +59,7 @@ class Status:
     """State of a run."""
 
     where: str
-    task: str
+    target: str
     metric: str
     scored: str
     """What a score is of, in words."""
@@ -117,7 +117,7 @@ def read_status(run: RunStore) -> Status:
     results = [trial.result for trial in trials if trial.result]
     return Status(
         where=run.where,
-        task=run.info.task,
+        target=run.info.target,
         metric=run.info.metric,
         scored=run.scored,
         driver=_driver_state(driver, options, finished=ended >= planned),

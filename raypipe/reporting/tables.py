@@ -44,7 +44,7 @@ def _table(columns: list[str]) -> Table:
 def show_status(console: Console, status: Status) -> None:
     """Print the state of a run: its trials, their counts, reruns and the newest failures."""
     rows = status.top_rows()
-    print_line(console, f"{status.where}: {status.task}, {status.driver}")
+    print_line(console, f"{status.where}: {status.target}, {status.driver}")
     console.print(_status_table(status))
     if hidden := len(status.rows) - len(rows):
         print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")

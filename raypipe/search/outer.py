@@ -86,7 +86,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
     if not OuterRun.exists(where):
         if RunStore.exists(where):
             raise UserError(f"{where}: a run without --outer; name a new run folder")
-        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
+        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.target)
         info = OuterInfo(
             **record_of_windows(windows) | {"metric": metric},
             kind=windows.kind,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from raypipe.core.combinations import check_task
+from raypipe.core.combinations import check_kind
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.search_space import SearchSpace
-from raypipe.data.tasks import parse_task
+from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
 from raypipe.search.own_networks import check_own_networks
@@ -24,14 +24,14 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     Raises
     ------
     UserError
-        One suits another kind of task only, shifts windows whose targets are times, or chooses its epoch by fold where
-        a fold has too few training subjects, in all or of a class; or a network of a user's cannot be trained
+        One suits another kind of target only, shifts windows whose targets are times, or chooses its epoch by fold
+        where a fold has too few training subjects, in all or of a class; or a network of a user's cannot be trained
         (`own_networks`).
     """
     configs = example_configs(space)
     try:
         for config in configs:
-            check_task(config, windows.kind)
+            check_kind(config, windows.kind)
         if any(config.augment.name == "time-shift" for config in configs):
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):
@@ -43,9 +43,11 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
 
 def _check_targets_stay(windows: WindowStore) -> None:
     """Refuse shifts in time where a target is a time within the window."""
-    spec = windows.manifest.plan.task
-    if parse_task(spec).target_is_time:
-        raise UserError(f"augment/name=time-shift: the targets of task '{spec}' are times, which a shift would change")
+    plan = windows.manifest.plan
+    if parse_target(plan).target_is_time:
+        raise UserError(
+            f"augment/name=time-shift: the targets of '{plan.target}' are times, which a shift would change"
+        )
 
 
 def _check_inner_subjects(windows: WindowStore, folds: FoldMap) -> None:

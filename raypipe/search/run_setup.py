@@ -68,7 +68,7 @@ def open_run(
         for line in check_space(space, windows, folds):
             warn(line)
         _check_new(where)
-        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.task)
+        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.target)
         before_create()
         with sole_creator(where):
             if not RunStore.exists(where):  # a driver started at the same time may have made it
@@ -121,7 +121,7 @@ def record_of_windows(windows: WindowStore) -> dict[str, Any]:
         "created": time.time(),
         "data": windows.where,
         "data_hash": windows.data_hash,
-        "task": windows.manifest.task,
+        "target": windows.manifest.target,
         "metric": windows.metric,
         "versions": package_versions(),
     }

@@ -65,7 +65,7 @@ def sweep(
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
-    metric = metric_for(windows.kind, chosen.metric or windows.metric, windows.manifest.task)
+    metric = metric_for(windows.kind, chosen.metric or windows.metric, windows.manifest.target)
     source, callback = load_space(space), callback or SweepCallback()
     if without_effect := parameters_without_effect(source, windows.kind):
         callback.on_warning(without_effect)
@@ -77,7 +77,7 @@ def sweep(
             warm = collect_warm_trials(
                 RunStore.open(warm_start),
                 source,
-                task=windows.manifest.task,
+                target=windows.manifest.target,
                 metric=metric,
                 folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats),
             )

@@ -60,7 +60,7 @@ class WarmStart(FrozenModel):
     """The ones that are valid in the new space."""
 
 
-def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric: str, folds: FoldMap) -> WarmStart:
+def collect_warm_trials(old: RunStore, space: SearchSpace, *, target: str, metric: str, folds: FoldMap) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
     A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of
@@ -79,9 +79,10 @@ def collect_warm_trials(old: RunStore, space: SearchSpace, *, task: str, metric:
         Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds
         out, or on others of their groups.
     """
-    if (old.info.task, old.info.metric) != (task, metric):
+    if (old.info.target, old.info.metric) != (target, metric):
         raise UserError(
-            f"--warm-start {old.where}: its trials predict {old.info.task} by {old.info.metric}, not {task} by {metric}"
+            f"--warm-start {old.where}: its trials predict {old.info.target} by {old.info.metric}, not {target} by "
+            f"{metric}"
         )
     people = _people_of(old)
     both = folds.held_out_among(people)

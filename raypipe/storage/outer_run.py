@@ -16,7 +16,7 @@ from raypipe.storage.run_store import RunStore
 class OuterInfo(SearchInfo):
     """What an outer cross-validation was made from (``outer.json``)."""
 
-    format: Literal["raypipe-outer/2"] = "raypipe-outer/2"
+    format: Literal["raypipe-outer/3"] = "raypipe-outer/3"
     folds: int
     """Subject folds inside each part."""
     repeats: int

@@ -45,7 +45,7 @@ class WindowsInfo(Record):
     """Unix time (s)."""
     data: str
     data_hash: str
-    task: str
+    target: str
     metric: str
     versions: dict[str, str]
 
@@ -63,9 +63,9 @@ class SearchInfo(WindowsInfo):
 
 
 class RunInfo(SearchInfo):
-    """The data, the task, the search space and the versions that a run was made with (``run.json``)."""
+    """The data, the target, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/4"] = "raypipe-run/4"
+    format: Literal["raypipe-run/5"] = "raypipe-run/5"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     level: Level

@@ -7,7 +7,7 @@ and can be read without Ray.
 ``folds.json``                        the frozen subject-to-fold map, written first
 ``space.py``                          the copy of the search space that the run uses
 ``code/<hash>-<name>.py``             users' files that the space names, such as networks of their own
-``run.json``                          data, task, space and versions, with hashes; written last: it makes a folder a run
+``run.json``                          data, target, space and versions, with hashes; written last: it makes a run
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of its driver, and the time spent (`raypipe.storage.lease`)
 ``reruns.json``                       the reruns that were asked for (`raypipe.search.reruns`)

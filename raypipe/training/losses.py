@@ -1,4 +1,4 @@
-"""Training losses. Trials are ranked by their task's metric, never by one of these."""
+"""Training losses. Trials are ranked by their target's metric, never by one of these."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def make_loss(
     cfg
         Which loss, and its parameters.
     kind
-        Kind of the task.
+        Kind of the target.
     n_classes
-        Number of classes of a classification task.
+        Number of classes of a classification target.
     class_weights
-        (n_classes,), see `class_weights`; needed if ``cfg.balanced`` and the task has classes, else unused. The mean
+        (n_classes,), see `class_weights`; needed if ``cfg.balanced`` and the target has classes, else unused. The mean
         over a batch is a plain one, so weights should average to 1 over the drawn windows. (PyTorch divides by the
         sum of the weights for hard targets and by B for soft ones; here both mean the same.)
     bins
@@ -61,7 +61,7 @@ def make_loss(
     Raises
     ------
     UserError
-        The configuration does not suit the kind of task; names the parameter.
+        The configuration does not suit the kind of target; names the parameter.
     ValueError
         Class weights are missing or of the wrong shape; or, in the loss, shapes other than those above.
     """

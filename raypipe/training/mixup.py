@@ -50,9 +50,9 @@ def mix(
     rng
         Source of all random numbers: two equal generators give two equal batches.
     kind
-        Kind of the task.
+        Kind of the target.
     n_classes
-        Number of classes of a classification task.
+        Number of classes of a classification target.
     subjects
         (B,) subject of each window; needed for `other_subject`.
 

@@ -48,9 +48,9 @@ def space(trial):
 '''
 
 
-def learn(text, bids, task, where, address, **how):
+def learn(text, bids, target, where, address, **how):
     """Windows, sweep and ensemble; the store's path, the run's and the ensemble."""
-    store = prepare(bids, task, where.with_name(f"{where.name}-store"), jobs=2)
+    store = prepare(bids, target, where.with_name(f"{where.name}-store"), jobs=2)
     assert store.n_channels == 129
     space = where.with_suffix(".py")
     space.write_text(text)
@@ -69,8 +69,8 @@ def scored(path, **halves):
     export(run, path, also=others[0][1] if others else None)
     report = check_submission(path)
     assert report.ok, str(report)
-    scores = score_submission(path, {task: store for task, (store, _, _) in halves.items()}, release="R5")
-    means = {task: ensemble.table["held_out"]["training mean"] for task, (_, _, ensemble) in halves.items()}
+    scores = score_submission(path, {target: store for target, (store, _, _) in halves.items()}, release="R5")
+    means = {target: ensemble.table["held_out"]["training mean"] for target, (_, _, ensemble) in halves.items()}
     print(scores, means, *(ensemble.verdict for _, _, ensemble in halves.values()), sep="\n")
     return scores, means
 
@@ -88,8 +88,8 @@ def test_both_halves_end_to_end(tmp_path, shared):
         return re.sub(r'"batch_size": \d+', '"batch_size": 8', re.sub(r'"epochs": \d+', '"epochs": 1', text))
 
     halves = {
-        task: learn(small(text), bids, task, tmp_path / task, shared.address, **quick)
-        for task, text in (("challenge1", TIMES), ("challenge2", RHYTHM))
+        target: learn(small(text), bids, target, tmp_path / target, shared.address, **quick)
+        for target, text in (("challenge1", TIMES), ("challenge2", RHYTHM))
     }
     scores, means = scored(tmp_path / "both.zip", **halves)
     assert scores.overall == pytest.approx(overall(scores))
@@ -113,11 +113,11 @@ def test_an_answer_in_the_data_is_found_and_none_where_there_is_none(tmp_path, s
     assert scores.overall == pytest.approx(overall(scores))
 
     nothing = {
-        task: learn(NOISE, null, task, tmp_path / f"null-{task}", shared.address)
-        for task in ("challenge1", "challenge2")
+        target: learn(NOISE, null, target, tmp_path / f"null-{target}", shared.address)
+        for target in ("challenge1", "challenge2")
     }
     scores, means = scored(tmp_path / "null.zip", **nothing)
-    for number, (task, mean) in enumerate(means.items(), start=1):
-        assert abs(scores.scores[number].nrmse / mean - 1.0) < 0.02, task
-        said = nothing[task][2].verdict
+    for number, (target, mean) in enumerate(means.items(), start=1):
+        assert abs(scores.scores[number].nrmse / mean - 1.0) < 0.02, target
+        said = nothing[target][2].verdict
         assert "no evidence" in said or "do not generalize to new people" in said, said  # it claims no win

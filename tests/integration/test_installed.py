@@ -84,7 +84,7 @@ def test_from_recordings_to_a_report_with_nothing_but_the_wheel(programs, tmp_pa
     where = run(programs / "python", "-c", "import raypipe; print(raypipe.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(programs.parent)
     raypipe("simulate", "bids", "--subjects", 8, "--channels", 6, "--trials", 12)
-    raypipe("prepare", "bids", "--task", "challenge1", "--out", "store", "--jobs", 1)
+    raypipe("prepare", "bids", "--target", "challenge1", "--out", "store", "--jobs", 1)
     assert "smoke" in raypipe("spaces")
     raypipe("sweep", "smoke", "--data", "store", "--run", "run", "--trials", 1, "--folds", 2)
     assert (tmp_path / "run/space.py").read_bytes() == (ROOT / "search_spaces/smoke.py").read_bytes()

@@ -41,7 +41,7 @@ def own_modules(tmp_path):
 def test_from_simulation_to_predictions(tmp_path, own_modules):
     raypipe("simulate", tmp_path / "bids", "--subjects", 9, "--channels", 6, "--trials", 12)
     prepared = raypipe(
-        "prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "store", "--jobs", 2,
+        "prepare", tmp_path / "bids", "--target", "challenge1", "--out", tmp_path / "store", "--jobs", 2,
         folder=own_modules,
     )  # fmt: skip
     assert "windows of 6 channels x 200 samples" in prepared

@@ -74,7 +74,7 @@ def store_files(folder: Path) -> dict[str, bytes]:
 def manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest of a store without the fields that say where its windows came from, and without its own digest."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["settings"], manifest["plan"]["task"], manifest["digest"]
+    del manifest["settings"], manifest["plan"]["target"], manifest["digest"]
     for shard in manifest["shards"]:
         del shard["fingerprint"]
     return manifest

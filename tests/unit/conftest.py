@@ -68,7 +68,7 @@ def simulated(tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("simulated")
     bids = simulate(root / "bids", subjects=9, channels=4, trials=6)
     prepare(bids, "challenge1", root / "store", jobs=1)
-    return finish(root, root / "store", bids, task="challenge1")
+    return finish(root, root / "store", bids, target="challenge1")
 
 
 @pytest.fixture(scope="session")
@@ -76,14 +76,14 @@ def classes(tmp_path_factory) -> Finished:
     """Two classes that can be distinguished, from forty toy subjects: eight are held out."""
     root = tmp_path_factory.mktemp("classes")
     toy = ToyWindows(subjects=40, each=6, classes=True)
-    return finish(root, write_store(root / "store", toy), task="events:off,on", epochs=4)
+    return finish(root, write_store(root / "store", toy), target="events:off,on", epochs=4)
 
 
 @pytest.fixture(scope="session")
 def values(tmp_path_factory) -> Finished:
     """A regression that can be learned, from forty toy subjects."""
     root = tmp_path_factory.mktemp("values")
-    return finish(root, write_store(root / "store", ToyWindows(subjects=40, each=6)), task="latency:bump", epochs=4)
+    return finish(root, write_store(root / "store", ToyWindows(subjects=40, each=6)), target="latency:bump", epochs=4)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def full_run(tmp_path_factory) -> Finished:
     """A run whose report has every section: electrodes with names, and trials enough, of which most are made up."""
     root = tmp_path_factory.mktemp("full")
     toy = ToyWindows(subjects=16, each=4, names=TEN_TWENTY)
-    made = finish(root, write_store(root / "store", toy), task="latency:bump", epochs=2)
+    made = finish(root, write_store(root / "store", toy), target="latency:bump", epochs=2)
     run, rng = made.run, np.random.default_rng(0)
     like, histories = run.results()[0], run.history(0)
     for number in range(4, 16):

@@ -58,7 +58,7 @@ def _regression_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
         predicted = held.evaluation_set.mean_per_subject(held.predictions)[:, 0]
     else:
         y, predicted = held.targets, held.predictions[:, 0]
-    unit = target_unit(run.info.task)
+    unit = target_unit(run.info.target)
     draw = partial(predicted_against_true, y, predicted, float(held.constant[0]), by_subject, unit)
     return [Panel(draw, "Predicted against true values")]
 
@@ -84,7 +84,7 @@ def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
     if not n_classes:
         errors = [np.sqrt(np.mean((held.predictions[i, 0] - held.targets[i]) ** 2)) for i in windows]
         constant = [np.sqrt(np.mean((held.constant[0] - held.targets[i]) ** 2)) for i in windows]
-        label = f"root mean square error ({target_unit(run.info.task)})"
+        label = f"root mean square error ({target_unit(run.info.target)})"
         return SubjectScores(names, np.array(errors), np.array(constant), label)
     if run.info.metric == "auc" and all(len(np.unique(held.targets[i])) == n_classes for i in windows):
         scores = [score("auc", held.targets[i], held.predictions[i]) for i in windows]

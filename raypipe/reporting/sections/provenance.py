@@ -18,7 +18,7 @@ from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
 from raypipe.core.parameters import defaults, flatten
 from raypipe.data.accounting import Accounting
-from raypipe.data.given_task import python_call
+from raypipe.data.given_target import python_call
 from raypipe.data.manifest import Manifest, Settings, read_manifest
 from raypipe.data.preprocessing import flags
 from raypipe.ensembles.evaluation_log import read_evaluations
@@ -37,10 +37,12 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
     manifest, unknown = read_data_manifest(run)
-    if python_call(run.info.task):
-        prepare = python_call(run.info.task)
+    if python_call(run.info.target):
+        prepare = python_call(run.info.target)
     elif manifest is None:
-        prepare = shlex.join(["raypipe", "prepare", "RECORDINGS", "--task", run.info.task, "--out", "STORE"]) + " ..."
+        prepare = (
+            shlex.join(["raypipe", "prepare", "RECORDINGS", "--target", run.info.target, "--out", "STORE"]) + " ..."
+        )
     else:
         prepare = shlex.join(prepare_command(manifest.settings))
     ranked = run.ranked(results)
@@ -80,7 +82,8 @@ def _left_out(accounting: Accounting) -> Table:
 
 def prepare_command(settings: Settings) -> list[str]:
     """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
-    words = ["raypipe", "prepare", "RECORDINGS", "--task", settings.task, "--out", "STORE"]
+    words = ["raypipe", "prepare", "RECORDINGS", "--target", settings.target, "--out", "STORE"]
+    words += ["--bids-task", ",".join(settings.bids_task)] if settings.bids_task else []
     words += flags(settings.preprocessing)
     if settings.channels is not None:
         words += ["--channels", ",".join(settings.channels)]
@@ -136,7 +139,7 @@ def _facts(run: RunStore, results: Sequence[TrialResult], name: str) -> list[lis
     by_fold = ", ".join(f"fold {fold}: {sizes[fold]} subjects" for fold in range(folds.n_folds))
     return [
         ["run", name],
-        ["task", info.task],
+        ["target", info.target],
         ["metric", f"{info.metric} ({info.direction})"],
         ["search space", Path(info.space).name],
         ["data hash", info.data_hash],

@@ -26,7 +26,7 @@ def reliability_section(ensemble: Ensemble) -> Markup:
     info = ensemble.run.info
     if found.coverage:
         draw = partial(coverage_plot, found)
-        unit, person = target_unit(info.task), info.level == "person"
+        unit, person = target_unit(info.target), info.level == "person"
         caption = (
             f"Share of {'people' if person else 'windows'} whose target is in the interval around its prediction, by "
             "the share that the interval promises. Bars: 95 % intervals over people, "

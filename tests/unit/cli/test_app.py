@@ -100,7 +100,7 @@ def test_the_installed_command_is_the_command_line():
     assert all(verb in out for verb in VERBS)
 
 
-P = ("prepare", "x", "--task", "challenge1")
+P = ("prepare", "x", "--target", "challenge1")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run("prepare", "--help") == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "@TASK" in out and "challenge1:OPTION" in out and "--band 0.5 40" in out and "[ses-*/]" in out
+    assert "--bids-task" in out and "challenge1:OPTION" in out and "--band 0.5 40" in out and "[ses-*/]" in out
     assert run("export", "--help") == 0
     assert "raypipe export demo/run demo/bundle or raypipe export run1 run2" in " ".join(
         capsys.readouterr().out.split()
@@ -190,18 +190,18 @@ def test_the_cluster_is_the_one_that_is_named(given, joined, refused, toy, tmp_p
 
 
 def test_no_such_folder(refused, tmp_path):
-    assert "no such folder" in refused("prepare", tmp_path / "x", "--task", "challenge1", "--out", tmp_path / "s")
+    assert "no such folder" in refused("prepare", tmp_path / "x", "--target", "challenge1", "--out", tmp_path / "s")
 
 
 def test_a_folder_without_recordings(refused, tmp_path):
     (tmp_path / "bids").mkdir()
-    message = refused("prepare", tmp_path / "bids", "--task", "challenge1", "--out", tmp_path / "s")
+    message = refused("prepare", tmp_path / "bids", "--target", "challenge1", "--out", tmp_path / "s")
     assert "sub-*" in message
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("target", "message"),
     [
         ("bids-task:rest,contrastChangeDetection", "rest"),
         ("participants:externalising", "did you mean 'externalizing'"),
@@ -209,8 +209,8 @@ def test_a_folder_without_recordings(refused, tmp_path):
         ("nothing:x", "nothing"),
     ],
 )
-def test_a_task_that_the_data_lacks(refused, tiny_bids, tmp_path, task, message):
-    assert message in refused("prepare", tiny_bids, "--task", task, "--out", tmp_path / "s")
+def test_a_target_that_the_data_lacks(refused, tiny_bids, tmp_path, target, message):
+    assert message in refused("prepare", tiny_bids, "--target", target, "--out", tmp_path / "s")
 
 
 def test_a_column_that_is_all_missing(refused, tiny_bids, tmp_path):
@@ -218,7 +218,7 @@ def test_a_column_that_is_all_missing(refused, tiny_bids, tmp_path):
     table = (bids / "participants.tsv").read_text().splitlines()
     rows = [table[0] + "\tiq"] + [row + "\tn/a" for row in table[1:]]
     (bids / "participants.tsv").write_text("\n".join(rows) + "\n")
-    message = refused("prepare", bids, "--task", "participants:iq", "--out", tmp_path / "s")
+    message = refused("prepare", bids, "--target", "participants:iq", "--out", tmp_path / "s")
     assert "iq" in message and "n/a" in message
 
 
@@ -226,7 +226,7 @@ def test_one_subject_only(refused, tiny_bids, tmp_path):
     bids = shutil.copytree(tiny_bids, tmp_path / "bids")
     for folder in sorted(bids.glob("sub-*"))[1:]:
         shutil.rmtree(folder)
-    assert "one subject only" in refused("prepare", bids, "--task", "challenge1", "--out", tmp_path / "s")
+    assert "one subject only" in refused("prepare", bids, "--target", "challenge1", "--out", tmp_path / "s")
 
 
 def test_recordings_without_a_common_channel(refused, tmp_path):
@@ -236,7 +236,7 @@ def test_recordings_without_a_common_channel(refused, tmp_path):
         raw = mne.io.RawArray(np.zeros((2, 500)), mne.create_info(names, 100.0, "eeg"), verbose="error")
         raw.save(folder / f"sub-{subject}_task-rest_eeg.fif", verbose="error")
     (tmp_path / "bids" / "participants.tsv").write_text("participant_id\tage\nsub-01\t20\nsub-02\t30\n")
-    message = refused("prepare", tmp_path / "bids", "--task", "participants:age", "--out", tmp_path / "s")
+    message = refused("prepare", tmp_path / "bids", "--target", "participants:age", "--out", tmp_path / "s")
     assert "common" in message and "sub-01" in message and "sub-02" in message
 
 
@@ -244,7 +244,7 @@ def test_a_truncated_recording(refused, tiny_bids, tmp_path):
     bids = shutil.copytree(tiny_bids, tmp_path / "bids")
     path = next(iter(sorted(bids.rglob("*_eeg.bdf"))))
     path.write_bytes(path.read_bytes()[:-5000])
-    message = refused("prepare", bids, "--task", "challenge1", "--out", tmp_path / "s")
+    message = refused("prepare", bids, "--target", "challenge1", "--out", tmp_path / "s")
     assert path.name in message and "truncated" in message
 
 
@@ -256,7 +256,7 @@ def test_no_such_store(refused, toy, tmp_path):
     assert "no such folder of windows" in message
 
 
-def test_a_warm_start_from_what_is_no_run_or_of_another_task(refused, toy, tmp_path):
+def test_a_warm_start_from_what_is_no_run_or_of_another_target(refused, toy, tmp_path):
     flags = (toy / "space.py", "--data", toy / "store", "--run", tmp_path / "r", "--folds", 3)
     assert "no raypipe run there" in refused("sweep", *flags, "--warm-start", tmp_path / "none")
     make_run(tmp_path / "old", ToyWindows(classes=True))

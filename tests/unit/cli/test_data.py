@@ -24,7 +24,7 @@ def test_inspect_prints_what_is_there_and_commands_that_work(tiny_bids, tmp_path
     assert not captured.err
     lines = captured.out.splitlines()
     assert lines[0] == "Recordings" and "  6 found, 6 can be read, 0 left out" in lines
-    command = next(line for line in lines if "--task participants:sex" in line)
+    command = next(line for line in lines if "--target participants:sex" in line)
     monkeypatch.chdir(tmp_path)
     assert run(*shlex.split(command)[1:], "--jobs", "1") == 0
     assert (tmp_path / "windows" / "sex" / "manifest.json").is_file()
@@ -50,13 +50,13 @@ def test_inspect_of_nothing_is_one_line(name, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "is_about_data"),
     [
-        (("--task", "events:left_targt,right_target"), True),
-        (("--task", "participants:nothing"), True),
-        (("--task", "participants:release_number"), True),
-        (("--task", "bids-task:rest,sleep"), True),
-        (("--task", "nothing:x"), False),
-        (("--task", "challenge1", "--window", "-1"), False),
-        (("--task", "challenge1", "--band", "0.5", "0.1"), False),
+        (("--target", "events:left_targt,right_target"), True),
+        (("--target", "participants:nothing"), True),
+        (("--target", "participants:release_number"), True),
+        (("--target", "bids-task:rest,sleep"), True),
+        (("--target", "nothing:x"), False),
+        (("--target", "challenge1", "--window", "-1"), False),
+        (("--target", "challenge1", "--band", "0.5", "0.1"), False),
     ],
 )
 def test_errors_about_the_data_name_inspect(flags, is_about_data, tiny_bids, tmp_path, capsys):
@@ -73,6 +73,6 @@ def error_of(bids: Path, tmp_path: Path, flags: tuple[str, ...], capsys: pytest.
 
 def test_a_folder_without_subjects_is_not_to_be_inspected(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "inspect" not in error_of(tmp_path / "empty", tmp_path, ("--task", "challenge1"), capsys)
+    assert "inspect" not in error_of(tmp_path / "empty", tmp_path, ("--target", "challenge1"), capsys)
     (tmp_path / "empty" / "sub-1").mkdir()
-    assert "raypipe inspect" in error_of(tmp_path / "empty", tmp_path, ("--task", "challenge1"), capsys)
+    assert "raypipe inspect" in error_of(tmp_path / "empty", tmp_path, ("--target", "challenge1"), capsys)

@@ -47,7 +47,7 @@ def releases(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(releases) -> dict[str, WindowStore]:
-    return {task: prepare(releases, task, releases.with_name(task), jobs=1) for task in FILES}
+    return {target: prepare(releases, target, releases.with_name(target), jobs=1) for target in FILES}
 
 
 def points(space: SearchSpace, wanted: dict[str, set[str]]) -> tuple[list[dict], dict[str, set[str]]]:
@@ -73,11 +73,11 @@ def points(space: SearchSpace, wanted: dict[str, set[str]]) -> tuple[list[dict],
     return found, dict(covered)
 
 
-@pytest.mark.parametrize("task", FILES)
-def test_every_choice_trains(task, stores, tmp_path):
-    windows, space = stores[task], load_space(SPACES / FILES[task])
-    found, covered = points(space, WANTED[task])
-    assert covered == WANTED[task]
+@pytest.mark.parametrize("target", FILES)
+def test_every_choice_trains(target, stores, tmp_path):
+    windows, space = stores[target], load_space(SPACES / FILES[target])
+    found, covered = points(space, WANTED[target])
+    assert covered == WANTED[target]
     run = make_run(tmp_path, windows)
     for number, point in enumerate(found):
         config = space(optuna.trial.FixedTrial(point)).model_copy(update={"epochs": 1, "patience": 1, "batch_size": 8})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raypipe.core.combinations import check_task
+from raypipe.core.combinations import check_kind
 from raypipe.core.errors import UserError
 from raypipe.core.parameters import parse_config
 
@@ -89,8 +89,8 @@ def test_others_are_accepted_also_as_they_are_stored(params):
         ({"loss/name": "nll", "model/variance": True}, "classification", "'nll' is for regression"),
     ],
 )
-def test_a_configuration_for_another_kind_of_task_is_refused(params, kind, message):
+def test_a_configuration_for_another_kind_of_target_is_refused(params, kind, message):
     config = parse_config(params)
-    check_task(config, "regression" if kind == "classification" else "classification")
+    check_kind(config, "regression" if kind == "classification" else "classification")
     with pytest.raises(UserError, match=message):
-        check_task(config, kind)
+        check_kind(config, kind)

@@ -49,8 +49,8 @@ def test_every_name_of_the_tables_is_a_parameter():
         ({"init/name": "pretrained", "init/tune": "frozen"}, "init/layer_decay", None, "init/tune=frozen"),
         ({"pretrain/name": "simclr"}, "pretrain/weight", None, "pretrain/negatives=all"),
         ({"pretrain/name": "mae"}, "sampling", None, "pretrain/name=mae"),
-        ({}, "shrink", "classification", "a classification task"),
-        ({}, "loss/smoothing", "regression", "a regression task"),
+        ({}, "shrink", "classification", "a classification target"),
+        ({}, "loss/smoothing", "regression", "a regression target"),
         ({}, "optim/lr", "regression", None),
     ],
 )
@@ -74,7 +74,7 @@ return {"epochs": 4}"""
     assert line is not None and "\n" not in line
     assert "optim/cycles (40 of 40 draws: optim/schedule=cosine)" in line
     assert " of 40 draws: sam/name=none)" in line and "sam/rho (40" not in line
-    assert "shrink (40 of 40 draws: a classification task)" in line
+    assert "shrink (40 of 40 draws: a classification target)" in line
     assert "epochs (a constant of the space replaces it)" in line
     assert line.startswith("space.py: drawn without effect: ") and "optim/lr" not in line
 

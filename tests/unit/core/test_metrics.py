@@ -175,10 +175,10 @@ def test_a_constant_is_the_best_one_for_the_metric() -> None:
     assert constant_prediction("regression", values, 1, metric="rmse") == 2.5
 
 
-def test_a_metric_must_be_one_of_the_task() -> None:
+def test_a_metric_must_be_one_of_the_target() -> None:
     assert metric_for("classification", None, "t") == "auc" and metric_for("regression", None, "t") == "nrmse"
     assert metric_for("regression", "pearson", "t") == "pearson"
-    with pytest.raises(UserError, match="--metric f1: task 'latency:A' predicts values; use one of nrmse, rmse, mae"):
+    with pytest.raises(UserError, match="--metric f1: target 'latency:A' predicts values; use one of nrmse, rmse, mae"):
         metric_for("regression", "f1", "latency:A")
     with pytest.raises(UserError, match="predicts classes; use one of auc, balanced-accuracy"):
         metric_for("classification", "mae", "t")

@@ -53,14 +53,15 @@ def write_person(root: Path, number: int, fault: str) -> str:
 @settings(max_examples=25)
 @given(
     faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=6),
-    task=st.sampled_from(["participants:age@rest", "events:go,stop@rest", "events:go,stop"]),
+    target=st.sampled_from(["participants:age", "events:go,stop"]),
+    bids_task=st.sampled_from([(), "rest", ("rest",)]),
 )
-def test_what_is_found_is_used_or_left_out(tmp_path_factory, faults, task):
+def test_what_is_found_is_used_or_left_out(tmp_path_factory, faults, target, bids_task):
     root = tmp_path_factory.mktemp("bids")
     people = ["none", "none", "none", *faults]
     rows = [write_person(root, number, fault) for number, fault in enumerate(people, start=1)]
     (root / "participants.tsv").write_text("participant_id\tage\n" + "".join(rows) + "sub-absent\t40\n")
-    store = prepare(root, task, root / "out", window=1, jobs=1, skip_unreadable=True)
+    store = prepare(root, target, root / "out", bids_task=bids_task, window=1, jobs=1, skip_unreadable=True)
     account = store.manifest.accounting
     check_sums(account)
     assert account.people_found == len(people) + 1
@@ -71,7 +72,7 @@ def test_what_is_found_is_used_or_left_out(tmp_path_factory, faults, task):
     named = {person for names in account.people_left_out.values() for person in names}
     assert named | set(store.subjects) == {f"{n:02d}" for n in range(1, len(people) + 1)} | {"absent"}
     assert not named & set(store.subjects)
-    again = prepare(root, task, root / "out", window=1, jobs=1, skip_unreadable=True)
+    again = prepare(root, target, root / "out", bids_task=bids_task, window=1, jobs=1, skip_unreadable=True)
     assert again.manifest.accounting == account
 
 

@@ -226,7 +226,7 @@ WRONG = {
     "crop 2: longer than the window (1 s)": {"crop": 2.0},
     "crop -1: must be greater than 0": {"crop": -1.0},
     "dtype 'float64': ": {"dtype": "float64"},
-    "--metric rmse: task 'arrays:left,right' predicts classes": {"metric": "rmse"},
+    "--metric rmse: target 'arrays:left,right' predicts classes": {"metric": "rmse"},
 }
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from raypipe.core.errors import UserError
 from raypipe.data.challenge import MIN_COPIED_TRIALS, NO_FEEDBACK, contrast_trials, copied_trials, scorer_offsets
 from raypipe.data.prepare import prepare
-from raypipe.data.task_base import Labels, WindowTiming
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels, TargetSpec, WindowTiming
+from raypipe.data.targets import parse_target
 from raypipe.recordings.recording import Recording
 from raypipe.simulation.contrast_change import simulate
 
@@ -84,14 +84,14 @@ def test_stray_values_change_nothing(stray):
 
 
 def test_the_sample_column_is_optional_and_missing_feedback_is_counted(tmp_path):
-    task = parse_task("challenge1")
+    target = parse_target("challenge1")
     whole = write(tmp_path, 1, block([1.5]))
-    onsets = [each.onset for each in task.segment(whole, 99, LAYOUT, Labels("regression")).segments]
+    onsets = [each.onset for each in target.segment(whole, 99, LAYOUT, Labels("regression")).segments]
     sample = "\n".join(line + ("\tsample" if n == 0 else "\t7") for n, line in enumerate(block([1.5]).splitlines()))
     with_sample = write(tmp_path, 2, sample + "\n")
-    assert [s.onset for s in task.segment(with_sample, 99, LAYOUT, Labels("regression")).segments] == onsets
+    assert [s.onset for s in target.segment(with_sample, 99, LAYOUT, Labels("regression")).segments] == onsets
     bare = "\n".join(line.rpartition("\t")[0] for line in block([1.5]).splitlines())
-    cut = task.segment(write(tmp_path, 3, bare + "\n"), 99, LAYOUT, Labels("regression"))
+    cut = target.segment(write(tmp_path, 3, bare + "\n"), 99, LAYOUT, Labels("regression"))
     assert [s.onset for s in cut.segments] == onsets and +cut.left_out == {NO_FEEDBACK: 1}
 
 
@@ -101,16 +101,16 @@ def test_copies_of_an_earlier_block_are_left_out_of_a_joined_run(tmp_path):
     write(tmp_path, 1, block(one))
     joined = block(one) + "37\t9999\tn/a\n" + "\n".join(block(two, begin=40).splitlines()[1:]) + "\n"
     run = write(tmp_path, 2, joined)
-    task = parse_task("challenge1")
+    target = parse_target("challenge1")
     # The last start of the first block begins a trial without a target, which lasts until the second block.
-    plain = task.segment(run, 199, LAYOUT, Labels("regression"))
+    plain = target.segment(run, 199, LAYOUT, Labels("regression"))
     assert len(plain.segments) == 12 and plain.left_out["trials without a target"] == 1
-    option = parse_task("challenge1:drop-duplicates")
+    option = parse_target("challenge1:drop-duplicates")
     fresh = option.segment(run, 199, LAYOUT, Labels("regression"))
     assert [round(s.target, 2) for s in fresh.segments] == two
     assert fresh.left_out["trials of a block that an earlier run repeats"] == 6
     assert [p.name for p in option.extra_files(run)] == ["sub-a_task-contrastChangeDetection_run-1_events.tsv"]
-    assert task.extra_files(run) == []
+    assert target.extra_files(run) == []
 
 
 @given(st.lists(st.integers(0, 3), min_size=0, max_size=14), st.lists(st.integers(0, 3), min_size=0, max_size=14))
@@ -131,7 +131,7 @@ def test_early_presses_are_marked_on_request(tmp_path):
         tmp_path, 1, f"onset\tvalue\tfeedback\n0\t{START}\t\n1\t{PRESS}\t\n2\t{LEFT}\t\n3\t{PRESS}\t\n5\t{START}\t\n"
     )
     marks = [
-        [s.mark for s in parse_task(spec).segment(run, 99, LAYOUT, Labels("regression")).segments]
+        [s.mark for s in parse_target(spec).segment(run, 99, LAYOUT, Labels("regression")).segments]
         for spec in ("challenge1", "challenge1:mark-early")
     ]
     assert marks == [[""], ["early"]]
@@ -147,21 +147,22 @@ def test_scorer_offsets_equal_draws_of_the_scorers_generator():
 
 
 def test_challenge2_needs_a_table_with_the_factor(tmp_path):
-    task = parse_task("challenge2")
+    target = parse_target("challenge2")
     run = write(tmp_path, 1, "")
     with pytest.raises(UserError, match=r"participants\.tsv: no such file"):
-        task.read_labels([run])
+        target.read_labels([run])
     (tmp_path / "participants.tsv").write_text("participant_id\tp_factor\nsub-a\t1\n")
     with pytest.raises(UserError, match="no column 'externalizing'"):
-        task.read_labels([run])
+        target.read_labels([run])
     (tmp_path / "participants.tsv").write_text("participant_id\texternalizing\nsub-a\tn/a\nsub-b\t0.5\n")
     with pytest.raises(UserError, match=r"0 subject\(s\) have a value of"):
-        task.read_labels([run])
+        target.read_labels([run])
 
 
 def test_challenge2_can_use_recordings_of_other_tasks():
-    assert parse_task("challenge2").bids_tasks == ("contrastChangeDetection",)
-    assert parse_task("challenge2:no-caution@RestingState,ThePresent").bids_tasks == ("RestingState", "ThePresent")
+    assert parse_target("challenge2").bids_tasks == ("contrastChangeDetection",)
+    asked = TargetSpec(target="challenge2:no-caution", bids_task=("RestingState", "ThePresent"))
+    assert parse_target(asked).bids_tasks == ("RestingState", "ThePresent")
 
 
 @pytest.fixture(scope="module")

@@ -107,9 +107,9 @@ def test_a_column_of_numbers_is_regressed_on_and_codes_are_classes(files, tmp_pa
     assert from_epochs(pattern, target="metadata:correct", out=tmp_path / "c").classes == ["0", "1"]
     assert from_epochs(pattern, target="metadata:age", out=tmp_path / "a").kind == "regression"
     site = from_epochs(pattern, target="metadata:site", out=tmp_path / "s")
-    assert site.classes == ["A", "B"] and site.manifest.task == "epochs:metadata:site"
+    assert site.classes == ["A", "B"] and site.manifest.target == "epochs:metadata:site"
     order = from_epochs(pattern, target="event:right,left", out=tmp_path / "o")
-    assert order.classes == ["right", "left"] and order.manifest.task == "epochs:event:right,left"
+    assert order.classes == ["right", "left"] and order.manifest.target == "epochs:event:right,left"
 
 
 def test_epochs_that_are_left_out_are_counted(tmp_path):
@@ -244,7 +244,7 @@ WRONG = {
     "channels: the list is empty": {"channels": []},
     "epochs: windows of one subject only ('01')": {"epochs": IN_MEMORY[:1]},
     "the samples of most recordings spread over": {"epochs": microvolts},
-    "--metric auc: task 'epochs:metadata:rt' predicts values": {"target": "metadata:rt", "metric": "auc"},
+    "--metric auc: target 'epochs:metadata:rt' predicts values": {"target": "metadata:rt", "metric": "auc"},
 }
 
 

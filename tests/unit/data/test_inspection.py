@@ -56,12 +56,14 @@ def bids(tmp_path: Path) -> Path:
 
 
 def accepted(found: Inspection, out: Path) -> list[str]:
-    """Prepare every task that is suggested; return their specifications."""
+    """Prepare every target that is suggested; return their specifications."""
     specs = []
-    for number, task in enumerate(found.tasks):
+    for number, target in enumerate(found.targets):
         folders = list(found.folders)
-        prepare(folders, task.spec, out / str(number), sfreq=task.sfreq, skip_unreadable=task.skip_unreadable, jobs=1)
-        specs.append(task.spec)
+        prepare(
+            folders, target.spec, out / str(number), sfreq=target.sfreq, skip_unreadable=target.skip_unreadable, jobs=1
+        )
+        specs.append(target.spec)
     return specs
 
 
@@ -93,7 +95,7 @@ def test_shows_what_is_there_and_prepare_accepts_what_it_suggests(bids, tmp_path
     ]
     assert accepted(found, tmp_path / "out") == ["events:left,right", "participants:age", "participants:sex"]
     assert found.commands[0] == (
-        f"raypipe prepare {shlex.quote(str(bids))} --task events:left,right --out windows/events-left-right"
+        f"raypipe prepare {shlex.quote(str(bids))} --target events:left,right --out windows/events-left-right"
     )
 
 
@@ -113,7 +115,7 @@ def test_odd_recordings_are_named(bids, tmp_path):
     assert "shorter than 2 s: 1: sub-05_task-rest" in lines
     assert "  sub-06/eeg/sub-06_task-rest_eeg.edf: not a supported EEG file" in section(found, "Left out")
     assert str(eeg(bids, "06")) in found.facts[5].problem
-    assert {(task.sfreq, task.skip_unreadable) for task in found.tasks} == {(100.0, True)}
+    assert {(target.sfreq, target.skip_unreadable) for target in found.targets} == {(100.0, True)}
     assert accepted(found, tmp_path / "out")
 
 
@@ -150,8 +152,8 @@ def test_spellings_of_events_that_prepare_matches_or_not(bids, tmp_path):
     assert "'LEFT' (1) beside 'left' in one file" in lines
     assert "1 recording with no events.tsv: sub-04_task-rest" in lines and "no column 'onset'" in lines
     assert "1 recording whose events.tsv holds no value: sub-06_task-rest" in lines
-    (task,) = (task for task in found.tasks if task.spec == "events:left,right")
-    assert task.skip_unreadable
+    (target,) = (target for target in found.targets if target.spec == "events:left,right")
+    assert target.skip_unreadable
     assert accepted(found, tmp_path / "out")
 
 
@@ -162,7 +164,7 @@ def test_numbers_are_one_value_however_they_are_spelt(bids):
     found = inspect_bids(bids)
     assert [(each.column, each.value, each.count) for each in found.events] == [("value", "1", 12), ("value", "2", 12)]
     assert found.events[0].spellings == {"1.0": 2}
-    assert "events:1,2" in [task.spec for task in found.tasks]
+    assert "events:1,2" in [target.spec for target in found.targets]
 
 
 def test_columns_and_why_they_are_no_targets(bids, tmp_path):
@@ -191,7 +193,7 @@ def test_columns_and_why_they_are_no_targets(bids, tmp_path):
     lines = section(found, "Columns of participants.tsv")
     assert "'20,5' (01)" in lines and "not a target: site: is X for every subject" in lines
     assert "different for every subject" in kinds["name"].problem
-    assert "participants:score@@2" in accepted(found, tmp_path / "out")
+    assert "participants:score@2" in accepted(found, tmp_path / "out")
 
 
 def test_bids_tasks_and_the_challenge(tiny_bids, bids, tmp_path):
@@ -199,7 +201,7 @@ def test_bids_tasks_and_the_challenge(tiny_bids, bids, tmp_path):
         write_edf(eeg(bids, f"{number:02d}", "odd"))
     assert "bids-task:odd,rest" in accepted(inspect_bids(bids), tmp_path / "bids")
     found = inspect_bids(tiny_bids)
-    assert [task.spec for task in found.tasks[:2]] == ["challenge1", "challenge2"]
+    assert [target.spec for target in found.targets[:2]] == ["challenge1", "challenge2"]
     assert "release     SIM (6)" in section(found, "Recordings")
     accepted(found, tmp_path / "challenge")
 
@@ -210,9 +212,9 @@ def test_damaged_tables_are_findings(bids):
     text(eeg(bids, "02", suffix="channels.tsv"), "name\ttype\nother\tEEG\n")
     found = inspect_bids(bids)
     assert "subject '01' has two rows" in " ".join(found.problems)
-    assert found.accounting.recordings_used == 5 and not found.tasks
+    assert found.accounting.recordings_used == 5 and not found.targets
     assert "none of its names" in section(found, "Left out")
-    assert "none before the problems above are solved" in section(found, "Tasks that could be asked")
+    assert "none before the problems above are solved" in section(found, "Targets that could be asked")
 
 
 def test_the_same_recording_in_two_formats_is_a_finding(bids):
@@ -229,14 +231,14 @@ def other_folder(bids: Path) -> Path:
     return root
 
 
-def test_says_why_no_task_can_be_asked(bids):
+def test_says_why_no_target_can_be_asked(bids):
     found = inspect_bids([bids, other_folder(bids)])
-    assert found.tasks and len(dict(found.sections())["Folders"]) == 2
+    assert found.targets and len(dict(found.sections())["Folders"]) == 2
     write_edf(eeg(bids.with_name("other"), "50"), channels=("Oz",))
     found = inspect_bids([bids, bids.with_name("other")])
-    lines = section(found, "Tasks that could be asked")
+    lines = section(found, "Targets that could be asked")
     assert lines.startswith("none") and "no EEG channel is common to all recordings" in lines
-    assert not found.tasks and "events:left,right" in found.refused
+    assert not found.targets and "events:left,right" in found.refused
 
 
 def test_a_folder_with_nothing_to_read_shows_what_looks_like_recordings(bids, tmp_path):
@@ -245,7 +247,7 @@ def test_a_folder_with_nothing_to_read_shows_what_looks_like_recordings(bids, tm
     eeg(root, "01", suffix="eeg.edf.gz").write_bytes(b"packed")
     found = inspect_bids(root)
     assert "a format that raypipe does not read (.edf.gz)" in section(found, "Left out")
-    assert not found.tasks and found.problems
+    assert not found.targets and found.problems
     for empty in (tmp_path / "nothing", tmp_path):
         with pytest.raises(UserError, match="no such folder" if empty != tmp_path else "no recording|no such"):
             inspect_bids(empty if empty != tmp_path else empty_folder(tmp_path))

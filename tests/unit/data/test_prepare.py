@@ -19,13 +19,13 @@ from raypipe.core.errors import DiskFullError, UserError
 from raypipe.core.parallel import map_processes
 from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing
-from raypipe.data.tasks import parse_task
+from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.data.windower import OpenRecording, place_windows, read_windows, windows_of
 from raypipe.recordings.layout import find_recordings
 from tests.support.recordings import eeg_names, microvolts
 
-TASK = "challenge1"
+TARGET = "challenge1"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def same_windows(a: WindowStore, b: WindowStore) -> bool:
 
 
 def test_windows_hold_the_signal_in_microvolts(bids, out):
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     recordings = {r.key: r for r in find_recordings(bids)}
     assert store.redone == 3
     for i in (0, 7, len(store) - 1):
@@ -85,7 +85,7 @@ def test_windows_hold_the_signal_in_microvolts(bids, out):
 
 
 def test_a_second_run_reads_nothing(bids, out, monkeypatch):
-    first = prepare(bids, TASK, out, jobs=1)
+    first = prepare(bids, TARGET, out, jobs=1)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
     def never(*_):
@@ -94,7 +94,7 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
     monkeypatch.setattr("raypipe.data.prepare.read_header", never)
     monkeypatch.setattr("raypipe.data.prepare.make_shard", never)
     calls = []
-    second = prepare(bids, TASK, out, jobs=1, progress=lambda *a: calls.append(a))
+    second = prepare(bids, TARGET, out, jobs=1, progress=lambda *a: calls.append(a))
     assert second.redone == 0 and "up to date" in second.describe()
     assert calls == [(3, 3, "up to date, nothing to do")]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -102,24 +102,24 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
 
 
 def test_several_processes_give_the_same_store(bids, out, tmp_path):
-    one = prepare(bids, TASK, out, jobs=1)
+    one = prepare(bids, TARGET, out, jobs=1)
     calls = []
-    two = prepare(bids, TASK, tmp_path / "two", jobs=2, progress=lambda *a: calls.append(a))
+    two = prepare(bids, TARGET, tmp_path / "two", jobs=2, progress=lambda *a: calls.append(a))
     assert same_windows(one, two)
     assert calls[-1][:2] == (3, 3)
 
 
 def test_the_data_hash_depends_on_content_and_not_on_the_folder(bids, out, tmp_path):
-    first = prepare(bids, TASK, out, jobs=1)
+    first = prepare(bids, TARGET, out, jobs=1)
     moved = Path(shutil.copytree(bids, tmp_path / "moved"))
-    assert prepare(moved, TASK, tmp_path / "other", jobs=1).data_hash == first.data_hash
+    assert prepare(moved, TARGET, tmp_path / "other", jobs=1).data_hash == first.data_hash
     events = find_recordings(moved)[0].sidecar("events.tsv")
     lines = events.read_text().splitlines()
     press = next(i for i, line in enumerate(lines) if "buttonPress" in line)
     onset, rest = lines[press].split("\t", 1)
     lines[press] = f"{float(onset) + 0.01:.3f}\t{rest}"
     events.write_text("\n".join(lines) + "\n")
-    assert prepare(moved, TASK, tmp_path / "third", jobs=1).data_hash != first.data_hash
+    assert prepare(moved, TARGET, tmp_path / "third", jobs=1).data_hash != first.data_hash
 
 
 def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
@@ -135,13 +135,13 @@ def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
 
     monkeypatch.setattr("raypipe.data.prepare.make_shard", killed)
     with pytest.raises(KeyboardInterrupt):
-        prepare(bids, TASK, out, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
     with pytest.raises(UserError, match="prepare did not finish"):
         WindowStore(out)
     before = shard_times(out)
     assert len(before) == 2
     monkeypatch.undo()
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     assert store.redone == 1
     assert "1 recordings read now, the others kept" in store.describe()
     assert {name: time for name, time in shard_times(out).items() if name in before} == before
@@ -150,37 +150,37 @@ def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
 
 
 def test_only_changed_recordings_are_read_again(bids, out):
-    prepare(bids, TASK, out, jobs=1)
+    prepare(bids, TARGET, out, jobs=1)
     before = shard_times(out)
     recordings = find_recordings(bids)
     events = recordings[1].sidecar("events.tsv")
     events.write_text(events.read_text().replace("smiley_face", "sad_face") + "\n")
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     assert store.redone == 1
     changed = {name for name, time in shard_times(out).items() if before[name] != time}
     assert changed == {f"{recordings[1].key}.npy"}
     shutil.rmtree(bids / "sub-SIM0002")
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     assert store.redone == 0 and len(set(store.subjects)) == 2
     assert len(shard_times(out)) == 2 and len(list((out / "shards").glob("*.json"))) == 2
 
 
 @pytest.mark.parametrize("name", ["windows.csv", "manifest.json", "shard"])
 def test_a_deleted_file_is_made_again(bids, out, name):
-    first = prepare(bids, TASK, out, jobs=1)
+    first = prepare(bids, TARGET, out, jobs=1)
     path = next((out / "shards").glob("*.npy")) if name == "shard" else out / name
     path.unlink()
-    again = prepare(bids, TASK, out, jobs=1)
+    again = prepare(bids, TARGET, out, jobs=1)
     assert again.redone == (1 if name == "shard" else 0)
     assert again.data_hash == first.data_hash
     again.verify()
 
 
 def test_other_settings_need_another_folder(bids, out):
-    prepare(bids, TASK, out, jobs=1)
+    prepare(bids, TARGET, out, jobs=1)
     with pytest.raises(UserError, match=r"was made with sfreq left to its default, not '50\.0'; choose another folder"):
-        prepare(bids, TASK, out, sfreq=50, jobs=1)
-    with pytest.raises(UserError, match="was made with task 'challenge1', not 'participants:age'"):
+        prepare(bids, TARGET, out, sfreq=50, jobs=1)
+    with pytest.raises(UserError, match="was made with target 'challenge1', not 'participants:age'"):
         prepare(bids, "participants:age", out, jobs=1)
 
 
@@ -196,8 +196,8 @@ def test_settings_may_change_after_a_prepare_without_windows(bids, out):
 def test_settings_may_change_after_a_prepare_without_shards(bids, out):
     rewrite(find_recordings(bids)[1], sfreq=50)
     with pytest.raises(UserError, match=r"differ in sampling rate: 50 Hz \(sub-SIM0001.*\), 100 Hz \(sub-SIM0000"):
-        prepare(bids, TASK, out, jobs=1)
-    store = prepare(bids, TASK, out, sfreq=50, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
+    store = prepare(bids, TARGET, out, sfreq=50, jobs=1)
     assert store.sfreq == 50 and store.window_samples == 100
 
 
@@ -206,59 +206,59 @@ def test_folders_with_other_files_are_refused_and_unchanged(bids, tmp_path):
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("all of it")
     with pytest.raises(UserError, match="has other files and is not a store"):
-        prepare(bids, TASK, foreign, jobs=1)
+        prepare(bids, TARGET, foreign, jobs=1)
     with pytest.raises(UserError, match="a file, not a folder"):
-        prepare(bids, TASK, foreign / "thesis.txt", jobs=1)
+        prepare(bids, TARGET, foreign / "thesis.txt", jobs=1)
     assert (foreign / "thesis.txt").read_text() == "all of it"
 
 
 def test_another_data_set_needs_another_folder(bids, out):
-    prepare(bids, TASK, out, jobs=1)
+    prepare(bids, TARGET, out, jobs=1)
     for path in sorted(bids.glob("sub-*/eeg/*")):
         path.rename(path.with_name(path.name.replace("SIM", "NEW")))
     for path in sorted(bids.glob("sub-*")):
         path.rename(path.with_name(path.name.replace("SIM", "NEW")))
     with pytest.raises(UserError, match="has windows of another data set"):
-        prepare(bids, TASK, out, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
 
 
 def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
-    prepare(bids, TASK, out, jobs=1)
+    prepare(bids, TARGET, out, jobs=1)
     with open(out / "settings.json") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another prepare is writing there"):
-            prepare(bids, TASK, out, jobs=1)
+            prepare(bids, TARGET, out, jobs=1)
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "message"),
+    ("target", "options", "message"),
     [
-        (TASK, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
-        (TASK, {"window": -1}, "window -1: must be greater than 0"),
-        (TASK, {"window": float("nan")}, "window nan: Input should be a finite number"),
-        (TASK, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
+        (TARGET, {"sfreq": 0}, "sfreq 0: must be greater than 0"),
+        (TARGET, {"window": -1}, "window -1: must be greater than 0"),
+        (TARGET, {"window": float("nan")}, "window nan: Input should be a finite number"),
+        (TARGET, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
         ("participants:age", {"tmin": 1.0}, "its windows are placed side by side; leave out tmin"),
-        (TASK, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
+        (TARGET, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
         ("latency:left_target", {"crop": 1.0}, "the crop must be shorter"),
-        (TASK, {"band": (10, 5)}, "band 10 5: needs a lower and a higher edge"),
-        (TASK, {"band": (1, 40), "sfreq": 50}, "have no frequencies above 25 Hz"),
-        (TASK, {"band": (0.5, 50)}, "upper edge must be below 50 Hz"),
-        (TASK, {"channels": ["E1", "E1"]}, "a name is given twice"),
-        (TASK, {"channels": []}, "the list is empty"),
-        (TASK, {"channels": ["E1", "Czz"]}, "no EEG channel 'Czz'; did you mean 'Cz'"),
-        (TASK, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
-        (TASK, {"metric": "f1"}, f"--metric f1: task '{TASK}' predicts values; use one of nrmse, rmse, mae"),
-        (TASK, {"metric": "nmrse"}, "--metric nmrse: there is no such metric; did you mean 'nrmse'"),
-        (TASK, {"jobs": 0}, "jobs 0: must be at least 1"),
-        (TASK, {"window": 0.001}, "shorter than a sample"),
-        (TASK, {"window": 500.0}, r"no window was found \(.*\d+ windows that reach beyond the recording"),
+        (TARGET, {"band": (10, 5)}, "band 10 5: needs a lower and a higher edge"),
+        (TARGET, {"band": (1, 40), "sfreq": 50}, "have no frequencies above 25 Hz"),
+        (TARGET, {"band": (0.5, 50)}, "upper edge must be below 50 Hz"),
+        (TARGET, {"channels": ["E1", "E1"]}, "a name is given twice"),
+        (TARGET, {"channels": []}, "the list is empty"),
+        (TARGET, {"channels": ["E1", "Czz"]}, "no EEG channel 'Czz'; did you mean 'Cz'"),
+        (TARGET, {"dtype": "int8"}, "dtype 'int8': Input should be 'float16' or 'float32'"),
+        (TARGET, {"metric": "f1"}, f"--metric f1: target '{TARGET}' predicts values; use one of nrmse, rmse, mae"),
+        (TARGET, {"metric": "nmrse"}, "--metric nmrse: there is no such metric; did you mean 'nrmse'"),
+        (TARGET, {"jobs": 0}, "jobs 0: must be at least 1"),
+        (TARGET, {"window": 0.001}, "shorter than a sample"),
+        (TARGET, {"window": 500.0}, r"no window was found \(.*\d+ windows that reach beyond the recording"),
         ("participants:age", {"window": 500.0}, r"no window was found \(.*3 recordings shorter than a window"),
-        (TASK, {"band": (0.01, 40)}, "shorter than its filter"),
+        (TARGET, {"band": (0.01, 40)}, "shorter than its filter"),
     ],
 )
-def test_wrong_settings_give_one_line(bids, out, task, options, message):
+def test_wrong_settings_give_one_line(bids, out, target, options, message):
     with pytest.raises(UserError, match=message) as caught:
-        prepare(bids, task, out, **({"jobs": 1} | options))
+        prepare(bids, target, out, **({"jobs": 1} | options))
     assert "\n" not in str(caught.value)
 
 
@@ -266,7 +266,7 @@ def test_a_single_subject_is_refused(bids, out):
     for name in ("sub-SIM0001", "sub-SIM0002"):
         shutil.rmtree(bids / name)
     with pytest.raises(UserError, match=r"one subject only \('SIM0000'\)"):
-        prepare(bids, TASK, out, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
     assert not out.exists()
 
 
@@ -275,8 +275,8 @@ def test_a_truncated_recording_is_an_error_or_is_left_out(bids, out):
     with open(bad, "r+b") as file:
         file.truncate(bad.stat().st_size // 2)
     with pytest.raises(UserError, match=f"{bad.name}: truncated"):
-        prepare(bids, TASK, out, jobs=1)
-    store = prepare(bids, TASK, out, jobs=1, skip_unreadable=True)
+        prepare(bids, TARGET, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1, skip_unreadable=True)
     assert store.manifest.accounting.counts()["unreadable"] == 1
     assert set(store.subjects) == {"SIM0000", "SIM0002"}
 
@@ -287,15 +287,15 @@ def test_finished_shards_are_kept_when_one_fails(bids, out, jobs):
     whole = events.read_text()
     events.unlink()
     with pytest.raises(UserError, match=r"sub-SIM0002.*events\.tsv: no such file"):
-        prepare(bids, TASK, out, jobs=jobs)
+        prepare(bids, TARGET, out, jobs=jobs)
     events.write_text(whole)
-    assert prepare(bids, TASK, out, jobs=jobs).redone == 1
+    assert prepare(bids, TARGET, out, jobs=jobs).redone == 1
 
 
 def test_a_script_without_a_main_guard_prepares_in_two_processes(bids, out, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        f"import raypipe\nprint(len(set(raypipe.prepare({str(bids)!r}, {TASK!r}, {str(out)!r}, jobs=2).subjects)))\n"
+        f"import raypipe\nprint(len(set(raypipe.prepare({str(bids)!r}, {TARGET!r}, {str(out)!r}, jobs=2).subjects)))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(raypipe.__file__).parents[1])}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
@@ -319,22 +319,22 @@ def test_a_full_disk_gives_one_line_and_keeps_finished_shards(bids, out, monkeyp
         raising=False,
     )
     with pytest.raises(DiskFullError, match="no space left on the disk"):
-        prepare(bids, TASK, out, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
     monkeypatch.undo()
     assert not list((out / "shards").glob(".*"))
-    assert prepare(bids, TASK, out, jobs=1).redone == 2
+    assert prepare(bids, TARGET, out, jobs=1).redone == 2
 
 
 def test_missing_samples_leave_their_windows_out(bids, out):
     recording = find_recordings(bids)[0]
-    clean = len(prepare(bids, TASK, out.with_name("clean"), jobs=1))
+    clean = len(prepare(bids, TARGET, out.with_name("clean"), jobs=1))
     onset = WindowStore(out.with_name("clean")).table["onset"].iloc[1]
 
     def edit(x_CT):
         x_CT[2, round(onset * 100) + 5] = np.nan
 
     rewrite(recording, edit)
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     assert len(store) == clean - 1
     assert store.manifest.accounting.counts()["windows with missing samples"] == 1
     assert onset not in store.table["onset"][store.table["subject"] == "SIM0000"].tolist()
@@ -343,24 +343,24 @@ def test_missing_samples_leave_their_windows_out(bids, out):
 
 def test_channels_are_the_common_ones_or_those_that_are_named(bids, out):
     rewrite(find_recordings(bids)[1], channels=["Cz", "E5", "E2", "E1"])
-    store = prepare(bids, TASK, out, jobs=1)
+    store = prepare(bids, TARGET, out, jobs=1)
     assert store.channels == ["E1", "E2", "E5", "Cz"]
     assert len(store.manifest.accounting.channels_left_out["not in every recording"]) == 4
-    named = prepare(bids, TASK, out.with_name("named"), channels=["Cz", "E2"], jobs=1)
+    named = prepare(bids, TARGET, out.with_name("named"), channels=["Cz", "E2"], jobs=1)
     np.testing.assert_array_equal(named.gather([0, 12]), store.gather([0, 12])[:, [3, 1]])
     with pytest.raises(UserError, match=r"SIM0001.*no EEG channel 'E3'"):
-        prepare(bids, TASK, out.with_name("more"), channels=["E3"], jobs=1)
+        prepare(bids, TARGET, out.with_name("more"), channels=["E3"], jobs=1)
 
 
 def test_no_common_channel_names_two_recordings(bids, out):
     rewrite(find_recordings(bids)[1], channels=["E1", "E2"], name={"E1": "X", "E2": "Y"})
     with pytest.raises(UserError, match=r"no EEG channel is common.*SIM0001.*SIM0000"):
-        prepare(bids, TASK, out, jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
 
 
 def test_float16_is_close_and_half_the_size(bids, out):
-    full = prepare(bids, TASK, out, jobs=1)
-    half = prepare(bids, TASK, out.with_name("half"), dtype="float16", jobs=1)
+    full = prepare(bids, TARGET, out, jobs=1)
+    half = prepare(bids, TARGET, out.with_name("half"), dtype="float16", jobs=1)
     x, y = full.gather(range(len(full))), half.gather(range(len(half)))
     assert y.dtype == np.float32
     assert np.abs(x - y).max() <= np.abs(x).max() * 2**-11
@@ -373,8 +373,8 @@ def test_float16_overflow_is_refused(bids, out):
 
     rewrite(find_recordings(bids)[0], edit)
     with pytest.raises(UserError, match="do not fit float16"):
-        prepare(bids, TASK, out, dtype="float16", jobs=1)
-    prepare(bids, TASK, out, dtype="float32", jobs=1)
+        prepare(bids, TARGET, out, dtype="float16", jobs=1)
+    prepare(bids, TARGET, out, dtype="float32", jobs=1)
 
 
 def test_participants_without_a_value_are_left_out(bids, out):
@@ -406,9 +406,9 @@ def test_classes(bids, out):
 
 
 def test_the_metric_of_a_store_is_the_one_asked_for(bids, out):
-    asked = prepare(bids, TASK, out, metric="pearson", jobs=1)
+    asked = prepare(bids, TARGET, out, metric="pearson", jobs=1)
     assert asked.metric == WindowStore(out).metric == "pearson"
-    assert asked.data_hash == prepare(bids, TASK, out.with_name("default"), jobs=1).data_hash
+    assert asked.data_hash == prepare(bids, TARGET, out.with_name("default"), jobs=1).data_hash
 
 
 @pytest.mark.parametrize("sfreq", [50.0, 64.0, 80.0, 100.0, 128.0])
@@ -426,7 +426,7 @@ def test_pieces_equal_the_whole(tiny_bids, tiny_store, sfreq, band, notch):
             "crop_samples": length,
         }
     )
-    rows, _ = place_windows(opened, parse_task("participants:age"), plan, None)
+    rows, _ = place_windows(opened, parse_target("participants:age"), plan, None)
     assert len(rows) == int(raw.n_times / 200)
     small = list(read_windows(opened, rows, plan, piece_bytes=8 * 8 * 500))
     assert len(small) > 3
@@ -455,7 +455,7 @@ def test_the_signal_is_read_in_pieces(tiny_bids, tiny_store, monkeypatch):
         return read(picks, span, begin, stop)
 
     monkeypatch.setattr(opened.signal, "read", watched)
-    rows, _ = place_windows(opened, parse_task("participants:age"), tiny_store.manifest.plan, None)
+    rows, _ = place_windows(opened, parse_target("participants:age"), tiny_store.manifest.plan, None)
     for _ in read_windows(opened, rows, tiny_store.manifest.plan, piece_bytes=8 * 8 * 400):
         pass
     assert max(lengths) <= 401 and len(lengths) >= 100 * opened.signal.spans[0].duration / 401 - 1
@@ -463,7 +463,7 @@ def test_the_signal_is_read_in_pieces(tiny_bids, tiny_store, monkeypatch):
 
 def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
     recording = find_recordings(tiny_bids)[0]
-    table, crops, left_out = windows_of(recording, parse_task(TASK), tiny_store.manifest.plan)
+    table, crops, left_out = windows_of(recording, parse_target(TARGET), tiny_store.manifest.plan)
     assert left_out == {}
     x_NCT = np.concatenate(list(crops))
     assert len(table) == 8 == len(x_NCT)
@@ -476,7 +476,7 @@ def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
 def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
     plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77"), "sources": ("E1", "E77")})
     with pytest.raises(UserError, match="no EEG channel 'E77'; did you mean 'E7'"):
-        next(windows_of(find_recordings(tiny_bids)[0], parse_task(TASK), plan)[1])
+        next(windows_of(find_recordings(tiny_bids)[0], parse_target(TARGET), plan)[1])
 
 
 def test_the_manifest_records_settings_and_versions(tiny_store):
@@ -494,12 +494,12 @@ def _with_column(bids, name, cells):
 def test_groups_are_a_column_of_the_table(bids, out):
     _with_column(bids, "family", {"sub-SIM0000": "F1", "sub-SIM0002": "F1"})
     with pytest.raises(UserError, match=r"--groups famil: no participants.tsv has this column; did you mean 'family'"):
-        prepare(bids, TASK, out, groups="famil", jobs=1)
-    store = prepare(bids, TASK, out, groups="family", jobs=1)
+        prepare(bids, TARGET, out, groups="famil", jobs=1)
+    store = prepare(bids, TARGET, out, groups="family", jobs=1)
     assert store.group_of == {"SIM0000": "F1", "SIM0002": "F1"}
     with pytest.raises(UserError, match="was made with groups 'family', not"):
-        prepare(bids, TASK, out, jobs=1)
-    plain = prepare(bids, TASK, out.with_name("plain"), jobs=1)
+        prepare(bids, TARGET, out, jobs=1)
+    plain = prepare(bids, TARGET, out.with_name("plain"), jobs=1)
     assert plain.group_of == {} and plain.data_hash != store.data_hash
 
 

@@ -14,7 +14,7 @@ from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing, flags
 from raypipe.data.spatial import mix, mixing_matrix
 
-TASK = "bids-task:rest,eyes"
+TARGET = "bids-task:rest,eyes"
 NAMES = ("Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4", "O1", "O2", "Fz", "Cz", "Pz", "M1", "M2")
 RATE = 200.0
 SECONDS = 24
@@ -46,7 +46,7 @@ def raws(tmp_path_factory):
 def check(raws, tmp_path, expected, **options):
     """Compare the windows of a store with those that `expected` returns for a copy of each signal, in volts."""
     folder, found = raws
-    store = prepare(folder, TASK, tmp_path / "store", jobs=1, window=2.0, **options)
+    store = prepare(folder, TARGET, tmp_path / "store", jobs=1, window=2.0, **options)
     for key, raw in found.items():
         rows = store.table[store.table["recording"] == key]
         epochs = expected(raw.copy())
@@ -159,11 +159,11 @@ def test_channels_that_are_bad_anywhere_are_dropped(marked, tmp_path):
     store = check(marked, tmp_path, expected, bads="drop", reference="average")
     assert store.manifest.accounting.channels_left_out["marked bad in channels.tsv"] == {"Cz": 1, "O1": 1, "Fp2": 1}
     with pytest.raises(UserError, match=r"no EEG channel 'O1' \(left out: marked bad in channels.tsv\)"):
-        prepare(marked[0], TASK, tmp_path / "other", jobs=1, bads="drop", channels=["O1"])
+        prepare(marked[0], TARGET, tmp_path / "other", jobs=1, bads="drop", channels=["O1"])
 
 
 def test_bad_channels_that_are_used_are_named(marked, tmp_path):
-    store = prepare(marked[0], TASK, tmp_path / "store", jobs=1, channels=["Cz", "Fz"])
+    store = prepare(marked[0], TARGET, tmp_path / "store", jobs=1, channels=["Cz", "Fz"])
     (note,) = store.manifest.accounting.notes
     assert note.startswith("Channels used though channels.tsv marks them as bad") and note.endswith(": Cz (1).")
 
@@ -202,7 +202,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
 def test_what_is_wrong_is_said_before_a_signal_is_read(raws, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr("raypipe.data.prepare.make_shard", None)
     with pytest.raises(UserError, match=message) as error:
-        prepare(raws[0], TASK, tmp_path / "store", jobs=1, **options)
+        prepare(raws[0], TARGET, tmp_path / "store", jobs=1, **options)
     assert "\n" not in str(error.value)
 
 

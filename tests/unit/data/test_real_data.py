@@ -12,8 +12,8 @@ import pytest
 
 from raypipe.data.challenge import contrast_trials
 from raypipe.data.prepare import prepare
-from raypipe.data.task_base import Labels, WindowTiming
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels, WindowTiming
+from raypipe.data.targets import parse_target
 from raypipe.data.windower import OpenRecording
 from raypipe.recordings.channels import eeg_channels
 from raypipe.recordings.events import read_events
@@ -145,9 +145,9 @@ def test_hbn_participants(real_data):
         Recording(path, root, path.parts[-3].removeprefix("sub-"), task="contrastChangeDetection")
         for path in sorted(root.glob("sub-*/eeg/*_events.tsv"))
     ]
-    labels = parse_task("participants:externalizing@contrastChangeDetection").read_labels(recordings)
+    labels = parse_target("participants:externalizing").read_labels(recordings)
     assert labels.kind == "regression" and labels.by_subject["NDARAC904DMU"] == 0.325
-    assert parse_task("participants:sex").read_labels(recordings).classes == ("F", "M")
+    assert parse_target("participants:sex").read_labels(recordings).classes == ("F", "M")
 
 
 def test_hbn_distribution_of_response_times(trials):
@@ -185,7 +185,7 @@ def test_early_presses_equal_the_table(real_data, trials):
 
 def test_hbn_duplicated_blocks(real_data):
     """Find the real runs that repeat a block of another run of the same subject."""
-    option = parse_task("challenge1:drop-duplicates")
+    option = parse_target("challenge1:drop-duplicates")
     copies, subjects = 0, set()
     for path in sorted((real_data / "hbn_text").glob("ds*/sub-*/eeg/*_events.tsv")):
         subject = path.parts[-3].removeprefix("sub-")

@@ -160,9 +160,9 @@ def test_trials_and_ensembles_of_a_run_are_scored_by_its_metric(tmp_path, metric
     """Trials are ranked in the right direction, rows are scored by scikit-learn's metric, and the report is written."""
     known = METRICS[metric]
     toy = ToyWindows(subjects=24, each=6, classes=known.kind == "classification")
-    task = "events:off,on" if toy.classes else "latency:bump"
+    target = "events:off,on" if toy.classes else "latency:bump"
     store = write_store(tmp_path / "store", toy)
-    made = finish(tmp_path, store, task=task, epochs=2, metric=metric, direction=known.direction)
+    made = finish(tmp_path, store, target=target, epochs=2, metric=metric, direction=known.direction)
     scores = [result.score for result in made.run.ranked()]
     assert scores == sorted(scores, reverse=known.direction == "maximize") and len(set(scores)) > 1
     for number in (0, 1, 2):

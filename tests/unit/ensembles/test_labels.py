@@ -6,22 +6,22 @@ from raypipe.ensembles.labels import class_frequency_note, describe_target, targ
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
+    ("target", "words"),
     [
         ("challenge1", "the response time"),
         ("participants:age", "age"),
-        ("participants:sex:classification@rest", "sex"),
+        ("participants:sex:classification", "sex"),
         ("events:left,right", "left against right"),
         ("bids-task:rest,arithmetic", "rest against arithmetic"),
         ("latency:stim", "the latency of stim"),
     ],
 )
-def test_tasks_in_words(task, words):
-    assert describe_target(task) == words
+def test_targets_in_words(target, words):
+    assert describe_target(target) == words
 
 
 def test_units_of_targets_are_named_where_they_are_known():
-    known = [target_unit(task) for task in ("challenge1", "latency:stim", "participants:age:regression@rest")]
+    known = [target_unit(target) for target in ("challenge1", "latency:stim", "participants:age:regression")]
     assert known == ["seconds", "seconds", "years"]
     assert target_unit("participants:p_factor") == target_unit("challenge2") == "target units"
 

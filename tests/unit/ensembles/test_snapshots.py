@@ -42,7 +42,7 @@ def made(tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("snapshots")
     windows = WindowStore(write_store(root / "store", ToyWindows(subjects=20, each=6)))
     run = make_run(root / "run", windows)
-    edit_record(run.folder, "run.json", {"data": str(root / "store"), "task": "latency:bump"})
+    edit_record(run.folder, "run.json", {"data": str(root / "store"), "target": "latency:bump"})
     run = RunStore.open(root / "run")
     run.add_trial(0, tiny(**CYCLIC, optim__lr=1e-2))
     run.add_trial(1, tiny(epochs=2, batch_size=16, optim__lr=1e-3))

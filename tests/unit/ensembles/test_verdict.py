@@ -21,8 +21,8 @@ def sentences(verdict: str) -> list[str]:
     return re.split(r"(?<=\.) (?=[A-Z])", verdict)
 
 
-def of_table(table, task="participants:age", **changes) -> tuple[str, list[str]]:
-    return write_verdict(Outcome(table=table, metric="nrmse", task=task, method="best", candidates=1, **changes))
+def of_table(table, target="participants:age", **changes) -> tuple[str, list[str]]:
+    return write_verdict(Outcome(table=table, metric="nrmse", target=target, method="best", candidates=1, **changes))
 
 
 # Against the predictor without EEG
@@ -87,7 +87,7 @@ def compared(nested, held_out, scores=SCORES, subjects=8, metric="nrmse") -> lis
     outcome = Outcome(
         table=table,
         metric=metric,
-        task="latency:stim",
+        target="latency:stim",
         method="ridge",
         candidates=4,
         to_best=Interval(*held_out, 100),

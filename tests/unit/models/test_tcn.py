@@ -101,7 +101,7 @@ def test_options_that_do_not_fit_are_refused():
             wrong()
     with pytest.raises(ValueError, match="bins and variance are for regression"):
         Conformer(5, 100, 2, kernel=5, pool=5, stride=5, bins=8)
-    with pytest.raises(UserError, match="model/bins: for regression only, and this task has 3 classes"):
+    with pytest.raises(UserError, match="model/bins: for regression only, and this target has 3 classes"):
         build_model(ConformerConfig(bins=8), n_outputs=3, **SHAPE)
     with pytest.raises(UserError, match="loss/name=kl needs a distribution"):
         parse_config({"loss/name": "kl"})

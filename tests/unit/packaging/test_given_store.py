@@ -45,5 +45,5 @@ def test_its_bundle_cuts_no_recordings(bundle, tmp_path):
 
 def test_prepare_names_the_function_instead(tmp_path):
     bids = write_bids(tmp_path / "bids", WINDOWS)
-    with pytest.raises(UserError, match=r"task 'arrays': .* make them with raypipe.from_arrays\("):
+    with pytest.raises(UserError, match=r"target 'arrays': .* make them with raypipe.from_arrays\("):
         raypipe.prepare(bids, "arrays", tmp_path / "store")

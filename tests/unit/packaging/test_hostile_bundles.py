@@ -19,7 +19,7 @@ from tests.support.hostile import forged
 
 @pytest.fixture(scope="module")
 def originals(values, classes, tmp_path_factory):
-    """Bundles of two trials, by kind of task."""
+    """Bundles of two trials, by kind of target."""
     root = tmp_path_factory.mktemp("originals")
     return {
         name: export_bundle(made.run, made.ensemble(top=2), root / name, windows=made.windows)

@@ -79,7 +79,7 @@ def test_classes_have_probabilities(simulated, classes, tmp_path):
         update={
             "prepare": plan.model_copy(
                 update={
-                    "task": "bids-task:off,on",
+                    "target": "bids-task:off,on",
                     "channels": plan.channels[:3],
                     "sources": plan.channels[:3],
                     "sfreq": 50.0,
@@ -233,7 +233,7 @@ def test_a_bad_stretch_is_no_other_scale(simulated, bundle, tmp_path, monkeypatc
     "words",
     [
         ["predict", "bundle", "bids", "--out", "out.csv"],
-        ["score", "out.zip", "--task", "challenge1", "--data", "store"],
+        ["score", "out.zip", "--target", "challenge1", "--data", "store"],
         ["check", "out.zip"],
     ],
 )

@@ -58,13 +58,13 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
     assert "subjects that the models were trained on are left out" in report.notes[0]
     all_subjects = score_submission(path, {"challenge1": simulated.windows.path}, subjects="all")
     assert all_subjects.scores[1].windows == len(simulated.windows) and "optimistic" in all_subjects.notes[0]
-    with pytest.raises(UserError, match="has windows of task 'challenge1', not challenge2"):
+    with pytest.raises(UserError, match="has windows of target 'challenge1', not challenge2"):
         score_submission(path, {"challenge2": simulated.windows.path})
     with pytest.raises(UserError, match="no subject of release R5"):
         score_submission(path, {"challenge1": simulated.windows.path}, release="R5")
     with pytest.raises(UserError, match="no such choice"):
         score_submission(path, {"challenge1": simulated.windows.path}, subjects="al")
-    with pytest.raises(UserError, match="not a task of the challenge"):
+    with pytest.raises(UserError, match="not a target of the challenge"):
         score_submission(path, {"chalenge1": simulated.windows.path})
 
 

@@ -90,7 +90,7 @@ def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_challenge_of_a_task():
+def test_challenge_of_a_target():
     assert challenge_of("challenge1") == challenge_of("latency:x") == 1
     assert challenge_of("participants:externalizing") == challenge_of("challenge2") == 2
 

@@ -23,7 +23,7 @@ from tests.support.eeg_files import write_brainvision
 from tests.support.recordings import microvolts
 from tests.unit.data.test_prepare import rewrite, same_windows
 
-TASK = "challenge1"
+TARGET = "challenge1"
 
 
 @pytest.fixture
@@ -56,18 +56,18 @@ def hidden_files(out: Path) -> list[Path]:
 
 
 def test_a_bucket_gives_the_windows_of_a_folder(bucket, release, tmp_path):
-    here = prepare(release.parent, TASK, tmp_path / "here", jobs=1)
-    there = prepare(bucket, TASK, tmp_path / "there", jobs=2)  # each process fetches the recordings that it reads
+    here = prepare(release.parent, TARGET, tmp_path / "here", jobs=1)
+    there = prepare(bucket, TARGET, tmp_path / "there", jobs=2)  # each process fetches the recordings that it reads
     assert same_windows(here, there) and len(there) == len(here) > 0
     assert set(there.releases.values()) == {"R5"}
     assert hidden_files(tmp_path / "there") == []
-    assert prepare(bucket, TASK, tmp_path / "there", jobs=1).redone == 0
+    assert prepare(bucket, TARGET, tmp_path / "there", jobs=1).redone == 0
     single = prepare(inside(bucket, release.name), "challenge2", tmp_path / "single", jobs=1)
     assert same_windows(prepare(release, "challenge2", tmp_path / "again", jobs=1), single)
 
 
 def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monkeypatch):
-    first = prepare(bucket, TASK, tmp_path / "out", jobs=1)
+    first = prepare(bucket, TARGET, tmp_path / "out", jobs=1)
     name = f"{release.name}/sub-SIM0001/eeg/{next((release / 'sub-SIM0001/eeg').glob('*_events.tsv')).name}"
     text = open_folder(bucket).read(name).decode()
     cut = text[: text.rindex("contrastTrial_start")].rpartition("\n")[0] + "\n"
@@ -80,7 +80,7 @@ def test_only_what_has_changed_is_fetched_again(bucket, release, tmp_path, monke
         fetch(self, paths, max_bytes)
 
     monkeypatch.setattr(RemoteBids, "fetch", spy)
-    second = prepare(bucket, TASK, tmp_path / "out", jobs=1)
+    second = prepare(bucket, TARGET, tmp_path / "out", jobs=1)
     assert second.redone == 1 and len(second) == len(first) - 1
     assert len(fetched) == 1 and "SIM0001" in fetched[0]
 
@@ -100,7 +100,7 @@ def test_the_mirror_holds_headers_during_planning_and_then_one_recording_at_a_ti
 
     watch("OpenRecording", raypipe.data.shards.OpenRecording, "probe")
     watch("_make_shard", raypipe.data.shards._make_shard, "cut")
-    prepare(f"file://{release}", TASK, out, jobs=1)
+    prepare(f"file://{release}", TARGET, out, jobs=1)
     assert held["probe"][:3] == [[], [], []]
     assert [len(names) for names in held["cut"]] == [1, 1, 1] and len({names[0] for names in held["cut"]}) == 3
 
@@ -117,10 +117,10 @@ def test_a_crash_keeps_finished_shards_and_its_mirror_is_removed(bucket, tmp_pat
     # A killed process would not remove its mirror.
     monkeypatch.setattr(remote_bids.shutil, "rmtree", lambda *args, **kwargs: None)
     with pytest.raises(KeyboardInterrupt):
-        prepare(bucket, TASK, out, jobs=1)
+        prepare(bucket, TARGET, out, jobs=1)
     monkeypatch.undo()
     assert len(hidden_files(out)) == 1
-    assert prepare(bucket, TASK, out, jobs=1).redone == 1
+    assert prepare(bucket, TARGET, out, jobs=1).redone == 1
     assert hidden_files(out) == []
 
 
@@ -137,8 +137,8 @@ def test_a_mirror_in_use_is_not_removed(release, tmp_path):
 def test_recordings_without_a_header_at_the_start_are_fetched_whole(release, tmp_path):
     for recording in find_recordings(release):
         rewrite(recording)
-    here = prepare(release, TASK, tmp_path / "here", jobs=1)
-    assert same_windows(here, prepare(f"file://{release}", TASK, tmp_path / "there", jobs=1))
+    here = prepare(release, TARGET, tmp_path / "here", jobs=1)
+    assert same_windows(here, prepare(f"file://{release}", TARGET, tmp_path / "there", jobs=1))
 
 
 def mirrored_recording(root: Path, out: Path):
@@ -180,9 +180,9 @@ def test_the_signal_of_brainvision_is_not_fetched_for_the_header(tmp_path):
 def test_drop_duplicates_works_behind_a_uri(release, tmp_path):
     for path in sorted(release.glob("sub-*/eeg/*_run-1_*")):
         shutil.copy(path, path.with_name(path.name.replace("_run-1_", "_run-2_")))
-    task = "challenge1:drop-duplicates"
-    here = prepare(release, task, tmp_path / "here", jobs=1)
-    there = prepare(f"file://{release}", task, tmp_path / "there", jobs=1)
+    target = "challenge1:drop-duplicates"
+    here = prepare(release, target, tmp_path / "here", jobs=1)
+    there = prepare(f"file://{release}", target, tmp_path / "there", jobs=1)
     assert same_windows(here, there) and set(there.table["run"].astype(str)) == {"1"}
 
 
@@ -203,18 +203,18 @@ def test_error_messages_name_the_uri(s3, bucket, release, tmp_path, capsys):
     path = next(release.glob("sub-SIM0002/eeg/*.bdf"))
     name = path.relative_to(release.parent).as_posix()
     open_folder(bucket).write(name, path.read_bytes()[:-300])
-    line = refused(capsys, "prepare", bucket, "--task", TASK, "--out", out)
+    line = refused(capsys, "prepare", bucket, "--target", TARGET, "--out", out)
     assert line.startswith(f"{shown}/{name}: truncated")
-    store = prepare(bucket, TASK, out, jobs=1, skip_unreadable=True)
+    store = prepare(bucket, TARGET, out, jobs=1, skip_unreadable=True)
     assert store.manifest.accounting.counts()["unreadable"] == 1 and "SIM0002" not in store.subjects
 
     open_folder(bucket).remove(f"{release.name}/participants.tsv")
-    line = refused(capsys, "prepare", bucket, "--task", "challenge2", "--out", tmp_path / "two")
+    line = refused(capsys, "prepare", bucket, "--target", "challenge2", "--out", tmp_path / "two")
     assert line.startswith(f"{shown}/{release.name}/participants.tsv: no such file")
     assert not (tmp_path / "two").exists()
 
-    assert "no BIDS folder there" in refused(capsys, "prepare", s3.new_folder(), "--task", TASK, "--out", out)
-    line = refused(capsys, "prepare", s3.uri("elsewhere/hbn"), "--task", TASK, "--out", out)
+    assert "no BIDS folder there" in refused(capsys, "prepare", s3.new_folder(), "--target", TARGET, "--out", out)
+    line = refused(capsys, "prepare", s3.uri("elsewhere/hbn"), "--target", TARGET, "--out", out)
     assert line.startswith("s3://elsewhere/hbn: there is no bucket 'elsewhere'")
 
 
@@ -238,6 +238,6 @@ def test_a_file_that_changes_after_the_listing_gives_one_line(release, tmp_path)
 
 def test_a_store_can_be_continued_from_a_copy_of_the_bucket(release, tmp_path):
     """Shards are reused if the copy has the same modification times."""
-    store = prepare(f"file://{release}", TASK, tmp_path / "out", jobs=1)
-    assert prepare(release, TASK, tmp_path / "out", jobs=1).redone == 0
+    store = prepare(f"file://{release}", TARGET, tmp_path / "out", jobs=1)
+    assert prepare(release, TARGET, tmp_path / "out", jobs=1).redone == 0
     assert isinstance(store, WindowStore) and np.isfinite(store.gather([0])).all()

@@ -47,7 +47,7 @@ def test_an_error_of_a_plot_is_escaped_and_the_others_are_shown():
 
 
 def test_only_rendered_html_is_left_as_it_is():
-    values = {"target": HOSTILE, "run": HOSTILE, "task": HOSTILE, "ended": 1, "trials": 2, "written": "today"}
+    values = {"target": HOSTILE, "run": HOSTILE, "spec": HOSTILE, "ended": 1, "trials": 2, "written": "today"}
     html = render_template("report", **values, sections=[HOSTILE, Markup("<hr>")])
     assert "<hr>" in html and "<script" not in html and html.count(ESCAPED) == 6
 

@@ -118,7 +118,7 @@ def test_hostile_names_are_escaped_in_every_section(tmp_path):
     toy.classes = ["<img src=x onerror=alert(1)>", "a&b"]
     toy.subjects = np.array([f"<i>{name}" for name in toy.subjects])
     made = make_run(tmp_path / "<b>run", toy, space=f"{SPACE}# </pre><script>alert(1)</script>\n")
-    info = made.info.model_copy(update={"task": "events:<script>,<i>", "versions": {"<script>": "<i>"}})
+    info = made.info.model_copy(update={"target": "events:<script>,<i>", "versions": {"<script>": "<i>"}})
     run = RunStore(made.folder, info, made.folds, made.space)
     for number, state in enumerate(("complete", "pruned", "failed", "stopped")):
         add_ended(run, number, 0.7 + number / 100, state)

@@ -9,6 +9,7 @@ import pytest
 from raypipe.core.errors import UserError
 from raypipe.core.fold_drawing import make_folds
 from raypipe.core.search_space import SearchSpace
+from raypipe.data.target_base import TargetSpec
 from raypipe.search.forecast import Forecast
 from raypipe.search.preflight import check_space
 from raypipe.search.sweep import sweep
@@ -41,7 +42,7 @@ def test_a_class_of_one_person_chooses_no_epoch():
         check_space(space(early_stop="fold"), toy, folds)
 
 
-def test_parameters_of_another_kind_of_task_are_refused():
+def test_parameters_of_another_kind_of_target_are_refused():
     with pytest.raises(UserError, match=r"^space.py: loss/name: 'huber' is for regression"):
         check(space(loss__name="huber"), ToyWindows(classes=True))
     check(space(loss__name="huber"), ToyWindows())
@@ -49,15 +50,15 @@ def test_parameters_of_another_kind_of_task_are_refused():
         check(space(loss__smoothing=0.1), ToyWindows())
 
 
-@pytest.mark.parametrize("task", ["latency:target", "challenge1", "participants:age"])
-def test_windows_are_not_shifted_where_targets_are_times(task):
+@pytest.mark.parametrize("target", ["latency:target", "challenge1", "participants:age"])
+def test_windows_are_not_shifted_where_targets_are_times(target):
     toy = ToyWindows()
-    toy.manifest = SimpleNamespace(plan=SimpleNamespace(task=task))
+    toy.manifest = SimpleNamespace(plan=TargetSpec(target=target))
     check(space(augment__name="noise"), toy)
-    if task == "participants:age":
+    if target == "participants:age":
         check(space(augment__name="time-shift"), toy)
         return
-    with pytest.raises(UserError, match=f"^space.py: augment/name=time-shift: the targets of task '{task}' are times"):
+    with pytest.raises(UserError, match=f"^space.py: augment/name=time-shift: the targets of '{target}' are times"):
         check(space(augment__name="time-shift"), toy)
 
 

@@ -97,7 +97,7 @@ def test_the_metric_of_a_run_is_the_windows_or_the_option_and_is_kept(windows, t
     assert open_run(SearchSpace(SPACE), windows, str(tmp_path / "other"), OPTIONS).info.metric == "pearson"
     with pytest.raises(UserError, match="trials are ranked by nrmse, not pearson; this cannot change"):
         open_run(SearchSpace(SPACE), windows, made.where, asked)
-    with pytest.raises(UserError, match="--metric f1: task 'toy' predicts values"):
+    with pytest.raises(UserError, match="--metric f1: target 'toy' predicts values"):
         wrong = parse_options({"folds": 3, "metric": "f1"})
         open_run(SearchSpace(SPACE), windows, str(tmp_path / "wrong"), wrong)
     assert not (tmp_path / "wrong").exists()

@@ -131,7 +131,7 @@ def test_class_shapes_are_checked() -> None:
         ({"smoothing": 0.1}, "regression", "loss/smoothing"),
     ],
 )
-def test_configuration_must_suit_the_task(options: dict[str, Any], kind: Any, name: str) -> None:
+def test_configuration_must_suit_the_target(options: dict[str, Any], kind: Any, name: str) -> None:
     with pytest.raises(UserError, match=f"^{name}: ") as caught:
         make_loss(LossConfig(**options), kind=kind, n_classes=2, class_weights=torch.ones(2))
     assert "\n" not in str(caught.value)

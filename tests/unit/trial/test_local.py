@@ -354,7 +354,7 @@ def test_a_nan_loss_fails_the_trial_with_its_reason(tmp_path, method, stacked):
     assert not [name for name in run.folder.names("trials") if name.endswith((".ckpt", ".npz", ".safetensors"))]
 
 
-def test_a_loss_for_the_other_kind_of_task_fails_as_bad_configuration(tmp_path):
+def test_a_loss_for_the_other_kind_of_target_fails_as_bad_configuration(tmp_path):
     _, result = trial(tmp_path, ToyWindows(classes=True), tiny(loss__name="huber"))
     assert (result.state, result.failure) == ("failed", "bad-configuration")
     assert "loss/name" in result.reason

@@ -51,7 +51,7 @@ def test_the_command_lines_give_the_same_folds_and_space(twelve):
 
 
 ASKED = {
-    "task": "events:left,right",
+    "target": "events:left,right",
     "sfreq": 128.0,
     "channels": ("Cz", "Pz"),
     "window": 4.0,
@@ -83,8 +83,8 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
     assert given == ASKED
     assert set(STEPS) == set(Preprocessing.model_fields)
     assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100", "reference": "M1,M2"}
-    plain = Settings(**dict.fromkeys(ASKED) | {"task": "challenge1", "dtype": "float32"})
-    assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --task challenge1 --out STORE"
+    plain = Settings(**dict.fromkeys(ASKED) | {"target": "challenge1", "dtype": "float32"})
+    assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --target challenge1 --out STORE"
 
 
 @pytest.fixture

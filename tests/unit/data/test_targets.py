@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
 from raypipe.data.challenge import contrast_trials
-from raypipe.data.task_base import Labels, WindowTiming
-from raypipe.data.tasks import parse_task
+from raypipe.data.target_base import Labels, TargetSpec, WindowTiming
+from raypipe.data.targets import parse_target
 from raypipe.recordings.recording import Recording
 
 SIDE_BY_SIDE = WindowTiming(window=2.0, stride=2.0, tmin=0.0)
 
 
 def make(root: Path, participants: str = "", events: dict[str, str] | None = None) -> list[Recording]:
-    """Write tables, and return recordings without signals: tasks read tables only."""
+    """Write tables, and return recordings without signals: targets read tables only."""
     if participants:
         (root / "participants.tsv").write_text(participants)
     recordings = []
@@ -39,52 +39,64 @@ def subjects(root: Path, column: str, **values: str) -> list[Recording]:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("chalenge1", "unknown task 'chalenge1'; did you mean 'challenge1'"),
-        ("", "unknown task ''"),
+        ("chalenge1", "unknown target 'chalenge1'; did you mean 'challenge1'"),
+        ("", "unknown target ''"),
         ("challenge1:drop-duplicate", "unknown option 'drop-duplicate'; did you mean 'drop-duplicates'"),
-        ("challenge1@rest", "already selects its recordings"),
         ("bids-task:rest", "needs at least 2 names"),
         ("events:a", "needs at least 2 names"),
         ("events:a,a", "'a' is given twice"),
         ("latency:", "needs at least 1 name,"),
         ("participants:", "needs a column"),
-        ("events:a,b@", "needs at least 1 name,"),
     ],
 )
 def test_specifications_that_are_refused(spec, message):
     with pytest.raises(UserError, match=message):
-        parse_task(spec)
+        parse_target(spec)
 
 
-def test_bids_tasks_after_the_at_sign_restrict_recordings(tmp_path):
+@pytest.mark.parametrize(
+    ("spec", "names", "message"),
+    [
+        ("challenge1", ("rest",), "it selects its recordings by their BIDS task; leave out --bids-task"),
+        ("bids-task:rest,math", ("rest",), "it selects its recordings by their BIDS task; leave out --bids-task"),
+        ("events:a,b", ("rest", ""), "--bids-task: a name is empty"),
+        ("events:a,b", ("rest", "rest"), "--bids-task: 'rest' is given twice"),
+    ],
+)
+def test_bids_tasks_that_are_refused(spec, names, message):
+    with pytest.raises(UserError, match=message):
+        parse_target(TargetSpec(target=spec, bids_task=names))
+
+
+def test_bids_tasks_restrict_recordings(tmp_path):
     recordings = make(tmp_path, events={"sub-1_task-rest": "", "sub-2_task-oddball": "", "sub-3_task-video": ""})
-    task = parse_task("events:a,b@oddball,video")
-    assert [r.subject for r in task.select(recordings)] == ["2", "3"]
+    target = parse_target(TargetSpec(target="events:a,b", bids_task=("oddball", "video")))
+    assert [r.subject for r in target.select(recordings)] == ["2", "3"]
     with pytest.raises(UserError, match="no recording of BIDS task 'odball'; did you mean 'oddball'"):
-        parse_task("events:a,b@odball").select(recordings)
+        parse_target(TargetSpec(target="events:a,b", bids_task=("odball",))).select(recordings)
     with pytest.raises(UserError, match="no recording of BIDS task 'contrastChangeDetection'; available: oddball"):
-        parse_task("challenge1").select(recordings)
+        parse_target("challenge1").select(recordings)
 
 
 def test_numbers_of_participants_are_regression_targets(tmp_path):
     recordings = subjects(tmp_path, "age", a="7.5", b="n/a", c="9", d="11")
-    task = parse_task("participants:age")
-    labels = task.read_labels(recordings)
+    target = parse_target("participants:age")
+    labels = target.read_labels(recordings)
     assert labels == Labels("regression", (), {"a": 7.5, "c": 9.0, "d": 11.0})
-    cut = task.segment(recordings[0], 7.0, SIDE_BY_SIDE, labels)
+    cut = target.segment(recordings[0], 7.0, SIDE_BY_SIDE, labels)
     assert [(s.onset, s.target) for s in cut.segments] == [(0.0, 7.5), (2.0, 7.5), (4.0, 7.5)]
-    assert all(np.isnan(s.target) for s in task.segment(recordings[1], 7.0, SIDE_BY_SIDE, None).segments)
+    assert all(np.isnan(s.target) for s in target.segment(recordings[1], 7.0, SIDE_BY_SIDE, None).segments)
 
 
 def test_text_and_two_numbers_of_participants_are_classes(tmp_path):
-    text = parse_task("participants:sex").read_labels(subjects(tmp_path, "sex", a="M", b="F", c="F"))
+    text = parse_target("participants:sex").read_labels(subjects(tmp_path, "sex", a="M", b="F", c="F"))
     assert text == Labels("classification", ("F", "M"), {"a": 1.0, "b": 0.0, "c": 0.0})
     numbers = subjects(tmp_path, "good", a="1", b="0", c="1", d="n/a")
-    assert parse_task("participants:good").read_labels(numbers).classes == ("0", "1")
-    assert parse_task("participants:good:regression").read_labels(numbers).kind == "regression"
-    assert parse_task("participants:age").read_labels(subjects(tmp_path, "age", a="7", b="8")).kind == "regression"
+    assert parse_target("participants:good").read_labels(numbers).classes == ("0", "1")
+    assert parse_target("participants:good:regression").read_labels(numbers).kind == "regression"
+    assert parse_target("participants:age").read_labels(subjects(tmp_path, "age", a="7", b="8")).kind == "regression"
     grades = subjects(tmp_path, "grade", a="10", b="9", c="9", d="10", e="11")
-    assert parse_task("participants:grade:classification").read_labels(grades).classes == ("9", "10", "11")
+    assert parse_target("participants:grade:classification").read_labels(grades).classes == ("9", "10", "11")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +113,15 @@ def test_text_and_two_numbers_of_participants_are_classes(tmp_path):
 def test_participants_columns_that_are_refused(tmp_path, spec, values, message):
     recordings = subjects(tmp_path, "age", **values)
     with pytest.raises(UserError, match=message):
-        parse_task(spec).read_labels(recordings)
+        parse_target(spec).read_labels(recordings)
 
 
 def test_bids_tasks_are_classes(tmp_path):
     recordings = make(tmp_path, events={"sub-1_task-rest": "", "sub-1_task-math": ""})
-    task = parse_task("bids-task:rest,math")
-    labels = task.read_labels(task.select(recordings))
+    target = parse_target("bids-task:rest,math")
+    labels = target.read_labels(target.select(recordings))
     assert labels.classes == ("rest", "math")
-    assert [s.target for s in task.segment(recordings[1], 4.0, SIDE_BY_SIDE, labels).segments] == [1.0, 1.0]
+    assert [s.target for s in target.segment(recordings[1], 4.0, SIDE_BY_SIDE, labels).segments] == [1.0, 1.0]
 
 
 EVENTS = "onset\tvalue\n1.5\tleft\n3\tblink\n4\tright\n6\tleft\n"
@@ -117,32 +129,32 @@ EVENTS = "onset\tvalue\n1.5\tleft\n3\tblink\n4\tright\n6\tleft\n"
 
 def test_events_are_classes(tmp_path):
     recordings = make(tmp_path, events={"sub-1": "onset\tvalue\n1\tleft\n", "sub-2": EVENTS})
-    task = parse_task("events:right,left")
-    labels = task.read_labels(recordings)
+    target = parse_target("events:right,left")
+    labels = target.read_labels(recordings)
     layout = WindowTiming(1.0, 1.0, tmin=-0.5)
-    assert [(s.onset, s.target) for s in task.segment(recordings[1], 9, layout, labels).segments] == [
+    assert [(s.onset, s.target) for s in target.segment(recordings[1], 9, layout, labels).segments] == [
         (1.0, 1.0),
         (3.5, 0.0),
         (5.5, 1.0),
     ]
-    assert all(np.isnan(s.target) for s in task.segment(recordings[1], 9, layout, None).segments)
+    assert all(np.isnan(s.target) for s in target.segment(recordings[1], 9, layout, None).segments)
     with pytest.raises(UserError, match="no event has the value 'rigth'; did you mean 'right'"):
-        parse_task("events:left,rigth").read_labels(recordings)
+        parse_target("events:left,rigth").read_labels(recordings)
 
 
 def test_latency_crops_half_the_window(tmp_path):
     recordings = make(tmp_path, events={"sub-1": EVENTS})
-    task = parse_task("latency:left")
-    assert task.target_is_offset and task.default_window == 1.0 and task.default_crop(1.0) == 0.5
-    assert task.read_labels(recordings).kind == "regression"
-    assert [s.onset for s in task.segment(recordings[0], 9, WindowTiming(1, 1, 0), None).segments] == [1.5, 6.0]
+    target = parse_target("latency:left")
+    assert target.target_is_offset and target.default_window == 1.0 and target.default_crop(1.0) == 0.5
+    assert target.read_labels(recordings).kind == "regression"
+    assert [s.onset for s in target.segment(recordings[0], 9, WindowTiming(1, 1, 0), None).segments] == [1.5, 6.0]
 
 
 @given(duration=st.floats(0, 50), window=st.sampled_from([0.5, 1.0, 2.5]), overlap=st.sampled_from([1.0, 0.5]))
 def test_windows_side_by_side_tile_the_recording(duration, window, overlap):
     recording = Recording(Path("a"), Path(), "1")
     layout = WindowTiming(window, window * overlap, 0.0)
-    onsets = [s.onset for s in parse_task("participants:x").segment(recording, duration, layout, None).segments]
+    onsets = [s.onset for s in parse_target("participants:x").segment(recording, duration, layout, None).segments]
     assert onsets == [i * layout.stride for i in range(len(onsets))]
     assert all(onset + window <= duration + 1e-5 for onset in onsets)
     assert len(onsets) * layout.stride + window > duration - 1e-5
@@ -166,12 +178,12 @@ CCD = """onset\tduration\tvalue\tevent_code\tfeedback
 
 def test_challenge1_counts_the_trials_that_are_left_out(tmp_path):
     (recording,) = make(tmp_path, events={"sub-1_task-contrastChangeDetection": CCD})
-    task = parse_task("challenge1")
-    layout = WindowTiming(2.0, 2.0, task.default_tmin)
-    cut = task.segment(recording, 20.0, layout, Labels("regression"))
+    target = parse_target("challenge1")
+    layout = WindowTiming(2.0, 2.0, target.default_tmin)
+    cut = target.segment(recording, 20.0, layout, Labels("regression"))
     assert [(s.onset, s.target) for s in cut.segments] == [(2.5, 1.25)]
     assert +cut.left_out == {"trials without a target": 1, "trials without a response": 1}
-    unlabelled = task.segment(recording, 20.0, layout, None)
+    unlabelled = target.segment(recording, 20.0, layout, None)
     assert [s.onset for s in unlabelled.segments] == [2.5, 6.5]
     assert np.isnan([s.target for s in unlabelled.segments]).all()
 

@@ -1,4 +1,4 @@
-"""The interface of a task, which places windows in recordings and reads their targets."""
+"""The interface of a target, which places windows in recordings and reads their targets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ import numpy as np
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
+from raypipe.core.record import FrozenModel
 from raypipe.recordings.recording import Recording
 
-AT_HINT = " (the part after @ names BIDS tasks; an @ in a name is written @@)"
-"""Addition to errors about specifications with an ``@``."""
 _ROUNDING = 1e-6
 """Seconds by which a window may reach beyond its recording: times are rounded."""
+
+
+class TargetSpec(FrozenModel):
+    """What is to be predicted, as it is asked for."""
+
+    target: str
+    """Specification; see `raypipe.data.targets`."""
+    bids_task: tuple[str, ...] = ()
+    """BIDS tasks whose recordings are used; empty for all, or for those that the target itself names."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class WindowTiming:
 
 @dataclass(frozen=True)
 class Labels:
-    """The kind of a task's targets, and those that belong to subjects."""
+    """The kind of a target, and those that belong to subjects."""
 
     kind: Kind
     classes: tuple[str, ...] = ()
@@ -64,8 +72,8 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Task(ABC):
-    """A prediction task. `raypipe.data.tasks.parse_task` makes it from a specification."""
+class Target(ABC):
+    """What is predicted, and where its windows are. `raypipe.data.targets.parse_target` makes it."""
 
     spec: str
     """The specification."""
@@ -85,7 +93,7 @@ class Task(ABC):
     target_is_time: ClassVar[bool] = False
     """The target is a time within the window, so that windows must not be shifted."""
     selects_recordings: ClassVar[bool] = False
-    """The task's name or its argument decides the BIDS tasks, so that none may follow an ``@``."""
+    """The target itself decides the BIDS tasks, so that none may be named."""
     scorer_crops: ClassVar[bool] = False
     """Evaluated crops start where the challenge's scorer draws them (`challenge.scorer_offsets`)."""
 
@@ -94,7 +102,7 @@ class Task(ABC):
         return window / 2 if self.target_is_offset else None
 
     def select(self, recordings: Sequence[Recording]) -> list[Recording]:
-        """Return the recordings of the task's BIDS tasks.
+        """Return the recordings of the target's BIDS tasks.
 
         Raises
         ------
@@ -106,10 +114,7 @@ class Task(ABC):
         present = sorted({r.task for r in recordings if r.task})
         for name in self.bids_tasks:
             if name not in present:
-                hint = AT_HINT if "@" in self.spec else ""
-                raise UserError(
-                    f"task '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}{hint}"
-                )
+                raise UserError(f"target '{self.spec}': no recording of BIDS task '{name}'; {nearest(name, present)}")
         return [r for r in recordings if r.task in self.bids_tasks]
 
     def exclude(self, recordings: Sequence[Recording]) -> dict[Recording, str]:
@@ -126,7 +131,7 @@ class Task(ABC):
         Raises
         ------
         UserError
-            The data lacks a column, an event or a value that the task needs.
+            The data lacks a column, an event or a value that the target needs.
         """
         return Labels("regression")
 
@@ -171,8 +176,8 @@ def split_names(spec: str, argument: str, at_least: int) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in argument.split(",") if name.strip())
     if len(names) < at_least:
-        raise UserError(f"task '{spec}': needs at least {at_least} name{'s' * (at_least > 1)}, separated by commas")
+        raise UserError(f"target '{spec}': needs at least {at_least} name{'s' * (at_least > 1)}, separated by commas")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise UserError(f"task '{spec}': '{repeated[0]}' is given twice")
+        raise UserError(f"target '{spec}': '{repeated[0]}' is given twice")
     return names
