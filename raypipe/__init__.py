@@ -41,6 +41,10 @@ def __getattr__(name: str) -> Any:
     # Names are imported when they are first used, because torch and Ray take seconds to import.
     if name not in __all__:
         raise AttributeError(f"module 'raypipe' has no attribute '{name}'")
+    from raypipe.core.supported import unsupported
+
+    if unsupported():
+        raise ImportError(unsupported())
     from raypipe import api
 
     return getattr(api, name)

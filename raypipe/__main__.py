@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
-INTERRUPTED_STATUS = 130
+from raypipe.core.supported import unsupported
+
+USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 
 
 def main() -> None:
-    """Run the command line. A Ctrl-C while it is imported, when nothing has been done, is one line as well."""
+    """Run the command line.
+
+    A Ctrl-C while it is imported, when nothing has been done, is one line; so is a system that raypipe does not run on.
+    """
+    if unsupported():
+        print(f"raypipe: error: {unsupported()}", file=sys.stderr)
+        sys.exit(USAGE_STATUS)
     before = signal.getsignal(signal.SIGINT)
     try:
         if before is not signal.SIG_IGN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import signal
 import subprocess
@@ -28,6 +29,13 @@ from raypipe.core.parallel import serve
 serve(int(descriptor))
 """
 """Code of a worker: it imports this very package, wherever it is, and everything else from the path it is given."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_processes(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raypipe.core.errors import UserError, first_line
-from raypipe.core.parallel import map_processes
+from raypipe.core.parallel import map_processes, usable_cores
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import NO_RECORDING, Accounting, Ledger
 from raypipe.data.facts import RecordingFacts, read_facts
@@ -113,7 +112,7 @@ def inspect_bids(
         scratch_folder() as scratch,
         open_remote_bids(given, scratch / "tables") as opened,
     ):
-        found = _inspect(opened, jobs or len(os.sched_getaffinity(0)), progress)
+        found = _inspect(opened, jobs or usable_cores(), progress)
         return _with_uris(replace(found, folders=tuple(str(folder) for folder in given)), opened)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
-from raypipe.core.parallel import map_processes
+from raypipe.core.parallel import map_processes, usable_cores
 from raypipe.core.progress import Progress, no_progress
 from raypipe.data.manifest import (
     MANIFEST,
@@ -162,7 +161,7 @@ def prepare(
         metric_for(selection.labels.kind, metric, chosen.spec)  # fails before anything is written
         if groups is not None:
             selection.groups(groups)  # a wrong column stops before anything is cut
-        build = _Build(folder, selection, jobs or len(os.sched_getaffinity(0)), skip_unreadable, progress)
+        build = _Build(folder, selection, jobs or usable_cores(), skip_unreadable, progress)
         with claim_output(folder, asked, {r.key for r in selection.recordings}):
             return build.run(asked)
 

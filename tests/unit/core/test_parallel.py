@@ -16,7 +16,7 @@ import pytest
 
 import raypipe
 from raypipe.core.errors import UserError
-from raypipe.core.parallel import map_processes
+from raypipe.core.parallel import map_processes, usable_cores
 from tests.support.waiting import wait_until
 
 PACKAGE = str(Path(raypipe.__file__).parents[1])
@@ -205,3 +205,11 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
     pids = [int(line) for line in done.stdout.split()]
     assert pids and done.returncode == -9
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the processes end")
+
+
+def test_cores_are_counted_where_processes_have_no_set_of_them(monkeypatch):
+    assert usable_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert usable_cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
