@@ -19,6 +19,20 @@ COVARIANCE_OF_RHYTHMS = {
 
 COVARIANCE_OF_THETA_AND_ALPHA = COVARIANCE_OF_RHYTHMS | {"model/bands": "theta-alpha"}
 
+COVARIANCE_WITH_DELAYS = {
+    "model/name": "covariance",
+    "model/bands": "even",
+    "model/low": 3.0,
+    "model/high": 14.0,
+    "model/n_bands": 1,
+    "model/prototypes": 0,
+    "model/order": 3,
+    "model/lag": 0.05,
+    "model/shrinkage": 0.01,
+    "model/scale": "band",
+    "model/standardise": "all",
+}
+
 COVARIANCE_OF_RESPONSES = {
     "model/name": "covariance",
     "model/bands": "even",
@@ -64,20 +78,49 @@ CONFORMER_OF_RESPONSES = {
     "sam/rho": 0.05,
 }
 
+SHALLOW = {
+    "model/name": "shallow",
+    "optim/lr": 1e-3,
+    "model/dropout": 0.5,
+    "model/kernels": "paper",
+    "model/norm": "window",
+    "mixup/name": "mixup",
+    "mixup/alpha": 0.5,
+    "sam/name": "none",
+}
+
+EEGNET = {
+    "model/name": "eegnet",
+    "optim/lr": 2e-3,
+    "model/dropout": 0.25,
+    "model/norm": "channel",
+    "mixup/name": "none",
+    "sam/name": "none",
+}
+
 START = [
     COVARIANCE_OF_RHYTHMS,
     COVARIANCE_OF_THETA_AND_ALPHA,
+    COVARIANCE_WITH_DELAYS,
     COVARIANCE_OF_RESPONSES,
     LINEAR_IN_POWER,
     LINEAR_IN_TIME,
     CONFORMER_OF_RHYTHMS,
     CONFORMER_OF_RESPONSES,
+    SHALLOW,
+    EEGNET,
 ]
 
 
 def space(trial):
     """Draw a family, and one configuration of it."""
-    families = {"covariance": covariance, "linear": linear, "conformer": conformer}
+    families = {
+        "covariance": covariance,
+        "linear": linear,
+        "conformer": conformer,
+        "shallow": shallow,
+        "eegnet": network,
+    }
     return families[trial.suggest_categorical("model/name", list(families))](trial)
 
 
@@ -111,13 +154,23 @@ def linear(trial):
 
 def conformer(trial):
     """Draw a Conformer."""
+    trial.suggest_categorical("model/features", ["mean", "log-power"])
+    return shallow(trial) | {"model/depth": 1, "model/hidden": 32}
+
+
+def shallow(trial):
+    """Draw a ShallowFBCSPNet."""
+    trial.suggest_categorical("model/kernels", ["rate", "paper", "short"])
+    return network(trial)
+
+
+def network(trial):
+    """Draw what all networks have."""
     trial.suggest_float("optim/lr", 2e-4, 5e-3, log=True)
     trial.suggest_float("model/dropout", 0.1, 0.6)
-    trial.suggest_categorical("model/kernels", ["rate", "paper", "short"])
     trial.suggest_categorical("model/norm", ["channel", "window"])
-    trial.suggest_categorical("model/features", ["mean", "log-power"])
     if trial.suggest_categorical("mixup/name", ["none", "mixup"]) != "none":
         trial.suggest_float("mixup/alpha", 0.1, 1.0)
     if trial.suggest_categorical("sam/name", ["none", "sam"]) != "none":
         trial.suggest_float("sam/rho", 0.01, 0.2, log=True)
-    return {"epochs": 16, "patience": 6, "model/depth": 1, "model/hidden": 32}
+    return {"epochs": 16, "patience": 6}
