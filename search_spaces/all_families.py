@@ -13,7 +13,7 @@ COVARIANCE_OF_RHYTHMS = {
     "model/bands": "rhythms",
     "model/shrinkage": 0.01,
     "model/scale": "band",
-    "model/standardise": "all",
+    "model/standardise": "half",
     "model/order": 1,
 }
 
@@ -30,18 +30,18 @@ COVARIANCE_WITH_DELAYS = {
     "model/lag": 0.05,
     "model/shrinkage": 0.01,
     "model/scale": "band",
-    "model/standardise": "all",
+    "model/standardise": "half",
 }
 
 COVARIANCE_OF_RESPONSES = {
     "model/name": "covariance",
     "model/bands": "even",
     "model/low": 1.0,
-    "model/high": 20.0,
+    "model/high": 30.0,
     "model/n_bands": 1,
     "model/shrinkage": 0.01,
-    "model/scale": "none",
-    "model/standardise": "all",
+    "model/scale": "window",
+    "model/standardise": "half",
     "model/prototypes": 4,
 }
 
@@ -49,10 +49,9 @@ LINEAR_IN_POWER = {
     "model/name": "linear",
     "model/predictors": "band-power",
     "model/bands": "rhythms",
-    "model/components": 0,
 }
 
-LINEAR_IN_TIME = {"model/name": "linear", "model/predictors": "time-courses", "model/components": 16}
+LINEAR_IN_TIME = {"model/name": "linear", "model/predictors": "time-courses", "model/components": 24}
 
 CONFORMER_OF_RHYTHMS = {
     "model/name": "conformer",
@@ -98,6 +97,9 @@ EEGNET = {
     "sam/name": "none",
 }
 
+RESPONSES = {"model/bins": 17, "model/crops": 17}
+"""Responses to events have delays: their bins are told apart, in windows that are cut at many places."""
+
 START = [
     COVARIANCE_OF_RHYTHMS,
     COVARIANCE_OF_THETA_AND_ALPHA,
@@ -129,8 +131,10 @@ def covariance(trial):
     prototypes = trial.suggest_categorical("model/prototypes", [0, 4]) if draws_bands(trial) else 0
     trial.suggest_float("model/shrinkage", 1e-3, 1e-1, log=True)
     trial.suggest_categorical("model/scale", ["none", "window", "band"])
-    trial.suggest_categorical("model/standardise", ["all", "each"])
-    if prototypes == 0 and trial.suggest_int("model/order", 1, 3) > 1:
+    trial.suggest_categorical("model/standardise", ["all", "half"])
+    if prototypes:
+        return RESPONSES | {"model/components": 32}
+    if trial.suggest_int("model/order", 1, 3) > 1:
         trial.suggest_float("model/lag", 0.01, 0.05, log=True)
     return {"model/components": 24}  # of more channels
 
@@ -149,7 +153,9 @@ def linear(trial):
     """Draw a linear model."""
     if trial.suggest_categorical("model/predictors", ["band-power", "time-courses"]) == "band-power":
         draws_bands(trial)
-    trial.suggest_int("model/components", 0, 32, step=16)
+        return {}
+    trial.suggest_int("model/components", 8, 32, step=8)
+    return RESPONSES | {"model/scale": "window"}
 
 
 def conformer(trial):

@@ -15,7 +15,8 @@ class ClosedFormConfig(Model):
     closed_form: ClassVar[bool] = True
 
     bands: Literal["rhythms", "theta-alpha", "even", "log"] = "rhythms"
-    """Frequency bands: `rhythms`, 1 to 4, 8, 13, 30 and 45 Hz; `theta-alpha`, 4 to 8 and 13 Hz; `even`, `n_bands` of
+    """Frequency bands: `rhythms`, 1 to 4, 8, 13, 30 and 45 Hz; `theta-alpha`, 4 to 8 and 13 Hz; `halves`, lower and
+    upper halves of the rhythms, 1 to 4, 7, 10, 13, 20, 27, 35 and 45 Hz; `even`, `n_bands` of
     equal width from `low` to `high` (a filter bank, Ang et al. 2012); `log`, `n_bands` of equal ratio. A band without a
     frequency of the window's Fourier transform is left out: it is above half the sampling rate, or narrower than one
     over the window's length."""
@@ -28,9 +29,34 @@ class ClosedFormConfig(Model):
     components: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Spatial components that replace the channels, the principal ones of the training windows; 0, or as many as there
     are channels, for the channels. Needed where there are many channels."""
+    bins: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Regression: 0 for ridge regression, or groups of as many targets each, of which a linear discriminant analysis
+    predicts probabilities. Their mean is the prediction, and their variance the predicted uncertainty, which ensembles
+    calibrate. For a target that depends on features in no straight line, such as the delay of a response. Classes have
+    no bins."""
+    crops: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """Crops of each training window to fit on, evenly spaced over the places where a window can be cut; 1 for the crop
+    that is evaluated. Only the tasks whose windows are longer than their crops have more than one."""
+
+    @property
+    def n_bins(self) -> int:
+        """Return the groups of a regression's targets; 0 for none."""
+        return self.bins
+
+    @property
+    def uncertainty(self) -> Literal["bins"] | None:
+        """Return what predicts the uncertainty of a regression, if anything does."""
+        return "bins" if self.bins else None
+
+    @property
+    def for_regression_only(self) -> None:
+        """Return None: a model of classes has no bins, so that one configuration suits both kinds of task."""
+        return None
 
     @model_validator(mode="after")
     def _edges_are_in_order(self) -> Self:
+        if self.bins == 1:
+            raise ValueError("bins=1 can tell no targets apart: set 0, or 2 or more")
         if self.bands not in ("even", "log"):
             self._require_defaults("bands=even or log", "low", "high", "n_bands")
         if not self.low < self.high:
@@ -56,9 +82,9 @@ class CovarianceConfig(ClosedFormConfig):
     shrinkage: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """Share of the scaled identity in each covariance. Without any, the logarithms of directions that references or
     artefact removal have emptied are noise."""
-    standardise: Literal["all", "each"] = "all"
+    standardise: Literal["all", "half", "each"] = "all"
     """Tangent vectors are centred, and divided by one number, which keeps the distances between windows (`all`), or
-    each of their values by its own standard deviation (`each`)."""
+    each of their values by its own standard deviation (`each`), or by the root of it (`half`)."""
     scale: Literal["none", "window", "band"] = "none"
     """Covariances are divided by their trace: `window`, by the trace over all bands, which keeps the relative power of
     bands; `band`, each by its own; `none`, not at all."""
@@ -92,6 +118,9 @@ class LinearConfig(ClosedFormConfig):
     predictors: Literal["band-power", "time-courses"] = "band-power"
     """`band-power`: logarithm of the power in each band; `time-courses`: mean amplitudes of short intervals, for
     windows that are cut at events."""
+    scale: Literal["none", "window"] = "none"
+    """Signals as they are (`none`), or divided by the root mean square of the window over all of them (`window`), so
+    that amplitudes of people do not matter."""
     rate: Annotated[float, Field(gt=0.0, le=100_000.0)] = 20.0
     """Intervals of `time-courses` per second."""
 

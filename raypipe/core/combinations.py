@@ -89,7 +89,9 @@ def _check_initial_weights(config: TrialConfig) -> None:
 def _check_loss(config: TrialConfig) -> None:
     loss, model = config.loss.name, config.model
     if loss in ("kl", "nll") and not hasattr(model, "bins"):
-        having = either(name for name, other in MODELS.items() if "bins" in other.model_fields)
+        having = either(
+            name for name, other in MODELS.items() if "bins" in other.model_fields and not other.closed_form
+        )
         raise ValueError(f"loss/name={loss} needs model/name={having}: {model.name} predicts one number")
     if loss == "kl" and not model.n_bins:
         raise ValueError("loss/name=kl needs a distribution: set model/bins (such as 64)")
@@ -119,8 +121,8 @@ def check_kind(config: TrialConfig, kind: Kind) -> None:
     if config.pretrain.name != "none":
         return
     check_loss(config.loss, kind)
-    if kind == "classification" and config.model.uncertainty:
-        name = f"model/{config.model.uncertainty}"
+    if kind == "classification" and config.model.for_regression_only:
+        name = f"model/{config.model.for_regression_only}"
         raise UserError(f"{name}: it is for regression, this target is a classification (leave it out)")
 
 

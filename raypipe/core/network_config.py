@@ -36,8 +36,13 @@ class Model(FrozenModel):
 
     @property
     def uncertainty(self) -> Literal["bins", "variance"] | None:
-        """Return the parameter by which the model predicts a variance too; None if it does not."""
+        """Return the parameter by which the model predicts the variance of a regression too; None if it does not."""
         return None
+
+    @property
+    def for_regression_only(self) -> str | None:
+        """Return the parameter that no classification may set; None if there is none."""
+        return self.uncertainty
 
     @property
     def n_blocks(self) -> int:

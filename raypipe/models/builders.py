@@ -56,14 +56,19 @@ def _vit(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> 
     return ViT(*shape, width=options.pop("filters"), **options)
 
 
+def _without_fit(options: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Leave out what only a fit uses, and the bins of classes, which are no numbers."""
+    rest = {name: value for name, value in options.items() if name not in ("standardise", "crops")}
+    return rest if shape[2] == 1 else rest | {"bins": 0}
+
+
 def _covariance(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    bank, rest = split_bank(options)
-    del rest["standardise"]  # only its fit uses it
+    bank, rest = split_bank(_without_fit(options, shape))
     return Covariance(*shape, sfreq, bank=bank, **rest)
 
 
 def _linear(options: dict[str, Any], shape: tuple[int, int, int], sfreq: float) -> Network:
-    bank, rest = split_bank(options)
+    bank, rest = split_bank(_without_fit(options, shape))
     return Linear(*shape, sfreq, bank=bank, **rest)
 
 

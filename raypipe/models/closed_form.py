@@ -20,7 +20,9 @@ else:  # in a submission, where the files are in one folder
 
 RHYTHMS = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 45.0))
 """Hz: delta, theta, alpha, beta, gamma."""
-NAMED_BANDS = {"rhythms": RHYTHMS, "theta-alpha": RHYTHMS[1:3]}
+HALVES = ((1.0, 4.0), (4.0, 7.0), (7.0, 10.0), (10.0, 13.0), (13.0, 20.0), (20.0, 27.0), (27.0, 35.0), (35.0, 45.0))
+"""Hz: delta, and the lower and upper parts of the others."""
+NAMED_BANDS = {"rhythms": RHYTHMS, "theta-alpha": RHYTHMS[1:3], "halves": HALVES}
 
 
 class Bank(NamedTuple):
@@ -71,12 +73,22 @@ class ClosedForm(Network):
         Spatial components that replace the channels; 0, or no less than the channels, for the channels.
     n_filters
         Spatial filters of another kind that the signals are; 0 for components or channels.
+    bins
+        For regression: 0, or the number of groups of targets of which the linear map gives logits. The output is then
+        the mean and the variance (B, 2) of the groups' mean targets.
     """
 
     def __init__(
-        self, n_channels: int, n_times: int, n_outputs: int, *, components: int = 0, n_filters: int = 0
+        self,
+        n_channels: int,
+        n_times: int,
+        n_outputs: int,
+        *,
+        components: int = 0,
+        n_filters: int = 0,
+        bins: int = 0,
     ) -> None:
-        super().__init__(n_channels, n_times, n_outputs, norm="none")
+        super().__init__(n_channels, n_times, n_outputs, norm="none", bins=bins)
         self.n_components = components if components < n_channels else 0
         n_filters = n_filters or self.n_components
         self.n_signals = n_filters or n_channels
@@ -84,16 +96,19 @@ class ClosedForm(Network):
         self.register_buffer("filters_SC", zeros(n_filters, n_channels) if n_filters else None)
         self.weight_OF: Tensor
         self.bias_O: Tensor
+        self.values_O: Tensor | None
 
     @property
     def has_fixed_features(self) -> bool:
         """Return whether nothing but the linear map is fitted, so that folds have the same features of a window."""
-        return {name for name, _ in self.named_buffers()} == {"weight_OF", "bias_O"}
+        return {name for name, _ in self.named_buffers()} <= {"weight_OF", "bias_O", "values_O"}
 
     def set_head_shape(self, n_features: int) -> None:
         """Make the buffers of the linear map."""
-        self.register_buffer("weight_OF", zeros(self.n_outputs, n_features))
-        self.register_buffer("bias_O", zeros(self.n_outputs))
+        rows = self.bins or self.n_outputs
+        self.register_buffer("weight_OF", zeros(rows, n_features))
+        self.register_buffer("bias_O", zeros(rows))
+        self.register_buffer("values_O", zeros(rows) if self.bins else None)
 
     def signals(self, x_BCT: Tensor) -> Tensor:
         """Return the signals (B, S, T) in float64: channels or filtered channels, each with its mean removed."""
@@ -109,8 +124,14 @@ class ClosedForm(Network):
         """Return the features (B, F) of windows (B, C, T)."""
 
     def back(self, y: Tensor, masks: DropoutMasks | None = None) -> Tensor:
-        """Map features (B, F) to the outputs (B, n_outputs), in float32."""
-        return (y @ self.weight_OF.mT + self.bias_O).float()
+        """Map features (B, F) to the outputs (B, n_outputs), or with `bins` to mean and variance (B, 2), in float32."""
+        raw_BO = y @ self.weight_OF.mT + self.bias_O
+        if self.values_O is None:
+            return raw_BO.float()
+        p_BO = raw_BO.softmax(-1)
+        mean_B1 = (p_BO * self.values_O).sum(-1, keepdim=True)
+        variance_B1 = (p_BO * (self.values_O - mean_B1).square()).sum(-1, keepdim=True)
+        return torch.cat([mean_B1, variance_B1], dim=-1).float()
 
 
 def centre(x_BCT: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class Covariance(ClosedForm):
     geometry
         `log-euclid`, the logarithm of the covariance (Arsigny et al. 2006, doi:10.1002/mrm.20965), or `riemann`, the
         logarithm after whitening by `whitening_GDD`.
+    bins
+        See `ClosedForm`.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Covariance(ClosedForm):
         shrinkage: float = 0.0,
         scale: str = "none",
         geometry: str = "log-euclid",
+        bins: int = 0,
     ) -> None:
         n_prototypes = n_groups(n_outputs) * min(prototypes, components or n_channels, n_channels)
-        super().__init__(n_channels, n_times, n_outputs, components=components, n_filters=n_prototypes)
+        super().__init__(n_channels, n_times, n_outputs, components=components, n_filters=n_prototypes, bins=bins)
         self.n_prototypes = n_prototypes
         self.ranges = bank.ranges(n_times, sfreq)
         self.taper, self.shrinkage, self.scale, self.geometry = taper, shrinkage, scale, geometry

@@ -33,8 +33,8 @@ def build_model(cfg: ModelConfig, *, n_channels: int, n_times: int, n_outputs: i
     UserError
         The windows are too short for the network, an option is for regression, or a user's network cannot be made.
     """
-    if cfg.uncertainty and n_outputs != 1:
-        name = f"model/{cfg.uncertainty}"
+    if cfg.for_regression_only and n_outputs != 1:
+        name = f"model/{cfg.for_regression_only}"
         raise UserError(f"{name}: for regression only, and this target has {n_outputs} classes (leave it out)")
     _check_length(cfg, n_times, sfreq)
     if isinstance(cfg, CovarianceConfig):

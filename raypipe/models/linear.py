@@ -36,6 +36,10 @@ class Linear(ClosedForm):
         Spatial components that replace the channels; 0, or no less than the channels, for the channels.
     rate
         Values of a time course per second.
+    scale
+        `none`, or `window`, signals divided by the root mean square of all of the window's.
+    bins
+        See `ClosedForm`.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class Linear(ClosedForm):
         bank: Bank,
         components: int = 0,
         rate: float = 20.0,
+        scale: str = "none",
+        bins: int = 0,
     ) -> None:
-        super().__init__(n_channels, n_times, n_outputs, components=components)
-        self.predictors, self.ranges = predictors, bank.ranges(n_times, sfreq)
+        super().__init__(n_channels, n_times, n_outputs, components=components, bins=bins)
+        self.predictors, self.scale, self.ranges = predictors, scale, bank.ranges(n_times, sfreq)
         self.step = min(n_times, max(1, round(sfreq / rate)))
         each = len(self.ranges) if predictors == "band-power" else n_times // self.step
         self.set_head_shape(self.n_signals * each)
@@ -59,6 +65,8 @@ class Linear(ClosedForm):
     def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Return the features (B, F) of windows (B, C, T)."""
         y_BST = self.signals(x if prepared else self.prepare(x))
+        if self.scale == "window":
+            y_BST = y_BST / y_BST.square().mean((1, 2), keepdim=True).clamp_min(_MIN_POWER).sqrt()
         if self.predictors == "band-power":
             power_BSN = torch.view_as_real(spectrum(y_BST)).square().sum(-1)
             bands = [power_BSN[..., first:end].sum(-1) for first, end in self.ranges]

@@ -111,7 +111,7 @@ class NetworkSpec(FrozenModel):
         layers = sum(model.n_blocks + 1 for model in distinct)
         if layers > MAX_LAYERS:
             raise ValueError(f"members: {layers:,} blocks; at most {MAX_LAYERS:,} are read")
-        if any(model.uncertainty and self.n_outputs > 1 for model in distinct):
+        if any(model.for_regression_only and self.n_outputs > 1 for model in distinct):
             raise ValueError("members: model/bins and model/variance are for regression")
         for program in self.programs.values():
             shape = {"n_channels": self.n_channels, "n_times": self.n_times, "n_outputs": self.n_outputs}
@@ -137,7 +137,7 @@ class NetworkSpec(FrozenModel):
             rule,
             n_members=len(first),
             n_outputs=self.n_outputs,
-            n_variances=sum(bool(member.model.uncertainty) for member in first),
+            n_variances=sum(bool(member.model.uncertainty) for member in first) if self.n_outputs == 1 else 0,
             classification=self.kind == "classification",
         )
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raypipe.core.closed_form_config import ClosedFormConfig
 from raypipe.core.config import TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError
 from raypipe.core.fold_drawing import split_units
@@ -23,6 +24,7 @@ from raypipe.core.seeds import derive_seed
 from raypipe.models.closed_form import ClosedForm, centre
 from raypipe.models.covariance import Covariance, n_groups
 from raypipe.training.checkpoint import clone_tensors
+from raypipe.training.discriminant import fit_discriminant
 from raypipe.training.linear_head import Head, fit_head
 from raypipe.training.loader import FoldData
 from raypipe.training.losses import class_weights
@@ -122,9 +124,9 @@ class ClosedFormTrainer:
 
 
 def read_batches(
-    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never
+    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never, offsets: Index | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield windows (B, C, T) on the CPU, and their places in `index`.
+    """Yield windows (B, C, T) on the CPU, and their places in `index`; see `compute_features`.
 
     Raises
     ------
@@ -138,13 +140,15 @@ def read_batches(
         if interrupted():
             raise InterruptedEpochError
         part = slice(start, min(start + size, len(index)))
-        yield part, torch.from_numpy(windows.gather(index[part]))
+        yield part, torch.from_numpy(windows.gather(index[part], None if offsets is None else offsets[part]))
 
 
-def compute_features(data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never) -> Tensor:
-    """Return the features (N, F) of windows."""
+def compute_features(
+    data: FoldData, model: ClosedForm, index: Index, interrupted: Interrupted = never, offsets: Index | None = None
+) -> Tensor:
+    """Return the features (N, F) of windows, cropped at `offsets` or where they are evaluated."""
     x_NF = torch.empty(len(index), model.weight_OF.shape[1], dtype=torch.float64)
-    for part, x_BCT in read_batches(data, model, index, interrupted):
+    for part, x_BCT in read_batches(data, model, index, interrupted, offsets):
         x_NF[part] = model.front(x_BCT)
     return x_NF
 
@@ -174,11 +178,14 @@ class SharedFeatures:
 
 
 class _Sample(NamedTuple):
-    """Windows that something is estimated from."""
+    """Windows, or crops of them, that something is estimated from."""
 
     numbers: Index
     weights: Tensor
     """Of the windows, as the epochs of other models draw them."""
+    offsets: Index | None
+    """Where they are cropped; None for where they are evaluated."""
+    targets: NDArray[Any]
 
 
 class _Fit:
@@ -194,6 +201,8 @@ class _Fit:
     ) -> None:
         self.config, self.data, self.model, self.shared, self.interrupted = config, data, model, shared, interrupted
         self.most = max(2, MAX_FEATURE_VALUES // model.weight_OF.shape[1])
+        spare = data.windows.window_samples - data.windows.crop_samples
+        self.crops = min(cast(ClosedFormConfig, config.model).crops, spare + 1)
 
     @torch.no_grad()
     def run(self, groups_N: NDArray[Any]) -> Head:
@@ -209,20 +218,29 @@ class _Fit:
 
     def note(self, head: Head) -> str:
         """Return what was fitted and on how many windows, in one line."""
-        n, used = len(self.data.train), len(self._sample(self.most).numbers)
-        some = f"{used} of {n} training windows, evenly spaced," if used < n else f"{n} training windows"
+        n, used = self.crops * len(self.data.train), len(self._sample(self.most).numbers)
+        what = "training windows" if self.crops == 1 else f"crops of {n // self.crops} training windows"
+        some = f"{used} of {n} {what}, evenly spaced," if used < n else f"{n} {what}"
         return (
             f"fold {self.data.fold}: {self.model.weight_OF.shape[1]} features of {some} with a penalty of "
             f"{head.penalty:.2g} of their sum of squares"
         )
 
     def _sample(self, most: int) -> _Sample:
-        """Return the training windows, or of more than `most`, evenly spaced ones."""
-        every = -(-len(self.data.train) // most)
-        return _Sample(self.data.train[::every], torch.from_numpy(self.data.chances[::every]))
+        """Return the training windows, or their crops, or of more than `most`, evenly spaced ones."""
+        windows, n = self.data.windows, len(self.data.train)
+        every = -(-n * self.crops // most)
+        place_N = np.arange(0, n * self.crops, every)
+        window_N, numbers = place_N // self.crops, self.data.train[place_N // self.crops]
+        offsets, targets = None, windows.targets[numbers]
+        if self.crops > 1:
+            spare = windows.window_samples - windows.crop_samples
+            offsets = np.round(np.linspace(0, spare, self.crops)).astype(np.int64)[place_N % self.crops]
+            targets = targets if self.data.n_classes else windows.target_at(numbers, offsets)
+        return _Sample(numbers, torch.from_numpy(self.data.chances[window_N]), offsets, targets)
 
-    def _read(self, index: Index) -> Iterator[tuple[slice, Tensor]]:
-        return read_batches(self.data, self.model, index, self.interrupted)
+    def _read(self, some: _Sample) -> Iterator[tuple[slice, Tensor]]:
+        return read_batches(self.data, self.model, some.numbers, self.interrupted, some.offsets)
 
     # Spatial filters
 
@@ -232,7 +250,7 @@ class _Fit:
         components_KC: Tensor | None = None
         if model.n_components:
             some = self._sample(MAX_COMPONENT_WINDOWS)
-            batches = ((centre(x_BCT), some.weights[part]) for part, x_BCT in self._read(some.numbers))
+            batches = ((centre(x_BCT), some.weights[part]) for part, x_BCT in self._read(some))
             components_KC = principal_components(batches, model.n_components)
         if isinstance(model, Covariance) and model.prototypes_ST is not None:
             responses = self._responses(model, components_KC)
@@ -243,29 +261,29 @@ class _Fit:
             model.filters_SC.copy_(components_KC)
 
     def _responses(self, model: Covariance, components_KC: Tensor | None) -> Responses:
-        every = self._sample(len(self.data.train))
-        group_N = self._groups_of_targets()
+        every = self._sample(self.crops * len(self.data.train))
+        group_N = torch.from_numpy(self._groups(every.targets, n_groups(model.n_outputs)))
 
         def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for part, x_BCT in self._read(every.numbers):
+            for part, x_BCT in self._read(every):
                 y_BCT = centre(x_BCT)
                 yield y_BCT if components_KC is None else components_KC @ y_BCT, every.weights[part], group_N[part]
 
         return fit_responses(batches(), n_groups(model.n_outputs), model.n_prototypes // n_groups(model.n_outputs))
 
-    def _groups_of_targets(self) -> Tensor:
-        """Return the class of each training window, or the third of the targets that it is in."""
-        targets_N = self.data.windows.targets[self.data.train]
+    def _groups(self, targets_N: NDArray[Any], count: int) -> NDArray[np.int64]:
+        """Return the class (N,) of windows, or which of `count` groups of as many targets each they are in."""
         if self.data.n_classes:
-            return torch.from_numpy(targets_N.astype(np.int64))
-        return torch.from_numpy(np.searchsorted(np.quantile(targets_N, [1 / 3, 2 / 3]), targets_N))
+            return targets_N.astype(np.int64)
+        inner = np.quantile(targets_N, np.arange(1, count) / count)
+        return np.searchsorted(inner, targets_N)
 
     # Reference and head
 
     def _fit_reference(self, model: Covariance, whitening_GDD: Tensor) -> None:
         """Set the whitening by the affine-invariant mean of each band's covariances."""
         some = self._sample(MAX_REFERENCE_WINDOWS)
-        c_NGDD = torch.cat([model.covariances(x_BCT) for _, x_BCT in self._read(some.numbers)])
+        c_NGDD = torch.cat([model.covariances(x_BCT) for _, x_BCT in self._read(some)])
         for band, white_DD in enumerate(whitening_GDD):
             if self.interrupted():
                 raise InterruptedEpochError
@@ -273,18 +291,32 @@ class _Fit:
 
     def _fit_head(self, groups_N: NDArray[Any]) -> Head:
         data, some = self.data, self._sample(self.most)
-        x_NF = self.shared.of(data, self.model, some.numbers, self.interrupted) if self.shared else None
+        x_NF = None
+        if self.shared and some.offsets is None:
+            x_NF = self.shared.of(data, self.model, some.numbers, self.interrupted)
         if x_NF is None:
-            x_NF = compute_features(data, self.model, some.numbers, self.interrupted)
-        targets, weight_N = data.windows.targets[some.numbers], some.weights
+            x_NF = compute_features(data, self.model, some.numbers, self.interrupted, some.offsets)
+        targets, weight_N = some.targets, some.weights
         if data.n_classes and self.config.loss.balanced:
             weight_N = (
                 weight_N * class_weights(targets, data.n_classes, some.weights / some.weights.sum()).double()[targets]
             )
         y_N = torch.as_tensor(targets) if data.n_classes else torch.as_tensor((targets - data.centre) / data.scale)
         part_N = inner_parts(groups_N[some.numbers], targets, bool(data.n_classes), self.config.seed, data.fold)
-        one_scale = getattr(self.config.model, "standardise", "each") == "all"
-        return fit_head(x_NF, y_N, weight_N, part_N, data.n_classes, one_scale=one_scale)
+        standardise = getattr(self.config.model, "standardise", "each")
+        values_K = self.model.values_O
+        if values_K is None:
+            return fit_head(x_NF, y_N, weight_N, part_N, data.n_classes, standardise=standardise)
+        bin_N = self._set_bins(y_N, weight_N, values_K)
+        return fit_discriminant(x_NF, bin_N, y_N, values_K, weight_N, part_N, standardise=standardise)
+
+    def _set_bins(self, y_N: Tensor, weight_N: Tensor, values_O: Tensor) -> Tensor:
+        """Set the mean target of each bin; return the bin of each window."""
+        bin_N = torch.from_numpy(self._groups(y_N.numpy(), len(values_O)))
+        total_O = torch.zeros_like(values_O).index_add_(0, bin_N, weight_N)
+        sum_O = torch.zeros_like(values_O).index_add_(0, bin_N, weight_N * y_N.double())
+        values_O.copy_(torch.where(total_O > 0, sum_O / total_O.clamp_min(1e-300), 0.0))
+        return bin_N
 
 
 def inner_parts(groups_N: NDArray[Any], targets_N: NDArray[Any], classes: bool, seed: int, fold: int) -> Tensor:

@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 
 def fit_head(
-    x_NF: Tensor, y_N: Tensor, weight_N: Tensor, part_N: Tensor, n_classes: int, *, one_scale: bool = False
+    x_NF: Tensor, y_N: Tensor, weight_N: Tensor, part_N: Tensor, n_classes: int, *, standardise: str = "each"
 ) -> Head:
     """Fit a linear map of features to values, or to logits of classes.
 
@@ -61,8 +61,9 @@ def fit_head(
         is chosen.
     n_classes
         Number of classes; 0 for regression.
-    one_scale
-        Divide all features by one number, which keeps the distances between windows; otherwise each by its own.
+    standardise
+        ``each``, divide features by their standard deviations; ``all``, all by one number, which keeps the distances
+        between windows; ``half``, each by the root of its standard deviation, and all by one number.
     """
     weight_N = weight_N * (len(weight_N) / weight_N.sum())
     present = torch.unique(y_N[weight_N > 0]).long() if n_classes else torch.zeros(1, dtype=torch.int64)
@@ -70,8 +71,8 @@ def fit_head(
         bias_K = torch.full((n_classes,), -_ABSENT, dtype=torch.float64).index_fill(0, present, 0.0)
         return Head(torch.zeros(n_classes, x_NF.shape[1], dtype=torch.float64), bias_K, PENALTIES[0], 0.0)
     target = torch.searchsorted(present, y_N.long()) if n_classes else y_N.double()
-    centre_F, spread_F = _standardise(x_NF, weight_N, one_scale)
-    axes_FR, square_R = _principal_axes(x_NF, weight_N)
+    centre_F, spread_F = standardise_features(x_NF, weight_N, standardise)
+    axes_FR, square_R = principal_axes(x_NF, weight_N)
     problem = _Problem(x_NF @ axes_FR, square_R, target, len(present) if n_classes else 0)
     penalty = _choose_penalty(problem, weight_N, part_N)
     b_R1K, (loss,) = problem.fit(weight_N[:, None], penalty * float(square_R.sum()), "fit")
@@ -87,15 +88,17 @@ def fit_head(
     return Head(weight_KF, bias_K, penalty, float(loss) / len(y_N))
 
 
-def _standardise(x_NF: Tensor, weight_N: Tensor, one_scale: bool) -> tuple[Tensor, Tensor]:
+def standardise_features(x_NF: Tensor, weight_N: Tensor, how: str) -> tuple[Tensor, Tensor]:
     """Standardise features in place; return their centres and scales. Features that never change become zeros."""
     share_N = weight_N / weight_N.sum()
     centre_F = share_N @ x_NF
     x_NF -= centre_F
     spread_F = torch.cat([(share_N @ x_NF[:, part].square()).sqrt() for part in _columns(x_NF)])
     changes_F = spread_F > 1e-9 * centre_F.abs() + 1e-150
-    if one_scale:
+    if how == "all":
         spread_F = spread_F.square().mean().sqrt().expand(len(spread_F))
+    elif how == "half":  # features divided by the root of their spread have that root as their spread
+        spread_F = spread_F.sqrt() * spread_F.mean().sqrt()
     spread_F = torch.where(changes_F, spread_F, math.inf)
     x_NF /= spread_F
     return centre_F, spread_F
@@ -106,7 +109,7 @@ def _columns(x_NF: Tensor, each: int = 256) -> list[slice]:
     return [slice(start, start + each) for start in range(0, x_NF.shape[1], each)]
 
 
-def _principal_axes(x_NF: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+def principal_axes(x_NF: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
     """Return the axes (F, R) in which the weighted squares of features are diagonal, and these sums of squares (R,).
 
     A penalty on the norm is the same in all axes, and axes without variance have weight zero.

@@ -19,7 +19,7 @@ MAE = VIT | {"pretrain/name": "mae"}
     [
         (
             VIT | {"model/bins": 8},
-            "parameter 'model/bins' is for model/name=conformer, eegnet, shallow or tcn, not for model/name=vit",
+            "parameter 'model/bins' is for model/name=conformer, covariance, eegnet, linear, shallow or tcn, not for ",
         ),
         (
             VIT | {"loss/name": "kl"},
@@ -49,6 +49,7 @@ MAE = VIT | {"pretrain/name": "mae"}
         (COVARIANCE | {"model/n_bands": 3}, "n_bands is for bands=even or log: leave it out"),
         (COVARIANCE | {"model/bands": "log", "model/low": 50.0}, r"low \(50 Hz\) must be below high \(40 Hz\)"),
         (COVARIANCE | {"model/lag": 0.5}, "lag is for order above 1"),
+        (COVARIANCE | {"model/bins": 1}, "bins=1 can tell no targets apart: set 0, or 2 or more"),
         (COVARIANCE | {"model/order": 2, "model/prototypes": 2}, "order and prototypes both add signals"),
         ({"model/name": "linear", "model/rate": 10.0}, "rate is for predictors=time-courses"),
         (

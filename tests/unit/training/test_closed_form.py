@@ -40,12 +40,19 @@ MODELS = {
     "prototypes": {"model/name": "covariance", "model/prototypes": 2, "model/bands": "even", "model/n_bands": 1},
     "band power": {"model/name": "linear"},
     "time courses": {"model/name": "linear", "model/predictors": "time-courses", "model/components": 2},
+    "bins": {
+        "model/name": "linear",
+        "model/predictors": "time-courses",
+        "model/scale": "window",
+        "model/bins": 4,
+        "model/crops": 3,
+    },
 }
 
 
 @pytest.fixture(params=[False, True], ids=["regression", "classes"])
 def windows(request):
-    return ToyWindows(subjects=12, each=8, channels=4, classes=request.param)
+    return ToyWindows(subjects=12, each=8, channels=4, classes=request.param, spare=6)
 
 
 def trainer(windows, fold=0, **params):
@@ -134,6 +141,46 @@ def test_more_windows_than_fit_in_memory_are_left_out_evenly_and_said(windows, m
     assert f"{half} of {len(one.data.train)} training windows, evenly spaced, with" in other.note
 
 
+def test_a_fit_on_crops_is_one_on_windows_that_are_cut_there(windows):
+    params = MODELS["bins"] | {"model/crops": 4}
+    one = trainer(windows, **params)
+    head = closed_form._Fit(one.config, one.data, one.model, None, lambda: False).run(one.groups_N)
+    cut = ToyWindows(subjects=12, each=32, channels=4, classes=bool(windows.classes))
+    cut.x = np.stack([windows.x[:, :, start : start + 64] for start in (0, 2, 4, 6)], 1).reshape(-1, 4, 64)
+    cut.subjects, cut.targets = np.repeat(windows.subjects, 4), np.repeat(windows.targets, 4)
+    other = trainer(cut, **params)
+    other.run_epoch()
+    assert head.penalty > 0 and "crops of" in one_note(one, head)
+    for name, tensor in other.model.state_dict().items():
+        torch.testing.assert_close(one.model.state_dict()[name], tensor)
+
+
+def one_note(one, head):
+    return closed_form._Fit(one.config, one.data, one.model, None, lambda: False).note(head)
+
+
+def test_bins_follow_a_target_that_is_no_line_of_the_features_and_say_how_sure_they_are():
+    windows = ToyWindows(subjects=24, each=16, channels=4)
+    delay_N = np.random.default_rng(1).integers(0, 30, len(windows))
+    time = np.arange(64)
+    bump_NT = np.exp(-(((time - 15 - delay_N[:, None]) / 4) ** 2))
+    noise_N = np.tile([0.3, 2.0], len(windows) // 2)[:, None, None]
+    windows.x = noise_N * np.random.default_rng(2).normal(size=windows.x.shape) + 3 * bump_NT[:, None]
+    windows.x = windows.x.astype(np.float32)
+    windows.targets = (delay_N / 50).astype(np.float32)
+    params = MODELS["time courses"] | {"model/scale": "window"}
+    errors = []
+    for bins in (0, 15):
+        one = trainer(windows, **params, **{"model/bins": bins})
+        found_NO = one.run_epoch().predictions
+        residual_N = found_NO[:, 0] - windows.targets[one.data.validation]
+        errors.append(np.std(residual_N) / np.std(windows.targets))
+    assert errors[1] < 0.6 * errors[0] and found_NO.shape[1] == 2
+    noisy_N = noise_N[one.data.validation, 0, 0] > 1
+    assert np.mean(residual_N[noisy_N] ** 2) > np.mean(residual_N[~noisy_N] ** 2)
+    assert np.mean(found_NO[noisy_N, 1]) > 1.1 * np.mean(found_NO[~noisy_N, 1]) > 0
+
+
 def test_subjects_and_classes_count_as_other_trials_weight_them():
     windows = ToyWindows(subjects=12, each=8, channels=4, classes=True)
     windows.targets[:] = np.arange(96) % 8 == 0  # one in eight
@@ -169,7 +216,7 @@ def families(request, tmp_path_factory):
     toy = ToyWindows(subjects=12, each=8, channels=4, classes=request.param)
     store = WindowStore(write_store(folder / "store", toy))
     run = make_run(folder / "run", store, data=str(folder / "store"))
-    configs = [*(parse_config(MODELS[name]) for name in ("everything", "prototypes", "time courses")), tiny()]
+    configs = [*(parse_config(MODELS[name]) for name in ("everything", "prototypes", "time courses", "bins")), tiny()]
     for number, config in enumerate(configs):
         run.add_trial(number, config)
         run_trial(run, store, number)
@@ -205,7 +252,7 @@ def test_fits_are_never_averaged_and_a_student_is_a_network(families):
     from raypipe.ensembles.distillation import choose_student
     from raypipe.storage.records import Member
 
-    assert choose_student(families.run, [Member(n) for n in range(families.n)]) == Member(3)
+    assert choose_student(families.run, [Member(n) for n in range(families.n)]) == Member(4)
     with pytest.raises(UserError, match="no member is a network that can be trained"):
         choose_student(families.run, [Member(0), Member(2)])
 
