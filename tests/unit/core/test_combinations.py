@@ -19,7 +19,7 @@ MAE = VIT | {"pretrain/name": "mae"}
     [
         (
             VIT | {"model/bins": 8},
-            "parameter 'model/bins' is for model/name=conformer, covariance, eegnet, linear, shallow or tcn, not for ",
+            "parameter 'model/bins' is for model/name=conformer, eegnet, shallow, tcn, covariance or linear, not ",
         ),
         (
             VIT | {"loss/name": "kl"},
