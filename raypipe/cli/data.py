@@ -159,6 +159,30 @@ def prepare(
     tmin: Annotated[
         float | None, typer.Option(help="Seconds from an event to its window.", show_default="the target's")
     ] = None,
+    baseline: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="FIRST LAST",
+            help="Subtract the mean between two times in seconds from the event, such as --baseline -0.2 0.",
+            show_default="none",
+        ),
+    ] = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="UV", help="Leave out windows above this peak to peak, in microvolts.", show_default="none"
+        ),
+    ] = None,
+    flat: Annotated[
+        float | None,
+        typer.Option(
+            metavar="UV", help="Leave out windows below this peak to peak, in microvolts.", show_default="none"
+        ),
+    ] = None,
+    align: Annotated[
+        Literal["euclidean"] | None,
+        typer.Option(help="Whiten the windows of each recording (He & Wu 2020).", show_default="not aligned"),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the disk space.")] = "float32",
     metric: Annotated[
         str | None,
@@ -209,6 +233,10 @@ def prepare(
             bads=bads,
             montage=montage,
             reference="average" if reference == "average" else _names(reference),
+            baseline=baseline,
+            reject=reject,
+            flat=flat,
+            align=align,
             channels=_names(channels or None),
             window=window,
             crop=crop,

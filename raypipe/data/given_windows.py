@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import Ledger
+from raypipe.data.kept_windows import Losses
 from raypipe.data.manifest import MANIFEST, Plan, Settings
 from raypipe.data.output_folder import claim_output, remove_leftovers
 from raypipe.data.plan import parse_settings
@@ -196,7 +197,7 @@ class _GivenShard:
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
         left_out = +Counter({MISSING_SAMPLES: len(self._windows) - len(self._written)})
         return write_shard_record(
-            self._folder, self._recording, self._writer, self._written, fingerprint, left_out, False
+            self._folder, self._recording, self._writer, self._written, fingerprint, Losses(left_out), False
         )
 
 

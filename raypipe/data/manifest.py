@@ -14,6 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from raypipe.core.errors import UserError
@@ -92,6 +94,11 @@ class Plan(TargetSpec):
     """Start of evaluated crops: `scorer`, where the challenge's scorer draws it; `own`, as `windower` places it."""
     preprocessing: Preprocessing = Preprocessing()
 
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """Return the times of a window's samples from its event, or else from its start (s), as MNE counts them."""
+        return (round(self.tmin * self.sfreq) + np.arange(self.window_samples)) / self.sfreq
+
 
 class Shard(FrozenModel):
     """The windows of one recording."""
@@ -130,7 +137,8 @@ class Manifest(Record):
     metric: MetricName
     """Metric of a sweep that names none."""
     classes: tuple[str, ...]
-    unit: Literal["uV"] = "uV"
+    unit: Literal["uV", "1"] = "uV"
+    """Of the samples; aligned windows have none."""
     shards: tuple[Shard, ...]
     table_sha256: str
     data_hash: str

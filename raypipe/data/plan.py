@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.manifest import Plan, Settings
-from raypipe.data.preprocessing import check_values, misfit
+from raypipe.data.preprocessing import check_baseline, check_values, misfit
 from raypipe.data.spatial import check_montage
 from raypipe.data.target_base import Target
 from raypipe.data.unfit import refuses_data
@@ -99,6 +99,7 @@ def _check_timing(target: Target, asked: Settings) -> None:
     if not target.event_locked and asked.tmin is not None:
         raise UserError(f"target '{target.spec}': its windows are placed side by side; leave out tmin")
     window = asked.window or target.default_window
+    check_baseline(asked.preprocessing, target.default_tmin if asked.tmin is None else asked.tmin, window)
     if asked.crop is not None and asked.crop > window:
         raise UserError(f"crop {asked.crop:g}: longer than the window ({window:g} s)")
     if target.target_is_offset and asked.crop == window:
@@ -122,7 +123,7 @@ def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], 
     window_samples, crop_samples = round(window * sfreq), round(crop * sfreq)
     if min(crop_samples, round(stride * sfreq)) < 1:
         raise UserError(f"a window, crop or stride is shorter than a sample at {sfreq:g} Hz")
-    return Plan(
+    plan = Plan(
         target=target.spec,
         bids_task=asked.bids_task,
         channels=channels,
@@ -138,6 +139,23 @@ def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], 
         crops="scorer" if target.scorer_crops else "own",
         preprocessing=asked.preprocessing,
     )
+    check_baseline_samples(plan)
+    return plan
+
+
+def check_baseline_samples(plan: Plan) -> None:
+    """Check that there is a sample in the baseline.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if plan.preprocessing.baseline is None:
+        return
+    first, last = plan.preprocessing.baseline
+    if not ((plan.times >= first) & (plan.times <= last)).any():
+        raise UserError(f"baseline {first:g} {last:g}: holds no sample of a window at {plan.sfreq:g} Hz")
 
 
 def _plan_channels(

@@ -66,6 +66,10 @@ def prepare(
     crop: float | None = None,
     stride: float | None = None,
     tmin: float | None = None,
+    baseline: tuple[float, float] | None = None,
+    reject: float | None = None,
+    flat: float | None = None,
+    align: Literal["euclidean"] | None = None,
     dtype: str = "float32",
     metric: str | None = None,
     groups: str | None = None,
@@ -110,6 +114,13 @@ def prepare(
     crop
         Seconds of a window that a model sees at a time: a random part in training, a fixed part in evaluation. Default:
         the whole window; half of it for ``latency`` and ``challenge2``.
+    baseline
+        First and last time (s) from the event, or else from the window's start. The mean in between is subtracted.
+    reject, flat
+        Peak-to-peak amplitudes (uV): windows with a channel above `reject` or below `flat` are left out and counted.
+    align
+        ``euclidean``: the windows of each recording are whitened by their mean covariance (He & Wu 2020). `predict`
+        does the same, so it needs whole recordings. Aligned samples have no unit.
     dtype
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     metric
@@ -141,7 +152,17 @@ def prepare(
         target=target,
         bids_task=(bids_task,) if isinstance(bids_task, str) else bids_task,
         sfreq=sfreq,
-        preprocessing=parse_preprocessing(notch=notch, band=band, bads=bads, montage=montage, reference=reference),
+        preprocessing=parse_preprocessing(
+            notch=notch,
+            band=band,
+            bads=bads,
+            montage=montage,
+            reference=reference,
+            baseline=baseline,
+            reject=reject,
+            flat=flat,
+            align=align,
+        ),
         channels=channels,
         window=window,
         crop=crop,

@@ -4,7 +4,8 @@ The order of the steps is fixed:
 
 1. notch, band-pass and resampling of the continuous signal (`raypipe.data.piece_reader`),
 2. interpolation of bad channels, then the reference (`raypipe.data.spatial`),
-3. cutting of windows (`raypipe.data.windower`).
+3. cutting of windows, and their baseline (`raypipe.data.windower`),
+4. rejection of windows by their amplitude, then alignment (`raypipe.data.kept_windows`).
 
 Steps 1 and 2 are linear, and the filters are those of all channels, so the order of these two does not matter.
 """
@@ -39,6 +40,15 @@ class Preprocessing(FrozenModel):
     reference: Literal["average"] | tuple[str, ...] | None = None
     """The mean of all EEG channels that recordings have in common, or of those named, which is subtracted."""
 
+    baseline: tuple[float, float] | None = None
+    """First and last time of the samples whose mean is subtracted from a window, by channel (s)."""
+    reject: float | None = None
+    """Peak-to-peak amplitude above which a window is left out (uV)."""
+    flat: float | None = None
+    """Peak-to-peak amplitude below which a window is left out (uV)."""
+    align: Literal["euclidean"] | None = None
+    """Windows of a recording are multiplied by the inverse root of their mean covariance."""
+
     @property
     def needs_common_channels(self) -> bool:
         """Return whether every channel depends on all that recordings have in common."""
@@ -57,6 +67,10 @@ def parse_preprocessing(
     bads: str | None,
     montage: str | None,
     reference: str | Sequence[str] | None,
+    baseline: tuple[float, float] | None,
+    reject: float | None,
+    flat: float | None,
+    align: str | None,
 ) -> Preprocessing:
     """Make a recipe from the arguments of `prepare`.
 
@@ -71,6 +85,10 @@ def parse_preprocessing(
         "bads": bads,
         "montage": montage,
         "reference": (reference,) if isinstance(reference, str) and reference != "average" else reference,
+        "baseline": baseline,
+        "reject": reject,
+        "flat": flat,
+        "align": align,
     }
     try:
         steps = Preprocessing.model_validate(asked)
@@ -92,8 +110,35 @@ def check_values(steps: Preprocessing, sfreq: float | None) -> None:
     if steps.band is not None and sfreq and steps.band[1] > sfreq / 2:
         raise UserError(f"band {_pair(steps.band)}: windows at {sfreq:g} Hz have no frequencies above {sfreq / 2:g} Hz")
     _check_channels(steps)
+    _check_amplitudes(steps)
     if steps.notch is not None:
         _check_notch(steps.notch)
+
+
+def _check_amplitudes(steps: Preprocessing) -> None:
+    for name, value in (("reject", steps.reject), ("flat", steps.flat)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} {value:g}: must be greater than 0 uV")
+    if steps.reject is not None and steps.flat is not None and steps.reject <= steps.flat:
+        raise UserError(f"reject {steps.reject:g}: must be above flat ({steps.flat:g} uV), or no window is left")
+
+
+def check_baseline(steps: Preprocessing, tmin: float, window: float) -> None:
+    """Check that the baseline is inside of a window, which starts `tmin` seconds from its event.
+
+    Raises
+    ------
+    UserError
+        It is not.
+    """
+    if steps.baseline is None:
+        return
+    first, last = steps.baseline
+    if not tmin <= first <= last <= tmin + window:
+        raise UserError(
+            f"baseline {_pair(steps.baseline)}: needs a first and a last time in seconds from {shown(tmin)} to "
+            f"{shown(tmin + window)}, where windows are (tmin and window set that)"
+        )
 
 
 def _check_channels(steps: Preprocessing) -> None:
@@ -136,7 +181,7 @@ def flags(steps: Preprocessing) -> list[str]:
     return words
 
 
-_PAIRS = ("band",)
+_PAIRS = ("band", "baseline")
 """Options that take two words."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from raypipe.core.errors import UserError
 from raypipe.core.record import Record
+from raypipe.data.kept_windows import KeptWindows, Losses, keep_windows
 from raypipe.data.manifest import SHARDS, Plan, Shard
 from raypipe.data.plan import Header
 from raypipe.data.target_base import Labels
 from raypipe.data.targets import parse_target
 from raypipe.data.window_writer import WindowWriter
-from raypipe.data.windower import MISSING_SAMPLES, OpenRecording, Window, place_windows, read_windows, table_row
+from raypipe.data.windower import OpenRecording, Window, place_windows, table_row
 from raypipe.recordings.recording import Recording
 from raypipe.storage.files import write_atomic
 from raypipe.storage.regular_files import read_whole
@@ -24,13 +25,15 @@ from raypipe.storage.regular_files import read_whole
 class ShardRecord(Record):
     """A finished shard (``shards/<key>.json``)."""
 
-    format: Literal["raypipe-shard/2"] = "raypipe-shard/2"
+    format: Literal["raypipe-shard/3"] = "raypipe-shard/3"
     shard: Shard
     bytes: int
     """Size of the ``.npy`` file; 0 where there are no windows and hence no file."""
     rows: list[dict[str, Any]]
     """Rows of the table, without their place in the store."""
     left_out: dict[str, int]
+    outside: dict[str, dict[str, int]]
+    """`kept_windows.Losses.channels`"""
     channel_scales: tuple[float, ...]
     """Median of a window's standard deviation in microvolts, by channel; empty where there are no windows."""
     has_confirmed_units: bool
@@ -80,31 +83,30 @@ def make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, f
 
 def _make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> ShardRecord:
     opened = OpenRecording(recording)
-    windows, left_out = place_windows(opened, parse_target(plan), plan, labels)
+    target = parse_target(plan)
+    windows, left_out = place_windows(opened, target, plan, labels)
+    losses = Losses(left_out)
+    kept = keep_windows(opened, windows, target, plan, losses)
     _record_path(folder, recording.key).unlink(missing_ok=True)
     writer = WindowWriter(plan, len(windows), str(recording.path))
     written: list[Window] = []
     path = shard_path(folder, recording.key)
     if windows:
-        write_atomic(path, lambda file: written.extend(_write_windows(file, writer, opened, windows, plan)))
+        write_atomic(path, lambda file: written.extend(_write_windows(file, writer, kept)))
     if not written:
         path.unlink(missing_ok=True)
-    left_out[MISSING_SAMPLES] += len(windows) - len(written)
     confirmed = opened.channels.has_confirmed_units
-    return write_shard_record(folder, recording, writer, written, fingerprint, +left_out, confirmed)
+    return write_shard_record(folder, recording, writer, written, fingerprint, losses, confirmed)
 
 
-def _write_windows(
-    file: BinaryIO, writer: WindowWriter, opened: OpenRecording, windows: list[Window], plan: Plan
-) -> list[Window]:
-    """Write the windows of a recording, and return those without missing samples."""
+def _write_windows(file: BinaryIO, writer: WindowWriter, kept: Iterable[KeptWindows]) -> list[Window]:
+    """Write the windows of a recording, and return them."""
     writer.begin(file)
-    written = [
-        window
-        for group, x_NCT in read_windows(opened, windows, plan)
-        for window, x_CT in zip(group, x_NCT, strict=True)
-        if writer.add(file, x_CT)
-    ]
+    written: list[Window] = []
+    for part in kept:
+        for x_CT, microvolts_CT in zip(part.samples, part.microvolts, strict=True):
+            writer.add(file, x_CT, microvolts_CT)
+        written += part.windows
     writer.finish(file)
     return written
 
@@ -115,7 +117,7 @@ def write_shard_record(
     writer: WindowWriter,
     written: list[Window],
     fingerprint: str,
-    left_out: Counter[str],
+    losses: Losses,
     has_confirmed_units: bool,
 ) -> ShardRecord:
     """Write the record of a shard whose file is finished, and return it.
@@ -124,15 +126,16 @@ def write_shard_record(
     ----------
     writer, written
         What wrote the file, and the windows in it.
-    left_out
-        Number of windows left out, by reason.
+    losses
+        The windows left out.
     """
     rows = [table_row(recording, window) | {"digest": one} for window, one in zip(written, writer.digests, strict=True)]
     record = ShardRecord(
         shard=Shard(recording=recording.key, rows=len(rows), sha256=writer.sha256, fingerprint=fingerprint),
         bytes=writer.bytes,
         rows=rows,
-        left_out=dict(left_out),
+        left_out=dict(+losses.counts),
+        outside={reason: dict(channels) for reason, channels in losses.channels.items()},
         channel_scales=writer.channel_scales(),
         has_confirmed_units=has_confirmed_units,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from raypipe.data.selection import check_subjects
 from raypipe.data.shards import ShardRecord
 from raypipe.data.splits import copied_windows
 from raypipe.data.target_base import Labels
+from raypipe.recordings.tables import list_some
 from raypipe.storage.files import write_atomic
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def write_store(
     """
     for record in records:
         _account(ledger, record)
+    ledger.notes += _notes_on_limits(records)
     table = _table(plan.target, labels.classes, ledger, records, group_of)
     ledger.notes += _copies(table)
     subjects = set(table["subject"])
@@ -69,6 +71,7 @@ def write_store(
         kind=labels.kind,
         metric=metric_for(labels.kind, asked.metric, plan.target),
         classes=labels.classes,
+        unit="1" if plan.preprocessing.align else "uV",
         shards=tuple(record.shard for record in records),
         table_sha256=table_sha256,
         data_hash=_data_hash(records, table_sha256, plan, labels.classes),
@@ -91,6 +94,18 @@ def _account(ledger: Ledger, record: ShardRecord) -> None:
     ledger.leave_parts_out(ledger.person_of[key], record.left_out)
     if not record.shard.rows:
         ledger.leave_out(key, NO_WINDOW, ", ".join(f"{n} {what}" for what, n in record.left_out.items()))
+
+
+def _notes_on_limits(records: list[ShardRecord]) -> list[str]:
+    """Return a sentence for each limit of amplitude, with the channels that were outside of it most often."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for reason, channels in record.outside.items():
+            found[reason].update(channels)
+    return [
+        f"Channels with {reason}: {list_some(f'{name} {n}' for name, n in channels.most_common())}."
+        for reason, channels in found.items()
+    ]
 
 
 def _copies(table: pd.DataFrame) -> list[str]:

@@ -51,8 +51,13 @@ class WindowWriter:
         """Write the header of the expected windows."""
         file.write(npy_header(self._shape(self._expected), self._plan.dtype))
 
-    def add(self, file: BinaryIO, x_CT: NDArray[np.float32]) -> bool:
-        """Append a window (C, T) in microvolts; return False, and write nothing, if it has missing samples.
+    def add(self, file: BinaryIO, x_CT: NDArray[np.float32], microvolts_CT: NDArray[np.float32] | None = None) -> bool:
+        """Append a window (C, T); return False, and write nothing, if it has missing samples.
+
+        Parameters
+        ----------
+        microvolts_CT
+            The window in microvolts, of which the scale is taken. Default: `x_CT`.
 
         Raises
         ------
@@ -62,7 +67,7 @@ class WindowWriter:
         if not np.isfinite(x_CT).all():
             return False
         if len(self.digests) % self._every == 0:
-            self._spreads.append(x_CT.std(axis=1))
+            self._spreads.append((x_CT if microvolts_CT is None else microvolts_CT).std(axis=1))
         stored_CT = self._convert(x_CT)
         data = stored_CT.tobytes()
         self.digests.append(window_digest(stored_CT))

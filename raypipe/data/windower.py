@@ -22,7 +22,7 @@ from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, Span, UnreadableRecordingError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 PIECE_BYTES = 1 << 25
 """Bytes of float64 signal that are read at a time. Filtering and resampling use a few times as much memory."""
@@ -195,7 +195,7 @@ def _without_short_parts(
 def read_windows(
     opened: OpenRecording, windows: list[Window], plan: Plan, piece_bytes: int = PIECE_BYTES
 ) -> Iterator[tuple[list[Window], NDArray[np.float32]]]:
-    """Read windows in microvolts, filtered and resampled as the plan says.
+    """Read windows in microvolts, preprocessed as the plan says up to the baseline.
 
     Neighbouring pieces overlap by the length of the filters. The result is that of filtering a whole span.
 
@@ -225,10 +225,24 @@ def read_windows(
     max_samples = max(plan.window_samples, int(piece_bytes / (8 * len(places)) * plan.sfreq / fastest))
     for group in _group_neighbours(windows, plan.window_samples, max_samples, reader.margin):
         first = group[0].start
-        x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples).astype(np.float32)
-        starts = np.array([window.start - first for window in group])
-        view = np.lib.stride_tricks.sliding_window_view(x_CT, plan.window_samples, axis=1)
-        yield group, view[:, starts].transpose(1, 0, 2)
+        x_CT = reader.read(group[0].span, first, group[-1].start + plan.window_samples)
+        yield group, _cut(x_CT, [window.start - first for window in group], plan)
+
+
+def _cut(x_CT: NDArray[np.float64], starts: list[int], plan: Plan) -> NDArray[np.float32]:
+    """Return windows (N, C, T) of a piece, with the mean of their baselines subtracted."""
+    baseline = plan.preprocessing.baseline
+    if baseline is None:  # in single precision before windows that overlap multiply the piece
+        return _views(x_CT.astype(np.float32), plan)[:, starts].transpose(1, 0, 2)
+    from mne.baseline import rescale
+
+    windows_CNT = rescale(_views(x_CT, plan)[:, starts], plan.times, baseline, copy=False, verbose=False)
+    return np.asarray(windows_CNT.transpose(1, 0, 2), np.float32)
+
+
+def _views(x_CT: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """Return views of all windows (C, starts, T) of a piece."""
+    return np.lib.stride_tricks.sliding_window_view(x_CT, plan.window_samples, axis=1)
 
 
 def _group_neighbours(windows: list[Window], length: int, max_samples: int, margin: int) -> Iterator[list[Window]]:
@@ -244,38 +258,6 @@ def _group_neighbours(windows: list[Window], length: int, max_samples: int, marg
         group.append(window)
     if group:
         yield group
-
-
-def windows_of(
-    recording: Recording, target: Target, plan: Plan, labels: Labels | None = None
-) -> tuple[pd.DataFrame, Iterator[NDArray[np.float32]], Counter[str]]:
-    """Cut one recording for prediction. Without `labels`, targets are NaN.
-
-    Returns
-    -------
-    table
-        A row per window: `recording`, `subject`, `session`, `task`, `run`, `onset` (s), `target`, `offset` (samples).
-    crops
-        Iterator over the evaluated crops of consecutive rows, (n, C, crop_samples) in microvolts, with NaN for missing
-        samples. It reads the recording.
-    left_out
-        The number of windows left out for each reason.
-
-    Raises
-    ------
-    UserError
-        The recording cannot be read, or lacks a channel or what the target needs.
-    """
-    import pandas as pd
-
-    opened = OpenRecording(recording)
-    windows, left_out = place_windows(opened, target, plan, labels)
-    table = pd.DataFrame([table_row(recording, window) for window in windows], columns=list(ROW_COLUMNS))
-    crops = (
-        np.stack([x_CT[:, w.offset : w.offset + plan.crop_samples] for w, x_CT in zip(group, x_NCT, strict=True)])
-        for group, x_NCT in read_windows(opened, windows, plan)
-    )
-    return table, crops, left_out
 
 
 def table_row(recording: Recording, window: Window) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
 from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
+from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
 from raypipe.ensembles.rules import CalibrationMap
 from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program, make_spec
@@ -128,6 +129,7 @@ class BundleInfo(Record):
             raise ValueError("prepare/stride or tmin: out of range")
         try:
             check_values(plan.preprocessing, plan.sfreq)
+            check_baseline_samples(plan)
         except UserError as error:
             raise ValueError(f"prepare/preprocessing: {error}") from None
 

@@ -14,11 +14,12 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
+from raypipe.data.kept_windows import windows_of
 from raypipe.data.scales import MAX_RATIO
 from raypipe.data.selection import find_in_folders
 from raypipe.data.target_base import Target
 from raypipe.data.targets import parse_target
-from raypipe.data.windower import MISSING_SAMPLES, windows_of
+from raypipe.data.windower import ROW_COLUMNS
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.recordings.layout import recording_from_file
 from raypipe.recordings.recording import Recording
@@ -143,20 +144,17 @@ def _predict_recording(
     ensemble: LoadedEnsemble, recording: Recording, target: Target, per: str
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the table of a recording, which may be empty, and what was left out by reason."""
-    rows, crops, left_out = windows_of(recording, target, ensemble.info.prepare)
+    cut, left_out = windows_of(recording, target, ensemble.info.prepare)
+    tables = [pd.DataFrame(columns=list(ROW_COLUMNS))]
     parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
-    kept: list[NDArray[np.bool_]] = [np.empty(0, bool)]
     spreads: list[float] = []
     # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
-    for x_NCT in crops if len(rows) else ():
-        is_whole_N = np.asarray(np.isfinite(x_NCT).all(axis=(1, 2)))
-        kept.append(is_whole_N)
-        if is_whole_N.any():
-            parts.append(ensemble.predict(x_NCT[is_whole_N], batch_size=BATCH_SIZE))
-            spreads += np.median(x_NCT[is_whole_N].std(axis=2), axis=1).tolist()
+    for part in cut:
+        tables.append(part.table)
+        parts.append(ensemble.predict(part.crops, batch_size=BATCH_SIZE))
+        spreads += part.spreads.tolist()
     _check_scale(ensemble, recording, spreads)
-    rows = rows[np.concatenate(kept)]
-    left_out[MISSING_SAMPLES] += sum(map(len, kept)) - len(rows)
+    rows = pd.concat(tables[1:] or tables, ignore_index=True)
     predictions = np.concatenate(parts).astype(float)
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()

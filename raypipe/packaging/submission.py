@@ -150,7 +150,8 @@ def _check_windows(windows: WindowStore, where: str) -> None:
         They are not.
     """
     steps = windows.manifest.plan.preprocessing
-    changed = flags(steps.model_copy(update={"band": None, "bads": None if steps.bads == "drop" else steps.bads}))
+    harmless = {"band": None, "reject": None, "flat": None, "bads": None if steps.bads == "drop" else steps.bads}
+    changed = flags(steps.model_copy(update=harmless))
     if changed:
         raise UserError(
             f"{where}: its windows were made with {' '.join(changed)}; the scorer shows a model one window at a time, "

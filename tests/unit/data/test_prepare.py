@@ -17,11 +17,12 @@ import pytest
 import raypipe.data.shards
 from raypipe.core.errors import DiskFullError, UserError
 from raypipe.core.parallel import map_processes
+from raypipe.data.kept_windows import windows_of
 from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
-from raypipe.data.windower import OpenRecording, place_windows, read_windows, windows_of
+from raypipe.data.windower import OpenRecording, place_windows, read_windows
 from raypipe.recordings.layout import find_recordings
 from tests.support.recordings import eeg_names, microvolts
 
@@ -463,9 +464,10 @@ def test_the_signal_is_read_in_pieces(tiny_bids, tiny_store, monkeypatch):
 
 def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
     recording = find_recordings(tiny_bids)[0]
-    table, crops, left_out = windows_of(recording, parse_target(TARGET), tiny_store.manifest.plan)
-    assert left_out == {}
-    x_NCT = np.concatenate(list(crops))
+    parts, left_out = windows_of(recording, parse_target(TARGET), tiny_store.manifest.plan)
+    (part,) = parts
+    table, x_NCT = part.table, part.crops
+    assert +left_out == {} and len(part.spreads) == 8
     assert len(table) == 8 == len(x_NCT)
     assert table["target"].isna().all()
     stored = tiny_store.table[tiny_store.table["recording"] == recording.key]
@@ -476,7 +478,7 @@ def test_windows_for_prediction_need_no_response(tiny_bids, tiny_store):
 def test_prediction_names_a_missing_channel(tiny_bids, tiny_store):
     plan = tiny_store.manifest.plan.model_copy(update={"channels": ("E1", "E77"), "sources": ("E1", "E77")})
     with pytest.raises(UserError, match="no EEG channel 'E77'; did you mean 'E7'"):
-        next(windows_of(find_recordings(tiny_bids)[0], parse_target(TARGET), plan)[1])
+        next(windows_of(find_recordings(tiny_bids)[0], parse_target(TARGET), plan)[0])
 
 
 def test_the_manifest_records_settings_and_versions(tiny_store):

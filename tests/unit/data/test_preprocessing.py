@@ -7,8 +7,12 @@ import shutil
 import mne
 import numpy as np
 import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe.core.errors import UserError
+from raypipe.data.alignment import MeanCovariance, inverse_root
 from raypipe.data.montage import template_of
 from raypipe.data.prepare import prepare
 from raypipe.data.preprocessing import Preprocessing, flags
@@ -168,6 +172,102 @@ def test_bad_channels_that_are_used_are_named(marked, tmp_path):
     assert note.startswith("Channels used though channels.tsv marks them as bad") and note.endswith(": Cz (1).")
 
 
+@pytest.mark.parametrize("baseline", [(0.0, 0.5), (0.301, 1.999), (1.0, 1.0)])
+def test_the_baseline_is_subtracted(raws, tmp_path, baseline):
+    check(raws, tmp_path, lambda raw: epoched(raw, baseline=baseline), baseline=baseline)
+
+
+def test_the_baseline_is_relative_to_the_event(raws, tmp_path):
+    """At a rate at which neither the start of a window nor the edges are whole samples."""
+    folder = shutil.copytree(raws[0], tmp_path / "bids")
+    onsets = np.array([1.0, 4.004, 8.5, 13.337])
+    for path in sorted(folder.glob("sub-*/eeg/*_eeg.fif")):
+        lines = "".join(f"{onset}\t0\t{'left' if k % 2 else 'right'}\n" for k, onset in enumerate(onsets))
+        path.with_name(path.name.replace("_eeg.fif", "_events.tsv")).write_text("onset\tduration\tvalue\n" + lines)
+    options = {"tmin": -0.303, "window": 1.0, "baseline": (-0.2, -0.05)}
+    store = prepare(folder, "events:left,right", tmp_path / "store", jobs=1, **options)
+    for key, raw in raws[1].items():
+        starts = np.round((onsets - 0.303) * RATE).astype(int)  # the sample that a window starts at
+        events = np.column_stack([starts - round(-0.303 * RATE), 0 * starts, 1 + 0 * starts])
+        tmin, tmax = round(-0.303 * RATE) / RATE, (round(-0.303 * RATE) + 199) / RATE
+        wanted = mne.Epochs(raw, events, tmin=tmin, tmax=tmax, baseline=(-0.2, -0.05), preload=True, verbose="ERROR")
+        rows = store.table[store.table["recording"] == key]
+        wanted_NCT = wanted.get_data(store.channels, copy=True) * 1e6
+        np.testing.assert_allclose(store.whole(rows["window"]), wanted_NCT, rtol=1e-6, atol=1e-4)
+
+
+def with_artefacts(raw):
+    """Return a signal of which one window is large at F3, and another flat at O2 and Pz."""
+    raw._data[NAMES.index("F3"), 900:910] += 3000e-6
+    raw._data[[NAMES.index("O2"), NAMES.index("Pz")], 2000:2400] = 0
+    return raw
+
+
+def test_windows_outside_of_the_limits_are_left_out_and_counted(raws, tmp_path):
+    folder = shutil.copytree(raws[0], tmp_path / "bids")
+    found = {key: with_artefacts(raw.copy()) for key, raw in raws[1].items()}
+    for key, raw in found.items():
+        (path,) = folder.rglob(f"{key}_eeg.fif")
+        raw.save(path, fmt="double", overwrite=True, verbose="ERROR")
+    filtered = {key: raw.copy().filter(1, 60, verbose="ERROR") for key, raw in found.items()}
+    spans = np.concatenate([np.ptp(epoched(raw).get_data(copy=True), axis=2) for raw in filtered.values()]) * 1e6
+    limits = {"reject": float(np.quantile(spans.max(axis=1), 0.7)), "flat": float(np.quantile(spans.min(axis=1), 0.1))}
+    volts = {name: {"eeg": limit * 1e-6} for name, limit in limits.items()}
+
+    def expected(raw):
+        return epoched(raw.filter(1, 60, verbose="ERROR"), baseline=(0, 0.5), **volts)
+
+    store = check((folder, found), tmp_path, expected, band=(1, 60), baseline=(0, 0.5), **limits)
+    counts = store.manifest.accounting.counts()
+    above = f"windows of more than {limits['reject']:g} uV peak to peak"
+    below = f"windows of less than {limits['flat']:g} uV peak to peak"
+    assert set(counts) == {above, below} and counts[above] == (spans.max(axis=1) > limits["reject"]).sum()
+    assert len(store) + sum(counts.values()) == len(spans)
+    notes = [note for note in store.manifest.accounting.notes if note.startswith("Channels with windows of")]
+    assert len(notes) == 2 and "F3" in notes[0] and "Pz" in notes[1]
+
+
+def whitened(x_NCT):
+    """Align as He & Wu do, by NumPy alone."""
+    mean_CC = np.mean([x_CT @ x_CT.T / x_CT.shape[1] for x_CT in x_NCT], axis=0)
+    return np.array([scipy.linalg.fractional_matrix_power(mean_CC, -0.5) @ x_CT for x_CT in x_NCT])
+
+
+def test_windows_are_aligned_by_recording(raws, tmp_path):
+    folder, found = raws
+    store = prepare(folder, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="euclidean")
+    assert store.manifest.unit == "1" and 1 < store.manifest.summary.scale < 1000
+    for key, raw in found.items():
+        x_NCT = store.whole(store.table.loc[store.table["recording"] == key, "window"])
+        wanted_NCT = whitened(epoched(raw.copy().filter(1, 60, verbose="ERROR")).get_data(copy=True) * 1e6)
+        np.testing.assert_allclose(x_NCT, wanted_NCT, rtol=1e-4, atol=1e-5)
+        covariance_CC = np.mean([x_CT @ x_CT.T / x_CT.shape[1] for x_CT in x_NCT.astype(float)], axis=0)
+        np.testing.assert_allclose(covariance_CC, np.eye(len(NAMES)), atol=1e-5)
+
+
+def test_alignment_of_fewer_dimensions_than_channels_stays_finite(raws, tmp_path):
+    """An average reference takes one, whose direction is left out."""
+    store = prepare(raws[0], TARGET, tmp_path / "store", jobs=1, band=(1, 60), reference="average", align="euclidean")
+    x_NCT = store.whole(range(12)).astype(float)
+    covariance_CC = np.mean([x_CT @ x_CT.T / x_CT.shape[1] for x_CT in x_NCT], axis=0)
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance_CC), [0] + [1] * (len(NAMES) - 1), atol=1e-5)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(1e-3, 1e3))
+def test_alignment_does_not_depend_on_scale_or_order(seed, n_channels, factor):
+    x_NCT = np.random.default_rng(seed).normal(size=(5, n_channels, 40)).astype(np.float32)
+    mean, other = MeanCovariance(n_channels), MeanCovariance(n_channels)
+    mean.add(x_NCT)
+    for part in (x_NCT[3:], x_NCT[:3]):
+        other.add(np.float32(factor) * part)
+    root, same = inverse_root(mean.value()), inverse_root(other.value()) * np.float32(factor)
+    np.testing.assert_allclose(root, same, rtol=1e-4, atol=1e-5)
+
+
+def test_alignment_of_nothing_is_nothing():
+    assert (inverse_root(MeanCovariance(3).value()) == 0).all()
+
+
 def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
     steps = Preprocessing(reference=("b",))
     matrix = mixing_matrix(steps, ("a", "b", "c"), ("a", "c"), frozenset())
@@ -181,6 +281,14 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"baseline": (-0.2, 0)}, r"baseline -0.2 0: needs a first and a last time in seconds from 0 to 2, where"),
+        ({"baseline": (0.5, 0.2)}, "baseline 0.5 0.2: needs a first and a last time"),
+        ({"baseline": (0.001, 0.002)}, "baseline 0.001 0.002: holds no sample of a window at 200 Hz"),
+        ({"reject": 0}, "reject 0: must be greater than 0 uV"),
+        ({"flat": -1}, "flat -1: must be greater than 0 uV"),
+        ({"reject": 10, "flat": 10}, r"reject 10: must be above flat \(10 uV\)"),
+        ({"reject": float("inf")}, "reject: Input should be a finite number"),
+        ({"align": "riemann"}, "align: Input should be 'euclidean'"),
         ({"reference": []}, "reference : needs average, or names of channels"),
         ({"reference": ["M1", "M1"]}, "reference M1,M1: needs average, or names of channels, each once"),
         ({"reference": "M3"}, "no EEG channel 'M3'; did you mean"),

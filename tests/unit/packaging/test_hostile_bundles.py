@@ -163,6 +163,10 @@ HOSTILE = {
         setting("prepare/preprocessing/bads", "interpolate"),
         "prepare/preprocessing: bads interpolate: needs the positions of a montage",
     ),
+    "a baseline without a sample": (
+        setting("prepare/preprocessing/baseline", [90.0, 99.0]),
+        "prepare/preprocessing: baseline 90 99: holds no sample",
+    ),
     "a band the wrong way round": (
         setting("prepare/preprocessing/band", [20.0, 5.0]),
         "prepare/preprocessing: band 20 5: needs a lower and a higher edge",

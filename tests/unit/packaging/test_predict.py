@@ -13,12 +13,17 @@ import torch
 from raypipe.cli import app
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT
-from raypipe.data import windower
-from raypipe.packaging.bundle import LoadedEnsemble, export_bundle
+from raypipe.data import kept_windows
+from raypipe.data.kept_windows import windows_of
+from raypipe.data.prepare import prepare
+from raypipe.data.targets import parse_target
+from raypipe.packaging.bundle import LoadedEnsemble, export_bundle, load_ensemble
 from raypipe.packaging.predict import predict, role_of
 from raypipe.recordings.layout import find_recordings
 from raypipe.recordings.recording import Recording
+from raypipe.simulation.contrast_change import simulate
 from tests.support.recordings import eeg_names, microvolts
+from tests.unit.conftest import Finished, finish
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,59 @@ def test_a_folder_is_predicted_as_its_windows_were(simulated, bundle, tmp_path):
     written = pd.read_csv(tmp_path / "out.csv", dtype={"subject": str})
     np.testing.assert_allclose(written["prediction"], table["prediction"], rtol=1e-6)
     assert list(written.columns) == list(table.columns)
+
+
+STEPS = {
+    "notch": 30,
+    "band": (1, 45),
+    "bads": "interpolate",
+    "montage": "GSN-HydroCel-129",
+    "reference": "average",
+    "baseline": (0.5, 0.7),
+    "reject": 60,
+    "flat": 0.01,
+    "align": "euclidean",
+}
+
+
+@pytest.fixture(scope="module")
+def preprocessed(tmp_path_factory) -> Finished:
+    """A run on windows that every step of preprocessing has gone through."""
+    root = tmp_path_factory.mktemp("preprocessed")
+    bids = simulate(root / "bids", subjects=9, channels=8, trials=8)
+    for table in sorted(bids.glob("sub-*/eeg/*_channels.tsv"))[::3]:
+        head, *rows = table.read_text().splitlines()
+        status = ["bad" if row.startswith("E2\t") else "good" for row in rows]
+        lines = [f"{head}\tstatus", *(f"{row}\t{one}" for row, one in zip(rows, status, strict=True))]
+        table.write_text("\n".join(lines) + "\n")
+    prepare(bids, "challenge1", root / "store", jobs=1, **STEPS)
+    return finish(root, root / "store", bids, target="challenge1")
+
+
+def test_a_bundle_repeats_the_preprocessing(preprocessed, tmp_path):
+    """Windows equal those of `prepare` to 1e-6, and so do predictions of held-out people."""
+    store, ensemble = preprocessed.windows, preprocessed.ensemble(top=2)
+    accounting = store.manifest.accounting
+    assert any("peak to peak" in reason for reason in accounting.counts())
+    assert any(
+        note.startswith("Interpolated channels, and in how many recordings: E2 (3)") for note in accounting.notes
+    )
+    bundle = load_ensemble(export_bundle(preprocessed.run, ensemble, tmp_path / "bundle", windows=store))
+    plan = bundle.info.prepare
+    for recording in find_recordings(preprocessed.bids):
+        parts = list(windows_of(recording, parse_target(plan), plan)[0])
+        cut = pd.concat([part.table for part in parts], ignore_index=True)
+        cut["place"] = range(len(cut))
+        both = cut[["onset", "place"]].merge(store.table[store.table["recording"] == recording.key], on="onset")
+        assert len(both) == (store.table["recording"] == recording.key).sum()
+        crops_NCT = np.concatenate([part.crops for part in parts])[both["place"]]
+        np.testing.assert_allclose(crops_NCT, store.gather(both["window"]), rtol=1e-6, atol=1e-6)
+    table = predict(bundle, preprocessed.bids)
+    known = store.table.iloc[ensemble.held_out.windows].assign(expected=ensemble.held_out.predictions[:, 0])
+    both = table.merge(known, on=["recording", "onset"])
+    assert len(both) == len(known)
+    np.testing.assert_allclose(both["prediction"], both["expected"], rtol=1e-5, atol=1e-6)
+    assert any("windows of more than 60 uV peak to peak" in why for why in table.attrs["left_out"].values())
 
 
 def test_a_row_depends_on_its_own_recording_only(simulated, bundle, tmp_path):
@@ -142,7 +200,7 @@ def test_a_recording_is_predicted_in_parts(simulated, bundle, monkeypatch):
         return given(self, x_NCT, **options)
 
     monkeypatch.setattr(LoadedEnsemble, "predict", watched)
-    monkeypatch.setattr(windower, "read_windows", partial(windower.read_windows, piece_bytes=8 * 4 * 600))
+    monkeypatch.setattr(kept_windows, "read_windows", partial(kept_windows.read_windows, piece_bytes=8 * 4 * 600))
     table = predict(bundle, file)
     assert len(held) > 3 and sum(held) == len(table) and max(held) < len(table) / 2
     np.testing.assert_allclose(table["prediction"], whole["prediction"], rtol=1e-4)
@@ -219,7 +277,7 @@ def test_files_and_people_that_are_not_predicted_are_named(simulated, bundle, tm
 
 
 def test_a_bad_stretch_is_no_other_scale(simulated, bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(windower, "read_windows", partial(windower.read_windows, piece_bytes=8 * 4 * 300))
+    monkeypatch.setattr(kept_windows, "read_windows", partial(kept_windows.read_windows, piece_bytes=8 * 4 * 300))
     found = find_recordings(simulated.bids)[0]
     path = tmp_path / f"{found.stem}_eeg.fif"
     x_CT = microvolts(found) * 1e-6

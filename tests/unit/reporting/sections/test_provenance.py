@@ -68,6 +68,10 @@ STEPS = {
     "bads": "interpolate",
     "montage": "biosemi64",
     "reference": ("M1", "M2"),
+    "baseline": (-0.2, 0.0),
+    "reject": 150.0,
+    "flat": 0.5,
+    "align": "euclidean",
 }
 
 
