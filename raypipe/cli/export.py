@@ -14,7 +14,7 @@ from raypipe.storage.remote import shell_quoted
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
 
-ROLES = {"learned from": "of training subjects", "held out": "of held-out subjects", "new": "of unknown subjects"}
+ROLES = {"training": "of training subjects", "held out": "of held-out subjects", "new": "of unknown subjects"}
 """Words for the roles of subjects in `predict`'s table."""
 
 
@@ -107,7 +107,8 @@ def chance(
 ) -> None:
     """Test the ensemble against chance, by shuffling the targets of held-out people.
 
-    Nothing is trained again: no choice has seen these people, so the test holds for the whole search.
+    Nothing is trained again: the held-out subjects were never used for training or model selection, so the test
+    holds for the whole search.
     """
     from raypipe.ensembles.chance import chance_test
     from raypipe.storage.run_store import RunStore

@@ -98,7 +98,7 @@ def sweep(
 ) -> None:
     """Search a space over subject folds.
 
-    The same command continues a run after a crash, and a larger --trials extends it.
+    Starts, resumes or extends a run: the same command resumes it after a crash, a larger --trials extends it.
     """
     from raypipe.cli.progress import SweepView
     from raypipe.search.sweep import sweep as search
@@ -202,7 +202,7 @@ def pretrain(
         bool,
         typer.Option(
             "--time-shift",
-            help="SimCLR: shift views in time too. Not for targets that are times.",
+            help="SimCLR: shift views in time too. Not for targets that depend on response timing.",
             rich_help_panel=OBJECTIVE,
         ),
     ] = False,

@@ -94,9 +94,9 @@ class AugmentConfig(FrozenModel):
         "fourier-surrogate",
     ] = "none"
     """`noise`: white noise is added; `amplitude`: each channel is scaled; `time-shift`: circular, of all channels
-    together, not for targets that are times; `channel-dropout`: channels are set to zero; `band-stop`: a random band is
-    removed; `sign-flip`: of all channels; `fourier-surrogate`: random phases, the same in all channels, so that spectra
-    and covariances are kept."""
+    together, not for targets that depend on response timing; `channel-dropout`: channels are set to zero; `band-stop`:
+    a random band is removed; `sign-flip`: of all channels; `fourier-surrogate`: random phases, the same in all
+    channels, so that spectra and covariances are kept."""
     prob: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of windows that are changed, in each epoch anew."""
     noise: Positive = 0.2
@@ -167,7 +167,7 @@ class PretrainConfig(FrozenModel):
     strength: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
     """SimCLR: strength of the augmentations."""
     time_shift: bool = False
-    """SimCLR: shift views in time; not for targets that are times."""
+    """SimCLR: shift views in time; not for targets that depend on response timing."""
     negatives: Literal["all", "other-subject", "same-subject"] = "all"
     """SimCLR: `other-subject` leaves out windows of the same subject; `same-subject` counts those `weight` times."""
     weight: Positive = 2.0

@@ -52,7 +52,7 @@ class FoldMap(Record):
 
     @property
     def held_out(self) -> list[str]:
-        """Return the subjects that no trial, ensemble weight or choice has seen, sorted."""
+        """Return the subjects that are never used for training or model selection, sorted."""
         return sorted(subject for subject, fold in self.fold_of.items() if fold == HELD_OUT)
 
     @property

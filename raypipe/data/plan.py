@@ -97,7 +97,9 @@ def _check_timing(target: Target, asked: Settings) -> None:
     if target.event_locked and asked.stride is not None:
         raise UserError(f"target '{target.spec}': its windows are placed at events; leave out stride")
     if not target.event_locked and asked.tmin is not None:
-        raise UserError(f"target '{target.spec}': its windows are placed side by side; leave out tmin")
+        raise UserError(
+            f"target '{target.spec}': its windows are consecutive, from the start of a recording on; leave out tmin"
+        )
     window = asked.window or target.default_window
     check_baseline(asked.preprocessing, target.default_tmin if asked.tmin is None else asked.tmin, window)
     if asked.crop is not None and asked.crop > window:

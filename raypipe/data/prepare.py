@@ -109,8 +109,8 @@ def prepare(
     channels
         Names of channels. Default: the EEG channels that all recordings have, in the first one's order.
     window, stride, tmin
-        Seconds: length of a window, time between windows side by side, start of a window after its event. Default: the
-        target's. Windows side by side do not overlap by default.
+        Seconds: length of a window, time from one window to the next, start of a window after its event. Default: the
+        target's. Consecutive windows do not overlap by default.
     crop
         Seconds of a window that a model sees at a time: a random part in training, a fixed part in evaluation. Default:
         the whole window; half of it for ``latency`` and ``challenge2``.

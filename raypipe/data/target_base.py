@@ -35,7 +35,7 @@ class WindowTiming:
 
     window: float
     stride: float
-    """Time from one window to the next, where windows are placed side by side."""
+    """Time from one window to the next, where windows are consecutive."""
     tmin: float
     """Time from an event to the start of its window."""
 
@@ -87,7 +87,7 @@ class Target(ABC):
     default_stride: ClassVar[float | None] = None
     """Seconds; None for windows that do not overlap."""
     event_locked: ClassVar[bool] = False
-    """Windows are placed at events; otherwise side by side."""
+    """Windows are placed at events; otherwise they are consecutive."""
     target_is_offset: ClassVar[bool] = False
     """The target is the start of the crop in its window (s); the targets that `segment` returns are not used."""
     target_is_time: ClassVar[bool] = False
@@ -161,7 +161,7 @@ def segments_side_by_side(duration: float, timing: WindowTiming, target: float) 
 
 
 def segments_of_subject(recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-    """Place windows side by side, with the target of the recording's subject; NaN without labels or target."""
+    """Place consecutive windows, with the target of the recording's subject; NaN without labels or target."""
     targets = (labels.by_subject or {}) if labels else {}
     return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
 

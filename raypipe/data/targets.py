@@ -1,11 +1,11 @@
 """The targets, and the specifications ``NAME:ARGUMENT`` that name them.
 
 =============================================  =====================================================================
-``participants:COLUMN[:KIND]``                a column of participants.tsv, from windows side by side. KIND is
+``participants:COLUMN[:KIND]``                a column of participants.tsv, from consecutive windows. KIND is
                                                ``regression`` or ``classification``. Without it, text is classes,
                                                and so are the codes 0 and 1, 1 and 2, or -1 and 1 if three or more
-                                               subjects have them; other numbers are regressed on
-``bids-task:A,B,...``                          the BIDS task of a recording, from windows side by side
+                                               subjects have them; other numeric columns are regression targets
+``bids-task:A,B,...``                          the BIDS task of a recording, from consecutive windows
 ``events:A,B,...``                            the value of an event (one of these), from the window after it
 ``latency:A[,B...]``                          the offset (s) at which a crop starts in the window after such an event
 ``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:

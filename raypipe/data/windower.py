@@ -106,7 +106,7 @@ def place_windows(
 ) -> tuple[list[Window], Counter[str]]:
     """Find the windows that fit in a recording, and choose the evaluated crop of each.
 
-    No window reaches into a gap. Windows side by side are placed in each span from its start on.
+    No window reaches into a gap. Consecutive windows are placed in each span from its start on.
 
     If the target is the crop's offset, the offset is uniform over whole samples, and drawn from a seed that is made of
     the recording's key and the window's onset. Other crops are in the middle of their windows, or where the challenge's

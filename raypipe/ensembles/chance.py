@@ -1,4 +1,4 @@
-"""Permutation test of an ensemble on people that no choice has seen.
+"""Permutation test of an ensemble on held-out subjects.
 
 Its p counts the observed order too (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585).
 
@@ -75,7 +75,7 @@ class ChanceTest:
 
 
 def chance_test(run: RunStore, *, permutations: int = 1000, seed: int = 0) -> ChanceTest:
-    """Test whether the ensemble of a run predicts better than chance on the people that nothing was chosen on.
+    """Test whether the ensemble of a run predicts better than chance on the held-out subjects.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def describe_target(target: str) -> str:
     if kind == "challenge2":
         return "the externalizing factor"
     if kind == "latency":
-        return f"the latency of {rest}"
+        return f"stimulus latency ({' or '.join(part.strip() for part in rest.split(','))})"
     if kind == "epochs":
         rest = rest.partition(":")[2]
     if kind in ("participants", "epochs") and "," not in rest:

@@ -1,4 +1,4 @@
-"""Nested cross-validation: scores of methods on people that no choice of the ensemble has used.
+"""Nested cross-validation: scores of methods on subjects that the ensemble was not chosen on.
 
 For each group of people, everything that `raypipe ensemble` chooses is chosen anew by the others: the epoch of each
 trial, the trials, the method and its weights. What the search itself has chosen is not repeated: which configurations

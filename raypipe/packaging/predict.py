@@ -60,7 +60,7 @@ def predict(
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
         number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
-        predicted class as `prediction`. The `role` of the subject in training is `learned from`, `held out` or
+        predicted class as `prediction`. The `role` of the subject in training is `training`, `held out` or
         `new`; predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording
         only. ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or
         a file of a folder that cannot be read.
@@ -204,4 +204,4 @@ def role_of(ensemble: LoadedEnsemble, recording: Recording) -> str:
     same = same or [name for name in fold_of if name.endswith(f"/{label}")]
     if not same:
         return "new"
-    return "held out" if all(fold_of[name] == HELD_OUT for name in same) else "learned from"
+    return "held out" if all(fold_of[name] == HELD_OUT for name in same) else "training"

@@ -45,7 +45,7 @@ def augment(
     strength
         Factor of all changes; 0 returns the windows.
     time_shift
-        Whether windows are also shifted in time (circularly); not for targets that are a time within the window.
+        Whether windows are also shifted in time (circularly); not for targets that depend on response timing.
     """
     batch, channels, times = x_BCT.shape
     device = x_BCT.device

@@ -111,12 +111,14 @@ def _cost(run: RunStore, results: Sequence[TrialResult]) -> str:
     seconds = sum(result.seconds for result in results)
     lease = read_lease(run.folder)
     options = read_options(run.folder, run.run_id)
-    parts = [f"{len(results)} trial{'s' * (len(results) != 1)}, {format_duration(seconds)} of worker time"]
+    parts = [
+        f"{len(results)} trial{'s' * (len(results) != 1)}, compute {format_duration(seconds)} (summed over workers)"
+    ]
     if gpus := float(options.get("gpus_per_worker") or 0):
         reserved = lease.gpu_hours if lease else 0.0  # limited by --gpu-hours; waiting workers count too
         parts.append(f"{gpus * seconds / 3600:.1f} GPU-hours" + (f" of {reserved:.1f} reserved" if reserved else ""))
     if lease:
-        parts.append(f"drivers ran for {format_duration(lease.spent)}")
+        parts.append(f"wall-clock {format_duration(lease.spent)}")
     return "cost: " + ", ".join(parts)
 
 

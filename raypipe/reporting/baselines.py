@@ -178,7 +178,7 @@ def _without_eeg(task: LinearTask) -> Baseline:
         for rows, pred in ((search, inside), (held_out, outside))
     ]
     oof, held = (float(value) if np.isfinite(value) else None for value in values)
-    name = "training mean" if info.kind == "regression" else "training frequencies"
+    name = "training mean" if info.kind == "regression" else "prior baseline"
     return Baseline(name=name, oof=oof, score=held, usable=True)
 
 

@@ -127,7 +127,7 @@ def _score_table(scores: OuterScores, metric: str) -> Table:
         ["without EEG", format_score(scores.constant), "", ""],
     ]
     return Table(
-        ["predictor", f"{metric} of {scores.subjects} subjects", "95 % interval", "difference to no EEG"], rows
+        ["predictor", f"{metric} of {scores.subjects} subjects", "95 % interval", "difference from chance"], rows
     )
 
 

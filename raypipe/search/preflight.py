@@ -42,7 +42,7 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
 
 
 def _check_targets_stay(windows: WindowStore) -> None:
-    """Refuse shifts in time where a target is a time within the window."""
+    """Refuse shifts in time where the target depends on response timing."""
     plan = windows.manifest.plan
     if parse_target(plan).target_is_time:
         raise UserError(

@@ -77,7 +77,7 @@ def test_the_readme_on_real_recordings(real_data, tmp_path):
     assert (tmp_path / "run/report.html").stat().st_size < 5e6
     table = pd.read_csv(tmp_path / "predictions.csv")
     assert table.groupby("recording").ngroups == 72
-    assert set(table["role"]) == {"learned from", "held out"}
+    assert set(table["role"]) == {"training", "held out"}
 
     (block,) = re.findall(r"```python\n(from raypipe import .*?)```", readme, re.DOTALL)
     block = block.replace("../shared/data", str(real_data)).replace('"arithmetic/', f'"{tmp_path}/')

@@ -73,7 +73,7 @@ def _nested_table(ensemble: Ensemble) -> Table:
         )
     metric = metric_label(ensemble.run.info.metric)
     return Table(
-        ["predictor", f"nested {metric}", "95 % interval", "nested minus naive", "difference to best trial"], rows
+        ["predictor", f"nested {metric}", "95 % interval", "nested minus naive", "difference from best trial"], rows
     )
 
 

@@ -144,7 +144,7 @@ def calibration(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[
     observed = [(y[groups == g] == 1).mean() for g in np.unique(groups)]
     axes.plot([0, 1], [0, 1], color=GREY, lw=1)
     axes.plot(predicted, observed, "o-", color=BLUE, lw=1.4, ms=4.5)
-    axes.set(xlabel=f"predicted probability of {classes[1]}", ylabel=f"frequency of {classes[1]}")
+    axes.set(xlabel=f"predicted P({classes[1]})", ylabel=f"observed frequency of {classes[1]}")
     axes.set(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.set_title("calibration (equal groups)", fontsize=9.5)
     return figure

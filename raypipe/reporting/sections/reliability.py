@@ -34,7 +34,7 @@ def reliability_section(ensemble: Ensemble) -> Markup:
         )
         figure, table = draw_figure([Panel(draw, "Coverage of intervals")], caption), _coverage_table(found, unit)
     else:
-        event = f"probability of {info.classes[1]}" if len(info.classes) == 2 else "probability of the predicted class"
+        event = f"P({info.classes[1]})" if len(info.classes) == 2 else "probability of the predicted class"
         draw = partial(reliability_plot, found, event)
         caption = (
             "Observed frequency by predicted probability, in groups of equally many windows. Bars: 95 % intervals over "

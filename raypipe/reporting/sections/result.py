@@ -73,7 +73,7 @@ def _score_table(ensemble: Ensemble, level: str) -> Table:
                 "" if name == ensemble.table.index[-1] else difference,
             ]
         )
-    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference to no EEG"]
+    head = ["predictor", f"{metric} out of fold", f"{metric} held out", "95 % interval", "difference from chance"]
     return Table(head, rows)
 
 

@@ -112,7 +112,7 @@ def scores_by_time(run: RunStore, results: Sequence[TrialResult], spans: Sequenc
     _plot_scores(axes, run, scored, lambda r: (finished[r.number] - first) / unit, (last - first) / unit)
     shade_pauses(axes, find_pauses(spans), first, unit)
     axes.set_xlim(0.0, 1.04 * (last - first) / unit)  # the last marker is drawn whole
-    axes.set_xlabel(f"{name} since the first trial was requested")
+    axes.set_xlabel(f"{name} since the first trial was queued")
     draw_legend_above(axes)
     return figure
 

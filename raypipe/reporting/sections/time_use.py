@@ -53,16 +53,16 @@ def measure_time_use(run: RunStore, spans: Sequence[TrialSpan]) -> TimeUse:
 def _use_table(use: TimeUse) -> Table:
     idle = max(0.0, use.wall - use.busy)
     rows = [
-        ["wall time, from the request of the first trial to the end of the last", format_duration(use.wall), ""],
+        ["wall-clock, from the first trial queued to the end of the last", format_duration(use.wall), ""],
         ["of this, with a trial on workers", format_duration(use.busy), format_share(use.busy, use.wall)],
-        ["of this, without: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
+        ["of this, idle: start-up, waiting, pauses", format_duration(idle), format_share(idle, use.wall)],
     ]
     if use.driven is not None:
-        rows.append(["time that drivers ran, pauses excluded", format_duration(use.driven), ""])
+        rows.append(["wall-clock of drivers, pauses excluded", format_duration(use.driven), ""])
     if use.assigned:
         rest = use.assigned - use.trained
         rows += [
-            ["worker time, summed over workers with a trial", format_duration(use.assigned), ""],
+            ["compute, summed over workers with a trial", format_duration(use.assigned), ""],
             ["of this, training and predicting", format_duration(use.trained), format_share(use.trained, use.assigned)],
             [
                 "of this, loading, checkpoints, waiting for other workers",

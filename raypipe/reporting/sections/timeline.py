@@ -38,9 +38,9 @@ def timeline_section(spans: Sequence[TrialSpan]) -> Markup:
     failed = sum(span.result.state == "failed" for span in spans)
     interrupted = sum(bool(span.resumed) for span in spans)
     counts = f"{failed} failed; {interrupted} were interrupted and resumed from a checkpoint"
-    caption = f"Thin line: from a trial's request to its end. Bar: workers trained it. {counts}."
+    caption = f"Thin line: queued to ended. Bar: training. {counts}."
     if find_pauses(spans):
-        caption += " Shaded: no trial was trained."
+        caption += " Shaded: idle."
     figure = draw_figure([Panel(partial(timeline, spans), f"Timeline of {len(spans)} trials: {counts}")], caption)
     return render_template("timeline", figure=figure)
 
@@ -61,7 +61,7 @@ def timeline(spans: Sequence[TrialSpan]) -> Figure:
     shade_pauses(axes, find_pauses(spans), first, unit)
     axes.set_yticks(numbers[:: -(-len(numbers) // _MAX_TICKS)])
     axes.set_ylim(max(numbers) + 0.6, min(numbers) - 0.6)
-    axes.set(xlabel=f"{name} since the first trial was requested", ylabel="trial")
+    axes.set(xlabel=f"{name} since the first trial was queued", ylabel="trial")
     draw_legend_above(axes)
     return figure
 

@@ -497,7 +497,7 @@ def test_ensemble_export_predict_and_check_by_command(simulated, where, tmp_path
     assert "held-out" in out or "held out" in out
     assert run("predict", tmp_path / "bundle", simulated.bids, "--out", tmp_path / "answers.csv") == 0
     roles = pd.read_csv(tmp_path / "answers.csv")["role"].value_counts()
-    counts = f"{roles['learned from']} of training subjects, {roles['held out']} of held-out subjects, 0 of unknown"
+    counts = f"{roles['training']} of training subjects, {roles['held out']} of held-out subjects, 0 of unknown"
     assert counts in capsys.readouterr().out
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0

@@ -98,7 +98,7 @@ def test_every_way_of_giving_them_gives_the_same_windows(files, tmp_path, how):
     audit_subjects(store, folds_of(store, 2, 0.2, 0))
 
 
-def test_a_column_of_numbers_is_regressed_on_and_codes_are_classes(files, tmp_path):
+def test_a_column_of_numbers_is_a_regression_target_and_codes_are_classes(files, tmp_path):
     pattern = files / "sub-*_epo.fif"
     rt = from_epochs(pattern, target="metadata:rt", groups="metadata:site", out=tmp_path / "rt")
     expected = np.concatenate([metadata_of(who)["rt"] for who in PEOPLE]).astype(np.float32)

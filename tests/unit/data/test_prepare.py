@@ -238,7 +238,11 @@ def test_a_second_prepare_at_the_same_time_is_refused(bids, out):
         (TARGET, {"window": -1}, "window -1: must be greater than 0"),
         (TARGET, {"window": float("nan")}, "window nan: Input should be a finite number"),
         (TARGET, {"stride": 1.0}, "its windows are placed at events; leave out stride"),
-        ("participants:age", {"tmin": 1.0}, "its windows are placed side by side; leave out tmin"),
+        (
+            "participants:age",
+            {"tmin": 1.0},
+            "its windows are consecutive, from the start of a recording on; leave out tmin",
+        ),
         (TARGET, {"crop": 3.0}, r"crop 3: longer than the window \(2 s\)"),
         ("latency:left_target", {"crop": 1.0}, "the crop must be shorter"),
         (TARGET, {"band": (10, 5)}, "band 10 5: needs a lower and a higher edge"),

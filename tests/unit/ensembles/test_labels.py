@@ -13,7 +13,8 @@ from raypipe.ensembles.labels import class_frequency_note, describe_target, targ
         ("participants:sex:classification", "sex"),
         ("events:left,right", "left against right"),
         ("bids-task:rest,arithmetic", "rest against arithmetic"),
-        ("latency:stim", "the latency of stim"),
+        ("latency:stim", "stimulus latency (stim)"),
+        ("latency:face,car", "stimulus latency (face or car)"),
     ],
 )
 def test_targets_in_words(target, words):

@@ -41,7 +41,7 @@ def test_a_folder_is_predicted_as_its_windows_were(simulated, bundle, tmp_path):
     both = table.merge(known, on=["recording", "onset"])
     assert len(both) == len(held.windows)
     np.testing.assert_allclose(both["prediction"], both["expected"], rtol=1e-4)
-    assert set(both["role"]) == {"held out"} and set(table["role"]) == {"held out", "learned from"}
+    assert set(both["role"]) == {"held out"} and set(table["role"]) == {"held out", "training"}
     # Windows whose response is unknown are predicted too.
     assert len(table) >= len(simulated.windows)
     assert table["recording"].is_monotonic_increasing and np.isfinite(table["prediction"]).all()
@@ -234,12 +234,12 @@ def test_what_cannot_be_predicted_is_named_and_the_rest_is_written(simulated, bu
 @pytest.mark.parametrize(
     ("fold_of", "label", "folder", "role"),
     [
-        ({"01": 0, "02": HELD_OUT}, "01", "any", "learned from"),
+        ({"01": 0, "02": HELD_OUT}, "01", "any", "training"),
         ({"01": 0, "02": HELD_OUT}, "02", "any", "held out"),
         ({"01": 0, "02": HELD_OUT}, "03", "any", "new"),
-        ({"a/01": 0, "b/01": HELD_OUT}, "01", "a", "learned from"),
+        ({"a/01": 0, "b/01": HELD_OUT}, "01", "a", "training"),
         ({"a/01": 0, "b/01": HELD_OUT}, "01", "b", "held out"),
-        ({"a/01": 0, "b/01": HELD_OUT}, "01", "c", "learned from"),
+        ({"a/01": 0, "b/01": HELD_OUT}, "01", "c", "training"),
         ({"a/01": HELD_OUT, "b/01": HELD_OUT}, "01", "c", "held out"),
         ({"a/01": 0}, "1", "a", "new"),
     ],

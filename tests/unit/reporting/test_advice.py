@@ -112,13 +112,13 @@ def test_reruns_and_invalid_draws_do_not_change_the_advice(search, monkeypatch):
 
 def test_the_cost_is_time_and_gpu_hours(search):
     run = search(0.9, 0.8, seconds=5400.0)
-    assert advise(run).cost == "cost: 2 trials, 3 h 00 min of worker time"
+    assert advise(run).cost == "cost: 2 trials, compute 3 h 00 min (summed over workers)"
     write_options(run.folder, {"gpus_per_worker": 0.5}, run.run_id)
     assert "1.5 GPU-hours" in advise(run).cost and "reserved" not in advise(run).cost
     with Lease(run.folder) as lease:
         lease.gpu_hours = 2.0
     assert "1.5 GPU-hours of 2.0 reserved" in advise(run).cost
-    assert "6 min 00 s of worker" in advise(search(0.7, seconds=-10440.0)).cost
+    assert "compute 6 min 00 s (" in advise(search(0.7, seconds=-10440.0)).cost
 
 
 def test_a_run_without_a_study(tmp_path):

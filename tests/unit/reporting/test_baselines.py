@@ -101,8 +101,8 @@ def test_baselines_of_another_format_are_refused(simulated, tmp_path):
 def test_classes_have_logistic_regression(classes):
     run, windows = classes.run, classes.windows
     rows = {row.name: row.score for row in write_baselines(run, windows)}
-    assert list(rows) == ["training frequencies", *(f"logistic regression on {x}" for x in FEATURES)]
-    assert rows["training frequencies"] == 0.5
+    assert list(rows) == ["prior baseline", *(f"logistic regression on {x}" for x in FEATURES)]
+    assert rows["prior baseline"] == 0.5
     assert rows["logistic regression on log-covariance"] > 0.7, "the bump is there, and the columns are in order"
     assert "logistic regression on band power" in baselines_section(run, classes.ensemble(top=2))
 

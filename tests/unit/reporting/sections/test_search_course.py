@@ -50,8 +50,8 @@ def test_the_time_section_has_wall_time_and_worker_time(twelve):
     results = twelve.results()
     html = time_section(twelve, results, trial_spans(twelve, results))
     text = unescape(re.sub(r"<[^>]*>", " ", html))
-    assert re.search(r"wall time, from the request of the first trial to the end of the last\s+14 min \d\d s", text)
-    assert "without: start-up, waiting, pauses" in text and "worker time, summed over workers with a trial" in text
+    assert re.search(r"wall-clock, from the first trial queued to the end of the last\s+14 min \d\d s", text)
+    assert "idle: start-up, waiting, pauses" in text and "compute, summed over workers with a trial" in text
 
 
 def test_the_timeline_has_ticks_at_trials_only(tmp_path):
