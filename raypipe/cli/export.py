@@ -14,7 +14,12 @@ from raypipe.storage.remote import shell_quoted
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
 
-ROLES = {"training": "of training subjects", "held out": "of held-out subjects", "new": "of unknown subjects"}
+ROLES = {
+    "training": "of training subjects",
+    "held out": "of held-out subjects",
+    "new": "of unknown subjects",
+    "unknown": "of subjects that were not named",
+}
 """Words for the roles of subjects in `predict`'s table."""
 
 
@@ -203,8 +208,22 @@ def score(
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe predict demo/bundle demo/bids --out predictions.csv"))
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle made by export.")],
-    recordings: Annotated[Path, typer.Argument(metavar="RECORDING|BIDS", help="A recording or a BIDS folder.")],
+    recordings: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECORDING|BIDS|EPOCHS",
+            help="A recording, a BIDS folder, or files of MNE epochs ('sub-*_epo.fif').",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="metadata:COLUMN|filename:sub",
+            help="Where epochs name their subject.",
+            show_default="whichever there is",
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code of networks in the bundle.")] = False,
 ) -> None:
@@ -215,8 +234,9 @@ def predict(
 
     with ProgressCounter(console, "predicting") as counter:
         ensemble = load_ensemble(bundle, device=device, trust_code=trust_code)
-        table = run_bundle(ensemble, recordings, out, progress=counter)
-    roles = [f"{(table['role'] == role).sum()} {words}" for role, words in ROLES.items()]
+        table = run_bundle(ensemble, recordings, out, subject=subject, progress=counter)
+    counts = {role: int((table["role"] == role).sum()) for role in ROLES}
+    roles = [f"{n} {ROLES[role]}" for role, n in counts.items() if n or role != "unknown"]
     write(f"{out}: {len(table)} windows: {', '.join(roles)}")
     for key, reasons in table.attrs["left_out"].items():
         write(f"left out: {key}: {reasons}")

@@ -130,7 +130,7 @@ def from_arrays(
     >>> from_arrays(X, y, subject, sfreq=100, ch_names=["Cz", "Pz"], out="store")  # doctest: +SKIP
     """
     channels = _channels(ch_names)
-    rate, volts = _rate(sfreq), _volts(unit)
+    rate, volts = _rate(sfreq), unit_in_volts(unit)
     subjects = read_subjects(subject)
     labels, target_N = read_labels(y, subjects, kind)
     check_subjects(set(subjects), "subject")
@@ -142,7 +142,7 @@ def from_arrays(
     spec, grouped = given_spec(SOURCE, name, labels), None if groups is None else "groups"
     asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped)
     metric_for(labels.kind, metric, asked.target)  # fails before anything is written
-    blocks = _in_microvolts(_blocks(X_NCT, len(subjects)), channels, volts)
+    blocks = in_microvolts(array_blocks(X_NCT, len(subjects)), channels, volts)
     first = next(blocks, None)
     if first is None:
         raise UserError("X holds no window")
@@ -165,15 +165,27 @@ def _rate(sfreq: float) -> float:
     return float(sfreq)
 
 
-def _volts(unit: str) -> float:
+def unit_in_volts(unit: str) -> float:
+    """Return the factor from a unit to volts.
+
+    Raises
+    ------
+    UserError
+        It is no known voltage.
+    """
     volts = volts_per(unit)
     if volts is None:
         raise UserError(f"unit '{unit}': not a unit of voltage; use V, mV, uV or nV")
     return volts
 
 
-def _blocks(x: Any, total: int) -> Iterator[NDArray[Any]]:
+def array_blocks(x: Any, total: int | None) -> Iterator[NDArray[Any]]:
     """Yield consecutive windows of an array or of an iterator over arrays, (n, C, T), as they are given.
+
+    Parameters
+    ----------
+    total
+        Number of windows that an array must have; None for any.
 
     Raises
     ------
@@ -187,10 +199,10 @@ def _blocks(x: Any, total: int) -> Iterator[NDArray[Any]]:
         return
     if len(x.shape) != 3:
         raise UserError(f"X has the shape {tuple(x.shape)}: it needs three axes (windows, channels, samples)")
-    if x.shape[0] != total:
+    if total is not None and x.shape[0] != total:
         raise UserError(f"X holds {x.shape[0]} windows, subject has {total} values: both need one per window")
     step = max(1, BLOCK_BYTES // (8 * max(1, x.shape[1] * x.shape[2])))
-    yield from (np.asarray(x[start : start + step]) for start in range(0, total, step))
+    yield from (np.asarray(x[start : start + step]) for start in range(0, x.shape[0], step))
 
 
 def _three_axes(block: NDArray[Any]) -> NDArray[Any]:
@@ -201,7 +213,7 @@ def _three_axes(block: NDArray[Any]) -> NDArray[Any]:
     return block
 
 
-def _in_microvolts(
+def in_microvolts(
     blocks: Iterable[NDArray[Any]], channels: Sequence[str], volts: float
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the windows in microvolts, at most `BLOCK_BYTES` of them at a time.

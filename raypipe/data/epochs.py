@@ -129,7 +129,7 @@ def from_epochs(
     sources = find_epochs(epochs)
     names = common_channels(sources, channels)
     check_same(sources)
-    parts = [_used_part(source, wanted, _subjects_of(source, subject, len(sources)), ledger) for source in sources]
+    parts = [_used_part(source, wanted, subjects_of(source, subject, len(sources)), ledger) for source in sources]
     subjects = [who for part in parts for who in part.subjects]
     labels, targets = _labels(parts, subjects, wanted)
     check_subjects(set(subjects), "epochs")
@@ -181,12 +181,18 @@ def parse_target(target: str) -> TargetSpec:
 def _spec(wanted: TargetSpec, labels: Labels) -> str:
     """Return the specification of the store's target; it names the events that are classes, if they are few."""
     if not wanted.column and len(labels.classes) <= MAX_NAMED_CLASSES:
-        return f"{SOURCE}:event:{','.join(labels.classes)}".replace("@", "@@")
-    return f"{SOURCE}:{wanted.spec}".replace("@", "@@")
+        return f"{SOURCE}:event:{','.join(labels.classes)}"
+    return f"{SOURCE}:{wanted.spec}"
 
 
-def _subjects_of(source: EpochsSource, subject: str | Sequence[Any], n_sources: int) -> list[str]:
-    """Return the subject of each epoch."""
+def subjects_of(source: EpochsSource, subject: str | Sequence[Any], n_sources: int) -> list[str]:
+    """Return the subject of each epoch; `subject` is that of `from_epochs`.
+
+    Raises
+    ------
+    UserError
+        It cannot be told.
+    """
     n = len(source.facts.onsets)
     if not isinstance(subject, str):
         if len(subject) != n_sources:

@@ -50,7 +50,7 @@ class GivenRows:
 
     def recordings(self) -> dict[str, Recording]:
         """Return the recordings by key, in the order in which `prepare` finds them in a BIDS folder."""
-        found = {key: _recording(key, who) for key, who in zip(self.keys, self.subjects, strict=True)}
+        found = {key: given_recording(key, who) for key, who in zip(self.keys, self.subjects, strict=True)}
         places = {key: (f"sub-{one.subject}", one.session or "", f"{key}_eeg") for key, one in found.items()}
         return {key: found[key] for key in sorted(found, key=places.__getitem__)}
 
@@ -63,7 +63,8 @@ class GivenRows:
         return found
 
 
-def _recording(key: str, subject: str) -> Recording:
+def given_recording(key: str, subject: str) -> Recording:
+    """Return the recording with a key, whose labels are read from it; there is no such file."""
     entities = entities_of(key)
     return Recording(
         path=Path(f"{key}_eeg.fif"),
@@ -256,7 +257,7 @@ def given_spec(source: str, name: str | None, labels: Labels) -> str:
     It is the source, and after a colon what is predicted: a name, or the classes if there are few.
     """
     shown = ",".join(labels.classes) if 0 < len(labels.classes) <= MAX_NAMED_CLASSES else "y"
-    return f"{source}:{name or shown}".replace("@", "@@")
+    return f"{source}:{name or shown}"
 
 
 def given_settings(spec: str, **asked: Any) -> Settings:

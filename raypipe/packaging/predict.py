@@ -1,19 +1,20 @@
-"""Predict recordings with a bundle. They are prepared as the training data were, without labels."""
+"""Predict recordings and given windows with a bundle. Recordings are prepared as the training data were."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
-from raypipe.core.folds import HELD_OUT
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
+from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.scales import MAX_RATIO
 from raypipe.data.selection import find_in_folders
@@ -21,6 +22,8 @@ from raypipe.data.target_base import Target
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import ROW_COLUMNS
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
+from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
+from raypipe.packaging.roles import role_of
 from raypipe.recordings.layout import recording_from_file
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -31,25 +34,40 @@ BATCH_SIZE = 64
 
 def predict(
     bundle: str | Path | LoadedEnsemble,
-    recordings: str | Path,
+    recordings: Any,
     out_csv: str | Path | None = None,
     *,
     per: Literal["window", "recording"] = "window",
+    subject: Any = None,
+    ch_names: Sequence[str] | None = None,
+    sfreq: float | None = None,
+    unit: str = "V",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Predict one recording, or all of a BIDS folder.
+    """Predict recordings, or windows that are given as arrays or as MNE epochs.
+
+    Recordings are prepared as the training data were. Windows are taken as they are: filters and references that the
+    bundle's data had must be applied before.
 
     Parameters
     ----------
     bundle
         A bundle's folder, or a bundle that was read.
     recordings
-        A recording file, or a BIDS folder, whose recordings of the bundle's BIDS tasks are predicted.
+        A recording file, or a BIDS folder, whose recordings of the bundle's BIDS tasks are predicted. Also windows
+        (N, channels, samples) as an array or an iterator over arrays, in volts; or MNE epochs, files of them
+        (``sub-*_epo.fif``), or several. They have the length of the bundle's windows or of what its networks see.
     out_csv
         CSV file that the table is written to.
     per
         `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows.
+    subject
+        Of arrays: (N,) subject of each window. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
+        ``filename:sub``, whichever there is.
+    ch_names, sfreq, unit
+        Of arrays: names of their channels, in any order, other ones included; their rate (Hz); their unit. Default: the
+        channels of the bundle in its order, its rate, volts.
     device
         Where a bundle's folder is run, ``cpu`` or ``cuda``; a bundle that was read predicts where it is.
     progress
@@ -60,20 +78,41 @@ def predict(
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
         number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
-        predicted class as `prediction`. The `role` of the subject in training is `training`, `held out` or
-        `new`; predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording
-        only. ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or
-        a file of a folder that cannot be read.
+        predicted class as `prediction`. The `role` of the subject in training is `training`, `held out`, `new`, or
+        `unknown` where no subject was named; predictions for subjects of the first kind say nothing about new ones. A
+        row depends on its own recording only. ``attrs["left_out"]`` says, by recording, what was not predicted and why:
+        windows with missing samples, or a file of a folder that cannot be read.
 
     Raises
     ------
     UserError
-        There are no such recordings, a channel of the bundle is missing, no window fits, or torch can use no GPU.
+        There are no such recordings, a channel of the bundle is missing, no window fits, windows have another rate,
+        length or unit, or torch can use no GPU.
     """
     if per not in ("window", "recording"):
         raise UserError(f"per '{per}': must be window or recording")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
     target = parse_target(ensemble.info.prepare)
+    given = WindowFacts(subject, ch_names, sfreq, unit)
+    if holds_windows(recordings, isinstance(target, GivenTarget)):
+        table = predict_windows(ensemble, recordings, given, per, progress)
+    else:
+        given.check_unused()
+        table = _predict_recordings(ensemble, recordings, target, per, progress)
+    if out_csv is not None:
+        text = table.to_csv(index=False, float_format="%.7g")
+        write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
+    return table
+
+
+def _predict_recordings(
+    ensemble: LoadedEnsemble,
+    recordings: str | Path,
+    target: Target,
+    per: Literal["window", "recording"],
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """Return the table of a recording, or of those of a BIDS folder."""
     found, left_out = _find_recordings(recordings, target)
     tables = _predict_each(ensemble, found, target, per, left_out, progress)
     if not tables:
@@ -83,9 +122,6 @@ def predict(
         )
     table = pd.concat(tables, ignore_index=True)
     table.attrs["left_out"] = left_out
-    if out_csv is not None:
-        text = table.to_csv(index=False, float_format="%.7g")
-        write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
     return table
 
 
@@ -190,18 +226,3 @@ def _check_scale(ensemble: LoadedEnsemble, recording: Recording, spreads: list[f
             f"{recording.path}: its samples spread over {own:.3g} uV, those that the bundle was trained on over "
             f"{usual:.3g} uV; check the units in its header and in channels.tsv"
         )
-
-
-def role_of(ensemble: LoadedEnsemble, recording: Recording) -> str:
-    """Return the role of a recording's subject in training.
-
-    A bundle of several data sets names subjects DATASET/LABEL. If none of them is this recording's, its label in any
-    of them counts, so that no prediction is called new that may not be.
-    """
-    fold_of = ensemble.info.fold_map.fold_of
-    label, dataset = recording.label, recording.root.resolve().name
-    same = [name for name in fold_of if name in (label, recording.subject, f"{dataset}/{label}")]
-    same = same or [name for name in fold_of if name.endswith(f"/{label}")]
-    if not same:
-        return "new"
-    return "held out" if all(fold_of[name] == HELD_OUT for name in same) else "training"

@@ -18,7 +18,8 @@ from raypipe.data.kept_windows import windows_of
 from raypipe.data.prepare import prepare
 from raypipe.data.targets import parse_target
 from raypipe.packaging.bundle import LoadedEnsemble, export_bundle, load_ensemble
-from raypipe.packaging.predict import predict, role_of
+from raypipe.packaging.predict import predict
+from raypipe.packaging.roles import role_of
 from raypipe.recordings.layout import find_recordings
 from raypipe.recordings.recording import Recording
 from raypipe.simulation.contrast_change import simulate
