@@ -97,8 +97,8 @@ def prepare(
     target: Annotated[
         str,
         typer.Option(
-            help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, bids-task:A,B or "
-            "latency:A. Options follow a colon, as in challenge1:OPTION,... See docs/data.md."
+            help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, events-column:COLUMN, "
+            "bids-task:A,B or latency:A. Options follow a colon, as in challenge1:OPTION,... See docs/data.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
@@ -106,6 +106,23 @@ def prepare(
         str | None,
         typer.Option(
             metavar="TASK,...", help="BIDS tasks whose recordings are used, such as rest.", show_default="all tasks"
+        ),
+    ] = None,
+    events_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of events.tsv that values of events are read from.",
+            show_default="value or trial_type",
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Condition on the columns of events.tsv, such as 'trial_type == \"target\" and correct == 1'. Other "
+            "events are left out.",
+            show_default="all events",
         ),
     ] = None,
     sfreq: Annotated[
@@ -227,6 +244,8 @@ def prepare(
             target,
             out,
             bids_task=bids_task.split(",") if bids_task is not None else (),
+            events_from=events_from,
+            select=select,
             sfreq=sfreq,
             notch=_frequencies(notch) if notch is not None else None,
             band=band,

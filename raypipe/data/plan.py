@@ -128,6 +128,8 @@ def make_plan(target: Target, asked: Settings, recordings: Sequence[Recording], 
     plan = Plan(
         target=target.spec,
         bids_task=asked.bids_task,
+        events_from=asked.events_from,
+        select=asked.select,
         channels=channels,
         sources=sources,
         sfreq=sfreq,

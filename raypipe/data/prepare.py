@@ -55,6 +55,8 @@ def prepare(
     out: str | Path,
     *,
     bids_task: str | Sequence[str] = (),
+    events_from: str | None = None,
+    select: str | None = None,
     sfreq: float | None = None,
     notch: float | Sequence[float] | None = None,
     band: tuple[float, float] | None = None,
@@ -92,6 +94,11 @@ def prepare(
         Folder for the store: new, empty, or a store made with the same settings.
     bids_task
         BIDS tasks whose recordings are used: one or several names, as in ``sub-01_task-rest_eeg.edf``. Default: all.
+    events_from
+        Column of events.tsv that values of events are read from. Default: ``value`` or ``trial_type``.
+    select
+        Condition on the columns of events.tsv that events must satisfy, such as
+        ``'trial_type == "target" and correct == 1'``; see `raypipe.recordings.event_query`.
     sfreq
         Sampling rate of the windows (Hz). Default: that of the recordings, which must then be the same for all.
     notch
@@ -151,6 +158,8 @@ def prepare(
     asked = parse_settings(
         target=target,
         bids_task=(bids_task,) if isinstance(bids_task, str) else bids_task,
+        events_from=events_from,
+        select=select,
         sfreq=sfreq,
         preprocessing=parse_preprocessing(
             notch=notch,

@@ -124,6 +124,7 @@ def select_recordings(target: Target, folders: Sequence[Path | RemoteBids]) -> S
     if not recordings:
         raise UserError(f"target '{target.spec}': all recordings were left out ({list_some(set(excluded.values()))})")
     labels = target.read_labels(recordings)
+    ledger.notes += labels.notes
     if labels.by_subject is not None:
         _check_finite(target, labels.by_subject)
         labelled = [r for r in recordings if r.subject in labels.by_subject]

@@ -27,6 +27,10 @@ class TargetSpec(FrozenModel):
     """Specification; see `raypipe.data.targets`."""
     bids_task: tuple[str, ...] = ()
     """BIDS tasks whose recordings are used; empty for all, or for those that the target itself names."""
+    events_from: str | None = None
+    """Column of events.tsv that values of events are read from; None for ``value`` or ``trial_type``."""
+    select: str | None = None
+    """Condition that events must satisfy (`raypipe.recordings.event_query`); None for all."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Labels:
     """Names of the classes; a target is an index into them. Empty for regression."""
     by_subject: dict[str, float] | None = None
     """Target of each subject, where all windows of a subject share one. Subjects without a target are missing."""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Sentences on how the values were taken."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@
                                                subjects have them; other numeric columns are regression targets
 ``bids-task:A,B,...``                          the BIDS task of a recording, from consecutive windows
 ``events:A,B,...``                            the value of an event (one of these), from the window after it
+``events-column:COLUMN[:KIND]``                a column of events.tsv, from the window after each event with a value.
+                                               Numbers are regressed on, text is classes; KIND as above
 ``latency:A[,B...]``                          the offset (s) at which a crop starts in the window after such an event
 ``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:
                                                ``drop-duplicates`` (leave out trials that are copies of trials of an
@@ -24,21 +26,20 @@ To add a target, write a subclass of `Target` with `segment` and, if the targets
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 from unicodedata import normalize
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.metrics import Kind
 from raypipe.data.challenge import parse_challenge1, parse_challenge2
+from raypipe.data.column_labels import column_labels, split_kind
+from raypipe.data.event_targets import Events, EventsColumn, EventTarget, Latency
 from raypipe.data.given_target import FUNCTIONS, GivenTarget
 from raypipe.data.person_column import read_person_column
 from raypipe.data.target_base import (
     Labels,
-    Segment,
     Segments,
     Target,
     TargetSpec,
@@ -47,12 +48,8 @@ from raypipe.data.target_base import (
     segments_side_by_side,
     split_names,
 )
-from raypipe.recordings.events import VALUE_COLUMNS, columns_with, event_values, match_events
+from raypipe.recordings.event_query import parse_query
 from raypipe.recordings.recording import Recording
-from raypipe.recordings.signal import UnreadableRecordingError
-
-NO_EVENT = "recordings without an event of the target"
-"""Reason for leaving recordings out."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +61,7 @@ class Participants(Target):
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         column = read_person_column(recordings, self.column, as_text=self.kind == "classification")
-        where, values = column.where, column.values
-        if not values:
-            raise UserError(f"{where} is n/a for every subject that has recordings")
-        distinct = sorted(set(values.values()))
-        if len(distinct) < 2:
-            raise UserError(f"{where} is {_shown(distinct[0])} for every subject; there is nothing to predict")
-        if self._is_regression(column.is_numeric, distinct, len(values)):
-            if not column.is_numeric:
-                raise UserError(f"{where} holds text ('{distinct[0]}'); regression needs numbers")
-            return Labels("regression", (), {subject: float(value) for subject, value in values.items()})
-        if len(distinct) == len(values):
-            raise UserError(f"{where} is different for every subject; classes need subjects that share one")
-        index = {value: float(number) for number, value in enumerate(distinct)}
-        targets = {subject: index[value] for subject, value in values.items()}
-        return Labels("classification", tuple(_shown(value) for value in distinct), targets)
-
-    def _is_regression(self, numeric: bool, distinct: Sequence[float | str], n_subjects: int) -> bool:
-        if self.kind is not None:
-            return self.kind == "regression"
-        return numeric and not _are_codes(distinct, n_subjects)
+        return column_labels(column.values, column.where, self.kind, is_numeric=column.is_numeric)
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         return segments_of_subject(recording, duration, timing, labels)
@@ -103,98 +81,25 @@ class BidsTask(Target):
         return segments_side_by_side(duration, timing, float(target))
 
 
-@dataclass(frozen=True)
-class Events(Target):
-    """Predict the value of an event from the window after it."""
-
-    values: tuple[str, ...] = ()
-
-    default_window: ClassVar[float] = 1.0
-    event_locked: ClassVar[bool] = True
-
-    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        _check_values(self, self.values, recordings)
-        return Labels("classification", self.values)
-
-    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-        found = match_events(recording.sidecar("events.tsv"), self.values)
-        target = {value: float(i) if labels else float("nan") for i, value in enumerate(self.values)}
-        pairs = zip(found.onsets, found.values, strict=True)
-        segments = [Segment(onset + timing.tmin, target[value]) for onset, value in pairs]
-        if not segments:
-            found.left_out[NO_EVENT] += 1
-        else:
-            absent = sorted(set(self.values) - set(found.values))
-            found.left_out.update(f"recordings without an event '{name}'" for name in absent)
-        return Segments(segments, found.left_out)
-
-
-@dataclass(frozen=True)
-class Latency(Events):
-    """Predict the offset of a crop in the window after an event: a regression for any event-locked data."""
-
-    target_is_offset: ClassVar[bool] = True
-    target_is_time: ClassVar[bool] = True
-
-    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
-        _check_values(self, self.values, recordings)
-        return Labels("regression")
-
-    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-        return super().segment(recording, duration, timing, None)
-
-
-def _are_codes(values: Sequence[float | str], n_subjects: int) -> bool:
-    """Return whether numbers are the codes of two classes (0 and 1, 1 and 2, -1 and 1) that subjects share."""
-    return len(values) == 2 < n_subjects and tuple(values) in ((0, 1), (1, 2), (-1, 1))
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.15g}"
-
-
-def _check_values(target: Target, values: Sequence[str], recordings: Sequence[Recording]) -> None:
-    """Check that every value is that of some event; the error names similar values, or the column that has it."""
-    missing, files = set(values), []
-    for recording in recordings:
-        try:
-            files.append(recording.sidecar("events.tsv"))
-            missing -= set(match_events(files[-1], values).values)
-        except UnreadableRecordingError:
-            continue  # reported when this recording itself is read
-        if not missing:
-            return
-    name = sorted(missing)[0]
-    seen = dict.fromkeys(value for file in files for value in _values_in(file))
-    problem = f"target '{target.spec}': no event has the value '{name}'"
-    if files and not any(file.is_file() for file in files):
-        raise UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
-    for file in files:
-        columns = columns_with(file, name)
-        if columns:
-            raise UserError(f"{problem}; it stands in column '{columns[0]}' of {file}, values in {VALUE_COLUMNS[1]}")
-    raise UserError(f"{problem}; {nearest(name, sorted(seen))}")
-
-
-def _values_in(file: Path) -> Iterator[str]:
-    with contextlib.suppress(UnreadableRecordingError):
-        for counts in event_values(file).values():
-            yield from counts
-
-
 def _parse_participants(spec: str, argument: str) -> Target:
-    column, _, last = argument.rpartition(":")
-    if column and last in ("regression", "classification"):
-        return Participants(spec, column=column, kind="regression" if last == "regression" else "classification")
-    if not argument:
+    column, kind = split_kind(argument)
+    if not column:
         raise UserError(f"target '{spec}': needs a column of participants.tsv, such as participants:age")
-    return Participants(spec, column=argument)
+    return Participants(spec, column=column, kind=kind)
+
+
+def _parse_events_column(spec: str, argument: str) -> Target:
+    column, kind = split_kind(argument)
+    if not column:
+        raise UserError(f"target '{spec}': needs a column of events.tsv, such as events-column:response_time")
+    return EventsColumn(spec, column=column, kind=kind)
 
 
 TARGETS: dict[str, Callable[[str, str], Target]] = {
     "participants": _parse_participants,
     "bids-task": lambda spec, argument: BidsTask(spec, bids_tasks=split_names(spec, argument, 2)),
     "events": lambda spec, argument: Events(spec, values=split_names(spec, argument, 2)),
+    "events-column": _parse_events_column,
     "latency": lambda spec, argument: Latency(spec, values=split_names(spec, argument, 1)),
     "challenge1": parse_challenge1,
     "challenge2": parse_challenge2,
@@ -222,12 +127,27 @@ def parse_target(asked: TargetSpec | str) -> Target:
     name, _, argument = normalize("NFC", spec).partition(":")
     if name not in TARGETS:
         raise UserError(f"target '{spec}': unknown target '{name}'; {nearest(name, TARGETS)}")
-    target = TARGETS[name](spec, argument.strip())
+    target = _with_events(TARGETS[name](spec, argument.strip()), asked)
     if not asked.bids_task:
         return target
     if target.selects_recordings:
         raise UserError(f"target '{spec}': it selects its recordings by their BIDS task; leave out --bids-task")
     return replace(target, bids_tasks=_named_bids_tasks(asked.bids_task))
+
+
+def _with_events(target: Target, asked: TargetSpec) -> Target:
+    """Return the target at the events that are asked for."""
+    if asked.events_from is not None:
+        if not isinstance(target, Events):
+            raise UserError(f"target '{target.spec}': it reads no values of events; leave out --events-from")
+        if not asked.events_from.strip():
+            raise UserError("--events-from: names no column")
+        target = replace(target, events_from=asked.events_from.strip())
+    if asked.select is None:
+        return target
+    if not isinstance(target, EventTarget):
+        raise UserError(f"target '{target.spec}': no events can be chosen for its windows; leave out --select")
+    return replace(target, query=parse_query(asked.select))
 
 
 def _named_bids_tasks(names: Sequence[str]) -> tuple[str, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 import numpy as np
 
+from raypipe.recordings.event_query import EventQuery
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
-from raypipe.recordings.tables import find_column, is_missing, missing_column, parse_number, read_tsv
+from raypipe.recordings.tables import find_column, is_missing, list_columns, missing_column, parse_number, read_tsv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 VALUE_COLUMNS = ("value", "trial_type")
 """Columns in which an event's value is looked for, the first first."""
 NO_ONSET = "events without an onset"
+NOT_SELECTED = "events that --select does not take"
 OTHER_SPELLING = "events spelt like a value that is asked for, which the file has in several spellings"
 """Reasons for leaving events out."""
 
@@ -68,37 +70,44 @@ class MatchedEvents:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
+def match_events(
+    path: Path, wanted: Sequence[str], column: str | None = None, select: EventQuery | None = None
+) -> MatchedEvents:
     """Find the events whose value is one of `wanted`.
 
-    Values are looked for in the column ``value`` or ``trial_type``: that in which more of them are found. A cell is a
-    value if it is equal, or an equal number (``1.0`` and ``1``), or differs in upper and lower case only and the file
-    has no cell that is equal.
+    A cell is a value if it is equal, or an equal number (``1.0`` and ``1``), or differs in upper and lower case only
+    and the file has no cell that is equal.
+
+    Parameters
+    ----------
+    column
+        Column in which values are looked for. Default: ``value`` or ``trial_type``, that in which more of them are
+        found.
+    select
+        Condition that events must satisfy.
 
     Raises
     ------
     UnreadableRecordingError
-        The file is missing or damaged, has neither column, or the columns contradict each other.
+        The file is missing or damaged, or lacks a column; or the two columns contradict each other, or hold the same
+        value in different rows.
     """
     events = _read(path)
-    columns = [column for column in VALUE_COLUMNS if column in events.columns]
+    columns = [name for name in VALUE_COLUMNS if name in events.columns]
+    if column is not None:
+        columns = [event_column(path, events, column)]
     if not columns:
         raise UnreadableRecordingError(_no_value(path, events))
-    spelt = {column: find_spellings(events[column], wanted) for column in columns}
-    ranked = sorted(columns, key=lambda column: -len(set(spelt[column].values())))
-    best = ranked[0]
+    spelt = {name: find_spellings(events[name], wanted) for name in columns}
+    best, *others = sorted(columns, key=lambda name: -len(set(spelt[name].values())))
     names = events[best].map(spelt[best]).astype(object)
-    for other in ranked[1:]:  # one file may have some values in one column, and the others in the other
+    for other in others:  # one file may have some values in one column, and the others in the other
         theirs = events[other].map(spelt[other]).astype(object)
-        contradicting = names.notna() & theirs.notna() & (names != theirs)
-        if contradicting.any():
-            row = int(contradicting.to_numpy().argmax())
-            raise UnreadableRecordingError(
-                f"{path}: columns '{best}' and '{other}' contradict each other ('{names.iloc[row]}' and "
-                f"'{theirs.iloc[row]}' in row {row + 1}); correct one of them"
-            )
+        _check_agreement(path, events, {best: names, other: theirs})
         names = names.where(names.notna(), theirs)
-    found = events.assign(name=names)[names.notna().to_numpy()]
+    taken = np.ones(len(events), bool) if select is None else select.rows(events, path)
+    not_selected = int((names.notna().to_numpy() & ~taken).sum())
+    found = events.assign(name=names)[names.notna().to_numpy() & taken]
     onsets = np.array([_onset(path, cell) for cell in found["onset"]], float)
     finite = np.isfinite(onsets)
     kept = found.assign(onset=onsets)[finite].sort_values("onset", kind="stable")
@@ -106,7 +115,73 @@ def match_events(path: Path, wanted: Sequence[str]) -> MatchedEvents:
     folded = {normalize("NFC", value).casefold() for value in wanted}
     alike = names.isna() & events[best].map(lambda cell: cell.casefold() in folded).astype(bool)
     left_out[OTHER_SPELLING] = int(alike.sum())
+    left_out[NOT_SELECTED] = not_selected
     return MatchedEvents(kept["onset"].tolist(), kept["name"].tolist(), +left_out)
+
+
+def _check_agreement(path: Path, events: pd.DataFrame, names: Mapping[str, pd.Series[Any]]) -> None:
+    """Check that two columns do not name one row by two values, or a value in different rows.
+
+    Parameters
+    ----------
+    names
+        The wanted value of each row, by column; missing where the cell is none.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        They do.
+    """
+    (one, first), (other, second) = names.items()
+    choose = f"choose one with --events-from ({list_columns(events)})"
+    contradicting = first.notna() & second.notna() & (first != second)
+    if contradicting.any():
+        row = int(contradicting.to_numpy().argmax())
+        raise UnreadableRecordingError(
+            f"{path}: columns '{one}' and '{other}' contradict each other ('{first.iloc[row]}' and "
+            f"'{second.iloc[row]}' in row {row + 1}); correct one of them, or {choose}"
+        )
+    for value in set(first.dropna()) & set(second.dropna()):
+        if not (first == value).equals(second == value):
+            raise UnreadableRecordingError(
+                f"{path}: columns '{one}' and '{other}' both hold '{value}', in different rows; {choose}"
+            )
+
+
+def event_column(path: Path, events: pd.DataFrame, column: str) -> str:
+    """Return the name that a table of events has for a column.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        It has no such column (names those that it has).
+    """
+    name = find_column(events, column)
+    if name is None:
+        raise UnreadableRecordingError(f"{path}: no column '{column}' ({list_columns(events)})")
+    return name
+
+
+def selected_events(path: Path, select: EventQuery | None) -> tuple[pd.DataFrame, Counter[str]]:
+    """Read the events that satisfy a condition and have an onset, by ascending onset.
+
+    Returns
+    -------
+    events, left_out
+        The table, `onset` in seconds and the other columns but `duration` as text; and the number of other events by
+        reason.
+
+    Raises
+    ------
+    UnreadableRecordingError
+        The file is missing or damaged, or lacks a column of the condition.
+    """
+    events = _read(path)
+    taken = np.ones(len(events), bool) if select is None else select.rows(events, path)
+    onsets = np.array([_onset(path, cell) for cell in events["onset"]], float)
+    kept = events.assign(onset=onsets)[taken & np.isfinite(onsets)].sort_values("onset", kind="stable")
+    left_out = Counter({NOT_SELECTED: int((~taken).sum()), NO_ONSET: int((taken & ~np.isfinite(onsets)).sum())})
+    return kept, +left_out
 
 
 def columns_with(path: Path, value: str) -> list[str]:
@@ -118,14 +193,29 @@ def columns_with(path: Path, value: str) -> list[str]:
     return [str(name) for name in events.columns if name not in ("onset", "duration") and value in set(events[name])]
 
 
-def event_values(path: Path) -> dict[str, Counter[str]]:
-    """Return how often each value is there, by column (``value``, ``trial_type``); missing values are not counted."""
+def event_values(path: Path, column: str | None = None) -> dict[str, Counter[str]]:
+    """Return how often each value is there, by column; missing values are not counted.
+
+    Parameters
+    ----------
+    column
+        The column. Default: ``value`` and ``trial_type``.
+    """
     events = _read(path)
+    columns = VALUE_COLUMNS if column is None else (find_column(events, column) or "",)
     return {
-        column: Counter(cell for cell in events[column] if not is_missing(cell))
-        for column in VALUE_COLUMNS
-        if column in events.columns
+        name: Counter(cell for cell in events[name] if not is_missing(cell))
+        for name in columns
+        if name in events.columns
     }
+
+
+def read_column_names(path: Path) -> list[str]:
+    """Return the names of the columns of an events file; none if it cannot be read."""
+    try:
+        return [str(name) for name in _read(path).columns]
+    except UnreadableRecordingError:
+        return []
 
 
 def find_spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:

@@ -106,6 +106,11 @@ def missing_column(path: Path, column: str, table: pd.DataFrame) -> str:
     return f"{path}: no column '{column}'; {nearest(column, table.columns)}"
 
 
+def list_columns(table: pd.DataFrame) -> str:
+    """Return the names of a table's columns for a message."""
+    return f"columns: {', '.join(map(str, table.columns))}"
+
+
 def is_missing(cell: str) -> bool:
     """Return whether a cell is a spelling of a missing value."""
     return cell.lower() in MISSING

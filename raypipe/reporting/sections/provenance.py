@@ -84,6 +84,8 @@ def prepare_command(settings: Settings) -> list[str]:
     """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
     words = ["raypipe", "prepare", "RECORDINGS", "--target", settings.target, "--out", "STORE"]
     words += ["--bids-task", ",".join(settings.bids_task)] if settings.bids_task else []
+    words += ["--events-from", settings.events_from] if settings.events_from is not None else []
+    words += ["--select", settings.select] if settings.select is not None else []
     words += flags(settings.preprocessing)
     if settings.channels is not None:
         words += ["--channels", ",".join(settings.channels)]

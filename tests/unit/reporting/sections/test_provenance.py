@@ -52,6 +52,8 @@ def test_the_command_lines_give_the_same_folds_and_space(twelve):
 
 ASKED = {
     "target": "events:left,right",
+    "events_from": "trial_type",
+    "select": "correct == 1 and block != 'training'",
     "sfreq": 128.0,
     "channels": ("Cz", "Pz"),
     "window": 4.0,
@@ -80,11 +82,11 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
 
     from raypipe.cli.app import app
 
-    words = prepare_command(Settings(**ASKED, preprocessing=Preprocessing(**STEPS)))
+    words = prepare_command(Settings(**ASKED, bids_task=("odd", "rest"), preprocessing=Preprocessing(**STEPS)))
     group = typer.main.get_command(app)
     parsed = group.commands["prepare"].make_context("prepare", words[2:]).params
     given = {name: parsed[name] for name in ASKED} | {"channels": tuple(parsed["channels"].split(","))}
-    assert given == ASKED
+    assert given == ASKED and parsed["bids_task"] == "odd,rest"
     assert set(STEPS) == set(Preprocessing.model_fields)
     assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100", "reference": "M1,M2"}
     plain = Settings(**dict.fromkeys(ASKED) | {"target": "challenge1", "dtype": "float32"})

@@ -1,0 +1,205 @@
+"""Targets whose windows are placed at events: their value, a column of theirs, or a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from raypipe.core.errors import UserError, nearest
+from raypipe.core.metrics import Kind
+from raypipe.data.column_labels import column_labels, shown
+from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming
+from raypipe.recordings.event_query import EventQuery
+from raypipe.recordings.events import (
+    columns_with,
+    event_column,
+    event_values,
+    match_events,
+    read_column_names,
+    selected_events,
+)
+from raypipe.recordings.participants import participants_table, typed_column
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import MISSING_NUMBER, find_column, parse_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_EVENT = "recordings without an event of the target"
+NO_VALUE = "events whose '{}' is n/a"
+"""Reasons for leaving recordings and events out."""
+
+
+@dataclass(frozen=True)
+class EventTarget(Target):
+    """A target whose windows are placed at events of events.tsv."""
+
+    query: EventQuery | None = None
+    """Condition that events must satisfy."""
+
+    default_window: ClassVar[float] = 1.0
+    event_locked: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Events(EventTarget):
+    """Predict the value of an event from the window after it."""
+
+    values: tuple[str, ...] = ()
+    events_from: str | None = None
+    """Column that values are read from; None for ``value`` or ``trial_type``."""
+
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        _check_values(self, recordings)
+        return Labels("classification", self.values)
+
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        found = match_events(recording.sidecar("events.tsv"), self.values, self.events_from, self.query)
+        target = {value: float(i) if labels else float("nan") for i, value in enumerate(self.values)}
+        pairs = zip(found.onsets, found.values, strict=True)
+        segments = [Segment(onset + timing.tmin, target[value]) for onset, value in pairs]
+        if not segments:
+            found.left_out[NO_EVENT] += 1
+        else:
+            absent = sorted(set(self.values) - set(found.values))
+            found.left_out.update(f"recordings without an event '{name}'" for name in absent)
+        return Segments(segments, found.left_out)
+
+
+@dataclass(frozen=True)
+class Latency(Events):
+    """Predict the offset of a crop in the window after an event: a regression for any event-locked data."""
+
+    target_is_offset: ClassVar[bool] = True
+    target_is_time: ClassVar[bool] = True
+
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        _check_values(self, recordings)
+        return Labels("regression")
+
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        return super().segment(recording, duration, timing, None)
+
+
+@dataclass(frozen=True)
+class EventsColumn(EventTarget):
+    """Predict a column of events.tsv, such as the response time, from the window after each event that has a value.
+
+    For prediction, windows are at the events that have a value, and in files without the column at all events that
+    `query` takes.
+    """
+
+    column: str = ""
+    kind: Kind | None = None
+
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        first: dict[str, str] = {}
+        count, first_file = 0, None
+        refused: list[tuple[Path, UnreadableRecordingError]] = []
+        for recording in recordings:
+            path = recording.sidecar("events.tsv")
+            try:
+                events, _ = selected_events(path, self.query)
+                cells = events[event_column(path, events, self.column)]
+            except UnreadableRecordingError as error:
+                refused.append((path, error))
+                continue  # reported when this recording itself is read
+            first_file = first_file or path
+            known = [(row, cell) for row, cell in cells.items() if cell.lower() not in MISSING_NUMBER]
+            count += len(known)
+            for row, cell in known:
+                first.setdefault(cell, f"{recording.key}, row {int(str(row)) + 1}")
+        if first_file is None:
+            raise _no_column(self, refused, recordings[0].root)
+        where = f"{first_file}: column '{self.column}'"
+        column = typed_column(
+            {place: cell for cell, place in first.items()}, where, as_text=self.kind == "classification"
+        )
+        labels = column_labels(column.values, where, self.kind, is_numeric=column.is_numeric, each="event", count=count)
+        return Labels(labels.kind, labels.classes, notes=labels.notes)
+
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        path = recording.sidecar("events.tsv")
+        events, left_out = selected_events(path, self.query)
+        if labels is None and find_column(events, self.column) is None:
+            segments = [Segment(onset + timing.tmin) for onset in events["onset"]]
+        else:
+            segments = self._labelled(events, event_column(path, events, self.column), timing, labels, left_out)
+        if not segments:
+            left_out[NO_EVENT] += 1
+        return Segments(segments, left_out)
+
+    def _labelled(
+        self, events: pd.DataFrame, column: str, timing: WindowTiming, labels: Labels | None, left_out: Counter[str]
+    ) -> list[Segment]:
+        """Return the windows of events with a value; count the others."""
+        known = events[[cell.lower() not in MISSING_NUMBER for cell in events[column]]]
+        left_out[NO_VALUE.format(column)] += len(events) - len(known)
+        pairs = zip(known["onset"], known[column], strict=True)
+        return [Segment(onset + timing.tmin, _target(cell, labels)) for onset, cell in pairs]
+
+
+def _target(cell: str, labels: Labels | None) -> float:
+    """Return the value of a cell, or the index of its class; NaN without labels."""
+    number = parse_number(cell)
+    if labels is None or (labels.kind == "regression" and number is None):
+        return float("nan")
+    if labels.kind == "regression":
+        return float(number or 0.0)
+    return float(labels.classes.index(cell if cell in labels.classes or number is None else shown(number)))
+
+
+def _no_column(target: EventsColumn, refused: Sequence[tuple[Path, UserError]], root: Path) -> UserError:
+    """Return the error for a column that no table of events has; it names the columns, and the table that has it."""
+    files = {file: names for file, _ in refused if (names := read_column_names(file))}
+    if not files:
+        return UserError(
+            f"target '{target.spec}': no recording has an events.tsv that can be read (annotations inside the files "
+            "are not read)"
+        )
+    if any(name.casefold() == target.column.casefold() for names in files.values() for name in names):
+        return refused[0][1]
+    file, names = next(iter(files.items()))
+    problem = f"no events.tsv has the column '{target.column}' ({file.name}: {', '.join(names)})"
+    people = participants_table(root)
+    if people is not None and find_column(people, target.column):
+        problem += f"; participants.tsv has it: --target participants:{target.column}"
+    return UserError(f"target '{target.spec}': {problem}")
+
+
+def _check_values(target: Events, recordings: Sequence[Recording]) -> None:
+    """Check that every value is that of some event; the error names similar values, or the columns that have it."""
+    missing, files, problems = set(target.values), [], []
+    for recording in recordings:
+        try:
+            files.append(recording.sidecar("events.tsv"))
+            missing -= set(match_events(files[-1], target.values, target.events_from, target.query).values)
+        except UnreadableRecordingError as error:
+            problems.append(error)
+            continue  # reported when this recording itself is read
+        if not missing:
+            return
+    name = sorted(missing)[0]
+    problem = f"target '{target.spec}': no event {'that --select takes ' * bool(target.query)}has the value '{name}'"
+    if files and not any(file.is_file() for file in files):
+        raise UserError(f"{problem}; no recording has an events.tsv (annotations inside the files are not read)")
+    if len(problems) == len(files):
+        raise problems[0]
+    for file in files:
+        columns = columns_with(file, name)
+        if columns and not target.query:
+            named = " and ".join(f"'{column}'" for column in columns)
+            raise UserError(f"{problem}; it stands in column {named} of {file}: --events-from {columns[0]}")
+    seen = dict.fromkeys(value for file in files for value in _values_in(file, target.events_from))
+    raise UserError(f"{problem}; {nearest(name, sorted(seen))}")
+
+
+def _values_in(file: Path, column: str | None) -> Iterator[str]:
+    with contextlib.suppress(UnreadableRecordingError):
+        for counts in event_values(file, column).values():
+            yield from counts
