@@ -11,8 +11,7 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raypipe.core.config import TrialConfig
-from raypipe.core.model_config import MODELS, OwnConfig
+from raypipe.core.config import SECTIONS, TrialConfig
 from raypipe.core.options import PretrainOptions, SweepOptions, default_of, flag_of, help_of
 
 DOCS = Path(__file__).parent
@@ -24,28 +23,35 @@ def parameter_table() -> str:
     lines = ["| name | default | values | what it does |", "|---|---|---|---|"]
     for name, field in TrialConfig.model_fields.items():
         inner = field.annotation
-        if name == "model":
-            for model, config in MODELS.items():
-                lines.append(f"| **model/**, `{model}` | | | {_plain(config.__doc__ or '')} |")
-                lines += [_row(f"model/{own}", each) for own, each in config.model_fields.items()]
-            lines += _own_rows()
+        if name in SECTIONS:
+            for config in SECTIONS[name]:
+                kind = f", `{config.model_fields['name'].default}`" if name == "model" else ""
+                lines += _section(name, config, kind) if config is not SECTIONS[name][-1] else _own_rows(name, config)
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            lines.append(f"| **{name}/** | | | {_plain(inner.__doc__ or '')} |")
-            lines += [_row(f"{name}/{own}", each) for own, each in inner.model_fields.items()]
+            lines += _section(name, inner)
         else:
             lines.append(_row(name, field))
     return "\n".join(lines)
 
 
-def _own_rows() -> list[str]:
-    """Return the rows of a network of the user's own."""
-    name, args = (_plain(OwnConfig.model_fields[each].description or "") for each in ("name", "args"))
-    return [
-        f"| **model/**, your own | | | {_plain(OwnConfig.__doc__ or '')} |",
-        f"| `model/name` | `file.py:Name` | text | {name} |",
-        _row("model/norm", OwnConfig.model_fields["norm"]),
-        f"| `model/args` | `none` | text, numbers, True, False, None, lists | {args} |",
-    ]
+def _section(name: str, config: type[BaseModel], kind: str = "") -> list[str]:
+    """Return the rows of a section's configuration; `kind` is the model that it is of."""
+    heading = f"| **{name}/**{kind} | | | {_plain(config.__doc__ or '')} |"
+    return [heading, *(_row(f"{name}/{own}", each) for own, each in config.model_fields.items())]
+
+
+def _own_rows(section: str, config: type[BaseModel]) -> list[str]:
+    """Return the rows of users' code."""
+    rows = [f"| **{section}/**, your own | | | {_plain(config.__doc__ or '')} |"]
+    for name, field in config.model_fields.items():
+        text = _plain(field.description or "")
+        if name == "name":
+            rows.append(f"| `{section}/name` | `file.py:Name` | text | {text} |")
+        elif name == "args":
+            rows.append(f"| `{section}/args` | `none` | text, numbers, True, False, None, lists | {text} |")
+        elif name != "code":
+            rows.append(_row(f"{section}/{name}", field))
+    return rows
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -11,7 +11,7 @@ from raypipe.core.model_config import MODELS
 from raypipe.core.text import either
 
 if TYPE_CHECKING:
-    from raypipe.core.config import LossConfig, TrialConfig
+    from raypipe.core.config import LossConfig, OwnLossConfig, TrialConfig
 
 ENCODERS = either(name for name, model in MODELS.items() if model.encodes)
 """The models that can be pretrained, for messages."""
@@ -126,7 +126,7 @@ def check_kind(config: TrialConfig, kind: Kind) -> None:
         raise UserError(f"{name}: it is for regression, this target is a classification (leave it out)")
 
 
-def check_loss(loss: LossConfig, kind: Kind) -> None:
+def check_loss(loss: LossConfig | OwnLossConfig, kind: Kind) -> None:
     """Check that a loss suits the kind of target; raises as `check_kind`."""
     if kind == "regression" and loss.smoothing:
         raise UserError("loss/smoothing: labels are smoothed for classes only, this target is a regression (use 0)")

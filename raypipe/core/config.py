@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
-from raypipe.core.model_config import ModelConfig, is_closed_form
+from raypipe.core.model_config import MODELS, ModelConfig, OwnConfig, is_closed_form
 from raypipe.core.network_config import ConformerConfig
+from raypipe.core.own_config import OWN, Arguments, OwnCode, own_or
 from raypipe.core.record import FrozenModel
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e6)]
 
@@ -72,7 +74,7 @@ class MixupConfig(FrozenModel):
     arXiv:2210.05775); `cutmix` in time, `cutmix-channels` over channels (after Yun et al. 2019, arXiv:1905.04899)."""
     alpha: Positive = 0.3
     """Mixing weights are drawn from Beta(alpha, alpha)."""
-    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    prob: Share = 1.0
     """Share of batches that are mixed."""
     bandwidth: Positive = 0.5
     """C-Mixup: width of the kernel over target differences, in standard deviations of the training targets."""
@@ -97,7 +99,7 @@ class AugmentConfig(FrozenModel):
     together, not for targets that depend on response timing; `channel-dropout`: channels are set to zero; `band-stop`:
     a random band is removed; `sign-flip`: of all channels; `fourier-surrogate`: random phases, the same in all
     channels, so that spectra and covariances are kept."""
-    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    prob: Share = 0.5
     """Share of windows that are changed, in each epoch anew."""
     noise: Positive = 0.2
     """`noise`: its standard deviation, in standard deviations of the channel in the window."""
@@ -111,6 +113,17 @@ class AugmentConfig(FrozenModel):
     """`band-stop`: width of the band in Hz; its centre is drawn between 0 and half the sampling rate."""
     phase: Annotated[float, Field(gt=0.0, le=180.0)] = 180.0
     """`fourier-surrogate`: largest change of a phase in degrees; 180 draws all phases anew."""
+
+
+class OwnAugmentConfig(OwnCode):
+    """A change of training windows of one's own: ``change(x, **args)``, see docs/models.md."""
+
+    name: str
+    """`file.py:name` with a file beside the search space, or `package.module:name`."""
+    prob: Share = 0.5
+    """Share of windows that are changed, in each epoch anew."""
+    args: Arguments = ()
+    """Its arguments, searched as `augment/args/NAME`."""
 
 
 class LossConfig(FrozenModel):
@@ -146,6 +159,19 @@ class LossConfig(FrozenModel):
             if self.name not in losses and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for name={losses[0]}, not for name={self.name}: leave it out")
         return self
+
+
+class OwnLossConfig(OwnCode):
+    """A loss of one's own: ``loss(outputs, target, **args)``, see docs/models.md."""
+
+    name: str
+    """`file.py:name` with a file beside the search space, or `package.module:name`."""
+    args: Arguments = ()
+    """Its arguments, searched as `loss/args/NAME`."""
+
+    smoothing: ClassVar[float] = 0.0
+    balanced: ClassVar[bool] = True
+    """Weights of the classes are computed: the loss may take them."""
 
 
 class PretrainConfig(FrozenModel):
@@ -190,15 +216,29 @@ class InitConfig(FrozenModel):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
+AnyLoss = Annotated[
+    Annotated[LossConfig, Tag("raypipe")] | Annotated[OwnLossConfig, Tag(OWN)], Discriminator(own_or("raypipe"))
+]
+AnyAugment = Annotated[
+    Annotated[AugmentConfig, Tag("raypipe")] | Annotated[OwnAugmentConfig, Tag(OWN)], Discriminator(own_or("raypipe"))
+]
+SECTIONS: dict[str, list[type[BaseModel]]] = {
+    "model": [*MODELS.values(), OwnConfig],
+    "augment": [AugmentConfig, OwnAugmentConfig],
+    "loss": [LossConfig, OwnLossConfig],
+}
+"""Configurations of the sections whose ``name`` decides which parameters there are; users' code is the last."""
+
+
 class TrialConfig(FrozenModel):
     """Everything that decides a trial's numbers, given the data and the fold map."""
 
     model: ModelConfig = ConformerConfig()
     optim: OptimConfig = OptimConfig()
     sam: SamConfig = SamConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AnyAugment = AugmentConfig()
     mixup: MixupConfig = MixupConfig()
-    loss: LossConfig = LossConfig()
+    loss: AnyLoss = LossConfig()
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20

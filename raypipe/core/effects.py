@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe.core.metrics import Kind
 from raypipe.core.model_config import is_closed_form
+from raypipe.core.own_config import OWN
 
 if TYPE_CHECKING:
     from raypipe.core.search_space import SearchSpace
@@ -31,7 +32,7 @@ _AUGMENT_PARAMETERS = {
     "bandwidth": "band-stop",
     "phase": "fourier-surrogate",
 }
-_AUGMENT = (*_AUGMENT_PARAMETERS.values(), "sign-flip")
+_AUGMENT = (*_AUGMENT_PARAMETERS.values(), "sign-flip", OWN)
 _SIMCLR: dict[str, tuple[str, ...]] = {"pretrain/name": ("simclr",)}
 
 USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
@@ -53,7 +54,7 @@ USED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"pretrain/{name}": _SIMCLR for name in ("temperature", "projection", "strength", "time_shift", "negatives")},
     "pretrain/weight": {**_SIMCLR, "pretrain/negatives": ("same-subject",)},
 }
-"""Parameters that have an effect only if others have one of the given values."""
+"""Parameters that have an effect only if others have one of the given values; `OWN` is any name of users' code."""
 USED_BY_KIND: dict[str, Kind] = {
     **dict.fromkeys(("loss/beta", "loss/delta", "loss/width", "loss/variance_power"), "regression"),
     **dict.fromkeys(("model/bins", "model/variance", "target_scale", "shrink"), "regression"),
@@ -82,8 +83,9 @@ def why_unused(parameters: Mapping[Any, Any], name: str, kind: Kind | None = Non
         Kind of the target, if it is known.
     """
     for other, values in USED_WITH.get(name, {}).items():
-        if isinstance(parameters.get(other), str) and parameters[other] not in values:
-            return f"{other}={parameters[other]}"
+        given = parameters.get(other)
+        if isinstance(given, str) and (OWN if ":" in given else given) not in values:
+            return f"{other}={given}"
     model = {"name": parameters.get("model/name")}
     if is_closed_form(model) and not name.startswith("model/") and name not in USED_IN_CLOSED_FORM:
         return f"model/name={model['name']}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, Tag
+from pydantic import Discriminator, Tag
 
 from raypipe.core import own_code
 from raypipe.core.closed_form_config import CovarianceConfig, LinearConfig
@@ -19,55 +18,17 @@ from raypipe.core.network_config import (
     TcnConfig,
     VitConfig,
 )
-from raypipe.core.own_code import SourceFile
-
-OWN = "file.py:Name"
-"""Tag of `OwnConfig` in the union: a name of a user's code, which no model of raypipe's has."""
-MAX_INTEGER = 2**63
-"""Integers of arguments are below this."""
+from raypipe.core.own_config import OWN, Arguments, OwnCode
 
 
-def _freeze(value: Any) -> Any:
-    """Return an argument of a network so that it can be hashed: text, a number, a truth value, None, or tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(_freeze(each) for each in value)
-    if value is not None and not isinstance(value, str | bool | int | float):
-        raise ValueError(f"must be text, a number, True, False, None or a list of these (given {type(value).__name__})")
-    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
-        raise ValueError("an integer of more than 64 bits")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must be finite (given {value})")
-    return value
-
-
-def _freeze_args(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError("must be arguments by name: set model/args/NAME")
-    return tuple(sorted((str(name), _freeze(each)) for name, each in value.items()))
-
-
-class OwnConfig(Network):
+class OwnConfig(OwnCode, Network):
     """A network of one's own: ``Net(n_channels, n_times, n_outputs, sfreq, **args)``, see docs/models.md."""
 
     name: str
     """`file.py:Name` with a file beside the search space, `package.module:Name`, or a name that a package registers
     (entry point `raypipe.models`)."""
-    args: Annotated[
-        tuple[tuple[str, Any], ...], BeforeValidator(_freeze_args), PlainSerializer(dict, return_type=dict)
-    ] = ()
+    args: Arguments = ()
     """Its arguments, searched as `model/args/NAME`."""
-    code: Annotated[str, Field(max_length=200)] = ""
-    """The file's hash, or the package and its version; set by raypipe."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_own, (type(self), self.model_dump(), own_code.known_source(self.code))
-
-
-def _restore_own(kind: Callable[..., Any], fields: Mapping[str, Any], source: SourceFile | None) -> Any:
-    """Return a configuration in another process, which then knows the file of its code."""
-    if source is not None:
-        own_code.keep_source(source)
-    return kind(**fields)
 
 
 def _tag(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Code of users: named by path (``my_nets.py:Net``), by package (``package.module:Net``) or by an entry point.
+"""Code of users: named by path (``mine.py:Net``), by package (``package.module:Net``) or by an entry point.
 
 A file is kept as text and known by its hash. A search space reads the files that it names, and a run keeps them. So
 workers, `resume` and `rerun` use the run's copy, wherever the file is by then.
@@ -11,11 +11,10 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import linecache
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,13 +26,6 @@ from raypipe.core.text import decode_source
 
 ENTRY_POINTS = "raypipe.models"
 """Group of the entry points by which packages register networks."""
-SIZES: dict[str, tuple[str, ...]] = {
-    "n_channels": ("n_channels", "n_chans"),
-    "n_times": ("n_times",),
-    "n_outputs": ("n_outputs",),
-    "sfreq": ("sfreq",),
-}
-"""Sizes that are passed to a network, each with the names that its parameter may have (braindecode's too)."""
 
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _PACKAGE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -79,9 +71,9 @@ def file_of(name: str) -> str | None:
     return match[1] if match else None
 
 
-def is_code(name: str) -> bool:
-    """Return whether a name is of a user's code: of a file, of a package, or of an entry point."""
-    return ":" in name or name in registered()
+def is_code(name: str, section: str = "model") -> bool:
+    """Return whether a name is of a user's code: of a file, of a package, or (networks only) of an entry point."""
+    return ":" in name or (section == "model" and name in registered())
 
 
 def short_name(name: str) -> str:
@@ -255,65 +247,3 @@ def _module_of(name: str, code: str, what: str) -> ModuleType:
             raise
         _modules[code] = module
     return _modules[code]
-
-
-def network_arguments(
-    network: Callable[..., Any], name: str, sizes: Mapping[str, float], args: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments that a network is made with, by the names of its parameters.
-
-    Parameters
-    ----------
-    network
-        The class.
-    name
-        Its name, for messages.
-    sizes
-        Values of `SIZES`; ``sfreq`` is left out where the network has no such parameter.
-    args
-        The ``model/args/`` part of a configuration.
-
-    Raises
-    ------
-    UserError
-        A size cannot be passed, an argument is unknown (names the nearest one), or one is missing.
-    """
-    parameters = inspect.signature(network).parameters
-    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    given = _size_arguments(name, named, takes_any, sizes)
-    _check_arguments(name, [key for key in named if key not in given], takes_any, args)
-    missing = [
-        key
-        for key in named
-        if parameters[key].default is inspect.Parameter.empty and key not in given and key not in args
-    ]
-    if missing:
-        raise UserError(f"{name} needs the argument '{missing[0]}'; set model/args/{missing[0]}")
-    return given | dict(args)
-
-
-def _size_arguments(name: str, named: Sequence[str], takes_any: bool, sizes: Mapping[str, float]) -> dict[str, Any]:
-    """Return the sizes by the names of the parameters that take them; ``sfreq`` only where one does."""
-    given: dict[str, Any] = {}
-    for size, names in SIZES.items():
-        parameter = next((each for each in names if each in named), None)
-        if parameter is None and takes_any and size != "sfreq":
-            parameter = size
-        if parameter is not None:
-            given[parameter] = sizes[size]
-        elif size != "sfreq":
-            raise UserError(
-                f"{name}: its __init__ takes no '{size}'; it must take n_channels, n_times and n_outputs by these names"
-            )
-    return given
-
-
-def _check_arguments(name: str, free: Sequence[str], takes_any: bool, args: Mapping[str, Any]) -> None:
-    """Check that a network takes these arguments; `free` are its parameters that take no size."""
-    of_data = {each for names in SIZES.values() for each in names}
-    for key in args:
-        if key in of_data:
-            raise UserError(f"model/args/{key}: the data decides it; leave it out")
-        if key not in free and not takes_any:
-            raise UserError(f"model/args/{key}: {name} takes no argument '{key}'; {nearest(key, free)}")

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from raypipe.core.config import TrialConfig
+from raypipe.core.config import SECTIONS, TrialConfig
 from raypipe.core.errors import UserError, nearest
-from raypipe.core.model_config import MODELS, OWN, OwnConfig
+from raypipe.core.model_config import MODELS
+from raypipe.core.own_config import OWN
 from raypipe.core.text import either, short_line
 
 
@@ -20,9 +21,8 @@ def parameter_names(model: type[BaseModel] = TrialConfig, prefix: str = "") -> l
         inner = field.annotation
         if name == "code":  # which raypipe sets
             continue
-        if name == "model":
-            models: list[type[BaseModel]] = [*MODELS.values(), OwnConfig]
-            names += dict.fromkeys(each for config in models for each in parameter_names(config, "model/"))
+        if not prefix and name in SECTIONS:
+            names += dict.fromkeys(each for config in SECTIONS[name] for each in parameter_names(config, f"{name}/"))
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             names += parameter_names(inner, f"{prefix}{name}/")
         else:
@@ -91,7 +91,7 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
     except ValidationError as error:
         problem = error.errors()[0]
         loc = [str(part) for part in problem["loc"]]
-        model = loc.pop(1) if loc[:1] == ["model"] and len(loc) > 1 else ""  # the tag of the union
+        kind = loc.pop(1) if loc and loc[0] in SECTIONS and len(loc) > 1 else ""  # the tag of the union
         name = "/".join(loc)
         if problem["type"] == "union_tag_invalid":
             given = problem["ctx"]["tag"]
@@ -99,7 +99,7 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
                 f"{where}: model/name: there is no model '{given}'; {nearest(given, MODELS)} (your own is {OWN})"
             ) from None
         if problem["type"] == "extra_forbidden":
-            raise UserError(f"{where}: {_unknown(name, model)}") from None
+            raise UserError(f"{where}: {_unknown(name, kind)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         given = problem["input"]
         shown = "" if isinstance(given, BaseModel | Mapping) else f" (given {_described(given)})"
@@ -107,17 +107,32 @@ def parse_config(params: Mapping[str, Any], where: str = "configuration") -> Tri
         raise UserError(f"{where}: {of}{message}{shown}") from None
 
 
-def _unknown(name: str, model: str) -> str:
-    """Return an error's text for a parameter that is unknown, or that the model (its name, if known) does not have."""
-    if model and name in parameter_names():
-        having = [other for other, config in MODELS.items() if name in parameter_names(config, "model/")]
-        having = having or [OWN]
-        hint = f" (its arguments: model/args/{name.removeprefix('model/')})" if model == OWN else ""
-        return f"parameter '{name}' is for model/name={either(having)}, not for model/name={model}{hint}"
-    if model == OWN and name.startswith("model/"):
-        return f"unknown parameter '{name}'; an argument of the network is model/args/{name.removeprefix('model/')}"
-    own = parameter_names(MODELS[model], "model/") if model in MODELS else parameter_names()
-    return f"unknown parameter '{name}'; {nearest(name, own)}"
+def _unknown(name: str, kind: str) -> str:
+    """Return an error's text for a parameter that is unknown, or that another configuration of its section has.
+
+    Parameters
+    ----------
+    name
+        The parameter.
+    kind
+        Tag of the configuration in its union; empty for a section that is none.
+    """
+    section, _, rest = name.partition("/")
+    known = parameter_names()
+    if kind and name in known:
+        having = [OWN] if rest == "args" else [each for each in MODELS if name in _names_of_model(each)]
+        hint = f" (its arguments: {section}/args/{rest})" if kind == OWN else ""
+        of = kind if kind in (*MODELS, OWN) else "one of raypipe's"
+        others = f"{section}/name={either(having or [OWN])}" if section == "model" or rest == "args" else "others"
+        return f"parameter '{name}' is for {others}, not for {section}/name={of}{hint}"
+    if kind == OWN:
+        what = "network" if section == "model" else section
+        return f"unknown parameter '{name}'; an argument of the {what} is {section}/args/{rest}"
+    return f"unknown parameter '{name}'; {nearest(name, _names_of_model(kind) if kind in MODELS else known)}"
+
+
+def _names_of_model(name: str) -> list[str]:
+    return parameter_names(MODELS[name], "model/")
 
 
 def _described(value: object) -> str:

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from raypipe.core import own_code
-from raypipe.core.config import TrialConfig
+from raypipe.core.config import SECTIONS, TrialConfig
 from raypipe.core.errors import UserError
 from raypipe.core.foreign_code import describe_code_error, foreign_code
 from raypipe.core.own_code import SourceFile
 from raypipe.core.parameters import nest, parse_config
 from raypipe.core.shipped import find_space
 from raypipe.core.text import decode_source
-
-CODE_SECTIONS = ("model",)
-"""Sections of a configuration whose ``name`` may be a user's code."""
 
 
 class _Recorder:
@@ -55,7 +52,7 @@ class SearchSpace:
     """A search space: a Python file with a docstring, `START` (points that run first) and ``space(trial)``.
 
     The source is stored instead of the function, so that it can be pickled to any worker and copied to the run. So are
-    the files of the networks that it names.
+    the users' files that it names.
     """
 
     source: str
@@ -134,14 +131,14 @@ class SearchSpace:
         return recorder.values, parse_config(self._with_code(params), self.name)
 
     def _with_code(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return parameters with the code of the network that they name, if it is a user's."""
+        """Return parameters with what identifies the code of users that they name."""
         nested = nest(params)
-        for section in CODE_SECTIONS:
+        for section in SECTIONS:
             values = nested.get(section)
             name = values.get("name") if isinstance(values, dict) else None
             if isinstance(values, dict) and "code" in values:
                 raise UserError(f"{self.name}: {section}/code is set by raypipe; leave it out")
-            if isinstance(values, dict) and isinstance(name, str) and own_code.is_code(name):
+            if isinstance(values, dict) and isinstance(name, str) and own_code.is_code(name, section):
                 what = f"{self.name}: {section}/name"
                 values |= {"name": own_code.short_name(name), "code": own_code.code_of(name, self.files, what)}
         return nested

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raypipe.core.config import LossConfig, OwnLossConfig
 from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.progress import Progress
@@ -92,7 +93,8 @@ def distill(
     run, windows
         The run and its windows.
     like
-        Member whose configuration the student has, without mixup; the student starts at random.
+        Member whose configuration the student has, without mixup, and without a loss of the user's, which need not suit
+        what an ensemble predicts; the student starts at random.
     index
         (N,) windows that it is trained on.
     predictions_NO
@@ -115,7 +117,8 @@ def distill(
     """
     choose_student(run, [like])
     config, result, retry = run.config(like.trial), run.result(like.trial), read_retry(run, like.trial)
-    config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial"})
+    loss = LossConfig() if isinstance(config.loss, OwnLossConfig) else config.loss
+    config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial", "loss": loss})
     resident = None if keeps_windows(run, like.trial) else False
     loader = WindowLoader(windows, device or default_training_device(), resident=resident)
     data = _StudentData(config, loader, index, index[:0], fold=run.folds.n_folds)

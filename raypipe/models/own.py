@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from raypipe.core.errors import UserError
-from raypipe.core.own_code import load_object, network_arguments
+from raypipe.core.own_calls import network_arguments
+from raypipe.core.own_code import load_object
 from raypipe.models.network import DropoutMasks, Network
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -53,7 +54,7 @@ class OwnNetwork(Network):
     ) -> None:
         super().__init__(n_channels, n_times, n_outputs, norm=norm)
         self.name = name
-        made = load_object(name, code)
+        made = load_object(name, code, "model/name")
         if not (isinstance(made, type) and issubclass(made, nn.Module)):
             raise UserError(f"{name}: no class of torch.nn.Module, but {_described(made)}")
         sizes = {"n_channels": n_channels, "n_times": n_times, "n_outputs": n_outputs, "sfreq": sfreq}

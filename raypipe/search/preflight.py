@@ -9,6 +9,7 @@ from raypipe.core.search_space import SearchSpace
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
+from raypipe.search.own_functions import check_own_functions
 from raypipe.search.own_networks import check_own_networks
 from raypipe.training.inner_split import split_inner
 
@@ -25,8 +26,8 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
     ------
     UserError
         One suits another kind of target only, shifts windows whose targets are times, or chooses its epoch by fold
-        where a fold has too few training subjects, in all or of a class; or a network of a user's cannot be trained
-        (`own_networks`).
+        where a fold has too few training subjects, in all or of a class; or a network, loss or augmentation of a
+        user's cannot be used (`own_networks`, `own_functions`).
     """
     configs = example_configs(space)
     try:
@@ -36,6 +37,7 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):
             _check_inner_subjects(windows, folds)
+        check_own_functions(configs, windows)
         return check_own_networks(configs, windows, folds)
     except UserError as error:
         raise UserError(f"{space.name}: {error}") from None

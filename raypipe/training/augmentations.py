@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raypipe.core.config import AugmentConfig
+from raypipe.core.config import AugmentConfig, OwnAugmentConfig
+from raypipe.training.own_functions import augment_own
 from raypipe.training.transfer import to_device
 
 _DB_PER_E = 20.0 / np.log(10.0)
 
 
-def augment_batch(cfg: AugmentConfig, x_BCT: Tensor, *, sfreq: float, rng: np.random.Generator) -> Tensor:
+def augment_batch(
+    cfg: AugmentConfig | OwnAugmentConfig, x_BCT: Tensor, *, sfreq: float, rng: np.random.Generator
+) -> Tensor:
     """Change each window of a batch with the chance `prob`; see `AugmentConfig` for the kinds.
 
     Parameters
@@ -34,7 +37,12 @@ def augment_batch(cfg: AugmentConfig, x_BCT: Tensor, *, sfreq: float, rng: np.ra
     if not len(rows):
         return x_BCT
     rows_R = to_device(rows, x_BCT.device)
-    return x_BCT.index_copy(0, rows_R, KINDS[cfg.name](cfg, x_BCT[rows_R], sfreq, rng))
+    changed_RCT = (
+        augment_own(cfg, x_BCT[rows_R], sfreq, rng)
+        if isinstance(cfg, OwnAugmentConfig)
+        else KINDS[cfg.name](cfg, x_BCT[rows_R], sfreq, rng)
+    )
+    return x_BCT.index_copy(0, rows_R, changed_RCT)
 
 
 def _uniform(x_BCT: Tensor, rng: np.random.Generator, *shape: int) -> Tensor:

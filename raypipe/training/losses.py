@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from raypipe.core.combinations import check_loss
-from raypipe.core.config import LossConfig, TrialConfig
+from raypipe.core.config import LossConfig, OwnLossConfig, TrialConfig
 from raypipe.core.metrics import Kind
 from raypipe.models.readout import bin_centres, decode_variance, distribution_mean
+from raypipe.training.own_functions import Loss, make_own_loss
 
 if TYPE_CHECKING:
     from raypipe.training.loader import FoldData
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
 
@@ -31,7 +29,10 @@ def make_task_loss(config: TrialConfig, data: FoldData) -> Loss:
     weights = None
     if classes and config.loss.balanced:
         weights = class_weights(windows.targets[data.train], classes, data.chances).to(data.device)
-    return make_loss(config.loss, kind=windows.kind, n_classes=classes, class_weights=weights, bins=config.model.n_bins)
+    how: dict[str, Any] = {"kind": windows.kind, "class_weights": weights, "bins": config.model.n_bins}
+    if isinstance(config.loss, OwnLossConfig):
+        return make_own_loss(config.loss, **how)
+    return make_loss(config.loss, n_classes=classes, **how)
 
 
 def make_loss(

@@ -82,15 +82,15 @@ class StackedTrainer:
 def stackable(trainers: Sequence[FoldTrainer]) -> TypeGuard[Sequence[SupervisedTrainer]]:
     """Return whether folds can be stacked.
 
-    That needs two or more networks that vmap can run, no pretrained encoder, no loss scale of each fold (float16), and
-    enough memory for whole batches.
+    That needs two or more networks that vmap can run, no loss of a user's, no pretrained encoder, no loss scale of each
+    fold (float16), and enough memory for whole batches.
     """
     supervised = [trainer for trainer in trainers if isinstance(trainer, SupervisedTrainer)]
     if len(trainers) < 2 or len(supervised) < len(trainers):
         return False
     first = supervised[0]
-    trains_all = first.config.init.name == "none"
-    return first.model.stackable and trains_all and first.state.scaler is None and not first.micro_batch
+    whole = first.config.init.name == "none" and not first.draws_itself and not first.micro_batch
+    return first.model.stackable and whole and first.state.scaler is None
 
 
 class StackedBatch(NamedTuple):

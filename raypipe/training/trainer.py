@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raypipe.core.config import TrialConfig
+from raypipe.core.config import OwnLossConfig, TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
 from raypipe.core.metrics import METRICS, Metric, score
@@ -159,8 +159,12 @@ class SupervisedTrainer:
         self.loss = make_task_loss(config, data)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
-        # A network that draws itself draws anew in each pass, and a CUDA graph could not repeat that.
-        whole = not (micro_batch or self.model.draws_itself)
+        own_loss = isinstance(config.loss, OwnLossConfig)
+        self.draws_itself = self.model.draws_itself or own_loss
+        if own_loss:  # it may be no mean over windows, of which parts would give other gradients
+            self.micro_batch = None
+        # Code that draws itself draws anew in each pass, and a CUDA graph could not repeat that.
+        whole = not (self.micro_batch or self.draws_itself)
         self._stepper = Stepper([self.state], self._optimise, whole=whole)
         self._forward = CudaGraphs(self._predict_batch) if data.device.type == "cuda" and whole else None
         self._stream = 0
@@ -216,7 +220,7 @@ class SupervisedTrainer:
 
         def gradients() -> list[Tensor]:
             # Both passes of SAM draw the same.
-            with seeded(self._stream, batch.x.device) if self.model.draws_itself else nullcontext():
+            with seeded(self._stream, batch.x.device) if self.draws_itself else nullcontext():
                 if self.micro_batch:
                     return [micro_batches(self.state, batch, self.loss_of, self.micro_batch)]
                 return [whole_batch(self.state, batch, self.loss_of)]

@@ -15,19 +15,23 @@ from tests.support.sweeps import FLAGS, ROOT, Gate, numbers
 
 pytestmark = pytest.mark.ray
 
-SPACE = """'''The network of the documents.'''
+SPACE = """'''The network, the loss and the augmentation of the documents.'''
 START = [{"sam/name": "none"}, {"sam/name": "sam"}]
 def space(trial):
     trial.suggest_categorical("sam/name", ["none", "sam"])
-    return {"model/name": "my_nets.py:Net", "model/args/filters": 4, "epochs": 3, "patience": 3, "batch_size": 16}
+    own = {"model/name": "my_nets.py:Net", "model/args/filters": 4}
+    if trial.params["sam/name"] == "sam":
+        own |= {"loss/name": "mine.py:quantile", "loss/args/q": 0.4, "augment/name": "mine.py:smear"}
+    return own | {"epochs": 3, "patience": 3, "batch_size": 16}
 """
 FOLDS = 3
 
 
 def write_own(folder: Path) -> Path:
-    """Write the network of the documents and a space that names it; return the space's file."""
+    """Copy the code of the documents, and write a space that names it; return the space's file."""
     folder.mkdir()
-    shutil.copy(ROOT / "examples/own/my_nets.py", folder)
+    for name in ("my_nets.py", "mine.py"):
+        shutil.copy(ROOT / "examples/own" / name, folder)
     (folder / "space.py").write_text(SPACE)
     return folder / "space.py"
 

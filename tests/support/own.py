@@ -38,3 +38,40 @@ def write_space(folder: Path, net: str = NET, space: str = SPACE) -> Path:
     (folder / "my_nets.py").write_text(net)
     (folder / "space.py").write_text(space)
     return folder / "space.py"
+
+
+FUNCTIONS = '''"""A loss and an augmentation of one's own."""
+import torch
+
+
+def quantile(outputs, target, q=0.5):
+    error = target - outputs
+    return torch.maximum(q * error, (q - 1) * error).mean()
+
+
+def weighted(outputs, target, class_weights):
+    return torch.nn.functional.cross_entropy(outputs, target, weight=class_weights)
+
+
+def reverse(x, rng, share=0.5):
+    reversed_B = torch.from_numpy(rng.random(len(x)) < share)
+    return torch.where(reversed_B[:, None, None], x.flip(2), x)
+'''
+"""A file with a loss of values, one of classes, and an augmentation."""
+
+FUNCTIONS_SPACE = '''"""A loss and an augmentation of one's own."""
+START = [{"loss/args/q": 0.3}]
+def space(trial):
+    trial.suggest_float("loss/args/q", 0.2, 0.8)
+    return {"loss/name": "mine.py:quantile", "augment/name": "mine.py:reverse", "augment/args/share": 0.25,
+            "augment/prob": 0.9, "model/name": "tcn", "model/filters": 4, "model/depth": 1, "epochs": 3,
+            "batch_size": 8, "patience": 3}
+'''
+
+
+def write_functions(folder: Path, functions: str = FUNCTIONS, space: str = FUNCTIONS_SPACE) -> Path:
+    """Write a loss and an augmentation, and a search space that names them; return the space's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(functions)
+    (folder / "space.py").write_text(space)
+    return folder / "space.py"

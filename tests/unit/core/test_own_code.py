@@ -16,7 +16,8 @@ from raypipe.core import own_code
 from raypipe.core.config import TrialConfig, config_hash
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import MODELS, OwnConfig
-from raypipe.core.own_code import SourceFile, named_files, network_arguments
+from raypipe.core.own_calls import network_arguments
+from raypipe.core.own_code import SourceFile, named_files
 from raypipe.core.parameters import flatten, nest, parse_config
 from raypipe.core.search_space import load_space
 from tests.support.own import NET, SPACE, write_space
@@ -46,7 +47,7 @@ def test_an_argument_is_text_a_number_or_a_list(value):
 
 @pytest.mark.parametrize("given", [3, "ab", [1, 2], [["a", 1]], None])
 def test_arguments_that_have_no_names_are_one_line(given):
-    with pytest.raises(UserError, match="parameter 'model/args': must be arguments by name: set model/args/NAME"):
+    with pytest.raises(UserError, match="parameter 'model/args': must be arguments by name, such as args/NAME"):
         parse_config({"model/name": "my_nets.py:Net", "model/args": given})
 
 

@@ -1,0 +1,122 @@
+"""Checks of users' losses and augmentations on random numbers, before anything is started."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from raypipe.core import own_code
+from raypipe.core.config import OwnAugmentConfig, OwnLossConfig, TrialConfig
+from raypipe.core.errors import UserError
+from raypipe.core.foreign_code import code_errors
+from raypipe.core.metrics import Kind
+from raypipe.core.own_config import OwnCode
+from raypipe.data.window_store import WindowStore
+from raypipe.training.own_functions import augment_own, make_own_loss
+from raypipe.training.random_streams import seeded
+
+WINDOWS = 8
+"""Random windows that are tried."""
+_CPU = torch.device("cpu")
+
+
+class _Outputs(NamedTuple):
+    """What a loss gets."""
+
+    columns: int
+    classes: int
+    mixed: bool
+    """Targets of classes are fractions."""
+
+
+def check_own_functions(configs: Iterable[TrialConfig], windows: WindowStore) -> None:
+    """Check every loss and augmentation of a user's in some configurations.
+
+    Raises
+    ------
+    UserError
+        One does not take its arguments, fails, gives something else than a finite number or windows, has no gradient,
+        or draws random numbers that a resumed training would not repeat.
+    """
+    shape = (windows.n_channels, windows.crop_samples, windows.sfreq)
+    for config in configs:
+        if isinstance(config.loss, OwnLossConfig):
+            classes = len(windows.classes)
+            mixed = bool(classes) and config.mixup.name != "none"
+            columns = max(windows.n_outputs, config.model.n_bins)
+            _check_loss(config.loss, _Outputs(columns, classes, mixed))
+        if isinstance(config.augment, OwnAugmentConfig):
+            _check_augmentation(config.augment, shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_loss(config: OwnLossConfig, outputs: _Outputs) -> None:
+    with _errors_of(config, "loss"), seeded(0, _CPU):
+        classes = outputs.classes
+        weights_K = torch.ones(classes) if classes else None
+        kind: Kind = "classification" if classes else "regression"
+        bins = 0 if classes or outputs.columns == 1 else outputs.columns
+        loss = make_own_loss(config, kind=kind, class_weights=weights_K, bins=bins)
+        out_BK = torch.randn(WINDOWS, outputs.columns, requires_grad=True)
+        target: Tensor = torch.randn(WINDOWS)
+        if classes:
+            target = torch.arange(WINDOWS) % classes
+        if outputs.mixed:
+            target = 0.7 * F.one_hot(target, classes) + 0.3 / classes
+        value = _value_of(lambda: loss(out_BK, target), config.name)
+        again = _value_of(lambda: loss(out_BK, target), config.name)
+        if not value.requires_grad:
+            raise UserError(f"{config.name}: no gradient reaches the network's outputs")
+        (gradient_BK,) = torch.autograd.grad(value, out_BK, allow_unused=True)
+        if gradient_BK is None or not bool(gradient_BK.any()):
+            raise UserError(f"{config.name}: no gradient reaches the network's outputs")
+        if not gradient_BK.isfinite().all():
+            raise UserError(f"{config.name}: its gradient is not finite on random numbers")
+        if not torch.equal(value, again):
+            raise UserError(
+                f"{config.name}: the same outputs and targets give {value.item():.6g} and {again.item():.6g}"
+            )
+
+
+def _value_of(call: Callable[[], Tensor], name: str) -> Tensor:
+    with seeded(1, _CPU):
+        value = call()
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        shown = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise UserError(f"{name}: gave {shown}, and must give one number: the mean loss of a batch")
+    if not value.isfinite():
+        raise UserError(f"{name}: gave {value.item()} on random numbers")
+    return value
+
+
+@functools.lru_cache(maxsize=256)
+def _check_augmentation(config: OwnAugmentConfig, shape: tuple[int, int, float]) -> None:
+    n_channels, n_times, sfreq = shape
+    with _errors_of(config, "augment"):
+        x_BCT = 10.0 * torch.randn(WINDOWS, n_channels, n_times, generator=torch.Generator().manual_seed(0))
+
+        def change(x_BCT: Tensor, seed: int) -> Tensor:
+            with seeded(seed, _CPU):
+                return augment_own(config, x_BCT.clone(), sfreq, np.random.default_rng(0))
+
+        out_BCT = change(x_BCT, 0)
+        if not out_BCT.isfinite().all():
+            raise UserError(f"{config.name}: the changed windows are not finite")
+        if not torch.equal(out_BCT, change(x_BCT, 1)):
+            raise UserError(
+                f"{config.name}: two calls give other windows; draw all random numbers from its parameter rng "
+                "(numpy.random.Generator), so that a resumed training repeats them"
+            )
+        change(x_BCT[:1], 0)
+
+
+def _errors_of(config: OwnCode, section: str) -> AbstractContextManager[None]:
+    source = own_code.known_source(config.code)
+    return code_errors(f"{section}/name: {config.name}", source.name if source else "")
