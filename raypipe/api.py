@@ -13,6 +13,7 @@ from raypipe.reporting.run import Run
 if TYPE_CHECKING:
     from raypipe.core.folds import LeakError
     from raypipe.core.progress import Progress
+    from raypipe.core.search_space import Space
     from raypipe.core.stop import StopRequest
     from raypipe.data.arrays import from_arrays
     from raypipe.data.epochs import from_epochs
@@ -83,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 @document_options(SweepOptions)
 def sweep(
-    space: str | Path,
+    space: Space,
     data: str | Path,
     run: str | Path,
     *,
@@ -101,7 +102,9 @@ def sweep(
     Parameters
     ----------
     space
-        Search space: a Python file, or the name of one that comes with raypipe (``raypipe spaces``).
+        Search space: a Python file, the name of one that comes with raypipe (``raypipe spaces``), a function
+        ``space(trial)``, or a dictionary of constants and ranges (docs/search-spaces.md). A run keeps the source of a
+        function, and what it uses from around it.
     data
         Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
     run

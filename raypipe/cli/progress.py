@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.cli.console import PLAIN_LINE_SECONDS
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.text import format_duration, one_line
 from raypipe.reporting.progress_lines import PrintProgress, chosen_parameters
 from raypipe.reporting.sweep_state import RunningTrial
@@ -67,7 +68,7 @@ class SweepView(PrintProgress, AbstractContextManager["SweepView"]):
             rows.append(self._bar(state.done))
         if best := self.best():
             better = state.best and state.baseline is not None and state.better(state.best[0], state.baseline)
-            rows.append(Text(f"{state.metric}: {best}", style="green" if better else ""))
+            rows.append(Text(f"{shown_metric(state.metric)}: {best}", style="green" if better else ""))
         if running:
             rows.append(_table(running[:MAX_TRIAL_ROWS], self._console.width >= MIN_WIDE_COLUMNS))
         if len(running) > MAX_TRIAL_ROWS:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core import class_metrics, value_metrics
 from raypipe.core.class_metrics import auc
 from raypipe.core.errors import UserError, nearest
+from raypipe.core.own_metrics import is_own_metric, load_own_metric, split_code
 from raypipe.core.value_metrics import nrmse
 
 Direction = Literal["minimize", "maximize"]
@@ -31,7 +32,8 @@ class Metric(NamedTuple):
 
     name: str
     direction: Direction
-    kind: Kind
+    kind: Kind | None
+    """None for a user's, which takes what the task predicts."""
     reads: Reads
     """What it reads of predictions of classes: their order, the predicted classes, or the probabilities themselves."""
     value: Callable[[ArrayLike, ArrayLike], float]
@@ -139,6 +141,10 @@ def get_metric(name: str | Metric) -> Metric:
     """
     if isinstance(name, Metric):
         return name
+    if split_code(name)[1]:
+        own = load_own_metric(name)
+        better: Direction = "maximize" if own.higher_is_better else "minimize"
+        return Metric(name, better, None, "probabilities", own.value, own.resampled)
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
     return METRICS[name]
@@ -154,6 +160,8 @@ def metric_for(kind: Kind, asked: str | None, target: str) -> MetricName:
     """
     if asked is None:
         return DEFAULT_METRIC[kind]
+    if is_own_metric(asked):
+        raise UserError(f"--metric {asked}: a metric of your own is an option of a sweep, and none of its windows")
     if asked not in METRICS:
         raise UserError(f"--metric {asked}: there is no such metric; {nearest(asked, METRICS)}")
     if METRICS[asked].kind != kind:
@@ -208,7 +216,7 @@ def constant_prediction(
     if kind == "regression":
         return np.full((n, 1), np.median(y_N) if metric == "mae" else y_N.mean(dtype=np.float64))
     share_K = np.bincount(y_N.astype(np.int64), minlength=n_classes) / len(y_N)
-    if metric is not None and METRICS[metric].reads == "classes":
+    if metric is not None and get_metric(metric).reads == "classes":
         share_K = _best_constant_class(metric, y_N, share_K)
     return np.tile(share_K, (n, 1))
 

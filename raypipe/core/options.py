@@ -95,7 +95,7 @@ class SweepOptions(FrozenModel):
     """Seed of the fold map and of the sampler."""
     metric: Annotated[str | None, Flag(SIZE, "that of the windows")] = None
     """Metric that trials are ranked, stopped and reported by. Classes: auc, balanced-accuracy, accuracy, f1, kappa,
-    log-loss, brier. Values: nrmse, rmse, mae, r2, pearson."""
+    log-loss, brier. Values: nrmse, rmse, mae, r2, pearson. Or a function of your own: file.py:name."""
     time_budget: Annotated[float | None, BeforeValidator(parse_duration), Flag(LIMITS, "no limit", metavar="TIME")] = (
         Field(None, gt=0)
     )

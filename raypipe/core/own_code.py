@@ -192,13 +192,14 @@ def _module_name(name: str, what: str) -> str:
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
+def distributions() -> Mapping[str, list[str]]:
+    """Return the installed packages by the modules that they have."""
     return importlib.metadata.packages_distributions()
 
 
 def _version(package: str) -> str:
     """Return a package and its version; the package alone where it has none."""
-    names = _distributions().get(package)
+    names = distributions().get(package)
     return f"{names[0]} {importlib.metadata.version(names[0])}" if names else package
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,11 @@ from raypipe.core.foreign_code import describe_code_error, foreign_code
 from raypipe.core.own_code import SourceFile
 from raypipe.core.parameters import nest, parse_config
 from raypipe.core.shipped import find_space
+from raypipe.core.space_source import source_of
 from raypipe.core.text import decode_source
+
+Space = str | Path | Callable[[Any], Any] | Mapping[str, Any]
+"""A search space: its file, or a function or dictionary of a program."""
 
 
 class _Recorder:
@@ -194,17 +198,27 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def load_space(space: str | Path) -> SearchSpace:
-    """Read and check a search space: a path, or the name of one that comes with raypipe.
+def load_space(space: Space) -> SearchSpace:
+    """Read and check a search space.
+
+    Parameters
+    ----------
+    space
+        A file, the name of one that comes with raypipe, a function ``space(trial)`` or a dictionary; see
+        docs/search-spaces.md.
 
     Raises
     ------
     UserError
-        There is no such file or one that it names, it is no UTF-8 text, it does not run, or it is not a valid space.
+        There is no such file or one that it names, it is no UTF-8 text, it does not run, it is not a valid space, or a
+        function or a dictionary uses what cannot be written down.
     """
-    file = find_space(space)
-    source = decode_source(file.read_bytes(), space)
-    files = {name: own_code.read_source(name, file.parent, str(space)) for name in own_code.named_files(source)}
-    found = SearchSpace(source, str(space), files)
+    if isinstance(space, str | Path):
+        file = find_space(space)
+        text, name, folder = decode_source(file.read_bytes(), space), str(space), file.parent
+    else:
+        text, name, folder = source_of(space)
+    files = {path: own_code.read_source(path, folder, name) for path in own_code.named_files(text)}
+    found = SearchSpace(text, name, files)
     found.check()
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from raypipe.core.own_metrics import shown_metric
+
 _METRICS = {
     "auc": "AUC",
     "balanced-accuracy": "balanced accuracy",
@@ -18,7 +20,7 @@ _METRICS = {
 
 def metric_label(metric: str) -> str:
     """Return a metric's name for texts."""
-    return _METRICS.get(metric, metric)
+    return _METRICS.get(metric, shown_metric(metric))
 
 
 def resampled(subjects: int, units: int) -> str:

@@ -235,7 +235,7 @@ def write_verdict(outer: OuterRun, scores: OuterScores) -> str:
     if np.isnan(inner.low):
         return f"{reached}, and its interval is undefined: it shows nothing about {target}."
     baseline = "chance (0.5)" if scores.metric == "auc" else f"the prediction without EEG ({scores.constant:.3f})"
-    rows, classes = scores.rows, get_metric(scores.metric).kind == "classification"
+    rows, classes = scores.rows, outer.info.kind == "classification"
     too_few = smallest_chance(rows.targets, scores.units, classes=classes) > MAX_CHANCE
     units = len(np.unique(scores.units))
     counted = f"{n} subjects" if units == n else resampled(n, units)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source, known_source
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.progress import Progress
 from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
@@ -139,7 +140,7 @@ def _describe(
         target=run.info.target,
         kind=run.info.kind,
         classes=run.info.classes,
-        metric=run.info.metric,
+        metric=shown_metric(run.info.metric),
         channels=list(windows.channels),
         sfreq=windows.sfreq,
         window_samples=windows.window_samples,

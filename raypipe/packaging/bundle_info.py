@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -107,7 +108,8 @@ class BundleInfo(Record):
             raise ValueError("classes: a name is empty, or is there twice")
         if (self.threshold is not None) != (self.n_outputs == 2):
             raise ValueError("threshold: there is one for two classes only")
-        if self.metric not in METRICS or METRICS[self.metric].kind != self.kind:
+        own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
+        if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")
 
     def _check_plan(self) -> None:

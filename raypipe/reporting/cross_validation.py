@@ -12,6 +12,7 @@ from raypipe.storage.outer_run import OuterRun
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raypipe.core.search_space import Space
     from raypipe.core.stop import StopRequest
     from raypipe.ensembles.outer import OuterScores
     from raypipe.trial.callback import SweepCallback
@@ -133,7 +134,7 @@ class CrossValidation:
 
 @document_options(SweepOptions)
 def cross_validate(
-    space: str | Path,
+    space: Space,
     data: str | Path,
     run: str | Path,
     *,

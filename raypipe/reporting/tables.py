@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.text import format_duration, format_value, one_line
 from raypipe.storage.remote import shell_quoted
 
@@ -49,9 +50,9 @@ def show_status(console: Console, status: Status) -> None:
     if hidden := len(status.rows) - len(rows):
         print_line(console, f"{hidden} more trials; all of them: raypipe trials {shell_quoted(status.where)}", "dim")
     print_line(console, _counts(status))
-    print_line(console, f"{status.metric}: of {status.scored}", "dim")
+    print_line(console, f"{shown_metric(status.metric)}: of {status.scored}", "dim")
     for spread in status.spreads:
-        print_line(console, spread.describe(status.metric))
+        print_line(console, spread.describe(shown_metric(status.metric)))
     for failed in status.failures:
         logs = f"raypipe logs {shell_quoted(status.where)} {failed.number}"
         print_line(console, f"trial {failed.number} failed ({failed.kind}); more in: {logs}")
@@ -60,7 +61,7 @@ def show_status(console: Console, status: Status) -> None:
 
 
 def _status_table(status: Status) -> Table:
-    table = _table(["trial", "state", status.metric, "best epoch", "epochs", "worker time", "reason"])
+    table = _table(["trial", "state", shown_metric(status.metric), "best epoch", "epochs", "worker time", "reason"])
     for row in status.top_rows():
         table.add_row(
             str(row.number),
@@ -127,7 +128,7 @@ def _difference_lines(differences: list[PairedDifference], metric: str) -> Itera
         unit = f"{each.windows} windows" if each.windows else "one mean prediction per subject"
         unit = unit if each.units == each.subjects else f"in {each.units} groups, {unit}"
         yield (
-            f"  {each.predictor}: {metric} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
+            f"  {each.predictor}: {shown_metric(metric)} {each.scores[0]:.4f} and {each.scores[1]:.4f}, difference "
             f"{each.difference:+.4f} (95 % interval {each.low:+.4f} to {each.high:+.4f}; {each.subjects} subjects, "
             f"{unit}): {each.describe(metric)}",
             None,

@@ -20,7 +20,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.options import parse_options
 from raypipe.core.progress import Progress, no_progress
-from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.search_space import SearchSpace, Space, load_space
 from raypipe.core.text import format_duration
 from raypipe.data.splits import folds_of, outer_parts_of
 from raypipe.data.window_cache import open_windows
@@ -121,7 +121,7 @@ class Forecast:
 
 
 def forecast(
-    space: str | Path,
+    space: Space,
     data: str | Path,
     *,
     cpus: float | None = None,

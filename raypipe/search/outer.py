@@ -14,14 +14,14 @@ from raypipe.backend.executor import WorkerPool
 from raypipe.backend.process_state import restored_process_state
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError
-from raypipe.core.metrics import metric_for
 from raypipe.core.options import MAX_SEED, SweepOptions, parse_options
-from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.search_space import SearchSpace, Space, load_space
 from raypipe.core.seeds import derive_seed
 from raypipe.core.stop import StopRequest
 from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.search.own_metrics import find_own_metric, metric_of
 from raypipe.search.run_setup import open_run, record_of_windows
 from raypipe.search.sweep import drive, open_cluster
 from raypipe.search.trackers import check_trackers
@@ -39,7 +39,7 @@ OPTIONS_OF_ALL = ("time_budget", "gpu_hours")
 
 @restored_process_state()
 def sweep_outer(
-    space: str | Path,
+    space: Space,
     data: str | Path,
     run: str | Path,
     *,
@@ -53,7 +53,7 @@ def sweep_outer(
 
     The same call continues after a crash. See `raypipe.api.sweep` for the other parameters and the errors.
     """
-    chosen = parse_options(options)
+    chosen = find_own_metric(parse_options(options))
     if chosen.held_out != "auto":
         raise UserError("--outer holds every subject out once, so --held-out cannot be given with it; leave one out")
     check_names(data, run, init, chosen.storage)
@@ -86,7 +86,7 @@ def _open(space: SearchSpace, windows: WindowStore, where: str, options: SweepOp
     if not OuterRun.exists(where):
         if RunStore.exists(where):
             raise UserError(f"{where}: a run without --outer; name a new run folder")
-        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.target)
+        metric = metric_of(options, windows)
         info = OuterInfo(
             **record_of_windows(windows) | {"metric": metric},
             kind=windows.kind,

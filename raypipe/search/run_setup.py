@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.levels import level_of
-from raypipe.core.metrics import get_metric, metric_for
+from raypipe.core.metrics import get_metric
 from raypipe.core.options import SweepOptions
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.search_space import SearchSpace
 from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.search.own_metrics import metric_of
 from raypipe.search.preflight import check_space
 from raypipe.storage.code_files import code_file, hashes
 from raypipe.storage.creation import sole_creator
@@ -68,7 +70,7 @@ def open_run(
         for line in check_space(space, windows, folds):
             warn(line)
         _check_new(where)
-        metric = metric_for(windows.kind, options.metric or windows.metric, windows.manifest.target)
+        metric = metric_of(options, windows)
         before_create()
         with sole_creator(where):
             if not RunStore.exists(where):  # a driver started at the same time may have made it
@@ -163,8 +165,9 @@ def check_unchanged(store: RunStore, windows: WindowStore, space: SearchSpace, o
             f"{store.where}: the run holds out {before['held_out']}, not {options.held_out}; this cannot change"
         )
     if options.metric is not None and options.metric != info.metric:
-        raise UserError(
-            f"{store.where}: the run's trials are ranked by {info.metric}, not {options.metric}; this cannot change"
-        )
+        ranked, wanted = shown_metric(info.metric), shown_metric(options.metric)
+        if ranked == wanted:
+            raise UserError(f"{store.where}: {ranked} has changed since the run was made; name a new run folder")
+        raise UserError(f"{store.where}: the run's trials are ranked by {ranked}, not {wanted}; this cannot change")
     if options.seed != info.seed:
         raise UserError(f"{store.where}: the run has seed {info.seed}, not {options.seed}; it cannot change")

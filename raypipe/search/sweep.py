@@ -16,14 +16,14 @@ from raypipe.backend.executor import Driver, WorkerPool, execute, supervise
 from raypipe.backend.process_state import restored_process_state
 from raypipe.core.effects import parameters_without_effect
 from raypipe.core.errors import UserError, disk_full
-from raypipe.core.metrics import metric_for
 from raypipe.core.options import SweepOptions, parse_options
-from raypipe.core.search_space import SearchSpace, load_space, silence_optuna
+from raypipe.core.search_space import SearchSpace, Space, load_space, silence_optuna
 from raypipe.core.stop import StopRequest
 from raypipe.data.splits import folds_of, held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.example_configs import example_configs
+from raypipe.search.own_metrics import find_own_metric, metric_of
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.search.trackers import TrackingCallback, check_trackers
 from raypipe.storage.budget import Budget
@@ -49,7 +49,7 @@ class Reruns(NamedTuple):
 
 @restored_process_state()
 def sweep(
-    space: str | Path,
+    space: Space,
     data: str | Path,
     run: str | Path,
     *,
@@ -60,12 +60,12 @@ def sweep(
     **options: Any,
 ) -> RunStore:
     """Search a space over subject folds; see `raypipe.api.sweep` for parameters and errors."""
-    chosen = parse_options(options)
-    check_names(space, data, run, init, chosen.storage)
+    chosen = find_own_metric(parse_options(options))
+    check_names(space if isinstance(space, str | Path) else None, data, run, init, chosen.storage)
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
-    metric = metric_for(windows.kind, chosen.metric or windows.metric, windows.manifest.target)
+    metric = metric_of(chosen, windows)
     source, callback = load_space(space), callback or SweepCallback()
     if without_effect := parameters_without_effect(source, windows.kind):
         callback.on_warning(without_effect)

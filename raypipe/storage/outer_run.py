@@ -7,7 +7,7 @@ from typing import Literal
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.search_space import SearchSpace
-from raypipe.storage.code_files import read_code, write_code
+from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.files import open_folder, read_record, write_record
 from raypipe.storage.records import OUTER_FILE, SPACE_FILE, SearchInfo, describe_other_folder, digest
 from raypipe.storage.run_store import RunStore
@@ -46,6 +46,7 @@ class OuterRun:
             content = describe_other_folder(self.folder) or "no outer cross-validation there"
             raise UserError(f"{where}: {content}; make one with: raypipe sweep SPACE --data STORE --run RUN --outer 5")
         self.info = read_record(OuterInfo, self.folder, OUTER_FILE)
+        read_metric(self.folder, self.info.metric)
 
     @staticmethod
     def exists(where: str | Path) -> bool:
@@ -65,6 +66,7 @@ class OuterRun:
         folder = open_folder(where)
         folder.write(SPACE_FILE, space.source.encode())
         write_code(folder, space.files)
+        write_metric(folder, info.metric)
         write_record(folder, OUTER_FILE, info)
         return cls(where)
 

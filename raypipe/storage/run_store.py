@@ -6,7 +6,7 @@ and can be read without Ray.
 ====================================  ==================================================================
 ``folds.json``                        the frozen subject-to-fold map, written first
 ``space.py``                          the copy of the search space that the run uses
-``code/<hash>-<name>.py``             users' files that the space names, such as networks of their own
+``code/<hash>-<name>.py``             users' files: those that the space names, and their metric
 ``run.json``                          data, target, space and versions, with hashes; written last: it makes a run
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of its driver, and the time spent (`raypipe.storage.lease`)
@@ -41,7 +41,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
-from raypipe.storage.code_files import read_code, write_code
+from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
 from raypipe.storage.lease import LOCK_FILE
@@ -119,6 +119,7 @@ class RunStore(TrialStore):
         folder.write(FOLDS_FILE, text)
         folder.write(SPACE_FILE, space.source.encode())
         write_code(folder, space.files)
+        write_metric(folder, info.metric)
         write_record(folder, RUN_FILE, info.model_copy(update={"folds_hash": digest(text)}))
         return cls.open(where)
 
@@ -144,6 +145,7 @@ class RunStore(TrialStore):
             )
         if digest(space_text) != info.space_hash:
             raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
+        read_metric(folder, info.metric)
         space = SearchSpace(space_text.decode(), info.space, read_code(folder, info.code))
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 

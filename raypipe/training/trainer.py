@@ -20,7 +20,7 @@ from torch import Tensor
 from raypipe.core.config import OwnLossConfig, TrialConfig
 from raypipe.core.errors import InterruptedEpochError, NonFiniteError, UserError
 from raypipe.core.folds import Index
-from raypipe.core.metrics import METRICS, Metric, score
+from raypipe.core.metrics import Metric, get_metric, score
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.seeds import derive_seed
 from raypipe.data.montage import electrode_positions
@@ -263,7 +263,7 @@ class SupervisedTrainer:
     def _better_epoch(self, best: BestEpoch, loss: float) -> BestEpoch:
         windows, inner = self.data.windows, self.data.inner
         found = score(self.metric, windows.targets[inner], self.predict(inner)[:, : windows.n_outputs])
-        if not best.beaten_by(found, METRICS[self.metric]):
+        if not best.beaten_by(found, get_metric(self.metric)):
             return best
         predictions = torch.from_numpy(self.predict(self.data.validation))
         return BestEpoch(self.epoch, found, loss, self._evaluated_weights(), predictions)

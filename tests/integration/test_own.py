@@ -30,17 +30,17 @@ FOLDS = 3
 def write_own(folder: Path) -> Path:
     """Copy the code of the documents, and write a space that names it; return the space's file."""
     folder.mkdir()
-    for name in ("my_nets.py", "mine.py"):
+    for name in ("my_nets.py", "mine.py", "metrics.py"):
         shutil.copy(ROOT / "examples/own" / name, folder)
     (folder / "space.py").write_text(SPACE)
     return folder / "space.py"
 
 
-def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate) -> Run:
+def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate, metric: str) -> Run:
     """Run a sweep whose driver is killed in an epoch, remove the user's files, and continue it."""
     shared.hooks.set(gate.hooks)
     words = ("sweep", space, "--data", data, "--run", where, *FLAGS, "--trials", 2, "--folds", FOLDS)
-    driver = shared.drive(*words, "--concurrent", 1)
+    driver = shared.drive(*words, "--concurrent", 1, "--metric", metric)
     gate.wait(2, driver)
     driver.kill()
     driver.finish()
@@ -55,15 +55,20 @@ def kill_and_resume(space: Path, data: str, where: Path, shared, gate: Gate) -> 
 
 def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_path, shared):
     space = write_own(tmp_path / "mine")
-    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=2, folds=FOLDS)
-    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, Gate(tmp_path / "gate", 2))
+    metric = f"{tmp_path}/mine/metrics.py:score"
+    expected = plain_sweep(space, tiny_store.where, tmp_path / "plain", trials=2, folds=FOLDS, metric=metric)
+    run = kill_and_resume(space, tiny_store.where, tmp_path / "run", shared, Gate(tmp_path / "gate", 2), metric)
     assert numbers(run) == numbers(expected)
     for number in (0, 1):
         for fold in range(FOLDS):
             weights = run.store.weights(number, fold)
             assert all(weights[name].equal(w) for name, w in expected.store.weights(number, fold).items())
 
-    run.ensemble(top=2)
+    assert run.store.info.metric == expected.store.info.metric != "metrics.py:score"
+    ensemble = run.ensemble(top=2)
+    errors = np.abs(run.oof(0).prediction - tiny_store.targets[run.oof(0).window])
+    assert run.store.result(0).score == pytest.approx(np.quantile(errors, 0.9))
+    assert "metrics.py:score of" in ensemble.verdict
     assert "class Net(nn.Module)" in Path(run.report()).read_text()
     bundle, submission = run.export(tmp_path / "bundle"), run.export(tmp_path / "submission.zip")
     assert not list(bundle.rglob("*.py"))

@@ -14,6 +14,7 @@ from raypipe import CrossValidation, Run, cross_validate
 from raypipe.core.options import SweepOptions
 from raypipe.core.search_space import load_space
 from raypipe.data.window_store import WindowStore
+from raypipe.search.own_metrics import find_own_metric
 from raypipe.search.run_setup import open_run
 from raypipe.search.study import StudyQueue
 from raypipe.storage.journal import open_journal
@@ -22,10 +23,13 @@ from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 
 
-def plain_sweep(space: Path, data: Path, where: Path, *, trials: int, folds: int = 4) -> Run:
+def plain_sweep(
+    space: Path, data: Path | str, where: Path, *, trials: int, folds: int = 4, metric: str | None = None
+) -> Run:
     """Run a sweep in this process, trial by trial and fold by fold, each on one core."""
     windows = WindowStore(data)
-    run = open_run(load_space(space), windows, str(where), SweepOptions(trials=trials, folds=folds))
+    options = SweepOptions(trials=trials, folds=folds, metric=metric)
+    run = open_run(load_space(space), windows, str(where), find_own_metric(options))
     _train_trials(run, windows, trials)
     return Run(run)
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
+from raypipe.core.own_metrics import shown_metric
 from raypipe.core.parameters import defaults, flatten
 from raypipe.data.accounting import Accounting
 from raypipe.data.given_target import python_call
@@ -109,7 +110,7 @@ def sweep_command(run: RunStore) -> list[str]:
     for name, field in SweepOptions.model_fields.items():
         value = getattr(options, name)
         if name not in _OTHER_OPTIONS and value != field.default:
-            words += _flag_words(name, value)
+            words += _flag_words(name, shown_metric(value) if name == "metric" else value)
     words += ["--init", "PRETRAINED"] if run.info.init else []
     return words + (["--warm-start", "EARLIER"] if run.info.warm else [])
 

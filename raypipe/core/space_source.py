@@ -1,0 +1,193 @@
+"""Search spaces that are functions or dictionaries of a program, as the text of a file, which a run keeps.
+
+The text of a function is its source, with the imports, functions and plain values that it uses from around it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import symtable
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from raypipe.core.errors import UserError
+from raypipe.core.own_code import distributions
+
+RANGE = {"low", "high", "log", "step"}
+"""Keys of a range in a dictionary."""
+START = "START"
+"""Key of a dictionary, or attribute of a function, with the points that run first."""
+
+
+class SpaceSource(NamedTuple):
+    """A search space as text."""
+
+    text: str
+    name: str
+    """For messages."""
+    folder: Path
+    """Paths of users' code are relative to it."""
+
+
+def source_of(space: Callable[[Any], Any] | Mapping[str, Any]) -> SpaceSource:
+    """Return the text of a space that is a function or a dictionary.
+
+    Raises
+    ------
+    UserError
+        It is neither, or uses something that cannot be written down.
+    """
+    if isinstance(space, Mapping):
+        return SpaceSource(_text_of_dictionary(space), "the search space", Path.cwd())
+    if not isinstance(space, FunctionType):
+        raise UserError(
+            f"the search space must be a file, a function space(trial) or a dictionary (given {type(space).__name__})"
+        )
+    file = Path(inspect.getsourcefile(space) or "")
+    return SpaceSource(
+        _text_of_function(space), f"{space.__name__}(trial)", file.parent if file.is_file() else Path.cwd()
+    )
+
+
+# Functions
+
+
+def _text_of_function(function: FunctionType) -> str:
+    kept: dict[str, str] = {}
+    _keep_function(function, function.__name__, kept)
+    head = f"{(inspect.getdoc(function) or 'A search space from Python.')!r}\n"
+    start = f"{START} = {_literal(getattr(function, START), START)}\n" if hasattr(function, START) else ""
+    named = "" if function.__name__ == "space" else f"\n\nspace = {function.__name__}\n"
+    imports = sorted(text for text in kept.values() if text.startswith(("import ", "from ")))
+    values = sorted(text for name, text in kept.items() if text.startswith(f"{name} = "))
+    functions = [text for text in kept.values() if text not in imports and text not in values]
+    return (
+        head
+        + "".join([*imports, start, *values])
+        + "\n\n"
+        + "\n\n".join(reversed(functions)).rstrip("\n")
+        + "\n"
+        + named
+    )
+
+
+def _keep_function(function: FunctionType, name: str, kept: dict[str, str]) -> None:
+    """Add the source of a function to `kept`, and what it uses, by name."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        raise UserError(f"{name}: its source is not known here; write it to a file, and name the file") from None
+    if not text.startswith("def ") or function.__name__ != name:
+        raise UserError(f"{name}: no plain function (def {name}), of which a run could keep the source")
+    kept[name] = text
+    closure = inspect.getclosurevars(function).nonlocals
+    for used in _globals_of(text, name):
+        if used in kept:
+            continue
+        if used in closure or used in function.__globals__:
+            _keep(used, closure[used] if used in closure else function.__globals__[used], name, kept)
+
+
+def _globals_of(text: str, name: str) -> list[str]:
+    """Return the names that a function's source uses from around it."""
+
+    def walk(table: symtable.SymbolTable) -> set[str]:
+        found = {s.get_name() for s in table.get_symbols() if s.is_referenced() and s.is_global()}
+        return found.union(*(walk(child) for child in table.get_children()))
+
+    top = symtable.symtable(text, name, "exec")
+    return sorted((walk(top) | {s.get_name() for s in top.get_symbols() if s.is_referenced()}) - {name})
+
+
+def _keep(name: str, value: Any, user: str, kept: dict[str, str]) -> None:
+    """Add a line or a function to `kept` that makes a name again."""
+    if isinstance(value, ModuleType) and _is_installed(value.__name__):
+        kept[name] = f"import {value.__name__} as {name}\n" if value.__name__ != name else f"import {name}\n"
+        return
+    module, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if isinstance(module, str) and isinstance(qualified, str) and _is_installed(module) and "." not in qualified:
+        kept[name] = f"from {module} import {qualified}" + (f" as {name}\n" if name != qualified else "\n")
+    elif isinstance(value, FunctionType):
+        _keep_function(value, name, kept)
+    else:
+        kept[name] = f"{name} = {_literal(value, f'{user} uses {name}, which')}\n"
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module is Python's or of an installed package, and so there when a run is continued."""
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names or root in distributions()
+
+
+# Dictionaries
+
+
+def _text_of_dictionary(space: Mapping[str, Any]) -> str:
+    points = space.get(START, [])
+    draws, constants = [], []
+    for name, value in _flat({key: value for key, value in space.items() if key != START}):
+        if (draw := _draw_of(name, value)) is None:
+            constants.append(f"        {name!r}: {_literal(value, name)},\n")
+        else:
+            draws.append(f"    trial.{draw}\n")
+    return (
+        f"'A search space from a dictionary.'\n\n{START} = {_literal(points, START)}\n\n\ndef space(trial):\n"
+        f"{''.join(draws)}    return {{\n{''.join(constants)}    }}\n"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return values by parameter name; dictionaries that are no ranges or choices are groups of parameters."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise UserError(f"names of parameters must be text such as 'optim/lr' (given {name!r})")
+        is_group = isinstance(value, Mapping) and not ("choices" in value or RANGE & value.keys())
+        found += _flat(value, f"{prefix}{name}/") if is_group else [(prefix + name, value)]
+    return found
+
+
+def _draw_of(name: str, value: Any) -> str | None:
+    """Return the call that draws a parameter; None for a constant."""
+    kind = type(value).__name__
+    if kind in ("FloatDistribution", "IntDistribution", "CategoricalDistribution"):  # Optuna's, which is slow to import
+        value = dict(vars(value)) if kind == "CategoricalDistribution" else _range_of(value)
+    if not isinstance(value, Mapping):
+        return None
+    if "choices" in value and len(value) == 1:
+        return f"suggest_categorical({name!r}, {_literal(list(value['choices']), name)})"
+    if "choices" in value or not {"low", "high"} <= value.keys() <= RANGE:
+        raise UserError(f"{name}: must be a constant, {{'choices': [...]}} or {{'low': a, 'high': b}} with log or step")
+    low, high = value["low"], value["high"]
+    whole = isinstance(low, int) and isinstance(high, int) and isinstance(value.get("step") or 1, int)
+    options = [f"{key}={_literal(value[key], name)}" for key in ("step", "log") if value.get(key)]
+    ends = [_literal(end, name) for end in (low, high)]
+    return f"suggest_{'int' if whole else 'float'}({', '.join([repr(name), *ends, *options])})"
+
+
+def _range_of(distribution: Any) -> dict[str, Any]:
+    found = {key: getattr(distribution, key) for key in ("low", "high", "log", "step")}
+    return found if found["step"] != 1 or isinstance(found["low"], float) else found | {"step": None}
+
+
+def _literal(value: Any, what: str) -> str:
+    """Return the text of a plain value."""
+    if not _is_plain(value):
+        raise UserError(
+            f"{what}: a {type(value).__name__} cannot be kept with the run; write the search space to a file, "
+            "or use plain values"
+        )
+    return repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(each) for each in value)
+    if isinstance(value, dict):
+        return all(_is_plain(each) for pair in value.items() for each in pair)
+    return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))

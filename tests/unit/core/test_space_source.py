@@ -1,0 +1,167 @@
+"""Search spaces that are functions or dictionaries: what a run keeps of them draws the same."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from raypipe.core.errors import UserError
+from raypipe.core.options import SweepOptions
+from raypipe.core.parameters import flatten
+from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.space_source import source_of
+from raypipe.data.window_store import WindowStore
+from raypipe.search.run_setup import open_run
+from raypipe.storage.run_store import RunStore
+from tests.support.own import NET
+from tests.support.toys import ToyWindows, write_store
+
+RATES = (1e-4, 1e-2)
+EPOCHS = {"tcn": 4, "vit": 6}
+
+
+def suggest_rate(trial):
+    return trial.suggest_float("optim/lr", *RATES, log=True)
+
+
+def around(trial: optuna.Trial):
+    """Draw from what is around it."""
+    rate = suggest_rate(trial)
+    name = trial.suggest_categorical("model/name", sorted(EPOCHS))
+    return {"epochs": EPOCHS[name], "optim/ema": 0.9 if math.log10(rate) < -3 else 0.99}
+
+
+around.START = [{"optim/lr": 1e-3, "model/name": "tcn"}]
+
+
+def test_a_function_is_kept_with_what_it_uses():
+    space = load_space(around)
+    assert space.name == "around(trial)" and space.description == "Draw from what is around it."
+    assert space.start == around.START
+    assert "import math\n" in space.source and "RATES = (0.0001, 0.01)\n" in space.source
+    again = SearchSpace(space.source, "space.py")
+    assert [flatten(config) for config in again.draw(9)] == [flatten(config) for config in space.draw(9)]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for config in space.draw(9):
+        trial = study.ask()
+        given = around(trial)
+        assert config.optim.ema == given["optim/ema"] and config.optim.lr == trial.params["optim/lr"]
+    assert load_space(around).hash == space.hash
+
+
+def test_a_function_may_use_what_surrounds_its_definition(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    width = 8
+
+    def space(trial):
+        trial.suggest_int("model/filters", 3, width - 1)
+        return {"model/name": "tcn"}
+
+    assert "width = 8\n" in load_space(space).source
+
+
+def make(source, **scope):
+    exec(source, scope)
+    return scope["space"]
+
+
+def test_what_cannot_be_kept_is_one_line():
+    device = SimpleNamespace(rate=1e-3)
+
+    def space(trial):
+        return {"optim/lr": device.rate}
+
+    cases = [
+        (space, r"space uses device, which: a SimpleNamespace cannot be kept with the run; write the search space to"),
+        (lambda trial: None, r"no plain function|cannot be kept"),
+        (make("def space(trial): pass"), "space: its source is not known here; write it to a file"),
+        (3, "the search space must be a file, a function space"),
+        (print, "the search space must be a file, a function space"),
+        ({"optim/lr": object()}, "optim/lr: a object cannot be kept with the run"),
+        ({"optim/lr": math.inf}, "optim/lr: a float cannot be kept with the run"),
+        ({"optim/lr": {"low": 1}}, r"optim/lr: must be a constant, \{'choices': \[...\]\} or \{'low': a, 'high': b\}"),
+        ({"optim/lr": {"low": 1.0, "high": 2.0, "choices": [3]}}, "must be a constant"),
+        ({"optim/l": 3}, "unknown parameter 'optim/l'; did you mean 'optim/lr'"),
+        ({3: 3}, "names of parameters must be text such as 'optim/lr' .given 3."),
+        (
+            {"optim/lr": 0.1, "START": [{"epochs": 3}]},
+            r"START\[0\] sets 'epochs', which space\(trial\) does not ask for",
+        ),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            load_space(wrong)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dictionary_of_distributions_or_of_plain_values():
+    of_optuna = {
+        "optim/lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "model": {"name": "tcn", "filters": IntDistribution(4, 16, step=4)},
+        "sam/name": CategoricalDistribution(["none", "sam"]),
+        "epochs": 7,
+        "START": [{"optim/lr": 1e-3, "model/filters": 8, "sam/name": "sam"}],
+    }
+    plain = {
+        "optim/lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "model": {"name": "tcn", "filters": {"low": 4, "high": 16, "step": 4}},
+        "sam/name": {"choices": ["none", "sam"]},
+        "epochs": 7,
+        "START": of_optuna["START"],
+    }
+    one, other = load_space(of_optuna), load_space(plain)
+    assert one == other and one.start == plain["START"]
+    drawn = one.draw(40)
+    assert {config.model.filters for config in drawn} == {4, 8, 12, 16} and {c.epochs for c in drawn} == {7}
+    assert {config.sam.name for config in drawn} == {"none", "sam"}
+
+
+@given(st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.booleans())
+def test_the_ends_of_a_range_are_kept_exactly(low, width, log):
+    text = source_of({"optim/lr": FloatDistribution(low, low + width, log=log)}).text
+    scope = {}
+    exec(text, scope)
+    trial = optuna.trial.FixedTrial({"optim/lr": low + width})
+    scope["space"](trial)
+    assert trial.distributions == {"optim/lr": FloatDistribution(low, low + width, log=log)}
+
+
+def test_a_script_names_a_network_beside_itself_and_is_not_run_again(tmp_path):
+    (tmp_path / "my_nets.py").write_text(NET)
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent(
+            """
+            from raypipe.core.search_space import load_space
+
+            print("begun")
+            WIDTH = 4
+
+            def my_space(trial):
+                return {"model/name": "my_nets.py:Net", "model/args/width": WIDTH}
+
+            space = load_space(my_space)
+            print(space.draw(1)[0].model.code == space.files["my_nets.py"].code)
+            """
+        )
+    )
+    run = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, cwd="/", check=True)
+    assert run.stdout == "begun\nTrue\n"
+
+
+def test_a_run_of_a_function_is_continued_from_its_text(tmp_path):
+    windows = WindowStore(write_store(tmp_path / "store", ToyWindows()))
+    run = open_run(load_space(around), windows, str(tmp_path / "run"), SweepOptions(folds=3))
+    again = RunStore.open(tmp_path / "run")
+    assert again.space == run.space and again.space.draw(5) == load_space(around).draw(5)
+    open_run(load_space(around), windows, str(tmp_path / "run"), SweepOptions(folds=3))
+    with pytest.raises(UserError, match=r"made with another search space \(a copy is its space.py\)"):
+        open_run(load_space({"epochs": 3}), windows, str(tmp_path / "run"), SweepOptions(folds=3))
