@@ -200,6 +200,15 @@ def prepare(
         Literal["euclidean"] | None,
         typer.Option(help="Whiten the windows of each recording (He & Wu 2020).", show_default="not aligned"),
     ] = None,
+    max_windows: Annotated[
+        int | None,
+        typer.Option(help="Windows of a person at most; drawn, spread over the recordings.", show_default="all"),
+    ] = None,
+    min_windows: Annotated[
+        int | None,
+        typer.Option(help="Leave out people with fewer windows.", show_default="1"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of --max-windows.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, or float16 for half the disk space.")] = "float32",
     metric: Annotated[
         str | None,
@@ -256,6 +265,9 @@ def prepare(
             reject=reject,
             flat=flat,
             align=align,
+            max_windows=max_windows,
+            min_windows=min_windows,
+            seed=seed,
             channels=_names(channels or None),
             window=window,
             crop=crop,

@@ -63,6 +63,12 @@ class Settings(TargetSpec):
     groups: str | None = None
     """Column of participants.tsv whose equal values make a group of subjects."""
     preprocessing: Preprocessing = Preprocessing()
+    max_windows: int | None = None
+    """Windows of a person that are drawn at most."""
+    min_windows: int | None = None
+    """Windows of a person below which all are left out."""
+    seed: int = 0
+    """Of the draw of `max_windows`."""
     subject: str | None = None
     """Where epochs name their subject; None for recordings and arrays."""
 

@@ -15,6 +15,7 @@ from raypipe.data.preprocessing import check_baseline, check_values, misfit
 from raypipe.data.spatial import check_montage
 from raypipe.data.target_base import Target
 from raypipe.data.unfit import refuses_data
+from raypipe.data.window_limits import check_limits
 from raypipe.recordings.channels import find_name
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -81,6 +82,7 @@ def check_settings(target: Target, asked: Settings) -> None:
     if asked.preprocessing.montage is not None:
         check_montage(asked.preprocessing.montage)
     _check_channel_names(asked)
+    check_limits(asked)
     _check_timing(target, asked)
 
 

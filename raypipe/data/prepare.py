@@ -72,6 +72,9 @@ def prepare(
     reject: float | None = None,
     flat: float | None = None,
     align: Literal["euclidean"] | None = None,
+    max_windows: int | None = None,
+    min_windows: int | None = None,
+    seed: int = 0,
     dtype: str = "float32",
     metric: str | None = None,
     groups: str | None = None,
@@ -128,6 +131,11 @@ def prepare(
     align
         ``euclidean``: the windows of each recording are whitened by their mean covariance (He & Wu 2020). `predict`
         does the same, so it needs whole recordings. Aligned samples have no unit.
+    max_windows, min_windows
+        Windows of a person. Of more than `max_windows`, so many are drawn, spread over the person's recordings. People
+        with fewer than `min_windows` are left out. Counted after `reject` and `flat`; `predict` has no such limits.
+    seed
+        Of the draw.
     dtype
         Type of the stored samples. ``float16`` halves the size of the store and has 11 bits of precision.
     metric
@@ -177,6 +185,9 @@ def prepare(
         crop=crop,
         stride=stride,
         tmin=tmin,
+        max_windows=max_windows,
+        min_windows=min_windows,
+        seed=seed,
         dtype=dtype,
         metric=metric,
         groups=groups,

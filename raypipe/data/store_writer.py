@@ -19,6 +19,7 @@ from raypipe.data.selection import check_subjects
 from raypipe.data.shards import ShardRecord
 from raypipe.data.splits import copied_windows
 from raypipe.data.target_base import Labels
+from raypipe.data.window_limits import limit_windows
 from raypipe.recordings.tables import list_some
 from raypipe.storage.files import write_atomic
 
@@ -55,7 +56,7 @@ def write_store(
     for record in records:
         _account(ledger, record)
     ledger.notes += _notes_on_limits(records)
-    table = _table(plan.target, labels.classes, ledger, records, group_of)
+    table = _table(asked, labels.classes, ledger, records, group_of)
     ledger.notes += _copies(table)
     subjects = set(table["subject"])
     try:
@@ -76,7 +77,7 @@ def write_store(
         table_sha256=table_sha256,
         data_hash=_data_hash(records, table_sha256, plan, labels.classes),
         summary=Summary(
-            recordings=sum(record.shard.rows > 0 for record in records),
+            recordings=table["recording"].nunique(),
             windows=len(table),
             subjects=len(subjects),
             scale=usual_scale({record.shard.recording: record.scale for record in records}),
@@ -127,7 +128,7 @@ def _copies(table: pd.DataFrame) -> list[str]:
 
 
 def _table(
-    spec: str,
+    asked: Settings,
     classes: tuple[str, ...],
     ledger: Ledger,
     records: list[ShardRecord],
@@ -136,6 +137,7 @@ def _table(
     """Return the table of all windows, and check that there are windows of every class."""
     import pandas as pd
 
+    spec = asked.target
     rows = [
         row | {"shard": number, "row": place}
         for number, record in enumerate(records)
@@ -144,7 +146,9 @@ def _table(
     if not rows:
         reasons = ", ".join(f"{n} {what}" for what, n in ledger.counts().items())
         raise UserError(f"target '{spec}': no window was found ({reasons or 'no matching event'})")
-    table = pd.DataFrame(rows)
+    table = limit_windows(pd.DataFrame(rows), asked, ledger)
+    if table.empty:
+        raise UserError(f"target '{spec}': nobody has {asked.min_windows} windows; choose a lower --min-windows")
     if group_of is not None:
         table["group"] = table["subject"].map(dict(group_of)).fillna("")
     if classes:

@@ -93,6 +93,9 @@ def prepare_command(settings: Settings) -> list[str]:
     for name in ("sfreq", "window", "crop", "stride", "tmin"):
         if (value := getattr(settings, name)) is not None:
             words += [f"--{name}", f"{value:.15g}"]
+    for name in ("max_windows", "min_windows", "seed"):
+        if value := getattr(settings, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--metric", settings.metric] if settings.metric is not None else []
     words += ["--groups", settings.groups] if settings.groups is not None else []
     return words + (["--dtype", settings.dtype] if settings.dtype != "float32" else [])

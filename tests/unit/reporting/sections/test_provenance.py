@@ -63,6 +63,9 @@ ASKED = {
     "dtype": "float16",
     "metric": "f1",
     "groups": "family",
+    "max_windows": 40,
+    "min_windows": 10,
+    "seed": 3,
 }
 STEPS = {
     "notch": (50.0, 100.0),
@@ -89,7 +92,7 @@ def test_every_setting_of_prepare_that_was_asked_for_is_printed():
     assert given == ASKED and parsed["bids_task"] == "odd,rest"
     assert set(STEPS) == set(Preprocessing.model_fields)
     assert {name: parsed[name] for name in STEPS} == STEPS | {"notch": "50,100", "reference": "M1,M2"}
-    plain = Settings(**dict.fromkeys(ASKED) | {"target": "challenge1", "dtype": "float32"})
+    plain = Settings(**dict.fromkeys(ASKED) | {"target": "challenge1", "dtype": "float32", "seed": 0})
     assert shlex.join(prepare_command(plain)) == "raypipe prepare RECORDINGS --target challenge1 --out STORE"
 
 
