@@ -121,10 +121,10 @@ def boosted_trees(rule: Rule, values_MNO: Tensor, variances_MN: Tensor | None = 
     the initial value of the sums.
     """
     x_NF = tree_features(values_MNO, variances_MN)
-    raw_NS = _numbers(rule["start"], x_NF).expand(len(x_NF), -1)
+    raw_NS = _numbers(rule["start"], x_NF).expand(x_NF.shape[0], -1)
     n_outputs = raw_NS.shape[1]
     added_NT = _tree_values([tree for trees in rule["trees"] for tree in trees], x_NF)
-    raw_NS = raw_NS + added_NT.view(len(x_NF), -1, n_outputs).sum(1)
+    raw_NS = raw_NS + added_NT.view(x_NF.shape[0], -1, n_outputs).sum(1)
     if values_MNO.shape[2] == 1:
         return values_MNO.mean(0) + raw_NS
     if raw_NS.shape[1] == 1:
@@ -144,7 +144,7 @@ def _tree_values(trees: Sequence[Mapping[str, Any]], x_NF: Tensor) -> Tensor:
     feature_TX, left_TX, right_TX = (nodes(name, torch.int64) for name in ("feature", "left", "right"))
     threshold_TX, value_TX = (nodes(name, x_NF.dtype) for name in ("threshold", "value"))
     tree_T = torch.arange(len(trees), device=x_NF.device)
-    node_NT = torch.zeros(len(x_NF), len(trees), dtype=torch.int64, device=x_NF.device)
+    node_NT = torch.zeros(x_NF.shape[0], len(trees), dtype=torch.int64, device=x_NF.device)
     for _ in range(max(int(tree["depth"]) for tree in trees)):
         feature_NT = feature_TX[tree_T, node_NT]
         x_NT = x_NF.gather(1, feature_NT.clamp_min(0))

@@ -97,8 +97,9 @@ class Covariance(ClosedForm):
         """Return the covariances (B, G, D, D) of the bands, in square microvolts, or scaled and shrunk."""
         z_BSN = spectrum(self.signals(x_BCT), self.taper)
         if self.prototypes_ST is not None:
-            prototypes_1SN = spectrum(self.prototypes_ST[None], self.taper)
-            z_BSN = torch.cat([prototypes_1SN.expand(len(x_BCT), -1, -1), z_BSN], dim=1)
+            parts_1SNR = torch.view_as_real(spectrum(self.prototypes_ST[None], self.taper))
+            prototypes_BSN = torch.view_as_complex(parts_1SNR.expand(x_BCT.shape[0], -1, -1, -1))
+            z_BSN = torch.cat([prototypes_BSN, z_BSN], dim=1)
         if self.order > 1:
             z_BSN = self._delayed(z_BSN)
         bands = [torch.view_as_real(z_BSN[..., first:end]).flatten(-2) for first, end in self.ranges]

@@ -72,4 +72,4 @@ class Linear(ClosedForm):
             bands = [power_BSN[..., first:end].sum(-1) for first, end in self.ranges]
             return torch.log(torch.cat(bands, dim=1) + _MIN_POWER)
         n = y_BST.shape[-1] // self.step
-        return y_BST[..., : n * self.step].reshape(len(y_BST), -1, self.step).mean(-1)
+        return y_BST[..., : n * self.step].reshape(y_BST.shape[0], -1, self.step).mean(-1)

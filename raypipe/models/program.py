@@ -111,8 +111,8 @@ class ProgramNetwork(Network):
             for used in self.last_uses[number]:
                 results[used] = None
         out = results[self.output]
-        if not isinstance(out, Tensor) or out.shape != (len(x_BCT), self.n_outputs):
-            raise ValueError(f"a program must give ({len(x_BCT)}, {self.n_outputs})")
+        if not isinstance(out, Tensor) or out.shape != (x_BCT.shape[0], self.n_outputs):
+            raise ValueError(f"a program must give ({x_BCT.shape[0]}, {self.n_outputs})")
         return out
 
 

@@ -155,7 +155,7 @@ class ViT(Encoder):
 
     def cut(self, x_BCT: Tensor) -> Tensor:
         """Cut prepared windows into patches (B, C * P, patch), channel by channel."""
-        return x_BCT[..., : self.n_patches * self.patch].reshape(len(x_BCT), self.n_tokens, self.patch)
+        return x_BCT[..., : self.n_patches * self.patch].reshape(x_BCT.shape[0], self.n_tokens, self.patch)
 
     def front(self, x: Tensor, *, prepared: bool = False, masks: DropoutMasks | None = None) -> Tensor:
         """Return the tokens (B, N, F) before the first block."""
