@@ -285,16 +285,17 @@ def fit_ensemble(
 def export(
     run: Run | str | Path, out: str | Path, *, format: str | None = None, also: Run | str | Path | None = None
 ) -> Path:
-    """Write the saved ensemble of a run as a bundle or a submission.
+    """Write the saved ensemble of a run as a bundle, as a graph that runs without raypipe, or as a submission.
 
     Parameters
     ----------
     run
         A run with an ensemble.
     out
-        Folder of the bundle, which `load_ensemble` and `predict` read, or zip file of the submission.
+        Folder of the bundle, which `load_ensemble` and `predict` read, or a file.
     format
-        ``bundle`` or ``submission``. None: a submission if `out` ends in ``.zip``.
+        ``bundle``, ``onnx``, ``pt2`` (a program of `torch.export`) or ``submission``. None: by the ending of `out`,
+        where a submission is a ``.zip``, and a bundle has none.
     also
         Second run of a submission, for the other half of the EEG Foundation Challenge.
 
@@ -306,7 +307,8 @@ def export(
     Raises
     ------
     UserError
-        The run has no ensemble, the format is unknown, or both runs are of the same half.
+        The run has no ensemble, the format is unknown, both runs are of the same half, or the ensemble cannot be
+        written in this format.
     """
     from raypipe.packaging import export as packaging
 

@@ -128,24 +128,30 @@ def chance(
 
 @app.command(
     rich_help_panel=PANEL,
-    epilog=example("raypipe export demo/run demo/bundle", "raypipe export run1 run2 submission.zip"),
+    epilog=example("raypipe export demo/run demo/bundle", "raypipe export demo/run demo/model.onnx"),
 )
 def export(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="RUN [RUN2] OUT", help="A run, or one run per challenge; then a folder or a .zip file."),
+        typer.Argument(
+            metavar="RUN [RUN2] OUT",
+            help="A run, or one run per challenge; then a folder, or a .onnx, .pt2 or .zip file.",
+        ),
     ],
     format: Annotated[
-        str | None, typer.Option(help="bundle or submission.", show_default="submission if OUT ends in .zip")
+        str | None,
+        typer.Option(help="bundle, onnx, pt2 or submission.", show_default="by the ending of OUT; without one, bundle"),
     ] = None,
 ) -> None:
-    """Write a run's ensemble as a bundle or a submission zip.
+    """Write a run's ensemble as a bundle, as one graph (ONNX or torch.export), or as a submission zip.
 
-    A bundle is for Python and for predict. A pretrained run is exported as an encoder.
+    A bundle is for Python and for predict. A graph runs without raypipe, in any language that ONNX Runtime has. A
+    pretrained run is exported as an encoder.
 
     A submission is for the EEG Foundation Challenge. It may have two runs, one per challenge.
     """
     from raypipe.packaging.export import export as write_export
+    from raypipe.packaging.graph_info import KINDS, read_graph_info
 
     if not 2 <= len(paths) <= 3:
         raise UserError(f"export takes one run or two, then what to write: RUN [RUN2] OUT (given {len(paths)} names)")
@@ -157,22 +163,38 @@ def export(
             raise UserError(f"{run}: a pretrained run is exported as an encoder: no second run, no --format")
         write(export_encoder(run, Path(out)))
         return
-    write(write_export(run, out, format=format, also=also[0] if also else None))
+    path = write_export(run, out, format=format, also=also[0] if also else None)
+    write(path)
+    if path.suffix in KINDS and path.is_file():
+        from raypipe.packaging.check_graph import graph_text
+
+        info = read_graph_info(path)
+        write(f"{graph_text(path, info)}; predictions differ from torch's by {info.difference:.1g} of the largest one")
 
 
-@app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe check demo/submission.zip", "raypipe check model.onnx"))
 def check(
-    zip_file: Annotated[Path, typer.Argument(metavar="OUT.zip", help="Submission to check.")],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle whose predictions the submission must equal.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="OUT", help="A submission (.zip) or a graph (.onnx, .pt2).")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle whose predictions it must equal.")] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Check a submission zip with the challenge's own scoring loop.
+    """Check a submission zip with the challenge's own scoring loop, or that a graph gives what it gave at export.
 
-    The loop runs in a fresh process without raypipe and Ray. The exit status is 1 if a check fails.
+    It runs in a fresh process without raypipe and Ray. The exit status is 1 if a check fails. Code in a zip and in a
+    .pt2 file is run: check only what you have made or read.
     """
-    from raypipe.packaging.check import check_submission
+    from raypipe.packaging.graph_info import KINDS
 
-    found = check_submission(zip_file, bundle=bundle, device=device)
+    if file.suffix in KINDS:
+        from raypipe.packaging.check_graph import check_graph
+
+        if device != "cpu":
+            raise UserError(f"--device {device}: a graph is checked on the CPU")
+        found = check_graph(file, bundle=bundle)
+    else:
+        from raypipe.packaging.check import check_submission
+
+        found = check_submission(file, bundle=bundle, device=device)
     console.print(found.render())
     if not found.ok:
         raise typer.Exit(1)

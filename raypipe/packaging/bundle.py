@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
-from raypipe.core.own_code import SourceFile, keep_source, known_source
-from raypipe.core.own_metrics import shown_metric
+from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
-from raypipe.core.record import describe_problem, first_problem
-from raypipe.core.versions import package_versions
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.members import build_module, read_members
+from raypipe.ensembles.members import build_module
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_info import BundleInfo
+from raypipe.packaging.contents import describe, read_networks
 from raypipe.packaging.model_card import model_card
-from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program
-from raypipe.packaging.programs import ship_networks
+from raypipe.packaging.network_spec import NetworkSpec
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
 from raypipe.storage.files import LocalFolder, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
 from raypipe.storage.records import digest
 from raypipe.storage.regular_files import open_regular, read_regular
-from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
 from raypipe.training.device import parse_device
 from raypipe.training.transfer import to_device
@@ -72,13 +65,9 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
     path = Path(out)
     folder = _bundle_folder(path)
     windows = open_windows(run.info.data) if windows is None else windows
-    run.require_whole(ensemble.trials)
-    weights = ensemble.weights.tolist()
-    calibration = ensemble.calibration.spec if ensemble.calibration else None
-    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
-    spec, state, left = ship_networks(spec, state)
-    info = _bundle_info(run, ensemble, windows, spec, {name: _source_of(name, why, spec) for name, why in left.items()})
-    files = {TENSORS: save(state), CARD: model_card(info).encode()}
+    networks = read_networks(run, ensemble, windows)
+    info = describe(run, ensemble, windows, networks)
+    files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}
     folder.remove(RECORD)  # an old record must not describe new tensors, should this be interrupted
     for name, data in files.items():
         folder.write(name, data)
@@ -96,80 +85,6 @@ def _bundle_folder(path: Path) -> LocalFolder:
     if foreign:
         raise UserError(f"{path}: not a bundle, and not empty ({foreign[0]}); name a new folder")
     return folder
-
-
-def _source_of(name: str, why: str, spec: dict[str, Any]) -> SourceFile:
-    """Return the file of a network that cannot be made a program.
-
-    Raises
-    ------
-    UserError
-        It is of a package, which a bundle does not contain.
-    """
-    code = next(member["model"]["code"] for member in spec["members"] if member["model"]["name"] == name)
-    source = known_source(code)
-    if source is None:
-        raise UserError(f"{name}: it cannot be exported without its package ({why})")
-    return source
-
-
-def _bundle_info(
-    run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any], sources: Mapping[str, SourceFile]
-) -> BundleInfo:
-    """Describe an ensemble; checksums are still missing.
-
-    Raises
-    ------
-    UserError
-        It is outside the limits of what a bundle can contain.
-    """
-    try:
-        return _describe(run, ensemble, windows, spec, sources)
-    except ValidationError as error:
-        raise UserError(f"{run.where}: cannot be exported: {describe_problem(first_problem(error))}") from None
-
-
-def _describe(
-    run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: dict[str, Any], sources: Mapping[str, SourceFile]
-) -> BundleInfo:
-    configs = {trial: run.config(trial) for trial in ensemble.trials}
-    merged = ensemble.merged.members if ensemble.merged else []
-    return BundleInfo(
-        created=time.time(),
-        run=without_settings(run.where).rpartition("/")[2],
-        target=run.info.target,
-        kind=run.info.kind,
-        classes=run.info.classes,
-        metric=shown_metric(run.info.metric),
-        channels=list(windows.channels),
-        sfreq=windows.sfreq,
-        window_samples=windows.window_samples,
-        n_times=windows.crop_samples,
-        n_outputs=windows.n_outputs,
-        prepare=windows.manifest.plan,
-        scale=windows.manifest.summary.scale,
-        method=ensemble.method,
-        rule=None if ensemble.rule is None else dict(ensemble.rule),
-        calibration=spec.get("calibration"),
-        threshold=ensemble.threshold,
-        soup=[member.trial for member in merged],
-        student=ensemble.distilled,
-        soup_epochs=[member.epoch for member in merged],
-        members=[NetworkMember.model_validate(member) for member in spec["members"]],
-        programs={name: Program.model_validate(program) for name, program in spec.get("programs", {}).items()},
-        sources={source.code: source.text for source in sources.values()},
-        configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},
-        config_hashes={trial: config.hash() for trial, config in configs.items()},
-        fold_map=run.folds,
-        table=ensemble.table_record(),
-        verdict=ensemble.verdict,
-        notes=ensemble.notes,
-        held_out_evaluations=ensemble.held_out_evaluations,
-        seed=run.info.seed,
-        data_hash=run.info.data_hash,
-        versions=package_versions(),
-        sha256={},
-    )
 
 
 class LoadedEnsemble:

@@ -1,4 +1,4 @@
-"""Export a run's ensemble as a bundle for Python, or as a submission zip for the challenge."""
+"""Export a run's ensemble: as a bundle for Python, as a graph that runs anywhere, or as a submission."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from raypipe.core.errors import UserError, nearest
 
-FORMATS = ("bundle", "submission")
+FORMATS = ("bundle", "submission", "onnx", "pt2")
+SUFFIXES = {".zip": "submission", ".onnx": "onnx", ".pt2": "pt2"}
+"""Formats by the ending of what is written; else it is a bundle."""
 
 
 def export(run: str | Path, out: str | Path, *, format: str | None = None, also: str | Path | None = None) -> Path:
@@ -16,14 +18,18 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     from raypipe.packaging.submission import challenge_of, export_submission
     from raypipe.storage.run_store import RunStore
 
-    format = format or ("submission" if Path(out).suffix == ".zip" else "bundle")
+    format = format or SUFFIXES.get(Path(out).suffix, "bundle")
     if format not in FORMATS:
         raise UserError(f"--format {format}: no such format; {nearest(format, FORMATS)}")
+    if also and format != "submission":
+        raise UserError(f"format {format} has one run's ensemble; only a submission (.zip) takes two runs")
     ensemble = Ensemble.load(RunStore.open(run))
     if format == "bundle":
-        if also:
-            raise UserError("a bundle has one run's ensemble; only a submission (.zip) takes two runs")
         return export_bundle(ensemble.run, ensemble, out)
+    if format != "submission":
+        from raypipe.packaging.graphs import export_graph
+
+        return export_graph(ensemble, out, format)[0]
     ensembles = {challenge_of(ensemble.run.info.target): ensemble}
     if also:
         other = Ensemble.load(RunStore.open(also))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,24 +55,55 @@ def run_scorer(
     ScorerProcessError
         The process died or did not end in time, or its answer does not fit the schema.
     """
+    return run_script(scorer.__file__, [str(folder)], scratch, request, schema, what="the scorer", timeout=timeout)
+
+
+def run_script(
+    script: str,
+    arguments: Sequence[str],
+    scratch: Path,
+    request: dict[str, Any],
+    schema: TypeAdapter[A],
+    *,
+    what: str,
+    timeout: float | None = None,
+) -> A:
+    """Run a script in an isolated process, which reads a request and writes an answer, both JSON; see `run_scorer`.
+
+    Parameters
+    ----------
+    script
+        Path of a Python file; the files of request and answer are its last arguments.
+    arguments
+        Its first arguments.
+    what
+        Name of the process in messages.
+    scratch, request, schema, timeout
+        See `run_scorer`.
+
+    Raises
+    ------
+    ScorerProcessError
+        See `run_scorer`.
+    """
     request_file, answer_file, cwd = scratch / "request.json", scratch / "answer.json", scratch / "cwd"
     cwd.mkdir()
     request_file.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-I", str(scorer.__file__), str(folder), str(request_file), str(answer_file)]
+    command = [sys.executable, "-I", script, *arguments, str(request_file), str(answer_file)]
     try:
         status = run_limited(command, cwd, scratch / "stderr", timeout)
     except subprocess.TimeoutExpired:
-        raise ScorerProcessError(f"the scorer's process did not end within {timeout:g} s") from None
+        raise ScorerProcessError(f"{what}'s process did not end within {timeout:g} s") from None
     try:
         return schema.validate_json(read_regular(answer_file, MAX_ANSWER_BYTES))
     except FileNotFoundError:
         last = _last_line(scratch / "stderr")
-        raise ScorerProcessError(f"the scorer's process died (exit status {status}): {last}") from None
+        raise ScorerProcessError(f"{what}'s process died (exit status {status}): {last}") from None
     except ValidationError as error:
         problem = describe_problem(first_problem(error))
-        raise ScorerProcessError(f"the scorer's answer was changed by the submission ({problem})") from None
+        raise ScorerProcessError(f"{what}'s answer was changed by what it ran ({problem})") from None
     except UserError as error:
-        raise ScorerProcessError(f"the scorer's answer was changed by the submission ({error})") from None
+        raise ScorerProcessError(f"{what}'s answer was changed by what it ran ({error})") from None
 
 
 def run_limited(command: list[str], cwd: Path, stderr: Path, timeout: float | None) -> int:

@@ -21,7 +21,8 @@ from raypipe.data.preprocessing import flags
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.members import build_module, read_members
+from raypipe.ensembles.members import build_module
+from raypipe.packaging.contents import read_networks
 from raypipe.packaging.manifest import (
     MANIFEST,
     ChallengeEntry,
@@ -30,7 +31,6 @@ from raypipe.packaging.manifest import (
     subject_hash,
 )
 from raypipe.packaging.network_spec import make_spec
-from raypipe.packaging.programs import ship_networks
 from raypipe.packaging.scorer import SEED, reference_windows
 from raypipe.storage.files import write_atomic
 from raypipe.storage.run_store import RunStore
@@ -169,13 +169,9 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
         )
     windows = open_windows(run.info.data) if windows is None else windows
     _check_windows(windows, run.where)
-    run.require_whole(ensemble.trials)
-    weights = ensemble.weights.tolist()
-    calibration = ensemble.calibration.spec if ensemble.calibration else None
-    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
-    spec, state, left = ship_networks(spec, state)
-    for network, why in left.items():
-        raise UserError(f"{network}: it cannot run where raypipe is not installed ({why}); export a bundle instead")
+    networks = read_networks(run, ensemble, windows)
+    networks.require_programs()
+    spec, state = networks.spec, networks.state
     try:
         checked = make_spec(spec)
     except ValueError as error:

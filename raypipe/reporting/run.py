@@ -162,7 +162,7 @@ class Run:
         Parameters
         ----------
         out
-            Folder of the bundle, or zip file of the submission.
+            Folder of the bundle, or file of a graph or a submission.
         **options
             Options of `raypipe.export`.
         """

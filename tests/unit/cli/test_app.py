@@ -484,13 +484,15 @@ def test_a_full_disk_while_exporting_is_one_line(refused, where, tmp_path, monke
 def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 1) == 0
     capsys.readouterr()
-    message = refused("export", where, tmp_path / "x", "--format", "onnx")
-    assert "bundle" in message and "submission" in message
+    message = refused("export", where, tmp_path / "x", "--format", "keras")
+    assert all(name in message for name in ("bundle", "submission", "onnx", "pt2"))
+    assert "ends in .onnx" in refused("export", where, tmp_path / "x", "--format", "onnx")
+    assert "only a submission (.zip) takes two runs" in refused("export", where, where, tmp_path / "x.pt2")
     same = refused("export", where, where, tmp_path / "x.zip")
     assert "both runs answer challenge 1" in same
 
 
-def test_ensemble_export_predict_and_check_by_command(simulated, where, tmp_path, capsys):
+def test_ensemble_export_predict_and_check_by_command(simulated, refused, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
     out = capsys.readouterr().out
@@ -499,6 +501,11 @@ def test_ensemble_export_predict_and_check_by_command(simulated, where, tmp_path
     roles = pd.read_csv(tmp_path / "answers.csv")["role"].value_counts()
     counts = f"{roles['training']} of training subjects, {roles['held out']} of held-out subjects, 0 of unknown"
     assert counts in capsys.readouterr().out
+    assert run("export", where, tmp_path / "model.pt2") == 0
+    assert "a program of torch.export" in capsys.readouterr().out
+    assert run("check", tmp_path / "model.pt2", "--bundle", tmp_path / "bundle") == 0
+    assert "model.pt2: ready" in capsys.readouterr().out.replace("\n", "")
+    assert "a graph is checked on the CPU" in refused("check", tmp_path / "model.pt2", "--device", "cuda")
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
     assert run("status", where) == 0

@@ -24,6 +24,8 @@ from raypipe.models.own import OwnNetwork
 from raypipe.models.program import ProgramNetwork, check_program
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.check import check_submission
+from raypipe.packaging.check_graph import check_graph
+from raypipe.packaging.graphs import export_graph
 from raypipe.packaging.programs import Unexportable, export_program
 from raypipe.packaging.submission import export_submission
 from raypipe.search.run_setup import open_run
@@ -199,6 +201,15 @@ def test_a_submission_runs_programs_and_shows_the_source(ensemble, tmp_path):
         assert archive.read(source).decode() == NET and "own.py" not in archive.namelist()
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_graph_has_the_program_of_a_network(ensemble, tmp_path, kind):
+    run, store, fitted = ensemble
+    export_bundle(run, fitted, tmp_path / "bundle", windows=store)
+    path, _ = export_graph(fitted, tmp_path / f"model.{kind}", kind, windows=store)
+    report = check_graph(path, bundle=tmp_path / "bundle")
+    assert report.ok, str(report)
+
+
 def test_code_in_a_bundle_must_be_trusted(made, tmp_path):
     run, store, fitted = made(UNTRACED)
     bundle = export_bundle(run, fitted, tmp_path / "bundle", windows=store)
@@ -213,3 +224,5 @@ def test_code_in_a_bundle_must_be_trusted(made, tmp_path):
     assert np.isfinite(load_ensemble(bundle, trust_code=True).predict(x_NCT)).all()
     with pytest.raises(UserError, match=r"my_nets.py:Net: it cannot run where raypipe is not installed"):
         export_submission({1: fitted}, tmp_path / "submission.zip", windows={1: store})
+    with pytest.raises(UserError, match=r"my_nets.py:Net: it cannot run where raypipe is not installed"):
+        export_graph(fitted, tmp_path / "model.onnx", "onnx", windows=store)

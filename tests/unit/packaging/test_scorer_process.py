@@ -52,14 +52,14 @@ def answered(tmp_path, monkeypatch):
     ],
 )
 def test_another_answer_is_one_line(answered, text):
-    with pytest.raises(ScorerProcessError, match="answer was changed by the submission") as caught:
+    with pytest.raises(ScorerProcessError, match="answer was changed by what it ran") as caught:
         answered(text)
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_FILE if kind not in ("missing", "dangling")])
 def test_an_answer_that_is_no_file_is_not_waited_for(answered, kind):
-    with pytest.raises(ScorerProcessError, match="answer was changed by the submission"):
+    with pytest.raises(ScorerProcessError, match="answer was changed by what it ran"):
         answered("{}", kind)
 
 

@@ -1,0 +1,134 @@
+"""Check an exported graph, in a process that has onnxruntime or torch only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from raypipe.core.record import FrozenModel
+from raypipe.packaging import graph_runner
+from raypipe.packaging.bundle import load_ensemble
+from raypipe.packaging.check import CheckReport
+from raypipe.packaging.graph_info import GraphInfo, kind_of, read_graph_info
+from raypipe.packaging.graphs import TOLERANCE
+from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
+from raypipe.packaging.scorer_process import ScorerProcessError, run_script
+from raypipe.packaging.submission import INPUT_SCALE
+from raypipe.storage.scratch import scratch_folder
+
+
+class Answers(FrozenModel):
+    """What `graph_runner` answers; see `graph_runner.predict`."""
+
+    what: str
+    load_s: float
+    load_mb: float
+    peak_mb: float
+    alone: list[list[float]]
+    together: list[list[float]]
+    copies: list[list[float]]
+    classes: list[int] | None
+
+
+_ANSWERS = TypeAdapter(Answers)
+
+
+def check_graph(path: str | Path, *, bundle: str | Path | None = None, timeout: float = 900.0) -> CheckReport:
+    """Run a graph on the reference windows, and compare with the predictions at export.
+
+    A file of `torch.export` may run code when it is read, in a separate process but with your permissions: check only
+    what you have made.
+
+    Parameters
+    ----------
+    path
+        The file.
+    bundle
+        A bundle whose predictions it must equal, too.
+    timeout
+        Seconds that the process may take.
+
+    Raises
+    ------
+    UserError
+        It is no graph of raypipe, or it is damaged.
+    """
+    path = Path(path)
+    info, report = read_graph_info(path), CheckReport(path)
+    report.add("record", True, graph_text(path, info))
+    x_NCT = reference_windows(len(info.channels), info.n_times) * np.float32(INPUT_SCALE)
+    with scratch_folder() as scratch:
+        np.save(scratch / "windows.npy", x_NCT)
+        request = {
+            "file": str(path.resolve()),
+            "kind": kind_of(path),
+            "shape": [len(info.channels), info.n_times],
+            "windows": str(scratch / "windows.npy"),
+            "batch": LARGE_BATCH,
+            "threads": None,
+            "seconds": 0.0,
+        }
+        try:
+            found = run_script(
+                graph_runner.__file__, [], Path(scratch), request, _ANSWERS, what="the graph", timeout=timeout
+            )
+        except ScorerProcessError as error:
+            report.add("runs", False, str(error))
+            return report
+    report.add("runs", True, f"with {found.what}")
+    _compare(report, info, found)
+    if bundle is not None:
+        _compare_with_bundle(report, info, found, bundle, x_NCT)
+    return report
+
+
+def graph_text(path: Path, info: GraphInfo) -> str:
+    """Return what a graph is, in a line."""
+    kind = f"ONNX, opset {info.opset}" if info.opset else "a program of torch.export"
+    return (
+        f"{kind}, {path.stat().st_size / 1e6:.1f} MB, {info.n_networks} networks; takes windows (batch, "
+        f"{len(info.channels)} channels, {info.n_times} samples) at {info.sfreq:g} Hz in uV, prepared as by raypipe"
+    )
+
+
+def _compare(report: CheckReport, info: GraphInfo, found: Answers) -> None:
+    """Add lines on predictions one by one, together and in a large batch."""
+    reference_NO = np.array(info.reference)
+    for name, answers, wanted_NO in (
+        ("one by one", found.alone, reference_NO),
+        (f"batch of {len(reference_NO)}", found.together, reference_NO),
+        (f"batch of {LARGE_BATCH}", found.copies, np.repeat(reference_NO[:1], LARGE_BATCH, axis=0)),
+    ):
+        _add_comparison(report, name, answers, wanted_NO, "those at export")
+    if info.classes:
+        threshold = info.threshold
+        p_NO = np.array(found.together)
+        wanted_N = p_NO.argmax(1) if threshold is None else (p_NO[:, 1] > threshold).astype(int)
+        report.add("classes", found.classes == wanted_N.tolist(), "those of the probabilities and the threshold")
+
+
+def _add_comparison(
+    report: CheckReport, name: str, answers: list[list[float]], wanted_NO: NDArray[np.float64], of: str
+) -> None:
+    found_NO = np.array(answers)
+    if found_NO.shape != wanted_NO.shape or not np.isfinite(found_NO).all():
+        report.add(name, False, f"gives {found_NO.shape}, or numbers that are not finite; expected {wanted_NO.shape}")
+        return
+    difference = float(np.abs(found_NO - wanted_NO).max() / max(np.abs(wanted_NO).max(), 1e-30))
+    detail = f"predictions differ from {of} by {difference:.1g} of the largest one"
+    report.add(name, difference <= TOLERANCE, detail)
+
+
+def _compare_with_bundle(
+    report: CheckReport, info: GraphInfo, found: Answers, bundle: str | Path, x_NCT: NDArray[np.float32]
+) -> None:
+    loaded = load_ensemble(bundle)
+    theirs = {"channels": loaded.channels, "sfreq": loaded.sfreq, "n_times": loaded.info.n_times}
+    wrong = [name for name, value in theirs.items() if getattr(info, name) != value]
+    if wrong:
+        report.add("bundle", False, f"the bundle has other windows ({wrong[0]})")
+        return
+    _add_comparison(report, "bundle", found.together, loaded.predict(x_NCT).astype(float), "those of the bundle")

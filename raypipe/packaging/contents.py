@@ -1,0 +1,126 @@
+"""What an ensemble is shipped as: its networks with their weights, and the record that describes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from raypipe.core.errors import UserError
+from raypipe.core.own_code import SourceFile, known_source
+from raypipe.core.own_metrics import shown_metric
+from raypipe.core.record import describe_problem, first_problem
+from raypipe.core.versions import package_versions
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.members import read_members
+from raypipe.packaging.bundle_info import BundleInfo
+from raypipe.packaging.network_spec import NetworkMember, Program
+from raypipe.packaging.programs import Spec, State, ship_networks
+from raypipe.storage.remote import without_settings
+from raypipe.storage.run_store import RunStore
+
+
+class Networks(NamedTuple):
+    """The networks of an ensemble."""
+
+    spec: Spec
+    """See `raypipe.models.ensemble.EnsembleModule`."""
+    state: State
+    left: dict[str, str]
+    """Users' networks that cannot be made programs, with the reasons."""
+
+    def require_programs(self) -> None:
+        """Raise UserError if a user's network is no program."""
+        for network, why in self.left.items():
+            raise UserError(f"{network}: it cannot run where raypipe is not installed ({why}); export a bundle instead")
+
+
+def read_networks(run: RunStore, ensemble: Ensemble, windows: WindowStore) -> Networks:
+    """Read the networks of an ensemble of a run.
+
+    Raises
+    ------
+    UserError
+        Weights are damaged or missing, or a program gives other numbers than its network.
+    """
+    run.require_whole(ensemble.trials)
+    weights = ensemble.weights.tolist()
+    calibration = ensemble.calibration.spec if ensemble.calibration else None
+    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
+    return Networks(*ship_networks(spec, state))
+
+
+def _source_of(name: str, why: str, spec: Spec) -> SourceFile:
+    """Return the file of a network that cannot be made a program.
+
+    Raises
+    ------
+    UserError
+        It is of a package, which a bundle does not contain.
+    """
+    code = next(member["model"]["code"] for member in spec["members"] if member["model"]["name"] == name)
+    source = known_source(code)
+    if source is None:
+        raise UserError(f"{name}: it cannot be exported without its package ({why})")
+    return source
+
+
+def describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, networks: Networks) -> BundleInfo:
+    """Describe an ensemble; checksums are still missing.
+
+    Raises
+    ------
+    UserError
+        It is outside the limits of what a bundle can contain, or a network of a package is no program.
+    """
+    sources = [_source_of(name, why, networks.spec) for name, why in networks.left.items()]
+    try:
+        return _describe(run, ensemble, windows, networks.spec, sources)
+    except ValidationError as error:
+        raise UserError(f"{run.where}: cannot be exported: {describe_problem(first_problem(error))}") from None
+
+
+def _describe(
+    run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: Spec, sources: Sequence[SourceFile]
+) -> BundleInfo:
+    configs = {trial: run.config(trial) for trial in ensemble.trials}
+    merged = ensemble.merged.members if ensemble.merged else []
+    return BundleInfo(
+        created=time.time(),
+        run=without_settings(run.where).rpartition("/")[2],
+        target=run.info.target,
+        kind=run.info.kind,
+        classes=run.info.classes,
+        metric=shown_metric(run.info.metric),
+        channels=list(windows.channels),
+        sfreq=windows.sfreq,
+        window_samples=windows.window_samples,
+        n_times=windows.crop_samples,
+        n_outputs=windows.n_outputs,
+        prepare=windows.manifest.plan,
+        scale=windows.manifest.summary.scale,
+        method=ensemble.method,
+        rule=None if ensemble.rule is None else dict(ensemble.rule),
+        calibration=spec.get("calibration"),
+        threshold=ensemble.threshold,
+        soup=[member.trial for member in merged],
+        student=ensemble.distilled,
+        soup_epochs=[member.epoch for member in merged],
+        members=[NetworkMember.model_validate(member) for member in spec["members"]],
+        programs={name: Program.model_validate(program) for name, program in spec.get("programs", {}).items()},
+        sources={source.code: source.text for source in sources},
+        configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},
+        config_hashes={trial: config.hash() for trial, config in configs.items()},
+        fold_map=run.folds,
+        table=ensemble.table_record(),
+        verdict=ensemble.verdict,
+        notes=ensemble.notes,
+        held_out_evaluations=ensemble.held_out_evaluations,
+        seed=run.info.seed,
+        data_hash=run.info.data_hash,
+        versions=package_versions(),
+        sha256={},
+    )

@@ -1,0 +1,232 @@
+"""Ensembles as ONNX graphs and as programs of torch.export: the same numbers as torch, without raypipe."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import raypipe
+from raypipe.core.errors import UserError
+from raypipe.core.parameters import parse_config
+from raypipe.data.window_store import WindowStore
+from raypipe.ensembles.members import build_module, read_members
+from raypipe.packaging import graphs
+from raypipe.packaging.bundle import export_bundle
+from raypipe.packaging.check_graph import check_graph
+from raypipe.packaging.graph_info import RECORD, read_graph_info
+from raypipe.packaging.graphs import DecidingModule, export_graph, make_graph
+from raypipe.storage.records import Member
+from raypipe.trial.local import run_trial
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
+
+NETWORKS = ("conformer", "shallow", "eegnet", "tcn", "vit")
+FITTED = {
+    "log-euclid": {"model/name": "covariance"},
+    "riemann": {
+        "model/name": "covariance",
+        "model/components": 3,
+        "model/geometry": "riemann",
+        "model/order": 2,
+        "model/scale": "window",
+        "model/taper": "hann",
+    },
+    "no shrinkage": {"model/name": "covariance", "model/shrinkage": 0.0, "model/scale": "band"},
+    "prototypes": {"model/name": "covariance", "model/prototypes": 2, "model/bands": "even", "model/n_bands": 1},
+    "band power": {"model/name": "linear"},
+    "time courses": {"model/name": "linear", "model/predictors": "time-courses", "model/components": 2},
+}
+READOUTS = [
+    tiny(model__name="conformer", model__bins=9, model__features="log-power", model__norm="robust", epochs=1),
+    tiny(model__name="tcn", model__bins=9, model__norm="window", epochs=1),
+    tiny(model__name="shallow", model__variance=True, loss__name="nll", model__norm="none", epochs=1),
+]
+"""Regression only."""
+CONFIGS = {name: tiny(model__name=name, epochs=1) for name in NETWORKS} | {
+    name: parse_config(params) for name, params in FITTED.items()
+}
+
+
+def trained(folder, configs, *, classes):
+    toy = ToyWindows(subjects=12, each=6, channels=4, classes=classes)
+    store = WindowStore(write_store(folder / "store", toy))
+    run = make_run(folder / "run", store, data=str(folder / "store"))
+    for number, config in enumerate(configs):
+        run.add_trial(number, config)
+        run_trial(run, store, number)
+    return SimpleNamespace(run=run, store=store, n=len(configs))
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """A run of classes with a trial of every family, and its windows."""
+    return trained(tmp_path_factory.mktemp("families"), list(CONFIGS.values()), classes=True)
+
+
+@pytest.fixture(scope="module")
+def readouts(tmp_path_factory):
+    """A run of a regression with trials that predict a variance too, and its windows."""
+    configs = [*READOUTS, CONFIGS["band power"]]
+    return trained(tmp_path_factory.mktemp("readouts"), configs, classes=False)
+
+
+def first_fold(where, *trials):
+    """The networks of the first fold of trials, as a module."""
+    members = [Member(number) for number in trials]
+    spec, state = read_members(where.run, where.store, members, [1.0 / len(members)] * len(members))
+    kept = [number for number, member in enumerate(spec["members"]) if member["fold"] == 0]
+    state = {
+        f"members.{place}.{name.removeprefix(f'members.{number}.')}": tensor
+        for place, number in enumerate(kept)
+        for name, tensor in state.items()
+        if name.startswith(f"members.{number}.")
+    }
+    spec["members"] = [spec["members"][number] | {"weight": 1.0 / len(kept)} for number in kept]
+    return DecidingModule(build_module(spec, state), 0.4 if spec["kind"] == "classification" else None)
+
+
+def assert_equal(module, x_NCT, format):
+    """The graph of a module equals it for one window and for 64."""
+    with torch.no_grad():
+        expected = [each.numpy() for each in module(x_NCT)]
+    graph = make_graph(module, format)
+    for batch in (1, 64):
+        answers = [each.numpy() for each in graph.run(x_NCT[:batch])]
+        assert len(answers) == len(expected)
+        np.testing.assert_allclose(answers[0], expected[0][:batch], rtol=1e-5, atol=1e-5)
+        if len(answers) > 1:
+            np.testing.assert_array_equal(answers[1], answers[0][:, 1] > module.threshold)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_every_family_equals_torch(families, format):
+    module = first_fold(families, *range(families.n))
+    assert_equal(module, torch.from_numpy(families.store.gather(np.arange(64))), format)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_values_with_variances_equal_torch(readouts, format):
+    module = first_fold(readouts, *range(readouts.n))
+    assert_equal(module, torch.from_numpy(readouts.store.gather(np.arange(64))), format)
+
+
+TREES = [{"feature": [0, -1, -1], "threshold": [0.5, 0, 0], "left": [1, 0, 0], "right": [2, 0, 0], "depth": 1}]
+RULES = {
+    "linear": {"kind": "linear", "weights": [0.3, 0.7], "intercept": 0.0},
+    "entropy": {"kind": "entropy", "weights": [0.4, 0.6], "temperatures": [1.5, 0.7], "gamma": 2.0},
+    "trees": {"kind": "trees", "start": [0.1], "trees": [[tree | {"value": [0, -0.2, 0.3]}] for tree in TREES]},
+    "precision": {"kind": "precision", "floor": [0.5, 0.2], "scale": [1.0, 0.0]},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_equals_torch(families, readouts, name):
+    where = readouts if name == "precision" else families
+    module = first_fold(where, 2, 3) if name == "precision" else first_fold(where, families.n - 2, families.n - 1)
+    module.ensemble.rule, module.ensemble.n_folds = RULES[name], 1
+    if where is families:
+        module.ensemble.calibration = {"scale": 1.3, "shift": [0.2, -0.1]}
+    assert_equal(module, torch.from_numpy(where.store.gather(np.arange(64))), "onnx")
+
+
+@pytest.fixture(scope="module")
+def exported(classes, tmp_path_factory):
+    """A bundle and both kinds of graphs of one ensemble."""
+    folder, ensemble = tmp_path_factory.mktemp("exported"), classes.ensemble(top=1)
+    export_bundle(classes.run, ensemble, folder / "bundle", windows=classes.windows)
+    infos = {
+        kind: export_graph(ensemble, folder / f"model.{kind}", kind, windows=classes.windows)[1]
+        for kind in ("onnx", "pt2")
+    }
+    return SimpleNamespace(folder=folder, infos=infos, ensemble=ensemble)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_file_says_what_it_is_and_passes_the_check(exported, classes, kind):
+    path = exported.folder / f"model.{kind}"
+    info = read_graph_info(path)
+    assert info == exported.infos[kind] and info.difference < 1e-5
+    assert info.channels == list(classes.windows.channels) and info.unit == "uV"
+    assert info.classes == ["off", "on"] and info.threshold == exported.ensemble.threshold
+    assert info.opset == (graphs.OPSET if kind == "onnx" else None)
+    report = check_graph(path, bundle=exported.folder / "bundle")
+    assert report.ok, str(report)
+    names = [line.name for line in report.lines]
+    assert names == ["record", "runs", "one by one", "batch of 8", "batch of 64", "classes", "bundle"]
+    assert ("opset 18" in str(report)) == (kind == "onnx")
+
+
+def test_the_onnx_file_is_valid_small_and_names_no_file_of_this_machine(exported):
+    path = exported.folder / "model.onnx"
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [each.name for each in model.graph.output] == ["predictions", "classes"]
+    assert {each.domain for each in model.opset_import} <= {""}
+    assert [entry.key for entry in model.metadata_props] == [RECORD]
+    data = path.read_bytes()
+    assert b"raypipe/models" not in data and b"site-packages" not in data
+
+
+def test_a_program_runs_with_torch_alone(exported, classes, tmp_path):
+    np.save(tmp_path / "x.npy", classes.windows.gather(np.arange(3)))
+    code = """import sys; sys.modules["raypipe"] = None
+import json, numpy as np, torch
+files = {"raypipe.json": ""}
+model = torch.export.load(sys.argv[1], extra_files=files).module()
+print(json.loads(files["raypipe.json"])["sfreq"], model(torch.from_numpy(np.load(sys.argv[2])))[1].tolist())
+"""
+    command = [sys.executable, "-I", "-c", code, str(exported.folder / "model.pt2"), str(tmp_path / "x.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = raypipe.load_ensemble(exported.folder / "bundle")
+    chosen = loaded.decide(loaded.predict(classes.windows.gather(np.arange(3))))
+    assert done.stdout.strip() == f"{classes.windows.sfreq} {[loaded.classes.index(name) for name in chosen]}"
+
+
+def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
+    model = onnx.load(exported.folder / "model.onnx")
+    record = read_graph_info(exported.folder / "model.onnx")
+    changed = record.model_copy(update={"reference": [[1.0 - p, p] for p, _ in record.reference]})
+    model.metadata_props[0].value = changed.to_json().decode()
+    onnx.save(model, tmp_path / "changed.onnx")
+    report = check_graph(tmp_path / "changed.onnx")
+    assert [line.name for line in report.failures] == ["one by one", "batch of 8", "batch of 64"]
+
+
+def test_files_that_are_no_graphs_are_one_line(exported, tmp_path):
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "text.pt2").write_text("hello")
+    model = onnx.load(exported.folder / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    for name, message in {
+        "text.onnx": "no ONNX file",
+        "text.pt2": "no program of torch.export",
+        "other.onnx": "not exported by raypipe",
+        "none.onnx": "no such file",
+        "model.h5": "neither .onnx nor .pt2",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            check_graph(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_gives_other_numbers_is_not_written(classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"differ from torch's by .* not written"):
+        export_graph(classes.ensemble(top=1), tmp_path / "model.pt2", "pt2", windows=classes.windows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_exports_are_one_line(classes, tmp_path, monkeypatch):
+    ensemble = classes.ensemble(top=1)
+    with pytest.raises(UserError, match=r"a file of format onnx ends in .onnx"):
+        export_graph(ensemble, tmp_path / "model", "onnx", windows=classes.windows)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.delitem(sys.modules, "raypipe.packaging.onnx_eigh", raising=False)
+    with pytest.raises(UserError, match=r"export to ONNX needs onnxscript.*raypipe-eeg\[onnx\]"):
+        export_graph(ensemble, tmp_path / "model.onnx", "onnx", windows=classes.windows)
