@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from raypipe.cli.common import app, console, example, write
+from raypipe.cli.epochs import prepare_epochs
 from raypipe.core.errors import UserError
+
+if TYPE_CHECKING:
+    from raypipe.data.window_store import WindowStore
 
 PANEL = "Data"
 """Heading of these verbs in `raypipe --help`."""
@@ -90,18 +94,33 @@ def inspect(
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe prepare demo/bids --target challenge1 --out demo/store"))
 def prepare(
+    context: typer.Context,
     bids: Annotated[
-        list[str],
-        typer.Argument(metavar="BIDS", help=BIDS_HELP),
-    ],
+        list[str] | None,
+        typer.Argument(metavar="BIDS", help=f"{BIDS_HELP} Or --epochs.", show_default=False),
+    ] = None,
+    *,
     target: Annotated[
         str,
         typer.Option(
             help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, events-column:COLUMN, "
-            "bids-task:A,B or latency:A. Options follow a colon, as in challenge1:OPTION,... See docs/data.md."
+            "bids-task:A,B or latency:A. Options follow a colon, as in challenge1:OPTION,... With --epochs: event, "
+            "event:A,B or metadata:COLUMN. See docs/data.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],
+    epochs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILES", help="FIF files of MNE epochs instead of BIDS, such as 'sub-*_epo.fif'."),
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            metavar="metadata:COLUMN|filename:sub",
+            help="With --epochs: where the subject is named.",
+            show_default="metadata:subject",
+        ),
+    ] = None,
     bids_task: Annotated[
         str | None,
         typer.Option(
@@ -222,8 +241,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column of participants.tsv, such as a family or a site. Subjects with equal values are on one "
-            "side of every split.",
+            help="Column of participants.tsv (with --epochs: metadata:COLUMN), such as a family or a site. Subjects "
+            "with equal values are on one side of every split.",
             show_default="each subject alone",
         ),
     ] = None,
@@ -244,6 +263,13 @@ def prepare(
     from raypipe.data.hbn import SCHEME, fetch
     from raypipe.data.prepare import prepare as make_windows
 
+    if epochs:
+        _describe(out, prepare_epochs(context, _names(channels or None)))
+        return
+    if not bids:
+        raise UserError("prepare needs a BIDS folder, or files of MNE epochs: --epochs 'sub-*_epo.fif'")
+    if subject is not None:
+        raise UserError("--subject: only with --epochs; in a BIDS folder names of files say it")
     folders: list[str | Path] = []
     for name in bids:
         folders += fetch(name, cache, mini=mini) if name.startswith(SCHEME) else [name]
@@ -280,6 +306,10 @@ def prepare(
             skip_unreadable=skip_unreadable,
             progress=counter,
         )
+    _describe(out, store)
+
+
+def _describe(out: Path, store: WindowStore) -> None:
     write(f"{out}: {store.describe()}")
     for line in store.manifest.accounting.lines():
         write(line)

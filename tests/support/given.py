@@ -78,3 +78,16 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     for shard in manifest["shards"]:
         del shard["fingerprint"]
     return manifest
+
+
+def save_epochs(folder: Path, given: Given) -> None:
+    """Write a file of epochs per subject, with metadata."""
+    for number, subject in enumerate(dict.fromkeys(given.subject)):
+        rows = np.flatnonzero(given.subject == subject)
+        times = np.arange(len(rows)) * given.X.shape[2]
+        events = np.stack([times, 0 * times, 1 + (given.y[rows] == "right")], axis=1)
+        metadata = pd.DataFrame({"subject": subject, "rt": 0.3 + 0.01 * rows, "site": "AB"[number % 2]})
+        epochs = mne.EpochsArray(
+            given.X[rows], info(), events, 0, {"left": 1, "right": 2}, metadata=metadata, verbose="ERROR"
+        )
+        epochs.save(folder / f"sub-{subject}_epo.fif", verbose="ERROR")

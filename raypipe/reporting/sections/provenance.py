@@ -38,14 +38,12 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
     manifest, unknown = read_data_manifest(run)
-    if python_call(run.info.target):
-        prepare = python_call(run.info.target)
-    elif manifest is None:
+    if manifest is not None and (manifest.settings.subject or not python_call(run.info.target)):
+        prepare = shlex.join(prepare_command(manifest.settings))
+    elif not (prepare := python_call(run.info.target)):
         prepare = (
             shlex.join(["raypipe", "prepare", "RECORDINGS", "--target", run.info.target, "--out", "STORE"]) + " ..."
         )
-    else:
-        prepare = shlex.join(prepare_command(manifest.settings))
     ranked = run.ranked(results)
     return render_template(
         "provenance",
@@ -84,6 +82,8 @@ def _left_out(accounting: Accounting) -> Table:
 def prepare_command(settings: Settings) -> list[str]:
     """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
     words = ["raypipe", "prepare", "RECORDINGS", "--target", settings.target, "--out", "STORE"]
+    if settings.subject:  # of epochs; the target's name says so too
+        words[2:5] = ["--epochs", "FILES", "--subject", settings.subject, "--target", settings.target.partition(":")[2]]
     words += ["--bids-task", ",".join(settings.bids_task)] if settings.bids_task else []
     words += ["--events-from", settings.events_from] if settings.events_from is not None else []
     words += ["--select", settings.select] if settings.select is not None else []

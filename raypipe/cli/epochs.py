@@ -1,0 +1,47 @@
+"""`prepare --epochs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from raypipe.cli.common import console
+from raypipe.core.errors import UserError
+
+if TYPE_CHECKING:
+    from raypipe.data.window_store import WindowStore
+
+OPTIONS = ("epochs", "subject", "target", "out", "groups", "channels", "crop", "dtype", "metric")
+"""Options of `prepare` that `--epochs` takes."""
+
+
+def prepare_epochs(context: typer.Context, channels: Sequence[str] | None) -> WindowStore:
+    """Make windows of the files of epochs that the options of `prepare` name.
+
+    Raises
+    ------
+    UserError
+        An option is for recordings only, or the files do not fit.
+    """
+    from raypipe.cli.console import ProgressCounter
+    from raypipe.data.epochs import from_epochs
+
+    options = context.params
+    for name in options:
+        source = context.get_parameter_source(name)
+        if name not in OPTIONS and source is not None and source.name == "COMMANDLINE":
+            if name == "bids":
+                raise UserError(f"{options['bids'][0]}: not with --epochs; put a pattern in quotes: 'sub-*_epo.fif'")
+            raise UserError(f"--{name.replace('_', '-')}: not with --epochs, whose samples are taken as they are")
+    with ProgressCounter(console, "preparing") as counter:
+        return from_epochs(
+            options["epochs"],
+            subject=options["subject"] or "metadata:subject",
+            target=options["target"],
+            out=options["out"],
+            channels=channels,
+            progress=counter,
+            **{name: options[name] for name in ("groups", "crop", "dtype", "metric")},
+        )
