@@ -216,8 +216,11 @@ def prepare(
         ),
     ] = None,
     align: Annotated[
-        Literal["euclidean"] | None,
-        typer.Option(help="Whiten the windows of each recording (He & Wu 2020).", show_default="not aligned"),
+        Literal["recording", "subject"] | None,
+        typer.Option(
+            help="Whiten the windows of each recording or subject by their mean covariance (He & Wu 2020).",
+            show_default="not aligned",
+        ),
     ] = None,
     max_windows: Annotated[
         int | None,

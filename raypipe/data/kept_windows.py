@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,12 +51,17 @@ class KeptWindows(NamedTuple):
 
 
 def keep_windows(
-    opened: OpenRecording, windows: list[Window], target: Target, plan: Plan, losses: Losses
+    opened: OpenRecording,
+    windows: list[Window],
+    target: Target,
+    plan: Plan,
+    losses: Losses,
+    together: Sequence[Recording] = (),
 ) -> Iterator[KeptWindows]:
     """Read windows, leave out and count those that are not whole or not within the limits, and align the others.
 
     A window is left out if the peak-to-peak amplitude of a channel of the store is above `reject` or below `flat`, as
-    `mne.Epochs.drop_bad` does. Alignment reads the recording once more, before the windows.
+    `mne.Epochs.drop_bad` does. Alignment reads the recordings once more, before the windows.
 
     Parameters
     ----------
@@ -63,13 +69,15 @@ def keep_windows(
         Windows inside the recording, by ascending start.
     losses
         Is added to while windows are read.
+    together
+        Recordings that are aligned together, with the opened one; none for the opened one alone.
 
     Raises
     ------
     UserError
         As `windower.read_windows`.
     """
-    matrix_CC = _alignment(opened, target, plan) if windows and plan.preprocessing.align else None
+    matrix_CC = _alignment(opened, target, plan, together) if windows and plan.preprocessing.align else None
     for group, x_NCT in read_windows(opened, windows, plan):
         kept_N = _check(x_NCT, plan, losses)
         if kept_N.any():
@@ -78,14 +86,18 @@ def keep_windows(
             yield KeptWindows(group, x_NCT if matrix_CC is None else align(matrix_CC, x_NCT), x_NCT)
 
 
-def _alignment(opened: OpenRecording, target: Target, plan: Plan) -> NDArray[np.float64]:
-    """Return the matrix that aligns a recording.
+def _alignment(opened: OpenRecording, target: Target, plan: Plan, together: Sequence[Recording]) -> NDArray[np.float64]:
+    """Return the matrix that aligns a recording, or several.
 
     It is made of the windows that a prediction cuts, which needs no labels, so that `prepare` and `predict` agree.
     """
     mean, losses = MeanCovariance(len(plan.channels)), Losses(Counter())
-    for _, x_NCT in read_windows(opened, place_windows(opened, target, plan, None)[0], plan):
-        mean.add(x_NCT[_check(x_NCT, plan, losses)])
+    for recording in sorted(together, key=lambda each: each.key) or [opened.recording]:
+        is_own = recording.key == opened.recording.key
+        with nullcontext() if is_own else recording.fetched():
+            one = opened if is_own else OpenRecording(recording)
+            for _, x_NCT in read_windows(one, place_windows(one, target, plan, None)[0], plan):
+                mean.add(x_NCT[_check(x_NCT, plan, losses)])
     return inverse_root(mean.value())
 
 
@@ -129,9 +141,13 @@ class CutWindows(NamedTuple):
 
 
 def windows_of(
-    recording: Recording, target: Target, plan: Plan, labels: Labels | None = None
+    recording: Recording,
+    target: Target,
+    plan: Plan,
+    labels: Labels | None = None,
+    together: Sequence[Recording] = (),
 ) -> tuple[Iterator[CutWindows], Counter[str]]:
-    """Cut one recording for prediction. Without `labels`, targets are NaN.
+    """Cut one recording for prediction. Without `labels`, targets are NaN; `together` as for `keep_windows`.
 
     Returns
     -------
@@ -147,7 +163,7 @@ def windows_of(
     """
     opened = OpenRecording(recording)
     windows, left_out = place_windows(opened, target, plan, labels)
-    kept = keep_windows(opened, windows, target, plan, Losses(left_out))
+    kept = keep_windows(opened, windows, target, plan, Losses(left_out), together)
     return (_cut(recording, each, plan.crop_samples) for each in kept), left_out
 
 

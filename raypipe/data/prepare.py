@@ -11,6 +11,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
 from raypipe.core.parallel import map_processes, usable_cores
 from raypipe.core.progress import Progress, no_progress
+from raypipe.data.alignment_units import aligned_together, lacking_classes
 from raypipe.data.manifest import (
     MANIFEST,
     Plan,
@@ -71,7 +72,7 @@ def prepare(
     baseline: tuple[float, float] | None = None,
     reject: float | None = None,
     flat: float | None = None,
-    align: Literal["euclidean"] | None = None,
+    align: Literal["recording", "subject"] | None = None,
     max_windows: int | None = None,
     min_windows: int | None = None,
     seed: int = 0,
@@ -129,8 +130,9 @@ def prepare(
     reject, flat
         Peak-to-peak amplitudes (uV): windows with a channel above `reject` or below `flat` are left out and counted.
     align
-        ``euclidean``: the windows of each recording are whitened by their mean covariance (He & Wu 2020). `predict`
-        does the same, so it needs whole recordings. Aligned samples have no unit.
+        ``recording`` or ``subject``: the windows of each are whitened by their mean covariance, without labels (He &
+        Wu 2020). `predict` does the same, so it needs whole recordings, or all of a subject. Aligned samples have no
+        unit.
     max_windows, min_windows
         Windows of a person. Of more than `max_windows`, so many are drawn, spread over the person's recordings. People
         with fewer than `min_windows` are left out. Counted after `reject` and `flat`; `predict` has no such limits.
@@ -268,7 +270,7 @@ class _Build:
         plan = make_plan(self.selection.target, asked, recordings, headers)
         for header in headers:
             self.ledger.leave_channels_out(left_out_channels(header, plan, asked))
-        recordings = self._with_rates(recordings, headers, plan)
+        recordings = self._with_all_classes(self._with_rates(recordings, headers, plan), plan)
         self.ledger.add_notes(note for header in headers for note in header.notes)
         self.ledger.notes += notes_on_bads(headers, plan)
         fingerprints = {r.key: self.selection.fingerprint(r, plan) for r in recordings}
@@ -276,7 +278,7 @@ class _Build:
         remove_leftovers(self.folder, set(fingerprints))
         found = {key: load_shard_record(self.folder, key, fingerprints[key]) for key in fingerprints}
         kept = {key: record for key, record in found.items() if record is not None}
-        made = self._make_shards([r for r in recordings if r.key not in kept], len(kept), plan, fingerprints)
+        made = self._make_shards(recordings, set(kept), plan, fingerprints)
         records = self._check_scales(kept | made, plan)
         group_of = None if asked.groups is None else self.selection.groups(asked.groups)
         cut = [records[r.key] for r in recordings if r.key in records]
@@ -303,27 +305,32 @@ class _Build:
         return [recordings[number] for number in readable], [found[number] for number in readable]
 
     def _make_shards(
-        self, recordings: list[Recording], kept: int, plan: Plan, fingerprints: dict[str, str]
+        self, recordings: list[Recording], kept: set[str], plan: Plan, fingerprints: dict[str, str]
     ) -> dict[str, ShardRecord]:
         """Make the shards of the recordings, and return their records by the recording's key.
 
         Parameters
         ----------
         kept
-            Number of other shards, which are up to date.
+            Keys of those whose shards are up to date.
         """
         total = len(fingerprints)
-        self.progress(kept, total, f"{kept} kept" if kept else "")
-        labels_of = self.selection.labels_of
-        calls = [(r, labels_of(r), plan, self.folder, fingerprints[r.key]) for r in recordings]
+        self.progress(len(kept), total, f"{len(kept)} kept" if kept else "")
+        labels_of, steps = self.selection.labels_of, plan.preprocessing
+        left = [r for r in recordings if r.key not in kept]
+        together = [aligned_together(r, recordings, steps) for r in left]
+        calls = [
+            (r, labels_of(r), plan, self.folder, fingerprints[r.key], unit)
+            for r, unit in zip(left, together, strict=True)
+        ]
         made: dict[str, ShardRecord] = {}
         with contextlib.closing(map_processes(make_shard, calls, self.jobs)) as results:
             for number, result in results:
                 if isinstance(result, UserError):
-                    self._skip_or_raise(recordings[number], result)
+                    self._skip_or_raise(left[number], result)
                 else:
-                    made[recordings[number].key] = result
-                    self.progress(kept + len(made), total, recordings[number].key)
+                    made[left[number].key] = result
+                    self.progress(len(kept) + len(made), total, left[number].key)
         return made
 
     def _with_channels(
@@ -351,6 +358,14 @@ class _Build:
             except UnreadableRecordingError as error:
                 self._skip_or_raise(recording, error)
         return kept
+
+    def _with_all_classes(self, recordings: list[Recording], plan: Plan) -> list[Recording]:
+        """Return the recordings of subjects that can be aligned."""
+        lacking = lacking_classes(recordings, self.selection.target, plan.preprocessing)
+        for recording in recordings:
+            if recording.subject in lacking:
+                self.ledger.leave_out(recording.key, lacking[recording.subject])
+        return [recording for recording in recordings if recording.subject not in lacking]
 
     def _skip_or_raise(self, recording: Recording, error: UserError, reason: str = UNREADABLE) -> None:
         if not (self.skip_unreadable and isinstance(error, UnreadableRecordingError)):

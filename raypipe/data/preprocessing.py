@@ -46,8 +46,9 @@ class Preprocessing(FrozenModel):
     """Peak-to-peak amplitude above which a window is left out (uV)."""
     flat: float | None = None
     """Peak-to-peak amplitude below which a window is left out (uV)."""
-    align: Literal["euclidean"] | None = None
-    """Windows of a recording are multiplied by the inverse root of their mean covariance."""
+    align: Literal["recording", "subject"] | None = None
+    """Windows of a recording, or of all recordings of a subject, are multiplied by the inverse root of their mean
+    covariance."""
 
     @property
     def needs_common_channels(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
+from raypipe.data.alignment_units import aligned_together
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
 from raypipe.data.target_base import Labels, Target
@@ -89,11 +90,12 @@ class Selection:
         """Return a hash of everything that a shard depends on: plan, labels, and places, sizes and times of files."""
         digest = hashlib.sha256(plan.model_dump_json().encode())
         digest.update(repr((self.labels_of(recording), recording.subject, recording.release, recording.age)).encode())
-        for path in [*recording.files(), *self.target.extra_files(recording)]:
-            # A link to data that was not fetched has no target; the error is raised when it is read.
-            stat = path.stat() if path.exists() else path.lstat()
-            place = path.relative_to(recording.root).as_posix() if path.is_relative_to(recording.root) else path.name
-            digest.update(f"{place}/{stat.st_size}/{stat.st_mtime_ns}".encode())
+        for each in aligned_together(recording, self.recordings, plan.preprocessing):
+            for path in [*each.files(), *self.target.extra_files(each)]:
+                # A link to data that was not fetched has no target; the error is raised when it is read.
+                stat = path.stat() if path.exists() else path.lstat()
+                place = path.relative_to(each.root).as_posix() if path.is_relative_to(each.root) else path.name
+                digest.update(f"{place}/{stat.st_size}/{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
 

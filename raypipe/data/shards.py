@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -69,8 +69,10 @@ def load_shard_record(folder: Path, key: str, fingerprint: str) -> ShardRecord |
     return record if record.shard.fingerprint == fingerprint and size == record.bytes else None
 
 
-def make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> ShardRecord:
-    """Cut a recording and write its shard; returns the shard's record.
+def make_shard(
+    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, together: Sequence[Recording] = ()
+) -> ShardRecord:
+    """Cut a recording and write its shard; returns the shard's record. `together` as for `keep_windows`.
 
     Raises
     ------
@@ -78,15 +80,17 @@ def make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, f
         The recording cannot be read, or the disk is full.
     """
     with recording.fetched():
-        return _make_shard(recording, labels, plan, folder, fingerprint)
+        return _make_shard(recording, labels, plan, folder, fingerprint, together)
 
 
-def _make_shard(recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str) -> ShardRecord:
+def _make_shard(
+    recording: Recording, labels: Labels, plan: Plan, folder: Path, fingerprint: str, together: Sequence[Recording]
+) -> ShardRecord:
     opened = OpenRecording(recording)
     target = parse_target(plan)
     windows, left_out = place_windows(opened, target, plan, labels)
     losses = Losses(left_out)
-    kept = keep_windows(opened, windows, target, plan, losses)
+    kept = keep_windows(opened, windows, target, plan, losses, together)
     _record_path(folder, recording.key).unlink(missing_ok=True)
     writer = WindowWriter(plan, len(windows), str(recording.path))
     written: list[Window] = []

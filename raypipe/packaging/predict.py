@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from raypipe.core.errors import UserError
 from raypipe.core.progress import Progress
 from raypipe.data.accounting import NO_RECORDING, Ledger
+from raypipe.data.alignment_units import aligned_together, lacking_classes
 from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
 from raypipe.data.scales import MAX_RATIO
@@ -80,8 +81,9 @@ def predict(
         number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
         predicted class as `prediction`. The `role` of the subject in training is `training`, `held out`, `new`, or
         `unknown` where no subject was named; predictions for subjects of the first kind say nothing about new ones. A
-        row depends on its own recording only. ``attrs["left_out"]`` says, by recording, what was not predicted and why:
-        windows with missing samples, or a file of a folder that cannot be read.
+        row depends on its own recording only, or where a bundle aligns subjects, on the subject's recordings.
+        ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or a
+        file of a folder that cannot be read.
 
     Raises
     ------
@@ -114,6 +116,11 @@ def _predict_recordings(
 ) -> pd.DataFrame:
     """Return the table of a recording, or of those of a BIDS folder."""
     found, left_out = _find_recordings(recordings, target)
+    lacking = lacking_classes(found, target, ensemble.info.prepare.preprocessing)
+    left_out |= {f"subject {who}": f"one of the {reason}" for who, reason in lacking.items()}
+    found = [recording for recording in found if recording.subject not in lacking]
+    if not found:
+        raise UserError(f"{recordings}: {next(iter(lacking.values()))}; give a BIDS folder that has all of them")
     tables = _predict_each(ensemble, found, target, per, left_out, progress)
     if not tables:
         raise UserError(
@@ -138,7 +145,8 @@ def _predict_each(
     failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(recordings, start=1):
         try:
-            part, lost = _predict_recording(ensemble, recording, target, per)
+            together = aligned_together(recording, recordings, ensemble.info.prepare.preprocessing)
+            part, lost = _predict_recording(ensemble, recording, target, per, together)
             tables += [part] if len(part) else []
             reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
         except UnreadableRecordingError as error:
@@ -177,10 +185,10 @@ def _find_recordings(recordings: str | Path, target: Target) -> tuple[list[Recor
 
 
 def _predict_recording(
-    ensemble: LoadedEnsemble, recording: Recording, target: Target, per: str
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, per: str, together: list[Recording]
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the table of a recording, which may be empty, and what was left out by reason."""
-    cut, left_out = windows_of(recording, target, ensemble.info.prepare)
+    cut, left_out = windows_of(recording, target, ensemble.info.prepare, None, together)
     tables = [pd.DataFrame(columns=list(ROW_COLUMNS))]
     parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
     spreads: list[float] = []

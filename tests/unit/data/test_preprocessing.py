@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import mne
@@ -235,7 +236,7 @@ def whitened(x_NCT):
 
 def test_windows_are_aligned_by_recording(raws, tmp_path):
     folder, found = raws
-    store = prepare(folder, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="euclidean")
+    store = prepare(folder, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="recording")
     assert store.manifest.unit == "1" and 1 < store.manifest.summary.scale < 1000
     for key, raw in found.items():
         x_NCT = store.whole(store.table.loc[store.table["recording"] == key, "window"])
@@ -245,9 +246,37 @@ def test_windows_are_aligned_by_recording(raws, tmp_path):
         np.testing.assert_allclose(covariance_CC, np.eye(len(NAMES)), atol=1e-5)
 
 
+def test_windows_are_aligned_by_subject(raws, tmp_path):
+    folder, found = raws
+    bids = shutil.copytree(folder, tmp_path / "bids")
+    store = prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject")
+    for number in range(3):
+        own = store.table["recording"].str.startswith(f"sub-{number}_")
+        assert store.table.loc[own, "recording"].nunique() == 2
+        keys = [f"sub-{number}_task-{task}" for task in ("eyes", "rest")]
+        parts = [epoched(found[key].copy().filter(1, 60, verbose="ERROR")).get_data(copy=True) for key in keys]
+        x_NCT = store.whole(store.table[own].sort_values(["recording", "onset"])["window"])
+        np.testing.assert_allclose(x_NCT, whitened(np.concatenate(parts) * 1e6), rtol=1e-4, atol=1e-5)
+    # A shard depends on every recording of its subject.
+    assert prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject").is_up_to_date
+    os.utime(bids / "sub-1" / "eeg" / "sub-1_task-rest_eeg.fif", ns=(1, 1))
+    assert prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject").redone == 2
+
+
+def test_a_subject_without_one_of_the_classes_is_not_aligned(raws, tmp_path):
+    bids = shutil.copytree(raws[0], tmp_path / "bids")
+    (bids / "sub-1" / "eeg" / "sub-1_task-eyes_eeg.fif").unlink()
+    store = prepare(bids, TARGET, tmp_path / "store", jobs=1, band=(1, 60), align="subject")
+    assert len(store.table["subject"].unique()) == 2
+    reason = "subjects without a recording of BIDS task eyes, which align subject needs"
+    assert store.manifest.accounting.counts()[reason] == 1
+    with_all = prepare(bids, TARGET, tmp_path / "other", jobs=1, band=(1, 60), align="recording")
+    assert len(with_all.table["subject"].unique()) == 3
+
+
 def test_alignment_of_fewer_dimensions_than_channels_stays_finite(raws, tmp_path):
     """An average reference takes one, whose direction is left out."""
-    store = prepare(raws[0], TARGET, tmp_path / "store", jobs=1, band=(1, 60), reference="average", align="euclidean")
+    store = prepare(raws[0], TARGET, tmp_path / "store", jobs=1, band=(1, 60), reference="average", align="recording")
     x_NCT = store.whole(range(12)).astype(float)
     covariance_CC = np.mean([x_CT @ x_CT.T / x_CT.shape[1] for x_CT in x_NCT], axis=0)
     np.testing.assert_allclose(np.linalg.eigvalsh(covariance_CC), [0] + [1] * (len(NAMES) - 1), atol=1e-5)
@@ -292,7 +321,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
         ({"flat": -1}, "flat -1: must be greater than 0 uV"),
         ({"reject": 10, "flat": 10}, r"reject 10: must be above flat \(10 uV\)"),
         ({"reject": float("inf")}, "reject: Input should be a finite number"),
-        ({"align": "riemann"}, "align: Input should be 'euclidean'"),
+        ({"align": "riemann"}, "align: Input should be 'recording' or 'subject'"),
         ({"reference": []}, "reference : needs average, or names of channels"),
         ({"reference": ["M1", "M1"]}, "reference M1,M1: needs average, or names of channels, each once"),
         ({"reference": "M3"}, "no EEG channel 'M3'; did you mean"),

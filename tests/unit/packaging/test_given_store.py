@@ -158,7 +158,7 @@ def test_windows_that_do_not_fit_are_one_line(bundle, message):
 
 def test_a_bundle_that_aligns_recordings_takes_no_windows(bundle):
     ensemble = raypipe.load_ensemble(bundle)
-    aligned = {"preprocessing": Preprocessing(align="euclidean")}
+    aligned = {"preprocessing": Preprocessing(align="recording")}
     ensemble.info = ensemble.info.model_copy(update={"prepare": ensemble.info.prepare.model_copy(update=aligned)})
     with pytest.raises(UserError, match="aligns the windows of each recording"):
         raypipe.predict(ensemble, X)

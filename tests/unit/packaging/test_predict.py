@@ -60,7 +60,7 @@ STEPS = {
     "baseline": (0.5, 0.7),
     "reject": 60,
     "flat": 0.01,
-    "align": "euclidean",
+    "align": "recording",
 }
 
 
@@ -102,6 +102,39 @@ def test_a_bundle_repeats_the_preprocessing(preprocessed, tmp_path):
     assert len(both) == len(known)
     np.testing.assert_allclose(both["prediction"], both["expected"], rtol=1e-5, atol=1e-6)
     assert any("windows of more than 60 uV peak to peak" in why for why in table.attrs["left_out"].values())
+
+
+def test_subjects_are_aligned_as_their_windows_were_and_need_all_classes(tmp_path):
+    bids, rng = tmp_path / "bids", np.random.default_rng(0)
+    for number in range(9):
+        for task in ("rest", "count"):
+            mixing = rng.normal(size=(4, 4)) * 1e-5
+            raw = mne.io.RawArray(mixing @ rng.normal(size=(4, 900)), mne.create_info(4, 100.0, "eeg"), verbose="ERROR")
+            path = bids / f"sub-{number}" / "eeg" / f"sub-{number}_task-{task}_eeg.fif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw.save(path, verbose="ERROR")
+    target = "bids-task:rest,count"
+    prepare(bids, target, tmp_path / "store", jobs=1, window=1.0, align="subject")
+    made = finish(tmp_path, tmp_path / "store", bids, target=target)
+    ensemble = made.ensemble(top=2)
+    bundle = export_bundle(made.run, ensemble, tmp_path / "bundle", windows=made.windows)
+    table = predict(bundle, bids)
+    held = ensemble.held_out
+    known = made.windows.table.iloc[held.windows].assign(expected=held.predictions[:, 1])
+    both = table.merge(known, on=["recording", "onset"])
+    assert len(both) == len(known) > 0
+    np.testing.assert_allclose(both["probability_count"], both["expected"], rtol=1e-4, atol=1e-6)
+    left = bids / "sub-3" / "eeg" / "sub-3_task-count_eeg.fif"
+    with pytest.raises(UserError, match=r"without a recording of BIDS task rest, .* give a BIDS folder that has all"):
+        predict(bundle, left)
+    left.unlink()
+    fewer = predict(bundle, bids)
+    assert len(fewer) == len(table) - 2 * 9
+    assert set(table["subject"]) - set(fewer["subject"]) == {"3"}
+    assert (
+        fewer.attrs["left_out"]["subject 3"]
+        == "one of the subjects without a recording of BIDS task count, which align subject needs"
+    )
 
 
 def test_a_row_depends_on_its_own_recording_only(simulated, bundle, tmp_path):

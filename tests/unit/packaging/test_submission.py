@@ -75,7 +75,7 @@ def test_bad_exports(simulated, classes, tmp_path):
 def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
     manifest = simulated.windows.manifest
     for steps, words in (
-        (Preprocessing(align="euclidean", reject=100.0), "--align euclidean"),
+        (Preprocessing(align="recording", reject=100.0), "--align recording"),
         (Preprocessing(baseline=(0.5, 0.7)), "--baseline 0.5 0.7"),
         (Preprocessing(reference="average"), "--reference average"),
         (Preprocessing(notch=(60.0,), band=(1.0, 40.0)), "--notch 60"),

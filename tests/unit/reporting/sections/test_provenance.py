@@ -76,7 +76,7 @@ STEPS = {
     "baseline": (-0.2, 0.0),
     "reject": 150.0,
     "flat": 0.5,
-    "align": "euclidean",
+    "align": "recording",
 }
 
 
