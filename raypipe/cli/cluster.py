@@ -1,4 +1,4 @@
-"""Verbs for clusters: submit, jobs, stop, push, pull."""
+"""Verbs for clusters and storage: submit, jobs, stop, push, pull, tidy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from raypipe.cli.common import LOCAL_DASHBOARD, ClusterOption, RunArg, app, console, example, write
+from raypipe.cli.common import (
+    LOCAL_DASHBOARD,
+    ClusterOption,
+    RunArg,
+    app,
+    console,
+    example,
+    is_outer,
+    is_pretrained,
+    write,
+)
 from raypipe.core.errors import UserError
 from raypipe.core.shipped import find_space
 from raypipe.core.text import one_line
+from raypipe.storage.records import KEPT_TRIALS
 from raypipe.storage.remote import shell_quoted
 
 PANEL = "Cluster and storage"
@@ -148,3 +159,33 @@ def pull(
     with ProgressCounter(console, "copying") as counter:
         count = pull_run(run, target, progress=counter)
     write(f"{target}: {count} files")
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe tidy demo/run --keep best:10"))
+def tidy(
+    run: RunArg,
+    keep: Annotated[str, typer.Option(metavar="best:N", help="Trials whose weights are kept.")] = f"best:{KEPT_TRIALS}",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Free the disk of weights that neither the ensemble nor the report needs.
+
+    The best of each family and the members of a fitted ensemble are kept too, and all scores, predictions and logs.
+    """
+    from raypipe.core.text import format_bytes
+    from raypipe.ensembles.tidy import tidy as free
+    from raypipe.storage.outer_run import OuterRun
+    from raypipe.storage.run_store import RunStore
+
+    number = keep.removeprefix("best:")
+    if number == keep or not number.isdecimal():
+        raise UserError(f"--keep {keep}: must be best:N, such as best:10")
+    if is_pretrained(run):
+        raise UserError(f"tidy {run}: a pretrained run has no trials; tidy takes what raypipe sweep wrote")
+    for store in OuterRun(run).runs if is_outer(run) else [RunStore.open(run)]:
+        done = free(store, int(number), dry_run=dry_run)
+        size = "" if done.size is None else f", {format_bytes(done.size)}"
+        what = "would be removed" if dry_run else "removed"
+        write(
+            f"{store.where}: {what}: {done.files} files of {done.trials} trials{size}; weights of {done.kept} trials "
+            "are kept, and all scores and predictions"
+        )

@@ -52,6 +52,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def format_bytes(count: int) -> str:
+    """Write a number of bytes in kB, MB or GB."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
 def format_value(value: object) -> str:
     """Write a float with three digits, and anything else as text."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

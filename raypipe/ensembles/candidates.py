@@ -76,7 +76,8 @@ def read_candidates(
     Raises
     ------
     UserError
-        No trial can be used, one of the best is damaged, the limits leave no trial, or the windows are not the run's.
+        No trial can be used, one of the best is damaged or has no weights any more, the limits leave no trial, or the
+        windows are not the run's.
     LeakError
         Out-of-fold predictions or windows do not follow the run's fold map.
     """
@@ -86,6 +87,7 @@ def read_candidates(
     ranked = best_trials(run, results, top)
     if not ranked:
         raise UserError(_no_trial(run, results))
+    _require_weights(run, ranked, top)
     trials = [result.number for result in ranked]
     members = [Member(result.number, epoch) for result in ranked for epoch in (0, *result.snapshots)]
     windows = _run_windows(run, windows)
@@ -98,6 +100,16 @@ def read_candidates(
     predictions = predictions.select_members(order)
     pool = read_trial_pool(run, results, predictions, top, progress)
     return Candidates(run, windows, trials, members, predictions, limit, pool, device)
+
+
+def _require_weights(run: RunStore, ranked: Sequence[TrialResult], top: int) -> None:
+    tidied = [place for place, result in enumerate(ranked) if result.tidied]
+    if tidied:
+        numbers = ", ".join(str(ranked[place].number) for place in tidied)
+        raise UserError(
+            f"{run.where}: raypipe tidy has removed the weights of trial(s) {numbers}, which are of the best {top}; "
+            f"use --top {tidied[0]} or less"
+        )
 
 
 def best_trials(run: RunStore, results: Sequence[TrialResult], top: int) -> list[TrialResult]:

@@ -21,12 +21,13 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.options import parse_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.search_space import SearchSpace, Space, load_space
-from raypipe.core.text import format_duration
+from raypipe.core.text import format_bytes, format_duration
 from raypipe.data.splits import folds_of, outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.search.example_configs import start_configs
 from raypipe.search.measurement import Cost, Measurement, cached_loader, measure
 from raypipe.search.preflight import check_space
+from raypipe.storage.records import KEPT_TRIALS
 from raypipe.trial.callback import SweepCallback
 
 MAX_CONFIGS = 6
@@ -92,6 +93,12 @@ class Forecast:
         checkpoint = max(cost.checkpoint for cost in self.costs)
         return results + CHECKPOINTS_PER_FOLD * self.folds * self.concurrent * checkpoint
 
+    @property
+    def tidied_disk(self) -> int:
+        """Return the bytes of the run after `raypipe tidy`, which keeps the weights of the best trials."""
+        without = self.trials * max(cost.result - cost.weights for cost in self.costs)
+        return without + min(self.trials, KEPT_TRIALS) * max(cost.weights for cost in self.costs)
+
     def render(self) -> str:
         """Return the forecast as text."""
         low, high = self.range
@@ -107,12 +114,11 @@ class Forecast:
         ]
         if self.gpus:
             lines.append(f"GPU-hours  {self.gpu_hours:.2g}, held from the beginning to the end")
-            lines.append(
-                f"GPU memory {_size(self.gpu_memory)} per worker with one fold, of {_size(self.worker_gpu_memory)}"
-            )
+            used, share = format_bytes(self.gpu_memory), format_bytes(self.worker_gpu_memory)
+            lines.append(f"GPU memory {used} per worker with one fold, of {share}")
         lines += [
-            f"memory     {_size(self.memory)} of the machine's per worker with one fold",
-            f"disk       {_size(self.disk)} in the run",
+            f"memory     {format_bytes(self.memory)} of the machine's per worker with one fold",
+            f"disk       {format_bytes(self.disk)} in the run, {format_bytes(self.tidied_disk)} after raypipe tidy",
             "Early stopping and halving reduce these numbers; several workers that share a machine's memory bandwidth "
             "take longer.",
         ]
@@ -238,7 +244,3 @@ def _measure_all(
 def _span(seconds: list[float]) -> str:
     """Write the median and the range of times."""
     return f"{statistics.median(seconds):.2g} s ({min(seconds):.2g} to {max(seconds):.2g})"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

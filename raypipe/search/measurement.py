@@ -7,6 +7,7 @@ import resource
 import socket
 import statistics
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,6 +47,8 @@ class Cost(NamedTuple):
     """Bytes of a fold's checkpoint."""
     result: int
     """Bytes that a trial leaves when it has ended."""
+    weights: int
+    """Part of `result` that is weights."""
 
 
 class Measurement(NamedTuple):
@@ -128,14 +131,16 @@ def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> 
     window_seconds = call_seconds(predict, loader.device) / max(1, len(some))
     full_batches = len(trainer.data.train) / trainer.data.batch_sizes[0]
     epoch = full_batches * step + window_seconds * len(validation)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
+    members = 1 + len(config.cycle_ends)
+    weights = members * folds.n_folds * _weights_size(trainer.weights())
     predictions = folds.repeats * len(loader.windows) * loader.windows.n_outputs * FLOAT32_BYTES
     return Cost(
         step=step,
         epoch=epoch,
         trial=epoch * config.epochs * folds.n_folds,
         checkpoint=len(checkpoint.dumps(trainer.state_dict() | state)),
-        result=(1 + len(config.cycle_ends)) * (folds.n_folds * weights + 2 * predictions) + config.epochs * predictions,
+        result=weights + (2 * members + config.epochs) * predictions,
+        weights=weights,
     )
 
 
@@ -143,15 +148,20 @@ def _measure_fit(config: TrialConfig, data: FoldData, folds: FoldMap) -> Cost:
     """Measure a model that is fitted in closed form, whose epoch is one step."""
     trainer = ClosedFormTrainer(config, data, folds.groups(data.windows.subjects))
     seconds = call_seconds(trainer.run_epoch, data.device)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in trainer.weights().values())
+    weights = folds.n_folds * _weights_size(trainer.weights())
     predictions = folds.repeats * len(data.windows) * data.windows.n_outputs * FLOAT32_BYTES
     return Cost(
         step=seconds,
         epoch=seconds,
         trial=seconds * folds.n_folds,
         checkpoint=len(checkpoint.dumps(trainer.state_dict())) + len(data.validation) * FLOAT32_BYTES,
-        result=folds.n_folds * weights + 3 * predictions,
+        result=weights + 3 * predictions,
+        weights=weights,
     )
+
+
+def _weights_size(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _step_seconds(trainer: SupervisedTrainer) -> float:

@@ -135,10 +135,14 @@ class History(OwnedRecord):
     epochs: list[Epoch]
 
 
+KEPT_TRIALS = 10
+"""Best trials whose weights `raypipe tidy` keeps by default: as many as `raypipe ensemble` combines."""
+
+
 class TrialResult(OwnedRecord):
     """The state and the score that a trial ended with (``result.json``)."""
 
-    format: Literal["raypipe-result/2"] = "raypipe-result/2"
+    format: Literal["raypipe-result/3"] = "raypipe-result/3"
     number: int
     state: State
     score: float | None
@@ -156,6 +160,8 @@ class TrialResult(OwnedRecord):
     """Epochs that ended a cycle of the learning rate, whose weights and predictions are stored too."""
     initial: list[str] = Field(default_factory=list)
     """Id of the initial weights of each fold (`finetuning.initial_id`). Weights of equal ids can be averaged."""
+    tidied: bool = False
+    """Its weights were removed to free the disk (`raypipe.ensembles.tidy`)."""
 
 
 class TrialRecord(OwnedRecord):

@@ -27,7 +27,7 @@ def space(tmp_path):
 
 
 def made(trial=(60.0,), **changes):
-    costs = [Cost(0.1, 1.0, seconds, 1000, 500) for seconds in trial]
+    costs = [Cost(0.1, 1.0, seconds, 1000, 500, 400) for seconds in trial]
     fields = {"trials": 8, "folds": 4, "workers": 2, "concurrent": 2, "cpus": 1.0, "gpus": 0.0, "device": "a processor"}
     return Forecast(**(fields | changes), costs=costs, memory=10**9)
 
@@ -56,6 +56,8 @@ def test_gpu_hours_and_disk():
         in made(gpus=0.25, gpu_memory=3 * 10**9, worker_gpu_memory=20 * 10**9).render()
     )
     assert made().disk == 8 * 500 + 3 * 4 * 2 * 1000
+    assert made().tidied_disk == 8 * 500 and made(trials=100).tidied_disk == 100 * 100 + 10 * 400
+    assert "50 kB after raypipe tidy" not in made().render() and "14 kB after" in made(trials=100).render()
     assert "GPU-hours" in made(gpus=0.5).render() and "GPU-hours" not in made().render()
 
 

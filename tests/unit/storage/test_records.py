@@ -22,7 +22,7 @@ def test_the_best_epoch_is_the_first_of_equal_scores_and_the_latest_where_folds_
 
 def test_a_record_that_does_not_fit_its_schema_is_one_line(tmp_path):
     folder = open_folder(tmp_path)
-    folder.write("result.json", b'{"format": "raypipe-result/2", "number": 0, "state": "fine"}')
+    folder.write("result.json", b'{"format": "raypipe-result/3", "number": 0, "state": "fine"}')
     with pytest.raises(UserError, match=r"result\.json: state: Input should be 'complete'") as caught:
         read_record(TrialResult, folder, "result.json")
     assert "\n" not in str(caught.value)
