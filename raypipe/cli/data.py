@@ -104,8 +104,8 @@ def prepare(
         str,
         typer.Option(
             help="What to predict: challenge1, challenge2, participants:COLUMN, events:A,B, events-column:COLUMN, "
-            "bids-task:A,B or latency:A. Options follow a colon, as in challenge1:OPTION,... With --epochs: event, "
-            "event:A,B or metadata:COLUMN. See docs/data.md."
+            "table:FILE:COLUMN, bids-task:A,B or latency:A. Options follow a colon, as in challenge1:OPTION,... With "
+            "--epochs: event, event:A,B or metadata:COLUMN. See docs/data.md."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the windows.")],

@@ -83,6 +83,8 @@ class SettingsFile(Record):
 class Plan(TargetSpec):
     """The settings by which recordings are cut, with every default filled in from the target and the recordings."""
 
+    joined_on: tuple[str, ...] = ()
+    """Columns that a table of labels was joined on; empty for other targets."""
     channels: tuple[str, ...]
     sources: tuple[str, ...]
     """Channels that are read: those above, and others that a reference or an interpolation needs."""

@@ -33,6 +33,7 @@ HBN_PREFIX = "NDAR"
 """Beginning of the labels of HBN-EEG, which are the same person's in every release."""
 OTHER_TASK = "of another BIDS task"
 NO_TARGET = "of a subject without a target"
+NO_ROW = "without a target in the table"
 """Reasons for leaving recordings out."""
 
 
@@ -47,11 +48,8 @@ class Selection:
     """Everything found, and what was left out so far."""
 
     def labels_of(self, recording: Recording) -> Labels:
-        """Return the labels that a recording's shard depends on: those without the targets of other subjects."""
-        if self.labels.by_subject is None:
-            return self.labels
-        own = {recording.subject: self.labels.by_subject[recording.subject]}
-        return Labels(self.labels.kind, self.labels.classes, own)
+        """Return the labels that a recording's shard depends on."""
+        return self.labels.of(recording)
 
     def groups(self, column: str) -> dict[str, str]:
         """Return the value of a column of participants.tsv by subject, without missing values.
@@ -84,6 +82,7 @@ class Selection:
         without = {person for person, reason in self.ledger.people.items() if reason}
         left_out = {person for people in accounting.people_left_out.values() for person in people}
         is_same = is_same and without <= left_out
+        is_same = is_same and set(self.ledger.notes) <= set(accounting.notes)
         return is_same and set(self.ledger.left_out.values()) <= set(accounting.recordings_left_out)
 
     def fingerprint(self, recording: Recording, plan: Plan) -> str:
@@ -129,9 +128,9 @@ def select_recordings(target: Target, folders: Sequence[Path | RemoteBids]) -> S
     ledger.notes += labels.notes
     if labels.by_subject is not None:
         _check_finite(target, labels.by_subject)
-        labelled = [r for r in recordings if r.subject in labels.by_subject]
-        _leave_out_others(ledger, recordings, labelled, NO_TARGET)
-        recordings = labelled
+    labelled = [recording for recording in recordings if labels.has(recording)]
+    _leave_out_others(ledger, recordings, labelled, NO_TARGET if labels.by_subject is not None else NO_ROW)
+    recordings = labelled
     check_subjects({r.subject for r in recordings}, ", ".join(str(_local(folder)) for folder in folders))
     return Selection(target, labels, recordings, ledger)
 

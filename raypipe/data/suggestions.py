@@ -155,8 +155,7 @@ class _Checker:
         excluded = target.exclude(recordings)
         recordings = [recording for recording in recordings if recording not in excluded]
         labels = self._labels.get(spec) or target.read_labels(recordings)
-        known = labels.by_subject
-        chosen = [(r, self._facts[r.key]) for r in recordings if known is None or r.subject in known]
+        chosen = [(r, self._facts[r.key]) for r in recordings if labels.has(r)]
         readable = [pair for pair in chosen if pair[1].header]
         sfreq = self._rate_for(target, readable)
         used = [pair for pair in readable if not (target.event_locked and pair[1].events_problem)]

@@ -53,8 +53,37 @@ class Labels:
     """Names of the classes; a target is an index into them. Empty for regression."""
     by_subject: dict[str, float] | None = None
     """Target of each subject, where all windows of a subject share one. Subjects without a target are missing."""
+    by_recording: dict[str, float] | None = None
+    """Target of each recording by its key, where those of a subject may differ. Recordings without one are missing."""
+    by_onset: dict[str, dict[float, float]] | None = None
+    """Targets of a recording's events by their onset (s), by the recording's key, where a table gives them."""
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Sentences on how the values were taken."""
+
+    def target_of(self, recording: Recording) -> float:
+        """Return the target that all windows of a recording share; NaN where it has none."""
+        by_subject, by_recording = self.by_subject or {}, self.by_recording or {}
+        return by_recording.get(recording.key, by_subject.get(recording.subject, float("nan")))
+
+    def has(self, recording: Recording) -> bool:
+        """Return whether a recording has targets; those that its own events give are not looked at."""
+        tables = (
+            (self.by_subject, recording.subject),
+            (self.by_recording, recording.key),
+            (self.by_onset, recording.key),
+        )
+        return all(table is None or name in table for table, name in tables)
+
+    def of(self, recording: Recording) -> Labels:
+        """Return what the windows of a recording depend on: the labels without targets of others."""
+        by_subject, by_recording, by_onset = self.by_subject, self.by_recording, self.by_onset
+        return Labels(
+            self.kind,
+            self.classes,
+            None if by_subject is None else {recording.subject: by_subject[recording.subject]},
+            None if by_recording is None else {recording.key: by_recording[recording.key]},
+            None if by_onset is None else {recording.key: by_onset[recording.key]},
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +114,8 @@ class Target(ABC):
     """The specification."""
     bids_tasks: tuple[str, ...] = ()
     """BIDS tasks whose recordings are used; empty for all."""
+    joined_on: tuple[str, ...] = ()
+    """Columns that a table of labels is joined on; empty for other targets."""
 
     default_window: ClassVar[float] = 2.0
     """Seconds."""
@@ -167,9 +198,8 @@ def segments_side_by_side(duration: float, timing: WindowTiming, target: float) 
 
 
 def segments_of_subject(recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
-    """Place consecutive windows, with the target of the recording's subject; NaN without labels or target."""
-    targets = (labels.by_subject or {}) if labels else {}
-    return segments_side_by_side(duration, timing, targets.get(recording.subject, float("nan")))
+    """Place consecutive windows, with the target of the recording or its subject; NaN without labels or target."""
+    return segments_side_by_side(duration, timing, labels.target_of(recording) if labels else float("nan"))
 
 
 def split_names(spec: str, argument: str, at_least: int) -> tuple[str, ...]:

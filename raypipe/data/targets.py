@@ -9,6 +9,9 @@
 ``events:A,B,...``                            the value of an event (one of these), from the window after it
 ``events-column:COLUMN[:KIND]``                a column of events.tsv, from the window after each event with a value.
                                                Numbers are regressed on, text is classes; KIND as above
+``table:FILE:COLUMN[:KIND]``                   a column of a CSV or TSV file, joined on participant_id, and on session,
+                                               task, run and onset where it has them: from windows side by side, or with
+                                               an onset from the windows after events
 ``latency:A[,B...]``                          the offset (s) at which a crop starts in the window after such an event
 ``challenge1[:OPTION,...]``                    response time in HBN-EEG's contrast-change detection. Options:
                                                ``drop-duplicates`` (leave out trials that are copies of trials of an
@@ -37,7 +40,9 @@ from raypipe.data.challenge import parse_challenge1, parse_challenge2
 from raypipe.data.column_labels import column_labels, split_kind
 from raypipe.data.event_targets import Events, EventsColumn, EventTarget, Latency
 from raypipe.data.given_target import FUNCTIONS, GivenTarget
+from raypipe.data.manifest import Plan
 from raypipe.data.person_column import read_person_column
+from raypipe.data.table_target import parse_table
 from raypipe.data.target_base import (
     Labels,
     Segments,
@@ -101,6 +106,7 @@ TARGETS: dict[str, Callable[[str, str], Target]] = {
     "events": lambda spec, argument: Events(spec, values=split_names(spec, argument, 2)),
     "events-column": _parse_events_column,
     "latency": lambda spec, argument: Latency(spec, values=split_names(spec, argument, 1)),
+    "table": parse_table,
     "challenge1": parse_challenge1,
     "challenge2": parse_challenge2,
     **{name: (lambda spec, argument: GivenTarget(spec)) for name in FUNCTIONS},
@@ -127,7 +133,11 @@ def parse_target(asked: TargetSpec | str) -> Target:
     name, _, argument = normalize("NFC", spec).partition(":")
     if name not in TARGETS:
         raise UserError(f"target '{spec}': unknown target '{name}'; {nearest(name, TARGETS)}")
-    target = _with_events(TARGETS[name](spec, argument.strip()), asked)
+    if name == "table" and isinstance(asked, Plan):  # perhaps of a bundle, which must not name files to read
+        target = parse_table(spec, argument.strip(), asked.joined_on or ("participant_id",))
+    else:
+        target = TARGETS[name](spec, argument.strip())
+    target = _with_events(target, asked)
     if not asked.bids_task:
         return target
     if target.selects_recordings:

@@ -39,6 +39,8 @@ def describe_target(target: str) -> str:
         return f"stimulus latency ({' or '.join(part.strip() for part in rest.split(','))})"
     if kind == "epochs":
         rest = rest.partition(":")[2]
+    if kind == "table":
+        kind, rest = "participants", rest.removesuffix(":regression").removesuffix(":classification").rpartition(":")[2]
     if kind in ("participants", "events-column", "epochs") and "," not in rest:
         return rest.removesuffix(":regression").removesuffix(":classification")
     return " against ".join(part.strip() for part in rest.split(",")) or kind

@@ -7,6 +7,8 @@ of one table decides which cells are numbers or missing.
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -23,6 +25,7 @@ MISSING = frozenset({"", "n/a", "na", "nan", "null", "#n/a", "<na>", "-", "--", 
 MISSING_NUMBER = MISSING | {"none", "missing"}
 """Spellings of a missing value in a column of numbers. In a column of text, ``none`` may be a class."""
 
+_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 _INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 _NUMBER_WITH_MORE = re.compile(
@@ -46,17 +49,54 @@ def read_tsv(path: Path) -> pd.DataFrame:
     except UserError as error:
         raise UnreadableRecordingError(str(error)) from None
     except (OSError, ValueError) as error:
-        raise UnreadableRecordingError(f"{path}: not a table of tab-separated values ({first_line(error)})") from None
-    rows = [(number, _cells(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+        raise UnreadableRecordingError(
+            f"{path}: not a table of values separated by tabs ({first_line(error)})"
+        ) from None
+    return _table(path, [(number, _cells(line)) for number, line in enumerate(lines, start=1) if line.strip()])
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table separated by tabs, commas or semicolons, whichever its first line has; all cells are text.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows, with their number in the file (the first line has the names) as index.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or it is no such table.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        text = _decode(read_whole(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a table ({first_line(error)})") from None
+    separator = max(_SEPARATORS, key=next((line for line in text.splitlines() if line.strip()), "").count)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = [(reader.line_num, [_clean(cell) for cell in row]) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table of values separated by {_SEPARATORS[separator]} ({error})") from None
+    table = _table(path, rows, _SEPARATORS[separator])
+    table.index = pd.Index([number for number, _ in rows[1:]])
+    return table
+
+
+def _table(path: Path, rows: list[tuple[int, list[str]]], separator: str = "tabs") -> pd.DataFrame:
+    """Return the table of numbered lines of cells, the first of which has the names of the columns."""
+    what = f"not a table of values separated by {separator}"
     if not rows:
-        raise UnreadableRecordingError(f"{path}: not a table of tab-separated values (it is empty)")
-    header = rows[0][1]
+        raise UnreadableRecordingError(f"{path}: {what} (it is empty)")
+    header = list(rows[0][1])
     while header and not header[-1]:
         header.pop()
     repeated = [name for name in header if header.count(name) > 1]
     if repeated or not header:
         raise UnreadableRecordingError(f"{path}: its first line names {_first_column(repeated)}")
-    cells = [_fit(path, number, row, len(header)) for number, row in rows[1:]]
+    cells = [_fit(path, number, row, len(header), what) for number, row in rows[1:]]
     return pd.DataFrame(cells, columns=pd.Index(header, dtype=object), dtype=object)
 
 
@@ -77,17 +117,17 @@ def _decode(data: bytes) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [
-        cell.strip().strip('"').strip() for cell in _INVISIBLE.sub("", unicodedata.normalize("NFC", line)).split("\t")
-    ]
+    return [cell.strip('"').strip() for cell in map(_clean, line.split("\t"))]
 
 
-def _fit(path: Path, number: int, row: list[str], width: int) -> list[str]:
+def _clean(cell: str) -> str:
+    return _INVISIBLE.sub("", unicodedata.normalize("NFC", cell)).strip()
+
+
+def _fit(path: Path, number: int, row: list[str], width: int, what: str) -> list[str]:
     """Return a row of `width` cells; cells that are missing at its end are empty."""
     if any(row[width:]):
-        raise UnreadableRecordingError(
-            f"{path}: not a table of tab-separated values (line {number} has {len(row)} cells, its first line {width})"
-        )
+        raise UnreadableRecordingError(f"{path}: {what} (line {number} has {len(row)} cells, its first line {width})")
     return row[:width] + [""] * (width - len(row))
 
 

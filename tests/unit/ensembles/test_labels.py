@@ -12,6 +12,7 @@ from raypipe.ensembles.labels import class_frequency_note, describe_target, targ
         ("participants:age", "age"),
         ("participants:sex:classification", "sex"),
         ("events:left,right", "left against right"),
+        ("table:labels/a,b.csv:score:regression", "score"),
         ("events-column:response_time:regression", "response_time"),
         ("bids-task:rest,arithmetic", "rest against arithmetic"),
         ("latency:stim", "stimulus latency (stim)"),

@@ -1,0 +1,290 @@
+"""Targets from a table of labels, joined to the recordings, or to their events, by the columns that it has."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from raypipe.core.errors import UserError
+from raypipe.core.metrics import Kind
+from raypipe.data.column_labels import column_labels, split_kind
+from raypipe.data.event_targets import EventTarget
+from raypipe.data.target_base import Labels, Segment, Segments, Target, WindowTiming, segments_of_subject
+from raypipe.recordings.events import selected_events
+from raypipe.recordings.participants import match_labels, typed_column
+from raypipe.recordings.recording import Recording
+from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import (
+    MISSING_NUMBER,
+    find_column,
+    is_missing,
+    list_columns,
+    list_some,
+    parse_number,
+    read_table,
+)
+
+KEYS = {
+    "participant_id": ("participant_id",),
+    "session": ("session", "session_id"),
+    "task": ("task", "task_id"),
+    "run": ("run", "run_id"),
+    "onset": ("onset",),
+}
+"""Columns that a table is joined on, and their spellings; the first is needed."""
+MAX_DISTANCE = 0.001
+"""Largest difference (s) between the onset of an event and of its row."""
+_ROUNDING = 1e-6
+"""Share of it that rounding may add."""
+
+
+class Row(NamedTuple):
+    """A row of a table of labels."""
+
+    line: int
+    """In the file; its first line has the names."""
+    labels: tuple[str, ...]
+    """Of subject, session, task and run, as far as the table is joined on them; empty where missing."""
+    onset: float
+    """Seconds; NaN where the table has none."""
+    cell: str
+
+
+@dataclass(frozen=True)
+class LabelTable(Target):
+    """Predict a column of a table that has a row for each subject or recording, from windows side by side."""
+
+    file: str = ""
+    column: str = ""
+    kind: Kind | None = None
+
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        rows = _read_rows(self)
+        matched = _join(rows, recordings, self.joined_on)
+        is_person = self.joined_on == ("participant_id",)
+        owner: Callable[[Recording], str] = (lambda r: r.subject) if is_person else (lambda r: r.key)
+        cells = {owner(recording): _one_of(self, found) for recording, found in matched}
+        labels = _labels(self, {name: row.cell for name, row in cells.items()}, "subject" if is_person else "recording")
+        note = _note(self, rows, [row for _, found in matched for row in found])
+        targets = labels.by_subject
+        labels = replace(labels, notes=(note, *labels.notes))
+        return labels if is_person else replace(labels, by_subject=None, by_recording=targets)
+
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        return segments_of_subject(recording, duration, timing, labels)
+
+
+@dataclass(frozen=True)
+class EventTable(EventTarget):
+    """Predict a column of a table that has a row for each event, from the windows after the events.
+
+    A row is that of the event whose onset differs by at most a millisecond. For prediction, windows are at all events
+    that `query` takes.
+    """
+
+    file: str = ""
+    column: str = ""
+    kind: Kind | None = None
+
+    def read_labels(self, recordings: Sequence[Recording]) -> Labels:
+        rows = _read_rows(self)
+        found: dict[str, dict[float, Row]] = {}
+        matched: list[Row] = []
+        for recording, of_recording in _join(rows, recordings, self.joined_on):
+            pairs = _events_of(recording, of_recording)
+            matched += [row for _, row in pairs]
+            found[recording.key] = _row_of_each(self, recording, pairs)
+        used = {row.line: row for by_onset in found.values() for row in by_onset.values()}
+        labels = _labels(self, {f"line {line}": row.cell for line, row in used.items()}, "row")
+        targets = labels.by_subject or {}
+        by_onset = {
+            key: {onset: targets[f"line {row.line}"] for onset, row in of.items() if f"line {row.line}" in targets}
+            for key, of in found.items()
+        }
+        note = _note(self, rows, matched)
+        return Labels(labels.kind, labels.classes, by_onset=by_onset, notes=(note, *labels.notes))
+
+    def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
+        events, left_out = selected_events(recording.sidecar("events.tsv"), self.query)
+        onsets = list(dict.fromkeys(float(onset) for onset in events["onset"]))
+        if labels is None:
+            return Segments([Segment(onset + timing.tmin) for onset in onsets], left_out)
+        targets = (labels.by_onset or {}).get(recording.key, {})
+        left_out["events without a target in the table"] += sum(onset not in targets for onset in onsets)
+        segments = [Segment(onset + timing.tmin, targets[onset]) for onset in onsets if onset in targets]
+        return Segments(segments, left_out)
+
+
+def parse_table(spec: str, argument: str, joined_on: tuple[str, ...] = ()) -> Target:
+    """Make the target of a table from ``FILE:COLUMN`` or ``FILE:COLUMN:KIND``.
+
+    Parameters
+    ----------
+    joined_on
+        Columns that the table was joined on, which is then not read; empty to find them in the table.
+
+    Raises
+    ------
+    UserError
+        There is no such table, or it lacks the column or ``participant_id``.
+    """
+    place, kind = split_kind(argument)
+    file, _, column = place.rpartition(":")
+    if not (file and column):
+        raise UserError(f"target '{spec}': needs a file and a column, such as table:labels.csv:score")
+    joined_on = joined_on or _keys_in(file, column)
+    chosen = EventTable if "onset" in joined_on else LabelTable
+    return chosen(spec, joined_on=joined_on, file=file, column=column, kind=kind)
+
+
+def _keys_in(file: str, column: str) -> tuple[str, ...]:
+    """Return the columns that a table can be joined on, by their names in `KEYS`."""
+    path = Path(file).expanduser()
+    table = read_table(path)
+    target = find_column(table, column)
+    if target is None:
+        raise UserError(f"{path}: no column '{column}' ({list_columns(table)})")
+    present = {
+        key for key, names in KEYS.items() if any(find_column(table, name) not in (None, target) for name in names)
+    }
+    if "participant_id" not in present:
+        raise UserError(f"{path}: no column 'participant_id', the subject of each row ({list_columns(table)})")
+    return tuple(key for key in KEYS if key in present)
+
+
+def _read_rows(target: LabelTable | EventTable) -> list[Row]:
+    """Read the rows of a target's table.
+
+    Raises
+    ------
+    UserError
+        An onset is no number.
+    """
+    path = Path(target.file).expanduser()
+    table = read_table(path)
+    columns = {key: next(filter(None, (find_column(table, name) for name in KEYS[key]))) for key in target.joined_on}
+    cells = table[find_column(table, target.column)]
+    rows = []
+    for line in table.index:
+        own = {key: str(table.at[line, column]) for key, column in columns.items()}
+        onset = parse_number(own.get("onset", "nan"))
+        if onset is None and not is_missing(own.get("onset", "")):
+            raise UserError(f"{path}: line {line}: onset '{own['onset']}' is no number of seconds")
+        labels = tuple(_label(cell) for key, cell in own.items() if key != "onset")
+        rows.append(Row(int(line), labels, float("nan") if onset is None else onset, str(cells[line])))
+    return rows
+
+
+def _label(cell: str) -> str:
+    """Return a label without its prefix, such as ``sub-``; empty where it is missing."""
+    return "" if is_missing(cell) else re.sub(r"^(sub|ses|task|run)-", "", cell, flags=re.IGNORECASE)
+
+
+def _join(
+    rows: Sequence[Row], recordings: Sequence[Recording], joined_on: Sequence[str]
+) -> list[tuple[Recording, list[Row]]]:
+    """Return the recordings that have rows, with these. Labels are matched as those of participants.tsv are."""
+    keys = [key for key in joined_on if key != "onset"]
+    entities = [tuple(_entities(recording)[key] or "" for key in keys) for recording in recordings]
+    row_labels = list(zip(*(row.labels for row in rows), strict=True))
+    own_labels = list(zip(*entities, strict=True))
+    spelt = [match_labels(own, dict.fromkeys(theirs)) for own, theirs in zip(own_labels, row_labels, strict=False)]
+    by_labels: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_labels[row.labels].append(row)
+    wanted = [tuple(names.get(label, "\0") for label, names in zip(own, spelt, strict=False)) for own in entities]
+    return [(r, by_labels[labels]) for r, labels in zip(recordings, wanted, strict=True) if labels in by_labels]
+
+
+def _entities(recording: Recording) -> dict[str, str | None]:
+    return {
+        "participant_id": recording.subject,
+        "session": recording.session,
+        "task": recording.task,
+        "run": recording.run,
+    }
+
+
+def _one_of(target: LabelTable, rows: Sequence[Row]) -> Row:
+    """Return one of the rows of a subject or recording that have a value, or of all if none has.
+
+    Raises
+    ------
+    UserError
+        Their values differ.
+    """
+    known = [row for row in rows if row.cell.lower() not in MISSING_NUMBER]
+    for row in known[1:]:
+        if not _agree(row, known[0]):
+            lacking = ", ".join(key for key in KEYS if key not in target.joined_on)
+            raise UserError(
+                f"{target.file}: lines {known[0].line} and {row.line} give one {_whose(target)} two values of "
+                f"'{target.column}', '{known[0].cell}' and '{row.cell}'; keep one, or add a column that tells them "
+                f"apart ({lacking})"
+            )
+    return (known or list(rows))[0]
+
+
+def _whose(target: LabelTable) -> str:
+    return "subject" if target.joined_on == ("participant_id",) else "recording"
+
+
+def _agree(one: Row, other: Row) -> bool:
+    number = parse_number(one.cell)
+    return one.cell == other.cell or (number is not None and number == parse_number(other.cell))
+
+
+def _events_of(recording: Recording, rows: Sequence[Row]) -> list[tuple[float, Row]]:
+    """Return the rows that are those of an event of a recording, each with the event's onset (s)."""
+    try:
+        events, _ = selected_events(recording.sidecar("events.tsv"), None)
+    except UnreadableRecordingError:
+        return []  # reported when this recording itself is read
+    onsets = sorted({float(onset) for onset in events["onset"]})
+    nearest = [(min(onsets, key=lambda onset: abs(onset - row.onset), default=float("nan")), row) for row in rows]
+    return [(onset, row) for onset, row in nearest if abs(onset - row.onset) <= MAX_DISTANCE * (1 + _ROUNDING)]
+
+
+def _row_of_each(target: EventTable, recording: Recording, pairs: Sequence[tuple[float, Row]]) -> dict[float, Row]:
+    """Return the row of each event by its onset, one with a value where there is one.
+
+    Raises
+    ------
+    UserError
+        Rows of one event differ.
+    """
+    found: dict[float, Row] = {}
+    for onset, row in pairs:
+        other = found.get(onset)
+        if other is None or other.cell.lower() in MISSING_NUMBER:
+            found[onset] = row
+        elif row.cell.lower() not in MISSING_NUMBER and not _agree(row, other):
+            raise UserError(
+                f"{target.file}: lines {other.line} and {row.line} give one event ({recording.key}, {onset:g} s) two "
+                f"values of '{target.column}', '{other.cell}' and '{row.cell}'; keep one"
+            )
+    return found
+
+
+def _labels(target: LabelTable | EventTable, cells: Mapping[str, str], each: str) -> Labels:
+    """Return the labels of the joined cells, by their owners."""
+    where = f"{target.file}: column '{target.column}'"
+    if not cells:
+        what = "an event of a recording" if each == "row" else "a recording"
+        raise UserError(f"{target.file}: no row matches {what} (joined on {', '.join(target.joined_on)})")
+    column = typed_column(cells, where, as_text=target.kind == "classification")
+    return column_labels(column.values, where, target.kind, is_numeric=column.is_numeric, each=each)
+
+
+def _note(target: LabelTable | EventTable, rows: Sequence[Row], used: Sequence[Row]) -> str:
+    """Return a sentence on the rows that were joined, and the others."""
+    lines = {row.line for row in used}
+    others = [row.line for row in rows if row.line not in lines]
+    missing = sum(row.cell.lower() in MISSING_NUMBER for row in rows if row.line in lines)
+    text = f"{target.file}, joined on {', '.join(target.joined_on)}: {len(lines)} of {len(rows)} rows match"
+    text += f", not line{'s' * (len(others) > 1)} {list_some(map(str, others))}" if others else ""
+    return f"{text}; {missing} of them {'is' if missing == 1 else 'are'} n/a." if missing else f"{text}."
