@@ -1,29 +1,20 @@
 """Alternatives to raypipe for the benchmarks: braindecode's models, a plain SAM and plain training steps.
 
 They need braindecode, which raypipe does not: ``pip install -c constraints.txt braindecode==1.8.1`` in a separate
-environment. Packages that braindecode imports, but the models here do not use, are stubbed if they are missing. (With a
-CPU torch, torchaudio cannot be imported.) Then braindecode needs mne, mne-bids, skorch, einops, h5py, torchinfo,
-docstring-inheritance and what these need.
+environment, or as docs/models.md says. Packages that braindecode imports, but the models here do not use, may be
+missing.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-UNUSED = {
-    "torchaudio": ("functional", "transforms"),
-    "linear_attention_transformer": (),
-    "wfdb": (),
-}
-"""Packages that braindecode imports and the models here do not use, each with its modules that are imported too."""
+from raypipe.core.braindecode_import import stand_ins
 
 
 def braindecode_models() -> Any:
@@ -34,10 +25,9 @@ def braindecode_models() -> Any:
     SystemExit
         braindecode is not installed.
     """
-    for name, parts in UNUSED.items():
-        _stub_if_missing(name, parts)
     try:
-        import braindecode.models as models
+        with stand_ins("braindecode"):
+            import braindecode.models as models
     except ImportError as error:
         raise SystemExit(
             f"{error}\nthis benchmark compares with braindecode: "
@@ -53,26 +43,6 @@ def missing() -> str:
     except SystemExit as reason:
         return f"braindecode is not installed ({str(reason).splitlines()[0]})"
     return ""
-
-
-def _stub_if_missing(name: str, parts: Sequence[str]) -> None:
-    """Put an empty module in the place of a package that cannot be imported."""
-    try:
-        importlib.import_module(name)
-    except (ImportError, OSError):
-        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
-            del sys.modules[loaded]
-        for module in (name, *(f"{name}.{part}" for part in parts)):
-            stub: Any = types.ModuleType(module)
-            stub.__path__, stub.__getattr__ = [], _missing
-            sys.modules[module] = stub
-        vars(sys.modules[name]).update({part: sys.modules[f"{name}.{part}"] for part in parts})
-
-
-def _missing(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (nn.Module,), {})
 
 
 def conformer(n_channels: int, n_times: int, n_outputs: int = 1) -> nn.Module:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from raypipe.core.braindecode_import import stand_ins
 from raypipe.core.errors import UserError, nearest
 from raypipe.core.foreign_code import code_errors
 from raypipe.core.text import decode_source
@@ -221,7 +222,10 @@ def load_object(name: str, code: str, what: str = "model/name") -> Any:
         full = _module_name(name, what)
         if (found := _version(full.split(".")[0])) != code:
             raise UserError(f"{what}: '{name}' is of {code}, and here is {found}; install the same version")
-        with code_errors(f"{what}: '{name}' cannot be imported", "", f"; install {code} here and on every worker"):
+        with (
+            code_errors(f"{what}: '{name}' cannot be imported", "", f"; install {code} here and on every worker"),
+            stand_ins(full.split(".")[0]),
+        ):
             module = importlib.import_module(full)
     attribute = (registered()[name].value if name in registered() else name).rpartition(":")[2]
     if not hasattr(module, attribute):
