@@ -314,7 +314,8 @@ def prepare(
 
 def _describe(out: Path, store: WindowStore) -> None:
     write(f"{out}: {store.describe()}")
-    for line in store.manifest.accounting.lines():
+    known = store.manifest.without_eeg
+    for line in [*store.manifest.accounting.lines(), *(known.lines() if known else ())]:
         write(line)
 
 

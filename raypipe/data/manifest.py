@@ -22,6 +22,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.metrics import METRICS, Kind, MetricName
 from raypipe.core.record import FrozenModel, OtherFormatError, Record
 from raypipe.data.accounting import Accounting
+from raypipe.data.confounds import WithoutEeg
 from raypipe.data.preprocessing import Preprocessing
 from raypipe.data.target_base import TargetSpec
 from raypipe.storage.regular_files import read_whole
@@ -154,6 +155,8 @@ class Manifest(Record):
     summary: Summary
     accounting: Accounting
     """What became of every recording and person found."""
+    without_eeg: WithoutEeg | None = None
+    """Windows by class, and what is known of the classes without EEG."""
     versions: dict[str, str]
 
     @model_validator(mode="after")

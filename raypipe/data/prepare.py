@@ -34,7 +34,7 @@ from raypipe.data.preprocessing import parse_preprocessing
 from raypipe.data.scales import CHECK_UNITS, check_usual_scale, other_scales, scale_notes
 from raypipe.data.selection import Selection, select_recordings
 from raypipe.data.shards import ShardRecord, load_shard_record, make_shard, read_header, remove_shard
-from raypipe.data.store_writer import write_store
+from raypipe.data.store_writer import judge_people, write_store
 from raypipe.data.targets import parse_target
 from raypipe.data.window_store import WindowStore
 from raypipe.recordings.recording import Recording
@@ -220,9 +220,13 @@ def _open_if_up_to_date(folder: Path, asked: Settings, selection: Selection) -> 
         current = {r.key: selection.fingerprint(r, manifest.plan) for r in selection.recordings}
         if current != {shard.recording: shard.fingerprint for shard in manifest.shards}:
             return None
-        if any(load_shard_record(folder, shard.recording, shard.fingerprint) is None for shard in manifest.shards):
+        records = [load_shard_record(folder, shard.recording, shard.fingerprint) for shard in manifest.shards]
+        whole = [record for record in records if record is not None]
+        if len(whole) < len(records):
             return None
         store = WindowStore(folder)
+        if judge_people(store.table, store.classes, whole, selection.known_of_people()) != manifest.without_eeg:
+            return None
     except UserError:
         return None
     store.redone, store.is_up_to_date = 0, True
@@ -282,7 +286,8 @@ class _Build:
         records = self._check_scales(kept | made, plan)
         group_of = None if asked.groups is None else self.selection.groups(asked.groups)
         cut = [records[r.key] for r in recordings if r.key in records]
-        write_store(self.folder, asked, plan, self.selection.labels, self.ledger, cut, group_of)
+        known = self.selection.known_of_people()
+        write_store(self.folder, asked, plan, self.selection.labels, self.ledger, cut, group_of, known)
         store = WindowStore(self.folder)
         store.redone = len(made)
         return store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from raypipe.core.errors import UserError, nearest
 from raypipe.data.accounting import NO_FOLDER, NO_RECORDING, Accounting, Ledger
 from raypipe.data.alignment_units import aligned_together
+from raypipe.data.confounds import is_looked_at
 from raypipe.data.hbn import add_releases, release_of
 from raypipe.data.manifest import Plan
 from raypipe.data.target_base import Labels, Target
@@ -74,6 +76,16 @@ class Selection:
                     f"and '{value}'; write one of them everywhere"
                 )
         return found
+
+    def known_of_people(self) -> dict[str, dict[str, str]]:
+        """Return the cells of participants.tsv that may tell classes apart, by subject and column; not the target."""
+        asked = re.split(r"[:,]", self.target.spec)
+        rows = participant_rows(self.recordings)
+        return {
+            recording.subject: {name: cell for name, cell in row.items() if is_looked_at(name) and name not in asked}
+            for recording in self.recordings
+            if (row := rows.get((recording.root, recording.label)))
+        }
 
     def is_accounted_for(self, accounting: Accounting) -> bool:
         """Return whether an account has the same recordings and people, and all that was left out so far."""

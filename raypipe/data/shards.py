@@ -34,6 +34,8 @@ class ShardRecord(Record):
     left_out: dict[str, int]
     outside: dict[str, dict[str, int]]
     """`kept_windows.Losses.channels`"""
+    duration: float | None = None
+    """Seconds of signal in the recording; None where they are unknown."""
     channel_scales: tuple[float, ...]
     """Median of a window's standard deviation in microvolts, by channel; empty where there are no windows."""
     has_confirmed_units: bool
@@ -100,7 +102,8 @@ def _make_shard(
     if not written:
         path.unlink(missing_ok=True)
     confirmed = opened.channels.has_confirmed_units
-    return write_shard_record(folder, recording, writer, written, fingerprint, losses, confirmed)
+    duration = sum(span.duration for span in opened.signal.spans)
+    return write_shard_record(folder, recording, writer, written, fingerprint, losses, confirmed, duration)
 
 
 def _write_windows(file: BinaryIO, writer: WindowWriter, kept: Iterable[KeptWindows]) -> list[Window]:
@@ -123,6 +126,7 @@ def write_shard_record(
     fingerprint: str,
     losses: Losses,
     has_confirmed_units: bool,
+    duration: float | None = None,
 ) -> ShardRecord:
     """Write the record of a shard whose file is finished, and return it.
 
@@ -140,6 +144,7 @@ def write_shard_record(
         rows=rows,
         left_out=dict(+losses.counts),
         outside={reason: dict(channels) for reason, channels in losses.channels.items()},
+        duration=duration,
         channel_scales=writer.channel_scales(),
         has_confirmed_units=has_confirmed_units,
     )

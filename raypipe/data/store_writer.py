@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import metric_for
 from raypipe.data.accounting import Ledger
+from raypipe.data.confounds import WithoutEeg, without_eeg
 from raypipe.data.manifest import COLUMNS, MANIFEST, OPTIONAL_COLUMNS, TABLE, Manifest, Plan, Settings, Summary
 from raypipe.data.scales import usual_scale
 from raypipe.data.selection import check_subjects
@@ -40,6 +42,7 @@ def write_store(
     ledger: Ledger,
     records: list[ShardRecord],
     group_of: Mapping[str, str] | None = None,
+    people: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
     """Write the table, and then the manifest with the account of everything found.
 
@@ -47,6 +50,8 @@ def write_store(
     ----------
     group_of
         Group of each subject that has one.
+    people
+        What is known of each subject: cells of participants.tsv by column.
 
     Raises
     ------
@@ -83,10 +88,21 @@ def write_store(
             scale=usual_scale({record.shard.recording: record.scale for record in records}),
         ),
         accounting=ledger.close(),
+        without_eeg=judge_people(table, labels.classes, records, people),
         versions={"mne": version("mne")},  # importing it takes a second
     )
     write_atomic(folder / TABLE, lambda file: file.write(text))
     write_atomic(folder / MANIFEST, lambda file: file.write(manifest.to_json()))
+
+
+def judge_people(
+    table: pd.DataFrame,
+    classes: Sequence[str],
+    records: Iterable[ShardRecord],
+    people: Mapping[str, Mapping[str, str]],
+) -> WithoutEeg:
+    """Describe the windows of a table by class, and judge what is known of the classes without EEG."""
+    return without_eeg(table, classes, {each.shard.recording: each.duration for each in records}, people)
 
 
 def _account(ledger: Ledger, record: ShardRecord) -> None:

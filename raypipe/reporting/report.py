@@ -15,6 +15,7 @@ from raypipe.reporting.sections.filters import filters_section
 from raypipe.reporting.sections.held_out import held_out_section
 from raypipe.reporting.sections.importance import importance_section
 from raypipe.reporting.sections.outcomes import halving_section, outcomes_section
+from raypipe.reporting.sections.people import people_section
 from raypipe.reporting.sections.provenance import provenance_section
 from raypipe.reporting.sections.reliability import reliability_section
 from raypipe.reporting.sections.result import baselines_section, result_section
@@ -64,6 +65,7 @@ def render_report(run: RunStore) -> str:
         search_section(run, results, spans),
         *([held_out_section(run, ensemble), baselines_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
+        people_section(run),
         filters_section(run),
         importance_section(run),
         halving_section(run, results),

@@ -1,0 +1,279 @@
+"""What could be known of the classes without EEG: how many windows a person has, how long, and who the person is.
+
+Each predictor gets an AUC of its own, and the probability of one as large by chance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.record import FrozenModel
+from raypipe.recordings.tables import is_missing, parse_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("age", "sex", "gender", "site", "center", "centre")
+"""Columns of participants.tsv that are looked at, in any case."""
+WINDOWS, DURATION = "number of windows", "recorded seconds"
+MAX_P = 0.01
+"""Probability by chance up to which a predictor is named as a confound."""
+PERMUTATIONS = 999
+FOLDS = 5
+"""Parts of people whose categories are judged by the others."""
+MIN_PEOPLE = 5
+"""People of a class that a predictor is judged on."""
+MAX_SHOWN = 4
+"""Values of a category that are shown."""
+
+Floats = NDArray[np.float64]
+Classes = NDArray[np.int64]
+
+
+def is_looked_at(column: str) -> bool:
+    """Return whether a column of participants.tsv may be a predictor."""
+    return column.strip().lower() in COLUMNS
+
+
+class WindowsOfClass(FrozenModel):
+    """The windows of one class, or all of a regression."""
+
+    name: str
+    """The class; empty for a regression."""
+    people: int
+    windows: int
+    least: int
+    """Windows of the person with the fewest, of those who have any."""
+    median: float
+    most: int
+
+
+class Predictor(FrozenModel):
+    """Something that is known without EEG, and how well it tells classes apart."""
+
+    name: str
+    people: int
+    """People of whom it is known."""
+    auc: float
+    """Of several classes, the mean of one against the rest. Of a number, the better direction; of a category, by the
+    share of the class among other people."""
+    p_value: float
+    """Share of permutations of the classes in which it is as good."""
+    by_class: dict[str, str]
+    """Median or counts, by class."""
+
+    @property
+    def is_confound(self) -> bool:
+        """Return whether it predicts better than chance explains."""
+        return self.p_value <= MAX_P
+
+
+class WithoutEeg(FrozenModel):
+    """Windows by class, and what predicts the class without EEG."""
+
+    classes: tuple[WindowsOfClass, ...]
+    predictors: tuple[Predictor, ...]
+
+    def lines(self) -> list[str]:
+        """Return lines of text; of the predictors, the confounds."""
+        return [*map(_line, self.classes), *(_warning(each) for each in self.predictors if each.is_confound)]
+
+
+def _line(each: WindowsOfClass) -> str:
+    spread = f"{each.least} to {each.most}, median {each.median:g}" if each.least < each.most else f"{each.most}"
+    name = f"class {each.name}: " if each.name else ""
+    return f"{name}{each.windows} windows of {each.people} people ({spread} each)"
+
+
+def _warning(each: Predictor) -> str:
+    shown = "; ".join(f"{name}: {text}" for name, text in each.by_class.items())
+    return (
+        f"confound: without EEG, the {each.name} of a person predicts the class with AUC {each.auc:.2f} "
+        f"(p {each.p_value:.3f}, {each.people} people; {shown})"
+    )
+
+
+def without_eeg(
+    table: pd.DataFrame,
+    classes: Sequence[str],
+    durations: Mapping[str, float | None],
+    people: Mapping[str, Mapping[str, str]],
+) -> WithoutEeg:
+    """Describe the windows by class, and judge what is known without EEG.
+
+    People with windows of several classes count once for each, and permutations stay within people.
+
+    Parameters
+    ----------
+    table
+        A row per window: `subject`, `recording`, `target`.
+    classes
+        Names of the classes, of which targets are places; empty for a regression.
+    durations
+        Seconds of each recording, by key; None where they are unknown.
+    people
+        Cells of participants.tsv by person and column.
+    """
+    target_N = table["target"].to_numpy() if classes else np.zeros(len(table), np.int64)
+    counts = Counter(zip(table["subject"], target_N.tolist(), strict=True))
+    units = list(counts)
+    found = tuple(_windows_of(number, name, counts) for number, name in enumerate(classes or [""]))
+    if not classes:
+        return WithoutEeg(classes=found, predictors=())
+    seconds = dict.fromkeys(units, 0.0)
+    rows = dict.fromkeys(zip(table["subject"], target_N.tolist(), table["recording"], strict=True))
+    for person, number, recording in rows:
+        seconds[person, number] += durations.get(recording) or np.nan
+    judge = _Judge(units, tuple(classes))
+    judged = [
+        judge.number(WINDOWS, [float(counts[unit]) for unit in units]),
+        judge.number(DURATION, [float(seconds[unit]) for unit in units]),
+    ]
+    if len({person for person, _ in units}) == len(units):  # else the same for all classes of a person
+        columns = {name for row in people.values() for name in row if is_looked_at(name)}
+        cells = {name: [people.get(person, {}).get(name, "") for person, _ in units] for name in sorted(columns)}
+        judged += [judge.column(name, cells[name]) for name in cells]
+    return WithoutEeg(classes=found, predictors=tuple(each for each in judged if each is not None))
+
+
+def _windows_of(number: int, name: str, counts: Counter[tuple[str, int]]) -> WindowsOfClass:
+    own = [n for (_, target), n in counts.items() if target == number]
+    return WindowsOfClass(
+        name=name,
+        people=len(own),
+        windows=sum(own),
+        least=min(own, default=0),
+        median=float(np.median(own)) if own else 0.0,
+        most=max(own, default=0),
+    )
+
+
+class _Judge:
+    """Judge predictors of the class of people, or of people in one class.
+
+    Parameters
+    ----------
+    units
+        Person and class of each.
+    classes
+        Names of the classes.
+    """
+
+    def __init__(self, units: Sequence[tuple[str, int]], classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._class_U = np.array([number for _, number in units])
+        persons = [person for person, _ in units]
+        order = {person: place for place, person in enumerate(dict.fromkeys(persons))}
+        alone = len(order) == len(units)
+        self._group_U = np.array([0 if alone else order[person] for person in persons])
+
+    def column(self, name: str, cells: Sequence[str]) -> Predictor | None:
+        """Judge a column of participants.tsv; None where it cannot be judged."""
+        cells = ["" if is_missing(cell.strip()) else cell.strip() for cell in cells]
+        numbers = [parse_number(cell) for cell in cells if cell]
+        if None not in numbers and len(set(numbers)) > MAX_SHOWN:
+            return self.number(name, [np.nan if not cell else float(parse_number(cell) or 0.0) for cell in cells])
+        return self.category(name, cells)
+
+    def number(self, name: str, values: Sequence[float]) -> Predictor | None:
+        """Judge a number; None where it is the same for all, or of too few people."""
+        value_U = np.array(values)
+        known_U = np.isfinite(value_U)
+        class_K, value_K = self._class_U[known_U], value_U[known_U]
+        if not self._can_judge(class_K) or len(set(value_K.tolist())) < 2:
+            return None
+        rank_K = _ranks(value_K)
+        by_class = {
+            label: f"median {np.median(value_K[class_K == number]):.4g}" for number, label in enumerate(self._classes)
+        }
+        return self._judged(name, known_U, lambda drawn_K: _auc(rank_K, drawn_K), _auc(rank_K, class_K), by_class)
+
+    def category(self, name: str, cells: Sequence[str]) -> Predictor | None:
+        """Judge a category by its share of each class among other people; None where it cannot be judged."""
+        known_U = np.array([bool(cell) for cell in cells])
+        class_K = self._class_U[known_U]
+        names = sorted({cell for cell in cells if cell})
+        if not self._can_judge(class_K) or not 1 < len(names) <= len(class_K) / 2:
+            return None
+        code_K = np.array([names.index(cell) for cell in cells if cell])
+        score_KC = _shares(code_K, class_K, len(names), len(self._classes))
+        auc = float(np.mean([_area(_ranks(score_KC[:, c]), class_K == c) for c in range(len(self._classes))]))
+        counts = {
+            label: Counter(np.array(names)[code_K[class_K == number]].tolist())
+            for number, label in enumerate(self._classes)
+        }
+        by_class = {
+            label: ", ".join(f"{value} {n}" for value, n in each.most_common(MAX_SHOWN))
+            for label, each in counts.items()
+        }
+        return self._judged(
+            name, known_U, lambda drawn_K: _chi_square(code_K, drawn_K, len(names), len(self._classes)), auc, by_class
+        )
+
+    def _can_judge(self, class_K: Classes) -> bool:
+        return bool(np.bincount(class_K, minlength=len(self._classes)).min() >= MIN_PEOPLE)
+
+    def _judged(
+        self,
+        name: str,
+        known_U: NDArray[np.bool_],
+        statistic: Callable[[Classes], float],
+        auc: float,
+        by_class: dict[str, str],
+    ) -> Predictor:
+        class_K, group_K = self._class_U[known_U], self._group_U[known_U]
+        observed, rng = statistic(class_K), np.random.default_rng(0)
+        place_K = np.lexsort((np.arange(len(class_K)), group_K))
+        drawn_K, as_good = class_K.copy(), 0
+        for _ in range(PERMUTATIONS):
+            drawn_K[place_K] = class_K[np.lexsort((rng.random(len(class_K)), group_K))]
+            as_good += statistic(drawn_K) >= observed - 1e-12
+        p_value = (1 + as_good) / (1 + PERMUTATIONS)
+        return Predictor(name=name, people=int(known_U.sum()), auc=auc, p_value=p_value, by_class=by_class)
+
+
+def _ranks(value_K: Floats) -> Floats:
+    """Return ranks from 1 on; equal values share their mean rank."""
+    _, place_K, count_V = np.unique(value_K, return_inverse=True, return_counts=True)
+    mean_V = np.cumsum(count_V) - (count_V - 1) / 2
+    ranks: Floats = mean_V[place_K]
+    return ranks
+
+
+def _auc(rank_K: Floats, class_K: Classes) -> float:
+    """Return the mean over classes of the AUC of one against the rest, each in its better direction."""
+    found = [_area(rank_K, class_K == number) for number in np.unique(class_K)]
+    return float(np.mean([max(auc, 1 - auc) for auc in found]))
+
+
+def _area(rank_K: Floats, inside_K: NDArray[np.bool_]) -> float:
+    """Return an AUC by the sum of ranks (Mann & Whitney 1947, doi:10.1214/aoms/1177730491)."""
+    n, rest = int(inside_K.sum()), int((~inside_K).sum())
+    return float((rank_K[inside_K].sum() - n * (n + 1) / 2) / (n * rest))
+
+
+def _shares(code_K: Classes, class_K: Classes, n_codes: int, n_classes: int) -> Floats:
+    """Return for each person the share of each class among other people of the same category, fold by fold."""
+    fold_K = np.random.default_rng(0).permutation(len(code_K)) % FOLDS
+    overall_C = np.bincount(class_K, minlength=n_classes) / len(class_K)
+    score_KC = np.empty((len(code_K), n_classes))
+    for fold in range(FOLDS):
+        others_K = fold_K != fold
+        table_VC = np.zeros((n_codes, n_classes))
+        np.add.at(table_VC, (code_K[others_K], class_K[others_K]), 1)
+        share_VC = (table_VC + overall_C) / (table_VC.sum(axis=1, keepdims=True) + 1)
+        score_KC[~others_K] = share_VC[code_K[~others_K]]
+    return score_KC
+
+
+def _chi_square(code_K: Classes, class_K: Classes, n_codes: int, n_classes: int) -> float:
+    """Return Pearson's statistic of category and class."""
+    table_VC = np.zeros((n_codes, n_classes))
+    np.add.at(table_VC, (code_K, class_K), 1)
+    expected_VC = table_VC.sum(axis=1, keepdims=True) * table_VC.sum(axis=0) / table_VC.sum()
+    return float(((table_VC - expected_VC) ** 2 / expected_VC).sum())

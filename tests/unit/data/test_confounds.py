@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from raypipe.data import confounds
+from raypipe.data.confounds import DURATION, WINDOWS, without_eeg
+from raypipe.data.prepare import prepare
+from raypipe.simulation.contrast_change import simulate
+
+
+def table_of(counts, targets):
+    """Return a table of one recording a person with so many windows."""
+    people = [f"p{k:03d}" for k in range(len(counts))]
+    rows = [
+        (who, f"sub-{who}", target) for who, n, target in zip(people, counts, targets, strict=True) for _ in range(n)
+    ]
+    return pd.DataFrame(rows, columns=["subject", "recording", "target"]), people
+
+
+def found_of(counts, targets, durations=None, cells=None, classes=("a", "b")):
+    table, people = table_of(counts, targets)
+    seconds = {f"sub-{who}": d for who, d in zip(people, durations or [None] * len(people), strict=True)}
+    rows = dict(zip(people, cells or [{}] * len(people), strict=True))
+    return without_eeg(table, classes, seconds, rows)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_auc_is_that_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    targets = np.repeat([0, 1], 15)
+    counts = rng.integers(1, 8, 30)
+    durations = rng.uniform(10, 99, 30).tolist()
+    found = {each.name: each for each in found_of(counts, targets, durations).predictors}
+    for name, values in ((WINDOWS, counts), (DURATION, durations)):
+        auc = roc_auc_score(targets, values)
+        assert found[name].auc == pytest.approx(max(auc, 1 - auc))
+
+
+def test_the_number_of_windows_that_tells_classes_apart_is_a_confound():
+    found = found_of([5] * 10 + [6, 7] * 5, [0] * 10 + [1] * 10)
+    (predictor,) = found.predictors
+    assert (predictor.name, predictor.auc, predictor.people, predictor.is_confound) == (WINDOWS, 1.0, 20, True)
+    assert found.lines() == [
+        "class a: 50 windows of 10 people (5 each)",
+        "class b: 65 windows of 10 people (6 to 7, median 6.5 each)",
+        "confound: without EEG, the number of windows of a person predicts the class with AUC 1.00 (p 0.001, "
+        "20 people; a: median 5; b: median 6.5)",
+    ]
+
+
+def test_chance_is_named_as_often_as_it_should_be(monkeypatch):
+    monkeypatch.setattr(confounds, "PERMUTATIONS", 199)
+    rng = np.random.default_rng(0)
+    p_values = [found_of(rng.integers(1, 30, 24), np.repeat([0, 1], 12)).predictors[0].p_value for _ in range(100)]
+    assert abs(np.mean(np.array(p_values) <= 0.1) - 0.1) < 0.08
+
+
+def test_categories_are_judged_on_other_people():
+    rng = np.random.default_rng(1)
+    targets = np.repeat([0, 1], 40)
+    sites = [f"site{k}" for k in rng.integers(0, 10, 80)]
+    cells = [
+        {"Sex": "F" if target else "M", "site": site, "age": "n/a", "hand": "R" * (1 + target)}
+        for target, site in zip(targets, sites, strict=True)
+    ]
+    found = {each.name: each for each in found_of([3] * 80, targets, cells=cells).predictors}
+    assert set(found) == {"Sex", "site"}  # the number of windows is the same for all, and age is not known
+    assert found["Sex"].auc == 1.0 and found["Sex"].is_confound and found["Sex"].by_class == {"a": "M 40", "b": "F 40"}
+    assert found["site"].auc < 0.65 and not found["site"].is_confound
+
+
+def test_people_with_all_classes_are_compared_with_themselves():
+    """The number of windows differs between people, and by one between their classes."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for k, n in enumerate(rng.integers(5, 100, 12)):
+        for target in (0, 1):
+            rows += [(f"p{k}", f"sub-p{k}_task-{target}", target)] * (n + target)
+    table = pd.DataFrame(rows, columns=["subject", "recording", "target"])
+    people = {f"p{k}": {"sex": "F" if k % 2 else "M"} for k in range(12)}
+    (predictor,) = without_eeg(table, ("a", "b"), {}, people).predictors
+    assert predictor.name == WINDOWS and predictor.people == 24 and predictor.auc < 0.6
+    assert predictor.is_confound  # in every person, the second class has one more
+
+
+def test_few_people_and_regressions_are_not_judged():
+    assert found_of([1, 2, 3, 4, 5, 6], [0, 1, 0, 1, 0, 1]).predictors == ()
+    found = found_of([1, 2, 6], [0.1, 0.2, 0.3], classes=())
+    assert found.predictors == () and found.lines() == ["9 windows of 3 people (1 to 6, median 2 each)"]
+
+
+def test_prepare_judges_what_is_known_of_people(tmp_path):
+    bids = simulate(tmp_path / "bids", subjects=12, channels=2, trials=4)
+    labels = sorted(path.name for path in bids.glob("sub-*"))
+    rows = [f"{name}\t{'case' if k % 2 else 'control'}\t{30 + 9 * (k % 2) + k / 10}" for k, name in enumerate(labels)]
+    (bids / "participants.tsv").write_text("\n".join(["participant_id\tgroup\tage", *rows]) + "\n")
+    store = prepare(bids, "participants:group", tmp_path / "store", jobs=1)
+    found = {each.name: each for each in store.manifest.without_eeg.predictors}
+    assert found["age"].is_confound and found["age"].auc == 1.0 and DURATION in found
+    assert any(
+        line.startswith("confound: without EEG, the age of a person") for line in store.manifest.without_eeg.lines()
+    )
+    of_age = prepare(bids, "participants:age", tmp_path / "age", jobs=1).manifest.without_eeg
+    assert of_age.predictors == () and of_age.classes[0].people == 12
