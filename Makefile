@@ -11,6 +11,7 @@ OUT := build/gpu
 PARTS := static unit integration chaos-ci cluster
 PYTEST := $(BIN)/pytest $(if $(LONG),,-m 'not long')
 LOWEST := .venv-lowest
+SITE := .venv-site
 
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -103,9 +104,18 @@ bench: $(STAMP)
 gpu:
 	$(PYTHON) -m benchmarks.gpu --out $(OUT)
 
-docs: $(STAMP)
+# The site, strict: a link or an anchor that leads nowhere fails. And the docstrings of all modules, for contributors.
+docs: $(STAMP) $(SITE)/installed
+	$(BIN)/python docs/site.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet
 	$(BIN)/python docs/api.py build/api
-	@echo "build/api/index.html"
+	@echo "build/site/index.html, build/api/index.html"
+
+$(SITE)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --upgrade pip
+	$(SITE)/bin/python -m pip install --quiet -c constraints.txt --group docs
+	touch $@
 
 # dist/: what pip installs elsewhere, and deploy/Dockerfile
 wheel: $(STAMP)

@@ -151,6 +151,24 @@ def test_the_reference_has_every_module_and_the_public_names(tmp_path, monkeypat
     assert "Foret" in sam and "<h6" in sam  # numpydoc's sections as headings
 
 
+def test_the_site_has_every_page_and_every_public_name(tmp_path, monkeypatch):
+    site = script("site")
+    assert site.public_names().keys() == set(raypipe.__all__)
+    for name, module in site.public_names().items():
+        assert getattr(importlib.import_module(module), name) is getattr(raypipe, name)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/of-before.md").write_text("# A page that was renamed\n")
+    monkeypatch.setattr("sys.argv", ["site.py", str(tmp_path)])
+    site.main()
+    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")}
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed = re.findall(r"'([\w/.-]+\.md)'", str(config["nav"]))
+    assert sorted(listed) == sorted(pages) and config["strict"] is True
+    for page in pages - {"docs/reference.md"}:
+        assert (tmp_path / page).read_bytes() == (ROOT / page).read_bytes()
+    assert "::: raypipe.api.sweep\n" in (tmp_path / "docs/reference.md").read_text()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
 def test_every_benchmark_can_be_imported(path):
     importlib.import_module(f"benchmarks.{path.stem}")
