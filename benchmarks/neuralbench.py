@@ -6,7 +6,10 @@ all choices are made by the other 28: configurations, epochs, members, method an
 publishes balanced accuracies of windows, as mean and standard deviation over three seeds. Here a seed is that of the
 folds, the sampler and the networks. The interval is a bootstrap over the eight people.
 
-    python benchmarks/neuralbench.py BIDS-FOLDER [--seeds 3] [--trials 16] [--out FOLDER]
+With ``--align subject`` the windows of each person are whitened by their mean covariance, without labels. The models
+that NeuralBench publishes are given no such thing.
+
+    python benchmarks/neuralbench.py BIDS-FOLDER [--align subject] [--seeds 3] [--trials 16] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -60,11 +63,12 @@ def main() -> None:
     parser.add_argument("bids", type=Path, help="BIDS folder of eegmat")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--align", choices=["subject"], help="whiten the windows of each person")
     parser.add_argument("--space", type=Path, default=Path("search_spaces/all_families.py"))
     parser.add_argument("--out", type=Path, default=Path("build/neuralbench"))
     asked = parser.parse_args()
     store = asked.out / "store"
-    prepare(asked.bids, "bids-task:rest,arithmetic", store, window=5.0, stride=5.0)
+    prepare(asked.bids, "bids-task:rest,arithmetic", store, window=5.0, stride=5.0, align=asked.align)
     print(where_and_when())
     print("| seed | test | 95 % interval over people | best trial | nested |\n|---|---|---|---|---|")
     scores = []
