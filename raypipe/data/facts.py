@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from raypipe.core.errors import UserError, first_line
 from raypipe.data.plan import Header
 from raypipe.recordings.channels import eeg_channels
-from raypipe.recordings.events import VALUE_COLUMNS, event_values
+from raypipe.recordings.events import VALUE_COLUMNS, values_and_measurements
 from raypipe.recordings.formats import open_signal
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Signal, Span, UnreadableRecordingError
@@ -34,6 +34,8 @@ class RecordingFacts:
     """Place from which the types of channels are known: ``channels.tsv``, or ``file``."""
     events: Mapping[str, Counter[str]] = field(default_factory=dict)
     """Numbers of events by column of events.tsv and by value."""
+    measurements: tuple[str, ...] = ()
+    """Columns of events.tsv that measure something in each event, such as the response time."""
     events_problem: str = ""
     """Reason for which there are no events."""
 
@@ -45,33 +47,36 @@ class RecordingFacts:
 
 def read_facts(recording: Recording) -> RecordingFacts:
     """Read the header and the events of a recording. Errors are stored in the result, not raised."""
-    events, events_problem = _read_events(recording)
+    events, measured, events_problem = _read_events(recording)
     try:
         with recording.fetched(header=True):
             signal = open_signal(recording.path)
             found = eeg_channels(recording, signal)
             spans = _read_spans(recording, signal)
     except (UserError, OSError) as error:
-        return RecordingFacts(problem=first_line(error), events=events, events_problem=events_problem)
+        return RecordingFacts(
+            problem=first_line(error), events=events, measurements=measured, events_problem=events_problem
+        )
     return RecordingFacts(
         header=Header(found.names, found.rates, found.left_out, found.notes, found.bads),
         units=tuple(signal.channels[place].unit for place in found.picks),
         spans=spans,
         types_from="channels.tsv" if recording.sidecar("channels.tsv").is_file() else "file",
         events=events,
+        measurements=measured,
         events_problem=events_problem,
     )
 
 
-def _read_events(recording: Recording) -> tuple[dict[str, Counter[str]], str]:
+def _read_events(recording: Recording) -> tuple[dict[str, Counter[str]], tuple[str, ...], str]:
     try:
         path = recording.sidecar("events.tsv")
         if not path.is_file():
-            return {}, NO_EVENTS
-        found = event_values(path)
-        return found, "" if found else f"{path}: no column '{VALUE_COLUMNS[0]}' or '{VALUE_COLUMNS[1]}'"
+            return {}, (), NO_EVENTS
+        found, measured = values_and_measurements(path)
+        return found, measured, "" if found else f"{path}: no column '{VALUE_COLUMNS[0]}' or '{VALUE_COLUMNS[1]}'"
     except (UserError, OSError) as error:
-        return {}, first_line(error)
+        return {}, (), first_line(error)
 
 
 def _read_spans(recording: Recording, signal: Signal) -> tuple[Span, ...]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypipe.core.errors import UserError
+from raypipe.recordings.events import read_column_names
 from raypipe.recordings.participants import participant_rows, participants_table, read_participants, typed_column
 from raypipe.recordings.recording import Recording
-from raypipe.recordings.tables import find_column, list_some, missing_column
+from raypipe.recordings.signal import UnreadableRecordingError
+from raypipe.recordings.tables import find_column, list_some, missing_column, read_tsv
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def read_person_column(recordings: Sequence[Recording], column: str, *, as_text:
     UserError
         A table or the column is missing, or the column mixes numbers and text.
     """
-    names = {root: _column_of(root, column) for root in {r.root: None for r in recordings}}
+    names = {root: _column_of(root, column, recordings) for root in {r.root: None for r in recordings}}
     rows = participant_rows(recordings)
     cells: dict[str, str] = {}
     for recording in recordings:
@@ -59,11 +61,39 @@ def _no_row(recordings: Sequence[Recording]) -> str:
     return f"{root / 'participants.tsv'}: no row is of a subject with recordings (rows: {rows}; subjects: {labels})"
 
 
-def _column_of(root: Path, column: str) -> str:
+def _column_of(root: Path, column: str, recordings: Sequence[Recording]) -> str:
     table = participants_table(root)
     if table is None:
         table = read_participants(root)  # says that there is none
     name = find_column(table, column)
     if name is None:
-        raise UserError(missing_column(root / "participants.tsv", column, table))
+        others = other_tables(next(recording for recording in recordings if recording.root == root), column)
+        hint = "".join(f"; {file} has it{use}" for file, use in others)
+        raise UserError(f"{missing_column(root / 'participants.tsv', column, table)}{hint}")
     return name
+
+
+def other_tables(recording: Recording, column: str) -> list[tuple[str, str]]:
+    """Return the names of other tables of a recording that have a column, each with what asks for it."""
+    sessions = recording.root / f"sub-{recording.label}" / f"sub-{recording.label}_sessions.tsv"
+    try:
+        events = recording.sidecar("events.tsv")
+    except UnreadableRecordingError:
+        return []  # reported when the recording is read
+    tables = (
+        (events, read_column_names(events), f": --target events-column:{column}"),
+        (
+            sessions,
+            _columns_of(sessions),
+            ", a value for each session: --target table:FILE reads such a table",
+        ),
+    )
+    found = [(file.name, use, [name.casefold() for name in names]) for file, names, use in tables]
+    return [(name, use) for name, use, names in found if column.casefold() in names]
+
+
+def _columns_of(path: Path) -> list[str]:
+    try:
+        return [str(name) for name in read_tsv(path).columns] if path.is_file() else []
+    except UserError:
+        return []

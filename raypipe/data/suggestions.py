@@ -12,8 +12,8 @@ from raypipe.core.errors import UserError, first_line
 from raypipe.data.challenge import CONTRAST_TASK, FACTOR, TRIAL_START
 from raypipe.data.facts import RecordingFacts
 from raypipe.data.plan import Header, make_plan, parse_settings
-from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue, participants_spec
-from raypipe.data.target_base import Labels, Segment, Target, WindowTiming
+from raypipe.data.table_facts import NO_TARGET, ColumnFacts, EventValue, fold_value, participants_spec
+from raypipe.data.target_base import Labels, Segment, Target, TargetSpec, WindowTiming
 from raypipe.data.targets import parse_target
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import Span
@@ -39,6 +39,8 @@ class Suggestion:
 
     spec: str
     """Specification of the target."""
+    events_from: str | None
+    """Column of events.tsv that its values must be read from; None where no other could be meant."""
     sfreq: float | None
     """Sampling rate in Hz that `prepare` must be given, because recordings differ in theirs; None for their own."""
     skip_unreadable: bool
@@ -53,6 +55,7 @@ class Suggestion:
             "--target",
             shell_quoted(self.spec),
         ]
+        words += [] if self.events_from is None else ["--events-from", shell_quoted(self.events_from)]
         words += [] if self.sfreq is None else ["--sfreq", f"{self.sfreq:.12g}"]
         words += ["--skip-unreadable"] if self.skip_unreadable else []
         return " ".join([*words, "--out", self.folder()])
@@ -60,7 +63,9 @@ class Suggestion:
     def folder(self) -> str:
         """Return the name of a folder for the windows."""
         kind, _, argument = self.spec.partition(":")
-        words = re.findall(r"[A-Za-z0-9]+", argument if kind == "participants" else self.spec)
+        words = re.findall(
+            r"[A-Za-z0-9]+", argument if kind == "participants" else f"{self.spec} {self.events_from or ''}"
+        )
         while len("-".join(words)) > MAX_FOLDER_LENGTH and len(words) > 1:
             words.pop()
         return f"windows/{'-'.join(words)[:MAX_FOLDER_LENGTH] or kind}"
@@ -86,28 +91,46 @@ def suggest_targets(
     suggestions: list[Suggestion] = []
     refused: dict[str, str] = {}
     checker = _Checker(pairs, columns)
-    for spec in _candidates(pairs, values, columns):
+    for asked in _candidates(pairs, values, columns):
         try:
-            suggestions.append(checker.check(spec))
+            suggestions.append(checker.check(asked))
         except UserError as error:
-            refused[spec] = first_line(error)
+            refused[asked.target] = first_line(error)
     return suggestions, refused
 
 
-def _candidates(pairs: Pairs, values: Sequence[EventValue], columns: Sequence[ColumnFacts]) -> Iterator[str]:
-    """Yield the specifications that are worth a check."""
-    tasks = sorted({recording.task for recording, _ in pairs if recording.task})
+def _candidates(pairs: Pairs, values: Sequence[EventValue], columns: Sequence[ColumnFacts]) -> Iterator[TargetSpec]:
+    """Yield what is worth a check."""
     targets = [column for column in columns if column.kind != NO_TARGET]
+    yield from (TargetSpec(target=spec) for spec in _recording_targets(pairs, values, targets))
+    for column, same in groupby(values, key=lambda each: each.column):
+        names = _common_values(list(same))
+        elsewhere = {fold_value(each.value) for each in values if each.column != column}
+        if len(names) > 1:
+            is_twofold = not elsewhere.isdisjoint(map(fold_value, names))
+            yield TargetSpec(target=f"events:{','.join(names)}", events_from=column if is_twofold else None)
+    yield from (TargetSpec(target=f"events-column:{name}") for name in _measurements(pairs))
+    yield from (TargetSpec(target=participants_spec(column.name)) for column in targets if _has_large_classes(column))
+
+
+def _measurements(pairs: Pairs) -> list[str]:
+    """Return the columns of events.tsv that measure something for many of the people who have events."""
+    people = {recording.subject for recording, each in pairs if each.events}
+    by_column: dict[str, set[str]] = {}
+    for recording, each in pairs:
+        for name in each.measurements:
+            by_column.setdefault(name, set()).add(recording.subject)
+    return [name for name, having in by_column.items() if len(having) >= MIN_SHARE * len(people)]
+
+
+def _recording_targets(pairs: Pairs, values: Sequence[EventValue], targets: Sequence[ColumnFacts]) -> Iterator[str]:
+    """Yield the challenge's targets and the BIDS tasks."""
+    tasks = sorted({recording.task for recording, _ in pairs if recording.task})
     if CONTRAST_TASK in tasks:
         yield from ["challenge1"] if any(each.value == TRIAL_START for each in values) else []
         yield from ["challenge2"] if any(column.name == FACTOR for column in targets) else []
     if len(tasks) > 1:
         yield f"bids-task:{','.join(tasks)}"
-    for _, same in groupby(values, key=lambda each: each.column):
-        names = _common_values(list(same))
-        if len(names) > 1:
-            yield f"events:{','.join(names)}"
-    yield from (participants_spec(column.name) for column in targets if _has_large_classes(column))
 
 
 def _has_large_classes(column: ColumnFacts) -> bool:
@@ -142,7 +165,7 @@ class _Checker:
         self._labels = {participants_spec(column.name): column.labels for column in columns}
         self._rates: dict[tuple[object, ...], float | None] = {}
 
-    def check(self, spec: str) -> Suggestion:
+    def check(self, asked: TargetSpec) -> Suggestion:
         """Return the suggestion of a target.
 
         Raises
@@ -150,17 +173,17 @@ class _Checker:
         UserError
             `prepare` would refuse it.
         """
-        target = parse_target(spec)
+        target = parse_target(asked)
         recordings = target.select(self._recordings)
         excluded = target.exclude(recordings)
         recordings = [recording for recording in recordings if recording not in excluded]
-        labels = self._labels.get(spec) or target.read_labels(recordings)
+        labels = self._labels.get(asked.target) or target.read_labels(recordings)
         chosen = [(r, self._facts[r.key]) for r in recordings if labels.has(r)]
         readable = [pair for pair in chosen if pair[1].header]
         sfreq = self._rate_for(target, readable)
         used = [pair for pair in readable if not (target.event_locked and pair[1].events_problem)]
         _check_windows(target, labels, used)
-        return Suggestion(spec, sfreq, skip_unreadable=len(used) < len(chosen))
+        return Suggestion(asked.target, asked.events_from, sfreq, skip_unreadable=len(used) < len(chosen))
 
     def _rate_for(self, target: Target, readable: Pairs) -> float | None:
         """Return the sampling rate that `prepare` must be given; None if it needs none.

@@ -86,10 +86,10 @@ def _values_of(column: str, tables: Sequence[tuple[str, Counter[str]]]) -> list[
     spelt: dict[str, Counter[str]] = defaultdict(Counter)
     of_key: dict[str, list[tuple[str, Counter[str]]]] = defaultdict(list)
     for person, counts in tables:
-        for key in {_folded(cell) for cell in counts}:
+        for key in {fold_value(cell) for cell in counts}:
             of_key[key].append((person, counts))
         for cell, count in counts.items():
-            spelt[_folded(cell)][cell] += count
+            spelt[fold_value(cell)][cell] += count
     people = {person for person, counts in tables if counts}
     return [_event_value(column, spellings, of_key[key], people) for key, spellings in spelt.items()]
 
@@ -117,7 +117,8 @@ def _event_value(
     )
 
 
-def _folded(cell: str) -> str:
+def fold_value(cell: str) -> str:
+    """Return what is equal for spellings of one value: text without case, or a number."""
     number = parse_number(cell)
     return normalize("NFC", cell).casefold() if number is None else f"{number:.15g}"
 

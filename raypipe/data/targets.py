@@ -41,7 +41,7 @@ from raypipe.data.column_labels import column_labels, split_kind
 from raypipe.data.event_targets import Events, EventsColumn, EventTarget, Latency
 from raypipe.data.given_target import FUNCTIONS, GivenTarget
 from raypipe.data.manifest import Plan
-from raypipe.data.person_column import read_person_column
+from raypipe.data.person_column import other_tables, read_person_column
 from raypipe.data.table_target import parse_table
 from raypipe.data.target_base import (
     Labels,
@@ -66,7 +66,10 @@ class Participants(Target):
 
     def read_labels(self, recordings: Sequence[Recording]) -> Labels:
         column = read_person_column(recordings, self.column, as_text=self.kind == "classification")
-        return column_labels(column.values, column.where, self.kind, is_numeric=column.is_numeric)
+        labels = column_labels(column.values, column.where, self.kind, is_numeric=column.is_numeric)
+        others = other_tables(recordings[0], self.column)
+        twice = [f"'{self.column}' is read from participants.tsv; {file} has it too{use}." for file, use in others]
+        return replace(labels, notes=(*labels.notes, *twice))
 
     def segment(self, recording: Recording, duration: float, timing: WindowTiming, labels: Labels | None) -> Segments:
         return segments_of_subject(recording, duration, timing, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 VALUE_COLUMNS = ("value", "trial_type")
 """Columns in which an event's value is looked for, the first first."""
+MIN_CLOCK = 4
+"""Increasing numbers that are taken for times."""
 NO_ONSET = "events without an onset"
 NOT_SELECTED = "events that --select does not take"
 OTHER_SPELLING = "events spelt like a value that is asked for, which the file has in several spellings"
@@ -202,12 +205,33 @@ def event_values(path: Path, column: str | None = None) -> dict[str, Counter[str
         The column. Default: ``value`` and ``trial_type``.
     """
     events = _read(path)
-    columns = VALUE_COLUMNS if column is None else (find_column(events, column) or "",)
+    return _count_values(events, VALUE_COLUMNS if column is None else (find_column(events, column) or "",))
+
+
+def _count_values(events: pd.DataFrame, columns: Sequence[str]) -> dict[str, Counter[str]]:
     return {
         name: Counter(cell for cell in events[name] if not is_missing(cell))
         for name in columns
         if name in events.columns
     }
+
+
+def values_and_measurements(path: Path) -> tuple[dict[str, Counter[str]], tuple[str, ...]]:
+    """Return the counts of `event_values`, and the names of the columns that measure something in each event.
+
+    Such a column holds numbers that are not all whole, as codes and samples are, and do not increase, as times do.
+    """
+    events = _read(path)
+    others = [str(name) for name in events.columns if name not in ("onset", "duration", *VALUE_COLUMNS)]
+    return _count_values(events, VALUE_COLUMNS), tuple(name for name in others if _is_measurement(events[name]))
+
+
+def _is_measurement(column: Iterable[str]) -> bool:
+    cells = [cell for cell in column if not is_missing(cell)]
+    numbers = [number for cell in cells if (number := parse_number(cell)) is not None and np.isfinite(number)]
+    if not numbers or len(numbers) < len(cells) or all(number.is_integer() for number in numbers):
+        return False
+    return not (len(numbers) >= MIN_CLOCK and all(a <= b for a, b in pairwise(numbers)))
 
 
 def read_column_names(path: Path) -> list[str]:

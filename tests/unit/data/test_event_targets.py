@@ -202,3 +202,13 @@ def test_recordings_whose_events_are_all_n_a_are_counted(bids):
     path.write_text("onset\tresponse_time\n1\tn/a\n")
     found, left_out = segments(bids, asked("events-column:response_time"), Labels("regression"))
     assert found == [] and left_out == {NO_EVENT: 1, "events whose 'response_time' is n/a": 1}
+
+
+def test_a_column_of_another_table_is_pointed_to(bids):
+    with pytest.raises(UserError, match=r"no column 'response_time'.*events.tsv has it: --target events-column:"):
+        asked("participants:response_time").read_labels(find_recordings(bids))
+    (bids / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\tmood\nses-1\t30\tlow\n")
+    with pytest.raises(UserError, match=r"no column 'mood'.*sub-01_sessions.tsv has it, a value for each session"):
+        asked("participants:mood").read_labels(find_recordings(bids))
+    notes = asked("participants:age").read_labels(find_recordings(bids)).notes
+    assert [note for note in notes if "read from participants.tsv; sub-01_sessions.tsv has it too" in note]

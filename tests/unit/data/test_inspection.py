@@ -61,7 +61,13 @@ def accepted(found: Inspection, out: Path) -> list[str]:
     for number, target in enumerate(found.targets):
         folders = list(found.folders)
         prepare(
-            folders, target.spec, out / str(number), sfreq=target.sfreq, skip_unreadable=target.skip_unreadable, jobs=1
+            folders,
+            target.spec,
+            out / str(number),
+            events_from=target.events_from,
+            sfreq=target.sfreq,
+            skip_unreadable=target.skip_unreadable,
+            jobs=1,
         )
         specs.append(target.spec)
     return specs
@@ -278,3 +284,26 @@ def test_edf_is_read_without_mne_and_torch(bids):
     code += "print([name for name in ('mne', 'torch', 'ray') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code, bids], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_columns_of_events_are_suggested_if_they_measure_something(bids, tmp_path):
+    columns = "onset\tduration\ttrial_type\tresponse_time\tclock\tsample\n"
+    rows = ("1\t0\tleft\t0.41\t1.5\t100\n", "4\t0\tright\tn/a\t4.5\t400\n", "6\t0\tleft\t0.35\t6.5\t600\n")
+    for number in range(1, 7):
+        last = f"8\t0\tright\t0.{number}2\t8.5\t800\n"
+        text(eeg(bids, f"{number:02d}", suffix="events.tsv"), columns + "".join(rows) + last)
+    specs = accepted(inspect_bids(bids), tmp_path / "out")
+    assert [spec for spec in specs if spec.startswith("events")] == ["events:left,right", "events-column:response_time"]
+
+
+def test_a_column_is_named_where_two_hold_the_values(bids, tmp_path):
+    for number in range(1, 7):
+        rows = "1\t0\tleft\tleft\n4\t0\tright\tright\n7\t0\tn/a\tleft\n"
+        text(eeg(bids, f"{number:02d}", suffix="events.tsv"), "onset\tduration\ttrial_type\tvalue\n" + rows)
+    found = inspect_bids(bids)
+    accepted(found, tmp_path / "out")
+    commands = [shlex.split(line)[5:] for line in found.commands if "events:left,right" in line]
+    assert commands == [
+        ["--events-from", column, "--out", f"windows/events-left-right-{column.replace('_', '-')}"]
+        for column in ("value", "trial_type")
+    ]
