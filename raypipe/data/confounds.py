@@ -106,7 +106,8 @@ def without_eeg(
 ) -> WithoutEeg:
     """Describe the windows by class, and judge what is known without EEG.
 
-    People with windows of several classes count once for each, and permutations stay within people.
+    It is judged where a person has windows of one class only: numbers of windows and who somebody is tell nothing about
+    classes that everybody has.
 
     Parameters
     ----------
@@ -121,23 +122,21 @@ def without_eeg(
     """
     target_N = table["target"].to_numpy() if classes else np.zeros(len(table), np.int64)
     counts = Counter(zip(table["subject"], target_N.tolist(), strict=True))
-    units = list(counts)
     found = tuple(_windows_of(number, name, counts) for number, name in enumerate(classes or [""]))
-    if not classes:
+    class_of = dict(counts.keys())
+    if not classes or len(class_of) < len(counts):
         return WithoutEeg(classes=found, predictors=())
-    seconds = dict.fromkeys(units, 0.0)
-    rows = dict.fromkeys(zip(table["subject"], target_N.tolist(), table["recording"], strict=True))
-    for person, number, recording in rows:
-        seconds[person, number] += durations.get(recording) or np.nan
-    judge = _Judge(units, tuple(classes))
+    seconds = dict.fromkeys(class_of, 0.0)
+    for person, recording in dict.fromkeys(zip(table["subject"], table["recording"], strict=True)):
+        seconds[person] += durations.get(recording) or np.nan
+    judge = _Judge(np.array(list(class_of.values())), tuple(classes))
     judged = [
-        judge.number(WINDOWS, [float(counts[unit]) for unit in units]),
-        judge.number(DURATION, [float(seconds[unit]) for unit in units]),
+        judge.number(WINDOWS, [float(n) for n in counts.values()]),
+        judge.number(DURATION, list(seconds.values())),
     ]
-    if len({person for person, _ in units}) == len(units):  # else the same for all classes of a person
-        columns = {name for row in people.values() for name in row if is_looked_at(name)}
-        cells = {name: [people.get(person, {}).get(name, "") for person, _ in units] for name in sorted(columns)}
-        judged += [judge.column(name, cells[name]) for name in cells]
+    columns = {name for row in people.values() for name in row if is_looked_at(name)}
+    cells = {name: [people.get(person, {}).get(name, "") for person in class_of] for name in sorted(columns)}
+    judged += [judge.column(name, cells[name]) for name in cells]
     return WithoutEeg(classes=found, predictors=tuple(each for each in judged if each is not None))
 
 
@@ -154,23 +153,18 @@ def _windows_of(number: int, name: str, counts: Counter[tuple[str, int]]) -> Win
 
 
 class _Judge:
-    """Judge predictors of the class of people, or of people in one class.
+    """Judge predictors of the class of people.
 
     Parameters
     ----------
-    units
-        Person and class of each.
+    class_of
+        Place of each person's class (U).
     classes
         Names of the classes.
     """
 
-    def __init__(self, units: Sequence[tuple[str, int]], classes: tuple[str, ...]) -> None:
-        self._classes = classes
-        self._class_U = np.array([number for _, number in units])
-        persons = [person for person, _ in units]
-        order = {person: place for place, person in enumerate(dict.fromkeys(persons))}
-        alone = len(order) == len(units)
-        self._group_U = np.array([0 if alone else order[person] for person in persons])
+    def __init__(self, class_of: Classes, classes: tuple[str, ...]) -> None:
+        self._class_U, self._classes = class_of, classes
 
     def column(self, name: str, cells: Sequence[str]) -> Predictor | None:
         """Judge a column of participants.tsv; None where it cannot be judged."""
@@ -226,13 +220,9 @@ class _Judge:
         auc: float,
         by_class: dict[str, str],
     ) -> Predictor:
-        class_K, group_K = self._class_U[known_U], self._group_U[known_U]
-        observed, rng = statistic(class_K), np.random.default_rng(0)
-        place_K = np.lexsort((np.arange(len(class_K)), group_K))
-        drawn_K, as_good = class_K.copy(), 0
-        for _ in range(PERMUTATIONS):
-            drawn_K[place_K] = class_K[np.lexsort((rng.random(len(class_K)), group_K))]
-            as_good += statistic(drawn_K) >= observed - 1e-12
+        class_K, rng = self._class_U[known_U], np.random.default_rng(0)
+        observed = statistic(class_K)
+        as_good = sum(statistic(rng.permutation(class_K)) >= observed - 1e-12 for _ in range(PERMUTATIONS))
         p_value = (1 + as_good) / (1 + PERMUTATIONS)
         return Predictor(name=name, people=int(known_U.sum()), auc=auc, p_value=p_value, by_class=by_class)
 

@@ -199,10 +199,12 @@ def notes_on_bads(headers: Sequence[Header], plan: Plan) -> list[str]:
     marked = Counter(name for header in headers for name in header.bads if find_name(name, plan.sources) is not None)
     if not marked:
         return []
-    shown = list_some(f"{name} ({n})" for name, n in marked.most_common())
+    shown = list_some(f"{name} {n}" for name, n in marked.most_common())
     if plan.preprocessing.bads == "interpolate":
-        return [f"Interpolated channels, and in how many recordings: {shown}."]
-    return [f"Channels used though channels.tsv marks them as bad (see --bads), and in how many recordings: {shown}."]
+        return [f"Interpolated channels, with the number of recordings ({shown})."]
+    return [
+        f"Channels used though channels.tsv marks them as bad, with the number of recordings ({shown}); see --bads."
+    ]
 
 
 def check_has_channels(recording: Recording, header: Header, asked: Settings) -> None:

@@ -120,7 +120,7 @@ def _notes_on_limits(records: list[ShardRecord]) -> list[str]:
         for reason, channels in record.outside.items():
             found[reason].update(channels)
     return [
-        f"Channels with {reason}: {list_some(f'{name} {n}' for name, n in channels.most_common())}."
+        f"Channels with {reason} ({list_some(f'{name} {n}' for name, n in channels.most_common())})."
         for reason, channels in found.items()
     ]
 

@@ -140,7 +140,7 @@ def test_bad_channels_are_interpolated(marked, tmp_path):
     store = check(marked, tmp_path, lambda raw: epoched(interpolated(raw)), bads="interpolate", montage="standard_1005")
     assert store.channels == list(NAMES)
     (note,) = store.manifest.accounting.notes
-    assert note == "Interpolated channels, and in how many recordings: O1 (1), Cz (1), Fp2 (1)."
+    assert note == "Interpolated channels, with the number of recordings (O1 1, Cz 1, Fp2 1)."
 
 
 def test_interpolation_comes_before_the_average_and_after_or_before_filters(marked, tmp_path):
@@ -170,7 +170,7 @@ def test_channels_that_are_bad_anywhere_are_dropped(marked, tmp_path):
 def test_bad_channels_that_are_used_are_named(marked, tmp_path):
     store = prepare(marked[0], TARGET, tmp_path / "store", jobs=1, channels=["Cz", "Fz"])
     (note,) = store.manifest.accounting.notes
-    assert note.startswith("Channels used though channels.tsv marks them as bad") and note.endswith(": Cz (1).")
+    assert note.startswith("Channels used though channels.tsv marks them as bad") and "(Cz 1)" in note
 
 
 @pytest.mark.parametrize("baseline", [(0.0, 0.5), (0.301, 1.999), (1.0, 1.0)])

@@ -84,7 +84,7 @@ def test_a_bundle_repeats_the_preprocessing(preprocessed, tmp_path):
     accounting = store.manifest.accounting
     assert any("peak to peak" in reason for reason in accounting.counts())
     assert any(
-        note.startswith("Interpolated channels, and in how many recordings: E2 (3)") for note in accounting.notes
+        note.startswith("Interpolated channels, with the number of recordings (E2 3)") for note in accounting.notes
     )
     bundle = load_ensemble(export_bundle(preprocessed.run, ensemble, tmp_path / "bundle", windows=store))
     plan = bundle.info.prepare
