@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raypipe.data.arrays import from_arrays
     from raypipe.data.epochs import from_epochs
     from raypipe.data.inspection import inspect_bids
+    from raypipe.data.other_packages import from_braindecode, from_moabb
     from raypipe.data.prepare import prepare
     from raypipe.data.window_cache import open_windows
     from raypipe.ensembles.fitted import Ensemble
@@ -43,7 +44,9 @@ __all__ = [
     "export",
     "fit_ensemble",
     "from_arrays",
+    "from_braindecode",
     "from_epochs",
+    "from_moabb",
     "inspect_bids",
     "load_encoder",
     "load_ensemble",
@@ -64,7 +67,9 @@ MODULES = {
     "SweepCallback": "raypipe.trial.callback",
     "cross_validate": "raypipe.reporting.cross_validation",
     "from_arrays": "raypipe.data.arrays",
+    "from_braindecode": "raypipe.data.other_packages",
     "from_epochs": "raypipe.data.epochs",
+    "from_moabb": "raypipe.data.other_packages",
     "inspect_bids": "raypipe.data.inspection",
     "load_encoder": "raypipe.pretraining.encoders",
     "load_ensemble": "raypipe.packaging.bundle",

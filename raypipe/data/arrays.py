@@ -129,6 +129,34 @@ def from_arrays(
     --------
     >>> from_arrays(X, y, subject, sfreq=100, ch_names=["Cz", "Pz"], out="store")  # doctest: +SKIP
     """
+    labelled: dict[str, Any] = {"groups": groups, "recording": recording, "onset": onset, "kind": kind, "name": name}
+    stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
+    return store_of_arrays(
+        SOURCE, X_NCT, y, subject, sfreq=sfreq, ch_names=ch_names, out=out, unit=unit, **labelled, **stored
+    )
+
+
+def store_of_arrays(
+    source: str,
+    x_NCT: Any,
+    y: ArrayLike,
+    subject: ArrayLike,
+    *,
+    sfreq: float,
+    ch_names: Sequence[str],
+    out: str | Path,
+    groups: Any,
+    recording: Any,
+    onset: Any,
+    kind: Kind | None,
+    name: str | None,
+    unit: str,
+    crop: float | None,
+    dtype: str,
+    metric: str | None,
+    progress: Progress,
+) -> WindowStore:
+    """Write a store as `from_arrays` does, which documents the arguments; `source` names its target."""
     channels = _channels(ch_names)
     rate, volts = _rate(sfreq), unit_in_volts(unit)
     subjects = read_subjects(subject)
@@ -139,10 +167,10 @@ def from_arrays(
         raise UserError(f"recording has {len(names)} values, subject has {len(subjects)}: both need one per window")
     keys = recording_keys(subjects, names)
     group_of = None if groups is None else read_groups(groups, subjects)
-    spec, grouped = given_spec(SOURCE, name, labels), None if groups is None else "groups"
+    spec, grouped = given_spec(source, name, labels), None if groups is None else "groups"
     asked = given_settings(spec, crop=crop, dtype=dtype, metric=metric, groups=grouped)
     metric_for(labels.kind, metric, asked.target)  # fails before anything is written
-    blocks = in_microvolts(array_blocks(X_NCT, len(subjects)), channels, volts)
+    blocks = in_microvolts(array_blocks(x_NCT, len(subjects)), channels, volts)
     first = next(blocks, None)
     if first is None:
         raise UserError("X holds no window")

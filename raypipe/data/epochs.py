@@ -19,7 +19,14 @@ from raypipe.data.accounting import Ledger
 from raypipe.data.epochs_checks import check_overlaps, check_same, common_channels
 from raypipe.data.epochs_files import EpochsSource, entity_of, find_epochs
 from raypipe.data.given_labels import column, is_missing_value, read_groups, read_labels, read_subjects, recording_keys
-from raypipe.data.given_windows import MAX_NAMED_CLASSES, GivenRows, GivenWindows, given_settings, make_given_plan
+from raypipe.data.given_windows import (
+    MAX_NAMED_CLASSES,
+    GivenRows,
+    GivenWindows,
+    given_settings,
+    given_spec,
+    make_given_plan,
+)
 from raypipe.data.plan import NOT_ASKED
 from raypipe.data.selection import check_subjects
 from raypipe.data.target_base import Labels
@@ -125,6 +132,27 @@ def from_epochs(
     --------
     >>> from_epochs("sub-*_epo.fif", subject="filename:sub", target="metadata:rt", out="store")  # doctest: +SKIP
     """
+    stored: dict[str, Any] = {"crop": crop, "dtype": dtype, "metric": metric, "progress": progress}
+    return store_of_epochs(
+        SOURCE, epochs, subject=subject, target=target, out=out, groups=groups, channels=channels, **stored
+    )
+
+
+def store_of_epochs(
+    source: str,
+    epochs: Any,
+    *,
+    subject: str | Sequence[Any],
+    target: str,
+    out: str | Path,
+    groups: str | None,
+    channels: Sequence[str] | None,
+    crop: float | None,
+    dtype: str,
+    metric: str | None,
+    progress: Progress,
+) -> WindowStore:
+    """Write a store as `from_epochs` does, which documents the arguments; `source` names its target."""
     wanted, ledger = parse_target(target), Ledger()
     sources = find_epochs(epochs)
     names = common_channels(sources, channels)
@@ -135,13 +163,13 @@ def from_epochs(
     check_subjects(set(subjects), "epochs")
     group_of = None if groups is None else _groups(parts, groups, subjects)
     settings = given_settings(
-        _spec(wanted, labels),
+        _spec(wanted, labels) if source == SOURCE else given_spec(source, None, labels),
         crop=crop,
         dtype=dtype,
         metric=metric,
         groups=groups,
         channels=None if channels is None else tuple(channels),
-        subject=subject if isinstance(subject, str) else None,
+        subject=subject if isinstance(subject, str) and source == SOURCE else None,
     )
     metric_for(labels.kind, metric, settings.target)
     facts = sources[0].facts

@@ -9,7 +9,12 @@ from raypipe.core.errors import UserError
 from raypipe.data.target_base import Labels, Segments, Target, WindowTiming
 from raypipe.recordings.recording import Recording
 
-FUNCTIONS = {"arrays": "from_arrays", "epochs": "from_epochs"}
+FUNCTIONS = {
+    "arrays": "from_arrays",
+    "epochs": "from_epochs",
+    "moabb": "from_moabb",
+    "braindecode": "from_braindecode",
+}
 """Functions of the public API that make stores of given windows, by the name of the target of these stores."""
 
 
