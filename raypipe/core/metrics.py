@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, cast
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.core import class_metrics, value_metrics
 from raypipe.core.class_metrics import auc
 from raypipe.core.errors import UserError, nearest
-from raypipe.core.own_metrics import is_own_metric, load_own_metric, split_code
+from raypipe.core.own_metrics import direction_of, is_own_metric, own_resampled, own_value, split_code
 from raypipe.core.value_metrics import nrmse
 
 Direction = Literal["minimize", "maximize"]
@@ -142,9 +143,8 @@ def get_metric(name: str | Metric) -> Metric:
     if isinstance(name, Metric):
         return name
     if split_code(name)[1]:
-        own = load_own_metric(name)
-        better: Direction = "maximize" if own.higher_is_better else "minimize"
-        return Metric(name, better, None, "probabilities", own.value, own.resampled)
+        value, resampled = functools.partial(own_value, name), functools.partial(own_resampled, name)
+        return Metric(name, direction_of(name), None, "probabilities", value, resampled)
     if name not in METRICS:
         raise UserError(f"there is no metric '{name}'; {nearest(name, METRICS)}")
     return METRICS[name]

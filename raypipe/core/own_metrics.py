@@ -1,13 +1,13 @@
 """Metrics of users: ``score(y, pred)`` with an attribute ``higher_is_better``, named with what identifies its source.
 
-A run records ``mine.py:score@CODE``. So scores of two versions of a function are never taken for one another.
+A run records ``mine.py:score@minimize:CODE``. So scores of two versions of a function are never taken for one another,
+and a run can be looked at without running its code.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,14 +25,26 @@ def is_own_metric(name: str) -> bool:
 
 
 def with_code(name: str, code: str) -> str:
-    """Return the name by which runs record a user's metric."""
-    return f"{own_code.short_name(name)}{_MARK}{code}"
+    """Return the name by which runs record a user's metric; its function is loaded for which scores are better.
+
+    Raises
+    ------
+    UserError
+        There is no such function, or it does not say which scores are better.
+    """
+    better = "maximize" if _function_of(own_code.short_name(name), code).higher_is_better else "minimize"
+    return f"{own_code.short_name(name)}{_MARK}{better}:{code}"
 
 
 def split_code(metric: str) -> tuple[str, str]:
     """Return a metric's name without its code, and the code; the code is empty if there is none."""
-    name, _, code = metric.partition(_MARK)
-    return name, code
+    name, _, rest = metric.partition(_MARK)
+    return name, rest.partition(":")[2]
+
+
+def direction_of(metric: str) -> Literal["minimize", "maximize"]:
+    """Return which scores of a recorded metric are better, by its name alone."""
+    return "maximize" if metric.partition(_MARK)[2].startswith("maximize:") else "minimize"
 
 
 def shown_metric(metric: str) -> str:
@@ -58,17 +70,7 @@ class OwnMetric:
         self.name, code = split_code(metric)
         source = own_code.known_source(code)
         self._file = source.name if source else ""
-        self._function: Callable[..., Any] = own_code.load_object(self.name, code, "metric")
-        if not callable(self._function) or isinstance(self._function, type):
-            raise UserError(f"metric: {self.name} is no function of targets and predictions")
-        higher = getattr(self._function, "higher_is_better", None)
-        if not isinstance(higher, bool):
-            short = self.name.rpartition(":")[2]
-            raise UserError(
-                f"metric: {self.name} does not say which scores are better; write {short}.higher_is_better = True "
-                f"(or False) below it"
-            )
-        self.higher_is_better: bool = higher
+        self._function = _function_of(self.name, code)
 
     def value(self, y: ArrayLike, pred: ArrayLike) -> float:
         """Return the score of predictions (N, 1) of values, or (N, K) of classes; NaN where it is undefined.
@@ -105,7 +107,31 @@ class OwnMetric:
         return found_R
 
 
+def _function_of(name: str, code: str) -> Any:
+    function = own_code.load_object(name, code, "metric")
+    if not callable(function) or isinstance(function, type):
+        raise UserError(f"metric: {name} is no function of targets and predictions")
+    if not isinstance(getattr(function, "higher_is_better", None), bool):
+        raise UserError(
+            f"metric: {name} does not say which scores are better; write {name.rpartition(':')[2]}.higher_is_better = "
+            "True (or False) below it"
+        )
+    return function
+
+
 @functools.lru_cache(maxsize=64)
 def load_own_metric(metric: str) -> OwnMetric:
     """Return a user's metric by the name that runs record; see `OwnMetric`."""
     return OwnMetric(metric)
+
+
+def own_value(metric: str, y: ArrayLike, pred: ArrayLike) -> float:
+    """Return a score by a user's metric, which is loaded now: looking at a run loads none."""
+    return load_own_metric(metric).value(y, pred)
+
+
+def own_resampled(
+    metric: str, y: ArrayLike, pred: ArrayLike, subject_N: NDArray[np.int64], counts_RS: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the scores of resamples by a user's metric, which is loaded now."""
+    return load_own_metric(metric).resampled(y, pred, subject_N, counts_RS)

@@ -58,8 +58,15 @@ def test_its_name_has_what_identifies_the_source():
 )
 def test_a_function_that_is_no_metric_is_one_line(old, new, message):
     with pytest.raises(UserError, match=message) as caught:
-        get_metric(own(METRIC.replace(old, new)))
+        own(METRIC.replace(old, new))
     assert "\n" not in str(caught.value)
+
+
+def test_a_recorded_metric_runs_no_code_until_it_scores(tmp_path):
+    code = keep_source(SourceFile("mine.py", f"open({str(tmp_path / 'ran')!r}, 'w')\n{METRIC}"))
+    metric = get_metric(f"mine.py:score@maximize:{code}")
+    assert metric.direction == "maximize" and metric.better(2.0, 1.0) and not (tmp_path / "ran").exists()
+    assert metric.value([1.0, 2.0], [[1.0], [2.0]]) == 0.0 and (tmp_path / "ran").exists()
 
 
 def test_what_is_undefined_is_nan_and_what_fails_is_one_line():

@@ -41,7 +41,7 @@ def options(**changes):
 def test_a_run_keeps_its_metric_and_ranks_by_it(here, data):
     windows, space = data
     run = open_run(space, windows, "run", options())
-    assert run.info.metric.startswith("mine.py:score@") and run.info.direction == "minimize"
+    assert run.info.metric.startswith("mine.py:score@minimize:") and run.info.direction == "minimize"
     run.add_trial(0, space.draw(1)[0])
     run_trial(run, windows, 0)
     (here / "mine.py").unlink()
