@@ -17,6 +17,9 @@ from raypipe.ensembles.labels import class_frequency_note, describe_target, targ
         ("bids-task:rest,arithmetic", "rest against arithmetic"),
         ("latency:stim", "stimulus latency (stim)"),
         ("latency:face,car", "stimulus latency (face or car)"),
+        ("arrays:left,right", "left against right"),
+        ("epochs:event:left,right", "left against right"),
+        ("epochs:metadata:rt:regression", "rt"),
     ],
 )
 def test_targets_in_words(target, words):
