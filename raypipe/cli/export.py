@@ -1,4 +1,4 @@
-"""Verbs that combine, export and predict: ensemble, export, check, score, predict."""
+"""Verbs that combine, export and predict: ensemble, chance, export, check, bench, score, predict."""
 
 from __future__ import annotations
 
@@ -198,6 +198,24 @@ def check(
     console.print(found.render())
     if not found.ok:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe bench demo/bundle", "raypipe bench demo/model.onnx"))
+def bench(
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle, or a graph (.onnx, .pt2).")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch or onnxruntime.", show_default="theirs")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each measurement.")] = 5.0,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code of networks in a bundle.")] = False,
+) -> None:
+    """Measure latency of one window, throughput in batches, and memory, on this machine's CPU.
+
+    It runs in a fresh process, on random windows. A .pt2 file may run code when it is read: measure only what you made.
+    """
+    from raypipe.packaging.bench import bench as measure
+
+    write(measure(path, threads=threads, seconds=seconds, trust_code=trust_code))
 
 
 @app.command(

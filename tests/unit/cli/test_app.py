@@ -151,7 +151,7 @@ def test_help_lists_the_forms_of_arguments(capsys, monkeypatch):
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--bids-task" in out and "challenge1:OPTION" in out and "--band 0.5 40" in out and "[ses-*/]" in out
     assert run("export", "--help") == 0
-    assert "raypipe export demo/run demo/bundle or raypipe export run1 run2" in " ".join(
+    assert "raypipe export demo/run demo/bundle or raypipe export demo/run demo/model.onnx" in " ".join(
         capsys.readouterr().out.split()
     )
 
@@ -505,6 +505,8 @@ def test_ensemble_export_predict_and_check_by_command(simulated, refused, where,
     assert "a program of torch.export" in capsys.readouterr().out
     assert run("check", tmp_path / "model.pt2", "--bundle", tmp_path / "bundle") == 0
     assert "model.pt2: ready" in capsys.readouterr().out.replace("\n", "")
+    assert run("bench", tmp_path / "bundle", "--seconds", 0.05, "--threads", 1) == 0
+    assert "windows/s" in capsys.readouterr().out
     assert "a graph is checked on the CPU" in refused("check", tmp_path / "model.pt2", "--device", "cuda")
     assert run("export", where, tmp_path / "sub.zip") == 0
     assert run("check", tmp_path / "sub.zip", "--bundle", tmp_path / "bundle") == 0
