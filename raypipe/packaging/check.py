@@ -16,16 +16,13 @@ from raypipe.packaging.archive import LayoutError, unpack_submission
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.manifest import MANIFEST, SubmissionManifest
 from raypipe.packaging.scorer_process import ScorerProcessError, run_scorer
-from raypipe.packaging.submission import INPUT_SCALE, challenge_of
+from raypipe.packaging.submission import CHALLENGE_WINDOWS, INPUT_SCALE, challenge_of, scorer_misfit
 from raypipe.storage.regular_files import read_regular
 from raypipe.storage.scratch import scratch_folder
 from raypipe.training.device import parse_device
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-CHALLENGE_WINDOWS = {"sfreq": 100.0, "n_channels": 129, "n_times": 200}
-"""Windows of the challenge, for a zip without a manifest."""
 
 Answer = dict[str, list[tuple[str, bool, str]]]
 """Lines of each challenge: name of a check, whether it passed, and a detail."""
@@ -159,6 +156,12 @@ def _manifest_requests(report: CheckReport, folder: Path) -> dict[str, Request] 
     names = " and ".join(sorted(requests))
     detail = f"has only challenge {names}" if len(requests) == 1 else f"has challenges {names}"
     report.add("manifest", bool(requests), detail if requests else "has no challenge")
+    for challenge, entry in manifest.challenges.items():
+        sizes = {"n_channels": entry.spec.n_channels, "n_times": entry.spec.n_times}
+        misfit = scorer_misfit(int(challenge), entry.target, **sizes, sfreq=entry.spec.sfreq)
+        report.add(
+            f"challenge {challenge}: asked for", not misfit, misfit or f"{entry.target}, in the scorer's windows"
+        )
     return requests
 
 

@@ -15,7 +15,7 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
     """Write the saved ensemble of a run; see `raypipe.api.export`."""
     from raypipe.ensembles.fitted import Ensemble
     from raypipe.packaging.bundle import export_bundle
-    from raypipe.packaging.submission import challenge_of, export_submission
+    from raypipe.packaging.submission import export_submission, require_challenge
     from raypipe.storage.run_store import RunStore
 
     format = format or SUFFIXES.get(Path(out).suffix, "bundle")
@@ -30,10 +30,10 @@ def export(run: str | Path, out: str | Path, *, format: str | None = None, also:
         from raypipe.packaging.graphs import export_graph
 
         return export_graph(ensemble, out, format)[0]
-    ensembles = {challenge_of(ensemble.run.info.target): ensemble}
+    ensembles = {require_challenge(ensemble): ensemble}
     if also:
         other = Ensemble.load(RunStore.open(also))
-        challenge = challenge_of(other.run.info.target)
+        challenge = require_challenge(other)
         if challenge in ensembles:
             raise UserError(f"{also}: both runs answer challenge {challenge} ({other.run.info.target})")
         ensembles[challenge] = other

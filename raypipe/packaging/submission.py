@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,10 +60,52 @@ CODE = (
 INPUT_SCALE = 1e6
 """Microvolts, on which the networks were trained, per volt, the unit of the scorer's windows."""
 
+CHALLENGE_WINDOWS = {"n_channels": 129, "n_times": 200, "sfreq": 100.0}
+"""Windows that the challenge's scorer shows."""
+CHALLENGE_OF = {"challenge1": 1, "challenge2": 2, "participants:externalizing": 2}
+"""Challenges by target, without its options."""
 
-def challenge_of(target: str) -> int:
-    """Return the challenge that a target answers: 2 for traits of subjects (``participants:`` too), else 1."""
-    return 2 if target.startswith(("challenge2", "participants:")) else 1
+
+def challenge_of(target: str) -> int | None:
+    """Return the challenge that a target answers; None for what neither asks for."""
+    return CHALLENGE_OF.get(target) or CHALLENGE_OF.get(re.split("[@:]", target)[0])
+
+
+def scorer_misfit(challenge: int, target: str, *, n_channels: int, n_times: int, sfreq: float) -> str:
+    """Return why a model does not answer a challenge, or takes other windows; an empty text if it does."""
+    if challenge_of(target) != challenge:
+        return f"its target is '{target}', not that of challenge {challenge}"
+    windows = {"n_channels": n_channels, "n_times": n_times, "sfreq": sfreq}
+    if windows == CHALLENGE_WINDOWS:
+        return ""
+    own, shown = (
+        f"{w['n_channels']} channels x {w['n_times']} samples at {w['sfreq']:g} Hz"
+        for w in (windows, CHALLENGE_WINDOWS)
+    )
+    return f"it takes windows of {own}, the scorer shows {shown}"
+
+
+def require_challenge(ensemble: Ensemble) -> int:
+    """Return the challenge that an ensemble answers.
+
+    Raises
+    ------
+    UserError
+        It answers none, or takes other windows than the scorer shows.
+    """
+    run = ensemble.run
+    challenge = challenge_of(run.info.target)
+    misfit = f"its target is '{run.info.target}', that of neither challenge"
+    if challenge is not None:
+        windows = open_windows(run.info.data)
+        sizes = {"n_channels": windows.n_channels, "n_times": windows.crop_samples}
+        misfit = scorer_misfit(challenge, run.info.target, **sizes, sfreq=windows.sfreq)
+    if challenge is None or misfit:
+        raise UserError(
+            f"{run.where}: {misfit}; a submission is for the EEG Foundation Challenge only; export a bundle, "
+            "or a .onnx or .pt2 file"
+        )
+    return challenge
 
 
 def export_submission(
@@ -77,7 +120,7 @@ def export_submission(
     ----------
     ensembles
         By challenge (1 or 2) the ensemble that answers it, or the run whose saved ensemble does. For a single one,
-        `challenge_of` its target gives the challenge.
+        its target gives the challenge (`require_challenge`).
     out_zip
         The zip file; an existing one is replaced.
     windows
@@ -113,8 +156,8 @@ def export_submission(
 def _by_challenge(ensembles: Mapping[int, Ensemble | RunStore] | Ensemble | RunStore) -> dict[int, Ensemble]:
     """Return the ensembles by challenge, loaded."""
     if not isinstance(ensembles, Mapping):
-        run = ensembles if isinstance(ensembles, RunStore) else ensembles.run
-        ensembles = {challenge_of(run.info.target): ensembles}
+        single = Ensemble.load(ensembles) if isinstance(ensembles, RunStore) else ensembles
+        ensembles = {require_challenge(single): single}
     wrong = [challenge for challenge in ensembles if challenge not in (1, 2)]
     if wrong or not ensembles:
         raise UserError(f"challenge {wrong[0] if wrong else 'none'}: a submission answers challenge 1, 2 or both")

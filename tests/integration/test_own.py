@@ -10,6 +10,7 @@ import pytest
 
 from raypipe import Run, load_ensemble, predict
 from raypipe.packaging.check import check_submission
+from raypipe.packaging.submission import export_submission
 from tests.support.plain import plain_sweep
 from tests.support.sweeps import FLAGS, ROOT, Gate, numbers
 
@@ -70,10 +71,11 @@ def test_from_a_network_of_ones_own_to_a_submission(tiny_bids, tiny_store, tmp_p
     assert run.store.result(0).score == pytest.approx(np.quantile(errors, 0.9))
     assert "metrics.py:score of" in ensemble.verdict
     assert "class Net(nn.Module)" in Path(run.report()).read_text()
-    bundle, submission = run.export(tmp_path / "bundle"), run.export(tmp_path / "submission.zip")
+    bundle = run.export(tmp_path / "bundle")
+    submission = export_submission({1: ensemble}, tmp_path / "submission.zip", windows={1: tiny_store})
     assert not list(bundle.rglob("*.py"))
     checked = check_submission(submission, bundle=bundle)
-    assert checked.ok, str(checked)
+    assert [line.name for line in checked.failures] == ["challenge 1: asked for"], str(checked)
     table = predict(bundle, tiny_bids)
     predicted = load_ensemble(bundle).predict(tiny_store.gather(range(len(tiny_store))))[:, 0]
     assert np.abs(predicted[:, None] - table.prediction.to_numpy()).min(axis=1).max() < 1e-4

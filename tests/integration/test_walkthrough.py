@@ -52,8 +52,8 @@ def test_from_simulation_to_predictions(tmp_path, own_modules):
     fitted = raypipe("ensemble", tmp_path / "run", "--top", 2)
     assert "report.html" in fitted
     raypipe("export", tmp_path / "run", tmp_path / "bundle")
-    raypipe("export", tmp_path / "run", tmp_path / "submission.zip")
-    raypipe("check", tmp_path / "submission.zip", "--bundle", tmp_path / "bundle")
+    raypipe("export", tmp_path / "run", tmp_path / "model.onnx")
+    raypipe("check", tmp_path / "model.onnx", "--bundle", tmp_path / "bundle")
     raypipe("predict", tmp_path / "bundle", tmp_path / "bids", "--out", tmp_path / "predictions.csv")
     table = pd.read_csv(tmp_path / "predictions.csv")
     windows = WindowStore(tmp_path / "store")

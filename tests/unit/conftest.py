@@ -152,3 +152,11 @@ def s3():
     """A server without a care for keys."""
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture
+def four_channels(monkeypatch):
+    """Make the simulated run's windows those of the challenge."""
+    from raypipe.packaging import submission
+
+    monkeypatch.setitem(submission.CHALLENGE_WINDOWS, "n_channels", 4)

@@ -100,6 +100,9 @@ def test_a_run_gives_what_a_notebook_asks_for(simulated, tmp_path):
     fitted = run.ensemble(top=2, method="equal")
     assert fitted.verdict and run.report() == tmp_path / "run/report.html"
     assert raypipe.load_ensemble(run.export(tmp_path / "bundle")).channels == simulated.windows.channels
-    assert raypipe.export(run, tmp_path / "submission.zip").is_file()
+    with pytest.raises(
+        raypipe.UserError, match=r"takes windows of 4 channels x 200 samples at 100 Hz, the scorer shows"
+    ):
+        raypipe.export(run, tmp_path / "submission.zip")
     with pytest.raises(raypipe.UserError, match="no raypipe run there"):
         raypipe.Run(tmp_path)

@@ -481,7 +481,7 @@ def test_a_full_disk_while_exporting_is_one_line(refused, where, tmp_path, monke
     assert "no space left on the disk" in refused("export", where, tmp_path / "bundle")
 
 
-def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
+def test_export_says_which_formats_there_are(refused, four_channels, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 1) == 0
     capsys.readouterr()
     message = refused("export", where, tmp_path / "x", "--format", "keras")
@@ -492,7 +492,7 @@ def test_export_says_which_formats_there_are(refused, where, tmp_path, capsys):
     assert "both runs answer challenge 1" in same
 
 
-def test_ensemble_export_predict_and_check_by_command(simulated, refused, where, tmp_path, capsys):
+def test_ensemble_export_predict_and_check_by_command(simulated, refused, four_channels, where, tmp_path, capsys):
     assert run("ensemble", where, "--top", 2) == 0
     assert run("export", where, tmp_path / "bundle") == 0
     out = capsys.readouterr().out

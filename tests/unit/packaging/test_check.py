@@ -40,6 +40,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+pytestmark = pytest.mark.usefixtures("four_channels")
+
 
 @pytest.fixture(scope="module")
 def scorers():
@@ -80,7 +82,7 @@ def test_a_submission_passes_every_check(submission, simulated, tmp_path):
     report = check_submission(submission, bundle=bundle)
     assert report.ok, str(report)
     assert report.challenges == [1] and "has only challenge 1" in str(report)
-    assert len(report.lines) == 14 and "FAIL" not in str(report) and "those of the bundle given" in str(report)
+    assert len(report.lines) == 15 and "FAIL" not in str(report) and "those of the bundle given" in str(report)
     with zipfile.ZipFile(submission) as archive:
         assert sorted(archive.namelist()) == sorted([*CODE, "manifest.json", "model_challenge_1.pt"])
 

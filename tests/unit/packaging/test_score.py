@@ -48,7 +48,7 @@ def test_the_overall_score_weights_both_challenges():
 
 def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path):
     ensemble = simulated.ensemble(top=2)
-    path = export_submission(ensemble, tmp_path / "s.zip", windows={1: simulated.windows})
+    path = export_submission({1: ensemble}, tmp_path / "s.zip", windows={1: simulated.windows})
     held = ensemble.held_out
     report = score_submission(path, {"challenge1": simulated.windows.path})
     found = report.scores[1]
@@ -71,7 +71,7 @@ def test_a_submission_scores_as_its_ensemble_on_the_held_out(simulated, tmp_path
 def test_a_zip_without_weights_fails_loudly(simulated, tmp_path):
     import zipfile
 
-    path = export_submission(simulated.ensemble(top=1), tmp_path / "s.zip", windows={1: simulated.windows})
+    path = export_submission({1: simulated.ensemble(top=1)}, tmp_path / "s.zip", windows={1: simulated.windows})
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bare.zip", "w") as target:
         for name in source.namelist():
             if not name.endswith(".pt"):

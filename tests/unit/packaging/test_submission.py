@@ -18,7 +18,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.scorer import reference_windows
-from raypipe.packaging.submission import challenge_of, export_submission
+from raypipe.packaging.submission import challenge_of, export_submission, require_challenge
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import ToyWindows, make_run, tiny, write_store
@@ -45,11 +45,11 @@ def test_both_challenges_and_the_second_class(simulated, classes, tmp_path):
 
 
 def test_the_same_ensemble_gives_the_same_bytes(submission, simulated, tmp_path):
-    again = export_submission(simulated.ensemble(top=2), tmp_path / "again.zip", windows={1: simulated.windows})
+    again = export_submission({1: simulated.ensemble(top=2)}, tmp_path / "again.zip", windows={1: simulated.windows})
     assert again.read_bytes() == submission.read_bytes()
 
 
-def test_a_run_is_exported_by_its_saved_ensemble(simulated, tmp_path):
+def test_a_run_is_exported_by_its_saved_ensemble(simulated, four_channels, tmp_path):
     run = RunStore.open(shutil.copytree(simulated.run.local, tmp_path / "run"))
     with pytest.raises(UserError, match="no ensemble yet"):
         export_submission(run, tmp_path / "out.zip")
@@ -88,13 +88,29 @@ def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
         windows = copy.copy(simulated.windows)
         windows.manifest = manifest.model_copy(update={"plan": plan})
         with pytest.raises(UserError, match=f"its windows were made with {words}; the scorer shows"):
-            export_submission(simulated.ensemble(top=1), tmp_path / "out.zip", windows={1: windows})
+            export_submission({1: simulated.ensemble(top=1)}, tmp_path / "out.zip", windows={1: windows})
     assert not (tmp_path / "out.zip").exists()
 
 
 def test_challenge_of_a_target():
-    assert challenge_of("challenge1") == challenge_of("latency:x") == 1
-    assert challenge_of("participants:externalizing") == challenge_of("challenge2") == 2
+    assert challenge_of("challenge1") == challenge_of("challenge1:drop-duplicates") == 1
+    assert challenge_of("challenge2") == challenge_of("challenge2@RestingState:no-caution") == 2
+    assert challenge_of("participants:externalizing") == 2
+    assert challenge_of("participants:diagnosis") is challenge_of("latency:x") is challenge_of("events:a,b") is None
+
+
+def test_what_is_not_the_challenge_s_is_refused_and_fails_the_check(simulated, classes, submission, tmp_path):
+    with pytest.raises(UserError, match=r"target is 'events:off,on', that of neither challenge; a submission is for"):
+        require_challenge(classes.ensemble(top=1))
+    with pytest.raises(
+        UserError, match=r"windows of 4 channels x 200 samples at 100 Hz, the scorer shows 129 channels"
+    ):
+        export_submission(simulated.ensemble(top=1), tmp_path / "out.zip")
+    (line,) = check_submission(submission).failures
+    assert line.name == "challenge 1: asked for" and "the scorer shows 129 channels x 200" in line.detail
+    other = export_submission({2: classes.ensemble(top=1)}, tmp_path / "2.zip", windows={2: classes.windows})
+    (line,) = check_submission(other).failures
+    assert line.detail == "its target is 'events:off,on', not that of challenge 2"
 
 
 def test_a_missing_challenge_and_another_sampling_rate_are_refused(submission, tmp_path):
