@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-import raypipe
 from raypipe.core.errors import UserError
 from raypipe.core.record import FrozenModel
 from raypipe.packaging import graph_runner
@@ -116,7 +115,7 @@ def bench(path: str | Path, *, threads: int | None = None, seconds: float = 5.0,
         "batch": BATCH,
         "threads": threads,
         "seconds": seconds,
-        "raypipe": str(Path(raypipe.__file__).parents[1]),
+        "raypipe": str(Path(__file__).parents[2]),
         "trust_code": trust_code,
     }
     found = _measured(path, request)
