@@ -176,7 +176,7 @@ def test_a_search_space_that_is_not_the_recorded_one_is_not_run(foreign, mark):
             assert caught.type is UserError or caught.value.code == 2
 
 
-def test_looking_at_a_foreign_run_runs_nothing_of_it(foreign, mark, tmp_path, capsys):
+def test_looking_at_a_foreign_run_runs_nothing_of_it(four_channels, foreign, mark, tmp_path, capsys):
     trust(foreign)
     for command in (
         ["status", foreign],
@@ -184,6 +184,7 @@ def test_looking_at_a_foreign_run_runs_nothing_of_it(foreign, mark, tmp_path, ca
         ["ensemble", foreign, "--top", "1"],
         ["export", foreign, tmp_path / "bundle"],
         ["export", foreign, tmp_path / "submission.zip"],
+        ["export", foreign, tmp_path / "model.pt2"],
     ):
         with pytest.raises(SystemExit) as leave:
             app.main([str(word) for word in command])
