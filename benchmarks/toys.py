@@ -20,7 +20,7 @@ from raypipe.data.accounting import Ledger
 from raypipe.data.manifest import COLUMNS, Manifest, Plan, Settings, Shard, Summary
 from raypipe.data.shard_file import content_hash, window_digest
 from raypipe.data.window_store import WindowStore
-from raypipe.storage.records import RunInfo
+from raypipe.storage.records import LabelsInfo, RunInfo
 from raypipe.storage.run_store import RunStore
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
@@ -131,6 +131,7 @@ def make_run(
         metric=windows.metric,
         level=level_of(windows.subjects, windows.targets),
         direction="maximize" if windows.classes else "minimize",
+        labels=LabelsInfo(),
         classes=windows.classes,
         seed=seed,
         space=source.name,

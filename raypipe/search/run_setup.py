@@ -19,6 +19,7 @@ from raypipe.core.versions import package_versions
 from raypipe.data.splits import folds_of
 from raypipe.data.window_store import WindowStore
 from raypipe.search.initial_encoder import copy_encoder, needs_encoder
+from raypipe.search.labels import labels_of
 from raypipe.search.own_metrics import metric_of
 from raypipe.search.preflight import check_space
 from raypipe.storage.code_files import code_file, hashes
@@ -106,6 +107,7 @@ def _create(
         kind=windows.kind,
         level=level_of(windows.subjects, windows.targets),
         direction=get_metric(metric).direction,
+        labels=labels_of(windows),
         classes=windows.classes,
         seed=folds.seed,
         space=space.name,

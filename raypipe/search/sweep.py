@@ -72,6 +72,7 @@ def sweep(
     with open_cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):
+            from raypipe.search.labels import labels_of
             from raypipe.search.warm_start import collect_warm_trials
 
             warm = collect_warm_trials(
@@ -79,6 +80,7 @@ def sweep(
                 source,
                 target=windows.manifest.target,
                 metric=metric,
+                labels=labels_of(windows),
                 folds=folds_of(windows, chosen.folds, chosen.held_out, chosen.seed, chosen.repeats),
             )
             callback.on_warm_start(warm.run, len(warm.trials), warm.finished)

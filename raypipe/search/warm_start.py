@@ -17,7 +17,8 @@ from raypipe.core.parameters import flatten
 from raypipe.core.record import FrozenModel
 from raypipe.core.search_space import SearchSpace
 from raypipe.search.distributions import pack_distributions, unpack_distributions
-from raypipe.storage.records import TrialResult
+from raypipe.search.labels import labels_differ
+from raypipe.storage.records import LabelsInfo, TrialResult
 from raypipe.storage.run_store import RunStore
 
 SOURCE = "source"
@@ -60,7 +61,9 @@ class WarmStart(FrozenModel):
     """The ones that are valid in the new space."""
 
 
-def collect_warm_trials(old: RunStore, space: SearchSpace, *, target: str, metric: str, folds: FoldMap) -> WarmStart:
+def collect_warm_trials(
+    old: RunStore, space: SearchSpace, *, target: str, metric: str, labels: LabelsInfo, folds: FoldMap
+) -> WarmStart:
     """Collect the trials of an old run from which the sampler of a new run in `space` can start.
 
     A trial is used if all the parameters that `space` asks for are in its configuration and in range; constants of
@@ -68,13 +71,15 @@ def collect_warm_trials(old: RunStore, space: SearchSpace, *, target: str, metri
 
     Parameters
     ----------
+    labels
+        Labels of the new run (`raypipe.search.labels.labels_of`).
     folds
         Fold map of the new run.
 
     Raises
     ------
     UserError
-        The runs have different tasks or metrics, or no trial can be used.
+        The runs have different targets, labels or metrics, or no trial can be used.
     LeakError
         Trials of the old run, or of one that it started from, were ranked on subjects that the new run holds
         out, or on others of their groups.
@@ -84,6 +89,9 @@ def collect_warm_trials(old: RunStore, space: SearchSpace, *, target: str, metri
             f"--warm-start {old.where}: its trials predict {old.info.target} by {old.info.metric}, not {target} by "
             f"{metric}"
         )
+    difference = labels_differ(old.info.labels, labels)
+    if difference:
+        raise UserError(f"--warm-start {old.where}: its trials predict other labels: {difference}")
     people = _people_of(old)
     both = folds.held_out_among(people)
     if both:

@@ -62,15 +62,29 @@ class SearchInfo(WindowsInfo):
     """SHA-256 of the users' files that the space names, by path; they are in the folder ``code``."""
 
 
+class LabelsInfo(FrozenModel):
+    """What the labels of a run's windows are, beside the target's text."""
+
+    bids_task: tuple[str, ...] = ()
+    events_from: str | None = None
+    select: str | None = None
+    """The options of `prepare` with these names."""
+    joined_on: tuple[str, ...] = ()
+    """Columns that a table of labels was joined on."""
+    of_people: dict[str, str] = Field(default_factory=dict)
+    """A hash of each person's labels, where it must agree with that of another run of the same target."""
+
+
 class RunInfo(SearchInfo):
     """The data, the target, the search space and the versions that a run was made with (``run.json``)."""
 
-    format: Literal["raypipe-run/5"] = "raypipe-run/5"
+    format: Literal["raypipe-run/6"] = "raypipe-run/6"
     id: str
     """Random. Every record of the run's trials has it, so that one of another run is noticed."""
     level: Level
     """What a score of the run is of: windows, or people where each has one target (`raypipe.core.levels`)."""
     direction: Direction
+    labels: LabelsInfo
     folds_hash: str
     warm: dict[str, Any] | None = None
     """Trials of other runs that the study starts with (`raypipe.search.warm_start`)."""

@@ -13,7 +13,7 @@ from raypipe.search.pruner import SuccessiveHalving
 from raypipe.search.study import StudyQueue
 from raypipe.search.warm_start import collect_warm_trials, is_warm
 from raypipe.storage.journal import open_journal
-from raypipe.storage.records import Epoch, TrialResult
+from raypipe.storage.records import Epoch, LabelsInfo, TrialResult
 from raypipe.storage.run_store import RunStore
 from tests.support.records import edit_record
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny
@@ -34,6 +34,7 @@ def _holding_out(subjects):
 
 
 NOTHING_HELD_OUT = _holding_out([])
+SAME = LabelsInfo()
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def old(tmp_path, windows):
 def begun(old, where, windows, source=NARROW):
     """Create a new run that starts from the old one's trials."""
     new = make_run(where, windows, space=source)
-    warm = collect_warm_trials(old, new.space, target="toy", metric="nrmse", folds=NOTHING_HELD_OUT)
+    warm = collect_warm_trials(old, new.space, target="toy", metric="nrmse", labels=SAME, folds=NOTHING_HELD_OUT)
     edit_record(new.folder, "run.json", {"warm": warm.model_dump(mode="json")})
     return RunStore.open(where)
 
@@ -152,23 +153,41 @@ def test_halving_does_not_compare_with_warm_trials(old, tmp_path, windows):
 )
 def test_another_target_or_metric_is_one_line(old, target, metric, message):
     with pytest.raises(UserError, match=message):
-        collect_warm_trials(old, SearchSpace(SPACE), target=target, metric=metric, folds=NOTHING_HELD_OUT)
+        collect_warm_trials(old, SearchSpace(SPACE), target=target, metric=metric, labels=SAME, folds=NOTHING_HELD_OUT)
+
+
+def test_other_labels_of_the_same_target_are_one_line(old):
+    """The text of a target holds no BIDS tasks, no condition on events, and no labels."""
+    chosen = LabelsInfo(select="correct == 1")
+    with pytest.raises(UserError, match="old: its trials predict other labels: --select none, not correct == 1"):
+        collect_warm_trials(
+            old, SearchSpace(SPACE), target="toy", metric="nrmse", labels=chosen, folds=NOTHING_HELD_OUT
+        )
 
 
 def test_trials_ranked_on_people_whom_the_new_run_holds_out_are_refused(old, tmp_path, windows):
     seen, unseen = sorted(s for s, fold in old.folds.fold_of.items() if fold >= 0), old.folds.held_out
-    warm = collect_warm_trials(old, SearchSpace(SPACE), target="toy", metric="nrmse", folds=_holding_out(unseen))
+    warm = collect_warm_trials(
+        old, SearchSpace(SPACE), target="toy", metric="nrmse", labels=SAME, folds=_holding_out(unseen)
+    )
     assert warm.people == seen
     with pytest.raises(LeakError, match=rf"--warm-start .*old: .*1 subject\(s\) that this run holds out \({seen[0]}\)"):
         collect_warm_trials(
-            old, SearchSpace(SPACE), target="toy", metric="nrmse", folds=_holding_out([*unseen, seen[0]])
+            old,
+            SearchSpace(SPACE),
+            target="toy",
+            metric="nrmse",
+            labels=SAME,
+            folds=_holding_out([*unseen, seen[0]]),
         )
     # A run that started from those trials passes them on, whatever it holds out itself.
     middle = begun(old, tmp_path / "middle", windows)
     folds = middle.folds.model_copy(update={"fold_of": dict.fromkeys(unseen, 0)})
     middle.folds, middle.info = folds, middle.info.model_copy(update={"warm": warm.model_dump(mode="json")})
     with pytest.raises(LeakError, match="holds out"):
-        collect_warm_trials(middle, SearchSpace(SPACE), target="toy", metric="nrmse", folds=_holding_out([seen[0]]))
+        collect_warm_trials(
+            middle, SearchSpace(SPACE), target="toy", metric="nrmse", labels=SAME, folds=_holding_out([seen[0]])
+        )
 
 
 def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
@@ -179,8 +198,9 @@ def test_nothing_to_learn_from_is_one_line(old, tmp_path, windows):
             SearchSpace(SPACE),
             target="toy",
             metric="nrmse",
+            labels=SAME,
             folds=NOTHING_HELD_OUT,
         )
     elsewhere = SearchSpace("def space(trial):\n    trial.suggest_float('optim/lr', 0.1, 1)\n", "far.py")
     with pytest.raises(UserError, match=r"none of its 13 trials is valid in this space \(trial 0: .*optim/lr"):
-        collect_warm_trials(old, elsewhere, target="toy", metric="nrmse", folds=NOTHING_HELD_OUT)
+        collect_warm_trials(old, elsewhere, target="toy", metric="nrmse", labels=SAME, folds=NOTHING_HELD_OUT)
