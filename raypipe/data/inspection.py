@@ -13,8 +13,8 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import NO_RECORDING, Accounting, Ledger
 from raypipe.data.facts import RecordingFacts, read_facts
 from raypipe.data.hbn import add_releases
-from raypipe.data.prepare import MIN_PARALLEL_HEADERS, UNREADABLE
 from raypipe.data.selection import fetch_tables, find_in_folders
+from raypipe.data.store_build import MIN_PARALLEL_HEADERS, UNREADABLE
 from raypipe.data.suggestions import Suggestion, suggest_targets
 from raypipe.data.table_facts import (
     ColumnFacts,

@@ -92,8 +92,8 @@ def test_a_second_run_reads_nothing(bids, out, monkeypatch):
     def never(*_):
         raise AssertionError("a recording was opened")
 
-    monkeypatch.setattr("raypipe.data.prepare.read_header", never)
-    monkeypatch.setattr("raypipe.data.prepare.make_shard", never)
+    monkeypatch.setattr("raypipe.data.store_build.read_header", never)
+    monkeypatch.setattr("raypipe.data.store_build.make_shard", never)
     calls = []
     second = prepare(bids, TARGET, out, jobs=1, progress=lambda *a: calls.append(a))
     assert second.redone == 0 and "up to date" in second.describe()
@@ -134,7 +134,7 @@ def test_a_killed_prepare_is_continued(bids, out, monkeypatch):
         done.append(recording.key)
         return real(recording, *rest)
 
-    monkeypatch.setattr("raypipe.data.prepare.make_shard", killed)
+    monkeypatch.setattr("raypipe.data.store_build.make_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(bids, TARGET, out, jobs=1)
     with pytest.raises(UserError, match="prepare did not finish"):

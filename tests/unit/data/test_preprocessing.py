@@ -341,7 +341,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
     ],
 )
 def test_what_is_wrong_is_said_before_a_signal_is_read(raws, tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("raypipe.data.prepare.make_shard", None)
+    monkeypatch.setattr("raypipe.data.store_build.make_shard", None)
     with pytest.raises(UserError, match=message) as error:
         prepare(raws[0], TARGET, tmp_path / "store", jobs=1, **options)
     assert "\n" not in str(error.value)
