@@ -30,11 +30,14 @@ sweep: $(STAMP)
 	$(BIN)/raypipe sweep all_families --data $(DEMO)/store --run $(DEMO)/run --trials 8 --folds 4
 	$(BIN)/raypipe ensemble $(DEMO)/run
 	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/bundle
+	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/submission.zip
+	$(BIN)/raypipe check $(DEMO)/submission.zip --bundle $(DEMO)/bundle
 	$(BIN)/raypipe export $(DEMO)/run $(DEMO)/model.onnx
 	$(BIN)/raypipe check $(DEMO)/model.onnx --bundle $(DEMO)/bundle
 	@echo
 	@echo "report      $(DEMO)/run/report.html"
 	@echo "ensemble    $(DEMO)/bundle"
+	@echo "submission  $(DEMO)/submission.zip"
 	@echo "ONNX        $(DEMO)/model.onnx"
 	@echo "raypipe     in $(BIN): . $(BIN)/activate"
 
