@@ -34,7 +34,7 @@ def prepare_epochs(context: typer.Context, channels: Sequence[str] | None) -> Wi
         if name not in OPTIONS and source is not None and source.name == "COMMANDLINE":
             if name == "bids":
                 raise UserError(f"{options['bids'][0]}: not with --epochs; put a pattern in quotes: 'sub-*_epo.fif'")
-            raise UserError(f"--{name.replace('_', '-')}: not with --epochs, whose samples are taken as they are")
+            raise UserError(f"--{name.replace('_', '-')}: not with --epochs, whose windows are taken as they are")
     with ProgressCounter(console, "preparing") as counter:
         return from_epochs(
             options["epochs"],

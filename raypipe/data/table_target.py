@@ -99,7 +99,7 @@ class EventTable(EventTarget):
             matched += [row for _, row in pairs]
             found[recording.key] = _row_of_each(self, recording, pairs)
         used = {row.line: row for by_onset in found.values() for row in by_onset.values()}
-        labels = _labels(self, {f"line {line}": row.cell for line, row in used.items()}, "row")
+        labels = _labels(self, {f"line {line}": row.cell for line, row in used.items()}, "row that matches")
         targets = labels.by_subject or {}
         by_onset = {
             key: {onset: targets[f"line {row.line}"] for onset, row in of.items() if f"line {row.line}" in targets}
@@ -274,7 +274,7 @@ def _labels(target: LabelTable | EventTable, cells: Mapping[str, str], each: str
     """Return the labels of the joined cells, by their owners."""
     where = f"{target.file}: column '{target.column}'"
     if not cells:
-        what = "an event of a recording" if each == "row" else "a recording"
+        what = "an event of a recording" if isinstance(target, EventTable) else "a recording"
         raise UserError(f"{target.file}: no row matches {what} (joined on {', '.join(target.joined_on)})")
     column = typed_column(cells, where, as_text=target.kind == "classification")
     return column_labels(column.values, where, target.kind, is_numeric=column.is_numeric, each=each)

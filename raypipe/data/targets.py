@@ -100,6 +100,8 @@ def _parse_events_column(spec: str, argument: str) -> Target:
     column, kind = split_kind(argument)
     if not column:
         raise UserError(f"target '{spec}': needs a column of events.tsv, such as events-column:response_time")
+    if column.casefold() == "onset":
+        raise UserError(f"target '{spec}': the onset is when the event is; name a column of what is to be predicted")
     return EventsColumn(spec, column=column, kind=kind)
 
 
@@ -135,7 +137,10 @@ def parse_target(asked: TargetSpec | str) -> Target:
     spec = asked.target.strip()
     name, _, argument = normalize("NFC", spec).partition(":")
     if name not in TARGETS:
-        raise UserError(f"target '{spec}': unknown target '{name}'; {nearest(name, TARGETS)}")
+        if name in ("event", "metadata"):
+            raise UserError(f"target '{spec}': for --epochs only; recordings take events:A,B or events-column:COLUMN")
+        known = [each for each in TARGETS if each not in FUNCTIONS]
+        raise UserError(f"target '{spec}': unknown target '{name}'; {nearest(name, known)}")
     if name == "table" and isinstance(asked, Plan):  # perhaps of a bundle, which must not name files to read
         target = parse_table(spec, argument.strip(), asked.joined_on or ("participant_id",))
     else:

@@ -56,6 +56,8 @@ def read_events_file(path: Path) -> pd.DataFrame:
     if "value" not in events.columns:
         events["value"] = events["trial_type"]
     events["value"] = events["value"].replace("", "n/a")
+    durations = events.get("duration", [""] * len(events))
+    events["duration"] = np.array([parse_number(cell) for cell in durations], float)
     events["onset"] = np.array([_onset(path, cell) for cell in events["onset"]], float)
     finite = np.isfinite(events["onset"])
     kept: pd.DataFrame = events[finite].sort_values("onset", kind="stable", ignore_index=True)
@@ -171,7 +173,7 @@ def selected_events(path: Path, select: EventQuery | None) -> tuple[pd.DataFrame
     Returns
     -------
     events, left_out
-        The table, `onset` in seconds and the other columns but `duration` as text; and the number of other events by
+        The table, `onset` in seconds and the other columns as text; and the number of other events by
         reason.
 
     Raises
@@ -259,7 +261,7 @@ def find_spellings(cells: Iterable[str], wanted: Sequence[str]) -> dict[str, str
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read a table of events; `onset` is text, `duration` are seconds, NaN where they are missing."""
+    """Read a table of events as text, with the names of columns that BIDS gives them."""
     if not path.is_file():
         raise UnreadableRecordingError(f"{path}: no such file; the target needs the recording's events")
     events = read_tsv(path)
@@ -267,9 +269,6 @@ def _read(path: Path) -> pd.DataFrame:
     events = events.rename(columns={old: new for old, new in names.items() if old is not None})
     if "onset" not in events.columns:
         raise UnreadableRecordingError(missing_column(path, "onset", events))
-    if "duration" not in events.columns:
-        events["duration"] = ""
-    events["duration"] = np.array([parse_number(cell) for cell in events["duration"]], float)
     return events
 
 

@@ -212,3 +212,21 @@ def test_a_column_of_another_table_is_pointed_to(bids):
         asked("participants:mood").read_labels(find_recordings(bids))
     notes = asked("participants:age").read_labels(find_recordings(bids)).notes
     assert [note for note in notes if "read from participants.tsv; sub-01_sessions.tsv has it too" in note]
+
+
+def test_durations_are_a_target_and_a_column_of_values(bids):
+    """In some data sets the duration of an event is the response time."""
+    for path in bids.rglob("*_events.tsv"):
+        path.write_text(path.read_text().replace("1\t0\t", "1\t0.4\t").replace("5\t0\t", "5\t0.6\t"))
+    target = asked("events-column:duration", select="duration > 0")
+    labels = target.read_labels(find_recordings(bids))
+    assert segments(bids, target, labels)[0] == [(1.0, 0.4), (5.0, 0.6)]
+    target = asked("events:0.4,0.60", events_from="duration")
+    assert segments(bids, target, target.read_labels(find_recordings(bids)))[0] == [(1.0, 0.0), (5.0, 1.0)]
+
+
+def test_a_file_without_durations_has_no_such_column(bids):
+    for path in bids.rglob("*_events.tsv"):
+        path.write_text(path.read_text().replace("duration", "length"))
+    with pytest.raises(UserError, match=r"no .*'duration'"):
+        asked("events-column:duration").read_labels(find_recordings(bids))

@@ -145,6 +145,7 @@ def test_predictions_read_no_table(bids, tmp_path):
         ),
         ("participant_id,onset,score\n01,soon,1\n", "score", "line 2: onset 'soon' is no number of seconds"),
         ("participant_id,score\n55,1\n", "score", r"no row matches a recording \(joined on participant_id\)"),
+        ("participant_id,onset,score\n01,1,n/a\n02,3,1\n", "score", "is n/a for every row that matches"),
         ("participant_id,onset,score\n01,3,1\n", "score", r"no row matches an event of a recording \(joined on part"),
         ("participant_id,score\n01,1\n02,1\n", "score", "column 'score' is 1 for every subject"),
         ("participant_id,score\n01,n/a\n02,NA\n", "score", "column 'score' is n/a for every subject"),

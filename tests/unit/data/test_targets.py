@@ -41,6 +41,9 @@ def subjects(root: Path, column: str, **values: str) -> list[Recording]:
     [
         ("chalenge1", "unknown target 'chalenge1'; did you mean 'challenge1'"),
         ("", "unknown target ''"),
+        ("metadata:rt", "for --epochs only; recordings take events:A,B or events-column:COLUMN"),
+        ("event", "for --epochs only"),
+        ("events-column:Onset", "the onset is when the event is; name a column of what is to be predicted"),
         ("challenge1:drop-duplicate", "unknown option 'drop-duplicate'; did you mean 'drop-duplicates'"),
         ("bids-task:rest", "needs at least 2 names"),
         ("events:a", "needs at least 2 names"),
