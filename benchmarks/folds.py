@@ -32,9 +32,9 @@ from raypipe.core.parameters import parse_config
 from raypipe.models.conformer import Conformer
 from raypipe.models.network import normalise
 from raypipe.storage.run_store import RunStore
+from raypipe.training.device import autocast_type
 from raypipe.training.loader import FoldData, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds
 

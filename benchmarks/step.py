@@ -31,9 +31,9 @@ from benchmarks.toys import ToyWindows, fold_trainer
 from raypipe.core.parameters import parse_config
 from raypipe.models.braindecode_weights import to_braindecode
 from raypipe.models.network import normalise
+from raypipe.training.device import autocast_type
 from raypipe.training.loader import Batch, DropoutSampler, WindowLoader
 from raypipe.training.stacked_trainer import StackedTrainer
-from raypipe.training.step import autocast_type
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import MAX_TIME_FRACTION, stem_seconds
 

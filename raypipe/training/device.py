@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -97,6 +98,14 @@ def parse_device(name: str) -> torch.device:
 def default_training_device() -> torch.device:
     """Return the device of training in this process for which none is named: a GPU if there is one."""
     return torch.device("cpu" if missing_gpu() else "cuda")
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32."""
+    if precision == "auto":
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if supported else torch.float32
+    return cast(torch.dtype, getattr(torch, precision))
 
 
 def free_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,3 +226,9 @@ def _focal(n_classes: int, weights_K: Tensor | None, gamma: float, smoothing: fl
         return -(t_BK * log_p_BK).sum(1).mean()
 
     return focal
+
+
+def mean_loss(losses: Sequence[float | Tensor], weights: Sequence[int]) -> float:
+    """Return the weighted mean of the losses of an epoch's steps; a GPU is waited for once."""
+    values = torch.stack([loss if isinstance(loss, Tensor) else torch.tensor(loss) for loss in losses]).double()
+    return float(np.average(values.cpu().numpy(), weights=weights))

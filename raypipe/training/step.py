@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from raypipe.core.config import TrialConfig
 from raypipe.models.network import DropoutMasks, Network
 from raypipe.training import torch_compat
+from raypipe.training.device import autocast_type
 from raypipe.training.loader import Batch
 from raypipe.training.optim import AdamW, Ema, gradients_of, parameters_of
 from raypipe.training.sam import Sam, make_sam
@@ -229,14 +230,6 @@ def make_state(model: M, groups: list[dict[str, Any]], config: TrialConfig, devi
         device_type=device.type,
         clip=optim.clip,
     )
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type of the forward passes; `auto` is bfloat16 on a GPU that supports it, else float32."""
-    if precision == "auto":
-        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if supported else torch.float32
-    return cast(torch.dtype, getattr(torch, precision))
 
 
 def take_step(states: Sequence[TrainState[Any]], gradients: Gradients) -> list[StepResult]:

@@ -39,7 +39,7 @@ from raypipe.training.finetuning import (
 )
 from raypipe.training.graphs import CudaGraphs, Stepper
 from raypipe.training.loader import Batch, FoldData
-from raypipe.training.losses import make_task_loss
+from raypipe.training.losses import make_task_loss, mean_loss
 from raypipe.training.optim import set_learning_rate
 from raypipe.training.random_streams import seeded
 from raypipe.training.result import FoldEpoch
@@ -330,12 +330,6 @@ class SupervisedTrainer:
         if self.best is not None:
             self.best = BestEpoch(**state["choice"])
         self.epoch = state["epoch"]
-
-
-def mean_loss(losses: Sequence[float | Tensor], weights: Sequence[int]) -> float:
-    """Return the weighted mean of the losses of an epoch's steps; a GPU is waited for once."""
-    values = torch.stack([loss if isinstance(loss, Tensor) else torch.tensor(loss) for loss in losses]).double()
-    return float(np.average(values.cpu().numpy(), weights=weights))
 
 
 def make_network(config: TrialConfig, windows: WindowStore, device: torch.device) -> Network:
