@@ -31,7 +31,7 @@ def init(
     write(f"{folder}: {len(written)} files written" + (f"; kept as they are: {', '.join(kept)}" if kept else ""))
     if not any(name.startswith("dist/") for name in (*written, *kept)):
         write("the image of a cluster needs raypipe's wheel in dist/ (README.md)")
-    if written:
+    if "Makefile" in written:
         write(f"try it: make -C {shell_quoted(str(folder))} simulate report")
 
 

@@ -14,7 +14,7 @@ import importlib.metadata
 import linecache
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +81,12 @@ def short_name(name: str) -> str:
     """Return a name without the folders of its file."""
     path = file_of(name)
     return name if path is None else f"{Path(path).name}:{name.rpartition(':')[2]}"
+
+
+def object_names(names: Sequence[str]) -> list[str]:
+    """Return names without files and packages, such as ``Net`` of ``my_nets.py:Net``, where they stay different."""
+    short = [name.rpartition(":")[2] for name in names]
+    return [name if short.count(last) > 1 else last for name, last in zip(names, short, strict=True)]
 
 
 # From names to the code that a configuration records

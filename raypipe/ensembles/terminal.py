@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raypipe.core.metrics import get_metric
+from raypipe.core.own_code import object_names
 from raypipe.core.text import one_line
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label, resampled
@@ -57,12 +58,13 @@ def _table(ensemble: Ensemble) -> Table:
 def _families(ensemble: Ensemble) -> Table:
     """Show what each family of models brings; differences are positive where they favour the ensemble."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("family")
+    table.add_column("family", overflow="fold")
     for head in ("nested\nalone", "ensemble\nbetter by", "error\ncorr.", "weight", "loss\nwithout it"):
         table.add_column(head, justify="right", no_wrap=True)
-    for family in ensemble.families:
+    names = object_names([family.name for family in ensemble.families])
+    for name, family in zip(names, ensemble.families, strict=True):
         table.add_row(
-            Text(one_line(family.name)),
+            Text(one_line(name)),
             _number(family.score),
             _signed(family.gain, family.gain_low, family.gain_high),
             "" if family.correlation is None else f"{family.correlation:.2f}",

@@ -23,7 +23,7 @@ MAX_FILES = 1000
 _MAX_READ = 2**22
 """Bytes that are read at a time. It limits the list of files, which is read in one piece."""
 
-_DAMAGE = (
+DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -91,7 +91,7 @@ def unpack_submission(path: Path, folder: Path) -> str:
 def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(_BoundedFile(path))
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         known = isinstance(error, zipfile.BadZipFile) and "not a zip" not in str(error)
         raise UserError(f"{path}: not a zip file" + (f" ({_line(error)})" if known else "")) from None
 
@@ -100,7 +100,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, targe
     try:
         with archive.open(member) as source, open(target, "xb") as file:
             shutil.copyfileobj(source, file, 2**20)
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         if isinstance(error, OSError) and (full := disk_full(error, target)):
             raise full from None
         raise UserError(f"{path}: damaged ({short_line(member.filename)}: {_line(error)})") from None

@@ -101,6 +101,8 @@ def bench(path: str | Path, *, threads: int | None = None, seconds: float = 5.0,
         It is neither, or it cannot be run.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such bundle or graph; make one with: raypipe export RUN {path.name}")
     if path.is_dir():
         info = load_ensemble(path, trust_code=trust_code).info
         kind, n_networks = "bundle", len(info.members)

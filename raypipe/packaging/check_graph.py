@@ -79,6 +79,10 @@ def check_graph(path: str | Path, *, bundle: str | Path | None = None, timeout: 
             report.add("runs", False, str(error))
             return report
     report.add("runs", True, f"with {found.what}")
+    wrong = {len(row) for rows in (found.alone, found.together, found.copies) for row in rows} - {info.n_outputs}
+    if wrong:
+        report.add("outputs", False, f"a window gives {min(wrong)} numbers; expected {info.n_outputs}")
+        return report
     _compare(report, info, found)
     if bundle is not None:
         _compare_with_bundle(report, info, found, bundle, x_NCT)

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raypipe.core.errors import UserError
 from raypipe.core.metrics import Kind
@@ -14,12 +14,15 @@ from raypipe.core.record import Record
 from raypipe.core.shipped import install_command
 from raypipe.data.manifest import Plan
 from raypipe.ensembles.rules import Finite
+from raypipe.packaging.archive import DAMAGE
 from raypipe.storage.regular_files import open_regular
 
 RECORD = "raypipe.json"
 """Name of the record in the metadata of ONNX, and among the extra files of a program."""
 KINDS = {".onnx": "onnx", ".pt2": "pt2"}
 """Formats by the ending of a file."""
+MAX_WINDOW = 2**23
+"""Largest number of samples in a window, over all channels."""
 
 
 class GraphInfo(Record):
@@ -56,8 +59,20 @@ class GraphInfo(Record):
     """Largest one from torch at export, relative to the largest prediction."""
     data_hash: str
     versions: dict[str, str]
-    reference: Annotated[list[list[Finite]], Field(max_length=1000)]
+    reference: Annotated[list[list[Finite]], Field(min_length=1, max_length=1000)]
     """Predictions of `raypipe.packaging.scorer.reference_windows`, as microvolts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GraphInfo:
+        if not 0 < len(self.channels) * self.n_times <= MAX_WINDOW:
+            raise ValueError(f"n_times: a window must have 1 to {MAX_WINDOW} samples over all channels")
+        if len(self.classes) != (self.n_outputs if self.kind == "classification" else 0):
+            raise ValueError(f"classes: {len(self.classes)} names for {self.kind} with {self.n_outputs} outputs")
+        if self.threshold is not None and len(self.classes) != 2:
+            raise ValueError("threshold: there is one for two classes only")
+        if any(len(row) != self.n_outputs for row in self.reference):
+            raise ValueError(f"reference: a row has other than {self.n_outputs} numbers")
+        return self
 
 
 def kind_of(path: Path) -> str:
@@ -111,5 +126,5 @@ def _program_record(path: Path) -> bytes | None:
                 return None
             with archive.open(names[0]) as record:
                 return record.read(GraphInfo.max_bytes + 1)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (*DAMAGE, OSError) as error:
         raise UserError(f"{path}: no program of torch.export, or a damaged one ({type(error).__name__})") from None

@@ -206,3 +206,9 @@ def test_a_network_must_take_the_shape_of_its_windows():
         UserError, match="its __init__ takes no 'n_times'; it must take n_channels, n_times and n_outputs"
     ):
         network_arguments(lambda n_channels, n_outputs: None, "Net", SIZES, {})
+
+
+def test_names_are_shown_without_what_they_are_of_unless_they_become_the_same():
+    names = ["braindecode.models:EEGNeX", "mine.py:Net", "tcn"]
+    assert own_code.object_names(names) == ["EEGNeX", "Net", "tcn"]
+    assert own_code.object_names(["a.py:Net", "b.py:Net", "tcn"]) == ["a.py:Net", "b.py:Net", "tcn"]

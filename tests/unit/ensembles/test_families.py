@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +60,21 @@ def test_families_are_shown_with_signs_that_favour_the_ensemble(fitted, capsys):
     text = console.export_text()
     assert "loss" in text and "conformer" in text and "tcn" in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_families_of_packages_and_files_can_be_told_apart_in_a_terminal(fitted):
+    from rich.console import Console
+
+    def shown(*names):
+        console = Console(width=80, record=True, quiet=False, file=io.StringIO())
+        families = [fitted.families[0].model_copy(update={"name": name}) for name in names]
+        console.print(render(replace(fitted, families=families)))
+        return console.export_text()
+
+    text = shown("braindecode.models:EEGNeX", "braindecode.models:ShallowFBCSPNet", "tcn")
+    assert "EEGNeX " in text and "ShallowFBC" in text and "braindecode" not in text and "…" not in text
+    same = "".join(shown("one.py:Net", "two.py:Net").split())
+    assert "one.py:Net" in same and "two.py:Net" in same
 
 
 class PeopleWindows(ToyWindows):

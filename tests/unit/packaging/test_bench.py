@@ -35,7 +35,8 @@ def test_everything_is_measured_in_a_process_of_its_own(exported, name, what):
 def test_what_cannot_be_measured_is_one_line(exported, tmp_path):
     for path, message in {
         tmp_path: "no bundle",
-        tmp_path / "none.onnx": "no such file",
+        tmp_path / "none.onnx": "no such bundle or graph",
+        tmp_path / "none": "no such bundle or graph",
         exported / "bundle" / "bundle.json": "neither .onnx nor .pt2",
     }.items():
         with pytest.raises(UserError, match=message):

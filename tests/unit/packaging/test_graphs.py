@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -195,6 +196,56 @@ def test_other_numbers_than_at_export_fail_the_check(exported, tmp_path):
     onnx.save(model, tmp_path / "changed.onnx")
     report = check_graph(tmp_path / "changed.onnx")
     assert [line.name for line in report.failures] == ["one by one", "batch of 8", "batch of 64"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"n_times": 10**9}, "n_times"),
+        ({"channels": []}, "n_times"),
+        ({"classes": ["a", "b", "c"]}, "classes"),
+        ({"kind": "regression", "classes": [], "n_outputs": 1, "reference": [[1.0]]}, "threshold"),
+        ({"reference": [[0.5, 0.5], [1.0]]}, "reference"),
+        ({"reference": []}, "reference"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_one_line(exported, tmp_path, change, field):
+    model = onnx.load(exported.folder / "model.onnx")
+    record = read_graph_info(exported.folder / "model.onnx").model_copy(update={"threshold": 0.5} | change)
+    model.metadata_props[0].value = record.to_json().decode()
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(UserError, match=field) as caught:
+        check_graph(tmp_path / "changed.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_with_other_outputs_than_its_record_says_fails_the_check(exported, tmp_path):
+    model = onnx.load(exported.folder / "model.onnx")
+    record = read_graph_info(exported.folder / "model.onnx")
+    three = {"classes": ["a", "b", "c"], "n_outputs": 3, "threshold": None, "reference": [[0.2, 0.3, 0.5]]}
+    model.metadata_props[0].value = record.model_copy(update=three).to_json().decode()
+    onnx.save(model, tmp_path / "changed.onnx")
+    (line,) = check_graph(tmp_path / "changed.onnx").failures
+    assert (line.name, line.detail) == ("outputs", "a window gives 2 numbers; expected 3")
+
+
+@pytest.mark.parametrize("damage", ["encrypted", "deflated", "cut"])
+def test_a_damaged_program_is_one_line(tmp_path, damage):
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/extra/raypipe.json", b"{}" * 5000)
+    data = bytearray((tmp_path / "model.pt2").read_bytes())
+    content = data.find(b"raypipe.json") + len(b"raypipe.json")
+    if damage == "encrypted":
+        data[6] |= 1
+        data[data.find(b"PK\x01\x02") + 8] |= 1
+    elif damage == "deflated":
+        data[content : content + 10] = b"\xff" * 10
+    else:
+        del data[content + 5 :]
+    (tmp_path / "model.pt2").write_bytes(data)
+    with pytest.raises(UserError, match=r"no program of torch\.export, or a damaged one") as caught:
+        check_graph(tmp_path / "model.pt2")
+    assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_graphs_are_one_line(exported, tmp_path):
