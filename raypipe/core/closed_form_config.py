@@ -50,7 +50,7 @@ class ClosedFormConfig(Model):
 
     @property
     def for_regression_only(self) -> None:
-        """Return None: a model of classes has no bins, so that one configuration suits both kinds of task."""
+        """Return None: a model of classes has no bins, so that one configuration suits both kinds of target."""
         return None
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ class Metric(NamedTuple):
     name: str
     direction: Direction
     kind: Kind | None
-    """None for a user's, which takes what the task predicts."""
+    """None for a user's, which takes predictions of the target."""
     reads: Reads
     """What it reads of predictions of classes: their order, the predicted classes, or the probabilities themselves."""
     value: Callable[[ArrayLike, ArrayLike], float]

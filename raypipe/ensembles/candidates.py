@@ -14,7 +14,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.members import CPU, count_members_within
 from raypipe.ensembles.oof import MemberPredictions, read_oof_predictions
-from raypipe.ensembles.scores import EvaluationSet, ScoredTask
+from raypipe.ensembles.scores import EvaluationSet, Scoring
 from raypipe.ensembles.trial_pool import TrialPool, read_trial_pool, top_and_best_of_families
 from raypipe.storage.files import map_concurrently
 from raypipe.storage.records import Member, TrialResult
@@ -42,9 +42,9 @@ class Candidates:
     """Where networks predict."""
 
     @property
-    def task(self) -> ScoredTask:
-        """Metric and kind of the run's task."""
-        return ScoredTask(self.run.info.metric, self.run.info.kind, len(self.windows.classes))
+    def scoring(self) -> Scoring:
+        """Metric and kind of the run's target."""
+        return Scoring(self.run.info.metric, self.run.info.kind, len(self.windows.classes))
 
     @property
     def search(self) -> EvaluationSet:

@@ -84,7 +84,7 @@ def fit_ensemble(
     evaluations = record_evaluation(run, candidates.windows, candidates.trials, method)
     raw = table_rows(candidates, fits, held_out, every_method=method == ALL)
     rows, calibration = calibrate_rows(candidates.predictions, raw)
-    table = score_table(candidates.task, rows, candidates.search, candidates.held_out)
+    table = score_table(candidates.scoring, rows, candidates.search, candidates.held_out)
 
     shipped = shipped_members(candidates, fits, student)
     verdict, notes = write_verdict(_outcome(candidates, fits, rows, table, shipped, evaluations))
@@ -175,7 +175,7 @@ def _held_out_record(
     shipped: ShippedMembers,
 ) -> HeldOut:
     """Return the held-out predictions of what is shipped, and of its members."""
-    task, evaluation = candidates.task, candidates.held_out
+    scoring, evaluation = candidates.scoring, candidates.held_out
     shipped_row = rows.get(DISTILLED, rows[ENSEMBLE])
     return HeldOut(
         windows=candidates.run.folds.held_out_index(candidates.windows.subjects),
@@ -184,5 +184,5 @@ def _held_out_record(
         targets=evaluation.targets,
         predictions=shipped_row.held_out.astype(np.float32),
         trials=held_out.members_MFNO[shipped.indices].mean(axis=1).astype(np.float32),
-        constant=constant_prediction(task.kind, candidates.search.targets, 1, task.n_classes, task.metric)[0],
+        constant=constant_prediction(scoring.kind, candidates.search.targets, 1, scoring.n_classes, scoring.metric)[0],
     )

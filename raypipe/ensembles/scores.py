@@ -24,8 +24,8 @@ ENSEMBLE, EQUAL, BEST, DISTILLED = "ensemble", "equal weights", "best single tri
 """Names of rows of the table."""
 
 
-class ScoredTask(NamedTuple):
-    """How predictions of a task are scored."""
+class Scoring(NamedTuple):
+    """How predictions of a target are scored."""
 
     metric: str
     kind: Kind
@@ -33,11 +33,11 @@ class ScoredTask(NamedTuple):
     """0 for regression."""
 
 
-def baseline_name(task: ScoredTask) -> str:
+def baseline_name(scoring: Scoring) -> str:
     """Return the name of the last row, the predictor without EEG."""
-    if task.kind == "classification":
+    if scoring.kind == "classification":
         return "class frequencies"
-    return "training median" if task.metric == "mae" else "training mean"
+    return "training median" if scoring.metric == "mae" else "training mean"
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class RowPredictions:
 
 
 def score_table(
-    task: ScoredTask, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
+    scoring: Scoring, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
 ) -> pd.DataFrame:
     """Score each row's predictions beside the predictor without EEG.
 
     Parameters
     ----------
-    task
+    scoring
         Its metric, and the kind of its targets.
     rows
         Predictions by name of the row; `BEST` is one of them.
@@ -156,24 +156,24 @@ def score_table(
         Every difference has an interval, ``_low`` and ``_high``, on paired resamples. It contains 0 unless a sign-flip
         test over subjects, or their groups, rejects 0 too.
     """
-    decided = {name: row.decided(task.metric) for name, row in rows.items()}
-    table = _plain_columns(task, decided, search, held_out)
+    decided = {name: row.decided(scoring.metric) for name, row in rows.items()}
+    table = _plain_columns(scoring, decided, search, held_out)
     table["subjects"] = len(np.unique(held_out.subjects))
     table["windows"] = len(held_out.targets)
     table["units"] = len(np.unique(held_out.units))
-    classes = task.kind == "classification"
+    classes = scoring.kind == "classification"
     table["smallest_chance"] = smallest_chance(held_out.targets, held_out.units, classes=classes)
     level = ""
     if search.joined(held_out).has_subject_targets:
         means = {name: mean_row(row, search, held_out) for name, row in rows.items()}
-        level, decided = "subject_", {name: row.decided(task.metric) for name, row in means.items()}
+        level, decided = "subject_", {name: row.decided(scoring.metric) for name, row in means.items()}
         search, held_out = search.per_subject(), held_out.per_subject()
-        table = table.join(_plain_columns(task, decided, search, held_out).add_prefix(level))
+        table = table.join(_plain_columns(scoring, decided, search, held_out).add_prefix(level))
     constant = constant_out_of_fold(
-        task.kind, search.targets, search.folds, search.subjects, task.n_classes, task.metric
+        scoring.kind, search.targets, search.folds, search.subjects, scoring.n_classes, scoring.metric
     )
     naive = {str(name): float(value) for name, value in table[level + "oof"].items()}
-    return table.join(_nested_columns(task.metric, decided, constant, naive, search, held_out))
+    return table.join(_nested_columns(scoring.metric, decided, constant, naive, search, held_out))
 
 
 def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet) -> RowPredictions:
@@ -188,10 +188,10 @@ def mean_row(row: RowPredictions, search: EvaluationSet, held_out: EvaluationSet
 
 
 def _plain_columns(
-    task: ScoredTask, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
+    scoring: Scoring, rows: Mapping[str, RowPredictions], search: EvaluationSet, held_out: EvaluationSet
 ) -> pd.DataFrame:
     """Score rows, and the predictor without EEG, out of fold and held out."""
-    metric, kind, n_classes = task
+    metric, kind, n_classes = scoring
     constant = constant_prediction(kind, search.targets, len(held_out.targets), n_classes, metric)
     inside = constant_out_of_fold(kind, search.targets, search.folds, search.subjects, n_classes, metric)
     without_eeg = RowPredictions(constant, inside)
@@ -207,7 +207,7 @@ def _plain_columns(
                 **_difference("difference", metric, held_out, row.held_out, constant),
             }
         )
-    return pd.DataFrame(out, index=pd.Index([*rows, baseline_name(task)], name="predictor"))
+    return pd.DataFrame(out, index=pd.Index([*rows, baseline_name(scoring)], name="predictor"))
 
 
 def _nested_columns(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +67,7 @@ CHALLENGE_OF = {"challenge1": 1, "challenge2": 2, "participants:externalizing": 
 
 def challenge_of(target: str) -> int | None:
     """Return the challenge that a target answers; None for what neither asks for."""
-    return CHALLENGE_OF.get(target) or CHALLENGE_OF.get(re.split("[@:]", target)[0])
+    return CHALLENGE_OF.get(target) or CHALLENGE_OF.get(target.partition(":")[0])
 
 
 def scorer_misfit(challenge: int, target: str, *, n_channels: int, n_times: int, sfreq: float) -> str:

@@ -80,7 +80,7 @@ class Side(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LinearTask:
+class BaselineData:
     """The windows of a run that baselines are fitted and scored on."""
 
     run: RunStore
@@ -120,7 +120,7 @@ class LinearTask:
 
 
 def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[Baseline]:
-    """Score the baselines of a run's task, and store the scores with the ensemble.
+    """Score the baselines of a run, and store the scores with the ensemble.
 
     Parameters
     ----------
@@ -139,14 +139,14 @@ def write_baselines(run: RunStore, windows: WindowStore | None = None) -> list[B
     UserError
         The windows cannot be opened.
     """
-    task = LinearTask(run, open_windows(run.info.data) if windows is None else windows)
-    rows = [_without_eeg(task)]
-    ages = _ages(task.windows)
-    if ages is not None and np.isfinite(ages[task.search]).any():
-        rows.append(_row(task, "age alone", _age_alone(task, ages), usable=False))
+    data = BaselineData(run, open_windows(run.info.data) if windows is None else windows)
+    rows = [_without_eeg(data)]
+    ages = _ages(data.windows)
+    if ages is not None and np.isfinite(ages[data.search]).any():
+        rows.append(_row(data, "age alone", _age_alone(data, ages), usable=False))
     for name, model in PREDICTORS.items():
-        if name != "time courses" or task.windows.crop_samples <= MAX_COURSE_SECONDS * task.windows.sfreq:
-            rows.append(_row(task, name, _closed_form(task, model)))
+        if name != "time courses" or data.windows.crop_samples <= MAX_COURSE_SECONDS * data.windows.sfreq:
+            rows.append(_row(data, name, _closed_form(data, model)))
     write_record(run.folder, BASELINES_FILE, BaselinesRecord(run=run.run_id, baselines=rows))
     return rows
 
@@ -164,13 +164,13 @@ def read_baselines(run: RunStore) -> list[Baseline]:
     return read_owned(BaselinesRecord, run.folder, BASELINES_FILE, run.run_id).baselines
 
 
-def _without_eeg(task: LinearTask) -> Baseline:
+def _without_eeg(data: BaselineData) -> Baseline:
     """Return the scores of the training mean or frequencies, of windows or of people."""
-    info, n_classes = task.run.info, len(task.windows.classes)
-    *folds, last = task.sides()
-    targets = task.windows.targets[:, None]
-    search = task.rows(folds, np.concatenate([targets[side.test] for side in folds]))
-    held_out = task.rows([last], targets[last.test])
+    info, n_classes = data.run.info, len(data.windows.classes)
+    *folds, last = data.sides()
+    targets = data.windows.targets[:, None]
+    search = data.rows(folds, np.concatenate([targets[side.test] for side in folds]))
+    held_out = data.rows([last], targets[last.test])
     outside = constant_prediction(info.kind, search.targets, len(held_out.targets), n_classes, info.metric)
     inside = constant_out_of_fold(info.kind, search.targets, search.folds, search.subjects, n_classes, info.metric)
     values = [
@@ -182,24 +182,24 @@ def _without_eeg(task: LinearTask) -> Baseline:
     return Baseline(name=name, oof=oof, score=held, usable=True)
 
 
-def _row(task: LinearTask, name: str, predict: Predict, *, usable: bool = True) -> Baseline:
+def _row(data: BaselineData, name: str, predict: Predict, *, usable: bool = True) -> Baseline:
     """Return the scores of a model, out of fold and on held-out people."""
-    *folds, last = task.sides()
+    *folds, last = data.sides()
     out_of_fold = np.concatenate([predict(side) for side in folds])
-    model = "ridge" if task.run.info.kind == "regression" else "logistic regression"
-    scores = task.score(folds, out_of_fold), task.score([last], predict(last))
+    model = "ridge" if data.run.info.kind == "regression" else "logistic regression"
+    scores = data.score(folds, out_of_fold), data.score([last], predict(last))
     return Baseline(name=f"{model} on {name}", oof=scores[0], score=scores[1], usable=usable)
 
 
-def _closed_form(task: LinearTask, model: CovarianceConfig | LinearConfig) -> Predict:
-    balanced = task.run.info.metric not in ("log-loss", "brier")  # which want the frequencies of the classes
+def _closed_form(data: BaselineData, model: CovarianceConfig | LinearConfig) -> Predict:
+    balanced = data.run.info.metric not in ("log-loss", "brier")  # which want the frequencies of the classes
     config = TrialConfig(model=model, epochs=1, loss=LossConfig(balanced=balanced))
-    loader, groups_N = WindowLoader(task.windows), task.run.folds.groups(task.windows.subjects)
-    features = SharedFeatures(np.sort(np.concatenate([task.search, task.held_out])))
+    loader, groups_N = WindowLoader(data.windows), data.run.folds.groups(data.windows.subjects)
+    features = SharedFeatures(np.sort(np.concatenate([data.search, data.held_out])))
 
     def predict(side: Side) -> Array:
-        data = FoldData(config, loader, side.train, side.test, fold=side.fold)
-        return ClosedFormTrainer(config, data, groups_N, features).run_epoch().predictions.astype(np.float64)
+        fold = FoldData(config, loader, side.train, side.test, fold=side.fold)
+        return ClosedFormTrainer(config, fold, groups_N, features).run_epoch().predictions.astype(np.float64)
 
     return predict
 
@@ -212,16 +212,16 @@ def _ages(windows: WindowStore) -> Array | None:
     return np.asarray(pd.to_numeric(windows.table["age"], errors="coerce"), np.float64)
 
 
-def _age_alone(task: LinearTask, ages_N: Array) -> Predict:
+def _age_alone(data: BaselineData, ages_N: Array) -> Predict:
     """Predict from ages, where unknown ones are the mean of the training windows."""
-    windows, n_classes = task.windows, len(task.windows.classes)
-    groups_N = task.run.folds.groups(windows.subjects)
+    windows, n_classes = data.windows, len(data.windows.classes)
+    groups_N = data.run.folds.groups(windows.subjects)
 
     def predict(side: Side) -> Array:
         known = ages_N[side.train][np.isfinite(ages_N[side.train])]
         filled_N = np.where(np.isfinite(ages_N), ages_N, known.mean() if len(known) else 0.0)
         x_N1, targets_N = torch.from_numpy(filled_N)[:, None], windows.targets[side.train]
-        part_N = inner_parts(groups_N[side.train], targets_N, bool(n_classes), task.run.info.seed, side.fold)
+        part_N = inner_parts(groups_N[side.train], targets_N, bool(n_classes), data.run.info.seed, side.fold)
         weight_N = torch.ones(len(targets_N), dtype=torch.float64)
         head = fit_head(x_N1[side.train].clone(), torch.as_tensor(targets_N), weight_N, part_N, n_classes)
         found_NO = x_N1[side.test] @ head.weight.T + head.bias

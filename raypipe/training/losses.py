@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TINY = 1e-12  # keeps the slope of x ** gamma finite at x = 0 for a gamma below 1
 
 
-def make_task_loss(config: TrialConfig, data: FoldData) -> Loss:
+def make_fold_loss(config: TrialConfig, data: FoldData) -> Loss:
     """Build the mean loss of a fold; classes are weighted by their frequency in the drawn windows."""
     windows = data.windows
     classes = len(windows.classes)

@@ -30,7 +30,7 @@ def make_own_loss(cfg: OwnLossConfig, *, kind: Kind, class_weights: Tensor | Non
     cfg
         Its name and arguments. A class is made with them, and then called.
     kind
-        Kind of the task.
+        Kind of the target.
     class_weights
         (K,), see `losses.class_weights`; passed where the loss has a parameter ``class_weights``.
     bins

@@ -39,7 +39,7 @@ from raypipe.training.finetuning import (
 )
 from raypipe.training.graphs import CudaGraphs, Stepper
 from raypipe.training.loader import Batch, FoldData
-from raypipe.training.losses import make_task_loss, mean_loss
+from raypipe.training.losses import make_fold_loss, mean_loss
 from raypipe.training.optim import set_learning_rate
 from raypipe.training.random_streams import seeded
 from raypipe.training.result import FoldEpoch
@@ -156,7 +156,7 @@ class SupervisedTrainer:
             start_from(self.model, encoder)
         self.initial = initial_id(self.model)
         choose_trained(self.model, config.init)
-        self.loss = make_task_loss(config, data)
+        self.loss = make_fold_loss(config, data)
         self.state = make_state(self.model, parameter_groups(self.model, config.init), config, data.device)
         self.best = BestEpoch() if len(data.inner) else None
         own_loss = isinstance(config.loss, OwnLossConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raypipe.ensembles.scores import EvaluationSet, RowPredictions, ScoredTask, score_table
+from raypipe.ensembles.scores import EvaluationSet, RowPredictions, Scoring, score_table
 
 
 def hand_made(n_subjects, *, signal, each=5, seed=0):
@@ -30,4 +30,4 @@ def table_of(signal, n_out, groups=None):
     search, held = (EvaluationSet(y[m], subjects[m], folds[m], units[m]) for m in (~out, out))
     row = RowPredictions(held_out=predicted[out], oof=predicted[~out], nested=predicted[~out])
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), row)
-    return score_table(ScoredTask("nrmse", "regression", 0), rows, search, held)
+    return score_table(Scoring("nrmse", "regression", 0), rows, search, held)

@@ -17,7 +17,7 @@ from raypipe.ensembles.calibration import (
 )
 from raypipe.ensembles.held_out import calibrate_rows
 from raypipe.ensembles.oof import MemberPredictions
-from raypipe.ensembles.scores import EvaluationSet, RowPredictions, ScoredTask, score_table
+from raypipe.ensembles.scores import EvaluationSet, RowPredictions, Scoring, score_table
 from raypipe.models.combine import calibrate
 
 
@@ -121,7 +121,7 @@ def test_scores_of_classes_are_at_thresholds_chosen_on_others():
     rows = dict.fromkeys(("ensemble", "equal weights", "best single trial"), raw)
     like = members(p[~out], y[~out], subjects[~out], "f1")
     calibrated, found = calibrate_rows(like, rows)
-    table = score_table(ScoredTask("f1", "classification", 2), calibrated, search, held)
+    table = score_table(Scoring("f1", "classification", 2), calibrated, search, held)
     assert found is not None
     expected = sklearn_metrics.f1_score(y[out], found(p[out])[:, 1] > found.threshold)
     assert table.loc["ensemble", "held_out"] == pytest.approx(expected)

@@ -94,9 +94,10 @@ def test_windows_that_the_scorer_does_not_show_are_refused(simulated, tmp_path):
 
 def test_challenge_of_a_target():
     assert challenge_of("challenge1") == challenge_of("challenge1:drop-duplicates") == 1
-    assert challenge_of("challenge2") == challenge_of("challenge2@RestingState:no-caution") == 2
+    assert challenge_of("challenge2") == challenge_of("challenge2:no-caution") == 2
     assert challenge_of("participants:externalizing") == 2
     assert challenge_of("participants:diagnosis") is challenge_of("latency:x") is challenge_of("events:a,b") is None
+    assert challenge_of("table:externalizing.csv:externalizing") is challenge_of("arrays") is None
 
 
 def test_what_is_not_the_challenge_s_is_refused_and_fails_the_check(simulated, classes, submission, tmp_path):

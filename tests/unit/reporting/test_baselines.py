@@ -14,7 +14,7 @@ from raypipe.data.window_store import WindowStore
 from raypipe.reporting import baselines
 from raypipe.reporting.baselines import (
     BASELINES_FILE,
-    LinearTask,
+    BaselineData,
     read_baselines,
     write_baselines,
 )
@@ -118,12 +118,12 @@ def test_a_held_out_side_of_one_class_has_no_score(classes, monkeypatch):
 
 def test_baselines_are_scored_over_all_repeats_of_the_folds(repeated):
     run, windows = repeated.run, repeated.windows
-    task = LinearTask(run, windows)
-    *folds, last = task.sides()
+    data = BaselineData(run, windows)
+    *folds, last = data.sides()
     assert [side.fold for side in folds] == list(range(6)) and last.fold == -1
     for side in folds:
         train, test = run.folds.split(windows.subjects, side.fold)
         assert (side.train.tolist(), side.test.tolist()) == (train.tolist(), test.tolist())
     right = np.eye(2)[windows.targets[np.concatenate([side.test for side in folds])]]
-    assert len(task.rows(folds, right).targets) == 2 * (24 - len(run.folds.held_out))
-    assert task.score(folds, right) == 1.0
+    assert len(data.rows(folds, right).targets) == 2 * (24 - len(run.folds.held_out))
+    assert data.score(folds, right) == 1.0

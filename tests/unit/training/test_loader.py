@@ -22,7 +22,7 @@ from raypipe.training.loader import (
     prefetch,
     resident_bytes,
 )
-from raypipe.training.losses import class_weights, make_task_loss
+from raypipe.training.losses import class_weights, make_fold_loss
 from tests.support.toys import ToyWindows, tiny
 
 CPU = torch.device("cpu")
@@ -364,7 +364,7 @@ def test_classes_have_equal_weight_among_the_drawn_windows(uneven, sampling):
     np.testing.assert_allclose(shares, [32 / 59, 27 / 59] if sampling == "window" else [2 / 11, 9 / 11], atol=0.01)
     np.testing.assert_allclose(shares * weights, 0.5, atol=0.02)
     # The loss of the fold uses them: a network that answers 0 logits has the same gradient for both classes.
-    loss = make_task_loss(data.config, data)
+    loss = make_fold_loss(data.config, data)
     logits = torch.zeros(len(drawn), 2, requires_grad=True)
     loss(logits, torch.from_numpy(drawn)).backward()
     assert float(logits.grad[:, 0].sum()) == pytest.approx(0.0, abs=0.02)
