@@ -6,7 +6,8 @@ This file needs torch (2.2 or later) and the other files of its folder that a su
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 if __package__:
     from raypipe.models.builders import build_network
+    from raypipe.models.closed_form import ClosedForm
     from raypipe.models.combine import calibrate, combine
+    from raypipe.models.network import Network
     from raypipe.models.stacked import NetworkStacks
 else:  # in a submission, where the files are in one folder
     from builders import build_network  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from closed_form import ClosedForm  # type: ignore[import-not-found,no-redef,unused-ignore]
     from combine import calibrate, combine  # type: ignore[import-not-found,no-redef,unused-ignore]
+    from network import Network  # type: ignore[import-not-found,no-redef,unused-ignore]
     from stacked import NetworkStacks  # type: ignore[import-not-found,no-redef,unused-ignore]
 
 
@@ -74,6 +79,7 @@ class EnsembleModule(nn.Module):
         if self.rule is not None and len(networks) % self.n_folds:
             raise ValueError(f"{len(networks)} members are not {self.n_folds} folds of each trial")
         self.stacks = NetworkStacks(self.members)
+        self.features_like = _equal_features(networks, [member["model"] for member in members])
         self.predicts_variance = [network.predicts_variance for network in networks]
         self.weights: list[float] = [float(member["weight"]) for member in members]
         self.centres: list[float] = [float(member["centre"]) for member in members]
@@ -91,8 +97,18 @@ class EnsembleModule(nn.Module):
         """
         raws = self.stacks(x_BCT) if not torch.is_grad_enabled() and not self.training else None
         values, variances = [], []
+        features: dict[int, Tensor] = {}
         for place, (network, centre, scale) in enumerate(zip(self.members, self.centres, self.scales)):  # noqa: B905 - 3.9
-            raw_BO = network(x_BCT) if raws is None else raws[place]
+            like = self.features_like[place]
+            if raws is not None:
+                raw_BO = raws[place]
+            elif like is None:
+                raw_BO = network(x_BCT)
+            else:
+                assert isinstance(network, ClosedForm)
+                if like not in features:
+                    features[like] = network.front(x_BCT)
+                raw_BO = network.back(features[like])
             if self.classes:
                 values.append(torch.softmax(raw_BO, dim=1))
                 continue
@@ -130,6 +146,20 @@ class EnsembleModule(nn.Module):
         """Load weights; see `torch.nn.Module.load_state_dict`. Stacks of the old weights are dropped."""
         self.stacks.forget()
         return super().load_state_dict(*args, **options)
+
+
+def _equal_features(networks: Sequence[Network], models: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Return for each network the first one that has the same features of any window; None where they are its own.
+
+    Folds of a model in closed form differ in their linear map only, unless something else is fitted.
+    """
+    first: dict[str, int] = {}
+    return [
+        first.setdefault(json.dumps(dict(model), sort_keys=True), place)
+        if isinstance(network, ClosedForm) and network.has_fixed_features
+        else None
+        for place, (network, model) in enumerate(zip(networks, models))  # noqa: B905 - 3.9
+    ]
 
 
 class ScorerModule(nn.Module):

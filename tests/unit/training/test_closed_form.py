@@ -15,6 +15,8 @@ from raypipe.core.parameters import parse_config
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fit import fit_ensemble
 from raypipe.ensembles.soup import incompatibility
+from raypipe.models.covariance import Covariance
+from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle import export_bundle, load_ensemble
 from raypipe.packaging.check import check_submission
 from raypipe.packaging.submission import export_submission
@@ -245,6 +247,30 @@ def test_out_of_fold_predictions_are_those_of_the_module(families):
     with torch.no_grad():
         member = module.predict_members(torch.from_numpy(families.store.gather(first)))[0][0].numpy()
     np.testing.assert_allclose(member, oof.predictions[oof.folds == 0], rtol=1e-5, atol=1e-6)
+
+
+def test_folds_share_features_that_are_not_fitted(monkeypatch):
+    spec = {"kind": "regression", "n_channels": 4, "n_times": 64, "n_outputs": 1, "sfreq": 50.0}
+    covariance = parse_config(MODELS["covariance"]).model.model_dump()
+    power = parse_config(MODELS["band power"]).model.model_dump()
+    fitted = parse_config(MODELS["everything"]).model.model_dump()
+    member = {"trial": 0, "fold": 0, "weight": 0.25, "centre": 0.0, "scale": 1.0}
+    models = [covariance, covariance, power, fitted, fitted, covariance | {"shrinkage": 0.5}]
+    module = EnsembleModule(spec | {"members": [member | {"model": model} for model in models]})
+    torch.manual_seed(0)
+    for network in module.members:
+        network.weight_OF.normal_()
+    x_BCT, asked = torch.randn(5, 4, 64), []
+    expected = torch.stack([network(x_BCT) for network in module.members])
+    front = Covariance.front
+
+    def counted(self, x, **options):
+        asked.append(self)
+        return front(self, x, **options)
+
+    monkeypatch.setattr(Covariance, "front", counted)
+    torch.testing.assert_close(module.predict_members(x_BCT)[0], expected)
+    assert asked == [module.members[place] for place in (0, 3, 4, 5)]
 
 
 def test_fits_are_never_averaged_and_a_student_is_a_network(families):
