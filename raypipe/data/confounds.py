@@ -87,7 +87,8 @@ class WithoutEeg(FrozenModel):
 def _line(each: WindowsOfClass) -> str:
     spread = f"{each.least} to {each.most}, median {each.median:g}" if each.least < each.most else f"{each.most}"
     name = f"class {each.name}: " if each.name else ""
-    return f"{name}{each.windows} windows of {each.people} people ({spread} each)"
+    people = "1 person" if each.people == 1 else f"{each.people} people"
+    return f"{name}{each.windows} windows of {people} ({spread} each)"
 
 
 def _warning(each: Predictor) -> str:

@@ -13,7 +13,7 @@ from raypipe.core.progress import Progress, no_progress
 from raypipe.data.accounting import NO_RECORDING, Accounting, Ledger
 from raypipe.data.facts import RecordingFacts, read_facts
 from raypipe.data.hbn import add_releases
-from raypipe.data.selection import fetch_tables, find_in_folders
+from raypipe.data.selection import find_in_folders
 from raypipe.data.store_build import MIN_PARALLEL_HEADERS, UNREADABLE
 from raypipe.data.suggestions import Suggestion, suggest_targets
 from raypipe.data.table_facts import (
@@ -24,7 +24,7 @@ from raypipe.data.table_facts import (
     people_without_row,
 )
 from raypipe.recordings.layout import dataset_folders, read_layout
-from raypipe.recordings.recording import Recording
+from raypipe.recordings.recording import Recording, fetch_tables
 from raypipe.recordings.remote_bids import RemoteBids, open_remote_bids
 from raypipe.storage.remote import without_settings
 from raypipe.storage.scratch import scratch_folder

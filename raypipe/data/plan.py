@@ -195,10 +195,11 @@ def without_bads(header: Header) -> Header:
 
 
 def notes_on_bads(headers: Sequence[Header], plan: Plan) -> list[str]:
-    """Return a sentence on channels that channels.tsv marks as bad and the store uses or interpolates, if any."""
+    """Return a sentence on channels that channels.tsv marks as bad and the store uses, or on `bads` without effect."""
     marked = Counter(name for header in headers for name in header.bads if find_name(name, plan.sources) is not None)
     if not marked:
-        return []
+        unused = plan.preprocessing.bads is not None and not any(BAD in header.left_out.values() for header in headers)
+        return ["No channel that is used is marked as bad in a channels.tsv: --bads has no effect."] * unused
     shown = list_some(f"{name} {n}" for name, n in marked.most_common())
     if plan.preprocessing.bads == "interpolate":
         return [f"Interpolated channels, with the number of recordings ({shown})."]

@@ -27,7 +27,7 @@ from raypipe.recordings.layout import (
     without_desc,
 )
 from raypipe.recordings.participants import match_labels, participant_rows, participants_table
-from raypipe.recordings.recording import Recording
+from raypipe.recordings.recording import Recording, fetch_tables
 from raypipe.recordings.remote_bids import RemoteBids
 from raypipe.recordings.tables import is_missing, list_some
 
@@ -62,7 +62,7 @@ class Selection:
             No participants.tsv has such a column, or a subject has two values.
         """
         rows = participant_rows(self.recordings)
-        columns = {name for row in rows.values() for name in row}
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         if column not in columns:
             raise UserError(f"--groups {column}: no participants.tsv has this column; {nearest(column, columns)}")
         found: dict[str, str] = {}
@@ -337,18 +337,3 @@ def _note_left_out(layout: Layout, name: str, ledger: Ledger, prefix: str) -> No
         label = inside.parts[0][len("sub-") :] if len(inside.parts) > 1 else ""
         ledger.find(f"{prefix}{inside.as_posix()}", _person(name, label) if label else "")
         ledger.leave_out(f"{prefix}{inside.as_posix()}", reason)
-
-
-def fetch_tables(recordings: Iterable[Recording]) -> None:
-    """Fetch events.tsv and channels.tsv of recordings behind a URI, and of other runs of the same tasks."""
-    wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
-    for recording in recordings:
-        if recording.mirror is not None:
-            tables = (recording.sidecar("events.tsv"), recording.sidecar("channels.tsv"))
-            wanted[recording.mirror] |= {path for path in tables if path.is_file()}
-    for folder, task, mirror in {(r.path.parent, r.task, r.mirror) for r in recordings}:
-        if mirror is not None:
-            beside = folder.glob(f"*_task-{task}_*.tsv" if task else "*.tsv")
-            wanted[mirror] |= {path for path in beside if path.name.endswith(("_events.tsv", "_channels.tsv"))}
-    for mirror, paths in wanted.items():
-        mirror.fetch_tables(sorted(paths))

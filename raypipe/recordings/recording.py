@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,3 +175,18 @@ def _applicable(folder: Path, suffix: str, own: dict[str, str], names: list[str]
     if len(found) > 1 and found[0][0] == found[1][0]:
         raise UnreadableRecordingError(f"{found[0][1]}: {found[1][1].name} applies to the same recordings; keep one")
     return found[0][1] if found else None
+
+
+def fetch_tables(recordings: Iterable[Recording]) -> None:
+    """Fetch events.tsv and channels.tsv of recordings behind a URI, and of other runs of the same tasks."""
+    wanted: dict[RemoteBids, set[Path]] = defaultdict(set)
+    for recording in recordings:
+        if recording.mirror is not None:
+            tables = (recording.sidecar("events.tsv"), recording.sidecar("channels.tsv"))
+            wanted[recording.mirror] |= {path for path in tables if path.is_file()}
+    for folder, task, mirror in {(r.path.parent, r.task, r.mirror) for r in recordings}:
+        if mirror is not None:
+            beside = folder.glob(f"*_task-{task}_*.tsv" if task else "*.tsv")
+            wanted[mirror] |= {path for path in beside if path.name.endswith(("_events.tsv", "_channels.tsv"))}
+    for mirror, paths in wanted.items():
+        mirror.fetch_tables(sorted(paths))

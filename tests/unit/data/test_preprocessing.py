@@ -173,6 +173,15 @@ def test_bad_channels_that_are_used_are_named(marked, tmp_path):
     assert note.startswith("Channels used though channels.tsv marks them as bad") and "(Cz 1)" in note
 
 
+@pytest.mark.parametrize("how", [{"bads": "drop"}, {"bads": "interpolate", "montage": "standard_1005"}])
+def test_bads_without_an_effect_is_said(raws, tmp_path, how):
+    """In many data sets channels.tsv has no column `status`."""
+    store = prepare(raws[0], TARGET, tmp_path / "store", jobs=1, **how)
+    assert any("--bads has no effect" in note for note in store.manifest.accounting.notes)
+    plain = prepare(raws[0], TARGET, tmp_path / "plain", jobs=1)
+    assert not any("--bads" in note for note in plain.manifest.accounting.notes)
+
+
 @pytest.mark.parametrize("baseline", [(0.0, 0.5), (0.301, 1.999), (1.0, 1.0)])
 def test_the_baseline_is_subtracted(raws, tmp_path, baseline):
     check(raws, tmp_path, lambda raw: epoched(raw, baseline=baseline), baseline=baseline)
