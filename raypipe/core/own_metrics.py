@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raypipe.core import own_code
 from raypipe.core.errors import UserError
-from raypipe.core.foreign_code import describe_code_error
+from raypipe.core.foreign_code import describe_code_error, foreign_code
 
 _MARK = "@"
 
@@ -84,9 +84,10 @@ class OwnMetric:
         if not np.isfinite(pred_N).all() or not len(y_N):
             return float("nan")
         try:
-            found = self._function(y_N, pred_N[:, 0] if pred_N.shape[1] == 1 else pred_N)
+            with foreign_code():
+                found = self._function(y_N, pred_N[:, 0] if pred_N.shape[1] == 1 else pred_N)
             score = float(found) if np.ndim(found) == 0 and found is not None else None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"metric {self.name}: {describe_code_error(error, self._file)} (for {len(y_N)} targets; where a score "
                 "is undefined, return nan)"

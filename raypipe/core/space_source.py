@@ -10,7 +10,7 @@ import math
 import symtable
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -160,10 +160,15 @@ def _draw_of(name: str, value: Any) -> str | None:
     if not isinstance(value, Mapping):
         return None
     if "choices" in value and len(value) == 1:
-        return f"suggest_categorical({name!r}, {_literal(list(value['choices']), name)})"
+        choices = value["choices"]
+        if isinstance(choices, str) or not isinstance(choices, Sequence):
+            raise UserError(f"{name}: choices must be a list (given {choices!r})")
+        return f"suggest_categorical({name!r}, {_literal(list(choices), name)})"
     if "choices" in value or not {"low", "high"} <= value.keys() <= RANGE:
         raise UserError(f"{name}: must be a constant, {{'choices': [...]}} or {{'low': a, 'high': b}} with log or step")
     low, high = value["low"], value["high"]
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and low <= high):
+        raise UserError(f"{name}: low must be a number, and high one that is not below it (given {low!r} and {high!r})")
     whole = isinstance(low, int) and isinstance(high, int) and isinstance(value.get("step") or 1, int)
     options = [f"{key}={_literal(value[key], name)}" for key in ("step", "log") if value.get(key)]
     ends = [_literal(end, name) for end in (low, high)]

@@ -75,6 +75,9 @@ def test_what_is_undefined_is_nan_and_what_fails_is_one_line():
     assert np.isnan(score(own(), y, np.full((4, 1), np.nan)))
     with pytest.raises(UserError, match=r"metric mine.py:score: line 8: ZeroDivisionError.*\(for 4 targets; where a"):
         score(own(METRIC.replace("return np.sqrt", "1 / 0\n    return np.sqrt")), y, pred)
+    for ends in ("raise SystemExit(3)", "__import__('os')._exit(3)"):
+        with pytest.raises(UserError, match=r"metric mine.py:score: line 8: SystemExit: .*3"):
+            score(own(METRIC.replace("return np.sqrt", f"{ends}\n    return np.sqrt")), y, pred)
     with pytest.raises(UserError, match=r"metric mine.py:score: gave a ndarray, and must give one number"):
         score(own(METRIC.replace("np.mean(", "(")), y, pred)
     changing = own(METRIC.replace("    if pred", "    pred[:] = y\n    if pred"))

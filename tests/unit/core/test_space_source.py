@@ -90,6 +90,11 @@ def test_what_cannot_be_kept_is_one_line():
         ({"optim/lr": math.inf}, "optim/lr: a float cannot be kept with the run"),
         ({"optim/lr": {"low": 1}}, r"optim/lr: must be a constant, \{'choices': \[...\]\} or \{'low': a, 'high': b\}"),
         ({"optim/lr": {"low": 1.0, "high": 2.0, "choices": [3]}}, "must be a constant"),
+        ({"sam/name": {"choices": None}}, "sam/name: choices must be a list .given None."),
+        ({"sam/name": {"choices": "sam"}}, "sam/name: choices must be a list .given 'sam'."),
+        ({"sam/name": {"choices": {"none", "sam"}}}, "sam/name: choices must be a list"),
+        ({"optim/lr": {"low": "a", "high": 1}}, "optim/lr: low must be a number.*given 'a' and 1."),
+        ({"optim/lr": {"low": 2, "high": 1}}, "optim/lr: low must be a number.*given 2 and 1."),
         ({"optim/l": 3}, "unknown parameter 'optim/l'; did you mean 'optim/lr'"),
         ({3: 3}, "names of parameters must be text such as 'optim/lr' .given 3."),
         (
