@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class Jobs:
             reason = first_line(error).replace(url, self.address)
             raise UserError(f"--cluster {self.address}: {reason}") from None
 
-    def submit(self, command: Sequence[str], run: str, files: Sequence[Path] = ()) -> str:
+    def submit(self, command: Sequence[str], run: str, files: Mapping[str, Path] | None = None) -> str:
         """Submit a raypipe command to the cluster's head and return the job's name, without waiting for its end.
 
         The job runs this machine's raypipe, which is uploaded, with the packages of the cluster. It ends with an error
@@ -109,7 +109,7 @@ class Jobs:
         run
             The run that the command drives; a run has one job at a time.
         files
-            Files that are copied into the job's working directory.
+            Files that are sent, by their paths in the job's working directory.
 
         Raises
         ------
@@ -126,8 +126,10 @@ class Jobs:
         name = f"{stem}-{1 + max((int(job.name.rpartition('-')[2]) for job in before), default=0)}"
         with scratch_folder() as scratch:
             folder = tempfile.mkdtemp(dir=scratch)
-            for file in files:
-                shutil.copy(file, folder)
+            for path, file in (files or {}).items():
+                target = Path(folder, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
             runtime_env = {
                 "working_dir": folder,
                 "py_modules": [str(Path(__file__).parents[1])],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,9 @@ from raypipe.cli.common import (
     write,
 )
 from raypipe.core.errors import UserError
+from raypipe.core.own_code import file_of, named_files, read_source
 from raypipe.core.shipped import find_space
-from raypipe.core.text import one_line
+from raypipe.core.text import decode_source, one_line
 from raypipe.storage.records import KEPT_TRIALS
 from raypipe.storage.remote import shell_quoted
 
@@ -56,6 +58,8 @@ def submit(
     run = _run_of(verb, values)
     _refuse_local_paths(verb, values)
     files = _ship_space(values, words)
+    if path := file_of(values.get("metric") or ""):
+        files |= _own_files([path], Path(), f"--metric {values['metric']}")
     job = Jobs(cluster).submit([verb, *words], run, files)
     follow = f"raypipe logs {job} -f" + ("" if verb == "plan" else f", raypipe status {shell_quoted(run)}")
     write(f"{job}: submitted; {follow}")
@@ -90,14 +94,26 @@ def _refuse_local_paths(verb: str, values: dict[str, Any]) -> None:
             refuse_local("RUN" if is_argument else f"--{option.replace('_', '-')}", str(values[option]))
 
 
-def _ship_space(values: dict[str, Any], words: list[str]) -> list[Path]:
-    """Return the files to send with a job, and change the path of the search space in `words` to its path there."""
+def _ship_space(values: dict[str, Any], words: list[str]) -> dict[str, Path]:
+    """Return files to send, by their paths there; in `words`, the search space's path becomes that."""
     if not values.get("space"):
-        return []
+        return {}
     space = Path(values["space"])
     file = find_space(space)
     words[next(place for place, word in enumerate(words) if Path(word) == space)] = file.name
-    return [file]
+    named = named_files(decode_source(file.read_bytes(), file))
+    return {file.name: file} | _own_files(named, file.parent, str(space))
+
+
+def _own_files(paths: Iterable[str], folder: Path, where: str) -> dict[str, Path]:
+    """Return users' files in a folder by the paths that name them; each is read, so that a bad one is refused here."""
+    for path in paths:
+        read_source(path, folder, where)
+        if Path(path).is_absolute() or path.startswith("~") or ".." in Path(path).parts:
+            raise UserError(
+                f"{where}: '{path}': a job is sent files of the folder {folder.resolve()} only; name one there"
+            )
+    return {path: folder / path for path in paths}
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe jobs --cluster http://127.0.0.1:8265"))

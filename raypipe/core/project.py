@@ -16,6 +16,8 @@ _FILES = (
     "deploy/Dockerfile",
     "deploy/rayjob.yaml",
     "deploy/slurm.sh",
+    "examples/own/metrics.py",
+    "examples/own/mine.py",
     "examples/own/my_nets.py",
     "examples/own/space.py",
 )

@@ -31,7 +31,8 @@ class Cluster:
     def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
         if self.refusals:
             raise RuntimeError(self.refusals.pop())
-        self.shipped = sorted(path.name for path in Path(runtime_env["working_dir"]).iterdir())
+        folder = Path(runtime_env["working_dir"])
+        self.shipped = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         begun = 1000 * len(self.jobs) + 1
         self.jobs.append(
             SimpleNamespace(
@@ -117,6 +118,26 @@ def test_a_space_that_comes_with_raypipe_is_sent_by_name_since_the_cluster_has_t
     assert typed(capsys, *words)[0] == 0
     assert cluster.shipped == ["latency.py"]
     assert cluster.jobs[0].entrypoint == "python -m raypipe sweep latency.py --data s3://a/b --run s3://a/c"
+
+
+def test_files_of_ones_own_are_sent_by_the_paths_that_name_them(cluster, capsys, tmp_path, monkeypatch):
+    (tmp_path / "work/nets").mkdir(parents=True)
+    (tmp_path / "work/nets/mine.py").write_text("class Net: ...")
+    (tmp_path / "work/metrics.py").write_text("def score(y, pred): ...")
+    space = tmp_path / "work/space.py"
+    space.write_text('def space(trial):\n    return {"model/name": "nets/mine.py:Net"}\n')
+    monkeypatch.chdir(tmp_path / "work")
+    words = ("submit", "sweep", space, "--data", "s3://lab/store", "--run", "s3://lab/run", "--metric")
+    assert typed(capsys, *words, "metrics.py:score")[0] == 0
+    assert cluster.shipped == ["metrics.py", "nets/mine.py", "space.py"]
+    cluster.jobs.clear()
+    for metric, message in {
+        "none.py:score": "--metric none.py:score: 'none.py': there is no file",
+        f"{tmp_path}/work/metrics.py:score": "a job is sent files of ",
+        "../work/metrics.py:score": "a job is sent files of ",
+    }.items():
+        status, _, error = typed(capsys, *words, metric)
+        assert status == 2 and message in error and not cluster.jobs
 
 
 def test_one_job_at_a_time_drives_a_run_and_a_dead_one_is_followed_by_the_next(cluster, capsys, monkeypatch):
