@@ -28,7 +28,8 @@ def init(
     from raypipe.storage.remote import shell_quoted
 
     written, kept = write_project(folder, space)
-    write(f"{folder}: {len(written)} files written" + (f"; kept as they are: {', '.join(kept)}" if kept else ""))
+    files = f"{len(written)} file{'s' * (len(written) != 1)} written"
+    write(f"{folder}: {files}" + (f"; kept as they are: {', '.join(kept)}" if kept else ""))
     if not any(name.startswith("dist/") for name in (*written, *kept)):
         write("the image of a cluster needs raypipe's wheel in dist/ (README.md)")
     if "Makefile" in written:

@@ -26,7 +26,7 @@ def test_a_project_is_written_once_and_what_is_there_is_kept(tmp_path, capsys):
     (tmp_path / "mine/README.md").unlink()
     assert typed("init", tmp_path / "mine") == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{tmp_path}/mine: 1 files written; kept as they are: Makefile, cluster.yaml, ")
+    assert said.startswith(f"{tmp_path}/mine: 1 file written; kept as they are: Makefile, cluster.yaml, ")
     assert "make -C" not in said  # that Makefile is another one
     assert (tmp_path / "mine/Makefile").read_text() == "mine\n"
 
