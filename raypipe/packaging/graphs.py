@@ -34,6 +34,7 @@ from raypipe.packaging.programs import EXAMPLE_BATCH, MAX_BATCH
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
 from raypipe.packaging.submission import INPUT_SCALE
 from raypipe.storage.files import write_atomic
+from raypipe.training.torch_compat import eigh_operator
 
 OPSET = 18
 """Of ONNX; torch's own translations are for this one."""
@@ -191,7 +192,7 @@ def _translate(program: Any) -> Any:
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=list(OUTPUTS[: len(program.graph_signature.user_outputs)]),
-            custom_translation_table={torch.ops.aten._linalg_eigh.default: eigh},
+            custom_translation_table={eigh_operator: eigh},
         )
     except ModuleNotFoundError:
         raise

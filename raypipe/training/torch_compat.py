@@ -25,6 +25,8 @@ foreach_sub = torch._foreach_sub
 foreach_copy_ = torch._foreach_copy_
 foreach_norm = torch._foreach_norm
 foreach_lerp_ = torch._foreach_lerp_
+eigh_operator = torch.ops.aten._linalg_eigh.default
+"""What `torch.linalg.eigh` is in an exported program."""
 
 
 def add_scaled_(tensors: list[Tensor], others: list[Tensor], scale: Tensor) -> None:

@@ -109,7 +109,9 @@ P = ("prepare", "x", "--target", "challenge1")
         ((*P, "--windw", 4), "prepare --windw: no such option; did you mean '--window'?"),
         (("sweep", "x", "--trial", 2), "sweep --trial: no such option; did you mean '--trials'?"),
         (P, "prepare: --out is missing (Folder for the windows)"),
-        (("prepare",), "prepare: BIDS is missing (BIDS folders, or a folder of BIDS folders, here or behind s3://)"),
+        (("prepare",), "prepare: --target is missing (What to predict: challenge1, challenge2, participants:COLUMN"),
+        (("prepare", "--target", "challenge1", "--out", "x"), "prepare needs a BIDS folder, or files of MNE epochs"),
+        (("inspect",), "inspect: BIDS is missing (BIDS folders, or a folder of BIDS folders, here or behind s3://)"),
         (("logs", "demo/run", "zero"), "logs TRIAL: must be a valid integer (Number of the trial)"),
         (
             ("ensemble", "r", "--top", 0),
