@@ -116,7 +116,8 @@ def sweep(
         Folder or pyarrow.fs URI of the run. An existing run must have been made with the same space, data, folds,
         held-out subjects and seed.
     warm_start
-        Run of the same target and metric, whose trials the sampler of a new run starts from. Ignored if `run` exists.
+        Run of the same target, labels and metric, whose trials the sampler of a new run starts from. Ignored if `run`
+        exists.
     init
         Pretrained run or exported encoder, from which configurations with ``init/name=pretrained`` start. It is copied
         into a new run. Ignored if `run` exists.
