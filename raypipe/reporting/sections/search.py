@@ -62,7 +62,8 @@ def _score_figure(run: RunStore, results: Sequence[TrialResult], spans: Sequence
 
 
 def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock | None:
-    numbers = [result.number for result in run.ranked(results)[:MAX_CURVES]]
+    # What is fitted in closed form, in one epoch, has no curve.
+    numbers = [result.number for result in run.ranked(results) if result.epochs > 1][:MAX_CURVES]
     curves = {number: history for number in numbers if (history := run.history(number))}
     if not curves:
         return None
@@ -77,7 +78,7 @@ def _curve_figure(run: RunStore, results: Sequence[TrialResult]) -> FigureBlock 
     ]
     return draw_figure(
         panels,
-        f"Learning curves of the best trials: score of {run.scored}; the band is the range over the folds.",
+        f"Learning curves of the best trials with several epochs: {run.scored}; the band is the range over folds.",
     )
 
 

@@ -7,6 +7,7 @@ from html import unescape
 
 from raypipe.reporting.sections.importance import importance_section
 from raypipe.reporting.sections.outcomes import halving_savings, halving_section, outcomes_section
+from raypipe.reporting.sections.search import search_section
 from raypipe.reporting.sections.time_use import time_section
 from raypipe.reporting.sections.timeline import timeline, timeline_section
 from raypipe.reporting.trial_spans import trial_spans
@@ -39,6 +40,14 @@ def test_sections_without_content_are_empty(tmp_path):
     )
     add_ended(run, 0, 1.0)
     assert "1 trial(s) with a score: there is nothing to compare" in importance_section(run)
+
+
+def test_a_trial_of_one_epoch_has_no_learning_curve(tmp_path):
+    run = make_run(tmp_path / "run", ToyWindows())
+    for number, epochs in enumerate((1, 4)):
+        add_ended(run, number, 1.0 + number, epochs=epochs)
+    html = search_section(run, run.results(), trial_spans(run, run.results()))
+    assert re.findall(r"Learning curve of trial \d", html) == ["Learning curve of trial 1"]
 
 
 def test_outcomes_are_counted(twelve):
