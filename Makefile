@@ -1,4 +1,5 @@
-# Two commands: `make sweep` (from nothing to a report, an ensemble and a checked zip) and `make test` (all that CI runs).
+# Two commands: `make sweep` (from nothing to a report, an ensemble, a checked zip and a checked ONNX file) and `make test`
+# (all that CI runs).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
