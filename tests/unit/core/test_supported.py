@@ -38,8 +38,9 @@ def test_the_command_is_one_line_elsewhere(elsewhere, capsys):
 
 
 def test_python_says_so_where_a_name_is_first_used(elsewhere):
+    # Not `raypipe.sweep`: a test that has replaced it leaves it in the module, where it is found without this function.
     with pytest.raises(ImportError) as caught:
-        raypipe.sweep  # noqa: B018
+        raypipe.__getattr__("sweep")
     assert elsewhere in str(caught.value)
 
 
