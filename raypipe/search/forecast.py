@@ -30,8 +30,11 @@ from raypipe.search.preflight import check_space
 from raypipe.storage.records import KEPT_TRIALS
 from raypipe.trial.callback import SweepCallback
 
-MAX_CONFIGS = 6
-"""Configurations that are measured: the START points, then draws."""
+MAX_START = 16
+"""START points that are measured. Those of several families begin with the ones that take seconds, so the first few say
+nothing of the others."""
+MIN_DRAWS, MIN_CONFIGS = 4, 6
+"""Draws that are measured beside them, more where there are fewer configurations than `MIN_CONFIGS`."""
 START_SECONDS = 30.0
 """Seconds from the command to the first epoch (benchmarks/RESULTS.md)."""
 CHECKPOINTS_PER_FOLD = 3
@@ -210,7 +213,8 @@ def _machine_resources() -> dict[str, float]:
 
 
 def _configurations(source: SearchSpace) -> list[TrialConfig]:
-    return [*start_configs(source), *source.draw(MAX_CONFIGS)][:MAX_CONFIGS]
+    start = start_configs(source)[:MAX_START]
+    return [*start, *source.draw(max(MIN_DRAWS, MIN_CONFIGS - len(start)))]
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ import pytest
 
 from raypipe.cli import app
 from raypipe.core.errors import UserError
+from raypipe.core.search_space import SearchSpace, load_space
+from raypipe.core.shipped import shipped_space
 from raypipe.data.window_store import WindowStore
-from raypipe.search.forecast import START_SECONDS, Forecast, forecast
+from raypipe.search.forecast import START_SECONDS, Forecast, _configurations, forecast
 from raypipe.search.measurement import Cost, cached_loader
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
@@ -147,3 +149,13 @@ def test_a_fit_in_closed_form_is_measured_as_one_epoch(store, tmp_path):
     (cost, *_) = forecast(space, store, trials=2, folds=3).costs
     assert cost.trial == pytest.approx(3 * cost.epoch) and cost.step == cost.epoch > 0
     assert cost.checkpoint > 1000 and cost.result > 1000
+
+
+def test_every_start_point_is_measured_and_some_draws():
+    one = "START = [{'optim/lr': 1e-3}]\ndef space(trial):\n    trial.suggest_float('optim/lr', 1e-4, 1e-2)\n"
+    few = SearchSpace(one, "few.py")
+    assert len(_configurations(few)) == 6
+    families = load_space(shipped_space("all_families"))
+    found = _configurations(families)
+    assert len(found) == len(families.start) + 4
+    assert {"covariance", "linear", "conformer", "shallow", "eegnet"} <= {config.model.name for config in found}
