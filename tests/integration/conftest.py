@@ -11,7 +11,7 @@ import pytest
 from raypipe import Run
 from tests.support.plain import plain_sweep
 from tests.support.rays import NO_PREEMPTION, OwnRay, SharedRay
-from tests.support.sweeps import OPTIONS
+from tests.support.sweeps import FLAGS, OPTIONS
 from tests.support.toys import SPACE, ToyWindows, write_store
 
 
@@ -67,3 +67,14 @@ def undisturbed(toy, tmp_path_factory) -> Run:
     """Three trials trained without Ray, whose numbers every sweep must have. Read-only."""
     where = tmp_path_factory.mktemp("runs") / "undisturbed"
     return plain_sweep(toy / "space.py", toy / "store", where, trials=3)
+
+
+@pytest.fixture
+def command(toy, tmp_path):
+    """The words of a sweep in the folder ``run``."""
+
+    def words(trials, workers=2):
+        flags = ["--data", toy / "store", "--run", tmp_path / "run", *FLAGS]
+        return ["sweep", toy / "space.py", *flags, "--trials", trials, "--workers", workers, "--concurrent", 1]
+
+    return words

@@ -4,7 +4,8 @@ Which process is killed where, each once:
 
 - workers, trial actors, controllers, the broker, drivers, nodes and the control store at moments between two files, and
   in the midst of a file: `tests/chaos`;
-- a trial actor that hangs, a Tune that dies, a notice to stop, Ctrl-C once and twice: here;
+- a trial actor that hangs, a Tune that dies: here;
+- a notice to stop, Ctrl-C once and twice, a console that is closed: `test_stopping.py`;
 - a driver with a Ray of its own, whose Tune leaves truncated files: `test_traps.py`;
 - workers that pretrain: `test_pretrain.py`;
 - machines for good, and the control store for longer: `tests/chaos/test_nodes.py`;
@@ -13,29 +14,20 @@ Which process is killed where, each once:
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
-from raypipe import Run, resume, sweep
+from raypipe import Run, sweep
 from raypipe.backend import heartbeat
-from raypipe.core.errors import UserError
-from raypipe.storage.files import open_folder
-from raypipe.storage.lease import read_lease
 from raypipe.storage.trial_log import read_log
 from raypipe.trial.failures import read_retry
 from tests.support.callbacks import Recorder
-from tests.support.sweeps import FLAGS, Gate, epochs_of, injected, numbers, study_of, wait_while_it_runs
-from tests.support.waiting import MAX_WAIT_SECONDS
+from tests.support.sweeps import Gate, cli, same
 
 pytestmark = pytest.mark.ray
 
@@ -56,30 +48,6 @@ def broken(self, batch, n):
     raise MemoryError
 module.SupervisedTrainer.step = broken
 """
-
-
-@pytest.fixture
-def command(toy, tmp_path):
-    """The words of a sweep in the folder ``run``."""
-
-    def words(trials, workers=2):
-        flags = ["--data", toy / "store", "--run", tmp_path / "run", *FLAGS]
-        return ["sweep", toy / "space.py", *flags, "--trials", trials, "--workers", workers, "--concurrent", 1]
-
-    return words
-
-
-def same(run: Run, undisturbed: Run, trials: int) -> bool:
-    """Return whether a run has so many trials, and their numbers are those of the run that nothing disturbed."""
-    assert [(t.number, t.state.name) for t in study_of(run).trials] == [(n, "COMPLETE") for n in range(trials)]
-    return numbers(run) == {n: found for n, found in numbers(undisturbed).items() if n < trials}
-
-
-def cli(*arguments) -> str:
-    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
-    ).stdout
 
 
 def test_a_trial_that_does_not_fit_is_tried_once_more_in_micro_batches(toy, tmp_path, shared, options, undisturbed):
@@ -162,87 +130,3 @@ def test_a_tune_that_dies_of_a_kill_for_memory_is_restarted(toy, tmp_path, share
     (restart,) = seen.of("on_restart")
     assert "Ray Tune has died (Caught unexpected exception: Task was killed" in restart.reason
     assert same(run, undisturbed, 2)
-
-
-def test_a_notice_to_stop_and_ctrl_c_once_and_twice_leave_a_run_that_can_be_resumed(
-    tmp_path, shared, alone, command, undisturbed
-):
-    """Once: the epoch under way ends, and no other begins. Twice: the sweep stops now. None changes a number."""
-    where = tmp_path / "run"
-
-    def stop(place, sign, *, twice=False):
-        """Drive the run to its next epoch, in which it waits, and stop it there."""
-        before = epochs_of(where)
-        # The second keeps workers from training the epoch ahead, which the next driver would only have to report.
-        gate = Gate(tmp_path / f"gate-{place.name}-{before}", before + 1, before + 2)
-        place.hooks.set(gate.hooks)
-        driver = place.drive(*command(2, workers=1 if twice else 2))
-        gate.wait(before + 1, driver)
-        with pytest.raises(UserError, match="another raypipe is driving this run"):
-            resume(where)
-        # To the driver's group, as a terminal does: workers are in it, where the Ray is the driver's own.
-        os.killpg(driver.child.pid, sign)
-        driver.wait_until(lambda: "Ctrl-C again stops now" in driver.output(), "the driver to answer")
-        assert driver.child.poll() is None
-        if twice:
-            os.killpg(driver.child.pid, sign)
-        else:
-            gate.open(before + 1)
-        driver.finish_interrupted()
-        place.settle()
-        assert epochs_of(where) == before + (not twice)
-
-    stop(shared, signal.SIGTERM)
-    stop(alone, signal.SIGTERM)
-    stop(alone, signal.SIGINT)
-    stop(alone, signal.SIGINT, twice=True)
-    shared.hooks.clear()
-    run = resume(where, address=shared.address, workers=1)
-    assert same(run, undisturbed, 2)
-
-
-def test_a_sweep_goes_on_without_its_console(toy, command, tmp_path, undisturbed):
-    """The reader of a pipe ends after one line, as `head` does: the sweep ends as if nothing had happened."""
-    words = [sys.executable, "-m", "raypipe", *map(str, command(1))]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    assert child.stdout.readline()
-    child.stdout.close()
-    assert child.wait(MAX_WAIT_SECONDS) == 0
-    assert same(Run(tmp_path / "run"), undisturbed, 1)
-
-
-# Lead a session whose terminal is the standard input, then run the command.
-LEADER = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def written_to(terminal):
-    """Return what a terminal shows, as far as its buffer holds it."""
-    os.set_blocking(terminal, False)
-    with contextlib.suppress(OSError):
-        return os.read(terminal, 10**5).decode()
-    return ""
-
-
-def test_a_sweep_whose_terminal_is_closed_drains_and_can_be_resumed(toy, command, tmp_path, undisturbed):
-    gate = Gate(tmp_path / "gate", 2)
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "raypipe", *map(str, command(1))]
-    environment = os.environ | injected(tmp_path / "hooks", gate.hooks)
-    child = subprocess.Popen(
-        [sys.executable, "-c", LEADER, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    shown = functools.partial(written_to, ours)
-    wait_while_it_runs(child, lambda: gate.reached(2), "a fold to begin epoch 2", shown)
-    wait_while_it_runs(child, lambda: epochs_of(tmp_path / "run") == 1, "the first epoch to be recorded", shown)
-    os.close(ours)  # the kernel sends SIGHUP to the session's leader, and every write fails
-    gate.open(2)
-    assert child.wait(MAX_WAIT_SECONDS) == 130
-    assert read_lease(open_folder(tmp_path / "run")).ended  # it was not the hang-up that ended it
-    cli("resume", tmp_path / "run")
-    assert same(Run(tmp_path / "run"), undisturbed, 1)

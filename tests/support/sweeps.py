@@ -287,3 +287,16 @@ def study_of(run: Run) -> Any:
         optuna.storages.journal.JournalFileBackend(str(run.store.local / "study.journal"))
     )
     return optuna.load_study(study_name=None, storage=storage)
+
+
+def same(run: Run, undisturbed: Run, trials: int) -> bool:
+    """Return whether a run has so many trials, and their numbers are those of the run that nothing disturbed."""
+    assert [(t.number, t.state.name) for t in study_of(run).trials] == [(n, "COMPLETE") for n in range(trials)]
+    return numbers(run) == {n: found for n, found in numbers(undisturbed).items() if n < trials}
+
+
+def cli(*arguments) -> str:
+    command = [sys.executable, "-m", "raypipe", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
+    ).stdout
