@@ -6,6 +6,7 @@ Everything is computed on the CPU in float64, and windows are read in batches.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -221,15 +222,18 @@ class _Fit:
         n, used = self.crops * len(self.data.train), len(self._sample(self.most).numbers)
         what = "training windows" if self.crops == 1 else f"crops of {n // self.crops} training windows"
         some = f"{used} of {n} {what}, evenly spaced," if used < n else f"{n} {what}"
+        unit = "sum of squares" if self.model.values_O is None else "mean variance within bins"
         return (
             f"fold {self.data.fold}: {self.model.weight_OF.shape[1]} features of {some} with a penalty of "
-            f"{head.penalty:.2g} of their sum of squares"
+            f"{head.penalty:.2g} of their {unit}"
         )
 
     def _sample(self, most: int) -> _Sample:
         """Return the training windows, or their crops, or of more than `most`, evenly spaced ones."""
         windows, n = self.data.windows, len(self.data.train)
         every = -(-n * self.crops // most)
+        while math.gcd(every, self.crops) > 1:  # or some places of a crop would never be taken
+            every += 1
         place_N = np.arange(0, n * self.crops, every)
         window_N, numbers = place_N // self.crops, self.data.train[place_N // self.crops]
         offsets, targets = None, windows.targets[numbers]

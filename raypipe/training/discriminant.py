@@ -1,8 +1,7 @@
 """Linear discriminant analysis of a regression's targets in bins: the head of models with ``model/bins``.
 
-The predicted value is the mean of the bins' values under their posterior probabilities. Probabilities of neighbouring
-windows' bins are too certain, so they are tempered; the penalty and the temperature are chosen by predictions of people
-who are left out.
+The predicted value is the mean of the bins' values, weighted by their posterior probabilities. These are too certain
+for new people, so they are tempered. Penalty and temperature are chosen by predictions of people who are left out.
 """
 
 from __future__ import annotations

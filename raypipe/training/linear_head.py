@@ -38,7 +38,7 @@ class Head(NamedTuple):
     bias: Tensor
     """(outputs,)."""
     penalty: float
-    """The chosen one of `PENALTIES`."""
+    """The chosen one of the fit's `PENALTIES`."""
     loss: float
     """Mean training loss: squared error, or log loss."""
 

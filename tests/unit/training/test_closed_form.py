@@ -157,6 +157,16 @@ def test_a_fit_on_crops_is_one_on_windows_that_are_cut_there(windows):
         torch.testing.assert_close(one.model.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 5, 8, 11])
+def test_whatever_is_left_out_every_place_of_a_crop_is_taken(windows, most):
+    one = trainer(windows, **MODELS["bins"] | {"model/crops": 4})
+    fit = closed_form._Fit(one.config, one.data, one.model, None, lambda: False)
+    n = len(one.data.train)
+    some = fit._sample(n * 4 // most)
+    assert set(some.offsets) == {0, 2, 4, 6} and len(some.numbers) <= n * 4 // most
+    assert np.ptp(np.bincount(some.offsets // 2)) <= 1
+
+
 def one_note(one, head):
     return closed_form._Fit(one.config, one.data, one.model, None, lambda: False).note(head)
 
