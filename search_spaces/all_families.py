@@ -98,7 +98,7 @@ EEGNET = {
 }
 
 RESPONSES = {"model/bins": 17, "model/crops": 17}
-"""Responses to events have delays: their bins are told apart, in windows that are cut at many places."""
+"""Delays of responses are classified in bins, on several crops of each window."""
 
 START = [
     COVARIANCE_OF_RHYTHMS,

@@ -159,13 +159,20 @@ def _draw_of(name: str, value: Any) -> str | None:
         value = dict(vars(value)) if kind == "CategoricalDistribution" else _range_of(value)
     if not isinstance(value, Mapping):
         return None
-    if "choices" in value and len(value) == 1:
-        choices = value["choices"]
-        if isinstance(choices, str) or not isinstance(choices, Sequence):
-            raise UserError(f"{name}: choices must be a list (given {choices!r})")
-        return f"suggest_categorical({name!r}, {_literal(list(choices), name)})"
-    if "choices" in value or not {"low", "high"} <= value.keys() <= RANGE:
-        raise UserError(f"{name}: must be a constant, {{'choices': [...]}} or {{'low': a, 'high': b}} with log or step")
+    if value.keys() == {"choices"}:
+        return _choice(name, value["choices"])
+    if {"low", "high"} <= value.keys() <= RANGE:
+        return _range(name, value)
+    raise UserError(f"{name}: must be a constant, {{'choices': [...]}} or {{'low': a, 'high': b}} with log or step")
+
+
+def _choice(name: str, choices: Any) -> str:
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise UserError(f"{name}: choices must be a list (given {choices!r})")
+    return f"suggest_categorical({name!r}, {_literal(list(choices), name)})"
+
+
+def _range(name: str, value: Mapping[str, Any]) -> str:
     low, high = value["low"], value["high"]
     if not (isinstance(low, int | float) and isinstance(high, int | float) and low <= high):
         raise UserError(f"{name}: low must be a number, and high one that is not below it (given {low!r} and {high!r})")

@@ -219,7 +219,7 @@ def subjects_of(source: EpochsSource, subject: str | Sequence[Any], n_sources: i
     Raises
     ------
     UserError
-        It cannot be told.
+        Some epoch has no subject.
     """
     n = len(source.facts.onsets)
     if not isinstance(subject, str):
@@ -299,8 +299,8 @@ def _keys(parts: list[Part]) -> list[str]:
             other = owner.setdefault(key, source)
             if other is not source:
                 raise UserError(
-                    f"{source.name}: has the name and a subject of {other.name}, so their epochs are not told apart; "
-                    "rename one"
+                    f"{source.name}: has the name and a subject of {other.name}, so their epochs cannot be "
+                    "distinguished; rename one"
                 )
         keys += found
     return keys

@@ -51,7 +51,7 @@ def read_labels(y: ArrayLike, subjects: Sequence[str], kind: Kind | None, what: 
     ------
     UserError
         There is another number of targets than of subjects, one is missing, infinite or lost in 32 bits, all are equal,
-        or the kind cannot be told.
+        or the kind is ambiguous.
     """
     if kind not in (None, "classification", "regression"):
         raise UserError(f"kind '{kind}': must be classification or regression")
@@ -203,7 +203,7 @@ def recording_keys(subjects: Sequence[str], recordings: Sequence[str] | None) ->
         other = owner.setdefault(key.casefold(), pair)
         if other != pair:
             raise UserError(
-                f"subject or recording: {_shown(other)} and {_shown(pair)} cannot be told apart; rename one"
+                f"subject or recording: {_shown(other)} and {_shown(pair)} cannot be distinguished; rename one"
             )
         if len(key) > MAX_KEY:
             raise UserError(f"recording '{key[:20]}...': its name is longer than {MAX_KEY} characters")

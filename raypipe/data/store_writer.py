@@ -164,7 +164,7 @@ def _table(
         raise UserError(f"target '{spec}': no window was found ({reasons or 'no matching event'})")
     table = limit_windows(pd.DataFrame(rows), asked, ledger)
     if table.empty:
-        raise UserError(f"target '{spec}': nobody has {asked.min_windows} windows; choose a lower --min-windows")
+        raise UserError(f"target '{spec}': no person has {asked.min_windows} windows; choose a lower --min-windows")
     if group_of is not None:
         table["group"] = table["subject"].map(dict(group_of)).fillna("")
     if classes:

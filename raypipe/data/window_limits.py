@@ -33,7 +33,9 @@ def check_limits(asked: Settings) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1")
     if asked.max_windows and asked.min_windows and asked.min_windows > asked.max_windows:
-        raise UserError(f"min_windows {asked.min_windows}: more than max_windows ({asked.max_windows}) leaves nobody")
+        raise UserError(
+            f"min_windows {asked.min_windows}: more than max_windows ({asked.max_windows}) leaves no person"
+        )
     if asked.seed < 0:
         raise UserError(f"seed {asked.seed}: must be at least 0")
     if asked.seed and asked.max_windows is None:

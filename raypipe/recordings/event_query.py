@@ -174,25 +174,27 @@ def _check_condition(node: ast.expr, depth: int) -> Iterator[tuple[str, str]]:
 def _check_comparison(node: ast.Compare, depth: int) -> Iterator[tuple[str, str]]:
     sides = [node.left, *node.comparators]
     for left, test, right in zip(sides, node.ops, sides[1:], strict=False):
-        is_order = type(test) in _ORDERS
-        if isinstance(test, ast.In | ast.NotIn):
-            if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
-                raise _RefusedError(f"'{_shown(right)}' is no list such as [1, 2]")
-            others = right.elts
-        elif is_order or type(test) in _EQUALITIES:
-            others = [right]
-        else:
-            raise _RefusedError(f"'{_shown(node)}' is no comparison; use ==, !=, <, <=, >, >=, in or not in")
-        texts = [part for part in (left, *others) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-        numbers = [part for part in (left, *others) if not isinstance(part, ast.Name) and part not in texts]
+        parts = [left, *_compared_with(node, test, right)]
+        texts = [part for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        numbers = [part for part in parts if not isinstance(part, ast.Name) and part not in texts]
         if texts and numbers:
             raise _RefusedError(f"'{_shown(node)}' compares text with numbers; use one of them")
+        is_order = type(test) in _ORDERS
         kind = TEXT if texts or not (numbers or is_order) else STRICT_NUMBER if is_order else NUMBER
-        for part in (left, *others):
-            if isinstance(part, ast.Name):
-                yield part.id, kind
-            elif part not in texts:
-                yield from _check_number(part, depth + 1)
+        yield from ((part.id, kind) for part in parts if isinstance(part, ast.Name))
+        for number in numbers:
+            yield from _check_number(number, depth + 1)
+
+
+def _compared_with(node: ast.Compare, test: ast.cmpop, right: ast.expr) -> list[ast.expr]:
+    """Return what the left side of a comparison is compared with: one node, or the members of a list."""
+    if type(test) in _ORDERS or type(test) in _EQUALITIES:
+        return [right]
+    if not isinstance(test, ast.In | ast.NotIn):
+        raise _RefusedError(f"'{_shown(node)}' is no comparison; use ==, !=, <, <=, >, >=, in or not in")
+    if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
+        raise _RefusedError(f"'{_shown(right)}' is no list such as [1, 2]")
+    return right.elts
 
 
 def _check_number(node: ast.expr, depth: int) -> Iterator[tuple[str, str]]:

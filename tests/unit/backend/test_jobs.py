@@ -121,20 +121,20 @@ def test_a_space_that_comes_with_raypipe_is_sent_by_name_since_the_cluster_has_t
 
 
 def test_files_of_ones_own_are_sent_by_the_paths_that_name_them(cluster, capsys, tmp_path, monkeypatch):
-    (tmp_path / "work/nets").mkdir(parents=True)
-    (tmp_path / "work/nets/mine.py").write_text("class Net: ...")
-    (tmp_path / "work/metrics.py").write_text("def score(y, pred): ...")
-    space = tmp_path / "work/space.py"
+    (tmp_path / "project/nets").mkdir(parents=True)
+    (tmp_path / "project/nets/mine.py").write_text("class Net: ...")
+    (tmp_path / "project/metrics.py").write_text("def score(y, pred): ...")
+    space = tmp_path / "project/space.py"
     space.write_text('def space(trial):\n    return {"model/name": "nets/mine.py:Net"}\n')
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "project")
     words = ("submit", "sweep", space, "--data", "s3://lab/store", "--run", "s3://lab/run", "--metric")
     assert typed(capsys, *words, "metrics.py:score")[0] == 0
     assert cluster.shipped == ["metrics.py", "nets/mine.py", "space.py"]
     cluster.jobs.clear()
     for metric, message in {
         "none.py:score": "--metric none.py:score: 'none.py': there is no file",
-        f"{tmp_path}/work/metrics.py:score": "a job is sent files of ",
-        "../work/metrics.py:score": "a job is sent files of ",
+        f"{tmp_path}/project/metrics.py:score": "a job is sent files of ",
+        "../project/metrics.py:score": "a job is sent files of ",
     }.items():
         status, _, error = typed(capsys, *words, metric)
         assert status == 2 and message in error and not cluster.jobs

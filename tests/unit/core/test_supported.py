@@ -1,4 +1,4 @@
-"""Systems that raypipe does not run on are told in one line, by code that old Pythons can read."""
+"""Systems that raypipe does not support give one line, by code that old versions of Python can read."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ WRONG = {
     "subject: windows of one subject only ('1')": {"subject": ["1"] * 60},
     "subject is missing (NaN, None or empty) for 60": {"subject": [np.nan] * 60},
     "subject '1.5': a subject is text or a whole number": {"subject": [1.5, 2.5] * 30},
-    "subject or recording: 'a b' and 'a-b' cannot be told apart": {"subject": ["a b", "a-b", "c"] * 20},
+    "subject or recording: 'a b' and 'a-b' cannot be distinguished": {"subject": ["a b", "a-b", "c"] * 20},
     "groups: subject '01' is of two groups, '0' and '1'": {"groups": np.arange(60)},
     "groups has 3 values": {"groups": [1, 2, 3]},
     "groups names no subject ('01'); did you mean '1'?": {"groups": {"1": "a"}},

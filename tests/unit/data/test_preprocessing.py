@@ -320,7 +320,7 @@ def test_a_missing_sample_spreads_to_the_channels_that_depend_on_it():
     ("options", "message"),
     [
         ({"max_windows": 0}, "max_windows 0: must be at least 1"),
-        ({"min_windows": 5, "max_windows": 4}, r"min_windows 5: more than max_windows \(4\) leaves nobody"),
+        ({"min_windows": 5, "max_windows": 4}, r"min_windows 5: more than max_windows \(4\) leaves no person"),
         ({"seed": 1}, "seed 1: draws the windows of max_windows, which is not given"),
         ({"seed": -1, "max_windows": 4}, "seed -1: must be at least 0"),
         ({"baseline": (-0.2, 0)}, r"baseline -0.2 0: needs a first and a last time in seconds from 0 to 2, where"),

@@ -75,7 +75,7 @@ def test_people_with_too_few_windows_are_left_out_and_counted(bids, tmp_path):
     assert accounting.people_left_out == {"of a person with too few windows": ("SIM0001",)}
     assert accounting.parts_left_out[f"windows of people with fewer than {least}"] == {"SIM0001": least - 1}
     assert accounting.recordings_used == store.manifest.summary.recordings == 4
-    with pytest.raises(UserError, match="nobody has 9999 windows; choose a lower --min-windows"):
+    with pytest.raises(UserError, match="no person has 9999 windows; choose a lower --min-windows"):
         prepare(bids, TARGET, tmp_path / "none", jobs=1, min_windows=9999)
 
 
