@@ -61,7 +61,7 @@ def keep_windows(
     """Read windows, leave out and count those that are not whole or not within the limits, and align the others.
 
     A window is left out if the peak-to-peak amplitude of a channel of the store is above `reject` or below `flat`, as
-    `mne.Epochs.drop_bad` does. Alignment reads the recordings once more, before the windows.
+    `mne.Epochs.drop_bad` does. Alignment first reads all recordings that are aligned together.
 
     Parameters
     ----------
