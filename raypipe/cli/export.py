@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from raypipe.cli.common import DeviceOption, RunArg, app, console, example, is_outer, is_pretrained, print_outer, write
 from raypipe.core.errors import UserError
 from raypipe.storage.remote import shell_quoted
+
+if TYPE_CHECKING:
+    from raypipe.packaging.predict import PredictionLevel
 
 PANEL = "Ensembles and export"
 """Heading of these verbs in `raypipe --help`."""
@@ -255,7 +258,14 @@ def predict(
             help="A recording, a BIDS folder, or files of MNE epochs ('sub-*_epo.fif').",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="CSV file with a row per window.")],
+    out: Annotated[Path, typer.Option(help="CSV file of the predictions.")],
+    level: Annotated[
+        str,
+        typer.Option(
+            metavar="window|recording|subject",
+            help="What a row is of. subject: a person, where the target is the person's.",
+        ),
+    ] = "window",
     subject: Annotated[
         str | None,
         typer.Option(
@@ -274,9 +284,12 @@ def predict(
 
     with ProgressCounter(console, "predicting") as counter:
         ensemble = load_ensemble(bundle, device=device, trust_code=trust_code)
-        table = run_bundle(ensemble, recordings, out, subject=subject, progress=counter)
+        table = run_bundle(
+            ensemble, recordings, out, level=cast("PredictionLevel", level), subject=subject, progress=counter
+        )
     counts = {role: int((table["role"] == role).sum()) for role in ROLES}
     roles = [f"{n} {ROLES[role]}" for role, n in counts.items() if n or role != "unknown"]
-    write(f"{out}: {len(table)} windows: {', '.join(roles)}")
+    rows = "people" if level == "subject" else f"{level}s"
+    write(f"{out}: {len(table)} {rows}: {', '.join(roles)}")
     for key, reasons in table.attrs["left_out"].items():
         write(f"left out: {key}: {reasons}")

@@ -32,6 +32,7 @@ from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import CPU, MergedNetworks
 from raypipe.ensembles.methods import METHODS
 from raypipe.ensembles.nested_cv import AUTO, error_correlations, score_by_ensemble_size
+from raypipe.ensembles.people import fit_people
 from raypipe.ensembles.reliability import Reliability, reliability_of
 from raypipe.ensembles.scores import DISTILLED, ENSEMBLE, RowPredictions, score_table
 from raypipe.ensembles.soup import SOUPS
@@ -97,6 +98,7 @@ def fit_ensemble(
         merged=shipped.merged,
         calibration=calibration,
         reliability=_reliability(candidates, raw[ENSEMBLE]),
+        people=fit_people(candidates.predictions, None if distilled else raw[ENSEMBLE].nested),
         table=table,
         verdict=verdict,
         notes=notes,

@@ -20,6 +20,7 @@ from raypipe.ensembles.family_record import Family
 from raypipe.ensembles.held_out_record import HeldOut
 from raypipe.ensembles.members import MergedNetworks, MergedRecord
 from raypipe.ensembles.oof import Floats
+from raypipe.ensembles.people import People
 from raypipe.ensembles.reliability import Reliability
 from raypipe.ensembles.rules import MAX_MEMBERS, CalibrationRecord, check_rule_fields, require_shares
 from raypipe.models.combine import Rule
@@ -57,7 +58,7 @@ class Diversity(FrozenModel):
 class EnsembleRecord(OwnedRecord):
     """An ensemble as JSON (``ensemble/ensemble.json``)."""
 
-    format: Literal["raypipe-ensemble/5"] = "raypipe-ensemble/5"
+    format: Literal["raypipe-ensemble/6"] = "raypipe-ensemble/6"
     created: float
     """Unix time."""
     method: str
@@ -83,6 +84,7 @@ class EnsembleRecord(OwnedRecord):
     soup: MergedRecord | None
     calibration: CalibrationRecord | None
     reliability: Reliability | None
+    people: People | None
     files: dict[str, str]
     """SHA-256 of the arrays and of the table, by file."""
 
@@ -131,6 +133,8 @@ class Ensemble:
     """Of class probabilities, with the threshold of the second of two classes; None for a regression."""
     reliability: Reliability | None
     """Of nested predictions; None where there are none, as of a soup."""
+    people: People | None
+    """How mean predictions of people are read; None where the target is not the person's."""
     table: pd.DataFrame
     """See `scores.score_table`."""
     verdict: str
@@ -196,6 +200,7 @@ class Ensemble:
             soup=merged,
             calibration=None if self.calibration is None else CalibrationRecord(**vars(self.calibration)),
             reliability=self.reliability,
+            people=self.people,
         )
         write_record(self.run.folder, RECORD, record)
 
@@ -240,6 +245,7 @@ class Ensemble:
             merged=merged,
             calibration=None if record.calibration is None else Calibration(**dict(record.calibration)),
             reliability=record.reliability,
+            people=record.people,
             table=table.astype(dict.fromkeys(_COUNTS, int)),
             verdict=record.verdict,
             notes=record.notes,

@@ -15,6 +15,7 @@ from raypipe.core.record import Record
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
+from raypipe.ensembles.people import People
 from raypipe.ensembles.rules import CalibrationMap
 from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program, make_spec
 
@@ -32,7 +33,7 @@ class BundleInfo(Record):
     max_values: ClassVar[int] = 400_000
     from_elsewhere: ClassVar[bool] = True
 
-    format: Literal["raypipe-bundle/5"] = "raypipe-bundle/5"
+    format: Literal["raypipe-bundle/6"] = "raypipe-bundle/6"
     created: float
     """Unix time."""
     run: str
@@ -59,6 +60,8 @@ class BundleInfo(Record):
     """Of class probabilities."""
     threshold: float | None = Field(ge=0.0, le=1.0)
     """Probability above which the second of two classes is predicted; None for other tasks."""
+    people: People | None
+    """How mean predictions of people are read; None where the target is not the person's."""
     soup: list[int]
     """Trials of averaged weights, or of a distilled network's configuration; empty if there are none."""
     student: bool
@@ -108,6 +111,8 @@ class BundleInfo(Record):
             raise ValueError("classes: a name is empty, or is there twice")
         if (self.threshold is not None) != (self.n_outputs == 2):
             raise ValueError("threshold: there is one for two classes only")
+        if self.people is not None and (self.people.scale is not None) != (self.kind == "classification"):
+            raise ValueError("people: a scale is of classes, and they need one")
         own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")

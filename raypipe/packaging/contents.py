@@ -106,6 +106,7 @@ def _describe(
         rule=None if ensemble.rule is None else dict(ensemble.rule),
         calibration=spec.get("calibration"),
         threshold=ensemble.threshold,
+        people=ensemble.people,
         soup=[member.trial for member in merged],
         student=ensemble.distilled,
         soup_epochs=[member.epoch for member in merged],

@@ -68,9 +68,22 @@ def _use(info: BundleInfo) -> list[str]:
         f"ensemble.predict(x)  # x: (N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz",
         "```",
         "",
-        f"or `raypipe predict this/folder RECORDINGS --out predictions.csv`. Output: {output}.",
+        f"or `raypipe predict this/folder RECORDINGS --out predictions.csv`. Output: {output}.{_people(info)}",
         "",
         f"Channels, in order: {', '.join(info.channels)}.",
+    )
+
+
+def _people(info: BundleInfo) -> str:
+    """Return a sentence on predictions of people, with a space before; empty where the target is not the person's."""
+    if info.people is None:
+        return ""
+    text = " The target is the person's: `--level subject` writes a row per person"
+    if info.people.half_width is None:
+        return f"{text}."
+    return (
+        f"{text}, with an interval of ± {info.people.half_width:.3g}, which is to contain the target of "
+        f"{info.people.nominal:.0%} of new people (from the errors of {info.people.n} people)."
     )
 
 

@@ -23,6 +23,7 @@ from raypipe.data.target_base import Target
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import ROW_COLUMNS
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
+from raypipe.packaging.predict_people import people_table, require_people
 from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
 from raypipe.packaging.roles import role_of
 from raypipe.recordings.layout import recording_from_file
@@ -31,6 +32,8 @@ from raypipe.recordings.signal import UnreadableRecordingError
 from raypipe.storage.files import write_atomic
 
 BATCH_SIZE = 64
+PredictionLevel = Literal["window", "recording", "subject"]
+"""What a row of the table is of."""
 
 
 def predict(
@@ -38,7 +41,7 @@ def predict(
     recordings: Any,
     out_csv: str | Path | None = None,
     *,
-    per: Literal["window", "recording"] = "window",
+    level: PredictionLevel = "window",
     subject: Any = None,
     ch_names: Sequence[str] | None = None,
     sfreq: float | None = None,
@@ -61,8 +64,10 @@ def predict(
         (``sub-*_epo.fif``), or several. They have the length of the bundle's windows or of what its networks see.
     out_csv
         CSV file that the table is written to.
-    per
-        `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows.
+    level
+        `window`: one row per window. `recording`: one row per recording, the mean prediction of its windows. `subject`:
+        one row per person, where the target is the person's: the mean over all windows, with probabilities that are
+        calibrated for people, or the interval of a value.
     subject
         Of arrays: (N,) subject of each window. Of epochs: as for `from_epochs`; by default ``metadata:subject`` or
         ``filename:sub``, whichever there is.
@@ -78,12 +83,14 @@ def predict(
     -------
     pandas.DataFrame
         Columns `recording`, `subject`, `session`, `task`, `run`; per window its `onset` in seconds, per recording the
-        number of `windows`; `role`; then `prediction` in target units, or `probability_CLASS` for each class and the
-        predicted class as `prediction`. The `role` of the subject in training is `training`, `held out`, `new`, or
-        `unknown` where no subject was named; predictions for subjects of the first kind say nothing about new ones. A
-        row depends on its own recording only, or where a bundle aligns subjects, on the subject's recordings.
-        ``attrs["left_out"]`` says, by recording, what was not predicted and why: windows with missing samples, or a
-        file of a folder that cannot be read.
+        number of `windows`, per person `subject` and the numbers of `recordings` and `windows`; `role`; then
+        `prediction` in target units, or `probability_CLASS` for each class and the predicted class as `prediction`.
+        The `role` of the subject in training is `training`, `held out`, `new`, or `unknown` where no subject was named;
+        predictions for subjects of the first kind say nothing about new ones. A row depends on its own recording only,
+        or where a bundle aligns subjects, on the subject's recordings. Of a person's value, `low` and `high` are an
+        interval that is to contain the target of 90 % of new people (docs/ensembles.md); they are missing where the run
+        has fewer than nine people, or no nested predictions. ``attrs["left_out"]`` says, by recording, what was not
+        predicted and why: windows with missing samples, or a file of a folder that cannot be read.
 
     Raises
     ------
@@ -91,16 +98,22 @@ def predict(
         There are no such recordings, a channel of the bundle is missing, no window fits, windows have another rate,
         length or unit, or torch can use no GPU.
     """
-    if per not in ("window", "recording"):
-        raise UserError(f"per '{per}': must be window or recording")
+    if level not in ("window", "recording", "subject"):
+        raise UserError(f"level '{level}': must be window, recording or subject")
     ensemble = bundle if isinstance(bundle, LoadedEnsemble) else load_ensemble(bundle, device=device)
+    if level == "subject":
+        require_people(ensemble)
     target = parse_target(ensemble.info.prepare)
     given = WindowFacts(subject, ch_names, sfreq, unit)
     if holds_windows(recordings, isinstance(target, GivenTarget)):
-        table = predict_windows(ensemble, recordings, given, per, progress)
+        table = predict_windows(ensemble, recordings, given, level, progress)
     else:
         given.check_unused()
-        table = _predict_recordings(ensemble, recordings, target, per, progress)
+        table = _predict_recordings(ensemble, recordings, target, level, progress)
+    if level == "subject":
+        left_out = table.attrs["left_out"]
+        table = people_table(ensemble, table)
+        table.attrs["left_out"] = left_out
     if out_csv is not None:
         text = table.to_csv(index=False, float_format="%.7g")
         write_atomic(Path(out_csv), lambda file: file.write(text.encode()))
@@ -111,7 +124,7 @@ def _predict_recordings(
     ensemble: LoadedEnsemble,
     recordings: str | Path,
     target: Target,
-    per: Literal["window", "recording"],
+    level: str,
     progress: Progress | None,
 ) -> pd.DataFrame:
     """Return the table of a recording, or of those of a BIDS folder."""
@@ -121,7 +134,7 @@ def _predict_recordings(
     found = [recording for recording in found if recording.subject not in lacking]
     if not found:
         raise UserError(f"{recordings}: {next(iter(lacking.values()))}; give a BIDS folder that has all of them")
-    tables = _predict_each(ensemble, found, target, per, left_out, progress)
+    tables = _predict_each(ensemble, found, target, level, left_out, progress)
     if not tables:
         raise UserError(
             f"{recordings}: no window of {ensemble.info.prepare.window:g} s for target '{target.spec}' in "
@@ -136,7 +149,7 @@ def _predict_each(
     ensemble: LoadedEnsemble,
     recordings: list[Recording],
     target: Target,
-    per: Literal["window", "recording"],
+    level: str,
     left_out: dict[str, str],
     progress: Progress | None,
 ) -> list[pd.DataFrame]:
@@ -146,7 +159,7 @@ def _predict_each(
     for number, recording in enumerate(recordings, start=1):
         try:
             together = aligned_together(recording, recordings, ensemble.info.prepare.preprocessing)
-            part, lost = _predict_recording(ensemble, recording, target, per, together)
+            part, lost = _predict_recording(ensemble, recording, target, level, together)
             tables += [part] if len(part) else []
             reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
         except UnreadableRecordingError as error:
@@ -185,7 +198,7 @@ def _find_recordings(recordings: str | Path, target: Target) -> tuple[list[Recor
 
 
 def _predict_recording(
-    ensemble: LoadedEnsemble, recording: Recording, target: Target, per: str, together: list[Recording]
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, level: str, together: list[Recording]
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Return the table of a recording, which may be empty, and what was left out by reason."""
     cut, left_out = windows_of(recording, target, ensemble.info.prepare, None, together)
@@ -202,10 +215,10 @@ def _predict_recording(
     predictions = np.concatenate(parts).astype(float)
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
-    if per == "recording" and len(rows):
+    if level == "recording" and len(rows):
         table = table.iloc[:1].assign(windows=len(rows))
         predictions = predictions.mean(axis=0, keepdims=True)
-    elif per == "window":
+    elif level != "recording":
         table["onset"] = rows["onset"]
     table["role"] = role_of(ensemble, recording)
     table[names] = predictions

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,7 @@ def predict_windows(
     ensemble: LoadedEnsemble,
     given: Any,
     facts: WindowFacts,
-    per: Literal["window", "recording"],
+    level: str,
     progress: Progress | None,
 ) -> pd.DataFrame:
     """Return the table of predictions; see `raypipe.packaging.predict.predict`.
@@ -114,7 +114,7 @@ def predict_windows(
         raise UserError(f"no window to predict{f' ({reasons})' if reasons else ''}")
     _check_scales(ensemble, spreads)
     found = pd.concat(parts, ignore_index=True)
-    if per == "recording":
+    if level == "recording":
         found = _means(ensemble, found)
     found.attrs["left_out"] = {
         key: ", ".join(f"{n} {what}" for what, n in lost.items()) for key, lost in left_out.items() if +lost

@@ -102,7 +102,7 @@ def test_means_per_recording_and_what_is_left_out(bundle):
         "epochs[1]": "1 epochs dropped by MNE (USER)",
         "sub-01": "1 windows with missing samples",
     }
-    means = raypipe.predict(bundle, given, subject=["01", "02"], per="recording")
+    means = raypipe.predict(bundle, given, subject=["01", "02"], level="recording")
     assert means["windows"].tolist() == [7, 7] and means["recording"].tolist() == ["sub-01", "sub-02"]
     by = table.groupby("recording")["probability_right"].mean()
     np.testing.assert_allclose(means["probability_right"], by)
@@ -144,7 +144,7 @@ WRONG = {
     "sfreq: epochs say it themselves": (lambda: epochs_of("01"), {"sfreq": 100}),
     "nothing_epo.fif: no such file": ("nothing_epo.fif", {}),
     "X is a int: it needs an array": (3, {}),
-    "per 'person': must be window or recording": (X, {"per": "person"}),
+    "level 'person': must be window, recording or subject": (X, {"level": "person"}),
 }
 
 

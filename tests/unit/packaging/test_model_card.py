@@ -13,3 +13,15 @@ def test_class_frequencies_below_chance_are_explained(classes, tmp_path, score, 
     last = list(info.table)[-1]
     info = info.model_copy(update={"table": info.table | {last: info.table[last] | {"oof": score}}})
     assert ("class frequencies score below 0.5" in model_card(info)) == explained
+
+
+def test_predictions_of_people_are_named_with_their_interval(classes, repeated, tmp_path):
+    from raypipe.ensembles.people import People
+
+    export = export_bundle(repeated.run, repeated.ensemble(top=1), tmp_path / "people", windows=repeated.windows)
+    info = load_ensemble(export).info
+    assert "`--level subject` writes a row per person." in model_card(info)
+    interval = info.model_copy(update={"people": People(n=30, half_width=2.5)})
+    assert "± 2.5, which is to contain the target of 90% of new people (from the errors of 30" in model_card(interval)
+    trials = export_bundle(classes.run, classes.ensemble(top=1), tmp_path / "trials", windows=classes.windows)
+    assert "--level subject" not in model_card(load_ensemble(trials).info)

@@ -156,7 +156,7 @@ def test_no_label_is_needed(simulated, bundle, tmp_path):
 
 
 def test_means_per_recording(simulated, bundle):
-    windows, means = predict(bundle, simulated.bids), predict(bundle, simulated.bids, per="recording")
+    windows, means = predict(bundle, simulated.bids), predict(bundle, simulated.bids, level="recording")
     assert list(means["windows"]) == list(windows.groupby("recording").size())
     np.testing.assert_allclose(means["prediction"], windows.groupby("recording")["prediction"].mean())
     assert "onset" not in means
@@ -200,8 +200,8 @@ def test_bad_input(simulated, bundle, tmp_path):
         predict(bundle, tmp_path / "missing.bdf")
     with pytest.raises(UserError, match="no bundle"):
         predict(tmp_path, simulated.bids)
-    with pytest.raises(UserError, match="must be window or recording"):
-        predict(bundle, simulated.bids, per="subject")
+    with pytest.raises(UserError, match="must be window, recording or subject"):
+        predict(bundle, simulated.bids, level="person")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no recording there"):
         predict(bundle, tmp_path / "empty", tmp_path / "out.csv")
