@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from raypipe.backend.cluster import Cluster
@@ -15,6 +15,7 @@ from raypipe.backend.resources import GpuCount, max_trials_on_driver, wait_for_r
 from raypipe.core.errors import InterruptedSweepError, LostSweepError, UserError, first_line
 from raypipe.core.stop import StopRequest
 from raypipe.data.window_store import WindowStore
+from raypipe.storage.lease import Resources
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import Layout, SweepCallback
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from raypipe.core.options import SweepOptions
     from raypipe.storage.budget import Budget
     from raypipe.storage.lease import Lease
+    from raypipe.storage.requests import Inbox
 
 ACTOR_BYTES = 120 * 10**6
 """Bytes of memory that a trial actor needs (benchmarks/RESULTS.md)."""
@@ -53,6 +55,8 @@ class Driver:
     pool: WorkerPool
     callback: SweepCallback
     stop: StopRequest
+    inbox: Inbox
+    """Requests from outside."""
 
 
 def supervise(
@@ -125,6 +129,7 @@ def _execute(driver: Driver, queue: TrialQueue) -> None:
         layout, context, groups = driver.pool.open(driver)
         queue.parallel = layout.concurrent
         driver.callback.on_layout(layout)
+        driver.lease.resources = Resources(**asdict(layout))
         gpus = layout.workers * layout.concurrent * layout.gpus
         stack.enter_context(driver.budget.holding(gpus, GpuCount()))
         search = _search(driver, queue, context.broker)
@@ -287,6 +292,7 @@ def _search(driver: Driver, queue: TrialQueue, broker: ActorHandle) -> RunSearch
 
     from raypipe.backend.heartbeat import Watchdog
     from raypipe.backend.tune import RunSearch
+    from raypipe.trial.requests import RequestDesk
 
     ended = broker.block.remote()
     return RunSearch(
@@ -298,6 +304,7 @@ def _search(driver: Driver, queue: TrialQueue, broker: ActorHandle) -> RunSearch
         check_budget=driver.budget.used_up,
         broker_died=lambda seconds: bool(ray.wait([ended], timeout=seconds)[0]),
         actor_not_replaced=Watchdog(broker, driver.callback.on_actor_lost).check,
+        desk=RequestDesk(driver.inbox, queue, driver.stop, driver.lease.id),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray import tune
@@ -21,6 +21,7 @@ from raypipe.storage.remote import shell_quoted
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.callback import SweepCallback
 from raypipe.trial.failures import UNUSABLE_WORKERS, DrawError
+from raypipe.trial.requests import STOPPED, RequestDesk
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -79,6 +80,9 @@ class TrialQueue(Protocol):
     def awaited_end(self, number: int) -> tuple[State, str] | None:
         """Return how a trial ends once its lost checkpoints are made again; None for any other trial."""
 
+    def enqueue_point(self, point: Mapping[str, Any], request: str) -> int:
+        """Enqueue a point once; return its trial, or raise `UserError` where it cannot be trained."""
+
 
 class DriverLease(Protocol):
     """The driver's lease of the run."""
@@ -111,6 +115,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         Returns whether the broker dies within some seconds.
     actor_not_replaced
         Returns whether an actor that died was not replaced (`Watchdog.check`).
+    desk
+        Acts on requests from outside; None for a sweep that takes none.
 
     Attributes
     ----------
@@ -133,12 +139,13 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         check_budget: Callable[[], str] = lambda: "",
         broker_died: Callable[[float], bool] = lambda seconds: False,
         actor_not_replaced: Callable[[], bool] = lambda: False,
+        desk: RequestDesk | None = None,
     ) -> None:
         mode = "min" if queue.run.info.direction == "minimize" else "max"
         super().__init__(queue.run.space, metric="score", mode=mode, storage=storage, study_name=STUDY_NAME)
         self.queue, self.callback, self.stop = queue, callback, stop or StopRequest()
         self._lease, self._check_budget = lease, check_budget
-        self._broker_died, self._actor_not_replaced = broker_died, actor_not_replaced
+        self._broker_died, self._actor_not_replaced, self._desk = broker_died, actor_not_replaced, desk
         self.fatal: BaseException | None = None
         self.progress = False
         self.budget_used = ""
@@ -157,6 +164,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial for Tune; None while only running trials are left."""
         self._end_if_abandoned()
+        with self._sweep_ends_on_error():
+            self._act_on_requests()
         while not (self.fatal or self.stop.is_set() or self._over_budget()):
             if self._none_left and self._running:
                 return None  # Tune asks again: a running trial may be put back
@@ -179,6 +188,10 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             return {"number": number, "restores": self.queue.awaited_end(number) is not None}
         return Searcher.FINISHED
 
+    def _act_on_requests(self) -> None:
+        if self._desk is not None:
+            self._desk.act(len(self._running))
+
     def _over_budget(self) -> bool:
         self.budget_used = self.budget_used or self._check_budget()
         return bool(self.budget_used)
@@ -194,6 +207,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
             self.callback.on_epoch(number, result["epoch"], result["score"], result["folds"])
             if not self.queue.observe(number):
                 self._stop_reasons[trial_id] = ("pruned", "stopped by successive halving")
+        if self._desk is not None and self._desk.stops(number):
+            self._stop_reasons.setdefault(trial_id, ("stopped", STOPPED))
         if self._over_budget():
             self._stop_reasons.setdefault(trial_id, ("stopped", self.budget_used))
         return not (self.fatal or self.stop.is_set() or trial_id in self._stop_reasons)
@@ -255,6 +270,8 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
     def _end(self, ended: TrialResult) -> None:
         self._running.discard(ended.number)
         self.callback.on_trial_end(ended)
+        if self._desk is not None:
+            self._desk.settle(ended)
         if ended.state == "failed":
             self._count_failure(ended)
         else:
@@ -279,6 +296,7 @@ class RunSearch(OptunaSearch):  # type: ignore[misc]
         """Return whether the sweep must end; record why."""
         self._end_if_abandoned()
         with self._sweep_ends_on_error():
+            self._act_on_requests()
             if self.stop.is_set() and not self._draining_reported:
                 self._draining_reported = True  # reported here: a signal handler may have set the request
                 self.callback.on_draining(len(self._running))

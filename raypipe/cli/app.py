@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 USAGE_STATUS, INTERRUPTED_STATUS = 2, 130
 """Exit status after bad input, and after a Ctrl-C."""
 
-WORKING = ("ensemble", "export", "predict", "report", "dashboard", "submit", "stop", "push", "pull", "tidy")
+WORKING = ("ensemble", "export", "predict", "report", "dashboard", "submit", "stop", "enqueue", "push", "pull", "tidy")
 """Verbs, beside `CONTINUED`, that do more than print: what they do outlives a full disk under their output."""
 
 CONTINUED = ("simulate", "prepare", "sweep", "resume", "rerun", "pretrain")

@@ -17,6 +17,7 @@ from raypipe.cli.common import (
     example,
     is_outer,
     is_pretrained,
+    print_asked,
     write,
 )
 from raypipe.core.errors import UserError
@@ -134,19 +135,29 @@ def jobs(cluster: ClusterOption = LOCAL_DASHBOARD) -> None:
     console.print(table)
 
 
-@app.command(rich_help_panel=PANEL, epilog=example("raypipe stop run-1a2b3c-1"))
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe stop demo/run --trial 7", "raypipe stop run-1a2b3c-1"))
 def stop(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Name, as raypipe jobs lists it.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|JOB", help="A run, or a job as raypipe jobs lists it.")],
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Trial that stops after its epoch.", show_default="the whole sweep")
+    ] = None,
     cluster: ClusterOption = LOCAL_DASHBOARD,
 ) -> None:
-    """Stop a job; submit its command again to continue.
+    """Stop a running sweep or one of its trials, or a job.
 
-    Its run is kept.
+    Epochs under way are finished, and the run is kept: raypipe resume, or the job submitted again, continues it.
     """
     from raypipe.backend.jobs import Jobs
+    from raypipe.search.requests import ask_to_end, ask_to_stop
+    from raypipe.storage.run_store import RunStore
 
-    Jobs(cluster).stop(job)
-    write(f"{job}: stopping")
+    if trial is None and not RunStore.exists(run):
+        Jobs(cluster).stop(run)
+        write(f"{run}: stopping")
+        return
+    store = RunStore.open(run)
+    asked = ask_to_end(store) if trial is None else ask_to_stop(store, trial)
+    print_asked(store.where, asked.describe())
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe push demo/store s3://lab/store"))

@@ -112,6 +112,15 @@ def print_status(where: str) -> None:
     show_status(console, read_status(RunStore.open(where)))
 
 
+def print_asked(where: str, what: str) -> None:
+    """Print that the driver of a run was asked for something, and where its answer is seen."""
+    from raypipe.storage.lease import HEARTBEAT_SECONDS
+    from raypipe.storage.remote import shell_quoted
+
+    when = f"a running driver answers in about {HEARTBEAT_SECONDS:.0f} s"
+    write(f"asked to {what}; {when}: raypipe status {shell_quoted(where)}")
+
+
 def print_advice(where: str) -> None:
     """Print what a search has cost, and what to do next."""
     from raypipe.reporting.advice import advise

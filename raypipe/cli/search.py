@@ -16,6 +16,7 @@ from raypipe.cli.common import (
     is_outer,
     is_pretrained,
     print_advice,
+    print_asked,
     print_outer,
     print_pretrained,
     print_status,
@@ -180,6 +181,24 @@ def rerun(
         train_again(run, top=top, seeds=seeds, callback=view, stop=stop, **options)
     print_status(run)
     print_advice(run)
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe enqueue demo/run optim/lr=0.003 sam/name=none"))
+def enqueue(
+    run: RunArg,
+    point: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE...", help="Every parameter that the search space draws.")
+    ],
+) -> None:
+    """Enqueue a point of the search space as the next trial of a run.
+
+    It is one of the run's --trials. Without a driver it waits for the next.
+    """
+    from raypipe.search.requests import ask_to_enqueue
+    from raypipe.storage.run_store import RunStore
+
+    store = RunStore.open(run)
+    print_asked(store.where, ask_to_enqueue(store, point).describe())
 
 
 @app.command(rich_help_panel=PANEL, epilog=example("raypipe pretrain mae --data demo/store --run demo/mae --epochs 20"))

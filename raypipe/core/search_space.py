@@ -167,22 +167,32 @@ class SearchSpace:
         UserError
             As `__call__`; or a start point lacks a parameter, has one too many, or is out of range.
         """
-        import optuna
-
         self.draw(draws)
         for number, point in enumerate(self.start):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")  # Optuna only warns about values out of range
-                    fixed = optuna.trial.FixedTrial(point)
-                    self(fixed)
-            except UserError as error:
-                raise UserError(f"START[{number}]: {error}") from None
-            except Exception as error:
-                raise UserError(f"{self.name}: START[{number}]: {error}") from None
-            extra = sorted(point.keys() - fixed.params.keys())
-            if extra:
-                raise UserError(f"{self.name}: START[{number}] sets '{extra[0]}', which space(trial) does not ask for")
+            self.check_point(point, f"START[{number}]")
+
+    def check_point(self, point: Mapping[str, Any], name: str) -> None:
+        """Check that the space can draw a point; `name` is what messages call it.
+
+        Raises
+        ------
+        UserError
+            As `__call__`; or the point lacks a parameter, has one too many, or is out of range.
+        """
+        import optuna
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Optuna only warns about values out of range
+                fixed = optuna.trial.FixedTrial(dict(point))
+                self(fixed)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        except Exception as error:
+            raise UserError(f"{self.name}: {name}: {error}") from None
+        extra = sorted(point.keys() - fixed.params.keys())
+        if extra:
+            raise UserError(f"{self.name}: {name} sets '{extra[0]}', which space(trial) does not ask for")
 
 
 @contextlib.contextmanager

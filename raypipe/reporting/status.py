@@ -14,6 +14,7 @@ from raypipe.search.reruns import Spread, spreads
 from raypipe.storage.files import map_concurrently
 from raypipe.storage.lease import DriverRecord, read_lease
 from raypipe.storage.records import TrialRecord, TrialResult, best_epoch, read_options
+from raypipe.storage.requests import Asked, read_requests
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 
@@ -23,6 +24,8 @@ BEST_ROWS = 10
 """Number of these trials that are chosen for their scores."""
 MAX_FAILURES = 3
 """Failed trials whose log is shown."""
+MAX_REQUESTS = 5
+"""Last requests that are shown."""
 LOG_LINES = 6
 """Last lines of such a log that are shown."""
 _UNFINISHED = ("running", "interrupted")
@@ -75,6 +78,10 @@ class Status:
     """Logs of the latest failed trials."""
     spreads: list[Spread] = field(default_factory=list)
     """Scores of trials that were trained again on new seeds."""
+    resources: list[str] = field(default_factory=list)
+    """Cores and GPUs in use, in words; empty without a driver."""
+    requests: list[Asked] = field(default_factory=list)
+    """The last requests to the run's drivers, oldest first."""
 
     def top_rows(self, limit: int = MAX_ROWS) -> list[TrialRow]:
         """Return up to `limit` trials in order of their numbers; unfinished, best and latest ones take precedence."""
@@ -126,6 +133,8 @@ def read_status(run: RunStore) -> Status:
         seconds_left=_seconds_left(driver, ended, planned),
         failures=_failure_logs(run, rows),
         spreads=spreads(run, reruns, results),
+        resources=_resources(driver, rows),
+        requests=read_requests(run, MAX_REQUESTS),
     )
 
 
@@ -204,6 +213,12 @@ def _exhausted_budget(driver: DriverRecord, options: dict[str, Any]) -> str:
         if options.get(name) and used >= options[name]:
             return f"its {text} used up; continue with: raypipe resume RUN --{name.replace('_', '-')} MORE"
     return ""
+
+
+def _resources(driver: DriverRecord | None, rows: Sequence[TrialRow]) -> list[str]:
+    if not driver or not driver.alive or not driver.resources:
+        return []
+    return driver.resources.used(min(driver.resources.concurrent, sum(row.state == "running" for row in rows)))
 
 
 def _seconds_left(driver: DriverRecord | None, ended: int, planned: int) -> float | None:

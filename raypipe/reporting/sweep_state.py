@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from raypipe.core.config import TrialConfig
 from raypipe.core.metrics import get_metric
+from raypipe.storage.lease import Resources
 from raypipe.storage.records import TrialResult
 from raypipe.trial.callback import Layout, RunSnapshot, SweepCallback
 
@@ -149,6 +150,4 @@ class SweepState(SweepCallback):
         """Lines such as ``4 of 8 cores used``."""
         if self.layout is None:
             return []
-        layout, workers = self.layout, len(self.running) * self.layout.workers
-        amounts = (("cores", layout.cpus, layout.total_cpus), ("GPUs", layout.gpus, layout.total_gpus))
-        return [f"{min(workers * each, total):g} of {total:g} {name} used" for name, each, total in amounts if total]
+        return Resources(**asdict(self.layout)).used(len(self.running))

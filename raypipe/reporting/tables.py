@@ -53,6 +53,10 @@ def show_status(console: Console, status: Status) -> None:
     print_line(console, f"{shown_metric(status.metric)}: of {status.scored}", "dim")
     for spread in status.spreads:
         print_line(console, spread.describe(shown_metric(status.metric)))
+    if status.resources:
+        print_line(console, ", ".join(status.resources), "dim")
+    for request, answer in status.requests:
+        print_line(console, f"asked to {request.describe()}: {answer.text if answer else 'no answer yet'}")
     for failed in status.failures:
         logs = f"raypipe logs {shell_quoted(status.where)} {failed.number}"
         print_line(console, f"trial {failed.number} failed ({failed.kind}); more in: {logs}")

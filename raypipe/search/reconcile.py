@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from raypipe.core.errors import DamagedFileError, StorageError, UserError, first_line
 from raypipe.search.distributions import pack_distributions, unpack_distributions
 from raypipe.search.optuna_compat import FIXED_PARAMS, enqueued_params
+from raypipe.search.points import POINTS_FILE, Point, read_points, write_points
 from raypipe.search.reruns import RERUN_OF, RERUN_SEED, RERUNS_FILE, Rerun, is_rerun, read_reruns, write_reruns
 from raypipe.search.warm_start import WarmStart
 from raypipe.storage.journal import STUDY_NAME, open_journal, replace_journal
@@ -64,6 +65,8 @@ def open_study(run: RunStore, callback: SweepCallback) -> BaseStorage:
         reason, trials = first_line(error), []
     if not run.folder.exists(RERUNS_FILE) and (reruns := _known_reruns(records, trials or [])):
         write_reruns(run, reruns)
+    if not run.folder.exists(POINTS_FILE) and (points := _known_points(run, trials or [])):
+        write_points(run, points)
     expected = _Expected(run, records)
     reason = reason or expected.first_difference(trials)
     if reason:
@@ -82,6 +85,21 @@ def _known_reruns(records: Mapping[int, TrialRecords], trials: list[FrozenTrial]
     known = ((number, one.record) for number, one in records.items())
     reruns += [Rerun(number=n, of=r.rerun_of, seed=r.config.seed) for n, r in known if r and r.rerun_of is not None]
     return sorted(reruns, key=lambda rerun: rerun.number)
+
+
+def _known_points(run: RunStore, trials: list[FrozenTrial]) -> list[Point]:
+    """Return the points that are in the study and are no starting points of the search space."""
+    first = len(_start_points(run)) + len(run.info.warm["trials"] if run.info.warm else ())
+    found = [(trial.number, enqueued_params(trial)) for trial in trials[first:] if not is_rerun(trial)]
+    return [Point(number=number, params=params) for number, params in found if params is not None]
+
+
+def _start_points(run: RunStore) -> list[dict[str, Any]]:
+    """Return the starting points of a run's search space, each once."""
+    starts: list[dict[str, Any]] = []
+    for point in run.space.start:
+        starts += [point] if point not in starts else []
+    return starts
 
 
 def study_difference(run: RunStore, records: Mapping[int, TrialRecords]) -> str:
@@ -143,19 +161,17 @@ class _Expected:
         self.run, self.records = run, records
         warm = WarmStart.model_validate(run.info.warm) if run.info.warm else None
         self.warm = [trial.frozen(warm.run) for trial in warm.trials] if warm else []
-        starts: list[dict[str, Any]] = []
-        for point in run.space.start:
-            starts += [point] if point not in starts else []
-        self.starts = dict(enumerate(starts, len(self.warm)))
+        self.starts = dict(enumerate(_start_points(run), len(self.warm)))
         self.reruns = {rerun.number: rerun for rerun in read_reruns(run)}
+        self.points = {point.number: point.params for point in read_points(run)}
 
     def first_difference(self, trials: list[FrozenTrial] | None) -> str:
         """Return how a study disagrees with the records; empty if it agrees."""
         if trials is None:
-            return "the study's journal is missing" if self.records or self.reruns else ""
+            return "the study's journal is missing" if self.records or self.reruns or self.points else ""
         asked = [trial.number for trial in trials if trial.state != TrialState.WAITING]
         newest = max(asked, default=-1)
-        for number in sorted({*self.records, *self.reruns}):
+        for number in sorted({*self.records, *self.reruns, *self.points}):
             if number >= len(trials):
                 return f"the study's journal does not have trial {number}"
         for trial in trials:
@@ -221,7 +237,7 @@ class _Expected:
         """Return all trials of the rebuilt study, in order; `trials` are those of the old one."""
         old = dict(enumerate(trials or []))
         lost = self.lost(trials)
-        count = 1 + max([len(self.warm) - 1, *self.records, *self.starts, *self.reruns, *lost])
+        count = 1 + max([len(self.warm) - 1, *self.records, *self.starts, *self.reruns, *self.points, *lost])
         return [self._trial(number, old.get(number) if number in lost else None) for number in range(count)]
 
     def _trial(self, number: int, lost: FrozenTrial | None) -> FrozenTrial:
@@ -233,7 +249,7 @@ class _Expected:
         if one is not None:
             return self._recorded(number, one)
         attributes = {"user_attrs": self._user_attrs(number), "system_attrs": self._system_attrs(number)}
-        waits = number in self.starts or number in self.reruns
+        waits = number in self.starts or number in self.reruns or number in self.points
         return create_trial(state=TrialState.WAITING if waits else TrialState.RUNNING, **attributes)
 
     def _again(self, lost: FrozenTrial, drawn: FrozenTrial) -> FrozenTrial:
@@ -277,6 +293,8 @@ class _Expected:
     def _system_attrs(self, number: int) -> dict[str, Any]:
         if number in self.starts:
             return {FIXED_PARAMS: self.starts[number]}
+        if number in self.points:
+            return {FIXED_PARAMS: self.points[number]}
         return {FIXED_PARAMS: {}} if number in self.reruns else {}
 
 

@@ -7,7 +7,8 @@ Neither Ray nor Tune is used here.
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -16,6 +17,7 @@ from raypipe.core.config import TrialConfig
 from raypipe.core.errors import LostCheckpointError, StorageError, UserError
 from raypipe.search.distributions import pack_distributions
 from raypipe.search.optuna_compat import enqueued_params, open_trial
+from raypipe.search.points import enqueue_missing, enqueue_point
 from raypipe.search.reconcile import ENDED, STUDY_STATES, reported
 from raypipe.search.reruns import enqueue_reruns, is_rerun, rerun_config
 from raypipe.search.sampler import TrialSampler
@@ -81,6 +83,7 @@ class StudyQueue:
         )
         self._warm = add_warm_trials(self.study, run)
         self._enqueue_start_points()
+        enqueue_missing(self.study, run)
         self._put_back: deque[int] = deque()
         self._configs: dict[int, TrialConfig] = {}
         self._losses: Counter[int] = Counter()
@@ -124,6 +127,16 @@ class StudyQueue:
         waiting = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]
         self.trials = self.asked + len(waiting)
         return self.trials
+
+    def enqueue_point(self, point: Mapping[str, Any], request: str) -> int:
+        """Enqueue a point of the search space once, as one of the run's trials; return its number.
+
+        Raises
+        ------
+        UserError
+            The space cannot have drawn it, or all trials are drawn.
+        """
+        return enqueue_point(self.study, self.run, point, request, self.trials, self._warm)
 
     @property
     def exhausted(self) -> bool:

@@ -30,6 +30,7 @@ from raypipe.storage.budget import Budget
 from raypipe.storage.files import check_names
 from raypipe.storage.lease import DRIVER_FILE, Lease, Usage, in_use_error, read_lease
 from raypipe.storage.records import OPTIONS_FILE, read_options, write_options
+from raypipe.storage.requests import Inbox
 from raypipe.storage.run_store import RunStore
 from raypipe.storage.usage import usage_by_trials
 from raypipe.trial.callback import CallbackList, RunSnapshot, SweepCallback
@@ -237,7 +238,10 @@ def _run_trials(
     queue = open_queue()
     callback.on_open(_snapshot(store, windows, options.trials))
     budget = Budget(lease, options.time_budget, options.gpu_hours)
-    driver = Driver(store, windows, options, storage, lease, budget, cluster, pool, callback, stop)
+    inbox = Inbox(store)
+    inbox.look()
+    lease.after_beat = inbox.look
+    driver = Driver(store, windows, options, storage, lease, budget, cluster, pool, callback, stop, inbox)
     if not queue.exhausted and (used := budget.used_up()):
         callback.on_budget_used(used)
     elif not queue.exhausted:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from raypipe.core.errors import DamagedFileError, StorageError, UserError
-from raypipe.core.record import OtherFormatError
+from raypipe.core.record import FrozenModel, OtherFormatError
 from raypipe.storage.files import Folder, LocalFolder, read_record, write_record
 from raypipe.storage.host_lock import is_locked, take_lock
 from raypipe.storage.records import OwnedRecord, read_owned
@@ -56,10 +56,32 @@ class Usage(NamedTuple):
     gpu_hours: float = 0.0
 
 
+class Resources(FrozenModel):
+    """What a driver's trials take of its cluster."""
+
+    workers: int
+    """Workers per trial."""
+    concurrent: int
+    """Trials that run at a time."""
+    cpus: float
+    """Cores per worker."""
+    gpus: float
+    """GPUs per worker."""
+    total_cpus: float
+    total_gpus: float
+    """Cores and GPUs of the cluster."""
+
+    def used(self, trials: int) -> list[str]:
+        """Return lines such as ``4 of 8 cores used`` while so many trials run."""
+        workers = trials * self.workers
+        amounts = (("cores", self.cpus, self.total_cpus), ("GPUs", self.gpus, self.total_gpus))
+        return [f"{min(workers * each, total):g} of {total:g} {name} used" for name, each, total in amounts if total]
+
+
 class DriverRecord(OwnedRecord):
     """The process that drives a run or that drove it last (``driver.json``)."""
 
-    format: Literal["raypipe-driver/2"] = "raypipe-driver/2"
+    format: Literal["raypipe-driver/3"] = "raypipe-driver/3"
     id: str
     """Random, and new for every lease."""
     host: str
@@ -72,6 +94,8 @@ class DriverRecord(OwnedRecord):
     """Hours of GPUs that this and earlier drivers have held."""
     beat: float
     """Unix time (s) of the last heartbeat by the clock of its host, which may be wrong."""
+    resources: Resources | None = None
+    """None until the cluster has them."""
     ended: bool = False
     """The driver has given the lease back."""
     alive: bool = Field(default=False, exclude=True)
@@ -211,8 +235,12 @@ class Lease:
     ----------
     gpu_hours
         Hours of GPUs that this and earlier drivers have held; `raypipe.storage.budget` adds to it.
+    resources
+        What the driver's trials take, once it is known; written with each heartbeat.
     before_beat
         Called before each heartbeat is written.
+    after_beat
+        Called after each but the first and the last, in the thread of the heartbeats; may take long.
     lost
         The error to stop with if another driver has taken over the run, else None.
 
@@ -236,8 +264,15 @@ class Lease:
         self._stop = threading.Event()
         self._lock_handle: int | None = None
         self.gpu_hours = 0.0
+        self.resources: Resources | None = None
         self.before_beat: Callable[[], object] = lambda: None
+        self.after_beat: Callable[[], object] = lambda: None
         self.lost: UserError | None = None
+
+    @property
+    def id(self) -> str:
+        """Return `DriverRecord.id` of this lease."""
+        return self._id
 
     @property
     def spent(self) -> float:
@@ -296,6 +331,7 @@ class Lease:
             spent=self.spent,
             gpu_hours=self.gpu_hours,
             beat=time.time(),
+            resources=self.resources,
             ended=ended,
         )
         write_record(self._folder, DRIVER_FILE, record)
@@ -311,6 +347,7 @@ class Lease:
                     self.lost = in_use_error(self._folder, found)
                     return
                 self._beat()
+                self.after_beat()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -14,10 +14,10 @@ from raypipe.core.errors import DamagedFileError
 from raypipe.storage.files import Folder, LocalFolder
 
 _TRIAL = r"trials/(\d{4}|[1-9]\d{4,})"
-_FOLDERS = re.compile(rf"trials|compute|study|log|init|code|ensemble|{_TRIAL}(/(log|predictions|fold-\d+))?")
+_FOLDERS = re.compile(rf"trials|compute|study|log|init|code|ensemble|requests|{_TRIAL}(/(log|predictions|fold-\d+))?")
 _FILES = re.compile(
-    r"(run|folds|options|driver|reruns|outer|pretrain)\.json|space\.py|driver\.lock|study\.journal"
-    r"|(compute|study|init|ensemble)/[^/.]+\.(json|jsonl|csv|npz|safetensors)"
+    r"(run|folds|options|driver|reruns|points|outer|pretrain)\.json|space\.py|driver\.lock|study\.journal"
+    r"|(compute|study|init|ensemble|requests)/[^/.]+\.(json|jsonl|csv|npz|safetensors)"
     r"|code/[^/]+\.py"
     rf"|{_TRIAL}/((trial|history|result|retry)\.json|[^/.]+\.(npz|safetensors))"
     rf"|{_TRIAL}/(log/[^/.]+\.txt|predictions/epoch-\d+\.npz|fold-\d+/epoch-\d+\.ckpt)"

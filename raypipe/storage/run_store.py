@@ -11,6 +11,8 @@ and can be read without Ray.
 ``options.json``                      the options that the run was last driven with
 ``driver.json``                       the lease of its driver, and the time spent (`raypipe.storage.lease`)
 ``reruns.json``                       the reruns that were asked for (`raypipe.search.reruns`)
+``points.json``                       the points that were enqueued (`raypipe.search.points`)
+``requests/<id>.json``                what the driver was asked for, and its answers (`raypipe.storage.requests`)
 ``study.journal``                     the Optuna study (journal storage; optuna-dashboard reads it)
 ``init/encoder.safetensors``          the pretrained encoder that trials start from, if any
 ``compute/<key>.json``                the measured choice of algorithms for one shape (`raypipe.trial.autotune`)

@@ -13,10 +13,12 @@ from optuna.trial import TrialState
 
 from raypipe.backend.tune import ADVICE, MAX_ACTOR_DEATHS, MAX_SAME_FAILURES, RunScheduler, RunSearch, RunStopper
 from raypipe.core.errors import DiskFullError, LostSweepError, StorageError, UserError
+from raypipe.core.stop import StopRequest
 from raypipe.reporting.status import read_status
 from raypipe.search.study import MAX_LOSSES, StudyQueue
 from raypipe.storage.journal import open_journal
 from raypipe.storage.records import best_epoch
+from raypipe.storage.requests import Inbox, ask, read_answer
 from raypipe.storage.trial_log import read_log
 from raypipe.training import checkpoint
 from raypipe.training.loader import WindowLoader
@@ -25,6 +27,7 @@ from raypipe.trial.callback import SweepCallback
 from raypipe.trial.evaluator import TrialEvaluator, finish_trial
 from raypipe.trial.fold_runner import FoldRunner
 from raypipe.trial.local import run_trial
+from raypipe.trial.requests import RequestDesk
 from tests.support.callbacks import Recorder
 from tests.support.faults import FailingFolder
 from tests.support.toys import SPACE, ToyWindows, break_off, make_run
@@ -450,3 +453,32 @@ def test_an_abandoned_tune_ends_and_records_nothing(search):
     assert str(search.fatal) == "the control store is away"
     assert {path: path.read_bytes() for path in search.queue.run.local.rglob("*") if path.is_file()} == before
     assert ends_in_study(search.queue.run).get(number, []) == []
+
+
+def test_requests_from_outside_are_acted_on(tmp_path):
+    windows = ToyWindows()
+    run = make_run(tmp_path / "run", windows)
+    storage = open_journal(run)
+    queue, inbox, stop = StudyQueue(run, windows, storage, trials=2), Inbox(run), StopRequest()
+    desk = RequestDesk(inbox, queue, stop, "me")
+    search = RunSearch(queue, storage, callback=SweepCallback(), stop=stop, desk=desk)
+    number = search.suggest("a")["number"]
+    ask(run, "enqueue", point={"optim/lr": 0.005, "sam/name": "none"})
+    inbox.look()
+    assert search.suggest("b")["number"] == 1 and run.config(1).optim.lr == 0.005, "before the next trial is drawn"
+    report = {"number": number, "epoch": 1, "score": 0.5, "folds": [0.5], "done": False}
+    assert search.record_epoch("a", report)
+    asked = ask(run, "stop-trial", trial=number)
+    inbox.look()
+    assert not RunStopper(search).stop_all()
+    assert not search.record_epoch("a", report | {"epoch": 2})
+    assert search.record_epoch("b", report | {"number": 1})
+    closed = []
+    search._close = lambda number, state, reason, *_: closed.append((number, state, reason))
+    search.on_trial_complete("a", {"done": True})
+    assert closed == [(number, "stopped", "stopped by request")]
+    assert read_answer(run, asked) is None
+    ask(run, "end", driver="me")
+    inbox.look()
+    assert not RunStopper(search).stop_all()
+    assert stop.is_set() and not search.record_epoch("b", report | {"number": 1})

@@ -89,7 +89,7 @@ def test_reading_a_trial_that_has_ended_takes_two_small_files(tmp_path, monkeypa
     monkeypatch.setattr(folder, "names", counted := Counted(folder.names))
     read_status(run)
     assert len([name for name in read if name.startswith("trials/")]) == 6
-    assert counted.calls == 1, "one listing; behind a URI each is a request for every thousand files"
+    assert counted.calls == 2, "one listing of trials, and one of requests; behind a URI each takes a request"
 
 
 class Counted:

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def write(folder, **changes):
     record = {
-        "format": "raypipe-driver/2",
+        "format": "raypipe-driver/3",
         "id": "x",
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -222,8 +222,8 @@ def test_a_missing_or_damaged_record_is_no_lease(folder):
 
 
 def test_a_record_of_another_version_is_not_taken_over(folder):
-    write(folder, format="raypipe-driver/3")
-    with pytest.raises(UserError, match=r"driver.json: format 'raypipe-driver/3', expected 'raypipe-driver/2'; use "):
+    write(folder, format="raypipe-driver/9")
+    with pytest.raises(UserError, match=r"driver.json: format 'raypipe-driver/9', expected 'raypipe-driver/3'; use "):
         Lease(folder).__enter__()
 
 

@@ -1,0 +1,93 @@
+"""Ask the driver of a run for something from outside: checked here, written as a request, carried out by the driver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from raypipe.core.errors import UserError
+from raypipe.storage.lease import read_lease
+from raypipe.storage.remote import shell_quoted
+from raypipe.storage.requests import Request, ask
+from raypipe.storage.run_store import RunStore
+
+
+def ask_to_stop(run: RunStore, number: int) -> Request:
+    """Ask that a trial stops after the epoch under way, and keeps what it has trained.
+
+    Raises
+    ------
+    UserError
+        There is no such trial, or it has ended.
+    """
+    ended = run.result(number)
+    if ended is not None:
+        raise UserError(f"{run.where}: trial {number} has ended ({ended.state})")
+    if not run.has_trial(number):
+        raise UserError(f"{run.where}: no trial {number}")
+    return ask(run, "stop-trial", trial=number)
+
+
+def ask_to_enqueue(run: RunStore, words: Iterable[str]) -> Request:
+    """Ask that a point of the run's search space is trained; runs the space's code to check it.
+
+    Parameters
+    ----------
+    run
+        The run.
+    words
+        Every parameter that the space draws, such as ``optim/lr=0.003``.
+
+    Raises
+    ------
+    UserError
+        The space cannot have drawn the point.
+    """
+    point = parse_point(words)
+    run.space.check_point(point, "the point")
+    return ask(run, "enqueue", point=point)
+
+
+def ask_to_end(run: RunStore) -> Request:
+    """Ask that the sweep ends as after one Ctrl-C: running trials finish their epoch, and stay open.
+
+    Raises
+    ------
+    UserError
+        No driver runs.
+    """
+    driver = read_lease(run.folder)
+    if driver is None or not driver.alive:
+        raise UserError(f"{run.where}: no sweep is running; start one with: raypipe resume {shell_quoted(run.where)}")
+    return ask(run, "end", driver=driver.id)
+
+
+def parse_point(words: Iterable[str]) -> dict[str, Any]:
+    """Parse ``["optim/lr=0.003", "sam/name=none"]``; a value is JSON, or else text.
+
+    Raises
+    ------
+    UserError
+        There is none, one has no ``=``, or a name is given twice.
+    """
+    point: dict[str, Any] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or not name:
+            raise UserError(f"{word}: must be NAME=VALUE, for example optim/lr=0.003")
+        if name in point:
+            raise UserError(f"{word}: {name} is given twice")
+        point[name] = _parse_value(value)
+    if not point:
+        raise UserError("a point needs parameters as NAME=VALUE, for example optim/lr=0.003")
+    return point
+
+
+def _parse_value(text: str) -> str | bool | int | float | None:
+    try:
+        found = json.loads(text, parse_constant=lambda name: name)  # NaN is no number of a record
+    except (ValueError, RecursionError):
+        return text
+    finite = not isinstance(found, float) or abs(found) < float("inf")
+    return found if finite and not isinstance(found, dict | list) else text

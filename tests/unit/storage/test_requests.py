@@ -1,0 +1,63 @@
+"""Requests in a run's folder: written, read, answered; damaged ones are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from raypipe.core.errors import DamagedFileError
+from raypipe.storage.requests import Inbox, Request, ask, read_answer, read_requests
+from tests.support.records import edit_record
+from tests.support.toys import ToyWindows, make_run
+
+
+@pytest.fixture(params=["folder", "uri"])
+def run(tmp_path, request):
+    where = tmp_path / "run" if request.param == "folder" else f"file://{tmp_path}/run"
+    return make_run(where, ToyWindows())
+
+
+def test_a_request_is_pending_until_it_is_answered(run):
+    inbox = Inbox(run)
+    inbox.look()
+    assert inbox.pending() == []
+    first, second = ask(run, "stop-trial", trial=3), ask(run, "enqueue", point={"optim/lr": 0.1, "sam/name": "none"})
+    assert inbox.pending() == [], "the storage is only read in `look`"
+    inbox.look()
+    assert inbox.pending() == [first, second]
+    inbox.answer(first, True, "trial 3 ended")
+    assert inbox.pending() == [second]
+    assert read_answer(run, first).text == "trial 3 ended" and read_answer(run, second) is None
+    assert [(a.request.describe(), bool(a.answer)) for a in read_requests(run)] == [
+        ("stop trial 3", True),
+        ("enqueue optim/lr=0.1 sam/name=none", False),
+    ]
+    assert [a.request for a in read_requests(run, last=1)] == [second]
+    following = Inbox(run)  # the next driver
+    following.look()
+    assert following.pending() == [second]
+    inbox.look()
+    assert inbox.pending() == [second], "an answered request does not come back"
+
+
+def test_a_damaged_or_foreign_request_is_refused_once_and_not_acted_on(run):
+    request = ask(run, "stop-trial", trial=3)
+    name = f"requests/{request.id}.json"
+    run.folder.write(name, run.folder.read(name).replace(b'"trial": 3', b'"trial": 4'))
+    other = ask(run, "end", driver="x")
+    edit_record(run.where.removeprefix("file://"), f"requests/{other.id}.json", {"run": "other"})
+    run.folder.write("requests/notes.json", b"{}")
+    inbox = Inbox(run)
+    inbox.look()
+    assert inbox.pending() == [] and read_requests(run) == []
+    answers = [read_answer(run, each) for each in (request, other)]
+    assert [answer.done for answer in answers] == [False, False]
+    assert "refused: " in answers[0].text and "another run" in answers[1].text
+    assert "\n" not in answers[0].text
+
+
+def test_a_request_for_no_trial_is_no_record(run):
+    with pytest.raises(ValueError):
+        Request(id="x", kind="stop-trial", trial=-1, asked=0.0)
+    request = ask(run, "stop-trial", trial=1)
+    with pytest.raises(DamagedFileError):
+        Request.parse(run.folder.read(f"requests/{request.id}.json").replace(b"stop-trial", b"rm -rf"), "x")
