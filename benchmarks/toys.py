@@ -81,6 +81,11 @@ class ToyWindows:
         )
         self.path, self.where, self.dtype = Path("toy"), "toy", "float32"
         self.data_hash = "toy"
+        self.names: tuple[str, ...] = ()
+        self.places = [self.where]
+
+    def of(self, name: str) -> ToyWindows:
+        return self
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -66,7 +66,9 @@ def _values(field: FieldInfo) -> str:
     names = [f"`{value}`" for value in get_args(field.annotation) if isinstance(value, str)]
     if names:
         return ", ".join(names)
-    kind = {"bool": "True or False", "float": "number", "int": "whole number"}[field.annotation.__name__]
+    kind = {"bool": "True or False", "float": "number", "int": "whole number", "str": "a name of --data"}[
+        field.annotation.__name__
+    ]
     limits = (
         f"{sign} {_number(limit)}"
         for rule in field.metadata

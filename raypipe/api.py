@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raypipe.core.progress import Progress
     from raypipe.core.search_space import Space
     from raypipe.core.stop import StopRequest
+    from raypipe.core.store_names import Data
     from raypipe.data.arrays import from_arrays
     from raypipe.data.epochs import from_epochs
     from raypipe.data.inspection import inspect_bids
@@ -90,7 +91,7 @@ def __getattr__(name: str) -> Any:
 @document_options(SweepOptions)
 def sweep(
     space: Space,
-    data: str | Path,
+    data: Data,
     run: str | Path,
     *,
     warm_start: str | Path | None = None,
@@ -111,7 +112,8 @@ def sweep(
         ``space(trial)``, or a dictionary of constants and ranges (docs/search-spaces.md). A run keeps the source of a
         function, and what it uses from around it.
     data
-        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to.
+        Windows made by `prepare`: a folder, or a URI that ``raypipe push`` copied them to. Or several stores of the
+        same windows by name, such as ``{"broad": "store1", "alpha": "store2"}``: trials choose one (`data/store`).
     run
         Folder or pyarrow.fs URI of the run. An existing run must have been made with the same space, data, folds,
         held-out subjects and seed.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from raypipe.storage.run_store import RunStore
-    from raypipe.training.loader import WindowLoader
+    from raypipe.training.loader import StoreLoaders
     from raypipe.trial.fold_runner import FoldRunner
 
 OVER_CHECK_SECONDS = 0.2
@@ -65,7 +65,7 @@ class _Worker:
 
         from raypipe.data.window_cache import open_windows
         from raypipe.training.device import worker_device
-        from raypipe.training.loader import WindowLoader
+        from raypipe.training.loader import StoreLoaders
 
         self.context, self.group, self.broker = context, group, context.broker
         train_context = ray.train.get_context()
@@ -75,7 +75,7 @@ class _Worker:
         ray.get(self.broker.join.remote(group, self.rank, placement_group.id.hex() if placement_group else None))
         device = worker_device(context.gpus, ray.get_gpu_ids())  # after `join`, which counts starts that fail
         self.gpu_share = context.gpus or 1.0
-        self.loader = WindowLoader(open_windows(context.windows), device, share=self.gpu_share)
+        self.loaders = StoreLoaders(open_windows(context.windows), device, share=self.gpu_share)
         self.world, self.seq = world, 0
         self.run_store: RunStore | None = None
 
@@ -83,15 +83,17 @@ class _Worker:
         """Train jobs until the group is closed."""
         while (job := ray.get(self.broker.next_job.remote(self.group, self.seq))) is not None:
             self.seq = job.seq
-            _train_job(self.broker, self.group, job, self._fold_runner, self.loader)
+            _train_job(self.broker, self.group, job, self._fold_runner, self.loaders)
 
     def _fold_runner(self, job: TrialJob) -> FoldRunner:
         from raypipe.trial.autotune import ComputeOptions, choose_compute
         from raypipe.trial.failures import keeps_windows, read_retry
         from raypipe.trial.fold_runner import FoldRunner
 
-        context, loader, number = self.context, self.loader, job.number
+        context, number = self.context, job.number
         run = self._open(job.run)
+        config = run.config(number)
+        loader = self.loaders.of(config.data.store)
         folds = range(self.rank, run.folds.n_folds, self.world)
         writer = f"{self.group}-worker-{self.rank}"
         loader.set_resident(keeps_windows(run, number))
@@ -100,7 +102,7 @@ class _Worker:
             stem = "direct" if context.stem == "direct" else "fourier"
             return FoldRunner(run, loader, number, folds, stem=stem, writer=writer)
         options = ComputeOptions(stem=context.stem, stack=context.stack)
-        how = choose_compute(run, loader, run.config(number), folds, options, self._claim, self.gpu_share)
+        how = choose_compute(run, loader, config, folds, options, self._claim, self.gpu_share)
         return FoldRunner(run, loader, number, folds, stem=how.stem, stacked=how.stacked, writer=writer)
 
     def _open(self, where: str) -> RunStore:
@@ -123,7 +125,7 @@ def _train_job(
     group: str,
     job: TrialJob,
     make_runner: Callable[[TrialJob], FoldRunner],
-    loader: WindowLoader,
+    loaders: StoreLoaders,
 ) -> None:
     """Train a worker's folds of one trial; report every epoch, or the failure."""
     from raypipe.training.device import free_memory
@@ -148,7 +150,7 @@ def _train_job(
     except ray.exceptions.RayError:
         raise  # the broker has failed, not the trial
     except Exception as error:
-        failure = classify_failure(error, resident=loader.resident)
+        failure = classify_failure(error, resident=loaders.resident)
     else:
         return
     if failure.kind == OUT_OF_MEMORY:

@@ -55,6 +55,14 @@ ClusterOption = Annotated[
 DataOption = Annotated[
     str, typer.Option(metavar="STORE", help="Windows made by prepare: a folder, or a URI that push copied them to.")
 ]
+StoresOption = Annotated[
+    str,
+    typer.Option(
+        metavar="STORE",
+        help="Windows made by prepare: a folder, or a URI that push copied them to. Or several stores of the same "
+        "windows, such as broad=STORE1,alpha=STORE2: trials choose one (data/store).",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where networks are run.")]
 RunArg = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or a pyarrow.fs URI such as s3://bucket/run.")]
 

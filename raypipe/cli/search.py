@@ -10,6 +10,7 @@ import typer
 from raypipe.cli.common import (
     DataOption,
     RunArg,
+    StoresOption,
     app,
     console,
     example,
@@ -62,7 +63,7 @@ NewRun = Annotated[str, typer.Option(help="Folder or pyarrow.fs URI of the run. 
 )
 def plan(
     space: SpaceArg,
-    data: DataOption,
+    data: StoresOption,
     cpus: Annotated[
         float | None, typer.Option(help="CPU cores of the sweep.", show_default="the cluster's, or this machine's")
     ] = None,
@@ -86,7 +87,7 @@ def plan(
 @option_flags(SweepOptions, *SweepOptions.model_fields)
 def sweep(
     space: SpaceArg,
-    data: DataOption,
+    data: StoresOption,
     run: NewRun,
     warm_start: Annotated[
         str | None, typer.Option(metavar="RUN", help="Start the sampler of a new run from this run's trials.")

@@ -10,7 +10,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from raypipe.core.combinations import check_combination
 from raypipe.core.effects import LOSS_PARAMETERS
@@ -216,6 +224,14 @@ class InitConfig(FrozenModel):
     """Factor of the learning rate from one block to the one below it (Bao et al. 2022, arXiv:2106.08254)."""
 
 
+class DataConfig(FrozenModel):
+    """Preprocessing as a parameter: one of several stores of the same windows (``--data a=STORE1,b=STORE2``)."""
+
+    store: str = ""
+    """Name of the store; empty where the sweep has one store without a name. A space that does not set it gets a
+    choice among all names."""
+
+
 AnyLoss = Annotated[
     Annotated[LossConfig, Tag("raypipe")] | Annotated[OwnLossConfig, Tag(OWN)], Discriminator(own_or("raypipe"))
 ]
@@ -241,6 +257,7 @@ class TrialConfig(FrozenModel):
     loss: AnyLoss = LossConfig()
     pretrain: PretrainConfig = PretrainConfig()
     init: InitConfig = InitConfig()
+    data: DataConfig = DataConfig()
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     """Maximum number of epochs; the learning-rate schedule covers all of them. Models that are fitted in closed form
     have one."""
@@ -281,6 +298,12 @@ class TrialConfig(FrozenModel):
     def _sections_fit_together(self) -> Self:
         check_combination(self)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unnamed_store(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the store out where it has no name: there is one only."""
+        values: dict[str, Any] = serialize(self)
+        return values if self.data.store else {name: value for name, value in values.items() if name != "data"}
 
     @property
     def cycle_ends(self) -> list[int]:

@@ -66,7 +66,7 @@ UNUSED_IN_PRETRAINING = (
     "shrink", "precision",
 )  # fmt: skip
 """Parameters of training with targets, which pretraining does not use."""
-USED_IN_CLOSED_FORM = ("loss/balanced", "sampling", "shrink", "seed")
+USED_IN_CLOSED_FORM = ("loss/balanced", "sampling", "shrink", "seed", "data/store")
 """Parameters beside those of the model that a model which is fitted in closed form uses."""
 
 

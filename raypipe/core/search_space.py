@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from raypipe.core.own_code import SourceFile
 from raypipe.core.parameters import nest, parse_config
 from raypipe.core.shipped import find_space
 from raypipe.core.space_source import source_of
+from raypipe.core.store_names import PARAMETER as STORE
+from raypipe.core.store_names import require_known_store
 from raypipe.core.text import decode_source
 
 Space = str | Path | Callable[[Any], Any] | Mapping[str, Any]
@@ -63,9 +66,11 @@ class SearchSpace:
     name: str = field(default="space.py")
     files: Mapping[str, SourceFile] = field(default_factory=dict)
     """By the paths that the source has."""
+    stores: tuple[str, ...] = ()
+    """Names of the stores that trials choose among (`data/store`); empty for a single store."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SearchSpace, (self.source, self.name, self.files)
+        return SearchSpace, (self.source, self.name, self.files, self.stores)
 
     @property
     def hash(self) -> str:
@@ -100,8 +105,22 @@ class SearchSpace:
 
     @property
     def start(self) -> list[dict[str, Any]]:
-        """Return the points that run first."""
-        return [dict(point) for point in self._module.get("START", [])]
+        """Return the points that run first. Those that name no store get the names of the stores in turn."""
+        points = [dict(point) for point in self._module.get("START", [])]
+        if not self.stores:
+            return points
+        dealt = itertools.cycle(self.stores)
+        return [point if STORE in point else self._with_store(point, next(dealt)) for point in points]
+
+    def _with_store(self, point: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return a point with a store, unless the space sets it to a constant."""
+        import optuna
+
+        whole = {**point, STORE: name}
+        with contextlib.suppress(Exception):  # `check` reports what is wrong with the point
+            if STORE not in self._draw(optuna.trial.FixedTrial(whole))[0]:
+                return point
+        return whole
 
     def __call__(self, trial: Any, *, seed: int = 0) -> TrialConfig:
         """Draw one configuration; `seed` is its seed if the space sets none.
@@ -120,6 +139,8 @@ class SearchSpace:
         try:
             with foreign_code():
                 constants = space(recorder)
+                if self.stores and not _sets_store(recorder.values, constants):
+                    recorder.suggest_categorical(STORE, list(self.stores))
         except (UserError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit() and os._exit() too
@@ -132,7 +153,10 @@ class SearchSpace:
             if not isinstance(name, str):
                 raise UserError(f"{self.name}: names of parameters must be text such as 'optim/lr' (given {name!r})")
         params = {"seed": seed, **recorder.values, **(constants or {})}
-        return recorder.values, parse_config(self._with_code(params), self.name)
+        config = parse_config(self._with_code(params), self.name)
+        if config.data.store or self.stores:
+            require_known_store(config.data.store, self.stores, self.name)
+        return recorder.values, config
 
     def _with_code(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with what identifies the code of users that they name."""
@@ -195,6 +219,14 @@ class SearchSpace:
             raise UserError(f"{self.name}: {name} sets '{extra[0]}', which space(trial) does not ask for")
 
 
+def _sets_store(drawn: Mapping[str, Any], constants: object) -> bool:
+    """Return whether a space has drawn the store, or set it to a constant."""
+    if STORE in drawn or not isinstance(constants, Mapping):
+        return STORE in drawn
+    section = constants.get("data")
+    return STORE in constants or (isinstance(section, Mapping) and "store" in section)
+
+
 @contextlib.contextmanager
 def silence_optuna() -> Iterator[None]:
     """Suppress Optuna's log lines for the duration of the block."""
@@ -208,7 +240,7 @@ def silence_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def load_space(space: Space) -> SearchSpace:
+def load_space(space: Space, stores: tuple[str, ...] = ()) -> SearchSpace:
     """Read and check a search space.
 
     Parameters
@@ -216,6 +248,8 @@ def load_space(space: Space) -> SearchSpace:
     space
         A file, the name of one that comes with raypipe, a function ``space(trial)`` or a dictionary; see
         docs/search-spaces.md.
+    stores
+        Names of the stores that trials choose among; empty for a single store.
 
     Raises
     ------
@@ -229,6 +263,6 @@ def load_space(space: Space) -> SearchSpace:
     else:
         text, name, folder = source_of(space)
     files = {path: own_code.read_source(path, folder, name) for path in own_code.named_files(text)}
-    found = SearchSpace(text, name, files)
+    found = SearchSpace(text, name, files, stores)
     found.check()
     return found

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.progress import Progress, no_progress
+from raypipe.core.store_names import Data, parse_stores
 from raypipe.data.manifest import MANIFEST, SETTINGS, TABLE, Shard
 from raypipe.data.shard_file import HEADER_BYTES, content_hash, file_size, map_shard
 from raypipe.data.window_store import WindowStore
@@ -39,14 +40,15 @@ _LOCK_PAUSE = 0.05
 T = TypeVar("T")
 
 
-def open_windows(where: str | Path) -> WindowStore:
+def open_windows(where: Data) -> WindowStore:
     """Open windows made by `prepare`.
 
     Parameters
     ----------
     where
         Folder, or pyarrow.fs URI. Shards behind a URI are fetched into a cache on this machine: all at once if they
-        fit, else each at its first use.
+        fit, else each at its first use. Also several stores of the same windows by name, as a dictionary or as
+        ``a=STORE1,b=STORE2`` (`raypipe.data.named_stores`).
 
     Returns
     -------
@@ -56,8 +58,13 @@ def open_windows(where: str | Path) -> WindowStore:
     Raises
     ------
     UserError
-        There is no store, or it is damaged.
+        There is no store, or it is damaged; or several do not have the same subjects and targets.
     """
+    if named := parse_stores(where):
+        from raypipe.data.named_stores import NamedStores
+
+        return NamedStores({name: open_windows(place) for name, place in named.items()})
+    assert not isinstance(where, Mapping)
     return RemoteWindowStore(str(where)) if "://" in str(where) else WindowStore(where)
 
 

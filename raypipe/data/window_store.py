@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from raypipe.core.errors import DamagedFileError, UserError
+from raypipe.core.store_names import require_known_store
 from raypipe.data.manifest import OPTIONAL_COLUMNS, TABLE, Shard, read_manifest
 from raypipe.data.shard_file import REBUILD_HINT, content_hash, map_shard
 from raypipe.storage.regular_files import read_whole
@@ -91,6 +92,28 @@ class WindowStore:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stores of the same windows (`NamedStores`); empty for a single store."""
+        return ()
+
+    @property
+    def places(self) -> list[str]:
+        """Return the folder or URI of each store."""
+        return [self.where]
+
+    def of(self, name: str) -> WindowStore:
+        """Return the windows of a store by its name, which is empty for a single store.
+
+        Raises
+        ------
+        UserError
+            There is no such store.
+        """
+        if name:
+            require_known_store(name, self.names, self.where)
+        return self
+
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return WindowStore, (self.path,)
 
@@ -115,6 +138,10 @@ class WindowStore:
         elif self.redone is not None and self.redone < len(self.manifest.shards):
             parts.append(f"{self.redone} recordings read now, the others kept")
         return "; ".join(parts)
+
+    def left_out_line(self) -> str:
+        """Return which windows are left out because other stores lack them, in words; empty for a single store."""
+        return ""
 
     # Signals
 

@@ -11,6 +11,8 @@ import contextlib
 import time
 import uuid
 from collections import Counter
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -86,17 +88,18 @@ def record_evaluation(run: RunStore, windows: WindowStore, trials: list[int], me
     evaluations = [*read_evaluations(run), HeldOutEvaluation(time=time.time(), trials=trials, method=method)]
     write_record(run.folder, EVALUATION_LOG, EvaluationLog(run=run.run_id, evaluations=evaluations))
     own = Evaluations(max(len(evaluations), earlier + 1))
-    place = registry_of(windows)
-    if place is None:
+    registries = registries_of(windows)
+    if not registries:
         return own
-    folder = open_folder(place)
     look = Look(run=run.run_id, where=run.where, time=time.time(), people=run.folds.held_out)
-    try:
-        write_record(folder, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json", look)
-    except DiskFullError:
-        raise
-    except (OSError, StorageError) as error:
-        return own._replace(uncounted=f"{place} cannot be written ({error.__class__.__name__})")
+    name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+    for place in registries:
+        try:
+            write_record(open_folder(place), name, look)
+        except DiskFullError:
+            raise
+        except (OSError, StorageError) as error:
+            return own._replace(uncounted=f"{place} cannot be written ({error.__class__.__name__})")
     found = _count(read_looks(windows), run)
     return found._replace(times=max(found.times, own.times))
 
@@ -110,27 +113,32 @@ def _reported(run: RunStore) -> int:
 
 
 def read_looks(windows: WindowStore) -> list[Look]:
-    """Return all scorings of held-out people by runs on a store, oldest first.
+    """Return all scorings of held-out people by runs on a store, or on one of several, oldest first.
 
     Raises
     ------
     UserError
         A record is damaged.
     """
-    place = registry_of(windows)
-    if place is None:
-        return []
-    folder = open_folder(place)
-    names = [name for name in folder.names() if name.endswith(".json")]
-    return map_concurrently(folder, lambda name: read_record(Look, folder, name), names)
+    found: dict[str, Look] = {}
+    for place in registries_of(windows):
+        folder = open_folder(place)
+        names = [name for name in folder.names() if name.endswith(".json") and name not in found]
+        looks = map_concurrently(folder, partial(read_record, Look, folder), names)
+        found |= dict(zip(names, looks, strict=True))
+    return [look for _, look in sorted(found.items(), key=itemgetter(0))]
 
 
-def registry_of(windows: WindowStore) -> str | None:
-    """Return the path or URI of the registry of a store; None for windows that are in no folder."""
-    if "://" in windows.where:
-        parts = urlsplit(windows.where)
+def registries_of(windows: WindowStore) -> list[str]:
+    """Return the path or URI of the registry of each store; empty for windows that are in no folder."""
+    return [place for store in windows.places if (place := _registry_of(store)) is not None]
+
+
+def _registry_of(store: str) -> str | None:
+    if "://" in store:
+        parts = urlsplit(store)
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") + REGISTRY_SUFFIX))
-    path = Path(windows.where)
+    path = Path(store)
     return str(path.with_name(path.name + REGISTRY_SUFFIX)) if path.is_dir() else None
 
 

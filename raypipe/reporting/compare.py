@@ -11,13 +11,14 @@ import pandas as pd
 from raypipe.core.errors import UserError
 from raypipe.core.folds import FoldMap
 from raypipe.core.parameters import flatten
+from raypipe.data.named_stores import window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.inference import weighted_mean
 from raypipe.ensembles.oof import read_oof_predictions
 from raypipe.ensembles.scores import EvaluationSet
-from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference, window_keys
+from raypipe.reporting.pairing import PairedDifference, Predictions, paired_difference
 from raypipe.reporting.trial_table import trials_table
 from raypipe.storage.lease import read_lease
 from raypipe.storage.records import Member

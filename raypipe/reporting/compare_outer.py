@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from raypipe.core.errors import UserError
+from raypipe.data.named_stores import window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.outer import OuterScores, read_scores
 from raypipe.ensembles.scores import EvaluationSet
 from raypipe.reporting.compare import Comparison, Condition
-from raypipe.reporting.pairing import Predictions, paired_difference, window_keys
+from raypipe.reporting.pairing import Predictions, paired_difference
 from raypipe.storage.outer_run import OuterRun
 
 ENSEMBLES = "ensembles, all subjects held out once"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from raypipe.core.search_space import Space
     from raypipe.core.stop import StopRequest
+    from raypipe.core.store_names import Data
     from raypipe.ensembles.outer import OuterScores
     from raypipe.trial.callback import SweepCallback
 
@@ -135,7 +136,7 @@ class CrossValidation:
 @document_options(SweepOptions)
 def cross_validate(
     space: Space,
-    data: str | Path,
+    data: Data,
     run: str | Path,
     *,
     outer: int = 5,

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.core.metrics import get_metric
-from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.scores import EvaluationSet, difference_interval
 from raypipe.ensembles.verdict import MIN_SUBJECTS
 
@@ -19,7 +18,7 @@ class Predictions:
     """A run's predictions of some windows of its store."""
 
     keys: NDArray[np.str_]
-    """(N,) names of the windows that are the same in every store (`window_keys`).
+    """(N,) names of the windows that are the same in every store (`raypipe.data.named_stores.window_keys`).
 
     A window that is predicted in several repeats of the folds is there once for each.
     """
@@ -62,17 +61,6 @@ class PairedDifference:
             return word
         counted = "subjects" if self.units == self.subjects else "groups of subjects"
         return f"{word}, but {self.units} {counted} are too few for evidence"
-
-
-def window_keys(windows: WindowStore) -> NDArray[np.str_]:
-    """Return a name for each window (N,) that is the same in every store.
-
-    It consists of the recording, the onset rounded to milliseconds, and a counter of windows with the same onset.
-    """
-    part = windows.table[["recording", "onset"]].assign(onset=windows.table["onset"].round(3))
-    counter = part.groupby(["recording", "onset"]).cumcount()
-    names = zip(part["recording"], part["onset"], counter, strict=True)
-    return np.array([f"{recording}@{onset:.3f}#{nth}" for recording, onset, nth in names])
 
 
 def paired_difference(predictor: str, metric: str, first: Predictions, other: Predictions) -> PairedDifference | None:

@@ -8,7 +8,6 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raypipe.backend.remote_call import RemoteSite, connect
@@ -21,11 +20,12 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.options import parse_options
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.search_space import SearchSpace, Space, load_space
+from raypipe.core.store_names import Data
 from raypipe.core.text import format_bytes, format_duration
 from raypipe.data.splits import folds_of, outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.search.example_configs import start_configs
-from raypipe.search.measurement import Cost, Measurement, cached_loader, measure
+from raypipe.search.measurement import Cost, Measurement, cached_loaders, measure
 from raypipe.search.preflight import check_space
 from raypipe.storage.records import KEPT_TRIALS
 from raypipe.trial.callback import SweepCallback
@@ -131,7 +131,7 @@ class Forecast:
 
 def forecast(
     space: Space,
-    data: str | Path,
+    data: Data,
     *,
     cpus: float | None = None,
     gpus: float | None = None,
@@ -168,7 +168,8 @@ def forecast(
     """
     check_cluster_address(address)
     chosen = parse_options({name: value for name, value in options.items() if value is not None})
-    source, windows = load_space(space), open_windows(data)
+    windows = open_windows(data)
+    source = load_space(space, windows.names)
     if outer is not None:
         part = outer_parts_of(windows, outer, chosen.seed)[0]
         chosen = chosen.model_copy(update={"held_out": part, "trials": outer * chosen.trials})
@@ -180,6 +181,8 @@ def forecast(
     warnings = check_space(source, windows, folds)
     if without_effect := parameters_without_effect(source, windows.kind):
         warnings.append(without_effect)
+    if left_out := windows.left_out_line():
+        warnings.append(left_out)
     worker = {"cpus": chosen.cpus_per_worker, "gpus": chosen.gpus_per_worker}
     with _site(address, callback or SweepCallback(), worker) as site:
         found = _measure_all(site, windows.where, folds, _configurations(source), worker, progress)
@@ -227,7 +230,7 @@ def _site(address: str | None, callback: SweepCallback, worker: dict[str, float]
     try:
         yield RemoteSite(lambda function, *arguments: function(*arguments), _machine_resources)
     finally:
-        cached_loader.cache_clear()  # the store may be written again before the next forecast
+        cached_loaders.cache_clear()  # the store may be written again before the next forecast
 
 
 def _measure_all(

@@ -23,7 +23,7 @@ from raypipe.training import checkpoint
 from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.device import free_memory, missing_gpu, worker_device
 from raypipe.training.graphs import UNCAPTURED_CALLS
-from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.loader import FoldData, StoreLoaders, WindowLoader
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import call_seconds, stem_seconds
 
@@ -93,7 +93,9 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(resources["cpus"])))
     try:
-        cost = _measure_cost(config, cached_loader(where, device, resources["gpus"] or 1.0), folds)
+        loader = cached_loaders(where, device, resources["gpus"] or 1.0).of(config.data.store)
+        loader.set_resident(True)
+        cost = _measure_cost(config, loader, folds)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -109,9 +111,9 @@ def measure(where: str, folds: FoldMap, config: TrialConfig, resources: dict[str
 
 
 @functools.lru_cache(maxsize=1)
-def cached_loader(where: str, device: torch.device, share: float) -> WindowLoader:
-    """Return the loader of a store, the same one for all configurations of a forecast."""
-    return WindowLoader(open_windows(where), device, share=share)
+def cached_loaders(where: str, device: torch.device, share: float) -> StoreLoaders:
+    """Return the loaders of a sweep's stores, the same ones for all configurations of a forecast."""
+    return StoreLoaders(open_windows(where), device, share=share)
 
 
 def _measure_cost(config: TrialConfig, loader: WindowLoader, folds: FoldMap) -> Cost:

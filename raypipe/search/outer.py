@@ -18,6 +18,7 @@ from raypipe.core.options import MAX_SEED, SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, Space, load_space
 from raypipe.core.seeds import derive_seed
 from raypipe.core.stop import StopRequest
+from raypipe.core.store_names import Data, places_of
 from raypipe.data.splits import outer_parts_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -40,7 +41,7 @@ OPTIONS_OF_ALL = ("time_budget", "gpu_hours")
 @restored_process_state()
 def sweep_outer(
     space: Space,
-    data: str | Path,
+    data: Data,
     run: str | Path,
     *,
     outer: int,
@@ -56,11 +57,14 @@ def sweep_outer(
     chosen = find_own_metric(parse_options(options))
     if chosen.held_out != "auto":
         raise UserError("--outer holds every subject out once, so --held-out cannot be given with it; leave one out")
-    check_names(data, run, init, chosen.storage)
+    check_names(*places_of(data), run, init, chosen.storage)
     check_trackers(chosen.track)
-    windows, source, callback = open_windows(data), load_space(space), callback or SweepCallback()
+    windows, callback = open_windows(data), callback or SweepCallback()
+    source = load_space(space, windows.names)
     if without_effect := parameters_without_effect(source, windows.kind):
         callback.on_warning(without_effect)
+    if left_out := windows.left_out_line():
+        callback.on_warning(left_out)
     found = _open(source, windows, str(run), chosen, outer)
     return _drive_parts(found, source, windows, chosen, init, callback, stop)
 

@@ -37,8 +37,12 @@ def check_space(space: SearchSpace, windows: WindowStore, folds: FoldMap) -> lis
             _check_targets_stay(windows)
         if any(config.early_stop == "fold" for config in configs):
             _check_inner_subjects(windows, folds)
-        check_own_functions(configs, windows)
-        return check_own_networks(configs, windows, folds)
+        lines: list[str] = []
+        for name in windows.names or ("",):
+            own = [config for config in configs if config.data.store == name]
+            check_own_functions(own, windows.of(name))
+            lines += check_own_networks(own, windows.of(name), folds)
+        return list(dict.fromkeys(lines))
     except UserError as error:
         raise UserError(f"{space.name}: {error}") from None
 

@@ -18,6 +18,7 @@ from raypipe.core.options import PretrainOptions, document_options, parse_pretra
 from raypipe.core.parameters import parse_config
 from raypipe.core.progress import Progress, no_progress
 from raypipe.core.stop import StopRequest
+from raypipe.core.store_names import parse_stores
 from raypipe.data.splits import folds_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -88,6 +89,8 @@ def pretrain(
     """
     chosen = parse_pretrain_options(options)
     check_names(data, run)
+    if parse_stores(data):
+        raise UserError(f"--data {data}: an encoder is pretrained on one store; name one")
     windows = open_windows(data)
     config = parse_config(
         {**DEFAULT_MODEL, **(params or {}), "pretrain/name": objective, "seed": chosen.seed}, "pretrain"

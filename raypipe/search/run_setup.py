@@ -67,6 +67,8 @@ def open_run(
             raise UserError(
                 f"{space.name}: it has trials with init/name=pretrained; give a pretrained run with --init RUN"
             )
+        if init is not None:
+            _require_one_shape(windows)
         folds = folds_of(windows, options.folds, options.held_out, options.seed, options.repeats)
         for line in check_space(space, windows, folds):
             warn(line)
@@ -79,6 +81,21 @@ def open_run(
     store = RunStore.open(where)
     check_unchanged(store, windows, space, options)
     return store
+
+
+def _require_one_shape(windows: WindowStore) -> None:
+    """Check that an encoder fits every store.
+
+    Raises
+    ------
+    UserError
+        Windows of two stores have different channels, samples or rates.
+    """
+    shapes = {name: (w.channels, w.crop_samples, w.sfreq) for name in windows.names if (w := windows.of(name))}
+    first = next(iter(shapes), "")
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            raise UserError(f"--init: windows of stores {first} and {name} have different shapes, and it fits one only")
 
 
 def _check_new(where: str) -> None:

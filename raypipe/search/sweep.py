@@ -19,6 +19,7 @@ from raypipe.core.errors import UserError, disk_full
 from raypipe.core.options import SweepOptions, parse_options
 from raypipe.core.search_space import SearchSpace, Space, load_space, silence_optuna
 from raypipe.core.stop import StopRequest
+from raypipe.core.store_names import Data, places_of
 from raypipe.data.splits import folds_of, held_out_of
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
@@ -51,7 +52,7 @@ class Reruns(NamedTuple):
 @restored_process_state()
 def sweep(
     space: Space,
-    data: str | Path,
+    data: Data,
     run: str | Path,
     *,
     warm_start: str | Path | None = None,
@@ -62,14 +63,16 @@ def sweep(
 ) -> RunStore:
     """Search a space over subject folds; see `raypipe.api.sweep` for parameters and errors."""
     chosen = find_own_metric(parse_options(options))
-    check_names(space if isinstance(space, str | Path) else None, data, run, init, chosen.storage)
+    check_names(space if isinstance(space, str | Path) else None, *places_of(data), run, init, chosen.storage)
     check_trackers(chosen.track)
     windows = open_windows(data)
     chosen = chosen.model_copy(update={"held_out": held_out_of(chosen.held_out, windows.releases)})
     metric = metric_of(chosen, windows)
-    source, callback = load_space(space), callback or SweepCallback()
+    source, callback = load_space(space, windows.names), callback or SweepCallback()
     if without_effect := parameters_without_effect(source, windows.kind):
         callback.on_warning(without_effect)
+    if left_out := windows.left_out_line():
+        callback.on_warning(left_out)
     with open_cluster(chosen, callback) as cluster:
         warm = None
         if warm_start is not None and not RunStore.exists(run):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from raypipe.core.errors import DamagedFileError, UserError
 from raypipe.core.search_space import SearchSpace
+from raypipe.core.store_names import parse_stores
 from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.files import open_folder, read_record, write_record
 from raypipe.storage.records import OUTER_FILE, SPACE_FILE, SearchInfo, describe_other_folder, digest
@@ -109,4 +110,5 @@ class OuterRun:
             raise DamagedFileError(f"{self.where}/{SPACE_FILE}: missing; restore it from a copy") from None
         if digest(source) != self.info.space_hash:
             raise DamagedFileError(f"{self.where}/{SPACE_FILE}: changed since the run was made; restore it")
-        return SearchSpace(source.decode(), self.info.space, read_code(self.folder, self.info.code))
+        code, stores = read_code(self.folder, self.info.code), tuple(parse_stores(self.info.data))
+        return SearchSpace(source.decode(), self.info.space, code, stores)

@@ -43,6 +43,7 @@ from raypipe.core.folds import FoldMap
 from raypipe.core.levels import describe_level
 from raypipe.core.metrics import get_metric
 from raypipe.core.search_space import SearchSpace
+from raypipe.core.store_names import parse_stores
 from raypipe.storage.code_files import read_code, read_metric, write_code, write_metric
 from raypipe.storage.creation import CLAIMS
 from raypipe.storage.files import Folder, LocalFolder, open_folder, read_record, write_record
@@ -148,7 +149,8 @@ class RunStore(TrialStore):
         if digest(space_text) != info.space_hash:
             raise UserError(f"{where}/{SPACE_FILE}: changed since the run was made; restore it, or start a new run")
         read_metric(folder, info.metric)
-        space = SearchSpace(space_text.decode(), info.space, read_code(folder, info.code))
+        code, stores = read_code(folder, info.code), tuple(parse_stores(info.data))
+        space = SearchSpace(space_text.decode(), info.space, code, stores)
         return cls(folder, info, FoldMap.parse(folds_text, f"{where}/{FOLDS_FILE}"), space)
 
     def ranked(self, results: Iterable[TrialResult] | None = None) -> list[TrialResult]:

@@ -47,7 +47,8 @@ def run_trial(
         evaluator.add_epoch(epoch, outcomes)
         return Reply(not evaluator.over, evaluator.best)
 
-    loader, folds = WindowLoader(windows, device), range(run.folds.n_folds)
+    own = windows.of(run.config(number).data.store)
+    loader, folds = WindowLoader(own, device), range(run.folds.n_folds)
 
     def train(done: int) -> Failure | None:
         while True:

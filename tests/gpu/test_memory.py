@@ -20,7 +20,7 @@ from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 from raypipe.training import loader as loader_module
 from raypipe.training.graphs import UNCAPTURED_CALLS
-from raypipe.training.loader import FoldData, WindowLoader, resident_bytes
+from raypipe.training.loader import FoldData, StoreLoaders, WindowLoader, resident_bytes
 from raypipe.training.stacked_trainer import StackedTrainer
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import StackedPair
@@ -278,7 +278,10 @@ def test_a_trial_after_all_graphs_of_another_is_captured_too(wide):
 def test_the_memory_of_one_fold_is_forecast(wide, monkeypatch):
     loaded = WindowLoader(wide, "cuda", resident=False)
     folds = make_folds(wide.subjects, wide.targets, classes=False, n_folds=5, seed=0)
-    monkeypatch.setattr(measurement, "cached_loader", lambda where, device, share: loaded)
+    loaders = StoreLoaders(wide, "cuda")
+    loaders.of("").set_resident(False)
+    monkeypatch.setattr(loaders.of(""), "set_resident", lambda wanted: None)
+    monkeypatch.setattr(measurement, "cached_loaders", lambda where, device, share: loaders)
     monkeypatch.setattr(measurement, "stem_seconds", lambda config, data: {"fourier": 1.0, "direct": 2.0})
     real = real_peak(loaded, 1)
     before = collect()

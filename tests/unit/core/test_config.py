@@ -49,6 +49,15 @@ def test_equal_values_have_equal_hashes():
     assert TrialConfig.model_validate(TrialConfig().model_dump(mode="json")).hash() == TrialConfig().hash()
 
 
+def test_a_single_store_without_a_name_is_not_recorded():
+    assert "data" not in TrialConfig().model_dump(mode="json")
+    assert "data/store" not in flatten(TrialConfig())
+    named = parse_config({"data/store": "a", "model/name": "linear"})
+    assert named.model_dump(mode="json")["data"] == {"store": "a"}
+    assert changed_parameters(named)["data/store"] == "a"
+    assert TrialConfig.model_validate_json(named.model_dump_json()) == named
+
+
 def test_any_parameter_changes_the_hash():
     changes = [{}, {"sampling": "subject"}, {"target_scale": "robust"}, {"shrink": 0.5}, {"model/bins": 8}]
     changes += [

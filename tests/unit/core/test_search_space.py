@@ -205,3 +205,49 @@ def test_a_space_can_be_pickled_after_it_has_run(tmp_path):
     assert again == space
     assert again(optuna.trial.FixedTrial({})).epochs == 3
     assert isinstance(again, SearchSpace)
+
+
+# Several stores
+
+
+FREE = (
+    "START = [{'epochs': 2}, {'epochs': 3}, {'epochs': 4}]\ndef space(trial):\n    trial.suggest_int('epochs', 1, 9)\n"
+)
+
+
+def stores_of(space) -> list[str]:
+    return [config.data.store for config in space.draw(20)]
+
+
+def test_stores_are_a_choice_and_start_points_are_dealt_over_them(tmp_path):
+    space = load_space(write(tmp_path, FREE), ("a", "b"))
+    assert set(stores_of(space)) == {"a", "b"}
+    assert [point["data/store"] for point in space.start] == ["a", "b", "a"]
+    assert pickle.loads(pickle.dumps(space)).start == space.start
+    alone = load_space(write(tmp_path, FREE))
+    assert set(stores_of(alone)) == {""} and alone.start == [{"epochs": n} for n in (2, 3, 4)]
+    assert alone.hash == space.hash
+
+
+def test_a_space_may_name_its_stores(tmp_path):
+    drawn = FREE + "    trial.suggest_categorical('data/store', ['b', 'c'])\n"
+    space = load_space(write(tmp_path, drawn.replace("{'epochs': 2}", "{'epochs': 2, 'data/store': 'c'}")), ("b", "c"))
+    assert [point["data/store"] for point in space.start] == ["c", "b", "c"]
+    for constant in ("{'data/store': 'b'}", "{'data': {'store': 'b'}}"):
+        space = load_space(write(tmp_path, FREE + f"    return {constant}\n"), ("a", "b"))
+        assert set(stores_of(space)) == {"b"}
+        assert all("data/store" not in point for point in space.start)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a", "b"), "data/store=wide: no such store; available: a, b"),
+        (("a", "wide2"), "data/store=wide: no such store; did you mean 'wide2'"),
+        ((), "data/store=wide: this sweep has one store without a name"),
+    ],
+)
+def test_an_unknown_store_is_one_line(tmp_path, names, words):
+    path = write(tmp_path, FREE + "    return {'data/store': 'wide'}\n")
+    with pytest.raises(UserError, match=words):
+        load_space(path, names)

@@ -60,6 +60,7 @@ class _Store:
 
     def __init__(self, where):
         self.where = str(where)
+        self.places = [self.where]
 
 
 def _run(where, held_out, run_id):

@@ -10,7 +10,7 @@ from raypipe.core.search_space import SearchSpace, load_space
 from raypipe.core.shipped import shipped_space
 from raypipe.data.window_store import WindowStore
 from raypipe.search.forecast import START_SECONDS, Forecast, _configurations, forecast
-from raypipe.search.measurement import Cost, cached_loader
+from raypipe.search.measurement import Cost, cached_loaders
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
 from tests.support.toys import SPACE, TINY, ToyWindows, make_run, tiny, write_store
@@ -104,7 +104,7 @@ def test_impossible_resources_are_one_line(space, store, given, words):
 
 def test_a_store_that_is_prepared_again_is_measured_again(space, store):
     forecast(space, store, trials=1, folds=3)
-    assert cached_loader.cache_info().currsize == 0
+    assert cached_loaders.cache_info().currsize == 0
 
 
 def test_a_bad_space_is_one_line(tmp_path, store):

@@ -1,0 +1,199 @@
+"""Several stores of the same windows, each with its own preprocessing, under names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.core.errors import UserError
+from raypipe.core.folds import Index, name_some
+from raypipe.core.store_names import join_stores, require_known_store
+from raypipe.data.manifest import Shard
+from raypipe.data.window_store import WindowStore
+
+
+class StoreView(WindowStore):
+    """Some windows of a store, in another order. Shards are mapped by the store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    rows_N
+        (N,) its windows; window n of the view is window ``rows_N[n]`` of the store.
+    """
+
+    def __init__(self, store: WindowStore, rows_N: Index) -> None:
+        vars(self).update(vars(store))
+        self._store, self._rows = store, rows_N
+        self.table = store.table.iloc[rows_N].reset_index(drop=True).assign(window=np.arange(len(rows_N)))
+        self.targets, self.subjects = store.targets[rows_N], store.subjects[rows_N]
+        self._shard_N, self._row_N = store._shard_N[rows_N], store._row_N[rows_N]
+        self._offset_N = store._offset_N[rows_N]
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return StoreView, (self._store, self._rows)
+
+    def _map(self, number: int) -> NDArray[Any]:
+        return self._store._map(number)
+
+    def _open(self, shard: Shard) -> NDArray[Any]:
+        return self._store._open(shard)
+
+
+class NamedStores(StoreView):
+    """Stores of the same windows: the windows that all of them have, in the order of the first.
+
+    Read as one store, it is the first. `of` returns the windows of each, and window n is the same in all of them.
+
+    Parameters
+    ----------
+    stores
+        By name.
+
+    Attributes
+    ----------
+    left_out
+        By name, the number of windows that another store lacks.
+    data_hash
+        Hash of the names and of the stores' hashes.
+
+    Raises
+    ------
+    UserError
+        A window has another subject or target in another store; the stores predict different targets, have windows of
+        different lengths or different groups; or no window is in all of them.
+    """
+
+    def __init__(self, stores: Mapping[str, WindowStore]) -> None:
+        first_name, first = next(iter(stores.items()))
+        for name, store in stores.items():
+            _check_settings(first_name, first, name, store)
+        rows = _common_rows(stores)
+        self._views = {name: StoreView(store, rows[name]) for name, store in stores.items()}
+        for name, view in self._views.items():
+            _check_labels(first_name, self._views[first_name], name, view)
+        views, names = self._views, tuple(stores)
+        super().__init__(first, rows[first_name])
+        self._views, self._names = views, names
+        self.left_out = {name: len(store) - len(self) for name, store in stores.items()}
+        self.where = join_stores({name: store.where for name, store in stores.items()})
+        hashes = json.dumps([[name, store.data_hash] for name, store in stores.items()])
+        self.data_hash = hashlib.sha256(hashes.encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return NamedStores, ({name: view._store for name, view in self._views.items()},)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stores."""
+        return self._names
+
+    @property
+    def places(self) -> list[str]:
+        """Return the folder or URI of each store."""
+        return [view.where for view in self._views.values()]
+
+    def of(self, name: str) -> WindowStore:
+        """Return the windows of a store; those of the first for an empty name.
+
+        Raises
+        ------
+        UserError
+            There is no such store.
+        """
+        if not name:
+            return self._views[self.names[0]]
+        require_known_store(name, self.names, self.where)
+        return self._views[name]
+
+    def describe(self) -> str:
+        """Return a summary in one line: windows, preprocessing of each store, and windows that not all have."""
+        parts = [f"{len(self)} windows in each of {len(self.names)} stores"]
+        for name, view in self._views.items():
+            parts.append(f"{name}: {view.n_channels} channels x {view.window_samples} samples at {view.sfreq:g} Hz")
+        return "; ".join([*parts, *([line] if (line := self.left_out_line()) else [])])
+
+    def left_out_line(self) -> str:
+        """Return what is left out because not all stores have it, in words; an empty text if nothing is."""
+        lost = [f"{count} of store {name}" for name, count in self.left_out.items() if count]
+        return f"left out everywhere, since not all stores have them: windows {', '.join(lost)}" if lost else ""
+
+    def damaged(self) -> Iterator[str]:
+        """Read all shards of all stores, and yield a line for each that is missing or differs from its manifest."""
+        for view in self._views.values():
+            yield from view._store.damaged()
+
+
+def window_keys(windows: WindowStore) -> NDArray[np.str_]:
+    """Return a name for each window (N,) that is the same in every store.
+
+    It consists of the recording, the onset rounded to milliseconds, and a counter of windows with the same onset.
+    """
+    part = windows.table[["recording", "onset"]].assign(onset=windows.table["onset"].round(3))
+    counter = part.groupby(["recording", "onset"]).cumcount()
+    names = zip(part["recording"], part["onset"], counter, strict=True)
+    return np.array([f"{recording}@{onset:.3f}#{nth}" for recording, onset, nth in names])
+
+
+def _common_rows(stores: Mapping[str, WindowStore]) -> dict[str, Index]:
+    """Return, for each store, its rows of the windows that all have, in the order of the first store.
+
+    Raises
+    ------
+    UserError
+        There is no such window.
+    """
+    keys = {name: window_keys(store) for name, store in stores.items()}
+    first, *others = keys.values()
+    kept = first[np.logical_and.reduce([np.ones(len(first), bool), *(np.isin(first, other) for other in others)])]
+    if not len(kept):
+        raise UserError(
+            f"--data {join_stores({name: store.where for name, store in stores.items()})}: no window is in all stores; "
+            "they must be prepared from the same recordings with the same windows"
+        )
+    rows = {}
+    for name, own in keys.items():
+        order = np.argsort(own)
+        rows[name] = order[np.searchsorted(own, kept, sorter=order)]
+    return rows
+
+
+def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore) -> None:
+    """Check that two stores have the same target, and windows of the same length."""
+    facts: list[tuple[str, object, object]] = [
+        ("predict different targets", one.manifest.target, other.manifest.target),
+        ("have different kinds of targets", one.kind, other.kind),
+        ("have different classes", ", ".join(one.classes), ", ".join(other.classes)),
+        ("have windows of different lengths (s)", one.manifest.plan.window, other.manifest.plan.window),
+    ]
+    for what, mine, theirs in facts:
+        if mine != theirs:
+            raise UserError(
+                f"--data: stores {first} and {name} {what}: {mine} and {theirs}; only preprocessing may differ"
+            )
+
+
+def _check_labels(first: str, one: WindowStore, name: str, other: WindowStore) -> None:
+    """Check that two stores of the same windows have the same subjects, targets and groups."""
+    for what, mine_N, theirs_N in (
+        ("subjects", one.subjects, other.subjects),
+        ("targets", one.targets, other.targets),
+    ):
+        unequal_N = (mine_N != theirs_N) & ~((mine_N != mine_N) & (theirs_N != theirs_N))  # NaN equals NaN
+        wrong = np.flatnonzero(unequal_N.reshape(len(unequal_N), -1).any(axis=1))
+        if len(wrong):
+            n = int(wrong[0])
+            raise UserError(
+                f"--data: stores {first} and {name} have different {what} of {len(wrong)} windows, first of "
+                f"{one.table['recording'][n]} at {one.table['onset'][n]:g} s: {mine_N[n]} and {theirs_N[n]}; prepare "
+                "both with the same labels"
+            )
+    moved = sorted(who for who in {*one.group_of, *other.group_of} if one.group_of.get(who) != other.group_of.get(who))
+    if moved:
+        raise UserError(f"--data: stores {first} and {name} have different groups of people ({name_some(moved)})")

@@ -1,0 +1,108 @@
+"""Several stores of the same windows: windows, subjects and targets agree, signals differ."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from raypipe.core.errors import UserError
+from raypipe.data.named_stores import NamedStores, window_keys
+from raypipe.data.window_cache import open_windows
+from raypipe.data.window_store import WindowStore
+from tests.support.stores import filtered, write_two_stores
+from tests.support.toys import ToyWindows, write_store
+
+
+class Subset(ToyWindows):
+    """Toy windows of some subjects, in another order of their names."""
+
+    def __init__(self, keep, **how):
+        super().__init__(**how)
+        inside = np.isin(self.subjects, keep)
+        self.x, self.targets, self.subjects = self.x[inside], self.targets[inside], self.subjects[inside]
+
+
+@pytest.fixture
+def places(tmp_path):
+    return write_two_stores(tmp_path)
+
+
+def test_windows_of_stores_with_other_preprocessing_are_the_same(places):
+    both = open_windows(places)
+    assert both.names == ("broad", "low")
+    assert both.where == f"broad={places['broad']},low={places['low']}"
+    assert both.left_out_line() == ""
+    broad, low = (WindowStore(place) for place in places.values())
+    some = np.array([5, 0, 63])
+    np.testing.assert_array_equal(both.gather(some), broad.gather(some))
+    np.testing.assert_array_equal(both.of("low").gather(some), low.gather(some))
+    np.testing.assert_array_equal(both.of("").gather(some), broad.gather(some))
+    assert both.of("low").sfreq == 25.0 and both.sfreq == 50.0
+    assert list(both.damaged()) == []
+
+
+def test_windows_that_only_some_stores_have_are_left_out_everywhere(tmp_path):
+    subjects = [f"s{n:02d}" for n in range(8)]
+    one = write_store(tmp_path / "one", Subset(subjects[:7]))
+    other = write_store(tmp_path / "other", Subset(subjects[1:]))
+    both = open_windows({"one": one, "other": other})
+    assert len(both) == 48 and both.left_out == {"one": 8, "other": 8}
+    assert "8 of store one, 8 of store other" in both.left_out_line()
+    assert both.left_out_line() in both.describe()
+    assert sorted(set(both.subjects)) == subjects[1:7]
+    np.testing.assert_array_equal(both.table["window"], np.arange(48))
+    for name, store in (("one", WindowStore(one)), ("other", WindowStore(other))):
+        view = both.of(name)
+        np.testing.assert_array_equal(window_keys(view), window_keys(both))
+        rows = [list(window_keys(store)).index(key) for key in window_keys(both)]
+        np.testing.assert_array_equal(view.whole(np.arange(48)), store.whole(rows))
+        np.testing.assert_array_equal(view.targets, store.targets[rows])
+
+
+def test_a_pickle_opens_the_stores_again(places):
+    both = open_windows(places)
+    again = pickle.loads(pickle.dumps(both))
+    assert isinstance(again, NamedStores) and again.data_hash == both.data_hash and again.where == both.where
+    view = pickle.loads(pickle.dumps(both.of("low")))
+    np.testing.assert_array_equal(view.gather([3]), both.of("low").gather([3]))
+
+
+def test_the_hash_has_names_and_content(places):
+    both = open_windows(places)
+    assert open_windows(both.where).data_hash == both.data_hash
+    swapped = {"broad": places["low"], "low": places["broad"]}
+    assert open_windows(swapped).data_hash != both.data_hash != WindowStore(places["broad"]).data_hash
+
+
+def test_other_targets_of_the_same_window_are_one_line(tmp_path, places):
+    toy = filtered()
+    toy.targets[9] += 1.0
+    toy.targets[11] += 1.0
+    other = write_store(tmp_path / "other", toy)
+    with pytest.raises(UserError, match=r"different targets of 2 windows, first of sub-s01 at 2 s: ") as caught:
+        open_windows({"broad": places["broad"], "other": other})
+    assert "\n" not in str(caught.value)
+
+
+def test_stores_of_other_windows_are_one_line(tmp_path, places):
+    classes = write_store(tmp_path / "classes", ToyWindows(classes=True))
+    with pytest.raises(UserError, match="different kinds of targets: regression and classification"):
+        open_windows({"broad": places["broad"], "classes": classes})
+    longer = write_store(tmp_path / "longer", ToyWindows(spare=8))
+    with pytest.raises(UserError, match="windows of different lengths"):
+        open_windows({"broad": places["broad"], "longer": longer})
+    toy = ToyWindows()
+    toy.subjects = np.array([f"x{name}" for name in toy.subjects])
+    strangers = write_store(tmp_path / "strangers", toy)
+    with pytest.raises(UserError, match="no window is in all stores"):
+        open_windows({"broad": places["broad"], "strangers": strangers})
+
+
+def test_an_unknown_name_names_the_nearest(places):
+    both = open_windows(places)
+    with pytest.raises(UserError, match="did you mean 'broad'"):
+        both.of("brod")
+    with pytest.raises(UserError, match="one store without a name"):
+        WindowStore(places["low"]).of("low")
