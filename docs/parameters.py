@@ -56,7 +56,7 @@ def _own_rows(section: str, config: type[BaseModel]) -> list[str]:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = field.default if isinstance(field.default, str | float | int) else list(field.default)
-    return f"| `{name}` | `{default}` | {_values(field)} | {_plain(field.description or '')} |"
+    return f"| `{name}` | {f'`{default}`' if default != '' else 'none'} | {_values(field)} | {_plain(field.description or '')} |"
 
 
 def _values(field: FieldInfo) -> str:

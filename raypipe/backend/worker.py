@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from raypipe.storage.run_store import RunStore
-    from raypipe.training.loader import StoreLoaders
+    from raypipe.training.store_loaders import StoreLoaders
     from raypipe.trial.fold_runner import FoldRunner
 
 OVER_CHECK_SECONDS = 0.2
@@ -65,7 +65,7 @@ class _Worker:
 
         from raypipe.data.window_cache import open_windows
         from raypipe.training.device import worker_device
-        from raypipe.training.loader import StoreLoaders
+        from raypipe.training.store_loaders import StoreLoaders
 
         self.context, self.group, self.broker = context, group, context.broker
         train_context = ray.train.get_context()

@@ -83,8 +83,7 @@ class NamedStores(StoreView):
         self._views, self._names = views, names
         self.left_out = {name: len(store) - len(self) for name, store in stores.items()}
         self.where = join_stores({name: store.where for name, store in stores.items()})
-        hashes = json.dumps([[name, store.data_hash] for name, store in stores.items()])
-        self.data_hash = hashlib.sha256(hashes.encode()).hexdigest()
+        self.data_hash = hash_of_stores({name: store.data_hash for name, store in stores.items()})
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return NamedStores, ({name: view._store for name, view in self._views.items()},)
@@ -128,6 +127,11 @@ class NamedStores(StoreView):
         """Read all shards of all stores, and yield a line for each that is missing or differs from its manifest."""
         for view in self._views.values():
             yield from view._store.damaged()
+
+
+def hash_of_stores(hashes: Mapping[str, str]) -> str:
+    """Return `NamedStores.data_hash` of stores with these hashes, by name."""
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
 
 
 def window_keys(windows: WindowStore) -> NDArray[np.str_]:

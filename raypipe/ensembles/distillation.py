@@ -13,7 +13,7 @@ from raypipe.core.errors import UserError
 from raypipe.core.folds import Index
 from raypipe.core.progress import Progress
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import MergedNetworks
+from raypipe.ensembles.members import MergedNetworks, member_windows
 from raypipe.ensembles.oof import Floats
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
@@ -120,6 +120,7 @@ def distill(
     loss = LossConfig() if isinstance(config.loss, OwnLossConfig) else config.loss
     config = config.model_copy(update={"mixup": type(config.mixup)(), "early_stop": "trial", "loss": loss})
     resident = None if keeps_windows(run, like.trial) else False
+    windows = member_windows(run, windows, like)
     loader = WindowLoader(windows, device or default_training_device(), resident=resident)
     data = _StudentData(config, loader, index, index[:0], fold=run.folds.n_folds)
     data.predictions_NO = np.zeros((len(windows), predictions_NO.shape[1]))

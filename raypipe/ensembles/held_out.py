@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from raypipe.core.bootstrap import Interval
+from raypipe.core.folds import Index
 from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.ensembles.calibration import Calibration, calibrate_across, fit_calibration
 from raypipe.ensembles.candidates import Candidates
 from raypipe.ensembles.choice import FittedMethods
 from raypipe.ensembles.inference import combine_by_fold, predict_members, predict_one_per_fold
-from raypipe.ensembles.members import MergedNetworks, build_module, read_members
+from raypipe.ensembles.members import (
+    MergedNetworks,
+    build_module,
+    member_windows,
+    members_by_store,
+    read_members,
+)
 from raypipe.ensembles.oof import Floats, MemberPredictions
 from raypipe.ensembles.scores import BEST, DISTILLED, ENSEMBLE, EQUAL, RowPredictions, difference_interval, mean_row
 from raypipe.ensembles.soup import SoupResult
@@ -36,17 +45,45 @@ def predict_held_out(
 ) -> HeldOutPredictions:
     """Predict the held-out subjects with all fold models, soups and the distilled network."""
     run, windows, members = candidates.run, candidates.windows, candidates.members
-    index, n = run.folds.held_out_index(windows.subjects), len(members)
-    module = build_module(*read_members(run, windows, members, [1.0 / n] * n), candidates.device)
-    members_MFNO, variances_MFN = predict_members(module, windows, index, n, progress)
+    index = run.folds.held_out_index(windows.subjects)
+    members_MFNO, variances_MFN = _predict_members(candidates, index, progress)
 
     def merged_predictions(networks: MergedNetworks) -> Floats:
-        module = build_module(*read_members(run, windows, members, [], merged=networks), candidates.device)
-        return predict_one_per_fold(module, windows, index, progress)
+        own = member_windows(run, windows, networks.members[0])
+        module = build_module(*read_members(run, own, members, [], merged=networks), candidates.device)
+        return predict_one_per_fold(module, own, index, progress)
 
     of_soups = {name: merged_predictions(soup.networks) for name, soup in soups.items()}
     of_student = merged_predictions(student) if student is not None else None
     return HeldOutPredictions(members_MFNO, variances_MFN, of_soups, of_student)
+
+
+def _predict_members(candidates: Candidates, index: Index, progress: Progress | None) -> tuple[Floats, Floats | None]:
+    """Predict windows with the fold models of each member, on the store that it was trained on.
+
+    Returns
+    -------
+    predictions
+        (members, folds, N, outputs).
+    variances
+        (members, folds, N), or None if no model predicts any.
+    """
+    run, members = candidates.run, candidates.members
+    predictions: dict[int, Floats] = {}
+    variances: dict[int, Floats] = {}
+    for store, places in members_by_store(run, members).items():
+        own, some = candidates.windows.of(store), [members[place] for place in places]
+        spec, state = read_members(run, own, some, [1.0 / len(some)] * len(some))
+        values_MFNO, spread_MFN = predict_members(
+            build_module(spec, state, candidates.device), own, index, len(some), progress
+        )
+        predictions |= dict(zip(places, values_MFNO, strict=True))
+        variances |= {} if spread_MFN is None else dict(zip(places, spread_MFN, strict=True))
+    members_MFNO = np.stack([predictions[place] for place in range(len(members))])
+    if not variances:
+        return members_MFNO, None
+    zeros_FN = np.zeros(members_MFNO.shape[1:3])
+    return members_MFNO, np.stack([variances.get(place, zeros_FN) for place in range(len(members))])
 
 
 def table_rows(

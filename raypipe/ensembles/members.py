@@ -80,6 +80,19 @@ class MergedNetworks:
 # From a run to a module
 
 
+def member_windows(run: RunStore, windows: WindowStore, member: Member) -> WindowStore:
+    """Return the windows of the store that a member was trained on."""
+    return windows.of(run.config(member.trial).data.store)
+
+
+def members_by_store(run: RunStore, members: Sequence[Member]) -> dict[str, list[int]]:
+    """Return the indices of members by the store that they were trained on; its name is empty for a single store."""
+    found: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        found.setdefault(run.config(member.trial).data.store, []).append(index)
+    return found
+
+
 def read_members(
     run: RunStore,
     windows: WindowStore,
@@ -90,6 +103,11 @@ def read_members(
     calibration: Mapping[str, Any] | None = None,
 ) -> tuple[Spec, dict[str, torch.Tensor]]:
     """Read the fold models of members, or the networks that replace them.
+
+    Parameters
+    ----------
+    windows
+        Windows of the store that all of them were trained on.
 
     Returns
     -------

@@ -20,7 +20,7 @@ from raypipe.core.metrics import get_metric
 from raypipe.core.progress import Progress
 from raypipe.core.seeds import derive_seed
 from raypipe.data.window_store import WindowStore
-from raypipe.ensembles.members import CPU, MergedNetworks, build_module, fold_tensors, merged_spec
+from raypipe.ensembles.members import CPU, MergedNetworks, build_module, fold_tensors, member_windows, merged_spec
 from raypipe.ensembles.methods import NO_SNAPSHOTS
 from raypipe.ensembles.oof import Floats, Mask, MemberPredictions, subject_splits
 from raypipe.ensembles.weights import best_trial_with_snapshots
@@ -120,6 +120,8 @@ def compatible_members(run: RunStore, members: Sequence[Member]) -> list[Member]
 def incompatibility(run: RunStore, a: int, b: int) -> str | None:
     """Return why the networks of two trials cannot be averaged, or None."""
     one, other = run.config(a), run.config(b)
+    if one.data.store != other.data.store:
+        return f"they are trained on different stores, {one.data.store} and {other.data.store}"
     for name in type(one.model).model_fields:
         value_a, value_b = getattr(one.model, name), getattr(other.model, name)
         if name != "dropout" and value_a != value_b:
@@ -181,7 +183,8 @@ class SoupMaker:
         device: torch.device = CPU,
     ) -> None:
         require_compatible(run, members)
-        self.run, self.windows, self.predictions, self.members = run, windows, predictions, list(members)
+        self.run, self.predictions, self.members = run, predictions, list(members)
+        self.windows = member_windows(run, windows, members[0])  # all are of one store
         self.progress, self.device = progress, device
         folds = range(run.folds.n_folds)
         self._weights = [[fold_tensors(run, member, fold) for fold in folds] for member in members]

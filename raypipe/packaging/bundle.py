@@ -14,14 +14,13 @@ from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.packaging.bundle_info import BundleInfo
-from raypipe.packaging.contents import describe, read_networks
+from raypipe.packaging.contents import describe, read_networks, shipped_windows
 from raypipe.packaging.model_card import model_card
 from raypipe.packaging.network_spec import NetworkSpec
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
@@ -64,7 +63,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
 
     path = Path(out)
     folder = _bundle_folder(path)
-    windows = open_windows(run.info.data) if windows is None else windows
+    windows = shipped_windows(ensemble, windows, "a bundle")
     networks = read_networks(run, ensemble, windows)
     info = describe(run, ensemble, windows, networks)
     files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}

@@ -13,14 +13,43 @@ from raypipe.core.own_code import SourceFile, known_source
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.record import describe_problem, first_problem
 from raypipe.core.versions import package_versions
+from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
-from raypipe.ensembles.members import read_members
+from raypipe.ensembles.members import members_by_store, read_members
 from raypipe.packaging.bundle_info import BundleInfo
 from raypipe.packaging.network_spec import NetworkMember, Program
 from raypipe.packaging.programs import Spec, State, ship_networks
 from raypipe.storage.remote import without_settings
 from raypipe.storage.run_store import RunStore
+
+
+def shipped_stores(ensemble: Ensemble) -> list[str]:
+    """Return the stores that the networks of an ensemble take their windows from; one empty name for a single store."""
+    members = ensemble.merged.members if ensemble.merged else ensemble.members
+    return list(members_by_store(ensemble.run, members))
+
+
+def shipped_windows(ensemble: Ensemble, windows: WindowStore | None, what: str) -> WindowStore:
+    """Return the windows of the store that all networks of an ensemble take; None opens those of the run.
+
+    Parameters
+    ----------
+    what
+        What is exported, for the message.
+
+    Raises
+    ------
+    UserError
+        Networks take windows of different stores.
+    """
+    run, stores = ensemble.run, shipped_stores(ensemble)
+    if len(stores) > 1:
+        raise UserError(
+            f"{run.where}: its networks take windows of stores {' and '.join(stores)}, and {what} takes those of one; "
+            f"export a bundle, or fit the ensemble on one store, as with --method best"
+        )
+    return (open_windows(run.info.data) if windows is None else windows).of(stores[0])
 
 
 class Networks(NamedTuple):

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from raypipe.core.errors import UserError, first_line
 from raypipe.core.shipped import install_command
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
 from raypipe.models.ensemble import EnsembleModule
 from raypipe.models.network import Network
 from raypipe.packaging.bundle_info import BundleInfo
-from raypipe.packaging.contents import describe, read_networks
+from raypipe.packaging.contents import describe, read_networks, shipped_windows
 from raypipe.packaging.graph_info import KINDS, RECORD, GraphInfo
 from raypipe.packaging.programs import EXAMPLE_BATCH, MAX_BATCH
 from raypipe.packaging.scorer import LARGE_BATCH, reference_windows
@@ -99,7 +98,7 @@ def export_graph(
     if KINDS.get(path.suffix) != format:
         raise UserError(f"{path}: a file of format {format} ends in .{format}")
     run = ensemble.run
-    windows = open_windows(run.info.data) if windows is None else windows
+    windows = shipped_windows(ensemble, windows, "a graph")
     networks = read_networks(run, ensemble, windows)
     networks.require_programs()
     info = describe(run, ensemble, windows, networks)

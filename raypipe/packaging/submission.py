@@ -18,11 +18,10 @@ from raypipe.core.folds import HELD_OUT
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import known_source
 from raypipe.data.preprocessing import flags
-from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
-from raypipe.packaging.contents import read_networks
+from raypipe.packaging.contents import read_networks, shipped_windows
 from raypipe.packaging.manifest import (
     MANIFEST,
     ChallengeEntry,
@@ -96,7 +95,7 @@ def require_challenge(ensemble: Ensemble) -> int:
     challenge = challenge_of(run.info.target)
     misfit = f"its target is '{run.info.target}', that of neither challenge"
     if challenge is not None:
-        windows = open_windows(run.info.data)
+        windows = shipped_windows(ensemble, None, "a submission")
         sizes = {"n_channels": windows.n_channels, "n_times": windows.crop_samples}
         misfit = scorer_misfit(challenge, run.info.target, **sizes, sfreq=windows.sfreq)
     if challenge is None or misfit:
@@ -209,7 +208,7 @@ def _entry(ensemble: Ensemble, weights_name: str, windows: WindowStore | None) -
             f"{run.where}: it predicts {len(run.info.classes)} classes, but the scorer reads one number per window; "
             "export a bundle instead"
         )
-    windows = open_windows(run.info.data) if windows is None else windows
+    windows = shipped_windows(ensemble, windows, "a submission")
     _check_windows(windows, run.where)
     networks = read_networks(run, ensemble, windows)
     networks.require_programs()

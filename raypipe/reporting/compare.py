@@ -174,6 +174,9 @@ def _data_condition(first: RunStore, run: RunStore, mine: WindowStore, theirs: W
     if run.info.data_hash == first.info.data_hash:
         return Condition(True, f"same data: {len(mine)} windows (hash {first.info.data_hash[:12]})")
     both = len(np.intersect1d(window_keys(mine), window_keys(theirs)))
+    if mine.names or theirs.names:
+        stores = " and ".join(", ".join(each.names) or "one without a name" for each in (mine, theirs))
+        return Condition(False, f"DIFFERENT DATA: stores {stores}; {both} windows at the same onset of both")
     plan, other = mine.manifest.plan.model_dump(), theirs.manifest.plan.model_dump()
     changed = [f"{key} {plan[key]} and {other[key]}" for key in plan if key != "channels" and plan[key] != other[key]]
     if plan["channels"] != other["channels"]:

@@ -20,6 +20,7 @@ from raypipe.reporting.sections.provenance import provenance_section
 from raypipe.reporting.sections.reliability import reliability_section
 from raypipe.reporting.sections.result import baselines_section, result_section
 from raypipe.reporting.sections.search import search_section
+from raypipe.reporting.sections.stores import stores_section
 from raypipe.reporting.sections.time_use import time_section
 from raypipe.reporting.sections.timeline import timeline_section
 from raypipe.reporting.trial_spans import trial_spans
@@ -63,6 +64,7 @@ def render_report(run: RunStore) -> str:
     sections = [
         result_section(run, ensemble),
         search_section(run, results, spans),
+        stores_section(run, results, ensemble),
         *([held_out_section(run, ensemble), baselines_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
         people_section(run),

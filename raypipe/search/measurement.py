@@ -23,7 +23,8 @@ from raypipe.training import checkpoint
 from raypipe.training.closed_form import ClosedFormTrainer
 from raypipe.training.device import free_memory, missing_gpu, worker_device
 from raypipe.training.graphs import UNCAPTURED_CALLS
-from raypipe.training.loader import FoldData, StoreLoaders, WindowLoader
+from raypipe.training.loader import FoldData, WindowLoader
+from raypipe.training.store_loaders import StoreLoaders
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import call_seconds, stem_seconds
 

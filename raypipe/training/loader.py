@@ -267,38 +267,6 @@ class WindowLoader:
         return None
 
 
-class StoreLoaders:
-    """The loaders of a sweep's stores. One at a time keeps windows on a GPU, and one of several is made at first use.
-
-    Parameters
-    ----------
-    windows
-        The store, or several by name (`raypipe.data.named_stores.NamedStores`).
-    device, share
-        See `WindowLoader`.
-    """
-
-    def __init__(self, windows: WindowStore, device: str | torch.device = "cpu", *, share: float = 1.0) -> None:
-        self.windows, self.device, self.share = windows, device, share
-        self._loaders: dict[str, WindowLoader] = {}
-        if not windows.names:
-            self.of("")
-
-    @property
-    def resident(self) -> bool:
-        """Return whether a store is kept on the device."""
-        return any(loader.resident for loader in self._loaders.values())
-
-    def of(self, name: str) -> WindowLoader:
-        """Return the loader of a store; the name is empty for a single store."""
-        for other, loader in self._loaders.items():
-            if other != name:
-                loader.set_resident(False)
-        if name not in self._loaders:
-            self._loaders[name] = WindowLoader(self.windows.of(name), self.device, share=self.share)
-        return self._loaders[name]
-
-
 def resident_bytes(windows: WindowStore) -> int:
     """Return the bytes that a store needs on a device."""
     return len(windows) * windows.n_channels * windows.window_samples * np.dtype(windows.dtype).itemsize

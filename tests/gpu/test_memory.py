@@ -20,8 +20,9 @@ from raypipe.storage.run_store import RunStore
 from raypipe.storage.trial_log import read_log
 from raypipe.training import loader as loader_module
 from raypipe.training.graphs import UNCAPTURED_CALLS
-from raypipe.training.loader import FoldData, StoreLoaders, WindowLoader, resident_bytes
+from raypipe.training.loader import FoldData, WindowLoader, resident_bytes
 from raypipe.training.stacked_trainer import StackedTrainer
+from raypipe.training.store_loaders import StoreLoaders
 from raypipe.training.trainer import SupervisedTrainer
 from raypipe.trial.autotune import StackedPair
 from raypipe.trial.failures import RETRY_FILE, Retry, read_retry

@@ -84,6 +84,7 @@ def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock,
     windows = _open_windows(run)
     if isinstance(windows, str):
         return windows
+    windows = windows.of(run.config(number).data.store)
     x_BCT = _sample_windows(run, windows, model)
     pattern_GCK, sd_G = activation_patterns(x_BCT, filters.combined)
     weight_G = sd_G if filters.weight is None else filters.weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.options import SweepOptions
 from raypipe.core.own_metrics import shown_metric
 from raypipe.core.parameters import defaults, flatten
+from raypipe.core.store_names import join_stores, parse_stores
 from raypipe.data.accounting import Accounting
 from raypipe.data.given_target import python_call
 from raypipe.data.manifest import Manifest, Settings, read_manifest
+from raypipe.data.named_stores import hash_of_stores
 from raypipe.data.preprocessing import flags
 from raypipe.ensembles.evaluation_log import read_evaluations
 from raypipe.ensembles.fitted import read_ensemble_record
@@ -37,13 +39,8 @@ _OTHER_OPTIONS = {"trials", "folds", "repeats", "held_out", "seed", "address", "
 
 def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str) -> Markup:
     """Render the section; `name` is the run's name in the report."""
-    manifest, unknown = read_data_manifest(run)
-    if manifest is not None and (manifest.settings.subject or not python_call(run.info.target)):
-        prepare = shlex.join(prepare_command(manifest.settings))
-    elif not (prepare := python_call(run.info.target)):
-        prepare = (
-            shlex.join(["raypipe", "prepare", "RECORDINGS", "--target", run.info.target, "--out", "STORE"]) + " ..."
-        )
+    manifests, unknown = read_data_manifests(run)
+    manifest = next(iter(manifests.values()), None)
     ranked = run.ranked(results)
     return render_template(
         "provenance",
@@ -52,24 +49,51 @@ def provenance_section(run: RunStore, results: Sequence[TrialResult], name: str)
         left_out=_left_out(manifest.accounting) if manifest else None,
         folds=_subjects_by_fold(run.folds),
         best=_configuration(run, ranked[0].number) if ranked else None,
-        commands=[prepare, shlex.join(sweep_command(run)), shlex.join(ensemble_command(run))],
+        commands=[
+            *_prepare_commands(run, manifests),
+            shlex.join(sweep_command(run)),
+            shlex.join(ensemble_command(run)),
+        ],
         unknown=unknown,
         sources={"space.py": run.space.source} | {path: file.text for path, file in run.space.files.items()},
     )
 
 
+def _prepare_commands(run: RunStore, manifests: Mapping[str, Manifest]) -> list[str]:
+    """Return the calls that make the run's stores; unknown options are an ellipsis."""
+    first = next(iter(manifests.values()), None)
+    if first is not None and (first.settings.subject or not python_call(run.info.target)):
+        return [shlex.join(prepare_command(each.settings, _place(name))) for name, each in manifests.items()]
+    if call := python_call(run.info.target):
+        return [call]
+    return [shlex.join(["raypipe", "prepare", "RECORDINGS", "--target", run.info.target, "--out", "STORE"]) + " ..."]
+
+
+def _place(name: str) -> str:
+    """Return the placeholder of a store's folder; `name` is empty for a single store."""
+    return f"STORE-{name}" if name else "STORE"
+
+
 def read_data_manifest(run: RunStore) -> tuple[Manifest | None, str]:
-    """Return the manifest of the run's windows, or None and the reason why it is unknown."""
+    """Return the manifest of the run's windows, of several stores the first, or None and why it is unknown."""
+    manifests, unknown = read_data_manifests(run)
+    return next(iter(manifests.values()), None), unknown
+
+
+def read_data_manifests(run: RunStore) -> tuple[dict[str, Manifest], str]:
+    """Return the manifests of the run's stores by name (empty for a single one); or none, and why they are unknown."""
     where = run.info.data
     if "://" in where:
-        return None, "the windows are behind a URI, and a report downloads nothing"
+        return {}, "the windows are behind a URI, and a report downloads nothing"
+    names = parse_stores(where)
     try:
-        manifest = read_manifest(Path(where))
+        manifests = {name: read_manifest(Path(place)) for name, place in (names or {"": where}).items()}
     except (UserError, OSError):
-        return None, "the windows of this run cannot be opened any more"
-    if manifest.data_hash != run.info.data_hash:
-        return None, "the windows have changed since the run was made"
-    return manifest, ""
+        return {}, "the windows of this run cannot be opened any more"
+    hashes = {name: manifest.data_hash for name, manifest in manifests.items()}
+    if (hash_of_stores(hashes) if names else hashes[""]) != run.info.data_hash:
+        return {}, "the windows have changed since the run was made"
+    return manifests, ""
 
 
 def _left_out(accounting: Accounting) -> Table:
@@ -79,9 +103,9 @@ def _left_out(accounting: Accounting) -> Table:
     return Table(["recording or person", "reason", "details"], rows + people, {0, 1, 2})
 
 
-def prepare_command(settings: Settings) -> list[str]:
+def prepare_command(settings: Settings, out: str = "STORE") -> list[str]:
     """Return the words of a ``raypipe prepare`` with these settings; names of folders are placeholders."""
-    words = ["raypipe", "prepare", "RECORDINGS", "--target", settings.target, "--out", "STORE"]
+    words = ["raypipe", "prepare", "RECORDINGS", "--target", settings.target, "--out", out]
     if settings.subject:  # of epochs; the target's name says so too
         words[2:5] = ["--epochs", "FILES", "--subject", settings.subject, "--target", settings.target.partition(":")[2]]
     words += ["--bids-task", ",".join(settings.bids_task)] if settings.bids_task else []
@@ -106,7 +130,8 @@ def sweep_command(run: RunStore) -> list[str]:
     recorded = read_options(run.folder, run.run_id)
     options = SweepOptions.model_validate(recorded)
     trials = options.trials if recorded else len(run.numbers())
-    words = ["raypipe", "sweep", "space.py", "--data", "STORE", "--run", "RUN"]
+    data = join_stores({name: _place(name) for name in parse_stores(run.info.data)}) or "STORE"
+    words = ["raypipe", "sweep", "space.py", "--data", data, "--run", "RUN"]
     words += ["--trials", str(trials), "--folds", str(run.folds.folds_per_repeat)]
     words += ["--repeats", str(run.folds.repeats)] if run.folds.repeats > 1 else []
     words += ["--held-out", ",".join(run.folds.held_out), "--seed", str(run.info.seed)]

@@ -12,7 +12,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.search.run_setup import check_unchanged, open_run
 from raypipe.storage.run_store import RunStore
-from raypipe.training.loader import StoreLoaders
+from raypipe.training.store_loaders import StoreLoaders
 from raypipe.trial.local import run_trial
 from tests.support.stores import filtered, write_two_stores
 from tests.support.toys import TINY, make_run, tiny, write_store
