@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from raypipe.core.errors import UserError
@@ -74,7 +75,12 @@ class NamedStores(StoreView):
         first_name, first = next(iter(stores.items()))
         for name, store in stores.items():
             _check_settings(first_name, first, name, store)
-        rows = _common_rows(stores)
+        rows = common_rows({name: window_keys(store) for name, store in stores.items()})
+        if not len(rows[first_name]):
+            raise UserError(
+                f"--data {join_stores({name: store.where for name, store in stores.items()})}: no window is in all "
+                "stores; they must be prepared from the same recordings with the same windows"
+            )
         self._views = {name: StoreView(store, rows[name]) for name, store in stores.items()}
         for name, view in self._views.items():
             _check_labels(first_name, self._views[first_name], name, view)
@@ -139,28 +145,27 @@ def window_keys(windows: WindowStore) -> NDArray[np.str_]:
 
     It consists of the recording, the onset rounded to milliseconds, and a counter of windows with the same onset.
     """
-    part = windows.table[["recording", "onset"]].assign(onset=windows.table["onset"].round(3))
+    return row_keys(windows.table)
+
+
+def row_keys(table: pd.DataFrame) -> NDArray[np.str_]:
+    """Return the name of the window of each row (N,) with a `recording` and an `onset`."""
+    part = table[["recording", "onset"]].assign(onset=table["onset"].astype(float).round(3))
     counter = part.groupby(["recording", "onset"]).cumcount()
     names = zip(part["recording"], part["onset"], counter, strict=True)
     return np.array([f"{recording}@{onset:.3f}#{nth}" for recording, onset, nth in names])
 
 
-def _common_rows(stores: Mapping[str, WindowStore]) -> dict[str, Index]:
+def common_rows(keys: Mapping[str, NDArray[np.str_]]) -> dict[str, Index]:
     """Return, for each store, its rows of the windows that all have, in the order of the first store.
 
-    Raises
-    ------
-    UserError
-        There is no such window.
+    Parameters
+    ----------
+    keys
+        Names of each store's windows (`window_keys`).
     """
-    keys = {name: window_keys(store) for name, store in stores.items()}
     first, *others = keys.values()
     kept = first[np.logical_and.reduce([np.ones(len(first), bool), *(np.isin(first, other) for other in others)])]
-    if not len(kept):
-        raise UserError(
-            f"--data {join_stores({name: store.where for name, store in stores.items()})}: no window is in all stores; "
-            "they must be prepared from the same recordings with the same windows"
-        )
     rows = {}
     for name, own in keys.items():
         order = np.argsort(own)
@@ -170,16 +175,20 @@ def _common_rows(stores: Mapping[str, WindowStore]) -> dict[str, Index]:
 
 def _check_settings(first: str, one: WindowStore, name: str, other: WindowStore) -> None:
     """Check that two stores have the same target, and windows of the same length."""
+    mine, theirs = one.manifest.plan, other.manifest.plan
     facts: list[tuple[str, object, object]] = [
-        ("predict different targets", one.manifest.target, other.manifest.target),
+        ("predict different targets", mine.target, theirs.target),
+        ("are of different BIDS tasks", ", ".join(sorted(mine.bids_task)), ", ".join(sorted(theirs.bids_task))),
+        ("take events from different columns", mine.events_from or "any", theirs.events_from or "any"),
+        ("select different events", mine.select or "all", theirs.select or "all"),
         ("have different kinds of targets", one.kind, other.kind),
         ("have different classes", ", ".join(one.classes), ", ".join(other.classes)),
-        ("have windows of different lengths (s)", one.manifest.plan.window, other.manifest.plan.window),
+        ("have windows of different lengths (s)", mine.window, theirs.window),
     ]
-    for what, mine, theirs in facts:
-        if mine != theirs:
+    for what, own, others in facts:
+        if own != others:
             raise UserError(
-                f"--data: stores {first} and {name} {what}: {mine} and {theirs}; only preprocessing may differ"
+                f"--data: stores {first} and {name} {what}: {own} and {others}; only preprocessing may differ"
             )
 
 
