@@ -56,8 +56,8 @@ def _own_rows(section: str, config: type[BaseModel]) -> list[str]:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = field.default if isinstance(field.default, str | float | int) else list(field.default)
-    shown = "none" if default == "" else f"`{default}`"
-    return f"| `{name}` | {shown} | {_values(field)} | {_plain(field.description or '')} |"
+    shown = default if default != "" else "none"
+    return f"| `{name}` | `{shown}` | {_values(field)} | {_plain(field.description or '')} |"
 
 
 def _values(field: FieldInfo) -> str:
