@@ -27,18 +27,26 @@ class StoreView(WindowStore):
         The store.
     rows_N
         (N,) its windows; window n of the view is window ``rows_N[n]`` of the store.
+    name
+        Name of the store.
     """
 
-    def __init__(self, store: WindowStore, rows_N: Index) -> None:
+    def __init__(self, store: WindowStore, rows_N: Index, name: str = "") -> None:
         vars(self).update(vars(store))
-        self._store, self._rows = store, rows_N
+        self._store, self._rows, self._name = store, rows_N, name
         self.table = store.table.iloc[rows_N].reset_index(drop=True).assign(window=np.arange(len(rows_N)))
         self.targets, self.subjects = store.targets[rows_N], store.subjects[rows_N]
         self._shard_N, self._row_N = store._shard_N[rows_N], store._row_N[rows_N]
         self._offset_N = store._offset_N[rows_N]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return StoreView, (self._store, self._rows)
+        return StoreView, (self._store, self._rows, self._name)
+
+    def of(self, name: str) -> WindowStore:
+        """Return these windows, by their own name or an empty one; raise UserError for another."""
+        if name:
+            require_known_store(name, (self._name,), self.where)
+        return self
 
     def _map(self, number: int) -> NDArray[Any]:
         return self._store._map(number)
@@ -81,7 +89,7 @@ class NamedStores(StoreView):
                 f"--data {join_stores({name: store.where for name, store in stores.items()})}: no window is in all "
                 "stores; they must be prepared from the same recordings with the same windows"
             )
-        self._views = {name: StoreView(store, rows[name]) for name, store in stores.items()}
+        self._views = {name: StoreView(store, rows[name], name) for name, store in stores.items()}
         for name, view in self._views.items():
             _check_labels(first_name, self._views[first_name], name, view)
         views, names = self._views, tuple(stores)

@@ -117,10 +117,6 @@ class EnsembleModule(nn.Module):
             variances.append(raw_BO[:, 1] * scale**2 if predicted else torch.zeros_like(raw_BO[:, 0]))
         return torch.stack(values), torch.stack(variances) if any(self.predicts_variance) else None
 
-    def by_fold(self, members_MB: Tensor) -> Tensor:
-        """Arrange predictions (members, B, ...) by fold: (folds, trials, B, ...)."""
-        return members_MB.view(-1, self.n_folds, *members_MB.shape[1:]).transpose(0, 1)
-
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Map windows in microvolts (B, C, T) to the ensemble's predictions (B, n_outputs)."""
         combined_BO = self.combine_members(x_BCT)
@@ -129,13 +125,7 @@ class EnsembleModule(nn.Module):
     def combine_members(self, x_BCT: Tensor) -> Tensor:
         """Return the ensemble's predictions (B, n_outputs) before they are calibrated."""
         values_MBO, variances_MB = self.predict_members(x_BCT)
-        if self.rule is not None:
-            values_FTBO = self.by_fold(values_MBO)
-            variances_F = [None] * self.n_folds if variances_MB is None else list(self.by_fold(variances_MB))
-            folds = [combine(self.rule, values_FTBO[fold], variances_F[fold]) for fold in range(self.n_folds)]
-            return torch.stack(folds).mean(0)
-        weights_M = torch.tensor(self.weights, dtype=values_MBO.dtype, device=values_MBO.device)
-        return torch.einsum("m,mbo->bo", weights_M, values_MBO)
+        return combine_models(values_MBO, variances_MB, self.weights, self.rule, self.n_folds)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EnsembleModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -146,6 +136,39 @@ class EnsembleModule(nn.Module):
         """Load weights; see `torch.nn.Module.load_state_dict`. Stacks of the old weights are dropped."""
         self.stacks.forget()
         return super().load_state_dict(*args, **options)
+
+
+def combine_models(
+    values_MBO: Tensor,
+    variances_MB: Tensor | None,
+    weights: Sequence[float],
+    rule: Mapping[str, Any] | None,
+    n_folds: int,
+) -> Tensor:
+    """Return the prediction (B, n_outputs) of fold models: their weighted mean, or the mean of a rule's over the folds.
+
+    Parameters
+    ----------
+    values_MBO, variances_MB
+        Predictions of the models in order of trial, then fold, and their variances, as `predict_members` returns them.
+    weights
+        (M,) shares of the models.
+    rule
+        Combines the models of each fold (`combine`); None for the weighted mean.
+    n_folds
+        Number of folds.
+    """
+    if rule is None:
+        weights_M = torch.tensor(weights, dtype=values_MBO.dtype, device=values_MBO.device)
+        return torch.einsum("m,mbo->bo", weights_M, values_MBO)
+    values_FTBO = _by_fold(values_MBO, n_folds)
+    variances_F = [None] * n_folds if variances_MB is None else list(_by_fold(variances_MB, n_folds))
+    return torch.stack([combine(rule, values_FTBO[fold], variances_F[fold]) for fold in range(n_folds)]).mean(0)
+
+
+def _by_fold(members_MB: Tensor, n_folds: int) -> Tensor:
+    """Arrange predictions (members, B, ...) by fold: (folds, trials, B, ...)."""
+    return members_MB.view(-1, n_folds, *members_MB.shape[1:]).transpose(0, 1)
 
 
 def _equal_features(networks: Sequence[Network], models: Sequence[Mapping[str, Any]]) -> list[int | None]:

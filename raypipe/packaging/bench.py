@@ -104,7 +104,9 @@ def bench(path: str | Path, *, threads: int | None = None, seconds: float = 5.0,
     if not path.exists():
         raise UserError(f"{path}: no such bundle or graph; make one with: raypipe export RUN {path.name}")
     if path.is_dir():
-        info = load_ensemble(path, trust_code=trust_code).info
+        ensemble = load_ensemble(path, trust_code=trust_code)
+        ensemble.require_one_store("bench")
+        info = ensemble.info
         kind, n_networks = "bundle", len(info.members)
         n_channels, n_times, sfreq = len(info.channels), info.n_times, info.sfreq
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from raypipe.core.errors import UserError
 from raypipe.core.model_config import OwnConfig
 from raypipe.core.own_code import SourceFile, keep_source
 from raypipe.core.progress import Progress
+from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import build_module
 from raypipe.models.ensemble import EnsembleModule
-from raypipe.packaging.bundle_info import BundleInfo
-from raypipe.packaging.contents import describe, read_networks, shipped_windows
+from raypipe.packaging.bundle_info import BundleInfo, Recipe
+from raypipe.packaging.contents import describe, read_networks
 from raypipe.packaging.model_card import model_card
 from raypipe.packaging.network_spec import NetworkSpec
+from raypipe.packaging.store_modules import StoreModules, layout_of_stores
 from raypipe.packaging.weights import check_tensors, max_file_bytes, weights_layout
 from raypipe.storage.files import LocalFolder, write_record
 from raypipe.storage.out_of_fold import unpack_tensors
@@ -63,7 +66,7 @@ def export_bundle(run: RunStore, ensemble: Ensemble, out: str | Path, *, windows
 
     path = Path(out)
     folder = _bundle_folder(path)
-    windows = shipped_windows(ensemble, windows, "a bundle")
+    windows = open_windows(run.info.data) if windows is None else windows
     networks = read_networks(run, ensemble, windows)
     info = describe(run, ensemble, windows, networks)
     files = {TENSORS: save(networks.state), CARD: model_card(info).encode()}
@@ -94,26 +97,60 @@ class LoadedEnsemble:
     info
         Record of the bundle.
     module
-        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode, on the device that it is run on.
+        Maps windows in microvolts (B, C, T) to (B, outputs); in evaluation mode, on the device that it is run on. Or
+        the networks of several stores (`BundleInfo.recipes`).
     """
 
-    def __init__(self, info: BundleInfo, module: EnsembleModule) -> None:
+    def __init__(self, info: BundleInfo, module: EnsembleModule | StoreModules) -> None:
         self.info = info
-        self.module = module
+        self._module = module
+
+    @property
+    def stores(self) -> StoreModules | None:
+        """Return the networks by store, where they take windows of several; else None."""
+        return self._module if isinstance(self._module, StoreModules) else None
+
+    @property
+    def module(self) -> EnsembleModule:
+        """Return the module; raise as `require_one_store`."""
+        self.require_one_store("this")
+        assert isinstance(self._module, EnsembleModule)
+        return self._module
+
+    def require_one_store(self, what: str) -> None:
+        """Check that all networks take the same windows.
+
+        Parameters
+        ----------
+        what
+            What needs that, for the message.
+
+        Raises
+        ------
+        UserError
+            They do not.
+        """
+        if self.info.recipes:
+            raise UserError(
+                f"the bundle's networks take windows of stores {' and '.join(self.info.recipes)}, which are prepared "
+                f"differently: it predicts recordings, or a dictionary of windows by store; {what} takes windows of one"
+            )
 
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
-        return self.module.device
+        return next(iter(self.stores.modules.values())).device if self.stores else self.module.device
 
     @property
     def channels(self) -> list[str]:
-        """Names of the channels, in the order that `predict` takes them."""
+        """Names of the channels, in the order that `predict` takes them; raises as `require_one_store`."""
+        self.require_one_store("this")
         return self.info.channels
 
     @property
     def sfreq(self) -> float:
-        """Sampling rate in Hz."""
+        """Sampling rate in Hz; raises as `require_one_store`."""
+        self.require_one_store("this")
         return self.info.sfreq
 
     @property
@@ -132,14 +169,19 @@ class LoadedEnsemble:
 
     @torch.no_grad()
     def predict(
-        self, x_NCT: NDArray[Any], *, batch_size: int = 64, progress: Progress | None = None
+        self,
+        x_NCT: NDArray[Any] | Mapping[str, NDArray[Any]],
+        *,
+        batch_size: int = 64,
+        progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """Predict windows.
 
         Parameters
         ----------
         x_NCT
-            Windows in microvolts (N, channels, samples), channels in the order of `channels`.
+            Windows in microvolts (N, channels, samples), channels in the order of `channels`. Where networks take
+            windows of several stores, the same windows of each, by its name.
         batch_size
             Windows that are computed at a time.
         progress
@@ -155,30 +197,61 @@ class LoadedEnsemble:
         UserError
             Windows have another shape, or values that are not finite; or a prediction is not finite.
         """
-        wanted = (len(self.channels), self.info.n_times)
-        x_NCT = np.asarray(x_NCT)
-        if x_NCT.ndim != 3 or x_NCT.shape[1:] != wanted:
-            raise UserError(
-                f"windows of shape {x_NCT.shape}: this ensemble takes (N, {wanted[0]} channels, {wanted[1]} samples at "
-                f"{self.sfreq:g} Hz)"
-            )
-        if not np.isfinite(x_NCT).all():
-            raise UserError(f"windows hold {int(np.sum(~np.isfinite(x_NCT)))} values that are not finite numbers")
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be 1 or more")
-        out_NO = np.empty((len(x_NCT), self.info.n_outputs), dtype=np.float32)
-        for start in range(0, len(x_NCT), batch_size):
+        given = self._checked(x_NCT)
+        n = len(next(iter(given.values())))
+        out_NO = np.empty((n, self.info.n_outputs), dtype=np.float32)
+        for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
-            x_BCT = to_device(np.ascontiguousarray(x_NCT[part], dtype=np.float32), self.device)
-            out_NO[part] = self.module(x_BCT).cpu().numpy()
+            if self.stores is not None:
+                stores = self.stores
+                out_NO[part] = stores.combine({name: stores.predict(name, x[part]) for name, x in given.items()})
+            else:
+                x_BCT = to_device(np.ascontiguousarray(given[""][part], dtype=np.float32), self.device)
+                out_NO[part] = self.module(x_BCT).cpu().numpy()
             if not np.isfinite(out_NO[part]).all():
                 raise UserError(
-                    f"a prediction of windows {start} to {start + len(x_BCT) - 1} is not a finite number; the "
+                    f"a prediction of windows {start} to {min(start + batch_size, n) - 1} is not a finite number; the "
                     "weights are damaged, or the windows are not in microvolts"
                 )
             if progress:
-                progress(min(start + batch_size, len(x_NCT)), len(x_NCT), "windows")
+                progress(min(start + batch_size, n), n, "windows")
         return out_NO
+
+    def _checked(self, x_NCT: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return windows by store, under an empty name where there is one, after a check of their shapes and values."""
+        recipes: Mapping[str, BundleInfo | Recipe] = self.info.recipes or {"": self.info}
+        if not isinstance(x_NCT, Mapping):
+            self.require_one_store("this array")
+            x_NCT = {"": x_NCT}
+        if set(x_NCT) != set(recipes):
+            raise UserError(f"windows of {', '.join(x_NCT) or 'no store'}: this ensemble takes {', '.join(recipes)}")
+        given = {name: np.asarray(x_NCT[name]) for name in recipes}
+        for name, recipe in recipes.items():
+            check_windows(given[name], recipe, name)
+        counts = {name: len(each) for name, each in given.items()}
+        if len(set(counts.values())) > 1:
+            raise UserError(f"windows by store: {counts}; each store has the same windows")
+        return given
+
+
+def check_windows(x_NCT: NDArray[Any], recipe: BundleInfo | Recipe, store: str = "") -> None:
+    """Check windows that networks take.
+
+    Raises
+    ------
+    UserError
+        They have another shape, or values that are not finite.
+    """
+    wanted, of = (len(recipe.channels), recipe.n_times), f" of store {store}" if store else ""
+    if x_NCT.ndim != 3 or x_NCT.shape[1:] != wanted:
+        raise UserError(
+            f"windows{of} of shape {x_NCT.shape}: this ensemble takes (N, {wanted[0]} channels, {wanted[1]} samples at "
+            f"{recipe.sfreq:g} Hz)"
+        )
+    if not np.isfinite(x_NCT).all():
+        raise UserError(f"windows{of} hold {int(np.sum(~np.isfinite(x_NCT)))} values that are not finite numbers")
 
 
 def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = False) -> LoadedEnsemble:
@@ -213,7 +286,7 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
     info = BundleInfo.parse(read_regular(folder / RECORD, BundleInfo.max_bytes), f"{path}/{RECORD}")
     spec = info.networks()
     _trust(info, spec, str(path), trust_code)
-    layout = weights_layout(spec)
+    layout = layout_of_stores(info) if info.recipes else weights_layout(spec)
     try:
         data = read_regular(folder / TENSORS, max_file_bytes(layout))
     except FileNotFoundError:
@@ -224,7 +297,11 @@ def load_ensemble(path: str | Path, *, device: str = "cpu", trust_code: bool = F
         tensors = unpack_tensors(data)
         del data
         check_tensors(layout, tensors)
-        module = build_module(spec.model_dump(mode="json"), tensors, where)
+        module: EnsembleModule | StoreModules
+        if info.recipes:
+            module = StoreModules(info, tensors, where)
+        else:
+            module = build_module(spec.model_dump(mode="json"), tensors, where)
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path}/{TENSORS}: not the weights that {RECORD} describes ({line})") from None

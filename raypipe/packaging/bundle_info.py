@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raypipe.core.config import config_hash
 from raypipe.core.errors import UserError
 from raypipe.core.folds import HELD_OUT, FoldMap
 from raypipe.core.metrics import METRICS, Kind
-from raypipe.core.record import Record
+from raypipe.core.record import FrozenModel, Record
 from raypipe.data.manifest import Plan
 from raypipe.data.plan import check_baseline_samples
 from raypipe.data.preprocessing import check_values
 from raypipe.ensembles.people import People
 from raypipe.ensembles.rules import CalibrationMap
-from raypipe.packaging.network_spec import NetworkMember, NetworkSpec, Program, make_spec
+from raypipe.packaging.network_spec import CombinedSpec, NetworkMember, NetworkSpec, Program, make_spec
 
 MAX_TIME = 1e6
 """Seconds."""
+MAX_RECIPES = 32
+"""Ways to make windows."""
+
+
+class Recipe(FrozenModel):
+    """How one store's windows are made, and which networks take them. Fields are those of `BundleInfo`."""
+
+    channels: list[str]
+    sfreq: float
+    """Hz."""
+    window_samples: int
+    n_times: int
+    """Samples of a window that the networks see."""
+    prepare: Plan
+    scale: float = Field(ge=0.0)
+    members: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """Places among the bundle's members."""
 
 
 class BundleInfo(Record):
@@ -69,6 +86,9 @@ class BundleInfo(Record):
     soup_epochs: list[int]
     """Epoch of each in `soup`; 0 for the trial's best."""
     members: list[NetworkMember]
+    recipes: Annotated[dict[str, Recipe], Field(max_length=MAX_RECIPES)] = Field(default_factory=dict)
+    """By name, the stores whose windows networks take, where they take those of several. The fields above are then
+    those of the first."""
     programs: dict[str, Program]
     """Of users' networks, by the names that members have."""
     sources: dict[str, str]
@@ -89,20 +109,36 @@ class BundleInfo(Record):
     sha256: dict[str, str]
     """Checksums of the other files by name."""
 
+    @model_serializer(mode="wrap")
+    def _without_no_recipes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the recipes out where there is one way to make windows."""
+        values: dict[str, Any] = serialize(self)
+        return values if self.recipes else {name: value for name, value in values.items() if name != "recipes"}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self._check_channels()
+        _check_channels(self.channels)
+        self._check_recipes()
         self.networks()
         self._check_outputs()
-        self._check_plan()
+        _check_plan(self)
         self._check_members()
         return self
 
-    def _check_channels(self) -> None:
-        if not self.channels:
-            raise ValueError("channels: there are none")
-        if not all(self.channels) or len(set(self.channels)) < len(self.channels):
-            raise ValueError("channels: a name is empty, or is there twice")
+    def _check_recipes(self) -> None:
+        if not self.recipes:
+            return
+        places = sorted(place for recipe in self.recipes.values() for place in recipe.members)
+        if len(self.recipes) < 2 or places != list(range(len(self.members))):
+            raise ValueError("recipes: not those of two stores or more, or a member is in none or in several")
+        first = next(iter(self.recipes.values()))
+        if any(getattr(self, name) != getattr(first, name) for name in Recipe.model_fields if name != "members"):
+            raise ValueError("recipes: the bundle's own fields are not those of the first")
+        for recipe in self.recipes.values():
+            _check_channels(recipe.channels)
+            _check_plan(recipe)
+            if recipe.prepare.target != self.prepare.target:
+                raise ValueError("recipes: one has another target")
 
     def _check_outputs(self) -> None:
         if len(self.classes) != (self.n_outputs if self.kind == "classification" else 0):
@@ -116,29 +152,6 @@ class BundleInfo(Record):
         own = re.fullmatch(r"[\w .-]{1,100}:\w{1,100}", self.metric)  # a user's, whose name alone is used
         if not own and (self.metric not in METRICS or METRICS[self.metric].kind != self.kind):
             raise ValueError(f"metric: not a metric of {self.kind}")
-
-    def _check_plan(self) -> None:
-        plan = self.prepare
-        same = {
-            "channels": list(plan.channels) == self.channels,
-            "sources": set(plan.channels) <= set(plan.sources) and len(set(plan.sources)) == len(plan.sources),
-            "sfreq": plan.sfreq == self.sfreq,
-            "window_samples": plan.window_samples == self.window_samples,
-            "crop_samples": plan.crop_samples == self.n_times,
-        }
-        if wrong := [name for name, is_same in same.items() if not is_same]:
-            raise ValueError(f"prepare/{wrong[0]}: not that of the bundle")
-        if not 0 < plan.window <= MAX_TIME:
-            raise ValueError("prepare/window: out of range")
-        if not self.n_times <= self.window_samples == round(plan.window * plan.sfreq):
-            raise ValueError("prepare/window: not the samples of a window, or shorter than what the networks see")
-        if not 1 / plan.sfreq <= 2 * plan.stride <= MAX_TIME or abs(plan.tmin) > MAX_TIME:
-            raise ValueError("prepare/stride or tmin: out of range")
-        try:
-            check_values(plan.preprocessing, plan.sfreq)
-            check_baseline_samples(plan)
-        except UserError as error:
-            raise ValueError(f"prepare/preprocessing: {error}") from None
 
     def _check_members(self) -> None:
         trials = {member.trial for member in self.members} | set(self.soup)
@@ -163,4 +176,59 @@ class BundleInfo(Record):
             They are outside the limits, or do not fit each other.
         """
         names = ("kind", "n_times", "n_outputs", "sfreq", "members", "rule", "calibration", "programs")
-        return make_spec({name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)})
+        fields = {name: getattr(self, name) for name in names} | {"n_channels": len(self.channels)}
+        if not self.recipes:
+            return make_spec(fields)
+        self.networks_of_stores()
+        return make_spec(fields, CombinedSpec)
+
+    def networks_of_stores(self) -> dict[str, NetworkSpec]:
+        """Return the networks of each store, without what combines them; raises as `networks`."""
+        return {name: self._networks_of(recipe) for name, recipe in self.recipes.items()}
+
+    def _networks_of(self, recipe: Recipe) -> NetworkSpec:
+        members = [self.members[place] for place in recipe.members]
+        share = 1.0 / len(members)
+        named = {member.program for member in members}
+        return make_spec(
+            {
+                "kind": self.kind,
+                "n_channels": len(recipe.channels),
+                "n_times": recipe.n_times,
+                "n_outputs": self.n_outputs,
+                "sfreq": recipe.sfreq,
+                "members": [member.model_copy(update={"weight": share}) for member in members],
+                "programs": {name: program for name, program in self.programs.items() if name in named},
+            }
+        )
+
+
+def _check_channels(channels: list[str]) -> None:
+    if not channels:
+        raise ValueError("channels: there are none")
+    if not all(channels) or len(set(channels)) < len(channels):
+        raise ValueError("channels: a name is empty, or is there twice")
+
+
+def _check_plan(windows: BundleInfo | Recipe) -> None:
+    plan = windows.prepare
+    same = {
+        "channels": list(plan.channels) == windows.channels,
+        "sources": set(plan.channels) <= set(plan.sources) and len(set(plan.sources)) == len(plan.sources),
+        "sfreq": plan.sfreq == windows.sfreq,
+        "window_samples": plan.window_samples == windows.window_samples,
+        "crop_samples": plan.crop_samples == windows.n_times,
+    }
+    if wrong := [name for name, is_same in same.items() if not is_same]:
+        raise ValueError(f"prepare/{wrong[0]}: not that of the bundle")
+    if not 0 < plan.window <= MAX_TIME:
+        raise ValueError("prepare/window: out of range")
+    if not windows.n_times <= windows.window_samples == round(plan.window * plan.sfreq):
+        raise ValueError("prepare/window: not the samples of a window, or shorter than what the networks see")
+    if not 1 / plan.sfreq <= 2 * plan.stride <= MAX_TIME or abs(plan.tmin) > MAX_TIME:
+        raise ValueError("prepare/stride or tmin: out of range")
+    try:
+        check_values(plan.preprocessing, plan.sfreq)
+        check_baseline_samples(plan)
+    except UserError as error:
+        raise ValueError(f"prepare/preprocessing: {error}") from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.members import members_by_store, read_members
-from raypipe.packaging.bundle_info import BundleInfo
+from raypipe.packaging.bundle_info import BundleInfo, Recipe
 from raypipe.packaging.network_spec import NetworkMember, Program
 from raypipe.packaging.programs import Spec, State, ship_networks
 from raypipe.storage.remote import without_settings
@@ -78,8 +78,46 @@ def read_networks(run: RunStore, ensemble: Ensemble, windows: WindowStore) -> Ne
     run.require_whole(ensemble.trials)
     weights = ensemble.weights.tolist()
     calibration = ensemble.calibration.spec if ensemble.calibration else None
-    spec, state = read_members(run, windows, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
+    if len(shipped_stores(ensemble)) > 1:
+        return _networks_of_stores(ensemble, windows, calibration)
+    own = windows.of(shipped_stores(ensemble)[0])
+    spec, state = read_members(run, own, ensemble.members, weights, ensemble.rule, ensemble.merged, calibration)
     return Networks(*ship_networks(spec, state))
+
+
+def _networks_of_stores(ensemble: Ensemble, windows: WindowStore, calibration: Mapping[str, Any] | None) -> Networks:
+    """Read networks that take windows of different stores; the spec has `recipes`, the places of those of each store.
+
+    Networks and their weights are numbered over all stores, in order of member, then fold.
+    """
+    run, n_folds = ensemble.run, ensemble.run.folds.n_folds
+    placed: dict[int, dict[str, Any]] = {}
+    state: State = {}
+    left: dict[str, str] = {}
+    programs: dict[str, Any] = {}
+    recipes: dict[str, list[int]] = {}
+    for store, indices in members_by_store(run, ensemble.members).items():
+        some = [ensemble.members[index] for index in indices]
+        shares = [float(ensemble.weights[index]) for index in indices]
+        spec, own_state, own_left = ship_networks(*read_members(run, windows.of(store), some, shares))
+        places = [index * n_folds + fold for index in indices for fold in range(n_folds)]
+        for number, (place, member) in enumerate(zip(places, spec["members"], strict=True)):
+            named = {"program": f"{store}/{member['program']}"} if "program" in member else {}
+            placed[place] = member | named
+            prefix = f"members.{number}."
+            state |= {
+                f"members.{place}.{name.removeprefix(prefix)}": tensor
+                for name, tensor in own_state.items()
+                if name.startswith(prefix)
+            }
+        programs |= {f"{store}/{name}": program for name, program in spec.get("programs", {}).items()}
+        left |= own_left
+        recipes[store] = places
+    members = [placed[place] for place in sorted(placed)]
+    whole: Spec = {"members": members, "recipes": recipes}
+    whole |= {"programs": programs} if programs else {}
+    whole |= {"calibration": dict(calibration)} if calibration is not None else {}
+    return Networks(whole, state, left)
 
 
 def _source_of(name: str, why: str, spec: Spec) -> SourceFile:
@@ -112,11 +150,26 @@ def describe(run: RunStore, ensemble: Ensemble, windows: WindowStore, networks: 
         raise UserError(f"{run.where}: cannot be exported: {describe_problem(first_problem(error))}") from None
 
 
+def _recipe(windows: WindowStore, members: list[int]) -> Recipe:
+    return Recipe(
+        channels=list(windows.channels),
+        sfreq=windows.sfreq,
+        window_samples=windows.window_samples,
+        n_times=windows.crop_samples,
+        prepare=windows.manifest.plan,
+        scale=windows.manifest.summary.scale,
+        members=members,
+    )
+
+
 def _describe(
     run: RunStore, ensemble: Ensemble, windows: WindowStore, spec: Spec, sources: Sequence[SourceFile]
 ) -> BundleInfo:
     configs = {trial: run.config(trial) for trial in ensemble.trials}
     merged = ensemble.merged.members if ensemble.merged else []
+    stores = shipped_stores(ensemble)
+    all_stores, windows = windows, windows.of(stores[0])
+    recipes = {name: _recipe(all_stores.of(name), places) for name, places in spec.get("recipes", {}).items()}
     return BundleInfo(
         created=time.time(),
         run=without_settings(run.where).rpartition("/")[2],
@@ -140,6 +193,7 @@ def _describe(
         student=ensemble.distilled,
         soup_epochs=[member.epoch for member in merged],
         members=[NetworkMember.model_validate(member) for member in spec["members"]],
+        recipes=recipes,
         programs={name: Program.model_validate(program) for name, program in spec.get("programs", {}).items()},
         sources={source.code: source.text for source in sources},
         configs={trial: config.model_dump(mode="json") for trial, config in configs.items()},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 from raypipe.ensembles.labels import class_frequency_note, describe_target, metric_label, resampled
-from raypipe.packaging.bundle_info import BundleInfo
+from raypipe.packaging.bundle_info import BundleInfo, Recipe
 
 
 def model_card(info: BundleInfo) -> str:
@@ -59,18 +60,26 @@ def _use(info: BundleInfo) -> list[str]:
     output = "one value per window, in the unit of the target"
     if info.kind == "classification":
         output = f"probabilities of {', '.join(f'`{name}`' for name in info.classes)}"
+    if info.recipes:
+        given = "{" + ", ".join(f'"{name}": x_{number}' for number, name in enumerate(info.recipes)) + "}"
+        calls = [f"ensemble.predict({given})  # the same windows by each recipe, in microvolts"]
+        channels = [f"Recipe `{name}`: {_windows(recipe)}" for name, recipe in info.recipes.items()]
+    else:
+        windows = f"(N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz"
+        calls = [f"ensemble.predict(x)  # x: {windows}"]
+        channels = [f"Channels, in order: {', '.join(info.channels)}."]
     return _section(
         "Use",
         "```python",
         "import raypipe",
         "",
         'ensemble = raypipe.load_ensemble("this/folder")',
-        f"ensemble.predict(x)  # x: (N, {len(info.channels)}, {info.n_times}) in microvolts at {info.sfreq:g} Hz",
+        *calls,
         "```",
         "",
         f"or `raypipe predict this/folder RECORDINGS --out predictions.csv`. Output: {output}.{_people(info)}",
         "",
-        f"Channels, in order: {', '.join(info.channels)}.",
+        *"\n\n".join(channels).split("\n"),
     )
 
 
@@ -85,6 +94,12 @@ def _people(info: BundleInfo) -> str:
         f"{text}, with an interval of ± {info.people.half_width:.3g}, which is to contain the target of "
         f"{info.people.nominal:.0%} of new people (from the errors of {info.people.n} people)."
     )
+
+
+def _windows(recipe: Recipe) -> str:
+    """Return the windows of a recipe in words."""
+    size = f"{len(recipe.channels)} channels x {recipe.n_times} samples at {recipe.sfreq:g} Hz"
+    return f"{size}; channels, in order: {', '.join(recipe.channels)}."
 
 
 def _members(info: BundleInfo) -> list[str]:
@@ -129,7 +144,14 @@ def _describe_members(info: BundleInfo, weights: dict[tuple[int, int], float]) -
     )
 
 
+def _plan(name: str, windows: BundleInfo | Recipe) -> list[str]:
+    """Return how windows are made; `name` is empty where there is one way."""
+    heading = [f"Recipe `{name}`:", ""] if name else []
+    return [*heading, "```json", windows.prepare.model_dump_json(indent=1), "```"]
+
+
 def _data(info: BundleInfo) -> list[str]:
+    recipes: Mapping[str, BundleInfo | Recipe] = info.recipes or {"": info}
     held_out = len(info.fold_map.held_out)
     trained_on = len(info.fold_map.fold_of) - held_out
     return _section(
@@ -137,9 +159,7 @@ def _data(info: BundleInfo) -> list[str]:
         f"Task `{info.target}`; trained on {trained_on} subjects, scored on {held_out} others. "
         f"Windows: {info.window_samples / info.sfreq:g} s, data hash `{info.data_hash[:12]}`, seed {info.seed}.",
         "",
-        "```json",
-        info.prepare.model_dump_json(indent=1),
-        "```",
+        *itertools.chain.from_iterable(_plan(name, recipe) for name, recipe in recipes.items()),
     )
 
 

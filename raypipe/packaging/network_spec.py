@@ -142,6 +142,13 @@ class NetworkSpec(FrozenModel):
         )
 
 
+class CombinedSpec(NetworkSpec):
+    """Networks that take windows of different stores, and what combines them. Sizes are checked for each store."""
+
+    def _check_networks(self) -> None:
+        """Check nothing: the networks of each store are described by a `NetworkSpec`."""
+
+
 def _count_folds(members: Sequence[NetworkMember]) -> int:
     """Return the number of folds, after a check that members are in order of trial, then of fold."""
     n_folds = len({member.fold for member in members})
@@ -152,8 +159,8 @@ def _count_folds(members: Sequence[NetworkMember]) -> int:
     return n_folds
 
 
-def make_spec(fields: Mapping[str, Any]) -> NetworkSpec:
-    """Validate the description of networks.
+def make_spec(fields: Mapping[str, Any], kind: type[NetworkSpec] = NetworkSpec) -> NetworkSpec:
+    """Validate the description of networks as a `NetworkSpec`, or as the `CombinedSpec` of several stores.
 
     Raises
     ------
@@ -161,6 +168,6 @@ def make_spec(fields: Mapping[str, Any]) -> NetworkSpec:
         Says in one line what is outside the limits, or does not fit.
     """
     try:
-        return NetworkSpec.model_validate(dict(fields))
+        return kind.model_validate(dict(fields))
     except ValidationError as error:
         raise ValueError(describe_problem(first_problem(error))) from None

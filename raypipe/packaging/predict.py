@@ -17,15 +17,16 @@ from raypipe.data.accounting import NO_RECORDING, Ledger
 from raypipe.data.alignment_units import aligned_together, lacking_classes
 from raypipe.data.given_target import GivenTarget
 from raypipe.data.kept_windows import windows_of
-from raypipe.data.scales import MAX_RATIO
 from raypipe.data.selection import find_in_folders
 from raypipe.data.target_base import Target
 from raypipe.data.targets import parse_target
 from raypipe.data.windower import ROW_COLUMNS
 from raypipe.packaging.bundle import LoadedEnsemble, load_ensemble
 from raypipe.packaging.predict_people import people_table, require_people
+from raypipe.packaging.predict_stores import predict_by_store
 from raypipe.packaging.predict_windows import WindowFacts, holds_windows, predict_windows
 from raypipe.packaging.roles import role_of
+from raypipe.packaging.scale_check import check_scale
 from raypipe.recordings.layout import recording_from_file
 from raypipe.recordings.recording import Recording
 from raypipe.recordings.signal import UnreadableRecordingError
@@ -129,7 +130,9 @@ def _predict_recordings(
 ) -> pd.DataFrame:
     """Return the table of a recording, or of those of a BIDS folder."""
     found, left_out = _find_recordings(recordings, target)
-    lacking = lacking_classes(found, target, ensemble.info.prepare.preprocessing)
+    lacking: dict[str, str] = {}
+    for recipe in ensemble.info.recipes.values() or [ensemble.info]:
+        lacking |= lacking_classes(found, target, recipe.prepare.preprocessing)
     left_out |= {f"subject {who}": f"one of the {reason}" for who, reason in lacking.items()}
     found = [recording for recording in found if recording.subject not in lacking]
     if not found:
@@ -158,8 +161,7 @@ def _predict_each(
     failed: list[UnreadableRecordingError] = []
     for number, recording in enumerate(recordings, start=1):
         try:
-            together = aligned_together(recording, recordings, ensemble.info.prepare.preprocessing)
-            part, lost = _predict_recording(ensemble, recording, target, level, together)
+            part, lost = _predict_recording(ensemble, recording, target, level, recordings)
             tables += [part] if len(part) else []
             reasons = ", ".join(f"{n} {what}" for what, n in lost.items()) or ("" if len(part) else "no window")
         except UnreadableRecordingError as error:
@@ -197,22 +199,34 @@ def _find_recordings(recordings: str | Path, target: Target) -> tuple[list[Recor
     }
 
 
-def _predict_recording(
-    ensemble: LoadedEnsemble, recording: Recording, target: Target, level: str, together: list[Recording]
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return the table of a recording, which may be empty, and what was left out by reason."""
-    cut, left_out = windows_of(recording, target, ensemble.info.prepare, None, together)
+def _predict_windows(
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, recordings: list[Recording]
+) -> tuple[pd.DataFrame, NDArray[np.float32], Counter[str]]:
+    """Return a row per window of a recording, their predictions (N, outputs), and what was left out by reason."""
+    plan = ensemble.info.prepare
+    together = aligned_together(recording, recordings, plan.preprocessing)
+    cut, left_out = windows_of(recording, target, plan, None, together)
     tables = [pd.DataFrame(columns=list(ROW_COLUMNS))]
-    parts: list[NDArray[np.float32]] = [np.empty((0, len(ensemble.classes) or 1), np.float32)]
+    parts: list[NDArray[np.float32]] = [np.empty((0, ensemble.info.n_outputs), np.float32)]
     spreads: list[float] = []
     # Windows are cut from one part of the recording at a time, so that memory does not grow with its length.
     for part in cut:
         tables.append(part.table)
         parts.append(ensemble.predict(part.crops, batch_size=BATCH_SIZE))
         spreads += part.spreads.tolist()
-    _check_scale(ensemble, recording, spreads)
-    rows = pd.concat(tables[1:] or tables, ignore_index=True)
-    predictions = np.concatenate(parts).astype(float)
+    check_scale(ensemble.info.scale, recording, spreads)
+    return pd.concat(tables[1:] or tables, ignore_index=True), np.concatenate(parts), left_out
+
+
+def _predict_recording(
+    ensemble: LoadedEnsemble, recording: Recording, target: Target, level: str, recordings: list[Recording]
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Return the table of a recording, which may be empty, and what was left out by reason."""
+    if ensemble.stores is not None:
+        rows, predicted, left_out = predict_by_store(ensemble, ensemble.stores, recording, recordings)
+    else:
+        rows, predicted, left_out = _predict_windows(ensemble, recording, target, recordings)
+    predictions = predicted.astype(float)
     names = [f"probability_{name}" for name in ensemble.classes] or ["prediction"]
     table = rows[["recording", "subject", "session", "task", "run"]].copy()
     if level == "recording" and len(rows):
@@ -225,25 +239,3 @@ def _predict_recording(
     if ensemble.classes:
         table["prediction"] = ensemble.decide(predictions)
     return table, +left_out
-
-
-def _check_scale(ensemble: LoadedEnsemble, recording: Recording, spreads: list[float]) -> None:
-    """Check that samples are of the scale of those that the bundle was trained on.
-
-    Parameters
-    ----------
-    spreads
-        Median over channels of the standard deviation of each window (uV); a bad stretch decides nothing.
-
-    Raises
-    ------
-    UnreadableRecordingError
-        They are not.
-    """
-    usual = ensemble.info.scale
-    own = float(np.median(spreads)) if spreads else 0.0
-    if usual > 0 and own > 0 and not 1 / MAX_RATIO < own / usual < MAX_RATIO:
-        raise UnreadableRecordingError(
-            f"{recording.path}: its samples spread over {own:.3g} uV, those that the bundle was trained on over "
-            f"{usual:.3g} uV; check the units in its header and in channels.tsv"
-        )

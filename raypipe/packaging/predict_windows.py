@@ -91,6 +91,7 @@ def predict_windows(
     UserError
         Windows do not fit the bundle, or there is none.
     """
+    ensemble.require_one_store("an array, or a set of epochs,")
     if ensemble.info.prepare.preprocessing.align:
         raise UserError("this bundle aligns the windows of each recording, so it predicts recordings only")
     left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
