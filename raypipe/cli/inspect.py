@@ -1,4 +1,4 @@
-"""Verbs that look at runs and machines: status, trials, logs, report, compare, dashboard, doctor."""
+"""Verbs that look at runs and machines: status, trials, logs, report, compare, dashboard, watch, doctor."""
 
 from __future__ import annotations
 
@@ -200,6 +200,25 @@ def dashboard(
     from raypipe.cli.dashboard import serve
     from raypipe.storage.run_store import RunStore
 
+    serve(RunStore.open(run), port, lambda where: write(f"{where}  (Ctrl-C ends it)"))
+
+
+@app.command(rich_help_panel=PANEL, epilog=example("raypipe watch demo/run"))
+def watch(
+    run: RunArg,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine.", show_default="a free one")] = 0,
+) -> None:
+    """Serve a live page of a run, on this machine only, also while no sweep runs.
+
+    It can stop a trial, enqueue a point and end the sweep, so keep its address, which holds a token, to yourself.
+    """
+    from raypipe.reporting.live_server import serve
+    from raypipe.storage.run_store import RunStore
+
+    if is_pretrained(run):
+        raise UserError(f"watch {run}: a pretrained run has no trials; follow it with: raypipe status {run}")
+    if is_outer(run):
+        raise UserError(f"watch {run}: an outer cross-validation; watch one of its parts, such as {run}/part-1")
     serve(RunStore.open(run), port, lambda where: write(f"{where}  (Ctrl-C ends it)"))
 
 

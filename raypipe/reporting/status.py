@@ -82,6 +82,9 @@ class Status:
     """Cores and GPUs in use, in words; empty without a driver."""
     requests: list[Asked] = field(default_factory=list)
     """The last requests to the run's drivers, oldest first."""
+    last_driver: DriverRecord | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options that the run was last driven with."""
 
     def top_rows(self, limit: int = MAX_ROWS) -> list[TrialRow]:
         """Return up to `limit` trials in order of their numbers; unfinished, best and latest ones take precedence."""
@@ -104,7 +107,7 @@ class Status:
         return Counter(row.failure or "error" for row in self.rows if row.state == "failed")
 
 
-class _Trial(NamedTuple):
+class ReadTrial(NamedTuple):
     """Records of a trial; one without a record had an invalid configuration."""
 
     number: int
@@ -112,11 +115,19 @@ class _Trial(NamedTuple):
     result: TrialResult | None
 
 
-def read_status(run: RunStore) -> Status:
-    """Read the state of a run."""
+def read_status(run: RunStore, known: dict[int, ReadTrial] | None = None) -> Status:
+    """Read the state of a run.
+
+    Parameters
+    ----------
+    run
+        The run.
+    known
+        Trials that had ended when they were read, which are not read again; those that have ended since are added.
+    """
     driver = read_lease(run.folder)
     options = read_options(run.folder, run.run_id)
-    trials = _read_trials(run)
+    trials = _read_trials(run, {} if known is None else known)
     rows = [_row(run, trial, bool(driver and driver.alive)) for trial in trials]
     planned = int(options.get("trials", len(rows)))
     ended = sum(row.state not in _UNFINISHED for row in rows)
@@ -135,22 +146,27 @@ def read_status(run: RunStore) -> Status:
         spreads=spreads(run, reruns, results),
         resources=_resources(driver, rows),
         requests=read_requests(run, MAX_REQUESTS),
+        last_driver=driver,
+        options=options,
     )
 
 
-def _read_trials(run: RunStore) -> list[_Trial]:
-    """Read all trials that have a record or a result, by number."""
+def _read_trials(run: RunStore, known: dict[int, ReadTrial]) -> list[ReadTrial]:
+    """Read all trials that have a record or a result, by number; `known` is as in `read_status`."""
     found = [(n, names) for n, names in sorted(run.listing().items()) if names & {"trial.json", "result.json"}]
-    return list(map_concurrently(run.folder, partial(_read_trial, run), found))
+    new = [(n, names) for n, names in found if n not in known]
+    read = {trial.number: trial for trial in map_concurrently(run.folder, partial(_read_trial, run), new)}
+    known |= {number: trial for number, trial in read.items() if trial.result}
+    return [read.get(n) or known[n] for n, _ in found]
 
 
-def _read_trial(run: RunStore, found: tuple[int, set[str]]) -> _Trial:
+def _read_trial(run: RunStore, found: tuple[int, set[str]]) -> ReadTrial:
     number, names = found
     record = run.record(number) if "trial.json" in names else None
-    return _Trial(number, record, run.result(number) if "result.json" in names else None)
+    return ReadTrial(number, record, run.result(number) if "result.json" in names else None)
 
 
-def _row(run: RunStore, trial: _Trial, alive: bool) -> TrialRow:
+def _row(run: RunStore, trial: ReadTrial, alive: bool) -> TrialRow:
     total = trial.record.config.epochs if trial.record else 0
     if trial.result is None:
         return _unfinished_row(run, trial.number, total, alive)
