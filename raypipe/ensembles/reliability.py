@@ -23,7 +23,9 @@ from raypipe.ensembles.oof import MemberPredictions, subject_splits
 from raypipe.ensembles.trial_pool import OUTER_GROUPS
 
 N_BINS = 10
-"""Groups of windows of equal size, in order of their probability."""
+"""Groups of windows or people of equal size, in order of their probability, at most."""
+MIN_PER_BIN = 5
+"""Windows or people of a group."""
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Promised shares of targets in the intervals of a regression."""
 
@@ -37,13 +39,14 @@ class Estimate(FrozenModel):
 
 
 class Bin(FrozenModel):
-    """Windows of similar probability."""
+    """Windows of similar probability; people, where the target is a person's."""
 
-    windows: int
+    rows: int
+    """Their number; a person is a row in each repeat of the folds."""
     predicted: float
     """Mean probability."""
     observed: Estimate
-    """Share of windows for which it came true."""
+    """Share of them for which it came true."""
 
 
 class Coverage(FrozenModel):
@@ -81,15 +84,31 @@ def reliability_of(like: MemberPredictions, nested_NO: NDArray[Any]) -> Reliabil
     """
     if like.kind == "regression":
         return Reliability(coverage=interval_coverage(like, nested_NO))
-    happened_N, p_N = _event(like.targets, calibrate_across(like, nested_NO)[0])
-    bin_N = equal_bins(p_N)
-    bins = [_bin(happened_N[i], p_N[i], like.units[i]) for i in (bin_N == k for k in range(int(bin_N.max()) + 1))]
-    raw_happened_N, raw_N = _event(like.targets, nested_NO)
+    given = like.level, like.targets, like.subjects, like.folds
+    units = like.at_level().units
+    rows, raw = (rows_at_level(*given, p_NK) for p_NK in (calibrate_across(like, nested_NO)[0], nested_NO))
+    happened_N, p_N = _event(rows.targets, rows.predictions)
+    raw_happened_N, raw_N = _event(raw.targets, raw.predictions)
     return Reliability(
-        bins=bins,
-        calibration_error=_estimate(calibration_error(bin_N), happened_N, p_N, like.units),
+        bins=frequencies(rows.targets, rows.predictions, units),
+        calibration_error=_estimate(calibration_error(equal_bins(p_N)), happened_N, p_N, units),
         error_before=calibration_error(equal_bins(raw_N)).value(raw_happened_N, raw_N),
     )
+
+
+def frequencies(y: NDArray[Any], p_NK: NDArray[Any], units: NDArray[Any]) -> list[Bin]:
+    """Return how often what was predicted came true, by its probability.
+
+    Parameters
+    ----------
+    y, p_NK
+        (N,) classes and (N, K) probabilities of windows or people.
+    units
+        (N,) what intervals resample: people, or the groups that they share.
+    """
+    happened_N, p_N = _event(y, p_NK)
+    bin_N = equal_bins(p_N)
+    return [_bin(happened_N[i], p_N[i], units[i]) for i in (bin_N == k for k in range(int(bin_N.max()) + 1))]
 
 
 def _event(y: NDArray[Any], p_NK: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -103,8 +122,12 @@ def _event(y: NDArray[Any], p_NK: NDArray[Any]) -> tuple[Floats, Floats]:
 
 
 def equal_bins(p_N: Floats) -> Ints:
-    """Return the bin (N,) of each probability: `N_BINS` of about equal size; equal probabilities share one."""
-    edges = np.quantile(p_N, np.linspace(0, 1, N_BINS + 1)[1:-1])
+    """Return the bin (N,) of each probability, of about equal size; equal probabilities share one.
+
+    There are `N_BINS`, or fewer, so that each has `MIN_PER_BIN`.
+    """
+    n_bins = max(1, min(N_BINS, len(p_N) // MIN_PER_BIN))
+    edges = np.quantile(p_N, np.linspace(0, 1, n_bins + 1)[1:-1])
     return np.unique(np.searchsorted(edges, p_N, side="right"), return_inverse=True)[1].astype(np.int64)
 
 
@@ -125,8 +148,20 @@ def calibration_error(bin_N: Ints) -> Metric:
 
 
 def _bin(happened_N: Floats, p_N: Floats, units: NDArray[Any]) -> Bin:
-    observed = _estimate(_share_metric(), happened_N, happened_N, units)
-    return Bin(windows=len(p_N), predicted=float(p_N.mean()), observed=observed)
+    if len(np.unique(units)) == len(units):
+        observed = _share(happened_N)
+    else:
+        observed = _estimate(_share_metric(), happened_N, happened_N, units)
+    return Bin(rows=len(p_N), predicted=float(p_N.mean()), observed=observed)
+
+
+def _share(happened_N: Floats) -> Estimate:
+    """Return the share of events that are independent, with the interval of Wilson (1927), which 0 and 1 have too."""
+    n, share, z = len(happened_N), float(happened_N.mean()), 1.959964
+    centre, scale = share + z**2 / (2 * n), 1 + z**2 / n
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return Estimate(value=share, low=min(low, share), high=max(high, share))
 
 
 def _share_metric() -> Metric:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raypipe.core.metrics import NO_SKILL
+from raypipe.core.metrics import NO_SKILL, get_metric
 from raypipe.core.text import format_duration
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ CHANCE = {
     for name, value in NO_SKILL.items()
 }
 """Score of a prediction without EEG and its label, by metric."""
+MIN_SPAN = 1 / 3
+"""Share of the way from no skill to perfect that an axis of scores shows at least."""
+CORRELATIONS: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
+"""Colours of correlations, the same in every plot."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -76,6 +80,19 @@ def draw_chance(axes: Axes, metric: str) -> None:
     if metric in CHANCE:
         value, label = CHANCE[metric]
         axes.axhline(value, color=ORANGE, lw=1.2, ls="--", label=label)
+
+
+def widen_score_axis(axes: Axes, metric: str) -> None:
+    """Widen an axis of scores to no skill and `MIN_SPAN` of what lies between that and perfect, where both are known.
+
+    Differences that are small against that are noise where no interval is drawn.
+    """
+    found = get_metric(metric)
+    perfect = found.limits[0] if found.sign > 0 else found.limits[1]
+    if metric not in NO_SKILL or not np.isfinite(perfect):
+        return
+    ends = [*axes.get_ylim(), NO_SKILL[metric], NO_SKILL[metric] + MIN_SPAN * (perfect - NO_SKILL[metric])]
+    axes.set_ylim(min(ends), max(ends))
 
 
 def draw_legend_above(axes: Axes) -> None:

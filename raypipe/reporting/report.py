@@ -10,7 +10,13 @@ from raypipe.ensembles.labels import describe_target
 from raypipe.reporting.advice import advise
 from raypipe.reporting.page import encode_page, render_template
 from raypipe.reporting.plotting import to_svg
-from raypipe.reporting.sections.ensemble import ensemble_section, error_correlations, score_by_size
+from raypipe.reporting.sections.ensemble import (
+    MIN_CORRELATED,
+    MIN_CURVE,
+    ensemble_section,
+    error_correlations,
+    score_by_size,
+)
 from raypipe.reporting.sections.filters import filters_section
 from raypipe.reporting.sections.held_out import held_out_section
 from raypipe.reporting.sections.importance import importance_section
@@ -68,7 +74,7 @@ def render_report(run: RunStore) -> str:
         *([held_out_section(run, ensemble), baselines_section(run, ensemble)] if ensemble else []),
         *([reliability_section(ensemble), ensemble_section(ensemble)] if ensemble else []),
         people_section(run),
-        filters_section(run),
+        filters_section(run, ensemble),
         importance_section(run),
         halving_section(run, results),
         timeline_section(spans),
@@ -90,8 +96,11 @@ def render_report(run: RunStore) -> str:
 
 
 def write_plots(run: RunStore, ensemble: Ensemble) -> None:
-    """Write plots of an ensemble's members: ``ensemble/curve.svg`` and ``ensemble/errors.svg``."""
-    if ensemble.diversity:
+    """Write plots of an ensemble's members, if there are enough: ``ensemble/curve.svg`` and ``ensemble/errors.svg``."""
+    names = ensemble.diversity.get("members", [])
+    if len(names) >= MIN_CURVE:
         curve = score_by_size(ensemble.diversity, run.info.metric)
         run.folder.write("ensemble/curve.svg", to_svg(curve))
-        run.folder.write("ensemble/errors.svg", to_svg(error_correlations(ensemble.diversity)))
+    if len(names) >= MIN_CORRELATED:
+        errors = error_correlations(names, ensemble.diversity["correlations"])
+        run.folder.write("ensemble/errors.svg", to_svg(errors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,29 +23,53 @@ from raypipe.reporting.page import (
     format_score,
     render_template,
 )
-from raypipe.reporting.plotting import BLUE, DARK, GREY, ORANGE, new_figure
+from raypipe.reporting.plotting import (
+    BLUE,
+    CORRELATIONS,
+    DARK,
+    GREEN,
+    GREY,
+    draw_chance,
+    draw_legend_above,
+    new_figure,
+    widen_score_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MIN_CORRELATED = 4
+"""Members from which their correlations are drawn; those of fewer are a sentence."""
+MIN_CURVE = 3
+"""Members from which the score by their number is drawn."""
 _MAX_LABELLED_MEMBERS = 12
 """Members up to which the correlations are written into the plot."""
-_LINES = {"by rank": (BLUE, "o"), "complementing": (ORANGE, "s")}
+_LINES = {"by rank": (BLUE, "o"), "complementing": (GREEN, "s")}
 """Colour and marker of each order of members (`Ensemble.diversity`)."""
 
 
 def ensemble_section(ensemble: Ensemble) -> Markup:
     """Render the section."""
-    draw = partial(member_weights, [str(member) for member in ensemble.members], ensemble.weights)
-    weights = draw_figure([Panel(draw, "Weight of each member")], _weights_caption(ensemble))
     return render_template(
         "ensemble",
-        weights=weights,
+        weights=_weights_figure(ensemble),
+        caption=_weights_caption(ensemble),
         nested=_nested_table(ensemble),
         families=_families_table(ensemble) if ensemble.families else None,
         diversity=_diversity_figure(ensemble),
+        likeness=describe_correlations(_with_family(ensemble), ensemble.diversity["correlations"]),
+        what="Per person" if ensemble.run.info.level == "person" else "Per window",
         single=len(ensemble.members) == 1 and ensemble.merged is None,
     )
+
+
+def _weights_figure(ensemble: Ensemble) -> FigureBlock | None:
+    """Draw the weights; None for one member, which has all of it."""
+    if len(ensemble.members) < 2:
+        return None
+    names = [f"{member} ({ensemble.run.config(member.trial).model.name})" for member in ensemble.members]
+    draw = partial(member_weights, names, ensemble.weights)
+    return draw_figure([Panel(draw, "Weight of each member")], _weights_caption(ensemble))
 
 
 def _weights_caption(ensemble: Ensemble) -> str:
@@ -106,17 +131,41 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _diversity_figure(ensemble: Ensemble) -> FigureBlock:
-    curve = partial(score_by_size, ensemble.diversity, ensemble.run.info.metric)
-    panels = [
-        Panel(curve, "Nested score by number of members"),
-        Panel(partial(error_correlations, ensemble.diversity), "Correlation of the members' errors"),
-    ]
-    caption = (
-        "Nested score by number of members (left); members and their order were found on other subjects. "
-        "Correlation of the members' errors (right)."
-    )
-    return draw_figure(panels, caption)
+def _diversity_figure(ensemble: Ensemble) -> FigureBlock | None:
+    """Draw what the candidates have in common; None where they are too few for a picture."""
+    names, found = _with_family(ensemble), ensemble.diversity
+    panels, caption = [], []
+    if len(names) >= MIN_CURVE:
+        draw = partial(score_by_size, found, ensemble.run.info.metric)
+        panels.append(Panel(draw, "Nested score by number of members"))
+        caption.append("Nested score by number of members, which were found on other subjects, as was their order.")
+    if len(names) >= MIN_CORRELATED:
+        draw = partial(error_correlations, names, found["correlations"])
+        panels.append(Panel(draw, "Correlation of the members' errors"))
+        caption.append("Correlation of the members' errors.")
+    return draw_figure(panels, " ".join(caption)) if panels else None
+
+
+def _with_family(ensemble: Ensemble) -> list[str]:
+    """Return the names of the candidates with their models."""
+    numbers = [re.search(r"\d+", name) for name in ensemble.diversity["members"]]
+    models = [ensemble.run.config(int(number[0])).model.name if number else "" for number in numbers]
+    pairs = zip(ensemble.diversity["members"], models, strict=True)
+    return [f"{name} ({model})" if model else name for name, model in pairs]
+
+
+def describe_correlations(names: Sequence[str], correlations: Sequence[Sequence[float | None]]) -> str:
+    """Return a sentence on the members whose errors are most and least alike; empty for one member."""
+    r_MM = np.array(correlations, dtype=float)
+    pairs = [(r_MM[i, j], f"{names[i]} and {names[j]}") for i in range(len(names)) for j in range(i)]
+    pairs = sorted((pair for pair in pairs if np.isfinite(pair[0])), key=lambda pair: pair[0])
+    if not pairs:
+        return ""
+    (low, least), (high, most) = pairs[0], pairs[-1]
+    rest = "Members gain most from one another where their errors correlate least."
+    if len(pairs) == 1:
+        return f"The errors of {least} correlate by {low:.2f}. {rest}"
+    return f"Errors correlate least between {least} ({low:.2f}), most between {most} ({high:.2f}). {rest}"
 
 
 def member_weights(names: Sequence[str], weights: NDArray[Any]) -> Figure:
@@ -153,32 +202,33 @@ def score_by_size(diversity: dict[str, Any], metric: str) -> Figure:
     axes.set_xlabel("members, equally weighted")
     axes.set_ylabel(f"nested {metric_label(metric)}")
     axes.locator_params(axis="x", integer=True)
-    axes.legend(fontsize=8.5, frameon=False)
+    draw_chance(axes, metric)
+    widen_score_axis(axes, metric)
+    draw_legend_above(axes)
     return figure
 
 
-def error_correlations(diversity: dict[str, Any]) -> Figure:
+def error_correlations(names: Sequence[str], correlations: Sequence[Sequence[float | None]]) -> Figure:
     """Plot the correlations of the members' errors; a member that correlates with another by 1 adds nothing.
 
     Parameters
     ----------
-    diversity
-        `Ensemble.diversity`.
+    names, correlations
+        Of the members, and (M, M); see `Ensemble.diversity`.
     """
-    r_MM, names = np.array(diversity["correlations"]), diversity["members"]
-    side = 1.5 + 0.34 * len(names)
+    r_MM = np.array(correlations, dtype=float)
+    side = 1.9 + 0.34 * len(names)
     figure, (axes,) = new_figure(max(4.2, side + 1.3), max(3.1, side))
-    lowest = float(np.floor(10 * r_MM.min()) / 10) if len(r_MM) > 1 else 0.0
-    image = axes.imshow(r_MM, cmap="viridis", vmin=lowest, vmax=1.0)
+    image = axes.imshow(r_MM, **CORRELATIONS)
     axes.grid(False)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=90, fontsize=8)
+    axes.set_xticks(ticks, [name.partition(" (")[0] for name in names], rotation=90, fontsize=8)
     axes.set_yticks(ticks, names, fontsize=8)
     if len(names) <= _MAX_LABELLED_MEMBERS:
         for (row, column), r in np.ndenumerate(r_MM):
-            axes.text(
-                column, row, f"{r:.2f}".lstrip("0"), ha="center", va="center", fontsize=7,
-                color=DARK if r > (1.0 + lowest) / 2 else "white",
-            )  # fmt: skip
+            if row == column or np.isnan(r):
+                continue
+            text, colour = f"{r:.2f}".replace("0.", ".").replace("-", "−"), "white" if abs(r) > 0.6 else DARK
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=axes, label="correlation of errors", shrink=0.8)
     return figure

@@ -1,7 +1,8 @@
-"""Section "Filters": scalp maps, kernels and spectra of the first layers of the best trial's network."""
+"""Section "Filters": scalp maps, kernels and spectra of the first layers of a network that is shipped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,16 +14,19 @@ from raypipe.core.errors import UserError
 from raypipe.core.network_config import Network
 from raypipe.data.montage import project_to_scalp
 from raypipe.data.window_cache import open_windows
+from raypipe.ensembles.fitted import Ensemble
 from raypipe.models.network import normalise
 from raypipe.reporting.filter_patterns import (
     Array,
+    Filters,
     activation_patterns,
     amplitude_spectra,
     extract_filters,
     strongest_component,
 )
 from raypipe.reporting.page import FigureBlock, Panel, draw_figure, render_template
-from raypipe.reporting.plotting import BLUE, DARK, GREY, new_figure
+from raypipe.reporting.plotting import BLUE, DARK, GREY, draw_legend_above, new_figure
+from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -43,6 +47,17 @@ _FOLD = 0
 """Fold whose network is shown."""
 
 
+class _Shipped(NamedTuple):
+    """A network that an ensemble consists of."""
+
+    member: Member
+    """Has its configuration."""
+    name: str
+    """In the caption."""
+    read: Callable[[], Mapping[str, torch.Tensor]]
+    """Returns its weights in `_FOLD`."""
+
+
 class ScalpMaps(NamedTuple):
     """Activation patterns of filters on the scalp."""
 
@@ -54,37 +69,68 @@ class ScalpMaps(NamedTuple):
     """(G,) of the pattern's squares that its strongest component has."""
 
 
-def filters_section(run: RunStore) -> Markup:
-    """Render the section; a line where filters cannot be shown, empty for a run without a trained network."""
-    ranked = [result for result in run.ranked() if not run.config(result.number).model.closed_form]
-    if not ranked:
+def filters_section(run: RunStore, ensemble: Ensemble | None = None) -> Markup:
+    """Render the section; a line where filters cannot be shown, empty for a run without a trained network.
+
+    Parameters
+    ----------
+    run
+        The run.
+    ensemble
+        What is shipped: the network with filters that has the largest weight in it is shown. None where nothing is
+        shipped yet, for the best trial.
+    """
+    networks = [each for each in _shipped(run, ensemble) if not run.config(each.member.trial).model.closed_form]
+    if not networks:
         return Markup()
-    number = ranked[0].number
     try:
-        shown = _show_filters(run, number)
+        shown = _show_filters(run, networks)
     except Exception as error:  # the report is written without this section
-        shown = f"The filters of trial {number} could not be shown ({type(error).__name__})."
+        shown = f"The filters of {networks[0].member} could not be shown ({type(error).__name__})."
     if isinstance(shown, str):
         return render_template("filters", detail=None, overview=None, notes=[shown])
     detail, overview, note = shown
     return render_template("filters", detail=detail, overview=overview, notes=[note] if note else [])
 
 
-def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock, str] | str:
+def _shipped(run: RunStore, ensemble: Ensemble | None) -> list[_Shipped]:
+    """Return the networks of an ensemble, the one with the largest weight first; the trials where there is none."""
+    if ensemble is None:
+        return [
+            _Shipped(
+                Member(each.number, 0), f"trial {each.number}, the best so far", partial(_read, run, each.number, 0)
+            )
+            for each in run.ranked()
+        ]
+    if ensemble.merged is not None:
+        name = "the distilled network" if ensemble.distilled else "the network of mean weights"
+        return [_Shipped(ensemble.merged.members[0], name, partial(ensemble.merged.folds.__getitem__, _FOLD))]
+    order = np.argsort(-np.asarray(ensemble.weights), kind="stable")
+    return [
+        _Shipped(
+            member := ensemble.members[k],
+            f"{member}, a member of the ensemble with weight {ensemble.weights[k]:.2f}",
+            partial(_read, run, *member),
+        )
+        for k in order
+        if ensemble.weights[k] > 0
+    ]
+
+
+def _read(run: RunStore, number: int, epoch: int) -> Mapping[str, torch.Tensor]:
+    return run.weights(number, _FOLD, epoch)
+
+
+def _show_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[FigureBlock, FigureBlock, str] | str:
     """Return both figures and a note on the scalp maps, or one sentence on why there is no figure."""
-    model = run.config(number).model
-    assert isinstance(model, Network)
-    try:
-        tensors = run.weights(number, _FOLD)
-    except (FileNotFoundError, UserError):
-        return f"The weights of trial {number} are missing or damaged: its filters cannot be shown."
-    filters = extract_filters(model.name, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
-    if filters is None:
-        return f"The best network, {model.name}, does not start with filters over the channels."
+    found = _first_with_filters(run, networks)
+    if isinstance(found, str):
+        return found
+    shown, model, filters = found
     windows = _open_windows(run)
     if isinstance(windows, str):
         return windows
-    windows = windows.of(run.config(number).data.store)
+    windows = windows.of(run.config(shown.member.trial).data.store)
     x_BCT = _sample_windows(run, windows, model)
     pattern_GCK, sd_G = activation_patterns(x_BCT, filters.combined)
     weight_G = sd_G if filters.weight is None else filters.weight
@@ -97,14 +143,31 @@ def _show_filters(run: RunStore, number: int) -> tuple[FigureBlock, FigureBlock,
     draw = partial(_plot_filters, chosen, filters.combined[chosen], windows.sfreq, maps)
     kinds = "scalp maps, kernels and spectra" if maps else "kernels and spectra"
     alt = f"Filters {', '.join(map(str, chosen))}: {kinds}"
-    detail = draw_figure([Panel(draw, alt)], _detail_caption(number, len(chosen), len(x_BCT) if maps else 0))
+    detail = draw_figure([Panel(draw, alt)], _detail_caption(shown.name, len(chosen), len(x_BCT) if maps else 0))
     return detail, _overview(filters.temporal, windows.sfreq), _map_note(len(known), windows.n_channels)
 
 
-def _detail_caption(number: int, filters: int, windows: int) -> str:
+def _first_with_filters(run: RunStore, networks: Sequence[_Shipped]) -> tuple[_Shipped, Network, Filters] | str:
+    """Return the first network that starts with filters over the channels, or why there is none."""
+    kinds = []
+    for shown in networks:
+        model = run.config(shown.member.trial).model
+        assert isinstance(model, Network)
+        try:
+            tensors = shown.read()
+        except (FileNotFoundError, UserError):
+            return f"The weights of {shown.member} are missing or damaged: its filters cannot be shown."
+        filters = extract_filters(model.name, {name.removeprefix("model."): each for name, each in tensors.items()})
+        if filters is not None:
+            return shown, model, filters
+        kinds.append(model.name)
+    return f"No filters over the channels: {', '.join(dict.fromkeys(kinds))} does not start with any."
+
+
+def _detail_caption(name: str, filters: int, windows: int) -> str:
     """Return the caption; `windows` is the number of windows that the scalp maps were computed from, 0 without maps."""
     caption = (
-        f"The {filters} filters of trial {number} (network of fold {_FOLD}) that the next layer weights most. "
+        f"The {filters} filters of {name} (network of fold {_FOLD}) that the next layer weights most. "
         "Spatial and temporal layers are combined. "
     )
     if windows:
@@ -120,11 +183,15 @@ def _detail_caption(number: int, filters: int, windows: int) -> str:
 
 
 def _overview(kernels_FK: Array, sfreq: float) -> FigureBlock:
-    draw = partial(_plot_temporal_filters, kernels_FK, sfreq)
+    frequencies, gain_FN = amplitude_spectra(kernels_FK, sfreq)
+    n = len(gain_FN)
+    low, high = np.quantile(frequencies[gain_FN.argmax(1)], [0.25, 0.75]).tolist()
     caption = (
-        f"All {len(kernels_FK)} filters of the temporal layer, a row each, sorted by the frequency of the highest gain."
+        f"Gain of the {n} temporal filters, the highest of each filter taken as 1: median and quartiles. Half of the "
+        f"filters have their highest gain between {low:.0f} and {high:.0f} Hz."
     )
-    return draw_figure([Panel(draw, f"{len(kernels_FK)} temporal filters and their spectra")], caption)
+    draw = partial(_plot_gains, frequencies, gain_FN)
+    return draw_figure([Panel(draw, f"Gain of {n} temporal filters by frequency")], caption)
 
 
 def _map_note(known: int, channels: int) -> str:
@@ -175,9 +242,9 @@ def _plot_filters(numbers: Any, combined_GCK: Array, sfreq: float, maps: ScalpMa
         middle.axhline(0, color=GREY, lw=0.8)
         middle.plot(time, kernel_GK[place], color=BLUE, lw=1.4)
         limit = 1.1 * float(np.abs(kernel_GK).max())
-        middle.set(ylim=(-limit, limit), yticks=[], xlabel="ms")
+        middle.set(ylim=(-limit, limit), yticks=[], xlabel="time (ms)")
         bottom.plot(frequencies, gain_GN[place], color=BLUE, lw=1.4)
-        bottom.set(ylim=(0, 1.08), xlim=(0, sfreq / 2), yticks=[0, 1] if place == 0 else [], xlabel="Hz")
+        bottom.set(ylim=(0, 1.08), xlim=(0, sfreq / 2), yticks=[0, 1] if place == 0 else [], xlabel="frequency (Hz)")
         for axes in (middle, bottom):
             axes.locator_params(axis="x", nbins=3)
             axes.tick_params(labelsize=8)
@@ -198,23 +265,12 @@ def _plot_map(axes: Axes, info: Any, values: Array) -> None:
             line.set(markersize=1.6, color=DARK)
 
 
-def _plot_temporal_filters(kernel_FK: Array, sfreq: float) -> Figure:
-    """Plot kernels and spectra of all temporal filters as two images, sorted by the frequency of the highest gain."""
-    frequencies, gain_FN = amplitude_spectra(kernel_FK, sfreq)
-    order = np.argsort(frequencies[gain_FN.argmax(1)], kind="stable")
-    kernels = kernel_FK[order] / np.maximum(np.abs(kernel_FK[order]).max(1, keepdims=True), np.finfo(np.float32).tiny)
-    figure, (left, right) = new_figure(8.4, min(4.6, 1.5 + 0.09 * len(order)), 2)
-    half = 500 / sfreq
-    times = (-half, 1000 * kernel_FK.shape[1] / sfreq - half, len(order) - 0.5, -0.5)
-    style: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
-    first = left.imshow(kernels, cmap="RdBu_r", vmin=-1, vmax=1, extent=times, **style)
-    band = (0, sfreq / 2, len(order) - 0.5, -0.5)
-    second = right.imshow(gain_FN[order], cmap="viridis", vmin=0, vmax=1, extent=band, **style)
-    left.set(xlabel="ms", ylabel="temporal filters", title="kernels")
-    right.set(xlabel="Hz", title="spectra")
-    for axes, image, label in ((left, first, "weight"), (right, second, "gain")):
-        axes.grid(False)
-        axes.set_yticks([])
-        axes.title.set_fontsize(9.5)
-        figure.colorbar(image, ax=axes, label=f"{label} (largest: 1)", shrink=0.9)
+def _plot_gains(frequencies: Array, gain_FN: Array) -> Figure:
+    """Plot the median and the quartiles of the gains (F, N) of all temporal filters by frequency (Hz)."""
+    figure, (axes,) = new_figure(4.2, 2.4)
+    low, middle, high = np.quantile(gain_FN, [0.25, 0.5, 0.75], axis=0)
+    axes.fill_between(frequencies, low, high, color=BLUE, alpha=0.2, lw=0, label="quartiles")
+    axes.plot(frequencies, middle, color=BLUE, lw=1.5, label="median")
+    axes.set(xlabel="frequency (Hz)", ylabel="gain", xlim=(0, frequencies[-1]), ylim=(0, 1.03))
+    draw_legend_above(axes)
     return figure

@@ -14,13 +14,17 @@ from raypipe.core.metrics import score
 from raypipe.ensembles.calibration import EVEN, decide
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
+from raypipe.ensembles.reliability import MIN_PER_BIN, Bin, frequencies
 from raypipe.reporting.page import Panel, draw_figure, render_template
 from raypipe.reporting.plotting import BLUE, COLOUR_CYCLE, DARK, GREY, LIGHT, ORANGE, draw_legend_above, new_figure
+from raypipe.reporting.sections.reliability import event_name, plot_frequencies
 from raypipe.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MIN_CALIBRATED = 3 * MIN_PER_BIN
+"""Windows or people from which a calibration curve is drawn."""
 _MAX_VECTOR_POINTS = 400
 """Number of points above which a scatter plot is stored as pixels."""
 _MAX_NAMED_SUBJECTS = 40
@@ -38,37 +42,70 @@ class SubjectScores(NamedTuple):
     label: str
 
 
+class Shown(NamedTuple):
+    """Targets and predictions at the primary level: of people where the target is a person's, else of windows."""
+
+    targets: NDArray[Any]
+    predictions: NDArray[Any]
+    """(N, outputs)."""
+    units: NDArray[Any]
+    """(N,) what intervals resample: people, or the groups that they share."""
+    of_people: bool
+
+    @property
+    def what(self) -> str:
+        """Return what one data point is."""
+        return "people" if self.of_people else "windows"
+
+
+def primary_level(ensemble: Ensemble) -> Shown:
+    """Return the held-out predictions at the level of the primary score."""
+    held = ensemble.held_out
+    rows, predictions = held.evaluation_set, held.predictions
+    of_people = "subject_held_out" in ensemble.table
+    if of_people:
+        predictions, rows = rows.mean_per_subject(predictions), rows.per_subject()
+    return Shown(rows.targets, predictions, rows.units, of_people)
+
+
 def held_out_section(run: RunStore, ensemble: Ensemble) -> Markup:
     """Render the section."""
-    if run.info.kind == "regression":
-        panels, caption = _regression_panels(run, ensemble), "Left: predicted against true values. Right"
-    else:
-        panels = _classification_panels(run, ensemble)
-        caption = "Windows of all subjects, pooled; the confusion matrix has their predicted classes. Last plot"
-    scores = subject_scores(run, ensemble)
+    shown, scores = primary_level(ensemble), subject_scores(run, ensemble)
+    draw = _regression_panels if run.info.kind == "regression" else _classification_panels
+    panels = draw(run, ensemble, shown)
     panels.append(Panel(partial(scores_by_subject, scores), f"Held-out subjects: {scores.label}"))
-    figure = draw_figure(panels, f"{caption}: {scores.label}, for each subject.")
-    return render_template("held_out", figure=figure)
+    return render_template("held_out", figure=draw_figure(panels, _caption(run, shown, scores)))
 
 
-def _regression_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
-    held, by_subject = ensemble.held_out, "subject_held_out" in ensemble.table
-    if by_subject:
-        y = held.evaluation_set.per_subject().targets
-        predicted = held.evaluation_set.mean_per_subject(held.predictions)[:, 0]
-    else:
-        y, predicted = held.targets, held.predictions[:, 0]
-    unit = target_unit(run.info.target)
-    draw = partial(predicted_against_true, y, predicted, float(held.constant[0]), by_subject, unit)
+def _caption(run: RunStore, shown: Shown, scores: SubjectScores) -> str:
+    n = len(scores.names)
+    level = (
+        f"one mean prediction for each of {n} people"
+        if shown.of_people
+        else f"{len(shown.targets)} windows of {n} people"
+    )
+    text = f"Primary level: {level}. "
+    if run.info.kind == "classification":
+        few = len(shown.targets) < MIN_CALIBRATED
+        bars = "95 % intervals over people, or over the groups that they share"
+        text += f"No calibration curve: {len(shown.targets)} {shown.what} are too few. " if few else f"Bars: {bars}. "
+    return f"{text}Last plot: {scores.label}, for each subject."
+
+
+def _regression_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> list[Panel]:
+    unit, mean = target_unit(run.info.target), float(ensemble.held_out.constant[0])
+    draw = partial(predicted_against_true, shown.targets, shown.predictions[:, 0], mean, shown.of_people, unit)
     return [Panel(draw, "Predicted against true values")]
 
 
-def _classification_panels(run: RunStore, ensemble: Ensemble) -> list[Panel]:
-    given = ensemble.held_out.targets, ensemble.held_out.predictions, run.info.classes
-    panels = [Panel(partial(roc_curves, *given), "ROC curve")]
-    if len(run.info.classes) == 2:
-        panels.append(Panel(partial(calibration, *given), "Calibration"))
-    return [*panels, Panel(partial(confusion_matrix, *given, _threshold(ensemble)), "Confusion matrix")]
+def _classification_panels(run: RunStore, ensemble: Ensemble, shown: Shown) -> list[Panel]:
+    classes = run.info.classes
+    panels = [Panel(partial(roc_curves, shown.targets, shown.predictions, classes), f"ROC curve of {shown.what}")]
+    if len(shown.targets) >= MIN_CALIBRATED:
+        bins = frequencies(shown.targets, shown.predictions, shown.units)
+        panels.append(Panel(partial(calibration, bins, event_name(classes)), f"Calibration of {shown.what}"))
+    draw = partial(confusion_matrix, shown.targets, shown.predictions, classes, _threshold(ensemble), shown.what)
+    return [*panels, Panel(draw, f"Confusion matrix of {shown.what}")]
 
 
 def subject_scores(run: RunStore, ensemble: Ensemble) -> SubjectScores:
@@ -134,19 +171,11 @@ def roc_curves(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[s
     return figure
 
 
-def calibration(y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> Figure:
-    """Plot the frequency of the second of two classes by its predicted probability, in eight equal groups."""
+def calibration(bins: Sequence[Bin], event: str) -> Figure:
+    """Plot observed frequencies by predicted probability."""
     figure, (axes,) = new_figure(2.75, 2.9)
-    p = probabilities[:, 1]
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, 9)))
-    groups = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, max(len(edges) - 2, 0))
-    predicted = [p[groups == g].mean() for g in np.unique(groups)]
-    observed = [(y[groups == g] == 1).mean() for g in np.unique(groups)]
-    axes.plot([0, 1], [0, 1], color=GREY, lw=1)
-    axes.plot(predicted, observed, "o-", color=BLUE, lw=1.4, ms=4.5)
-    axes.set(xlabel=f"predicted P({classes[1]})", ylabel=f"observed frequency of {classes[1]}")
-    axes.set(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    axes.set_title("calibration (equal groups)", fontsize=9.5)
+    plot_frequencies(axes, bins, event)
+    axes.set_title("calibration", fontsize=9.5)
     return figure
 
 
@@ -155,9 +184,13 @@ def _threshold(ensemble: Ensemble) -> float:
 
 
 def confusion_matrix(
-    y: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str], threshold: float = EVEN
+    y: NDArray[Any],
+    probabilities: NDArray[Any],
+    classes: Sequence[str],
+    threshold: float = EVEN,
+    what: str = "windows",
 ) -> Figure:
-    """Plot the counts of windows by their true and their predicted class; see `calibration.decide`."""
+    """Plot the counts of windows, or people, by their true and their predicted class; see `calibration.decide`."""
     from sklearn import metrics
 
     few = len(classes) < _MIN_CLASSES_OF_LARGE_MATRIX
@@ -174,7 +207,7 @@ def confusion_matrix(
     axes.set_xticks(range(len(classes)), list(classes), rotation=30, ha="right")
     axes.set_yticks(range(len(classes)), list(classes))
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title("confusion (windows)", fontsize=9.5)
+    axes.set_title(f"confusion ({what})", fontsize=9.5)
     return figure
 
 

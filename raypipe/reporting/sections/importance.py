@@ -22,10 +22,8 @@ from raypipe.storage.run_store import RunStore
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_TRIALS = 4
-"""Minimum number of fully trained trials for importances. The random forest needs more than three points."""
-MIN_RELIABLE_TRIALS = 8
-"""Below this number the report warns that importances are rough, and draws no contours."""
+MIN_TRIALS = 10
+"""Minimum number of fully trained trials for importances; those of fewer are noise."""
 MAX_PARAMETERS = 8
 """Parameters that are drawn."""
 _LABEL_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
@@ -42,7 +40,6 @@ def importance_section(run: RunStore) -> Markup:
         "scored": len(table),
         "trained": len(trained),
         "min": MIN_TRIALS,
-        "few": MIN_RELIABLE_TRIALS,
     }
     if not varied_parameters(table) or len(table) < 2:
         return render_template("importance", **values, comparable=False, shares={}, importance=None, parallel=None)
@@ -68,7 +65,7 @@ def _importance_figure(
         f"{len(trained)} fully trained trials). It is rough with few trials. A parameter that another one switches off "
         "counts with its default; one that the trial's model does not have, with the median of the others."
     )
-    if len(names) > 1 and len(trained) >= MIN_RELIABLE_TRIALS:
+    if len(names) > 1:
         draw = partial(contour_plot, trained, names[:2], metric_label(run.info.metric), run.info.direction)
         panels.append(Panel(draw, f"Contour plot of the score over {names[0]} and {names[1]}"))
         caption += (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ from markupsafe import Markup
 
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import target_unit
-from raypipe.ensembles.reliability import Estimate, Reliability
+from raypipe.ensembles.reliability import Bin, Estimate, Reliability
 from raypipe.reporting.page import Panel, Table, draw_figure, format_interval, format_score, render_template
 from raypipe.reporting.plotting import BLUE, GREY, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -34,13 +36,14 @@ def reliability_section(ensemble: Ensemble) -> Markup:
         )
         figure, table = draw_figure([Panel(draw, "Coverage of intervals")], caption), _coverage_table(found, unit)
     else:
-        event = f"P({info.classes[1]})" if len(info.classes) == 2 else "probability of the predicted class"
-        draw = partial(reliability_plot, found, event)
+        draw = partial(reliability_plot, found, event_name(info.classes))
+        what = "people" if info.level == "person" else "windows"
         caption = (
-            "Observed frequency by predicted probability, in groups of equally many windows. Bars: 95 % intervals over "
-            "people."
+            f"Observed frequency by predicted probability, in groups of equally many {what}. Bars: 95 % intervals over "
+            "people, or over the groups that they share."
         )
-        figure, table = draw_figure([Panel(draw, "Reliability curve")], caption), _error_table(found)
+        panels = [Panel(draw, "Reliability curve")] if len(found.bins) > 1 else []
+        figure, table = draw_figure(panels, caption), _error_table(found)
     return render_template("reliability", figure=figure, table=table, values=bool(found.coverage))
 
 
@@ -62,15 +65,24 @@ def _error_table(found: Reliability) -> Table:
     return Table(["probabilities", "expected calibration error", "95 % interval"], rows)
 
 
+def event_name(classes: Sequence[str]) -> str:
+    """Return what a probability is of: the second of two classes, or the most probable of more."""
+    return f"P({classes[1]})" if len(classes) == 2 else "probability of the predicted class"
+
+
 def reliability_plot(found: Reliability, event: str) -> Figure:
     """Plot observed frequencies by predicted probability."""
     figure, (axes,) = new_figure(3.4, 3.3)
+    plot_frequencies(axes, found.bins, event)
+    return figure
+
+
+def plot_frequencies(axes: Axes, bins: Sequence[Bin], event: str) -> None:
+    """Plot observed frequencies and their intervals by predicted probability."""
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfect")
-    _points(axes, [each.predicted for each in found.bins], [each.observed for each in found.bins])
+    _points(axes, [each.predicted for each in bins], [each.observed for each in bins])
     axes.set(xlabel=f"predicted {event}", ylabel="observed frequency", aspect="equal")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left", fontsize=8.5, frameon=False)
-    return figure
 
 
 def coverage_plot(found: Reliability) -> Figure:
@@ -83,13 +95,13 @@ def coverage_plot(found: Reliability) -> Figure:
     return figure
 
 
-def _points(axes: object, x: list[float], estimates: list[Estimate]) -> None:
+def _points(axes: Axes, x: list[float], estimates: list[Estimate]) -> None:
     """Plot estimates with bars for their intervals."""
     known = [(at, each) for at, each in zip(x, estimates, strict=True) if each.value is not None]
     values = np.array([each.value for _, each in known], dtype=float)
     low = np.array([each.value if each.low is None else each.low for _, each in known], dtype=float)
     high = np.array([each.value if each.high is None else each.high for _, each in known], dtype=float)
     reach = np.maximum(np.stack([values - low, high - values]), 0.0)
-    axes.errorbar(  # type: ignore[attr-defined]
+    axes.errorbar(
         [at for at, _ in known], values, yerr=reach, fmt="o-", color=BLUE, lw=1.4, ms=4.5, elinewidth=1, capsize=2
     )

@@ -23,6 +23,7 @@ from raypipe.reporting.plotting import (
     new_figure,
     shade_pauses,
     time_unit,
+    widen_score_axis,
 )
 from raypipe.reporting.trial_spans import TrialSpan, find_pauses
 from raypipe.search.reruns import spreads
@@ -54,7 +55,7 @@ def search_section(run: RunStore, results: Sequence[TrialResult], spans: Sequenc
 def _score_figure(run: RunStore, results: Sequence[TrialResult], spans: Sequence[TrialSpan]) -> FigureBlock:
     metric, scored = metric_label(run.info.metric), run.scored
     panels = [Panel(partial(scores_by_number, run, results), f"Out-of-fold {metric} of each trial")]
-    if not spans:
+    if len(spans) < 2:
         return draw_figure(panels, f"Score of each trial ({scored}), by start order.")
     by_time = partial(scores_by_time, run, results, spans)
     panels.append(Panel(by_time, f"Out-of-fold {metric} of each trial by end time"))
@@ -98,6 +99,7 @@ def scores_by_number(run: RunStore, results: Sequence[TrialResult]) -> Figure:
     # The line of the best score is drawn up to the last trial, also where that has no score.
     _plot_scores(axes, run, _scored(results), lambda r: float(r.number), max(r.number for r in results))
     axes.set_xlabel("trial")
+    axes.set_xlim(-0.5, max(r.number for r in results) + 0.5)
     axes.locator_params(axis="x", integer=True)
     draw_legend_above(axes)
     return figure
@@ -135,7 +137,7 @@ def _plot_scores(
     axes.set_ylabel(f"out-of-fold {metric_label(run.info.metric)}")
     _limit_scores(axes, run.info.metric, np.array([r.score for r in scored], dtype=float))
     done = [r for r in scored if r.state in ("complete", "stopped")]
-    if done:
+    if len(done) > 1:
         best = (sign * np.minimum.accumulate([sign * (r.score or 0.0) for r in done])).tolist()
         x = [*map(x_of, done), end]
         axes.step(x, [*best, best[-1]], where="post", color=DARK, lw=1.2, label="best so far")
@@ -144,6 +146,7 @@ def _plot_scores(
 def _limit_scores(axes: Axes, metric: str, values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
     """Fit the axis to the best 90 % of the scores, so that a diverged trial does not flatten the others."""
     if len(values) < 5:
+        widen_score_axis(axes, metric)
         return
     sign = get_metric(metric).sign
     low, high = np.quantile(sign * values, [0.0, 0.9])
@@ -151,6 +154,7 @@ def _limit_scores(axes: Axes, metric: str, values: np.ndarray[tuple[int], np.dty
     reference = CHANCE.get(metric, (values[0], ""))[0]
     margin = 0.06 * max(max(top, reference) - min(bottom, reference), 1e-6)
     axes.set_ylim(min(bottom, reference) - margin, max(top, reference) + margin)
+    widen_score_axis(axes, metric)
     outside = int(np.sum((values < axes.get_ylim()[0]) | (values > axes.get_ylim()[1])))
     if outside:
         text = f"{outside} trial(s) outside the axis"

@@ -4,9 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raypipe.ensembles.oof import MemberPredictions
-from raypipe.ensembles.reliability import calibration_error, conformal_half_width, equal_bins, reliability_of
+from raypipe.ensembles.reliability import (
+    calibration_error,
+    conformal_half_width,
+    equal_bins,
+    frequencies,
+    reliability_of,
+)
 from tests.unit.ensembles.test_calibration import members, overconfident
 
 
@@ -16,7 +24,7 @@ def test_calibrated_probabilities_are_reliable_and_others_are_not():
     assert found.error_before is not None and found.error_before > 0.15
     error = found.calibration_error
     assert error is not None and error.low <= error.value <= error.high < 0.1
-    assert len(found.bins) == 10 and sum(each.windows for each in found.bins) == len(y)
+    assert len(found.bins) == 10 and sum(each.rows for each in found.bins) == len(y)
     for each in found.bins:
         assert each.observed.low <= each.observed.value <= each.observed.high
     within = [each.observed.low <= each.predicted <= each.observed.high for each in found.bins]
@@ -31,6 +39,25 @@ def test_the_calibration_error_is_the_mean_gap_over_bins():
     resampled = error.resampled(y, p, np.array([0, 0, 1, 1]), counts_RS)
     assert resampled == pytest.approx([0.225, 0.3])
     assert equal_bins(np.full(5, 0.5)).max() == 0
+    assert np.bincount(equal_bins(np.linspace(0, 1, 29))).min() >= 5, "few people make few bins"
+
+
+def test_frequencies_are_of_people_where_the_target_is_a_persons():
+    rng = np.random.default_rng(0)
+    subjects = np.repeat([f"s{k:02d}" for k in range(40)], 5)
+    y = np.repeat(np.arange(40) % 2, 5)
+    second = np.clip(0.5 + 0.2 * (y - 0.5) + 0.2 * rng.normal(size=len(y)), 0.01, 0.99)
+    p = np.stack([1 - second, second], axis=1)
+    found = reliability_of(replace(members(p, y, subjects), level="person"), p)
+    assert sum(each.rows for each in found.bins) == 40 and len(found.bins) == 8
+    assert all(each.observed.low < each.observed.high for each in found.bins), "0 and 1 have intervals too"
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_an_interval_of_a_share_contains_it_and_is_within_zero_and_one(events):
+    (found,) = frequencies(np.array(events, int), np.full((len(events), 2), 0.5), np.arange(len(events)))
+    assert 0 <= found.observed.low <= found.observed.value == np.mean(events) <= found.observed.high <= 1
+    assert found.observed.low < found.observed.high
 
 
 def test_three_classes_are_judged_by_the_most_probable():

@@ -82,7 +82,7 @@ def test_a_finished_run(kind, request, copy):
         assert page.says(words), words
     assert page.says("epoch 1: the loss is <not> a number"), "text must be escaped"
     assert all(subject in path.read_text() for subject in run.folds.held_out)
-    assert len(page.images) == (15 if kind == "values" else 17) and all(image["alt"] for image in page.images)
+    assert len(page.images) == (13 if kind == "values" else 15) and all(image["alt"] for image in page.images)
     assert str(run.local.parent) not in path.read_text(), "a report names no folder of this machine"
 
 

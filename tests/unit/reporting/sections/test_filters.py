@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from raypipe.core.parameters import parse_config
 from raypipe.data.montage import project_to_scalp
+from raypipe.ensembles.fitted import Ensemble
+from raypipe.ensembles.members import MergedNetworks
 from raypipe.reporting.sections import filters
 from raypipe.reporting.sections.filters import MAX_WINDOWS, MIN_ELECTRODES, filters_section
+from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 from tests.support.records import edit_record
 from tests.support.toys import ToyWindows, make_run, tiny
@@ -35,7 +40,10 @@ def test_the_section_has_maps_and_spectra(full_run):
     number = full_run.run.ranked()[0].number
     subjects = set(full_run.windows.subjects) - set(full_run.run.folds.held_out)
     seen = min(MAX_WINDOWS, int(np.isin(full_run.windows.subjects, list(subjects)).sum()))
-    assert f"filters of trial {number} (network of fold 0)" in html and f"{seen} windows of the search" in html
+    assert (
+        f"filters of trial {number}, the best so far (network of fold 0)" in html
+        and f"{seen} windows of the search" in html
+    )
     assert "could not" not in html and 'class="note"' not in html
 
 
@@ -82,7 +90,28 @@ def test_an_error_leaves_a_line_in_the_report(full_run, monkeypatch):
 
 
 def test_a_transformer_over_patches_has_none(copy):
-    best = copy.ranked()[0].number
+    best, second = (result.number for result in copy.ranked()[:2])
     copy.add_trial(best, tiny(model__name="vit"))
     edit_record(copy.folder, f"trials/{best:04d}/result.json", {"files": {}})
-    assert "vit, does not start with filters over the channels" in filters_section(copy)
+    assert f"filters of trial {second}, the best so far" in filters_section(copy)
+    alone = replace(Ensemble.load(copy), members=[Member(best)], weights=np.ones(1))
+    assert "No filters over the channels: vit does not start with any." in filters_section(copy, alone)
+
+
+def test_filters_are_those_of_what_is_shipped(full_run):
+    run = full_run.run
+    best, second, third = (result.number for result in run.ranked()[:3])
+    fitted = replace(Ensemble.load(full_run.run), members=[Member(best), Member(second), Member(third)])
+    light = replace(fitted, weights=np.array([0.2, 0.7, 0.1]))
+    assert f"filters of trial {second}, a member of the ensemble with weight 0.70 (" in filters_section(run, light)
+    merged = MergedNetworks([Member(third)], [run.weights(third, 0)])
+    assert "filters of the network of mean weights (" in filters_section(run, replace(light, merged=merged))
+    student = replace(light, merged=replace(merged, distilled=True))
+    assert "filters of the distilled network (" in filters_section(run, student)
+
+
+def test_an_ensemble_of_closed_forms_has_no_filters(full_run, monkeypatch):
+    fitted = Ensemble.load(full_run.run)
+    closed = parse_config({"model/name": "covariance"})
+    monkeypatch.setattr(type(full_run.run), "config", lambda *_: closed)
+    assert filters_section(full_run.run, fitted) == ""

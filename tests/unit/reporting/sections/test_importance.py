@@ -58,13 +58,13 @@ def few(tmp_path):
     return made
 
 
-def test_few_trials_are_drawn_with_a_warning(few):
-    html = importance_section(few(3))
-    assert "Importances are not computed from 3 fully trained trial(s)" in html and "Parallel coordinates" in html
-    assert "Importance of parameters" not in html and "Grey, dashed: pruned" in html
-    html = importance_section(few(4))
-    assert "rest on only 4 fully trained trials that differ in 3 parameters" in html
-    assert "Importance of parameters" in html and "Contour" not in html and "Parallel coordinates" in html
+def test_fewer_than_ten_trials_have_no_importance(few):
+    html = importance_section(few(9))
+    assert "Importances are not computed from 9 fully trained trial(s): 10 are needed" in html
+    assert "Importance of parameters" not in html and "Contour" not in html
+    assert "Parallel coordinates" in html and "Grey, dashed: pruned" in html
+    html = importance_section(few(10))
+    assert "Importance of parameters" in html and "Contour" in html and "Parallel coordinates" in html
     assert "could not be drawn" not in html
 
 

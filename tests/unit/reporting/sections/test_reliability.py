@@ -19,6 +19,6 @@ def test_a_soup_without_nested_predictions_has_no_section(classes):
 
 
 def test_a_group_of_one_person_has_no_bar():
-    bins = [Bin(windows=3, predicted=0.2, observed=Estimate(value=0.25, low=None, high=None))]
+    bins = [Bin(rows=3, predicted=0.2, observed=Estimate(value=0.25, low=None, high=None))]
     figure = reliability_plot(Reliability(bins=bins), "probability of on")
     assert figure.axes[0].get_xlabel() == "predicted probability of on"

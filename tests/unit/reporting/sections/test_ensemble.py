@@ -1,0 +1,70 @@
+"""The section on the ensemble: pictures only where there is something to see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raypipe.reporting.plotting import new_figure, widen_score_axis
+from raypipe.reporting.sections.ensemble import describe_correlations, ensemble_section, error_correlations
+from raypipe.storage.records import Member
+
+
+def of_members(fitted, n):
+    """Return an ensemble of so many of its trials."""
+    members = [Member(k % 3, k // 3) for k in range(n)]
+    r_MM = np.eye(n) * 0.4 + 0.6
+    diversity = {
+        "members": [str(member) for member in members],
+        "correlations": r_MM.tolist(),
+        "curve": {"by rank": [0.8] * n, "complementing": [0.79] * n},
+    }
+    return replace(fitted, members=members, weights=np.full(n, 1 / n), diversity=diversity)
+
+
+@pytest.fixture(scope="module")
+def fitted(classes):
+    return classes.ensemble()
+
+
+@pytest.mark.parametrize(("n", "images"), [(1, 0), (2, 1), (3, 2), (4, 3), (16, 3)])
+def test_few_members_have_few_pictures(fitted, n, images):
+    text = str(ensemble_section(of_members(fitted, n)))
+    assert text.count("<img") == images and "could not be drawn" not in text
+    assert "A member&#39;s prediction is the mean of its 3 fold models" in text
+    assert ("Errors correlate least between" in text) == (n > 2)
+    assert ("The errors of trial 1 (conformer) and trial 0 (conformer) correlate by 0.60." in text) == (n == 2)
+
+
+def test_every_plot_of_correlations_has_the_same_colours():
+    for r in (0.95, -0.3):
+        (image,) = error_correlations(["a", "b"], [[1.0, r], [r, 1.0]]).axes[0].get_images()
+        assert image.get_clim() == (-1.0, 1.0)
+
+
+def test_the_most_and_the_least_alike_are_named():
+    r_MM = [[1.0, 0.9, 0.2], [0.9, 1.0, None], [0.2, None, 1.0]]
+    text = describe_correlations(["a", "b", "c"], r_MM)
+    assert "least between c and a (0.20), most between b and a (0.90)" in text
+    assert describe_correlations(["a"], [[1.0]]) == ""
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "low", "high"), [("auc", (0.81, 0.815), 0.5, 0.66), ("nrmse", (0.97, 0.98), 0.67, 1.0)]
+)
+def test_an_axis_of_scores_reaches_from_no_skill(metric, scores, low, high):
+    _, (axes,) = new_figure(3, 3)
+    axes.plot(scores)
+    widen_score_axis(axes, metric)
+    bottom, top = axes.get_ylim()
+    assert bottom <= low and top >= high and bottom <= min(scores) and top >= max(scores)
+
+
+def test_an_axis_of_other_scores_stays_as_it_is():
+    _, (axes,) = new_figure(3, 3)
+    axes.plot([3.0, 4.0])
+    before = axes.get_ylim()
+    widen_score_axis(axes, "rmse")
+    assert axes.get_ylim() == before
