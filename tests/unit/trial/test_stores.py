@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raypipe.cli import doctor
 from raypipe.core.errors import UserError
 from raypipe.core.options import parse_options
 from raypipe.core.search_space import load_space
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
+from raypipe.search import outer
+from raypipe.search.forecast import forecast
+from raypipe.search.pretrain import pretrain
 from raypipe.search.run_setup import check_unchanged, open_run
+from raypipe.storage.outer_run import OuterRun
 from raypipe.storage.run_store import RunStore
 from raypipe.training.store_loaders import StoreLoaders
 from raypipe.trial.local import run_trial
@@ -70,3 +75,33 @@ def test_an_encoder_fits_stores_of_one_shape_only(tmp_path, places):
     both = open_windows(places)
     with pytest.raises(UserError, match="--init: windows of stores broad and low have different shapes"):
         open_run(load_space(SPACE, both.names), both, str(tmp_path / "run"), OPTIONS, init=tmp_path / "encoder")
+
+
+def test_an_outer_cross_validation_remembers_its_stores(tmp_path, places):
+    both = open_windows(places)
+    outer._open(load_space(SPACE, both.names), both, str(tmp_path / "cv"), OPTIONS, 3)
+    found = OuterRun(tmp_path / "cv")
+    assert found.info.data == both.where and found.read_space().stores == ("broad", "low")
+    assert sorted(name for part in found.info.parts for name in part) == sorted(set(both.subjects))
+
+
+def test_plan_measures_every_store(places):
+    linear = {"model/name": "linear", "START": [{}, {}]}
+    assert len(forecast(linear, places, trials=2, folds=3).costs) >= 2
+    with pytest.raises(UserError, match="data/store=lo: no such store; did you mean 'low'"):
+        forecast(linear | {"data/store": "lo"}, places, trials=2, folds=3)
+
+
+def test_an_encoder_is_pretrained_on_one_store(tmp_path, places):
+    with pytest.raises(UserError, match="an encoder is pretrained on one store; name one"):
+        pretrain("mae", open_windows(places).where, tmp_path / "run")
+
+
+def test_a_run_of_several_stores_is_intact(tmp_path, places):
+    both = open_windows(places)
+    run = make_run(tmp_path / "run", both, data=both.where)
+    assert {finding.level for finding in doctor._data(run, whole=True)} == {"ok"}
+    shard = next((places["low"] / "shards").glob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    broken = [finding.what for finding in doctor._data(run, whole=True) if finding.level == "broken"]
+    assert len(broken) == 1 and str(shard) in broken[0]
