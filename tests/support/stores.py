@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from tests.support.toys import ToyWindows, write_store
+
+
+class Subset(ToyWindows):
+    """Toy windows of some subjects, in another order of their names."""
+
+    def __init__(self, keep, **how):
+        super().__init__(**how)
+        inside = np.isin(self.subjects, keep)
+        self.x, self.targets, self.subjects = self.x[inside], self.targets[inside], self.subjects[inside]
 
 
 def filtered(**how) -> ToyWindows:

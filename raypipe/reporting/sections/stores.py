@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from raypipe.data.manifest import Manifest
 from raypipe.data.preprocessing import flags
+from raypipe.data.window_cache import open_windows
 from raypipe.ensembles.fitted import Ensemble
 from raypipe.ensembles.labels import metric_label
 from raypipe.reporting.page import Table, format_score, render_template
@@ -45,6 +46,7 @@ def stores_section(run: RunStore, results: Sequence[TrialResult], ensemble: Ense
         rows=Table([*head, *(["trials in the ensemble"] if ensemble else [])], rows, {0, 1}),
         best=(store_of[ranked[0].number], ranked[0].number) if ranked else None,
         first=names[0],
+        left_out=open_windows(run.info.data).left_out_line() if manifests else "",
     )
 
 

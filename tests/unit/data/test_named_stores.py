@@ -11,17 +11,8 @@ from raypipe.core.errors import UserError
 from raypipe.data.named_stores import NamedStores, window_keys
 from raypipe.data.window_cache import open_windows
 from raypipe.data.window_store import WindowStore
-from tests.support.stores import filtered, write_two_stores
+from tests.support.stores import Subset, filtered, write_two_stores
 from tests.support.toys import ToyWindows, write_store
-
-
-class Subset(ToyWindows):
-    """Toy windows of some subjects, in another order of their names."""
-
-    def __init__(self, keep, **how):
-        super().__init__(**how)
-        inside = np.isin(self.subjects, keep)
-        self.x, self.targets, self.subjects = self.x[inside], self.targets[inside], self.subjects[inside]
 
 
 @pytest.fixture

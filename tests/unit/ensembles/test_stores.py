@@ -19,8 +19,8 @@ from raypipe.reporting.report import render_report
 from raypipe.storage.records import Member
 from raypipe.storage.run_store import RunStore
 from raypipe.trial.local import run_trial
-from tests.support.stores import write_two_stores
-from tests.support.toys import make_run, tiny
+from tests.support.stores import Subset, write_two_stores
+from tests.support.toys import ToyWindows, make_run, tiny, write_store
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,14 @@ def test_the_report_says_which_store_each_trial_used_and_which_won(run):
     assert "3 channels x 64 samples at 50 Hz" in section[0] and "2 channels x 32 samples at 25 Hz" in section[0]
     assert "--data broad=STORE-broad,low=STORE-low" in page
     assert Ensemble.load(run).members == ensemble.members
+
+
+def test_the_report_says_what_is_left_out_everywhere(tmp_path):
+    subjects = [f"s{n:02d}" for n in range(8)]
+    one = write_store(tmp_path / "one", Subset(subjects[1:]))
+    both = open_windows({"one": one, "all": write_store(tmp_path / "all", ToyWindows())})
+    run = make_run(tmp_path / "run", both, data=both.where)
+    assert "Left out everywhere, since not all stores have them: windows 8 of store all." in render_report(run)
 
 
 def test_stores_under_other_names_are_refused(run):
